@@ -1,0 +1,1 @@
+"""Benchmarks: task files, subjects, categories; and the mini model."""

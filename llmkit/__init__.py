@@ -1,0 +1,1 @@
+"""llmkit: a workbench for open LLM checkpoints."""

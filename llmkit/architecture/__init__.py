@@ -1,0 +1,1 @@
+"""Architectures as data: kinds, name tables, the registry of plugins."""

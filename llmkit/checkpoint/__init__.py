@@ -1,0 +1,1 @@
+"""A checkpoint as a bundle: tensors, config, tokenizer and history travel together."""

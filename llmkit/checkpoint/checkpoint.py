@@ -1,0 +1,147 @@
+"""The checkpoint bundle and how one is opened. Opening reads headers only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmkit.checkpoint.hub import resolve_path
+from llmkit.errors import InputError
+from llmkit.formats.folder import is_weight_file, read_file, read_folder, read_json
+from llmkit.tensors.lazy import Lazy
+
+__all__ = ["TOKENIZER_FILES", "Checkpoint", "FileContent", "natural_key", "open_checkpoint"]
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
+    "ice_text.model", "qwen.tiktoken", "vocab.tiktoken",
+)  # fmt: skip
+_PASS_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
+_PASS_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """A small file that belongs to a checkpoint: on disk, or new bytes made by a transform."""
+
+    path: Path | None = None
+    data: bytes | None = None
+
+    def read(self) -> bytes:
+        """The bytes."""
+        if self.data is not None:
+            return self.data
+        if self.path is None:
+            return b""
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An ordered mapping of tensor names to lazy tensors, with the config, the other files and the history.
+
+    Attributes:
+        label: a short name for messages (the folder's name).
+        tensors: name -> lazy tensor, in natural order of names.
+        config: the contents of config.json.
+        files: name -> content of every other small file: tokenizer, generation config, model card, licence.
+        origin: the folder or file it was opened from; None when it was made from others.
+        history: one entry for each transform: {"transform": name, **parameters}.
+        notes: what was decided on the way and the user should see in the plan.
+        warnings: what the user should act on.
+    """
+
+    label: str
+    tensors: Mapping[str, Lazy]
+    config: Mapping[str, Any]
+    files: Mapping[str, FileContent] = field(default_factory=dict)
+    origin: Path | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def tokenizer_files(self) -> dict[str, FileContent]:
+        """The files that belong to the tokenizer."""
+        return {k: v for k, v in self.files.items() if k in TOKENIZER_FILES}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.spec.nbytes for t in self.tensors.values())
+
+    def derive(
+        self,
+        *,
+        tensors: Mapping[str, Lazy] | None = None,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, FileContent] | None = None,
+        step: Mapping[str, Any] | None = None,
+        notes: Iterable[str] = (),
+        warnings: Iterable[str] = (),
+    ) -> Checkpoint:
+        """A new checkpoint made from this one by a transform; what is not given stays."""
+        return replace(
+            self,
+            tensors=sort_tensors(self.tensors if tensors is None else tensors),
+            config=dict(self.config if config is None else config),
+            files=dict(self.files if files is None else files),
+            origin=None,
+            history=self.history + ((dict(step),) if step is not None else ()),
+            notes=self.notes + tuple(notes),
+            warnings=self.warnings + tuple(warnings),
+        )
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.label!r}, {len(self.tensors)} tensors, {self.nbytes} bytes)"
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts `layers.2` before `layers.10`."""
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
+
+
+def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    """The same tensors in natural order of their names."""
+    return {name: tensors[name] for name in sorted(tensors, key=natural_key)}
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a checkpoint: a folder, a weight file, or a hub id already in the local cache (or downloadable).
+
+    Reads headers, config.json and the names of the other files; no tensor data.
+
+    Raises:
+        InputError: nothing there, no weights, or malformed files.
+    """
+    path = resolve_path(model)
+    if path.is_file():
+        return Checkpoint(path.stem, sort_tensors(read_file(path)), _config_beside(path), origin=path)
+    tensors = read_folder(path)
+    config_path = path / "config.json"
+    config = read_json(config_path) if config_path.is_file() else {}
+    if not isinstance(config, dict):
+        raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
+    warnings = [] if config else [f"{path} has no config.json: only tensor-wise work is possible"]
+    files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _passes(p.name)}
+    label = path.name or path.resolve().name
+    return Checkpoint(label, sort_tensors(tensors), config, files, path, warnings=tuple(warnings))
+
+
+def _passes(name: str) -> bool:
+    if name in ("config.json", "llmkit.json") or is_weight_file(name) or name.startswith("."):
+        return False
+    return name in TOKENIZER_FILES or name in _PASS_NAMES or name.endswith(_PASS_SUFFIXES)
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    beside = path.parent / "config.json"
+    config = read_json(beside) if beside.is_file() else {}
+    return config if isinstance(config, dict) else {}

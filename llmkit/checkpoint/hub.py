@@ -1,0 +1,48 @@
+"""From what a user wrote to a folder on disk: a path, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llmkit.errors import InputError, nearest
+
+__all__ = ["resolve_path"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve_path(model: str | Path) -> Path:
+    """The folder or file that `model` names.
+
+    A path that exists wins. Otherwise something of the form `owner/name` is looked for in the local hub cache, then
+    downloaded (weights, config and tokenizer only; never code).
+
+    Raises:
+        InputError: no such path, and no such model on the hub (or no network).
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    text = str(model)
+    if _HUB_ID.fullmatch(text) and not path.parent.exists():
+        return _from_hub(text)
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    guess = nearest(path.name, siblings)
+    raise InputError(
+        f"{model}: no such file or folder",
+        hint=f"did you mean {path.parent / guess}?" if guess else "give a model folder, a weight file or a hub id",
+    )
+
+
+def _from_hub(model_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "LICENSE*"]
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=wanted))
+    except Exception as error:  # noqa: BLE001 - the hub library raises from many unrelated trees; each is the user's
+        raise InputError(
+            f"{model_id}: no such folder here, and the hub did not give it ({type(error).__name__})",
+            hint="check the spelling and the network, or give a local folder",
+        ) from error

@@ -1,0 +1,1 @@
+"""The torch reader of the architecture kinds."""

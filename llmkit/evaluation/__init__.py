@@ -1,0 +1,1 @@
+"""Benchmarks: lm-eval owns tasks and metrics, llmkit the model side."""

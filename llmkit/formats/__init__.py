@@ -1,0 +1,1 @@
+"""File formats: one module each. A reader turns headers into `Read` tensors; data is touched only by `load`."""

@@ -1,0 +1,154 @@
+"""The safetensors format: header first, eight-byte aligned data, no holes and no overlaps.
+
+Reading checks everything the reference implementation checks (and that the data covers the file exactly); writing
+lays out the same bytes as `safetensors.save_file`: dtype alignment descending, then name.
+
+Source: https://github.com/huggingface/safetensors (README, safetensors/src/tensor.rs).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import InputError
+from llmkit.tensors.lazy import Lazy, Read
+from llmkit.tensors.source import SourceFile
+from llmkit.tensors.spec import DType, TensorSpec
+
+__all__ = ["MAX_HEADER_NBYTES", "layout", "looks_like", "read"]
+
+MAX_HEADER_NBYTES = 100_000_000
+_BY_NAME = {d.name: d for d in DType}
+# The reference writer sorts by its enum of dtypes, largest alignment first; equal sizes keep this order.
+_RANK = {
+    name: i
+    for i, name in enumerate(
+        ["U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16",
+         "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"]
+    )
+}  # fmt: skip
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether the first nine bytes of a file can begin a safetensors file."""
+    return len(head) >= 9 and 2 <= int.from_bytes(head[:8], "little") <= MAX_HEADER_NBYTES and head[8:9] == b"{"
+
+
+def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
+    """The tensors of a file in stored order, and its metadata.
+
+    Raises:
+        InputError: truncated or malformed header, unknown dtype, offsets that overlap, leave holes, do not match the
+            shape or do not end at the end of the file.
+    """
+    source = SourceFile(path)
+    if source.nbytes < 8:
+        raise InputError(f"{path} is {source.nbytes} bytes long, too short for a safetensors file")
+    n = int.from_bytes(source.read(0, 8), "little")
+    if not 2 <= n <= MAX_HEADER_NBYTES:
+        raise InputError(
+            f"{path}: header length {n} is not between 2 and {MAX_HEADER_NBYTES}: this is no safetensors file"
+        )
+    if 8 + n > source.nbytes:
+        raise InputError(
+            f"{path} is truncated: its header ends at byte {8 + n}, the file at byte {source.nbytes}",
+            hint="download or copy the file again",
+        )
+    try:
+        header = json.loads(source.read(8, n).decode("utf-8"), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, _DuplicateError) as error:
+        raise InputError(f"{path}: malformed header: {error}") from error
+    finally:
+        source.close()
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: malformed header: expected an object, found {type(header).__name__}")
+    metadata = header.pop("__metadata__", {})
+    tensors: dict[str, Lazy] = {}
+    spans = []
+    for name, entry in header.items():
+        spec, begin, end = _entry(path, name, entry)
+        spans.append((begin, end, name))
+        tensors[name] = Read(name, spec, source, 8 + n + begin).output()
+    _check_coverage(path, spans, source.nbytes - 8 - n)
+    return tensors, metadata if isinstance(metadata, dict) else {}
+
+
+class _DuplicateError(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [k for k, _ in pairs]
+        twice = next(k for k in names if names.count(k) > 1)
+        raise _DuplicateError(f"key {twice!r} occurs twice")
+    return found
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+    try:
+        dtype, shape = _BY_NAME.get(entry["dtype"]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        is_sound = all(isinstance(x, int) and x >= 0 for x in (*shape, begin, end)) and begin <= end
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: tensor {name!r}: malformed entry in the header") from error
+    if dtype is None:
+        raise InputError(f"{path}: tensor {name!r}: dtype {entry['dtype']!r} is not supported")
+    if not is_sound:
+        raise InputError(f"{path}: tensor {name!r}: shape and offsets must be non-negative integers, begin <= end")
+    spec = TensorSpec(dtype, shape)
+    if end - begin != spec.nbytes:
+        raise InputError(
+            f"{path}: tensor {name!r}: {spec} needs {spec.nbytes} bytes, its offsets {begin}:{end} hold {end - begin}"
+        )
+    return spec, begin, end
+
+
+def _check_coverage(path: Path, spans: list[tuple[int, int, str]], data_nbytes: int) -> None:
+    position, previous = 0, ""
+    for begin, end, name in sorted(spans):
+        if begin < position:
+            raise InputError(f"{path}: tensors {previous!r} and {name!r} overlap at data byte {begin}")
+        if begin > position:
+            raise InputError(f"{path}: hole of {begin - position} bytes before tensor {name!r}")
+        position, previous = end, name
+    if position > data_nbytes:
+        raise InputError(
+            f"{path} is truncated: its header promises {position} bytes of data, the file holds {data_nbytes}",
+            hint="download or copy the file again",
+        )
+    if position < data_nbytes:
+        raise InputError(f"{path}: {data_nbytes - position} bytes follow the last tensor {previous!r}")
+
+
+def layout(
+    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int], int]:
+    """Where everything goes in a file that holds `specs`.
+
+    Returns:
+        The header with its length prefix, the absolute byte offset of each tensor (in file order), the file size.
+    """
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.bits, _RANK[specs[name].dtype.name], name))
+    header: dict[str, Any] = {}
+    if metadata:
+        header["__metadata__"] = dict(metadata)
+    position = 0
+    starts: dict[str, int] = {}
+    for name in order:
+        spec = specs[name]
+        starts[name] = position
+        header[name] = {
+            "dtype": spec.dtype.name,
+            "shape": list(spec.shape),
+            "data_offsets": [position, position + spec.nbytes],
+        }
+        position += spec.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    base = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {k: base + v for k, v in starts.items()}, base + position

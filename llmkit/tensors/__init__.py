@@ -1,0 +1,1 @@
+"""Tensor specs (eager) and lazy tensors (expressions over files)."""

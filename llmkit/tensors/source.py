@@ -1,0 +1,93 @@
+"""Bytes on disk: an input file that is opened late, read with pread, and never trusted to stay as it was."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmkit.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SourceFile"]
+
+
+class SourceFile:
+    """A file whose size and modification time were noted when its header was read.
+
+    Reading uses `pread` into fresh memory rather than a mapping: a file that shrinks under us is then a clear error
+    instead of a SIGBUS, and the memory in use is exactly what a step asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        self.nbytes = stat.st_size
+        self.mtime_ns = stat.st_mtime_ns
+        self._fd: int | None = None
+        self._lock = threading.Lock()
+
+    def fingerprint(self) -> str:
+        """Identifies the file without reading it: path, size and modification time."""
+        return f"{self.path.resolve()}:{self.nbytes}:{self.mtime_ns}"
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`."""
+        buffer = bytearray(nbytes)
+        self._fill(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_tensor(self, offset: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
+        """A fresh 1-D tensor of `numel` elements stored from byte `offset`."""
+        import torch
+
+        flat = torch.empty(numel, dtype=dtype)
+        if numel:
+            self._fill(memoryview(flat.view(torch.uint8).numpy()), offset)
+        return flat
+
+    def _fill(self, view: memoryview, offset: int) -> None:
+        fd = self._open()
+        done = 0
+        while done < len(view):
+            try:
+                n = os.preadv(fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise InputError(f"cannot read {self.path} at byte {offset + done}: {error.strerror}") from error
+            if n == 0:
+                raise InputError(
+                    f"{self.path} ended at byte {offset + done}; expected {self.nbytes} bytes as when it was opened",
+                    hint="the file changed while it was read: run the command again on a complete file",
+                )
+            done += n
+
+    def _open(self) -> int:
+        if self._fd is None:
+            with self._lock:
+                if self._fd is None:
+                    try:
+                        self._fd = os.open(self.path, os.O_RDONLY)
+                    except OSError as error:
+                        raise InputError(f"cannot open {self.path}: {error.strerror}") from error
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor; a later read opens it again."""
+        with self._lock:
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+
+    def __del__(self) -> None:
+        fd = getattr(self, "_fd", None)
+        if fd is not None:
+            os.close(fd)
+
+    def __repr__(self) -> str:
+        return f"SourceFile({str(self.path)!r})"

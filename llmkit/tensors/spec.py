@@ -1,0 +1,153 @@
+"""Data types and tensor specs: what is known of a tensor before a byte of it is read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from math import prod
+from typing import TYPE_CHECKING
+
+from llmkit.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DType", "TensorSpec", "format_bytes", "parse_bytes"]
+
+
+class DType(Enum):
+    """An element type, named as safetensors names it. The value is (size in bits, torch's name)."""
+
+    F64 = (64, "float64")
+    F32 = (32, "float32")
+    F16 = (16, "float16")
+    BF16 = (16, "bfloat16")
+    F8_E4M3 = (8, "float8_e4m3fn")
+    F8_E5M2 = (8, "float8_e5m2")
+    F8_E8M0 = (8, "float8_e8m0fnu")
+    I64 = (64, "int64")
+    I32 = (32, "int32")
+    I16 = (16, "int16")
+    I8 = (8, "int8")
+    U64 = (64, "uint64")
+    U32 = (32, "uint32")
+    U16 = (16, "uint16")
+    U8 = (8, "uint8")
+    BOOL = (8, "bool")
+    C64 = (64, "complex64")
+
+    @property
+    def bits(self) -> int:
+        """Size of one element in bits."""
+        return self.value[0]
+
+    @property
+    def itemsize(self) -> int:
+        """Size of one element in bytes."""
+        return self.value[0] // 8
+
+    @property
+    def torch_name(self) -> str:
+        """The attribute of the `torch` module."""
+        return self.value[1]
+
+    @property
+    def is_float(self) -> bool:
+        """True for real floating-point types."""
+        return self.name.startswith(("F", "BF"))
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The torch dtype (imports torch)."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.torch_name)
+        return found
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> DType:
+        """The DType of a torch dtype."""
+        name = str(dtype).removeprefix("torch.")
+        for member in cls:
+            if member.torch_name == name:
+                return member
+        raise InputError(f"dtype {name} is not one that checkpoints store")
+
+    @classmethod
+    def parse(cls, text: str) -> DType:
+        """A DType from what a person or a config writes: `float16`, `fp16`, `half`, `F16`, `torch.float16`."""
+        word = text.strip().lower().removeprefix("torch.")
+        word = _ALIASES.get(word, word)
+        for member in cls:
+            if word in (member.name.lower(), member.torch_name):
+                return member
+        known = ["float32", "float16", "bfloat16"]
+        guess = nearest(word, known)
+        hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(known)}"
+        raise InputError(f"unknown dtype {text!r}", hint=hint)
+
+
+_ALIASES = {
+    "fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16",
+    "double": "float64", "fp64": "float64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """The dtype and shape of a tensor."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements (1 for a scalar)."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def n_rows(self) -> int:
+        """Length of the first dimension (1 for a scalar)."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one index of the first dimension."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    def with_rows(self, n_rows: int) -> TensorSpec:
+        """The same spec with another first dimension."""
+        return TensorSpec(self.dtype, (n_rows, *self.shape[1:]))
+
+    def with_dtype(self, dtype: DType) -> TensorSpec:
+        """The same shape with another dtype."""
+        return TensorSpec(dtype, self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `5GB`, `700MiB`, `1000000`. Decimal units are powers of 1000."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    if match is None:
+        raise InputError(f"size {text!r} is not a number of bytes", hint="write it as 5GB, 700MiB or 1000000")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def format_bytes(nbytes: float) -> str:
+    """`1.23 GB` (decimal units, as file managers and the hub show sizes)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"

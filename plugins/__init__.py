@@ -1,0 +1,1 @@
+"""Architecture plugins: one module for each decoder family."""

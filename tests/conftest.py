@@ -1,0 +1,24 @@
+"""Fixtures that build their own world: no network, no user folders, tiny seeded models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TERMINAL_WIDTH", "100")
+os.environ.setdefault("NO_COLOR", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of facts and recordings beside the checkout."""
+    folder = Path(os.environ.get("LLMKIT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "design.md").is_file():
+        pytest.skip(f"needs the shared folder ({folder} is absent; set LLMKIT_SHARED)")
+    return folder
