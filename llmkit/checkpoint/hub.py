@@ -41,7 +41,7 @@ def _from_hub(model_id: str) -> Path:
     wanted = ["*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "LICENSE*"]
     try:
         return Path(snapshot_download(model_id, allow_patterns=wanted))
-    except Exception as error:  # noqa: BLE001 - the hub library raises from many unrelated trees; each is the user's
+    except Exception as error:
         raise InputError(
             f"{model_id}: no such folder here, and the hub did not give it ({type(error).__name__})",
             hint="check the spelling and the network, or give a local folder",

@@ -77,7 +77,9 @@ def read_folder(folder: Path) -> dict[str, Lazy]:
     for path in loose:
         for tensor_name, lazy in read_file(path).items():
             if tensor_name in tensors:
-                raise InputError(f"{folder}: tensor {tensor_name!r} is in more than one of {listing(p.name for p in loose)}")
+                raise InputError(
+                    f"{folder}: tensor {tensor_name!r} is in more than one of {listing(p.name for p in loose)}"
+                )
             tensors[tensor_name] = lazy
     return tensors
 

@@ -53,9 +53,7 @@ def run_plan(
         SpecError: a computed tensor is not what the plan promised.
     """
     inputs = _inputs(plan)
-    check_output(
-        plan.out, inputs=[Path(p) for p in inputs], overwrite=overwrite, need_nbytes=plan.write_nbytes + 2**20
-    )
+    check_output(plan.out, inputs=[Path(p) for p in inputs], overwrite=overwrite, need_nbytes=plan.write_nbytes + 2**20)
     started = time.monotonic()
     partial = Partial(plan.out, plan.digest, resume=resume)
     progress.begin(sum(s.write_nbytes for s in plan.steps), f"writing {plan.out.name}", "B")
@@ -160,9 +158,7 @@ class _Run:
                     self._write(step, placement, rows, results[placement.index], hashers[placement.name])
         entry = {
             "tensors": {name: h.hexdigest() for name, h in hashers.items()},
-            "reads": [
-                [str(r.node.source.path), r.node.name, r.digest] for r in reads.values() if r.digest is not None
-            ],
+            "reads": [[str(r.node.source.path), r.node.name, r.digest] for r in reads.values() if r.digest is not None],
         }
         self.partial.record(step.name, entry)
         self._keep(entry)

@@ -238,7 +238,7 @@ class Apply(Node):
         op: one word for `explain`.
         inputs: operands.
         specs: one spec, or several for a group of siblings.
-        fn: receives one tensor an input (row slices of those that are sliced), returns a tensor, or a tuple for a group.
+        fn: receives one tensor an input (row slices where sliced), returns a tensor, or a tuple for a group.
         attrs: JSON-able parameters.
         row_step: slices start at multiples of it; None computes the whole at once.
         input_rows: for each input how many rows of the row space one row of it covers: 1 slices it one to one,
