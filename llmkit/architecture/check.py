@@ -1,0 +1,110 @@
+"""Do the tensors of a checkpoint fit the config? Decided from headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmkit.architecture.names import NameTable
+from llmkit.architecture.slots import Slot
+from llmkit.errors import SpecError, listing, nearest
+from llmkit.tensors.spec import TensorSpec
+
+__all__ = ["Report", "compare"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a comparison of tensors with a model found.
+
+    Attributes:
+        problems: contradictions, in words; a checkpoint with one cannot be run.
+        notes: what is odd and harmless.
+        missing: names of required tensors that are absent.
+        extra: names of tensors that the model does not have.
+        misshapen: names of tensors with another shape than the config gives.
+        ignored: names of stored buffers that nothing needs.
+    """
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def is_ok(self) -> bool:
+        """True when there is no problem."""
+        return not self.problems
+
+    def raise_if_bad(self, label: str) -> None:
+        """Turn problems into an error that names `label`.
+
+        Raises:
+            SpecError: there is a problem.
+        """
+        if self.problems:
+            raise SpecError(
+                f"{label}: the tensors do not fit config.json: " + "; ".join(self.problems),
+                hint="`llmkit inspect` shows every tensor; config.json must be the one these weights were saved with",
+            )
+
+
+def compare(
+    expected: Mapping[str, Slot], specs: Mapping[str, TensorSpec], table: NameTable, *, is_tied: bool
+) -> Report:
+    """Compare specs with the expected slots (both by tensor name)."""
+    ignored = tuple(name for name in specs if name not in expected and table.is_ignored(name))
+    extra = tuple(name for name in specs if name not in expected and not table.is_ignored(name))
+    missing = tuple(name for name, slot in expected.items() if name not in specs and not slot.is_optional)
+    misshapen = tuple(name for name, slot in expected.items() if name in specs and specs[name].shape != slot.shape)
+    problems = _missing(missing, extra, expected) + _extra(extra) + _misshapen(misshapen, specs, expected)
+    notes: list[str] = []
+    heads = [slot.name for slot in expected.values() if slot.kind == "head"]
+    if is_tied and any(name in specs for name in heads):
+        notes.append(f"{listing(heads)} is stored though the config ties it to the embedding, which is used instead")
+    if ignored:
+        notes.append(f"{len(ignored)} buffers that nothing needs are ignored ({listing(ignored, 1)})")
+    return Report(tuple(problems), tuple(notes), missing, extra, misshapen, ignored)
+
+
+def _missing(missing: Sequence[str], extra: Sequence[str], expected: Mapping[str, Slot]) -> list[str]:
+    problems = []
+    heads = [name for name in missing if expected[name].kind == "head"]
+    rest = [name for name in missing if expected[name].kind != "head"]
+    if heads:
+        problems.append(
+            f"{listing(heads)} is missing, and the config does not tie the head to the embedding "
+            "(tie_word_embeddings is false or absent)"
+        )
+    if rest:
+        guess = nearest(rest[0], extra)
+        tail = f" (there is {guess}, which the model does not have)" if guess else ""
+        problems.append(f"{_count(rest, 'tensor')} missing: {listing(rest)}{tail}")
+    return problems
+
+
+def _extra(extra: Sequence[str]) -> list[str]:
+    return [f"{_count(extra, 'tensor')} that the model does not have: {listing(extra)}"] if extra else []
+
+
+def _misshapen(names: Sequence[str], specs: Mapping[str, TensorSpec], expected: Mapping[str, Slot]) -> list[str]:
+    """One sentence for each slot, the layers gathered."""
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name in names:
+        stem = re.sub(r"^layers\.\d+\.", "layers.*.", expected[name].id)
+        groups.setdefault((stem, specs[name].shape), []).append(name)
+    problems = []
+    for (_, found), members in groups.items():
+        slot = expected[members[0]]
+        more = f" (and {len(members) - 1} more layers)" if len(members) > 1 else ""
+        problems.append(
+            f"{members[0]}{more} has shape {list(found)}, expected {list(slot.shape)} = [{slot.formula}] by config.json"
+        )
+    return problems
+
+
+def _count(names: Sequence[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"

@@ -1,0 +1,115 @@
+"""Values that an architecture takes from config.json: which key, which spelling, which default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llmkit.errors import SpecError, nearest
+
+__all__ = ["REQUIRED", "Flag", "Key", "Number", "as_bool", "as_float", "as_key", "bind_fields", "lookup", "source_of"]
+
+REQUIRED = "<required>"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A value read from config.json.
+
+    Attributes:
+        names: the spellings, tried in order; a dot goes into a nested object (`rope_parameters.rope_theta`).
+            A key that is absent or null does not count.
+        default: what holds when no spelling is there; `REQUIRED` makes that an error.
+    """
+
+    names: tuple[str, ...] | str
+    default: Any = REQUIRED
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The spellings as a tuple."""
+        return (self.names,) if isinstance(self.names, str) else self.names
+
+
+Number = float | str | Key  # a constant, the name of a required key, or a Key
+Flag = bool | str | Key
+
+
+def as_key(value: Any) -> Any:
+    """A bare string stands for a required key; everything else stays."""
+    return Key(value) if isinstance(value, str) else value
+
+
+def source_of(key: Key, config: Mapping[str, Any]) -> str | None:
+    """The spelling under which `config` has the value, or None."""
+    return next((name for name in key.spellings if _get(config, name) is not None), None)
+
+
+def lookup(key: Key, config: Mapping[str, Any]) -> Any:
+    """The value of `key` in `config`.
+
+    Raises:
+        SpecError: a required key is absent.
+    """
+    name = source_of(key, config)
+    if name is not None:
+        return _get(config, name)
+    if key.default is REQUIRED:
+        wanted = key.spellings[0]
+        guess = nearest(wanted, config)
+        raise SpecError(
+            f"config.json has no {wanted!r}, which this architecture needs",
+            hint=f"is {guess!r} meant? Otherwise add {wanted!r} to config.json" if guess else None,
+        )
+    return key.default
+
+
+def bind_fields(kind: T, config: Mapping[str, Any], string_keys: tuple[str, ...] = ()) -> T:
+    """The same dataclass with every `Key` (and every string in the fields `string_keys`) replaced by its value.
+
+    Fields that have a `bind(config)` of their own are bound by it.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = getattr(kind, field.name)
+        if field.name in string_keys:
+            value = as_key(value)
+        if isinstance(value, Key):
+            changes[field.name] = lookup(value, config)
+        elif hasattr(value, "bind"):
+            changes[field.name] = value.bind(config)
+    return dataclasses.replace(kind, **changes)  # type: ignore[type-var]
+
+
+def as_float(value: Number) -> float:
+    """The number of a bound field.
+
+    Raises:
+        SpecError: config.json holds something else there.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpecError(f"expected a number in config.json, found {value!r}")
+    return float(value)
+
+
+def as_bool(value: Flag) -> bool:
+    """The truth value of a bound field.
+
+    Raises:
+        SpecError: config.json holds something else there.
+    """
+    if not isinstance(value, bool | int):
+        raise SpecError(f"expected true or false in config.json, found {value!r}")
+    return bool(value)
+
+
+def _get(config: Mapping[str, Any], path: str) -> Any:
+    found: Any = config
+    for part in path.split("."):
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(part)
+    return found

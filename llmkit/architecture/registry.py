@@ -1,0 +1,226 @@
+"""The registry of architecture plugins: entry points of the group `llmkit.architectures`, loaded when needed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.errors import PluginError, RequirementError
+
+__all__ = ["GROUP", "Plugin", "Registry", "default_registry", "find", "require"]
+
+GROUP = "llmkit.architectures"
+_HOME = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """An entry point that promises an architecture.
+
+    Attributes:
+        name: of the entry point.
+        target: `module:attribute`.
+        origin: the distribution it comes from, with its version; the path for a checkout.
+        is_builtin: it ships with llmkit.
+    """
+
+    name: str
+    target: str
+    origin: str
+    is_builtin: bool = False
+
+
+class Registry:
+    """Finds the architecture of a config among plugins.
+
+    Built-in plugins are loaded only when their name occurs in the config's, or when nothing else is found; plugins of
+    other distributions are always loaded, so that a clash between two cannot go unseen.
+    """
+
+    def __init__(self, plugins: Iterable[Plugin]) -> None:
+        self.plugins = tuple(plugins)
+        self._loaded: dict[Plugin, Architecture | PluginError] = {}
+
+    def load(self, plugin: Plugin) -> Architecture:
+        """The architecture of a plugin; a failure is remembered.
+
+        Raises:
+            PluginError: it cannot be imported, or is not an `Architecture`.
+        """
+        if plugin not in self._loaded:
+            self._loaded[plugin] = _load(plugin)
+        found = self._loaded[plugin]
+        if isinstance(found, PluginError):
+            raise found
+        return found
+
+    def find(self, config: Mapping[str, Any]) -> Architecture | None:
+        """The architecture that claims a config, by `architectures`, or by `model_type` where that is missing.
+
+        Raises:
+            PluginError: two plugins claim it, or the only plugin of that name cannot be loaded.
+        """
+        wanted = _wanted(config)
+        if not wanted:
+            return None
+        hinted = [p for p in self.plugins if not p.is_builtin or any(_folded(p.name) in w for w in wanted)]
+        for candidates in (hinted, list(self.plugins)):
+            claimants = self._claimants(candidates, config)
+            if len(claimants) > 1:
+                names = " and ".join(f"{p.name} ({p.origin})" for p, _ in claimants)
+                raise PluginError(
+                    f"two plugins claim {', '.join(_claims(config))}: {names}",
+                    hint="uninstall one of them; `llmkit plugins list` shows all",
+                )
+            if claimants:
+                return claimants[0][1]
+        self._raise_failure(wanted)
+        return None
+
+    def _claimants(self, plugins: Iterable[Plugin], config: Mapping[str, Any]) -> list[tuple[Plugin, Architecture]]:
+        found = []
+        for plugin in plugins:
+            try:
+                architecture = self.load(plugin)
+            except PluginError:
+                continue  # kept in `failures`; another plugin may serve
+            if _is_claimed(architecture, config):
+                found.append((plugin, architecture))
+        return found
+
+    def _raise_failure(self, wanted: list[str]) -> None:
+        for plugin, found in self._loaded.items():
+            if isinstance(found, PluginError) and any(_folded(plugin.name) in w for w in wanted):
+                raise found
+
+    def load_all(self) -> dict[Plugin, Architecture | PluginError]:
+        """Every plugin with its architecture, or the error that it failed with."""
+        for plugin in self.plugins:
+            if plugin not in self._loaded:
+                self._loaded[plugin] = _load(plugin)
+        return {plugin: self._loaded[plugin] for plugin in self.plugins}
+
+    def clashes(self) -> list[str]:
+        """Names claimed by two plugins, in words; loads all."""
+        owners: dict[str, str] = {}
+        clashes = []
+        for plugin, found in self.load_all().items():
+            if isinstance(found, PluginError):
+                continue
+            for claim in (*found.matches, *(f"model_type {m}" for m in found.model_types)):
+                other = owners.setdefault(_folded(claim), f"{plugin.name} ({plugin.origin})")
+                if other != f"{plugin.name} ({plugin.origin})":
+                    clashes.append(f"{claim} is claimed by {other} and {plugin.name} ({plugin.origin})")
+        return clashes
+
+
+@cache
+def default_registry() -> Registry:
+    """The registry of everything installed, and of the checkout that llmkit runs from."""
+    builtin = _checkout_plugins()
+    names = {p.name for p in builtin}
+    found = []
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        owner = entry.dist.name if entry.dist is not None else "unknown"
+        version = entry.dist.version if entry.dist is not None else ""
+        if owner == "llmkit" and (builtin or entry.name in names):
+            continue  # the checkout knows better than the metadata of an older install
+        found.append(Plugin(entry.name, entry.value, f"{owner} {version}".strip(), owner == "llmkit"))
+    unique = {(p.name, p.target, p.origin): p for p in [*builtin, *sorted(found, key=lambda p: (p.origin, p.name))]}
+    return Registry(unique.values())
+
+
+def find(config: Mapping[str, Any]) -> Architecture | None:
+    """The architecture that claims a config among all installed plugins, or None."""
+    return default_registry().find(config)
+
+
+def require(config: Mapping[str, Any], label: str) -> Architecture:
+    """The architecture that claims a config.
+
+    Raises:
+        RequirementError: no plugin describes it.
+    """
+    found = find(config)
+    if found is None:
+        claims = ", ".join(_claims(config)) or "nothing (config.json names no architecture)"
+        raise RequirementError(
+            f"{label}: no plugin describes its architecture: {claims}",
+            hint="`llmkit plugins list` shows those there are; tensor-wise commands work without one",
+        )
+    return found
+
+
+def _claims(config: Mapping[str, Any]) -> list[str]:
+    stated = config.get("architectures")
+    if isinstance(stated, list) and stated:
+        return [str(a) for a in stated]
+    return [f"model_type {config['model_type']}"] if config.get("model_type") else []
+
+
+def _wanted(config: Mapping[str, Any]) -> list[str]:
+    words = [*_claims(config), str(config.get("model_type") or "")]
+    return [_folded(w) for w in words if w]
+
+
+def _is_claimed(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    stated = config.get("architectures")
+    if isinstance(stated, list) and stated:
+        matches = [_folded(m) for m in architecture.matches]
+        return any(_folded(str(a)) in matches for a in stated)
+    model_type = config.get("model_type")
+    return bool(model_type) and _folded(str(model_type)) in [_folded(m) for m in architecture.model_types]
+
+
+def _folded(text: str) -> str:
+    """Lower case without punctuation: 2023 files write `LLaMAForCausalLM`."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def _load(plugin: Plugin) -> Architecture | PluginError:
+    module_name, _, attribute = plugin.target.partition(":")
+    where = f"plugin {plugin.name} ({plugin.origin})"
+    try:
+        if plugin.is_builtin:
+            _make_importable(module_name.partition(".")[0])
+        found = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # noqa: BLE001 - a plugin is foreign code; its failure must not break the rest
+        return PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}", hint="llmkit plugins list")
+    if not isinstance(found, Architecture):
+        return PluginError(f"{where}: {plugin.target} is a {type(found).__name__}, expected an Architecture")
+    return found
+
+
+def _checkout_plugins() -> list[Plugin]:
+    """The built-in plugins of the checkout this module lies in; empty when it is installed."""
+    project = _HOME / "pyproject.toml"
+    if not project.is_file() or not (_HOME / "plugins" / "__init__.py").is_file():
+        return []
+    table = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
+    if table.get("name") != "llmkit":
+        return []
+    entries = table.get("entry-points", {}).get(GROUP, {})
+    return [Plugin(name, target, str(_HOME / "plugins"), True) for name, target in sorted(entries.items())]
+
+
+def _make_importable(package: str) -> None:
+    """In a checkout that is not installed, `llmkit_plugins` is the folder `plugins`."""
+    if package in sys.modules or importlib.util.find_spec(package) is not None:
+        return
+    init = _HOME / "plugins" / "__init__.py"
+    spec = importlib.util.spec_from_file_location(package, init, submodule_search_locations=[str(init.parent)])
+    if spec is None or spec.loader is None:
+        return
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package] = module
+    spec.loader.exec_module(module)

@@ -1,0 +1,38 @@
+"""The sizes of one model, and the config keys they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+__all__ = ["Sizes"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The dims of one model as whole numbers.
+
+    Attributes:
+        ffn: width of the MLP.
+        context: the longest trained sequence in tokens; None when the config does not say.
+        keys: name of the dim -> the config key it was read from (or derived from).
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    context: int | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def evaluate(self, formula: str) -> int:
+        """The value of a product of dims and numbers (`heads*head_dim`, `3*hidden`)."""
+        return prod(int(part) if part.isdigit() else int(getattr(self, part)) for part in formula.split("*"))
+
+    def spell(self, formula: str) -> str:
+        """The formula in the words of config.json (`num_attention_heads * head_dim`)."""
+        return " * ".join(self.keys.get(part, part) for part in formula.split("*"))

@@ -1,0 +1,105 @@
+"""LLaMA 1, 2 and 3, and everything stored in that layout (Alpaca, Vicuna, OpenLLaMA, TinyLlama, SmolLM2, …)."""
+
+from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.names import Names
+
+ARCHITECTURE = Architecture(
+    name="llama",
+    matches=("LlamaForCausalLM",),
+    model_types=("llama",),
+    dims=Dims(
+        hidden="hidden_size",
+        layers="num_hidden_layers",
+        heads="num_attention_heads",
+        ffn="intermediate_size",
+        vocab="vocab_size",
+    ),
+    block=Block(
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+        attention=GroupedQuery(qkv_bias=Key("attention_bias", False), out_bias=Key("attention_bias", False)),
+        position=Rope(),
+        mlp=GatedMLP(Key("hidden_act", "silu"), bias=Key("mlp_bias", False)),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=Names(
+        embed="model.embed_tokens",
+        final_norm="model.norm",
+        head="lm_head",
+        block="model.layers.{i}.",
+        slots={
+            "attn_norm": "input_layernorm",
+            "attn.q": "self_attn.q_proj",
+            "attn.k": "self_attn.k_proj",
+            "attn.v": "self_attn.v_proj",
+            "attn.o": "self_attn.o_proj",
+            "mlp_norm": "post_attention_layernorm",
+            "mlp.gate": "mlp.gate_proj",
+            "mlp.up": "mlp.up_proj",
+            "mlp.down": "mlp.down_proj",
+        },
+        ignored=("*.rotary_emb.inv_freq",),
+    ),
+    tiny={
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 96,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    variants={
+        "multi-head": {"num_key_value_heads": 4},
+        "multi-query": {"num_key_value_heads": 1},
+        "tied": {"tie_word_embeddings": True},
+        "wide-heads": {"head_dim": 16},
+        "attention-bias": {"attention_bias": True},
+        "mlp-bias": {"mlp_bias": True},
+        "theta": {"rope_theta": 500000.0, "rms_norm_eps": 1e-6},
+        "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 24},
+        "llama3": {
+            "rope_theta": 500000.0,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+        "yarn": {
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        },
+        "yarn-mscale": {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.8,
+                "truncate": False,
+            },
+        },
+        "yarn-attention-factor": {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "attention_factor": 1.25,
+            },
+        },
+    },
+)
