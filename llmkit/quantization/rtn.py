@@ -1,0 +1,135 @@
+"""Round to nearest: the grid of each group from its extremes, every weight to the nearest grid point.
+
+    symmetric     scale = absmax / ((2^bits - 1) / 2)
+    asymmetric    scale = (max - min) / (2^bits - 1),   zero = q_min - min / scale      (0 is always on the grid)
+    q = round(clamp(w / scale + zero, q_min, q_max)),   w' = (q - zero) * scale
+
+These are compressed-tensors' `calculate_qparams` and `quantize`, bit for bit, called on float32 weights with
+`scale_dtype` set to the dtype in which scales are stored. Called on bfloat16 weights as they are, that library divides
+in bfloat16, whose 8 significant bits round the quotient a first time before it is rounded to the grid: at 8 bits the
+error grows (see tests/quantization/test_rtn.py for by how much). Here half-precision weights are widened, which is
+exact, and divided by the scale as it is stored, so the only rounding is the one to the grid.
+
+Source: compressed_tensors/quantization/utils/helpers.py and quantization/lifecycle/forward_helpers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llmkit.errors import InputError
+from llmkit.quantization.packing import n_words, pack
+from llmkit.quantization.schemes import Scheme
+from llmkit.tensors.spec import DType
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Observe", "dequantize", "grid", "quantize_packed", "round_to_grid"]
+
+# Receives (squared error, squared norm, rows) of what was just quantized.
+Observe = Callable[[float, float, int], None]
+
+# Float32 bytes handled at a time: every pass over a block finds it in the second-level cache.
+_BLOCK_NBYTES = 2**20
+
+
+def grid(
+    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The scale of each group of float32 weights [out, groups, size], and its zero point.
+
+    Returns:
+        Scales in `scale_dtype`, never 0; zero points (int8) or None for a symmetric scheme; both [out, groups].
+
+    Raises:
+        InputError: a group holds NaN or an infinity.
+    """
+    import torch
+
+    low = weight.amin(-1).clamp_(max=0)
+    high = weight.amax(-1).clamp_(min=0)
+    if not torch.isfinite(high - low).all():
+        raise InputError("the weights hold NaN or infinities, which no grid can represent")
+    if scheme.is_symmetric:
+        scale, zero = torch.maximum(-low, high) / ((scheme.q_max - scheme.q_min) / 2), None
+    else:
+        scale = (high - low) / (scheme.q_max - scheme.q_min)
+        # A group of zeros gives 0/0; any zero point represents it, 0 is the plain choice.
+        exact = (scheme.q_min - low / scale).nan_to_num_(nan=0.0)
+        zero = exact.clamp_(scheme.q_min, scheme.q_max).round_().to(torch.int8)
+    info = torch.finfo(scale_dtype)
+    stored = scale.clamp_(info.min, info.max).to(scale_dtype)
+    # All-zero groups, and scales too small for the stored dtype: any positive scale then rounds the group to zero.
+    stored = stored.masked_fill_(stored == 0, info.eps)
+    return stored, zero
+
+
+def round_to_grid(
+    weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme
+) -> torch.Tensor:
+    """The grid points (int8) nearest to float32 weights [out, groups, size]."""
+    import torch
+
+    steps = weight / scale.float().unsqueeze(-1)
+    if zero is not None:
+        steps.add_(zero.unsqueeze(-1))
+    return steps.clamp_(scheme.q_min, scheme.q_max).round_().to(torch.int8)
+
+
+def dequantize(q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+    """Weights in the dtype of the scales from grid points (int8) [out, groups, size].
+
+    q - zero has at most 9 bits and the product is computed in float32, where it is exact for half-precision scales:
+    one rounding, the same bits as compressed-tensors, which computes in the dtype of the scales.
+    """
+    values = q.to(scale.dtype)
+    if zero is not None:
+        values = values.sub_(zero.to(scale.dtype).unsqueeze(-1))
+    return values.mul_(scale.unsqueeze(-1))
+
+
+def quantize_packed(
+    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype, observe: Observe | None = None
+) -> tuple[torch.Tensor, ...]:
+    """`weight_packed`, `weight_scale` and, when asymmetric, `weight_zero_point` of a matrix [out, in].
+
+    Every row is computed from itself alone, so rows may be quantized in any slices, as long as slices of an asymmetric
+    scheme begin at multiples of 32 // bits (zero points of that many rows share a word).
+
+    Args:
+        observe: called with the squared error of each block of rows, at no extra pass over memory.
+
+    Raises:
+        InputError: the weights hold NaN or infinities.
+    """
+    import torch
+
+    n_out, n_in = weight.shape
+    n_groups = scheme.n_groups(n_in)
+    packed = torch.empty((n_out, n_words(n_in, scheme.bits)), dtype=torch.int32)
+    scales = torch.empty((n_out, n_groups), dtype=scale_dtype)
+    zeros = None if scheme.is_symmetric else torch.empty((n_out, n_groups), dtype=torch.int8)
+    step = max(_BLOCK_NBYTES // (4 * max(n_in, 1)), 1)
+    for start in range(0, n_out, step):
+        rows = slice(start, min(start + step, n_out))
+        block = weight[rows].float().unflatten(1, (n_groups, -1))
+        scale, zero = grid(block, scheme, scale_dtype)
+        q = round_to_grid(block, scale, zero, scheme)
+        packed[rows] = pack(q.flatten(1), scheme.bits)
+        scales[rows] = scale
+        if zeros is not None and zero is not None:
+            zeros[rows] = zero
+        if observe is not None:
+            error = dequantize(q, scale, zero).float().sub_(block).flatten()
+            flat = block.flatten()
+            observe(float(torch.dot(error, error)), float(torch.dot(flat, flat)), rows.stop - rows.start)
+    if zeros is None:
+        return packed, scales
+    return packed, scales, pack(zeros, scheme.bits, dim=0)
+
+
+def storable(dtype: DType) -> bool:
+    """Whether weights of this dtype can be quantized, and scales stored in it."""
+    return dtype in (DType.F32, DType.F16, DType.BF16)
