@@ -1,0 +1,255 @@
+"""Pickles that describe tensors, read as data: nothing of what they name is imported or called.
+
+The unpickler is the interpreter of the standard library with three bolts. Every global is looked up in a table of
+inert stand-ins, and anything else is refused by name; opcodes that build objects in other ways, or that allocate what
+a length field says before reading it, are taken out; and the stream is bounded. What comes back is plain containers
+whose tensors are `TensorRef`: a storage, an offset, a shape and strides.
+
+Python's own interpreter is used rather than the C one, whose memo is an array that a single opcode can make 64 GB long.
+
+Source of the layout: torch/_utils.py (`_rebuild_*`), torch/serialization.py (`persistent_id`).
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import IO, Any, NamedTuple
+
+from llmkit.errors import InputError
+from llmkit.tensors.spec import DType
+
+__all__ = ["MAX_PICKLE_NBYTES", "StorageRef", "TensorRef", "load"]
+
+MAX_PICKLE_NBYTES = 256_000_000
+
+
+class StorageRef(NamedTuple):
+    """A run of elements in the file: its key, element type (None: bytes), length, and where a legacy view begins."""
+
+    key: str
+    dtype: DType | None
+    numel: int
+    start: int
+
+
+class TensorRef(NamedTuple):
+    """A tensor over a storage; offset and strides count elements."""
+
+    storage: StorageRef
+    dtype: DType
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _RefusedError(Exception):
+    """The pickle names something that is not on the list."""
+
+
+# The stand-ins are named tuples: they have no attribute that a BUILD opcode could set.
+class _Callable(NamedTuple):
+    name: str
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+class _StorageType(NamedTuple):
+    dtype: DType | None
+
+
+class _TorchDType(NamedTuple):
+    name: str
+
+
+class _Opaque:
+    """A value that is no tensor and that nobody reads: it swallows whatever it is filled with."""
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Swallow one value."""
+
+    def extend(self, values: Any) -> None:
+        """Swallow several values."""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: DType | None) -> TensorRef:
+    if not isinstance(storage, StorageRef) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise pickle.UnpicklingError("a tensor is not made of a storage, a shape and strides")
+    if len(shape) != len(strides) or not all(_is_count(n) for n in (offset, *shape, *strides)):
+        raise pickle.UnpicklingError(f"offset {offset}, shape {shape} and strides {strides} do not describe a tensor")
+    if dtype is None:
+        raise pickle.UnpicklingError("a tensor over untyped bytes has no dtype")
+    return TensorRef(storage, dtype, offset, tuple(shape), tuple(strides))
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_rest: Any) -> TensorRef:
+    return _tensor(storage, offset, shape, strides, getattr(storage, "dtype", None))
+
+
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_rest: Any
+) -> TensorRef:
+    found = next((d for d in DType if isinstance(dtype, _TorchDType) and d.torch_name == dtype.name), None)
+    if found is None:
+        raise pickle.UnpicklingError(f"dtype {getattr(dtype, 'name', dtype)} is not one that checkpoints store")
+    return _tensor(storage, offset, shape, strides, found)
+
+
+def _first(value: Any, *_rest: Any) -> Any:
+    return value
+
+
+def _rebuild_from_type(function: Any, _type: Any, args: Any, *_state: Any) -> Any:
+    if not isinstance(function, _Callable) or not isinstance(args, tuple):
+        raise pickle.UnpicklingError("a tensor with attributes is not rebuilt from a tensor")
+    return function(*args)
+
+
+def _size(values: Any = ()) -> tuple[Any, ...]:
+    return tuple(values)
+
+
+def _ordered(items: Any = ()) -> OrderedDict[Any, Any]:
+    return OrderedDict(items)
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"_codecs.encode is only read for latin1, found {encoding!r}")
+    return text.encode("latin1")
+
+
+_STORAGES = {
+    "DoubleStorage": DType.F64, "FloatStorage": DType.F32, "HalfStorage": DType.F16, "BFloat16Storage": DType.BF16,
+    "LongStorage": DType.I64, "IntStorage": DType.I32, "ShortStorage": DType.I16, "CharStorage": DType.I8,
+    "ByteStorage": DType.U8, "BoolStorage": DType.BOOL, "ComplexFloatStorage": DType.C64,
+}  # fmt: skip
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.Size": _size,
+    "torch.Tensor": _Opaque,
+    "torch.nn.parameter.Parameter": _Opaque,
+    "torch.device": _Opaque,
+    "_codecs.encode": _encode,
+    "builtins.set": _Opaque,
+    "__builtin__.set": _Opaque,
+    "collections.defaultdict": _Opaque,
+    "collections.Counter": _Opaque,
+    "numpy.dtype": _Opaque,
+    "numpy.ndarray": _Opaque,
+    "numpy.core.multiarray.scalar": _Opaque,
+    "numpy.core.multiarray._reconstruct": _Opaque,
+    "numpy._core.multiarray.scalar": _Opaque,
+    "numpy._core.multiarray._reconstruct": _Opaque,
+}
+# Ways to make objects that tensors do not need, and lengths that are allocated before they are read.
+_REFUSED_OPCODES = (
+    pickle.PERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+    pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
+)  # fmt: skip
+
+
+class _Bounded:
+    """A stream that ends with an error rather than give more than `limit` bytes."""
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self._stream = stream
+        self._left = limit
+
+    def _take(self, n: int) -> int:
+        if n < 0 or n > self._left:
+            raise pickle.UnpicklingError(f"the pickled description is longer than {MAX_PICKLE_NBYTES} bytes")
+        return n
+
+    def read(self, n: int) -> bytes:
+        data = self._stream.read(self._take(n))
+        self._left -= len(data)
+        return data
+
+    def readline(self) -> bytes:
+        data = self._stream.readline(min(self._left, 4096) + 1)
+        self._left -= self._take(len(data))
+        return data
+
+
+class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
+    dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if bytes([k]) not in _REFUSED_OPCODES}  # type: ignore[attr-defined, unused-ignore]  # noqa: RUF012
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in _FUNCTIONS:
+            return _Callable(full, _FUNCTIONS[full])
+        if module in ("torch", "torch.storage", "torch.cuda"):
+            if name in _STORAGES:
+                return _StorageType(_STORAGES[name])
+            if name == "UntypedStorage":
+                return _StorageType(None)
+            if any(name == d.torch_name for d in DType):
+                return _TorchDType(name)
+        raise _RefusedError(full)
+
+    def persistent_load(self, pid: Any) -> StorageRef:
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+            raise pickle.UnpicklingError("a persistent id does not name a storage")
+        kind, key, numel, start = pid[1], pid[2], pid[4], 0
+        if not isinstance(kind, _StorageType) or not isinstance(key, str) or not _is_count(numel):
+            raise pickle.UnpicklingError("a storage has no type, key or length")
+        if len(pid) == 6 and pid[5] is not None:  # legacy: a view (key, offset, length) of another storage
+            _view_key, start, view_numel = pid[5]
+            if not _is_count(start) or not _is_count(view_numel) or start + view_numel > numel:
+                raise pickle.UnpicklingError(f"a view of storage {key} reaches beyond it")
+        return StorageRef(key, kind.dtype, numel, start)
+
+
+_MALFORMED = (
+    pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError, KeyError, MemoryError, OverflowError,
+    RecursionError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+
+
+def load(stream: IO[bytes], where: str) -> Any:
+    """The next pickle of a stream, with `TensorRef` for tensors.
+
+    Args:
+        where: what is being read, for messages.
+
+    Raises:
+        InputError: a global that is not on the list, or a pickle that is malformed or too long.
+    """
+    try:
+        return _Unpickler(_Bounded(stream, MAX_PICKLE_NBYTES), encoding="latin1").load()
+    except _RefusedError as refused:
+        raise InputError(
+            f"{where} refuses to load: its pickle wants to run {refused}, which is no part of a tensor",
+            hint="if you trust its author, load it with torch yourself and save the tensors as safetensors",
+        ) from None
+    except _MALFORMED as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"an opcode or key that tensors do not need ({error})"
+        raise InputError(f"{where}: malformed or unsupported pickle: {reason}") from error
