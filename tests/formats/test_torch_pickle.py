@@ -299,7 +299,7 @@ def test_legacy_views_of_a_storage(tmp_path: Path) -> None:
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj: object) -> object:
             if isinstance(obj, str) and obj.startswith("view"):
-                return ("storage", torch.FloatStorage, "7", "cpu", 10, (obj, int(obj[4:]), 4))
+                return ("storage", torch.FloatStorage, "7", "cpu", 10, (f"at {obj}", int(obj[4:]), 4))
             return None
 
     class View:
