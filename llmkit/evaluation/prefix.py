@@ -1,0 +1,167 @@
+"""From token sequences to shared prefixes: which stretches of tokens are computed once, and from which they continue.
+
+All sequences are arranged in a radix tree. A node of the tree that is worth it becomes a `Segment` of its own, whose
+keys and values are kept while everything below it is computed; a node that is not worth it is dissolved, and its
+tokens are repeated in each segment below. Cuts are between tokens, never inside text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["FORWARD_COST", "Query", "Segment", "count_tokens", "pack", "share_prefixes"]
+
+Tokens = tuple[int, ...]
+
+FORWARD_COST = 48
+"""What one more forward call costs, in tokens. Measured on SmolLM2-135M, two CPU cores; only speed depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One continuation to score.
+
+    Attributes:
+        tokens: the model's input, at least as long as `targets`: its last positions predict them.
+        targets: the continuation's tokens, at least one.
+    """
+
+    tokens: Tokens
+    targets: Tokens
+
+    @property
+    def first(self) -> int:
+        """The position that predicts the first target."""
+        return len(self.tokens) - len(self.targets)
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A stretch of tokens computed once, continuing its parent.
+
+    Attributes:
+        row: a sequence that contains it.
+        stop: where it ends in that sequence (it starts where its parent stops).
+        parent: the segment it continues; None at the beginning of a sequence.
+        children: the segments that continue it; their presence means that its keys and values are kept.
+        reads: (position, query, slot): target `slot` of query `query` is read at absolute position `position`.
+    """
+
+    row: Tokens
+    stop: int
+    parent: Segment | None = None
+    children: list[Segment] = field(default_factory=list)
+    reads: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def start(self) -> int:
+        """Its first position."""
+        return self.parent.stop if self.parent is not None else 0
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens to compute."""
+        return self.row[self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(slots=True)
+class _Open:
+    """A node of the radix tree while the sequences below it are being visited."""
+
+    depth: int
+    row: Tokens
+    segments: list[Segment] = field(default_factory=list)
+    ends: list[Tokens] = field(default_factory=list)  # sequences that end at this node
+
+
+def share_prefixes(queries: Sequence[Query], forward_cost: int = FORWARD_COST) -> list[Segment]:
+    """The segments at the beginning of the sequences; the others hang below them.
+
+    A shared stretch becomes a segment of its own when this saves more than `forward_cost` tokens. Every target of
+    every query is read exactly once.
+    """
+    rows = sorted({q.tokens for q in queries})
+    home: dict[Tokens, Segment] = {}
+    roots = _build(rows, home, forward_cost)
+    for index, query in enumerate(queries):
+        segment = home[query.tokens]
+        for slot in reversed(range(len(query.targets))):
+            position = query.first + slot
+            while segment.parent is not None and position < segment.start:
+                segment = segment.parent
+            segment.reads.append((position, index, slot))
+    return roots
+
+
+def _build(rows: Sequence[Tokens], home: dict[Tokens, Segment], forward_cost: int) -> list[Segment]:
+    """Visit sorted rows; a node closes when the next row leaves it, so children always close before parents."""
+    root = _Open(0, ())
+    path = [root]
+    for index, row in enumerate(rows):
+        shared = _common(rows[index - 1], row) if index else 0
+        while path[-1].depth > shared:
+            node = path.pop()
+            if path[-1].depth < shared:
+                path.append(_Open(shared, node.row))
+            path[-1].segments += _close(node, path[-1].depth, home, forward_cost)
+        path.append(_Open(len(row), row, ends=[row]))
+    while len(path) > 1:
+        node = path.pop()
+        path[-1].segments += _close(node, path[-1].depth, home, forward_cost)
+    return root.segments
+
+
+def _close(node: _Open, parent_depth: int, home: dict[Tokens, Segment], forward_cost: int) -> list[Segment]:
+    """The segments that stand for a finished node: itself, or, when it is dissolved, those below it."""
+    saved = (node.depth - parent_depth) * (len(node.segments) - 1)
+    if not node.segments or saved > forward_cost:
+        segment = Segment(node.row, node.depth, children=node.segments)
+        for child in node.segments:
+            child.parent = segment
+        segments = [segment]
+    else:
+        segments = node.segments
+    for row in node.ends:
+        home[row] = segments[0]
+    return segments
+
+
+def _common(a: Tokens, b: Tokens) -> int:
+    """How many leading tokens two sequences share (bisected, so that the comparing is done by tuple slices)."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def pack(segments: Sequence[Segment], batch_tokens: int) -> Iterator[list[Segment]]:
+    """Segments in their order, as many at a time as `batch_tokens` holds; a longer one comes alone."""
+    batch: list[Segment] = []
+    room = batch_tokens
+    for segment in segments:
+        if batch and len(segment) > room:
+            yield batch
+            batch, room = [], batch_tokens
+        batch.append(segment)
+        room -= len(segment)
+    if batch:
+        yield batch
+
+
+def count_tokens(roots: Sequence[Segment]) -> int:
+    """How many tokens are computed in all."""
+    total = 0
+    pending = list(roots)
+    while pending:
+        segment = pending.pop()
+        total += len(segment)
+        pending += segment.children
+    return total

@@ -1,0 +1,200 @@
+"""Scores of many continuations, each shared prefix computed once and the head only where a score is read.
+
+Exactness: cuts are at token level, positions are those of the plain computation, and the log-softmax is taken in
+float32 whatever the dtype of the weights, so that the scores are those of one full forward for each sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
+from llmkit.pipeline.progress import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Score", "Scorer", "ScoringDecoder", "Usage"]
+
+BATCH_TOKENS = 2048
+_LOGITS_NBYTES = 64 << 20  # the float32 logits in memory at a time
+_FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
+
+Read = tuple[int, int, int]
+"""(row, query, slot): target `slot` of query `query` is read from row `row`."""
+
+
+class ScoringDecoder(Protocol):
+    """What scoring needs of a decoder; `llmkit.decoder.Decoder` has it."""
+
+    @property
+    def device(self) -> Any:
+        """Where the weights are."""
+
+    def hidden(self, input_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Final-normed hidden states, [1, S, d], of tokens that continue `cache`."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits, [..., V]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The log-probability of a continuation (natural logarithm), and whether greedy decoding would produce it."""
+
+    logprob: float
+    is_greedy: bool
+
+
+@dataclass(slots=True)
+class Usage:
+    """What was computed, and what it would have been without sharing.
+
+    Attributes:
+        tokens: tokens that went through the layers.
+        tokens_unshared: the sum of the lengths of the distinct sequences.
+        forwards: forward calls.
+        head_rows: positions whose logits were computed.
+    """
+
+    tokens: int = 0
+    tokens_unshared: int = 0
+    forwards: int = 0
+    head_rows: int = 0
+
+
+@dataclass
+class Scorer:
+    """Scores queries with a decoder; keeps count of what it computed.
+
+    Args:
+        decoder: the model.
+        batch_tokens: how many tokens one forward takes at most.
+        forward_cost: what one more forward costs in tokens; a shared stretch that saves less is repeated.
+        progress: told of tokens as they are computed.
+    """
+
+    decoder: ScoringDecoder
+    batch_tokens: int = BATCH_TOKENS
+    forward_cost: int = FORWARD_COST
+    progress: Progress = NO_PROGRESS
+    usage: Usage = field(default_factory=Usage)
+    _n_vocab: int | None = field(default=None, init=False, repr=False)
+
+    def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
+        """The scores, in the order of the queries."""
+        import torch
+
+        roots = share_prefixes(queries, self.forward_cost)
+        self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
+        sheet = _Sheet(queries)
+        self.progress.begin(count_tokens(roots), label, "tokens")
+        try:
+            with torch.inference_mode():
+                self._walk(roots, sheet)
+        finally:
+            self.progress.end()
+        return sheet.scores()
+
+    def _walk(self, roots: list[Segment], sheet: _Sheet) -> None:
+        """Depth first, so that the caches alive at a time are those of one path and its siblings in one batch."""
+        pending: list[tuple[list[Segment], Any]] = [(roots, None)]
+        while pending:
+            segments, cache = pending.pop()
+            for batch in pack([s for s in segments if not s.children], self.batch_tokens):
+                self._compute(batch, cache, sheet, keep=False)
+            inner = [s for s in segments if s.children]
+            if inner:
+                # one batch of inner segments now; the others wait until everything below these is done
+                batch = next(pack(inner, self.batch_tokens))
+                if rest := inner[len(batch) :]:
+                    pending.append((rest, cache))
+                kept = self._compute(batch, cache, sheet, keep=True)
+                pending += [(s.children, c) for s, c in zip(batch, kept, strict=True)]
+
+    def _compute(self, batch: list[Segment], cache: Any, sheet: _Sheet, *, keep: bool) -> list[Any]:
+        """Compute segments that continue one cache, read their scores, hand back their caches if they are kept."""
+        if len(batch) > 1:
+            return self._forward([(s, s.start, s.stop) for s in batch], cache, sheet, keep=keep)
+        (segment,) = batch
+        for start in range(segment.start, segment.stop, self.batch_tokens):
+            stop = min(start + self.batch_tokens, segment.stop)
+            caches = self._forward([(segment, start, stop)], cache, sheet, keep=keep or stop < segment.stop)
+            cache = caches[0] if caches else None
+        return [cache]
+
+    def _forward(
+        self, stretches: list[tuple[Segment, int, int]], cache: Any, sheet: _Sheet, *, keep: bool
+    ) -> list[Any]:
+        """One forward over stretches (segment, start, stop), without padding."""
+        import torch
+
+        from llmkit.decoder.cache import Packed
+
+        tokens: list[int] = []
+        reads: list[Read] = []
+        for segment, start, stop in stretches:
+            shift = len(tokens) - start
+            reads += [(p + shift, query, slot) for p, query, slot in segment.reads if start <= p < stop]
+            tokens += segment.row[start:stop]
+        packed = Packed(cache, [stop - start for _, start, stop in stretches], keep=keep)
+        ids = torch.tensor([tokens], dtype=torch.long, device=self.decoder.device)
+        hidden = self.decoder.hidden(ids, cache=packed)[0]
+        self.usage.forwards += 1
+        self.usage.tokens += len(tokens)
+        if reads:
+            self._read(hidden, reads, sheet)
+        self.progress.advance(len(tokens))
+        return [packed.segment(i) for i in range(len(stretches))] if keep else []
+
+    def _read(self, hidden: torch.Tensor, reads: list[Read], sheet: _Sheet) -> None:
+        """Read targets from hidden states [T, d]; the head sees each row once, some rows at a time."""
+        import torch
+
+        n_rows = _FIRST_ROWS if self._n_vocab is None else max(1, _LOGITS_NBYTES // (4 * self._n_vocab))
+        for rows, some in _in_pieces(reads, n_rows):
+            logits = self.decoder.logits(hidden[torch.tensor(rows, device=hidden.device)]).float()
+            self._n_vocab = logits.shape[-1]
+            self.usage.head_rows += len(rows)
+            sheet.fill(logits, rows, some)
+
+
+class _Sheet:
+    """The targets, and what has been read of them."""
+
+    def __init__(self, queries: Sequence[Query]) -> None:
+        self._targets = [q.targets for q in queries]
+        self._found: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(q.targets) for q in queries]
+
+    def fill(self, logits: torch.Tensor, rows: list[int], reads: list[Read]) -> None:
+        """Read `reads` from float32 logits [len(rows), V]."""
+        import torch
+
+        at = {row: i for i, row in enumerate(rows)}
+        where = torch.tensor([at[row] for row, _, _ in reads], device=logits.device)
+        targets = torch.tensor([self._targets[q][slot] for _, q, slot in reads], device=logits.device)
+        logprobs = torch.log_softmax(logits, -1)[where, targets].tolist()
+        is_greedy = (logits.argmax(-1)[where] == targets).tolist()
+        for (_, query, slot), logprob, same in zip(reads, logprobs, is_greedy, strict=True):
+            self._found[query][slot] = (logprob, same)
+
+    def scores(self) -> list[Score]:
+        """One score a query: its targets' log-probabilities added up."""
+        return [Score(sum(x for x, _ in slots), all(same for _, same in slots)) for slots in self._found]
+
+
+def _in_pieces(reads: list[Read], n_rows: int) -> Iterator[tuple[list[int], list[Read]]]:
+    """Reads in groups of at most `n_rows` distinct rows: (the rows, the reads)."""
+    rows: list[int] = []
+    some: list[Read] = []
+    for read in sorted(reads):
+        if not rows or read[0] != rows[-1]:
+            if len(rows) == n_rows:
+                yield rows, some
+                rows, some = [], []
+            rows.append(read[0])
+        some.append(read)
+    if rows:
+        yield rows, some
