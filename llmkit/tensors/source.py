@@ -86,7 +86,7 @@ class SourceFile:
 
     def __del__(self) -> None:
         fd = getattr(self, "_fd", None)
-        if fd is not None:
+        if fd is not None and os is not None:  # at interpreter exit modules are gone before objects
             os.close(fd)
 
     def __repr__(self) -> str:
