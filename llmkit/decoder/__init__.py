@@ -1,1 +1,5 @@
 """The torch reader of the architecture kinds."""
+
+from llmkit.decoder.load import load_decoder
+
+__all__ = ["load_decoder"]

@@ -1,0 +1,57 @@
+"""The torch reader of the attention kinds: projections and positions; the cache computes the attention itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from llmkit.architecture.kinds import GroupedQuery, Kind
+from llmkit.architecture.sizes import Sizes
+from llmkit.decoder.linear import fused_linear, linear
+from llmkit.decoder.readers import Readers, Weights, reader_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmkit.decoder.kv import Cache
+    from llmkit.decoder.positions import Positions, Table
+
+__all__ = ["Attention", "build_attention"]
+
+
+class Attention(Protocol):
+    """One layer's attention."""
+
+    def __call__(self, x: torch.Tensor, table: Table, cache: Cache) -> torch.Tensor:
+        """[B, S, hidden] -> [B, S, hidden]."""
+
+
+def build_attention(kind: Kind, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> Attention:
+    """The attention of one layer, with its weights.
+
+    Raises:
+        RequirementError: no torch reader for the kind.
+    """
+    made: Attention = reader_of(kind, _READERS)(kind, weights, dims, layer, positions)
+    return made
+
+
+class _GroupedQuery:
+    def __init__(self, kind: GroupedQuery, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> None:
+        self._qkv = fused_linear(weights, ("q", "k", "v"))
+        self._out = linear(weights, "o")
+        self._dims = dims
+        self._layer = layer
+        self._positions = positions
+        self._scale = dims.head_dim**-0.5
+
+    def __call__(self, x: torch.Tensor, table: Table, cache: Cache) -> torch.Tensor:
+        batch, length, _ = x.shape
+        n_q, n_kv = self._dims.heads, self._dims.kv_heads
+        heads = self._qkv(x).view(batch, length, n_q + 2 * n_kv, self._dims.head_dim)
+        turned = self._positions.apply(heads[:, :, : n_q + n_kv], table).transpose(1, 2)
+        q, k, v = turned[:, :n_q], turned[:, n_q:], heads[:, :, n_q + n_kv :].transpose(1, 2)
+        mixed = cache.attend(self._layer, q, k, v, scale=self._scale)
+        return self._out(mixed.transpose(1, 2).reshape(batch, length, n_q * self._dims.head_dim))
+
+
+_READERS: Readers = {GroupedQuery: _GroupedQuery}

@@ -1,0 +1,166 @@
+"""Keys and values of past tokens, and the attention over them.
+
+The decoder hands queries, keys and values of the new tokens to `attend`; a cache decides how keys are kept and which
+of them a query sees. A forward pass is `begin`, one `attend` a layer, `end`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from llmkit.decoder.sdpa import attend_causal, attend_masked, attend_plain
+from llmkit.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Cache", "KVCache", "Places"]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the new tokens of one forward pass stand.
+
+    Attributes:
+        positions: [B, S] int64, the position of each token in its own sequence.
+        totals: [B, S] int64, the length of that sequence (real tokens) after this pass.
+    """
+
+    positions: torch.Tensor
+    totals: torch.Tensor
+
+
+class Cache(Protocol):
+    """What the decoder needs of a cache."""
+
+    def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
+        """Start a pass over `input_ids` [B, S]; `mask` [B, past + S] has 1 for real tokens."""
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+        """Attention of the new queries [B, heads, S, head_dim] over past and new keys [B, kv_heads, S, head_dim]."""
+
+    def end(self) -> None:
+        """The pass is over: the new tokens are past ones now."""
+
+
+class KVCache:
+    """Keys and values of a batch of sequences of one length, left-padded where a mask says so.
+
+    Args:
+        capacity: tokens to make room for at first; it grows by itself.
+        keep: False computes one pass without keeping anything (plain scoring).
+    """
+
+    def __init__(self, capacity: int = 0, *, keep: bool = True) -> None:
+        self.length = 0
+        self.mask: torch.Tensor | None = None
+        self._capacity = capacity
+        self._keep = keep
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._new = 0
+        self._bias: torch.Tensor | None = None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers that hold something."""
+        return len(self._keys)
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences (0 while empty)."""
+        return self._keys[0].shape[0] if self._keys else 0
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer, [B, kv_heads, length, head_dim] each (views)."""
+        return self._keys[layer][:, :, : self.length], self._values[layer][:, :, : self.length]
+
+    @classmethod
+    def of(cls, keys: list[torch.Tensor], values: list[torch.Tensor]) -> KVCache:
+        """A cache that holds one [B, kv_heads, T, head_dim] pair for each layer."""
+        cache = cls()
+        cache._keys, cache._values = keys, values
+        cache.length = cache._capacity = keys[0].shape[2]
+        return cache
+
+    def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
+        import torch
+
+        batch, new = input_ids.shape
+        if self.batch not in (0, batch):
+            raise InputError(f"the cache holds {self.batch} sequences, the input {batch}")
+        total = self.length + new
+        self._new = new
+        self.mask = self._whole_mask(mask, batch, new, input_ids.device)
+        if self.mask is None:
+            self._bias = None
+            positions = torch.arange(self.length, total, device=input_ids.device).expand(batch, new)
+            return Places(positions, torch.full_like(positions, total))
+        real = self.mask.cumsum(-1)
+        positions = (real - 1).clamp_min(0)[:, self.length :]
+        self._bias = _visible(self.mask, self.length, new)
+        return Places(positions, real[:, -1:].expand(batch, new))
+
+    def _whole_mask(self, mask: torch.Tensor | None, batch: int, new: int, device: torch.device) -> torch.Tensor | None:
+        import torch
+
+        total = self.length + new
+        if mask is None:
+            if self.mask is None:
+                return None
+            ones = torch.ones(batch, new, dtype=self.mask.dtype, device=device)
+            return torch.cat([self.mask, ones], dim=1)
+        if mask.shape != (batch, total):
+            raise InputError(f"the mask has shape {list(mask.shape)}, expected {[batch, total]} (past and new tokens)")
+        mask = mask.to(device=device, dtype=torch.int64)
+        return mask if self.mask is not None or not bool(mask.all()) else None
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+        if self._keep:
+            k, v = self._append(layer, k, v)
+        if self._bias is not None:
+            return attend_masked(q, k, v, self._bias, scale)
+        if self._new == 1:
+            return attend_plain(q, k, v, scale)
+        return attend_causal(q, k, v, scale)
+
+    def end(self) -> None:
+        if self._keep:
+            self.length += self._new
+        else:
+            self.mask = None
+
+    def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        start, stop = self.length, self.length + k.shape[2]
+        if layer == len(self._keys):
+            room = max(stop, self._capacity)
+            self._keys.append(k.new_empty((*k.shape[:2], room, k.shape[3])))
+            self._values.append(v.new_empty((*v.shape[:2], room, v.shape[3])))
+        elif self._keys[layer].shape[2] < stop:
+            room = max(stop, 2 * self._keys[layer].shape[2], self._capacity)
+            self._keys[layer] = _grown(self._keys[layer], start, room)
+            self._values[layer] = _grown(self._values[layer], start, room)
+        self._keys[layer][:, :, start:stop] = k
+        self._values[layer][:, :, start:stop] = v
+        return self._keys[layer][:, :, :stop], self._values[layer][:, :, :stop]
+
+
+def _grown(held: torch.Tensor, length: int, room: int) -> torch.Tensor:
+    larger = held.new_empty((*held.shape[:2], room, held.shape[3]))
+    larger[:, :, :length] = held[:, :, :length]
+    return larger
+
+
+def _visible(mask: torch.Tensor, past: int, new: int) -> torch.Tensor:
+    """[B, 1, S, T] bool: key j is seen by query i when it is real and not later.
+
+    A padding token sees itself, so that its row of the softmax is not empty (its output is never read).
+    """
+    import torch
+
+    total = past + new
+    causal = torch.ones(new, total, dtype=torch.bool, device=mask.device).tril(past)
+    diagonal = torch.zeros_like(causal)
+    diagonal[:, past:].fill_diagonal_(True)
+    return (causal & (mask != 0)[:, None, :] | diagonal)[:, None]

@@ -1,0 +1,43 @@
+"""Matrix products of the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmkit.decoder.readers import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Linear", "fused_linear", "linear"]
+
+
+class Linear:
+    """y = x @ weight^T + bias; weight is [out, in]."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        from torch.nn import functional
+
+        self.weight = weight
+        self.bias = bias
+        self._product = functional.linear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x, self.weight, self.bias)
+
+
+def linear(weights: Weights, name: str) -> Linear:
+    """The linear layer whose leaves are `<name>.weight` and, where the model has it, `<name>.bias`."""
+    bias = weights(f"{name}.bias") if weights.has(f"{name}.bias") else None
+    return Linear(weights(f"{name}.weight"), bias)
+
+
+def fused_linear(weights: Weights, names: Sequence[str]) -> Linear:
+    """Several linear layers of one input as one product, their outputs side by side."""
+    import torch
+
+    parts = [linear(weights, name) for name in names]
+    weight = torch.cat([p.weight for p in parts])
+    biases = [p.bias for p in parts if p.bias is not None]
+    return Linear(weight, torch.cat(biases) if len(biases) == len(parts) else None)

@@ -1,0 +1,79 @@
+"""From a checkpoint to a decoder: tensors are loaded and cast one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from llmkit.architecture.model import Model
+from llmkit.architecture.registry import require
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder.model import Decoder
+from llmkit.errors import InputError, RequirementError
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["load_decoder"]
+
+
+def load_decoder(ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> Decoder:
+    """The torch decoder of a checkpoint, float or quantized.
+
+    Args:
+        ckpt: the checkpoint; a quantized one is computed with its dequantized weights.
+        dtype: the compute dtype: float32, bfloat16 or float16.
+        device: a torch device, `cpu` or `cuda`.
+
+    Raises:
+        RequirementError: no plugin describes it, a kind has no torch reader, or the device is not there.
+        SpecError: the tensors do not fit the config.
+    """
+    import torch
+
+    wanted = DType.parse(dtype)
+    if wanted not in (DType.F32, DType.BF16, DType.F16):
+        raise InputError(f"cannot compute in {wanted.torch_name}", hint="use float32, bfloat16 or float16")
+    where = _device(device)
+    architecture = require(ckpt.config, ckpt.label)
+    if ckpt.config.get("quantization_config"):
+        from llmkit.quantization.reading import dequantized
+
+        ckpt = dequantized(ckpt)
+    model = architecture.bind(ckpt.config)
+    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+    with torch.inference_mode():
+        return Decoder(model, _Stored(model, ckpt.tensors, wanted, where), wanted.torch, where)
+
+
+class _Stored:
+    """Weights by slot, loaded when asked for."""
+
+    def __init__(
+        self, model: Model, tensors: Mapping[str, Lazy], dtype: DType, device: torch.device, stem: str = ""
+    ) -> None:
+        self._model, self._tensors, self._dtype, self._device, self._stem = model, tensors, dtype, device, stem
+
+    def __call__(self, leaf: str) -> torch.Tensor:
+        name = self._model.name_of(self._stem + leaf)
+        return self._tensors[name].cast(self._dtype).load().to(self._device)
+
+    def has(self, leaf: str) -> bool:
+        return self._stem + leaf in self._model.slots
+
+    def under(self, stem: str) -> _Stored:
+        return _Stored(self._model, self._tensors, self._dtype, self._device, f"{self._stem}{stem}.")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}", hint="use cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RequirementError(f"device {name!r} is not there: torch sees no CUDA device", hint="use --device cpu")
+    return device

@@ -1,0 +1,137 @@
+"""The decoder: blocks wired by their kinds, and the output head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llmkit.architecture.kinds import Block, Kind, PreNorm
+from llmkit.architecture.model import Model
+from llmkit.decoder.attention import build_attention
+from llmkit.decoder.head import OutputHead
+from llmkit.decoder.kv import Cache, KVCache
+from llmkit.decoder.mlp import build_mlp
+from llmkit.decoder.norms import build_norm
+from llmkit.decoder.positions import Positions, build_positions
+from llmkit.decoder.readers import Readers, Weights, reader_of
+from llmkit.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmkit.decoder.positions import Table
+
+    Layer = Callable[[torch.Tensor, Table, Cache], torch.Tensor]
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """A decoder with its weights; inference only.
+
+    Attributes:
+        model: the architecture bound to its config.
+        dtype: the compute dtype.
+        device: where the weights are.
+    """
+
+    def __init__(self, model: Model, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.device = device
+        self._embedding = weights("embed.weight")
+        self._positions = build_positions(model.block.position, model.dims.head_dim, dtype, device)
+        self._layers = [
+            _build_layer(model, weights.under(f"layers.{i}"), i, self._positions) for i in range(model.dims.layers)
+        ]
+        self._final_norm = build_norm(model.block.norm, weights.under("final_norm"))
+        self._head = OutputHead(self._embedding if model.is_tied else weights("head.weight"))
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence it was trained for, in tokens; None when the config does not say."""
+        return self.model.dims.context
+
+    @property
+    def exact_sharing_limit(self) -> int | None:
+        """Sequences longer than this must not share a prefix (dynamic NTK turns earlier keys too); None: no limit."""
+        return self._positions.exact_sharing_limit
+
+    def __call__(
+        self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits [B, S, vocab] in float32 of the tokens `input_ids` [B, S]; see `hidden`."""
+        return self.logits(self.hidden(input_ids, cache, mask))
+
+    def hidden(
+        self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The final-normed hidden states [B, S, hidden].
+
+        Args:
+            input_ids: [B, S] token ids.
+            cache: past tokens, which these continue; it takes these in.
+            mask: [B, past + S], 1 for real tokens and 0 for padding on the left.
+
+        Raises:
+            InputError: ids outside the vocabulary, or shapes that do not fit the cache.
+        """
+        import torch
+
+        with torch.inference_mode():
+            ids = torch.as_tensor(input_ids, device=self.device)
+            if ids.dim() != 2 or ids.is_floating_point():
+                raise InputError(f"token ids have shape {list(ids.shape)} ({ids.dtype}), expected whole numbers [B, S]")
+            if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.dims.vocab:
+                raise InputError(
+                    f"token ids must lie in 0..{self.model.dims.vocab - 1}"
+                    + (f", found {int(ids.min())}..{int(ids.max())}" if ids.numel() else ", found none"),
+                    hint="the tokenizer must be the one that belongs to this checkpoint",
+                )
+            used: Cache = cache if cache is not None else KVCache(keep=False)
+            places = used.begin(ids, mask)
+            table = self._positions.table(places.positions, places.totals)
+            x = torch.nn.functional.embedding(ids, self._embedding)
+            for layer in self._layers:
+                x = layer(x, table, used)
+            used.end()
+            return self._final_norm(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., vocab] of final-normed hidden states [..., hidden]: float32 whatever the compute dtype."""
+        import torch
+
+        with torch.inference_mode():
+            return self._head(hidden)
+
+
+def _build_layer(model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
+    made: Layer = reader_of(model.block, _BLOCKS)(model.block, model, weights, index, positions)
+    return made
+
+
+def _attention_block(block: Block, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
+    attention = build_attention(block.attention, weights.under("attn"), model.dims, index, positions)
+    mlp = build_mlp(block.mlp, weights.under("mlp"))
+    norms = [build_norm(block.norm, weights.under(name)) for name in block.residual.norms]
+    wired: Layer = reader_of(block.residual, _RESIDUALS)(block.residual, norms, attention, mlp)
+    return wired
+
+
+def _pre_norm(
+    kind: Kind,
+    norms: list[Callable[[torch.Tensor], torch.Tensor]],
+    attention: Layer,
+    mlp: Callable[[torch.Tensor], torch.Tensor],
+) -> Layer:
+    attn_norm, mlp_norm = norms
+
+    def layer(x: torch.Tensor, table: Table, cache: Cache) -> torch.Tensor:
+        x = x + attention(attn_norm(x), table, cache)
+        return x + mlp(mlp_norm(x))
+
+    return layer
+
+
+_BLOCKS: Readers = {Block: _attention_block}
+_RESIDUALS: Readers = {PreNorm: _pre_norm}

@@ -1,0 +1,46 @@
+"""The torch reader of the norm kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llmkit.architecture.keys import as_float
+from llmkit.architecture.kinds import Kind, RMSNorm
+from llmkit.decoder.readers import Readers, Weights, reader_of
+
+if TYPE_CHECKING:
+    import torch
+
+    Norm = Callable[[torch.Tensor], torch.Tensor]
+
+__all__ = ["build_norm"]
+
+
+def build_norm(kind: Kind, weights: Weights) -> Norm:
+    """The function of a norm kind, with its weights.
+
+    Raises:
+        RequirementError: no torch reader for the kind.
+    """
+    made: Norm = reader_of(kind, _READERS)(kind, weights)
+    return made
+
+
+def _rms(kind: RMSNorm, weights: Weights) -> Norm:
+    import torch
+    from torch.nn.functional import rms_norm
+
+    weight = weights("weight")
+    eps = as_float(kind.eps)
+    if weight.dtype is torch.float32:
+        return lambda x: rms_norm(x, weight.shape, weight, eps)
+
+    def narrow(x: torch.Tensor) -> torch.Tensor:
+        # Statistics in float32, rounded before the weight is applied: the published models were trained this way.
+        return rms_norm(x.float(), weight.shape, None, eps).to(x.dtype) * weight
+
+    return narrow
+
+
+_READERS: Readers = {RMSNorm: _rms}

@@ -1,0 +1,99 @@
+"""Many continuations of one prefix in a single forward pass, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from llmkit.decoder.kv import KVCache, Places
+from llmkit.decoder.sdpa import attend_causal
+from llmkit.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Packed"]
+
+
+class Packed:
+    """Segments that each continue the same prefix, side by side in one row of tokens [1, sum(lengths)].
+
+    Linear layers see all tokens at once; attention is done for each segment over prefix and segment. Positions go on
+    from the prefix. It serves one forward pass.
+
+    Args:
+        prefix: what all segments continue: one sequence without padding; None for nothing.
+        lengths: tokens of each segment.
+        keep: keep each segment's keys, so that `segment(i)` can be continued in its turn.
+    """
+
+    def __init__(self, prefix: KVCache | None, lengths: Sequence[int], *, keep: bool = False) -> None:
+        if prefix is not None and (prefix.batch > 1 or prefix.mask is not None):
+            raise InputError("a shared prefix is one sequence without padding")
+        if not lengths or min(lengths) < 1:
+            raise InputError("every packed segment needs at least one token")
+        self.prefix = prefix if prefix is not None and prefix.length else None
+        self.lengths = tuple(lengths)
+        self.starts = (0, *accumulate(lengths))[:-1]
+        self._keep = keep
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+
+    @property
+    def past(self) -> int:
+        """Tokens of the prefix."""
+        return self.prefix.length if self.prefix is not None else 0
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The index of each segment's last token in the row."""
+        return tuple(start + n - 1 for start, n in zip(self.starts, self.lengths, strict=True))
+
+    def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
+        import torch
+
+        expected = (1, sum(self.lengths))
+        if tuple(input_ids.shape) != expected or mask is not None:
+            raise InputError(f"packed input has shape {list(input_ids.shape)}, expected {list(expected)} and no mask")
+        device = input_ids.device
+        lengths = torch.tensor(self.lengths, device=device)
+        positions = torch.cat([torch.arange(n, device=device) for n in self.lengths]) + self.past
+        return Places(positions[None], (lengths + self.past).repeat_interleave(lengths)[None])
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+        import torch
+
+        if self._keep:
+            self._keys.append(k)
+            self._values.append(v)
+        past = self.prefix.layer(layer) if self.prefix is not None else None
+        out = torch.empty_like(q)
+        for start, n in zip(self.starts, self.lengths, strict=True):
+            cut = slice(start, start + n)
+            ks, vs = k[:, :, cut], v[:, :, cut]
+            if past is not None:
+                ks, vs = torch.cat([past[0], ks], 2), torch.cat([past[1], vs], 2)
+            out[:, :, cut] = attend_causal(q[:, :, cut], ks, vs, scale)
+        return out
+
+    def end(self) -> None:
+        """Nothing moves: a packed pass is not continued, its segments are."""
+
+    def segment(self, index: int) -> KVCache:
+        """Prefix and segment `index` as a cache of their own (`keep=True`).
+
+        Raises:
+            InputError: the keys were not kept.
+        """
+        import torch
+
+        if not self._keys:
+            raise InputError("this packed pass kept no keys; make it with keep=True")
+        cut = slice(self.starts[index], self.starts[index] + self.lengths[index])
+        pairs = []
+        for layer, pair in enumerate(zip(self._keys, self._values, strict=True)):
+            own = [t[:, :, cut] for t in pair]
+            past = self.prefix.layer(layer) if self.prefix is not None else None
+            pairs.append([torch.cat([p, o], 2) for p, o in zip(past, own, strict=True)] if past else own)
+        return KVCache.of([p[0] for p in pairs], [p[1] for p in pairs])
