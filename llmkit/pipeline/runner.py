@@ -235,7 +235,7 @@ def _bytes_of(data: torch.Tensor) -> memoryview:
     import torch
 
     flat = data.contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _pwrite(fd: int, view: memoryview, offset: int) -> None:

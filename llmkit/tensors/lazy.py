@@ -107,7 +107,7 @@ class Node(ABC):
         """A digest of the expression (not of the data): op, parameters, specs and inputs."""
         cached = getattr(self, "_fingerprint", None)
         if cached is None:
-            body = [self.op, dict(self.attrs), [str(s) for s in self.specs], self._identity()]
+            body: list[Any] = [self.op, dict(self.attrs), [str(s) for s in self.specs], self._identity()]
             body += [[i.node.fingerprint(), i.index] for i in self.inputs]
             cached = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
             self._fingerprint: str = cached

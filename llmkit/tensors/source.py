@@ -49,7 +49,7 @@ class SourceFile:
 
         flat = torch.empty(numel, dtype=dtype)
         if numel:
-            self._fill(memoryview(flat.view(torch.uint8).numpy()), offset)
+            self._fill(flat.view(torch.uint8).numpy().data, offset)
         return flat
 
     def _fill(self, view: memoryview, offset: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llmkit.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    import torch
+    from torch import dtype as TorchDtype
 
 __all__ = ["DType", "TensorSpec", "format_bytes", "parse_bytes"]
 
@@ -58,15 +58,15 @@ class DType(Enum):
         return self.name.startswith(("F", "BF"))
 
     @property
-    def torch(self) -> torch.dtype:
+    def torch(self) -> TorchDtype:
         """The torch dtype (imports torch)."""
         import torch
 
-        found: torch.dtype = getattr(torch, self.torch_name)
+        found: TorchDtype = getattr(torch, self.torch_name)
         return found
 
     @classmethod
-    def of(cls, dtype: torch.dtype) -> DType:
+    def of(cls, dtype: TorchDtype) -> DType:
         """The DType of a torch dtype."""
         name = str(dtype).removeprefix("torch.")
         for member in cls:

@@ -1,0 +1,129 @@
+"""The house rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import statistics
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "llmkit"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# Floors from the ground up; a module may import its own floor and those below.
+FLOORS = [
+    ["errors", "version"],
+    ["tensors"],
+    ["formats"],
+    ["architecture"],
+    ["checkpoint"],
+    ["quantization"],
+    ["transforms"],
+    ["pipeline", "api"],
+    ["inspection"],
+    ["decoder"],
+    ["evaluation"],
+    ["report"],
+    ["cli"],
+]
+FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
+# Imports that point up on purpose: each is inside a function and says why there.
+UPWARD = {("architecture", "decoder")}
+
+
+def floor_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("llmkit"):
+            yield node.module.split(".")[1] if "." in node.module else None, node.lineno
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("llmkit."):
+                    yield alias.name.split(".")[1], node.lineno
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.parent != PACKAGE or p.stem in FLOOR_OF], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_imports_point_down(path):
+    mine = floor_name(path)
+    assert mine in FLOOR_OF, f"{mine} has no floor: add it to FLOORS"
+    for name, line in imported(ast.parse(path.read_text())):
+        if name is None or (mine, name) in UPWARD:
+            continue
+        assert FLOOR_OF[name] <= FLOOR_OF[mine], f"{path}:{line}: {mine} imports {name}, which is above it"
+
+
+def test_no_module_is_over_400_lines_and_the_median_is_small():
+    code = MODULES + sorted((ROOT / "plugins").rglob("*.py"))
+    lengths = {p: len(p.read_text().splitlines()) for p in code}
+    assert not {str(p): n for p, n in lengths.items() if n > 400}
+    assert statistics.median(n for p, n in lengths.items() if p.name != "__init__.py") <= 180
+
+
+def test_every_package_is_packaged():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = set(config["tool"]["setuptools"]["packages"])
+    roots = {"llmkit": PACKAGE, "llmkit_plugins": ROOT / "plugins", "llmkit_evalsets": ROOT / "evalsets"}
+    found = set()
+    for name, folder in roots.items():
+        for init in folder.rglob("__init__.py"):
+            found.add(".".join([name, *init.parent.relative_to(folder).parts]))
+    assert listed == found
+
+
+def test_versions_agree():
+    import llmkit
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == llmkit.__version__
+
+
+def test_importing_llmkit_is_cheap():
+    code = (
+        "import sys, llmkit, llmkit.api, llmkit.cli.app;"
+        "print([m for m in ('torch', 'transformers', 'lm_eval', 'datasets', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_exported_names_exist():
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        exports = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+        if not exports or path.name == "__main__.py":
+            continue
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        module = importlib.import_module(name)
+        names = ast.literal_eval(exports[0].value)
+        assert names == sorted(names), name
+        assert all(hasattr(module, n) for n in names), name
+
+
+def test_nothing_prints_or_exits_below_the_command_line():
+    for path in MODULES:
+        if floor_name(path) == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("print", "exit", "quit"), f"{path}:{node.lineno}"
+
+
+def test_no_path_of_one_machine_is_tracked():
+    done = subprocess.run(
+        ["git", "grep", "-nE", r"(^|[^.a-z])/(work|farm|root)/", "--", ".", ":!.ci"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if "test_house.py" not in line]
+    assert lines == []
