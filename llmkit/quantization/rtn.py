@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from llmkit.errors import InputError
 from llmkit.quantization.packing import n_words, pack
 from llmkit.quantization.schemes import Scheme
-from llmkit.tensors.spec import DType
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +34,7 @@ Observe = Callable[[float, float, int], None]
 _BLOCK_NBYTES = 2**20
 
 
-def grid(
-    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def grid(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The scale of each group of float32 weights [out, groups, size], and its zero point.
 
     Returns:
@@ -66,9 +63,7 @@ def grid(
     return stored, zero
 
 
-def round_to_grid(
-    weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme
-) -> torch.Tensor:
+def round_to_grid(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
     """The grid points (int8) nearest to float32 weights [out, groups, size]."""
     import torch
 
@@ -114,7 +109,7 @@ def quantize_packed(
     step = max(_BLOCK_NBYTES // (4 * max(n_in, 1)), 1)
     for start in range(0, n_out, step):
         rows = slice(start, min(start + step, n_out))
-        block = weight[rows].float().unflatten(1, (n_groups, -1))
+        block = weight[rows].float().reshape(rows.stop - start, n_groups, -1)
         scale, zero = grid(block, scheme, scale_dtype)
         q = round_to_grid(block, scale, zero, scheme)
         packed[rows] = pack(q.flatten(1), scheme.bits)
@@ -124,12 +119,7 @@ def quantize_packed(
         if observe is not None:
             error = dequantize(q, scale, zero).float().sub_(block).flatten()
             flat = block.flatten()
-            observe(float(torch.dot(error, error)), float(torch.dot(flat, flat)), rows.stop - rows.start)
+            observe(float(torch.dot(error, error)), float(torch.dot(flat, flat)), rows.stop - start)
     if zeros is None:
         return packed, scales
     return packed, scales, pack(zeros, scheme.bits, dim=0)
-
-
-def storable(dtype: DType) -> bool:
-    """Whether weights of this dtype can be quantized, and scales stored in it."""
-    return dtype in (DType.F32, DType.F16, DType.BF16)

@@ -35,7 +35,9 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
-            raise SpecError(f"weights of {self.bits} bits are not supported; expected 4 or 8", hint="--bits 4 or --bits 8")
+            raise SpecError(
+                f"weights of {self.bits} bits are not supported; expected 4 or 8", hint="--bits 4 or --bits 8"
+            )
         if self.group_size is not None and self.group_size < 1:
             raise SpecError(f"group size {self.group_size} is not a positive number of columns")
 
@@ -79,7 +81,9 @@ class Scheme:
         """The scheme as plain data, for `explain`, the digest and the history."""
         return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.is_symmetric}
 
-    def quantization_config(self, *, targets: Sequence[str] = ("Linear",), ignore: Sequence[str] = ()) -> dict[str, Any]:
+    def quantization_config(
+        self, *, targets: Sequence[str] = ("Linear",), ignore: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """`quantization_config` of config.json, as compressed-tensors writes it for weights only.
 
         Eight bits are packed too (`pack-quantized`, four values a word): it is what compressed-tensors infers for
@@ -128,6 +132,10 @@ class Scheme:
                 f"compressed-tensors weights of type {kind!r}, strategy {strategy!r}"
                 f"{', dynamic' if weights.get('dynamic') else ''} are not read; expected int, group or channel, static"
             )
-        if strategy == "group" and not group_size:
-            raise SpecError("compressed-tensors weights of strategy 'group' without a group_size")
-        return cls(int(weights["num_bits"]), int(group_size) if strategy == "group" else None, bool(weights.get("symmetric", True)))
+        if strategy == "group" and not isinstance(group_size, int):
+            raise SpecError(f"compressed-tensors weights of strategy 'group' with group_size {group_size!r}")
+        return cls(
+            int(weights["num_bits"]),
+            group_size if strategy == "group" else None,
+            bool(weights.get("symmetric", True)),
+        )

@@ -1,0 +1,296 @@
+"""Quantized checkpoints as float ones: lazy, sliceable by rows, with the names and the config of the float model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture import registry
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import LlmkitError, RequirementError, SpecError
+from llmkit.quantization import rtn
+from llmkit.quantization.packing import n_words, unpack
+from llmkit.quantization.schemes import METHOD, PACKED_FORMAT, Scheme
+from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["dequantized", "describe", "is_quantized", "model_dtype"]
+
+_CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
+_INT_FORMATS = ("int-quantized", "naive-quantized")
+_PARAMETERS = (
+    "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
+    "input_zero_point", "output_scale", "output_zero_point",
+)  # fmt: skip
+_BLOCK_NBYTES = 2**20
+
+
+def model_dtype(config: Mapping[str, Any]) -> DType | None:
+    """The dtype that config.json gives the model (`dtype`, before transformers 5 `torch_dtype`), if it is a float."""
+    for key in ("dtype", "torch_dtype"):
+        text = config.get(key)
+        if isinstance(text, str) and text != "auto":
+            dtype = DType.parse(text)
+            return dtype if dtype.is_float else None
+    return None
+
+
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether config.json says that the weights are quantized, by whatever method."""
+    return _entry(config) is not None
+
+
+def describe(config: Mapping[str, Any]) -> str | None:
+    """The quantization in a few words (`int4 group 64 symmetric, compressed-tensors`); None for a float model."""
+    entry = _entry(config)
+    if entry is None:
+        return None
+    method = str(entry.get("quant_method", "unknown method"))
+    if method != METHOD:
+        bits = entry.get("bits") or (8 if entry.get("load_in_8bit") else 4 if entry.get("load_in_4bit") else None)
+        return f"int{bits}, {method}" if bits else method
+    words = []
+    for group in _groups(entry):
+        try:
+            words.append(str(Scheme.from_weights(group.get("weights") or {})))
+        except LlmkitError:
+            weights = group.get("weights") or {}
+            words.append(
+                f"{weights.get('type', 'int')}{weights.get('num_bits', '?')} {weights.get('strategy', '')}".strip()
+            )
+    return ", ".join([*dict.fromkeys(words), method])
+
+
+def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
+    """The float view of a compressed-tensors checkpoint; a float checkpoint is returned as it is.
+
+    Each weight is what compressed-tensors' own decompression gives at that dtype, bit for bit. No data is read until a
+    tensor is loaded.
+
+    Args:
+        dtype: of the restored weights; default: the model's (config.json), or that of the scales.
+
+    Raises:
+        RequirementError: another method than compressed-tensors, or a form of it that is not read.
+        SpecError: tensors of a quantized layer are missing or do not fit together.
+    """
+    entry = _entry(ckpt.config)
+    if entry is None:
+        return ckpt
+    _refuse_unknown(ckpt.label, entry)
+    groups = _groups(entry)
+    wanted = dtype or model_dtype(ckpt.config)
+    config = {k: v for k, v in ckpt.config.items() if k not in _CONFIG_KEYS}
+    shapes = _logical_shapes(config)
+    modules = [k.removesuffix(".weight_scale") for k in ckpt.tensors if k.endswith(".weight_scale")]
+    consumed = {f"{m}.{p}" for m in modules for p in _PARAMETERS}
+    tensors = {name: lazy for name, lazy in ckpt.tensors.items() if name not in consumed}
+    for module in modules:
+        group = _group_of(module, groups)
+        layout = str(group.get("format") or entry.get("format"))
+        try:
+            scheme = Scheme.from_weights(group.get("weights") or {})
+        except SpecError as error:
+            raise RequirementError(f"{ckpt.label}: {module}: {error.message}", hint=_REMEDY) from error
+        parts = {p: ckpt.tensors[f"{module}.{p}"] for p in _PARAMETERS if f"{module}.{p}" in ckpt.tensors}
+        if f"{module}.weight" in ckpt.tensors:
+            parts["weight"] = ckpt.tensors[f"{module}.weight"]
+        out_dtype = wanted or parts["weight_scale"].dtype
+        make = _from_packed if layout == PACKED_FORMAT else _from_int8
+        tensors[f"{module}.weight"] = make(module, parts, scheme, out_dtype, shapes.get(f"{module}.weight"))
+    left = [k for k in tensors if k.endswith((".weight_packed", ".weight_shape"))]
+    if left:
+        raise SpecError(f"{ckpt.label}: {left[0]} has no weight_scale beside it")
+    return ckpt.derive(
+        tensors=tensors, config=config, step={"transform": "dequantize"}, warnings=_activation_warnings(entry, groups)
+    )
+
+
+_REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
+
+
+def _entry(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    for key in _CONFIG_KEYS:
+        entry = config.get(key)
+        if isinstance(entry, Mapping) and entry:
+            return entry
+    return None
+
+
+def _groups(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    groups = entry.get("config_groups")
+    return [g for g in groups.values() if isinstance(g, Mapping)] if isinstance(groups, Mapping) else []
+
+
+def _refuse_unknown(label: str, entry: Mapping[str, Any]) -> None:
+    method = str(entry.get("quant_method", "unknown"))
+    if method != METHOD:
+        raise RequirementError(f"{label} is quantized by {method}, which is not read; expected {METHOD}", hint=_REMEDY)
+    formats = [str(g.get("format") or entry.get("format")) for g in _groups(entry)]
+    for layout in formats:
+        if layout not in (PACKED_FORMAT, *_INT_FORMATS):
+            raise RequirementError(
+                f"{label}: the {METHOD} format {layout!r} is not read; expected {PACKED_FORMAT} or {_INT_FORMATS[0]}",
+                hint=_REMEDY,
+            )
+    if entry.get("transform_config"):
+        raise RequirementError(
+            f"{label}: its weights were rotated (transform_config), which is not undone", hint=_REMEDY
+        )
+    if not formats:
+        raise SpecError(f"{label}: quantization_config has no config_groups")
+
+
+def _activation_warnings(entry: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [k for g in groups for k in ("input_activations", "output_activations") if g.get(k)]
+    found += ["kv_cache_scheme"] if entry.get("kv_cache_scheme") else []
+    if not found:
+        return []
+    names = ", ".join(dict.fromkeys(found))
+    return [
+        f"the model was meant to run with quantized {names}; here only its weights are: expect slightly other scores"
+    ]
+
+
+def _group_of(module: str, groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The config group of a module: exact names win over patterns, patterns over classes (`Linear`)."""
+    targets = [(str(target), group) for group in groups for target in group.get("targets", ())]
+    exact = [group for target, group in targets if target == module]
+    patterns = [group for target, group in targets if target.startswith("re:") and re.match(target[3:], module)]
+    classes = [group for target, group in targets if target.isidentifier()]
+    for group in (*exact, *patterns, *classes):
+        return group
+    raise SpecError(f"{module} is quantized, but no config group has it as a target")
+
+
+def _logical_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    architecture = registry.find(config)
+    if architecture is None:
+        return {}
+    return {name: slot.shape for name, slot in architecture.bind(config).tensors().items()}
+
+
+def _need(module: str, parts: Mapping[str, Lazy], name: str) -> Lazy:
+    if name not in parts:
+        raise SpecError(f"{module}: {name} is missing; found {', '.join(parts)}")
+    return parts[name]
+
+
+def _from_packed(
+    module: str, parts: Mapping[str, Lazy], scheme: Scheme, dtype: DType, shape: tuple[int, ...] | None
+) -> Lazy:
+    packed, scale = _need(module, parts, "weight_packed"), _need(module, parts, "weight_scale")
+    n_out = packed.spec.n_rows
+    n_in = _n_columns(module, parts, scheme, shape)
+    expected = TensorSpec(DType.I32, (n_out, n_words(n_in, scheme.bits)))
+    if packed.spec != expected:
+        raise SpecError(f"{module}.weight_packed is {packed.spec}; expected {expected} for {n_in} columns, {scheme}")
+    zeros = None
+    if not scheme.is_symmetric:
+        zeros = _need(module, parts, "weight_zero_point")
+        want = TensorSpec(DType.I32, (n_words(n_out, scheme.bits), scheme.n_groups(n_in)))
+        if zeros.spec != want:
+            raise SpecError(f"{module}.weight_zero_point is {zeros.spec}; expected {want}")
+
+    def unpack_rows(words: torch.Tensor) -> torch.Tensor:
+        return unpack(words, scheme.bits, n_in)
+
+    def unpack_zeros(words: torch.Tensor, n_rows: int) -> torch.Tensor:
+        return unpack(words, scheme.bits, n_rows, dim=0)
+
+    return _node(module, parts, scheme, dtype, packed, scale, zeros, (n_out, n_in), unpack_rows, unpack_zeros)
+
+
+def _from_int8(
+    module: str, parts: Mapping[str, Lazy], scheme: Scheme, dtype: DType, shape: tuple[int, ...] | None
+) -> Lazy:
+    weight, scale = _need(module, parts, "weight"), _need(module, parts, "weight_scale")
+    if weight.dtype is not DType.I8 or len(weight.shape) != 2:
+        raise SpecError(f"{module}.weight is {weight.spec}; expected a matrix of I8")
+    zeros = None if scheme.is_symmetric else _need(module, parts, "weight_zero_point")
+    n_out, n_in = weight.shape
+    if zeros is not None and zeros.spec != TensorSpec(DType.I8, (n_out, scheme.n_groups(n_in))):
+        raise SpecError(f"{module}.weight_zero_point is {zeros.spec}; expected I8[{n_out}, {scheme.n_groups(n_in)}]")
+    return _node(module, parts, scheme, dtype, weight, scale, zeros, (n_out, n_in), lambda q: q, lambda z, n: z)
+
+
+def _n_columns(module: str, parts: Mapping[str, Lazy], scheme: Scheme, shape: tuple[int, ...] | None) -> int:
+    """Columns of the float weight. Words may be padded, so a row of words alone does not tell."""
+    n = parts["weight_packed"].shape[-1]
+    if scheme.group_size is not None:
+        return parts["weight_scale"].shape[-1] * scheme.group_size
+    if shape is not None and len(shape) == 2 and n_words(shape[1], scheme.bits) == n:
+        return shape[1]
+    stored = parts.get("weight_shape")
+    if stored is not None and isinstance(stored.node, Read):  # two numbers, no data to speak of
+        return int(stored.load()[-1])
+    return n * scheme.per_word
+
+
+def _node(
+    module: str,
+    parts: Mapping[str, Lazy],
+    scheme: Scheme,
+    dtype: DType,
+    values: Lazy,
+    scale: Lazy,
+    zeros: Lazy | None,
+    shape: tuple[int, int],
+    unpack_rows: Callable[[torch.Tensor], torch.Tensor],
+    unpack_zeros: Callable[[torch.Tensor, int], torch.Tensor],
+) -> Lazy:
+    n_out, n_in = shape
+    n_groups = scheme.n_groups(n_in)
+    if scale.shape not in ((n_out, n_groups), (n_out,)) or not scale.dtype.is_float:
+        raise SpecError(f"{module}.weight_scale is {scale.spec}; expected floats [{n_out}, {n_groups}]")
+    inputs, input_rows = [values, scale], [1, 1]
+    if zeros is not None:
+        inputs.append(zeros)
+        input_rows.append(scheme.per_word if zeros.dtype is DType.I32 else 1)
+    order = parts.get("weight_g_idx")
+    if order is not None:
+        inputs.append(order)
+        input_rows.append(0)
+
+    def fn(*args: torch.Tensor) -> torch.Tensor:
+        rest = list(args[2:])
+        zero = unpack_zeros(rest.pop(0), args[0].shape[0]) if zeros is not None else None
+        index = rest.pop(0).long() if order is not None else None
+        scales = args[1].reshape(-1, n_groups).to(dtype.torch)
+        return _dequantize_rows(args[0], scales, zero, index, unpack_rows, n_in)
+
+    spec = TensorSpec(dtype, shape)
+    step = input_rows[2] if zeros is not None else 1
+    return Apply(
+        "dequantize", inputs, spec, fn, scheme.attrs(), row_step=step, input_rows=input_rows, scratch=1.0
+    ).output()
+
+
+def _dequantize_rows(
+    stored: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    index: torch.Tensor | None,
+    unpack_rows: Callable[[torch.Tensor], torch.Tensor],
+    n_in: int,
+) -> torch.Tensor:
+    """Weights in the dtype of `scale`, a block of rows at a time. `index` is the group of each column (act-order)."""
+    import torch
+
+    n_out, n_groups = scale.shape
+    weight = torch.empty((n_out, n_in), dtype=scale.dtype)
+    step = max(_BLOCK_NBYTES // (4 * max(n_in, 1)), 1)
+    for start in range(0, n_out, step):
+        rows = slice(start, min(start + step, n_out))
+        q = unpack_rows(stored[rows])
+        s, z = scale[rows], None if zero is None else zero[rows]
+        if index is None:
+            weight[rows] = rtn.dequantize(q.view(len(q), n_groups, -1), s, z).flatten(1)
+        else:
+            s, z = s[:, index], None if z is None else z[:, index]
+            weight[rows] = rtn.dequantize(q.unsqueeze(-1), s, z).squeeze(-1)
+    return weight
