@@ -1,0 +1,128 @@
+"""The program: its commands, and the one place where an error becomes an exit code.
+
+0    done
+1    ran, and the answer is no (`diff`, `verify`, `eval --fail-under`, `plugins check`)
+2    could not run: usage, input, plan, disk
+3    a bug in llmkit or a plugin; a crash file says where
+130  interrupted, with the command that resumes
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from llmkit.cli.command import Interrupted
+from llmkit.cli.output import Mode, Output
+from llmkit.errors import LlmkitError
+from llmkit.version import __version__
+
+__all__ = ["app", "main"]
+
+EXIT_USAGE = 2
+EXIT_BUG = 3
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="llmkit",
+    help="A workbench for open LLM checkpoints: deltas, quantization, evaluation, and a look inside.",
+    epilog="A model is a folder, a weight file or a hub id. `llmkit COMMAND --help` shows options and examples.",
+    no_args_is_help=True,
+    # Plain help: rich would triple the time that `--help` takes.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"llmkit {__version__}\n")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    out = Output(Mode.JSON if "--json" in args else Mode.HUMAN)
+    try:
+        code = app(args=args, prog_name="llmkit", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except LlmkitError as error:
+        _show_stack_if_debugging()
+        out.error(error.kind, error.message, error.hint)
+        return error.exit_code
+    except Interrupted as stop:
+        return _interrupted(out, args, stop.is_resumable)
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted(out, args, False)
+    except BrokenPipeError:
+        _drop_stdout()
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever else escapes is a bug and must be reported as one
+        if hasattr(error, "format_message"):
+            return _usage(out, error)
+        return _bug(out, args, error)
+
+
+def _interrupted(out: Output, args: Sequence[str], is_resumable: bool) -> int:
+    command = shlex.join(["llmkit", *args])
+    hint = f"it goes on where it stopped: {command}" if is_resumable else None
+    if out.mode == Mode.HUMAN:
+        sys.stderr.write("\n")
+    out.error("interrupted", "interrupted", hint)
+    return EXIT_INTERRUPTED
+
+
+def _usage(out: Output, error: Any) -> int:
+    """Typer's own errors, told by what they can do: their classes are not public."""
+    message = str(error.format_message()).strip()
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "llmkit"
+    if not message:  # "no arguments": the help text was printed
+        return int(getattr(error, "exit_code", EXIT_USAGE))
+    message = message[0].lower() + message[1:]
+    out.error("usage", message.rstrip("."), f"{path} --help")
+    return int(getattr(error, "exit_code", EXIT_USAGE))
+
+
+def _bug(out: Output, args: Sequence[str], error: Exception) -> int:
+    from llmkit.cli.crash import write_crash_file
+
+    _show_stack_if_debugging()
+    path = write_crash_file(args, error)
+    out.error(
+        "bug",
+        f"sorry, this is a bug in llmkit or a plugin: {type(error).__name__}: {error}",
+        f"please report it with the file {path}" if path else "LLMKIT_DEBUG=1 shows where",
+    )
+    return EXIT_BUG
+
+
+def _show_stack_if_debugging() -> None:
+    if os.environ.get("LLMKIT_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+
+
+def _drop_stdout() -> None:
+    """The reader is gone; what is still buffered must not raise again when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

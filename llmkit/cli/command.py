@@ -1,0 +1,113 @@
+"""How a plain function becomes a command: shared options, the output object, examples, interrupts.
+
+A command is written as `def name(out: Output, model: ModelArgument, writing: Writing, …)`. A parameter whose type is a
+dataclass of options is replaced by its fields, so that shared options are declared once (`llmkit.cli.options`) and
+reach the command as one object. `out` is made from `--json`, `-q` and `-v`, which every command has.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+import typer
+
+from llmkit.cli.options import Common
+from llmkit.cli.output import Mode, Output
+
+__all__ = ["Interrupted", "command"]
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+class Interrupted(Exception):
+    """Ctrl-C. Has its own class because Typer would turn a KeyboardInterrupt into a bare exit code.
+
+    Attributes:
+        is_resumable: the same command line goes on where this one stopped.
+    """
+
+    def __init__(self, *, is_resumable: bool) -> None:
+        super().__init__()
+        self.is_resumable = is_resumable
+
+
+def command(app: typer.Typer, name: str, *, examples: Sequence[str]) -> Callable[[F], F]:
+    """Register a function as the command `name` of `app`.
+
+    Args:
+        examples: command lines for the help text.
+    """
+
+    def register(function: F) -> F:
+        shown = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples)
+        app.command(name, help=inspect.getdoc(function), epilog=shown)(_flatten(function))
+        return function
+
+    return register
+
+
+def _flatten(function: Callable[..., None]) -> Callable[..., None]:
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, type] = {"": Common}
+    parameters: list[inspect.Parameter] = []
+    for p in inspect.signature(function).parameters.values():
+        hint = hints[p.name]
+        if hint is Output:
+            continue
+        if isinstance(hint, type) and is_dataclass(hint):
+            groups[p.name] = hint
+        else:
+            parameters.append(p.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+    for group in (*list(groups.values())[1:], Common):
+        parameters += _options(group)
+
+    def run(**values: Any) -> None:
+        made = {name: _take(group, values) for name, group in groups.items()}
+        common = made.pop("")
+        mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
+        _log_to_stderr(common.verbose)
+        try:
+            function(Output(mode, common.verbose), **values, **made)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise Interrupted(is_resumable=False) from None
+
+    run.__name__ = function.__name__
+    run.__doc__ = function.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _options(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if f.default is MISSING else f.default,
+            annotation=hints[f.name],
+        )
+        for f in fields(group)
+    ]
+
+
+def _take(group: type, values: dict[str, Any]) -> Any:
+    found: Mapping[str, Any] = {f.name: values.pop(f.name) for f in fields(group)}
+    return group(**found)
+
+
+def _log_to_stderr(verbosity: int) -> None:
+    if not verbosity:
+        return
+    logger = logging.getLogger("llmkit")
+    logger.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)

@@ -1,0 +1,69 @@
+"""Every option that more than one command takes, declared once: one name, one meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Device",
+    "DeviceOption",
+    "DtypeOption",
+    "JsonPath",
+    "ModelArgument",
+    "OutDtypeOption",
+    "SeedOption",
+    "Writing",
+]
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a weight file or a hub id.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Compute in float32, bfloat16 or float16.")]
+OutDtypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="DTYPE", help="Store floats as float32, bfloat16 or float16 (default: as now)."),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, or auto.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
+OutputOption = Annotated[
+    Path, typer.Option("-o", "--output", metavar="OUT", help="The folder to write. It appears only when it is whole.")
+]
+Device = str
+JsonPath = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="RUN.json", help="Write the whole record to this file.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """The options of every command that writes a model."""
+
+    output: OutputOption
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no tensor, write nothing.")] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, once the new one is whole.")] = False
+    no_resume: Annotated[
+        bool, typer.Option("--no-resume", help="Start anew rather than go on after an interruption.")
+    ] = False
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Begin a new file beyond this size: 5GB, 700MiB.")
+    ] = "5GB"
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Steps at a time (default: one a core, at most 8)."),
+    ] = None
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where llmkit would refuse a doubtful input; said in the manifest.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """The options of every command."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")] = False
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the bare answer, and errors.")] = False
+    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; -vv for debugging.")] = 0

@@ -1,0 +1,169 @@
+"""What commands say: answers on stdout, everything else on stderr, in one of three modes.
+
+In human mode an answer is rendered as text. With `--json` stdout holds exactly one document. With `-q` it holds the
+bare answer (a path, a number) or nothing, and stderr only errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.pipeline.progress import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Mode", "Output", "duration"]
+
+# Width of what is written to a pipe or a file, where there is no window to fit.
+_PIPE_WIDTH = 160
+
+
+class Mode:
+    """How a command answers."""
+
+    HUMAN = "human"
+    JSON = "json"
+    QUIET = "quiet"
+
+
+@dataclass(frozen=True)
+class Output:
+    """The one way a command speaks.
+
+    Attributes:
+        mode: one of `Mode`.
+        verbosity: 0, or the number of `-v`.
+    """
+
+    mode: str = Mode.HUMAN
+    verbosity: int = 0
+
+    @property
+    def is_human(self) -> bool:
+        """True when text is wanted."""
+        return self.mode == Mode.HUMAN
+
+    def answer(self, document: Mapping[str, Any], render: Callable[[], None], brief: str | None = None) -> None:
+        """The answer of the command, once.
+
+        Args:
+            document: what `--json` prints.
+            render: writes it for people, through `line`, `table` and `record`.
+            brief: what `-q` prints.
+        """
+        if self.mode == Mode.JSON:
+            self._write(json.dumps(document, indent=1, ensure_ascii=False, default=_plain))
+        elif self.mode == Mode.QUIET:
+            if brief is not None:
+                self._write(brief)
+        else:
+            render()
+
+    def line(self, text: str = "") -> None:
+        """A line of a human answer."""
+        self._write(text)
+
+    def text(self, piece: str) -> None:
+        """A piece of streamed text, shown at once."""
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    def record(self, pairs: Mapping[str, object]) -> None:
+        """Names and values, one pair a line; None is left out."""
+        shown = {k: str(v) for k, v in pairs.items() if v is not None}
+        width = max(map(len, shown), default=0)
+        for key, value in shown.items():
+            first, *rest = value.split("\n")
+            self._write(f"{key:<{width}}  {first}".rstrip())
+            for more in rest:
+                self._write(" " * (width + 2) + more)
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = (), title: str = ""
+    ) -> None:
+        """Rows under a header; the columns named in `right` are numbers, which stand at the right."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        if title:
+            self._write(title)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        for column in columns:
+            is_right = column in right
+            table.add_column(column, justify="right" if is_right else "left", no_wrap=is_right, overflow="fold")
+        for row in rows:
+            table.add_row(*("" if cell is None else str(cell) for cell in row))
+        self._console().print(table)
+
+    def note(self, text: str) -> None:
+        """What was decided and is worth knowing."""
+        if self.is_human:
+            self._say(text)
+
+    def hint(self, text: str) -> None:
+        """A command to run next."""
+        if self.is_human:
+            self._say(f"hint: {text}")
+
+    def warning(self, text: str) -> None:
+        """Something that the user can act on. Also with `--json`: stderr is free there."""
+        if self.mode != Mode.QUIET:
+            self._say(f"warning: {text}")
+
+    def error(self, kind: str, message: str, hint: str | None = None) -> None:
+        """Why the command did not do it."""
+        if self.mode == Mode.JSON:
+            document = {"error": {"kind": kind, "message": message, "hint": hint}}
+            self._write(json.dumps(document, indent=1, ensure_ascii=False))
+            return
+        self._say(f"error: {message}")
+        if hint:
+            self._say(f"hint: {hint}")
+
+    def progress(self) -> Progress:
+        """Draws the progress of long work: a bar in a terminal, a line now and then elsewhere."""
+        if not self.is_human or os.environ.get("LLMKIT_NO_PROGRESS"):
+            return NO_PROGRESS
+        from llmkit.cli.progress import Bar, Lines
+
+        is_dumb = os.environ.get("TERM") == "dumb"
+        return Bar() if sys.stderr.isatty() and not is_dumb else Lines(self._say)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+
+    def _say(self, text: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS") or _PIPE_WIDTH)
+        return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,1 @@
+"""Looking at checkpoints: what one is, how two differ, whether one is still what was written."""

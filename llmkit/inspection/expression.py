@@ -1,0 +1,78 @@
+"""The expression that made a tensor, from the manifest, followed through the inputs that llmkit made too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmkit.checkpoint.manifest import load_manifest
+from llmkit.errors import InputError, nearest
+
+__all__ = ["explain", "tree_lines"]
+
+_MAX_DEPTH = 10
+
+
+def explain(folder: Path, tensor: str) -> dict[str, Any]:
+    """How one tensor of an output folder was made: `{"op": …, parameters, "spec": …, "inputs": […]}`.
+
+    A read from a folder that has a manifest of its own gets that folder's expression as its input.
+
+    Raises:
+        InputError: no manifest, or no such tensor (the nearest name is in the hint).
+    """
+    manifest = load_manifest(folder)
+    entry = manifest["tensors"].get(tensor)
+    if entry is None:
+        guess = nearest(tensor, manifest["tensors"])
+        raise InputError(
+            f"{folder} has no tensor {tensor!r}",
+            hint=f"did you mean {guess}?" if guess else f"llmkit inspect {folder} --tensors",
+        )
+    return {
+        "tensor": tensor,
+        "file": entry["file"],
+        "dtype": entry["dtype"],
+        "shape": entry["shape"],
+        "blake3": entry["blake3"],
+        "recipe": manifest["recipe"],
+        "from": _followed(entry["from"], {}, _MAX_DEPTH),
+    }
+
+
+def _followed(node: Mapping[str, Any], manifests: dict[Path, Mapping[str, Any] | None], depth: int) -> dict[str, Any]:
+    found = dict(node)
+    if found.get("op") == "read" and depth and "file" in found:
+        made = _made(Path(found["file"]).parent, manifests).get(str(found.get("tensor")))
+        if made is not None:
+            found["inputs"] = [_followed(made["from"], manifests, depth - 1)]
+    elif "inputs" in found:
+        found["inputs"] = [_followed(i, manifests, depth) for i in found["inputs"]]
+    return found
+
+
+def _made(folder: Path, manifests: dict[Path, Mapping[str, Any] | None]) -> Mapping[str, Any]:
+    if folder not in manifests:
+        try:
+            manifests[folder] = load_manifest(folder)["tensors"]
+        except InputError:
+            manifests[folder] = None
+    return manifests[folder] or {}
+
+
+def tree_lines(node: Mapping[str, Any]) -> list[str]:
+    """An expression as a tree, one node a line."""
+    inner = {k: v for k, v in node.items() if k not in ("op", "inputs", "spec")}
+    if node["op"] == "read":
+        words = f"{inner.pop('tensor', '')} of {inner.pop('file', '')}"
+    else:
+        words = ", ".join(f"{k}={v}" for k, v in inner.items() if v is not None)
+    lines = [f"{node['op']} {words}".rstrip() + f"  → {node.get('spec', '')}"]
+    inputs = node.get("inputs", ())
+    for i, child in enumerate(inputs):
+        is_last = i == len(inputs) - 1
+        first, *rest = tree_lines(child)
+        lines.append(("└─ " if is_last else "├─ ") + first)
+        lines += [("   " if is_last else "│  ") + line for line in rest]
+    return lines

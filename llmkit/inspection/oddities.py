@@ -1,0 +1,104 @@
+"""What is odd about a checkpoint, as far as headers, config and tokenizer files tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llmkit.architecture.check import Report
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import LlmkitError, listing
+from llmkit.inspection.vocabulary import Vocabulary
+from llmkit.quantization.reading import is_quantized, model_dtype
+from llmkit.tensors.lazy import Read
+from llmkit.tensors.spec import DType
+
+__all__ = ["find_oddities"]
+
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
+
+
+def find_oddities(
+    ckpt: Checkpoint, report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None
+) -> list[str]:
+    """Everything a careful reader would remark on, most serious first.
+
+    Args:
+        report: of the comparison with the architecture; None when there is none.
+        n_rows: rows of the embedding, where known.
+    """
+    found = list(report.problems) if report else []
+    found += ckpt.warnings
+    found += _special_ids(ckpt, n_rows)
+    found += _tokenizer(ckpt, vocabulary, n_rows)
+    found += _dtypes(ckpt)
+    found += report.notes if report else ()
+    found += _strided(ckpt)
+    return list(dict.fromkeys(found))
+
+
+def _special_ids(ckpt: Checkpoint, n_rows: int | None) -> Iterator[str]:
+    if n_rows is None:
+        return
+    for file, config in (("config.json", ckpt.config), ("generation_config.json", _generation(ckpt))):
+        for key in _SPECIAL:
+            value = config.get(key)
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int) and not isinstance(one, bool) and not 0 <= one < n_rows:
+                    yield f"{key} {one} of {file} is no row of the embedding, which has {n_rows}"
+
+
+def _generation(ckpt: Checkpoint) -> Mapping[str, Any]:
+    content = ckpt.files.get("generation_config.json")
+    if content is None:
+        return {}
+    try:
+        data = json.loads(content.read())
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _tokenizer(ckpt: Checkpoint, vocabulary: Vocabulary | None, n_rows: int | None) -> Iterator[str]:
+    if vocabulary is None:
+        if ckpt.config and ckpt.origin is not None and ckpt.origin.is_dir():
+            yield "no tokenizer files: text commands (generate, eval, perplexity) need them"
+    elif n_rows is not None and vocabulary.n_tokens > n_rows:
+        yield (
+            f"the tokenizer has {vocabulary.n_tokens} tokens, the embedding {n_rows} rows: "
+            f"ids from {n_rows} on have none (is this the tokenizer of another model?)"
+        )
+    elif n_rows is not None and vocabulary.n_tokens < n_rows:
+        yield f"the embedding has {n_rows - vocabulary.n_tokens} rows more than the tokenizer has tokens"
+
+
+def _dtypes(ckpt: Checkpoint) -> Iterator[str]:
+    sizes: dict[DType, int] = {}
+    for lazy in ckpt.tensors.values():
+        if lazy.dtype.is_float and len(lazy.shape) > 1:
+            sizes[lazy.dtype] = sizes.get(lazy.dtype, 0) + lazy.spec.nbytes
+    try:
+        stated = model_dtype(ckpt.config)
+    except LlmkitError as error:
+        yield f"config.json: {error.message}"
+        return
+    if not sizes or is_quantized(ckpt.config):
+        return
+    main = max(sizes, key=lambda d: sizes[d])
+    if len(sizes) > 1:
+        shares = ", ".join(f"{d.name} {n / sum(sizes.values()):.0%}" for d, n in sizes.items())
+        yield f"matrices of several dtypes: {shares}"
+    if stated is DType.F16 and main is DType.BF16:
+        yield (
+            "stored as bfloat16 though config.json says float16: converted from float16, it has lost 3 bits of "
+            "mantissa, and published checksums and XOR deltas will not match"
+        )
+    elif stated is not None and stated is not main:
+        yield f"stored as {main.torch_name}, config.json says {stated.torch_name}"
+
+
+def _strided(ckpt: Checkpoint) -> Iterator[str]:
+    names = [n for n, t in ckpt.tensors.items() if isinstance(t.node, Read) and t.node.strides is not None]
+    if names:
+        yield f"{len(names)} tensors are stored as views, not row by row: {listing(names, 2)}"

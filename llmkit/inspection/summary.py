@@ -1,0 +1,169 @@
+"""What a checkpoint is, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkit.architecture import registry
+from llmkit.architecture.check import Report
+from llmkit.architecture.model import Model
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.manifest import recipe_of
+from llmkit.errors import LlmkitError
+from llmkit.inspection.oddities import find_oddities
+from llmkit.inspection.vocabulary import Vocabulary, read_vocabulary
+from llmkit.quantization.reading import dequantized, describe
+from llmkit.tensors.lazy import Read
+
+__all__ = ["Part", "Summary", "summarize"]
+
+_DIMS = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context")
+# Slot ids begin with these; what is in no slot (buffers, foreign tensors) is "other".
+_PARTS = ("embedding", "attention", "mlp", "norms", "head", "other")
+
+
+@dataclass
+class Part:
+    """A share of the model: embedding, attention, mlp, norms, head, other."""
+
+    name: str
+    n_tensors: int = 0
+    nbytes: int = 0
+    n_parameters: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `llmkit inspect` shows.
+
+    Attributes:
+        claimed: `architectures` or `model_type` of the config.
+        architecture: the plugin that describes it, None when none does.
+        dims: sizes by name, empty without an architecture.
+        n_parameters: elements of the float model, without buffers.
+        dtypes: dtype -> bytes stored.
+        files: weight file -> bytes.
+        recipe: what llmkit did to make it, when it did.
+        oddities: what is odd, most serious first.
+    """
+
+    label: str
+    origin: str | None
+    claimed: str | None
+    architecture: str | None
+    dims: Mapping[str, int]
+    n_tensors: int
+    n_parameters: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+    files: Mapping[str, int]
+    parts: tuple[Part, ...]
+    quantization: str | None
+    vocabulary: Vocabulary | None
+    recipe: tuple[Mapping[str, Any], ...]
+    oddities: tuple[str, ...]
+
+
+def summarize(ckpt: Checkpoint) -> Summary:
+    """Sum up a checkpoint. Reads no tensor data.
+
+    A config that disagrees with the tensors, or that a plugin cannot read, is an oddity here, not an error.
+    """
+    floats, trouble = _float_view(ckpt)
+    model, report, more = _bind(floats)
+    trouble += more
+    try:
+        vocabulary = read_vocabulary(ckpt)
+    except LlmkitError as error:
+        vocabulary = None
+        trouble.append(error.message)
+    parts = _parts(ckpt, floats, model, report)
+    oddities = [*trouble, *find_oddities(ckpt, report, vocabulary, _embedding_rows(floats, model))]
+    dtypes: dict[str, int] = {}
+    files: dict[str, int] = {}
+    for lazy in ckpt.tensors.values():
+        dtypes[lazy.dtype.name] = dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
+        if isinstance(lazy.node, Read):
+            files[lazy.node.source.path.name] = lazy.node.source.nbytes
+    return Summary(
+        label=ckpt.label,
+        origin=str(ckpt.origin) if ckpt.origin is not None else None,
+        claimed=_claimed(ckpt.config),
+        architecture=model.family if model else None,
+        dims={k: v for k in _DIMS if (v := getattr(model.dims, k)) is not None} if model else {},
+        n_tensors=len(ckpt.tensors),
+        n_parameters=sum(p.n_parameters for p in parts),
+        nbytes=ckpt.nbytes,
+        dtypes=dict(sorted(dtypes.items(), key=lambda kv: -kv[1])),
+        files=dict(sorted(files.items())),
+        parts=parts,
+        quantization=describe(ckpt.config),
+        vocabulary=vocabulary,
+        recipe=recipe_of(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else (),
+        oddities=tuple(dict.fromkeys(oddities)),
+    )
+
+
+def _claimed(config: Mapping[str, Any]) -> str | None:
+    stated = config.get("architectures")
+    if isinstance(stated, list) and stated:
+        return ", ".join(map(str, stated))
+    return str(config["model_type"]) if config.get("model_type") else None
+
+
+def _float_view(ckpt: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    try:
+        return dequantized(ckpt), []
+    except LlmkitError as error:
+        return ckpt, [error.message]
+
+
+def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str]]:
+    if not floats.config:
+        return None, None, []
+    try:
+        architecture = registry.find(floats.config)
+        if architecture is None:
+            claimed = _claimed(floats.config)
+            return None, None, [f"no plugin describes {claimed}: names and shapes are not checked"] if claimed else []
+        model = architecture.bind(floats.config)
+        return model, model.check({name: t.spec for name, t in floats.tensors.items()}), []
+    except LlmkitError as error:
+        return None, None, [error.message]
+
+
+def _embedding_rows(floats: Checkpoint, model: Model | None) -> int | None:
+    if model is None:
+        return None
+    lazy = floats.tensors.get(model.name_of("embed.weight"))
+    return lazy.spec.n_rows if lazy is not None else None
+
+
+def _parts(ckpt: Checkpoint, floats: Checkpoint, model: Model | None, report: Report | None) -> tuple[Part, ...]:
+    parts = {name: Part(name) for name in _PARTS}
+    slots = model.tensors() if model else {}
+    ignored = dict.fromkeys(report.ignored) if report else {}
+
+    def part_of(name: str) -> Part:
+        # A quantized layer stores `x.weight_packed`, `x.weight_scale`, … for the slot `x.weight`.
+        slot = slots.get(name) or slots.get(name.rpartition(".")[0] + ".weight")
+        if slot is None:
+            return parts["other"]
+        if slot.kind in ("embedding", "head"):
+            return parts[slot.kind]
+        if slot.kind == "norm" or "norm" in slot.id:
+            return parts["norms"]
+        return parts["attention" if ".attn." in slot.id else "mlp" if ".mlp." in slot.id else "other"]
+
+    for name, lazy in ckpt.tensors.items():
+        part = part_of(name)
+        part.n_tensors += 1
+        part.nbytes += lazy.spec.nbytes
+        part.dtypes[lazy.dtype.name] = part.dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
+    for name, lazy in floats.tensors.items():
+        if name not in ignored:
+            part_of(name).n_parameters += lazy.spec.numel
+    return tuple(p for p in parts.values() if p.n_tensors)

@@ -1,0 +1,151 @@
+"""The size of a tokenizer, from its files alone: no tokenizer library is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import InputError
+
+__all__ = ["Vocabulary", "count_pieces", "read_vocabulary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What the tokenizer files say.
+
+    Attributes:
+        file: the file that was counted.
+        kind: the model of the tokenizer (BPE, Unigram, SentencePiece, tiktoken, …).
+        n_tokens: largest id + 1, added tokens included.
+        n_added: added tokens beyond those of the model.
+        has_chat_template: a chat template is among the files.
+    """
+
+    file: str
+    kind: str
+    n_tokens: int
+    n_added: int
+    has_chat_template: bool
+
+    def __str__(self) -> str:
+        added = f" ({self.n_added} added)" if self.n_added else ""
+        template = ", chat template" if self.has_chat_template else ""
+        return f"{self.kind} ({self.file}), {self.n_tokens} tokens{added}{template}"
+
+
+def read_vocabulary(ckpt: Checkpoint) -> Vocabulary | None:
+    """The vocabulary of a checkpoint, or None when it has no tokenizer files that are known.
+
+    Raises:
+        InputError: a tokenizer file is malformed.
+    """
+    files = ckpt.files
+    config = _json(ckpt, "tokenizer_config.json")
+    has_template = "chat_template.jinja" in files or "chat_template.json" in files or bool(config.get("chat_template"))
+    added = _added_ids(ckpt, config)
+    for name, count in (
+        ("tokenizer.json", _fast),
+        ("tokenizer.model", _sentencepiece),
+        ("spiece.model", _sentencepiece),
+        ("ice_text.model", _sentencepiece),
+        ("vocab.json", _vocab_json),
+        ("qwen.tiktoken", _tiktoken),
+        ("vocab.tiktoken", _tiktoken),
+        ("vocab.txt", _lines),
+    ):
+        if name in files:
+            kind, n_model, more = count(ckpt, name)
+            ids = [i for i in {*added, *more} if i >= n_model]
+            return Vocabulary(name, kind, max([n_model, *(i + 1 for i in ids)]), len(ids), has_template)
+    return None
+
+
+Counted = tuple[str, int, list[int]]
+
+
+def _json(ckpt: Checkpoint, name: str) -> Mapping[str, Any]:
+    if name not in ckpt.files:
+        return {}
+    try:
+        data = json.loads(ckpt.files[name].read())
+    except ValueError as error:
+        raise InputError(f"{ckpt.label}: {name} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{ckpt.label}: {name}: expected an object, found {type(data).__name__}")
+    return data
+
+
+def _added_ids(ckpt: Checkpoint, config: Mapping[str, Any]) -> list[int]:
+    decoder = config.get("added_tokens_decoder")
+    ids = [int(i) for i in decoder if str(i).isdigit()] if isinstance(decoder, dict) else []
+    return ids + [i for i in _json(ckpt, "added_tokens.json").values() if isinstance(i, int)]
+
+
+def _fast(ckpt: Checkpoint, name: str) -> Counted:
+    data = _json(ckpt, name)
+    model = data.get("model")
+    model = model if isinstance(model, dict) else {}
+    vocab = model.get("vocab") or []
+    ids: Iterable[Any] = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+    added = data.get("added_tokens") or []
+    more = [t["id"] for t in added if isinstance(t, dict) and isinstance(t.get("id"), int)]
+    return str(model.get("type") or "fast tokenizer"), max((int(i) for i in ids), default=-1) + 1, more
+
+
+def _vocab_json(ckpt: Checkpoint, name: str) -> Counted:
+    return "BPE", max((i for i in _json(ckpt, name).values() if isinstance(i, int)), default=-1) + 1, []
+
+
+def _tiktoken(ckpt: Checkpoint, name: str) -> Counted:
+    return "tiktoken", len(ckpt.files[name].read().split(b"\n")) - 1, []
+
+
+def _lines(ckpt: Checkpoint, name: str) -> Counted:
+    return "word list", len(ckpt.files[name].read().splitlines()), []
+
+
+def _sentencepiece(ckpt: Checkpoint, name: str) -> Counted:
+    try:
+        return "SentencePiece", count_pieces(ckpt.files[name].read()), []
+    except IndexError as error:
+        raise InputError(f"{ckpt.label}: {name} is truncated or no SentencePiece model") from error
+
+
+def count_pieces(data: bytes) -> int:
+    """The number of pieces of a SentencePiece model: its ModelProto's repeated field 1.
+
+    Raises:
+        IndexError: the data ends within a field.
+    """
+    position = n = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        field, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, position = _varint(data, position)
+        elif wire == 2:
+            length, position = _varint(data, position)
+            position += length
+        elif wire in (1, 5):
+            position += 8 if wire == 1 else 4
+        else:
+            raise IndexError(f"wire type {wire}")
+        if position > len(data):
+            raise IndexError("field beyond the end")
+        n += field == 1 and wire == 2
+    return n
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
