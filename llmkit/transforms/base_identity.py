@@ -1,0 +1,77 @@
+"""Is this, tensor for tensor, the base that llmkit made the delta from? Told by the hashes in the delta's manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.manifest import load_manifest
+from llmkit.errors import InputError, listing
+from llmkit.tensors.lazy import Lazy, Read
+from llmkit.transforms.base_structure import Finding
+from llmkit.transforms.delta_marker import Marker
+
+__all__ = ["identity_findings", "recorded_hashes"]
+
+# Hash no more than this; small tensors first, as tuning changes every norm weight and any other base has others.
+SAMPLE_NBYTES = 50_000_000
+
+
+def recorded_hashes(delta: Checkpoint) -> dict[str, str]:
+    """Name -> BLAKE3 of the base's tensor, as noted when the delta was made; empty where no manifest is beside it."""
+    if delta.origin is None or not delta.origin.is_dir():
+        return {}
+    try:
+        manifest = load_manifest(delta.origin)
+    except InputError:
+        return {}
+    hashes = {str(entry["path"]): entry.get("tensors", {}) for entry in manifest.get("inputs", ())}
+    found: dict[str, str] = {}
+    for name, tensor in manifest.get("tensors", {}).items():
+        first = _base_read(tensor.get("from", {}))
+        digest = None if first is None else hashes.get(str(first["file"]), {}).get(first["tensor"])
+        if digest is not None:
+            found[name] = digest
+    return found
+
+
+def _base_read(expression: dict[str, Any]) -> dict[str, Any] | None:
+    """The base's part of `ulp_subtract(base, tuned)`, when it is a plain read."""
+    if expression.get("op") != "ulp_subtract":
+        return None
+    first: dict[str, Any] = expression["inputs"][0]
+    return first if first.get("op") == "read" else None
+
+
+def identity_findings(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
+    """Compare small tensors of `base`, and some large ones, with the recorded hashes."""
+    import blake3
+    import torch
+
+    recorded = recorded_hashes(delta)
+    label = Marker.of(delta).base_label
+    wanted = [(base.tensors[n], n) for n in recorded if n in base.tensors and isinstance(base.tensors[n].node, Read)]
+    chosen: list[tuple[Lazy, str]] = []
+    budget = SAMPLE_NBYTES
+    for lazy, name in sorted(wanted, key=lambda pair: pair[0].spec.nbytes):
+        if lazy.spec.nbytes > budget:
+            break
+        budget -= lazy.spec.nbytes
+        chosen.append((lazy, name))
+    if not chosen:
+        message = f"{delta.label} records no hashes of its base: only names and shapes were compared with {base.label}"
+        return [Finding("note", "unrecorded", message)]
+    differing = []
+    for lazy, name in chosen:
+        data = lazy.load().contiguous().reshape(-1).view(torch.uint8).numpy()
+        if blake3.blake3(data.tobytes()).hexdigest() != recorded[name]:
+            differing.append(name)
+    if not differing:
+        message = f"base check: {len(chosen)} tensors of {base.label} have the hashes of the base ({label})"
+        return [Finding("note", "identical", message, None, 0.0, 0.0)]
+    message = (
+        f"{base.label} is not the base that {delta.label} was made from ({label}): "
+        f"{len(differing)} of {len(chosen)} compared tensors have other contents: {listing(differing)}"
+    )
+    hint = "give the base the delta was made from, unchanged"
+    return [Finding("refuse", "contents", message, hint, len(differing) / len(chosen), 0.0)]

@@ -1,0 +1,95 @@
+"""`llmkit_delta.json`: what a delta made by llmkit says of itself, and how the base it was made from is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.errors import InputError
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType
+
+__all__ = ["MARKER_NAME", "Marker", "specs_digest"]
+
+MARKER_NAME = "llmkit_delta.json"
+MARKER_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The contents of `llmkit_delta.json`.
+
+    Attributes:
+        dtype: dtype of the tuned model's float tensors, but for those in `dtypes`.
+        dtypes: name -> dtype where it is another.
+        copied: names stored as full values.
+        base_label: what the base was called.
+        base_specs: digest of the base's names, dtypes and shapes (the content is in the delta's manifest).
+        base_n_tensors: how many tensors it had.
+    """
+
+    dtype: DType
+    base_label: str
+    base_specs: str
+    base_n_tensors: int
+    dtypes: Mapping[str, DType] = field(default_factory=dict)
+    copied: tuple[str, ...] = ()
+
+    def dtype_of(self, name: str) -> DType:
+        """The dtype that the result has under `name`."""
+        return self.dtypes.get(name, self.dtype)
+
+    def file(self) -> FileContent:
+        """The file that goes with the delta."""
+        body = {
+            "format": MARKER_FORMAT,
+            "arithmetic": "ulp",
+            "dtype": self.dtype.name,
+            "dtypes": {name: dtype.name for name, dtype in self.dtypes.items()},
+            "copied": list(self.copied),
+            "base": {"label": self.base_label, "specs": self.base_specs, "tensors": self.base_n_tensors},
+        }
+        return FileContent(data=(json.dumps(body, indent=2) + "\n").encode())
+
+    @classmethod
+    def of(cls, delta: Checkpoint) -> Marker:
+        """The marker of a delta.
+
+        Raises:
+            InputError: there is none, it is malformed, or a later version wrote it.
+        """
+        if MARKER_NAME not in delta.files:
+            raise InputError(
+                f"{delta.label} has no {MARKER_NAME}: it is no delta of profile llmkit",
+                hint="leave --profile out, or name the convention it was published in",
+            )
+        where = f"{delta.label}/{MARKER_NAME}"
+        try:
+            body: dict[str, Any] = json.loads(delta.files[MARKER_NAME].read())
+            if (body["format"], body["arithmetic"]) != (MARKER_FORMAT, "ulp"):
+                raise InputError(
+                    f"{where}: format {body['format']}, arithmetic {body['arithmetic']!r}; "
+                    f"expected {MARKER_FORMAT} and 'ulp'",
+                    hint="a later llmkit made this delta: upgrade",
+                )
+            base = body["base"]
+            return cls(
+                DType[body["dtype"]],
+                str(base["label"]),
+                str(base["specs"]),
+                int(base["tensors"]),
+                {str(k): DType[v] for k, v in body["dtypes"].items()},
+                tuple(map(str, body["copied"])),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{where} is malformed: {error!r}", hint="fetch the delta again") from error
+
+
+def specs_digest(tensors: Mapping[str, Lazy]) -> str:
+    """SHA-256 over the sorted names, dtypes and shapes."""
+    lines = "\n".join(f"{name} {tensors[name].spec}" for name in sorted(tensors))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""Walks the union of the names of a base and a delta (or a tuned model) and makes one tensor of each pair."""
+
+from __future__ import annotations
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import SpecError, listing
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType
+from llmkit.transforms.base_structure import bound_model
+from llmkit.transforms.delta_arithmetic import combined, extended, overlapped, ulp_added, ulp_subtracted
+from llmkit.transforms.delta_detect import main_dtype
+from llmkit.transforms.delta_marker import Marker, specs_digest
+from llmkit.transforms.delta_profiles import NewRows, Profile, Rule, is_buffer
+
+__all__ = ["Merge"]
+
+
+class Merge:
+    """One pairing of a base with a delta, or with the tuned model of which a delta is made.
+
+    Attributes:
+        notes: what was decided on the way.
+        warnings: what was forced.
+    """
+
+    def __init__(self, base: Checkpoint, other: Checkpoint, dtype: DType | None, force: bool) -> None:
+        self.base = base
+        self.other = other
+        self.dtype = dtype
+        self.force = force
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def floats(self, profile: Profile) -> dict[str, Lazy]:
+        """Base + delta by the profile's rules."""
+        return self._walk(profile, +1)
+
+    def differences(self, profile: Profile) -> dict[str, Lazy]:
+        """Tuned - base by the profile's rules."""
+        return self._walk(profile, -1)
+
+    def _walk(self, profile: Profile, sign: int) -> dict[str, Lazy]:
+        pairs = self._pairs(profile.base_prefix)
+        tensors: dict[str, Lazy] = {}
+        base_only, other_only = [], []
+        for name, (mine, theirs) in pairs.items():
+            rule = profile.rule_for(name)
+            if rule is Rule.SKIP:
+                continue
+            if theirs is None:
+                if rule is not Rule.COPY:
+                    base_only.append(name)
+                continue
+            if mine is None and rule is not Rule.COPY:
+                if profile.delta_only is None:
+                    other_only.append(name)
+                rule = Rule.COPY
+            tensors[name] = self._one(name, profile, rule, mine, theirs, sign)
+        self._refuse_unmatched(profile, base_only, other_only)
+        return tensors
+
+    def _one(self, name: str, profile: Profile, rule: Rule, mine: Lazy | None, theirs: Lazy, sign: int) -> Lazy:
+        if not theirs.dtype.is_float:
+            return theirs
+        arithmetic = profile.arithmetic or theirs.dtype
+        stored = arithmetic if sign < 0 else profile.output or arithmetic
+        output = self.dtype or stored
+        if mine is None or rule is Rule.COPY:
+            return theirs.cast(arithmetic).cast(output)
+        if rule is Rule.OVERLAP_SUBTRACT:
+            rule, sign = Rule.OVERLAP_ADD, -sign
+        n_new = theirs.spec.n_rows - mine.spec.n_rows
+        if rule is Rule.ADD and mine.shape != theirs.shape:
+            same_width = mine.shape[1:] == theirs.shape[1:] and n_new > 0
+            few = profile.max_new_rows is None or n_new <= profile.max_new_rows
+            if same_width and few and profile.new_rows is NewRows.RAW:
+                rule = Rule.OVERLAP_ADD
+            elif same_width and few and profile.new_rows is not NewRows.NONE:
+                mine = extended(mine, theirs.spec.n_rows, profile.new_rows, arithmetic)
+            elif profile.other_shapes is Rule.COPY:
+                return theirs.cast(output)
+            else:
+                raise self._misfit(name, profile, mine, theirs)
+        if rule is Rule.OVERLAP_ADD:
+            fits = len(mine.shape) == len(theirs.shape)
+            if not fits or any(a > b for a, b in zip(mine.shape, theirs.shape, strict=True)):
+                raise self._misfit(name, profile, mine, theirs)
+            return overlapped(sign, mine, theirs, arithmetic, output)
+        pair = (mine, theirs) if sign > 0 else (theirs, mine)
+        return combined(sign, *pair, arithmetic, output)
+
+    def _misfit(self, name: str, profile: Profile, mine: Lazy, theirs: Lazy) -> SpecError:
+        return SpecError(
+            f"{name}: {self.base.label} has {mine.spec}, {self.other.label} {theirs.spec}; "
+            f"profile {profile.name} has no rule for that",
+            hint="check that this is the base the delta was made from, or force another --profile",
+        )
+
+    def _refuse_unmatched(self, profile: Profile, base_only: list[str], other_only: list[str]) -> None:
+        for names, has, lacks in ((base_only, self.base, self.other), (other_only, self.other, self.base)):
+            if not names:
+                continue
+            message = f"{len(names)} tensors of {has.label} are not in {lacks.label}: {listing(names)}"
+            if not self.force:
+                hint = f"profile {profile.name} has no rule for them: check the base, or force another --profile"
+                raise SpecError(message, hint=f"{hint}; --force takes the second model's and leaves out the base's")
+            self.warnings.append(f"forced: {message}")
+
+    def _pairs(self, prefix: str) -> dict[str, tuple[Lazy | None, Lazy | None]]:
+        """Name in the second checkpoint -> (base's tensor, its tensor), without buffers, tied heads resolved."""
+        mine, theirs = _without_buffers(self.base), _without_buffers(self.other)
+        n_dropped = len(self.base.tensors) - len(mine) + len(self.other.tensors) - len(theirs)
+        if n_dropped:
+            self.notes.append(f"{n_dropped} rotary buffers are left out: every reader computes them")
+        self._tie(mine, theirs)
+        if prefix and any(n.startswith(prefix) for n in theirs):
+            mine = {prefix + n: t for n, t in mine.items()}
+        names = [*theirs, *(n for n in mine if n not in theirs)]
+        return {n: (mine.get(n), theirs.get(n)) for n in names}
+
+    def _tie(self, mine: dict[str, Lazy], theirs: dict[str, Lazy]) -> None:
+        """Where one side ties its head and stores none: the other's is compared with the embedding, or left out."""
+        for checkpoint, here, there in ((self.base, mine, theirs), (self.other, theirs, mine)):
+            model = bound_model(checkpoint)
+            if model is None or not model.is_tied:
+                continue
+            embedding = here.get(model.name_of("embed.weight"))
+            for head in (s.name for s in model.slots.values() if s.kind == "head"):
+                if head in here or head not in there or embedding is None:
+                    continue
+                if here is mine:
+                    here[head] = embedding
+                    self.notes.append(f"{head}: {checkpoint.label} ties it, so its embedding is the base of it")
+                else:
+                    del there[head]
+                    self.notes.append(f"{head} of the base is left out: {checkpoint.label} ties it to the embedding")
+
+    def ulp_differences(self) -> tuple[dict[str, Lazy], Marker]:
+        """Tuned - base in ulps, and the marker that says how to read it."""
+        tensors: dict[str, Lazy] = {}
+        copied: list[str] = []
+        main = main_dtype(self.other) or DType.F32
+        dtypes: dict[str, DType] = {}
+        dropped = []
+        for name, (mine, theirs) in self._pairs("").items():
+            if theirs is None:
+                dropped.append(name)
+                continue
+            if not self._is_comparable(mine, theirs):
+                tensors[name] = theirs
+                copied.append(name)
+                continue
+            whole = extended(mine, theirs.spec.n_rows, NewRows.ZERO, theirs.dtype) if mine is not None else theirs
+            tensors[name] = ulp_subtracted(theirs, whole)
+            if theirs.dtype is not main:
+                dtypes[name] = theirs.dtype
+        self._note_odd(copied, dropped)
+        base = self.base
+        marker = Marker(main, base.label, specs_digest(base.tensors), len(base.tensors), dtypes, tuple(copied))
+        return tensors, marker
+
+    def _is_comparable(self, mine: Lazy | None, theirs: Lazy) -> bool:
+        if mine is None or not (mine.dtype.is_float and theirs.dtype.is_float):
+            return False
+        return len(mine.shape) == len(theirs.shape) and mine.shape[1:] == theirs.shape[1:] and len(mine.shape) > 0
+
+    def _note_odd(self, copied: list[str], dropped: list[str]) -> None:
+        if copied:
+            self.notes.append(f"{len(copied)} tensors are stored whole, the base has none alike: {listing(copied)}")
+        if dropped:
+            self.notes.append(f"{len(dropped)} tensors of the base are not in the tuned model: {listing(dropped)}")
+
+    def ulps(self, marker: Marker) -> dict[str, Lazy]:
+        """Base + delta in ulps."""
+        tensors: dict[str, Lazy] = {}
+        missing = []
+        for name, (mine, theirs) in self._pairs("").items():
+            if theirs is None:
+                continue
+            if name in marker.copied:
+                tensors[name] = theirs
+            elif mine is None:
+                missing.append(name)
+            else:
+                dtype = marker.dtype_of(name)
+                whole = extended(mine, theirs.spec.n_rows, NewRows.ZERO, dtype)
+                tensors[name] = ulp_added(whole, theirs, dtype)
+            if name in tensors and self.dtype is not None and tensors[name].dtype.is_float:
+                tensors[name] = tensors[name].cast(self.dtype)
+        if missing:
+            raise SpecError(
+                f"{len(missing)} tensors that the delta changes are not in {self.base.label}: {listing(missing)}",
+                hint=f"give {marker.base_label}, from which the delta was made",
+            )
+        return tensors
+
+
+def _without_buffers(checkpoint: Checkpoint) -> dict[str, Lazy]:
+    return {name: lazy for name, lazy in checkpoint.tensors.items() if not is_buffer(name)}
