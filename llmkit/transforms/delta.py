@@ -108,8 +108,8 @@ def make(
     else:
         tensors = split.differences(rules)
         split.notes.append(
-            f"profile {rules.name} ({rules.releases}): {rules.describe()}; each weight comes back within one ulp where "
-            "its base is at most twice as large, and is rounded more coarsely elsewhere"
+            f"profile {rules.name} ({rules.releases}): {rules.describe()}; a weight comes back within one ulp where "
+            "its delta is at most twice as large as itself, less exactly elsewhere (profile llmkit has no such limit)"
         )
     return tuned.derive(
         tensors=tensors,

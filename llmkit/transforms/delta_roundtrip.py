@@ -1,0 +1,93 @@
+"""How exactly base + delta gives the tuned model back, counted in ulps of the type that is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.tensors.lazy import Context, Lazy
+from llmkit.transforms.delta_arithmetic import ordinal, ulp_dtype
+
+__all__ = ["RoundTrip", "measure_round_trip"]
+
+_BLOCK_NBYTES = 8 * 2**20
+
+
+@dataclass
+class RoundTrip:
+    """The count.
+
+    Attributes:
+        n: weights compared.
+        n_exact: every bit is the same (or both are zero, or both NaN).
+        n_beyond: more than one ulp apart.
+        worst_ulps: the largest distance.
+        worst: the tensor it is in.
+        missing: tensors of the tuned model that do not come back with the same dtype and shape.
+    """
+
+    n: int = 0
+    n_exact: int = 0
+    n_beyond: int = 0
+    worst_ulps: int = 0
+    worst: str = ""
+    missing: tuple[str, ...] = ()
+
+    @property
+    def is_within_one_ulp(self) -> bool:
+        """Whether all of it comes back within one ulp."""
+        return self.n_beyond == 0 and not self.missing
+
+    def describe(self) -> str:
+        """The count in one line."""
+        if self.n_exact == self.n and not self.missing:
+            return f"all {self.n} weights come back bit for bit"
+        text = f"{self.n_exact} of {self.n} weights come back exactly, {self.n - self.n_exact - self.n_beyond} within "
+        text += f"one ulp, {self.n_beyond} not"
+        if self.n_beyond:
+            text += f" (at most {self.worst_ulps} ulps, in {self.worst})"
+        if self.missing:
+            text += f"; {len(self.missing)} tensors have another dtype or shape"
+        return text
+
+
+def measure_round_trip(tuned: Checkpoint, back: Checkpoint) -> RoundTrip:
+    """Compare `back`, such as `apply(base, make(base, tuned))`, with `tuned`, a few megabytes of both at a time."""
+    found = RoundTrip()
+    missing = []
+    for name, want in tuned.tensors.items():
+        if not want.dtype.is_float or want.spec.numel == 0:
+            continue
+        got = back.tensors.get(name)
+        if got is None or got.spec != want.spec:
+            missing.append(name)
+            continue
+        for rows in _blocks(want, got):
+            _count(found, name, want, got, rows)
+    found.missing = tuple(missing)
+    return found
+
+
+def _blocks(want: Lazy, got: Lazy) -> list[tuple[int, int]]:
+    n = want.node.n_rows
+    if want.node.row_step != 1 or got.node.row_step != 1 or not want.shape:
+        return [(0, n)]
+    rows = max(_BLOCK_NBYTES // max(want.spec.row_nbytes, 1), 1)
+    return [(i, min(i + rows, n)) for i in range(0, n, rows)]
+
+
+def _count(found: RoundTrip, name: str, want: Lazy, got: Lazy, rows: tuple[int, int]) -> None:
+    import torch
+
+    integers = ulp_dtype(want.dtype).torch
+    x, y = (Context().rows(lazy, rows) for lazy in (want, got))
+    # Integers of the width: a distance beyond their range can only be too small by wrapping, so go one wider.
+    wide = torch.int64
+    distance = (ordinal(x.view(integers)).to(wide) - ordinal(y.view(integers)).to(wide)).abs()
+    distance[(x == y) | (x.isnan() & y.isnan())] = 0
+    found.n += distance.numel()
+    found.n_exact += int((distance == 0).sum())
+    found.n_beyond += int((distance > 1).sum())
+    largest = int(distance.max())
+    if largest > found.worst_ulps:
+        found.worst_ulps, found.worst = largest, name
