@@ -46,6 +46,7 @@ class Segment:
         parent: the segment it continues; None at the beginning of a sequence.
         children: the segments that continue it; their presence means that its keys and values are kept.
         reads: (position, query, slot): target `slot` of query `query` is read at absolute position `position`.
+        is_whole: a whole sequence that must not be cut.
     """
 
     row: Tokens
@@ -53,6 +54,7 @@ class Segment:
     parent: Segment | None = None
     children: list[Segment] = field(default_factory=list)
     reads: list[tuple[int, int, int]] = field(default_factory=list)
+    is_whole: bool = False
 
     @property
     def start(self) -> int:
@@ -78,15 +80,19 @@ class _Open:
     ends: list[Tokens] = field(default_factory=list)  # sequences that end at this node
 
 
-def share_prefixes(queries: Sequence[Query], forward_cost: int = FORWARD_COST) -> list[Segment]:
+def share_prefixes(
+    queries: Sequence[Query], forward_cost: int = FORWARD_COST, limit: int | None = None
+) -> list[Segment]:
     """The segments at the beginning of the sequences; the others hang below them.
 
     A shared stretch becomes a segment of its own when this saves more than `forward_cost` tokens. Every target of
-    every query is read exactly once.
+    every query is read exactly once. Sequences longer than `limit` share nothing and stay whole (where a position's
+    key depends on the sequence's length, as under dynamic NTK scaling, sharing would change the scores).
     """
     rows = sorted({q.tokens for q in queries})
-    home: dict[Tokens, Segment] = {}
-    roots = _build(rows, home, forward_cost)
+    wholes = [Segment(row, len(row), is_whole=True) for row in rows if limit is not None and len(row) > limit]
+    home = {segment.row: segment for segment in wholes}
+    roots = _build([row for row in rows if row not in home], home, forward_cost) + wholes
     for index, query in enumerate(queries):
         segment = home[query.tokens]
         for slot in reversed(range(len(query.targets))):

@@ -33,6 +33,10 @@ class ScoringDecoder(Protocol):
     def device(self) -> Any:
         """Where the weights are."""
 
+    @property
+    def exact_sharing_limit(self) -> int | None:
+        """Longer sequences must not share a prefix; None: all may."""
+
     def hidden(self, input_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Final-normed hidden states, [1, S, d], of tokens that continue `cache`."""
 
@@ -87,7 +91,7 @@ class Scorer:
         """The scores, in the order of the queries."""
         import torch
 
-        roots = share_prefixes(queries, self.forward_cost)
+        roots = share_prefixes(queries, self.forward_cost, self.decoder.exact_sharing_limit)
         self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
         sheet = _Sheet(queries)
         self.progress.begin(count_tokens(roots), label, "tokens")
@@ -119,6 +123,8 @@ class Scorer:
         if len(batch) > 1:
             return self._forward([(s, s.start, s.stop) for s in batch], cache, sheet, keep=keep)
         (segment,) = batch
+        if segment.is_whole:
+            return self._forward([(segment, 0, segment.stop)], cache, sheet, keep=keep)
         for start in range(segment.start, segment.stop, self.batch_tokens):
             stop = min(start + self.batch_tokens, segment.stop)
             caches = self._forward([(segment, start, stop)], cache, sheet, keep=keep or stop < segment.stop)
@@ -131,7 +137,7 @@ class Scorer:
         """One forward over stretches (segment, start, stop), without padding."""
         import torch
 
-        from llmkit.decoder.cache import Packed
+        from llmkit.decoder.packed import Packed
 
         tokens: list[int] = []
         reads: list[Read] = []

@@ -1,0 +1,174 @@
+"""The benchmarks that are known by name: their subjects, categories and subsets, read from `evalsets/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import InputError, listing, nearest
+
+__all__ = ["Bench", "Subject", "bench_names", "load_bench"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One subject of a benchmark.
+
+    Attributes:
+        name: as in file and task names (`abstract_algebra`).
+        category: STEM, humanities, social sciences or other; empty where the benchmark has none.
+        subcategory: the finer group (`math`); equal to the category where there is none.
+        label: what the prompt calls it, where that is not the name (C-Eval's Chinese names).
+    """
+
+    name: str
+    category: str = ""
+    subcategory: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark of multiple-choice subjects, each of which is one lm-eval task.
+
+    Attributes:
+        name: what `--bench` takes.
+        title: what tables print.
+        subjects: in published order of categories; empty when the data folder decides.
+        subsets: further groups of subjects (`hard`).
+        task: pattern of lm-eval's task names.
+        definition: pattern of the task's YAML file below lm-eval's tasks folder.
+        description: pattern of the prompt's header, where the YAML file has none.
+        layout: how the CSV files are laid out (`llmkit.evaluation.layouts`).
+        split, shots_split: the scored split, and the one the shots come from.
+        shots: how many shots are usual.
+    """
+
+    name: str
+    title: str
+    subjects: tuple[Subject, ...]
+    subsets: Mapping[str, tuple[str, ...]]
+    task: str
+    definition: str
+    description: str
+    layout: str
+    split: str
+    shots_split: str
+    shots: int
+
+    @cached_property
+    def by_name(self) -> dict[str, Subject]:
+        """Subjects by name."""
+        return {s.name: s for s in self.subjects}
+
+    @property
+    def own_data(self) -> Path | None:
+        """The folder of CSV files that ships with llmkit, if one does."""
+        folder = Path(str(files("llmkit_evalsets"))) / self.name
+        return folder if (folder / self.split).is_dir() else None
+
+    def task_name(self, subject: str) -> str:
+        """The name of a subject's lm-eval task."""
+        return self.task.format(subject=subject)
+
+    def categories(self, subjects: Iterable[str]) -> dict[str, list[str]]:
+        """The given subjects by category, in published order; empty for a benchmark without categories."""
+        present = list(subjects)
+        found: dict[str, list[str]] = {}
+        for subject in self.subjects:
+            if subject.category and subject.name in present:
+                found.setdefault(subject.category, []).append(subject.name)
+        return found
+
+    def subcategories(self, subjects: Iterable[str]) -> dict[str, list[str]]:
+        """The given subjects by subcategory, in published order; empty where they are the categories."""
+        present = list(subjects)
+        found: dict[str, list[str]] = {}
+        for subject in self.subjects:
+            if subject.subcategory != subject.category and subject.name in present:
+                found.setdefault(subject.subcategory, []).append(subject.name)
+        return found
+
+    def select(self, wanted: Sequence[str], available: Sequence[str]) -> list[str]:
+        """The subjects that `--subjects` means: names of subjects, categories, subcategories or subsets.
+
+        Args:
+            wanted: what the user wrote; empty for all that are available.
+            available: the subjects there is data for, in order.
+
+        Raises:
+            InputError: an unknown name, or a subject without data.
+        """
+        groups: dict[str, Sequence[str]] = {k.lower(): v for k, v in self.subsets.items()}
+        names = [s.name for s in self.subjects] or list(available)
+        groups |= {k.lower(): v for k, v in self.subcategories(names).items()}
+        groups |= {k.lower(): v for k, v in self.categories(names).items()}
+        chosen: list[str] = []
+        for word in wanted:
+            if word in names:
+                if word not in available:
+                    raise InputError(
+                        f"{self.title} subject {word}: no data for it; there is {listing(available)}",
+                        hint="leave it out of --subjects, or add its files to the --data folder",
+                    )
+                chosen.append(word)
+            elif word.lower() in groups:
+                chosen += [s for s in groups[word.lower()] if s in available]
+            else:
+                guess = nearest(word, [*names, *groups])
+                raise InputError(
+                    f"{self.title} has no subject or category {word!r}",
+                    hint=f"did you mean --subjects {guess}?" if guess else f"known: {listing([*groups, *names], 12)}",
+                )
+        if wanted and not chosen:
+            raise InputError(
+                f"--subjects {','.join(wanted)}: no data for any of them; there is {listing(available)}",
+                hint="add their files to the --data folder",
+            )
+        return [s for s in available if s in chosen] if wanted else list(available)
+
+
+def bench_names() -> list[str]:
+    """The benchmarks known by name."""
+    folder = files("llmkit_evalsets")
+    return sorted(p.name for p in folder.iterdir() if (p / "bench.json").is_file())
+
+
+def load_bench(name: str) -> Bench:
+    """A benchmark by name.
+
+    Raises:
+        InputError: no such benchmark (any other name is one of lm-eval's tasks; see `tasks.load_lm_eval_tasks`).
+    """
+    if name not in bench_names():
+        guess = nearest(name, bench_names())
+        raise InputError(
+            f"no benchmark {name!r}; known are {', '.join(bench_names())}",
+            hint=f"did you mean --bench {guess}?" if guess else None,
+        )
+    body: dict[str, Any] = json.loads((files("llmkit_evalsets") / name / "bench.json").read_text(encoding="utf-8"))
+    labels: dict[str, str] = body.get("names", {})
+    subjects = tuple(
+        Subject(subject, category, subcategory, labels.get(subject, ""))
+        for category, groups in body["categories"].items()
+        for subcategory, members in groups.items()
+        for subject in members
+    )
+    return Bench(
+        name=name,
+        title=body["title"],
+        subjects=subjects,
+        subsets={k: tuple(v) for k, v in body.get("subsets", {}).items()},
+        task=body["task"],
+        definition=body["definition"],
+        description=body.get("description", ""),
+        layout=body["layout"],
+        split=body["split"],
+        shots_split=body["shots_split"],
+        shots=body["shots"],
+    )

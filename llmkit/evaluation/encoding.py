@@ -1,0 +1,96 @@
+"""Text to tokens by the rules of lm-eval's `hf` backend, many texts at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmkit.errors import InputError
+
+__all__ = ["Encoder"]
+
+
+class Encoder:
+    """A transformers tokenizer with lm-eval's rules for the beginning-of-sequence token.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        add_bos_token: None leaves special tokens to the tokenizer; True and False decide. A text that already begins
+            with the prefix token gets no second one.
+    """
+
+    def __init__(self, tokenizer: Any, add_bos_token: bool | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.add_bos_token = add_bos_token
+        eos = tokenizer.eos_token_id
+        bos = tokenizer.bos_token_id
+        if eos is None and bos is None:
+            raise InputError(
+                "the tokenizer has neither an end nor a beginning token",
+                hint="name eos_token in tokenizer_config.json",
+            )
+        self.eos_id: int = eos if eos is not None else bos
+        self.prefix_id: int = bos if bos is not None else eos
+        self._prefix_text: str = tokenizer.decode([self.prefix_id])
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool | None = None) -> list[list[int]]:
+        """Token ids of each text; every distinct text is encoded once.
+
+        Args:
+            texts: any number of texts.
+            add_special_tokens: None follows `add_bos_token` and the tokenizer.
+        """
+        flags = {text: self._special(text, add_special_tokens) for text in texts}
+        found: dict[str, list[int]] = {}
+        for flag in (None, True, False):
+            some = [text for text, wanted in flags.items() if wanted is flag]
+            if some:
+                options = {} if flag is None else {"add_special_tokens": flag}
+                ids = self.tokenizer(some, return_attention_mask=False, verbose=False, **options)["input_ids"]
+                found |= dict(zip(some, ids, strict=True))
+        return [found[text] for text in texts]
+
+    def _special(self, text: str, wanted: bool | None) -> bool | None:
+        if wanted is not None:
+            return wanted
+        if self._prefix_text and text.startswith(self._prefix_text):
+            return False
+        return self.add_bos_token
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Context and continuation as lm-eval splits them.
+
+        Spaces at the end of a context belong to the continuation; the two are encoded together and cut where the
+        context's own tokens end. An empty context becomes the prefix token.
+        """
+        moved = [_move_spaces(context, continuation) for context, continuation in pairs]
+        texts = [context for context, _ in moved if context] + [a + b for a, b in moved if a]
+        ids = dict(zip(texts, self.encode(texts), strict=True))
+        bare = [b for a, b in moved if not a]
+        alone = dict(zip(bare, self.encode(bare, add_special_tokens=False), strict=True))
+        encoded = []
+        for context, continuation in moved:
+            if context:
+                head = ids[context]
+                encoded.append((head, ids[context + continuation][len(head) :]))
+                continue
+            tokens = alone[continuation]
+            if tokens[:1] == [self.prefix_id]:
+                encoded.append((tokens[:1], tokens[1:]))
+            else:
+                encoded.append(([self.prefix_id], tokens))
+        return encoded
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    @property
+    def eos_text(self) -> str:
+        """The end token as text, which is a stop string too."""
+        return str(self.tokenizer.decode([self.eos_id], skip_special_tokens=False))
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation

@@ -1,0 +1,140 @@
+"""Running prepared tasks through lm-eval's `evaluate`, and reading its samples.
+
+Imported only when something is evaluated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any
+
+from lm_eval.evaluator import evaluate as lm_evaluate
+
+from llmkit.errors import InputError
+from llmkit.evaluation.benches import Bench, Subject
+from llmkit.evaluation.lm import SharedPrefixLM
+from llmkit.evaluation.record import BenchResult, SubjectResult
+from llmkit.evaluation.statistics import mean
+from llmkit.evaluation.tasks import leaf_tasks, lean, set_shots
+
+__all__ = ["run_bench", "run_tasks"]
+
+Samples = dict[str, list[dict[str, Any]]]
+_BOOTSTRAP_ITERS = (
+    1000  # for the metrics without a closed form among lm-eval's other tasks; lm-eval itself takes 100,000
+)
+_LETTERS = "ABCD"
+
+
+def run_bench(
+    lm: SharedPrefixLM,
+    bench: Bench,
+    tasks: Mapping[str, Any],
+    *,
+    shots: int,
+    limit: float | None,
+    missing: Sequence[str],
+    chat_template: bool,
+) -> tuple[BenchResult, Samples]:
+    """Score a benchmark's subjects (subject -> task) in one go."""
+    started = perf_counter()
+    before, truncated = asdict(lm.scorer.usage), lm.n_truncated
+    for task in tasks.values():
+        set_shots(task, shots)
+    by_task = {bench.task_name(subject): task for subject, task in tasks.items()}
+    found = _evaluate(lm, by_task, limit=limit, chat_template=chat_template, bootstrap_iters=0)
+    subjects, logged = [], {}
+    for name in tasks:
+        samples = sorted(found["samples"][bench.task_name(name)], key=lambda s: int(s["doc_id"]))
+        subjects.append(_subject(bench.by_name.get(name, Subject(name)), samples))
+        logged[bench.task_name(name)] = [_logged(s) for s in samples]
+    some = next(iter(tasks.values()))
+    result = BenchResult(
+        bench=bench,
+        subjects=tuple(subjects),
+        missing=tuple(missing),
+        shots=int(some.get_config("num_fewshot") or 0),
+        n_truncated=lm.n_truncated - truncated,
+        task_version=str(some.VERSION),
+        task_digest=_digest_tasks(by_task),
+        elapsed_s=perf_counter() - started,
+        tokens={k: v - before[k] for k, v in asdict(lm.scorer.usage).items()},
+    )
+    return result, logged
+
+
+def run_tasks(
+    lm: SharedPrefixLM, loaded: Any, *, shots: int | None, limit: float | None, chat_template: bool
+) -> tuple[dict[str, Any], Samples]:
+    """Score lm-eval's own tasks and groups: its results by task, its samples."""
+    for task in leaf_tasks(loaded):
+        set_shots(task, shots)
+    found = _evaluate(lm, loaded, limit=limit, chat_template=chat_template, bootstrap_iters=_BOOTSTRAP_ITERS)
+    results: dict[str, Any] = {}
+    for name, metrics in found["results"].items():
+        kept = {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        results[name] = {k: float(v) if "," in k else v for k, v in kept.items()}
+        results[name] |= {"version": str(found["versions"].get(name)), "shots": found["n-shot"].get(name)}
+    return results, {name: [_logged(s) for s in samples] for name, samples in found["samples"].items()}
+
+
+def _evaluate(lm: SharedPrefixLM, tasks: Any, *, limit: float | None, chat_template: bool, bootstrap_iters: int) -> Any:
+    with lean():
+        try:
+            return lm_evaluate(
+                lm,
+                tasks,
+                limit=limit,
+                bootstrap_iters=bootstrap_iters,
+                log_samples=True,
+                apply_chat_template=chat_template,
+                fewshot_as_multiturn=chat_template,
+            )
+        except ValueError as error:  # lm-eval's word for tasks it may not run: unsafe code, images
+            raise InputError(f"lm-eval: {error}") from error
+
+
+def _subject(subject: Subject, samples: Sequence[Mapping[str, Any]]) -> SubjectResult:
+    metrics = [m for m in samples[0]["metrics"] if m != "acc"]
+    return SubjectResult(
+        name=subject.name,
+        label=subject.label,
+        category=subject.category,
+        subcategory=subject.subcategory,
+        acc=mean([float(s["acc"]) for s in samples]),
+        choices="".join(_LETTERS[_choice(s)] for s in samples),
+        targets="".join(_LETTERS[int(s["target"])] for s in samples),
+        metrics={m: mean([float(s[m]) for s in samples]) for m in metrics},
+    )
+
+
+def _choice(sample: Mapping[str, Any]) -> int:
+    """The best-scored choice; the first of equals, as numpy's argmax has it."""
+    logprobs = [float(x[0]) for x in sample["filtered_resps"]]
+    return logprobs.index(max(logprobs))
+
+
+def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample as it goes into the record: the document, digests of what was sent, and what came back."""
+    kept: dict[str, Any] = {
+        "doc_id": int(sample["doc_id"]),
+        "doc": sample["doc"],
+        "target": sample["target"],
+        "prompt_sha256": hashlib.sha256(str(sample["arguments"][0][0]).encode()).hexdigest(),
+        "responses": [list(r) if isinstance(r, tuple) else r for r in sample["filtered_resps"]],
+    }
+    kept |= {m: sample[m] for m in sample["metrics"] if m in sample}
+    made: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return made
+
+
+def _digest_tasks(tasks: Mapping[str, Any]) -> str:
+    """A digest of the definitions that shape prompts and metrics."""
+    keys = ("task", "description", "doc_to_text", "doc_to_choice", "doc_to_target", "target_delimiter",
+            "fewshot_delimiter", "fewshot_config", "output_type", "metric_list", "num_fewshot")  # fmt: skip
+    bodies = [[str(task.get_config(k)) for k in keys] for task in tasks.values()]
+    return hashlib.sha256(json.dumps(bodies).encode()).hexdigest()

@@ -1,0 +1,55 @@
+"""Which model and which software a run record speaks of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.version import __version__
+
+__all__ = ["describe_model", "versions"]
+
+_PACKAGES = ("lm-eval", "datasets", "transformers", "tokenizers", "torch", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in a score."""
+    found = {"llmkit": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_model(ckpt: Checkpoint) -> dict[str, Any]:
+    """Label, path and digests of a checkpoint.
+
+    `header_digest` covers names, dtypes and shapes of all tensors and the config: equal for two models of one layout.
+    `source_digest` covers the expressions and the files that they read by size and time, not by content.
+    `tokenizer_digest` covers the contents of the tokenizer's files.
+    """
+    headers = [[name, str(lazy.spec)] for name, lazy in ckpt.tensors.items()]
+    sources = [[name, lazy.node.fingerprint(), lazy.index] for name, lazy in ckpt.tensors.items()]
+    tokenizer = [[name, hashlib.sha256(f.read()).hexdigest()] for name, f in sorted(ckpt.tokenizer_files.items())]
+    quantization = ckpt.config.get("quantization_config") or {}
+    return {
+        "label": ckpt.label,
+        "path": str(ckpt.origin.resolve()) if ckpt.origin is not None else None,
+        "architectures": list(ckpt.config.get("architectures") or []),
+        "quantization": quantization.get("quant_method"),
+        "nbytes": ckpt.nbytes,
+        "header_digest": _digest([headers, dict(ckpt.config)]),
+        "source_digest": _digest(sources),
+        "tokenizer_digest": _digest(tokenizer),
+        "history": [dict(step) for step in ckpt.history],
+    }
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()

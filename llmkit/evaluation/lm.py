@@ -1,0 +1,185 @@
+"""The lm-eval `LM` over llmkit's decoder.
+
+Imported only when something is evaluated: it needs lm-eval at once, as its class is derived from. Encoding, truncation,
+windows and chat templates are those of lm-eval's `hf` backend (0.4.13), which the tests hold it against; what differs
+is how the scores are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from llmkit.errors import InputError
+from llmkit.evaluation.encoding import Encoder
+from llmkit.evaluation.generation import generate
+from llmkit.evaluation.prefix import FORWARD_COST, Query
+from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer
+from llmkit.pipeline.progress import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from llmkit.decoder.model import Decoder
+
+__all__ = ["SharedPrefixLM", "resolve_max_length"]
+
+DEFAULT_MAX_LENGTH = 2048
+_UNSET_LENGTH = 10**18  # tokenizers that know no limit report 1e30
+_MAX_CONTINUATIONS = 16  # distinct continuations whose token ids are remembered for the record
+
+
+class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
+    """Scores lm-eval's requests with each shared prefix computed once.
+
+    Args:
+        decoder: the model.
+        tokenizer: a transformers tokenizer.
+        max_length: the longest input in tokens; longer ones lose tokens on the left.
+        batch_tokens: how many tokens one forward takes at most.
+        forward_cost: see `Scorer`.
+        add_bos_token: None leaves it to the tokenizer, as the `hf` backend does.
+        eos_ids: tokens that end a generated text besides the tokenizer's end token.
+        chat_template_args: handed to the tokenizer's chat template.
+        progress: told of tokens as they are computed.
+    """
+
+    backend = "causal"
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        batch_tokens: int = BATCH_TOKENS,
+        forward_cost: int = FORWARD_COST,
+        add_bos_token: bool | None = None,
+        eos_ids: Sequence[int] = (),
+        chat_template_args: Mapping[str, Any] | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.max_gen_toks = 256
+        self.progress = progress
+        self.scorer = Scorer(decoder, batch_tokens, forward_cost, progress)
+        self.encoder = Encoder(tokenizer, add_bos_token)
+        self.eos_ids = sorted({self.encoder.eos_id, *eos_ids})
+        self.n_truncated = 0
+        self.continuations: dict[str, tuple[int, ...]] = {}
+        self._chat_template_args = dict(chat_template_args or {})
+        self._device = decoder.device
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.encoder.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.encoder.prefix_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.encoder.encode([string], add_special_tokens)[0]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As `TemplateLM` encodes them, but all at once, and each distinct text once."""
+        pairs = [(str(r.args[0]), str(r.args[1])) for r in requests]
+        encoded = self.encoder.encode_pairs(pairs)
+        return self._loglikelihood_tokens([(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)])
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        queries = []
+        truncated: set[tuple[int, ...]] = set()
+        for texts, context, continuation in requests:
+            queries.append(self._query(context, continuation))
+            if len(context) + len(continuation) > self.max_length + 1:
+                truncated.add(queries[-1].tokens)
+            if texts is not None and len(self.continuations) < _MAX_CONTINUATIONS:
+                self.continuations.setdefault(texts[1], tuple(continuation))
+        self.n_truncated += len(truncated)
+        answers = [(score.logprob, score.is_greedy) for score in self.scorer.score(queries)]
+        for (texts, _, _), answer in zip(requests, answers, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def _query(self, context: list[int], continuation: list[int]) -> Query:
+        """The input whose last positions predict the continuation; too long a one loses tokens on the left."""
+        if not 0 < len(continuation) <= self.max_length:
+            raise InputError(
+                f"a continuation of {len(continuation)} tokens cannot be scored: the model takes 1 to {self.max_length}"
+            )
+        return Query(tuple((context + continuation)[-(self.max_length + 1) :][:-1]), tuple(continuation))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts in windows of `max_length`, each token predicted once."""
+        windows: list[tuple[None, list[int], list[int]]] = []
+        owners: list[int] = []
+        texts = [str(r.args[0]) for r in requests]
+        for owner, ids in enumerate(self.encoder.encode(texts)):
+            for window in get_rolling_token_windows(
+                token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            ):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(owner)
+        totals = [0.0] * len(texts)
+        for owner, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += logprob
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Generate until a stop string, the end token, or the longest length that the task allows."""
+        answers = generate(
+            self.decoder,
+            self.encoder,
+            self.eos_ids,
+            [(str(r.args[0]), dict(r.args[1])) for r in requests],
+            max_length=self.max_length,
+            max_new=self.max_gen_toks,
+            batch_tokens=self.scorer.batch_tokens,
+            progress=self.progress,
+        )
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, answer)
+        return answers
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt text of a conversation; a template that knows no system role gets it without."""
+        from jinja2.exceptions import TemplateError
+
+        options = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+            **self._chat_template_args,
+        }
+        try:
+            return str(self.tokenizer.apply_chat_template(chat_history, **options))
+        except TemplateError:
+            spoken = [message for message in chat_history if message["role"] != "system"]
+            return str(self.tokenizer.apply_chat_template(spoken, **options))
+
+
+def resolve_max_length(config: Mapping[str, Any], tokenizer: Any) -> int:
+    """The longest input, by the `hf` backend's rule: the config, then the tokenizer, then 2,048."""
+    inner = config.get("text_config")
+    described = inner if isinstance(inner, Mapping) else config
+    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if described.get(key) is not None:
+            return int(described[key])
+    length = getattr(tokenizer, "model_max_length", None)
+    return int(length) if length is not None and length < _UNSET_LENGTH else DEFAULT_MAX_LENGTH

@@ -1,0 +1,232 @@
+"""What an evaluation run leaves: one JSON document that says what was scored, how, and with what result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import InputError, OutputError
+from llmkit.evaluation.benches import Bench
+from llmkit.evaluation.statistics import Mean, macro, macro_of_groups, micro
+
+__all__ = ["BenchResult", "RunRecord", "SubjectResult", "read_record"]
+
+FORMAT = "llmkit.eval/1"
+
+
+@dataclass(frozen=True)
+class SubjectResult:
+    """One subject's scores.
+
+    Attributes:
+        acc: share of questions whose best-scored choice is right.
+        choices, targets: the chosen and the right letter of each question, in order of the file.
+        metrics: lm-eval's other per-question metrics (C-Eval's acc_norm).
+    """
+
+    name: str
+    label: str
+    category: str
+    subcategory: str
+    acc: Mean
+    choices: str
+    targets: str
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "label": self.label,
+            "category": self.category,
+            "subcategory": self.subcategory,
+            "n": self.acc.n,
+            "acc": self.acc.value,
+            "stderr": self.acc.stderr,
+            "metrics": {k: v.to_json() for k, v in self.metrics.items()},
+            "choices": self.choices,
+            "targets": self.targets,
+        }
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A benchmark's scores; averages are defined in `llmkit.evaluation.statistics`.
+
+    Attributes:
+        subjects: in the benchmark's order.
+        missing: subjects of the benchmark that were not scored.
+        shots: shots in each prompt.
+        n_truncated: prompts that lost tokens on the left because they were longer than the model's context.
+        task_version, task_digest: lm-eval's version of the tasks, and a digest of their definitions.
+    """
+
+    bench: Bench
+    subjects: tuple[SubjectResult, ...]
+    missing: tuple[str, ...]
+    shots: int
+    n_truncated: int
+    task_version: str
+    task_digest: str
+    elapsed_s: float
+    tokens: Mapping[str, int]
+
+    @property
+    def micro(self) -> Mean:
+        """Every question counts the same."""
+        return micro(s.acc for s in self.subjects)
+
+    @property
+    def macro(self) -> Mean:
+        """Every subject counts the same."""
+        return macro(s.acc for s in self.subjects)
+
+    @property
+    def macro_categories(self) -> Mean | None:
+        """Every category counts the same; None without categories."""
+        groups = {k: self._accs(v) for k, v in self.bench.categories(self._names).items()}
+        return macro_of_groups(groups) if groups else None
+
+    @property
+    def categories(self) -> dict[str, tuple[Mean, Mean]]:
+        """Micro and macro of each category."""
+        return self._averages(self.bench.categories(self._names))
+
+    @property
+    def subcategories(self) -> dict[str, tuple[Mean, Mean]]:
+        """Micro and macro of each subcategory."""
+        return self._averages(self.bench.subcategories(self._names))
+
+    @property
+    def subsets(self) -> dict[str, tuple[Mean, Mean]]:
+        """Micro and macro of each subset of which a subject was scored (C-Eval's hard subjects)."""
+        present = {k: [s for s in self._names if s in v] for k, v in self.bench.subsets.items()}
+        return self._averages({k: v for k, v in present.items() if v})
+
+    @property
+    def _names(self) -> list[str]:
+        return [s.name for s in self.subjects]
+
+    def _accs(self, names: Iterable[str]) -> list[Mean]:
+        wanted = list(names)
+        return [s.acc for s in self.subjects if s.name in wanted]
+
+    def _averages(self, groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[Mean, Mean]]:
+        return {k: (micro(self._accs(v)), macro(self._accs(v))) for k, v in groups.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+
+        def pairs(groups: Mapping[str, tuple[Mean, Mean]]) -> dict[str, Any]:
+            return {k: {"micro": a.to_json(), "macro": b.to_json()} for k, (a, b) in groups.items()}
+
+        overall = self.macro_categories
+        return {
+            "title": self.bench.title,
+            "micro": self.micro.to_json(),
+            "macro": self.macro.to_json(),
+            "macro_categories": overall.to_json() if overall else None,
+            "categories": pairs(self.categories),
+            "subcategories": pairs(self.subcategories),
+            "subsets": pairs(self.subsets),
+            "subjects": {s.name: s.to_json() for s in self.subjects},
+            "missing": list(self.missing),
+            "shots": self.shots,
+            "n_truncated": self.n_truncated,
+            "task_version": self.task_version,
+            "task_digest": self.task_digest,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "tokens": dict(self.tokens),
+        }
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One evaluation run.
+
+    Attributes:
+        model: label, path, digests, dtype, device.
+        settings: what was asked for.
+        versions: of llmkit, lm-eval, transformers, torch and Python.
+        benches: results by benchmark.
+        tasks: lm-eval's own results for its other tasks: task -> metric -> value.
+        continuations: token ids that were scored for each of the first distinct continuations (` A` -> [330]).
+        samples: per question, by task name; empty unless they were asked for.
+        warnings: what the user should know before quoting the figures.
+    """
+
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    created: str
+    elapsed_s: float
+    benches: Mapping[str, BenchResult]
+    tasks: Mapping[str, Any]
+    continuations: Mapping[str, Sequence[int]]
+    samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The one figure of each benchmark or task that `--fail-under` looks at: micro accuracy, or accuracy."""
+        found = {name: result.micro.value for name, result in self.benches.items()}
+        for name, metrics in self.tasks.items():
+            values = {k.split(",")[0]: v for k, v in metrics.items() if isinstance(v, float)}
+            for key in ("acc", "exact_match", "acc_norm"):
+                if key in values:
+                    found[name] = values[key]
+                    break
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        body = {
+            "format": FORMAT,
+            "created": self.created,
+            "model": dict(self.model),
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "scores": self.scores,
+            "benches": {k: v.to_json() for k, v in self.benches.items()},
+            "tasks": dict(self.tasks),
+            "continuations": {k: list(v) for k, v in self.continuations.items()},
+            "elapsed_s": round(self.elapsed_s, 3),
+            "warnings": list(self.warnings),
+        }
+        if self.samples:
+            body["samples"] = {k: list(v) for k, v in self.samples.items()}
+        return body
+
+    def write(self, path: str | Path) -> None:
+        """Write the record; the file is whole or not there.
+
+        Raises:
+            OutputError: the folder is missing or cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """A run record as it was written.
+
+    Raises:
+        InputError: not there, or not a run record.
+    """
+    path = Path(path)
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise InputError(f"{path}: not a run record of llmkit eval", hint="llmkit eval MODEL --bench mini -o RUN.json")
+    return body

@@ -1,0 +1,196 @@
+"""The evaluation run: benchmarks become lm-eval tasks, the model becomes an lm-eval `LM`, results become a record.
+
+Everything that can be wrong about names and files is found before the model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.errors import InputError, listing
+from llmkit.evaluation.benches import Bench, bench_names, load_bench
+from llmkit.evaluation.identity import describe_model, versions
+from llmkit.evaluation.layouts import Doc, LocalData, find_data
+from llmkit.evaluation.record import RunRecord
+from llmkit.evaluation.scoring import BATCH_TOKENS
+from llmkit.pipeline.progress import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from llmkit.evaluation.lm import SharedPrefixLM
+
+__all__ = ["evaluate"]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A benchmark whose subjects are chosen and whose local files are read."""
+
+    bench: Bench
+    shots: int
+    docs: dict[str, dict[str, list[Doc]] | None]  # by subject; None: from the hub
+    data: LocalData | None
+
+
+def evaluate(
+    model: Checkpoint | str | Path,
+    bench: str | Sequence[str],
+    *,
+    data: str | Path | None = None,
+    shots: int | None = None,
+    limit: float | None = None,
+    subjects: Sequence[str] = (),
+    batch_tokens: int = BATCH_TOKENS,
+    dtype: str = "float32",
+    device: str = "cpu",
+    max_length: int | None = None,
+    add_bos_token: bool | None = None,
+    chat_template: bool = False,
+    log_samples: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> RunRecord:
+    """Score a model on benchmarks and lm-eval tasks.
+
+    Args:
+        model: a checkpoint, or what `open_checkpoint` takes.
+        bench: names (or one string with commas): mmlu, ceval, mini, or any of lm-eval's tasks and groups.
+        data: a folder with the benchmarks' published CSV files; None takes the hub's (mini has its own).
+        shots: None takes each benchmark's usual number (5; mini 2) and each task's own.
+        limit: only the first questions of each subject; below 1 a share of them.
+        subjects: subjects, categories or subsets of the benchmarks; all when empty.
+        batch_tokens: how many tokens one forward takes at most.
+        dtype: the compute dtype; scores are float32 always.
+        device: a torch device.
+        max_length: the longest input in tokens; None takes the model's.
+        add_bos_token: None leaves it to the tokenizer.
+        chat_template: put prompts through the tokenizer's chat template, shots as turns.
+        log_samples: keep every question's document, log-probabilities and prompt digest in the record.
+        progress: told of tokens as they are computed.
+
+    Raises:
+        InputError: unknown names, missing or malformed files, nothing to score.
+        RequirementError: no plugin describes the model, or the device is not there.
+    """
+    started = perf_counter()
+    names = [n for n in (bench.split(",") if isinstance(bench, str) else bench) if n]
+    if not names:
+        raise InputError("no benchmark named", hint=f"--bench {' or '.join(bench_names())}, or an lm-eval task")
+    prepared = [_prepare(load_bench(n), data, shots, subjects) for n in names if n in bench_names()]
+    others = [n for n in names if n not in bench_names()]
+    if subjects and others:
+        raise InputError(f"--subjects does not apply to {listing(others)}", hint="name the lm-eval tasks themselves")
+    ckpt = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+
+    from llmkit.evaluation.execution import run_bench, run_tasks
+    from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks
+
+    made = [(p, {s: bench_task(p.bench, s, docs) for s, docs in p.docs.items()}) for p in prepared]
+    loaded = load_lm_eval_tasks(others) if others else None
+    lm = make_lm(
+        ckpt,
+        dtype=dtype,
+        device=device,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+        add_bos_token=add_bos_token,
+        progress=progress,
+    )
+    results, samples = {}, {}
+    for item, tasks in made:
+        missing = [s.name for s in item.bench.subjects if s.name not in tasks]
+        results[item.bench.name], logged = run_bench(
+            lm, item.bench, tasks, shots=item.shots, limit=limit, missing=missing, chat_template=chat_template
+        )
+        samples |= logged
+    scores: dict[str, Any] = {}
+    if loaded is not None:
+        scores, logged = run_tasks(lm, loaded, shots=shots, limit=limit, chat_template=chat_template)
+        samples |= logged
+    settings = {
+        "bench": names,
+        "data": str(data) if data is not None else None,
+        "shots": shots,
+        "limit": limit,
+        "subjects": list(subjects),
+        "batch_tokens": batch_tokens,
+        "max_length": lm.max_length,
+        "add_bos_token": add_bos_token,
+        "chat_template": chat_template,
+    }
+    return RunRecord(
+        model=describe_model(ckpt) | {"dtype": dtype, "device": str(lm.decoder.device)},
+        settings=settings,
+        versions=versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        elapsed_s=perf_counter() - started,
+        benches=results,
+        tasks=scores,
+        continuations=lm.continuations,
+        samples=samples if log_samples else {},
+        warnings=(*ckpt.warnings, *_warnings(prepared, lm)),
+    )
+
+
+def make_lm(
+    ckpt: Checkpoint,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    batch_tokens: int = BATCH_TOKENS,
+    max_length: int | None = None,
+    add_bos_token: bool | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> SharedPrefixLM:
+    """The lm-eval `LM` of a checkpoint; lm-eval's own `simple_evaluate(model=...)` takes it too."""
+    from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
+    from llmkit.decoder import load_decoder
+    from llmkit.evaluation.lm import SharedPrefixLM, resolve_max_length
+
+    tokenizer = load_tokenizer(ckpt)
+    return SharedPrefixLM(
+        load_decoder(ckpt, dtype=dtype, device=device),
+        tokenizer,
+        max_length=max_length or resolve_max_length(ckpt.config, tokenizer),
+        batch_tokens=batch_tokens,
+        add_bos_token=add_bos_token,
+        eos_ids=end_tokens(ckpt),
+        progress=progress,
+    )
+
+
+def _prepare(bench: Bench, data: str | Path | None, shots: int | None, subjects: Sequence[str]) -> _Prepared:
+    shots = bench.shots if shots is None else shots
+    folder = data if data is not None and bench.own_data is None else bench.own_data
+    if folder is None:
+        if not bench.subjects:
+            raise InputError(f"{bench.title}: its questions are not installed", hint="give them: --data FOLDER")
+        chosen = bench.select(subjects, [s.name for s in bench.subjects])
+        return _Prepared(bench, shots, dict.fromkeys(chosen), None)
+    local = find_data(bench, folder)
+    chosen = bench.select(subjects, local.subjects)
+    return _Prepared(bench, shots, {s: local.read(s, shots=shots) for s in chosen}, local)
+
+
+def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM) -> list[str]:
+    found = []
+    for item in prepared:
+        if item.data and item.data.missing:
+            n = len(item.data.missing)
+            found.append(
+                f"{item.bench.title}: the data folder lacks {n} of {len(item.bench.subjects)} subjects "
+                f"({listing(item.data.missing)}): the averages are over those present"
+            )
+        if item.data and item.data.strangers:
+            found.append(
+                f"{item.bench.title}: left out files that are no subjects of it: {listing(item.data.strangers)}"
+            )
+    if lm.n_truncated:
+        found.append(
+            f"{lm.n_truncated} prompts were longer than {lm.max_length} tokens and lost their beginning: use fewer --shots"
+        )
+    return found

@@ -1,0 +1,164 @@
+"""lm-eval's own task definitions, over local files or over the hub.
+
+Imported only when something is evaluated: it needs lm-eval at once, as its task class is derived from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.task
+import lm_eval.tasks
+import lm_eval.utils
+import yaml
+from lm_eval.api.task import ConfigurableTask
+
+from llmkit.errors import InputError, RequirementError, listing, nearest
+from llmkit.evaluation.benches import Bench, bench_names
+
+__all__ = ["LocalTask", "bench_task", "leaf_tasks", "lean", "load_lm_eval_tasks", "set_shots"]
+
+Docs = Mapping[str, Sequence[Mapping[str, Any]]]
+_NOT_TASK_CONFIG = ("include", "tag", "group", "task_list", "dataset_kwargs")
+
+
+class LocalTask(ConfigurableTask):  # type: ignore[misc]
+    """One of lm-eval's tasks whose documents are handed in instead of downloaded."""
+
+    def __init__(self, config: Mapping[str, Any], docs: Docs) -> None:
+        self._docs = docs
+        super().__init__(config=dict(config))
+
+    def download(self, *args: Any, **kwargs: Any) -> None:
+        """Hand the documents over: lm-eval's documented place for data that is not on the hub."""
+        from datasets import Dataset, DatasetDict
+
+        self.dataset = DatasetDict({split: Dataset.from_list(list(rows)) for split, rows in self._docs.items() if rows})
+
+
+def bench_task(bench: Bench, subject: str, docs: Docs | None) -> Any:
+    """The lm-eval task of one subject, over `docs` (split -> documents) or, without them, over the hub's data.
+
+    Raises:
+        InputError: the hub cannot be reached.
+        RequirementError: this lm-eval does not have the task.
+    """
+    config = _definition(bench.definition.format(subject=subject))
+    if bench.description:
+        config["description"] = bench.description.format(words=subject.replace("_", " "))
+    config["task"] = bench.task_name(subject)
+    if docs is not None:
+        if not docs.get(bench.shots_split):
+            config.pop("fewshot_split", None)
+            config.pop("fewshot_config", None)
+        return LocalTask(config, docs)
+    try:
+        return ConfigurableTask(config=config)
+    except Exception as error:  # the hub client raises from many trees; each means that the data did not come
+        raise InputError(
+            f"{bench.title} {subject}: the hub did not give {config.get('dataset_path')} ({type(error).__name__})",
+            hint="check the network, or give the benchmark's CSV files: --data FOLDER",
+        ) from error
+
+
+def _definition(name: str) -> dict[str, Any]:
+    """A task's YAML file below lm-eval's tasks folder, with what it includes."""
+    path = Path(lm_eval.tasks.__file__).parent / name
+    try:
+        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RequirementError(
+            f"this lm-eval has no task definition {name}", hint="pip install 'lm-eval>=0.4.9,<0.5'"
+        ) from error
+    if include := config.get("include"):
+        config = _definition(str(Path(name).parent / include)) | config
+    return {k: v for k, v in config.items() if k not in _NOT_TASK_CONFIG}
+
+
+def load_lm_eval_tasks(names: Sequence[str]) -> Any:
+    """Any of lm-eval's tasks, groups or tags by name, in the form that its `evaluate` takes.
+
+    Raises:
+        InputError: an unknown name, or data that the hub did not give.
+    """
+    manager = lm_eval.tasks.TaskManager()
+    for name in names:
+        if name not in manager.all_tasks:
+            guess = nearest(name, [*bench_names(), *manager.all_tasks])
+            raise InputError(
+                f"no benchmark or lm-eval task {name!r} (benchmarks: {', '.join(bench_names())}; "
+                f"lm-eval tasks: {len(manager.all_tasks)})",
+                hint=f"did you mean --bench {guess}?" if guess else "lm_eval ls tasks prints lm-eval's own",
+            )
+    try:
+        if hasattr(manager, "load"):
+            return manager.load(list(names))
+        return lm_eval.tasks.get_task_dict(list(names), manager)  # lm-eval before 0.4.10
+    except Exception as error:  # see bench_task
+        raise InputError(
+            f"lm-eval could not load {listing(names)} ({type(error).__name__}: {error})",
+            hint="its data comes from the hub: check the network",
+        ) from error
+
+
+def leaf_tasks(loaded: Any) -> Iterator[Any]:
+    """The tasks inside what `load_lm_eval_tasks` returned (nested dicts in older versions)."""
+    for key, value in loaded.items():
+        if key in ("groups", "group_map"):
+            continue
+        if isinstance(value, Mapping):
+            yield from leaf_tasks(value)
+        elif isinstance(value, tuple):
+            yield from leaf_tasks(value[1])
+        else:
+            yield value
+
+
+def set_shots(task: Any, shots: int | None, seed: int = 1234) -> None:
+    """The number of shots, by lm-eval's own rules: what a task fixes at 0 stays 0, and what nobody sets is 0."""
+    fixed = task.get_config("num_fewshot")
+    if shots is not None and fixed != 0:
+        task.set_config(key="num_fewshot", value=shots)
+    elif fixed is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=seed)
+
+
+@contextmanager
+def lean() -> Iterator[None]:
+    """Run lm-eval without bars and informational log lines, and compile each prompt template once.
+
+    lm-eval compiles the template anew for every shot of every question (6 ms a question, a tenth of what SmolLM2 needs
+    to answer it). The names replaced here are guarded: where a version lacks them, only speed or silence is lost.
+    """
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_replaced(lm_eval.api.task, "tqdm", lambda items, *args, **kwargs: items))
+            if hasattr(lm_eval.utils, "env"):
+                compiled = lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
+                render = lambda template, doc: compiled(template).render(**doc)  # noqa: E731
+                stack.enter_context(_replaced(lm_eval.utils, "apply_template", render))
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    if not hasattr(module, name):
+        yield
+        return
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

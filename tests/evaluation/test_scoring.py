@@ -1,0 +1,122 @@
+"""Scores against transformers' own forward, one sequence at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.decoder import load_decoder
+from llmkit.evaluation.prefix import Query
+from llmkit.evaluation.scoring import Scorer
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_llama):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_llama):
+    return load_decoder(open_checkpoint(tiny_llama))
+
+
+def plain(model, query):
+    """Log-probability and greediness from one full forward, head everywhere."""
+    with torch.no_grad():
+        logits = model(torch.tensor([query.tokens])).logits[0, -len(query.targets) :].float()
+    logprobs = torch.log_softmax(logits, -1)
+    picked = logprobs[torch.arange(len(query.targets)), torch.tensor(query.targets)]
+    return float(picked.sum()), bool((logits.argmax(-1) == torch.tensor(query.targets)).all())
+
+
+token = st.integers(0, 379)
+
+
+@st.composite
+def query_sets(draw):
+    rows = [draw(st.lists(token, min_size=1, max_size=30))]
+    for _ in range(draw(st.integers(0, 6))):
+        stem = draw(st.sampled_from(rows))
+        tail = draw(st.lists(token, min_size=1, max_size=12))
+        rows.append((stem[: draw(st.integers(0, len(stem)))] + tail)[:90])
+    return [
+        Query(tuple(row), tuple(draw(st.lists(token, min_size=1, max_size=min(len(row), 4)))))
+        for row in rows
+        for _ in "ab"
+    ]
+
+
+@given(query_sets(), st.integers(1, 64), st.integers(0, 40))
+@settings(max_examples=25, deadline=None)
+def test_shared_equals_plain_for_any_tree_and_any_batch(reference, decoder, queries, batch_tokens, cost):
+    scorer = Scorer(decoder, batch_tokens, cost)
+    for query, score in zip(queries, scorer.score(queries), strict=True):
+        logprob, is_greedy = plain(reference, query)
+        assert score.logprob == pytest.approx(logprob, abs=1e-4)
+        assert score.is_greedy == is_greedy
+    assert scorer.usage.tokens <= scorer.usage.tokens_unshared
+
+
+def test_greedy_continuations_are_known_as_such(reference, decoder):
+    prompt = torch.tensor([[5, 9, 200, 17]])
+    made = reference.generate(prompt, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)[0].tolist()
+    right = Query(tuple(made[:-1]), tuple(made[4:]))
+    wrong = Query(tuple(made[:-1]), (*made[4:-1], (made[-1] + 1) % 380))
+    assert [s.is_greedy for s in Scorer(decoder).score([right, wrong])] == [True, False]
+
+
+def test_the_head_sees_only_the_scored_positions_and_a_prefix_is_computed_once(decoder):
+    stem = tuple(range(3, 43))
+    queries = [Query((*stem, 100 + i, 7), (letter,)) for i in range(10) for letter in (11, 12, 13, 14)]
+    scorer = Scorer(decoder)
+    scorer.score(queries)
+    assert scorer.usage.tokens == 40 + 10 * 2
+    assert scorer.usage.tokens_unshared == 10 * 42
+    assert scorer.usage.head_rows == 10
+    assert scorer.usage.forwards == 2
+
+
+def test_every_position_of_a_long_text_is_scored_in_pieces(reference, decoder, monkeypatch):
+    monkeypatch.setattr("llmkit.evaluation.scoring._LOGITS_NBYTES", 4 * 380 * 7)  # seven rows at a time
+    ids = torch.randint(0, 380, (61,), generator=torch.Generator().manual_seed(1)).tolist()
+    query = Query(tuple(ids[:-1]), tuple(ids[1:]))
+    (score,) = Scorer(decoder, batch_tokens=25).score([query])
+    assert score.logprob == pytest.approx(plain(reference, query)[0], abs=2e-4)
+
+
+def test_progress_counts_the_tokens_that_are_computed(decoder):
+    class Seen:
+        total = done = 0
+        ended = False
+
+        def begin(self, total, label, unit="B"):
+            self.total, self.unit = total, unit
+
+        def advance(self, n, note=""):
+            self.done += n
+
+        def end(self):
+            self.ended = True
+
+    seen = Seen()
+    scorer = Scorer(decoder, progress=seen)
+    scorer.score([Query((1, 2, 3, i), (4,)) for i in range(5)])
+    assert (seen.total, seen.done, seen.unit, seen.ended) == (scorer.usage.tokens, seen.total, "tokens", True)
+
+
+def test_half_precision_makes_no_ties(tiny_llama):
+    """bf16 logits and log-softmax tie the best two answers often; float32 ones of bf16 hidden states do not."""
+    decoder = load_decoder(open_checkpoint(tiny_llama), dtype="bfloat16")
+    generator = torch.Generator().manual_seed(3)
+    letters = (30, 31, 32, 33)
+    stems = [tuple(torch.randint(0, 380, (12,), generator=generator).tolist()) for _ in range(60)]
+    scores = Scorer(decoder).score([Query(stem, (letter,)) for stem in stems for letter in letters])
+    values = [s.logprob for s in scores]
+    assert all(len(set(values[i : i + 4])) == 4 for i in range(0, len(values), 4))
+    rounded = torch.tensor(values).bfloat16().tolist()
+    assert any(len(set(rounded[i : i + 4])) < 4 for i in range(0, len(values), 4))
