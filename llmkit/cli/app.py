@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli import delta, diff, explain, inspect, plugins, quantize, verify
 from llmkit.cli.command import Interrupted
 from llmkit.cli.output import Mode, Output
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, nearest
 from llmkit.version import __version__
 
 __all__ = ["app", "main"]
@@ -53,6 +55,10 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+for _module in (delta, quantize, inspect, diff, verify, explain, plugins):
+    _module.register(app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,11 +102,29 @@ def _usage(out: Output, error: Any) -> int:
     message = str(error.format_message()).strip()
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "llmkit"
-    if not message:  # "no arguments": the help text was printed
-        return int(getattr(error, "exit_code", EXIT_USAGE))
-    message = message[0].lower() + message[1:]
-    out.error("usage", message.rstrip("."), f"{path} --help")
-    return int(getattr(error, "exit_code", EXIT_USAGE))
+    if message.startswith("Usage:"):  # no arguments at all: the help text is the message
+        if out.mode == Mode.JSON:
+            message = "no command given"
+        else:
+            sys.stderr.write(message + "\n")
+            return EXIT_USAGE
+    message = re.sub(r"\s*(\(Possible options|Did you mean|\(Did you mean).*", "", message, flags=re.S).rstrip(".")
+    guess = _intended(error, message, context)
+    out.error("usage", message[0].lower() + message[1:], f"did you mean {guess}?" if guess else f"{path} --help")
+    return EXIT_USAGE
+
+
+def _intended(error: Any, message: str, context: Any) -> str | None:
+    """The option or command that was meant, if one is near."""
+    option = getattr(error, "option_name", None)
+    if option is not None:
+        known = [name for p in context.command.params for name in p.opts] if context is not None else []
+        return nearest(str(option), known)
+    wrong = re.match(r"No such command '(.*)'", message)
+    if wrong and context is not None:
+        guess = nearest(wrong[1], context.command.list_commands(context))
+        return f"{context.command_path} {guess}" if guess else None
+    return None
 
 
 def _bug(out: Output, args: Sequence[str], error: Exception) -> int:

@@ -45,7 +45,8 @@ def command(app: typer.Typer, name: str, *, examples: Sequence[str]) -> Callable
 
     def register(function: F) -> F:
         shown = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples)
-        app.command(name, help=inspect.getdoc(function), epilog=shown)(_flatten(function))
+        text = inspect.getdoc(function) or ""
+        app.command(name, help=text, short_help=text.partition("\n")[0], epilog=shown)(_flatten(function))
         return function
 
     return register

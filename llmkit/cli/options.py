@@ -66,4 +66,6 @@ class Common:
 
     json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")] = False
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the bare answer, and errors.")] = False
-    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; -vv for debugging.")] = 0
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, show_default=False, help="Say more; -vv for debugging.")
+    ] = 0

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
@@ -100,7 +100,10 @@ class Output:
             table.add_column(column, justify="right" if is_right else "left", no_wrap=is_right, overflow="fold")
         for row in rows:
             table.add_row(*("" if cell is None else str(cell) for cell in row))
-        self._console().print(table)
+        console = self._console()
+        with console.capture() as captured:
+            console.print(table)
+        self._write("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def note(self, text: str) -> None:
         """What was decided and is worth knowing."""
@@ -126,6 +129,15 @@ class Output:
         self._say(f"error: {message}")
         if hint:
             self._say(f"hint: {hint}")
+
+    def refuse(self, message: str, hint: str | None = None) -> NoReturn:
+        """It ran, and the answer is no: say so beside the answer that was given, and leave with exit code 1."""
+        from typer import Exit
+
+        if self.mode != Mode.JSON:
+            sys.stdout.flush()
+            self.error("verification", message, hint)
+        raise Exit(1)
 
     def progress(self) -> Progress:
         """Draws the progress of long work: a bar in a terminal, a line now and then elsewhere."""

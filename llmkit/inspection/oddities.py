@@ -14,28 +14,40 @@ from llmkit.quantization.reading import is_quantized, model_dtype
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.spec import DType
 
-__all__ = ["find_oddities"]
+__all__ = ["find_oddities", "find_problems"]
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
 
 
-def find_oddities(
+def find_problems(
     ckpt: Checkpoint, report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None
 ) -> list[str]:
-    """Everything a careful reader would remark on, most serious first.
+    """Contradictions: the model cannot be run as it is.
 
     Args:
         report: of the comparison with the architecture; None when there is none.
         n_rows: rows of the embedding, where known.
     """
     found = list(report.problems) if report else []
-    found += ckpt.warnings
+    if vocabulary is not None and n_rows is not None and vocabulary.n_tokens > n_rows:
+        found.append(
+            f"the tokenizer has {vocabulary.n_tokens} tokens, the embedding {n_rows} rows: "
+            f"ids from {n_rows} on have none (is this the tokenizer of another model?)"
+        )
+    return found
+
+
+def find_oddities(
+    ckpt: Checkpoint, report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None
+) -> list[str]:
+    """What a careful reader would remark on besides the problems, most serious first; arguments as there."""
+    found = list(ckpt.warnings)
     found += _special_ids(ckpt, n_rows)
     found += _tokenizer(ckpt, vocabulary, n_rows)
     found += _dtypes(ckpt)
     found += report.notes if report else ()
     found += _strided(ckpt)
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _special_ids(ckpt: Checkpoint, n_rows: int | None) -> Iterator[str]:
@@ -64,11 +76,6 @@ def _tokenizer(ckpt: Checkpoint, vocabulary: Vocabulary | None, n_rows: int | No
     if vocabulary is None:
         if ckpt.config and ckpt.origin is not None and ckpt.origin.is_dir():
             yield "no tokenizer files: text commands (generate, eval, perplexity) need them"
-    elif n_rows is not None and vocabulary.n_tokens > n_rows:
-        yield (
-            f"the tokenizer has {vocabulary.n_tokens} tokens, the embedding {n_rows} rows: "
-            f"ids from {n_rows} on have none (is this the tokenizer of another model?)"
-        )
     elif n_rows is not None and vocabulary.n_tokens < n_rows:
         yield f"the embedding has {n_rows - vocabulary.n_tokens} rows more than the tokenizer has tokens"
 

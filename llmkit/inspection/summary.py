@@ -12,7 +12,7 @@ from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError
-from llmkit.inspection.oddities import find_oddities
+from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.inspection.vocabulary import Vocabulary, read_vocabulary
 from llmkit.quantization.reading import dequantized, describe
 from llmkit.tensors.lazy import Read
@@ -47,7 +47,8 @@ class Summary:
         dtypes: dtype -> bytes stored.
         files: weight file -> bytes.
         recipe: what llmkit did to make it, when it did.
-        oddities: what is odd, most serious first.
+        problems: contradictions between config, tensors and tokenizer: it cannot be run as it is.
+        oddities: what else is odd.
     """
 
     label: str
@@ -64,6 +65,7 @@ class Summary:
     quantization: str | None
     vocabulary: Vocabulary | None
     recipe: tuple[Mapping[str, Any], ...]
+    problems: tuple[str, ...]
     oddities: tuple[str, ...]
 
 
@@ -73,7 +75,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
     A config that disagrees with the tensors, or that a plugin cannot read, is an oddity here, not an error.
     """
     floats, trouble = _float_view(ckpt)
-    model, report, more = _bind(floats)
+    model, report, more, unknown = _bind(floats)
     trouble += more
     try:
         vocabulary = read_vocabulary(ckpt)
@@ -81,7 +83,9 @@ def summarize(ckpt: Checkpoint) -> Summary:
         vocabulary = None
         trouble.append(error.message)
     parts = _parts(ckpt, floats, model, report)
-    oddities = [*trouble, *find_oddities(ckpt, report, vocabulary, _embedding_rows(floats, model))]
+    n_rows = _embedding_rows(floats, model)
+    problems = [*trouble, *find_problems(ckpt, report, vocabulary, n_rows)]
+    oddities = [*unknown, *find_oddities(ckpt, report, vocabulary, n_rows)]
     dtypes: dict[str, int] = {}
     files: dict[str, int] = {}
     for lazy in ckpt.tensors.values():
@@ -103,6 +107,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
         quantization=describe(ckpt.config),
         vocabulary=vocabulary,
         recipe=recipe_of(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else (),
+        problems=tuple(dict.fromkeys(problems)),
         oddities=tuple(dict.fromkeys(oddities)),
     )
 
@@ -121,18 +126,19 @@ def _float_view(ckpt: Checkpoint) -> tuple[Checkpoint, list[str]]:
         return ckpt, [error.message]
 
 
-def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str]]:
-    if not floats.config:
-        return None, None, []
+def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str], list[str]]:
+    """The bound model and its report; problems; and what is only odd."""
+    claimed = _claimed(floats.config)
+    if claimed is None:
+        return None, None, [], []
     try:
         architecture = registry.find(floats.config)
         if architecture is None:
-            claimed = _claimed(floats.config)
-            return None, None, [f"no plugin describes {claimed}: names and shapes are not checked"] if claimed else []
+            return None, None, [], [f"no plugin describes {claimed}: names and shapes are not checked"]
         model = architecture.bind(floats.config)
-        return model, model.check({name: t.spec for name, t in floats.tensors.items()}), []
+        return model, model.check({name: t.spec for name, t in floats.tensors.items()}), [], []
     except LlmkitError as error:
-        return None, None, [error.message]
+        return None, None, [error.message], []
 
 
 def _embedding_rows(floats: Checkpoint, model: Model | None) -> int | None:

@@ -1,0 +1,43 @@
+"""`llmkit explain`: the expression that made one tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.output import Output
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "explain", examples=["llmkit explain vicuna-7b-int4 model.layers.0.self_attn.q_proj.weight_packed"])(
+        explain
+    )
+
+
+def explain(
+    out: Output,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that llmkit wrote.")],
+    tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="The name of a tensor in it.")],
+) -> None:
+    """Show the whole expression that made a tensor, from the manifest.
+
+    Inputs that llmkit wrote too are followed to where they came from.
+    """
+    from llmkit.inspection.expression import explain as explain_tensor
+    from llmkit.inspection.expression import tree_lines
+
+    found = explain_tensor(folder, tensor)
+
+    def render() -> None:
+        shape = ", ".join(map(str, found["shape"]))
+        out.line(f"{tensor}  {found['dtype']}[{shape}]  in {found['file']}, blake3 {found['blake3'][:16]}…")
+        for line in tree_lines(found["from"]):
+            out.line(line)
+
+    out.answer(found, render)

@@ -1,0 +1,143 @@
+"""`llmkit plugins list|show|check`: the architectures that llmkit knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.output import Output
+
+if TYPE_CHECKING:
+    from llmkit.architecture.architecture import Architecture
+    from llmkit.architecture.registry import Plugin
+
+__all__ = ["register"]
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of a plugin.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(help="List, show and check the architecture plugins.", no_args_is_help=True)
+    command(group, "list", examples=["llmkit plugins list"])(list_plugins)
+    command(group, "show", examples=["llmkit plugins show llama"])(show)
+    command(group, "check", examples=["llmkit plugins check llama", "llmkit plugins check --json"])(check)
+    app.add_typer(group, name="plugins")
+
+
+def list_plugins(out: Output) -> None:
+    """List the plugins: what they describe and where they come from."""
+    from llmkit.architecture.registry import default_registry
+    from llmkit.errors import PluginError
+
+    registry = default_registry()
+    entries = []
+    for plugin, found in registry.load_all().items():
+        entry: dict[str, Any] = {"name": plugin.name, "origin": plugin.origin, "target": plugin.target, "error": None}
+        if isinstance(found, PluginError):
+            entry |= {"error": found.message, "matches": []}
+        else:
+            entry |= {"matches": list(found.matches)}
+        entries.append(entry)
+    clashes = registry.clashes()
+
+    def render() -> None:
+        rows = [(e["name"], ", ".join(e["matches"]), e["origin"], e["error"]) for e in entries]
+        has_errors = any(e["error"] for e in entries)
+        out.table(["plugin", "architectures", "from", *(["error"] * has_errors)], [r[: 3 + has_errors] for r in rows])
+        for clash in clashes:
+            out.warning(clash)
+
+    out.answer({"plugins": entries, "clashes": clashes}, render, brief="\n".join(e["name"] for e in entries))
+
+
+def show(out: Output, name: NameArgument) -> None:
+    """Show what a plugin says: kinds, name table and the tiny model's tensors."""
+    plugin, architecture = _find(name)
+    model = architecture.bind(architecture.tiny_config())
+    document = {
+        "name": architecture.name,
+        "origin": plugin.origin,
+        "matches": list(architecture.matches),
+        "model_types": list(architecture.model_types),
+        "dims": {k: str(v) for k, v in vars(architecture.dims).items()},
+        "block": {k: str(v) for k, v in vars(architecture.block).items()},
+        "head": str(architecture.head),
+        "variants": list(architecture.variants),
+        "slots": {s.id: {"name": s.name, "formula": s.formula, "kind": s.kind} for s in model.slots.values()},
+    }
+
+    def render() -> None:
+        out.record(
+            {
+                "plugin": f"{architecture.name}  ({plugin.origin})",
+                "claims": ", ".join(architecture.matches),
+                **{k: str(v) for k, v in vars(architecture.block).items()},
+                "head": str(architecture.head),
+                "variants": ", ".join(architecture.variants),
+            }
+        )
+        out.line()
+        shown = [s for s in model.slots.values() if s.layer in (None, 0)]
+        out.table(
+            ["slot", "tensor", "shape"],
+            [(s.id.replace("layers.0.", "layers.i."), s.name.replace(".0.", ".{i}."), s.formula) for s in shown],
+        )
+
+    out.answer(document, render)
+
+
+def check(
+    out: Output,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The name of a plugin (default: all).")] = None,
+) -> None:
+    """Check the contract of plugins: they load, claim no other's models, and their tiny models fit themselves.
+
+    Each variant of the tiny model is built at random and run; the same tokens one by one, with a cache, must give the
+    same logits. Where transformers knows the architecture, its logits must agree within 1e-5. Exit code 1 when not.
+    """
+    from llmkit.architecture.registry import default_registry
+    from llmkit.cli.contract import check_architecture
+
+    registry = default_registry()
+    chosen = [_find(name)] if name else [(p, registry.load(p)) for p in registry.plugins]
+    results = {a.name: check_architecture(a) for _, a in chosen}
+    clashes = registry.clashes()
+    is_ok = not clashes and all(c.is_ok for checks in results.values() for c in checks)
+    document = {
+        "ok": is_ok,
+        "clashes": clashes,
+        "plugins": {n: [vars(c) | {"ok": c.is_ok} for c in checks] for n, checks in results.items()},
+    }
+
+    def render() -> None:
+        for plugin, checks in results.items():
+            out.table(
+                [plugin, "largest difference", ""],
+                [(c.name, "" if c.difference is None else f"{c.difference:.1e}", c.problem or "ok") for c in checks],
+                right=["largest difference"],
+            )
+
+    out.answer(document, render, brief="ok" if is_ok else "not ok")
+    if not is_ok:
+        out.refuse("a plugin breaks its contract: " + "; ".join([*clashes, *_problems(results)]))
+
+
+def _problems(results: dict[str, Any]) -> list[str]:
+    return [f"{n} {c.name}: {c.problem}" for n, checks in results.items() for c in checks if not c.is_ok][:5]
+
+
+def _find(name: str) -> tuple[Plugin, Architecture]:
+    from llmkit.architecture.registry import default_registry
+    from llmkit.errors import PluginError, nearest
+
+    registry = default_registry()
+    for plugin in registry.plugins:
+        if plugin.name == name:
+            return plugin, registry.load(plugin)
+    guess = nearest(name, [p.name for p in registry.plugins])
+    raise PluginError(
+        f"no plugin is named {name!r}", hint=f"did you mean {guess}?" if guess else "llmkit plugins list shows all"
+    )

@@ -1,0 +1,117 @@
+"""`llmkit quantize`: linear layers to int8 or int4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.options import ModelArgument, Writing
+from llmkit.cli.output import Output
+from llmkit.cli.writing import write
+
+if TYPE_CHECKING:
+    from llmkit.transforms.quantize import GroupSize
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(
+        app,
+        "quantize",
+        examples=[
+            "llmkit quantize vicuna-7b --bits 4 -o vicuna-7b-int4",
+            "llmkit quantize vicuna-7b --bits 8 -o vicuna-7b-int8 --dry-run",
+            "llmkit quantize vicuna-7b --bits 4 --group-size 32 --asymmetric --keep '*.down_proj' -o out",
+        ],
+    )(quantize)
+
+
+def quantize(
+    out: Output,
+    model: ModelArgument,
+    bits: Annotated[int, typer.Option("--bits", metavar="8|4", help="Bits of each weight.")],
+    writing: Writing,
+    group_size: Annotated[
+        str,
+        typer.Option(
+            "--group-size",
+            metavar="N|channel|auto",
+            help="Input columns that share a scale: 32, 64, 128, or channel for one scale a row. auto: channel for "
+            "8 bits, the largest that divides every row for 4.",
+        ),
+    ] = "auto",
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Give each group a zero point.")] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="GLOB", help="Leave modules as they are (may be repeated).")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="GLOB", help="Quantize these modules (may be repeated).")
+    ] = None,
+) -> None:
+    """Quantize the linear layers of a model to int8 or int4, rounding to nearest.
+
+    Embeddings, norms, biases and the head stay as they are. The result is in the compressed-tensors layout, which
+    transformers and vLLM load unchanged. Prints the sizes, bits per weight and the layers with the largest error.
+    """
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.quantization.quality import Meter, sizes
+    from llmkit.tensors.spec import format_bytes
+    from llmkit.transforms.quantize import quantize as quantize_checkpoint
+
+    before = open_checkpoint(model)
+    meter = Meter()
+    after = quantize_checkpoint(
+        before,
+        bits=bits,
+        group_size=_group_size(group_size),
+        symmetric=not asymmetric,
+        keep=keep or (),
+        only=only or (),
+        meter=meter,
+    )
+    saved = sizes(before, after)
+    size_text = (
+        f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "
+        f"({saved.after_nbytes / saved.before_nbytes:.0%}), {saved.bits_per_weight:.2f} bits per weight, "
+        f"{saved.linear_bits_per_weight:.2f} in the quantized layers"
+    )
+
+    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+        worst = meter.worst(5)
+        n_measured, n_unmeasured = len(meter.measured()), len(meter.unmeasured())
+        document = {
+            "sizes": saved.as_dict(),
+            "relative_error": meter.overall() if n_measured else None,
+            "worst": [{"name": m.name, "relative_error": m.relative_error} for m in worst],
+            "unmeasured": meter.unmeasured(),
+        }
+
+        def render() -> None:
+            out.line(f"size {size_text}")
+            if n_measured:
+                out.line(f"relative error {meter.overall():.4f} over {n_measured} layers; the largest:\n")
+                rows = [(m.name, f"{m.relative_error:.4f}") for m in worst]
+                out.table(["tensor", "relative error"], rows, right=["relative error"])
+            if n_unmeasured:
+                out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
+
+        return document, render
+
+    write(out, after, writing, details={"size": size_text}, finish=finish)
+
+
+def _group_size(text: str) -> GroupSize:
+    from llmkit.errors import InputError
+
+    if text == "auto":
+        return "auto"
+    if text == "channel":
+        return "channel"
+    if text.isdigit():
+        return int(text)
+    raise InputError(f"--group-size {text!r}: expected 32, 64, 128, channel or auto", hint="llmkit quantize --help")

@@ -1,0 +1,54 @@
+"""`llmkit verify`: is a folder still what llmkit wrote?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.output import Output
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "verify", examples=["llmkit verify vicuna-7b", "llmkit verify vicuna-7b -q && echo sound"])(verify)
+
+
+def verify(
+    out: Output,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that llmkit wrote.")],
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Threads (default: one a core, at most 8).")
+    ] = None,
+) -> None:
+    """Check a folder against its manifest: sizes, hashes, names, index, config and tokenizer.
+
+    Reads every byte once. Exit code 1, naming what differs, when something does.
+    """
+    from dataclasses import asdict
+
+    from llmkit.inspection.check import check_output
+    from llmkit.tensors.spec import format_bytes
+
+    verdict = check_output(folder, workers=workers, progress=out.progress())
+    document = {"folder": str(folder), "ok": verdict.is_ok, **asdict(verdict)}
+
+    def render() -> None:
+        for problem in verdict.problems:
+            out.line(f"differs: {problem}")
+        for note in verdict.notes:
+            out.line(f"note: {note}")
+        if verdict.is_ok:
+            out.line(
+                f"{folder} is as it was written: {verdict.n_tensors} tensors in {verdict.n_files} files, "
+                f"{format_bytes(verdict.nbytes)} hashed"
+            )
+
+    out.answer(document, render, brief="ok" if verdict.is_ok else "\n".join(verdict.problems))
+    if not verdict.is_ok:
+        n = len(verdict.problems)
+        out.refuse(f"{folder} is not as it was written: {n} thing{'s' * (n != 1)} differ{'s' * (n == 1)}")
