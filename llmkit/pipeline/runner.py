@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import blake3
 
@@ -25,7 +25,14 @@ from llmkit.tensors.lazy import Context, Read, Rows
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["default_workers", "run_plan"]
+__all__ = ["WriteObserver", "default_workers", "run_plan"]
+
+
+class WriteObserver(Protocol):
+    """Sees what is written: rows from `start` of tensor `name`."""
+
+    def __call__(self, name: str, start: int, data: torch.Tensor) -> None:
+        """`data` is about to be written."""
 
 
 def default_workers() -> int:
@@ -40,6 +47,7 @@ def run_plan(
     resume: bool = True,
     workers: int | None = None,
     progress: Progress = NO_PROGRESS,
+    observe: WriteObserver | None = None,
 ) -> dict[str, Any]:
     """Write what the plan says and return the manifest.
 
@@ -47,6 +55,7 @@ def run_plan(
         overwrite: replace an existing checkpoint folder, once the new one is whole.
         resume: continue an interrupted run of the same plan.
         workers: steps in flight at a time; the bytes written do not depend on it.
+        observe: sees every slice that is computed (not what an earlier run wrote), from several threads.
 
     Raises:
         OutputError: the output exists or cannot be written.
@@ -59,7 +68,7 @@ def run_plan(
     partial = Partial(plan.out, plan.digest, resume=resume)
     progress.begin(sum(s.write_nbytes for s in plan.steps), f"writing {plan.out.name}", "B")
     try:
-        run = _Run(plan, partial, progress)
+        run = _Run(plan, partial, progress, observe)
         run.execute(workers or default_workers())
         manifest = _manifest(plan, run, inputs)
         for name, data in plan.small_files.items():
@@ -104,7 +113,8 @@ class _ReadHash:
 
 
 class _Run:
-    def __init__(self, plan: Plan, partial: Partial, progress: Progress) -> None:
+    def __init__(self, plan: Plan, partial: Partial, progress: Progress, observe: WriteObserver | None) -> None:
+        self.observe = observe
         self.plan = plan
         self.partial = partial
         self.progress = progress
@@ -188,6 +198,8 @@ class _Run:
                 f"{placement.name}: computed {tuple(data.shape)} {data.dtype}, the plan says {spec}: "
                 f"a bug in {step.node.op!r}"
             )
+        if self.observe is not None:
+            self.observe(placement.name, start, data)
         view = _bytes_of(data)
         hasher.update(view)
         # One writer at a time: the kernel locks the file anyway, and spinning for it took longer than the writing.
