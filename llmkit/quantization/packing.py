@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["n_words", "pack", "unpack"]
+__all__ = ["n_words", "pack", "pack_into", "unpack"]
 
 
 def n_words(n: int, bits: int) -> int:
@@ -27,12 +27,7 @@ def n_words(n: int, bits: int) -> int:
 
 
 def pack(values: torch.Tensor, bits: int, *, dim: int = 1) -> torch.Tensor:
-    """An int8 matrix of values -2^(bits-1) … 2^(bits-1)-1 as int32 words along `dim` (0 or 1).
-
-    Works on the bytes in registers of two: flip the sign bit (which adds the offset), then move the second nibble
-    beside the first. No loop over elements and no gather, and a machine that stores low bytes first is assumed, as
-    everywhere in safetensors.
-    """
+    """An int8 matrix of values -2^(bits-1) … 2^(bits-1)-1 as int32 words along `dim` (0 or 1)."""
     import torch
 
     if dim == 0:
@@ -40,13 +35,27 @@ def pack(values: torch.Tensor, bits: int, *, dim: int = 1) -> torch.Tensor:
     missing = -values.shape[1] % (32 // bits)
     if missing:
         values = torch.nn.functional.pad(values, (0, missing), value=-(1 << (bits - 1)))
+    words = torch.empty((values.shape[0], values.shape[1] * bits // 32), dtype=torch.int32)
+    pack_into(words, values.clone(memory_format=torch.contiguous_format), bits)
+    return words
+
+
+def pack_into(words: torch.Tensor, values: torch.Tensor, bits: int) -> None:
+    """Pack rows that fill their words, into `words`; both contiguous, and `values` (int8) is scratch afterwards.
+
+    Works on bytes in pairs: flip the sign bit (which adds the offset), then move the second nibble beside the first. No
+    loop over elements and no gather. A machine that stores low bytes first is assumed, as everywhere in safetensors.
+    """
+    import torch
+
     # Flat, because torch leaves odd strides on dimensions of length 1, and then refuses to view bytes as words.
-    flat, n_rows = values.contiguous().view(-1), values.shape[0]
+    flat, into = values.view(-1), words.view(-1).view(torch.uint8)
     if bits == 8:
-        return flat.view(torch.uint8).bitwise_xor(0x80).view(torch.int32).view(n_rows, -1)
-    pairs = flat.view(torch.int16).bitwise_xor(0x0808).bitwise_and_(0x0F0F)
+        torch.bitwise_xor(flat.view(torch.uint8), 0x80, out=into)
+        return
+    pairs = flat.view(torch.int16).bitwise_xor_(0x0808).bitwise_and_(0x0F0F)
     pairs.bitwise_or_(pairs >> 4)
-    return pairs.to(torch.uint8).view(torch.int32).view(n_rows, -1)
+    into.copy_(pairs)  # keeps the low byte of each pair
 
 
 def unpack(words: torch.Tensor, bits: int, n: int, *, dim: int = 1) -> torch.Tensor:

@@ -19,13 +19,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
-from llmkit.quantization.packing import n_words, pack
+from llmkit.quantization.packing import n_words, pack, pack_into
 from llmkit.quantization.schemes import Scheme
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Observe", "dequantize", "grid", "quantize_packed", "round_to_grid"]
+__all__ = ["Observe", "dequantize", "grid", "quantize_packed"]
 
 # Receives (squared error, squared norm, rows) of what was just quantized.
 Observe = Callable[[float, float, int], None]
@@ -63,16 +63,6 @@ def grid(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tupl
     return stored, zero
 
 
-def round_to_grid(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
-    """The grid points (int8) nearest to float32 weights [out, groups, size]."""
-    import torch
-
-    steps = weight / scale.float().unsqueeze(-1)
-    if zero is not None:
-        steps.add_(zero.unsqueeze(-1))
-    return steps.clamp_(scheme.q_min, scheme.q_max).round_().to(torch.int8)
-
-
 def dequantize(q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
     """Weights in the dtype of the scales from grid points (int8) [out, groups, size].
 
@@ -105,21 +95,63 @@ def quantize_packed(
     n_groups = scheme.n_groups(n_in)
     packed = torch.empty((n_out, n_words(n_in, scheme.bits)), dtype=torch.int32)
     scales = torch.empty((n_out, n_groups), dtype=scale_dtype)
-    zeros = None if scheme.is_symmetric else torch.empty((n_out, n_groups), dtype=torch.int8)
-    step = max(_BLOCK_NBYTES // (4 * max(n_in, 1)), 1)
-    for start in range(0, n_out, step):
-        rows = slice(start, min(start + step, n_out))
-        block = weight[rows].float().reshape(rows.stop - start, n_groups, -1)
-        scale, zero = grid(block, scheme, scale_dtype)
-        q = round_to_grid(block, scale, zero, scheme)
-        packed[rows] = pack(q.flatten(1), scheme.bits)
+    zeros = torch.empty((n_out, n_groups), dtype=torch.int8)
+    n_rows = min(max(_BLOCK_NBYTES // (4 * max(n_in, 1)), 1), n_out)
+    block = _Block(n_rows, n_in, n_groups, weight.dtype)
+    for start in range(0, n_out, n_rows):
+        rows = slice(start, min(start + n_rows, n_out))
+        block.load(weight[rows])
+        scale, zero = grid(block.weight, scheme, scale_dtype)
+        block.round(scale, zero, scheme)
         scales[rows] = scale
-        if zeros is not None and zero is not None:
+        if zero is not None:
             zeros[rows] = zero
         if observe is not None:
-            error = dequantize(q, scale, zero).float().sub_(block).flatten()
-            flat = block.flatten()
-            observe(float(torch.dot(error, error)), float(torch.dot(flat, flat)), rows.stop - start)
-    if zeros is None:
+            observe(*block.error(scale, zero), rows.stop - start)
+        if n_in % scheme.per_word:
+            packed[rows] = pack(block.q.flatten(1), scheme.bits)
+        else:
+            pack_into(packed[rows], block.q, scheme.bits)
+    if scheme.is_symmetric:
         return packed, scales
     return packed, scales, pack(zeros, scheme.bits, dim=0)
+
+
+class _Block:
+    """Rows at work: memory that is used again for every block (fresh pages would cost as much as the arithmetic)."""
+
+    def __init__(self, n_rows: int, n_in: int, n_groups: int, dtype: torch.dtype) -> None:
+        import torch
+
+        shape = (n_rows, n_groups, n_in // n_groups)
+        self._wide = None if dtype is torch.float32 else torch.empty(shape)
+        self._steps = torch.empty(shape)
+        self._q = torch.empty(shape, dtype=torch.int8)
+
+    def load(self, rows: torch.Tensor) -> None:
+        """Take rows [rows, in] as float32."""
+        n = rows.shape[0]
+        grouped = rows.reshape(n, *self._steps.shape[1:])
+        self.weight = grouped if self._wide is None else self._wide[:n].copy_(grouped)
+        self.steps, self.q = self._steps[:n], self._q[:n]
+
+    def round(self, scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> None:
+        """Find the grid points `q` nearest to the weights."""
+        import torch
+
+        torch.div(self.weight, scale.float().unsqueeze(-1), out=self.steps)
+        if zero is not None:
+            self.steps.add_(zero.unsqueeze(-1))
+        self.q.copy_(self.steps.clamp_(scheme.q_min, scheme.q_max).round_())
+
+    def error(self, scale: torch.Tensor, zero: torch.Tensor | None) -> tuple[float, float]:
+        """Squared error of the weights as they will be read, and their squared norm."""
+        import torch
+
+        if zero is not None:
+            self.steps.sub_(zero.unsqueeze(-1))
+        restored = self.steps.mul_(scale.float().unsqueeze(-1))
+        if scale.dtype is not torch.float32:
+            restored = restored.to(scale.dtype).float()
+        error, weight = restored.sub_(self.weight).view(-1), self.weight.reshape(-1)
+        return float(torch.dot(error, error)), float(torch.dot(weight, weight))

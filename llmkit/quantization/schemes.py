@@ -105,6 +105,9 @@ class Scheme:
             "observer": "minmax",
             "observer_kwargs": {},
         }
+        # Packed zero points: compressed-tensors 0.18 to 0.20 expects another shape than it writes, unless transformers 5
+        # is told to decompress while it loads. transformers 4.57 loads them with compressed-tensors 0.14 to 0.17 only.
+        loading = {} if self.is_symmetric else {"run_compressed": False}
         group = {"targets": list(targets), "weights": weights, "input_activations": None, "output_activations": None}
         return {
             "quant_method": METHOD,
@@ -114,6 +117,7 @@ class Scheme:
             "ignore": list(ignore),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
+            **loading,
         }
 
     @classmethod

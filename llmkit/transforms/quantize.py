@@ -71,6 +71,10 @@ def quantize(
     config = dict(ckpt.config)
     config["quantization_config"] = scheme.quantization_config(targets=targets, ignore=left)
     notes = [f"{len(chosen)} linear layers to {scheme}{reason}, rounded to nearest"]
+    if not symmetric:
+        notes.append(
+            "zero points load in transformers 5; transformers 4.57 needs compressed-tensors 0.14 to 0.17 for them"
+        )
     if left:
         notes.append(f"linear layers kept as they are: {listing(left)}")
     step = {

@@ -23,7 +23,9 @@ def test_words_are_those_of_compressed_tensors_and_unpack_undoes_pack(rows, cols
     assert torch.equal(words, pack_to_int32(values, bits, packed_dim=dim))
     assert words.shape[dim] == n_words(values.shape[dim], bits)
     assert torch.equal(unpack(words, bits, values.shape[dim], dim=dim), values)
-    assert torch.equal(unpack(words, bits, values.shape[dim], dim=dim), unpack_from_int32(words, bits, values.shape, dim))
+    assert torch.equal(
+        unpack(words, bits, values.shape[dim], dim=dim), unpack_from_int32(words, bits, values.shape, dim)
+    )
 
 
 @pytest.mark.parametrize("bits", [4, 8])

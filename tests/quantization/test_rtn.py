@@ -137,7 +137,9 @@ def test_observed_sums_are_those_of_the_dequantized_weights(dtype):
     assert sum(s[1] for s in seen) == pytest.approx(float(w.double().square().sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize(("scheme", "expected"), [(Scheme(4, 128), 0.12), (Scheme(4, 128, False), 0.10), (Scheme(8), 0.009)])
+@pytest.mark.parametrize(
+    ("scheme", "expected"), [(Scheme(4, 128), 0.12), (Scheme(4, 128, False), 0.10), (Scheme(8), 0.009)]
+)
 def test_relative_error_on_gaussian_weights(scheme, expected):
     """In the region that plain torch, torchao and quanto measure on real weights (0.129, 0.108, 0.011)."""
     w = torch.randn(256, 896, generator=torch.Generator().manual_seed(0))
