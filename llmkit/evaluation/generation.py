@@ -61,7 +61,8 @@ def generate(
 
     prompts = encoder.encode([prompt for prompt, _ in requests])
     tasks = [
-        _task(i, ids, dict(r[1]), encoder, max_length, max_new) for i, (ids, r) in enumerate(zip(prompts, requests))
+        _task(i, ids, arguments, encoder, max_length, max_new)
+        for i, (ids, (_, arguments)) in enumerate(zip(prompts, requests, strict=True))
     ]
     answers = [""] * len(requests)
     generator = torch.Generator().manual_seed(_SEED)
@@ -78,7 +79,7 @@ def generate(
 
 
 def _task(
-    index: int, ids: list[int], arguments: dict[str, Any], encoder: Encoder, max_length: int, max_new: int
+    index: int, ids: list[int], arguments: Mapping[str, Any], encoder: Encoder, max_length: int, max_new: int
 ) -> _Task:
     until = arguments.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)

@@ -105,7 +105,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         for texts, context, continuation in requests:
             queries.append(self._query(context, continuation))
             if len(context) + len(continuation) > self.max_length + 1:
-                truncated.add(queries[-1].tokens)
+                truncated.add(tuple(context))
             if texts is not None and len(self.continuations) < _MAX_CONTINUATIONS:
                 self.continuations.setdefault(texts[1], tuple(continuation))
         self.n_truncated += len(truncated)

@@ -17,7 +17,7 @@ from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
 from llmkit.evaluation.identity import describe_model, versions
 from llmkit.evaluation.layouts import Doc, LocalData, find_data
-from llmkit.evaluation.record import RunRecord
+from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.scoring import BATCH_TOKENS
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
@@ -80,7 +80,10 @@ def evaluate(
     names = [n for n in (bench.split(",") if isinstance(bench, str) else bench) if n]
     if not names:
         raise InputError("no benchmark named", hint=f"--bench {' or '.join(bench_names())}, or an lm-eval task")
-    prepared = [_prepare(load_bench(n), data, shots, subjects) for n in names if n in bench_names()]
+    benches = [load_bench(n) for n in names if n in bench_names()]
+    # a benchmark with questions of its own takes them, unless --data can only be meant for it
+    folders = [b.own_data if b.own_data and (data is None or len(names) > 1) else data for b in benches]
+    prepared = [_prepare(b, folder, shots, subjects) for b, folder in zip(benches, folders, strict=True)]
     others = [n for n in names if n not in bench_names()]
     if subjects and others:
         raise InputError(f"--subjects does not apply to {listing(others)}", hint="name the lm-eval tasks themselves")
@@ -100,7 +103,8 @@ def evaluate(
         add_bos_token=add_bos_token,
         progress=progress,
     )
-    results, samples = {}, {}
+    results: dict[str, BenchResult] = {}
+    samples: dict[str, list[dict[str, Any]]] = {}
     for item, tasks in made:
         missing = [s.name for s in item.bench.subjects if s.name not in tasks]
         results[item.bench.name], logged = run_bench(
@@ -132,7 +136,7 @@ def evaluate(
         tasks=scores,
         continuations=lm.continuations,
         samples=samples if log_samples else {},
-        warnings=(*ckpt.warnings, *_warnings(prepared, lm)),
+        warnings=(*ckpt.warnings, *_warnings(prepared, lm, subjects)),
     )
 
 
@@ -163,9 +167,8 @@ def make_lm(
     )
 
 
-def _prepare(bench: Bench, data: str | Path | None, shots: int | None, subjects: Sequence[str]) -> _Prepared:
+def _prepare(bench: Bench, folder: str | Path | None, shots: int | None, subjects: Sequence[str]) -> _Prepared:
     shots = bench.shots if shots is None else shots
-    folder = data if data is not None and bench.own_data is None else bench.own_data
     if folder is None:
         if not bench.subjects:
             raise InputError(f"{bench.title}: its questions are not installed", hint="give them: --data FOLDER")
@@ -176,10 +179,10 @@ def _prepare(bench: Bench, data: str | Path | None, shots: int | None, subjects:
     return _Prepared(bench, shots, {s: local.read(s, shots=shots) for s in chosen}, local)
 
 
-def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM) -> list[str]:
+def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequence[str]) -> list[str]:
     found = []
     for item in prepared:
-        if item.data and item.data.missing:
+        if item.data and item.data.missing and not chosen:
             n = len(item.data.missing)
             found.append(
                 f"{item.bench.title}: the data folder lacks {n} of {len(item.bench.subjects)} subjects "
@@ -191,6 +194,7 @@ def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM) -> list[str]:
             )
     if lm.n_truncated:
         found.append(
-            f"{lm.n_truncated} prompts were longer than {lm.max_length} tokens and lost their beginning: use fewer --shots"
+            f"{lm.n_truncated} prompts were longer than {lm.max_length} tokens and lost their beginning; "
+            "fewer --shots keep them whole"
         )
     return found
