@@ -9,10 +9,10 @@ from typing import Any
 from llmkit.architecture.check import Report
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import LlmkitError, listing
-from llmkit.inspection.vocabulary import Vocabulary
 from llmkit.quantization.reading import is_quantized, model_dtype
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.spec import DType
+from llmkit.tokenization.vocabulary import Vocabulary
 
 __all__ = ["find_oddities", "find_problems"]
 

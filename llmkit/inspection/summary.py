@@ -13,9 +13,9 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError
 from llmkit.inspection.oddities import find_oddities, find_problems
-from llmkit.inspection.vocabulary import Vocabulary, read_vocabulary
 from llmkit.quantization.reading import dequantized, describe
 from llmkit.tensors.lazy import Read
+from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Part", "Summary", "summarize"]
 

@@ -21,7 +21,7 @@ FLOORS = [
     ["tensors"],
     ["formats"],
     ["architecture"],
-    ["checkpoint"],
+    ["checkpoint", "tokenization"],
     ["quantization"],
     ["transforms"],
     ["pipeline", "api"],

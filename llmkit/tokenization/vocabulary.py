@@ -9,6 +9,7 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
+from llmkit.tokenization.wire import read_fields
 
 __all__ = ["Vocabulary", "count_pieces", "read_vocabulary"]
 
@@ -121,31 +122,4 @@ def count_pieces(data: bytes) -> int:
     Raises:
         IndexError: the data ends within a field.
     """
-    position = n = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        field, wire = tag >> 3, tag & 7
-        if wire == 0:
-            _, position = _varint(data, position)
-        elif wire == 2:
-            length, position = _varint(data, position)
-            position += length
-        elif wire in (1, 5):
-            position += 8 if wire == 1 else 4
-        else:
-            raise IndexError(f"wire type {wire}")
-        if position > len(data):
-            raise IndexError("field beyond the end")
-        n += field == 1 and wire == 2
-    return n
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-        shift += 7
+    return sum(f.number == 1 for f in read_fields(data))

@@ -1,0 +1,1 @@
+"""Tokenizer files: read, edited and written again without a tokenizer framework."""

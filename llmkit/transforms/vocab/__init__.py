@@ -1,0 +1,1 @@
+"""Vocabularies: extend one, trim one, look at one. Pure; no tensor data is read."""
