@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmkit.cli import delta, diff, explain, inspect, plugins, quantize, verify
+from llmkit.cli import delta, diff, explain, generate, inspect, perplexity, plugins, quantize, verify
 from llmkit.cli.command import Interrupted
 from llmkit.cli.output import Mode, Output
 from llmkit.errors import LlmkitError, nearest
@@ -57,7 +57,7 @@ def _root(
     pass
 
 
-for _module in (delta, quantize, inspect, diff, verify, explain, plugins):
+for _module in (delta, quantize, perplexity, inspect, diff, verify, explain, generate, plugins):
     _module.register(app)
 
 

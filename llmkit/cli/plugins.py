@@ -99,7 +99,7 @@ def check(
     same logits. Where transformers knows the architecture, its logits must agree within 1e-5. Exit code 1 when not.
     """
     from llmkit.architecture.registry import default_registry
-    from llmkit.cli.contract import check_architecture
+    from llmkit.decoder.contract import check_architecture
 
     registry = default_registry()
     chosen = [_find(name)] if name else [(p, registry.load(p)) for p in registry.plugins]

@@ -50,12 +50,12 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp(nll)."""
+        """The exponential of the mean."""
         return math.exp(self.nll)
 
     @property
     def bits_per_token(self) -> float:
-        """nll in bits."""
+        """The mean in bits."""
         return self.nll / math.log(2)
 
 

@@ -1,0 +1,92 @@
+"""`llmkit perplexity`: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.options import DeviceOption, DtypeOption, ModelArgument
+from llmkit.cli.output import Output, duration
+
+__all__ = ["register"]
+
+_DEFAULT_CONTEXT = 2048
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(
+        app,
+        "perplexity",
+        examples=[
+            "llmkit perplexity vicuna-7b --text wiki.test.txt",
+            "llmkit perplexity vicuna-7b-int4 --text wiki.test.txt --context 1024 --stride 512",
+        ],
+    )(perplexity)
+
+
+def perplexity(
+    out: Output,
+    model: ModelArgument,
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="A text file in UTF-8.")],
+    context: Annotated[
+        int | None,
+        typer.Option("--context", metavar="N", min=2, help="Tokens in a window (default: the model's, at most 2048)."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option("--stride", metavar="N", min=1, help="How far windows advance (default: they do not overlap)."),
+    ] = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Measure the perplexity of a text: exp of the mean negative log-likelihood of a token.
+
+    The text is encoded whole and cut into windows; each token is predicted from those before it in its window.
+    """
+    from dataclasses import asdict
+
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.tokenizer import load_tokenizer
+    from llmkit.decoder import load_decoder
+    from llmkit.errors import InputError
+    from llmkit.evaluation.perplexity import measure_perplexity
+
+    try:
+        content = text.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {text}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{text} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    ckpt = open_checkpoint(model)
+    ids = list(load_tokenizer(ckpt)(content, verbose=False)["input_ids"])
+    decoder = load_decoder(ckpt, dtype=dtype, device=device)
+    n_context = context or min(decoder.context or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
+    if decoder.context is not None and n_context > decoder.context:
+        out.warning(f"{ckpt.label} was trained for {decoder.context} tokens: use --context {decoder.context} or less")
+    started = time.monotonic()
+    found = measure_perplexity(decoder, ids, context=n_context, stride=stride, progress=out.progress())
+    elapsed = time.monotonic() - started
+    document = {
+        "perplexity": found.perplexity,
+        "bits_per_token": found.bits_per_token,
+        **asdict(found),
+        "elapsed_s": round(elapsed, 3),
+    }
+
+    def render() -> None:
+        out.record(
+            {
+                "perplexity": f"{found.perplexity:.4f} ± {found.perplexity * found.stderr:.4f}",
+                "bits per token": f"{found.bits_per_token:.4f}",
+                "tokens": f"{found.n_scored} scored of {found.n_tokens}, "
+                f"windows of {found.context} every {found.stride}",
+                "time": f"{duration(elapsed)} ({found.n_tokens / max(elapsed, 1e-9):.0f} tokens/s)",
+            }
+        )
+
+    out.answer(document, render, brief=f"{found.perplexity:.6f}")

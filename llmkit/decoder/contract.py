@@ -1,0 +1,152 @@
+"""The contract of an architecture plugin, checked on tiny random models: names, shapes, cache, and parity.
+
+Parity is with transformers' class of the same name, for the architectures that it knows; the logits of a plugin that
+nothing independent can be compared with are checked for being the same with and without a cache only, and said to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import LlmkitError
+from llmkit.tensors.lazy import Apply
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Check", "check_architecture", "random_checkpoint"]
+
+# A clause gives the largest difference of logits, or None where none are compared.
+Clause = Callable[[Architecture, Mapping[str, Any]], float | None]
+
+TOLERANCE = 1e-5
+_N_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Check:
+    """One clause of the contract.
+
+    Attributes:
+        difference: the largest difference of logits, where logits were compared.
+        problem: what is wrong, None when nothing is.
+    """
+
+    name: str
+    difference: float | None = None
+    problem: str | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """True when nothing is wrong."""
+        return self.problem is None
+
+
+def check_architecture(architecture: Architecture) -> list[Check]:
+    """Every clause, for the tiny model and each of its variants."""
+    clauses: dict[str, Clause] = {
+        "names and shapes": _names,
+        "cached = whole": _cache,
+        "transformers' logits": _parity,
+    }
+    return [
+        _guarded(f"{variant or 'tiny'}: {name}", clause, architecture, architecture.tiny_config(variant))
+        for variant in (None, *architecture.variants)
+        for name, clause in clauses.items()
+    ]
+
+
+def _guarded(name: str, clause: Clause, architecture: Architecture, config: Mapping[str, Any]) -> Check:
+    try:
+        difference = clause(architecture, config)
+    except LlmkitError as error:
+        return Check(name, None, error.message)
+    except Exception as error:  # noqa: BLE001 - a plugin is foreign code; its failure is the answer
+        return Check(name, None, f"{type(error).__name__}: {error}")
+    if difference is not None and not difference <= TOLERANCE:
+        return Check(name, difference, f"logits differ by {difference:.2g}, allowed is {TOLERANCE:g}")
+    return Check(name, difference)
+
+
+def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, seed: int = 0) -> Checkpoint:
+    """A model of that config with small random float32 weights (norm weights near one), made when they are loaded."""
+    import torch
+
+    model = architecture.bind(config)
+    tensors = {}
+    for i, slot in enumerate(s for s in model.slots.values() if not s.is_optional):
+
+        def make(i: int = i, shape: tuple[int, ...] = slot.shape, kind: str = slot.kind) -> torch.Tensor:
+            data = torch.randn(shape, generator=torch.Generator().manual_seed(seed * 10_000 + i))
+            # Scaled so that every layer matters and logits are of order one: rounding is then far below the tolerance.
+            if kind == "norm":
+                return 1 + 0.1 * data
+            return data * (0.1 if kind == "bias" else shape[-1] ** -0.5)
+
+        spec = TensorSpec(DType.F32, slot.shape)
+        tensors[slot.name] = Apply("random", [], spec, make, {"seed": seed}, row_step=None, output_rows=[0]).output()
+    return Checkpoint(f"tiny {architecture.name}", tensors, dict(config))
+
+
+def _names(architecture: Architecture, config: Mapping[str, Any]) -> None:
+    model = architecture.bind(config)
+    names = [s.name for s in model.slots.values()]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two slots have one name: {[n for n in names if names.count(n) > 1][:2]}")
+    for slot in model.slots.values():
+        if model.slot_of(slot.name) != slot.id:
+            raise ValueError(f"{slot.name} is slot {slot.id}, but reads back as {model.slot_of(slot.name)}")
+    ckpt = random_checkpoint(architecture, config)
+    model.check({n: t.spec for n, t in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+
+
+def _ids(config: Mapping[str, Any], architecture: Architecture) -> torch.Tensor:
+    import torch
+
+    n_vocab = architecture.bind(config).dims.vocab
+    return torch.randint(0, n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def _cache(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+    import torch
+
+    from llmkit.decoder.cache import KVCache
+    from llmkit.decoder.load import load_decoder
+
+    decoder = load_decoder(random_checkpoint(architecture, config))
+    limit = decoder.exact_sharing_limit
+    ids = _ids(config, architecture)[:, : min(_N_TOKENS, limit) if limit is not None else _N_TOKENS]
+    whole = decoder(ids)
+    cache = KVCache()
+    parts = [decoder(ids[:, :5], cache), *(decoder(ids[:, i : i + 1], cache) for i in range(5, ids.shape[1]))]
+    return float((torch.cat(parts, 1) - whole).abs().max())
+
+
+def _parity(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+    import torch
+    import transformers
+
+    from llmkit.decoder.load import load_decoder
+
+    names = [n for n in config.get("architectures", ()) if hasattr(transformers, n)]
+    if not names:
+        return None
+    ckpt = random_checkpoint(architecture, config)
+    theirs_config = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
+    theirs_config._attn_implementation = "eager"
+    theirs = getattr(transformers, names[0])(theirs_config).eval()
+    weights = {n: t.load() for n, t in ckpt.tensors.items()}
+    missing, unexpected = theirs.load_state_dict(weights, strict=False)
+    left = [m for m in missing if m not in (theirs._tied_weights_keys or ())]
+    if left or unexpected:
+        raise ValueError(f"transformers has other names: it lacks {unexpected[:2]}, we lack {left[:2]}")
+    theirs.tie_weights()
+    ids = _ids(config, architecture)
+    with torch.inference_mode():
+        expected = theirs(ids).logits.float()
+        return float((load_decoder(ckpt)(ids) - expected).abs().max())
