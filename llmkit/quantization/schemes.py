@@ -105,8 +105,8 @@ class Scheme:
             "observer": "minmax",
             "observer_kwargs": {},
         }
-        # Packed zero points: compressed-tensors 0.18 to 0.20 expects another shape than it writes, unless transformers 5
-        # is told to decompress while it loads. transformers 4.57 loads them with compressed-tensors 0.14 to 0.17 only.
+        # Packed zero points: compressed-tensors 0.18 to 0.20 expects another shape than it writes, unless transformers
+        # 5 is told to decompress while it loads. transformers 4.57 loads them with compressed-tensors 0.14 to 0.17.
         loading = {} if self.is_symmetric else {"run_compressed": False}
         group = {"targets": list(targets), "weights": weights, "input_activations": None, "output_activations": None}
         return {
