@@ -53,6 +53,16 @@ def model(tmp_path):
     return llmkit.open_checkpoint(tmp_path / "m")
 
 
+def skip_if_zero_points_cannot_load(symmetric):
+    from importlib.metadata import version
+
+    import transformers
+
+    library = tuple(map(int, version("compressed-tensors").split(".")[:2]))
+    if not symmetric and transformers.__version__.startswith("4.") and not (0, 14) <= library <= (0, 17):
+        pytest.skip("transformers 4 cannot load packed zero points with this compressed-tensors")
+
+
 def hf_logits(folder):
     from transformers import AutoModelForCausalLM
 
@@ -76,6 +86,7 @@ def hf_logits(folder):
     ],
 )
 def test_transformers_loads_the_folder_and_computes_what_we_restore(tmp_path, bits, group_size, symmetric, ffn, tied):
+    skip_if_zero_points_cannot_load(symmetric)
     state = write_model(tmp_path / "float", ffn=ffn, tied=tied)
     ckpt = llmkit.open_checkpoint(tmp_path / "float")
     llmkit.save(quantize(ckpt, bits=bits, group_size=group_size, symmetric=symmetric), tmp_path / "quantized")
@@ -89,6 +100,7 @@ def test_transformers_loads_the_folder_and_computes_what_we_restore(tmp_path, bi
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_loads_too(tmp_path, dtype):
+    skip_if_zero_points_cannot_load(symmetric=False)
     write_model(tmp_path / "float", dtype)
     ckpt = llmkit.open_checkpoint(tmp_path / "float")
     llmkit.save(quantize(ckpt, bits=4, group_size=32, symmetric=False), tmp_path / "quantized")
@@ -211,7 +223,7 @@ def test_other_bits(model):
 
 
 def test_globs_that_match_nothing_name_the_nearest(model):
-    with pytest.raises(SpecError, match=r"'model\.layers\.0\.self_attn\.q_prj' matches no module and no tensor") as caught:
+    with pytest.raises(SpecError, match=r"\.q_prj' matches no module and no tensor") as caught:
         quantize(model, bits=8, keep=["model.layers.0.self_attn.q_prj"])
     assert caught.value.hint == "did you mean model.layers.0.self_attn.q_proj?"
     with pytest.raises(SpecError, match="'lm_hed'"):
