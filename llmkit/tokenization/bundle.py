@@ -1,0 +1,205 @@
+"""The tokenizer files of a checkpoint as one thing: read together, changed together, written together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.errors import InputError, RequirementError
+from llmkit.tokenization.fast import FastTokenizer
+from llmkit.tokenization.sentencepiece_model import SentencePieceModel
+from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks, serialize_ranks
+
+__all__ = ["TokenizerFiles", "json_file"]
+
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "ice_text.model")
+_TIKTOKEN = ("tokenizer.model", "qwen.tiktoken", "vocab.tiktoken")
+
+
+def json_file(data: Any) -> FileContent:
+    """A JSON file as transformers lays it out."""
+    return FileContent(data=(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The parsed tokenizer files of a checkpoint.
+
+    Attributes:
+        label: the checkpoint's, for messages.
+        files: name -> content of every file of the checkpoint.
+        sp_name, sp: the SentencePiece model, the authority where there is one.
+        fast: tokenizer.json.
+        ranks_name, ranks: a tiktoken file.
+        config: tokenizer_config.json.
+        added_json: added_tokens.json (token -> id).
+    """
+
+    label: str
+    files: Mapping[str, FileContent]
+    sp_name: str | None = None
+    sp: SentencePieceModel | None = None
+    fast: FastTokenizer | None = None
+    ranks_name: str | None = None
+    ranks: Mapping[bytes, int] | None = None
+    config: Mapping[str, Any] | None = None
+    added_json: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, ckpt: Checkpoint) -> TokenizerFiles:
+        """Parse the tokenizer files of a checkpoint.
+
+        Raises:
+            RequirementError: there are none, or only kinds that cannot be edited.
+            InputError: a file is malformed.
+        """
+        found = read_tokenizer(ckpt.label, ckpt.files)
+        if found.sp is None and found.fast is None:
+            raise RequirementError(
+                f"{ckpt.label} has {_what(found)}; editing its vocabulary needs tokenizer.json or a SentencePiece model",
+                hint="load it with transformers and save_pretrained it, which writes tokenizer.json, then try again",
+            )
+        return found
+
+    @property
+    def kind(self) -> str:
+        """`sentencepiece` (BPE with scores), `unigram`, `byte_level`, or what tokenizer.json calls its model."""
+        if self.sp is not None:
+            return {"bpe": "sentencepiece"}.get(self.sp.model_type, self.sp.model_type)
+        return self.fast.kind if self.fast is not None else "tiktoken"
+
+    @property
+    def n_model(self) -> int:
+        """Ids of the model itself; added tokens mostly follow."""
+        if self.sp is not None:
+            return len(self.sp.pieces)
+        return max(self.fast.vocab.values(), default=-1) + 1 if self.fast is not None else 0
+
+    @cached_property
+    def added(self) -> Mapping[int, Mapping[str, Any]]:
+        """Id -> description of every token that is matched as a whole, specials of the model included."""
+        found: dict[int, dict[str, Any]] = {i: {"content": t} for t, i in (self.added_json or {}).items()}
+        decoder = (self.config or {}).get("added_tokens_decoder") or {}
+        found |= {int(i): dict(t) for i, t in decoder.items() if str(i).isdigit() and isinstance(t, dict)}
+        for token in self.fast.added if self.fast is not None else ():
+            found[token["id"]] = {k: v for k, v in token.items() if k != "id"}
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Largest id + 1, added tokens included."""
+        return max([self.n_model, *(i + 1 for i in self.added)])
+
+    @cached_property
+    def known(self) -> Mapping[str, int]:
+        """Token -> id of everything, added tokens included."""
+        model = self.sp.ids if self.sp is not None else self.fast.vocab if self.fast is not None else {}
+        return {**model, **{t["content"]: i for i, t in self.added.items()}}
+
+    def encoder(self) -> Callable[[str], list[int]]:
+        """Text -> ids, without bos and eos: SentencePiece's own where there is such a model, else tokenizer.json's.
+
+        Added tokens beyond a SentencePiece model are not matched by it.
+        """
+        if self.sp is not None and (self.fast is None or not any(i >= self.n_model for i in self.added)):
+            return self.sp.encoder()
+        if self.fast is not None:
+            return self.fast.encoder()
+        raise RequirementError(f"{self.label}: no tokenizer.json or SentencePiece model to encode with")
+
+    def rewritten(
+        self,
+        new_of: Mapping[int, int],
+        *,
+        sp: SentencePieceModel | None = None,
+        fast: FastTokenizer | None = None,
+        new_added: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> dict[str, FileContent]:
+        """All files with ids mapped (an id without a new one is left out) and new added tokens entered everywhere.
+
+        Args:
+            sp: the new SentencePiece model; None keeps the file.
+            fast: the new tokenizer.json with a new model but still its old added tokens; None keeps the model.
+            new_added: id -> description of added tokens that are new.
+        """
+        files, new_added = dict(self.files), dict(new_added or {})
+        if sp is not None and self.sp_name is not None:
+            files[self.sp_name] = FileContent(data=sp.serialized())
+        if self.fast is not None:
+            made = (fast or self.fast).renumbered(new_of)
+            made = made.with_added([*made.added, *({"id": i, **t} for i, t in sorted(new_added.items()))])
+            files["tokenizer.json"] = FileContent(data=made.serialized())
+            self._rewrite_slow(files, made)
+        if self.config is not None:
+            config = dict(self.config)
+            decoder = config.get("added_tokens_decoder")
+            if isinstance(decoder, dict) or (new_added and self.fast is None):
+                kept = {new_of[int(i)]: t for i, t in (decoder or {}).items() if int(i) in new_of}
+                config["added_tokens_decoder"] = {str(i): t for i, t in sorted({**kept, **new_added}.items())}
+            files["tokenizer_config.json"] = json_file(config)
+        if self.added_json is not None or (new_added and self.fast is None):
+            kept_ids = {t: new_of[i] for t, i in (self.added_json or {}).items() if i in new_of}
+            files["added_tokens.json"] = json_file({**kept_ids, **{t["content"]: i for i, t in new_added.items()}})
+        return files
+
+    def _rewrite_slow(self, files: dict[str, FileContent], fast: FastTokenizer) -> None:
+        """vocab.json, merges.txt and tiktoken files say what tokenizer.json says."""
+        if "vocab.json" in files:
+            files["vocab.json"] = FileContent(data=json.dumps(dict(fast.vocab), ensure_ascii=False).encode())
+        if "merges.txt" in files:
+            head = files["merges.txt"].read().split(b"\n", 1)[0]
+            lines = ([head.decode()] if head.startswith(b"#version") else []) + [f"{a} {b}" for a, b in fast.merges]
+            files["merges.txt"] = FileContent(data=("\n".join(lines) + "\n").encode())
+        if self.ranks_name is not None:
+            from llmkit.tokenization.byte_level import to_bytes
+
+            ranks = {data: i for token, i in fast.vocab.items() if (data := to_bytes(token)) is not None}
+            ordered = dict(sorted(ranks.items(), key=lambda item: item[1]))
+            files[self.ranks_name] = FileContent(data=serialize_ranks(ordered))
+
+
+def read_tokenizer(label: str, files: Mapping[str, FileContent]) -> TokenizerFiles:
+    """Parse whatever tokenizer files there are (none gives an empty bundle).
+
+    Raises:
+        InputError: a file is malformed.
+    """
+    sp_name, sp, ranks_name, ranks = None, None, None, None
+    for name in _SENTENCEPIECE:
+        if name in files and not looks_like_ranks(data := files[name].read()):
+            sp_name, sp = name, SentencePieceModel.parse(data, f"{label}: {name}")
+            break
+    for name in _TIKTOKEN:
+        if name in files and looks_like_ranks(data := files[name].read()):
+            ranks_name, ranks = name, parse_ranks(data, f"{label}: {name}")
+            break
+    fast = None
+    if "tokenizer.json" in files:
+        fast = FastTokenizer.parse(files["tokenizer.json"].read(), f"{label}: tokenizer.json")
+    return TokenizerFiles(
+        label, files, sp_name, sp, fast, ranks_name, ranks,
+        _object(label, files, "tokenizer_config.json"), _object(label, files, "added_tokens.json"),
+    )  # fmt: skip
+
+
+def _object(label: str, files: Mapping[str, FileContent], name: str) -> dict[str, Any] | None:
+    if name not in files:
+        return None
+    try:
+        data = json.loads(files[name].read())
+    except ValueError as error:
+        raise InputError(f"{label}: {name} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{label}: {name}: expected an object, found {type(data).__name__}")
+    return data
+
+
+def _what(found: TokenizerFiles) -> str:
+    if found.ranks is not None:
+        return f"only {found.ranks_name}, whose special tokens have ids that the model's own code fixes"
+    slow = [n for n in ("vocab.json", "vocab.txt") if n in found.files]
+    return f"only {slow[0]}" if slow else "no tokenizer files"
