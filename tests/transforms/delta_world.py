@@ -36,7 +36,8 @@ def weights(rows: int = 96, seed: int = 0, dtype: torch.dtype = torch.float16, *
 def tuned_of(base: State, seed: int = 1, scale: float = 0.05, dtype: torch.dtype = torch.float16) -> State:
     """Every weight moved by a normal step of `scale` times the size of the weights."""
     g = torch.Generator().manual_seed(seed)
-    return {k: (v.float() + scale * 0.02 * torch.randn(v.shape, generator=g)).to(dtype) for k, v in base.items()}
+    noise = {k: torch.randn(v.shape, generator=g, dtype=torch.float64) for k, v in base.items()}
+    return {k: (v.double() + scale * 0.02 * noise[k]).to(dtype) for k, v in base.items()}
 
 
 def config(state: State, **extra: object) -> dict[str, object]:
