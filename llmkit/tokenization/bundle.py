@@ -14,7 +14,7 @@ from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks, serialize_ranks
 
-__all__ = ["TokenizerFiles", "json_file"]
+__all__ = ["TokenizerFiles", "json_file", "read_tokenizer"]
 
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "ice_text.model")
 _TIKTOKEN = ("tokenizer.model", "qwen.tiktoken", "vocab.tiktoken")
@@ -60,7 +60,7 @@ class TokenizerFiles:
         found = read_tokenizer(ckpt.label, ckpt.files)
         if found.sp is None and found.fast is None:
             raise RequirementError(
-                f"{ckpt.label} has {_what(found)}; editing its vocabulary needs tokenizer.json or a SentencePiece model",
+                f"{ckpt.label} has {_what(found)}; a vocabulary is edited in tokenizer.json or a SentencePiece model",
                 hint="load it with transformers and save_pretrained it, which writes tokenizer.json, then try again",
             )
         return found
@@ -103,9 +103,9 @@ class TokenizerFiles:
     def encoder(self) -> Callable[[str], list[int]]:
         """Text -> ids, without bos and eos: SentencePiece's own where there is such a model, else tokenizer.json's.
 
-        Added tokens beyond a SentencePiece model are not matched by it.
+        A SentencePiece model does not know the added tokens that follow it.
         """
-        if self.sp is not None and (self.fast is None or not any(i >= self.n_model for i in self.added)):
+        if self.sp is not None:
             return self.sp.encoder()
         if self.fast is not None:
             return self.fast.encoder()

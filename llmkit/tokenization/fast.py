@@ -80,7 +80,7 @@ class FastTokenizer:
     def merges(self) -> tuple[Pair, ...]:
         """The merges, first to last."""
         found = self.data["model"].get("merges") or ()
-        return tuple((m[0], m[1]) if isinstance(m, list) else _pair(m) for m in found)
+        return tuple(_pair(m) for m in found)
 
     @property
     def added(self) -> tuple[Mapping[str, Any], ...]:
@@ -142,8 +142,8 @@ class FastTokenizer:
             raise InputError(f"tokenizer.json cannot be read by the tokenizers library: {error}") from error
 
 
-def _pair(merge: str) -> Pair:
-    left, _, right = merge.partition(" ")
+def _pair(merge: str | list[str]) -> Pair:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     return left, right
 
 
