@@ -80,13 +80,13 @@ def evaluate(
     names = [n for n in (bench.split(",") if isinstance(bench, str) else bench) if n]
     if not names:
         raise InputError("no benchmark named", hint=f"--bench {' or '.join(bench_names())}, or an lm-eval task")
+    others = [n for n in names if n not in bench_names()]
+    if subjects and (others or len(names) > 1):
+        raise InputError(f"--subjects is about one benchmark, found {', '.join(names)}", hint=f"--bench {names[0]}")
     benches = [load_bench(n) for n in names if n in bench_names()]
     # a benchmark with questions of its own takes them, unless --data can only be meant for it
     folders = [b.own_data if b.own_data and (data is None or len(names) > 1) else data for b in benches]
     prepared = [_prepare(b, folder, shots, subjects) for b, folder in zip(benches, folders, strict=True)]
-    others = [n for n in names if n not in bench_names()]
-    if subjects and others:
-        raise InputError(f"--subjects does not apply to {listing(others)}", hint="name the lm-eval tasks themselves")
     ckpt = model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
     from llmkit.evaluation.execution import run_bench, run_tasks
