@@ -18,7 +18,20 @@ from typing import Annotated, Any
 
 import typer
 
-from llmkit.cli import delta, diff, explain, generate, inspect, perplexity, plugins, quantize, verify
+from llmkit.cli import (
+    delta,
+    demo,
+    diff,
+    doctor,
+    eval,
+    explain,
+    generate,
+    inspect,
+    perplexity,
+    plugins,
+    quantize,
+    verify,
+)
 from llmkit.cli.command import Interrupted
 from llmkit.cli.output import Mode, Output
 from llmkit.errors import LlmkitError, nearest
@@ -57,7 +70,9 @@ def _root(
     pass
 
 
-for _module in (delta, quantize, perplexity, inspect, diff, verify, explain, generate, plugins):
+for _module in (
+    delta, quantize, eval, perplexity, generate, inspect, diff, verify, explain, plugins, doctor, demo,
+):  # fmt: skip
     _module.register(app)
 
 

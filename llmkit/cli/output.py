@@ -9,20 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 __all__ = ["Mode", "Output", "duration"]
-
-# Width of what is written to a pipe or a file, where there is no window to fit.
-_PIPE_WIDTH = 160
 
 
 class Mode:
@@ -85,25 +79,17 @@ class Output:
             for more in rest:
                 self._write(" " * (width + 2) + more)
 
-    def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = (), title: str = ""
-    ) -> None:
-        """Rows under a header; the columns named in `right` are numbers, which stand at the right."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+        """Rows under a header; the columns named in `right` are numbers, which stand at the right.
 
-        if title:
-            self._write(title)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-        for column in columns:
-            is_right = column in right
-            table.add_column(column, justify="right" if is_right else "left", no_wrap=is_right, overflow="fold")
-        for row in rows:
-            table.add_row(*("" if cell is None else str(cell) for cell in row))
-        console = self._console()
-        with console.capture() as captured:
-            console.print(table)
-        self._write("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        In a terminal the table fits the window; elsewhere each row is one line, whatever its length.
+        """
+        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        if sys.stdout.isatty():
+            _draw(columns, cells, right)
+        else:
+            for line in _aligned(columns, cells, right):
+                self._write(line)
 
     def note(self, text: str) -> None:
         """What was decided and is worth knowing."""
@@ -156,11 +142,29 @@ class Output:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
-    def _console(self) -> Console:
-        from rich.console import Console
 
-        width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS") or _PIPE_WIDTH)
-        return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterator[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    for row in [columns, ["─" * width for width in widths], *rows]:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        is_right = column in right
+        table.add_column(column, justify="right" if is_right else "left", no_wrap=is_right, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(table)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,131 @@
+"""`llmkit demo`: the main job on the mini model: base + delta, quantized to 8 and 4 bits, each evaluated."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.output import Output, duration
+
+if TYPE_CHECKING:
+    from llmkit.checkpoint.checkpoint import Checkpoint
+    from llmkit.pipeline.progress import Progress
+
+__all__ = ["register"]
+
+_CONTEXT = 256
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "demo", examples=["llmkit demo", "llmkit demo --keep mini-models"])(demo)
+
+
+def demo(
+    out: Output,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="DIR", help="Keep the models in this new folder.")
+    ] = None,
+) -> None:
+    """Run the main job on a tiny trained model that ships with llmkit, in under a minute and offline.
+
+    Applies a delta to its base, quantizes the result to 8 and 4 bits, scores each on the mini benchmark, and prints
+    one table.
+    """
+    from llmkit.errors import OutputError
+
+    started = time.monotonic()
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="llmkit-demo-") as folder:
+            rows = _run(out, Path(folder))
+    else:
+        if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+            raise OutputError(f"{keep} already exists", hint="choose another folder for --keep")
+        keep.mkdir(parents=True, exist_ok=True)
+        rows = _run(out, keep)
+    elapsed = time.monotonic() - started
+    document = {"models": rows, "elapsed_s": round(elapsed, 3), "kept": str(keep) if keep is not None else None}
+
+    def render() -> None:
+        _render(out, rows)
+        out.line(f"\n{rows[0]['questions']} questions, 2 shots; all in {duration(elapsed)}")
+        if keep is not None:
+            out.hint(f"llmkit inspect {keep / 'int4'}")
+
+    out.answer(document, render, brief="\n".join(f"{r['model']} {r['accuracy']:.4f}" for r in rows))
+
+
+def _run(out: Output, folder: Path) -> list[dict[str, Any]]:
+    from llmkit.api import save
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.transforms import delta
+    from llmkit.transforms.quantize import quantize
+
+    mini = Path(str(files("llmkit_evalsets"))) / "mini"
+    progress = out.progress()
+    base = open_checkpoint(mini / "base")
+    out.note("base + delta")
+    save(delta.apply(base, open_checkpoint(mini / "delta")), folder / "tuned")
+    tuned = open_checkpoint(folder / "tuned")
+    for bits in (8, 4):
+        out.note(f"quantize to {bits} bits")
+        save(quantize(tuned, bits=bits), folder / f"int{bits}")
+    models = {"base": base, "base + delta": tuned}
+    models |= {f"int{bits}": open_checkpoint(folder / f"int{bits}") for bits in (8, 4)}
+    text = (mini / "text.txt").read_text(encoding="utf-8")
+    rows = []
+    for name, ckpt in models.items():
+        out.note(f"evaluate {name}")
+        rows.append({"model": name, **_measure(ckpt, text, progress)})
+    return rows
+
+
+def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
+    from llmkit.checkpoint.tokenizer import load_tokenizer
+    from llmkit.decoder import load_decoder
+    from llmkit.evaluation.perplexity import measure_perplexity
+    from llmkit.evaluation.runner import evaluate
+    from llmkit.quantization.reading import dequantized
+
+    started = time.monotonic()
+    score = evaluate(ckpt, "mini", progress=progress).benches["mini"].micro
+    ids = list(load_tokenizer(ckpt)(text, verbose=False)["input_ids"])
+    found = measure_perplexity(load_decoder(ckpt), ids, context=_CONTEXT, progress=progress)
+    n_parameters = sum(t.spec.numel for t in dequantized(ckpt).tensors.values())
+    return {
+        "nbytes": ckpt.nbytes,
+        "bits_per_weight": 8 * ckpt.nbytes / n_parameters,
+        "accuracy": score.value,
+        "stderr": score.stderr,
+        "questions": score.n,
+        "perplexity": found.perplexity,
+        "elapsed_s": round(time.monotonic() - started, 3),
+    }
+
+
+def _render(out: Output, rows: list[dict[str, Any]]) -> None:
+    from llmkit.tensors.spec import format_bytes
+
+    columns = ["size", "bits per weight", "accuracy", "±", "perplexity", "time"]
+    out.table(
+        ["model", *columns],
+        [
+            (
+                r["model"],
+                format_bytes(r["nbytes"]),
+                f"{r['bits_per_weight']:.2f}",
+                f"{r['accuracy']:.1%}",
+                f"{r['stderr']:.1%}",
+                f"{r['perplexity']:.3f}",
+                duration(r["elapsed_s"]),
+            )
+            for r in rows
+        ],
+        right=columns,
+    )

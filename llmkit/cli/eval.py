@@ -1,0 +1,168 @@
+"""`llmkit eval`: score a model on benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.options import DeviceOption, DtypeOption, JsonPath, ModelArgument
+from llmkit.cli.output import Output, duration
+
+if TYPE_CHECKING:
+    from llmkit.evaluation.record import BenchResult, RunRecord
+    from llmkit.evaluation.statistics import Mean
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(
+        app,
+        "eval",
+        examples=[
+            "llmkit eval vicuna-7b --bench mmlu --data mmlu/data -o vicuna-7b.mmlu.json",
+            "llmkit eval vicuna-7b-int4 --bench mmlu,ceval --dtype bfloat16 --limit 100",
+            "llmkit eval vicuna-7b --bench ceval --subjects STEM,law --shots 5",
+            "llmkit eval vicuna-7b --bench mini --fail-under 0.45",
+        ],
+    )(evaluate)
+
+
+def evaluate(
+    out: Output,
+    model: ModelArgument,
+    bench: Annotated[
+        str, typer.Option("--bench", metavar="NAME[,NAME]", help="mmlu, ceval, mini, or any task or group of lm-eval.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option("--shots", metavar="N", min=0, help="Examples in each prompt (default: the usual number)."),
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            "--limit", metavar="N", min=0, help="Only the first N questions of each subject; below 1 a share."
+        ),
+    ] = None,
+    subjects: Annotated[
+        str | None,
+        typer.Option("--subjects", metavar="NAME[,NAME]", help="Only these subjects, categories or subsets."),
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", metavar="N", min=1, help="Tokens in one forward pass at most.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", metavar="N", min=2, help="The longest prompt (default: the model's).")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts through the chat template, shots as turns.")
+    ] = False,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    fail_under: Annotated[
+        float | None,
+        typer.Option("--fail-under", metavar="X", help="Exit code 1 when an accuracy is below X (0 to 1)."),
+    ] = None,
+    log_samples: Annotated[
+        bool, typer.Option("--log-samples", help="Keep every question with its log-probabilities in the record.")
+    ] = False,
+    output: JsonPath = None,
+) -> None:
+    """Score a model on benchmarks: lm-eval's tasks, prompts and metrics, each shared prompt prefix computed once.
+
+    Prints accuracy by category and subject with standard errors. The record holds the same and all settings, versions
+    and digests. Scores are computed in float32 whatever the dtype.
+    """
+    from llmkit.errors import OutputError
+    from llmkit.evaluation.runner import evaluate as run_evaluation
+    from llmkit.evaluation.scoring import BATCH_TOKENS
+
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise OutputError(f"cannot write {output}: its folder does not exist, or it is a folder itself")
+    record = run_evaluation(
+        model,
+        bench,
+        data=data,
+        shots=shots,
+        limit=limit if limit is None or limit < 1 else int(limit),
+        subjects=[s.strip() for s in (subjects or "").split(",") if s.strip()],
+        batch_tokens=batch_tokens or BATCH_TOKENS,
+        dtype=dtype,
+        device=device,
+        max_length=max_length,
+        chat_template=chat,
+        log_samples=log_samples,
+        progress=out.progress(),
+    )
+    if output is not None:
+        record.write(output)
+    for warning in record.warnings:
+        out.warning(warning)
+    brief = "\n".join(f"{name} {score:.4f}" for name, score in record.scores.items())
+    out.answer(record.to_json(), lambda: _render(out, record, output), brief=brief)
+    if fail_under is not None:
+        _gate(out, record, fail_under)
+
+
+def _gate(out: Output, record: RunRecord, fail_under: float) -> None:
+    low = {name: score for name, score in record.scores.items() if score < fail_under}
+    if low:
+        shown = ", ".join(f"{name} {score:.4f}" for name, score in low.items())
+        out.refuse(f"below --fail-under {fail_under:g}: {shown}")
+    if not record.scores:
+        out.refuse("--fail-under: these tasks have no accuracy to compare")
+
+
+def _render(out: Output, record: RunRecord, output: Path | None) -> None:
+    for result in record.benches.values():
+        _render_bench(out, result)
+    for name, metrics in record.tasks.items():
+        out.table(
+            [name, "value"],
+            [(k, f"{v:.4f}" if isinstance(v, float) else str(v)) for k, v in metrics.items()],
+            right=["value"],
+        )
+        out.line()
+    out.line(f"{record.model.get('label')}, {record.model.get('dtype')}, {duration(record.elapsed_s)}")
+    if output is not None:
+        out.line(f"wrote {output}")
+
+
+def _render_bench(out: Output, result: BenchResult) -> None:
+    rows: list[Sequence[object]] = []
+    categories = result.bench.categories([s.name for s in result.subjects])
+    listed = categories or {"": [s.name for s in result.subjects]}
+    by_name = {s.name: s for s in result.subjects}
+    for category, names in listed.items():
+        if category:
+            low, high = result.categories[category]
+            rows.append((category, low.n, _share(low), _error(low), f"{high.value:.4f}"))
+        rows += [
+            ("  " * bool(category) + n, by_name[n].acc.n, _share(by_name[n].acc), _error(by_name[n].acc), "")
+            for n in names
+        ]
+    for subset, (low, high) in result.subsets.items():
+        rows.append((f"{subset} (subset)", low.n, _share(low), _error(low), f"{high.value:.4f}"))
+    rows.append(("all", result.micro.n, _share(result.micro), _error(result.micro), f"{result.macro.value:.4f}"))
+    title = f"{result.bench.title}, {result.shots} shots"
+    out.table([title, "questions", "accuracy", "±", "macro"], rows, right=["questions", "accuracy", "±", "macro"])
+    if result.macro_categories is not None:
+        out.line(f"mean of the categories {result.macro_categories.value:.4f}")
+    out.line()
+
+
+def _share(mean: Mean) -> str:
+    return f"{mean.value:.4f}"
+
+
+def _error(mean: Mean) -> str:
+    return "" if mean.stderr is None else f"{mean.stderr:.4f}"

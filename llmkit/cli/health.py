@@ -1,0 +1,209 @@
+"""What `llmkit doctor` looks at."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from llmkit.errors import LlmkitError
+from llmkit.tensors.spec import format_bytes
+
+__all__ = ["Finding", "examine"]
+
+_MIN_FREE_NBYTES = 10 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        state: `ok`, `note` (fine, but know it) or `wrong`.
+        remedy: what to do about it.
+    """
+
+    name: str
+    state: str
+    text: str
+    remedy: str | None = None
+
+
+def examine() -> list[Finding]:
+    """Everything, in order; a check that breaks is itself a finding."""
+    found: list[Finding] = []
+    for name, look in (
+        ("python", _python),
+        ("packages", _packages),
+        ("torch", _torch),
+        ("memory", _memory),
+        ("disk", _disk),
+        ("plugins", _plugins),
+        ("end to end", _end_to_end),
+    ):
+        found += _guarded(name, look)
+    return found
+
+
+def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    try:
+        return list(look())
+    except LlmkitError as error:
+        return [Finding(name, "wrong", error.message, error.hint)]
+    except Exception as error:  # noqa: BLE001 - whatever is broken here is what the user wants to know
+        return [Finding(name, "wrong", f"{type(error).__name__}: {error}", "LLMKIT_DEBUG=1 shows where")]
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()} in {sys.prefix}, {platform.platform()}")
+
+
+def _packages() -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
+    from llmkit.version import __version__
+
+    try:
+        wanted = [Requirement(r) for r in requires("llmkit") or ()]
+    except PackageNotFoundError:
+        yield Finding(
+            "packages", "note", f"llmkit {__version__} runs from a folder, not from an installation", "pip install -e ."
+        )
+        return
+    here: list[str] = []
+    missing_extras: dict[str, list[str]] = {}
+    for requirement in wanted:
+        extra = _extra_of(str(requirement.marker or ""))
+        found = _version(requirement.name)
+        is_fine = found is not None and requirement.specifier.contains(found, prereleases=True)
+        if extra is None:
+            if is_fine:
+                here.append(f"{requirement.name} {found}")
+            else:
+                state = f"{requirement.name} {found or 'is not installed'}, needs {requirement.specifier}"
+                yield Finding("packages", "wrong", state, f"pip install '{requirement.name}{requirement.specifier}'")
+        elif not is_fine:
+            missing_extras.setdefault(extra, []).append(requirement.name)
+    yield Finding("packages", "ok", f"llmkit {__version__}, " + ", ".join(here))
+    for extra, names in missing_extras.items():
+        if extra not in ("dev", "cpu", "gpu"):
+            yield Finding(
+                f"extra {extra}", "note", f"not installed: {', '.join(names)}", f"pip install 'llmkit[{extra}]'"
+            )
+
+
+def _extra_of(marker: str) -> str | None:
+    _, found, rest = marker.partition("extra == ")
+    return rest.strip("\"' ") if found else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    n_cores = len(os.sched_getaffinity(0))
+    n_threads = torch.get_num_threads()
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    yield Finding("torch", "ok", f"{torch.__version__} ({build} build), {n_threads} threads on {n_cores} cores")
+    if n_threads > n_cores:
+        yield Finding("threads", "note", f"{n_threads} threads on {n_cores} cores", f"export OMP_NUM_THREADS={n_cores}")
+    if torch.version.cuda and not torch.cuda.is_available():
+        yield Finding(
+            "gpu", "note", "torch is built for CUDA but sees no device", "check nvidia-smi, or install the cpu extra"
+        )
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        name = torch.cuda.get_device_name(i)
+        yield Finding("gpu", "ok", f"cuda:{i} {name}, {format_bytes(free)} of {format_bytes(total)} free")
+
+
+def _memory() -> Iterator[Finding]:
+    text = Path("/proc/meminfo")
+    if not text.is_file():
+        return
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.read_text().splitlines() if ":" in line}
+    free = sizes.get("MemAvailable", 0)
+    yield Finding(
+        "memory",
+        "ok",
+        f"{format_bytes(free)} of {format_bytes(sizes.get('MemTotal', 0))} free: transforms stream and need little; "
+        f"evaluation in float32 holds a model of about {free / 4 / 1e9 * 0.8:.0f} B parameters",
+    )
+
+
+def _disk() -> Iterator[Finding]:
+    for name, folder in (("disk here", Path.cwd()), ("disk for temporary files", Path(tempfile.gettempdir()))):
+        free = shutil.disk_usage(folder).free
+        if not os.access(folder, os.W_OK):
+            yield Finding(name, "note", f"{folder} cannot be written", "work in another folder, or set TMPDIR")
+        elif free < _MIN_FREE_NBYTES:
+            yield Finding(name, "note", f"{folder}: only {format_bytes(free)} free", "a 7B model takes 13.5 GB in half")
+        else:
+            yield Finding(name, "ok", f"{folder}: {format_bytes(free)} free")
+
+
+def _plugins() -> Iterator[Finding]:
+    from llmkit.architecture.registry import default_registry
+    from llmkit.errors import PluginError
+
+    registry = default_registry()
+    loaded = registry.load_all()
+    good = [p.name for p, found in loaded.items() if not isinstance(found, PluginError)]
+    yield Finding("plugins", "ok" if good else "wrong", ", ".join(good) or "none", None if good else "install llmkit")
+    for plugin, found in loaded.items():
+        if isinstance(found, PluginError):
+            yield Finding(f"plugin {plugin.name}", "wrong", found.message, f"update or uninstall {plugin.origin}")
+    for clash in registry.clashes():
+        yield Finding("plugins", "wrong", clash, "uninstall one of them")
+
+
+def _end_to_end() -> Iterator[Finding]:
+    """A tiny random model: saved, quantized, read back, compared, verified."""
+    import torch
+
+    from llmkit.api import save
+    from llmkit.architecture.registry import default_registry
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.decoder import load_decoder
+    from llmkit.decoder.contract import random_checkpoint
+    from llmkit.inspection.check import check_output
+    from llmkit.transforms.quantize import quantize
+
+    started = time.monotonic()
+    registry = default_registry()
+    architecture = registry.load(registry.plugins[0])
+    made = random_checkpoint(architecture, architecture.tiny_config())
+    ids = torch.arange(24)[None] % 8
+    expected = load_decoder(made)(ids)
+    with tempfile.TemporaryDirectory(prefix="llmkit-doctor-") as folder:
+        whole, small = Path(folder) / "float", Path(folder) / "int8"
+        save(made, whole)
+        save(quantize(open_checkpoint(whole), bits=8), small)
+        back = load_decoder(open_checkpoint(whole))(ids)
+        quantized = load_decoder(open_checkpoint(small))(ids)
+        verdicts = [check_output(whole), check_output(small)]
+    elapsed = time.monotonic() - started
+    problems = [p for v in verdicts for p in v.problems]
+    if not torch.equal(back, expected):
+        problems.append("a saved model gives other logits than the one in memory")
+    error = float((quantized - expected).norm() / expected.norm())
+    if not error < 0.1:
+        problems.append(f"8 bits change the logits by {error:.1%}")
+    if problems:
+        yield Finding("end to end", "wrong", "; ".join(problems), "please report this with `llmkit doctor --json`")
+    else:
+        text = f"a tiny {architecture.name} model saved, quantized, read back and verified in {elapsed:.1f} s"
+        yield Finding("end to end", "ok", f"{text}; 8 bits change its logits by {error:.2%}")

@@ -1,0 +1,85 @@
+"""The command reference of README.md, made from the help texts: `python -m llmkit.cli.reference [--check]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BEGIN", "END", "command_paths", "main", "render", "replaced"]
+
+BEGIN = "<!-- reference -->"
+END = "<!-- end reference -->"
+_WIDTH = "100"
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def command_paths() -> list[tuple[str, ...]]:
+    """Every command, groups before their members, in the order of `--help`."""
+    from typer.main import get_command
+
+    from llmkit.cli.app import app
+
+    return list(_walk(get_command(app), ()))
+
+
+def _walk(found: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, inner in getattr(found, "commands", {}).items():
+        yield from _walk(inner, (*path, name))
+
+
+def help_text(path: Sequence[str]) -> str:
+    """What `llmkit PATH --help` prints, at a fixed width."""
+    from llmkit.cli.app import main as run
+
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = _WIDTH
+    try:
+        with redirect_stdout(StringIO()) as printed:
+            run([*path, "--help"])
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+    return "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
+
+
+def render() -> str:
+    """The reference as markdown."""
+    parts = []
+    for path in command_paths():
+        title = " ".join(["llmkit", *path])
+        parts.append(f"### `{title}`\n\n```text\n{help_text(path)}\n```\n")
+    return "\n".join(parts)
+
+
+def replaced(readme: str, reference: str) -> str:
+    """README with the text between the markers replaced; markers are added at the end where there are none."""
+    head, found, rest = readme.partition(BEGIN)
+    if not found:
+        head, rest = readme.rstrip("\n") + "\n\n", ""
+    tail = rest.partition(END)[2] or "\n"
+    return f"{head}{BEGIN}\n\n{reference}\n{END}{tail}"
+
+
+def main(args: Sequence[str]) -> int:
+    """Write the reference, or with `--check` say whether it is fresh."""
+    readme = README.read_text(encoding="utf-8")
+    fresh = replaced(readme, render())
+    if readme == fresh:
+        return 0
+    if "--check" in args:
+        sys.stderr.write("error: README.md's command reference is stale\nhint: python -m llmkit.cli.reference\n")
+        return 1
+    README.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
