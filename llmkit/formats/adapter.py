@@ -1,0 +1,286 @@
+"""Adapters as files: PEFT folders in every saved form, and the files of other trainers, as one table.
+
+Reading an adapter reads its header and config only. What it means for the weights of a base is the business of
+`llmkit.transforms.lora`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import InputError, RequirementError, SpecError, listing
+from llmkit.formats import adapter_config as rules
+from llmkit.formats.adapter_names import parse_name
+from llmkit.formats.folder import read_file, read_json
+from llmkit.tensors.lazy import Lazy
+
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "from_peft", "read_adapter"]
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_WEIGHT_NAMES = (WEIGHTS_NAME, "adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "model.safetensors")
+_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+_NEEDED = {
+    "hada_w1_a": ("hada_w1_b", "hada_w2_a", "hada_w2_b"), "lokr_w1_a": ("lokr_w1_b",), "lokr_w2_a": ("lokr_w2_b",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter does to which module, by the paths of the model it was trained on.
+
+    Attributes:
+        label: a short name for messages.
+        kind: the `peft_type`, upper case.
+        config: the contents of adapter_config.json.
+        modules: module path -> part (`lora_A`, `ia3_l`, …) -> tensor.
+        scaling: module path -> factor of its update.
+        replacements: parameter path (`lm_head.weight`) -> the tensor that takes the base's place.
+        tokens: module path -> token ids and their new rows.
+        folder: where it was read from; its tokenizer files may be needed.
+        notes: what was decided and the user should see.
+        warnings: what the user should act on.
+    """
+
+    label: str
+    kind: str
+    config: Mapping[str, Any]
+    modules: Mapping[str, Mapping[str, Lazy]]
+    scaling: Mapping[str, float]
+    replacements: Mapping[str, Lazy] = field(default_factory=dict)
+    tokens: Mapping[str, tuple[tuple[int, ...], Lazy]] = field(default_factory=dict)
+    folder: Path | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_transposed(self) -> bool:
+        """The adapted weights are stored [in, out] (`fan_in_fan_out`)."""
+        return bool(self.config.get("fan_in_fan_out"))
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of every LoRA-like module, from the shapes."""
+        return {m: r for m, parts in self.modules.items() if (r := _rank(parts)) is not None}
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.label!r}, {self.kind}, {len(self.modules)} modules)"
+
+
+def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
+    """Read an adapter: a PEFT folder, or a weight file with its config beside it.
+
+    Args:
+        alpha: the scaling numerator of a file that has no config (LoRA files of lit-llama).
+        force: take on trust that the base is the changed one an adapter needs.
+
+    Raises:
+        InputError: no adapter there, one without tensors, or malformed files.
+        RequirementError: an adapter that no merged weights can express, named.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = _weight_file(path) if path.is_dir() else path
+    tensors = _read_tensors(file)
+    label = path.name if path.is_dir() else f"{folder.name}/{file.name}"
+    config_path = folder / CONFIG_NAME
+    if not config_path.is_file():
+        from llmkit.formats import adapter_other
+
+        return adapter_other.read(file, tensors, label, alpha=alpha, force=force)
+    config = read_json(config_path)
+    if not isinstance(config, dict):
+        raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
+    return from_peft(label, config, tensors, folder=folder, force=force)
+
+
+def from_peft(
+    label: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Lazy],
+    *,
+    folder: Path | None = None,
+    force: bool = False,
+) -> Adapter:
+    """An adapter from PEFT's config and tensors by their stored names.
+
+    Raises:
+        InputError: no adapter tensors, half a pair, or shapes that do not fit.
+        RequirementError: an adapter that no merged weights can express, named.
+    """
+    kind = rules.kind_of(config, label)
+    warnings = rules.refuse_unmergeable(config, label, force=force)
+    unknown = rules.unknown_keys(config)
+    if unknown:
+        warnings.append(
+            f"{label}: keys of {CONFIG_NAME} that are not known here and are not considered: {listing(unknown)}"
+        )
+    modules, replacements, deltas = _sorted(label, config, tensors)
+    if not modules and not deltas and not (kind == "LN_TUNING" and replacements):
+        raise _empty(label, tensors)
+    for module, parts in modules.items():
+        _check_parts(label, module, parts)
+    ranks = {m: r for m, parts in modules.items() if (r := _rank(parts) or _stated_rank(config, parts, m)) is not None}
+    warnings += _rank_warnings(label, config, kind, ranks)
+    return Adapter(
+        label,
+        kind,
+        dict(config),
+        modules,
+        {m: rules.scaling_of(config, kind, m, r) for m, r in ranks.items()},
+        replacements,
+        {m: (_token_ids(label, config, m, t), t) for m, t in deltas.items()},
+        folder,
+        tuple(_base_notes(label, config)),
+        tuple(warnings),
+    )
+
+
+def _weight_file(folder: Path) -> Path:
+    for name in _WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(p for p in folder.iterdir() if p.suffix in (".lora", ".pth", ".pt", ".bin"))
+    if len(others) == 1:
+        return others[0]
+    raise InputError(
+        f"{folder} holds no adapter: found none of {', '.join(_WEIGHT_NAMES[:4])}",
+        hint="give the folder that holds adapter_config.json and adapter_model.safetensors",
+    )
+
+
+def _read_tensors(file: Path) -> dict[str, Lazy]:
+    try:
+        return read_file(file)
+    except InputError as error:
+        if file.exists() and file.stat().st_size < 2000 and "no tensors" in error.message:
+            raise _empty(str(file), {}, file.stat().st_size) from error
+        raise
+
+
+def _empty(label: str, tensors: Mapping[str, Lazy], nbytes: int | None = None) -> InputError:
+    size = f" ({nbytes} bytes)" if nbytes is not None else ""
+    others = f"; it holds {listing(tensors, 3)}" if tensors else ""
+    return InputError(
+        f"{label}{size} holds no adapter tensors{others}: an empty adapter, which merging would silently turn into a "
+        "copy "
+        "of the base",
+        hint="early training scripts filtered the state dict twice when saving: save again with model.save_pretrained, "
+        "or take the adapter from a checkpoint-N folder of the run",
+    )
+
+
+def _sorted(
+    label: str, config: Mapping[str, Any], tensors: Mapping[str, Lazy]
+) -> tuple[dict[str, dict[str, Lazy]], dict[str, Lazy], dict[str, Lazy]]:
+    """Module parts, replacements by parameter path, and rows of trained tokens."""
+    modules: dict[str, dict[str, Lazy]] = {}
+    replacements: dict[str, Lazy] = {}
+    deltas: dict[str, Lazy] = {}
+    under: dict[str, Lazy] = {}
+    adapters: dict[str, None] = {}
+    for stored, lazy in tensors.items():
+        name = parse_name(stored)
+        if name is None or name.part == "ranknum":
+            continue
+        if name.adapter is not None:
+            adapters[name.adapter] = None
+        if name.part == "base_weight":
+            under[name.module] = lazy
+        elif name.part == "trainable_tokens_delta":
+            deltas[name.module] = lazy
+        elif name.is_replacement:
+            replacements[f"{name.module}.{name.part}" if name.module else name.part] = lazy
+        elif name.part in modules.setdefault(name.module, {}):
+            raise InputError(f"{label}: two tensors are {name.part} of {name.module}")
+        else:
+            modules[name.module][name.part] = lazy
+    if len(adapters) > 1:
+        raise InputError(
+            f"{label} holds several adapters: {listing(adapters)}", hint="save one of them with save_pretrained"
+        )
+    # PEFT saves the weight under an adapted layer for embeddings and heads only; a dump of a whole model has them all,
+    # where they are frozen copies of the base.
+    for module, lazy in under.items():
+        if len(under) <= 2 or "lora_embedding_A" in modules.get(module, {}):
+            replacements[f"{module}.weight"] = lazy
+    return modules, replacements, deltas
+
+
+def _rank(parts: Mapping[str, Lazy]) -> int | None:
+    for part in ("lora_A", "lora_embedding_A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        if part in parts:
+            return parts[part].shape[0]
+    return None
+
+
+def _stated_rank(config: Mapping[str, Any], parts: Mapping[str, Lazy], module: str) -> int | None:
+    """LoKr whose factors are stored whole scales by the rank of the config all the same."""
+    return rules.rank_of(config, module) if "lokr_w1" in parts else None
+
+
+def _check_parts(label: str, module: str, parts: Mapping[str, Lazy]) -> None:
+    for first, second in _PAIRS:
+        if (first in parts) != (second in parts):
+            there, gone = (first, second) if first in parts else (second, first)
+            raise InputError(
+                f"{label}: {module} has {there} but no {gone}", hint="the file is incomplete: save it again"
+            )
+        if first in parts:
+            a, b = parts[first].shape, parts[second].shape
+            if len(a) != 2 or len(b) != 2 or 0 in (*a, *b):
+                raise InputError(
+                    f"{label}: {first} and {second} of {module} have shapes {list(a)} and {list(b)}; expected two "
+                    "matrices",
+                    hint="shards of a distributed run were not gathered before saving (ZeRO-3, FSDP): save it again",
+                )
+            if a[0] != b[1]:
+                raise SpecError(
+                    f"{label}: {module}: {first} {list(a)} has rank {a[0]}, {second} {list(b)} has rank {b[1]}"
+                )
+    for part, partners in _NEEDED.items():
+        missing = [p for p in partners if part in parts and p not in parts]
+        if missing:
+            raise InputError(f"{label}: {module} has {part} but no {listing(missing)}", hint="the file is incomplete")
+    if any(p in parts for p in ("hada_t1", "hada_t2", "lokr_t2")):
+        raise RequirementError(f"{label}: {module} is a convolution; only matrices are merged")
+
+
+def _rank_warnings(label: str, config: Mapping[str, Any], kind: str, ranks: Mapping[str, int]) -> list[str]:
+    if kind in ("ADALORA", "LOKR"):
+        return []  # pruned ranks are lists, and factors may be stored whole
+    wrong = {m: r for m, r in ranks.items() if rules.rank_of(config, m) not in (None, r)}
+    if not wrong:
+        return []
+    module, rank = next(iter(wrong.items()))
+    return [
+        f"{label}: {CONFIG_NAME} gives {module} rank {rules.rank_of(config, module)}, its tensors have rank {rank}"
+        f"{f' ({len(wrong)} modules)' if len(wrong) > 1 else ''}: the tensors' rank is used, also for the scaling"
+    ]
+
+
+def _token_ids(label: str, config: Mapping[str, Any], module: str, rows: Lazy) -> tuple[int, ...]:
+    given = config.get("trainable_token_indices") or config.get("token_indices")
+    if isinstance(given, Mapping):
+        given = next((v for k, v in given.items() if module == k or module.endswith(f".{k}")), None)
+    if not isinstance(given, list) or not all(isinstance(i, int) for i in given):
+        raise InputError(f"{label}: {CONFIG_NAME} does not say which tokens the rows of {module} belong to")
+    if len(given) != rows.shape[0]:
+        raise SpecError(f"{label}: {module} has {rows.shape[0]} trained rows for {len(given)} token ids")
+    return tuple(given)
+
+
+def _base_notes(label: str, config: Mapping[str, Any]) -> Iterable[str]:
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        return
+    words = ("4bit", "8bit", "bnb", "gptq", "awq", "int4", "int8")
+    if any(w in base.lower().replace("-", "") for w in words):
+        yield (
+            f"{label} was trained on {base}, a quantized base: merged into float weights it sees a slightly different "
+            "base than in training"
+        )
+    else:
+        yield f"{label} was trained on {base}"

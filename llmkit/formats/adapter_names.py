@@ -1,0 +1,81 @@
+"""Names of adapter tensors as PEFT writes them, and as wrappers around a training run leave them.
+
+A name is `<prefixes><module path>.<part>[.<adapter name>][.weight]`. Prefixes come from PEFT (`base_model.model.`),
+FSDP, `torch.compile` and data parallelism; the adapter's name is in the file when it was saved by `torch.save` of a
+state dict rather than by PEFT.
+
+Source: huggingface/peft, src/peft/utils/save_and_load.py and the tuners' layer.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["FULL_PARTS", "TensorName", "parse_name"]
+
+_WRAPPERS = ("_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module")
+_PREFIX = re.compile(r"^(?:module\.)*(?:base_model\.model\.|base_model\.)?(?:module\.)*")
+_PARTS = (
+    "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "lora_E", "ranknum",
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1_a", "lokr_w1_b", "lokr_w1",
+    "lokr_w2_a", "lokr_w2_b", "lokr_w2", "lokr_t2", "ia3_l", "trainable_tokens_delta", "lora_velora_embed",
+)  # fmt: skip
+_PART = re.compile(rf"^(?:(?P<module>.+?)\.)??(?:token_adapter\.)?(?P<part>{'|'.join(_PARTS)})(?:\.(?P<rest>.+))?$")
+_SAVED = re.compile(
+    r"^(?P<module>.+?)\.(?P<wrapper>modules_to_save|ln_tuning_layers)\.(?:(?P<adapter>[^.]+)\.)?(?P<leaf>[^.]+)$"
+)
+# Copies of base weights that wrappers keep beside the trained ones.
+_FROZEN = re.compile(
+    r"\.original_module\.|\.trainable_tokens_original|\.token_adapter\.base_layer\.|\.lora_velora_embed"
+)
+
+FULL_PARTS = ("weight", "bias", "base_weight")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorName:
+    """What a name says.
+
+    Attributes:
+        module: path of the module, in the names of the model that was trained.
+        part: `lora_A`, `lora_B`, `lora_B.bias`, `ia3_l`, … or, for a tensor that replaces the base's, `weight`, `bias`
+            or another parameter's name; `base_weight` for the weight under an adapted layer.
+        adapter: the adapter's name, where the file has it.
+    """
+
+    module: str
+    part: str
+    adapter: str | None = None
+
+    @property
+    def is_replacement(self) -> bool:
+        """The tensor takes the place of one of the base."""
+        return self.part not in _PARTS and self.part != "lora_B.bias"
+
+
+def parse_name(name: str) -> TensorName | None:
+    """The parts of a tensor's name; None for a frozen copy of a base weight, which says nothing."""
+    path = ".".join(p for p in name.split(".") if p not in _WRAPPERS)
+    path = _PREFIX.sub("", path, count=1)
+    if _FROZEN.search(f".{path}"):
+        return None
+    found = _PART.match(path)
+    if found is not None:
+        return _adapter_part(found["module"] or "", found["part"], found["rest"])
+    saved = _SAVED.match(path)
+    if saved is not None:
+        return TensorName(saved["module"], saved["leaf"], saved["adapter"])
+    module, _, leaf = path.rpartition(".")
+    if module.endswith(".base_layer") or module == "base_layer":
+        inner = module.removesuffix("base_layer").removesuffix(".")
+        return TensorName(inner, "base_weight" if leaf == "weight" else leaf)
+    return TensorName(module, leaf)
+
+
+def _adapter_part(module: str, part: str, rest: str | None) -> TensorName:
+    words = rest.split(".") if rest else []
+    is_bias = bool(words) and words[-1] == "bias" and part == "lora_B"
+    if words and words[-1] in ("weight", "bias"):
+        words.pop()
+    return TensorName(module.removesuffix("."), f"{part}.bias" if is_bias else part, ".".join(words) or None)

@@ -1,0 +1,342 @@
+"""One adapter applied to the tensors of one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.errors import RequirementError, SpecError, listing
+from llmkit.formats.adapter import Adapter
+from llmkit.formats.adapter_other import FOLDED
+from llmkit.quantization.quality import Meter
+from llmkit.quantization.rtn import Observe
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.transforms.lora import arithmetic
+from llmkit.transforms.lora.folded import fold_bias, fold_scale, in_base_names, missing_biases
+from llmkit.transforms.lora.names import Paths, find_ends
+from llmkit.transforms.lora.vocabulary import plan_vocabulary
+
+__all__ = ["Application"]
+
+_FLOATS = (DType.F32, DType.F16, DType.BF16, DType.F64)
+# Buffers that old checkpoints carry and that nothing reads.
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+
+
+class Application:
+    """The tensors after one adapter, and what changed besides them.
+
+    Attributes:
+        n_rows: rows of the vocabulary afterwards; None when they stay.
+        unties: the head is no longer the embedding.
+        config_changes: keys of config.json that follow from new tensors.
+        files: of the checkpoint afterwards.
+    """
+
+    def __init__(
+        self, ckpt: Checkpoint, adapter: Adapter, factor: float, dtype: DType | None, meter: Meter | None, force: bool
+    ) -> None:
+        self.ckpt = ckpt
+        self.adapter = adapter = in_base_names(adapter, ckpt)
+        self.factor = factor
+        self.dtype = dtype
+        self.meter = meter
+        self.force = force
+        self.tensors: dict[str, Lazy] = dict(ckpt.tensors)
+        self.files: Mapping[str, FileContent] = ckpt.files
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.n_rows: int | None = None
+        self.unties = False
+        self.config_changes: dict[str, Any] = {}
+        self._ends = find_ends(ckpt)
+        replaced = [name.rpartition(".")[0] for name in adapter.replacements]
+        self._paths = Paths(ckpt, self._ends, [*adapter.modules, *adapter.tokens, *replaced])
+        if self._paths.note:
+            self.notes.append(self._paths.note)
+
+    def run(self) -> dict[str, Lazy]:
+        """Everything the adapter does: replacements first, then updates, then trained rows.
+
+        Raises:
+            SpecError: a tensor of the adapter has no place in the base, or does not fit.
+        """
+        skipped = self._settle_ends()
+        self._replace(skipped)
+        changed = 0
+        for module, parts in self.adapter.modules.items():
+            if module not in skipped:
+                self._update(module, parts)
+                changed += 1
+        for module, (ids, rows) in self.adapter.tokens.items():
+            self._replace_rows(module, ids, rows)
+        self._check_ends()
+        if self.adapter.kind == FOLDED:
+            self.config_changes, zeros = missing_biases(self.ckpt, self.tensors)
+            self.tensors.update(zeros)
+        self._summarise(changed)
+        # A replaced tensor keeps the adapter's precision until everything else is done to it: one cast.
+        return {name: t.cast(self._final(name, t)) for name, t in self.tensors.items()}
+
+    def _final(self, name: str, tensor: Lazy) -> DType:
+        """The dtype that a tensor is stored in: the one asked for, or what the base has."""
+        if not tensor.dtype.is_float:
+            return tensor.dtype
+        stored = self.ckpt.tensors.get(name)
+        if stored is None and self._ends.embed is not None:
+            stored = self.ckpt.tensors[self._ends.embed]
+        return self.dtype or (tensor.dtype if stored is None else stored.dtype)
+
+    # Which of embedding and head the adapter changes, and whether they can stay one.
+
+    def _settle_ends(self) -> set[str]:
+        """Untie the head if the adapter needs it; the module paths whose parts repeat others and are not applied."""
+        ends, adapter = self._ends, self.adapter
+        if ends.embed is None:
+            return set()
+        at_embed, at_head = self._changes_of(ends.embed), self._changes_of(ends.head)
+        embed = self.tensors.get(ends.embed)
+        if embed is None:
+            raise SpecError(f"{self.ckpt.label}: its embedding {ends.embed} is missing")
+        brought = adapter.replacements.get(f"{at_embed}.weight") if at_embed is not None else None
+        if brought is None and at_head is not None:
+            brought = adapter.replacements.get(f"{at_head}.weight")
+        vocabulary = plan_vocabulary(
+            self.ckpt, adapter, embed.shape[0], None if brought is None else brought.shape[0], force=self.force
+        )
+        self.n_rows, self.files = vocabulary.n_rows, vocabulary.files
+        self.notes += vocabulary.notes
+        self.warnings += vocabulary.warnings
+        if not ends.is_tied or ends.head is None or (at_embed is None and at_head is None):
+            return set()
+        if adapter.config.get("ensure_weight_tying") and at_embed is not None:
+            self.notes.append("the head stays tied to the embedding, as it was in training (ensure_weight_tying)")
+            return self._stay_tied(at_head)
+        if at_embed is not None and brought is not None and self._was_only_resized(at_embed):
+            self.notes.append("the head stays tied: the adapter holds both only because the vocabulary was resized")
+            return self._stay_tied(at_head)
+        is_only_rows = at_head is None and at_embed not in adapter.modules and at_embed in adapter.tokens
+        if is_only_rows:
+            self.notes.append("the head stays tied to the embedding: it gets the trained rows too")
+            return self._stay_tied(None)
+        if at_head is None and self.n_rows is not None:
+            self.warnings.append(
+                f"{adapter.label} resizes the embedding of a model whose head is tied to it, and holds no head: it "
+                "stays "
+                "tied, which is right only if it was in training"
+            )
+            return self._stay_tied(None)
+        self.unties = True
+        self.tensors[ends.head] = embed
+        self.notes.append(
+            f"the head is untied from the embedding: the adapter changes {'both' if at_head and at_embed else 'one'} "
+            "of "
+            "them on its own, as the live model does; tie_word_embeddings becomes false"
+        )
+        return set()
+
+    def _stay_tied(self, at_head: str | None) -> set[str]:
+        if self._ends.head is not None:
+            self.tensors.pop(self._ends.head, None)  # a stored copy would no longer agree
+        return set() if at_head is None else {at_head}
+
+    def _was_only_resized(self, at_embed: str) -> bool:
+        """PEFT saves embedding and head when their size changed; both are then copies of one tensor."""
+        named = self.adapter.config.get("modules_to_save") or []
+        is_trained = any(at_embed == m or at_embed.endswith(m) for m in named)
+        return not is_trained and at_embed not in self.adapter.modules
+
+    def _changes_of(self, name: str | None) -> str | None:
+        """The adapter's path of what it does to the tensor `name`."""
+        if name is None:
+            return None
+        module = name.rpartition(".")[0]
+        replaced = [n.removesuffix(".weight") for n in self.adapter.replacements if n.endswith(".weight")]
+        for path in (*self.adapter.modules, *self.adapter.tokens, *replaced):
+            if self._paths.module(path) == module:
+                return path
+        return None
+
+    def _check_ends(self) -> None:
+        ends = self._ends
+        if ends.embed is None or self.n_rows is None:
+            return
+        for name in (ends.embed, ends.head):
+            if name in self.tensors and self.tensors[name].shape[0] != self.n_rows:
+                raise RequirementError(
+                    f"{self.adapter.label} brings {self.n_rows} rows for one end of the model; {name} has "
+                    f"{self.tensors[name].shape[0]}, and the adapter has none for it",
+                    hint="save the adapter with embedding and head (modules_to_save), or extend the base first",
+                )
+
+    # What the adapter holds, part by part.
+
+    def _replace(self, skipped: set[str]) -> None:
+        named = self.adapter.config.get("modules_to_save") or []
+        unnamed = []
+        for path, tensor in self.adapter.replacements.items():
+            module, _, leaf = path.rpartition(".")
+            if module in skipped:
+                continue
+            name = f"{self._paths.module(module)}.{leaf}" if module else leaf
+            if name not in self.tensors and path.endswith(_BUFFERS):
+                self.notes.append(f"{path} is a buffer that nothing needs: left out")
+                continue
+            if name not in self.tensors:
+                raise self._paths.missing(self.adapter.label, path, "the tensor")
+            old = self.tensors[name]
+            is_end = name in (self._ends.embed, self._ends.head)
+            if old.shape[1:] != tensor.shape[1:] or (old.shape != tensor.shape and not is_end):
+                raise SpecError(
+                    f"{self.adapter.label}: {path} is {list(tensor.shape)}, {name} of {self.ckpt.label} "
+                    f"{list(old.shape)}",
+                    hint="was the adapter trained on another model?",
+                )
+            if leaf != "bias" and not is_end and not any(module.endswith(m) for m in named):
+                unnamed.append(path)
+            self.tensors[name] = tensor
+        if unnamed and self.adapter.kind not in ("LN_TUNING", FOLDED):
+            self.warnings.append(
+                f"{self.adapter.label} holds {len(unnamed)} whole tensors that modules_to_save does not name; they "
+                "take "
+                f"the base's place, as in peft: {listing(unnamed, 3)}"
+            )
+
+    def _replace_rows(self, module: str, ids: tuple[int, ...], rows: Lazy) -> None:
+        name = f"{self._paths.module(module)}.weight"
+        weight = self.tensors.get(name)
+        if weight is None:
+            raise self._paths.missing(self.adapter.label, module, "trained rows")
+        bad = [i for i in ids if not 0 <= i < weight.shape[0]]
+        if bad or rows.shape[1:] != weight.shape[1:]:
+            raise SpecError(
+                f"{self.adapter.label}: rows {listing(map(str, bad or ids), 3)} of width {list(rows.shape[1:])} have "
+                "no place "
+                f"in {name} {list(weight.shape)}",
+                hint="the base needs the vocabulary that the adapter was trained with",
+            )
+        self.tensors[name] = arithmetic.replace_rows(weight, ids, rows)
+
+    def _update(self, module: str, parts: Mapping[str, Lazy]) -> None:
+        name = f"{self._paths.module(module)}.weight"
+        weight = self.tensors.get(name)
+        if weight is None:
+            raise self._paths.missing(self.adapter.label, module, listing(parts, 3))
+        if weight.dtype not in _FLOATS:
+            raise RequirementError(f"{name} is {weight.dtype.name}: adapters are merged into float weights")
+        observe = self.meter.observer(name, weight.node.n_rows) if self.meter is not None else None
+        self.tensors[name] = self._updated(module, name, weight, parts, observe)
+        self._update_bias(module, name.removesuffix("weight") + "bias", parts)
+
+    def _updated(
+        self, module: str, name: str, weight: Lazy, parts: Mapping[str, Lazy], observe: Observe | None
+    ) -> Lazy:
+        dtype = self._final(name, weight)
+        scale = self.adapter.scaling.get(module, 1.0) * self.factor
+        is_flipped = self.adapter.is_transposed
+        if self.adapter.kind == FOLDED:
+            weight = fold_scale(weight, parts, DType.F32 if "lora_A" in parts else dtype, name)
+            if "lora_A" not in parts:
+                return weight
+        if "ia3_l" in parts:
+            return self._scaled(module, name, weight, parts["ia3_l"], dtype, observe)
+        if "hada_w1_a" in parts:
+            factors = [parts[p] for p in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")]
+            self._fit(module, name, weight, (factors[0].shape[0], factors[1].shape[1]))
+            return arithmetic.add_hadamard(weight, factors, scale, dtype, name=name, observe=observe)
+        if any(p.startswith("lokr_") for p in parts):
+            first, second = (self._factor(parts, f"lokr_w{i}") for i in (1, 2))
+            shape = (first.shape[0] * second.shape[0], first.shape[1] * second.shape[1])
+            self._fit(module, name, weight, shape)
+            return arithmetic.add_kronecker(weight, first, second, scale, dtype, name=name, observe=observe)
+        if "lora_embedding_A" in parts:
+            left = arithmetic.transposed(parts["lora_embedding_A"])
+            right = arithmetic.transposed(parts["lora_embedding_B"])
+        elif "lora_A" in parts:
+            left, right = parts["lora_B"], _with_singular_values(parts)
+            if is_flipped:
+                left, right = arithmetic.transposed(right), arithmetic.transposed(left)
+        else:
+            raise SpecError(f"{self.adapter.label}: {module} holds only {listing(parts)}: no update is made of that")
+        self._fit(module, name, weight, (left.shape[0], right.shape[1]))
+        return arithmetic.add_low_rank(
+            weight, left, right, scale, dtype, name=name, observe=observe,
+            magnitude=parts.get("lora_magnitude_vector"), by_column=is_flipped or "lora_embedding_A" in parts,
+        )  # fmt: skip
+
+    def _factor(self, parts: Mapping[str, Lazy], stem: str) -> Lazy:
+        return parts[stem] if stem in parts else arithmetic.product(parts[f"{stem}_a"], parts[f"{stem}_b"])
+
+    def _scaled(
+        self, module: str, name: str, weight: Lazy, factor: Lazy, dtype: DType, observe: Observe | None
+    ) -> Lazy:
+        """IA3: [1, in] scales the input of a feed-forward layer, [out, 1] the output of another."""
+        is_input = factor.shape[0] == 1
+        by_column = is_input != self.adapter.is_transposed
+        if factor.spec.numel != weight.shape[1 if by_column else 0]:
+            self._fit(module, name, weight, tuple(max(a, b) for a, b in zip(factor.shape, weight.shape, strict=True)))
+            raise SpecError(
+                f"{self.adapter.label}: ia3_l of {module} has {factor.spec.numel} factors for {weight.spec}"
+            )
+        scale = arithmetic.scale_columns if by_column else arithmetic.scale_rows
+        return scale(weight, factor, dtype, name=name, observe=observe)
+
+    def _update_bias(self, module: str, name: str, parts: Mapping[str, Lazy]) -> None:
+        bias = self.tensors.get(name)
+        if self.adapter.kind == FOLDED:
+            weight = self.tensors[name.removesuffix("bias") + "weight"]
+            folded = fold_bias(bias, parts, self._final(name, weight), name)
+            if folded is not None:
+                self.tensors[name] = folded
+            return
+        if "lora_B.bias" in parts:
+            if bias is None:
+                raise RequirementError(
+                    f"{self.adapter.label}: {module} has a trained bias (lora_bias), but {self.ckpt.label} has no "
+                    f"{name}",
+                    hint="merge it with peft into a model class that has biases",
+                )
+            scale = self.adapter.scaling.get(module, 1.0) * self.factor
+            dtype = self._final(name, bias)
+            self.tensors[name] = arithmetic.add_vector(bias, parts["lora_B.bias"], scale, dtype, name=name)
+        if "ia3_l" in parts and parts["ia3_l"].shape[0] != 1 and bias is not None:
+            self.tensors[name] = arithmetic.scale_rows(bias, parts["ia3_l"], self._final(name, bias), name=name)
+
+    def _fit(self, module: str, name: str, weight: Lazy, shape: tuple[int, ...]) -> None:
+        if weight.shape == shape:
+            return
+        hint = "was the adapter trained on another model?"
+        if name in (self._ends.embed, self._ends.head) and weight.shape[1:] == shape[1:]:
+            hint = (
+                f"it was trained with {shape[0]} rows of vocabulary, {self.ckpt.label} has {weight.shape[0]}: merge "
+                "the "
+                "adapter that brings them first, or extend the vocabulary"
+            )
+        elif weight.shape == shape[::-1] and len(shape) == 2:
+            hint = "the weight is stored the other way round: fan_in_fan_out of adapter_config.json is wrong"
+        raise SpecError(
+            f"{self.adapter.label}: the update of {module} is {list(shape)}, {name} of {self.ckpt.label} "
+            f"{list(weight.shape)}",
+            hint=hint,
+        )
+
+    def _summarise(self, n_changed: int) -> None:
+        what = [f"{n_changed} modules updated"] if n_changed else []
+        if self.adapter.replacements:
+            what.append(f"{len(self.adapter.replacements)} tensors replaced")
+        if self.adapter.tokens:
+            what.append(f"{sum(len(ids) for ids, _ in self.adapter.tokens.values())} rows of tokens replaced")
+        ranks = sorted(set(self.adapter.ranks.values()))
+        rank = f", rank {ranks[0] if len(ranks) == 1 else f'{ranks[0]} to {ranks[-1]}'}" if ranks else ""
+        self.notes.append(f"{self.adapter.label} ({self.adapter.kind.lower()}{rank}): {', '.join(what)}")
+
+
+def _with_singular_values(parts: Mapping[str, Lazy]) -> Lazy:
+    """A, or for AdaLoRA A with its rows times the singular values E."""
+    a = parts["lora_A"]
+    if "lora_E" not in parts:
+        return a
+    spec = TensorSpec(DType.F32, a.shape)
+    return Apply("scale rows", [a, parts["lora_E"]], spec, lambda x, e: x.float() * e.float()).output()

@@ -1,0 +1,302 @@
+"""The arithmetic of adapters as lazy nodes: float32 inside, one final cast, in row slices.
+
+Matrix products are computed in fixed blocks of rows. The bits of a product may depend on how many rows a BLAS call
+gets, and the slices of the runner depend on what else happens to a tensor: with fixed blocks a row has the same bits in
+every slice, and a composed plan gives the bytes of the staged runs.
+
+Formulas: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024, eq. 5), IA3 (Liu et al. 2022), LoHa and LoKr (LyCORIS), as
+huggingface/peft computes them in src/peft/tuners/*/layer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import lcm
+from typing import TYPE_CHECKING
+
+from llmkit.errors import InputError
+from llmkit.quantization.rtn import Observe
+from llmkit.tensors.lazy import Apply, Concat, Context, Lazy, Node, Rows, TakeRows
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "BLOCK_ROWS",
+    "add_hadamard",
+    "add_kronecker",
+    "add_low_rank",
+    "add_vector",
+    "product",
+    "replace_rows",
+    "scale_columns",
+    "scale_rows",
+    "transposed",
+]
+
+BLOCK_ROWS = 64
+_F32 = DType.F32
+
+
+def transposed(lazy: Lazy) -> Lazy:
+    """The transpose of a small matrix, computed whole once a step and cut into rows."""
+    spec = TensorSpec(lazy.dtype, (lazy.shape[1], lazy.shape[0]))
+    whole = Apply("transpose", [lazy], spec, lambda x: x.T.contiguous(), row_step=None).output()
+    return Concat([whole]).output()
+
+
+def product(left: Lazy, right: Lazy) -> Lazy:
+    """The product of two small matrices in float32, computed whole."""
+    spec = TensorSpec(_F32, (left.shape[0], right.shape[1]))
+    whole = Apply("matmul", [left, right], spec, lambda a, b: a.float() @ b.float(), row_step=None).output()
+    return Concat([whole]).output()
+
+
+def add_low_rank(
+    weight: Lazy,
+    left: Lazy,
+    right: Lazy,
+    scale: float,
+    dtype: DType,
+    *,
+    name: str,
+    magnitude: Lazy | None = None,
+    by_column: bool = False,
+    observe: Observe | None = None,
+) -> Lazy:
+    """W + scale * left @ right, or with a magnitude m (DoRA) that matrix with its rows or columns rescaled to length m.
+
+    Args:
+        weight: [rows, columns].
+        left: [rows, r].
+        right: [r, columns].
+        name: of the weight, for messages.
+        magnitude: DoRA's m, one for each row, or with `by_column` for each column.
+        observe: is told the squared Frobenius norms of the change and of W.
+    """
+    left, right = left.cast(_F32), right.cast(_F32)
+    attrs: dict[str, object] = {"scale": scale}
+    if magnitude is None:
+        gram_spec = TensorSpec(_F32, (right.shape[0], right.shape[0]))
+        gram = Apply("gram", [right], gram_spec, lambda r: r @ r.T, row_step=None).output()
+
+        def add(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+            import torch
+
+            out: torch.Tensor = torch.empty(w.shape, dtype=dtype.torch)
+            # |left @ right|^2 = tr(left' left right right'): known without a pass over the weight.
+            change = scale * scale * float(((a.T @ a).double() * g.double()).sum())
+            _check_finite(name, change)
+            norm = 0.0
+            for start in range(0, w.shape[0], BLOCK_ROWS):
+                rows = slice(start, start + BLOCK_ROWS)
+                block = w[rows].to(torch.float32, copy=True)
+                if observe is not None:
+                    norm += float(torch.dot(block.view(-1), block.view(-1)))
+                out[rows] = block.addmm_(a[rows], b, alpha=scale)
+            if observe is not None:
+                observe(change, norm, w.shape[0])
+            return out
+
+        operands, per, fn = [weight, left, right, gram], [1, 1, 0, 0], add
+        return _node("lora", operands, per, fn, weight.spec.with_dtype(dtype), attrs)
+    if by_column:
+        norms = ColumnNorms(weight, left, right, scale).output()
+        operands, per = [weight, left, right, magnitude.cast(_F32), norms], [1, 1, 0, 0, 0]
+    else:
+        operands, per = [weight, left, right, magnitude.cast(_F32)], [1, 1, 0, 1]
+
+    def rescale(
+        w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor, n: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        import torch
+
+        def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
+            moved = torch.addmm(block, a[rows], b, alpha=scale)
+            if n is not None:
+                return moved * (m / n)
+            factor: torch.Tensor = (m[rows] / torch.linalg.vector_norm(moved, dim=1))[:, None]
+            return moved * factor
+
+        return _in_blocks(w, dtype, one, name, observe)
+
+    return _node("dora", operands, per, rescale, weight.spec.with_dtype(dtype), attrs | {"by_column": by_column})
+
+
+def add_hadamard(
+    weight: Lazy,
+    factors: Sequence[Lazy],
+    scale: float,
+    dtype: DType,
+    *,
+    name: str,
+    observe: Observe | None = None,
+) -> Lazy:
+    """W + scale * (w1_a @ w1_b) * (w2_a @ w2_b), the second product elementwise (LoHa); `factors` in that order."""
+    parts = [f.cast(_F32) for f in factors]
+
+    def fn(w: torch.Tensor, a1: torch.Tensor, b1: torch.Tensor, a2: torch.Tensor, b2: torch.Tensor) -> torch.Tensor:
+        def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
+            return block + (a1[rows] @ b1) * (a2[rows] @ b2) * scale
+
+        return _in_blocks(w, dtype, one, name, observe)
+
+    return _node("loha", [weight, *parts], [1, 1, 0, 1, 0], fn, weight.spec.with_dtype(dtype), {"scale": scale})
+
+
+def add_kronecker(
+    weight: Lazy, first: Lazy, second: Lazy, scale: float, dtype: DType, *, name: str, observe: Observe | None = None
+) -> Lazy:
+    """W + scale * kron(first, second) (LoKr); row i comes from row i // len(second) of the first factor."""
+    first, second = first.cast(_F32), second.cast(_F32)
+    height = second.shape[0]
+
+    def fn(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
+            return block + torch.kron(a[rows.start // height : rows.start // height + 1], b) * scale
+
+        return _in_blocks(w, dtype, one, name, observe, step=height)
+
+    spec = weight.spec.with_dtype(dtype)
+    return Apply(
+        "lokr", [weight, first, second], spec, fn, {"scale": scale}, row_step=height,
+        input_rows=[1, height, 0], scratch=3.0,
+    ).output()  # fmt: skip
+
+
+def scale_rows(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observe: Observe | None = None) -> Lazy:
+    """Row i of a matrix or element i of a vector times factor[i]; `factor` is [rows] or [rows, 1]."""
+
+    def fn(w: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
+        column = f.reshape(-1, *[1] * (w.dim() - 1))
+        return _in_blocks(w, dtype, lambda block, rows: block * column[rows], name, observe)
+
+    return _node("scale rows", [weight, factor.cast(_F32)], [1, 1], fn, weight.spec.with_dtype(dtype), {})
+
+
+def scale_columns(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observe: Observe | None = None) -> Lazy:
+    """Column j times factor[j]; `factor` is [columns] or [1, columns]."""
+
+    def fn(w: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
+        row = f.reshape(-1)
+        return _in_blocks(w, dtype, lambda block, rows: block * row, name, observe)
+
+    return _node("scale columns", [weight, factor.cast(_F32)], [1, 0], fn, weight.spec.with_dtype(dtype), {})
+
+
+def add_vector(
+    vector: Lazy, addend: Lazy, scale: float, dtype: DType, *, name: str, observe: Observe | None = None
+) -> Lazy:
+    """The vector plus scale times another."""
+
+    def fn(b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return _in_blocks(b, dtype, lambda block, rows: block + x[rows] * scale, name, observe)
+
+    spec = vector.spec.with_dtype(dtype)
+    return _node("add", [vector, addend.cast(_F32)], [1, 1], fn, spec, {"scale": scale})
+
+
+def replace_rows(weight: Lazy, rows: Sequence[int], values: Lazy) -> Lazy:
+    """The weight with row `rows[i]` replaced by `values[i]`; of equal ids the last one counts."""
+    source = {row: i for i, row in enumerate(rows)}
+    values = values.cast(weight.dtype)
+    pieces: list[Lazy] = []
+    position = 0
+    for row in sorted(source):
+        if row > position:
+            pieces.append(TakeRows(weight, position, row).output())
+        pieces.append(TakeRows(values, source[row], source[row] + 1).output())
+        position = row + 1
+    if position < weight.shape[0]:
+        pieces.append(TakeRows(weight, position, weight.shape[0]).output())
+    return Concat(pieces).output()
+
+
+class ColumnNorms(Node):
+    """The lengths of the columns of W + scale * left @ right, in float32, read in blocks of rows."""
+
+    op = "column norms"
+
+    def __init__(self, weight: Lazy, left: Lazy, right: Lazy, scale: float) -> None:
+        self.inputs = (weight, left, right)
+        self.scale = scale
+        self.attrs = {"scale": scale}
+        self.specs = (TensorSpec(_F32, (weight.shape[1],)),)
+        self.n_rows = weight.shape[1]
+        self.row_step = None
+        step = weight.node.row_step
+        self._block = None if step is None else lcm(step, BLOCK_ROWS)
+
+    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        weight, left, right = self.inputs
+        a, b = context.whole(left), context.whole(right)
+        n = weight.shape[0]
+        block = self._block or n
+        total = torch.zeros(self.n_rows, dtype=torch.float64)
+        for start in range(0, n, block):
+            stop = min(start + block, n)
+            w = context.whole(weight) if self._block is None else context.rows(weight, (start, stop))
+            for low in range(start, stop, BLOCK_ROWS):
+                high = min(low + BLOCK_ROWS, stop)
+                moved = torch.addmm(w[low - start : high - start].float(), a[low:high], b, alpha=self.scale)
+                total += moved.double().square_().sum(dim=0)
+        return (total.sqrt_().float(),)
+
+    def peak_nbytes(self, n_rows: int) -> int:
+        weight, left, right = self.inputs
+        block = min(self._block or weight.shape[0], weight.shape[0])
+        small = left.spec.nbytes + right.spec.nbytes + 2 * self.specs[0].nbytes * 2
+        return weight.node.peak_nbytes(block) + 4 * BLOCK_ROWS * weight.shape[1] * 4 + small
+
+
+def _node(
+    op: str,
+    operands: Sequence[Lazy],
+    per: Sequence[int],
+    fn: Callable[..., torch.Tensor],
+    spec: TensorSpec,
+    attrs: dict[str, object],
+) -> Lazy:
+    return Apply(op, operands, spec, fn, attrs, row_step=BLOCK_ROWS, input_rows=per, scratch=2.0).output()
+
+
+def _in_blocks(
+    w: torch.Tensor,
+    dtype: DType,
+    one: Callable[[torch.Tensor, slice], torch.Tensor],
+    name: str,
+    observe: Observe | None,
+    *,
+    step: int = BLOCK_ROWS,
+) -> torch.Tensor:
+    """`one` on each block of rows in float32, cast once; measures the change."""
+    import torch
+
+    out = torch.empty(w.shape, dtype=dtype.torch)
+    change = norm = 0.0
+    for start in range(0, w.shape[0], step):
+        rows = slice(start, min(start + step, w.shape[0]))
+        before = w[rows].float()
+        after = one(before, rows)
+        out[rows] = after
+        difference = float(torch.sum((after - before).square_()))
+        _check_finite(name, difference)
+        change += difference
+        if observe is not None:
+            norm += float(torch.sum(before * before))
+    if observe is not None:
+        observe(change, norm, w.shape[0])
+    return out
+
+
+def _check_finite(name: str, squared: float) -> None:
+    if squared - squared != 0.0:  # true of nan and of both infinities
+        raise InputError(
+            f"{name}: the adapter's update holds nan or infinite values",
+            hint="its training diverged: use an earlier one",
+        )

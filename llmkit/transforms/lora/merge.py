@@ -1,0 +1,114 @@
+"""Merging adapters into a base: a pure function, one adapter after the other, no tensor data read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import RequirementError, SpecError
+from llmkit.formats.adapter import Adapter
+from llmkit.quantization.quality import Meter
+from llmkit.quantization.reading import describe, is_quantized
+from llmkit.tensors.spec import DType
+from llmkit.transforms.lora.apply import Application
+
+__all__ = ["merge"]
+
+
+def merge(
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: DType | str | None = None,
+    meter: Meter | None = None,
+    force: bool = False,
+) -> Checkpoint:
+    """The base with adapters merged into its weights, in the given order.
+
+    Every update is computed in float32 and cast once to the dtype that the weight is stored in. Several adapters are
+    merged one after the other, each on what the one before would have written, so that one call gives the bytes of as
+    many calls through disk.
+
+    Args:
+        weights: a factor for each adapter's update; for adapters that only add to weights (LoRA, LoHa, LoKr, AdaLoRA).
+        dtype: of all floats of the result; None keeps what each tensor has.
+        meter: collects how large the change of every weight is, while it is written.
+        force: go on where the counts or the config of an adapter say that it does not belong to this base.
+
+    Raises:
+        SpecError: a module or shape that the base does not have.
+        RequirementError: a quantized base, a vocabulary that does not fit, or a weight that has no meaning.
+    """
+    if not adapters:
+        raise RequirementError("no adapter to merge", hint="llmkit lora merge BASE ADAPTER -o OUT")
+    if is_quantized(base.config):
+        raise RequirementError(
+            f"{base.label} is quantized ({describe(base.config)}): an adapter cannot be added to integers",
+            hint="merge into the float model it was quantized from, then quantize again",
+        )
+    factors = list(weights) if weights else [1.0] * len(adapters)
+    if len(factors) != len(adapters):
+        raise RequirementError(
+            f"{len(factors)} weights for {len(adapters)} adapters", hint="give one --weight for each adapter, or none"
+        )
+    target = DType.parse(dtype) if isinstance(dtype, str) else dtype
+    merged = base
+    for i, (adapter, factor) in enumerate(zip(adapters, factors, strict=True)):
+        is_last = i == len(adapters) - 1
+        merged = _merge_one(merged, adapter, factor, target if is_last else None, meter if is_last else None, force)
+    return merged
+
+
+def _merge_one(
+    ckpt: Checkpoint, adapter: Adapter, factor: float, dtype: DType | None, meter: Meter | None, force: bool
+) -> Checkpoint:
+    if factor != 1.0:
+        _refuse_factor(adapter, factor)
+    work = Application(ckpt, adapter, factor, dtype, meter, force)
+    tensors = work.run()
+    step: dict[str, Any] = {"transform": "lora.merge", "adapter": adapter.label, "kind": adapter.kind.lower()}
+    if factor != 1.0:
+        step["weight"] = factor
+    if dtype is not None:
+        step["dtype"] = dtype.torch_name
+    return ckpt.derive(
+        tensors=tensors,
+        config=_config(ckpt.config, work, dtype),
+        files=work.files,
+        step=step,
+        notes=[*adapter.notes, *work.notes],
+        warnings=[*adapter.warnings, *work.warnings],
+    )
+
+
+def _refuse_factor(adapter: Adapter, factor: float) -> None:
+    reason = None
+    if adapter.kind == "IA3":
+        reason = "IA3 multiplies weights"
+    elif any("lora_magnitude_vector" in p for p in adapter.modules.values()):
+        reason = "DoRA rescales weights"
+    elif adapter.replacements or adapter.tokens:
+        reason = "it replaces whole tensors or rows"
+    if reason is not None:
+        raise RequirementError(
+            f"{adapter.label}: a weight of {factor} has no meaning here: {reason}; only what is added can be scaled",
+            hint="leave --weight out for this adapter",
+        )
+    if not abs(factor) < float("inf"):
+        raise SpecError(f"weight {factor} is not a finite number")
+
+
+def _config(config: Mapping[str, Any], work: Application, dtype: DType | None) -> dict[str, Any]:
+    changed = dict(config)
+    if not changed:
+        return changed
+    if work.n_rows is not None:
+        changed["vocab_size"] = work.n_rows
+    if work.unties:
+        changed["tie_word_embeddings"] = False
+    changed.update(work.config_changes)
+    if dtype is not None:
+        changed["dtype" if "dtype" in changed else "torch_dtype"] = dtype.torch_name
+    return changed

@@ -1,0 +1,111 @@
+"""From module paths of the model that was trained to tensor names of the base, and which tensors are its two ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from llmkit.architecture import registry
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import SpecError, nearest
+from llmkit.tensors.lazy import Lazy
+
+__all__ = ["Ends", "Paths", "find_ends"]
+
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embedding", "embeddings")
+_HEADS = ("lm_head", "output", "embed_out", "output_layer")
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The embedding and the output head of a checkpoint.
+
+    Attributes:
+        embed: tensor name of the embedding; None when it cannot be told.
+        head: tensor name of the head, which a tied model need not store.
+        is_tied: the head is the embedding.
+    """
+
+    embed: str | None
+    head: str | None
+    is_tied: bool
+
+
+def find_ends(ckpt: Checkpoint) -> Ends:
+    """The two ends, by the architecture where a plugin describes it, otherwise by name and size."""
+    architecture = registry.find(ckpt.config) if ckpt.config else None
+    if architecture is not None:
+        model = architecture.bind(ckpt.config)
+        heads = [s.name for s in model.tensors().values() if s.kind == "head" and s.name.endswith("weight")]
+        return Ends(model.name_of("embed.weight"), heads[0] if heads else None, model.is_tied)
+    embed = _by_last(ckpt.tensors, _EMBEDDINGS)
+    head = _by_last(ckpt.tensors, _HEADS)
+    stated = ckpt.config.get("tie_word_embeddings")
+    is_tied = head is None if stated is None else bool(stated)
+    return Ends(embed, head or ("lm_head.weight" if is_tied else None), is_tied)
+
+
+def _by_last(tensors: Mapping[str, Lazy], words: Iterable[str]) -> str | None:
+    for word in words:
+        for name, lazy in tensors.items():
+            if name.split(".")[-2:] == [word, "weight"] and len(lazy.shape) == 2:
+                return name
+    return None
+
+
+class Paths:
+    """Finds the tensors of a module. Base and trained model may differ by leading components (`model.`).
+
+    Attributes:
+        note: what was stripped or added to make the names agree; None when they agree as they are.
+    """
+
+    def __init__(self, ckpt: Checkpoint, ends: Ends, modules: Iterable[str]) -> None:
+        self._label = ckpt.label
+        self._modules = dict.fromkeys(name.rpartition(".")[0] for name in ckpt.tensors)
+        self._head = ends.head.rpartition(".")[0] if ends.head else None
+        wanted = [m for m in modules if not self._is_head(m)]
+        candidates = [(0, ""), *((n, "") for n in (1, 2)), *((0, p) for p in self._prefixes())]
+        hits = [(sum(self._rename(m, c) in self._modules for m in wanted), -i) for i, c in enumerate(candidates)]
+        self._change = candidates[-max(hits, default=(0, 0))[1]]
+        self.note = self._describe(wanted)
+
+    def _is_head(self, module: str) -> bool:
+        last = module.rpartition(".")[2]
+        return self._head is not None and (last == self._head.rpartition(".")[2] or module == self._head)
+
+    def _prefixes(self) -> list[str]:
+        found: dict[str, None] = {}
+        for module in self._modules:
+            words = module.split(".")
+            found.setdefault(words[0] + ".")
+            found.setdefault(".".join(words[:2]) + ".")
+        return list(found)
+
+    @staticmethod
+    def _rename(module: str, change: tuple[int, str]) -> str:
+        n, prefix = change
+        return prefix + ".".join(module.split(".")[n:])
+
+    def _describe(self, wanted: list[str]) -> str | None:
+        n, prefix = self._change
+        if not wanted or (n, prefix) == (0, ""):
+            return None
+        what = f"{prefix!r} put before" if prefix else f"{'.'.join(wanted[0].split('.')[:n]) + '.'!r} taken from"
+        return f"module names: {what} the adapter's, to agree with {self._label}"
+
+    def module(self, path: str) -> str:
+        """The module of the base that a path means; the path itself when there is none (see `missing`)."""
+        if path in self._modules:
+            return path
+        if self._is_head(path) and self._head is not None:
+            return self._head
+        return self._rename(path, self._change)
+
+    def missing(self, label: str, path: str, what: str) -> SpecError:
+        """The error for a module that the base does not have."""
+        guess = nearest(path, self._modules)
+        return SpecError(
+            f"{label}: {what} of {path} has no place in {self._label}, which has no such tensor",
+            hint=(f"the nearest module is {guess}; " if guess else "") + "was the adapter trained on another model?",
+        )
