@@ -33,15 +33,14 @@ def load_decoder(ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu
     """
     import torch
 
+    from llmkit.quantization.reading import dequantized
+
     wanted = DType.parse(dtype)
     if wanted not in (DType.F32, DType.BF16, DType.F16):
         raise InputError(f"cannot compute in {wanted.torch_name}", hint="use float32, bfloat16 or float16")
     where = _device(device)
     architecture = require(ckpt.config, ckpt.label)
-    if ckpt.config.get("quantization_config"):
-        from llmkit.quantization.reading import dequantized
-
-        ckpt = dequantized(ckpt)
+    ckpt = dequantized(ckpt)
     model = architecture.bind(ckpt.config)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
     with torch.inference_mode():

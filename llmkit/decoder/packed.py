@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from llmkit.decoder.kv import KVCache, Places
-from llmkit.decoder.sdpa import attend_causal
+from llmkit.decoder.sdpa import attend_causal, widened
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,14 +67,11 @@ class Packed:
         if self._keep:
             self._keys.append(k)
             self._values.append(v)
-        past = self.prefix.layer(layer) if self.prefix is not None else None
+        past = widened(self.prefix.layer(layer)) if self.prefix is not None else None
         out = torch.empty_like(q)
         for start, n in zip(self.starts, self.lengths, strict=True):
             cut = slice(start, start + n)
-            ks, vs = k[:, :, cut], v[:, :, cut]
-            if past is not None:
-                ks, vs = torch.cat([past[0], ks], 2), torch.cat([past[1], vs], 2)
-            out[:, :, cut] = attend_causal(q[:, :, cut], ks, vs, scale)
+            out[:, :, cut] = attend_causal(q[:, :, cut], k[:, :, cut], v[:, :, cut], scale, past)
         return out
 
     def end(self) -> None:
@@ -93,7 +90,8 @@ class Packed:
         cut = slice(self.starts[index], self.starts[index] + self.lengths[index])
         pairs = []
         for layer, pair in enumerate(zip(self._keys, self._values, strict=True)):
-            own = [t[:, :, cut] for t in pair]
-            past = self.prefix.layer(layer) if self.prefix is not None else None
-            pairs.append([torch.cat([p, o], 2) for p, o in zip(past, own, strict=True)] if past else own)
+            own = [t[:, :, cut].clone() for t in pair]  # a view would keep the whole row alive
+            if self.prefix is not None:
+                own = [torch.cat([p, o], 2) for p, o in zip(self.prefix.layer(layer), own, strict=True)]
+            pairs.append(own)
         return KVCache.of([p[0] for p in pairs], [p[1] for p in pairs])
