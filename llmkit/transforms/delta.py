@@ -11,7 +11,7 @@ from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 from llmkit.transforms.base_structure import Finding, judge_structure, raise_refusals, size_of
 from llmkit.transforms.delta_checksum import expected_sums
-from llmkit.transforms.delta_detect import Detection, detect
+from llmkit.transforms.delta_detect import Detection, detect, embedding_rows
 from llmkit.transforms.delta_marker import MARKER_NAME, Marker
 from llmkit.transforms.delta_merge import Merge
 from llmkit.transforms.delta_profiles import find_profile
@@ -157,6 +157,9 @@ def _config(base: Checkpoint, delta: Checkpoint, tensors: Mapping[str, Lazy]) ->
     """The delta's config (it knows the vocabulary) with the dtype that is written."""
     config = dict(delta.config or base.config)
     config.pop("_name_or_path", None)
+    rows = embedding_rows(delta)
+    if not delta.config and "vocab_size" in config and rows is not None:
+        config["vocab_size"] = rows
     written = {t.dtype for t in tensors.values() if t.dtype.is_float}
     if config and len(written) == 1:
         key = "dtype" if "dtype" in config else "torch_dtype"

@@ -49,6 +49,11 @@ def detect(base: Checkpoint, delta: Checkpoint) -> Detection:
     if MARKER_NAME in delta.files:
         return Detection(None, f"it carries {MARKER_NAME}")
     names = list(delta.tensors)
+    if "tok_embeddings.weight" in delta.tensors and "tok_embeddings.weight" not in base.tensors:
+        raise RequirementError(
+            f"{delta.label} is in the layout of the original .pth files, {base.label} is in the converted one",
+            hint="give both in the same layout",
+        )
     hint = f"{delta.label} {delta.config.get('_name_or_path', '')}".lower()
     if any("mm_projector" in n for n in names):
         return _found("llava", "it has an mm_projector")

@@ -116,6 +116,7 @@ PROFILES: tuple[Profile, ...] = (
     Profile(
         "open-chinese-llama", "Open-Chinese-LLaMA 7B, in the converted layout", DType.F32, NewRows.NONE,
         (("*rope*", Rule.SKIP),), output=DType.F16, tokenizer="base",
+        caveat="the names must be those of the converted layout on both sides",
     ),
     Profile(
         "billa", "BiLLa 7B", None, NewRows.RAW, (("*embed_tokens.weight", Rule.OVERLAP_SUBTRACT), ("*", Rule.COPY)),

@@ -60,6 +60,20 @@ def test_a_grown_vocabulary_is_ambiguous_and_says_what_it_may_be(tmp_path: Path)
     assert torch.equal(ziya[96:], llava[96:])
 
 
+def test_the_layout_of_the_original_files_is_refused_by_name(tmp_path: Path) -> None:
+    meta = {
+        "tok_embeddings.weight": torch.ones(96, 64).half(),
+        "layers.0.attention.wq.weight": torch.ones(64, 64).half(),
+    }
+    base = checkpoint(tmp_path / "base", weights(96, layers=1))
+    delta = checkpoint(tmp_path / "d", {f"x.{k}": v for k, v in weights(8, layers=1).items()})
+    delta = delta.derive(tensors=checkpoint(tmp_path / "m", meta | weights(8, layers=1)).tensors)
+    delta = delta.derive(tensors={k: v for k, v in delta.tensors.items() if k in meta})
+    with pytest.raises(RequirementError, match=r"in the layout of the original \.pth files") as error:
+        detect(base, delta)
+    assert error.value.hint == "give both in the same layout"
+
+
 def test_unknown_profile_names_the_nearest() -> None:
     with pytest.raises(RequirementError, match="unknown delta profile 'vicuna-v1'") as error:
         find_profile("vicuna-v1")

@@ -87,6 +87,7 @@ class TestAlpaca:
         raw, diff = weights(96), with_rows(weights(96, seed=5, dtype=torch.float32), 1)
         result = delta_transform.apply(checkpoint(tmp_path / "raw", raw), checkpoint(tmp_path / "wdiff", diff))
         monkeypatch.setattr(plan.slice_rows, "__defaults__", (1000,))
+        assert max(len(step.slices) for step in plan.make_plan(result, tmp_path / "out").steps) > 5
         save(result, tmp_path / "out", workers=2)
         assert_same(loaded(open_checkpoint(tmp_path / "out")), loaded(result))
 
@@ -263,3 +264,14 @@ def test_tokenizer_comes_from_the_delta_and_the_card_from_neither(tmp_path: Path
     result = delta_transform.apply(b, d)
     assert sorted(result.files) == ["generation_config.json", "tokenizer.json"]
     assert any("no tokenizer files: those of base are taken" in w for w in result.warnings)
+
+
+def test_a_delta_file_without_a_config(tmp_path: Path) -> None:
+    base, delta = weights(96), with_rows(weights(96, seed=3), 1)
+    checkpoint(tmp_path / "d", delta)
+    (tmp_path / "d" / "config.json").unlink()
+    result = delta_transform.apply(
+        checkpoint(tmp_path / "base", base), open_checkpoint(tmp_path / "d" / "model.safetensors")
+    )
+    assert result.config["vocab_size"] == 97
+    assert result.config["hidden_size"] == 64
