@@ -1,0 +1,104 @@
+"""A change of vocabulary, as the tokenizer files say it, and the same change made to tensors and config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.errors import InputError, RequirementError
+from llmkit.tensors.lazy import Lazy
+from llmkit.transforms.vocab.config_ids import renumbered_generation, resized_config
+from llmkit.transforms.vocab.rows import arranged
+from llmkit.transforms.vocab.tensors import VocabularyTensors, vocabulary_tensors
+
+__all__ = ["Change", "RowMaker", "resized"]
+
+# (old matrix, for each new row the old ids of its pieces) -> the new rows
+RowMaker = Callable[[Lazy, Sequence[tuple[int, ...]]], Lazy]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of each id.
+
+    Attributes:
+        old_of: for each new id the old one, None for a new token.
+        parts: for each new token, in order, the old ids of its old tokenization.
+        files: every file of the checkpoint, the tokenizer's rewritten.
+        figures: counts for the recipe.
+    """
+
+    old_of: tuple[int | None, ...]
+    parts: tuple[tuple[int, ...], ...]
+    files: Mapping[str, FileContent]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    figures: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def new_of(self) -> dict[int, int]:
+        """Old id -> new id, of the tokens that stay."""
+        return {old: new for new, old in enumerate(self.old_of) if old is not None}
+
+
+def resized(
+    ckpt: Checkpoint,
+    change: Change,
+    make_rows: RowMaker,
+    *,
+    n_tokens_before: int,
+    pad_to_multiple: int | None,
+    keep_padding: bool,
+    step: Mapping[str, Any],
+) -> Checkpoint:
+    """The checkpoint with embedding, head, config and files changed together.
+
+    Args:
+        make_rows: makes the rows of new tokens and of new padding.
+        keep_padding: rows beyond the last token that the old matrix had stay where they are.
+        step: the entry of the history.
+    """
+    found = vocabulary_tensors(ckpt)
+    if n_tokens_before > found.n_rows:
+        raise RequirementError(
+            f"{ckpt.label}: the tokenizer has {n_tokens_before} tokens, the embedding {found.n_rows} rows; "
+            "which rows belong to which tokens cannot be told",
+            hint="use the tokenizer that these weights were trained with; `llmkit inspect` shows both",
+        )
+    old_of = list(change.old_of)
+    n_rows = max(len(old_of), found.n_rows) if keep_padding else len(old_of)
+    n_rows = _padded(n_rows, pad_to_multiple)
+    old_of += [i if keep_padding and i < found.n_rows else None for i in range(len(old_of), n_rows)]
+    n_made = sum(old is None for old in old_of)
+    parts = [*change.parts, *[()] * (n_made - len(change.parts))]
+    tensors = dict(ckpt.tensors)
+    if n_made or old_of != list(range(found.n_rows)):
+        for name in found.names:
+            made = make_rows(tensors[name], parts) if n_made else None
+            tensors[name] = arranged(tensors[name], old_of, made)
+    new_of = change.new_of
+    return ckpt.derive(
+        tensors=tensors,
+        config=resized_config(ckpt.config, found.n_rows, n_rows, new_of, ckpt.label),
+        files=renumbered_generation(change.files, new_of),
+        step={**step, **change.figures, "rows": n_rows},
+        notes=[*change.notes, *_row_notes(found, n_rows, len(change.old_of))],
+        warnings=change.warnings,
+    )
+
+
+def _padded(n_rows: int, multiple: int | None) -> int:
+    if multiple is None:
+        return n_rows
+    if multiple < 1:
+        raise InputError(f"pad_to_multiple {multiple}: expected 1 or more", hint="64 suits GPUs")
+    return -(-n_rows // multiple) * multiple
+
+
+def _row_notes(found: VocabularyTensors, n_rows: int, n_tokens: int) -> list[str]:
+    what = "the embedding, which is the head too," if found.is_tied else " and ".join(found.names)
+    padding = f", of which {n_rows - n_tokens} are padding beyond the last token" if n_rows > n_tokens else ""
+    notes = [f"{what} from {found.n_rows} to {n_rows} rows{padding}"]
+    return [found.note, *notes] if found.note else notes

@@ -1,0 +1,101 @@
+"""Token ids and vocabulary sizes in config.json and generation_config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.errors import SpecError
+from llmkit.tokenization.bundle import json_file
+
+__all__ = ["mentioned_ids", "renumbered_generation", "resized_config"]
+
+_SIZES = ("vocab_size", "padded_vocab_size", "n_vocab")
+_LISTS = ("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "bad_words_ids", "sequence_bias")
+GENERATION = "generation_config.json"
+
+
+def mentioned_ids(ckpt: Checkpoint) -> list[int]:
+    """Every token id that the configs name."""
+    found: list[int] = []
+    for config in (ckpt.config, _generation(ckpt.files)):
+        for key, value in config.items():
+            if _holds_ids(key):
+                found += _integers(value)
+            elif isinstance(value, dict):
+                found += [i for k, v in value.items() if _holds_ids(k) for i in _integers(v)]
+    return sorted(set(found))
+
+
+def resized_config(
+    config: Mapping[str, Any], n_old: int, n_new: int, new_of: Mapping[int, int], label: str
+) -> dict[str, Any]:
+    """config.json for `n_new` rows, its token ids mapped.
+
+    Raises:
+        SpecError: no size in it is the number of rows.
+    """
+    if not config:
+        return {}
+    sizes = [(k, v) for part in (config, *(v for v in config.values() if isinstance(v, dict)))
+             for k, v in part.items() if k in _SIZES]  # fmt: skip
+    if not any(v == n_old for _, v in sizes):
+        found = ", ".join(f"{k} {v}" for k, v in sizes) or "none of " + ", ".join(_SIZES)
+        raise SpecError(
+            f"{label}: the embedding has {n_old} rows, config.json says {found}",
+            hint="correct config.json; `llmkit inspect` shows both",
+        )
+    return _mapped(config, new_of, n_old, n_new)
+
+
+def renumbered_generation(files: Mapping[str, FileContent], new_of: Mapping[int, int]) -> dict[str, FileContent]:
+    """The same files with the ids of generation_config.json mapped."""
+    config = _generation(files)
+    if not config:
+        return dict(files)
+    mapped = _mapped(config, new_of, -1, -1)
+    return dict(files) if mapped == config else {**files, GENERATION: json_file(mapped)}
+
+
+def _mapped(config: Mapping[str, Any], new_of: Mapping[int, int], n_old: int, n_new: int) -> dict[str, Any]:
+    mapped: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in _SIZES and value == n_old:
+            mapped[key] = n_new
+        elif _holds_ids(key):
+            mapped[key] = _replaced(value, new_of)
+        elif isinstance(value, dict):
+            mapped[key] = _mapped(value, new_of, n_old, n_new)
+        else:
+            mapped[key] = value
+    return mapped
+
+
+def _holds_ids(key: str) -> bool:
+    return key.endswith(("_token_id", "_token_ids")) or key in _LISTS
+
+
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _integers(one)
+
+
+def _replaced(value: Any, new_of: Mapping[int, int]) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return new_of.get(value, value)
+    return [_replaced(v, new_of) for v in value] if isinstance(value, list) else value
+
+
+def _generation(files: Mapping[str, FileContent]) -> Mapping[str, Any]:
+    if GENERATION not in files:
+        return {}
+    try:
+        data = json.loads(files[GENERATION].read())
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}

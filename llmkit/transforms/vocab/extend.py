@@ -1,0 +1,107 @@
+"""`extend`: a larger vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import InputError, RequirementError
+from llmkit.tensors.lazy import Lazy
+from llmkit.tokenization.bundle import TokenizerFiles
+from llmkit.transforms.vocab.bytewise import extend_added, extend_bytes
+from llmkit.transforms.vocab.change import Change, RowMaker, resized
+from llmkit.transforms.vocab.initial import INITS, check_init, new_rows
+from llmkit.transforms.vocab.merged import extend_pieces
+from llmkit.transforms.vocab.sources import Source, read_source
+
+__all__ = ["extend"]
+
+
+def extend(
+    ckpt: Checkpoint,
+    source: str | Path,
+    *,
+    init: str = "mean",
+    as_: str | None = None,
+    scores: str | None = None,
+    pad_to_multiple: int | None = None,
+    corpus: str | Path | None = None,
+    seed: int = 0,
+) -> Checkpoint:
+    """The model with the tokens of `source` that it lacks: tokenizer files, embedding, head and configs.
+
+    Args:
+        source: a SentencePiece model, tokenizer.json, a tiktoken file, a folder with one, or a text file with one
+            token a line.
+        init: how new rows begin: mean, pieces, zero, normal or focus.
+        as_: `pieces` enters them into the vocabulary, with merges; `added` as added tokens. None is `added` for a
+            text file, `pieces` for a tokenizer.
+        scores: for SentencePiece: zero, own or after (see `llmkit.transforms.vocab.merged.SCORES`).
+        pad_to_multiple: rows are filled up to a multiple of this.
+        corpus: text for `focus`.
+        seed: of `normal` and `focus`.
+
+    Raises:
+        InputError: the source or an option cannot be read.
+        RequirementError: the model's tokenizer is of a kind that cannot be extended, or its head is quantized.
+    """
+    check_init(init)
+    tokenizer = TokenizerFiles.of(ckpt)
+    found = read_source(Path(source))
+    change = _change(tokenizer, found, as_, scores)
+    if not change.parts:
+        raise InputError(
+            f"{found.label} brings no token that {ckpt.label} lacks ({len(found.entries)} looked at)",
+            hint="nothing to do; to fill up the embedding alone, convert the model",
+        )
+    step = {
+        "transform": "vocab.extend", "model": ckpt.label, "with": found.label, "init": init,
+        **({"seed": seed} if init in ("normal", "focus") else {}), **({"scores": scores} if scores else {}),
+    }  # fmt: skip
+    extended = resized(
+        ckpt,
+        change,
+        _row_maker(ckpt, change, init, seed, corpus),
+        n_tokens_before=tokenizer.n_tokens,
+        pad_to_multiple=pad_to_multiple,
+        keep_padding=True,
+        step=step,
+    )
+    return extended.derive(notes=[f"new rows: {INITS[init]}", *found.notes])
+
+
+def _change(tokenizer: TokenizerFiles, source: Source, as_: str | None, scores: str | None) -> Change:
+    if as_ not in (None, "pieces", "added"):
+        raise InputError(f"unknown way to enter tokens {as_!r}", hint="use --as pieces or --as added")
+    if scores is not None and tokenizer.kind not in ("sentencepiece", "unigram"):
+        raise InputError(f"--scores is for SentencePiece; {tokenizer.label} has a {tokenizer.kind} tokenizer")
+    if (as_ or ("added" if source.kind == "words" else "pieces")) == "added":
+        entries, _ = source.spelled_for("words")
+        return extend_added(tokenizer, [e.token for e in entries])
+    entries, n_lost = source.spelled_for(tokenizer.kind)
+    if tokenizer.kind == "byte_level":
+        change = extend_bytes(tokenizer, entries)
+    elif tokenizer.kind in ("sentencepiece", "unigram"):
+        change = extend_pieces(tokenizer, entries, scores, build=source.kind != "sentencepiece")
+    else:
+        raise RequirementError(
+            f"{tokenizer.label} has a {tokenizer.kind} tokenizer; merges are added to BPE ones",
+            hint="give the words as a text file with --as added",
+        )
+    if n_lost:
+        note = f"{n_lost} tokens of {source.label} are parts of characters or unspellable here, and are left out"
+        return Change(change.old_of, change.parts, change.files, (*change.notes, note), change.warnings, change.figures)
+    return change
+
+
+def _row_maker(ckpt: Checkpoint, change: Change, init: str, seed: int, corpus: str | Path | None) -> RowMaker:
+    if init == "focus":
+        from llmkit.transforms.vocab.focus import focus_rows
+
+        return focus_rows(ckpt, change, corpus, seed=seed)
+
+    def make(matrix: Lazy, parts: Sequence[tuple[int, ...]]) -> Lazy:
+        return new_rows(matrix, init, parts, seed=seed)
+
+    return make

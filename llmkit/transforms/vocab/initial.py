@@ -1,0 +1,148 @@
+"""First values of new rows. Every method reads the old matrix only, so it serves embedding and head alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmkit.errors import InputError, nearest
+from llmkit.tensors.lazy import Context, Lazy, Rows
+from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.transforms.vocab.rows import (
+    BLOCK_ROWS,
+    MakeRows,
+    blocks,
+    column_mean,
+    digest_of,
+    gather,
+    read_rows,
+    zero_rows,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["INITS", "check_init", "combined_rows", "new_rows"]
+
+INITS = {
+    "mean": "the mean of the old rows",
+    "pieces": "the mean of the rows of its old tokenization",
+    "zero": "zeros",
+    "normal": "a normal draw around the mean, with 1e-9 of the old rows' covariance",
+    "focus": "a sparse combination of old rows, by similarity on a corpus",
+}
+# transformers' mean_resizing: far below the spread of the rows, so that new tokens begin alike but not equal.
+_EPSILON = 1e-9
+
+
+def check_init(name: str) -> str:
+    """The name of a method, or an error with the nearest one.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    if name in INITS:
+        return name
+    guess = nearest(name, INITS)
+    hint = f"did you mean {guess}?" if guess else "use one of " + ", ".join(INITS)
+    raise InputError(f"unknown initialization {name!r}", hint=hint)
+
+
+def new_rows(matrix: Lazy, init: str, parts: Sequence[tuple[int, ...]], *, seed: int) -> Lazy:
+    """One new row for each entry of `parts`, in the dtype of `matrix`.
+
+    Args:
+        init: `mean`, `pieces`, `zero` or `normal`.
+        parts: for each new row the old ids of its pieces; none gives the mean of all rows.
+    """
+    spec = matrix.spec.with_rows(len(parts))
+    if init == "zero":
+        return zero_rows(spec)
+    if init == "normal" and len(spec.shape) == 2:
+        return _normal(matrix, spec, seed)
+    groups = parts if init == "pieces" else [()] * len(parts)
+    weights = [[1 / len(g)] * len(g) if g else [] for g in groups]
+    return combined_rows(matrix, groups, weights, init)
+
+
+def combined_rows(matrix: Lazy, groups: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], op: str) -> Lazy:
+    """Row i is the sum of `weights[i][j]` times row `groups[i][j]`, in float32; the mean of all where that is empty."""
+    spec = matrix.spec.with_rows(len(groups))
+    mean = column_mean(matrix)
+
+    def compute(rows: Rows, context: Context) -> torch.Tensor:
+        import torch
+
+        mine = range(rows[0], rows[1])
+        wanted = sorted({old for i in mine for old in groups[i]})
+        place = {old: n for n, old in enumerate(wanted)}
+        found = torch.empty((len(wanted), *spec.shape[1:]), dtype=torch.float32)
+        gather(context, matrix, list(zip(range(len(wanted)), wanted, strict=True)), found)
+        out = torch.zeros((len(mine), *spec.shape[1:]), dtype=torch.float32)
+        target = torch.tensor([i - rows[0] for i in mine for _ in groups[i]], dtype=torch.long)
+        source = torch.tensor([place[old] for i in mine for old in groups[i]], dtype=torch.long)
+        factor = torch.tensor([w for i in mine for w in weights[i]], dtype=torch.float32)
+        out.index_add_(0, target, found[source] * factor.view(-1, *[1] * (out.dim() - 1)))
+        empty = [i - rows[0] for i in mine if not len(groups[i])]
+        if empty:
+            out[empty] = context.whole(mean)
+        return out.to(spec.dtype.torch)
+
+    longest = max((len(g) for g in groups), default=0)
+    attrs: dict[str, int | str] = {"rows": len(groups)}
+    if longest:
+        attrs |= {"longest": longest, "sha256": digest_of([list(map(list, groups)), list(map(list, weights))])}
+    # The rows that one slice needs, once in their dtype and twice in float32.
+    held = BLOCK_ROWS * max(longest, 1) * (matrix.spec.row_nbytes // matrix.dtype.itemsize) * 10
+    name = {"mean": "mean_rows", "pieces": "mean_of_pieces"}.get(op, op)
+    return MakeRows(name, spec, compute, [matrix, mean], attrs, held=held).output()
+
+
+def _normal(matrix: Lazy, spec: TensorSpec, seed: int) -> Lazy:
+    """Draws of N(mean, 1e-9 covariance), as transformers' mean_resizing; the mean where that is not positive definite.
+
+    Row r depends on the seed and r alone: rows are drawn in fixed blocks.
+    """
+    width = spec.shape[1]
+    moments = _moments(matrix)
+
+    def compute(rows: Rows, context: Context) -> torch.Tensor:
+        import torch
+
+        found = context.whole(moments)
+        mean, factor = found[:1], found[1:]
+        out = []
+        for block in range(rows[0] // BLOCK_ROWS, -(-rows[1] // BLOCK_ROWS)):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
+            drawn = torch.randn((BLOCK_ROWS, width), generator=generator) @ factor.T + mean
+            first = block * BLOCK_ROWS
+            out.append(drawn[max(rows[0] - first, 0) : rows[1] - first])
+        return torch.cat(out).to(spec.dtype.torch)
+
+    attrs = {"rows": spec.n_rows, "seed": seed, "epsilon": _EPSILON}
+    held = moments.spec.nbytes + 2 * BLOCK_ROWS * width * 4
+    return MakeRows("normal_rows", spec, compute, [matrix, moments], attrs, held=held).output()
+
+
+def _moments(matrix: Lazy) -> Lazy:
+    """The mean (row 0) and below it the Cholesky factor of 1e-9 times the covariance, zeros where there is none."""
+    width = matrix.shape[1]
+    mean = column_mean(matrix)
+
+    def compute(_: Rows, context: Context) -> torch.Tensor:
+        import torch
+
+        centre = context.whole(mean)
+        covariance = torch.zeros((width, width), dtype=torch.float64)
+        for start, stop in blocks(matrix.spec.n_rows):
+            centred = (read_rows(context, matrix, start, stop).float() - centre).double()
+            covariance += centred.T @ centred
+        scaled = (_EPSILON * (covariance / matrix.spec.n_rows)).float()
+        factor, info = torch.linalg.cholesky_ex(scaled)
+        return torch.cat([centre, factor if not info else torch.zeros_like(factor)])
+
+    spec = TensorSpec(DType.F32, (width + 1, width))
+    held = width * width * 20
+    return MakeRows(
+        "moments", spec, compute, [matrix, mean], {"over": matrix.spec.n_rows}, held=held, row_step=None
+    ).output()

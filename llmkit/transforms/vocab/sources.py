@@ -1,0 +1,137 @@
+"""What `--with FILE` brings: the tokens of another tokenizer, or a list of words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.checkpoint.checkpoint import FileContent
+from llmkit.errors import InputError, listing
+from llmkit.tokenization.byte_level import from_bytes, to_bytes
+from llmkit.tokenization.fast import FastTokenizer
+from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
+from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks
+
+__all__ = ["Entry", "Source", "read_source"]
+
+_NAMES = ("tokenizer.model", "tokenizer.json", "spiece.model", "sp.model", "qwen.tiktoken", "vocab.tiktoken")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One token of a source, in its own spelling.
+
+    Attributes:
+        token: text with ▁ for spaces, byte characters, or plain text, by the source's kind.
+        score: of a SentencePiece piece.
+    """
+
+    token: str
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tokens of one file, most important first.
+
+    Attributes:
+        kind: `sentencepiece`, `byte_level` or `words`.
+        model_type: of a SentencePiece model: unigram or bpe.
+        notes: what was left out on reading.
+    """
+
+    label: str
+    kind: str
+    entries: tuple[Entry, ...]
+    model_type: str = ""
+    notes: tuple[str, ...] = ()
+
+    def spelled_for(self, kind: str) -> tuple[list[Entry], int]:
+        """The tokens as a vocabulary of `kind` spells them, and how many have no spelling there (half characters)."""
+        if self.kind == kind or (kind == "unigram" and self.kind == "sentencepiece"):
+            return list(self.entries), 0
+        found, n_lost = [], 0
+        for entry in self.entries:
+            text = self._text(entry.token)
+            if text is None or not text:
+                n_lost += 1
+            elif kind == "byte_level":
+                found.append(Entry(from_bytes(text.encode()), entry.score))
+            else:
+                found.append(Entry(text.replace(" ", SPACE), entry.score))
+        return found, n_lost
+
+    def _text(self, token: str) -> str | None:
+        if self.kind == "sentencepiece":
+            return token.replace(SPACE, " ")
+        if self.kind == "words":
+            return token
+        data = to_bytes(token)
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError:
+            return None
+
+
+def read_source(path: Path) -> Source:
+    """Read a tokenizer file, or the tokenizer of a folder, or a text file with one token a line.
+
+    Raises:
+        InputError: nothing there, or a kind that brings no tokens.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        inside = [path / name for name in _NAMES if (path / name).is_file()]
+        if not inside:
+            raise InputError(f"{path} holds no tokenizer: expected one of {listing(_NAMES, len(_NAMES))}")
+        path = inside[0]
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", hint="give sp.model, tokenizer.json, a tiktoken file or a word list")
+    data = FileContent(path=path).read()
+    if looks_like_ranks(data):
+        ranks = parse_ranks(data, str(path))
+        ordered = sorted(ranks, key=lambda token: ranks[token])
+        return Source(path.name, "byte_level", tuple(Entry(from_bytes(t)) for t in ordered if len(t) > 1))
+    if path.suffix == ".json":
+        return _from_fast(FastTokenizer.parse(data, str(path)), path)
+    if path.suffix in (".txt", ".list", ".tsv"):
+        return _from_words(data, path)
+    return _from_sentencepiece(SentencePieceModel.parse(data, str(path)), path)
+
+
+def _from_sentencepiece(model: SentencePieceModel, path: Path) -> Source:
+    left_out = (PieceKind.UNKNOWN, PieceKind.BYTE, PieceKind.UNUSED)
+    entries = tuple(Entry(p.text, p.score) for p in model.pieces if p.kind not in left_out)
+    return Source(path.name, "sentencepiece", entries, model.model_type)
+
+
+def _from_fast(fast: FastTokenizer, path: Path) -> Source:
+    added = {t["content"] for t in fast.added}
+    tokens = [t for t, _ in sorted(fast.vocab.items(), key=lambda item: item[1]) if t not in added]
+    notes = (f"{len(added)} added tokens of {path.name} are not taken over",) if added else ()
+    if fast.kind == "byte_level":
+        # In the order of the merges: what is merged early is frequent, and longer tokens are built of it.
+        made = dict.fromkeys(a + b for a, b in fast.merges)
+        order = [*made, *(t for t in tokens if t not in made and len(t) > 1)]
+        return Source(path.name, "byte_level", tuple(Entry(t) for t in order if t in fast.vocab), notes=notes)
+    if fast.kind in ("sentencepiece", "unigram"):
+        vocab = fast.data["model"]["vocab"]
+        scores = dict(vocab) if isinstance(vocab, list) else {}
+        is_byte = {f"<0x{b:02X}>" for b in range(256)}
+        entries = tuple(Entry(t, float(scores.get(t, 0.0))) for t in tokens if t not in is_byte)
+        return Source(path.name, "sentencepiece", entries, "unigram" if scores else "bpe", notes)
+    raise InputError(
+        f"{path} holds a {fast.kind} tokenizer; tokens are taken from BPE and Unigram ones",
+        hint="write the tokens into a text file, one a line, and give that",
+    )
+
+
+def _from_words(data: bytes, path: Path) -> Source:
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}") from error
+    words = list(dict.fromkeys(line for line in lines if line.strip()))
+    if not words:
+        raise InputError(f"{path} has no tokens: expected one a line")
+    return Source(path.name, "words", tuple(Entry(w) for w in words))

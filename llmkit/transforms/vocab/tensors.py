@@ -1,0 +1,82 @@
+"""Which tensors of a checkpoint have one row for each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkit.architecture import registry
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import RequirementError, SpecError, listing
+
+__all__ = ["VocabularyTensors", "vocabulary_tensors"]
+
+_SIZE_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
+
+
+@dataclass(frozen=True)
+class VocabularyTensors:
+    """The tensors whose rows are tokens.
+
+    Attributes:
+        names: embedding, head and head bias, as far as they are stored.
+        n_rows: their rows.
+        is_tied: the head is the embedding, and no second matrix is stored.
+        note: how they were found, where no plugin says it.
+    """
+
+    names: tuple[str, ...]
+    n_rows: int
+    is_tied: bool
+    note: str | None = None
+
+
+def vocabulary_tensors(ckpt: Checkpoint) -> VocabularyTensors:
+    """Find them by the architecture, or by their number of rows where no plugin describes it.
+
+    Raises:
+        RequirementError: they are quantized, or cannot be told.
+        SpecError: they have different numbers of rows.
+    """
+    architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
+    note = None
+    if architecture is not None:
+        slots = architecture.bind(dict(ckpt.config)).slots
+        wanted = [s.name for i, s in slots.items() if i == "embed.weight" or i.startswith("head.")]
+        names = tuple(n for n in wanted if n in ckpt.tensors)
+        for name in wanted:
+            stem = name.removesuffix(".weight")
+            packed = [n for n in ckpt.tensors if n.startswith(stem + ".") and n not in wanted]
+            if name not in ckpt.tensors and packed:
+                raise RequirementError(
+                    f"{name} is quantized ({listing(packed, 2)}): rows cannot be added to it",
+                    hint="change the vocabulary of the float model first, then `llmkit quantize` it",
+                )
+    else:
+        names = _by_size(ckpt)
+        note = f"no plugin describes this model; tensors with one row a token were found by size: {listing(names)}"
+    if not names:
+        raise RequirementError(f"{ckpt.label}: no embedding found, so its vocabulary cannot be changed")
+    rows = {ckpt.tensors[n].spec.n_rows for n in names}
+    if len(rows) > 1:
+        found = ", ".join(f"{n} {ckpt.tensors[n].spec}" for n in names)
+        raise SpecError(f"{ckpt.label}: embedding and head have different numbers of rows: {found}")
+    bad = [n for n in names if not ckpt.tensors[n].dtype.is_float]
+    if bad:
+        raise RequirementError(f"{listing(bad)}: not a float tensor, rows cannot be made for it")
+    is_tied = sum(len(ckpt.tensors[n].shape) == 2 for n in names) == 1
+    return VocabularyTensors(names, rows.pop(), is_tied, note)
+
+
+def _by_size(ckpt: Checkpoint) -> tuple[str, ...]:
+    size = next((ckpt.config[k] for k in _SIZE_KEYS if isinstance(ckpt.config.get(k), int)), None)
+    if size is None:
+        return ()
+    names = tuple(n for n, t in ckpt.tensors.items() if t.shape and t.shape[0] == size)
+    matrices = [n for n in names if len(ckpt.tensors[n].shape) == 2]
+    if not 1 <= len(matrices) <= 2:
+        raise RequirementError(
+            f"{ckpt.label}: no plugin describes it, and {len(matrices)} matrices have {size} rows "
+            f"({listing(matrices, 3)}): which are embedding and head cannot be told",
+            hint="llmkit plugins list",
+        )
+    return names
