@@ -56,7 +56,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     eos: Collection[int] = (),
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], bool | None] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, without the one that ended it.
 
@@ -66,7 +66,7 @@ def generate(
         max_new_tokens: at most this many for each prompt.
         sampling: greedy when not given.
         eos: ids that end a text.
-        on_token: called with (index of the prompt, token) as each token is chosen.
+        on_token: called with (index of the prompt, token) as each token is chosen; True ends that prompt's text.
 
     Raises:
         InputError: an empty prompt.
@@ -92,8 +92,8 @@ def generate(
                     is_open[i] = False
                 elif is_open[i]:
                     texts[i].append(token)
-                    if on_token is not None:
-                        on_token(i, token)
+                    if on_token is not None and on_token(i, token):
+                        is_open[i] = False
             if not any(is_open) or step == max_new_tokens - 1:
                 break
             hidden = decoder.hidden(tokens[:, None], cache)

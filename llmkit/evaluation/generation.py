@@ -1,9 +1,9 @@
-"""Generating answers to lm-eval's `generate_until` requests, in left-padded batches."""
+"""Answers to lm-eval's `generate_until` requests: batches for the decoder, stop strings, truncation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError
@@ -11,30 +11,32 @@ from llmkit.evaluation.encoding import Encoder
 from llmkit.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    import torch
-
+    from llmkit.decoder.generate import Sampling
     from llmkit.decoder.model import Decoder
 
-__all__ = ["generate"]
+__all__ = ["answer_requests"]
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's order
 _SEED = 1234
 
 
-@dataclass
-class _Task:
-    """One request while it is being answered."""
+@dataclass(frozen=True)
+class _Request:
+    """One prompt and how it is to be answered."""
 
     index: int
-    tokens: list[int]
-    stops: list[str]
+    tokens: tuple[int, ...]
+    stops: tuple[str, ...]
     max_new: int
-    temperature: float
-    new: list[int] = field(default_factory=list)
-    is_done: bool = False
+    sampling: Sampling
+
+    @property
+    def kind(self) -> tuple[int, float, int, float]:
+        """What all requests of a batch have in common."""
+        return self.max_new, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p
 
 
-def generate(
+def answer_requests(
     decoder: Decoder,
     encoder: Encoder,
     eos_ids: Sequence[int],
@@ -51,113 +53,91 @@ def generate(
         decoder: the model.
         encoder: its tokenizer.
         eos_ids: tokens that end a text.
-        requests: prompt and lm-eval's generation arguments (until, max_gen_toks, do_sample, temperature).
+        requests: prompt and lm-eval's generation arguments (until, max_gen_toks, do_sample, temperature, …).
         max_length: prompts lose tokens on the left so that prompt and answer fit in it.
         max_new: the longest answer where a request does not say.
         batch_tokens: prompts are batched while their padded lengths and answers stay below it.
         progress: told of answers as they are finished.
-    """
-    import torch
 
+    Raises:
+        InputError: a request asks for more new tokens than the model takes.
+    """
     prompts = encoder.encode([prompt for prompt, _ in requests])
-    tasks = [
-        _task(i, ids, arguments, encoder, max_length, max_new)
-        for i, (ids, (_, arguments)) in enumerate(zip(prompts, requests, strict=True))
+    read = [
+        _read(index, ids, arguments, encoder, max_length, max_new)
+        for index, (ids, (_, arguments)) in enumerate(zip(prompts, requests, strict=True))
     ]
     answers = [""] * len(requests)
-    generator = torch.Generator().manual_seed(_SEED)
-    progress.begin(len(tasks), "generating", "answers")
+    progress.begin(len(read), "generating", "answers")
     try:
-        for batch in _batches(tasks, batch_tokens):
-            _answer(decoder, encoder, eos_ids, batch, generator)
-            for task in batch:
-                answers[task.index] = _cut(encoder.decode(task.new), task.stops)
+        for batch in _batches(read, batch_tokens):
+            for request, text in zip(batch, _answer(decoder, encoder, eos_ids, batch), strict=True):
+                answers[request.index] = text
             progress.advance(len(batch))
     finally:
         progress.end()
     return answers
 
 
-def _task(
-    index: int, ids: list[int], arguments: Mapping[str, Any], encoder: Encoder, max_length: int, max_new: int
-) -> _Task:
+def _read(
+    index: int, ids: Sequence[int], arguments: Mapping[str, Any], encoder: Encoder, max_length: int, max_new: int
+) -> _Request:
+    from llmkit.decoder.generate import Sampling
+
     until = arguments.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)
     longest = int(next((arguments[name] for name in _LENGTH_NAMES if arguments.get(name) is not None), max_new))
     if longest >= max_length:
         raise InputError(f"the task asks for {longest} new tokens, but the model takes {max_length} in all")
     temperature = float(arguments.get("temperature") or 0.0)
-    samples = bool(arguments.get("do_sample", temperature > 0.0))
-    return _Task(
+    if not arguments.get("do_sample", temperature > 0.0):
+        temperature = 0.0
+    top_k, top_p = int(arguments.get("top_k") or 0), float(arguments.get("top_p") or 1.0)
+    return _Request(
         index=index,
-        tokens=ids[-(max_length - longest) :],
-        stops=[*stops, encoder.eos_text],
+        tokens=tuple(ids[-(max_length - longest) :]),
+        stops=tuple(stop for stop in (*stops, encoder.eos_text) if stop),
         max_new=longest,
-        temperature=temperature if samples else 0.0,
+        sampling=Sampling(temperature, top_k, top_p, _SEED),
     )
 
 
-def _batches(tasks: Sequence[_Task], batch_tokens: int) -> Iterator[list[_Task]]:
-    """Longest prompts first, so that neighbours need little padding."""
-    batch: list[_Task] = []
-    for task in sorted(tasks, key=lambda t: (-len(t.tokens), t.index)):
-        widest = len(batch[0].tokens) if batch else len(task.tokens)
-        answer = max(t.max_new for t in [*batch, task])
-        if batch and (len(batch) + 1) * (widest + answer) > batch_tokens:
+def _batches(requests: Sequence[_Request], batch_tokens: int) -> Iterator[list[_Request]]:
+    """Requests of one kind together, longest prompts first, so that neighbours need little padding."""
+    batch: list[_Request] = []
+    for request in sorted(requests, key=lambda r: (r.kind, -len(r.tokens), r.index)):
+        fits = batch and (len(batch) + 1) * (len(batch[0].tokens) + request.max_new) <= batch_tokens
+        if batch and not (fits and request.kind == batch[0].kind):
             yield batch
             batch = []
-        batch.append(task)
+        batch.append(request)
     if batch:
         yield batch
 
 
-def _answer(
-    decoder: Decoder, encoder: Encoder, eos_ids: Sequence[int], batch: Sequence[_Task], generator: torch.Generator
-) -> None:
-    """Extend every task of a batch, token by token, until all are done."""
-    import torch
+def _answer(decoder: Decoder, encoder: Encoder, eos_ids: Sequence[int], batch: Sequence[_Request]) -> list[str]:
+    from llmkit.decoder.generate import generate
 
-    from llmkit.decoder.cache import KVCache
+    written: list[list[int]] = [[] for _ in batch]
 
-    width = max(len(t.tokens) for t in batch)
-    rows = [[0] * (width - len(t.tokens)) + t.tokens for t in batch]
-    mask = torch.tensor([[0] * (width - len(t.tokens)) + [1] * len(t.tokens) for t in batch])
-    cache = KVCache(width + max(t.max_new for t in batch))
-    logits = decoder.logits(decoder.hidden(torch.tensor(rows), cache, mask)[:, -1])
-    while True:
-        picked = [_pick(row, task, generator) for row, task in zip(logits, batch, strict=True)]
-        for token, task in zip(picked, batch, strict=True):
-            if not task.is_done:
-                _take(task, token, encoder, eos_ids)
-        if all(t.is_done for t in batch):
-            return
-        logits = decoder.logits(decoder.hidden(torch.tensor(picked)[:, None], cache)[:, -1])
+    def is_over(i: int, token: int) -> bool:
+        written[i].append(token)
+        # a stop string may be spelt by any tokens: look at the text, as far back as it can reach
+        recent = encoder.decode(written[i][-(max(map(len, batch[i].stops), default=0) + 8) :])
+        return any(stop in recent for stop in batch[i].stops)
 
-
-def _pick(logits: torch.Tensor, task: _Task, generator: torch.Generator) -> int:
-    import torch
-
-    if task.temperature == 0.0:
-        return int(logits.argmax())
-    weights = torch.softmax(logits.float().cpu() / task.temperature, -1)
-    return int(torch.multinomial(weights, 1, generator=generator))
-
-
-def _take(task: _Task, token: int, encoder: Encoder, eos_ids: Sequence[int]) -> None:
-    if token in eos_ids:
-        task.is_done = True
-        return
-    task.new.append(token)
-    if len(task.new) >= task.max_new:
-        task.is_done = True
-        return
-    # the stop string may be spelt by any tokens: look at the text, as far back as it can reach
-    recent = encoder.decode(task.new[-(max(map(len, task.stops), default=0) + 8) :])
-    task.is_done = any(stop and stop in recent for stop in task.stops)
+    found = generate(
+        decoder,
+        [request.tokens for request in batch],
+        max_new_tokens=batch[0].max_new,
+        sampling=batch[0].sampling,
+        eos=eos_ids,
+        on_token=is_over,
+    )
+    return [_cut(encoder.decode(ids), request.stops) for ids, request in zip(found, batch, strict=True)]
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
-        if stop:
-            text = text.split(stop)[0]
+        text = text.split(stop)[0]
     return text

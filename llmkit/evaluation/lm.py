@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmkit.errors import InputError
 from llmkit.evaluation.encoding import Encoder
-from llmkit.evaluation.generation import generate
+from llmkit.evaluation.generation import answer_requests
 from llmkit.evaluation.prefix import FORWARD_COST, Query
 from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
@@ -143,7 +143,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate until a stop string, the end token, or the longest length that the task allows."""
-        answers = generate(
+        answers = answer_requests(
             self.decoder,
             self.encoder,
             self.eos_ids,
