@@ -61,7 +61,7 @@ def generate(
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.decoder import load_decoder
-    from llmkit.decoder.sampling import Sampling, stream
+    from llmkit.decoder.generate import Sampling, stream
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     ckpt = open_checkpoint(model)

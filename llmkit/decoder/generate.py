@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.model import Decoder
+from llmkit.decoder.sampling import Sampling, choose_tokens
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Sampling", "eos_ids", "generate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the fewest tokens whose probabilities reach p; 1 keeps all.
-        seed: of the random numbers.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"temperature {self.temperature}, top-k {self.top_k}, top-p {self.top_p}: expected temperature >= 0, "
-                "top-k >= 0 and 0 < top-p <= 1"
-            )
+__all__ = ["Sampling", "eos_ids", "generate", "stream"]
 
 
 def eos_ids(*configs: object) -> tuple[int, ...]:
@@ -75,45 +51,52 @@ def generate(
 
     if not prompts or any(not p for p in prompts):
         raise InputError("nothing to continue: a prompt has no tokens", hint="give some text, or a BOS token")
-    how = sampling or Sampling()
     longest = max(len(p) for p in prompts)
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=decoder.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=decoder.device)
-    cache = KVCache(longest + max_new_tokens)
-    generator = torch.Generator(device=decoder.device).manual_seed(how.seed)
     texts: list[list[int]] = [[] for _ in prompts]
     is_open = [True] * len(prompts)
-    with torch.inference_mode():
-        hidden = decoder.hidden(ids, cache, mask)
-        for step in range(max_new_tokens):
-            tokens = _chosen(decoder.logits(hidden[:, -1]), how, generator)
-            for i, token in enumerate(tokens.tolist()):
-                if is_open[i] and token in eos:
+    for tokens in _steps(decoder, ids, mask, max_new_tokens, sampling or Sampling()):
+        for i, token in enumerate(tokens):
+            if is_open[i] and token in eos:
+                is_open[i] = False
+            elif is_open[i]:
+                texts[i].append(token)
+                if on_token is not None and on_token(i, token):
                     is_open[i] = False
-                elif is_open[i]:
-                    texts[i].append(token)
-                    if on_token is not None and on_token(i, token):
-                        is_open[i] = False
-            if not any(is_open) or step == max_new_tokens - 1:
-                break
-            hidden = decoder.hidden(tokens[:, None], cache)
+        if not any(is_open):
+            break
     return texts
 
 
-def _chosen(logits: torch.Tensor, how: Sampling, generator: torch.Generator) -> torch.Tensor:
-    """One token for each row of logits [B, vocab]."""
+def stream(
+    decoder: Decoder, prompt_ids: Sequence[int], sampling: Sampling, *, max_tokens: int, end_ids: Collection[int] = ()
+) -> Iterator[int]:
+    """The tokens that follow one prompt, as they are chosen, until an end token (not given) or `max_tokens`.
+
+    Raises:
+        InputError: an empty prompt, or ids outside the vocabulary.
+    """
     import torch
 
-    if how.temperature == 0:
-        return logits.argmax(-1)
-    scaled = logits / how.temperature
-    if 0 < how.top_k < scaled.shape[-1]:
-        least = scaled.topk(how.top_k).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < least, float("-inf"))
-    shares = scaled.softmax(-1)
-    if how.top_p < 1:
-        ordered, order = shares.sort(-1, descending=True)
-        # A token is dropped when those before it already reach p; the first always stays.
-        ordered[ordered.cumsum(-1) - ordered >= how.top_p] = 0
-        shares = torch.zeros_like(shares).scatter_(-1, order, ordered)
-    return torch.multinomial(shares, 1, generator=generator)[:, 0]
+    if not prompt_ids:
+        raise InputError("the prompt has no tokens, and the tokenizer adds none", hint="give a prompt with text in it")
+    for (token,) in _steps(decoder, torch.tensor([list(prompt_ids)]), None, max_tokens, sampling):
+        if token in end_ids:
+            return
+        yield token
+
+
+def _steps(
+    decoder: Decoder, ids: torch.Tensor, mask: torch.Tensor | None, max_tokens: int, sampling: Sampling
+) -> Iterator[list[int]]:
+    """The next token of every row, step by step."""
+    import torch
+
+    cache = KVCache(ids.shape[1] + max_tokens)
+    generator = torch.Generator().manual_seed(sampling.seed)
+    for step in range(max_tokens):
+        hidden = decoder.hidden(ids, cache, mask if step == 0 else None)
+        tokens = choose_tokens(decoder.logits(hidden[:, -1]), sampling, generator)
+        yield tokens.tolist()
+        ids = tokens[:, None]
