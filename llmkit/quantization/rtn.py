@@ -6,8 +6,8 @@
 
 These are compressed-tensors' `calculate_qparams` and `quantize`, bit for bit, called on float32 weights with
 `scale_dtype` set to the dtype in which scales are stored. Called on bfloat16 weights as they are, that library divides
-in bfloat16, whose 8 significant bits round the quotient a first time before it is rounded to the grid: at 8 bits the
-error grows (see tests/quantization/test_rtn.py for by how much). Here half-precision weights are widened, which is
+in bfloat16, whose 8 significant bits round the quotient before it is rounded to the grid: at 8 bits the error is 5 to
+9 % larger (Gaussian weights; at 4 bits, and in float16, under 0.3 %). Here half-precision weights are widened, which is
 exact, and divided by the scale as it is stored, so the only rounding is the one to the grid.
 
 Source: compressed_tensors/quantization/utils/helpers.py and quantization/lifecycle/forward_helpers.py.
@@ -66,8 +66,8 @@ def grid(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tupl
 def dequantize(q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
     """Weights in the dtype of the scales from grid points (int8) [out, groups, size].
 
-    q - zero has at most 9 bits and the product is computed in float32, where it is exact for half-precision scales:
-    one rounding, the same bits as compressed-tensors, which computes in the dtype of the scales.
+    Computed in that dtype, as compressed-tensors does. q - zero has at most 8 significant bits, which even bfloat16
+    holds, so the product is the only rounding.
     """
     values = q.to(scale.dtype)
     if zero is not None:

@@ -146,7 +146,7 @@ def test_what_changes_and_what_stays(model):
 def test_row_slices_of_the_plan_equal_the_whole(model, bits, symmetric):
     out = quantize(model, bits=bits, group_size=32, symmetric=symmetric)
     node = out.tensors[f"{BLOCK}mlp.gate_proj.weight_packed"].node
-    slices = slice_rows(node, 4096)
+    slices = slice_rows(node, 700)  # two rows or three, were it not for the step
     assert len(slices) > 3
     whole = node.evaluate((0, node.n_rows), Context())
     for index, expected in enumerate(whole):
