@@ -71,7 +71,6 @@ def doubled(lazy: Lazy) -> Lazy:
 @pytest.mark.parametrize(("workers", "slice_nbytes"), [(1, 1), (1, 100), (2, 64), (8, 10**6)])
 def test_slices_and_workers_do_not_change_the_bytes(source, tmp_path, monkeypatch, workers, slice_nbytes):
     folder, tensors = source
-    monkeypatch.setattr(planning, "SLICE_NBYTES", slice_nbytes)
     monkeypatch.setattr(planning.slice_rows, "__defaults__", (slice_nbytes,))
     ckpt = copy_of(folder)
     mean = Apply(
