@@ -67,6 +67,8 @@ def generate(
     ckpt = open_checkpoint(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     tokenizer = load_tokenizer(ckpt)
+    if odd := compare_vocabulary(ckpt).warning:
+        out.warning(odd)
     ids = _encode(ckpt, tokenizer, text, chat=chat, name=prompt_format)
     decoder = load_decoder(ckpt, dtype=dtype, device=device)
     started = time.monotonic()

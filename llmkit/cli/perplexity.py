@@ -55,6 +55,7 @@ def perplexity(
     from llmkit.decoder import load_decoder
     from llmkit.errors import InputError
     from llmkit.evaluation.perplexity import measure_perplexity
+    from llmkit.tokenization.agreement import compare_vocabulary
 
     try:
         content = text.read_text(encoding="utf-8")
@@ -63,6 +64,8 @@ def perplexity(
     except UnicodeDecodeError as error:
         raise InputError(f"{text} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     ckpt = open_checkpoint(model)
+    if odd := compare_vocabulary(ckpt).warning:
+        out.warning(odd)
     ids = list(load_tokenizer(ckpt)(content, verbose=False)["input_ids"])
     decoder = load_decoder(ckpt, dtype=dtype, device=device)
     n_context = context or min(decoder.context or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)

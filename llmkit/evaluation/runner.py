@@ -136,7 +136,7 @@ def evaluate(
         tasks=scores,
         continuations=lm.continuations,
         samples=samples if log_samples else {},
-        warnings=(*ckpt.warnings, *_warnings(prepared, lm, subjects)),
+        warnings=(*ckpt.warnings, *_unfit(ckpt), *_warnings(prepared, lm, subjects)),
     )
 
 
@@ -177,6 +177,13 @@ def _prepare(bench: Bench, folder: str | Path | None, shots: int | None, subject
     local = find_data(bench, folder)
     chosen = bench.select(subjects, local.subjects)
     return _Prepared(bench, shots, {s: local.read(s, shots=shots) for s in chosen}, local)
+
+
+def _unfit(ckpt: Checkpoint) -> list[str]:
+    from llmkit.tokenization.agreement import compare_vocabulary
+
+    warning = compare_vocabulary(ckpt).warning
+    return [warning] if warning else []
 
 
 def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from llmkit.errors import LlmkitError, listing
 from llmkit.quantization.reading import is_quantized, model_dtype
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.spec import DType
+from llmkit.tokenization.agreement import compare_counts
 from llmkit.tokenization.vocabulary import Vocabulary
 
 __all__ = ["find_oddities", "find_problems"]
@@ -29,12 +30,8 @@ def find_problems(
         n_rows: rows of the embedding, where known.
     """
     found = list(report.problems) if report else []
-    if vocabulary is not None and n_rows is not None and vocabulary.n_tokens > n_rows:
-        found.append(
-            f"the tokenizer has {vocabulary.n_tokens} tokens, the embedding {n_rows} rows: "
-            f"ids from {n_rows} on have none (is this the tokenizer of another model?)"
-        )
-    return found
+    tokens_without_rows = compare_counts(vocabulary, n_rows).warning
+    return found if tokens_without_rows is None else [*found, tokens_without_rows]
 
 
 def find_oddities(
@@ -73,11 +70,11 @@ def _generation(ckpt: Checkpoint) -> Mapping[str, Any]:
 
 
 def _tokenizer(ckpt: Checkpoint, vocabulary: Vocabulary | None, n_rows: int | None) -> Iterator[str]:
-    if vocabulary is None:
-        if ckpt.config and ckpt.origin is not None and ckpt.origin.is_dir():
-            yield "no tokenizer files: text commands (generate, eval, perplexity) need them"
-    elif n_rows is not None and vocabulary.n_tokens < n_rows:
-        yield f"the embedding has {n_rows - vocabulary.n_tokens} rows more than the tokenizer has tokens"
+    if vocabulary is None and ckpt.config and ckpt.origin is not None and ckpt.origin.is_dir():
+        yield "no tokenizer files: text commands (generate, eval, perplexity) need them"
+    padding = compare_counts(vocabulary, n_rows).note
+    if padding is not None:
+        yield padding
 
 
 def _dtypes(ckpt: Checkpoint) -> Iterator[str]:

@@ -6,6 +6,7 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import SpecError, listing
 from llmkit.quantization import reading
+from llmkit.tokenization.agreement import compare_vocabulary
 
 __all__ = ["check_structure"]
 
@@ -27,10 +28,14 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
         return (f"no plugin describes {listing(map(str, names))}: names and shapes are not checked",), ()
     floats = reading.dequantized(checkpoint) if "quantization_config" in checkpoint.config else checkpoint
     report = architecture.bind(dict(floats.config)).check({k: t.spec for k, t in floats.tensors.items()})
-    notes = (f"{architecture.name} architecture: {len(floats.tensors)} tensors checked against the config",)
+    notes: tuple[str, ...] = (
+        f"{architecture.name} architecture: {len(floats.tensors)} tensors checked against the config",
+    )
     if report.problems and not force:
         raise SpecError(
             f"{checkpoint.label}: the tensors do not fit the config: {listing(report.problems, 3)}",
             hint="correct config.json, or use the weights it was written for; `llmkit inspect` shows both",
         )
-    return notes, tuple(report.problems)
+    found = compare_vocabulary(checkpoint)
+    notes += (found.note,) if found.note else ()
+    return notes, tuple(report.problems) + ((found.warning,) if found.warning else ())

@@ -1,0 +1,61 @@
+"""Do the tokenizer and the embedding of a checkpoint agree? Told from files and headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkit.architecture import registry
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import LlmkitError
+from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
+
+__all__ = ["Agreement", "compare_counts", "compare_vocabulary", "embedding_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the comparison found, in words.
+
+    Attributes:
+        note: harmless: the embedding is padded.
+        warning: tokens without a row.
+    """
+
+    note: str | None = None
+    warning: str | None = None
+
+
+def compare_counts(vocabulary: Vocabulary | None, n_rows: int | None) -> Agreement:
+    """Compare the number of tokens with the rows of the embedding, where both are known."""
+    if vocabulary is None or n_rows is None or vocabulary.n_tokens == n_rows:
+        return Agreement()
+    if vocabulary.n_tokens > n_rows:
+        return Agreement(
+            warning=f"the tokenizer has {vocabulary.n_tokens} tokens, the embedding {n_rows} rows: "
+            f"ids from {n_rows} on have none (is this the tokenizer of another model?)"
+        )
+    n = n_rows - vocabulary.n_tokens
+    return Agreement(note=f"the embedding has {n} row{'s' * (n != 1)} more than the tokenizer has tokens")
+
+
+def compare_vocabulary(ckpt: Checkpoint) -> Agreement:
+    """The same for a checkpoint; a tokenizer that cannot be read is a warning."""
+    n_rows = embedding_rows(ckpt)
+    if n_rows is None:
+        return Agreement()
+    try:
+        return compare_counts(read_vocabulary(ckpt), n_rows)
+    except LlmkitError as error:
+        return Agreement(warning=f"the tokenizer cannot be read: {error.message}")
+
+
+def embedding_rows(ckpt: Checkpoint) -> int | None:
+    """Rows of the embedding, where a plugin says which tensor it is."""
+    architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
+    if architecture is None:
+        return None
+    try:
+        name = architecture.bind(dict(ckpt.config)).name_of("embed.weight")
+    except LlmkitError:
+        return None
+    return ckpt.tensors[name].spec.n_rows if name in ckpt.tensors else None
