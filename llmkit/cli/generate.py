@@ -62,6 +62,7 @@ def generate(
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.decoder import load_decoder
     from llmkit.decoder.generate import Sampling, stream
+    from llmkit.tokenization.agreement import compare_vocabulary
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     ckpt = open_checkpoint(model)
