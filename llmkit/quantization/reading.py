@@ -264,10 +264,7 @@ def _node(
         return _dequantize_rows(args[0], scales, zero, index, unpack_rows, n_in)
 
     spec = TensorSpec(dtype, shape)
-    step = input_rows[2] if zeros is not None else 1
-    return Apply(
-        "dequantize", inputs, spec, fn, scheme.attrs(), row_step=step, input_rows=input_rows, scratch=1.0
-    ).output()
+    return Apply("dequantize", inputs, spec, fn, scheme.attrs(), input_rows=input_rows, scratch=1.0).output()
 
 
 def _dequantize_rows(
