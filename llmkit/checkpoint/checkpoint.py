@@ -57,6 +57,7 @@ class Checkpoint:
         history: one entry for each transform: {"transform": name, **parameters}.
         notes: what was decided on the way and the user should see in the plan.
         warnings: what the user should act on.
+        weights_name: the weight file it is written as, when one file holds all; an adapter has its own.
     """
 
     label: str
@@ -67,6 +68,7 @@ class Checkpoint:
     history: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    weights_name: str = "model.safetensors"
 
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:

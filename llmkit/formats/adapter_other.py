@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["FOLDED", "read"]
 
 FOLDED = "FOLDED"
-_GATED = re.compile(r"(^|\.)(adapter_query|adapter_wte|gating_factor|gate|new_gate|visual_|clip_proj)")
+_GATED = re.compile(r"(^|\.)((adapter_query|adapter_wte|visual_|clip_proj).*|gating_factor|gate|new_gate)$")
 _VECTOR = re.compile(
     r"^(?:llama\.)?(?P<module>layers\.\d+\.(?:attention|feed_forward)\.w[qkvo123])[._](?P<what>bias|scale)$"
 )

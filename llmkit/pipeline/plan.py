@@ -134,7 +134,7 @@ def make_plan(
     if not checkpoint.tensors:
         raise SpecError(f"{checkpoint.label}: nothing to write, it has no tensors")
     notes, warnings = check_structure(checkpoint, force=force)
-    files = _shard({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size)
+    files = _shard({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size, checkpoint.weights_name)
     small: dict[str, bytes] = {}
     if checkpoint.config:
         small["config.json"] = _json(dict(checkpoint.config))
@@ -142,7 +142,7 @@ def make_plan(
     if len(files) > 1:
         weight_map = {t: f.name for f in files for t in f.tensors}
         index = {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
-        small["model.safetensors.index.json"] = _json(index)
+        small[f"{checkpoint.weights_name}.index.json"] = _json(index)
     steps = _steps(checkpoint, files)
     return Plan(
         checkpoint,
@@ -159,7 +159,7 @@ def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _shard(specs: Mapping[str, TensorSpec], max_nbytes: int) -> list[OutputFile]:
+def _shard(specs: Mapping[str, TensorSpec], max_nbytes: int, weights_name: str) -> list[OutputFile]:
     shards: list[dict[str, TensorSpec]] = [{}]
     filled = 0
     for name, spec in specs.items():
@@ -170,7 +170,8 @@ def _shard(specs: Mapping[str, TensorSpec], max_nbytes: int) -> list[OutputFile]
         filled += spec.nbytes
     files = []
     for i, shard in enumerate(shards):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        stem = weights_name.removesuffix(".safetensors")
+        name = weights_name if len(shards) == 1 else f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         header, offsets, nbytes = safetensors.layout(shard, _METADATA)
         files.append(OutputFile(name, header, nbytes, tuple(offsets)))
     return files

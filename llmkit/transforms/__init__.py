@@ -1,5 +1,5 @@
 """Pure functions Checkpoint -> Checkpoint; the CLI command, the recipe step and the Python call are the same function."""
 
-from llmkit.transforms import delta, quantize
+from llmkit.transforms import delta, lora, quantize
 
-__all__ = ["delta", "quantize"]
+__all__ = ["delta", "lora", "quantize"]

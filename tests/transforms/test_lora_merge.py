@@ -1,8 +1,8 @@
 """Merging against PEFT: what merge_and_unload gives, for every type and option that it can merge.
 
 Tolerances. float16 and bfloat16: one unit in the last place, since both sides compute in float32 and round once and
-only the order of the sums differs. float32: the order of the sums is all there is, so the bound is relative to the size of
-the matrix (1e-6 of its largest element), not an ulp of elements that nearly cancel.
+only the order of the sums differs. float32: the order of the sums is all there is, so the bound is relative to the
+size of the matrix (1e-6 of its largest element), not an ulp of elements that nearly cancel.
 """
 
 from __future__ import annotations

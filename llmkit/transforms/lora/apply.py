@@ -36,13 +36,21 @@ class Application:
     """
 
     def __init__(
-        self, ckpt: Checkpoint, adapter: Adapter, factor: float, dtype: DType | None, meter: Meter | None, force: bool
+        self,
+        ckpt: Checkpoint,
+        adapter: Adapter,
+        factor: float,
+        dtype: DType | None,
+        meter: Meter | None,
+        prefix: str,
+        force: bool,
     ) -> None:
         self.ckpt = ckpt
         self.adapter = adapter = in_base_names(adapter, ckpt)
         self.factor = factor
         self.dtype = dtype
         self.meter = meter
+        self.prefix = prefix
         self.force = force
         self.tensors: dict[str, Lazy] = dict(ckpt.tensors)
         self.files: Mapping[str, FileContent] = ckpt.files
@@ -226,7 +234,7 @@ class Application:
             raise self._paths.missing(self.adapter.label, module, listing(parts, 3))
         if weight.dtype not in _FLOATS:
             raise RequirementError(f"{name} is {weight.dtype.name}: adapters are merged into float weights")
-        observe = self.meter.observer(name, weight.node.n_rows) if self.meter is not None else None
+        observe = self.meter.observer(self.prefix + name, weight.node.n_rows) if self.meter is not None else None
         self.tensors[name] = self._updated(module, name, weight, parts, observe)
         self._update_bias(module, name.removesuffix("weight") + "bias", parts)
 

@@ -35,7 +35,7 @@ _META = re.compile(r"^layers\.(\d+)\.(.+)$")
 
 
 def in_base_names(adapter: Adapter, ckpt: Checkpoint) -> Adapter:
-    """A folded adapter by the names of the base: Meta's stay where the base has them, else they go through the slots."""
+    """A folded adapter by the names of the base: as they are where the base has them, else through the slots."""
     if adapter.kind != FOLDED or f"{next(iter(adapter.modules), '')}.weight" in ckpt.tensors:
         return adapter
     architecture = registry.find(ckpt.config) if ckpt.config else None

@@ -34,7 +34,8 @@ def merge(
     Args:
         weights: a factor for each adapter's update; for adapters that only add to weights (LoRA, LoHa, LoKr, AdaLoRA).
         dtype: of all floats of the result; None keeps what each tensor has.
-        meter: collects how large the change of every weight is, while it is written.
+        meter: collects how large the change of every weight is, |W' - W| / |W| (Frobenius), while it is written; with
+            several adapters the names begin with the adapter's.
         force: go on where the counts or the config of an adapter say that it does not belong to this base.
 
     Raises:
@@ -57,16 +58,23 @@ def merge(
     merged = base
     for i, (adapter, factor) in enumerate(zip(adapters, factors, strict=True)):
         is_last = i == len(adapters) - 1
-        merged = _merge_one(merged, adapter, factor, target if is_last else None, meter if is_last else None, force)
+        prefix = f"{adapter.label}: " if len(adapters) > 1 else ""
+        merged = _merge_one(merged, adapter, factor, target if is_last else None, meter, prefix, force)
     return merged
 
 
 def _merge_one(
-    ckpt: Checkpoint, adapter: Adapter, factor: float, dtype: DType | None, meter: Meter | None, force: bool
+    ckpt: Checkpoint,
+    adapter: Adapter,
+    factor: float,
+    dtype: DType | None,
+    meter: Meter | None,
+    prefix: str,
+    force: bool,
 ) -> Checkpoint:
     if factor != 1.0:
         _refuse_factor(adapter, factor)
-    work = Application(ckpt, adapter, factor, dtype, meter, force)
+    work = Application(ckpt, adapter, factor, dtype, meter, prefix, force)
     tensors = work.run()
     step: dict[str, Any] = {"transform": "lora.merge", "adapter": adapter.label, "kind": adapter.kind.lower()}
     if factor != 1.0:

@@ -1,0 +1,176 @@
+"""`llmkit lora merge|combine|extract`: adapters into weights, into each other, and out of a tuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.options import OutDtypeOption, SeedOption, Writing
+from llmkit.cli.output import Output
+from llmkit.cli.writing import write
+
+if TYPE_CHECKING:
+    from llmkit.quantization.quality import Meter
+
+__all__ = ["register"]
+
+AdaptersArgument = Annotated[
+    list[str], typer.Argument(metavar="ADAPTER…", help="Adapter folders or files, in the order they are taken.")
+]
+WeightOption = Annotated[
+    list[float] | None,
+    typer.Option("--weight", metavar="W", help="A factor for each adapter, in their order (default: 1 for each)."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(help="Merge, combine and extract adapters (LoRA and its kin).", no_args_is_help=True)
+    command(
+        group,
+        "merge",
+        examples=[
+            "llmkit lora merge llama-7b alpaca-lora-7b -o alpaca-7b",
+            "llmkit lora merge llama-7b chinese-llama-plus-lora-7b chinese-alpaca-plus-lora-7b -o "
+            "chinese-alpaca-plus-7b",
+            "llmkit lora merge base style-lora --weight 0.5 -o out --dry-run",
+        ],
+    )(merge)
+    command(
+        group,
+        "combine",
+        examples=[
+            "llmkit lora combine math-lora code-lora -o both",
+            "llmkit lora combine a b --method svd --rank 16 --weight 0.7 --weight 0.3 -o mixed",
+            "llmkit lora combine a b c --method ties --density 0.2 -o merged",
+        ],
+    )(combine)
+    command(
+        group,
+        "extract",
+        examples=[
+            "llmkit lora extract llama-7b my-tuned-7b --rank 32 -o my-lora",
+            "llmkit lora extract llama-7b my-tuned-7b --energy 0.9 -o my-lora",
+        ],
+    )(extract)
+    app.add_typer(group, name="lora")
+
+
+def merge(
+    out: Output,
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The float model that the adapter was trained on.")],
+    adapters: AdaptersArgument,
+    writing: Writing,
+    weight: WeightOption = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", metavar="A", help="The alpha of a LoRA file that has no config (lit-llama)."),
+    ] = None,
+    dtype: OutDtypeOption = None,
+) -> None:
+    """Merge adapters into a base, one after the other: LoRA, DoRA, IA3, AdaLoRA, LoHa, LoKr, saved modules and tokens.
+
+    An adapter that brings a larger vocabulary resizes embedding, head, config and tokenizer in the same step. Every
+    tensor of the adapter is used, or it is an error. Prints how many modules changed, and how much.
+    """
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.quantization.quality import Meter
+    from llmkit.transforms import lora
+
+    model = open_checkpoint(base)
+    opened = [lora.open_adapter(a, alpha=alpha, force=writing.force) for a in adapters]
+    meter = Meter()
+    merged = lora.merge(model, opened, weights=weight, dtype=dtype, meter=meter, force=writing.force)
+    write(out, merged, writing, finish=_measured(out, meter, "change", "changed"))
+
+
+def combine(
+    out: Output,
+    adapters: AdaptersArgument,
+    writing: Writing,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="M",
+            help="cat (the exact sum), svd, linear, ties, dare_linear, dare_ties or magnitude_prune.",
+        ),
+    ] = "cat",
+    weight: WeightOption = None,
+    density: Annotated[
+        float | None, typer.Option("--density", metavar="D", help="Share of elements that pruning keeps, 0 to 1.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="R", min=1, help="Rank of the result of svd.")] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Combine LoRA adapters into one adapter, which peft and `llmkit lora merge` read.
+
+    cat is the exact sum of the updates, at the sum of the ranks. svd is the nearest to it at a given rank. The others
+    work on the factors elementwise, as in peft, and are approximations.
+    """
+    from llmkit.transforms import lora
+
+    opened = [lora.open_adapter(a) for a in adapters]
+    made = lora.combine(opened, method=method, weights=weight, density=density, rank=rank, seed=seed)
+    write(out, made, writing)
+
+
+def extract(
+    out: Output,
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was tuned.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="What it became.")],
+    writing: Writing,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="R", min=1, help="The rank of every layer.")] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", metavar="E", help="Give each layer the rank that keeps this share of the difference."),
+    ] = None,
+) -> None:
+    """Extract a LoRA adapter from a fully tuned model; prints how near it is, layer by layer.
+
+    Both models are read once before the plan is made (also with --dry-run): which tensors differ, and with --energy how
+    large the ranks are, follows from the data.
+    """
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.quantization.quality import Meter
+    from llmkit.transforms import lora
+
+    first, second = open_checkpoint(base), open_checkpoint(tuned)
+    found = lora.survey(first, second, rank=rank, energy=energy)
+    meter = Meter()
+    made = lora.extract(first, second, rank=rank, energy=energy, found=found, meter=meter)
+    write(out, made, writing, finish=_measured(out, meter, "relative error", "extracted"))
+
+
+def _measured(
+    out: Output, meter: Meter, column: str, verb: str
+) -> Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], None]]]:
+    """The document and the table of what a meter saw."""
+    key = column.replace(" ", "_")
+
+    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+        measured, unmeasured = meter.measured(), meter.unmeasured()
+        document = {
+            "modules": len(measured),
+            key: meter.overall() if measured else None,
+            "largest": [{"name": m.name, key: m.relative_error} for m in meter.worst(5)],
+            "all": {m.name: m.relative_error for m in measured},
+            "unmeasured": unmeasured,
+        }
+
+        def render() -> None:
+            if measured:
+                mean = sum(m.relative_error for m in measured) / len(measured)
+                n = f"{len(measured)} module{'s' * (len(measured) != 1)}"
+                out.line(f"{n} {verb}; {column} {meter.overall():.4f} over all, {mean:.4f} on average; the largest:\n")
+                rows = [(m.name, f"{m.relative_error:.4f}") for m in meter.worst(5)]
+                out.table(["module", column], rows, right=[column])
+            if unmeasured:
+                out.line(f"{len(unmeasured)} modules were written by the interrupted run and not measured")
+
+        return document, render
+
+    return finish

@@ -1,0 +1,89 @@
+"""An adapter as a bundle that the pipeline writes as PEFT reads it: adapter_model.safetensors, adapter_config.json."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.errors import InputError
+from llmkit.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, from_peft
+from llmkit.tensors.lazy import Lazy
+
+__all__ = ["adapter_of", "bundle"]
+
+_PREFIX = "base_model.model."
+
+
+def bundle(
+    label: str,
+    modules: Mapping[str, Mapping[str, Lazy]],
+    alphas: Mapping[str, float],
+    *,
+    config: Mapping[str, Any],
+    saved: Mapping[str, Lazy] | None = None,
+    files: Mapping[str, FileContent] | None = None,
+    step: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> Checkpoint:
+    """A LoRA adapter as a checkpoint to be written.
+
+    Args:
+        modules: module path -> `lora_A` and `lora_B`, or their embedding forms.
+        alphas: module path -> alpha; the scaling is alpha / rank.
+        config: keys of adapter_config.json that do not follow from the tensors.
+        saved: parameter path -> whole tensor (modules_to_save).
+        files: tokenizer files that belong to the adapter.
+    """
+    saved = dict(saved or {})
+    tensors: dict[str, Lazy] = {}
+    ranks: dict[str, int] = {}
+    for module, parts in modules.items():
+        for part, lazy in parts.items():
+            is_bare = part.startswith("lora_embedding_")
+            tensors[f"{_PREFIX}{module}.{part}{'' if is_bare else '.weight'}"] = lazy
+        ranks[module] = next(t.shape[0] for p, t in parts.items() if p.endswith("_A"))
+    tensors |= {_PREFIX + path: lazy for path, lazy in saved.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 8
+    alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else rank
+    document: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        **config,
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
+        "alpha_pattern": {m: _plain(a) for m, a in alphas.items() if a != alpha},
+        "modules_to_save": list(dict.fromkeys(p.rpartition(".")[0] for p in saved)) or None,
+    }
+    document.setdefault("target_modules", list(modules))
+    small = dict(files or {})
+    small[CONFIG_NAME] = FileContent(data=(json.dumps(document, indent=2) + "\n").encode())
+    return Checkpoint(
+        label, {}, {}, small, warnings=tuple(warnings), notes=tuple(notes), weights_name=WEIGHTS_NAME
+    ).derive(tensors=tensors, step=step)  # fmt: skip
+
+
+def _plain(alpha: float) -> float | int:
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def adapter_of(ckpt: Checkpoint) -> Adapter:
+    """A bundle as an adapter again, to be merged or combined before it is written.
+
+    Raises:
+        InputError: the checkpoint is no adapter.
+    """
+    if CONFIG_NAME not in ckpt.files:
+        raise InputError(f"{ckpt.label} is no adapter: it has no {CONFIG_NAME}")
+    return from_peft(ckpt.label, json.loads(ckpt.files[CONFIG_NAME].read()), ckpt.tensors)

@@ -1,0 +1,231 @@
+"""A LoRA adapter from a tuned model: the difference of each linear layer, cut to a low rank.
+
+The best approximation of rank r of D = W_tuned - W_base is B A with the r largest singular triples (Eckart and Young):
+A = V_r', B = D V_r, scaling 1 (alpha = r). V comes from the eigenvectors of the smaller Gram matrix (D'D or DD') in
+float64, which for matrices of model size costs a fraction of a full SVD and is exact to about 1e-8 of the largest
+singular value. The relative error of rank r is sqrt(sum of s_i^2 for i > r / sum of all s_i^2).
+
+What the ranks are, and which tensors changed at all, follows from the data: `survey` reads both models once before the
+plan is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmkit.architecture import registry
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import RequirementError, SpecError, listing
+from llmkit.quantization.quality import Meter
+from llmkit.quantization.reading import is_quantized
+from llmkit.tensors.lazy import Apply, Context, Lazy
+from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.transforms.lora.bundle import bundle
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Survey", "extract", "survey"]
+
+_SLICE_NBYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What differs between two models.
+
+    Attributes:
+        ranks: linear weight -> rank of its approximation.
+        saved: other tensors that changed, to be stored whole.
+        unchanged: number of tensors that are equal.
+    """
+
+    ranks: Mapping[str, int]
+    saved: tuple[str, ...]
+    unchanged: int
+
+
+def survey(base: Checkpoint, tuned: Checkpoint, *, rank: int | None = None, energy: float | None = None) -> Survey:
+    """Compare two models tensor by tensor and choose the ranks. Reads all data of both.
+
+    Args:
+        rank: the same for every layer (or what its shape allows).
+        energy: for each layer the smallest rank that keeps this share of the sum of squared singular values.
+
+    Raises:
+        RequirementError: quantized models, or an architecture that no plugin describes.
+        SpecError: two models of different shapes.
+    """
+    if (rank is None) == (energy is None):
+        raise RequirementError("give either a rank or an energy", hint="--rank 16, or --energy 0.9")
+    if (rank is not None and rank < 1) or (energy is not None and not 0 < energy <= 1):
+        raise RequirementError("a rank is 1 or more, an energy above 0, at most 1", hint="--rank 16, or --energy 0.9")
+    linear = frozenset(_linear_names(base, tuned))
+    ranks: dict[str, int] = {}
+    saved: list[str] = []
+    unchanged = 0
+    for name, lazy in tuned.tensors.items():
+        old = base.tensors.get(name)
+        if old is not None and old.shape == lazy.shape and _is_equal(old, lazy):
+            unchanged += 1
+        elif old is not None and old.shape == lazy.shape and name in linear:
+            ranks[name] = _rank(old, lazy, rank, energy)
+        else:
+            saved.append(name)
+    return Survey(ranks, tuple(_with_siblings(tuned, ranks, saved)), unchanged)
+
+
+def extract(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    found: Survey | None = None,
+    meter: Meter | None = None,
+) -> Checkpoint:
+    """The adapter that makes of `base`, as nearly as the ranks allow, `tuned`; loads in PEFT as it is.
+
+    Args:
+        rank: of every layer.
+        energy: share of the squared singular values to keep; each layer gets the rank it needs.
+        found: a survey made before; otherwise it is made now, which reads the data of both models.
+        meter: collects the relative error of every layer while the adapter is written.
+
+    Raises:
+        RequirementError: quantized models, an unknown architecture, or two equal models.
+        SpecError: two models of different shapes.
+    """
+    found = found or survey(base, tuned, rank=rank, energy=energy)
+    if not found.ranks and not found.saved:
+        raise RequirementError(f"{tuned.label} and {base.label} are equal: there is nothing to extract")
+    modules: dict[str, dict[str, Lazy]] = {}
+    for name, r in found.ranks.items():
+        module = name.removesuffix(".weight")
+        observe = meter.observer(module, r) if meter is not None else None
+        low, high = _factors(base.tensors[name], tuned.tensors[name], r, observe)
+        modules[module] = {"lora_A": low, "lora_B": high}
+    saved = {name: tuned.tensors[name] for name in found.saved}
+    ranks = sorted(set(found.ranks.values()))
+    notes = [
+        f"{len(modules)} layers of rank {ranks[0]}{f' to {ranks[-1]}' if len(ranks) > 1 else ''}, "
+        f"{found.unchanged} tensors equal"
+        if ranks
+        else f"no linear layer differs, {found.unchanged} tensors equal"
+    ]
+    grown = any(base.tensors[n].shape != t.shape for n, t in saved.items() if n in base.tensors)
+    if saved:
+        notes.append(f"changed, and stored whole (modules_to_save): {listing(saved)}")
+    step = {"transform": "lora.extract", "base": base.label, "tuned": tuned.label, "rank": rank, "energy": energy}
+    return bundle(
+        f"{tuned.label}-lora",
+        modules,
+        {m: float(p["lora_A"].shape[0]) for m, p in modules.items()},
+        config={"base_model_name_or_path": base.config.get("_name_or_path") or base.label},
+        saved=saved,
+        files=tuned.tokenizer_files if grown else {},
+        step={k: v for k, v in step.items() if v is not None},
+        notes=notes,
+    )
+
+
+def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
+    for ckpt in (base, tuned):
+        if is_quantized(ckpt.config):
+            raise RequirementError(f"{ckpt.label} is quantized", hint="give the float models")
+    architecture = registry.find(base.config) if base.config else None
+    if architecture is None:
+        raise RequirementError(
+            f"{base.label}: no plugin describes its architecture, so its linear layers are not known",
+            hint="`llmkit plugins list` shows those that are",
+        )
+    model = architecture.bind(base.config)
+    slots = model.tensors()
+    missing = [n for n in base.tensors if n not in tuned.tensors and n in slots and not slots[n].is_optional]
+    if missing:
+        raise SpecError(f"{tuned.label} lacks tensors of {base.label}: {listing(missing)}")
+    kinds = ("linear",) if model.is_tied else ("linear", "head")
+    names = [n for n, s in slots.items() if s.kind in kinds and len(s.shape) == 2 and n.endswith(".weight")]
+    for name in names:
+        if name in tuned.tensors and slots[name].kind == "linear":
+            shapes = base.tensors[name].shape, tuned.tensors[name].shape
+            if shapes[0] != shapes[1]:
+                raise SpecError(f"{name} is {list(shapes[0])} in {base.label}, {list(shapes[1])} in {tuned.label}")
+    return names
+
+
+def _with_siblings(tuned: Checkpoint, ranks: dict[str, int], saved: list[str]) -> list[str]:
+    """A bias cannot be saved beside the LoRA of its weight: PEFT saves modules, so the weight goes with it."""
+    whole = dict.fromkeys(saved)
+    for name in saved:
+        module = name.rpartition(".")[0]
+        for other in tuned.tensors:
+            if other.rpartition(".")[0] == module:
+                whole.setdefault(other)
+                ranks.pop(other, None)
+    return list(whole)
+
+
+def _is_equal(a: Lazy, b: Lazy) -> bool:
+    import torch
+
+    step = math.lcm(a.node.row_step or 0, b.node.row_step or 0)
+    n = a.node.n_rows
+    rows = n if step == 0 else max(_SLICE_NBYTES // max(a.spec.row_nbytes, 1) // step, 1) * step
+    for start in range(0, n, max(rows, 1)):
+        part = (start, min(start + rows, n))
+        x, y = Context().rows(a, part), Context().rows(b, part)
+        if not torch.equal(x.float(), y.float()):
+            return False
+    return True
+
+
+def _gram(base: Lazy, tuned: Lazy) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """The difference in float32, its smaller Gram matrix in float64, and whether that is D'D."""
+    delta = tuned.load().float().sub_(base.load().float())
+    is_tall = delta.shape[0] >= delta.shape[1]
+    wide = delta.double()
+    return delta, wide.T @ wide if is_tall else wide @ wide.T, is_tall
+
+
+def _rank(base: Lazy, tuned: Lazy, rank: int | None, energy: float | None) -> int:
+    import torch
+
+    largest = min(base.shape)
+    if rank is not None:
+        return min(rank, largest)
+    squares = torch.linalg.eigvalsh(_gram(base, tuned)[1]).flip(0).clamp_(min=0)
+    kept = torch.cumsum(squares, 0) / squares.sum()
+    # A share of 1 would ask for the noise of the eigenvalues too.
+    return min(int((kept < (energy or 1.0) - 1e-12).sum()) + 1, largest)
+
+
+def _factors(base: Lazy, tuned: Lazy, rank: int, observe: object) -> tuple[Lazy, Lazy]:
+    n_out, n_in = base.shape
+    specs = (TensorSpec(DType.F32, (rank, n_in)), TensorSpec(DType.F32, (n_out, rank)))
+
+    def fn(w: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        delta = t.double() - w.double()
+        is_tall = n_out >= n_in
+        squares, vectors = torch.linalg.eigh(delta.T @ delta if is_tall else delta @ delta.T)
+        chosen = vectors.flip(1)[:, :rank]
+        if is_tall:
+            low, high = chosen.T, delta @ chosen
+        else:
+            # A has orthonormal rows here too: U' D = S V', so its rows are scaled back.
+            low = chosen.T @ delta
+            size = torch.linalg.vector_norm(low, dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float64).tiny)
+            low, high = low / size, chosen * size.T
+        if callable(observe):
+            total = squares.clamp(min=0)
+            observe(float(total[: total.shape[0] - rank].sum()), float(total.sum()), rank)
+        return low.float().contiguous(), high.float().contiguous()
+
+    node = Apply("extract", [base, tuned], specs, fn, {"rank": rank}, row_step=None, scratch=12.0)
+    low, high = node.outputs()
+    return low, high

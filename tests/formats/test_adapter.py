@@ -1,0 +1,289 @@
+"""Reading adapters: every saved form gives one table, and what cannot be merged is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llmkit.errors import InputError, RequirementError, SpecError
+from llmkit.formats.adapter import from_peft, read_adapter
+from llmkit.formats.adapter_config import scaling_of
+from llmkit.formats.adapter_names import TensorName, parse_name
+
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+PATH = "model.layers.0.self_attn.q_proj"
+
+
+def tensors(prefix="base_model.model.", infix="", path=PATH):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 8, generator=g), torch.randn(6, 2, generator=g)
+    return {f"{prefix}{path}.lora_A{infix}.weight": a, f"{prefix}{path}.lora_B{infix}.weight": b}
+
+
+def save(folder, state, config=LORA, name="adapter_model.safetensors"):
+    folder.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".safetensors"):
+        save_file(state, folder / name)
+    else:
+        torch.save(state, folder / name)
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "base_model.model.",
+        "module.base_model.model.",
+        "base_model.model._orig_mod.",
+        "_fsdp_wrapped_module.base_model.model._fsdp_wrapped_module.",
+        "",
+    ],
+)
+@pytest.mark.parametrize("infix", ["", ".default", ".my-adapter"])
+def test_every_saved_form_gives_the_same_table(tmp_path, name, prefix, infix):
+    adapter = read_adapter(save(tmp_path, tensors(prefix, infix), name=name))
+    assert list(adapter.modules) == [PATH]
+    assert adapter.scaling == {PATH: 2.0}
+    assert adapter.ranks == {PATH: 2}
+    for (_, stored), part in zip(tensors().items(), ("lora_A", "lora_B"), strict=True):
+        assert torch.equal(adapter.modules[PATH][part].load(), stored)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ("base_model.model.x.lora_embedding_A", TensorName("x", "lora_embedding_A")),
+        ("base_model.model.x.lora_embedding_A.default", TensorName("x", "lora_embedding_A", "default")),
+        ("base_model.model.x.lora_magnitude_vector", TensorName("x", "lora_magnitude_vector")),
+        (
+            "base_model.model.x.lora_magnitude_vector.default.weight",
+            TensorName("x", "lora_magnitude_vector", "default"),
+        ),
+        ("base_model.model.x.lora_B.bias", TensorName("x", "lora_B.bias")),
+        ("base_model.model.x.lora_B.default.bias", TensorName("x", "lora_B.bias", "default")),
+        ("base_model.model.lm_head.weight", TensorName("lm_head", "weight")),
+        ("base_model.model.lm_head.modules_to_save.default.weight", TensorName("lm_head", "weight", "default")),
+        ("base_model.model.lm_head.original_module.weight", None),
+        ("base_model.model.x.base_layer.weight", TensorName("x", "base_weight")),
+        ("base_model.model.x.base_layer.bias", TensorName("x", "bias")),
+        ("base_model.model.e.token_adapter.trainable_tokens_delta", TensorName("e", "trainable_tokens_delta")),
+        ("base_model.model.e.token_adapter.trainable_tokens_original.default", None),
+        ("base_model.model.n.ln_tuning_layers.default.weight", TensorName("n", "weight", "default")),
+        ("base_model.model.x.ia3_l", TensorName("x", "ia3_l")),
+        ("base_model.model.x.hada_w1_a.default", TensorName("x", "hada_w1_a", "default")),
+        ("base_model.model.x.lokr_w1", TensorName("x", "lokr_w1")),
+    ],
+)
+def test_names(stored, expected):
+    assert parse_name(stored) == expected
+
+
+def test_scaling():
+    config = {"lora_alpha": 6, "alpha_pattern": {r"layers\.1\..*": 3, "q_proj": 9}}
+    assert scaling_of(config, "LORA", "layers.0.q_proj", 3) == 3
+    assert scaling_of(config, "LORA", "layers.1.v_proj", 3) == 1
+    assert scaling_of(config | {"use_rslora": True}, "LORA", "layers.0.k_proj", 4) == 3
+    assert scaling_of({"lora_alpha": 6, "init_r": 12}, "ADALORA", "x", 3) == 6 / (12 + 1e-5)
+    assert scaling_of({"lora_alpha": 0, "init_r": 12}, "ADALORA", "x", 3) == 12 / (12 + 1e-5)
+    assert scaling_of({"alpha": 5}, "LOHA", "x", 2) == 2.5
+    with pytest.raises(InputError, match="lora_alpha is None"):
+        scaling_of({}, "LORA", "x", 2)
+
+
+def test_rank_is_that_of_the_tensors_and_old_or_unknown_keys_are_told_apart(tmp_path):
+    config = LORA | {"r": 8, "enable_lora": None, "merge_weights": False, "surprise": 1}
+    adapter = read_adapter(save(tmp_path, tensors(), config))
+    assert adapter.scaling == {PATH: 2.0}
+    assert len(adapter.warnings) == 2
+    assert "gives" in adapter.warnings[1]
+    assert "rank 8, its tensors have rank 2" in adapter.warnings[1]
+    assert adapter.warnings[0].endswith("not considered: surprise")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_the_well_known_empty_adapter_is_an_error(tmp_path, name):
+    folder = save(tmp_path / "empty", {}, name=name)
+    with pytest.raises(InputError, match="holds no adapter tensors") as caught:
+        read_adapter(folder)
+    assert "save again" in caught.value.hint
+
+
+def test_tensors_that_are_no_adapter_are_an_error(tmp_path):
+    with pytest.raises(InputError, match="holds no adapter tensors; it holds base_model"):
+        read_adapter(save(tmp_path, {"base_model.model.model.norm.weight": torch.ones(4)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"init_lora_weights": "pissa_niter_16"}, "pissa_niter_16, which changes the base"),
+        ({"init_lora_weights": "olora"}, "olora, which changes the base"),
+        ({"init_lora_weights": "corda"}, "corda"),
+        ({"init_lora_weights": "lora_ga"}, "lora_ga"),
+        ({"init_lora_weights": "loftq"}, "loftq"),
+        ({"alora_invocation_tokens": [1]}, "aLoRA cannot be merged"),
+        ({"arrow_config": {"top_k": 2}}, "arrow routing cannot"),
+        ({"layer_replication": [[0, 2]]}, "layer replication cannot"),
+        ({"use_qalora": True}, "QA-LoRA cannot"),
+        ({"monteclora_config": {}} | {"monteclora_config": {"num_samples": 4}}, "MonteCLoRA cannot"),
+        ({"kasa_config": {"beta": 1}}, "KaSA cannot"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+        ({"peft_type": "VERA"}, "adapters of type VERA are not merged"),
+        ({"peft_type": "OFT"}, "OFT"),
+        ({"peft_type": "BOFT"}, "BOFT"),
+        ({"peft_type": "PREFIX_TUNING"}, "virtual tokens"),
+        ({"peft_type": "ADAPTION_PROMPT"}, "gated prompt attention"),
+    ],
+)
+def test_refusals_name_the_method_and_say_what_to_do(tmp_path, changes, match):
+    folder = save(tmp_path, tensors(), LORA | changes)
+    with pytest.raises(RequirementError, match=match) as caught:
+        read_adapter(folder)
+    assert caught.value.hint
+
+
+def test_a_changed_base_can_be_vouched_for(tmp_path):
+    adapter = read_adapter(save(tmp_path, tensors(), LORA | {"init_lora_weights": "pissa"}), force=True)
+    assert adapter.warnings[0].startswith("forced: ")
+
+
+def test_malformed_files(tmp_path):
+    a, _ = tensors().values()
+    names = list(tensors())
+    with pytest.raises(InputError, match="has lora_A but no lora_B"):
+        read_adapter(save(tmp_path / "half", {names[0]: a}))
+    with pytest.raises(InputError, match="expected two matrices") as caught:
+        read_adapter(save(tmp_path / "flat", {names[0]: a, names[1]: torch.zeros(0)}))
+    assert "ZeRO-3" in caught.value.hint
+    with pytest.raises(SpecError, match=r"rank 2.*rank 3"):
+        read_adapter(save(tmp_path / "ranks", {names[0]: a, names[1]: torch.zeros(6, 3)}))
+    with pytest.raises(InputError, match="several adapters: one, two"):
+        read_adapter(save(tmp_path / "two", tensors(infix=".one") | tensors(infix=".two", path="model.other")))
+    with pytest.raises(InputError, match="beside it: their scaling is not known") as caught:
+        read_adapter(save(tmp_path / "bare", tensors(), None))
+    assert "lora_alpha" in caught.value.hint
+    with pytest.raises(InputError, match="holds no adapter"):
+        read_adapter(tmp_path)
+
+
+def test_tokens_need_their_ids(tmp_path):
+    state = tensors() | {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.zeros(2, 8)}
+    adapter = read_adapter(save(tmp_path / "a", state, LORA | {"trainable_token_indices": [5, 1]}))
+    assert adapter.tokens["model.embed_tokens"][0] == (5, 1)
+    by_name = LORA | {"trainable_token_indices": {"lm_head": [0], "embed_tokens": [7, 8]}}
+    assert read_adapter(save(tmp_path / "b", state, by_name)).tokens["model.embed_tokens"][0] == (7, 8)
+    with pytest.raises(SpecError, match="2 trained rows for 3 token ids"):
+        read_adapter(save(tmp_path / "c", state, LORA | {"trainable_token_indices": [5, 1, 2]}))
+
+
+def test_a_raw_dump_of_the_whole_model_gives_the_adapter_only():
+    from llmkit.tensors.lazy import Apply
+    from llmkit.tensors.spec import DType, TensorSpec
+
+    def lazy(*shape):
+        return Apply("zeros", [], TensorSpec(DType.F32, shape), lambda: torch.zeros(shape), row_step=None).output()
+
+    state = {}
+    for i in range(4):
+        path = f"base_model.model.model.layers.{i}.q_proj"
+        state |= {f"{path}.lora_A.default.weight": lazy(2, 8), f"{path}.lora_B.default.weight": lazy(6, 2)}
+        state[f"{path}.base_layer.weight"] = lazy(6, 8)
+    adapter = from_peft("dump", LORA, state)
+    assert len(adapter.modules) == 4
+    assert not adapter.replacements
+
+
+# Files that PEFT did not write.
+
+
+def lit_expected(a, b, enabled, scale):
+    """lit_llama/lora.py: a grouped convolution, zero-padded into the disabled thirds."""
+    delta = torch.nn.functional.conv1d(a[None], b[..., None], groups=sum(enabled))[0] * scale
+    size = b.shape[0] // sum(enabled)
+    out = torch.zeros(3 * size, a.shape[1])
+    index = torch.tensor(enabled).repeat_interleave(size)
+    out[index] = delta
+    return out
+
+
+def test_lit_llama(tmp_path):
+    a, b = torch.randn(4, 8), torch.randn(16, 2)
+    torch.save(
+        {"model": {"transformer.h.0.attn.c_attn.lora_A": a, "transformer.h.0.attn.c_attn.lora_B": b}},
+        tmp_path / "l.pth",
+    )
+    with pytest.raises(InputError, match="without its alpha") as caught:
+        read_adapter(tmp_path / "l.pth")
+    assert "--alpha" in caught.value.hint
+    adapter = read_adapter(tmp_path / "l.pth", alpha=16)
+    parts = adapter.modules["transformer.h.0.attn.c_attn"]
+    update = adapter.scaling["transformer.h.0.attn.c_attn"] * parts["lora_B"].load() @ parts["lora_A"].load()
+    assert torch.allclose(update, lit_expected(a, b, [True, False, True], 8.0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("last", "enabled"), [("qkv", (1, 0, 1)), ("qkv", (1, 1, 1)), ("attn", (1, 0, 1)), ("attn", (0, 1, 1))]
+)
+def test_litgpt_with_grouped_queries(tmp_path, last, enabled):
+    heads, groups, size, rank = 4, 2, 3, 2
+    sizes = [heads * size, groups * size, groups * size]
+    on = [n for n, e in zip(sizes, enabled, strict=True) if e]
+    a, b = torch.randn(rank * len(on), 8), torch.randn(sum(on), rank)
+    name = f"transformer.h.0.attn.{last}"
+    torch.save({"model": {f"{name}.lora_A": a, f"{name}.lora_B": b}}, tmp_path / "lit_model.pth.lora")
+    flags = "".join(f"lora_{k}: {bool(e)}\n".lower() for k, e in zip(("query", "key", "value"), enabled, strict=True))
+    (tmp_path / "hyperparameters.yaml").write_text(f"lora_r: {rank}\nlora_alpha: 6\n{flags}")
+    (tmp_path / "model_config.yaml").write_text(
+        f"n_head: {heads}\nn_query_groups: {groups}\nhead_size: {size}\nn_embd: 8\n"
+    )
+    adapter = read_adapter(tmp_path)
+    # litgpt/lora.py: each enabled part by itself, then index_copy into the rows of the fused matrix.
+    delta = torch.cat([y @ x for x, y in zip(a.split(rank), b.split(on), strict=True)]) * 3.0
+    per_group = heads // groups + 2
+    if last == "attn" and not all(enabled):  # zero_pad returns early when nothing is to be padded
+        place = torch.arange(sum(sizes)) // size % per_group
+        rows = [(place < per_group - 2), (place == per_group - 2), (place == per_group - 1)]
+        index = torch.cat([r.nonzero()[:, 0] for r, e in zip(rows, enabled, strict=True) if e])
+    else:
+        index = torch.cat([r for r, e in zip(torch.arange(sum(sizes)).split(sizes), enabled, strict=True) if e])
+    expected = torch.zeros(sum(sizes), 8).index_copy(0, index, delta)
+    parts = adapter.modules[name]
+    assert torch.allclose(adapter.scaling[name] * parts["lora_B"].load() @ parts["lora_A"].load(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"adapter_query.weight": torch.zeros(4, 8), "layers.2.attention.gate": torch.zeros(1, 2, 1, 1)},
+        {"adapter_wte.weight": torch.zeros(4, 8), "transformer.h.2.attn.gating_factor": torch.zeros(1, 2, 1, 1)},
+    ],
+)
+def test_gated_prompts_are_refused_with_the_reason(tmp_path, state):
+    torch.save(state, tmp_path / "adapter.pth")
+    with pytest.raises(RequirementError, match="softmax and a gate of its own") as caught:
+        read_adapter(tmp_path / "adapter.pth")
+    assert "own code" in caught.value.hint
+
+
+def test_foldable_parts_beside_gated_prompts_need_force(tmp_path):
+    state = {
+        "llama.layers.1.attention.wq.bias": torch.zeros(8),
+        "llama.layers.1.attention.lora_wq_l1.weight": torch.zeros(2, 8),
+        "llama.layers.1.attention.lora_wq_l2.weight": torch.zeros(8, 2),
+        "llama.layers.1.attention_norm.weight": torch.zeros(8),
+        "llama.layers.1.attention.gate": torch.zeros(1, 2, 1, 1),
+    }
+    torch.save({"model": state, "config": {"w_bias": True}}, tmp_path / "adapter.pth")
+    with pytest.raises(RequirementError, match="gated prompts") as caught:
+        read_adapter(tmp_path / "adapter.pth")
+    assert "--force folds" in caught.value.hint
+    adapter = read_adapter(tmp_path / "adapter.pth", force=True)
+    assert sorted(adapter.modules["layers.1.attention.wq"]) == ["lora_A", "lora_B", "new_bias"]
+    assert list(adapter.replacements) == ["layers.1.attention_norm.weight"]
+    assert adapter.warnings[0].startswith("forced: ")
