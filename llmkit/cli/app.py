@@ -27,12 +27,13 @@ from llmkit.cli import (
     explain,
     generate,
     inspect,
+    lora,
     perplexity,
     plugins,
     quantize,
     verify,
 )
-from llmkit.cli.command import Interrupted
+from llmkit.cli.command import Interrupted, PipeClosed
 from llmkit.cli.output import Mode, Output
 from llmkit.errors import LlmkitError, nearest
 from llmkit.version import __version__
@@ -71,7 +72,7 @@ def _root(
 
 
 for _module in (
-    delta, quantize, eval, perplexity, generate, inspect, diff, verify, explain, plugins, doctor, demo,
+    delta, lora, quantize, eval, perplexity, generate, inspect, diff, verify, explain, plugins, doctor, demo,
 ):  # fmt: skip
     _module.register(app)
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _interrupted(out, args, stop.is_resumable)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(out, args, False)
-    except BrokenPipeError:
+    except (BrokenPipeError, PipeClosed):
         _drop_stdout()
         return 0
     except SystemExit as stop:

@@ -19,7 +19,7 @@ import typer
 from llmkit.cli.options import Common
 from llmkit.cli.output import Mode, Output
 
-__all__ = ["Interrupted", "command"]
+__all__ = ["Interrupted", "PipeClosed", "command"]
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -34,6 +34,10 @@ class Interrupted(Exception):
     def __init__(self, *, is_resumable: bool) -> None:
         super().__init__()
         self.is_resumable = is_resumable
+
+
+class PipeClosed(Exception):
+    """The reader of stdout has gone (`| head`). Typer would make it the exit code 1, which means another thing here."""
 
 
 def command(app: typer.Typer, name: str, *, examples: Sequence[str]) -> Callable[[F], F]:
@@ -77,6 +81,8 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.flush()
         except KeyboardInterrupt:
             raise Interrupted(is_resumable=False) from None
+        except BrokenPipeError:
+            raise PipeClosed from None
 
     run.__name__ = function.__name__
     run.__doc__ = function.__doc__

@@ -82,20 +82,24 @@ class Lines:
         self._done = 0
         self._said = 0
         self._label = self._unit = ""
-        self._started = self._last = 0.0
+        self._started: float | None = None
+        self._last: float | None = None
 
     def begin(self, total: int, label: str, unit: str = "B") -> None:
         """Start to count to `total` units."""
         with self._guard:
             self._total, self._label, self._unit = total, label, unit
             self._done = self._said = 0
-            self._started = self._last = self._clock()
+            self._started = self._last = None
 
     def advance(self, n: int, note: str = "") -> None:
         """Count `n` units; perhaps say so."""
         with self._guard:
             self._done += n
             now = self._clock()
+            if self._started is None or self._last is None:
+                # The clock starts with the first piece of work: what comes before it is the import of torch.
+                self._started = self._last = now
             is_tenth = self._done - self._said >= self._total * _LINE_EVERY_SHARE
             # What takes no time needs no lines: a file of a few megabytes would give ten at once.
             if (is_tenth and now - self._started > 1) or now - self._last >= _LINE_EVERY_S:

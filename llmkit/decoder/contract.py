@@ -118,7 +118,7 @@ def _cache(architecture: Architecture, config: Mapping[str, Any]) -> float | Non
     from llmkit.decoder.cache import KVCache
     from llmkit.decoder.load import load_decoder
 
-    decoder = load_decoder(random_checkpoint(architecture, config))
+    decoder = load_decoder(random_checkpoint(architecture, config), architecture=architecture)
     limit = decoder.exact_sharing_limit
     ids = _ids(config, architecture)[:, : min(_N_TOKENS, limit) if limit is not None else _N_TOKENS]
     whole = decoder(ids)
@@ -149,4 +149,4 @@ def _parity(architecture: Architecture, config: Mapping[str, Any]) -> float | No
     ids = _ids(config, architecture)
     with torch.inference_mode():
         expected = theirs(ids).logits.float()
-        return float((load_decoder(ckpt)(ids) - expected).abs().max())
+        return float((load_decoder(ckpt, architecture=architecture)(ids) - expected).abs().max())

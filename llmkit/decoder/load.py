@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
 from llmkit.architecture.registry import require
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["load_decoder"]
 
 
-def load_decoder(ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> Decoder:
+def load_decoder(
+    ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu", architecture: Architecture | None = None
+) -> Decoder:
     """The torch decoder of a checkpoint, float or quantized.
 
     Args:
         ckpt: the checkpoint; a quantized one is computed with its dequantized weights.
         dtype: the compute dtype: float32, bfloat16 or float16.
         device: a torch device, `cpu` or `cuda`.
+        architecture: the one to use, where it shall not be the one that the registry finds.
 
     Raises:
         RequirementError: no plugin describes it, a kind has no torch reader, or the device is not there.
@@ -39,7 +43,7 @@ def load_decoder(ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu
     if wanted not in (DType.F32, DType.BF16, DType.F16):
         raise InputError(f"cannot compute in {wanted.torch_name}", hint="use float32, bfloat16 or float16")
     where = _device(device)
-    architecture = require(ckpt.config, ckpt.label)
+    architecture = architecture or require(ckpt.config, ckpt.label)
     ckpt = dequantized(ckpt)
     model = architecture.bind(ckpt.config)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)

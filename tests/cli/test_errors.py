@@ -1,0 +1,211 @@
+"""Exit code, stdout and stderr of what goes wrong: the message, the hint, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LLMKIT = [sys.executable, "-c", "import sys; from llmkit.cli.app import main; sys.exit(main())"]
+
+
+def test_wrong_path(call, tmp_path, tiny):
+    done = call("inspect", tmp_path / "nope")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"error: {tmp_path / 'nope'}: no such file or folder\nhint: give a model folder, a weight file or a hub id\n"
+    )
+    near = call("inspect", tiny.parent / "tinny")
+    assert near.err.endswith(f"hint: did you mean {tiny}?\n")
+
+
+def test_not_a_model(call, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    done = call("inspect", tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert "holds no weights" in done.err
+    other = call("inspect", tmp_path / "notes.txt")
+    assert other.code == 2
+    assert "neither safetensors nor a torch pickle" in other.err
+
+
+def test_truncated_file(call, model):
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = call("inspect", model)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {weights} is truncated: its header promises")
+    assert done.err.endswith("hint: download or copy the file again\n")
+
+
+def test_malicious_pickle(call, tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02cos\nsystem\nX\x05\x00\x00\x00touch\x85R.")
+    done = call("inspect", tmp_path)
+    assert done.code == 2
+    assert "refuses to load: its pickle wants to run os.system" in done.err
+    assert "hint: " in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["inspct"], "no such command 'inspct'", "did you mean llmkit inspect?"),
+        (["plugins", "lst"], "no such command 'lst'", "did you mean llmkit plugins list?"),
+        (["zzz"], "no such command 'zzz'", "llmkit --help"),
+        (["inspect"], "missing argument 'MODEL'", "llmkit inspect --help"),
+        (["inspect", "x", "--tensr"], "no such option: --tensr", "did you mean --tensors?"),
+        (["quantize", "x", "-o", "y"], "missing option '--bits'", "llmkit quantize --help"),
+        (["--vers"], "no such option: --vers", "did you mean --version?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_usage_errors(call, args, message, hint):
+    done = call(*args)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: {message}\nhint: {hint}\n"
+    as_json = call(*args, "--json")
+    assert as_json.code == 2
+    assert as_json.err == ""
+    assert as_json.document["error"]["kind"] == "usage"
+
+
+def test_bad_values_are_usage_errors(call, tiny, tmp_path):
+    done = call("quantize", tiny, "--bits", "four", "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "--bits" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_no_arguments_prints_help_and_fails(call):
+    done = call()
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Usage: llmkit")
+
+
+def test_unknown_tensor_gets_the_nearest_name(call, tiny, tmp_path):
+    assert call("quantize", tiny, "--bits", "8", "-o", tmp_path / "out", "-q").code == 0
+    done = call("explain", tmp_path / "out", "model.layers.0.self_attn.q_proj.weight_pakced")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"error: {tmp_path / 'out'} has no tensor 'model.layers.0.self_attn.q_proj.weight_pakced'\n"
+        "hint: did you mean model.layers.0.self_attn.q_proj.weight_packed?\n"
+    )
+    absent = call("explain", tiny, "lm_head.weight")
+    assert absent.code == 2
+    assert "has no llmkit.json" in absent.err
+
+
+def test_errors_as_json(call, tmp_path):
+    done = call("inspect", tmp_path / "nope", "--json")
+    assert (done.code, done.err) == (2, "")
+    assert done.document == {
+        "error": {
+            "kind": "input",
+            "message": f"{tmp_path / 'nope'}: no such file or folder",
+            "hint": "give a model folder, a weight file or a hub id",
+        }
+    }
+
+
+def test_a_bug_leaves_a_crash_file(call, tiny, tmp_path, monkeypatch):
+    import tempfile
+
+    import llmkit.checkpoint.checkpoint as opening
+
+    def broken(model):
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(opening, "open_checkpoint", broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    done = call("inspect", tiny)
+    assert (done.code, done.out) == (3, "")
+    assert "sorry, this is a bug in llmkit or a plugin: ZeroDivisionError: boom" in done.err
+    assert "Traceback" not in done.err
+    (crash,) = tmp_path.glob("llmkit-crash-*.txt")
+    assert str(crash) in done.err
+    text = crash.read_text()
+    assert f"llmkit inspect {tiny}" in text
+    assert "Traceback" in text
+    assert "torch " in text
+    monkeypatch.setenv("LLMKIT_DEBUG", "1")
+    assert "Traceback" in call("inspect", tiny).err
+
+
+def test_debug_shows_the_stack_of_an_expected_error(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMKIT_DEBUG", "1")
+    assert "Traceback" in call("inspect", tmp_path / "nope").err
+
+
+def test_a_closed_pipe_is_quiet(tiny):
+    command = [*LLMKIT, "inspect", str(tiny), "--tensors", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()
+        err = done.stderr.read()
+        assert done.wait() == 0
+    assert err == b""
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["human", "json"])
+def test_ctrl_c_while_writing_says_how_to_resume(tiny, tmp_path, as_json):
+    out = tmp_path / "out"
+    # The first tensor that is computed says that the writing has begun, and waits to be interrupted.
+    script = f"""
+import sys, time
+from pathlib import Path
+import llmkit.pipeline.runner as runner
+def slow(self, step):
+    Path({str(tmp_path / "begun")!r}).touch()
+    for _ in range(400):
+        if self._stop.is_set():
+            return
+        time.sleep(0.05)
+runner._Run._run_step = slow
+from llmkit.cli.app import main
+sys.exit(main())
+"""
+    args = ["quantize", str(tiny), "--bits", "8", "-o", str(out), *(["--json"] if as_json else [])]
+    command = [sys.executable, "-c", script, *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        for _ in range(1200):
+            if (tmp_path / "begun").exists():
+                break
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in stderr
+    resume = f"it goes on where it stopped: llmkit {' '.join(args)}"
+    if as_json:
+        assert json.loads(stdout)["error"] == {"kind": "interrupted", "message": "interrupted", "hint": resume}
+    else:
+        assert stdout == ""
+        assert f"error: interrupted\nhint: {resume}\n" in stderr
+    assert not out.exists()
+
+
+def test_existing_output_is_refused_before_any_work(call, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    for more in ([], ["--dry-run"]):
+        done = call("quantize", tiny, "--bits", "8", "-o", tmp_path / "out", *more)
+        assert (done.code, done.out) == (2, "")
+        assert "already exists" in done.err
+        assert "--overwrite" in done.err
+    assert os.listdir(tmp_path / "out") == []
+    assert not Path(f"{tmp_path / 'out'}.partial").exists()
+
+
+def test_a_full_disk_is_refused_in_the_plan(call, tiny, tmp_path, monkeypatch):
+    import shutil
+
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: real(p)._replace(free=1000))
+    done = call("quantize", tiny, "--bits", "8", "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "the disk has 1 kB free" in done.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,63 @@
+"""What must be fast loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numpy", "lm_eval", "datasets", "huggingface_hub", "sentencepiece", "tokenizers")
+SCRIPT = f"""
+import sys, json, io, contextlib
+from llmkit.cli.app import main
+with contextlib.redirect_stdout(io.StringIO()):
+    code = main(sys.argv[1:])
+print(json.dumps([code, [m for m in {HEAVY!r} if m in sys.modules]]))
+"""
+
+
+def loaded(*args: object) -> list:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, args)], capture_output=True, text=True, check=True, timeout=120
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["eval", "--help"], ["delta", "apply", "--help"], ["plugins", "list"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_loads_nothing_heavy(args):
+    assert loaded(*args) == [0, []]
+
+
+def test_inspect_loads_nothing_heavy(tiny):
+    assert loaded("inspect", tiny) == [0, []]
+    assert loaded("inspect", tiny, "--tensors", "--json") == [0, []]
+
+
+def test_dry_runs_load_nothing_heavy(tiny, model, tmp_path):
+    assert loaded("quantize", tiny, "--bits", "4", "--group-size", "32", "-o", tmp_path / "out", "--dry-run") == [0, []]
+    assert loaded("delta", "make", tiny, model, "-o", tmp_path / "out", "--dry-run") == [0, []]
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_of_a_pickle_does_not_load_torch(tmp_path):
+    import torch
+
+    torch.save({"w": torch.ones(2, 2)}, tmp_path / "pytorch_model.bin")
+    assert loaded("inspect", tmp_path) == [0, []]
+
+
+def test_completion_answers_without_heavy_imports():
+    script = SCRIPT.replace("main(sys.argv[1:])", "0; complete()").replace(
+        "from llmkit.cli.app import main",
+        "from llmkit.cli.app import main\ndef complete():\n"
+        " try: main([])\n"
+        " except SystemExit: pass",
+    )  # fmt: skip
+    env = {"_LLMKIT_COMPLETE": "complete_bash", "COMP_WORDS": "llmkit insp", "COMP_CWORD": "1", "PATH": "/usr/bin"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=60)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
