@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError, nearest
 from llmkit.tensors.lazy import Context, Lazy, Rows
@@ -22,7 +22,10 @@ from llmkit.transforms.vocab.rows import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["INITS", "check_init", "combined_rows", "new_rows"]
+__all__ = ["INITS", "Mixture", "check_init", "combined_rows", "even", "new_rows"]
+
+# Old ids and their weights.
+Mixture = tuple[tuple[int, ...], tuple[float, ...]]
 
 INITS = {
     "mean": "the mean of the old rows",
@@ -60,42 +63,57 @@ def new_rows(matrix: Lazy, init: str, parts: Sequence[tuple[int, ...]], *, seed:
         return zero_rows(spec)
     if init == "normal" and len(spec.shape) == 2:
         return _normal(matrix, spec, seed)
-    groups = parts if init == "pieces" else [()] * len(parts)
-    weights = [[1 / len(g)] * len(g) if g else [] for g in groups]
-    return combined_rows(matrix, groups, weights, init)
+    groups = [even(p) for p in parts] if init == "pieces" else [((), ())] * len(parts)
+    longest = max((len(ids) for ids, _ in groups), default=0)
+    attrs = {"longest": longest, "sha256": digest_of([ids for ids, _ in groups])} if longest else {}
+    name = "mean_of_pieces" if init == "pieces" else "mean_rows"
+    return combined_rows(matrix, len(parts), lambda: groups, name, attrs, longest)
 
 
-def combined_rows(matrix: Lazy, groups: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], op: str) -> Lazy:
-    """Row i is the sum of `weights[i][j]` times row `groups[i][j]`, in float32; the mean of all where that is empty."""
-    spec = matrix.spec.with_rows(len(groups))
+def even(ids: Sequence[int]) -> Mixture:
+    """The plain mean of some rows."""
+    return tuple(ids), (1 / len(ids),) * len(ids) if ids else ()
+
+
+def combined_rows(
+    matrix: Lazy,
+    n_rows: int,
+    mixtures: Callable[[], Sequence[Mixture]],
+    op: str,
+    attrs: Mapping[str, Any],
+    longest: int,
+) -> Lazy:
+    """Row i is a weighted sum of rows of `matrix`, in float32; the mean of all of them where its mixture is empty.
+
+    Args:
+        mixtures: gives the mixture of each row; called while rows are computed.
+        attrs: what tells these mixtures from others.
+        longest: upper estimate of the rows in one mixture.
+    """
+    spec = matrix.spec.with_rows(n_rows)
     mean = column_mean(matrix)
 
     def compute(rows: Rows, context: Context) -> torch.Tensor:
         import torch
 
-        mine = range(rows[0], rows[1])
-        wanted = sorted({old for i in mine for old in groups[i]})
+        mine = mixtures()[rows[0] : rows[1]]
+        wanted = sorted({old for ids, _ in mine for old in ids})
         place = {old: n for n, old in enumerate(wanted)}
         found = torch.empty((len(wanted), *spec.shape[1:]), dtype=torch.float32)
         gather(context, matrix, list(zip(range(len(wanted)), wanted, strict=True)), found)
         out = torch.zeros((len(mine), *spec.shape[1:]), dtype=torch.float32)
-        target = torch.tensor([i - rows[0] for i in mine for _ in groups[i]], dtype=torch.long)
-        source = torch.tensor([place[old] for i in mine for old in groups[i]], dtype=torch.long)
-        factor = torch.tensor([w for i in mine for w in weights[i]], dtype=torch.float32)
+        target = torch.tensor([i for i, (ids, _) in enumerate(mine) for _ in ids], dtype=torch.long)
+        source = torch.tensor([place[old] for ids, _ in mine for old in ids], dtype=torch.long)
+        factor = torch.tensor([w for _, weights in mine for w in weights], dtype=torch.float32)
         out.index_add_(0, target, found[source] * factor.view(-1, *[1] * (out.dim() - 1)))
-        empty = [i - rows[0] for i in mine if not len(groups[i])]
+        empty = [i for i, (ids, _) in enumerate(mine) if not ids]
         if empty:
             out[empty] = context.whole(mean)
         return out.to(spec.dtype.torch)
 
-    longest = max((len(g) for g in groups), default=0)
-    attrs: dict[str, int | str] = {"rows": len(groups)}
-    if longest:
-        attrs |= {"longest": longest, "sha256": digest_of([list(map(list, groups)), list(map(list, weights))])}
     # The rows that one slice needs, once in their dtype and twice in float32.
     held = BLOCK_ROWS * max(longest, 1) * (matrix.spec.row_nbytes // matrix.dtype.itemsize) * 10
-    name = {"mean": "mean_rows", "pieces": "mean_of_pieces"}.get(op, op)
-    return MakeRows(name, spec, compute, [matrix, mean], attrs, held=held).output()
+    return MakeRows(op, spec, compute, [matrix, mean], {"rows": n_rows, **attrs}, held=held).output()
 
 
 def _normal(matrix: Lazy, spec: TensorSpec, seed: int) -> Lazy:
