@@ -1,0 +1,116 @@
+"""Generation against transformers' own `generate` and its logits warpers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from llmkit.architecture.registry import default_registry
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.decoder import load_decoder
+from llmkit.decoder.generate import eos_ids, generate, stream
+from llmkit.decoder.sampling import Sampling, choose_tokens, filter_logits
+from llmkit.errors import InputError
+
+CONFIG = next(default_registry().load(p) for p in default_registry().plugins if p.name == "llama").tiny_config()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    torch.manual_seed(3)
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**CONFIG)).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, 2 * weight.shape[-1] ** -0.5)
+    folder = tmp_path_factory.mktemp("generate")
+    theirs.save_pretrained(folder)
+    return load_decoder(open_checkpoint(folder)), theirs
+
+
+PROMPTS = [[5, 9, 40], [7, 30, 31, 32, 33, 8, 12], [60]]
+
+
+def theirs_greedy(theirs, prompt, n, eos=None):
+    ids = torch.tensor([prompt])
+    out = theirs.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, eos_token_id=eos, pad_token_id=0
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def test_greedy_batch_equals_transformers_one_by_one(pair):
+    ours, theirs = pair
+    found = generate(ours, PROMPTS, max_new_tokens=12)
+    assert found == [theirs_greedy(theirs, p, 12) for p in PROMPTS]
+    assert len({tuple(f) for f in found}) == 3
+
+
+def test_an_end_token_ends_its_row_only(pair):
+    ours, theirs = pair
+    free = generate(ours, PROMPTS, max_new_tokens=12)
+    eos = free[0][3]
+    found = generate(ours, PROMPTS, max_new_tokens=12, eos=[eos])
+    for text, whole in zip(found, free, strict=True):
+        assert text == (whole[: whole.index(eos)] if eos in whole else whole)
+    assert theirs_greedy(theirs, PROMPTS[0], 12, eos)[:-1] == found[0]
+
+
+def test_the_callback_sees_every_token_and_can_stop(pair):
+    ours, _ = pair
+    seen = {0: [], 1: [], 2: []}
+
+    def on_token(i, token):
+        seen[i].append(token)
+        return i == 1 and len(seen[1]) == 2
+
+    found = generate(ours, PROMPTS, max_new_tokens=6, on_token=on_token)
+    assert [seen[i] for i in range(3)] == found
+    assert [len(f) for f in found] == [6, 2, 6]
+
+
+def test_stream_equals_generate(pair):
+    ours, _ = pair
+    how = Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=4)
+    streamed = list(stream(ours, PROMPTS[1], how, max_tokens=8))
+    assert [streamed] == generate(ours, [PROMPTS[1]], max_new_tokens=8, sampling=how)
+    assert streamed == list(stream(ours, PROMPTS[1], how, max_tokens=8))
+    others = [list(stream(ours, PROMPTS[1], Sampling(0.8, 20, 0.9, seed), max_tokens=8)) for seed in range(5, 9)]
+    assert any(other != streamed for other in others)
+    assert (
+        list(stream(ours, PROMPTS[1], how, max_tokens=8, end_ids=[streamed[4]]))
+        == streamed[: streamed.index(streamed[4])]
+    )
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (5, None), (None, 0.7), (10, 0.5), (0, 1.0), (200, 0.99)])
+def test_filters_equal_transformers(top_k, top_p):
+    logits = torch.randn(3, 96, generator=torch.Generator().manual_seed(0)) * 3
+    scores = transformers.TemperatureLogitsWarper(0.7)(None, logits)
+    if top_k:
+        scores = transformers.TopKLogitsWarper(top_k)(None, scores)
+    if top_p is not None and top_p < 1:
+        scores = transformers.TopPLogitsWarper(top_p)(None, scores)
+    assert torch.equal(filter_logits(logits, Sampling(0.7, top_k, top_p)), scores)
+
+
+def test_samples_follow_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(4000, 3)
+    tokens = choose_tokens(logits, Sampling(temperature=1.0), torch.Generator().manual_seed(0))
+    shares = torch.bincount(tokens, minlength=3) / 4000
+    assert torch.allclose(shares, torch.softmax(logits[0], -1), atol=0.03)
+
+
+def test_refusals(pair):
+    with pytest.raises(InputError, match="no tokens"):
+        generate(pair[0], [[1], []], max_new_tokens=2)
+    for wrong in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(InputError):
+            Sampling(**wrong)
+
+
+def test_eos_ids():
+    assert eos_ids({"eos_token_id": [2, 5]}, {"eos_token_id": 1}) == (2, 5)
+    assert eos_ids({}, {"eos_token_id": 1}) == (1,)
+    assert eos_ids(None, {}) == ()
