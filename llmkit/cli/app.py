@@ -32,6 +32,7 @@ from llmkit.cli import (
     plugins,
     quantize,
     verify,
+    vocab,
 )
 from llmkit.cli.command import Interrupted, PipeClosed
 from llmkit.cli.output import Mode, Output
@@ -72,7 +73,7 @@ def _root(
 
 
 for _module in (
-    delta, lora, quantize, eval, perplexity, generate, inspect, diff, verify, explain, plugins, doctor, demo,
+    delta, lora, vocab, quantize, eval, perplexity, generate, inspect, diff, verify, explain, plugins, doctor, demo,
 ):  # fmt: skip
     _module.register(app)
 
