@@ -1,4 +1,4 @@
-"""The decoder against transformers on random tiny models: every variant, whole, step by step, padded, packed, a trie."""
+"""The decoder against transformers on random tiny models: each variant, whole, in steps, padded, packed, a trie."""
 
 from __future__ import annotations
 
