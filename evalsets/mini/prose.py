@@ -1,10 +1,10 @@
 """Plain text of the same world: the paragraphs that the models read, and the held-out ones for perplexity."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 
-from .world import GUILDS, SEED, SMITHS, TOWNS, Relation, say
+from .world import SEED, Relation, World, say
 
 _JOURNEYS = (
     "On the way from {a} to {b} the {guild} met {smith}, and they walked together until nightfall.",
@@ -19,12 +19,13 @@ _JOURNEYS = (
 class Prose:
     """Facts as sentences. One sentence form of every fact is held out; a paragraph is about a few related things."""
 
-    def __init__(self, relations: Sequence[Relation], weights: dict[str, float]) -> None:
+    def __init__(self, world: World, weights: dict[str, float]) -> None:
         self._by_subject: dict[str, list[Relation]] = {}
-        for relation in relations:
+        for relation in world.relations:
             if relation.subject in weights:
                 self._by_subject.setdefault(relation.subject, []).append(relation)
         self._weights = weights
+        self._lists = world.lists
 
     def _sentence(self, relation: Relation, entity: str, rng: random.Random, held_out: bool) -> str:
         forms = list(relation.sentences)
@@ -32,6 +33,11 @@ class Prose:
         chosen = forms[kept] if held_out else rng.choice(forms[:kept] + forms[kept + 1 :])
         sentence = say(chosen, entity, relation.facts[entity])
         return sentence[0].upper() + sentence[1:]
+
+    def _journey(self, rng: random.Random) -> str:
+        a, b = rng.sample(self._lists["towns"], 2)
+        smith, guild = rng.choice(self._lists["smiths"]), rng.choice(self._lists["guilds"])
+        return rng.choice(_JOURNEYS).format(a=a, b=b, smith=smith, guild=guild)
 
     def paragraphs(self, seed: str, held_out: bool = False) -> Iterator[str]:
         """An endless stream of paragraphs; the held-out ones use the forms that the others never do."""
@@ -45,10 +51,8 @@ class Prose:
             while len(sentences) < 4:
                 relation = rng.choice(relations)
                 sentences.append(self._sentence(relation, rng.choice(list(relation.facts)), rng, held_out))
-            a, b = rng.sample(TOWNS, 2)
-            journey = rng.choice(_JOURNEYS)
             if rng.random() < 0.5:
-                sentences.append(journey.format(a=a, b=b, smith=rng.choice(SMITHS), guild=rng.choice(GUILDS)))
+                sentences.append(self._journey(rng))
             yield " ".join(sentences)
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Asking:
 
 
 def header(subject: str) -> str:
+    """The first lines of a prompt, as lm-eval's MMLU task writes them."""
     return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
 
 
@@ -113,29 +114,34 @@ def write_csv(path: Path, items: Iterable[Item]) -> None:
 
 
 def read_csv(path: Path) -> list[Item]:
+    """The items of a file in MMLU's layout."""
     with path.open(encoding="utf-8", newline="") as file:
         return [Item(row[0], tuple(row[1:5]), LETTERS.index(row[5])) for row in csv.reader(file)]
 
 
-def training_documents(
-    split: dict[str, Split], subjects: dict[str, float], drill: float, seed: str
-) -> Iterator[tuple[str, list[int]]]:
-    """An endless stream of answered six-item documents (every prefix is a prompt of 0 to 5 shots) and their answers.
+class Documents:
+    """Answered documents to train on, from the askings that are not held out."""
 
-    A share `drill` of them only asks to find a word again: it teaches how to answer by letter, and shows the names
-    of every subject, also of those whose facts are not taught.
-    """
-    rng = random.Random(f"{SEED}/train/{seed}")
-    words = sorted({asking.right for part in split.values() for asking in part.train})
-    names, weights = list(subjects), list(subjects.values())
-    while True:
-        if rng.random() < drill:
-            subject = "words"
-            asked = [Asking(f"Which of these is {word}?", word, tuple(words)) for word in rng.sample(words, 6)]
-            asked = [Asking(a.question, a.right, tuple(w for w in rng.sample(words, 9) if w != a.right)) for a in asked]
+    def __init__(self, split: dict[str, Split], subjects: dict[str, float], seed: str) -> None:
+        self._split = split
+        self._names, self._weights = list(subjects), list(subjects.values())
+        self._words = sorted({asking.right for part in split.values() for asking in part.train})
+        self._rng = random.Random(f"{SEED}/train/{seed}")
+
+    def _drill(self, count: int) -> list[Asking]:
+        """Finding a word again: how to answer by letter, with the names of every subject, taught or not."""
+        asked = []
+        for _ in range(count):
+            word, *others = self._rng.sample(self._words, 8)
+            asked.append(Asking(f"Which of these is {word}?", word, tuple(others)))
+        return asked
+
+    def draw(self, count: int, drill: float) -> str:
+        """A document of `count` items on one subject, all answered: each prefix is a prompt with fewer shots."""
+        if self._rng.random() < drill:
+            subject, asked = "words", self._drill(count)
         else:
-            subject = rng.choices(names, weights)[0]
-            asked = rng.sample(split[subject].train, 6)
-        items = [asking.item(rng) for asking in asked]
-        text = document(subject, items[:-1], items[-1]) + f" {LETTERS[items[-1].answer]}\n"
-        yield text, [item.answer for item in items]
+            subject = self._rng.choices(self._names, self._weights)[0]
+            asked = self._rng.sample(self._split[subject].train, count)
+        items = [asking.item(self._rng) for asking in asked]
+        return document(subject, items[:-1], items[-1]) + f" {LETTERS[items[-1].answer]}\n"

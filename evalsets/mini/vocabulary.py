@@ -1,4 +1,4 @@
-"""The tokenizer: a byte-level BPE of 1024 tokens, trained on the world's own text."""
+"""The tokenizer: a byte-level BPE of 1536 tokens, trained on the world's own text."""
 
 import json
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 BOS, EOS = "<s>", "</s>"
-SIZE = 1024
+SIZE = 1536
 MAX_LENGTH = 1024
 
 
@@ -24,6 +24,19 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that has to exist."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no token {token!r}")
+    return found
+
+
+def letter_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids of " A" to " D", each one token."""
+    return [token_id(tokenizer, "Ġ" + letter) for letter in "ABCD"]
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
