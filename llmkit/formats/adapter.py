@@ -66,6 +66,13 @@ class Adapter:
         """The rank of every LoRA-like module, from the shapes."""
         return {m: r for m, parts in self.modules.items() if (r := _rank(parts)) is not None}
 
+    @property
+    def base_copies(self) -> tuple[str, ...]:
+        """Replacements that PEFT saved only because an update of the same weight goes with them (embedding, head)."""
+        return tuple(
+            p for p in self.replacements if p.endswith(".weight") and p.removesuffix(".weight") in self.modules
+        )
+
     def __repr__(self) -> str:
         return f"Adapter({self.label!r}, {self.kind}, {len(self.modules)} modules)"
 

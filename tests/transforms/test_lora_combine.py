@@ -119,7 +119,7 @@ def test_dare_is_seeded_and_unbiased(folders):
 
 
 def test_the_written_adapter_is_read_by_peft(folders, tmp_path):
-    made = combine([open_adapter(folders / n) for n in "acp"], method="cat")
+    made = combine([open_adapter(folders / n) for n in "aepe"], method="cat", weights=[1, 0.5, -1, 2])
     llmkit.save(made, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "llmkit.json",

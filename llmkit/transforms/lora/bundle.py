@@ -46,7 +46,14 @@ def bundle(
             is_bare = part.startswith("lora_embedding_")
             tensors[f"{_PREFIX}{module}.{part}{'' if is_bare else '.weight'}"] = lazy
         ranks[module] = next(t.shape[0] for p, t in parts.items() if p.endswith("_A"))
-    tensors |= {_PREFIX + path: lazy for path, lazy in saved.items()}
+    whole = []
+    for path, lazy in saved.items():
+        module, _, leaf = path.rpartition(".")
+        if module in modules and leaf == "weight":  # PEFT's own place for the weight under an adapted embedding or head
+            tensors[f"{_PREFIX}{module}.base_layer.weight"] = lazy
+        else:
+            tensors[_PREFIX + path] = lazy
+            whole.append(module)
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 8
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else rank
     document: dict[str, Any] = {
@@ -64,7 +71,7 @@ def bundle(
         "lora_alpha": _plain(alpha),
         "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {m: _plain(a) for m, a in alphas.items() if a != alpha},
-        "modules_to_save": list(dict.fromkeys(p.rpartition(".")[0] for p in saved)) or None,
+        "modules_to_save": list(dict.fromkeys(whole)) or None,
     }
     document.setdefault("target_modules", list(modules))
     small = dict(files or {})

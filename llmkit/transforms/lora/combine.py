@@ -143,13 +143,15 @@ def _checked(
 def _saved(adapters: Sequence[Adapter]) -> dict[str, Lazy]:
     saved: dict[str, Lazy] = {}
     for adapter in adapters:
-        twice = [p for p in adapter.replacements if p in saved]
+        copies = adapter.base_copies
+        twice = [p for p in adapter.replacements if p in saved and p not in copies]
         if twice:
             raise RequirementError(
                 f"{adapter.label} and another adapter both replace {listing(twice)}: which is to count?",
                 hint="merge the adapters into the base one by one, in the order you want",
             )
-        saved.update(adapter.replacements)
+        for path, lazy in adapter.replacements.items():
+            saved.setdefault(path, lazy)
     return saved
 
 

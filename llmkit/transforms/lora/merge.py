@@ -97,7 +97,7 @@ def _refuse_factor(adapter: Adapter, factor: float) -> None:
         reason = "IA3 multiplies weights"
     elif any("lora_magnitude_vector" in p for p in adapter.modules.values()):
         reason = "DoRA rescales weights"
-    elif adapter.replacements or adapter.tokens:
+    elif len(adapter.replacements) > len(adapter.base_copies) or adapter.tokens:
         reason = "it replaces whole tensors or rows"
     if reason is not None:
         raise RequirementError(
