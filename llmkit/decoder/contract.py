@@ -1,7 +1,8 @@
-"""The contract of an architecture plugin, checked on tiny random models: names, shapes, cache, and parity.
+"""The contract of an architecture plugin, checked on tiny random models: names, shapes, caches, prompt, and parity.
 
 Parity is with transformers' class of the same name, for the architectures that it knows; the logits of a plugin that
-nothing independent can be compared with are checked for being the same with and without a cache only, and said to be.
+nothing independent can be compared with are only checked for being the same however they are computed: with a cache,
+in a padded batch, packed behind a shared prefix.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.prompts import Instruction, Message, Turns
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, PluginError
 from llmkit.tensors.lazy import Apply
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
+    from llmkit.decoder.model import Decoder
 
 __all__ = ["Check", "check_architecture", "random_checkpoint"]
 
@@ -52,13 +56,16 @@ def check_architecture(architecture: Architecture) -> list[Check]:
     clauses: dict[str, Clause] = {
         "names and shapes": _names,
         "cached = whole": _cache,
+        "padded = whole": _padded,
+        "packed = whole": _packed,
         "transformers' logits": _parity,
     }
-    return [
+    checks = [
         _guarded(f"{variant or 'tiny'}: {name}", clause, architecture, architecture.tiny_config(variant))
         for variant in (None, *architecture.variants)
         for name, clause in clauses.items()
     ]
+    return [*checks, _guarded("prompt", _prompt, architecture, architecture.tiny_config())]
 
 
 def _guarded(name: str, clause: Clause, architecture: Architecture, config: Mapping[str, Any]) -> Check:
@@ -95,14 +102,23 @@ def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, 
 
 def _names(architecture: Architecture, config: Mapping[str, Any]) -> None:
     model = architecture.bind(config)
-    names = [s.name for s in model.slots.values()]
-    if len(set(names)) != len(names):
-        raise ValueError(f"two slots have one name: {[n for n in names if names.count(n) > 1][:2]}")
-    for slot in model.slots.values():
-        if model.slot_of(slot.name) != slot.id:
-            raise ValueError(f"{slot.name} is slot {slot.id}, but reads back as {model.slot_of(slot.name)}")
+    if faults := model.table.faults(model.slots):
+        raise PluginError("; ".join(faults[:3]))
     ckpt = random_checkpoint(architecture, config)
     model.check({n: t.spec for n, t in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+
+
+def _prompt(architecture: Architecture, config: Mapping[str, Any]) -> None:
+    """A format of its own shows the question, once, whatever characters are in it."""
+    question = "What is {question} in {input}?"
+    if isinstance(architecture.prompt, Turns):
+        shown = architecture.prompt.render([Message("user", question)])
+    elif isinstance(architecture.prompt, Instruction):
+        shown = architecture.prompt.render(question)
+    else:
+        return
+    if shown.count(question) != 1:
+        raise PluginError(f"the prompt format shows the question {shown.count(question)} times: {shown!r}")
 
 
 def _ids(config: Mapping[str, Any], architecture: Architecture) -> torch.Tensor:
@@ -112,19 +128,56 @@ def _ids(config: Mapping[str, Any], architecture: Architecture) -> torch.Tensor:
     return torch.randint(0, n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def _cache(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
-    import torch
-
-    from llmkit.decoder.cache import KVCache
+def _setting(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Decoder, torch.Tensor, torch.Tensor]:
+    """The decoder, ids [2, T] and their logits computed at once; T within what it can compute step by step."""
     from llmkit.decoder.load import load_decoder
 
     decoder = load_decoder(random_checkpoint(architecture, config), architecture=architecture)
     limit = decoder.exact_sharing_limit
     ids = _ids(config, architecture)[:, : min(_N_TOKENS, limit) if limit is not None else _N_TOKENS]
-    whole = decoder(ids)
+    return decoder, ids, decoder(ids)
+
+
+def _cache(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+    import torch
+
+    from llmkit.decoder.cache import KVCache
+
+    decoder, ids, whole = _setting(architecture, config)
     cache = KVCache()
     parts = [decoder(ids[:, :5], cache), *(decoder(ids[:, i : i + 1], cache) for i in range(5, ids.shape[1]))]
-    return float((torch.cat(parts, 1) - whole).abs().max())
+    return _difference(torch.cat(parts, 1), whole)
+
+
+def _padded(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+    import torch
+
+    decoder, ids, _ = _setting(architecture, config)
+    short = decoder(ids[:1, 4:])
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    return _difference(decoder(ids, mask=mask)[:1, 4:], short)
+
+
+def _packed(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+    import torch
+
+    from llmkit.decoder.cache import KVCache, Packed
+
+    decoder, ids, whole = _setting(architecture, config)
+    prefix = KVCache()
+    decoder.hidden(ids[:1, :6], prefix)
+    rest = ids[:1, 6:]
+    packed = Packed(prefix, [rest.shape[1], 3], keep=True)
+    found = decoder(torch.cat([rest, rest[:, :3]], 1), packed)
+    after = decoder(rest[:, 3:], packed.segment(1))
+    wanted = whole[:1, 6:]
+    return _difference(torch.cat([found, after], 1), torch.cat([wanted, wanted[:, :3], wanted[:, 3:]], 1))
+
+
+def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference, relative to the largest logit where that is above one."""
+    return float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
 
 
 def _parity(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
@@ -149,4 +202,4 @@ def _parity(architecture: Architecture, config: Mapping[str, Any]) -> float | No
     ids = _ids(config, architecture)
     with torch.inference_mode():
         expected = theirs(ids).logits.float()
-        return float((load_decoder(ckpt, architecture=architecture)(ids) - expected).abs().max())
+        return _difference(load_decoder(ckpt, architecture=architecture)(ids), expected)

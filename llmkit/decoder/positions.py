@@ -121,7 +121,8 @@ def frequencies(theta: float, dim: int, scaling: Scaling, length: int | None = N
         case Yarn():
             return _yarn(theta, dim, theta**exponent, scaling), _yarn_factor(scaling)
     raise RequirementError(
-        f"the torch decoder does not know the RoPE scaling {scaling.name!r}", hint="use --backend transformers"
+        f"the torch decoder does not know the RoPE scaling {scaling.name!r}",
+        hint="it knows linear, dynamic, llama3 and yarn",
     )
 
 

@@ -40,6 +40,6 @@ def reader_of(kind: Kind, readers: Readers) -> Callable[..., Any]:
         name = type(kind).__name__
         raise RequirementError(
             f"the torch decoder has no reader for the kind {name}",
-            hint="give the kind a `torch_reader` in its plugin, or use --backend transformers",
+            hint="give the kind a `torch_reader` in its plugin",
         )
     return found

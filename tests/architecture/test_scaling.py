@@ -93,7 +93,7 @@ def test_frequencies_equal_transformers(name, params, theta, length):
 def test_what_the_reader_does_not_know_is_refused_by_name():
     with pytest.raises(RequirementError, match="RoPE scaling 'longrope'") as caught:
         frequencies(1e4, 32, UnknownScaling("longrope"))
-    assert "--backend transformers" in caught.value.hint
+    assert "llama3 and yarn" in caught.value.hint
     with pytest.raises(RequirementError, match="activation 'mish'"):
         activation("mish")
 

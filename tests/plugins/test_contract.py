@@ -1,0 +1,64 @@
+"""Every built-in plugin keeps the contract that `llmkit plugins check` runs, and the contract bites."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmkit.architecture.kinds import GatedMLP, Head
+from llmkit.architecture.prompts import Instruction
+from llmkit.architecture.registry import default_registry
+from llmkit.decoder.contract import TOLERANCE, check_architecture
+
+PLUGINS = [default_registry().load(p) for p in default_registry().plugins if p.is_builtin]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_no_two_plugins_clash():
+    assert PLUGINS
+    assert default_registry().clashes() == []
+    assert len({a.name for a in PLUGINS}) == len(PLUGINS)
+
+
+@pytest.mark.parametrize("architecture", PLUGINS, ids=lambda a: a.name)
+def test_contract(architecture):
+    checks = check_architecture(architecture)
+    assert [f"{c.name}: {c.problem}" for c in checks if not c.is_ok] == []
+    compared = [c for c in checks if c.name.endswith("logits") and c.difference is not None]
+    assert len(compared) == 1 + len(architecture.variants)
+    assert all(c.difference <= TOLERANCE for c in compared)
+
+
+@pytest.mark.parametrize(
+    ("changes", "clause"),
+    [
+        ({"block": "act"}, "transformers' logits"),
+        ({"head": Head(tied=True)}, "transformers' logits"),
+        ({"names": "swap"}, "transformers' logits"),
+        ({"names": "lose"}, "names and shapes"),
+        ({"prompt": Instruction("Answer:", "{input}")}, "prompt"),
+    ],
+    ids=["activation", "tying", "swapped names", "lost name", "prompt"],
+)
+def test_the_contract_bites(changes, clause):
+    right = next(a for a in PLUGINS if a.name == "llama")
+    if changes.get("block") == "act":
+        changes = {"block": replace(right.block, mlp=GatedMLP("relu"))}
+    if changes.get("names") == "swap":
+        slots = dict(right.names.slots)
+        slots["mlp.gate"], slots["mlp.up"] = slots["mlp.up"], slots["mlp.gate"]
+        changes = {"names": replace(right.names, slots=slots)}
+    if changes.get("names") == "lose":
+        changes = {"names": replace(right.names, slots={k: v for k, v in right.names.slots.items() if k != "attn.o"})}
+    wrong = replace(right, variants={}, **changes)
+    bad = [c.name for c in check_architecture(wrong) if not c.is_ok]
+    assert any(name.endswith(clause) for name in bad)
