@@ -137,8 +137,8 @@ class _Run:
                 self._fds[file.name] = self.partial.open_file(file.name, file.nbytes)
             flusher.start()
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                futures = [pool.submit(self._run_step, step) for step in self.plan.steps]
-                try:
+                try:  # from the first submission on: an interrupt there must stop the steps too
+                    futures = [pool.submit(self._run_step, step) for step in self.plan.steps]
                     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
                     for future in done:
                         future.result()
