@@ -96,8 +96,8 @@ def implied_merges(scores: Mapping[str, float], symbols: Collection[str]) -> lis
 
 
 def tied_pairs(merges: Sequence[Pair], scores: Mapping[str, float]) -> int:
-    """How many pairs make a piece that shares its score with another piece."""
-    shared = Counter(scores.values())
+    """How many pairs make a piece that shares its score with another piece that merges make."""
+    shared = Counter(scores[text] for text in dict.fromkeys(left + right for left, right in merges))
     return sum(shared[scores[left + right]] > 1 for left, right in merges)
 
 
