@@ -64,48 +64,59 @@ CONV1D = {
     "conv1d adalora": AdaLoraConfig(init_r=6, total_step=10, fan_in_fan_out=True, target_modules=["c_attn"]),
     "conv1d dora": LoraConfig(r=4, fan_in_fan_out=True, use_dora=True, target_modules=["c_attn"]),
 }
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def check(model, config, dtype, folder, *, oracle_dtype=None):
-    base = world.save_base(model, folder / "base", dtype)
+def check(model, config, folder, *, oracle_dtype=None):
     world.train(model, config, folder / "adapter")
-    expected = world.peft_merge(base, folder / "adapter", oracle_dtype or dtype)
-    ckpt = world.open_base(base)
-    found = world.loaded(merge(ckpt, [open_adapter(folder / "adapter")]))
-    changed = 0
-    for name, tensor in found.items():
-        want = expected[name].to(dtype)
-        assert (tensor.dtype, tensor.shape) == (dtype, want.shape), name
-        changed += not torch.equal(tensor, ckpt.tensors[name].load())
-        if dtype is torch.float32:
-            assert (tensor - want).abs().max() <= 1e-6 * want.abs().max(), name
-        else:
-            assert world.ulps(tensor, want) <= 1, name
-    assert changed, "the adapter changed nothing"
-    return found
+    for dtype in DTYPES:
+        base = world.save_base(model, folder / str(dtype), dtype)
+        expected = world.peft_merge(base, folder / "adapter", oracle_dtype or dtype)
+        ckpt = world.open_base(base)
+        found = world.loaded(merge(ckpt, [open_adapter(folder / "adapter")]))
+        changed = 0
+        for name, tensor in found.items():
+            want = expected[name].to(dtype)
+            assert (tensor.dtype, tensor.shape) == (dtype, want.shape), name
+            changed += not torch.equal(tensor, ckpt.tensors[name].load())
+            if dtype is torch.float32:
+                assert (tensor - want).abs().max() <= 1e-6 * want.abs().max(), name
+            else:
+                assert world.ulps(tensor, want) <= 1, (name, dtype)
+        assert changed, "the adapter changed nothing"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", LLAMA)
-def test_equals_peft(kind, dtype, tmp_path):
-    check(world.llama(), LLAMA[kind], DTYPES[dtype], tmp_path)
+def test_equals_peft(kind, tmp_path):
+    check(world.llama(), LLAMA[kind], tmp_path)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", BIASED)
-def test_biases_equal_peft(kind, dtype, tmp_path):
-    check(world.llama(biased=True), BIASED[kind], DTYPES[dtype], tmp_path)
+def test_biases_equal_peft(kind, tmp_path):
+    check(world.llama(biased=True), BIASED[kind], tmp_path)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ROUNDED_TWICE)
-def test_equals_peft_in_float32(kind, dtype, tmp_path):
-    check(world.llama(), ROUNDED_TWICE[kind], DTYPES[dtype], tmp_path, oracle_dtype=torch.float32)
+def test_equals_peft_in_float32(kind, tmp_path):
+    check(world.llama(), ROUNDED_TWICE[kind], tmp_path, oracle_dtype=torch.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", CONV1D)
-def test_conv1d_equals_peft(kind, dtype, tmp_path):
-    oracle = torch.float32 if "dora" in kind else None
-    check(world.gpt2(), CONV1D[kind], DTYPES[dtype], tmp_path, oracle_dtype=oracle)
+def test_conv1d_equals_peft(kind, tmp_path):
+    check(world.gpt2(), CONV1D[kind], tmp_path, oracle_dtype=torch.float32 if "dora" in kind else None)
+
+
+def test_adalora_of_pruned_ranks_scales_as_in_training(tmp_path):
+    """PEFT keeps the rank before pruning in the divisor; the ranks that are left are those of the tensors."""
+    model = world.llama()
+    base = world.save_base(model, tmp_path / "base")
+    config = AdaLoraConfig(init_r=6, target_r=3, lora_alpha=7, total_step=10, target_modules=["q_proj"])
+    pattern = {f"model.layers.{i}.self_attn.q_proj.lora_E": [True, False, True, i == 1, False, True] for i in range(2)}
+    live = world.train(model, config, tmp_path / "whole")
+    live.peft_config["default"].rank_pattern = {k.replace("lora_E", "lora_E.default"): v for k, v in pattern.items()}
+    live.save_pretrained(tmp_path / "adapter")
+    adapter = open_adapter(tmp_path / "adapter")
+    assert sorted(adapter.ranks.values()) == [3, 4]
+    expected = world.peft_merge(base, tmp_path / "adapter", torch.float32)
+    for name, tensor in world.loaded(merge(world.open_base(base), [adapter])).items():
+        assert (tensor - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max(), name

@@ -331,7 +331,7 @@ class Application:
         )
 
     def _summarise(self, n_changed: int) -> None:
-        what = [f"{n_changed} modules updated"] if n_changed else []
+        what = [f"{n_changed} module{'s' * (n_changed != 1)} updated"] if n_changed else []
         if self.adapter.replacements:
             what.append(f"{len(self.adapter.replacements)} tensors replaced")
         if self.adapter.tokens:
