@@ -64,8 +64,9 @@ def _blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, pas
     """Causal attention in blocks of query rows, float32.
 
     The scores of a block over past and new keys lie side by side in one buffer, so that neither keys nor values are
-    joined; the query heads of a group are rows of one product, so that no key is repeated. Against
-    torch's fused kernel (one thread, 600 tokens, 9 heads of 64 over 3): 7.5 instead of 10.6 ms.
+    joined; the query heads of a group are rows of one product, so that no key is repeated. Measured on
+    SmolLM2-135M (600 tokens, one thread) against torch's fused kernel: the whole pass takes 0.92 of the time in
+    bfloat16, and the same in float32 (there 7.5 instead of 10.6 ms for the attention of a layer alone).
     """
     import torch
 
