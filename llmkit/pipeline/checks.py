@@ -37,5 +37,5 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
             hint="correct config.json, or use the weights it was written for; `llmkit inspect` shows both",
         )
     found = compare_vocabulary(checkpoint)
-    notes += (found.note,) if found.note else ()
+    notes += report.notes + ((found.note,) if found.note else ())
     return notes, tuple(report.problems) + ((found.warning,) if found.warning else ())
