@@ -31,7 +31,7 @@ class _Request:
     sampling: Sampling
 
     @property
-    def kind(self) -> tuple[int, float, int, float]:
+    def kind(self) -> tuple[int, float, int | None, float | None]:
         """What all requests of a batch have in common."""
         return self.max_new, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p
 
