@@ -40,7 +40,7 @@ def _from_folder(folder: Path, label: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
+        first = (str(error).strip() or "no reason given").splitlines()[0]
         raise InputError(
             f"{label}: transformers cannot read its tokenizer ({type(error).__name__}: {first})"
         ) from error

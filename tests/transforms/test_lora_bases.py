@@ -221,6 +221,21 @@ def test_composed_is_staged_bit_for_bit(pair, tmp_path):
     assert recipes[0] == recipes[1]
 
 
+def test_delta_then_adapters_in_one_plan_is_staged_bit_for_bit(pair, tmp_path):
+    from llmkit.transforms import delta
+
+    tuned = world.save_base(world.spread(world.llama(), 0.01), tmp_path / "tuned", torch.float16)
+    base = open_checkpoint(pair / "base")
+    llmkit.save(delta.make(base, open_checkpoint(tuned)), tmp_path / "delta")
+    adapters = [open_adapter(pair / n) for n in ("one", "two")]
+    applied = delta.apply(base, open_checkpoint(tmp_path / "delta"))
+    llmkit.save(merge(applied, adapters), tmp_path / "once")
+    llmkit.save(applied, tmp_path / "applied")
+    llmkit.save(merge(open_checkpoint(tmp_path / "applied"), adapters), tmp_path / "staged")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "staged" / name).read_bytes(), name
+
+
 def test_a_slice_has_the_bits_of_the_whole(tmp_path):
     torch.manual_seed(0)
     weight, a, b = torch.randn(333, 130).half(), torch.randn(7, 130), torch.randn(333, 7)

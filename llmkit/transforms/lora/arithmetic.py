@@ -89,9 +89,12 @@ def add_low_rank(
             change = scale * scale * float(((a.T @ a).double() * g.double()).sum())
             _check_finite(name, change)
             norm = 0.0
+            # One block of warm memory for all: fresh pages for each cost more than the arithmetic.
+            work = torch.empty((min(BLOCK_ROWS, w.shape[0]), w.shape[1]))
             for start in range(0, w.shape[0], BLOCK_ROWS):
                 rows = slice(start, start + BLOCK_ROWS)
-                block = w[rows].to(torch.float32, copy=True)
+                block = work[: w.shape[0] - start]
+                block.copy_(w[rows])
                 if observe is not None:
                     norm += float(torch.dot(block.view(-1), block.view(-1)))
                 out[rows] = block.addmm_(a[rows], b, alpha=scale)

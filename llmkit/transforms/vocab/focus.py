@@ -135,7 +135,7 @@ def _vectors(pairs: Pairs, seen: Sequence[int], seed: int) -> torch.Tensor:
     of_context = of_word**0.75
     of_context /= of_context.sum()
     pmi = torch.log(count / (of_word[index[0]] * of_context[index[1]])).clamp_(min=0).float()
-    matrix = torch.sparse_coo_tensor(index, pmi, (n, n)).coalesce()
+    matrix = torch.sparse_coo_tensor(index, pmi, (n, n), check_invariants=False).coalesce()
     rank = min(_RANK, n)
     basis = torch.randn((n, rank), generator=torch.Generator().manual_seed(seed + int(total) % 2**31))
     for _ in range(_ITERATIONS):
