@@ -15,7 +15,7 @@ from llmkit.cli.writing import write
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
-    from llmkit.transforms.base_structure import Finding
+    from llmkit.transforms.delta.base_structure import Finding
 
 __all__ = ["register"]
 
@@ -82,7 +82,7 @@ def apply(
     if not expected:
         write(out, result, writing, finish=_findings_document(findings))
         return
-    from llmkit.transforms.delta_checksum import ChecksumMeter, judge_sum
+    from llmkit.transforms.delta.checksum import ChecksumMeter, judge_sum
 
     meter = ChecksumMeter()
 
@@ -119,8 +119,8 @@ def make(
 
 
 def _sampled(base: Checkpoint, delta: Checkpoint, profile: str | None, *, force: bool) -> list[Finding]:
-    from llmkit.transforms.base_check import check_base
-    from llmkit.transforms.base_structure import raise_refusals
+    from llmkit.transforms.delta.base_check import check_base
+    from llmkit.transforms.delta.base_structure import raise_refusals
 
     findings = check_base(base, delta, profile=profile)
     raise_refusals(findings, force=force)
@@ -136,7 +136,7 @@ def _worded(findings: Iterable[Finding], *levels: str) -> list[str]:
 
 
 def _expected(result: Checkpoint) -> list[Any]:
-    from llmkit.transforms.delta_checksum import ExpectedSum
+    from llmkit.transforms.delta.checksum import ExpectedSum
 
     last = result.history[-1] if result.history else {}
     return [ExpectedSum(**entry) for entry in last.get("expected_sums", ())]

@@ -1,5 +1,5 @@
-"""Pure functions Checkpoint -> Checkpoint; the CLI command, the recipe step and the Python call are the same function."""
+"""Pure functions Checkpoint -> Checkpoint: the command, the recipe step and the Python call are the same function."""
 
-from llmkit.transforms import delta, lora, quantize
+from llmkit.transforms import delta, lora, quantize, vocab
 
-__all__ = ["delta", "lora", "quantize"]
+__all__ = ["delta", "lora", "quantize", "vocab"]

@@ -30,7 +30,8 @@ def test_figures_equal_plain_torch(tmp_path, dtype, monkeypatch):
     b[5] = b[5] + 3
     b[36, 20] = -100
     found = compare(
-        checkpoint(tmp_path, "a", {"w": a, "s": a[0, 0].clone()}), checkpoint(tmp_path, "b", {"w": b, "s": a[0, 0].clone()})
+        checkpoint(tmp_path, "a", {"w": a, "s": a[0, 0].clone()}),
+        checkpoint(tmp_path, "b", {"w": b, "s": a[0, 0].clone()}),
     )
     worst, same = found.differences
     x, y = a.double(), b.double()

@@ -20,7 +20,7 @@ IN_IDENTIFIER = re.compile(rf"(?:^|_)(?:{FAMILIES})(?:_|$)", re.IGNORECASE)
 # The published name of a RoPE scaling method is the value of `rope_type`, whatever the family that uses it.
 METHODS = {"llama3"}
 # Releases and formats as data: published delta recipes, and the adapter files of one published project.
-DATA = {"transforms/delta_profiles.py", "architecture/prompts.py", "formats/adapter_other.py"}
+DATA = {"transforms/delta/profiles.py", "architecture/prompts.py", "formats/adapter_other.py"}
 MATCHERS = {"startswith", "endswith", "removeprefix", "removesuffix", "get", "index", "count", "match", "fullmatch",
             "search", "fnmatch", "fnmatchcase"}  # fmt: skip
 

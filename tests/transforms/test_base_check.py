@@ -12,9 +12,9 @@ from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import RequirementError
 from llmkit.transforms import delta as delta_transform
-from llmkit.transforms.base_check import check_base, measure
-from llmkit.transforms.base_structure import raise_refusals
-from llmkit.transforms.delta_profiles import find_profile
+from llmkit.transforms.delta.base_check import check_base, measure
+from llmkit.transforms.delta.base_structure import raise_refusals
+from llmkit.transforms.delta.profiles import find_profile
 
 SIZES = {"hidden": 128, "layers": 3, "ffn": 256}
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
@@ -161,7 +161,7 @@ def test_norms_that_flip_and_a_far_result_are_reported_with_figures(tmp_path: Pa
 
 def test_only_a_few_megabytes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmkit.tensors.source import SourceFile
-    from llmkit.transforms import base_check
+    from llmkit.transforms.delta import base_check
 
     monkeypatch.setattr(base_check, "BLOCK_NUMEL", 256)
     n_bytes = []

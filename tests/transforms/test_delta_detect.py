@@ -12,9 +12,9 @@ from delta_world import checkpoint, weights
 
 from llmkit.errors import RequirementError
 from llmkit.transforms import delta as delta_transform
-from llmkit.transforms.delta_checksum import ChecksumMeter, ExpectedSum, expected_sums, inv_freq_sum, judge_sum
-from llmkit.transforms.delta_detect import detect
-from llmkit.transforms.delta_profiles import PROFILES, find_profile
+from llmkit.transforms.delta.checksum import ChecksumMeter, ExpectedSum, expected_sums, inv_freq_sum, judge_sum
+from llmkit.transforms.delta.detect import detect
+from llmkit.transforms.delta.profiles import PROFILES, find_profile
 
 F16, F32, BF16 = torch.float16, torch.float32, torch.bfloat16
 

@@ -161,7 +161,7 @@ def test_llava_adds_the_overlap_and_keeps_the_rest(tmp_path: Path) -> None:
 
 def test_overlap_of_narrower_bases(tmp_path: Path) -> None:
     from llmkit.tensors.spec import DType
-    from llmkit.transforms.delta_arithmetic import overlapped
+    from llmkit.transforms.delta.arithmetic import overlapped
 
     base, delta = torch.randn(5, 3).half(), torch.randn(8, 4).half()
     expected = delta.clone()

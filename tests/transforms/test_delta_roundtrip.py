@@ -16,8 +16,8 @@ from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms import delta as delta_transform
-from llmkit.transforms.delta_arithmetic import combined, ordinal, ulp_added, ulp_subtracted
-from llmkit.transforms.delta_roundtrip import measure_round_trip
+from llmkit.transforms.delta.arithmetic import combined, ordinal, ulp_added, ulp_subtracted
+from llmkit.transforms.delta.roundtrip import measure_round_trip
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32]
 INTS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}

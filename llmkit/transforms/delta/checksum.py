@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.tensors.lazy import Lazy
-from llmkit.transforms.base_structure import Finding
-from llmkit.transforms.delta_detect import model_sum
-from llmkit.transforms.delta_profiles import is_buffer
+from llmkit.transforms.delta.base_structure import Finding
+from llmkit.transforms.delta.detect import model_sum
+from llmkit.transforms.delta.profiles import is_buffer
 
 if TYPE_CHECKING:
     import torch

@@ -9,12 +9,12 @@ from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import RequirementError, listing
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
-from llmkit.transforms.base_structure import Finding, judge_structure, raise_refusals, size_of
-from llmkit.transforms.delta_checksum import expected_sums
-from llmkit.transforms.delta_detect import Detection, detect, embedding_rows
-from llmkit.transforms.delta_marker import MARKER_NAME, Marker
-from llmkit.transforms.delta_merge import Merge
-from llmkit.transforms.delta_profiles import find_profile
+from llmkit.transforms.delta.base_structure import Finding, judge_structure, raise_refusals, size_of
+from llmkit.transforms.delta.checksum import expected_sums
+from llmkit.transforms.delta.detect import Detection, detect, embedding_rows
+from llmkit.transforms.delta.marker import MARKER_NAME, Marker
+from llmkit.transforms.delta.merge import Merge
+from llmkit.transforms.delta.profiles import find_profile
 
 __all__ = ["apply", "make"]
 

@@ -6,11 +6,11 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import SpecError, listing
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
-from llmkit.transforms.base_structure import bound_model
-from llmkit.transforms.delta_arithmetic import combined, extended, overlapped, ulp_added, ulp_subtracted
-from llmkit.transforms.delta_detect import main_dtype
-from llmkit.transforms.delta_marker import Marker, specs_digest
-from llmkit.transforms.delta_profiles import NewRows, Profile, Rule, is_buffer
+from llmkit.transforms.delta.arithmetic import combined, extended, overlapped, ulp_added, ulp_subtracted
+from llmkit.transforms.delta.base_structure import bound_model
+from llmkit.transforms.delta.detect import main_dtype
+from llmkit.transforms.delta.marker import Marker, specs_digest
+from llmkit.transforms.delta.profiles import NewRows, Profile, Rule, is_buffer
 
 __all__ = ["Merge"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.tensors.lazy import Context, Lazy
-from llmkit.transforms.delta_arithmetic import ordinal, ulp_dtype
+from llmkit.transforms.delta.arithmetic import ordinal, ulp_dtype
 
 __all__ = ["RoundTrip", "measure_round_trip"]
 

@@ -8,8 +8,8 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import load_manifest
 from llmkit.errors import InputError, listing
 from llmkit.tensors.lazy import Lazy, Read
-from llmkit.transforms.base_structure import Finding
-from llmkit.transforms.delta_marker import Marker
+from llmkit.transforms.delta.base_structure import Finding
+from llmkit.transforms.delta.marker import Marker
 
 __all__ = ["identity_findings", "recorded_hashes"]
 

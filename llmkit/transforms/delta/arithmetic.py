@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
 from llmkit.tensors.spec import DType, TensorSpec
-from llmkit.transforms.delta_profiles import NewRows
+from llmkit.transforms.delta.profiles import NewRows
 
 if TYPE_CHECKING:
     import torch

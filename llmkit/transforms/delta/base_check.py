@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.spec import DType
-from llmkit.transforms.base_identity import identity_findings
-from llmkit.transforms.base_structure import Finding
-from llmkit.transforms.delta_detect import detect
-from llmkit.transforms.delta_marker import MARKER_NAME
-from llmkit.transforms.delta_profiles import Profile, Rule, find_profile
+from llmkit.transforms.delta.base_identity import identity_findings
+from llmkit.transforms.delta.base_structure import Finding
+from llmkit.transforms.delta.detect import detect
+from llmkit.transforms.delta.marker import MARKER_NAME
+from llmkit.transforms.delta.profiles import Profile, Rule, find_profile
 
 if TYPE_CHECKING:
     import torch

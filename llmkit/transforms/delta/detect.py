@@ -11,8 +11,8 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError
 from llmkit.tensors.spec import DType
-from llmkit.transforms.delta_marker import MARKER_NAME
-from llmkit.transforms.delta_profiles import Profile, find_profile
+from llmkit.transforms.delta.marker import MARKER_NAME
+from llmkit.transforms.delta.profiles import Profile, find_profile
 
 __all__ = ["Detection", "detect", "embedding_rows", "main_dtype", "model_sum"]
 

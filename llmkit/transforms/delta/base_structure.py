@@ -14,9 +14,9 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError, PluginError, RequirementError
 from llmkit.tensors.spec import DType
-from llmkit.transforms.delta_detect import embedding_rows, main_dtype
-from llmkit.transforms.delta_marker import MARKER_NAME, Marker, specs_digest
-from llmkit.transforms.delta_profiles import NewRows, Profile
+from llmkit.transforms.delta.detect import embedding_rows, main_dtype
+from llmkit.transforms.delta.marker import MARKER_NAME, Marker, specs_digest
+from llmkit.transforms.delta.profiles import NewRows, Profile
 
 __all__ = ["Finding", "bound_model", "judge_structure", "raise_refusals", "size_of"]
 
