@@ -104,8 +104,9 @@ def make(
     writing: Writing,
     profile: ProfileOption = None,
     dtype: OutDtypeOption = None,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not count what comes back.")] = False,
 ) -> None:
-    """Make the delta from a base to a tuned model.
+    """Make the delta from a base to a tuned model, and count what comes back when it is applied.
 
     By default it counts units in the last place, so that applying it gives every bit of the tuned model back. With
     the profile of a published convention it is what that script makes, with its rounding.
@@ -115,7 +116,20 @@ def make(
 
     first, second = open_checkpoint(base), open_checkpoint(tuned)
     result = deltas.make(first, second, profile=profile, dtype=dtype, force=writing.force)
-    write(out, result, writing)
+    if no_check:
+        write(out, result, writing)
+        return
+    from llmkit.transforms.delta.detect import main_dtype
+    from llmkit.transforms.delta.roundtrip import measure_round_trip
+
+    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+        stored = None if profile in (None, "llmkit") else main_dtype(second)
+        back = deltas.apply(first, open_checkpoint(writing.output), profile=profile, dtype=stored, force=True)
+        found = measure_round_trip(second, back)
+        say = out.line if found.is_within_one_ulp else out.warning
+        return {"round_trip": asdict(found)}, lambda: say(f"applied to its base again: {found.describe()}")
+
+    write(out, result, writing, finish=finish)
 
 
 def _sampled(base: Checkpoint, delta: Checkpoint, profile: str | None, *, force: bool) -> list[Finding]:

@@ -102,7 +102,13 @@ def test_verify_names_what_differs(call, tiny, tmp_path):
 
 def test_delta_round_trip_and_explain(call, tiny, model, tmp_path):
     delta, back = tmp_path / "delta", tmp_path / "back"
-    assert call("delta", "make", tiny, model, "-o", delta).code == 0
+    made = call("delta", "make", tiny, model, "-o", delta)
+    assert made.code == 0
+    assert "weights come back bit for bit" in made.out
+    published = call("delta", "make", tiny, model, "--profile", "vicuna", "-o", tmp_path / "vicuna", "--json")
+    counted = published.document["round_trip"]
+    assert counted["n"] == sum(w.numel() for w in weights(model).values())
+    assert (counted["missing"], counted["n_exact"] <= counted["n"]) == ([], True)
     done = call("delta", "apply", tiny, delta, "-o", back)
     assert done.code == 0
     assert "profile llmkit" in done.err
