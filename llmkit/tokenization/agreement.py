@@ -35,7 +35,9 @@ def compare_counts(vocabulary: Vocabulary | None, n_rows: int | None) -> Agreeme
             f"ids from {n_rows} on have none (is this the tokenizer of another model?)"
         )
     n = n_rows - vocabulary.n_tokens
-    return Agreement(note=f"the embedding has {n} row{'s' * (n != 1)} more than the tokenizer has tokens")
+    return Agreement(
+        note=f"the embedding has {n_rows} rows for the tokenizer's {vocabulary.n_tokens} tokens: {n} are padding"
+    )
 
 
 def compare_vocabulary(ckpt: Checkpoint) -> Agreement:
