@@ -6,8 +6,10 @@ float32 whatever the dtype of the weights, so that the scores are those of one f
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Score", "Scorer", "ScoringDecoder", "Usage"]
 
 BATCH_TOKENS = 2048
+KEPT_TOKENS = 4 * BATCH_TOKENS  # tokens of the caches that one forward leaves behind, a shared prefix counted for each
 _LOGITS_NBYTES = 64 << 20  # the float32 logits in memory at a time
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
 
@@ -112,7 +115,7 @@ class Scorer:
             inner = [s for s in segments if s.children]
             if inner:
                 # one batch of inner segments now; the others wait until everything below these is done
-                batch = next(pack(inner, self.batch_tokens))
+                batch = _affordable(next(pack(inner, self.batch_tokens)), KEPT_TOKENS)
                 if rest := inner[len(batch) :]:
                     pending.append((rest, cache))
                 kept = self._compute(batch, cache, sheet, keep=True)
@@ -189,6 +192,12 @@ class _Sheet:
     def scores(self) -> list[Score]:
         """One score a query: its targets' log-probabilities added up."""
         return [Score(sum(x for x, _ in slots), all(same for _, same in slots)) for slots in self._found]
+
+
+def _affordable(batch: list[Segment], n_tokens: int) -> list[Segment]:
+    """The first segments of `batch`, at least one, whose caches together hold at most `n_tokens`."""
+    held = list(accumulate(s.stop for s in batch))
+    return batch[: max(1, bisect_right(held, n_tokens))]
 
 
 def _in_pieces(reads: list[Read], n_rows: int) -> Iterator[tuple[list[int], list[Read]]]:
