@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ if not __package__:  # run as a file: make the relative imports below work
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from . import measure, vocabulary, world
+from . import adapter, measure, vocabulary, world
 from .prose import Prose, held_out_text
 from .questions import Documents, Split, exam, splits, write_csv
 from .train import Batches, Stage, new_model, train
@@ -173,7 +174,8 @@ def fill_readme(out: Path) -> None:
     rows.append(["perplexity", *(f"{found['perplexity']:.2f}" for found in models.values())])
     lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     seconds, threads = figures["seconds"]["all"], figures["made_with"]["threads"]
-    note = f"{figures['parameters']:,} parameters; `make.py` took {seconds} s with {threads} threads."
+    note = f"{figures['parameters']:,} parameters; `make.py` took {seconds} s with {threads} threads, and "
+    note += f"{figures['seconds']['adapter']} s for the adapter."
     head, rest = readme.read_text(encoding="utf-8").split("<!-- figures -->\n")
     tail = rest.split("<!-- /figures -->")[1]
     text = f"{head}<!-- figures -->\n{lines}\n\n{note}\n<!-- /figures -->{tail}"
@@ -194,7 +196,7 @@ def make(out: Path, steps: float = 1.0) -> None:
     tokenizer = make_tokenizer(split, vale)
     model = new_model(tokenizer, seed=world.SEED)
     scaled = {
-        name: [Stage(**{**vars(stage), "steps": max(1, round(stage.steps * steps))}) for stage in stages]
+        name: [replace(stage, steps=max(1, round(stage.steps * steps))) for stage in stages]
         for name, stages in (("base", BASE_STAGES), ("tuned", TUNED_STAGES))
     }
 
@@ -232,7 +234,6 @@ def make(out: Path, steps: float = 1.0) -> None:
         name: figures_of(model, tokenizer, exams, text, weights, whole=name in ("base", "tuned"))
         for name, weights in variants.items()
     }
-    print(table(models))
     files = [out / folder / name for folder in ("base", "delta") for name in ("model.safetensors", "tokenizer.json")]
     figures = {
         "questions": {subject: len(test) for subject, (_, test) in exams.items()},
@@ -247,6 +248,30 @@ def make(out: Path, steps: float = 1.0) -> None:
         },
     }  # fmt: skip
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    adapt(out, steps)
+
+
+def adapt(out: Path, steps: float = 1.0) -> None:
+    """Train the adapter on the base and delta under `out`, and add it and its figures."""
+    started = time.monotonic()
+    vale = world.load_world()
+    split = splits(vale.relations)
+    exams = {subject: exam(subject, split[subject]) for subject in world.SUBJECTS}
+    tokenizer = Tokenizer.from_file(str(out / "base" / "tokenizer.json"))
+    model = new_model(tokenizer, seed=world.SEED)
+    tuned = add(*(load_file(out / folder / "model.safetensors") for folder in ("base", "delta")))
+    measure.load(model, tuned)
+    stage = replace(adapter.STAGE, steps=max(1, round(adapter.STAGE.steps * steps)))
+    merged = adapter.train_adapter(out / "adapter", model, tokenizer, split, vale, stage, reporter("adapter"))
+    text = (out / "text.txt").read_text(encoding="utf-8")
+    figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
+    plain = new_model(tokenizer, seed=world.SEED)
+    figures["models"]["adapter"] = figures_of(plain, tokenizer, exams, text, merged, whole=False)
+    print(table(figures["models"]))
+    weights = out / "adapter" / "adapter_model.safetensors"
+    figures["files"][weights.relative_to(out).as_posix()] = file_facts(weights)
+    figures["seconds"]["adapter"] = round(time.monotonic() - started)
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     fill_readme(out)
 
 
@@ -256,10 +281,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="where to write")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--steps", type=float, default=1.0, help="scale of the training, for a quick look")
+    parser.add_argument("--only-adapter", action="store_true", help="train the adapter on the models that are there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
-    make(options.out, options.steps)
+    (adapt if options.only_adapter else make)(options.out, options.steps)
 
 
 if __name__ == "__main__":

@@ -158,8 +158,9 @@ def train(
 ) -> None:
     """AdamW with a warm-up and a cosine decay over all stages; reports step and letter, probe and prose losses."""
     hints = Hints(model.config)
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    others = [*hints.parameters(), *(p for p in model.parameters() if p.ndim != 2)]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim == 2]
+    others = [*hints.parameters(), *(p for p in trained if p.ndim != 2)]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
     model.train()
@@ -174,7 +175,7 @@ def train(
         if stage.windows:
             prose = _prose_loss(model, *batches.prose(stage.windows, stage.window))
             (0.5 * prose).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         report(step, (letters.item(), hinted.item(), prose.item()))

@@ -1,4 +1,4 @@
-"""`llmkit demo`: the main job on the mini model: base + delta, quantized to 8 and 4 bits, each evaluated."""
+"""`llmkit demo`: the main job on the mini model: base + delta + adapter, quantized to 8 and 4 bits, each evaluated."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _CONTEXT = 256
+_NEW_SUBJECT = "star_lore"  # what only the adapter teaches
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +36,8 @@ def demo(
 ) -> None:
     """Run the main job on a tiny trained model that ships with llmkit, in under a minute and offline.
 
-    Applies a delta to its base, quantizes the result to 8 and 4 bits, scores each on the mini benchmark, and prints
-    one table.
+    Applies a delta to its base, merges an adapter that teaches one more subject, quantizes the result to 8 and 4 bits,
+    scores each on the mini benchmark, and prints one table.
     """
     from llmkit.errors import OutputError
 
@@ -64,7 +65,7 @@ def demo(
 def _run(out: Output, folder: Path) -> list[dict[str, Any]]:
     from llmkit.api import save
     from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.transforms import delta
+    from llmkit.transforms import delta, lora
     from llmkit.transforms.quantize import quantize
 
     mini = Path(str(files("llmkit_evalsets"))) / "mini"
@@ -73,10 +74,13 @@ def _run(out: Output, folder: Path) -> list[dict[str, Any]]:
     out.note("base + delta")
     save(delta.apply(base, open_checkpoint(mini / "delta")), folder / "tuned")
     tuned = open_checkpoint(folder / "tuned")
+    out.note("merge the adapter")
+    save(lora.merge(tuned, [lora.open_adapter(mini / "adapter")]), folder / "merged")
+    merged = open_checkpoint(folder / "merged")
     for bits in (8, 4):
         out.note(f"quantize to {bits} bits")
-        save(quantize(tuned, bits=bits), folder / f"int{bits}")
-    models = {"base": base, "base + delta": tuned}
+        save(quantize(merged, bits=bits), folder / f"int{bits}")
+    models = {"base": base, "+ delta": tuned, "+ adapter": merged}
     models |= {f"int{bits}": open_checkpoint(folder / f"int{bits}") for bits in (8, 4)}
     text = (mini / "text.txt").read_text(encoding="utf-8")
     rows = []
@@ -94,7 +98,8 @@ def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
     from llmkit.quantization.reading import dequantized
 
     started = time.monotonic()
-    score = evaluate(ckpt, "mini", progress=progress).benches["mini"].micro
+    bench = evaluate(ckpt, "mini", progress=progress).benches["mini"]
+    score = bench.micro
     ids = list(load_tokenizer(ckpt)(text, verbose=False)["input_ids"])
     found = measure_perplexity(load_decoder(ckpt), ids, context=_CONTEXT, progress=progress)
     n_parameters = sum(t.spec.numel for t in dequantized(ckpt).tensors.values())
@@ -104,6 +109,7 @@ def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
         "accuracy": score.value,
         "stderr": score.stderr,
         "questions": score.n,
+        "subjects": {s.name: s.acc.value for s in bench.subjects},
         "perplexity": found.perplexity,
         "elapsed_s": round(time.monotonic() - started, 3),
     }
@@ -112,7 +118,7 @@ def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
 def _render(out: Output, rows: list[dict[str, Any]]) -> None:
     from llmkit.tensors.spec import format_bytes
 
-    columns = ["size", "bits per weight", "accuracy", "±", "perplexity", "time"]
+    columns = ["size", "bits per weight", "accuracy", "±", _NEW_SUBJECT, "perplexity", "time"]
     out.table(
         ["model", *columns],
         [
@@ -122,6 +128,7 @@ def _render(out: Output, rows: list[dict[str, Any]]) -> None:
                 f"{r['bits_per_weight']:.2f}",
                 f"{r['accuracy']:.1%}",
                 f"{r['stderr']:.1%}",
+                f"{r['subjects'][_NEW_SUBJECT]:.1%}",
                 f"{r['perplexity']:.3f}",
                 duration(r["elapsed_s"]),
             )

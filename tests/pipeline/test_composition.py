@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import llmkit
-from llmkit.transforms import delta, quantize
+from llmkit.transforms import delta, lora, quantize, vocab
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
@@ -55,3 +57,26 @@ def test_delta_then_quantize(tmp_path, dtype, bits, symmetric):
         assert (tmp_path / "staged-2" / name).read_bytes() == (tmp_path / "composed" / name).read_bytes(), name
     recipes = [json.loads((tmp_path / d / "llmkit.json").read_text())["recipe"] for d in ("staged-2", "composed")]
     assert [[s["transform"] for s in r] for r in recipes] == [["delta.apply", "quantize"]] * 2
+
+
+def test_delta_then_lora_then_vocab_then_quantize(tmp_path):
+    """The mini model through four commands, one by one and in one plan."""
+    mini = files("llmkit_evalsets") / "mini"
+    base, change, adapter = (Path(str(mini / name)) for name in ("base", "delta", "adapter"))
+    (tmp_path / "words.txt").write_text("<|question|>\nwyvernstone\n")
+    steps = (
+        lambda ckpt: delta.apply(ckpt, llmkit.open_checkpoint(change)),
+        lambda ckpt: lora.merge(ckpt, [lora.open_adapter(adapter)]),
+        lambda ckpt: vocab.extend(ckpt, tmp_path / "words.txt", init="pieces", pad_to_multiple=64),
+        lambda ckpt: quantize.quantize(ckpt, bits=8),
+    )
+    staged = composed = llmkit.open_checkpoint(base)
+    for i, step in enumerate(steps):
+        composed = step(composed)
+        llmkit.save(step(staged), tmp_path / str(i))
+        staged = llmkit.open_checkpoint(tmp_path / str(i))
+    llmkit.save(composed, tmp_path / "composed")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "3" / name).read_bytes() == (tmp_path / "composed" / name).read_bytes(), name
+    recipe = json.loads((tmp_path / "composed/llmkit.json").read_text())["recipe"]
+    assert [s["transform"] for s in recipe] == ["delta.apply", "lora.merge", "vocab.extend", "quantize"]
