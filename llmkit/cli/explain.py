@@ -36,7 +36,7 @@ def explain(
 
     def render() -> None:
         shape = ", ".join(map(str, found["shape"]))
-        out.line(f"{tensor}  {found['dtype']}[{shape}]  in {found['file']}, blake3 {found['blake3'][:16]}…")
+        out.line(f"{tensor}  {found['dtype']}[{shape}]  in {found['file']}, xxh3 {found['xxh3'][:16]}…")
         for line in tree_lines(found["from"]):
             out.line(line)
 

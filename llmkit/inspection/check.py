@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import blake3
+from xxhash import xxh3_128
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.manifest import MANIFEST_NAME, load_manifest
@@ -63,7 +63,7 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     for name in sound:
         if "header" in files[name]:
             _read_header(folder / name, files[name], stored, problems)
-        elif _small_hash(folder / name) != files[name]["blake3"]:
+        elif _small_hash(folder / name) != files[name]["xxh3"]:
             problems.append(f"{name} was changed: its content has another hash than in {MANIFEST_NAME}")
     nbytes = _check_tensors(manifest["tensors"], stored, problems, workers, progress)
     problems += _fit(folder)
@@ -89,7 +89,7 @@ def _has_size(folder: Path, name: str, entry: Mapping[str, Any], problems: list[
 
 
 def _small_hash(path: Path) -> str:
-    return blake3.blake3(path.read_bytes()).hexdigest()
+    return xxh3_128(path.read_bytes()).hexdigest()
 
 
 def _read_header(
@@ -103,7 +103,7 @@ def _read_header(
     with path.open("rb") as file:
         head = file.read(8)
         header = head + file.read(int.from_bytes(head, "little"))
-    if blake3.blake3(header).hexdigest() != entry["header"]:
+    if xxh3_128(header).hexdigest() != entry["header"]:
         problems.append(f"{path.name}: its header was changed")
     stored.update({name: (path.name, lazy) for name, lazy in tensors.items()})
 
@@ -130,7 +130,7 @@ def _check_tensors(
         entry = expected[name]
         if (file, lazy.dtype.name, list(lazy.shape)) != (entry["file"], entry["dtype"], list(entry["shape"])):
             problem = f"{name}: {lazy.spec} in {file}, expected {entry['dtype']}{entry['shape']} in {entry['file']}"
-        elif _hash(lazy, name, progress) != entry["blake3"]:
+        elif _hash(lazy, name, progress) != entry["xxh3"]:
             problem = f"{name} in {file} was changed: its data has another hash than in {MANIFEST_NAME}"
         else:
             return
@@ -150,7 +150,7 @@ def _hash(lazy: Lazy, name: str, progress: Progress) -> str:
     node = lazy.node
     if not isinstance(node, Read):
         raise TypeError(f"{name} is no stored tensor")
-    hasher = blake3.blake3()
+    hasher = xxh3_128()
     end = node.offset + lazy.spec.nbytes
     for start in range(node.offset, end, _CHUNK_NBYTES):
         n = min(_CHUNK_NBYTES, end - start)

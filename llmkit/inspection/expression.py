@@ -35,7 +35,7 @@ def explain(folder: Path, tensor: str) -> dict[str, Any]:
         "file": entry["file"],
         "dtype": entry["dtype"],
         "shape": entry["shape"],
-        "blake3": entry["blake3"],
+        "xxh3": entry["xxh3"],
         "recipe": manifest["recipe"],
         "from": _followed(entry["from"], {}, _MAX_DEPTH),
     }

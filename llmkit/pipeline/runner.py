@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import blake3
+from xxhash import xxh3_128
 
 from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
 from llmkit.errors import OutputError, SpecError
@@ -104,7 +104,7 @@ class _ReadHash:
     """The hash of an input tensor, as its rows pass by in order; given up when they do not."""
 
     node: Read
-    hasher: Any = field(default_factory=blake3.blake3)
+    hasher: Any = field(default_factory=xxh3_128)
     next_row: int = 0
 
     @property
@@ -170,7 +170,7 @@ class _Run:
 
         if self._stop.is_set() or self._resumed(step):
             return
-        hashers = {p.name: blake3.blake3() for p in step.placements}
+        hashers = {p.name: xxh3_128() for p in step.placements}
         reads: dict[int, _ReadHash] = {}
         context = Context(lambda node, rows, data: _observe(reads, node, rows, data))
         with torch.inference_mode():
@@ -213,7 +213,7 @@ class _Run:
         if entry is None:
             return False
         for placement in step.placements:
-            hasher = blake3.blake3()
+            hasher = xxh3_128()
             fd, position, left = self._fds[placement.file], placement.offset, placement.spec.nbytes
             while left:
                 chunk = os.pread(fd, min(left, 2**22), position)
@@ -264,7 +264,7 @@ def _manifest(plan: Plan, run: _Run, inputs: Mapping[str, int]) -> dict[str, Any
             lazy = checkpoint.tensors[p.name]
             tensors[p.name] = {
                 "file": p.file, "dtype": p.spec.dtype.name, "shape": list(p.spec.shape),
-                "blake3": run.hashes[p.name], "from": lazy.explain(),
+                "xxh3": run.hashes[p.name], "from": lazy.explain(),
             }  # fmt: skip
     return {
         "format": MANIFEST_FORMAT,
@@ -274,8 +274,8 @@ def _manifest(plan: Plan, run: _Run, inputs: Mapping[str, int]) -> dict[str, Any
         "warnings": list(plan.warnings),
         "inputs": [{"path": p, "nbytes": n, "tensors": dict(sorted(run.read_hashes.get(p, {}).items()))}
                    for p, n in inputs.items()],
-        "files": {f.name: {"nbytes": f.nbytes, "header": blake3.blake3(f.header).hexdigest()} for f in plan.files}
-        | {name: {"nbytes": len(data), "blake3": blake3.blake3(data).hexdigest()}
+        "files": {f.name: {"nbytes": f.nbytes, "header": xxh3_128(f.header).hexdigest()} for f in plan.files}
+        | {name: {"nbytes": len(data), "xxh3": xxh3_128(data).hexdigest()}
            for name, data in plan.small_files.items()},
         "tensors": dict(sorted(tensors.items())),
     }  # fmt: skip
