@@ -9,12 +9,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -39,7 +40,7 @@ from llmkit.cli.output import Mode, Output
 from llmkit.errors import LlmkitError, nearest
 from llmkit.version import __version__
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
 EXIT_USAGE = 2
 EXIT_BUG = 3
@@ -103,6 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(error, "format_message"):
             return _usage(out, error)
         return _bug(out, args, error)
+
+
+def run() -> NoReturn:
+    """The console script: `main`, then out at once, because tearing torch down would take another half second."""
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _interrupted(out: Output, args: Sequence[str], is_resumable: bool) -> int:

@@ -115,7 +115,7 @@ def main() -> None:
     make_model(base, 0, 1.0, args.dtype)
     make_model(delta, 1, 0.05, args.dtype)
     os.sync()
-    llmkit = [sys.executable, "-c", "from llmkit.cli.app import main; main()"]
+    llmkit = [sys.executable, "-m", "llmkit"]
     runs: dict[str, list[Run]] = {"import torch": [], "cp": [], "cp + sync": [], "llmkit": []}
     for _ in range(args.repeat):
         for out in ("cp", "llmkit"):

@@ -79,7 +79,7 @@ def main() -> None:
     make_model(base, 0, 1.0, args.dtype)
     make_adapter(adapter, base)
     os.sync()
-    llmkit = [sys.executable, "-c", "from llmkit.cli.app import main; raise SystemExit(main())", "lora", "merge"]
+    llmkit = [sys.executable, "-m", "llmkit", "lora", "merge"]
     others = {"peft": [sys.executable, "-c", PEFT]}
     if args.mergekit:
         others["mergekit"] = [str(args.mergekit), "-c", MERGEKIT]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-LLMKIT = [sys.executable, "-c", "import sys; from llmkit.cli.app import main; sys.exit(main())"]
+LLMKIT = [sys.executable, "-m", "llmkit"]
 
 
 def test_wrong_path(call, tmp_path, tiny):

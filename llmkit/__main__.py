@@ -1,0 +1,5 @@
+"""`python -m llmkit`: the program."""
+
+from llmkit.cli.app import run
+
+run()
