@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from xxhash import xxh3_128
 from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
 from llmkit.errors import OutputError, SpecError
 from llmkit.pipeline.commit import Partial, check_output, disk_errors
+from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.tensors.lazy import Context, Read, Rows
@@ -126,16 +129,19 @@ class _Run:
         self._guard = threading.Lock()
         self._writing = threading.Lock()
         self._fds: dict[str, int] = {}
+        self._moved = HeadStart([], self._fds)
 
     def execute(self, workers: int) -> None:
-        import torch
-
-        threads = torch.get_num_threads()
         flusher = threading.Thread(target=self._flush_early, daemon=True)
+        threads = None
         try:
             for file in self.plan.files:
                 self._fds[file.name] = self.partial.open_file(file.name, file.nbytes)
             flusher.start()
+            self._import_torch()
+            import torch
+
+            threads = torch.get_num_threads()
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 try:  # from the first submission on: an interrupt there must stop the steps too
                     futures = [pool.submit(self._run_step, step) for step in self.plan.steps]
@@ -154,9 +160,20 @@ class _Run:
             self._computed.set()
             if flusher.ident is not None:
                 flusher.join()
-            torch.set_num_threads(threads)
+            if threads is not None:
+                torch.set_num_threads(threads)
             for fd in self._fds.values():
                 os.close(fd)
+
+    def _import_torch(self) -> None:
+        """Import torch, and copy meanwhile what only moves (in a fresh run: a resumed one has tensors in place)."""
+        is_late = "torch" in sys.modules or self.partial.has_records or self.observe is not None
+        self._moved = HeadStart([] if is_late else find_stretches(self.plan), self._fds)
+        self._moved.begin()
+        try:
+            importlib.import_module("torch")
+        finally:
+            self._moved.end()
 
     def _flush_early(self) -> None:
         """Send written pages to the disk while others are computed, so that the last fsync finds little to do."""
@@ -168,7 +185,7 @@ class _Run:
     def _run_step(self, step: Step) -> None:
         import torch
 
-        if self._stop.is_set() or self._resumed(step):
+        if self._stop.is_set() or self._resumed(step) or self._is_moved(step):
             return
         hashers = {p.name: xxh3_128() for p in step.placements}
         reads: dict[int, _ReadHash] = {}
@@ -213,21 +230,39 @@ class _Run:
         if entry is None:
             return False
         for placement in step.placements:
-            hasher = xxh3_128()
-            fd, position, left = self._fds[placement.file], placement.offset, placement.spec.nbytes
-            while left:
-                chunk = os.pread(fd, min(left, 2**22), position)
-                hasher.update(chunk)
-                position += len(chunk)
-                left -= len(chunk)
-                if not chunk:
-                    return False
-            if hasher.hexdigest() != entry["tensors"].get(placement.name):
+            if self._hash_written(placement) != entry["tensors"].get(placement.name):
                 return False
         self._keep(entry)
         self.n_resumed += 1
         self.progress.advance(step.write_nbytes, step.name)
         return True
+
+    def _is_moved(self, step: Step) -> bool:
+        """Whether the head start has copied this step; its hash is taken of what was written."""
+        node = moved_tensor(step)
+        if node is None or not self._moved.has_moved(step):
+            return False
+        digest = self._hash_written(step.placements[0])
+        if digest is None:
+            return False
+        entry = {"tensors": {step.name: digest}, "reads": [[str(node.source.path), node.name, digest]]}
+        self.partial.record(step.name, entry)
+        self._keep(entry)
+        self.progress.advance(step.write_nbytes, step.name)
+        return True
+
+    def _hash_written(self, placement: Placement) -> str | None:
+        """The hash of a tensor's bytes in the output file; None where the file ends too early."""
+        hasher = xxh3_128()
+        fd, position, left = self._fds[placement.file], placement.offset, placement.spec.nbytes
+        buffer = memoryview(bytearray(min(left, 2**20)))
+        while left:
+            n = os.preadv(fd, [buffer[: min(left, len(buffer))]], position)
+            if n == 0:
+                return None
+            hasher.update(buffer[:n])
+            position, left = position + n, left - n
+        return hasher.hexdigest()
 
     def _keep(self, entry: Mapping[str, Any]) -> None:
         with self._guard:

@@ -53,7 +53,7 @@ class SourceFile:
         return flat
 
     def _fill(self, view: memoryview, offset: int) -> None:
-        fd = self._open()
+        fd = self.fileno()
         done = 0
         while done < len(view):
             try:
@@ -67,7 +67,8 @@ class SourceFile:
                 )
             done += n
 
-    def _open(self) -> int:
+    def fileno(self) -> int:
+        """The descriptor, open for reading."""
         if self._fd is None:
             with self._lock:
                 if self._fd is None:
