@@ -138,9 +138,8 @@ def test_a_fresh_process_writes_the_same_bytes_and_hashes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0  # embedding, head and norms only move
     manifests = [json.loads((tmp_path / d / "llmkit.json").read_text()) for d in ("here", "there")]
-    assert [{k: v for k, v in m.items() if k != "run"} for m in manifests][0] == {
-        k: v for k, v in manifests[1].items() if k != "run"
-    }
+    here, there = ({k: v for k, v in m.items() if k != "run"} for m in manifests)
+    assert here == there
     shards = sorted(p.name for p in (tmp_path / "here").glob("*.safetensors"))
     assert len(shards) > 1
     for name in shards:
