@@ -129,11 +129,12 @@ def main() -> None:
         shutil.rmtree(home / "cp")
         command = [*llmkit, "delta", "apply", str(base), str(delta), "-o", str(home / "llmkit"), "-q"]
         runs["llmkit"].append(timed(command))
-    if args.fastchat:
-        script = args.fastchat / "fastchat" / "model" / "apply_delta.py"
-        command = [sys.executable, "-c", FASTCHAT, str(script), str(base), str(delta), str(home / "fastchat")]
-        shutil.rmtree(home / "fastchat", ignore_errors=True)
-        runs["FastChat"] = [timed(command)]
+        if args.fastchat:
+            script = args.fastchat / "fastchat" / "model" / "apply_delta.py"
+            command = [sys.executable, "-c", FASTCHAT, str(script), str(base), str(delta), str(home / "fastchat")]
+            shutil.rmtree(home / "fastchat", ignore_errors=True)
+            os.sync()
+            runs.setdefault("FastChat", []).append(timed(command))
     report(runs)
     if args.fastchat:
         compare(home / "llmkit", home / "fastchat")
