@@ -38,8 +38,9 @@ class Stretch:
 def moved_tensor(step: Step) -> Read | None:
     """The stored tensor whose bytes are all that the step writes."""
     node = step.node
-    is_plain = isinstance(node, Read) and node.strides is None and len(step.placements) == 1
-    return node if is_plain and isinstance(node, Read) else None
+    if not isinstance(node, Read) or node.strides is not None or len(step.placements) > 1:
+        return None
+    return node
 
 
 def find_stretches(plan: Plan, max_gap: int = MAX_GAP) -> list[Stretch]:
@@ -56,7 +57,8 @@ def find_stretches(plan: Plan, max_gap: int = MAX_GAP) -> list[Stretch]:
         last = found[-1] if found else None
         if (
             last is not None
-            and (last.source is move.source, last.file) == (True, move.file)
+            and last.source is move.source
+            and last.file == move.file
             and move.offset - last.offset == move.start - last.start
             and move.offset - (last.offset + last.nbytes) <= max_gap
         ):
