@@ -238,12 +238,12 @@ class _Run:
         return True
 
     def _is_moved(self, step: Step) -> bool:
-        """Whether the head start has copied this step; its hash is taken of what was written."""
+        """Whether the head start has copied this step, and the bytes that arrived are those of the input."""
         node = moved_tensor(step)
         if node is None or not self._moved.has_moved(step):
             return False
         digest = self._hash_written(step.placements[0])
-        if digest is None:
+        if digest is None or digest != _hash_of(node.source.fileno(), node.offset, step.write_nbytes):
             return False
         entry = {"tensors": {step.name: digest}, "reads": [[str(node.source.path), node.name, digest]]}
         self.partial.record(step.name, entry)
@@ -252,17 +252,7 @@ class _Run:
         return True
 
     def _hash_written(self, placement: Placement) -> str | None:
-        """The hash of a tensor's bytes in the output file; None where the file ends too early."""
-        hasher = xxh3_128()
-        fd, position, left = self._fds[placement.file], placement.offset, placement.spec.nbytes
-        buffer = memoryview(bytearray(min(left, 2**20)))
-        while left:
-            n = os.preadv(fd, [buffer[: min(left, len(buffer))]], position)
-            if n == 0:
-                return None
-            hasher.update(buffer[:n])
-            position, left = position + n, left - n
-        return hasher.hexdigest()
+        return _hash_of(self._fds[placement.file], placement.offset, placement.spec.nbytes)
 
     def _keep(self, entry: Mapping[str, Any]) -> None:
         with self._guard:
@@ -283,6 +273,19 @@ def _bytes_of(data: torch.Tensor) -> memoryview:
 
     flat = data.contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _hash_of(fd: int, position: int, nbytes: int) -> str | None:
+    """The hash of a stretch of a file; None where the file ends too early."""
+    hasher = xxh3_128()
+    buffer = memoryview(bytearray(min(nbytes, 2**20)))
+    while nbytes:
+        n = os.preadv(fd, [buffer[: min(nbytes, len(buffer))]], position)
+        if n == 0:
+            return None
+        hasher.update(buffer[:n])
+        position, nbytes = position + n, nbytes - n
+    return hasher.hexdigest()
 
 
 def _pwrite(fd: int, view: memoryview, offset: int) -> None:
