@@ -133,9 +133,11 @@ def make(
 
 
 def _sampled(base: Checkpoint, delta: Checkpoint, profile: str | None, *, force: bool) -> list[Finding]:
+    from llmkit.tensors.loading import import_torch
     from llmkit.transforms.delta.base_check import check_base
     from llmkit.transforms.delta.base_structure import raise_refusals
 
+    import_torch()
     findings = check_base(base, delta, profile=profile)
     raise_refusals(findings, force=force)
     return findings

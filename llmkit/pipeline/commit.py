@@ -86,13 +86,14 @@ class Partial:
         with disk_errors(self.path):
             self._lock_fd = self._lock()
             earlier = self._read_journal()
-            if resume and earlier and earlier[0].get("plan") == digest:
+            is_same = resume and bool(earlier) and earlier[0].get("plan") == digest
+            if is_same:
                 self.done = {e["step"]: e for e in earlier[1:]}
                 self.has_records = bool(self.done)
             else:
                 self._clear()
             self._journal = (self.path / JOURNAL).open("a", encoding="utf-8")
-            if not self.done:
+            if not is_same:
                 self._append({"plan": digest})
 
     def _lock(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.tensors.lazy import Context, Read, Rows
+from llmkit.tensors.loading import import_torch
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +171,7 @@ class _Run:
         self._moved = HeadStart([] if is_late else find_stretches(self.plan), self._fds)
         self._moved.begin()
         try:
-            importlib.import_module("torch")
+            import_torch()
         finally:
             self._moved.end()
 

@@ -18,7 +18,7 @@ import llmkit
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.errors import InputError, OutputError, SpecError
 from llmkit.pipeline import plan as planning
-from llmkit.pipeline.commit import partial_path
+from llmkit.pipeline.commit import Partial, partial_path
 from llmkit.tensors.lazy import Apply, Concat, Lazy
 
 
@@ -265,3 +265,12 @@ def test_planning_reads_no_data(source, tmp_path, monkeypatch):
     plan = llmkit.plan(ckpt.derive(tensors={k: doubled(t) for k, t in ckpt.tensors.items()}), tmp_path / "out")
     assert plan.write_nbytes > plan.read_nbytes == ckpt.nbytes
     assert not any(tmp_path.glob("out*"))
+
+
+def test_interrupted_again_before_any_step_is_done_resumes(source, tmp_path):
+    folder, _ = source
+    plan = llmkit.plan(copy_of(folder), tmp_path / "out")
+    for _ in range(2):
+        Partial(plan.out, plan.digest, resume=True).close()
+    llmkit.save(copy_of(folder), tmp_path / "out")
+    assert (tmp_path / "out/llmkit.json").is_file()

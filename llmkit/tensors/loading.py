@@ -1,0 +1,28 @@
+"""The import of torch, which takes a second and swallows a Ctrl-C that comes in the middle of it."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import threading
+
+__all__ = ["import_torch"]
+
+
+def import_torch() -> None:
+    """Import torch; an interrupt in the meantime is raised when it is done.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came while torch was imported.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        importlib.import_module("torch")
+        return
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
+    try:
+        importlib.import_module("torch")
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+    if seen:
+        raise KeyboardInterrupt
