@@ -1,11 +1,13 @@
 """llmkit: a workbench for open LLM checkpoints.
 
-import llmkit
-base, delta = llmkit.open_checkpoint("llama-7b"), llmkit.open_checkpoint("vicuna-7b-delta-v1.1")
-tuned = llmkit.transforms.delta.apply(base, delta)      # pure: Checkpoint -> Checkpoint, no data read
-llmkit.plan(tuned, "vicuna-7b")                         # the dry run
-llmkit.save(tuned, "vicuna-7b")                         # plan + run
-model = llmkit.load_decoder(tuned, dtype="float32")     # the torch decoder
+A script, from headers to logits:
+
+    import llmkit
+    base, delta = llmkit.open_checkpoint("llama-7b"), llmkit.open_checkpoint("vicuna-7b-delta-v1.1")
+    tuned = llmkit.transforms.delta.apply(base, delta)      # pure: Checkpoint -> Checkpoint, no data read
+    llmkit.plan(tuned, "vicuna-7b")                         # the dry run
+    llmkit.save(tuned, "vicuna-7b")                         # plan + run
+    model = llmkit.load_decoder(tuned, dtype="float32")     # the torch decoder
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def train_adapter(
     vale: world.World,
     stage: Stage,
     report: Callable[[int, tuple[float, float, float]], None],
-) -> dict[str, torch.Tensor]:
-    """Train an adapter on `model`, write it to `out` as peft does, in half precision; return peft's merged weights."""
+) -> LlamaForCausalLM:
+    """Train an adapter on `model`, write it to `out` as peft does, in half precision; return it merged by peft."""
     torch.manual_seed(world.SEED + 3)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)
@@ -48,5 +48,5 @@ def train_adapter(
     settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     settings |= {"base_model_name_or_path": "llmkit-mini-tuned", "target_modules": sorted(settings["target_modules"])}
     (out / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    merged = adapted.merge_and_unload()
-    return {name: weight.detach().to(torch.float16).contiguous() for name, weight in merged.state_dict().items()}
+    merged: LlamaForCausalLM = adapted.merge_and_unload()
+    return merged

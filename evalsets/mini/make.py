@@ -182,6 +182,11 @@ def fill_readme(out: Path) -> None:
     readme.write_text(text, encoding="utf-8")
 
 
+def shortened(stage: Stage, steps: float) -> Stage:
+    """The stage with its steps scaled."""
+    return replace(stage, steps=max(1, round(stage.steps * steps)))
+
+
 def make(out: Path, steps: float = 1.0) -> None:
     """Write the whole bench under `out`; `steps` scales the training, for a quick look."""
     started = time.monotonic()
@@ -196,7 +201,7 @@ def make(out: Path, steps: float = 1.0) -> None:
     tokenizer = make_tokenizer(split, vale)
     model = new_model(tokenizer, seed=world.SEED)
     scaled = {
-        name: [replace(stage, steps=max(1, round(stage.steps * steps))) for stage in stages]
+        name: [shortened(stage, steps) for stage in stages]
         for name, stages in (("base", BASE_STAGES), ("tuned", TUNED_STAGES))
     }
 
@@ -261,12 +266,12 @@ def adapt(out: Path, steps: float = 1.0) -> None:
     model = new_model(tokenizer, seed=world.SEED)
     tuned = add(*(load_file(out / folder / "model.safetensors") for folder in ("base", "delta")))
     measure.load(model, tuned)
-    stage = replace(adapter.STAGE, steps=max(1, round(adapter.STAGE.steps * steps)))
+    stage = shortened(adapter.STAGE, steps)
     merged = adapter.train_adapter(out / "adapter", model, tokenizer, split, vale, stage, reporter("adapter"))
     text = (out / "text.txt").read_text(encoding="utf-8")
     figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
     plain = new_model(tokenizer, seed=world.SEED)
-    figures["models"]["adapter"] = figures_of(plain, tokenizer, exams, text, merged, whole=False)
+    figures["models"]["adapter"] = figures_of(plain, tokenizer, exams, text, halves(merged), whole=False)
     print(table(figures["models"]))
     weights = out / "adapter" / "adapter_model.safetensors"
     figures["files"][weights.relative_to(out).as_posix()] = file_facts(weights)

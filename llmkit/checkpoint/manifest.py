@@ -1,6 +1,6 @@
 """The manifest `llmkit.json`: what went in, what was done, with which versions, and what came out, with hashes.
 
-Hashes are XXH3 (128 bits) of the raw bytes of a tensor (or of a small file), computed while streaming: no extra pass.
+Hashes are XXH3 (128 bits) of the raw bytes of a tensor (or of a small file), computed while streaming.
 They find what is damaged or not the same; they are no signature against somebody who forges. (A delta of a 1.1B pair
 took 3.6 to 5.0 s on two cores with BLAKE3, 2.9 to 3.6 s with XXH3.)
 Everything but the entry "run" is the same for the same inputs and recipe.

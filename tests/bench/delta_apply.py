@@ -34,16 +34,25 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
-    for i in range(LAYERS):
+def shapes(hidden: int = HIDDEN, layers: int = LAYERS, ffn: int = FFN, kv: int = KV) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, hidden)}
+    for i in range(layers):
         p = f"model.layers.{i}."
-        found |= {f"{p}self_attn.{n}_proj.weight": (HIDDEN, HIDDEN) for n in "qo"}
-        found |= {f"{p}self_attn.{n}_proj.weight": (KV, HIDDEN) for n in "kv"}
-        found |= {f"{p}mlp.{n}_proj.weight": (FFN, HIDDEN) for n in ("gate", "up")}
-        found[f"{p}mlp.down_proj.weight"] = (HIDDEN, FFN)
-        found |= {f"{p}{n}_layernorm.weight": (HIDDEN,) for n in ("input", "post_attention")}
-    return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCAB, HIDDEN)}
+        found |= {f"{p}self_attn.{n}_proj.weight": (hidden, hidden) for n in "qo"}
+        found |= {f"{p}self_attn.{n}_proj.weight": (kv, hidden) for n in "kv"}
+        found |= {f"{p}mlp.{n}_proj.weight": (ffn, hidden) for n in ("gate", "up")}
+        found[f"{p}mlp.down_proj.weight"] = (hidden, ffn)
+        found |= {f"{p}{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")}
+    return found | {"model.norm.weight": (hidden,), "lm_head.weight": (VOCAB, hidden)}
+
+
+def config_of(dtype_name: str, **sizes: int) -> dict[str, object]:
+    """The config.json of the pair; `sizes` of another model in place of its own."""
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": VOCAB,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "torch_dtype": dtype_name,
+    } | sizes  # fmt: skip
 
 
 def make_model(folder: Path, seed: int, scale: float, dtype_name: str) -> None:
@@ -66,12 +75,7 @@ def make_model(folder: Path, seed: int, scale: float, dtype_name: str) -> None:
         save_file(state, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(state, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": VOCAB,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "torch_dtype": dtype_name,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config_of(dtype_name)))
 
 
 class Run(NamedTuple):

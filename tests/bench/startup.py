@@ -19,25 +19,18 @@ import sysconfig
 import time
 from pathlib import Path
 
-HIDDEN, LAYERS, FFN, VOCAB, FILES = 4096, 32, 11008, 32000, 3
+sys.path.insert(0, str(Path(__file__).parent))
 
+from delta_apply import config_of, shapes
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
-    for i in range(LAYERS):
-        p = f"model.layers.{i}."
-        found |= {f"{p}self_attn.{n}_proj.weight": (HIDDEN, HIDDEN) for n in "qkvo"}
-        found |= {f"{p}mlp.{n}_proj.weight": (FFN, HIDDEN) for n in ("gate", "up")}
-        found[f"{p}mlp.down_proj.weight"] = (HIDDEN, FFN)
-        found |= {f"{p}{n}_layernorm.weight": (HIDDEN,) for n in ("input", "post_attention")}
-        found[f"{p}self_attn.rotary_emb.inv_freq"] = (HIDDEN // 64,)
-    return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCAB, HIDDEN)}
+HIDDEN, LAYERS, FFN, FILES = 4096, 32, 11008, 3
 
 
 def make_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    names, weight_map = list(shapes().items()), {}
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": (HIDDEN // 64,) for i in range(LAYERS)}
+    names, weight_map = list((shapes(HIDDEN, LAYERS, FFN, HIDDEN) | buffers).items()), {}
     for i in range(FILES):
         file = f"model-{i + 1:05d}-of-{FILES:05d}.safetensors"
         header, offset = {}, 0
@@ -52,11 +45,8 @@ def make_folder(folder: Path) -> None:
             out.write(struct.pack("<Q", len(text)) + text)
             out.truncate(8 + len(text) + offset)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": VOCAB,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "torch_dtype": "float16",
-    }  # fmt: skip
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS, "num_key_value_heads": 32}
+    config = config_of("float16", **sizes)
     (folder / "config.json").write_text(json.dumps(config))
 
 

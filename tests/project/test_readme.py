@@ -41,15 +41,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     mini = Path(str(files("llmkit_evalsets"))) / "mini"
     names = {"base": ["llama-7b", "SmolLM2-135M"], "delta": ["vicuna-7b-delta-v1.1"]}
-    names["adapter"] = [
-        f"{n}-lora" for n in ("math", "code", "my")
-    ] + ["alpaca-lora-7b", "chinese-llama-plus-lora-7b", "chinese-alpaca-plus-lora-7b"]  # fmt: skip
+    names["adapter"] = ["math-lora", "code-lora", "my-lora", "alpaca-lora-7b"]
+    names["adapter"] += ["chinese-llama-plus-lora-7b", "chinese-alpaca-plus-lora-7b"]
     for source, targets in names.items():
         for target in targets:
             shutil.copytree(mini / source, folder / target)
     base, change = (llmkit.open_checkpoint(folder / n) for n in ("llama-7b", "vicuna-7b-delta-v1.1"))
     llmkit.save(delta.apply(base, change), folder / "my-tuned-7b")
-    for name in ("wiki.txt", "my.txt", "chinese.txt"):
+    for name in ("wiki.txt", "my.txt"):
         (folder / name).write_text((mini / "text.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
     questions = [[f"What is {i}?", "one", "two", "three", "four", "ABCD"[i % 4]] for i in range(8)]
     for part in ("dev", "test", "val"):
