@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkit.architecture.keys import Key, as_key, lookup, source_of
-from llmkit.architecture.kinds import Block, Head
+from llmkit.architecture.keys import Computed, Key, as_key, lookup, source_of
+from llmkit.architecture.kind import Kind
+from llmkit.architecture.kinds import Block, Embedding, Head, PerLayer
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import Prompt
 from llmkit.architecture.sizes import Sizes
-from llmkit.errors import SpecError
+from llmkit.errors import PluginError, SpecError
 
 __all__ = ["Architecture", "Dims"]
 
+Size = str | Key | Computed
 _KV_HEADS = Key("num_key_value_heads", None)
 _HEAD_DIM = Key("head_dim", None)
 _CONTEXT = Key("max_position_embeddings", None)
@@ -29,16 +31,18 @@ class Dims:
         kv_heads: absent in a config means as many as heads.
         head_dim: absent in a config means hidden / heads.
         context: the longest sequence it was trained for, in tokens; absent means unknown.
+        extra: sizes of the family's own, which shape formulas may name.
     """
 
-    hidden: str | Key
-    layers: str | Key
-    heads: str | Key
-    ffn: str | Key
-    vocab: str | Key
-    kv_heads: Key = _KV_HEADS
-    head_dim: Key = _HEAD_DIM
-    context: Key = _CONTEXT
+    hidden: Size
+    layers: Size
+    heads: Size
+    ffn: Size
+    vocab: Size
+    kv_heads: Size = _KV_HEADS
+    head_dim: Size = _HEAD_DIM
+    context: Size = _CONTEXT
+    extra: Mapping[str, Size] = field(default_factory=dict)
 
     def bind(self, config: Mapping[str, Any]) -> Sizes:
         """The sizes as whole numbers.
@@ -49,9 +53,9 @@ class Dims:
         found: dict[str, int | None] = {}
         keys: dict[str, str] = {}
         for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
-            key: Key = as_key(getattr(self, name))
+            key = as_key(getattr(self, name))
             found[name] = _whole(name, key, config)
-            keys[name] = source_of(key, config) or key.spellings[0]
+            keys[name] = source_of(key, config) or next(iter(key.spellings), name)
         context = found.pop("context")
         hidden, heads = found["hidden"] or 0, found["heads"] or 0
         if found["kv_heads"] is None:
@@ -68,42 +72,53 @@ class Dims:
             raise SpecError(
                 f"config.json: {keys['heads']} {heads} is not a multiple of {keys['kv_heads']} {sizes['kv_heads']}"
             )
-        return Sizes(**sizes, context=context, keys=keys)
+        extra = {name: _whole(name, as_key(key), config) or 0 for name, key in self.extra.items()}
+        keys |= {name: source_of(as_key(key), config) or name for name, key in self.extra.items()}
+        return Sizes(**sizes, context=context, extra=extra, keys=keys)
 
 
-def _whole(name: str, key: Key, config: Mapping[str, Any]) -> int | None:
+def _whole(name: str, key: Key | Computed, config: Mapping[str, Any]) -> int | None:
     value = lookup(key, config)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
-        where = source_of(key, config) or key.spellings[0]
+        where = source_of(key, config) or next(iter(key.spellings), name)
         raise SpecError(f"config.json: {where} is {value!r}, expected a positive whole number ({name})")
     return int(value)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One decoder family as data.
+    """One decoder family, or one of its releases where they differ in more than numbers, as data.
 
     Attributes:
         name: a short name, as `plugins list` shows it.
         matches: the values of `architectures` in config.json that it claims; upper and lower case do not matter.
+        block: the kind of every layer, or `PerLayer` where they differ.
+        embedding, head: the two ends.
+        final_norm: the norm before the head; None for one like the block's.
         model_types: the values of `model_type` that it claims where `architectures` is missing.
+        when: tells the releases apart that state the same `architectures`: True for a config that is this one.
         tiny: the config of a tiny random model, with `architectures` and `model_type`.
         variants: name -> changes to `tiny`, one for each thing that a config of the family can vary.
         prompt: the format that the family's base checkpoints expect.
+        reference_attention: the implementation of attention with which transformers computes the family rightly.
     """
 
     name: str
     matches: tuple[str, ...]
     dims: Dims
-    block: Block
+    block: Kind | PerLayer
     head: Head
     names: Names
     tiny: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
+    embedding: Embedding = field(default_factory=Embedding)
+    final_norm: Kind | None = None
+    when: Callable[[Mapping[str, Any]], bool] | None = None
     prompt: Prompt | None = None
+    reference_attention: str = "eager"
 
     def bind(self, config: Mapping[str, Any]) -> Model:
         """This architecture with the sizes and values of one config.
@@ -111,15 +126,28 @@ class Architecture:
         Raises:
             SpecError: the config lacks a key or contradicts itself.
         """
+        dims = self.dims.bind(config)
+        if isinstance(self.block, PerLayer):
+            blocks = tuple(self.block.of(config, i).bind(config) for i in range(dims.layers))
+        else:
+            blocks = (self.block.bind(config),) * dims.layers
+        first = blocks[0]
+        norm = self.final_norm.bind(config) if self.final_norm is not None else None
+        if norm is None:
+            if not isinstance(first, Block):
+                raise PluginError(f"architecture {self.name!r}: a block of another kind needs a final_norm of its own")
+            norm = first.norm
         return Model(
             family=self.name,
-            dims=self.dims.bind(config),
-            block=self.block.bind(config),
+            dims=dims,
+            embedding=self.embedding.bind(config),
+            blocks=blocks,
+            final_norm=norm,
             head=self.head.bind(config),
             names=self.names,
         )
 
     def tiny_config(self, variant: str | None = None) -> dict[str, Any]:
-        """The config of the tiny model, or of one of its variants."""
+        """The config of the tiny model, or of one of its variants; a change to None takes a key away."""
         changes = self.variants[variant] if variant is not None else {}
-        return {**self.tiny, **changes}
+        return {k: v for k, v in {**self.tiny, **changes}.items() if v is not None}

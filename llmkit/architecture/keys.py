@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llmkit.errors import SpecError, nearest
 
-__all__ = ["REQUIRED", "Flag", "Key", "Number", "as_bool", "as_float", "as_key", "bind_fields", "lookup", "source_of"]
+__all__ = [
+    "REQUIRED",
+    "Computed",
+    "Flag",
+    "Key",
+    "Number",
+    "as_bool",
+    "as_float",
+    "as_key",
+    "bind_fields",
+    "lookup",
+    "source_of",
+]
 
 REQUIRED = "<required>"
 T = TypeVar("T")
@@ -34,8 +46,29 @@ class Key:
         return (self.names,) if isinstance(self.names, str) else self.names
 
 
-Number = float | str | Key  # a constant, the name of a required key, or a Key
-Flag = bool | str | Key
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A value, or a kind, that follows from several keys of config.json.
+
+    Attributes:
+        of: the function of the whole config; a kind that it returns is bound in its turn.
+    """
+
+    of: Callable[[Mapping[str, Any]], Any]
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """For messages: it has no key of its own."""
+        return ("(computed)",)
+
+    def bind(self, config: Mapping[str, Any]) -> Any:
+        """The value for one config."""
+        value = self.of(config)
+        return value.bind(config) if hasattr(value, "bind") else value
+
+
+Number = float | str | Key | Computed  # a constant, the name of a required key, a Key, or computed from several
+Flag = bool | str | Key | Computed
 
 
 def as_key(value: Any) -> Any:
@@ -43,17 +76,21 @@ def as_key(value: Any) -> Any:
     return Key(value) if isinstance(value, str) else value
 
 
-def source_of(key: Key, config: Mapping[str, Any]) -> str | None:
+def source_of(key: Key | Computed, config: Mapping[str, Any]) -> str | None:
     """The spelling under which `config` has the value, or None."""
+    if isinstance(key, Computed):
+        return None
     return next((name for name in key.spellings if _get(config, name) is not None), None)
 
 
-def lookup(key: Key, config: Mapping[str, Any]) -> Any:
+def lookup(key: Key | Computed, config: Mapping[str, Any]) -> Any:
     """The value of `key` in `config`.
 
     Raises:
         SpecError: a required key is absent.
     """
+    if isinstance(key, Computed):
+        return key.bind(config)
     name = source_of(key, config)
     if name is not None:
         return _get(config, name)

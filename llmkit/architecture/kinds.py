@@ -1,132 +1,81 @@
-"""The kinds that decoders are built from: small frozen types, each with only its own fields.
-
-A kind says which weights it has (`slots`: leaf name -> shape formula); readers (the torch decoder, the ONNX graph) are
-looked up by the kind's type. Fields hold constants or `Key`s; `bind(config)` gives the same kind with plain values.
-A shape formula is a product of dims: `heads*head_dim`, `hidden`, `3*hidden`.
-A plugin may define kinds of its own: subclass `Kind`, and give it the readers' methods (`torch_reader`).
-"""
+"""The kinds that decoders are built from: small frozen types, each with only its own fields (see `kind.py`)."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
-from llmkit.architecture.keys import Flag, Key, Number, as_bool, bind_fields
-from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
+from llmkit.architecture.attention import GroupedQuery
+from llmkit.architecture.keys import Flag, Number, as_bool
+from llmkit.architecture.kind import Kind, SlotKind, SlotShape, linear_slots, under
+from llmkit.architecture.positions import Alibi, LearnedPositions, NoPositions, Rope
 
 __all__ = [
+    "Alibi",
     "Block",
+    "Embedding",
     "GatedMLP",
     "GroupedQuery",
     "Head",
     "Kind",
+    "LayerNorm",
+    "LearnedPositions",
+    "NoNorm",
+    "NoPositions",
+    "Parallel",
+    "PerLayer",
+    "PlainMLP",
+    "PostNorm",
     "PreNorm",
     "RMSNorm",
     "Rope",
+    "Sandwich",
+    "SharedParallel",
     "SlotKind",
     "SlotShape",
 ]
 
-# transformers 4 writes rope_theta and rope_scaling, transformers 5 one object; what is inside the object wins.
-_THETA = Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 10000.0)
-_SCALING = Key(("rope_scaling", "rope_parameters"), None)
-
-SlotKind = Literal["embedding", "linear", "norm", "bias", "head"]
-
-
-@dataclass(frozen=True, slots=True)
-class SlotShape:
-    """The shape of a weight as a formula of dims, and what sort of weight it is."""
-
-    dims: tuple[str, ...]
-    kind: SlotKind
-    is_optional: bool = False
-
 
 @dataclass(frozen=True)
-class Kind:
-    """The base of all kinds."""
-
-    string_keys: ClassVar[tuple[str, ...]] = ()
-    """Fields in which a bare string is the name of a config key."""
-
-    def bind(self, config: Mapping[str, Any]) -> Self:
-        """The same kind with the values of one config."""
-        return bind_fields(self, config, self.string_keys)
-
-    def slots(self) -> dict[str, SlotShape]:
-        """The weights of a bound kind: leaf name -> shape."""
-        return {}
-
-
-def _linear(name: str, out: str, inside: str, bias: Flag) -> dict[str, SlotShape]:
-    slots = {f"{name}.weight": SlotShape((out, inside), "linear")}
-    if as_bool(bias):
-        slots[f"{name}.bias"] = SlotShape((out,), "bias")
-    return slots
+class NoNorm(Kind):
+    """x as it is."""
 
 
 @dataclass(frozen=True)
 class RMSNorm(Kind):
-    """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 (Zhang & Sennrich 2019, arXiv:1910.07467).
+
+    Attributes:
+        offset: added to the weight; where it is not 0 the product is taken in float32 too (Gemma stores weight - 1).
+        width: a formula: the length of the weight.
+    """
 
     string_keys = ("eps",)
 
     eps: Number
     width: str = "hidden"
+    offset: float = 0.0
 
     def slots(self) -> dict[str, SlotShape]:
         return {"weight": SlotShape((self.width,), "norm")}
 
 
 @dataclass(frozen=True)
-class GroupedQuery(Kind):
-    """Causal softmax attention, each key/value head shared by heads/kv_heads query heads; scale 1/sqrt(head_dim).
+class LayerNorm(Kind):
+    """(x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016, arXiv:1607.06450)."""
 
-    One group for all heads is multi-query, a group for each head is multi-head attention (Ainslie et al. 2023).
-    """
+    string_keys = ("eps", "bias")
 
-    string_keys = ("qkv_bias", "out_bias")
-
-    qkv_bias: Flag = False
-    out_bias: Flag = False
+    eps: Number
+    bias: Flag = True
+    width: str = "hidden"
 
     def slots(self) -> dict[str, SlotShape]:
-        return {
-            **_linear("q", "heads*head_dim", "hidden", self.qkv_bias),
-            **_linear("k", "kv_heads*head_dim", "hidden", self.qkv_bias),
-            **_linear("v", "kv_heads*head_dim", "hidden", self.qkv_bias),
-            **_linear("o", "hidden", "heads*head_dim", self.out_bias),
-        }
-
-
-@dataclass(frozen=True)
-class Rope(Kind):
-    """Rotary positions over the whole head, the first half of its dims paired with the second (Su et al. 2021).
-
-    Attributes:
-        theta: the base of the frequencies.
-        scaling: where the config keeps the scaling; bound, one of the types of `scaling.py`.
-    """
-
-    string_keys = ("theta",)
-
-    theta: Number = _THETA
-    scaling: Key | Scaling = _SCALING
-
-    def bind(self, config: Mapping[str, Any]) -> Self:
-        bound = super().bind(config)
-        if isinstance(self.scaling, Key):
-            params: Any = bound.scaling
-            return dataclasses.replace(bound, scaling=scaling_of(params, config))
-        return bound
-
-    @property
-    def bound_scaling(self) -> Scaling:
-        """The scaling of a bound kind."""
-        return NoScaling() if isinstance(self.scaling, Key) else self.scaling
+        slots = {"weight": SlotShape((self.width,), "norm")}
+        if as_bool(self.bias):
+            slots["bias"] = SlotShape((self.width,), "bias")
+        return slots
 
 
 @dataclass(frozen=True)
@@ -140,14 +89,35 @@ class GatedMLP(Kind):
 
     string_keys = ("bias",)
 
-    act: str | Key
+    act: str | Any
     bias: Flag = False
 
     def slots(self) -> dict[str, SlotShape]:
         return {
-            **_linear("gate", "ffn", "hidden", self.bias),
-            **_linear("up", "ffn", "hidden", self.bias),
-            **_linear("down", "hidden", "ffn", self.bias),
+            **linear_slots("gate", "ffn", "hidden", self.bias),
+            **linear_slots("up", "ffn", "hidden", self.bias),
+            **linear_slots("down", "hidden", "ffn", self.bias),
+        }
+
+
+@dataclass(frozen=True)
+class PlainMLP(Kind):
+    """down(act(up(x))).
+
+    Attributes:
+        act: the name of the activation, or a `Key` that holds it.
+        bias: whether both have biases.
+    """
+
+    string_keys = ("bias",)
+
+    act: str | Any
+    bias: Flag = True
+
+    def slots(self) -> dict[str, SlotShape]:
+        return {
+            **linear_slots("up", "ffn", "hidden", self.bias),
+            **linear_slots("down", "hidden", "ffn", self.bias),
         }
 
 
@@ -159,6 +129,34 @@ class PreNorm(Kind):
 
 
 @dataclass(frozen=True)
+class PostNorm(Kind):
+    """norm(x + attn(x)), then norm(x + mlp(x)) (Vaswani et al. 2017)."""
+
+    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
+
+
+@dataclass(frozen=True)
+class Parallel(Kind):
+    """x + attn(norm(x)) + mlp(norm'(x)), each with a norm of its own."""
+
+    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
+
+
+@dataclass(frozen=True)
+class SharedParallel(Kind):
+    """x + attn(y) + mlp(y) with y = norm(x)."""
+
+    norms: ClassVar[tuple[str, ...]] = ("attn_norm",)
+
+
+@dataclass(frozen=True)
+class Sandwich(Kind):
+    """x + post(attn(pre(x))), then x + post(mlp(pre(x)))."""
+
+    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm")
+
+
+@dataclass(frozen=True)
 class Block(Kind):
     """One layer of an attention decoder.
 
@@ -166,25 +164,76 @@ class Block(Kind):
         residual: how norms, attention and MLP are wired; its type names the norms there are.
     """
 
-    norm: RMSNorm
-    attention: GroupedQuery
-    position: Rope
-    mlp: GatedMLP
-    residual: PreNorm = field(default_factory=PreNorm)
+    norm: Kind
+    attention: Kind
+    position: Kind
+    mlp: Kind
+    residual: Any = field(default_factory=PreNorm)
 
     def slots(self) -> dict[str, SlotShape]:
-        parts: list[tuple[str, Kind]] = [(name, self.norm) for name in self.residual.norms]
-        parts += [("attn", self.attention), ("mlp", self.mlp)]
-        return {f"{part}.{leaf}": shape for part, kind in parts for leaf, shape in kind.slots().items()}
+        slots: dict[str, SlotShape] = {}
+        for name in self.residual.norms:
+            slots |= under(name, self.norm)
+        return slots | under("attn", self.attention) | under("mlp", self.mlp)
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """Layers that are not all alike.
+
+    Attributes:
+        of: the (unbound) block of layer i, from the config.
+    """
+
+    of: Callable[[Mapping[str, Any], int], Kind]
+
+
+@dataclass(frozen=True)
+class Embedding(Kind):
+    """How token ids become the first hidden states.
+
+    Attributes:
+        width: a formula; where it is not `hidden`, a matrix [hidden, width] follows (slot `embed_proj`).
+        scale: multiplies the rows, rounded to the compute dtype first (as Gemma has it); None for 1.
+        norm: applied to the rows.
+        positions: `LearnedPositions`, added to them.
+    """
+
+    width: str = "hidden"
+    scale: Number | None = None
+    norm: Kind = field(default_factory=NoNorm)
+    positions: Kind = field(default_factory=NoPositions)
+
+    def slots(self) -> dict[str, SlotShape]:
+        slots = {"embed.weight": SlotShape(("vocab", self.width), "embedding")}
+        if self.width != "hidden":
+            slots["embed_proj.weight"] = SlotShape(("hidden", self.width), "linear")
+        return slots | under("positions", self.positions) | under("embed_norm", self.norm)
 
 
 @dataclass(frozen=True)
 class Head(Kind):
-    """The output matrix: logits = hidden @ weight^T; `tied` shares the embedding's weight."""
+    """The output matrix: logits = hidden @ weight^T; `tied` shares the embedding's weight.
 
-    string_keys = ("tied",)
+    Attributes:
+        bias: added to the logits.
+        softcap: logits become c * tanh(logit / c); None for none.
+        normalized: rows of the weight are divided by their L2 norm (Baichuan 2's NormHead).
+        width: a formula; where it is not `hidden`, a matrix [width, hidden] comes first (slot `head_proj`).
+    """
+
+    string_keys = ("tied", "bias", "normalized")
 
     tied: Flag = False
+    bias: Flag = False
+    softcap: Number | None = None
+    normalized: Flag = False
+    width: str = "hidden"
 
     def slots(self) -> dict[str, SlotShape]:
-        return {"weight": SlotShape(("vocab", "hidden"), "head", is_optional=as_bool(self.tied))}
+        slots = {"head.weight": SlotShape(("vocab", self.width), "head", is_optional=as_bool(self.tied))}
+        if as_bool(self.bias):
+            slots["head.bias"] = SlotShape(("vocab",), "bias")
+        if self.width != "hidden":
+            slots["head_proj.weight"] = SlotShape((self.width, "hidden"), "linear")
+        return slots

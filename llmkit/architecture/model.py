@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
 from llmkit.architecture.check import Report, compare
 from llmkit.architecture.keys import as_bool
-from llmkit.architecture.kinds import Block, Head, SlotShape
-from llmkit.architecture.names import Names, NameTable
+from llmkit.architecture.kind import Kind, SlotShape, under
+from llmkit.architecture.kinds import Embedding, Head
+from llmkit.architecture.names import Fused, Names, NameTable
 from llmkit.architecture.sizes import Sizes
-from llmkit.architecture.slots import Slot
+from llmkit.architecture.slots import Part, Slot
 from llmkit.tensors.spec import TensorSpec
 
 __all__ = ["Model"]
@@ -25,13 +26,18 @@ class Model:
     Attributes:
         family: the architecture's name.
         dims: the sizes.
-        block: the kind of every layer, with plain values.
+        embedding: the kind that makes hidden states of ids.
+        blocks: the kind of each layer, with plain values.
+        final_norm: the norm before the head.
         head: the output head, with plain values.
+        names: how the tensors are spelled and stored.
     """
 
     family: str
     dims: Sizes
-    block: Block
+    embedding: Embedding
+    blocks: tuple[Kind, ...]
+    final_norm: Kind
     head: Head
     names: Names
 
@@ -40,6 +46,11 @@ class Model:
         """True when the head shares the embedding's weight."""
         return as_bool(self.head.tied)
 
+    @property
+    def block(self) -> Kind:
+        """The first layer's kind."""
+        return self.blocks[0]
+
     @cached_property
     def table(self) -> NameTable:
         """The name table."""
@@ -47,24 +58,60 @@ class Model:
 
     @cached_property
     def slots(self) -> Mapping[str, Slot]:
-        """Slot id -> slot, in the order of the computation."""
-        shapes: dict[str, SlotShape] = {"embed.weight": SlotShape(("vocab", "hidden"), "embedding")}
-        inner = self.block.slots()
-        for i in range(self.dims.layers):
-            shapes.update({f"layers.{i}.{leaf}": shape for leaf, shape in inner.items()})
-        shapes.update({f"final_norm.{leaf}": shape for leaf, shape in self.block.norm.slots().items()})
-        shapes.update({f"head.{leaf}": shape for leaf, shape in self.head.slots().items()})
-        return MappingProxyType({slot: self._slot(slot, shape) for slot, shape in shapes.items()})
+        """Slot id -> slot, one for each tensor, in the order of the computation."""
+        outer = self.embedding.slots()
+        slots = [self._outer(slot, shape) for slot, shape in outer.items()]
+        for i, block in enumerate(self.blocks):
+            slots += self._layer(i, block)
+        outer = under("final_norm", self.final_norm) | self.head.slots()
+        slots += [self._outer(slot, shape) for slot, shape in outer.items()]
+        return MappingProxyType({slot.id: slot for slot in slots})
 
-    def _slot(self, slot: str, shape: SlotShape) -> Slot:
+    @cached_property
+    def stored_in(self) -> Mapping[str, str]:
+        """Id of a weight that the kinds speak of -> id of the slot that holds it."""
+        return MappingProxyType({part.id: slot.id for slot in self.slots.values() for part in slot.parts})
+
+    def _outer(self, slot: str, shape: SlotShape) -> Slot:
+        return self._slot(slot, [(slot, shape)], None, None, False)
+
+    def _layer(self, i: int, block: Kind) -> list[Slot]:
+        gathered: dict[str, list[tuple[str, SlotShape]]] = {}
+        stored: dict[str, tuple[Fused | None, bool]] = {}
+        for leaf, shape in block.slots().items():
+            slot, fused, is_transposed = self.table.stored_in(leaf)
+            gathered.setdefault(slot, []).append((f"layers.{i}.{leaf}", shape))
+            stored[slot] = fused, is_transposed
+        return [self._slot(f"layers.{i}.{slot}", parts, i, *stored[slot]) for slot, parts in gathered.items()]
+
+    def _slot(
+        self,
+        slot: str,
+        shapes: list[tuple[str, SlotShape]],
+        layer: int | None,
+        fused: Fused | None,
+        is_transposed: bool,
+    ) -> Slot:
+        first = shapes[0][1]
+        groups = self.dims.kv_heads if fused is not None and fused.layout == "per_group" else 1
+        parts = []
+        for part, formulas in shapes:
+            shape = tuple(self.dims.evaluate(formula) for formula in formulas.dims)
+            parts.append(Part(part, shape, (shape[0] if shape else 1) // groups))
+        whole = (sum(p.shape[0] for p in parts), *parts[0].shape[1:]) if parts[0].shape else ()
+        rows = " + ".join(self.dims.spell(formulas.dims[0]) for _, formulas in shapes) if first.dims else ""
+        words = [rows, *(self.dims.spell(formula) for formula in first.dims[1:])]
         return Slot(
             id=slot,
             name=self.table.name(slot),
-            shape=tuple(self.dims.evaluate(formula) for formula in shape.dims),
-            kind=shape.kind,
-            is_optional=shape.is_optional,
-            layer=int(slot.split(".")[1]) if slot.startswith("layers.") else None,
-            formula=", ".join(self.dims.spell(formula) for formula in shape.dims),
+            shape=whole[::-1] if is_transposed else whole,
+            kind=first.kind,
+            is_optional=first.is_optional,
+            layer=layer,
+            formula=", ".join(words[::-1] if is_transposed else words),
+            parts=tuple(parts),
+            groups=groups,
+            is_transposed=is_transposed,
         )
 
     def tensors(self) -> dict[str, Slot]:
@@ -72,13 +119,17 @@ class Model:
         return {slot.name: slot for slot in self.slots.values()}
 
     def name_of(self, slot: str) -> str:
-        """The tensor name of a slot id."""
-        return self.table.name(slot)
+        """The tensor name of a slot id; of a weight inside a slot, the name of the tensor that holds it."""
+        return self.table.name(self.stored_in.get(slot, slot))
 
     def slot_of(self, name: str) -> str | None:
         """The slot id of a tensor name; None when this model has no such tensor."""
         slot = self.table.slot(name)
         return slot if slot in self.slots else None
+
+    def spelled(self, names: Names) -> Model:
+        """The same model in another spelling: other names, other fusions."""
+        return replace(self, names=names)
 
     @property
     def n_parameters(self) -> int:

@@ -1,4 +1,8 @@
-"""One table of names, inverted by code: slot id <-> tensor name."""
+"""One table of names, inverted by code: slot id <-> tensor name.
+
+A slot is what a file stores: `layers.3.attn.q.weight`, or `layers.3.attn.qkv.weight` where q, k and v are one tensor.
+How the weights that the kinds speak of lie in it is the entry's type: a plain stem, `Fused`, or `Transposed`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,44 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from llmkit.errors import PluginError
 
-__all__ = ["NameTable", "Names"]
+__all__ = ["Fused", "NameTable", "Names", "Transposed", "stem_of"]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Linear layers of one input, stored as one.
+
+    Attributes:
+        name: the stem in files.
+        parts: stems of the layers beside the entry's own (`("q", "k", "v")` under `attn.qkv`).
+        layout: `stacked` has all rows of the first, then of the second, …; `per_group` has for each key/value head the
+            rows of its queries, of its key and of its value (for multi-head attention q, k, v of head 0, of head 1, …).
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    layout: Literal["stacked", "per_group"] = "stacked"
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A matrix stored as [in, out]; its bias is as ever."""
+
+    stored: str | Fused
+
+
+Entry = str | Fused | Transposed
+
+
+def stem_of(entry: Entry) -> str:
+    """The stem in files of a table entry."""
+    if isinstance(entry, Transposed):
+        entry = entry.stored
+    return entry.name if isinstance(entry, Fused) else entry
 
 
 @dataclass(frozen=True)
@@ -20,16 +58,20 @@ class Names:
 
     Attributes:
         block: the prefix of a layer's tensors, with `{i}` for its number.
-        slots: stem inside a block -> stem after the prefix (`"attn.q": "self_attn.q_proj"`).
+        slots: stem inside a block -> stem after the prefix (`"attn.q": "self_attn.q_proj"`), or how it is stored.
+        outer: the same for what lies outside the blocks besides embed, final_norm and head.
         ignored: patterns of buffers that old files store and nothing needs.
+        prefix: what some published files leave out at the start of every name (`transformer.`).
     """
 
     embed: str
     final_norm: str
     head: str
     block: str
-    slots: Mapping[str, str] = field(default_factory=dict)
+    slots: Mapping[str, Entry] = field(default_factory=dict)
+    outer: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 class NameTable:
@@ -43,12 +85,23 @@ class NameTable:
         self.names = names
         if names.block.count("{i}") != 1:
             raise PluginError(f"the block prefix {names.block!r} needs exactly one {{i}}")
-        self._outer = {"embed": names.embed, "final_norm": names.final_norm, "head": names.head}
-        self._inner = dict(names.slots)
+        self._outer = {"embed": names.embed, "final_norm": names.final_norm, "head": names.head, **names.outer}
+        self._inner = {slot: stem_of(entry) for slot, entry in names.slots.items()}
+        self._stored_in = {part: slot for slot, entry in names.slots.items() for part in _parts(slot, entry)}
         self._outer_back = _inverted(self._outer)
         self._inner_back = _inverted(self._inner)
         before, after = names.block.split("{i}")
         self._block = re.compile(re.escape(before) + r"(0|[1-9][0-9]*)" + re.escape(after) + r"(.+)")
+
+    def stored_in(self, leaf: str) -> tuple[str, Fused | None, bool]:
+        """Where a layer's leaf (`attn.q.weight`) is stored: the slot's leaf, how it is fused, and if transposed."""
+        stem, _, last = leaf.rpartition(".")
+        slot = self._stored_in.get(stem, stem)
+        entry = self.names.slots.get(slot, slot)
+        is_transposed = isinstance(entry, Transposed)
+        if isinstance(entry, Transposed):
+            entry = entry.stored
+        return f"{slot}.{last}", entry if isinstance(entry, Fused) else None, is_transposed and last == "weight"
 
     def name(self, slot: str) -> str:
         """The tensor name of slot id `slot` (`layers.3.attn.q.weight`).
@@ -91,6 +144,13 @@ class NameTable:
             if back != slot:
                 faults.append(f"slot {slot!r} is named {name!r}, which reads back as {back!r}")
         return faults
+
+
+def _parts(slot: str, entry: Entry) -> list[str]:
+    """The stems of the layers that an entry stores together."""
+    fused = entry.stored if isinstance(entry, Transposed) else entry
+    before = slot.rpartition(".")[0]
+    return [f"{before}.{part}" if before else part for part in fused.parts] if isinstance(fused, Fused) else []
 
 
 def _inverted(table: Mapping[str, str]) -> dict[str, str]:

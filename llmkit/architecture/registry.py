@@ -17,7 +17,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.errors import PluginError, RequirementError
 
-__all__ = ["GROUP", "Plugin", "Registry", "default_registry", "find", "require"]
+__all__ = ["GROUP", "Plugin", "Registry", "default_registry", "find", "is_claimed", "require"]
 
 GROUP = "llmkit.architectures"
 _HOME = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ class Registry:
                 architecture = self.load(plugin)
             except PluginError:
                 continue  # kept in `failures`; another plugin may serve
-            if _is_claimed(architecture, config):
+            if is_claimed(architecture, config):
                 found.append((plugin, architecture))
         return found
 
@@ -111,11 +111,11 @@ class Registry:
         return {plugin: self._loaded[plugin] for plugin in self.plugins}
 
     def clashes(self) -> list[str]:
-        """Names claimed by two plugins, in words; loads all."""
+        """Names claimed by two plugins, in words; loads all. Releases that a `when` tells apart do not clash."""
         owners: dict[str, str] = {}
         clashes = []
         for plugin, found in self.load_all().items():
-            if isinstance(found, PluginError):
+            if isinstance(found, PluginError) or found.when is not None:
                 continue
             for claim in (*found.matches, *(f"model_type {m}" for m in found.model_types)):
                 other = owners.setdefault(_folded(claim), f"{plugin.name} ({plugin.origin})")
@@ -173,7 +173,12 @@ def _wanted(config: Mapping[str, Any]) -> list[str]:
     return [_folded(w) for w in words if w]
 
 
-def _is_claimed(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+def is_claimed(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """True when the architecture is the one that a config states."""
+    return _is_named(architecture, config) and (architecture.when is None or architecture.when(config))
+
+
+def _is_named(architecture: Architecture, config: Mapping[str, Any]) -> bool:
     stated = config.get("architectures")
     if isinstance(stated, list) and stated:
         matches = [_folded(m) for m in architecture.matches]

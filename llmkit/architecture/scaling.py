@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ __all__ = [
     "DynamicNTK",
     "LinearScaling",
     "Llama3Scaling",
+    "LongRope",
     "NoScaling",
     "Scaling",
     "UnknownScaling",
@@ -74,13 +76,28 @@ class Yarn:
 
 
 @dataclass(frozen=True, slots=True)
+class LongRope:
+    """A factor for each frequency, one set up to the original context and one beyond (Ding et al. 2024, LongRoPE).
+
+    Attributes:
+        max_position: the original context in tokens: sequences longer than it take `long_factor`.
+        attention_factor: multiplies cos and sin.
+    """
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    max_position: int
+    attention_factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownScaling:
     """A method that no reader knows; it keeps its name so that a reader can refuse it."""
 
     name: str
 
 
-Scaling = NoScaling | LinearScaling | DynamicNTK | Llama3Scaling | Yarn | UnknownScaling
+Scaling = NoScaling | LinearScaling | DynamicNTK | Llama3Scaling | LongRope | Yarn | UnknownScaling
 
 
 def scaling_of(params: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Scaling:
@@ -111,6 +128,8 @@ def scaling_of(params: Mapping[str, Any] | None, config: Mapping[str, Any]) -> S
         return Llama3Scaling(get.number("factor"), low, high, _original_context(params, config, get))
     if name == "yarn":
         return _yarn(params, config, get)
+    if name in ("longrope", "su"):
+        return _long_rope(params, config, get)
     return UnknownScaling(str(name))
 
 
@@ -128,6 +147,21 @@ class _Getter:
     def optional(self, key: str) -> float | None:
         value = self.params.get(key)
         return None if value is None else as_float(value)
+
+
+def _long_rope(params: Mapping[str, Any], config: Mapping[str, Any], get: _Getter) -> LongRope:
+    factors = []
+    for key in ("short_factor", "long_factor"):
+        found = params.get(key)
+        if not isinstance(found, list) or not found:
+            raise SpecError(f"config.json: RoPE scaling {get.method!r} needs {key!r}, a list of numbers")
+        factors.append(tuple(as_float(x) for x in found))
+    original = _original_context(params, config, get)
+    ratio = _context(config, get) / original
+    stated = get.optional("attention_factor")
+    if stated is None:
+        stated = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+    return LongRope(factors[0], factors[1], original, stated)
 
 
 def _yarn(params: Mapping[str, Any], config: Mapping[str, Any], get: _Getter) -> Yarn:

@@ -16,6 +16,7 @@ class Sizes:
     Attributes:
         ffn: width of the MLP.
         context: the longest trained sequence in tokens; None when the config does not say.
+        extra: sizes of the family's own, by name.
         keys: name of the dim -> the config key it was read from (or derived from).
     """
 
@@ -27,11 +28,17 @@ class Sizes:
     ffn: int
     vocab: int
     context: int | None = None
+    extra: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
 
     def evaluate(self, formula: str) -> int:
         """The value of a product of dims and numbers (`heads*head_dim`, `3*hidden`)."""
-        return prod(int(part) if part.isdigit() else int(getattr(self, part)) for part in formula.split("*"))
+        return prod(self._value(part) for part in formula.split("*"))
+
+    def _value(self, name: str) -> int:
+        if name.isdigit():
+            return int(name)
+        return self.extra[name] if name in self.extra else int(getattr(self, name) or 0)
 
     def spell(self, formula: str) -> str:
         """The formula in the words of config.json (`num_attention_heads * head_dim`)."""

@@ -1,26 +1,45 @@
-"""A slot: one weight of a model, with its canonical id, its name in files and its shape."""
+"""A slot: one tensor of a model, with its canonical id, its name in files and its shape."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
 
-from llmkit.architecture.kinds import SlotKind
+from llmkit.architecture.kind import SlotKind
 
-__all__ = ["Slot"]
+__all__ = ["Part", "Slot"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A weight that the kinds speak of, as it lies in a slot.
+
+    Attributes:
+        id: canonical, the same for every family (`layers.3.attn.q.weight`).
+        shape: as the kinds have it, [out, in].
+        rows: its rows in one group of the slot.
+    """
+
+    id: str
+    shape: tuple[int, ...]
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One weight of a model.
+    """One tensor of a model.
 
     Attributes:
-        id: canonical, the same for every family (`layers.3.attn.q.weight`).
+        id: canonical (`layers.3.attn.q.weight`, or `layers.3.attn.qkv.weight` where it holds several weights).
         name: as checkpoints of this family spell it.
-        kind: what sort of weight: embedding, linear, norm, bias or head.
+        shape: as stored.
+        kind: what sort of weight: embedding, linear, norm, bias, head or another parameter.
         is_optional: may be absent (a tied head).
         layer: its layer, None outside the layers.
         formula: the shape in the words of config.json.
+        parts: the weights it holds, one below the other; a single one for most slots.
+        groups: how often the parts' rows alternate (1: each part whole).
+        is_transposed: stored as [in, out].
     """
 
     id: str
@@ -30,6 +49,9 @@ class Slot:
     is_optional: bool = False
     layer: int | None = None
     formula: str = ""
+    parts: tuple[Part, ...] = ()
+    groups: int = 1
+    is_transposed: bool = False
 
     @property
     def numel(self) -> int:

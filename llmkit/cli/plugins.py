@@ -63,8 +63,8 @@ def show(out: Output, name: NameArgument) -> None:
         "matches": list(architecture.matches),
         "model_types": list(architecture.model_types),
         "dims": {k: str(v) for k, v in vars(architecture.dims).items()},
-        "block": {k: str(v) for k, v in vars(architecture.block).items()},
-        "head": str(architecture.head),
+        "block": {k: str(v) for k, v in vars(model.block).items()},
+        "head": str(model.head),
         "variants": list(architecture.variants),
         "slots": {s.id: {"name": s.name, "formula": s.formula, "kind": s.kind} for s in model.slots.values()},
     }
@@ -74,8 +74,8 @@ def show(out: Output, name: NameArgument) -> None:
             {
                 "plugin": f"{architecture.name}  ({plugin.origin})",
                 "claims": ", ".join(architecture.matches),
-                **{k: str(v) for k, v in vars(architecture.block).items()},
-                "head": str(architecture.head),
+                **{k: str(v) for k, v in vars(model.block).items()},
+                "head": str(model.head),
                 "variants": ", ".join(architecture.variants),
             }
         )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from llmkit.architecture.keys import as_float
 from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.linear import fused_linear, linear
+from llmkit.decoder.norms import build_norm
 from llmkit.decoder.readers import Readers, Weights, reader_of
+from llmkit.decoder.scores import Scores
 
 if TYPE_CHECKING:
     import torch
 
     from llmkit.decoder.kv import Cache
-    from llmkit.decoder.positions import Positions, Table
+    from llmkit.decoder.norms import Norm
+    from llmkit.decoder.positions import Positions
 
 __all__ = ["Attention", "build_attention"]
 
@@ -21,7 +25,7 @@ __all__ = ["Attention", "build_attention"]
 class Attention(Protocol):
     """One layer's attention."""
 
-    def __call__(self, x: torch.Tensor, table: Table, cache: Cache) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         """[B, S, hidden] -> [B, S, hidden]."""
 
 
@@ -42,15 +46,28 @@ class _GroupedQuery:
         self._dims = dims
         self._layer = layer
         self._positions = positions
-        self._scale = dims.head_dim**-0.5
+        scale = dims.head_dim**-0.5 if kind.scale is None else as_float(kind.scale)
+        softcap = None if kind.softcap is None else as_float(kind.softcap)
+        self._scores = Scores(scale, softcap, kind.window if isinstance(kind.window, int) else None)
+        self._norms: tuple[Norm, Norm] | None = None
+        if kind.qk_norm is not None:
+            norms = [build_norm(kind.qk_norm, weights.under(name)) for name in ("q_norm", "k_norm")]
+            self._norms = norms[0], norms[1]
 
-    def __call__(self, x: torch.Tensor, table: Table, cache: Cache) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        import torch
+
         batch, length, _ = x.shape
         n_q, n_kv = self._dims.heads, self._dims.kv_heads
         heads = self._qkv(x).view(batch, length, n_q + 2 * n_kv, self._dims.head_dim)
-        turned = self._positions.apply(heads[:, :, : n_q + n_kv], table).transpose(1, 2)
+        if self._norms is not None:
+            q, k = self._norms[0](heads[:, :, :n_q]), self._norms[1](heads[:, :, n_q : n_q + n_kv])
+            turned = torch.cat([q, k], 2)
+        else:
+            turned = heads[:, :, : n_q + n_kv]
+        turned = self._positions.turn(turned, table).transpose(1, 2)
         q, k, v = turned[:, :n_q], turned[:, n_q:], heads[:, :, n_q + n_kv :].transpose(1, 2)
-        mixed = cache.attend(self._layer, q, k, v, scale=self._scale)
+        mixed = cache.attend(self._layer, q, k, v, self._positions.score(self._scores, table))
         return self._out(mixed.transpose(1, 2).reshape(batch, length, n_q * self._dims.head_dim))
 
 

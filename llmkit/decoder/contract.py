@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.prompts import Instruction, Message, Turns
+from llmkit.architecture.registry import is_claimed
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import LlmkitError, PluginError
 from llmkit.tensors.lazy import Apply
@@ -101,6 +102,8 @@ def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, 
 
 
 def _names(architecture: Architecture, config: Mapping[str, Any]) -> None:
+    if not is_claimed(architecture, config):
+        raise PluginError("the architecture does not claim the config of its own tiny model")
     model = architecture.bind(config)
     if faults := model.table.faults(model.slots):
         raise PluginError("; ".join(faults[:3]))
@@ -191,7 +194,7 @@ def _parity(architecture: Architecture, config: Mapping[str, Any]) -> float | No
         return None
     ckpt = random_checkpoint(architecture, config)
     theirs_config = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
-    theirs_config._attn_implementation = "eager"
+    theirs_config._attn_implementation = architecture.reference_attention
     theirs = getattr(transformers, names[0])(theirs_config).eval()
     weights = {n: t.load() for n, t in ckpt.tensors.items()}
     missing, unexpected = theirs.load_state_dict(weights, strict=False)

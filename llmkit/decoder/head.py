@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmkit.architecture.keys import as_bool, as_float
+from llmkit.architecture.kinds import Head
+
 if TYPE_CHECKING:
     import torch
+
+    from llmkit.decoder.linear import Linear
 
 __all__ = ["OutputHead"]
 
@@ -16,13 +21,37 @@ _CHUNK_ROWS = 8192  # vocabulary rows widened to float32 at a time: 128 MiB for 
 
 
 class OutputHead:
-    """logits = hidden @ weight^T, products and sums in float32."""
+    """logits = hidden @ weight^T, products and sums in float32; then bias and cap.
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    Args:
+        kind: the head, bound.
+        weight: [vocab, width].
+        bias: [vocab] or None.
+        project: applied to the hidden states first, or None.
+    """
+
+    def __init__(
+        self, kind: Head, weight: torch.Tensor, bias: torch.Tensor | None = None, project: Linear | None = None
+    ) -> None:
+        if as_bool(kind.normalized):
+            weight = _normalized(weight)
         is_kept = weight.device.type == "cpu" and weight.numel() * 4 <= _KEPT_NBYTES
         self.weight = weight.float() if is_kept else weight
+        self._bias = bias.float() if bias is not None else None
+        self._project = project
+        self._softcap = None if kind.softcap is None else as_float(kind.softcap)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._project is not None:
+            hidden = self._project(hidden)
+        logits = self._product(hidden)
+        if self._bias is not None:
+            logits += self._bias
+        if self._softcap is not None:
+            logits = self._softcap * (logits / self._softcap).tanh_()
+        return logits
+
+    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
         import torch
         from torch.nn.functional import linear
 
@@ -34,3 +63,14 @@ class OutputHead:
             rows = self.weight[start : start + _CHUNK_ROWS].float()
             torch.mm(flat, rows.t(), out=out[:, start : start + rows.shape[0]])
         return out.view(*hidden.shape[:-1], -1)
+
+
+def _normalized(weight: torch.Tensor) -> torch.Tensor:
+    """Rows divided by their L2 norm, in float32, in the dtype that they had."""
+    import torch
+
+    out = torch.empty_like(weight)
+    for start in range(0, weight.shape[0], _CHUNK_ROWS):
+        rows = weight[start : start + _CHUNK_ROWS].float()
+        out[start : start + _CHUNK_ROWS] = torch.nn.functional.normalize(rows, dim=-1).to(weight.dtype)
+    return out

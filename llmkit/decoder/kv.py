@@ -9,11 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from llmkit.decoder.sdpa import attend_causal, attend_masked, attend_plain
+from llmkit.decoder.scores import Scores
+from llmkit.decoder.sdpa import attend_causal, attend_masked, attend_plain, attend_scored
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+
+    # (x [B, S, hidden], state [B, ...] or None at the start, real [B, S] bool or None) -> (y, the new state).
+    Recurrence = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
 
 __all__ = ["Cache", "KVCache", "Places"]
 
@@ -25,20 +31,28 @@ class Places:
     Attributes:
         positions: [B, S] int64, the position of each token in its own sequence.
         totals: [B, S] int64, the length of that sequence (real tokens) after this pass.
+        spans: (row, start, stop) of each sequence's new tokens, padding left out.
     """
 
     positions: torch.Tensor
     totals: torch.Tensor
+    spans: tuple[tuple[int, int, int], ...]
 
 
 class Cache(Protocol):
     """What the decoder needs of a cache."""
 
+    memory: dict[str, torch.Tensor]
+    """What kinds remember of past tokens besides keys and values: name -> [B, ...], a row for each sequence."""
+
     def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
         """Start a pass over `input_ids` [B, S]; `mask` [B, past + S] has 1 for real tokens."""
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
         """Attention of the new queries [B, heads, S, head_dim] over past and new keys [B, kv_heads, S, head_dim]."""
+
+    def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
+        """A recurrence over the new tokens [B, S, hidden] of each sequence, from the state its past left."""
 
     def end(self) -> None:
         """The pass is over: the new tokens are past ones now."""
@@ -60,7 +74,11 @@ class KVCache:
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._new = 0
+        self._batch = 0
         self._bias: torch.Tensor | None = None
+        self._positions: torch.Tensor | None = None
+        self.memory: dict[str, torch.Tensor] = {}
+        self._states: dict[int, torch.Tensor] = {}
 
     @property
     def n_layers(self) -> int:
@@ -70,18 +88,31 @@ class KVCache:
     @property
     def batch(self) -> int:
         """Number of sequences (0 while empty)."""
-        return self._keys[0].shape[0] if self._keys else 0
+        return self._batch
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer, [B, kv_heads, length, head_dim] each (views)."""
         return self._keys[layer][:, :, : self.length], self._values[layer][:, :, : self.length]
 
+    def state(self, layer: int) -> torch.Tensor | None:
+        """What the recurrence of a layer left, [B, ...]."""
+        return self._states.get(layer)
+
     @classmethod
-    def of(cls, keys: list[torch.Tensor], values: list[torch.Tensor]) -> KVCache:
-        """A cache that holds one [B, kv_heads, T, head_dim] pair for each layer."""
+    def of(
+        cls,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+        states: dict[int, torch.Tensor],
+        memory: dict[str, torch.Tensor],
+        length: int,
+    ) -> KVCache:
+        """A cache of one sequence of `length` tokens: a [1, kv_heads, T, head_dim] pair, or a state, for each layer."""
         cache = cls()
         cache._keys, cache._values = keys, values
-        cache.length = cache._capacity = keys[0].shape[2]
+        cache._states, cache.memory = states, memory
+        cache.length = cache._capacity = length
+        cache._batch = 1
         return cache
 
     def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
@@ -93,14 +124,20 @@ class KVCache:
         total = self.length + new
         self._new = new
         self.mask = self._whole_mask(mask, batch, new, input_ids.device)
+        if self._keep:
+            self._batch = batch
         if self.mask is None:
             self._bias = None
-            positions = torch.arange(self.length, total, device=input_ids.device).expand(batch, new)
-            return Places(positions, torch.full_like(positions, total))
+            self._positions = torch.arange(total, device=input_ids.device).expand(batch, total)
+            positions = self._positions[:, self.length :]
+            spans = tuple((row, 0, new) for row in range(batch))
+            return Places(positions, torch.full_like(positions, total), spans)
         real = self.mask.cumsum(-1)
-        positions = (real - 1).clamp_min(0)[:, self.length :]
+        self._positions = (real - 1).clamp_min(0)
         self._bias = _visible(self.mask, self.length, new)
-        return Places(positions, real[:, -1:].expand(batch, new))
+        padding = (self.mask[:, self.length :] == 0).sum(-1).tolist()
+        spans = tuple((row, int(n), new) for row, n in enumerate(padding))
+        return Places(self._positions[:, self.length :], real[:, -1:].expand(batch, new), spans)
 
     def _whole_mask(self, mask: torch.Tensor | None, batch: int, new: int, device: torch.device) -> torch.Tensor | None:
         import torch
@@ -116,14 +153,24 @@ class KVCache:
         mask = mask.to(device=device, dtype=torch.int64)
         return mask if self.mask is not None or not bool(mask.all()) else None
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
         if self._keep:
             k, v = self._append(layer, k, v)
+        if not scores.is_plain and self._positions is not None:
+            real = self.mask != 0 if self.mask is not None else None
+            return attend_scored(q, k, v, scores, self._positions, real)
         if self._bias is not None:
-            return attend_masked(q, k, v, self._bias, scale)
+            return attend_masked(q, k, v, self._bias, scores.scale)
         if self._new == 1:
-            return attend_plain(q, k, v, scale)
-        return attend_causal(q, k, v, scale)
+            return attend_plain(q, k, v, scores.scale)
+        return attend_causal(q, k, v, scores.scale)
+
+    def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
+        real = (self.mask != 0)[:, self.length :] if self.mask is not None else None
+        out, state = run(x, self._states.get(layer), real)
+        if self._keep:
+            self._states[layer] = state
+        return out
 
     def end(self) -> None:
         if self._keep:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
 from llmkit.architecture.registry import require
+from llmkit.architecture.storage import parts_of
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.model import Decoder
 from llmkit.errors import InputError, RequirementError
@@ -60,11 +61,12 @@ class _Stored:
         self._model, self._tensors, self._dtype, self._device, self._stem = model, tensors, dtype, device, stem
 
     def __call__(self, leaf: str) -> torch.Tensor:
-        name = self._model.name_of(self._stem + leaf)
-        return self._tensors[name].cast(self._dtype).load().to(self._device)
+        weight = self._stem + leaf
+        slot = self._model.slots[self._model.stored_in[weight]]
+        return parts_of(self._tensors[slot.name], slot)[weight].cast(self._dtype).load().to(self._device)
 
     def has(self, leaf: str) -> bool:
-        return self._stem + leaf in self._model.slots
+        return self._stem + leaf in self._model.stored_in
 
     def under(self, stem: str) -> _Stored:
         return _Stored(self._model, self._tensors, self._dtype, self._device, f"{self._stem}{stem}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llmkit.architecture.kinds import GatedMLP, Kind
+from llmkit.architecture.kinds import GatedMLP, Kind, PlainMLP
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.readers import Readers, Weights, reader_of
 from llmkit.errors import RequirementError
@@ -40,6 +40,7 @@ def activation(name: str) -> Function:
         "silu": lambda x: functional.silu(x, inplace=True),
         "swish": lambda x: functional.silu(x, inplace=True),
         "gelu": functional.gelu,
+        "gelu_fast": lambda x: functional.gelu(x, approximate="tanh"),
         "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
         "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
         "relu": functional.relu_,
@@ -63,4 +64,10 @@ def _gated(kind: GatedMLP, weights: Weights) -> Function:
     return gated
 
 
-_READERS: Readers = {GatedMLP: _gated}
+def _plain(kind: PlainMLP, weights: Weights) -> Function:
+    act = activation(str(kind.act))
+    up, down = linear(weights, "up"), linear(weights, "down")
+    return lambda x: down(act(up(x)))
+
+
+_READERS: Readers = {GatedMLP: _gated, PlainMLP: _plain}

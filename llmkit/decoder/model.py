@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llmkit.architecture.kinds import Block, Kind, PreNorm
+from llmkit.architecture.kinds import Block, Kind, NoPositions
 from llmkit.architecture.model import Model
 from llmkit.decoder.attention import build_attention
+from llmkit.decoder.embedding import EmbeddingReader
 from llmkit.decoder.head import OutputHead
 from llmkit.decoder.kv import Cache, KVCache
+from llmkit.decoder.linear import linear
 from llmkit.decoder.mlp import build_mlp
 from llmkit.decoder.norms import build_norm
 from llmkit.decoder.positions import Positions, build_positions
 from llmkit.decoder.readers import Readers, Weights, reader_of
+from llmkit.decoder.residuals import build_residual
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from llmkit.decoder.positions import Table
-
-    Layer = Callable[[torch.Tensor, Table, Cache], torch.Tensor]
+    from llmkit.decoder.residuals import Layer
 
 __all__ = ["Decoder"]
 
@@ -39,13 +39,20 @@ class Decoder:
         self.model = model
         self.dtype = dtype
         self.device = device
-        self._embedding = weights("embed.weight")
-        self._positions = build_positions(model.block.position, model.dims.head_dim, dtype, device)
+        self._embed = EmbeddingReader(model.embedding, weights)
+        kinds = [getattr(block, "position", NoPositions()) for block in model.blocks]
+        self._positions = {kind: build_positions(kind, model.dims, dtype, device) for kind in kinds}
         self._layers = [
-            _build_layer(model, weights.under(f"layers.{i}"), i, self._positions) for i in range(model.dims.layers)
+            (kind, _build_layer(block, model, weights.under(f"layers.{i}"), i, self._positions[kind]))
+            for i, (kind, block) in enumerate(zip(kinds, model.blocks, strict=True))
         ]
-        self._final_norm = build_norm(model.block.norm, weights.under("final_norm"))
-        self._head = OutputHead(self._embedding if model.is_tied else weights("head.weight"))
+        self._final_norm = build_norm(model.final_norm, weights.under("final_norm"))
+        self._head = OutputHead(
+            model.head,
+            self._embed.weight if model.is_tied else weights("head.weight"),
+            weights("head.bias") if weights.has("head.bias") else None,
+            linear(weights, "head_proj") if weights.has("head_proj.weight") else None,
+        )
 
     @property
     def context(self) -> int | None:
@@ -55,7 +62,8 @@ class Decoder:
     @property
     def exact_sharing_limit(self) -> int | None:
         """Sequences longer than this must not share a prefix (dynamic NTK turns earlier keys too); None: no limit."""
-        return self._positions.exact_sharing_limit
+        limits = [p.exact_sharing_limit for p in self._positions.values() if p.exact_sharing_limit is not None]
+        return min(limits, default=None)
 
     def __call__(
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
@@ -90,10 +98,10 @@ class Decoder:
                 )
             used: Cache = cache if cache is not None else KVCache(keep=False)
             places = used.begin(ids, mask)
-            table = self._positions.table(places.positions, places.totals)
-            x = torch.nn.functional.embedding(ids, self._embedding)
-            for layer in self._layers:
-                x = layer(x, table, used)
+            tables = {kind: p.table(ids, places, used) for kind, p in self._positions.items()}
+            x = self._embed(ids, places.positions)
+            for kind, layer in self._layers:
+                x = layer(x, tables[kind], used)
             used.end()
             return self._final_norm(x)
 
@@ -105,8 +113,8 @@ class Decoder:
             return self._head(hidden)
 
 
-def _build_layer(model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
-    made: Layer = reader_of(model.block, _BLOCKS)(model.block, model, weights, index, positions)
+def _build_layer(block: Kind, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
+    made: Layer = reader_of(block, _BLOCKS)(block, model, weights, index, positions)
     return made
 
 
@@ -114,24 +122,7 @@ def _attention_block(block: Block, model: Model, weights: Weights, index: int, p
     attention = build_attention(block.attention, weights.under("attn"), model.dims, index, positions)
     mlp = build_mlp(block.mlp, weights.under("mlp"))
     norms = [build_norm(block.norm, weights.under(name)) for name in block.residual.norms]
-    wired: Layer = reader_of(block.residual, _RESIDUALS)(block.residual, norms, attention, mlp)
-    return wired
-
-
-def _pre_norm(
-    kind: Kind,
-    norms: list[Callable[[torch.Tensor], torch.Tensor]],
-    attention: Layer,
-    mlp: Callable[[torch.Tensor], torch.Tensor],
-) -> Layer:
-    attn_norm, mlp_norm = norms
-
-    def layer(x: torch.Tensor, table: Table, cache: Cache) -> torch.Tensor:
-        x = x + attention(attn_norm(x), table, cache)
-        return x + mlp(mlp_norm(x))
-
-    return layer
+    return build_residual(block.residual, norms, attention, mlp)
 
 
 _BLOCKS: Readers = {Block: _attention_block}
-_RESIDUALS: Readers = {PreNorm: _pre_norm}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmkit.architecture.keys import as_float
-from llmkit.architecture.kinds import Kind, RMSNorm
+from llmkit.architecture.kinds import Kind, LayerNorm, NoNorm, RMSNorm
 from llmkit.decoder.readers import Readers, Weights, reader_of
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def _rms(kind: RMSNorm, weights: Weights) -> Norm:
 
     weight = weights("weight")
     eps = as_float(kind.eps)
+    if kind.offset:
+        scale = weight.float() + kind.offset
+        return lambda x: rms_norm(x.float(), scale.shape, scale, eps).to(x.dtype)
     if weight.dtype is torch.float32:
         return lambda x: rms_norm(x, weight.shape, weight, eps)
 
@@ -43,4 +46,17 @@ def _rms(kind: RMSNorm, weights: Weights) -> Norm:
     return narrow
 
 
-_READERS: Readers = {RMSNorm: _rms}
+def _layer_norm(kind: LayerNorm, weights: Weights) -> Norm:
+    from torch.nn.functional import layer_norm
+
+    weight = weights("weight")
+    bias = weights("bias") if weights.has("bias") else None
+    eps = as_float(kind.eps)
+    return lambda x: layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def _none(kind: NoNorm, weights: Weights) -> Norm:
+    return lambda x: x
+
+
+_READERS: Readers = {RMSNorm: _rms, LayerNorm: _layer_norm, NoNorm: _none}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from llmkit.decoder.kv import KVCache, Places
-from llmkit.decoder.sdpa import attend_causal, widened
+from llmkit.decoder.scores import Scores
+from llmkit.decoder.sdpa import attend_causal, attend_scored, widened
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from llmkit.decoder.kv import Recurrence
 
 __all__ = ["Packed"]
 
@@ -39,6 +43,9 @@ class Packed:
         self._keep = keep
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
+        self._states: list[dict[int, torch.Tensor]] = [{} for _ in lengths]
+        past = prefix.memory if self.prefix is not None and prefix is not None else {}
+        self.memory = {name: held.expand(len(lengths), *held.shape[1:]) for name, held in past.items()}
 
     @property
     def past(self) -> int:
@@ -59,9 +66,11 @@ class Packed:
         device = input_ids.device
         lengths = torch.tensor(self.lengths, device=device)
         positions = torch.cat([torch.arange(n, device=device) for n in self.lengths]) + self.past
-        return Places(positions[None], (lengths + self.past).repeat_interleave(lengths)[None])
+        totals = (lengths + self.past).repeat_interleave(lengths)[None]
+        spans = tuple((0, start, start + n) for start, n in zip(self.starts, self.lengths, strict=True))
+        return Places(positions[None], totals, spans)
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
         import torch
 
         if self._keep:
@@ -69,9 +78,41 @@ class Packed:
             self._values.append(v)
         past = widened(self.prefix.layer(layer)) if self.prefix is not None else None
         out = torch.empty_like(q)
-        for start, n in zip(self.starts, self.lengths, strict=True):
+        for i, (start, n) in enumerate(zip(self.starts, self.lengths, strict=True)):
             cut = slice(start, start + n)
-            out[:, :, cut] = attend_causal(q[:, :, cut], k[:, :, cut], v[:, :, cut], scale, past)
+            own = q[:, :, cut], k[:, :, cut], v[:, :, cut]
+            if scores.is_plain:
+                out[:, :, cut] = attend_causal(*own, scores.scale, past)
+            else:
+                out[:, :, cut] = self._scored(*own, scores, past, i)
+        return out
+
+    def _scored(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scores: Scores,
+        past: tuple[torch.Tensor, torch.Tensor] | None,
+        segment: int,
+    ) -> torch.Tensor:
+        import torch
+
+        if past is not None:
+            k, v = torch.cat([past[0], k.to(past[0].dtype)], 2), torch.cat([past[1], v.to(past[1].dtype)], 2)
+        if scores.prefix is not None:
+            scores = replace(scores, prefix=scores.prefix[segment : segment + 1])
+        return attend_scored(q, k, v, scores, torch.arange(k.shape[2], device=q.device)[None])
+
+    def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        before = self.prefix.state(layer) if self.prefix is not None else None
+        out = torch.empty_like(x)
+        for state, start, n in zip(self._states, self.starts, self.lengths, strict=True):
+            out[:, start : start + n], after = run(x[:, start : start + n], before, None)
+            if self._keep:
+                state[layer] = after
         return out
 
     def end(self) -> None:
@@ -85,8 +126,8 @@ class Packed:
         """
         import torch
 
-        if not self._keys:
-            raise InputError("this packed pass kept no keys; make it with keep=True")
+        if not self._keep:
+            raise InputError("this packed pass kept nothing; make it with keep=True")
         cut = slice(self.starts[index], self.starts[index] + self.lengths[index])
         pairs = []
         for layer, pair in enumerate(zip(self._keys, self._values, strict=True)):
@@ -94,4 +135,6 @@ class Packed:
             if self.prefix is not None:
                 own = [torch.cat([p, o], 2) for p, o in zip(self.prefix.layer(layer), own, strict=True)]
             pairs.append(own)
-        return KVCache.of([p[0] for p in pairs], [p[1] for p in pairs])
+        memory = {name: held[index : index + 1].clone() for name, held in self.memory.items()}
+        length = self.past + self.lengths[index]
+        return KVCache.of([p[0] for p in pairs], [p[1] for p in pairs], self._states[index], memory, length)

@@ -3,73 +3,113 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.keys import as_float
-from llmkit.architecture.kinds import Kind, Rope
-from llmkit.architecture.scaling import DynamicNTK, LinearScaling, Llama3Scaling, NoScaling, Scaling, Yarn
+from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
+from llmkit.architecture.scaling import DynamicNTK, LinearScaling, Llama3Scaling, LongRope, NoScaling, Scaling, Yarn
+from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.readers import Readers, reader_of
-from llmkit.errors import RequirementError
+from llmkit.errors import RequirementError, SpecError
 
 if TYPE_CHECKING:
     import torch
 
-    Table = tuple[torch.Tensor, torch.Tensor]
+    from llmkit.decoder.kv import Cache, Places
+    from llmkit.decoder.scores import Scores
 
-__all__ = ["Positions", "Rotary", "build_positions", "frequencies"]
+__all__ = ["AlibiBias", "Positions", "Rotary", "alibi_slopes", "build_positions", "frequencies"]
 
 
-class Positions(Protocol):
-    """What a position kind does to the heads of queries and keys."""
+class Positions:
+    """What a position kind does; this one does nothing, others override what they need."""
 
-    exact_sharing_limit: int | None
+    exact_sharing_limit: int | None = None
     """The longest sequence whose prefix gives the same keys whatever follows; None for any length."""
 
-    def table(self, positions: torch.Tensor, totals: torch.Tensor) -> Table:
+    def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
         """What one forward pass needs, for all layers.
 
         Args:
-            positions: [B, S] int64, the position of each token.
-            totals: [B, S] int64, the length of the whole sequence that the token belongs to.
+            input_ids: [B, S] the new tokens.
+            places: where they stand.
+            cache: its `memory` keeps what later passes need to know of these tokens.
         """
+        return None
 
-    def apply(self, heads: torch.Tensor, table: Table) -> torch.Tensor:
-        """Heads [B, S, n, head_dim] with their positions."""
+    def turn(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
+        """Heads [B, S, n, head_dim] of queries and keys with their positions."""
+        return heads
+
+    def score(self, scores: Scores, table: Any) -> Scores:
+        """How scores are made, with what the positions add."""
+        return scores
 
 
-def build_positions(kind: Kind, head_dim: int, dtype: torch.dtype, device: torch.device) -> Positions:
+def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
     """The reader of a position kind.
 
     Raises:
         RequirementError: no torch reader for the kind or its scaling.
     """
-    made: Positions = reader_of(kind, _READERS)(kind, head_dim, dtype, device)
+    made: Positions = reader_of(kind, _READERS)(kind, dims, dtype, device)
     return made
 
 
-class Rotary:
+def alibi_slopes(n_heads: int) -> list[float]:
+    """The slopes of the paper, [n_heads]: a geometric series for a power of two, and every other one of the next."""
+    whole = 2 ** math.floor(math.log2(n_heads))
+    ratio, between = 2.0 ** (-8.0 / whole), 2.0 ** (-8.0 / (2 * whole))
+    slopes = [ratio ** (i + 1) for i in range(whole)]
+    return slopes + [between ** (2 * i + 1) for i in range(n_heads - whole)]
+
+
+class AlibiBias(Positions):
+    """Linear biases by the position of the key, float32."""
+
+    def __init__(self, kind: Alibi, dims: Sizes, dtype: torch.dtype, device: torch.device) -> None:
+        import torch
+
+        self._slopes = torch.tensor(alibi_slopes(dims.heads), device=device)
+
+    def bias(self, positions: torch.Tensor) -> torch.Tensor:
+        """[B, T] positions -> [B, heads, T]."""
+        return self._slopes[:, None] * positions[:, None].float()
+
+    def score(self, scores: Scores, table: Any) -> Scores:
+        return replace(scores, key_bias=self.bias)
+
+
+def _none(kind: NoPositions, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
+    return Positions()
+
+
+class Rotary(Positions):
     """Rotary positions: angles, cos and sin in float32, then the compute dtype, as the published models have it."""
 
-    def __init__(self, kind: Rope, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, kind: Rope, dims: Sizes, dtype: torch.dtype, device: torch.device) -> None:
         self._theta = as_float(kind.theta)
         self._scaling = kind.bound_scaling
-        self._dim = head_dim
+        self._dim = kind.rotated(dims.head_dim)
+        self._is_interleaved = kind.pairs == "interleaved"
         self._dtype = dtype
-        self._device = device
-        inverse, self._factor = frequencies(self._theta, head_dim, self._scaling)
+        inverse, self._factor = frequencies(self._theta, self._dim, self._scaling)
         self._inverse = inverse.to(device)
-        self.exact_sharing_limit = self._scaling.max_position if isinstance(self._scaling, DynamicNTK) else None
+        if isinstance(self._scaling, DynamicNTK | LongRope):
+            self.exact_sharing_limit = self._scaling.max_position
 
-    def table(self, positions: torch.Tensor, totals: torch.Tensor) -> Table:
-        """Cos and sin, [B, S, 1, head_dim / 2]."""
-        angles = positions[..., None].float() * self._inverse
-        if isinstance(self._scaling, DynamicNTK) and int(totals.max()) > self._scaling.max_position:
-            angles = self._grown(positions, totals)
+    def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cos and sin, [B, S, 1, R / 2]."""
+        angles = places.positions[..., None].float() * self._inverse
+        limit = self.exact_sharing_limit
+        if limit is not None and int(places.totals.max()) > limit:
+            angles = self._grown(places.positions, places.totals)
         cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
         return cos.to(self._dtype)[:, :, None], sin.to(self._dtype)[:, :, None]
 
     def _grown(self, positions: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
-        """Angles where each sequence has the base of its own length."""
+        """Angles where each sequence has the frequencies of its own length."""
         import torch
 
         angles = torch.empty((*positions.shape, self._dim // 2), dtype=torch.float32, device=positions.device)
@@ -79,17 +119,25 @@ class Rotary:
             angles[chosen] = positions[chosen][:, None].float() * inverse.to(positions.device)
         return angles
 
-    def apply(self, heads: torch.Tensor, table: Table) -> torch.Tensor:
-        """The first half of each head's dims rotated against the second."""
+    def turn(self, heads: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The first R dims of each head rotated in pairs."""
         import torch
 
         cos, sin = table
-        half = self._dim // 2
-        x1, x2 = heads[..., :half], heads[..., half:]
         turned = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
-        torch.sub(x1 * cos, x2 * sin, out=turned[..., :half])
-        torch.add(x2 * cos, x1 * sin, out=turned[..., half:])
+        (x1, x2), (y1, y2) = self._pairs(heads), self._pairs(turned)
+        torch.sub(x1 * cos, x2 * sin, out=y1)
+        torch.add(x2 * cos, x1 * sin, out=y2)
+        if self._dim < heads.shape[-1]:
+            turned[..., self._dim :] = heads[..., self._dim :]
         return turned
+
+    def _pairs(self, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the first and the second dims of the pairs."""
+        if self._is_interleaved:
+            return heads[..., 0 : self._dim : 2], heads[..., 1 : self._dim : 2]
+        half = self._dim // 2
+        return heads[..., :half], heads[..., half : self._dim]
 
 
 def frequencies(theta: float, dim: int, scaling: Scaling, length: int | None = None) -> tuple[torch.Tensor, float]:
@@ -118,12 +166,26 @@ def frequencies(theta: float, dim: int, scaling: Scaling, length: int | None = N
             return 1.0 / grown**exponent, 1.0
         case Llama3Scaling():
             return _llama3(1.0 / theta**exponent, scaling), 1.0
+        case LongRope():
+            return _long(1.0 / theta**exponent, scaling, length), scaling.attention_factor
         case Yarn():
             return _yarn(theta, dim, theta**exponent, scaling), _yarn_factor(scaling)
     raise RequirementError(
         f"the torch decoder does not know the RoPE scaling {scaling.name!r}",
-        hint="it knows linear, dynamic, llama3 and yarn",
+        hint="it knows linear, dynamic, llama3, longrope and yarn",
     )
+
+
+def _long(inverse: torch.Tensor, scaling: LongRope, length: int | None) -> torch.Tensor:
+    import torch
+
+    is_long = length is not None and length > scaling.max_position
+    factors = torch.tensor(scaling.long_factor if is_long else scaling.short_factor)
+    if factors.numel() != inverse.numel():
+        raise SpecError(
+            f"config.json: RoPE scaling 'longrope' has {factors.numel()} factors, expected {inverse.numel()}"
+        )
+    return inverse / factors
 
 
 def _llama3(inverse: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
@@ -167,4 +229,4 @@ def _yarn_factor(scaling: Yarn) -> float:
     return temperature(1.0)
 
 
-_READERS: Readers = {Rope: Rotary}
+_READERS: Readers = {Rope: Rotary, Alibi: AlibiBias, NoPositions: _none}

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from llmkit.decoder.scores import Scores
+
     Pair = tuple[torch.Tensor, torch.Tensor]
 
-__all__ = ["attend_causal", "attend_masked", "attend_plain", "widened"]
+__all__ = ["attend_causal", "attend_masked", "attend_plain", "attend_scored", "widened"]
 
 _BLOCK = 64  # query rows at a time on the CPU: their scores stay in the cache, and later keys are never touched
 
@@ -105,6 +107,55 @@ def attend_masked(
 
     k, v = _repeated(k, v, q.shape[1])
     return scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+
+
+def attend_scored(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scores: Scores,
+    positions: torch.Tensor,
+    real: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention with biases, caps, windows or an open prefix, in float32 and in blocks of query rows.
+
+    Args:
+        q: [B, N, S, H], the last S of the T tokens.
+        k, v: [B, K, T, H].
+        scores: how scores are made and which keys are seen.
+        positions: [B, T] int64, the position of each key in its own sequence.
+        real: [B, T] bool, False for padding; None for none. A padding token sees itself, so that its row of the
+            softmax is not empty (its output is never read).
+    """
+    import torch
+
+    batch, heads, length, width = q.shape
+    groups, total = k.shape[1], k.shape[2]
+    keys, values = k.float().transpose(2, 3), v.float()
+    bias = scores.key_bias(positions)[:, :, None] if scores.key_bias is not None else None
+    index = torch.arange(total, device=q.device)
+    prefix = positions < scores.prefix[:, None] if scores.prefix is not None else None
+    out = torch.empty(batch, length, heads, width, dtype=q.dtype, device=q.device).transpose(1, 2)
+    for start in range(0, length, _BLOCK):
+        stop = min(start + _BLOCK, length)
+        own = index[total - length + start : total - length + stop, None]
+        seen = (index <= own)[None]
+        if scores.window is not None:
+            seen = seen & (index > own - scores.window)
+        if prefix is not None:
+            seen = seen | prefix[:, None]
+        if real is not None:
+            seen = seen & real[:, None] | (index == own)
+        block = q[:, :, start:stop].float() * scores.scale
+        found = (block.reshape(batch, groups, -1, width) @ keys).view(batch, heads, stop - start, total)
+        if scores.softcap is not None:
+            found = scores.softcap * (found / scores.softcap).tanh_()
+        if bias is not None:
+            found = found + bias
+        shares = found.masked_fill_(~seen[:, None], float("-inf")).softmax(-1)
+        mixed = shares.view(batch, groups, -1, total) @ values
+        out[:, :, start:stop] = mixed.view(batch, heads, stop - start, width)
+    return out
 
 
 def _repeated(k: torch.Tensor, v: torch.Tensor, heads: int) -> Pair:

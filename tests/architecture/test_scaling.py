@@ -13,6 +13,7 @@ from llmkit.architecture.scaling import (
     DynamicNTK,
     LinearScaling,
     Llama3Scaling,
+    LongRope,
     NoScaling,
     UnknownScaling,
     Yarn,
@@ -42,7 +43,20 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
             1e4,
             Yarn(4.0, 16),
         ),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, 1e4, UnknownScaling("longrope")),
+        (
+            {
+                "rope_scaling": {
+                    "type": "su",
+                    "short_factor": [1.0, 2.0],
+                    "long_factor": [3.0, 4.0],
+                    "attention_factor": 1.5,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            1e4,
+            LongRope((1.0, 2.0), (3.0, 4.0), 16, 1.5),
+        ),
+        ({"rope_scaling": {"rope_type": "spiral", "factor": 4.0}}, 1e4, UnknownScaling("spiral")),
     ],
 )
 def test_spellings(config, theta, scaling):
@@ -91,9 +105,9 @@ def test_frequencies_equal_transformers(name, params, theta, length):
 
 
 def test_what_the_reader_does_not_know_is_refused_by_name():
-    with pytest.raises(RequirementError, match="RoPE scaling 'longrope'") as caught:
-        frequencies(1e4, 32, UnknownScaling("longrope"))
-    assert "llama3 and yarn" in caught.value.hint
+    with pytest.raises(RequirementError, match="RoPE scaling 'spiral'") as caught:
+        frequencies(1e4, 32, UnknownScaling("spiral"))
+    assert "longrope and yarn" in caught.value.hint
     with pytest.raises(RequirementError, match="activation 'mish'"):
         activation("mish")
 

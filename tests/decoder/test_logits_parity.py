@@ -256,7 +256,7 @@ def test_refusals(pairs):
         Packed(None, [2, 0])
     with pytest.raises(InputError, match="expected \\[1, 5\\]"):
         ours(ids_of(4), Packed(None, [2, 3]))
-    with pytest.raises(InputError, match="kept no keys"):
+    with pytest.raises(InputError, match="kept nothing"):
         Packed(None, [2]).segment(0)
     with pytest.raises(InputError, match="mask has shape"):
         ours(ids_of(4), mask=torch.ones(1, 3))

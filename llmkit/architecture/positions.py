@@ -1,0 +1,90 @@
+"""How a decoder knows the order of tokens: rotary, ALiBi, learned, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from llmkit.architecture.keys import Computed, Key, Number, as_float
+from llmkit.architecture.kind import Kind, SlotShape
+from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
+from llmkit.errors import SpecError
+
+__all__ = ["Alibi", "LearnedPositions", "NoPositions", "Rope"]
+
+# transformers 4 writes rope_theta and rope_scaling, transformers 5 one object; what is inside the object wins.
+_THETA = Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 10000.0)
+_SCALING = Key(("rope_scaling", "rope_parameters"), None)
+
+
+@dataclass(frozen=True)
+class NoPositions(Kind):
+    """Attention does not see the order of tokens (the embedding may)."""
+
+
+@dataclass(frozen=True)
+class Rope(Kind):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864).
+
+    Attributes:
+        theta: the base of the frequencies.
+        scaling: where the config keeps the scaling; bound, one of the types of `scaling.py`.
+        share: the part of each head's dims that is rotated, the first int(head_dim * share); the rest passes through.
+        pairs: `half` pairs dim j with j + R/2, `interleaved` dim 2j with 2j + 1 (R rotated dims).
+    """
+
+    string_keys = ("theta",)
+
+    theta: Number = _THETA
+    scaling: Key | Computed | Scaling = _SCALING
+    share: Number = 1.0
+    pairs: Literal["half", "interleaved"] = "half"
+
+    def bind(self, config: Mapping[str, Any]) -> Self:
+        bound = super().bind(config)
+        if isinstance(self.scaling, Key):
+            params: Any = bound.scaling
+            return dataclasses.replace(bound, scaling=scaling_of(params, config))
+        return bound
+
+    @property
+    def bound_scaling(self) -> Scaling:
+        """The scaling of a bound kind."""
+        return NoScaling() if isinstance(self.scaling, Key | Computed) else self.scaling
+
+    def rotated(self, head_dim: int) -> int:
+        """The number R of rotated dims of a head.
+
+        Raises:
+            SpecError: it is odd, or outside 2..head_dim.
+        """
+        dims = int(head_dim * as_float(self.share))
+        if dims % 2 or not 2 <= dims <= head_dim:
+            raise SpecError(f"config.json: rotary positions would turn {dims} of the {head_dim} dims of a head")
+        return dims
+
+
+@dataclass(frozen=True)
+class Alibi(Kind):
+    """Attention with linear biases: slope_h * j is added to the score of key j (Press et al. 2021, arXiv:2108.12409).
+
+    Softmax does not see a shift, so this equals slope_h * (j - i). Slopes are the paper's for any number of heads.
+    """
+
+
+@dataclass(frozen=True)
+class LearnedPositions(Kind):
+    """A row of a trained table for each position, added to the embedding.
+
+    Attributes:
+        rows: a formula: the number of rows of the table.
+        offset: position p has row p + offset.
+    """
+
+    rows: str = "context"
+    offset: int = 0
+
+    def slots(self) -> dict[str, SlotShape]:
+        return {"weight": SlotShape((self.rows, "hidden"), "embedding")}

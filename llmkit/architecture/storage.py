@@ -1,0 +1,107 @@
+"""Between what files store and what the kinds speak of: tensors with one weight, several, or a transposed one.
+
+Every weight is a lazy expression over what is stored and the other way round, so that any two spellings of one
+architecture (see `Model.spelled`) are converted by taking the weights out of one and putting them into the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmkit.architecture.model import Model
+from llmkit.architecture.positions import Rope
+from llmkit.architecture.slots import Slot
+from llmkit.errors import SpecError, listing
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose
+
+__all__ = ["parts_of", "rotary_pairs", "stored", "tensors_of", "weights_of"]
+
+
+def parts_of(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
+    """The weights in a stored tensor: id (`layers.3.attn.q.weight`) -> [out, in]."""
+    if slot.is_transposed:
+        lazy = transpose(lazy)
+    if len(slot.parts) == 1:
+        return {slot.parts[0].id: lazy}
+    period = sum(part.rows for part in slot.parts)
+    found, start = {}, 0
+    for part in slot.parts:
+        runs = [(0, g * period + start, g * period + start + part.rows) for g in range(slot.groups)]
+        found[part.id] = gather_rows([lazy], runs)
+        start += part.rows
+    return found
+
+
+def stored(weights: Mapping[str, Lazy], slot: Slot) -> Lazy:
+    """The tensor to store for a slot, from weights by id."""
+    parts = [weights[part.id] for part in slot.parts]
+    if len(parts) == 1:
+        whole = parts[0]
+    else:
+        runs = [
+            (i, g * part.rows, (g + 1) * part.rows) for g in range(slot.groups) for i, part in enumerate(slot.parts)
+        ]
+        whole = gather_rows(parts, runs)
+    return transpose(whole) if slot.is_transposed else whole
+
+
+def weights_of(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
+    """All weights of a checkpoint by id, fused ones taken apart; buffers that nothing needs are left out.
+
+    Raises:
+        SpecError: the tensors do not fit the model.
+    """
+    report = model.check({name: lazy.spec for name, lazy in tensors.items()})
+    if report.problems:
+        raise SpecError(f"the tensors do not fit the config: {listing(report.problems, 3)}")
+    found: dict[str, Lazy] = {}
+    for slot in model.slots.values():
+        if slot.name in tensors:
+            found |= parts_of(tensors[slot.name], slot)
+    return found
+
+
+def tensors_of(weights: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
+    """The tensors to store, by name, from weights by id.
+
+    Raises:
+        SpecError: a weight that the model needs is absent, or there is one that it does not have.
+    """
+    missing = [
+        w for s in model.slots.values() if not s.is_optional for w in (p.id for p in s.parts) if w not in weights
+    ]
+    extra = [w for w in weights if w not in model.stored_in]
+    if missing or extra:
+        what = f"lacks {listing(missing, 3)}" if missing else f"has no place for {listing(extra, 3)}"
+        raise SpecError(f"the model to write {what}")
+    slots = [s for s in model.slots.values() if all(p.id in weights for p in s.parts)]
+    return {slot.name: stored(weights, slot) for slot in slots}
+
+
+def rotary_pairs(weights: Mapping[str, Lazy], model: Model, *, to: str) -> dict[str, Lazy]:
+    """The same weights with the rows of q and k (and their biases) reordered so that rotary pairs lie as `to` says.
+
+    Args:
+        weights: by id, in the other order.
+        model: its layers' `Rope` says how many dims of each head turn; layers without one stay.
+        to: `half` (dim j turns with j + R/2) or `interleaved` (2j with 2j + 1).
+    """
+    changed = dict(weights)
+    for i, block in enumerate(model.blocks):
+        position = getattr(block, "position", None)
+        if not isinstance(position, Rope):
+            continue
+        size = model.dims.head_dim
+        rotated = position.rotated(size)
+        half = rotated // 2
+        if to == "half":
+            order = [*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, size)]
+        else:
+            order = [j for pair in zip(range(half), range(half, rotated), strict=True) for j in pair]
+            order += range(rotated, size)
+        for leaf in ("q.weight", "k.weight", "q.bias", "k.bias"):
+            name = f"layers.{i}.attn.{leaf}"
+            if name in changed:
+                changed[name] = permute_blocks(changed[name], order, op=f"rotary {to}")
+    return changed

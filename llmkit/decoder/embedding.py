@@ -1,0 +1,69 @@
+"""The torch reader of the embedding kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkit.architecture.keys import as_float
+from llmkit.architecture.kinds import Embedding, LearnedPositions, NoPositions
+from llmkit.decoder.linear import linear
+from llmkit.decoder.norms import build_norm
+from llmkit.decoder.readers import Weights
+from llmkit.errors import InputError, RequirementError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["EmbeddingReader"]
+
+
+class EmbeddingReader:
+    """Rows of the table, scaled, projected, with learned positions, normed: whatever the kind says.
+
+    Attributes:
+        weight: the table [vocab, width], which a tied head shares.
+
+    Raises:
+        RequirementError: a position kind that is not added to embeddings.
+    """
+
+    def __init__(self, kind: Embedding, weights: Weights) -> None:
+        import torch
+
+        self.weight = weights("embed.weight")
+        # Rounded to the compute dtype first: the published models were trained that way.
+        scale = None if kind.scale is None else torch.tensor(as_float(kind.scale), dtype=self.weight.dtype)
+        self._scale = None if scale is None else float(scale)
+        self._project = linear(weights, "embed_proj") if weights.has("embed_proj.weight") else None
+        self._norm = build_norm(kind.norm, weights.under("embed_norm"))
+        self._positions: torch.Tensor | None = None
+        self._offset = 0
+        if isinstance(kind.positions, LearnedPositions):
+            self._positions = weights("positions.weight")
+            self._offset = kind.positions.offset
+        elif not isinstance(kind.positions, NoPositions):
+            raise RequirementError(f"the torch decoder cannot add {type(kind.positions).__name__} to embeddings")
+
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, S, hidden] of ids [B, S] at positions [B, S].
+
+        Raises:
+            InputError: a sequence is longer than the table of positions.
+        """
+        from torch.nn.functional import embedding
+
+        x = embedding(ids, self.weight)
+        if self._scale is not None:
+            x = x * self._scale
+        if self._project is not None:
+            x = self._project(x)
+        if self._positions is not None:
+            rows = positions + self._offset
+            if int(rows.max()) >= self._positions.shape[0]:
+                raise InputError(
+                    f"the sequence is {int(positions.max()) + 1} tokens long; the model has learned positions for "
+                    f"{self._positions.shape[0] - self._offset}",
+                    hint="give a shorter text (eval: fewer shots)",
+                )
+            x = x + embedding(rows, self._positions)
+        return self._norm(x)

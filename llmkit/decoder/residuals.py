@@ -1,0 +1,89 @@
+"""The torch reader of the residual kinds: how norms, attention and MLP are wired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.kinds import Kind, Parallel, PostNorm, PreNorm, Sandwich, SharedParallel
+from llmkit.decoder.kv import Cache
+from llmkit.decoder.readers import Readers, reader_of
+
+if TYPE_CHECKING:
+    import torch
+
+    Layer = Callable[[torch.Tensor, Any, Cache], torch.Tensor]
+    Function = Callable[[torch.Tensor], torch.Tensor]
+
+__all__ = ["build_residual"]
+
+
+def build_residual(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+    """The function of one layer: (x [B, S, hidden], positions' table, cache) -> x.
+
+    Args:
+        norms: in the order of the kind's `norms`.
+
+    Raises:
+        RequirementError: no torch reader for the kind.
+    """
+    made: Layer = reader_of(kind, _READERS)(kind, norms, attention, mlp)
+    return made
+
+
+def _pre_norm(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+    attn_norm, mlp_norm = norms
+
+    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        x = x + attention(attn_norm(x), table, cache)
+        return x + mlp(mlp_norm(x))
+
+    return layer
+
+
+def _post_norm(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+    attn_norm, mlp_norm = norms
+
+    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        x = attn_norm(x + attention(x, table, cache))
+        return mlp_norm(x + mlp(x))
+
+    return layer
+
+
+def _parallel(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+    attn_norm, mlp_norm = norms
+
+    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        return x + attention(attn_norm(x), table, cache) + mlp(mlp_norm(x))
+
+    return layer
+
+
+def _shared_parallel(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+    (norm,) = norms
+
+    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        y = norm(x)
+        return x + attention(y, table, cache) + mlp(y)
+
+    return layer
+
+
+def _sandwich(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+    attn_norm, attn_post_norm, mlp_norm, mlp_post_norm = norms
+
+    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        x = x + attn_post_norm(attention(attn_norm(x), table, cache))
+        return x + mlp_post_norm(mlp(mlp_norm(x)))
+
+    return layer
+
+
+_READERS: Readers = {
+    PreNorm: _pre_norm,
+    PostNorm: _post_norm,
+    Parallel: _parallel,
+    SharedParallel: _shared_parallel,
+    Sandwich: _sandwich,
+}

@@ -1,0 +1,127 @@
+"""Lazy tensors with the rows or columns of others in another order: nothing is computed, bits only move."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmkit.errors import SpecError
+from llmkit.tensors.lazy import Apply, Context, Lazy, Node
+from llmkit.tensors.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["gather_rows", "join_columns", "permute_blocks", "take_columns", "transpose"]
+
+Run = tuple[int, int, int]
+
+
+class _GatherRows(Node):
+    """Runs (input, start, stop) of rows of the inputs, one below the other."""
+
+    op = "gather"
+
+    def __init__(self, inputs: Sequence[Lazy], runs: Sequence[Run]) -> None:
+        first = inputs[0].spec
+        for lazy in inputs[1:]:
+            if lazy.shape[1:] != first.shape[1:] or lazy.dtype is not first.dtype:
+                raise SpecError(f"cannot gather rows of {first} and {lazy.spec}")
+        self.inputs = tuple(inputs)
+        self._runs = tuple(runs)
+        self.n_rows = sum(stop - start for _, start, stop in runs)
+        self.specs = (first.with_rows(self.n_rows),)
+        self.attrs = {"runs": len(self._runs)}
+        # An input that is no plain row-by-row expression is computed whole, once a step, and cut.
+        self._is_plain = tuple(i.node.row_step == 1 and len(i.node.specs) == 1 for i in self.inputs)
+        self.row_step = 1
+
+    def evaluate(self, rows: tuple[int, int], context: Context) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        pieces, at = [], 0
+        for index, start, stop in self._runs:
+            low, high = max(rows[0], at), min(rows[1], at + stop - start)
+            if low < high:
+                local = (start + low - at, start + high - at)
+                lazy = self.inputs[index]
+                is_plain = self._is_plain[index]
+                pieces.append(context.rows(lazy, local) if is_plain else context.whole(lazy)[local[0] : local[1]])
+            at += stop - start
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces),)
+
+    def peak_nbytes(self, n_rows: int) -> int:
+        whole = [i for i, is_plain in zip(self.inputs, self._is_plain, strict=True) if not is_plain]
+        return sum(i.node.peak_nbytes(i.node.n_rows) for i in whole) + 2 * self.slice_nbytes(n_rows)
+
+    def _identity(self) -> str:
+        return hashlib.sha256(repr(self._runs).encode()).hexdigest()
+
+
+def gather_rows(inputs: Sequence[Lazy], runs: Sequence[Run]) -> Lazy:
+    """Rows of the inputs in the order of `runs` (index of the input, first row, row after the last)."""
+    merged: list[Run] = []
+    for run in runs:
+        if run[1] == run[2]:
+            continue
+        if merged and merged[-1][0] == run[0] and merged[-1][2] == run[1]:
+            merged[-1] = (run[0], merged[-1][1], run[2])
+        else:
+            merged.append(run)
+    if len(merged) == 1 and merged[0][1:] == (0, inputs[merged[0][0]].spec.n_rows):
+        return inputs[merged[0][0]]
+    return _GatherRows(inputs, merged).output()
+
+
+def permute_blocks(lazy: Lazy, order: Sequence[int], *, op: str = "permute") -> Lazy:
+    """Every block of len(order) rows in the same new order: row j of a block is row order[j] of the old one.
+
+    Raises:
+        SpecError: the number of rows is not a multiple of the block.
+    """
+    size = len(order)
+    if lazy.spec.n_rows % size:
+        raise SpecError(f"{lazy.spec} does not divide into blocks of {size} rows")
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return x.view(-1, size, *x.shape[1:])[:, list(order)].reshape(x.shape)
+
+    shown = hashlib.sha256(repr(tuple(order)).encode()).hexdigest()[:12]
+    return Apply(op, [lazy], lazy.spec, fn, {"block": size, "order": shown}, row_step=size, scratch=1.0).output()
+
+
+def transpose(lazy: Lazy) -> Lazy:
+    """[a, b] -> [b, a]; computed whole."""
+    if lazy.node.op == "transpose" and len(lazy.node.inputs) == 1:
+        return lazy.node.inputs[0]
+    spec = TensorSpec(lazy.dtype, lazy.shape[::-1])
+    return Apply("transpose", [lazy], spec, lambda x: x.t().contiguous(), row_step=None).output()
+
+
+def join_columns(parts: Sequence[Lazy]) -> Lazy:
+    """Matrices of the same rows side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0].spec
+    if any(p.spec.n_rows != first.n_rows or p.dtype is not first.dtype for p in parts):
+        raise SpecError(f"cannot put {' and '.join(str(p.spec) for p in parts)} side by side")
+    spec = TensorSpec(first.dtype, (first.n_rows, sum(p.shape[1] for p in parts)))
+
+    def fn(*pieces: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.cat(pieces, 1)
+
+    return Apply("side by side", parts, spec, fn).output()
+
+
+def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
+    """Columns `start:stop` of a matrix."""
+    if (start, stop) == (0, lazy.shape[1]):
+        return lazy
+    if not 0 <= start < stop <= lazy.shape[1]:
+        raise SpecError(f"columns {start}:{stop} are outside {lazy.spec}")
+    spec = TensorSpec(lazy.dtype, (lazy.spec.n_rows, stop - start))
+    attrs = {"start": start, "stop": stop}
+    return Apply("columns", [lazy], spec, lambda x: x[:, start:stop].contiguous(), attrs).output()
