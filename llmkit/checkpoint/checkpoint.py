@@ -11,6 +11,7 @@ from typing import Any
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import InputError
+from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.folder import is_weight_file, read_file, read_folder, read_json
 from llmkit.tensors.lazy import Lazy
 
@@ -57,7 +58,7 @@ class Checkpoint:
         history: one entry for each transform: {"transform": name, **parameters}.
         notes: what was decided on the way and the user should see in the plan.
         warnings: what the user should act on.
-        weights_name: the weight file it is written as, when one file holds all; an adapter has its own.
+        container: how its tensors are laid out in files when it is written.
     """
 
     label: str
@@ -68,7 +69,7 @@ class Checkpoint:
     history: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    weights_name: str = "model.safetensors"
+    container: Container = field(default_factory=SafetensorsFiles)
 
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:
@@ -87,6 +88,7 @@ class Checkpoint:
         config: Mapping[str, Any] | None = None,
         files: Mapping[str, FileContent] | None = None,
         step: Mapping[str, Any] | None = None,
+        container: Container | None = None,
         notes: Iterable[str] = (),
         warnings: Iterable[str] = (),
     ) -> Checkpoint:
@@ -100,6 +102,7 @@ class Checkpoint:
             history=self.history + ((dict(step),) if step is not None else ()),
             notes=self.notes + tuple(notes),
             warnings=self.warnings + tuple(warnings),
+            container=self.container if container is None else container,
         )
 
     def __repr__(self) -> str:

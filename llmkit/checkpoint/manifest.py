@@ -9,16 +9,18 @@ Everything but the entry "run" is the same for the same inputs and recipe.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
 
-__all__ = ["MANIFEST_NAME", "load_manifest", "recipe_of", "versions"]
+__all__ = ["MANIFEST_NAME", "frame_hash", "load_manifest", "recipe_of", "versions"]
 
 MANIFEST_NAME = "llmkit.json"
 MANIFEST_FORMAT = 1
+_CHUNK_NBYTES = 4 * 2**20
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
@@ -45,6 +47,28 @@ def recipe_of(folder: Path) -> tuple[Mapping[str, Any], ...]:
         return tuple(load_manifest(folder).get("recipe", ()))
     except InputError:
         return ()
+
+
+def frame_hash(fd: int, spans: Iterable[tuple[int, int]], nbytes: int) -> str:
+    """The hash of a weight file's bytes that belong to no tensor: its header, directory and padding.
+
+    Args:
+        spans: offset and length of each tensor's data.
+        nbytes: the file's size.
+    """
+    from xxhash import xxh3_128
+
+    hasher = xxh3_128()
+    position = 0
+    for start, length in [*sorted(spans), (nbytes, 0)]:
+        while position < start:
+            data = os.pread(fd, min(start - position, _CHUNK_NBYTES), position)
+            if not data:
+                return ""
+            hasher.update(data)
+            position += len(data)
+        position = max(position, start + length)
+    return hasher.hexdigest()
 
 
 def versions() -> dict[str, str]:

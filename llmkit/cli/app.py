@@ -20,6 +20,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmkit.cli import (
+    convert,
     delta,
     demo,
     diff,
@@ -74,7 +75,8 @@ def _root(
 
 
 for _module in (
-    delta, lora, vocab, quantize, eval, perplexity, generate, inspect, diff, verify, explain, plugins, doctor, demo,
+    delta, lora, vocab, convert, quantize, eval, perplexity, generate, inspect, diff, verify, explain, plugins,
+    doctor, demo,
 ):  # fmt: skip
     _module.register(app)
 

@@ -31,6 +31,7 @@ def write(
     details: Mapping[str, str] | None = None,
     observe: WriteObserver | None = None,
     finish: Finish | None = None,
+    findings: Callable[[], Mapping[str, Any]] | None = None,
 ) -> None:
     """Plan the writing of `checkpoint`; print the plan with `--dry-run`, otherwise carry it out and sum up.
 
@@ -38,6 +39,7 @@ def write(
         details: lines that the command adds to the plan.
         observe: sees what is written.
         finish: called with the manifest when the model is written.
+        findings: what the manifest says was counted on the way.
     """
     from llmkit.pipeline.commit import check_output
     from llmkit.pipeline.plan import make_plan
@@ -67,6 +69,7 @@ def write(
             workers=writing.workers,
             progress=out.progress(),
             observe=observe,
+            findings=findings,
         )
     except KeyboardInterrupt:
         raise Interrupted(is_resumable=not writing.no_resume) from None
@@ -126,7 +129,7 @@ def _plan_document(plan: Plan, writing: Writing, inputs: Sequence[Path]) -> dict
 def _render_plan(out: Output, d: Mapping[str, Any]) -> None:
     from llmkit.tensors.spec import format_bytes
 
-    weights = [name for name in d["files"] if name.endswith(".safetensors")]
+    weights = d["weight_files"]
     dtypes = ", ".join(f"{k} {format_bytes(v)}" for k, v in d["dtypes"].items())
     out.record(
         {

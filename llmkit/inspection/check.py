@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +12,15 @@ from typing import Any
 from xxhash import xxh3_128
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.manifest import MANIFEST_NAME, load_manifest
-from llmkit.errors import LlmkitError, listing
+from llmkit.checkpoint.manifest import MANIFEST_NAME, frame_hash, load_manifest
+from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats import safetensors
 from llmkit.formats.folder import is_weight_file
 from llmkit.inspection.summary import summarize
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.tensors.lazy import Lazy, Read
+from llmkit.tensors.lazy import Read
+from llmkit.tensors.source import SourceFile
+from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = ["Verdict", "check_output"]
 
@@ -59,12 +60,15 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     problems: list[str] = []
     files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     sound = [name for name in files if _has_size(folder, name, files[name], problems)]
-    stored: dict[str, tuple[str, Lazy]] = {}
-    for name in sound:
-        if "header" in files[name]:
-            _read_header(folder / name, files[name], stored, problems)
-        elif _small_hash(folder / name) != files[name]["xxh3"]:
+    weights = {n: SourceFile(folder / n) for n in sound if "header" in files[n]}
+    for name in (n for n in sound if n not in weights):
+        if _small_hash(folder / name) != files[name]["xxh3"]:
             problems.append(f"{name} was changed: its content has another hash than in {MANIFEST_NAME}")
+    stored = _stored(manifest["tensors"], weights, problems)
+    for name, source in weights.items():
+        spans = [(s.start, s.nbytes) for s in stored.values() if s.source is source]
+        if frame_hash(source.fileno(), spans, source.nbytes) != files[name]["header"]:
+            problems.append(f"{name}: its header was changed")
     nbytes = _check_tensors(manifest["tensors"], stored, problems, workers, progress)
     problems += _fit(folder)
     extra = sorted(p.name for p in folder.iterdir() if p.name not in files and p.name != MANIFEST_NAME)
@@ -92,69 +96,80 @@ def _small_hash(path: Path) -> str:
     return xxh3_128(path.read_bytes()).hexdigest()
 
 
-def _read_header(
-    path: Path, entry: Mapping[str, Any], stored: dict[str, tuple[str, Lazy]], problems: list[str]
-) -> None:
+@dataclass(frozen=True)
+class _Stored:
+    """Where the bytes of a tensor should be."""
+
+    source: SourceFile
+    start: int
+    nbytes: int
+
+
+def _stored(
+    tensors: Mapping[str, Mapping[str, Any]], weights: Mapping[str, SourceFile], problems: list[str]
+) -> dict[str, _Stored]:
+    """The place of each tensor in the files that are there. Any format: the manifest says where the data lies."""
+    early = {e["file"] for e in tensors.values() if "offset" not in e}  # llmkit 0.1.0 wrote safetensors, and no offsets
+    read = {n: node.offset for f in early if f in weights for n, node in _reads(weights[f].path).items()}
+    found: dict[str, _Stored] = {}
+    for name, entry in tensors.items():
+        source = weights.get(entry["file"])
+        if source is None:
+            continue
+        start, nbytes = (
+            entry.get("offset", read.get(name, source.nbytes)),
+            TensorSpec(DType[entry["dtype"]], tuple(entry["shape"])).nbytes,
+        )
+        if start + nbytes > source.nbytes:
+            problems.append(f"{name}: {MANIFEST_NAME} puts it beyond the end of {entry['file']}")
+        else:
+            found[name] = _Stored(source, start, nbytes)
+    missing = [n for n in tensors if n not in found]
+    if missing:
+        problems.append(f"{len(missing)} tensors of {MANIFEST_NAME} are in no readable file: {listing(missing)}")
+    return found
+
+
+def _reads(path: Path) -> dict[str, Read]:
     try:
-        tensors, _ = safetensors.read(path)
-    except LlmkitError as error:
-        problems.append(error.message)
-        return
-    with path.open("rb") as file:
-        head = file.read(8)
-        header = head + file.read(int.from_bytes(head, "little"))
-    if xxh3_128(header).hexdigest() != entry["header"]:
-        problems.append(f"{path.name}: its header was changed")
-    stored.update({name: (path.name, lazy) for name, lazy in tensors.items()})
+        return {n: t.node for n, t in safetensors.read(path)[0].items() if isinstance(t.node, Read)}
+    except InputError:
+        return {}
 
 
 def _check_tensors(
     expected: Mapping[str, Mapping[str, Any]],
-    stored: Mapping[str, tuple[str, Lazy]],
+    stored: Mapping[str, _Stored],
     problems: list[str],
     workers: int | None,
     progress: Progress,
 ) -> int:
-    problems += [f"tensor {n} is in {stored[n][0]}, not in {MANIFEST_NAME}" for n in stored if n not in expected]
-    missing = [n for n in expected if n not in stored]
-    if missing:
-        problems.append(f"{len(missing)} tensors of {MANIFEST_NAME} are in no readable file: {listing(missing)}")
-    present = [n for n in expected if n in stored]
-    total = sum(stored[n][1].spec.nbytes for n in present)
+    """Hash every tensor in its place; the bytes hashed."""
+    total = sum(s.nbytes for s in stored.values())
     progress.begin(total, "hashing", "B")
-    guard = threading.Lock()
-    wrong: dict[str, str] = {}
 
-    def one(name: str) -> None:
-        file, lazy = stored[name]
-        entry = expected[name]
-        if (file, lazy.dtype.name, list(lazy.shape)) != (entry["file"], entry["dtype"], list(entry["shape"])):
-            problem = f"{name}: {lazy.spec} in {file}, expected {entry['dtype']}{entry['shape']} in {entry['file']}"
-        elif _hash(lazy, name, progress) != entry["xxh3"]:
-            problem = f"{name} in {file} was changed: its data has another hash than in {MANIFEST_NAME}"
-        else:
-            return
-        with guard:
-            wrong[name] = problem
+    def one(name: str) -> bool:
+        return _hash(stored[name], name, progress) == str(expected[name]["xxh3"])
 
     try:
         with ThreadPoolExecutor(workers or min(len(os.sched_getaffinity(0)), 8)) as pool:
-            list(pool.map(one, present))
+            same = dict(zip(stored, pool.map(one, stored), strict=True))
     finally:
         progress.end()
-    problems += [wrong[n] for n in present if n in wrong]
+    problems += [
+        f"{name} in {expected[name]['file']} was changed: its data has another hash than in {MANIFEST_NAME}"
+        for name, is_same in same.items()
+        if not is_same
+    ]
     return total
 
 
-def _hash(lazy: Lazy, name: str, progress: Progress) -> str:
-    node = lazy.node
-    if not isinstance(node, Read):
-        raise TypeError(f"{name} is no stored tensor")
+def _hash(stored: _Stored, name: str, progress: Progress) -> str:
     hasher = xxh3_128()
-    end = node.offset + lazy.spec.nbytes
-    for start in range(node.offset, end, _CHUNK_NBYTES):
+    end = stored.start + stored.nbytes
+    for start in range(stored.start, end, _CHUNK_NBYTES):
         n = min(_CHUNK_NBYTES, end - start)
-        hasher.update(node.source.read(start, n))
+        hasher.update(stored.source.read(start, n))
         progress.advance(n, name)
     return hasher.hexdigest()
 

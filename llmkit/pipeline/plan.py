@@ -12,19 +12,18 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import SpecError
-from llmkit.formats import safetensors
+from llmkit.formats.container import Chunks, OutputFile
 from llmkit.pipeline.checks import check_structure
 from llmkit.tensors.lazy import Node, Rows
 from llmkit.tensors.spec import TensorSpec
 from llmkit.version import __version__
 
-__all__ = ["DEFAULT_MAX_SHARD_NBYTES", "OutputFile", "Placement", "Plan", "Step", "make_plan"]
+__all__ = ["DEFAULT_MAX_SHARD_NBYTES", "Placement", "Plan", "Step", "make_plan"]
 
 DEFAULT_MAX_SHARD_NBYTES = 5_000_000_000
 # One slice of a step. Measured on a 1.1B fp16 addition (tests/bench/delta_apply.py): 1 MiB stays in the second-level
 # cache from read to write and reuses warm heap; 4 MiB and more paid for fresh pages on every slice.
 SLICE_NBYTES = 2**20
-_METADATA = {"format": "pt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +57,6 @@ class Step:
         return sum(p.spec.nbytes for p in self.placements)
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFile:
-    """One weight file: its header is known, its tensors have their offsets."""
-
-    name: str
-    header: bytes
-    nbytes: int
-    tensors: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Plan:
     """All that a run will do. Making one reads no tensor data."""
@@ -98,8 +87,8 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """Identifies the plan: expressions, input files' sizes and times, layout, slices, versions."""
-        body: list[Any] = [__version__, [f.header.decode("utf-8", "replace") for f in self.files]]
-        body += [[s.node.fingerprint(), [[p.name, p.index] for p in s.placements], s.slices] for s in self.steps]
+        body: list[Any] = [__version__, [[f.name, f.nbytes, _hash_chunks(f.fixed)] for f in self.files]]
+        body += [[s.node.fingerprint(), [_place(p) for p in s.placements], s.slices] for s in self.steps]
         body += [[name, hashlib.sha256(data).hexdigest()] for name, data in self.small_files.items()]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -113,6 +102,7 @@ class Plan:
             "write_nbytes": self.write_nbytes,
             "peak_nbytes": self.peak_nbytes(2),
             "files": {f.name: f.nbytes for f in self.files} | {k: len(v) for k, v in self.small_files.items()},
+            "weight_files": [f.name for f in self.files],
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "digest": self.digest,
@@ -122,32 +112,29 @@ class Plan:
 def make_plan(
     checkpoint: Checkpoint, out: str | Path, *, max_shard_size: int = DEFAULT_MAX_SHARD_NBYTES, force: bool = False
 ) -> Plan:
-    """Plan the writing of `checkpoint` as a folder of safetensors.
+    """Plan the writing of `checkpoint` as a folder of files, laid out by its container.
 
     Args:
         max_shard_size: a new file begins before a tensor that would make the current one larger (bytes).
         force: turn structural problems into warnings.
 
     Raises:
-        SpecError: the tensors do not fit the config, or there are none.
+        SpecError: the tensors do not fit the config, there are none, or the container cannot hold them.
     """
     if not checkpoint.tensors:
         raise SpecError(f"{checkpoint.label}: nothing to write, it has no tensors")
     notes, warnings = check_structure(checkpoint, force=force)
-    files = _shard({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size, checkpoint.weights_name)
+    layout = checkpoint.container.lay_out({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size)
     small: dict[str, bytes] = {}
     if checkpoint.config:
         small["config.json"] = _json(dict(checkpoint.config))
     small |= {name: content.read() for name, content in checkpoint.files.items()}
-    if len(files) > 1:
-        weight_map = {t: f.name for f in files for t in f.tensors}
-        index = {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
-        small[f"{checkpoint.weights_name}.index.json"] = _json(index)
-    steps = _steps(checkpoint, files)
+    small |= layout.small_files
+    steps = _steps(checkpoint, layout.files)
     return Plan(
         checkpoint,
         Path(out),
-        tuple(files),
+        layout.files,
         steps,
         small,
         checkpoint.notes + notes,
@@ -159,33 +146,25 @@ def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _shard(specs: Mapping[str, TensorSpec], max_nbytes: int, weights_name: str) -> list[OutputFile]:
-    shards: list[dict[str, TensorSpec]] = [{}]
-    filled = 0
-    for name, spec in specs.items():
-        if shards[-1] and filled + spec.nbytes > max_nbytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = spec
-        filled += spec.nbytes
-    files = []
-    for i, shard in enumerate(shards):
-        stem = weights_name.removesuffix(".safetensors")
-        name = weights_name if len(shards) == 1 else f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        header, offsets, nbytes = safetensors.layout(shard, _METADATA)
-        files.append(OutputFile(name, header, nbytes, tuple(offsets)))
-    return files
+def _hash_chunks(chunks: Chunks) -> str:
+    hasher = hashlib.sha256()
+    for offset, data in chunks:
+        hasher.update(offset.to_bytes(8, "little") + data)
+    return hasher.hexdigest()
+
+
+def _place(placement: Placement) -> list[Any]:
+    return [placement.name, placement.index, placement.file, placement.offset]
 
 
 def _steps(checkpoint: Checkpoint, files: Sequence[OutputFile]) -> tuple[Step, ...]:
     grouped: dict[int, list[Placement]] = {}
     nodes: dict[int, Node] = {}
     for file in files:
-        _, offsets, _ = safetensors.layout({n: checkpoint.tensors[n].spec for n in file.tensors}, _METADATA)
-        for name in file.tensors:
+        for name, offset in file.offsets.items():
             lazy = checkpoint.tensors[name]
             nodes[id(lazy.node)] = lazy.node
-            placement = Placement(name, lazy.spec, lazy.index, file.name, offsets[name])
+            placement = Placement(name, lazy.spec, lazy.index, file.name, offset)
             grouped.setdefault(id(lazy.node), []).append(placement)
     steps = []
     for key, placements in grouped.items():

@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh3_128
 
-from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
+from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, frame_hash, versions
 from llmkit.errors import OutputError, SpecError
+from llmkit.formats.container import OutputFile
 from llmkit.pipeline.commit import Partial, check_output, disk_errors
 from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
@@ -51,6 +53,7 @@ def run_plan(
     workers: int | None = None,
     progress: Progress = NO_PROGRESS,
     observe: WriteObserver | None = None,
+    findings: Callable[[], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write what the plan says and return the manifest.
 
@@ -59,6 +62,7 @@ def run_plan(
         resume: continue an interrupted run of the same plan.
         workers: steps in flight at a time; the bytes written do not depend on it.
         observe: sees every slice that is computed (not what an earlier run wrote), from several threads.
+        findings: what was counted while the data passed; goes into the manifest's entry "run".
 
     Raises:
         OutputError: the output exists or cannot be written.
@@ -76,7 +80,9 @@ def run_plan(
         manifest = _manifest(plan, run, inputs)
         for name, data in plan.small_files.items():
             partial.write_file(name, data)
-        partial.write_file(MANIFEST_NAME, (json.dumps(_timed(manifest, run, started), indent=1) + "\n").encode())
+        manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
+        manifest["run"] |= findings() if findings is not None else {}
+        partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
         partial.commit()
     except OutputError:
         partial.close()
@@ -122,6 +128,9 @@ class _Run:
         self.partial = partial
         self.progress = progress
         self.hashes: dict[str, str] = {}
+        self.frames: dict[str, str] = {}
+        self._crcs: dict[str, int] = {}
+        self._with_crc = {f.name for f in plan.files if f.finish is not None}
         self.read_hashes: dict[str, dict[str, str]] = {}
         self.n_resumed = 0
         self._stop = threading.Event()
@@ -154,7 +163,7 @@ class _Run:
                     raise
             for file in self.plan.files:
                 with disk_errors(self.partial.path / file.name):
-                    _pwrite(self._fds[file.name], memoryview(file.header), 0)
+                    self._write_frame(file)
                     os.fsync(self._fds[file.name])
         finally:
             self._computed.set()
@@ -164,6 +173,14 @@ class _Run:
                 torch.set_num_threads(threads)
             for fd in self._fds.values():
                 os.close(fd)
+
+    def _write_frame(self, file: OutputFile) -> None:
+        """Write what is no tensor: headers, and what the container adds when the data is known."""
+        chunks = [*file.fixed, *(file.finish(self._crcs) if file.finish is not None else ())]
+        for offset, data in chunks:
+            _pwrite(self._fds[file.name], memoryview(data), offset)
+        spans = [(o, self.plan.checkpoint.tensors[t].spec.nbytes) for t, o in file.offsets.items()]
+        self.frames[file.name] = frame_hash(self._fds[file.name], spans, file.nbytes)
 
     def _import_torch(self) -> None:
         """Import torch, and copy meanwhile what only moves (in a fresh run: a resumed one has tensors in place)."""
@@ -187,7 +204,7 @@ class _Run:
 
         if self._stop.is_set() or self._resumed(step) or self._is_moved(step):
             return
-        hashers = {p.name: xxh3_128() for p in step.placements}
+        hashers = {p.name: _Hasher(p.file in self._with_crc) for p in step.placements}
         reads: dict[int, _ReadHash] = {}
         context = Context(lambda node, rows, data: _observe(reads, node, rows, data))
         with torch.inference_mode():
@@ -200,12 +217,13 @@ class _Run:
                     self._write(step, placement, rows, results[placement.index], hashers[placement.name])
         entry = {
             "tensors": {name: h.hexdigest() for name, h in hashers.items()},
+            "crc32": {name: h.crc for name, h in hashers.items() if h.crc is not None},
             "reads": [[str(r.node.source.path), r.node.name, r.digest] for r in reads.values() if r.digest is not None],
         }
         self.partial.record(step.name, entry)
         self._keep(entry)
 
-    def _write(self, step: Step, placement: Placement, rows: Rows, data: torch.Tensor, hasher: Any) -> None:
+    def _write(self, step: Step, placement: Placement, rows: Rows, data: torch.Tensor, hasher: _Hasher) -> None:
         start, stop = step.node.output_rows(placement.index, rows)
         if start == stop and placement.spec.shape:
             return
@@ -230,7 +248,8 @@ class _Run:
         if entry is None:
             return False
         for placement in step.placements:
-            if self._hash_written(placement) != entry["tensors"].get(placement.name):
+            found = self._hash_written(placement)
+            if found is None or found.hexdigest() != entry["tensors"].get(placement.name):
                 return False
         self._keep(entry)
         self.n_resumed += 1
@@ -242,21 +261,29 @@ class _Run:
         node = moved_tensor(step)
         if node is None or not self._moved.has_moved(step):
             return False
-        digest = self._hash_written(step.placements[0])
-        if digest is None or digest != _hash_of(node.source.fileno(), node.offset, step.write_nbytes):
+        written = self._hash_written(step.placements[0])
+        read = _hash_of(node.source.fileno(), node.offset, step.write_nbytes)
+        if written is None or read is None or written.hexdigest() != read.hexdigest():
             return False
-        entry = {"tensors": {step.name: digest}, "reads": [[str(node.source.path), node.name, digest]]}
+        digest = written.hexdigest()
+        entry = {
+            "tensors": {step.name: digest},
+            "crc32": {} if written.crc is None else {step.name: written.crc},
+            "reads": [[str(node.source.path), node.name, digest]],
+        }
         self.partial.record(step.name, entry)
         self._keep(entry)
         self.progress.advance(step.write_nbytes, step.name)
         return True
 
-    def _hash_written(self, placement: Placement) -> str | None:
-        return _hash_of(self._fds[placement.file], placement.offset, placement.spec.nbytes)
+    def _hash_written(self, placement: Placement) -> _Hasher | None:
+        with_crc = placement.file in self._with_crc
+        return _hash_of(self._fds[placement.file], placement.offset, placement.spec.nbytes, with_crc)
 
     def _keep(self, entry: Mapping[str, Any]) -> None:
         with self._guard:
             self.hashes.update(entry["tensors"])
+            self._crcs.update(entry["crc32"])
             for path, name, digest in entry["reads"]:
                 self.read_hashes.setdefault(path, {})[name] = digest
 
@@ -275,9 +302,25 @@ def _bytes_of(data: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def _hash_of(fd: int, position: int, nbytes: int) -> str | None:
+class _Hasher:
+    """The hash of bytes that pass by, and their CRC-32 where the file's format wants it."""
+
+    def __init__(self, with_crc: bool) -> None:
+        self._xxh3 = xxh3_128()
+        self.crc: int | None = 0 if with_crc else None
+
+    def update(self, data: bytes | memoryview) -> None:
+        self._xxh3.update(data)
+        if self.crc is not None:
+            self.crc = zlib.crc32(data, self.crc)
+
+    def hexdigest(self) -> str:
+        return self._xxh3.hexdigest()
+
+
+def _hash_of(fd: int, position: int, nbytes: int, with_crc: bool = False) -> _Hasher | None:
     """The hash of a stretch of a file; None where the file ends too early."""
-    hasher = xxh3_128()
+    hasher = _Hasher(with_crc)
     buffer = memoryview(bytearray(min(nbytes, 2**20)))
     while nbytes:
         n = os.preadv(fd, [buffer[: min(nbytes, len(buffer))]], position)
@@ -285,7 +328,7 @@ def _hash_of(fd: int, position: int, nbytes: int) -> str | None:
             return None
         hasher.update(buffer[:n])
         position, nbytes = position + n, nbytes - n
-    return hasher.hexdigest()
+    return hasher
 
 
 def _pwrite(fd: int, view: memoryview, offset: int) -> None:
@@ -297,13 +340,16 @@ def _pwrite(fd: int, view: memoryview, offset: int) -> None:
 def _manifest(plan: Plan, run: _Run, inputs: Mapping[str, int]) -> dict[str, Any]:
     checkpoint = plan.checkpoint
     tensors = {}
+    stored = {name: inner for f in plan.files for name, inner in f.stored.items()}
     for step in plan.steps:
         for p in step.placements:
             lazy = checkpoint.tensors[p.name]
             tensors[p.name] = {
                 "file": p.file, "dtype": p.spec.dtype.name, "shape": list(p.spec.shape),
-                "xxh3": run.hashes[p.name], "from": lazy.explain(),
+                "offset": p.offset, "xxh3": run.hashes[p.name], "from": lazy.explain(),
             }  # fmt: skip
+            if p.name in stored:
+                tensors[p.name]["stored_as"] = stored[p.name]
     return {
         "format": MANIFEST_FORMAT,
         "versions": versions(),
@@ -312,13 +358,8 @@ def _manifest(plan: Plan, run: _Run, inputs: Mapping[str, int]) -> dict[str, Any
         "warnings": list(plan.warnings),
         "inputs": [{"path": p, "nbytes": n, "tensors": dict(sorted(run.read_hashes.get(p, {}).items()))}
                    for p, n in inputs.items()],
-        "files": {f.name: {"nbytes": f.nbytes, "header": xxh3_128(f.header).hexdigest()} for f in plan.files}
+        "files": {f.name: {"nbytes": f.nbytes, "header": run.frames[f.name]} for f in plan.files}
         | {name: {"nbytes": len(data), "xxh3": xxh3_128(data).hexdigest()}
            for name, data in plan.small_files.items()},
         "tensors": dict(sorted(tensors.items())),
     }  # fmt: skip
-
-
-def _timed(manifest: dict[str, Any], run: _Run, started: float) -> dict[str, Any]:
-    manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
-    return manifest

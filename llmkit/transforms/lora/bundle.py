@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError
 from llmkit.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, from_peft
+from llmkit.formats.container import SafetensorsFiles
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["adapter_of", "bundle"]
@@ -77,7 +78,7 @@ def bundle(
     small = dict(files or {})
     small[CONFIG_NAME] = FileContent(data=(json.dumps(document, indent=2) + "\n").encode())
     return Checkpoint(
-        label, {}, {}, small, warnings=tuple(warnings), notes=tuple(notes), weights_name=WEIGHTS_NAME
+        label, {}, {}, small, warnings=tuple(warnings), notes=tuple(notes), container=SafetensorsFiles(WEIGHTS_NAME)
     ).derive(tensors=tensors, step=step)  # fmt: skip
 
 

@@ -1,0 +1,72 @@
+"""`llmkit convert`: another file layout, another float dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.options import ModelArgument, OutDtypeOption, Writing
+from llmkit.cli.output import Output
+from llmkit.cli.writing import write
+
+__all__ = ["register"]
+
+_N_WORST = 5
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(
+        app,
+        "convert",
+        examples=[
+            "llmkit convert vicuna-7b --to bin -o vicuna-7b-bin",
+            "llmkit convert vicuna-7b-bin --to hf --dtype float16 -o vicuna-7b",
+        ],
+    )(convert)
+
+
+def convert(
+    out: Output,
+    model: ModelArgument,
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="LAYOUT", help="hf: safetensors. bin: PyTorch's pytorch_model.bin."),
+    ],
+    writing: Writing,
+    dtype: OutDtypeOption = None,
+) -> None:
+    """Write a model in another file layout or float dtype.
+
+    Every layout that opens can be converted. Tokenizer and other files go along. Values that the new dtype cannot
+    hold become infinite; they are counted and named.
+    """
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.transforms.convert import Overflow
+    from llmkit.transforms.convert import convert as convert_checkpoint
+
+    overflow = Overflow()
+    after = convert_checkpoint(open_checkpoint(model), to=to, dtype=dtype, overflow=overflow)
+
+    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+        found = overflow.by_tensor()
+        if found:
+            out.warning(_overflow_text(found, str(dtype)))
+        uncounted = overflow.uncounted()
+        if uncounted:
+            out.note(f"{len(uncounted)} tensors were written by the interrupted run; their overflow was not counted")
+        return overflow.as_dict(), lambda: None
+
+    write(out, after, writing, finish=finish, findings=overflow.as_dict)
+
+
+def _overflow_text(found: Mapping[str, int], dtype: str) -> str:
+    worst = ", ".join(f"{name} ({n})" for name, n in list(found.items())[:_N_WORST])
+    more = f" and {len(found) - _N_WORST} more" if len(found) > _N_WORST else ""
+    total = sum(found.values())
+    values = "1 value became" if total == 1 else f"{total} values became"
+    tensors = "1 tensor" if len(found) == 1 else f"{len(found)} tensors"
+    return f"{values} infinite in {dtype}, in {tensors}: {worst}{more}; --dtype bfloat16 holds larger ones"

@@ -1,0 +1,76 @@
+"""Convert: the same weights in another file layout, or in another float dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import InputError, nearest
+from llmkit.quantization import reading
+from llmkit.tensors.spec import DType
+from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
+from llmkit.transforms.convert.targets import TARGETS, Target
+
+__all__ = ["convert"]
+
+
+def convert(
+    ckpt: Checkpoint,
+    *,
+    to: str = "hf",
+    dtype: str | DType | None = None,
+    overflow: Overflow | None = None,
+    **options: Any,
+) -> Checkpoint:
+    """The checkpoint in another layout; every layout that opens can be converted.
+
+    A quantized checkpoint is dequantized where a dtype is asked for, or where the layout holds floats only.
+
+    Args:
+        to: a name in `TARGETS`.
+        dtype: store floats as float32, float16 or bfloat16 (default: as they are).
+        overflow: counts values that the new dtype cannot hold, while they are written.
+        options: of the layout.
+
+    Raises:
+        InputError: no such layout, dtype or option.
+        SpecError, RequirementError: a checkpoint that the layout cannot hold.
+    """
+    target = _target(to)
+    for name in options:
+        if name not in target.options:
+            homes = [f"--to {n}" for n, t in TARGETS.items() if name in t.options]
+            raise InputError(
+                f"--to {to} has no option --{name.replace('_', '-')}; it goes with {' or '.join(homes) or 'no layout'}",
+                hint="llmkit convert --help",
+            )
+    wanted = _dtype(dtype)
+    step = {"transform": "convert", "to": to, **({"dtype": wanted.torch_name} if wanted else {}), **options}
+    if reading.is_quantized(ckpt.config) and (wanted is not None or not target.takes_quantized):
+        note = f"dequantized from {reading.describe(ckpt.config)}"
+        ckpt = reading.dequantized(ckpt).derive(notes=[note])
+    if wanted is not None:
+        tensors = cast(ckpt.tensors, wanted, overflow if overflow is not None else Overflow())
+        config = config_with_dtype(ckpt.config, wanted) if ckpt.config else {}
+        ckpt = ckpt.derive(tensors=tensors, config=config)
+    return target.write(ckpt.derive(step=step), **options)
+
+
+def _target(to: str) -> Target:
+    if to in TARGETS:
+        return TARGETS[to]
+    guess = nearest(to, TARGETS)
+    raise InputError(
+        f"--to {to!r} is no layout that llmkit writes; expected {', '.join(TARGETS)}",
+        hint=f"did you mean --to {guess}?" if guess else "llmkit convert --help",
+    )
+
+
+def _dtype(dtype: str | DType | None) -> DType | None:
+    if dtype is None:
+        return None
+    found = DType.parse(dtype) if isinstance(dtype, str) else dtype
+    if found not in CAST_DTYPES:
+        known = ", ".join(d.torch_name for d in CAST_DTYPES)
+        raise InputError(f"--dtype {found.torch_name}: weights are stored as {known}", hint="--dtype float16")
+    return found
