@@ -201,3 +201,16 @@ def test_verify_finds_a_changed_directory_and_a_changed_tensor(source, tmp_path)
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         problems = check_output(out).problems
         assert any(p.startswith(problem) for p in problems), problems
+
+
+def test_a_folder_of_an_early_llmkit_verifies_too(source, tmp_path):
+    """Its manifest does not say where the tensors lie; its files are safetensors."""
+    out = tmp_path / "out"
+    llmkit.save(convert(llmkit.open_checkpoint(source[0]), to="hf"), out, max_shard_size=6000)
+    manifest = json.loads((out / "llmkit.json").read_text())
+    for entry in manifest["tensors"].values():
+        del entry["offset"]
+    (out / "llmkit.json").write_text(json.dumps(manifest))
+    verdict = check_output(out)
+    assert verdict.is_ok
+    assert verdict.nbytes == sum(4 * x.numel() for x in source[1].values())
