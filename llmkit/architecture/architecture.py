@@ -102,6 +102,7 @@ class Architecture:
         tiny: the config of a tiny random model, with `architectures` and `model_type`.
         variants: name -> changes to `tiny`, one for each thing that a config of the family can vary.
         prompt: the format that the family's base checkpoints expect.
+        prompt_ends: ids without which the model cannot be run: every prompt ends with them.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
     """
 
@@ -118,6 +119,7 @@ class Architecture:
     final_norm: Kind | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None
     prompt: Prompt | None = None
+    prompt_ends: Computed | tuple[int, ...] = ()
     reference_attention: str = "eager"
 
     def bind(self, config: Mapping[str, Any]) -> Model:

@@ -121,11 +121,12 @@ class NameTable:
 
     def slot(self, name: str) -> str | None:
         """The slot id of a tensor name, or None when the table does not know it."""
-        match = self._block.fullmatch(name)
-        if match is not None:
-            inner = _translated(match[2], self._inner_back)
-            return None if inner is None else f"layers.{match[1]}.{inner}"
-        return _translated(name, self._outer_back)
+        outer = _translated(name, self._outer_back)  # first: a family may file one of these under its first block
+        match = self._block.fullmatch(name) if outer is None else None
+        if match is None:
+            return outer
+        inner = _translated(match[2], self._inner_back)
+        return None if inner is None else f"layers.{match[1]}.{inner}"
 
     def is_ignored(self, name: str) -> bool:
         """True for a buffer that files may store and nothing needs."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Computed
 from llmkit.architecture.prompts import Instruction, Message, Turns
 from llmkit.architecture.registry import is_claimed
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -125,10 +126,18 @@ def _prompt(architecture: Architecture, config: Mapping[str, Any]) -> None:
 
 
 def _ids(config: Mapping[str, Any], architecture: Architecture) -> torch.Tensor:
+    """Ids [2, T]; what every prompt must end with stands after the third."""
     import torch
 
     n_vocab = architecture.bind(config).dims.vocab
-    return torch.randint(0, n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(1))
+    ends = architecture.prompt_ends
+    if isinstance(ends, Computed):
+        ends = tuple(ends.bind(config))
+    for end in ends:
+        ids[ids == end] = 0
+    ids[:, 3 : 3 + len(ends)] = torch.tensor(ends, dtype=ids.dtype)
+    return ids
 
 
 def _setting(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Decoder, torch.Tensor, torch.Tensor]:
@@ -137,7 +146,7 @@ def _setting(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Dec
 
     decoder = load_decoder(random_checkpoint(architecture, config), architecture=architecture)
     limit = decoder.exact_sharing_limit
-    ids = _ids(config, architecture)[:, : min(_N_TOKENS, limit) if limit is not None else _N_TOKENS]
+    ids = _ids(config, architecture)[:, : min(_N_TOKENS, limit) if limit else _N_TOKENS]
     return decoder, ids, decoder(ids)
 
 
@@ -148,18 +157,25 @@ def _cache(architecture: Architecture, config: Mapping[str, Any]) -> float | Non
 
     decoder, ids, whole = _setting(architecture, config)
     cache = KVCache()
-    parts = [decoder(ids[:, :5], cache), *(decoder(ids[:, i : i + 1], cache) for i in range(5, ids.shape[1]))]
+    parts = [decoder(ids[:, :6], cache), *(decoder(ids[:, i : i + 1], cache) for i in range(6, ids.shape[1]))]
     return _difference(torch.cat(parts, 1), whole)
 
 
 def _padded(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+    """A left-padded batch, computed at once and step by step."""
     import torch
 
+    from llmkit.decoder.cache import KVCache
+
     decoder, ids, _ = _setting(architecture, config)
-    short = decoder(ids[:1, 4:])
+    short = decoder(ids[:1, 2:])
     mask = torch.ones_like(ids)
-    mask[0, :4] = 0
-    return _difference(decoder(ids, mask=mask)[:1, 4:], short)
+    mask[0, :2] = 0
+    at_once = decoder(ids, mask=mask)[:1, 2:]
+    cache = KVCache()
+    parts = [decoder(ids[:, :8], cache, mask[:, :8]), *(decoder(ids[:, i : i + 1], cache) for i in (8, 9))]
+    stepwise = torch.cat(parts, 1)[:1, 2:]
+    return max(_difference(at_once, short), _difference(stepwise, short[:, : stepwise.shape[1]]))
 
 
 def _packed(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
@@ -168,6 +184,9 @@ def _packed(architecture: Architecture, config: Mapping[str, Any]) -> float | No
     from llmkit.decoder.cache import KVCache, Packed
 
     decoder, ids, whole = _setting(architecture, config)
+    if decoder.exact_sharing_limit == 0:
+        side_by_side = decoder(torch.cat([ids[:1], ids[1:, :8]], 1), Packed(None, [ids.shape[1], 8]))
+        return _difference(side_by_side, torch.cat([whole[:1], decoder(ids[1:, :8])], 1))
     prefix = KVCache()
     decoder.hidden(ids[:1, :6], prefix)
     rest = ids[:1, 6:]

@@ -12,6 +12,8 @@ from llmkit.architecture.prompts import Instruction
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder.contract import TOLERANCE, check_architecture
 
+# transformers has none of these: recorded outputs of the originals in test_golden.py stand for it.
+RECORDED = {"baichuan", "baichuan13b", "chatglm", "chatglm2"}
 PLUGINS = [default_registry().load(p) for p in default_registry().plugins if p.is_builtin]
 
 
@@ -34,6 +36,8 @@ def test_contract(architecture):
     checks = check_architecture(architecture)
     assert [f"{c.name}: {c.problem}" for c in checks if not c.is_ok] == []
     compared = [c for c in checks if c.name.endswith("logits") and c.difference is not None]
+    if architecture.name in RECORDED:
+        return
     assert len(compared) == 1 + len(architecture.variants)
     assert all(c.difference <= TOLERANCE for c in compared)
 

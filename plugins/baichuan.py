@@ -1,0 +1,98 @@
+"""Baichuan 1 and 2: LLaMA's layers with q, k and v in one matrix; rotary positions in the 7B models, ALiBi in 13B.
+
+Both sizes state the same `architectures`; the published configs tell them apart by `max_position_embeddings`, which
+only the 7B models have. Baichuan 2 divides the rows of its head by their norms (NormHead): its configs have a
+`z_loss_weight`, and 125,696 tokens. Source: modeling_baichuan.py of the four repositories (baichuan-inc).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Alibi, Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.names import Fused, Names
+
+BAICHUAN_2_VOCAB = 125696
+
+
+def has_norm_head(config: Mapping[str, Any]) -> bool:
+    """True for Baichuan 2."""
+    return config.get("vocab_size") == BAICHUAN_2_VOCAB or "z_loss_weight" in config
+
+
+def is_rotary(config: Mapping[str, Any]) -> bool:
+    """True for the 7B models."""
+    return config.get("max_position_embeddings") is not None
+
+
+BAICHUAN_7B = Architecture(
+    name="baichuan",
+    matches=("BaichuanForCausalLM",),  # upper and lower case do not matter: BaiChuanForCausalLM is the 7B model's
+    model_types=("baichuan",),
+    when=is_rotary,
+    dims=Dims(
+        hidden="hidden_size",
+        layers="num_hidden_layers",
+        heads="num_attention_heads",
+        ffn="intermediate_size",
+        vocab="vocab_size",
+        context=Key(("max_position_embeddings", "model_max_length"), None),
+    ),
+    block=Block(
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+        attention=GroupedQuery(),
+        position=Rope(),
+        mlp=GatedMLP(Key("hidden_act", "silu")),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False), normalized=Computed(has_norm_head)),
+    names=Names(
+        embed="model.embed_tokens",
+        final_norm="model.norm",
+        head="lm_head",
+        block="model.layers.{i}.",
+        slots={
+            "attn_norm": "input_layernorm",
+            "attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")),
+            "attn.o": "self_attn.o_proj",
+            "mlp_norm": "post_attention_layernorm",
+            "mlp.gate": "mlp.gate_proj",
+            "mlp.up": "mlp.up_proj",
+            "mlp.down": "mlp.down_proj",
+        },
+        ignored=("*.rotary_emb.inv_freq",),
+    ),
+    tiny={
+        "architectures": ["BaiChuanForCausalLM"],
+        "model_type": "baichuan",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 96,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    },
+    variants={"baichuan2-7b": {"architectures": ["BaichuanForCausalLM"], "model_max_length": 64, "z_loss_weight": 0}},
+)
+
+BAICHUAN_13B = replace(
+    BAICHUAN_7B,
+    name="baichuan13b",
+    when=lambda config: not is_rotary(config),
+    block=replace(BAICHUAN_7B.block, position=Alibi()),
+    tiny={
+        **{k: v for k, v in BAICHUAN_7B.tiny.items() if k != "max_position_embeddings"},
+        "architectures": ["BaichuanForCausalLM"],
+        "hidden_size": 40,
+        "num_attention_heads": 5,  # no power of two, as the 40 heads of the real model
+        "model_max_length": 64,
+    },
+    variants={"baichuan2-13b": {"z_loss_weight": 0}, "power of two": {"num_attention_heads": 4}},
+)

@@ -1,0 +1,195 @@
+"""ChatGLM-6B (the first one): a prefix-LM with rotary positions in two dimensions and scaled, normalised residuals.
+
+A prompt ends with [gMASK] (or [MASK]) and <sop>, which is where the answer starts. Everything before <sop> is seen by
+every token; the first half of each head's dims turns with the place in the prompt (answers all stand at the mask's),
+the second half with the place in the answer. Source: modeling_chatglm.py of THUDM/chatglm-6b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, GroupedQuery, Head, Kind, LayerNorm, PlainMLP
+from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.scaling import NoScaling
+from llmkit.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# The original makes every layer with its default of 28 layers, whatever the config says.
+ALPHA = (2 * 28) ** 0.5
+
+
+@dataclass(frozen=True)
+class TwoDimensionalRope(Kind):
+    """Two rotary positions, one for each half of a head's dims, halves paired inside each (Du et al. 2022, GLM).
+
+    With C the place of <sop> and m that of the mask: token t has (t, 0) for t < C, and (m, t - C + 1) after. Tokens
+    before C are seen by all. Frequencies are rounded to float16, as the original rounds them for every dtype.
+
+    Attributes:
+        start, gmask, mask: ids of <sop>, [gMASK] and [MASK].
+    """
+
+    start: Key | int
+    gmask: Key | int
+    mask: Key | int
+
+    @staticmethod
+    def torch_reader(kind: TwoDimensionalRope, dims: Any, dtype: torch.dtype, device: torch.device) -> Any:
+        """The positions of the torch decoder."""
+        return _reader(kind, dims.head_dim, dtype, device)
+
+
+@dataclass(frozen=True)
+class ScaledNormed(Kind):
+    """y = norm(x); x = alpha y + attn(y); then the same with the MLP: the residual is the normalised tensor."""
+
+    alpha: float
+    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
+
+    @staticmethod
+    def torch_reader(kind: ScaledNormed, norms: Sequence[Any], attention: Any, mlp: Any) -> Any:
+        """The layer of the torch decoder."""
+        attn_norm, mlp_norm = norms
+
+        def layer(x: torch.Tensor, table: Any, cache: Any) -> torch.Tensor:
+            y = attn_norm(x)
+            x = kind.alpha * y + attention(y, table, cache)
+            y = mlp_norm(x)
+            return kind.alpha * y + mlp(y)
+
+        return layer
+
+
+@dataclass(frozen=True)
+class _Table:
+    cos: torch.Tensor
+    sin: torch.Tensor
+    prefix: torch.Tensor
+
+
+def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device: torch.device) -> Any:
+    import torch
+
+    from llmkit.decoder.positions import Positions, frequencies
+
+    quarter = head_dim // 4
+    inverse = frequencies(10000.0, head_dim // 2, NoScaling())[0].half().to(device)
+    # In float16 the original forms the angles in float16 too.
+    inverse = inverse if dtype is torch.float16 else inverse.float()
+
+    class Reader(Positions):
+        exact_sharing_limit = 0  # what stands before <sop> is not the same for a longer prompt
+
+        def table(self, input_ids: torch.Tensor, places: Any, cache: Any) -> _Table:
+            memory = cache.memory
+            if "prefix" not in memory:
+                found = [_places(kind, input_ids[row, start:stop].tolist()) for row, start, stop in places.spans]
+                memory["prefix"], memory["mask"] = torch.tensor(found, device=device).T
+            both = torch.zeros(2, *input_ids.shape, dtype=torch.int64, device=device)
+            for prefix, mask, (row, start, stop) in zip(memory["prefix"], memory["mask"], places.spans, strict=True):
+                at = places.positions[row, start:stop]
+                both[0, row, start:stop] = torch.where(at < prefix, at, mask)
+                both[1, row, start:stop] = (at - prefix + 1).clamp_min(0)
+            angles = both[..., None].to(inverse.dtype) * inverse
+            # [2, B, S, H/4] -> [B, S, 1, 2, H/4]
+            angles = angles.permute(1, 2, 0, 3)[:, :, None]
+            return _Table(angles.cos().to(dtype), angles.sin().to(dtype), memory["prefix"])
+
+        def turn(self, heads: torch.Tensor, table: _Table) -> torch.Tensor:
+            parts = heads.unflatten(-1, (2, 2 * quarter))
+            x1, x2 = parts[..., :quarter], parts[..., quarter:]
+            turned = torch.cat([x1 * table.cos - x2 * table.sin, x2 * table.cos + x1 * table.sin], -1)
+            return turned.flatten(-2)
+
+        def score(self, scores: Any, table: _Table) -> Any:
+            return replace(scores, prefix=table.prefix)
+
+    return Reader()
+
+
+def _places(kind: TwoDimensionalRope, ids: list[int]) -> tuple[int, int]:
+    """The places of <sop> and of the mask in a prompt."""
+    if kind.start not in ids:
+        raise InputError(
+            f"the prompt of {len(ids)} tokens has no <sop> (id {kind.start}), where this model starts to answer",
+            hint="end it with [gMASK] <sop>, as the checkpoint's tokenizer and `--chat` do",
+        )
+    masks = [ids.index(mask) for mask in (kind.gmask, kind.mask) if mask in ids]
+    if not masks:
+        raise InputError(
+            f"the prompt has neither [gMASK] (id {kind.gmask}) nor [MASK] (id {kind.mask})",
+            hint="end it with [gMASK] <sop>, as the checkpoint's tokenizer and `--chat` do",
+        )
+    return ids.index(kind.start), masks[0]
+
+
+def _ffn(config: Mapping[str, Any]) -> Any:
+    return config.get("inner_hidden_size") or 4 * int(config["hidden_size"])
+
+
+def _is_first(config: Mapping[str, Any]) -> bool:
+    return "padded_vocab_size" not in config
+
+
+CHATGLM = Architecture(
+    name="chatglm",
+    matches=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
+    model_types=("chatglm",),
+    when=_is_first,
+    dims=Dims(
+        hidden="hidden_size",
+        layers=Key(("num_layers", "num_hidden_layers")),
+        heads="num_attention_heads",
+        ffn=Computed(_ffn),
+        vocab="vocab_size",
+        context=Key("max_sequence_length", None),
+    ),
+    block=Block(
+        norm=LayerNorm(eps=Key("layernorm_epsilon", 1e-5)),
+        attention=GroupedQuery(qkv_bias=True, out_bias=True),
+        position=TwoDimensionalRope(Key("bos_token_id"), Key("gmask_token_id"), Key("mask_token_id")),
+        mlp=PlainMLP("gelu_pytorch_tanh"),
+        residual=ScaledNormed(ALPHA),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    prompt_ends=Computed(lambda config: [config["gmask_token_id"], config["bos_token_id"]]),
+    names=Names(
+        embed="transformer.word_embeddings",
+        final_norm="transformer.final_layernorm",
+        head="lm_head",
+        block="transformer.layers.{i}.",
+        slots={
+            "attn_norm": "input_layernorm",
+            "attn.qkv": Fused("attention.query_key_value", ("q", "k", "v"), "per_group"),
+            "attn.o": "attention.dense",
+            "mlp_norm": "post_attention_layernorm",
+            "mlp.up": "mlp.dense_h_to_4h",
+            "mlp.down": "mlp.dense_4h_to_h",
+        },
+        ignored=("*.rotary_emb.inv_freq",),
+    ),
+    tiny={
+        "architectures": ["ChatGLMModel"],
+        "model_type": "chatglm",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "inner_hidden_size": 64,
+        "layernorm_epsilon": 1e-5,
+        "max_sequence_length": 64,
+        "position_encoding_2d": True,
+        "bos_token_id": 92,
+        "eos_token_id": 93,
+        "pad_token_id": 3,
+        "mask_token_id": 90,
+        "gmask_token_id": 91,
+    },
+)
