@@ -5,17 +5,38 @@ from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.names import Names
 
+# Many families spell sizes and tensors as this one does.
+DIMS = Dims(
+    hidden="hidden_size",
+    layers="num_hidden_layers",
+    heads="num_attention_heads",
+    ffn="intermediate_size",
+    vocab="vocab_size",
+)
+NAMES = Names(
+    embed="model.embed_tokens",
+    final_norm="model.norm",
+    head="lm_head",
+    block="model.layers.{i}.",
+    slots={
+        "attn_norm": "input_layernorm",
+        "attn.q": "self_attn.q_proj",
+        "attn.k": "self_attn.k_proj",
+        "attn.v": "self_attn.v_proj",
+        "attn.o": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    },
+    ignored=("*.rotary_emb.inv_freq",),
+)
+
 ARCHITECTURE = Architecture(
     name="llama",
     matches=("LlamaForCausalLM",),
     model_types=("llama",),
-    dims=Dims(
-        hidden="hidden_size",
-        layers="num_hidden_layers",
-        heads="num_attention_heads",
-        ffn="intermediate_size",
-        vocab="vocab_size",
-    ),
+    dims=DIMS,
     block=Block(
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
         attention=GroupedQuery(qkv_bias=Key("attention_bias", False), out_bias=Key("attention_bias", False)),
@@ -23,24 +44,7 @@ ARCHITECTURE = Architecture(
         mlp=GatedMLP(Key("hidden_act", "silu"), bias=Key("mlp_bias", False)),
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
-    names=Names(
-        embed="model.embed_tokens",
-        final_norm="model.norm",
-        head="lm_head",
-        block="model.layers.{i}.",
-        slots={
-            "attn_norm": "input_layernorm",
-            "attn.q": "self_attn.q_proj",
-            "attn.k": "self_attn.k_proj",
-            "attn.v": "self_attn.v_proj",
-            "attn.o": "self_attn.o_proj",
-            "mlp_norm": "post_attention_layernorm",
-            "mlp.gate": "mlp.gate_proj",
-            "mlp.up": "mlp.up_proj",
-            "mlp.down": "mlp.down_proj",
-        },
-        ignored=("*.rotary_emb.inv_freq",),
-    ),
+    names=NAMES,
     tiny={
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

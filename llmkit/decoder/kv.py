@@ -156,6 +156,7 @@ class KVCache:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
         if self._keep:
             k, v = self._append(layer, k, v)
+        scores = scores.over(k.shape[2])
         if not scores.is_plain and self._positions is not None:
             real = self.mask != 0 if self.mask is not None else None
             return attend_scored(q, k, v, scores, self._positions, real)

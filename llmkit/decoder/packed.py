@@ -81,10 +81,11 @@ class Packed:
         for i, (start, n) in enumerate(zip(self.starts, self.lengths, strict=True)):
             cut = slice(start, start + n)
             own = q[:, :, cut], k[:, :, cut], v[:, :, cut]
-            if scores.is_plain:
-                out[:, :, cut] = attend_causal(*own, scores.scale, past)
+            made = scores.over(self.past + n)
+            if made.is_plain:
+                out[:, :, cut] = attend_causal(*own, made.scale, past)
             else:
-                out[:, :, cut] = self._scored(*own, scores, past, i)
+                out[:, :, cut] = self._scored(*own, made, past, i)
         return out
 
     def _scored(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,3 +37,7 @@ class Scores:
     def is_plain(self) -> bool:
         """True when there is nothing but the scale and causality."""
         return self.softcap is None and self.window is None and self.key_bias is None and self.prefix is None
+
+    def over(self, n_keys: int) -> Scores:
+        """The same over `n_keys` keys: a window that hides none of them is none."""
+        return replace(self, window=None) if self.window is not None and n_keys <= self.window else self

@@ -138,22 +138,26 @@ def attend_scored(
     out = torch.empty(batch, length, heads, width, dtype=q.dtype, device=q.device).transpose(1, 2)
     for start in range(0, length, _BLOCK):
         stop = min(start + _BLOCK, length)
-        own = index[total - length + start : total - length + stop, None]
-        seen = (index <= own)[None]
+        first, last = total - length + start, total - length + stop
+        # Keys that no query of the block sees are not computed with.
+        low = max(first - scores.window + 1, 0) if scores.window is not None and prefix is None else 0
+        high = last if prefix is None else total
+        own, others = index[first:last, None], index[low:high]
+        seen = (others <= own)[None]
         if scores.window is not None:
-            seen = seen & (index > own - scores.window)
+            seen = seen & (others > own - scores.window)
         if prefix is not None:
-            seen = seen | prefix[:, None]
+            seen = seen | prefix[:, None, low:high]
         if real is not None:
-            seen = seen & real[:, None] | (index == own)
+            seen = seen & real[:, None, low:high] | (others == own)
         block = q[:, :, start:stop].float() * scores.scale
-        found = (block.reshape(batch, groups, -1, width) @ keys).view(batch, heads, stop - start, total)
+        found = (block.reshape(batch, groups, -1, width) @ keys[..., low:high]).view(batch, heads, stop - start, -1)
         if scores.softcap is not None:
             found = scores.softcap * (found / scores.softcap).tanh_()
         if bias is not None:
-            found = found + bias
+            found = found + bias[..., low:high]
         shares = found.masked_fill_(~seen[:, None], float("-inf")).softmax(-1)
-        mixed = shares.view(batch, groups, -1, total) @ values
+        mixed = shares.view(batch, groups, -1, high - low) @ values[:, :, low:high]
         out[:, :, start:stop] = mixed.view(batch, heads, stop - start, width)
     return out
 

@@ -1,0 +1,39 @@
+"""Layers of two sorts: those that see everything before them, and those with a sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmkit.errors import SpecError
+
+__all__ = ["is_sliding", "window_of"]
+
+_SORTS = ("full_attention", "sliding_attention")
+
+
+def is_sliding(config: Mapping[str, Any], i: int, rule: Callable[[int], bool]) -> bool:
+    """Whether layer `i` has a window: as `layer_types` says (transformers 5), or by the family's rule without it.
+
+    Raises:
+        SpecError: `layer_types` has too few entries, or one that is neither sort.
+    """
+    types = config.get("layer_types")
+    if types is None:
+        return rule(i)
+    if not isinstance(types, list) or len(types) <= i or types[i] not in _SORTS:
+        found = types[i] if isinstance(types, list) and len(types) > i else types
+        raise SpecError(f"config.json: layer_types[{i}] must be one of {', '.join(_SORTS)}, found {found!r}")
+    return bool(types[i] == _SORTS[1])
+
+
+def window_of(config: Mapping[str, Any], default: int | None) -> int | None:
+    """The width of `sliding_window` in tokens, the query's own included; null is no window, absent the default.
+
+    Raises:
+        SpecError: it is not a positive whole number.
+    """
+    width = config.get("sliding_window", default)
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise SpecError(f"config.json: sliding_window is {width!r}, expected a positive whole number or null")
+    return width

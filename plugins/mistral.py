@@ -1,0 +1,51 @@
+"""Mistral 7B, Nemo and what is stored in that layout: Llama's, in the first release with a window on every layer."""
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.layer_types import window_of
+from llmkit_plugins.llama import DIMS, NAMES
+
+ARCHITECTURE = Architecture(
+    name="mistral",
+    matches=("MistralForCausalLM",),
+    model_types=("mistral",),
+    dims=DIMS,
+    block=Block(
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+        # The first release's code had a window of 4096 before its config said so; later releases state null.
+        attention=GroupedQuery(window=Computed(lambda config: window_of(config, 4096))),
+        position=Rope(),
+        mlp=GatedMLP(Key("hidden_act", "silu")),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=NAMES,
+    tiny={
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 96,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "sliding_window": 7,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    variants={
+        "window-of-one": {"sliding_window": 1},
+        "window-beyond": {"sliding_window": 4096, "rope_theta": 1000000.0},
+        "window-default": {"sliding_window": None},
+        "nemo": {"head_dim": 16, "sliding_window": 9},
+        "tied": {"tie_word_embeddings": True},
+        "transformers-5": {
+            "rope_theta": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    },
+)
