@@ -104,6 +104,7 @@ class Architecture:
         prompt: the format that the family's base checkpoints expect.
         prompt_ends: ids without which the model cannot be run: every prompt ends with them.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
+        reference_config: a config that transformers does not know (of a release older than its class) in its words.
     """
 
     name: str
@@ -116,11 +117,12 @@ class Architecture:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
     embedding: Embedding = field(default_factory=Embedding)
-    final_norm: Kind | None = None
+    final_norm: Kind | Computed | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None
     prompt: Prompt | None = None
     prompt_ends: Computed | tuple[int, ...] = ()
     reference_attention: str = "eager"
+    reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     def bind(self, config: Mapping[str, Any]) -> Model:
         """This architecture with the sizes and values of one config.

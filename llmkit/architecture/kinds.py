@@ -158,16 +158,16 @@ class Sandwich(Kind):
 
 @dataclass(frozen=True)
 class Block(Kind):
-    """One layer of an attention decoder.
+    """One layer of an attention decoder; `Computed` may choose each of its kinds.
 
     Attributes:
         residual: how norms, attention and MLP are wired; its type names the norms there are.
     """
 
-    norm: Kind
-    attention: Kind
-    position: Kind
-    mlp: Kind
+    norm: Kind | Any
+    attention: Kind | Any
+    position: Kind | Any
+    mlp: Kind | Any
     residual: Any = field(default_factory=PreNorm)
 
     def slots(self) -> dict[str, SlotShape]:
@@ -193,13 +193,13 @@ class Embedding(Kind):
     """How token ids become the first hidden states.
 
     Attributes:
-        width: a formula; where it is not `hidden`, a matrix [hidden, width] follows (slot `embed_proj`).
+        width: a formula, or `Computed`; where it is not `hidden`, a matrix [hidden, width] follows (slot `embed_proj`).
         scale: multiplies the rows, rounded to the compute dtype first (as Gemma has it); None for 1.
         norm: applied to the rows.
         positions: `LearnedPositions`, added to them.
     """
 
-    width: str = "hidden"
+    width: str | Any = "hidden"
     scale: Number | None = None
     norm: Kind = field(default_factory=NoNorm)
     positions: Kind = field(default_factory=NoPositions)
@@ -219,7 +219,7 @@ class Head(Kind):
         bias: added to the logits.
         softcap: logits become c * tanh(logit / c); None for none.
         normalized: rows of the weight are divided by their L2 norm (Baichuan 2's NormHead).
-        width: a formula; where it is not `hidden`, a matrix [width, hidden] comes first (slot `head_proj`).
+        width: a formula, or `Computed`; where it is not `hidden`, [width, hidden] comes first (slot `head_proj`).
     """
 
     string_keys = ("tied", "bias", "normalized")
@@ -228,7 +228,7 @@ class Head(Kind):
     bias: Flag = False
     softcap: Number | None = None
     normalized: Flag = False
-    width: str = "hidden"
+    width: str | Any = "hidden"
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {"head.weight": SlotShape(("vocab", self.width), "head", is_optional=as_bool(self.tied))}

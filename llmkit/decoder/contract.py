@@ -7,6 +7,7 @@ in a padded batch, packed behind a shared prefix.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def check_architecture(architecture: Architecture) -> list[Check]:
         "padded = whole": _padded,
         "packed = whole": _packed,
         "transformers' logits": _parity,
+        "transformers' padded batch": _padded_parity,
     }
     checks = [
         _guarded(f"{variant or 'tiny'}: {name}", clause, architecture, architecture.tiny_config(variant))
@@ -203,25 +205,83 @@ def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _parity(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+    """One forward pass over two sequences."""
+    from llmkit.decoder.load import load_decoder
+
+    ckpt = random_checkpoint(architecture, config)
+    theirs = _reference(architecture, config, ckpt)
+    if theirs is None:
+        return None
+    ids = _ids(config, architecture)
+    return _difference(load_decoder(ckpt, architecture=architecture)(ids), theirs(ids))
+
+
+def _padded_parity(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+    """A batch with padding on the left; None where transformers itself does not see past its padding."""
     import torch
-    import transformers
 
     from llmkit.decoder.load import load_decoder
 
-    names = [n for n in config.get("architectures", ()) if hasattr(transformers, n)]
-    if not names:
-        return None
     ckpt = random_checkpoint(architecture, config)
-    theirs_config = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
-    theirs_config._attn_implementation = architecture.reference_attention
-    theirs = getattr(transformers, names[0])(theirs_config).eval()
-    weights = {n: t.load() for n, t in ckpt.tensors.items()}
-    missing, unexpected = theirs.load_state_dict(weights, strict=False)
-    left = [m for m in missing if m not in (theirs._tied_weights_keys or ())]
+    theirs = _reference(architecture, config, ckpt)
+    if theirs is None:
+        return None
+    ids = _ids(config, architecture)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    expected = theirs(ids, mask)
+    if _difference(expected[:1, 4:], theirs(ids[:1, 4:])) > TOLERANCE:
+        return None
+    found = load_decoder(ckpt, architecture=architecture)(ids, mask=mask)
+    return max(_difference(found[:1, 4:], expected[:1, 4:]), _difference(found[1:], expected[1:]))
+
+
+Reference = Callable[..., "torch.Tensor"]
+
+
+def _reference(architecture: Architecture, config: Mapping[str, Any], ckpt: Checkpoint) -> Reference | None:
+    """(ids [B, S], mask [B, S] or None) -> logits of transformers' model with the same weights; None without one."""
+    import torch
+    import transformers
+
+    config = dict(architecture.reference_config(config)) if architecture.reference_config else dict(config)
+    names = [n for n in config.pop("architectures", ()) if hasattr(transformers, n)]
+    if config.get("model_type") not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
+        return None
+    theirs_config = transformers.AutoConfig.for_model(**config)
+    auto = transformers.AutoModelForCausalLM._model_mapping
+    made = getattr(transformers, names[0]) if names else auto.get(type(theirs_config), None)
+    if made is None:
+        return None
+    bars = transformers.utils.logging
+    is_shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    # As it reads files: in memory it has other names for some tensors.
+    model, report = made.from_pretrained(
+        None,
+        config=theirs_config,
+        state_dict={n: t.load() for n, t in ckpt.tensors.items()},
+        attn_implementation=architecture.reference_attention,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    if is_shown:
+        bars.enable_progress_bar()
+    left = [m for m in report["missing_keys"] if m not in (model._tied_weights_keys or ())]
+    unexpected = list(report["unexpected_keys"])
     if left or unexpected:
         raise ValueError(f"transformers has other names: it lacks {unexpected[:2]}, we lack {left[:2]}")
-    theirs.tie_weights()
-    ids = _ids(config, architecture)
-    with torch.inference_mode():
-        expected = theirs(ids).logits.float()
-        return _difference(load_decoder(ckpt, architecture=architecture)(ids), expected)
+    model.eval()
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        more: dict[str, torch.Tensor] = {}
+        if mask is not None:
+            more["attention_mask"] = mask
+            if takes_positions:  # a model left to itself counts padding, too
+                more["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+        with torch.inference_mode():
+            found: torch.Tensor = model(ids, **more).logits.float()
+        return found
+
+    return logits

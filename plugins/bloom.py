@@ -1,0 +1,104 @@
+"""BLOOM and BLOOMZ (BigScience 2022), and what was tuned from them: BELLE-7B, Phoenix, XuanYuan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.kinds import Alibi, Block, Embedding, GroupedQuery, Head, Kind, LayerNorm, PlainMLP, PreNorm
+from llmkit.architecture.names import Fused, Names
+
+_HIDDEN = Key(("hidden_size", "n_embed", "n_embd"))
+_NORM = LayerNorm(eps=Key("layer_norm_epsilon", 1e-5))
+
+
+def _normed_residual(
+    kind: Kind, norms: Sequence[Callable[..., Any]], attention: Callable[..., Any], mlp: Callable[..., Any]
+) -> Callable[..., Any]:
+    attn_norm, mlp_norm = norms
+
+    def layer(x: Any, table: Any, cache: Any) -> Any:
+        x = attn_norm(x)
+        x = mlp_norm(x + attention(x, table, cache))
+        return x + mlp(x)
+
+    return layer
+
+
+@dataclass(frozen=True)
+class NormedResidual(Kind):
+    """y + attn(y) with y = norm(x), then y + mlp(y) with y = norm'(x): the sums start from the normed states."""
+
+    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
+    torch_reader: ClassVar[Callable[..., Any]] = staticmethod(_normed_residual)
+
+
+ARCHITECTURE = Architecture(
+    name="bloom",
+    matches=("BloomForCausalLM", "BloomModel"),
+    model_types=("bloom",),
+    dims=Dims(
+        hidden=_HIDDEN,
+        layers=Key(("n_layer", "num_hidden_layers")),
+        heads=Key(("n_head", "num_attention_heads")),
+        ffn=Computed(lambda config: 4 * lookup(_HIDDEN, config)),
+        vocab="vocab_size",
+        context=Key("seq_length", None),
+    ),
+    embedding=Embedding(norm=_NORM),
+    block=Block(
+        norm=_NORM,
+        attention=GroupedQuery(qkv_bias=True, out_bias=True),
+        position=Alibi(),
+        mlp=PlainMLP("gelu_pytorch_tanh"),
+        residual=Computed(
+            lambda config: NormedResidual() if config.get("apply_residual_connection_post_layernorm") else PreNorm()
+        ),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", True)),
+    names=Names(
+        embed="transformer.word_embeddings",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        block="transformer.h.{i}.",
+        slots={
+            "attn_norm": "input_layernorm",
+            "attn.qkv": Fused("self_attention.query_key_value", ("q", "k", "v"), layout="per_group"),
+            "attn.o": "self_attention.dense",
+            "mlp_norm": "post_attention_layernorm",
+            "mlp.up": "mlp.dense_h_to_4h",
+            "mlp.down": "mlp.dense_4h_to_h",
+        },
+        outer={"embed_norm": "transformer.word_embeddings_layernorm"},
+        prefix="transformer.",
+    ),
+    tiny={
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "hidden_size": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "vocab_size": 96,
+        "seq_length": 64,
+        "layer_norm_epsilon": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 3,
+    },
+    variants={
+        "2022-keys": {
+            "hidden_size": None,
+            "n_embed": 32,
+            "n_head": None,
+            "num_attention_heads": 4,
+            "n_layer": None,
+            "num_hidden_layers": 2,
+        },
+        "six-heads": {"hidden_size": 48, "n_head": 6},
+        "normed-residual": {"apply_residual_connection_post_layernorm": True},
+        "untied": {"tie_word_embeddings": False},
+    },
+)

@@ -1,0 +1,196 @@
+"""Falcon 7B, 40B, 180B, 11B and the RefinedWeb models (TII 2023), in the keys of 2023 and in today's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.kinds import (
+    Block,
+    GroupedQuery,
+    Head,
+    Kind,
+    LayerNorm,
+    Parallel,
+    PlainMLP,
+    PreNorm,
+    Rope,
+    SharedParallel,
+)
+from llmkit.architecture.names import Fused, Names
+
+if TYPE_CHECKING:
+    import torch
+
+_HIDDEN = Key(("hidden_size", "n_embed"))
+_LAYERS = Key(("num_hidden_layers", "n_layer"))
+_HEADS = Key(("num_attention_heads", "n_head"))
+_KV_HEADS = Key(("num_kv_heads", "n_head_kv"), None)
+_BIAS = Key("bias", False)
+
+
+def _is_new(config: Mapping[str, Any]) -> bool:
+    """Grouped heads, parallel: the files of 2023 do not say it, but only those of this kind count key/value heads."""
+    stated = config.get("new_decoder_architecture")
+    return bool(stated) if stated is not None else config.get("n_head_kv") is not None
+
+
+def _is_parallel(config: Mapping[str, Any]) -> bool:
+    return _is_new(config) or bool(lookup(Key("parallel_attn", True), config))
+
+
+def _has_two_norms(config: Mapping[str, Any]) -> bool:
+    return _is_new(config) and lookup(Key("num_ln_in_parallel_attn", 2), config) == 2
+
+
+def _kv_heads(config: Mapping[str, Any]) -> Any:
+    if _is_new(config):
+        return lookup(_KV_HEADS, config)
+    return 1 if lookup(Key("multi_query", True), config) else None
+
+
+def _coarse_alibi(kind: Kind, dims: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    import torch
+
+    from llmkit.decoder.positions import Positions, alibi_slopes
+
+    slopes = torch.tensor(alibi_slopes(dims.heads), device=device).bfloat16()
+
+    def bias(positions: torch.Tensor) -> torch.Tensor:
+        return (slopes[:, None] * positions[:, None]).float() * dims.head_dim**-0.5
+
+    class Biased(Positions):
+        def score(self, scores: Any, table: Any) -> Any:
+            return replace(scores, key_bias=bias)
+
+    return Biased()
+
+
+@dataclass(frozen=True)
+class CoarseAlibi(Kind):
+    """ALiBi added before the scores are scaled, slopes and products rounded to bfloat16 whatever the compute dtype.
+
+    So were the models trained. Rounded products grow in steps (of 8 from 1024 on): they are not those of a shifted
+    position, and the bias of a key depends on its absolute position.
+    """
+
+    torch_reader: ClassVar[Callable[..., Any]] = staticmethod(_coarse_alibi)
+
+
+def _today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of 2023 in the keys of today's class."""
+    names = {key.spellings[1]: key.spellings[0] for key in (_HIDDEN, _LAYERS, _HEADS, _KV_HEADS)}
+    return {names.get(k, k): v for k, v in config.items()} | {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "new_decoder_architecture": _is_new(config),
+    }
+
+
+def _residual(config: Mapping[str, Any]) -> Kind:
+    if not _is_parallel(config):
+        return PreNorm()
+    return Parallel() if _has_two_norms(config) else SharedParallel()
+
+
+_NAMES = Names(
+    embed="transformer.word_embeddings",
+    final_norm="transformer.ln_f",
+    head="lm_head",
+    block="transformer.h.{i}.",
+    slots={
+        "attn_norm": "input_layernorm",
+        "attn.qkv": Fused("self_attention.query_key_value", ("q", "k", "v"), layout="per_group"),
+        "attn.o": "self_attention.dense",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.up": "mlp.dense_h_to_4h",
+        "mlp.down": "mlp.dense_4h_to_h",
+    },
+    ignored=("*.rotary_emb.inv_freq", "*.rotary.inv_freq"),
+    prefix="transformer.",
+)
+_TINY = {
+    "architectures": ["FalconForCausalLM"],
+    "model_type": "falcon",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_kv_heads": 4,
+    "vocab_size": 96,
+    "layer_norm_epsilon": 1e-5,
+    "bias": False,
+    "multi_query": True,
+    "parallel_attn": True,
+    "new_decoder_architecture": False,
+    "alibi": False,
+    "bos_token_id": 11,
+    "eos_token_id": 11,
+}
+_OF_2023 = {
+    "architectures": ["RWForCausalLM"],
+    "num_hidden_layers": None,
+    "num_attention_heads": None,
+    "num_kv_heads": None,
+    "new_decoder_architecture": None,
+    "n_layer": 2,
+    "n_head": 4,
+}
+# Sixteen heads: the slopes of four are powers of two, which rounding leaves as they are.
+_RW = {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False} | {
+    "hidden_size": 64,
+    "num_attention_heads": 16,
+    "num_kv_heads": 16,
+}
+
+ARCHITECTURE = Architecture(
+    name="falcon",
+    matches=("FalconForCausalLM", "RWForCausalLM"),
+    model_types=("falcon", "RefinedWeb", "RefinedWebModel"),
+    when=lambda config: not _has_two_norms(config),
+    dims=Dims(
+        hidden=_HIDDEN,
+        layers=_LAYERS,
+        heads=_HEADS,
+        kv_heads=Computed(_kv_heads),
+        ffn=Computed(lambda config: config.get("ffn_hidden_size") or 4 * lookup(_HIDDEN, config)),
+        vocab="vocab_size",
+    ),
+    block=Block(
+        norm=LayerNorm(eps=Key("layer_norm_epsilon", 1e-5)),
+        attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS),
+        position=Computed(lambda config: CoarseAlibi() if config.get("alibi") else Rope()),
+        mlp=PlainMLP(Key("activation", "gelu"), bias=_BIAS),
+        residual=Computed(_residual),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", True)),
+    names=_NAMES,
+    tiny=_TINY,
+    variants={
+        "rw-1b": _RW,
+        "rw-twelve-heads": _RW | {"hidden_size": 48, "num_attention_heads": 12, "num_kv_heads": 12},
+        "11b": {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        "multi-head": {"multi_query": False},
+        "sequential": {"parallel_attn": False, "ffn_hidden_size": 48},
+        "untied": {"tie_word_embeddings": False},
+        "theta": {"rope_theta": 500000.0},
+        "7b-2023": _OF_2023 | {"model_type": "RefinedWebModel"},
+        "rw-1b-2023": _RW | _OF_2023 | {"model_type": "RefinedWebModel", "n_head": 16},
+    },
+    reference_attention="sdpa",  # with eager attention transformers adds ALiBi twice
+    reference_config=_today,
+)
+
+FALCON_40B = replace(
+    ARCHITECTURE,
+    name="falcon40b",
+    when=_has_two_norms,
+    names=replace(_NAMES, slots={**_NAMES.slots, "attn_norm": "ln_attn", "mlp_norm": "ln_mlp"}),
+    tiny={**_TINY, "new_decoder_architecture": True, "num_kv_heads": 2},
+    variants={
+        "180b": {"tie_word_embeddings": False},
+        "40b-2023": _OF_2023 | {"model_type": "RefinedWeb", "n_head_kv": 2},
+    },
+)

@@ -1,0 +1,96 @@
+"""GPT-2 (Radford et al. 2019), Cerebras-GPT, and other models in that layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.kinds import (
+    Block,
+    Embedding,
+    GroupedQuery,
+    Head,
+    LayerNorm,
+    LearnedPositions,
+    NoPositions,
+    PerLayer,
+    PlainMLP,
+)
+from llmkit.architecture.names import Fused, Names, Transposed
+
+_HIDDEN = Key(("n_embd", "hidden_size"))
+_HEADS = Key(("n_head", "num_attention_heads"))
+
+
+def _block(config: Mapping[str, Any], layer: int) -> Block:
+    """Scores may be left unscaled, and divided by the number of the layer."""
+    scale = 1.0
+    if lookup(Key("scale_attn_weights", True), config):
+        scale = (lookup(_HIDDEN, config) // lookup(_HEADS, config)) ** -0.5
+    if lookup(Key("scale_attn_by_inverse_layer_idx", False), config):
+        scale /= layer + 1
+    return Block(
+        norm=LayerNorm(eps=Key("layer_norm_epsilon", 1e-5)),
+        attention=GroupedQuery(qkv_bias=True, out_bias=True, scale=scale),
+        position=NoPositions(),
+        mlp=PlainMLP(Key("activation_function", "gelu_new")),
+    )
+
+
+ARCHITECTURE = Architecture(
+    name="gpt2",
+    matches=("GPT2LMHeadModel", "GPT2Model"),
+    model_types=("gpt2",),
+    dims=Dims(
+        hidden=_HIDDEN,
+        layers=Key(("n_layer", "num_hidden_layers")),
+        heads=_HEADS,
+        ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(_HIDDEN, config)),
+        vocab="vocab_size",
+        context=Key(("n_positions", "n_ctx", "max_position_embeddings")),
+    ),
+    embedding=Embedding(positions=LearnedPositions()),
+    block=PerLayer(_block),
+    head=Head(tied=Key("tie_word_embeddings", True)),
+    names=Names(
+        embed="transformer.wte",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        block="transformer.h.{i}.",
+        slots={
+            "attn_norm": "ln_1",
+            "attn.qkv": Transposed(Fused("attn.c_attn", ("q", "k", "v"))),
+            "attn.o": Transposed("attn.c_proj"),
+            "mlp_norm": "ln_2",
+            "mlp.up": Transposed("mlp.c_fc"),
+            "mlp.down": Transposed("mlp.c_proj"),
+        },
+        outer={"positions": "transformer.wpe"},
+        ignored=("*.attn.bias", "*.attn.masked_bias"),
+        prefix="transformer.",
+    ),
+    tiny={
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "n_inner": None,
+        "vocab_size": 96,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "bos_token_id": 95,
+        "eos_token_id": 95,
+    },
+    variants={
+        # Cerebras-GPT states no `architectures`; its activation is the exact one.
+        "cerebras": {"architectures": None, "activation_function": "gelu", "n_inner": 128},
+        "narrow-mlp": {"n_inner": 48},
+        "by-layer": {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+        "unscaled": {"scale_attn_weights": False},
+        "untied": {"tie_word_embeddings": False},
+    },
+)

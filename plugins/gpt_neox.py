@@ -1,0 +1,86 @@
+"""GPT-NeoX-20B (Black et al. 2022), Pythia, RedPajama-INCITE, StableLM-alpha, Dolly, OpenAssistant's Pythia models."""
+
+from __future__ import annotations
+
+from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, Parallel, PlainMLP, PreNorm, Rope
+from llmkit.architecture.names import Fused, Names
+
+_BIAS = Key("attention_bias", True)
+_IS_PARALLEL = Key("use_parallel_residual", True)
+_THETA = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rotary_emb_base", "rope_theta")
+_SHARE = (
+    "rope_scaling.partial_rotary_factor",
+    "rope_parameters.partial_rotary_factor",
+    "rotary_pct",
+    "partial_rotary_factor",
+)
+
+ARCHITECTURE = Architecture(
+    name="gpt_neox",
+    matches=("GPTNeoXForCausalLM",),
+    model_types=("gpt_neox",),
+    dims=Dims(
+        hidden="hidden_size",
+        layers="num_hidden_layers",
+        heads="num_attention_heads",
+        ffn="intermediate_size",
+        vocab="vocab_size",
+    ),
+    block=Block(
+        norm=LayerNorm(eps=Key("layer_norm_eps", 1e-5)),
+        attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS),
+        position=Rope(theta=Key(_THETA, 10000.0), share=Key(_SHARE, 0.25)),
+        mlp=PlainMLP(Key("hidden_act", "gelu")),
+        residual=Computed(lambda config: Parallel() if lookup(_IS_PARALLEL, config) else PreNorm()),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=Names(
+        embed="gpt_neox.embed_in",
+        final_norm="gpt_neox.final_layer_norm",
+        head="embed_out",
+        block="gpt_neox.layers.{i}.",
+        slots={
+            "attn_norm": "input_layernorm",
+            "attn.qkv": Fused("attention.query_key_value", ("q", "k", "v"), layout="per_group"),
+            "attn.o": "attention.dense",
+            "mlp_norm": "post_attention_layernorm",
+            "mlp.up": "mlp.dense_h_to_4h",
+            "mlp.down": "mlp.dense_4h_to_h",
+        },
+        ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
+        prefix="gpt_neox.",
+    ),
+    tiny={
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 96,
+        "max_position_embeddings": 64,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10000,
+        "use_parallel_residual": True,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    variants={
+        "redpajama": {"use_parallel_residual": False, "rotary_pct": 1.0},
+        "20b": {"hidden_act": "gelu_fast", "rotary_emb_base": 20000},
+        "2.8b": {"hidden_size": 160, "num_attention_heads": 2, "intermediate_size": 320},  # turns 20 of 80 dims
+        "no-bias": {"attention_bias": False},
+        "tied": {"tie_word_embeddings": True},
+        "rope-parameters": {
+            "rotary_pct": None,
+            "rotary_emb_base": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+        },
+        "linear": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    },
+)
