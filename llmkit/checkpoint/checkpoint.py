@@ -12,7 +12,10 @@ from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import InputError
 from llmkit.formats.container import Container, SafetensorsFiles
-from llmkit.formats.folder import is_weight_file, read_file, read_folder, read_json
+from llmkit.formats.folder import is_weight_file, read_json
+from llmkit.layouts.candidate import Candidate
+from llmkit.layouts.layout import Opened
+from llmkit.layouts.opening import open_foreign
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["TOKENIZER_FILES", "Checkpoint", "FileContent", "natural_key", "open_checkpoint"]
@@ -59,6 +62,7 @@ class Checkpoint:
         notes: what was decided on the way and the user should see in the plan.
         warnings: what the user should act on.
         container: how its tensors are laid out in files when it is written.
+        layout: the file layout it was read from.
     """
 
     label: str
@@ -70,6 +74,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     container: Container = field(default_factory=SafetensorsFiles)
+    layout: str = "hf"
 
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:
@@ -128,9 +133,13 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         InputError: nothing there, no weights, or malformed files.
     """
     path = resolve_path(model)
+    candidate = Candidate(path)
+    opened = open_foreign(candidate)
+    if opened is not None:
+        return _from_layout(path, opened)
     if path.is_file():
-        return Checkpoint(path.stem, sort_tensors(read_file(path)), _config_beside(path), origin=path)
-    tensors = read_folder(path)
+        return Checkpoint(path.stem, sort_tensors(candidate.tensors), _config_beside(path), origin=path)
+    tensors = candidate.tensors
     config_path = path / "config.json"
     config = read_json(config_path) if config_path.is_file() else {}
     if not isinstance(config, dict):
@@ -139,6 +148,23 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _passes(p.name)}
     label = path.name or path.resolve().name
     return Checkpoint(label, sort_tensors(tensors), config, files, path, recipe_of(path), warnings=tuple(warnings))
+
+
+def _from_layout(path: Path, opened: Opened) -> Checkpoint:
+    """A checkpoint of a foreign layout: transformers' view of it, with the small files beside it."""
+    folder = path if path.is_dir() else path.parent
+    beside = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in opened.own]
+    files = {n: FileContent(data=f) if isinstance(f, bytes) else FileContent(path=f) for n, f in opened.files.items()}
+    files |= {p.name: FileContent(path=p) for p in beside if _passes(p.name) and _belongs(path, p.name)}
+    label = (path.name or path.resolve().name) if path.is_dir() else path.stem
+    recipe = recipe_of(folder) if path.is_dir() else ()
+    tensors, config = sort_tensors(opened.tensors), dict(opened.config)
+    return Checkpoint(label, tensors, config, files, path, recipe, opened.notes, layout=opened.layout)
+
+
+def _belongs(path: Path, name: str) -> bool:
+    """Beside a single file only the tokenizer surely belongs to it."""
+    return path.is_dir() or name in TOKENIZER_FILES
 
 
 def _passes(name: str) -> bool:

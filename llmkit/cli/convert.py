@@ -34,10 +34,17 @@ def convert(
     model: ModelArgument,
     to: Annotated[
         str,
-        typer.Option("--to", metavar="LAYOUT", help="hf: safetensors. bin: PyTorch's pytorch_model.bin."),
+        typer.Option(
+            "--to",
+            metavar="LAYOUT",
+            help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json.",
+        ),
     ],
     writing: Writing,
     dtype: OutDtypeOption = None,
+    model_parallel: Annotated[
+        int | None, typer.Option("--model-parallel", metavar="N", help="With --to meta: the number of files.")
+    ] = None,
 ) -> None:
     """Write a model in another file layout or float dtype.
 
@@ -49,7 +56,9 @@ def convert(
     from llmkit.transforms.convert import convert as convert_checkpoint
 
     overflow = Overflow()
-    after = convert_checkpoint(open_checkpoint(model), to=to, dtype=dtype, overflow=overflow)
+    given = {"model_parallel": model_parallel}
+    options = {name: value for name, value in given.items() if value is not None}
+    after = convert_checkpoint(open_checkpoint(model), to=to, dtype=dtype, overflow=overflow, **options)
 
     def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
         found = overflow.by_tensor()

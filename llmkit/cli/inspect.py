@@ -45,8 +45,7 @@ def inspect(
 
 
 def _file(lazy: Any) -> str | None:
-    source = getattr(lazy.node, "source", None)
-    return source.path.name if source is not None else None
+    return ", ".join(dict.fromkeys(read.source.path.name for read in lazy.reads())) or None
 
 
 def _render(out: Output, d: Mapping[str, Any]) -> None:
@@ -58,6 +57,7 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
         {
             "model": f"{d['label']}  ({d['origin']})" if d["origin"] else d["label"],
             "architecture": _architecture(d),
+            "layout": d["layout"] if d["layout"] != "hf" else None,
             "sizes": _sizes(d["dims"]),
             "parameters": f"{_count(d['n_parameters'])}  ({d['n_parameters']:,})",
             "stored": f"{format_bytes(d['nbytes'])} in {n_files} file{'s' * (n_files != 1)}, {d['n_tensors']} tensors, "

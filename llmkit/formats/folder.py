@@ -11,17 +11,18 @@ from llmkit.errors import InputError, listing
 from llmkit.formats import safetensors, torch_pickle
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["INDEX_NAMES", "is_weight_file", "read_file", "read_folder", "read_json"]
+__all__ = ["INDEX_NAMES", "SINGLE_NAMES", "is_weight_file", "read_file", "read_folder", "read_json"]
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
+SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_NO_WEIGHTS = ("training_args", "rng_", "tokenizer.bin")
 MAX_JSON_NBYTES = 200_000_000
 
 
 def is_weight_file(name: str) -> bool:
     """Whether a file of this name holds weights (or their index), which a transform writes anew."""
-    return name in INDEX_NAMES or (name.endswith(_WEIGHT_SUFFIXES) and not name.startswith(("training_args", "rng_")))
+    return name in INDEX_NAMES or (name.endswith(_WEIGHT_SUFFIXES) and not name.startswith(_NO_WEIGHTS))
 
 
 def read_json(path: Path) -> Any:
@@ -62,7 +63,7 @@ def read_folder(folder: Path) -> dict[str, Lazy]:
     tensor must be in the file that the index says. safetensors win over pickles when a folder has both.
     """
     for name in INDEX_NAMES:
-        index, single = folder / name, folder / _SINGLE_NAMES[INDEX_NAMES.index(name)]
+        index, single = folder / name, folder / SINGLE_NAMES[INDEX_NAMES.index(name)]
         if index.is_file():
             return _read_sharded(folder, index)
         if single.is_file():

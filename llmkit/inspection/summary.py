@@ -14,7 +14,6 @@ from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError
 from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.quantization.reading import dequantized, describe
-from llmkit.tensors.lazy import Read
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Part", "Summary", "summarize"]
@@ -47,6 +46,7 @@ class Summary:
         dtypes: dtype -> bytes stored.
         files: weight file -> bytes.
         recipe: what llmkit did to make it, when it did.
+        layout: the file layout it was read from.
         problems: contradictions between config, tensors and tokenizer: it cannot be run as it is.
         oddities: what else is odd.
     """
@@ -67,6 +67,7 @@ class Summary:
     recipe: tuple[Mapping[str, Any], ...]
     problems: tuple[str, ...]
     oddities: tuple[str, ...]
+    layout: str = "hf"
 
 
 def summarize(ckpt: Checkpoint) -> Summary:
@@ -90,8 +91,8 @@ def summarize(ckpt: Checkpoint) -> Summary:
     files: dict[str, int] = {}
     for lazy in ckpt.tensors.values():
         dtypes[lazy.dtype.name] = dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
-        if isinstance(lazy.node, Read):
-            files[lazy.node.source.path.name] = lazy.node.source.nbytes
+        for read in lazy.reads():
+            files[read.source.path.name] = read.source.nbytes
     return Summary(
         label=ckpt.label,
         origin=str(ckpt.origin) if ckpt.origin is not None else None,
@@ -109,6 +110,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
         recipe=recipe_of(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else (),
         problems=tuple(dict.fromkeys(problems)),
         oddities=tuple(dict.fromkeys(oddities)),
+        layout=ckpt.layout,
     )
 
 

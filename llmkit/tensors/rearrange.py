@@ -13,7 +13,7 @@ from llmkit.tensors.spec import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["gather_rows", "join_columns", "permute_blocks", "take_columns", "transpose"]
+__all__ = ["gather_rows", "join_columns", "permute_blocks", "split_columns", "take_columns", "transpose"]
 
 Run = tuple[int, int, int]
 
@@ -125,3 +125,21 @@ def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
     spec = TensorSpec(lazy.dtype, (lazy.spec.n_rows, stop - start))
     attrs = {"start": start, "stop": stop}
     return Apply("columns", [lazy], spec, lambda x: x[:, start:stop].contiguous(), attrs).output()
+
+
+def split_columns(lazy: Lazy, n: int) -> tuple[Lazy, ...]:
+    """A matrix in `n` equal pieces side by side, which are computed and written together: it is read once.
+
+    Raises:
+        SpecError: the columns do not divide.
+    """
+    if n == 1:
+        return (lazy,)
+    if lazy.shape[1] % n:
+        raise SpecError(f"{lazy.spec} does not divide into {n} equal pieces of columns")
+    spec = TensorSpec(lazy.dtype, (lazy.spec.n_rows, lazy.shape[1] // n))
+
+    def fn(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(piece.contiguous() for piece in x.chunk(n, 1))
+
+    return Apply("split columns", [lazy], [spec] * n, fn, {"pieces": n}).outputs()

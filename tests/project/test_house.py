@@ -21,6 +21,7 @@ FLOORS = [
     ["tensors"],
     ["formats"],
     ["architecture"],
+    ["layouts"],
     ["checkpoint", "tokenization"],
     ["quantization"],
     ["transforms"],

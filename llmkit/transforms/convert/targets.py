@@ -6,13 +6,16 @@ config, files and container are those of the layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.formats.container import SafetensorsFiles
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.torch_zip import TorchFiles
+from llmkit.layouts import meta
+from llmkit.layouts.layout import Written
 
 __all__ = ["TARGETS", "Target"]
 
@@ -32,20 +35,32 @@ class Target:
 
     summary: str
     write: Write
-    options: Mapping[str, str]
+    options: tuple[str, ...] = ()
     takes_quantized: bool = False
 
 
-def _hf(ckpt: Checkpoint) -> Checkpoint:
-    return ckpt.derive(container=SafetensorsFiles())
+def _contained(container: Container) -> Write:
+    """The names and config of transformers, in another container."""
+    return lambda ckpt: ckpt.derive(container=container)
 
 
-def _bin(ckpt: Checkpoint) -> Checkpoint:
-    return ckpt.derive(container=TorchFiles())
+def _foreign(write: Callable[..., Written]) -> Write:
+    """A layout of its own; the config goes along as a file for what its description of the model does not state."""
+
+    def changed(ckpt: Checkpoint, **options: Any) -> Checkpoint:
+        written = write(ckpt.tensors, ckpt.config, **options)
+        config = (json.dumps(dict(ckpt.config), indent=2, ensure_ascii=False) + "\n").encode()
+        files = {**ckpt.files, "config.json": FileContent(data=config)}
+        files |= {name: FileContent(data=data) for name, data in written.files.items()}
+        return ckpt.derive(
+            tensors=written.tensors, config={}, files=files, container=written.container, notes=written.notes
+        )
+
+    return changed
 
 
-_NONE: dict[str, Any] = {}
 TARGETS: dict[str, Target] = {
-    "hf": Target("safetensors, as transformers writes them", _hf, _NONE, takes_quantized=True),
-    "bin": Target("PyTorch's zip files (pytorch_model.bin)", _bin, _NONE, takes_quantized=True),
+    "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
+    "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
+    "meta": Target("Meta's consolidated.NN.pth and params.json", _foreign(meta.write), ("model_parallel",)),
 }

@@ -1,0 +1,65 @@
+"""A path that may hold a checkpoint of any layout: what can be seen of it, each thing looked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES, is_weight_file, read_file, read_folder
+from llmkit.tensors.lazy import Lazy
+
+__all__ = ["Candidate"]
+
+_HEAD_NBYTES = 512
+
+
+class Candidate:
+    """What layouts ask of a path.
+
+    Args:
+        path: an existing file or folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def folder(self) -> Path:
+        """The folder, or the one the file lies in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the files in the folder."""
+        return tuple(sorted(p.name for p in self.folder.iterdir() if p.is_file()))
+
+    @cached_property
+    def main(self) -> Path | None:
+        """The file that holds the weights: the one given, or the only one of the folder."""
+        if self.path.is_file():
+            return self.path
+        usual = [n for n in (*INDEX_NAMES, *SINGLE_NAMES) if n in self.names]
+        loose = [n for n in self.names if is_weight_file(n)]
+        chosen = usual[:1] if usual else loose if len(loose) == 1 else []
+        return self.folder / chosen[0] if chosen and chosen[0] not in INDEX_NAMES else None
+
+    @cached_property
+    def head(self) -> bytes:
+        """The first bytes of the main file; none where there is no such file or it cannot be read."""
+        if self.main is None:
+            return b""
+        try:
+            with self.main.open("rb") as file:
+                return file.read(_HEAD_NBYTES)
+        except OSError:
+            return b""
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Lazy]:
+        """The tensors as the files name them, of one file or of all shards.
+
+        Raises:
+            InputError: neither safetensors nor torch files, or damaged ones.
+        """
+        return read_file(self.path) if self.path.is_file() else read_folder(self.path)

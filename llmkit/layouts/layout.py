@@ -1,0 +1,181 @@
+"""What a layout module gives: a foreign file seen as transformers would lay it out, or the other way round.
+
+A layout is a spelling (a `Names` table), the order of rotary pairs in the rows of q and k, and a translation of its
+description of the model to a config.json and back. Everything else follows: weights are taken out of one spelling
+and put into the other, lazily, so that one step at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llmkit.architecture import registry
+from llmkit.architecture.model import Model
+from llmkit.architecture.names import Names
+from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
+from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError, SpecError
+from llmkit.formats.container import Container
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType
+
+__all__ = ["Opened", "Spelling", "Written", "commonest_dtype", "plain_model", "same_sizes", "to_hf", "weights_for"]
+
+Pairs = Literal["half", "interleaved"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A foreign layout as transformers would have it.
+
+    Attributes:
+        layout: its name, as `--to` spells it where it can be written.
+        tensors: name -> lazy tensor, named and ordered as transformers names and orders them.
+        config: the contents of a config.json.
+        files: other files of the checkpoint that do not lie beside the weights: name -> where, or bytes.
+        own: names of small files that describe the layout, and do not go along to another.
+        notes: what was read and decided.
+    """
+
+    layout: str
+    tensors: Mapping[str, Lazy]
+    config: Mapping[str, Any]
+    files: Mapping[str, Path | bytes] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint in a foreign layout, ready to be planned.
+
+    Attributes:
+        tensors: name (unique over all files) -> lazy tensor.
+        container: how they lie in files.
+        files: small files of the layout.
+        notes: what was decided.
+    """
+
+    tensors: Mapping[str, Lazy]
+    container: Container
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a layout names its tensors, and the order of rotary pairs in its q and k."""
+
+    names: Names
+    pairs: Pairs
+
+
+def to_hf(where: str, tensors: Mapping[str, Lazy], config: Mapping[str, Any], spelling: Spelling) -> dict[str, Lazy]:
+    """The tensors of a foreign layout as transformers names and orders them.
+
+    Raises:
+        InputError: they do not fit the layout's description of the model.
+    """
+    model = plain_model(where, config)
+    try:
+        weights = weights_of(tensors, model.spelled(spelling.names))
+        if model.is_tied:
+            weights.pop("head.weight", None)
+        if spelling.pairs == "interleaved":
+            weights = rotary_pairs(weights, model, to="half")
+        return tensors_of(weights, model)
+    except SpecError as error:
+        raise InputError(f"{where}: {error.message}", hint=error.hint or "the files must belong together") from error
+
+
+def weights_for(
+    name: str, tensors: Mapping[str, Lazy], config: Mapping[str, Any], described: Mapping[str, Any], spelling: Spelling
+) -> tuple[Model, dict[str, Lazy]]:
+    """The model and its weights by id, for a layout that describes the model as `described` (a config.json).
+
+    Raises:
+        RequirementError: the layout cannot say what the model is; the first difference is named.
+    """
+    label = f"--to {name}"
+    model = registry.require(config, label).bind(config)
+    difference = _difference(model, registry.require(described, label).bind(described))
+    if difference is None:
+        try:
+            _ = model.spelled(spelling.names).slots  # every weight has a name
+        except PluginError as error:
+            difference = error.message
+    if difference is not None:
+        raise RequirementError(
+            f"--to {name} cannot hold this {model.family} model: {difference}", hint="--to hf or --to bin holds any"
+        )
+    weights = weights_of(tensors, model)
+    if spelling.pairs == "interleaved":
+        weights = rotary_pairs(weights, model, to="interleaved")
+    return model, weights
+
+
+def plain_model(where: str, config: Mapping[str, Any]) -> Model:
+    """The model of a config that a layout's description was translated to."""
+    try:
+        return registry.require(config, where).bind(config)
+    except LlmkitError as error:
+        if isinstance(error, SpecError):
+            raise InputError(f"{where}: its description of the model does not hold: {error.message}") from error
+        raise
+
+
+_SIZES = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
+
+
+def same_sizes(where: str, ours: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+    """Refuse a config.json that gives another model than the layout's own description.
+
+    Raises:
+        InputError: naming the first size or kind that differs.
+    """
+    difference = _difference(plain_model(where, beside), plain_model(where, ours))
+    if difference is not None:
+        raise InputError(
+            f"{where}: the config.json beside it tells of another model: {difference}",
+            hint="remove the config.json, or put the one of this model there",
+        )
+
+
+def _difference(wanted: Model, found: Model) -> str | None:
+    """The first thing in which two models compute differently, in words (names and tying aside)."""
+    for size in _SIZES:
+        a, b = getattr(wanted.dims, size), getattr(found.dims, size)
+        if a != b:
+            return f"{size} is {a}, here {b}"
+    if len(wanted.blocks) != len(found.blocks):
+        return f"{len(wanted.blocks)} layers, here {len(found.blocks)}"
+    pairs = [(a, b) for a, b in zip(wanted.blocks, found.blocks, strict=True)]
+    pairs += [(wanted.embedding, found.embedding), (wanted.final_norm, found.final_norm)]
+    pairs += [(dataclasses.replace(wanted.head, tied=False), dataclasses.replace(found.head, tied=False))]
+    return next((text for a, b in pairs if (text := _differs(a, b, ""))), None)
+
+
+def _differs(a: Any, b: Any, at: str) -> str | None:
+    if a == b:
+        return None
+    if dataclasses.is_dataclass(a) and type(a) is type(b):
+        for f in dataclasses.fields(a):
+            text = _differs(getattr(a, f.name), getattr(b, f.name), f"{at}.{f.name}" if at else f.name)
+            if text is not None:
+                return text
+    return f"{at or 'the block'} is {_short(a)}, here {_short(b)}"
+
+
+def _short(value: Any) -> str:
+    return type(value).__name__ if dataclasses.is_dataclass(value) and len(repr(value)) > 60 else repr(value)
+
+
+def commonest_dtype(tensors: Mapping[str, Lazy]) -> DType:
+    """The dtype of most elements."""
+    counts: dict[DType, int] = {}
+    for lazy in tensors.values():
+        counts[lazy.dtype] = counts.get(lazy.dtype, 0) + lazy.spec.numel
+    return max(counts, key=lambda d: counts[d])
