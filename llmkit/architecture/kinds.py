@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.keys import Flag, Number, as_bool
 from llmkit.architecture.kind import Kind, SlotKind, SlotShape, linear_slots, under
-from llmkit.architecture.positions import Alibi, LearnedPositions, NoPositions, Rope
+from llmkit.architecture.positions import Alibi, LearnedPositions, NoPositions, Rope, rotated_share
 
 __all__ = [
     "Alibi",
@@ -34,6 +34,7 @@ __all__ = [
     "SharedParallel",
     "SlotKind",
     "SlotShape",
+    "rotated_share",
 ]
 
 

@@ -12,11 +12,17 @@ from llmkit.architecture.kind import Kind, SlotShape
 from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
 from llmkit.errors import SpecError
 
-__all__ = ["Alibi", "LearnedPositions", "NoPositions", "Rope"]
+__all__ = ["Alibi", "LearnedPositions", "NoPositions", "Rope", "rotated_share"]
 
 # transformers 4 writes rope_theta and rope_scaling, transformers 5 one object; what is inside the object wins.
 _THETA = Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 10000.0)
 _SCALING = Key(("rope_scaling", "rope_parameters"), None)
+
+
+def rotated_share(default: float, *others: str) -> Key:
+    """The share of a head that turns: `partial_rotary_factor` (transformers 5 nests it), or a family's other keys."""
+    name = "partial_rotary_factor"
+    return Key((f"rope_scaling.{name}", f"rope_parameters.{name}", name, *others), default)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""Gemma 1: Llama's layers with norms that store weight - 1, embeddings times sqrt(hidden), tanh GELU, a tied head."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, Embedding, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.errors import RequirementError
+from llmkit_plugins.llama import DIMS as LLAMA_DIMS
+from llmkit_plugins.llama import NAMES
+
+DIMS = replace(LLAMA_DIMS, head_dim=Key("head_dim", 256))
+NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-6), offset=1.0)
+BIAS = Key("attention_bias", False)
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+
+def _scale(config: Mapping[str, Any]) -> float:
+    if config.get("use_bidirectional_attention"):
+        raise RequirementError(
+            "config.json: use_bidirectional_attention is true, and a model whose tokens see later ones is no decoder",
+            hint="it makes embeddings; use sentence-transformers",
+        )
+    return float(config["hidden_size"]) ** 0.5
+
+
+EMBEDDING = Embedding(scale=Computed(_scale))
+
+
+def _activation(config: Mapping[str, Any]) -> str:
+    # The first files say `gelu` and mean the approximation by tanh, with which the models were trained.
+    stated = config.get("hidden_act") or "gelu"
+    return "gelu_pytorch_tanh" if stated == "gelu" else str(stated)
+
+
+ARCHITECTURE = Architecture(
+    name="gemma",
+    matches=("GemmaForCausalLM",),
+    model_types=("gemma",),
+    dims=DIMS,
+    embedding=EMBEDDING,
+    block=Block(
+        norm=NORM,
+        attention=GroupedQuery(qkv_bias=BIAS, out_bias=BIAS),
+        position=Rope(),
+        mlp=GatedMLP(Computed(_activation)),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", True)),
+    names=NAMES,
+    tiny={
+        "architectures": ["GemmaForCausalLM"],
+        "model_type": "gemma",
+        **TINY,
+        "num_hidden_layers": 2,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 10000.0,
+    },
+    variants={
+        "2b": {"num_key_value_heads": 1, "head_dim": 8},
+        "first-files": {"hidden_act": "gelu", "hidden_activation": None},
+        "defaults": {"hidden_act": None, "hidden_activation": None, "head_dim": None, "rms_norm_eps": None},
+        "untied": {"tie_word_embeddings": False},
+        "attention-bias": {"attention_bias": True},
+        "transformers-5": {
+            "rope_theta": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0},
+        },
+    },
+)

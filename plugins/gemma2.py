@@ -1,0 +1,87 @@
+"""Gemma 2: Gemma with norms around attention and MLP, capped scores and logits, and a window on every other layer."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, Rope, Sandwich
+from llmkit.architecture.layer_types import is_sliding, window_of
+from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, NORM, TINY
+from llmkit_plugins.llama import NAMES as LLAMA_NAMES
+
+_NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+NAMES = replace(LLAMA_NAMES, slots={**LLAMA_NAMES.slots, **_NORMS})
+
+
+def cap(key: str, default: float | None) -> Computed:
+    """A softcap: null is none, absent the default."""
+    return Computed(lambda config: config.get(key, default))
+
+
+SCALE = Computed(lambda config: config.get("query_pre_attn_scalar", 256) ** -0.5)
+ACTIVATION = Key("hidden_activation", "gelu_pytorch_tanh")
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    return Block(
+        norm=NORM,
+        attention=GroupedQuery(
+            qkv_bias=BIAS,
+            out_bias=BIAS,
+            scale=SCALE,
+            softcap=cap("attn_logit_softcapping", 50.0),
+            window=window_of(config, 4096) if is_sliding(config, i, lambda i: i % 2 == 0) else None,
+        ),
+        position=Rope(),
+        mlp=GatedMLP(ACTIVATION),
+        residual=Sandwich(),
+    )
+
+
+ARCHITECTURE = Architecture(
+    name="gemma2",
+    matches=("Gemma2ForCausalLM",),
+    model_types=("gemma2",),
+    dims=DIMS,
+    embedding=EMBEDDING,
+    block=PerLayer(_block),
+    head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", 30.0)),
+    names=NAMES,
+    tiny={
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        **TINY,
+        "num_hidden_layers": 3,
+        # Small caps, so that they matter: scores and logits of a tiny model are of order one.
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 2.0,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 24,
+        "rope_theta": 10000.0,
+        "sliding_window": 7,
+    },
+    variants={
+        "defaults": {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "hidden_activation": None,
+            "query_pre_attn_scalar": None,
+            "sliding_window": None,
+        },
+        "exact-gelu": {"hidden_activation": "gelu"},
+        "untied": {"tie_word_embeddings": False},
+        "transformers-5": {
+            "rope_theta": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0},
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    },
+)

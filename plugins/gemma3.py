@@ -1,0 +1,90 @@
+"""Gemma 3's text models: Gemma 2 with norms on heads instead of caps on scores, and one layer in six without a window.
+
+The windowed layers have rotary positions of their own: another base, never scaled.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, Rope, Sandwich
+from llmkit.architecture.layer_types import is_sliding, window_of
+from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, NORM, TINY
+from llmkit_plugins.gemma2 import ACTIVATION, NAMES, SCALE, cap
+
+_NORMS = {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
+_LOCAL = Rope(
+    theta=Key(("rope_parameters.sliding_attention.rope_theta", "rope_local_base_freq"), 10000.0),
+    scaling=Key("rope_parameters.sliding_attention", None),
+)
+_GLOBAL = Rope(
+    theta=Key(("rope_parameters.full_attention.rope_theta", "rope_theta"), 1000000.0),
+    scaling=Key(("rope_scaling", "rope_parameters.full_attention"), None),
+)
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    pattern = config.get("sliding_window_pattern") or 6
+    is_local = is_sliding(config, i, lambda i: bool((i + 1) % pattern))
+    return Block(
+        norm=NORM,
+        attention=GroupedQuery(
+            qkv_bias=BIAS,
+            out_bias=BIAS,
+            scale=SCALE,
+            window=window_of(config, 4096) if is_local else None,
+            qk_norm=replace(NORM, width="head_dim"),
+        ),
+        position=_LOCAL if is_local else _GLOBAL,
+        mlp=GatedMLP(ACTIVATION),
+        residual=Sandwich(),
+    )
+
+
+ARCHITECTURE = Architecture(
+    name="gemma3",
+    matches=("Gemma3ForCausalLM",),
+    model_types=("gemma3_text",),
+    dims=DIMS,
+    embedding=EMBEDDING,
+    block=PerLayer(_block),
+    head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", None)),
+    names=replace(NAMES, slots={**NAMES.slots, **_NORMS}),
+    tiny={
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        **TINY,
+        "num_hidden_layers": 3,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 24,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window": 7,
+        "sliding_window_pattern": 3,
+    },
+    variants={
+        "scaled": {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        "local-theta": {"rope_local_base_freq": 500.0, "rope_theta": 2000.0},
+        "defaults": {
+            "hidden_activation": None,
+            "query_pre_attn_scalar": None,
+            "rope_local_base_freq": None,
+            "rope_theta": None,
+            "sliding_window_pattern": None,
+            "num_hidden_layers": 6,
+        },
+        "cap": {"final_logit_softcapping": 2.0},
+        "transformers-5": {
+            "rope_theta": None,
+            "rope_local_base_freq": None,
+            "sliding_window_pattern": None,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        },
+    },
+)

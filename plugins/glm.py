@@ -1,0 +1,67 @@
+"""GLM-4-9B (and ChatGLM2/3, converted) in transformers' own layout: rotary pairs side by side on half of each head."""
+
+from dataclasses import replace
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
+from llmkit.architecture.names import Fused
+from llmkit_plugins.llama import DIMS as LLAMA_DIMS
+from llmkit_plugins.llama import NAMES as LLAMA_NAMES
+
+DIMS = replace(LLAMA_DIMS, head_dim=Key("head_dim", 128))
+_FUSED = {"mlp.gate_up": Fused("mlp.gate_up_proj", ("gate", "up"))}
+NAMES = replace(
+    LLAMA_NAMES, slots={k: v for k, v in LLAMA_NAMES.slots.items() if k not in ("mlp.gate", "mlp.up")} | _FUSED
+)
+BLOCK = Block(
+    norm=RMSNorm(eps=Key("rms_norm_eps", 1.5625e-07)),
+    attention=GroupedQuery(qkv_bias=Key("attention_bias", True)),
+    position=Rope(share=rotated_share(0.5), pairs="interleaved"),
+    mlp=GatedMLP(Key("hidden_act", "silu")),
+)
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "attention_bias": True,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1.5625e-07,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "eos_token_id": [2, 3],
+    "pad_token_id": 0,
+}
+VARIANTS = {
+    "theta": {"rope_theta": 5000000.0},
+    "no-biases": {"attention_bias": False},
+    "whole-heads": {"partial_rotary_factor": 1.0},
+    "defaults": {"head_dim": None, "attention_bias": None, "partial_rotary_factor": None, "rms_norm_eps": None},
+    "tied": {"tie_word_embeddings": True},
+    "transformers-5": {
+        "rope_theta": None,
+        "partial_rotary_factor": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0, "partial_rotary_factor": 0.25},
+    },
+}
+
+ARCHITECTURE = Architecture(
+    name="glm",
+    matches=("GlmForCausalLM",),
+    model_types=("glm",),
+    dims=DIMS,
+    block=BLOCK,
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=NAMES,
+    tiny={"architectures": ["GlmForCausalLM"], "model_type": "glm", **TINY},
+    variants={
+        **VARIANTS,
+        "chatglm2-6b-32k": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        "glm-4-9b-chat-1m": {"rope_theta": 100000000.0, "num_key_value_heads": 4},
+    },
+)

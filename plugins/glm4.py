@@ -1,0 +1,30 @@
+"""GLM-4 of April 2025 (GLM-4-9B-0414, GLM-4-32B-0414): GLM with a second pair of norms."""
+
+from dataclasses import replace
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Head, Sandwich
+from llmkit_plugins.glm import BLOCK, DIMS, NAMES, TINY, VARIANTS
+
+_NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_post_norm": "post_self_attn_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp_post_norm": "post_mlp_layernorm",
+}
+
+ARCHITECTURE = Architecture(
+    name="glm4",
+    matches=("Glm4ForCausalLM",),
+    model_types=("glm4",),
+    dims=DIMS,
+    block=replace(BLOCK, residual=Sandwich()),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=replace(NAMES, slots={**NAMES.slots, **_NORMS}),
+    tiny={"architectures": ["Glm4ForCausalLM"], "model_type": "glm4", **TINY, "rms_norm_eps": 1e-5},
+    variants={
+        **VARIANTS,
+        "yarn": {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    },
+)

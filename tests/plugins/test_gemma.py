@@ -1,0 +1,46 @@
+"""What Gemma's configs mean beyond what the contract compares."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmkit.architecture.registry import default_registry, require
+from llmkit.architecture.scaling import LinearScaling, NoScaling
+from llmkit.errors import RequirementError
+
+PLUGINS = {p.name: p for p in default_registry().plugins}
+
+
+def architecture(name):
+    return default_registry().load(PLUGINS[name])
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3"])
+def test_models_that_see_later_tokens_are_refused(name):
+    found = architecture(name)
+    with pytest.raises(RequirementError, match="use_bidirectional_attention is true"):
+        found.bind({**found.tiny, "use_bidirectional_attention": True})
+    found.bind({**found.tiny, "use_bidirectional_attention": False})
+
+
+def test_gemma3_4b_has_five_windows_and_one_scaled_layer_without():
+    """The numbers of the text part of the release's config.json."""
+    found = architecture("gemma3")
+    config = {
+        **found.tiny,
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }
+    del config["sliding_window_pattern"]
+    blocks = found.bind(config).blocks
+    assert [i for i, b in enumerate(blocks) if b.attention.window is None] == [5, 11, 17, 23, 29]
+    assert {b.attention.window for b in blocks} == {1024, None}
+    assert (blocks[5].position.theta, blocks[5].position.scaling) == (1000000.0, LinearScaling(8.0))
+    assert (blocks[0].position.theta, blocks[0].position.scaling) == (10000.0, NoScaling())
+
+
+def test_the_multimodal_wrapper_is_refused_by_name():
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": {}}
+    with pytest.raises(RequirementError, match="no plugin describes its architecture: Gemma3ForConditionalGeneration"):
+        require(config, "gemma-3-4b-it")
