@@ -73,6 +73,7 @@ ARCHITECTURE = Architecture(
             "mlp.down": "mlp.dense_4h_to_h",
         },
         outer={"embed_norm": "transformer.word_embeddings_layernorm"},
+        ignored=("*.scale_mask_softmax.causal_mask",),
         prefix="transformer.",
     ),
     tiny={

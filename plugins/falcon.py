@@ -147,7 +147,7 @@ _RW = {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False
 
 ARCHITECTURE = Architecture(
     name="falcon",
-    matches=("FalconForCausalLM", "RWForCausalLM"),
+    matches=("FalconForCausalLM", "RWForCausalLM", "FalconModel", "RWModel"),
     model_types=("falcon", "RefinedWeb", "RefinedWebModel"),
     when=lambda config: not _has_two_norms(config),
     dims=Dims(

@@ -108,6 +108,7 @@ ARCHITECTURE = Architecture(
             "embed_proj": "model.decoder.project_in",
             "head_proj": "model.decoder.project_out",
         },
+        ignored=("*decoder.version",),
         prefix="model.",
     ),
     tiny={

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
+from llmkit.checkpoint.spelling import in_family_names
 from llmkit.errors import InputError
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.folder import is_weight_file, read_json
@@ -127,7 +128,8 @@ def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
 def open_checkpoint(model: str | Path) -> Checkpoint:
     """Open a checkpoint: a folder, a weight file, or a hub id already in the local cache (or downloadable).
 
-    Reads headers, config.json and the names of the other files; no tensor data.
+    Reads headers, config.json and the names of the other files; no tensor data. Tensors have the names of their family,
+    also where the file leaves the beginning out (`notes` says so).
 
     Raises:
         InputError: nothing there, no weights, or malformed files.
@@ -138,16 +140,26 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if opened is not None:
         return _from_layout(path, opened)
     if path.is_file():
-        return Checkpoint(path.stem, sort_tensors(candidate.tensors), _config_beside(path), origin=path)
-    tensors = candidate.tensors
+        config = _config_beside(path)
+        tensors, notes = in_family_names(candidate.tensors, config)
+        return Checkpoint(path.stem, sort_tensors(tensors), config, origin=path, notes=tuple(notes))
     config_path = path / "config.json"
     config = read_json(config_path) if config_path.is_file() else {}
     if not isinstance(config, dict):
         raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
     warnings = [] if config else [f"{path} has no config.json: only tensor-wise work is possible"]
     files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _passes(p.name)}
-    label = path.name or path.resolve().name
-    return Checkpoint(label, sort_tensors(tensors), config, files, path, recipe_of(path), warnings=tuple(warnings))
+    tensors, notes = in_family_names(candidate.tensors, config)
+    return Checkpoint(
+        label=path.name or path.resolve().name,
+        tensors=sort_tensors(tensors),
+        config=config,
+        files=files,
+        origin=path,
+        history=recipe_of(path),
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
 
 
 def _from_layout(path: Path, opened: Opened) -> Checkpoint:

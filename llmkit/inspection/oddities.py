@@ -38,7 +38,7 @@ def find_oddities(
     ckpt: Checkpoint, report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None
 ) -> list[str]:
     """What a careful reader would remark on besides the problems, most serious first; arguments as there."""
-    found = list(ckpt.warnings)
+    found = [*ckpt.warnings, *ckpt.notes]
     found += _special_ids(ckpt, n_rows)
     found += _tokenizer(ckpt, vocabulary, n_rows)
     found += _dtypes(ckpt)
