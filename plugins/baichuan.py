@@ -27,6 +27,18 @@ def is_rotary(config: Mapping[str, Any]) -> bool:
     return config.get("max_position_embeddings") is not None
 
 
+def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
+    gone = ("auto_map", "z_loss_weight", "_from_model_config", "tokenizer_class")
+    return {k: v for k, v in config.items() if k not in gone} | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_key_value_heads": config["num_attention_heads"],
+        "rope_theta": 10000.0,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+
+
 BAICHUAN_7B = Architecture(
     name="baichuan",
     matches=("BaichuanForCausalLM",),  # upper and lower case do not matter: BaiChuanForCausalLM is the 7B model's
@@ -40,6 +52,7 @@ BAICHUAN_7B = Architecture(
         vocab="vocab_size",
         context=Key(("max_position_embeddings", "model_max_length"), None),
     ),
+    equivalents={"llama": _as_llama},
     block=Block(
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
         attention=GroupedQuery(),
@@ -86,6 +99,7 @@ BAICHUAN_13B = replace(
     BAICHUAN_7B,
     name="baichuan13b",
     when=lambda config: not is_rotary(config),
+    equivalents={},
     block=replace(BAICHUAN_7B.block, position=Alibi()),
     tiny={
         **{k: v for k, v in BAICHUAN_7B.tiny.items() if k != "max_position_embeddings"},

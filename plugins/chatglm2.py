@@ -46,6 +46,31 @@ def _kv_heads(config: Mapping[str, Any]) -> Any:
     return config.get("multi_query_group_num") if config.get("multi_query_attention") else None
 
 
+def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of transformers' own class."""
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "use_cache", "transformers_version")
+    scaling = _scaling(config)
+    return {k: config[k] for k in kept if k in config} | {
+        "architectures": ["GlmForCausalLM"],
+        "model_type": "glm",
+        "attention_bias": bool(config.get("add_qkv_bias", False)),
+        "head_dim": config.get("kv_channels"),
+        "hidden_act": "silu",
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["ffn_hidden_size"],
+        "max_position_embeddings": config.get("seq_length"),
+        "num_attention_heads": config["num_attention_heads"],
+        "num_hidden_layers": config["num_layers"],
+        "num_key_value_heads": _kv_heads(config) or config["num_attention_heads"],
+        "partial_rotary_factor": 0.5,
+        "rms_norm_eps": config.get("layernorm_epsilon", 1e-5),
+        "rope_theta": theta(config),
+        "rope_scaling": {"type": "linear", "factor": scaling.factor} if isinstance(scaling, LinearScaling) else None,
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "vocab_size": config["padded_vocab_size"],
+    }
+
+
 CHATGLM2 = Architecture(
     name="chatglm2",
     matches=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
@@ -71,6 +96,7 @@ CHATGLM2 = Architecture(
         mlp=GatedMLP("silu", bias=Key("add_bias_linear", False)),
     ),
     final_norm=Computed(_final_norm),
+    equivalents={"glm": _as_glm},
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=Names(
         embed="transformer.embedding.word_embeddings",

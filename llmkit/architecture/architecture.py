@@ -102,6 +102,7 @@ class Architecture:
         tiny: the config of a tiny random model, with `architectures` and `model_type`.
         variants: name -> changes to `tiny`, one for each thing that a config of the family can vary.
         prompt: the format that the family's base checkpoints expect.
+        equivalents: name of another architecture -> the config with which it is the same model.
         prompt_ends: ids without which the model cannot be run: every prompt ends with them.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
@@ -120,6 +121,7 @@ class Architecture:
     final_norm: Kind | Computed | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None
     prompt: Prompt | None = None
+    equivalents: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     prompt_ends: Computed | tuple[int, ...] = ()
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None

@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
         examples=[
             "llmkit convert vicuna-7b --to bin -o vicuna-7b-bin",
             "llmkit convert vicuna-7b-bin --to hf --dtype float16 -o vicuna-7b",
+            "llmkit convert chatglm3-6b --to hf --as glm -o chatglm3-6b-glm",
         ],
     )(convert)
 
@@ -45,6 +46,15 @@ def convert(
     model_parallel: Annotated[
         int | None, typer.Option("--model-parallel", metavar="N", help="With --to meta: the number of files.")
     ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Store it as another architecture that computes the same, such as glm (ChatGLM2, ChatGLM3, GLM-4) or "
+            "llama (Baichuan 7B); `llmkit plugins show` names them.",
+        ),
+    ] = None,
 ) -> None:
     """Write a model in another file layout or float dtype.
 
@@ -58,7 +68,8 @@ def convert(
     overflow = Overflow()
     given = {"model_parallel": model_parallel}
     options = {name: value for name, value in given.items() if value is not None}
-    after = convert_checkpoint(open_checkpoint(model), to=to, dtype=dtype, overflow=overflow, **options)
+    ckpt = open_checkpoint(model)
+    after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)
 
     def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
         found = overflow.by_tensor()

@@ -66,6 +66,7 @@ def show(out: Output, name: NameArgument) -> None:
         "block": {k: str(v) for k, v in vars(model.block).items()},
         "head": str(model.head),
         "variants": list(architecture.variants),
+        "equivalents": list(architecture.equivalents),
         "slots": {s.id: {"name": s.name, "formula": s.formula, "kind": s.kind} for s in model.slots.values()},
     }
 
@@ -77,6 +78,7 @@ def show(out: Output, name: NameArgument) -> None:
                 **{k: str(v) for k, v in vars(model.block).items()},
                 "head": str(model.head),
                 "variants": ", ".join(architecture.variants),
+                "can be stored as": ", ".join(architecture.equivalents) or None,
             }
         )
         out.line()

@@ -9,6 +9,7 @@ from llmkit.errors import InputError, nearest
 from llmkit.quantization import reading
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
+from llmkit.transforms.convert.native import as_architecture
 from llmkit.transforms.convert.targets import TARGETS, Target
 
 __all__ = ["convert"]
@@ -19,6 +20,7 @@ def convert(
     *,
     to: str = "hf",
     dtype: str | DType | None = None,
+    architecture: str | None = None,
     overflow: Overflow | None = None,
     **options: Any,
 ) -> Checkpoint:
@@ -29,6 +31,7 @@ def convert(
     Args:
         to: a name in `TARGETS`.
         dtype: store floats as float32, float16 or bfloat16 (default: as they are).
+        architecture: store it as this one, where it computes the same (`llmkit.transforms.convert.native`).
         overflow: counts values that the new dtype cannot hold, while they are written.
         options: of the layout.
 
@@ -45,10 +48,13 @@ def convert(
                 hint="llmkit convert --help",
             )
     wanted = _dtype(dtype)
-    step = {"transform": "convert", "to": to, **({"dtype": wanted.torch_name} if wanted else {}), **options}
+    chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
+    step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}, **options}
     if reading.is_quantized(ckpt.config) and (wanted is not None or not target.takes_quantized):
         note = f"dequantized from {reading.describe(ckpt.config)}"
         ckpt = reading.dequantized(ckpt).derive(notes=[note])
+    if architecture is not None:
+        ckpt = as_architecture(ckpt, architecture)
     if wanted is not None:
         tensors = cast(ckpt.tensors, wanted, overflow if overflow is not None else Overflow())
         config = config_with_dtype(ckpt.config, wanted) if ckpt.config else {}
