@@ -11,6 +11,7 @@ from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Block, Embedding, Head, PerLayer
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Names
+from llmkit.architecture.original import Original
 from llmkit.architecture.prompts import Prompt
 from llmkit.architecture.sizes import Sizes
 from llmkit.errors import PluginError, SpecError
@@ -103,6 +104,7 @@ class Architecture:
         variants: name -> changes to `tiny`, one for each thing that a config of the family can vary.
         prompt: the format that the family's base checkpoints expect.
         equivalents: name of another architecture -> the config with which it is the same model.
+        originals: other spellings that its weights were published in.
         prompt_ends: ids without which the model cannot be run: every prompt ends with them.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
@@ -122,6 +124,7 @@ class Architecture:
     when: Callable[[Mapping[str, Any]], bool] | None = None
     prompt: Prompt | None = None
     equivalents: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+    originals: tuple[Original, ...] = ()
     prompt_ends: Computed | tuple[int, ...] = ()
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None

@@ -1,30 +1,19 @@
-"""RWKV-4: no attention, but a recurrence over the tokens (Peng et al. 2023, arXiv:2305.13048).
+"""The layer of RWKV-4: a time mix and a channel mix, each of a token with the one before it.
 
 State of a layer, [B, 5, hidden] float32: the last token as the channel mix and as the time mix saw it, and numerator,
-denominator and largest exponent of the weighted mean. Halving activations every `rescale_every` layers, a trick for
-float16 that transformers applies to every dtype, only makes the eps of later norms larger: that is all of it here.
+denominator and largest exponent of the weighted mean. Source: the paper, and BlinkDL/ChatRWKV.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llmkit.architecture.architecture import Architecture, Dims
-from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kind import linear_slots, under
-from llmkit.architecture.kinds import Embedding, Head, Kind, LayerNorm, NoPositions, PerLayer, SlotShape
-from llmkit.architecture.names import Names
+from llmkit.architecture.kinds import Kind, NoPositions, SlotShape
 
 if TYPE_CHECKING:
     import torch
-
-
-def _norm(config: Mapping[str, Any], layer: int) -> LayerNorm:
-    """norm(x / 2^n; eps) = norm(x; 4^n eps)."""
-    every = int(config.get("rescale_every") or 0)
-    return LayerNorm(eps=float(config.get("layer_norm_epsilon", 1e-5)) * 4 ** (layer // every if every else 0))
 
 
 @dataclass(frozen=True)
@@ -132,68 +121,3 @@ def _weighted_mean(
             held = (above, below, largest)
             above, below, largest = (torch.where(is_real, a, h) for a, h in zip(after, held, strict=True))
     return out, torch.stack([above, below, largest], 1)
-
-
-def _ffn(config: Mapping[str, Any]) -> Any:
-    return config.get("intermediate_size") or 4 * int(config["hidden_size"])
-
-
-ARCHITECTURE = Architecture(
-    name="rwkv",
-    matches=("RwkvForCausalLM",),
-    model_types=("rwkv",),
-    dims=Dims(
-        hidden="hidden_size",
-        layers="num_hidden_layers",
-        heads=Key((), 1),
-        ffn=Computed(_ffn),
-        vocab="vocab_size",
-        context=Key("context_length", None),
-        extra={"mixed": Computed(lambda c: c.get("attention_hidden_size") or c["hidden_size"])},
-    ),
-    embedding=Embedding(norm=Computed(lambda config: _norm(config, 0))),
-    block=PerLayer(lambda config, i: TimeAndChannelMix(_norm(config, i))),
-    final_norm=Computed(lambda config: _norm(config, int(config["num_hidden_layers"]))),
-    head=Head(tied=Key("tie_word_embeddings", False)),
-    names=Names(
-        embed="rwkv.embeddings",
-        final_norm="rwkv.ln_out",
-        head="head",
-        block="rwkv.blocks.{i}.",
-        outer={"embed_norm": "rwkv.blocks.0.pre_ln"},
-        slots={
-            "attn_norm": "ln1",
-            "mlp_norm": "ln2",
-            "attn.mix_key": "attention.time_mix_key",
-            "attn.mix_value": "attention.time_mix_value",
-            "attn.mix_receptance": "attention.time_mix_receptance",
-            "attn.decay": "attention.time_decay",
-            "attn.first": "attention.time_first",
-            "attn.k": "attention.key",
-            "attn.v": "attention.value",
-            "attn.r": "attention.receptance",
-            "attn.o": "attention.output",
-            "mlp.mix_key": "feed_forward.time_mix_key",
-            "mlp.mix_receptance": "feed_forward.time_mix_receptance",
-            "mlp.key": "feed_forward.key",
-            "mlp.value": "feed_forward.value",
-            "mlp.receptance": "feed_forward.receptance",
-        },
-    ),
-    tiny={
-        "architectures": ["RwkvForCausalLM"],
-        "model_type": "rwkv",
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "attention_hidden_size": 32,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "context_length": 64,
-        "layer_norm_epsilon": 1e-5,
-        "rescale_every": 6,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    },
-    variants={"rescaled": {"num_hidden_layers": 3, "rescale_every": 2}, "defaults": {"intermediate_size": None}},
-)

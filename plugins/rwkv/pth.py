@@ -1,0 +1,63 @@
+"""The .pth files that RWKV-4 was published in (BlinkDL/rwkv-4-pile-*, -raven, -world)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture.names import Names
+from llmkit.architecture.original import Original
+from llmkit.errors import SpecError
+
+
+def _config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The config of one of the published .pth files (ChatRWKV computes float32 and bfloat16 without halving)."""
+    if len(shapes["blocks.0.att.time_decay"]) != 1:
+        raise SpecError(
+            "blocks.0.att.time_decay has more than one dimension: an RWKV of version 5 or later, "
+            "which no plugin describes"
+        )
+    vocab, hidden = shapes["emb.weight"]
+    return {
+        "architectures": ["RwkvForCausalLM"],
+        "model_type": "rwkv",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "attention_hidden_size": shapes["blocks.0.att.time_decay"][0],
+        "intermediate_size": shapes["blocks.0.ffn.key.weight"][0],
+        "num_hidden_layers": 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks.")),
+        "context_length": 1024,
+        "layer_norm_epsilon": 1e-5,
+        "rescale_every": 0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+
+
+_MIXES = {"key": "time_mix_k", "value": "time_mix_v", "receptance": "time_mix_r"}
+PTH = Original(
+    name="RWKV .pth",
+    marks=("emb.weight", "blocks.0.att.time_decay", "blocks.0.ffn.key.weight"),
+    config=_config,
+    names=Names(
+        embed="emb",
+        final_norm="ln_out",
+        head="head",
+        block="blocks.{i}.",
+        outer={"embed_norm": "blocks.0.ln0"},
+        slots={
+            "attn_norm": "ln1",
+            "mlp_norm": "ln2",
+            **{f"attn.mix_{long}": f"att.{short}" for long, short in _MIXES.items()},
+            **{f"mlp.mix_{long}": f"ffn.{short}" for long, short in _MIXES.items() if long != "value"},
+            "attn.decay": "att.time_decay",
+            "attn.first": "att.time_first",
+            "attn.k": "att.key",
+            "attn.v": "att.value",
+            "attn.r": "att.receptance",
+            "attn.o": "att.output",
+            "mlp.key": "ffn.key",
+            "mlp.value": "ffn.value",
+            "mlp.receptance": "ffn.receptance",
+        },
+    ),
+)
