@@ -15,6 +15,7 @@ from llmkit.transforms.delta.detect import Detection, detect, embedding_rows
 from llmkit.transforms.delta.marker import MARKER_NAME, Marker
 from llmkit.transforms.delta.merge import Merge
 from llmkit.transforms.delta.profiles import find_profile
+from llmkit.transforms.vocab.config_ids import with_vocab_size
 
 __all__ = ["apply", "make"]
 
@@ -156,10 +157,12 @@ def _worded(findings: list[Finding]) -> list[str]:
 def _config(base: Checkpoint, delta: Checkpoint, tensors: Mapping[str, Lazy]) -> dict[str, Any]:
     """The delta's config (it knows the vocabulary) with the dtype that is written."""
     config = dict(delta.config or base.config)
-    config.pop("_name_or_path", None)
+    if base.config:  # the name of the repository can tell releases apart, and the base's is the true one
+        config.pop("_name_or_path", None)
+        config |= {k: v for k, v in base.config.items() if k == "_name_or_path"}
     rows = embedding_rows(delta)
-    if not delta.config and "vocab_size" in config and rows is not None:
-        config["vocab_size"] = rows
+    if config and not delta.config and rows is not None:
+        config = with_vocab_size(config, rows)
     written = {t.dtype for t in tensors.values() if t.dtype.is_float}
     if config and len(written) == 1:
         key = "dtype" if "dtype" in config else "torch_dtype"

@@ -12,6 +12,7 @@ from llmkit.quantization.quality import Meter
 from llmkit.quantization.reading import describe, is_quantized
 from llmkit.tensors.spec import DType
 from llmkit.transforms.lora.apply import Application
+from llmkit.transforms.vocab.config_ids import with_vocab_size
 
 __all__ = ["merge"]
 
@@ -113,7 +114,7 @@ def _config(config: Mapping[str, Any], work: Application, dtype: DType | None) -
     if not changed:
         return changed
     if work.n_rows is not None:
-        changed["vocab_size"] = work.n_rows
+        changed = with_vocab_size(changed, work.n_rows)
     if work.unties:
         changed["tie_word_embeddings"] = False
     changed.update(work.config_changes)

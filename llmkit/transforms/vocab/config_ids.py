@@ -10,11 +10,17 @@ from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import SpecError
 from llmkit.tokenization.bundle import json_file
 
-__all__ = ["mentioned_ids", "renumbered_generation", "resized_config"]
+__all__ = ["SIZE_KEYS", "mentioned_ids", "renumbered_generation", "resized_config", "with_vocab_size"]
 
-_SIZES = ("vocab_size", "padded_vocab_size", "n_vocab")
+SIZE_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "bad_words_ids", "sequence_bias")
 GENERATION = "generation_config.json"
+
+
+def with_vocab_size(config: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
+    """The config saying that the embedding has `n_rows` rows, under the keys it uses."""
+    keys = [k for k in SIZE_KEYS if k in config] or list(SIZE_KEYS[:1])
+    return {**config, **dict.fromkeys(keys, n_rows)}
 
 
 def mentioned_ids(ckpt: Checkpoint) -> list[int]:
@@ -40,9 +46,9 @@ def resized_config(
     if not config:
         return {}
     sizes = [(k, v) for part in (config, *(v for v in config.values() if isinstance(v, dict)))
-             for k, v in part.items() if k in _SIZES]  # fmt: skip
+             for k, v in part.items() if k in SIZE_KEYS]  # fmt: skip
     if not any(v == n_old for _, v in sizes):
-        found = ", ".join(f"{k} {v}" for k, v in sizes) or "none of " + ", ".join(_SIZES)
+        found = ", ".join(f"{k} {v}" for k, v in sizes) or "none of " + ", ".join(SIZE_KEYS)
         raise SpecError(
             f"{label}: the embedding has {n_old} rows, config.json says {found}",
             hint="correct config.json; `llmkit inspect` shows both",
@@ -62,7 +68,7 @@ def renumbered_generation(files: Mapping[str, FileContent], new_of: Mapping[int,
 def _mapped(config: Mapping[str, Any], new_of: Mapping[int, int], n_old: int, n_new: int) -> dict[str, Any]:
     mapped: dict[str, Any] = {}
     for key, value in config.items():
-        if key in _SIZES and value == n_old:
+        if key in SIZE_KEYS and value == n_old:
             mapped[key] = n_new
         elif _holds_ids(key):
             mapped[key] = _replaced(value, new_of)

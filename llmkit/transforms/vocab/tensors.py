@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError, listing
+from llmkit.transforms.vocab.config_ids import SIZE_KEYS
 
 __all__ = ["VocabularyTensors", "vocabulary_tensors"]
-
-_SIZE_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def vocabulary_tensors(ckpt: Checkpoint) -> VocabularyTensors:
 
 
 def _by_size(ckpt: Checkpoint) -> tuple[str, ...]:
-    size = next((ckpt.config[k] for k in _SIZE_KEYS if isinstance(ckpt.config.get(k), int)), None)
+    size = next((ckpt.config[k] for k in SIZE_KEYS if isinstance(ckpt.config.get(k), int)), None)
     if size is None:
         return ()
     names = tuple(n for n, t in ckpt.tensors.items() if t.shape and t.shape[0] == size)
