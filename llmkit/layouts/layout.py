@@ -7,13 +7,13 @@ and put into the other, lazily, so that one step at a time is in memory.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from llmkit.architecture import registry
+from llmkit.architecture.difference import difference
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Names
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
@@ -101,15 +101,15 @@ def weights_for(
     """
     label = f"--to {name}"
     model = registry.require(config, label).bind(config)
-    difference = _difference(model, registry.require(described, label).bind(described))
-    if difference is None:
+    differs = difference(model, registry.require(described, label).bind(described))
+    if differs is None:
         try:
             _ = model.spelled(spelling.names).slots  # every weight has a name
         except PluginError as error:
-            difference = error.message
-    if difference is not None:
+            differs = error.message
+    if differs is not None:
         raise RequirementError(
-            f"--to {name} cannot hold this {model.family} model: {difference}", hint="--to hf or --to bin holds any"
+            f"--to {name} cannot hold this {model.family} model: {differs}", hint="--to hf or --to bin holds any"
         )
     weights = weights_of(tensors, model)
     if spelling.pairs == "interleaved":
@@ -127,50 +127,18 @@ def plain_model(where: str, config: Mapping[str, Any]) -> Model:
         raise
 
 
-_SIZES = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
-
-
 def same_sizes(where: str, ours: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
     """Refuse a config.json that gives another model than the layout's own description.
 
     Raises:
         InputError: naming the first size or kind that differs.
     """
-    difference = _difference(plain_model(where, beside), plain_model(where, ours))
-    if difference is not None:
+    differs = difference(plain_model(where, beside), plain_model(where, ours))
+    if differs is not None:
         raise InputError(
-            f"{where}: the config.json beside it tells of another model: {difference}",
+            f"{where}: the config.json beside it tells of another model: {differs}",
             hint="remove the config.json, or put the one of this model there",
         )
-
-
-def _difference(wanted: Model, found: Model) -> str | None:
-    """The first thing in which two models compute differently, in words (names and tying aside)."""
-    for size in _SIZES:
-        a, b = getattr(wanted.dims, size), getattr(found.dims, size)
-        if a != b:
-            return f"{size} is {a}, here {b}"
-    if len(wanted.blocks) != len(found.blocks):
-        return f"{len(wanted.blocks)} layers, here {len(found.blocks)}"
-    pairs = [(a, b) for a, b in zip(wanted.blocks, found.blocks, strict=True)]
-    pairs += [(wanted.embedding, found.embedding), (wanted.final_norm, found.final_norm)]
-    pairs += [(dataclasses.replace(wanted.head, tied=False), dataclasses.replace(found.head, tied=False))]
-    return next((text for a, b in pairs if (text := _differs(a, b, ""))), None)
-
-
-def _differs(a: Any, b: Any, at: str) -> str | None:
-    if a == b:
-        return None
-    if dataclasses.is_dataclass(a) and type(a) is type(b):
-        for f in dataclasses.fields(a):
-            text = _differs(getattr(a, f.name), getattr(b, f.name), f"{at}.{f.name}" if at else f.name)
-            if text is not None:
-                return text
-    return f"{at or 'the block'} is {_short(a)}, here {_short(b)}"
-
-
-def _short(value: Any) -> str:
-    return type(value).__name__ if dataclasses.is_dataclass(value) and len(repr(value)) > 60 else repr(value)
 
 
 def commonest_dtype(tensors: Mapping[str, Lazy]) -> DType:

@@ -7,12 +7,12 @@ is folded into plain rows; rotary pairs are reordered where the other family pai
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture import registry
+from llmkit.architecture.difference import difference
 from llmkit.architecture.keys import as_bool
-from llmkit.architecture.kind import Kind
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
@@ -47,6 +47,9 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
     config = source.equivalents[name](dict(ckpt.config))
     model = source.bind(dict(ckpt.config))
     target = registry.require(config, ckpt.label).bind(config)
+    plain = replace(model, head=replace(model.head, normalized=target.head.normalized))
+    if (differs := difference(plain, target)) is not None:
+        raise SpecError(f"{ckpt.label} cannot be stored as {name}: {differs}", hint="leave --as out")
     weights = weights_of(ckpt.tensors, model)
     notes = []
     if as_bool(model.head.normalized) and not as_bool(target.head.normalized):
@@ -55,7 +58,6 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
     pairs = _pairs(target)
     if _pairs(model) != pairs:
         weights = rotary_pairs(weights, model, to=pairs)
-    _same(ckpt.label, name, model, target)
     if target.is_tied:
         weights.pop("head.weight", None)
     return ckpt.derive(tensors=tensors_of(weights, target), config=config, notes=notes)
@@ -64,38 +66,6 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
 def _pairs(model: Model) -> Any:
     position = getattr(model.block, "position", None)
     return position.pairs if isinstance(position, Rope) else None
-
-
-def _same(label: str, name: str, model: Model, target: Model) -> None:
-    """Refuse what is not the same computation: sizes, kinds or their numbers."""
-    sizes = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
-    ours: dict[str, Any] = {size: getattr(model.dims, size) for size in sizes}
-    theirs: dict[str, Any] = {size: getattr(target.dims, size) for size in sizes}
-    for i, (a, b) in enumerate(zip(model.blocks, target.blocks, strict=False)):
-        ours |= _flat(f"layer {i}", a)
-        theirs |= _flat(f"layer {i}", b)
-    ours |= _flat("embedding", model.embedding) | _flat("final norm", model.final_norm)
-    theirs |= _flat("embedding", target.embedding) | _flat("final norm", target.final_norm)
-    ours |= _flat("head", replace(model.head, normalized=False))
-    theirs |= _flat("head", target.head)
-    for key in ours | theirs:
-        if ours.get(key) != theirs.get(key):
-            raise SpecError(
-                f"{label}: {key} is {ours.get(key)!r}, where {name} has {theirs.get(key)!r}: not the same model",
-                hint="leave --as out",
-            )
-
-
-def _flat(stem: str, kind: Any) -> dict[str, Any]:
-    """The numbers of a kind and of those inside it; how rotary pairs lie is storage, not computation."""
-    found: dict[str, Any] = {stem: type(kind).__name__}
-    for field in fields(kind):
-        value = getattr(kind, field.name)
-        if isinstance(value, Kind):
-            found |= _flat(f"{stem} {field.name}", value)
-        elif field.name != "pairs":
-            found[f"{stem} {field.name}"] = value
-    return found
 
 
 def _normalized(weight: Lazy) -> Lazy:

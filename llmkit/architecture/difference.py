@@ -1,0 +1,45 @@
+"""In what two models differ as computations: sizes, kinds and their numbers. Names and storage do not count."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from llmkit.architecture.model import Model
+
+__all__ = ["difference"]
+
+_SIZES = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
+_STORAGE = ("tied", "pairs")
+
+
+def difference(wanted: Model, found: Model) -> str | None:
+    """The first thing in which two models compute differently, in words; None where they are the same.
+
+    Which rows of q and k make a rotary pair is storage (`architecture/storage.py` reorders them), and so is tying.
+    """
+    for size in _SIZES:
+        a, b = getattr(wanted.dims, size), getattr(found.dims, size)
+        if a != b:
+            return f"{size} is {a}, here {b}"
+    pairs: list[tuple[Any, Any]] = list(zip(wanted.blocks, found.blocks, strict=True))
+    pairs += [(wanted.embedding, found.embedding), (wanted.final_norm, found.final_norm), (wanted.head, found.head)]
+    return next((text for a, b in pairs if (text := _differs(a, b, ""))), None)
+
+
+def _differs(a: Any, b: Any, at: str) -> str | None:
+    if a == b:
+        return None
+    if not dataclasses.is_dataclass(a) or type(a) is not type(b):
+        return f"{at or 'the block'} is {_short(a)}, here {_short(b)}"
+    for field in dataclasses.fields(a):
+        if field.name not in _STORAGE:
+            inner = f"{at}.{field.name}" if at else field.name
+            text = _differs(getattr(a, field.name), getattr(b, field.name), inner)
+            if text is not None:
+                return text
+    return None
+
+
+def _short(value: Any) -> str:
+    return type(value).__name__ if dataclasses.is_dataclass(value) and len(repr(value)) > 60 else repr(value)

@@ -1,0 +1,79 @@
+"""Files in the spelling of a family's own code: RWKV's .pth, by the names of transformers' conversion script."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+import llmkit.api
+from llmkit.architecture.registry import default_registry
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.cli.app import app
+from llmkit.decoder import load_decoder
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.transforms.convert import convert
+
+RWKV = next(default_registry().load(p) for p in default_registry().plugins if p.name == "rwkv")
+
+
+def published(name):
+    """convert_rwkv_checkpoint_to_hf.py backwards."""
+    name = name.removeprefix("rwkv.").replace("embeddings.", "emb.").replace("blocks.0.pre_ln", "blocks.0.ln0")
+    name = name.replace(".attention.", ".att.").replace(".feed_forward.", ".ffn.")
+    for long in ("key", "value", "receptance"):
+        name = name.replace(f"time_mix_{long}", f"time_mix_{long[0]}")
+    return name
+
+
+@pytest.fixture
+def model(tmp_path):
+    ckpt = random_checkpoint(RWKV, RWKV.tiny_config() | {"num_hidden_layers": 3, "intermediate_size": 96})
+    path = tmp_path / "RWKV-4-Pile-tiny.pth"
+    torch.save({published(n): t.load() for n, t in ckpt.tensors.items()}, path)
+    return path, ckpt
+
+
+def test_a_pth_is_read_without_a_config(model, tmp_path):
+    path, ckpt = model
+    names = {published(n) for n in ckpt.tensors}
+    assert {
+        "emb.weight",
+        "blocks.0.ln0.bias",
+        "blocks.2.att.time_mix_r",
+        "blocks.1.ffn.time_mix_k",
+        "head.weight",
+    } <= names
+    opened = open_checkpoint(path)
+    assert opened.layout == "RWKV .pth"
+    assert list(opened.tensors) == list(ckpt.tensors)
+    assert all(torch.equal(opened.tensors[n].load(), t.load()) for n, t in ckpt.tensors.items())
+    llmkit.api.save(convert(opened, to="hf"), tmp_path / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    ids = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        wanted = theirs(ids).logits
+    found = load_decoder(opened)(ids)
+    assert float((found - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+def test_version_5_is_refused(model, tmp_path):
+    path, _ = model
+    weights = torch.load(path, weights_only=True)
+    weights["blocks.0.att.time_decay"] = torch.zeros(4, 8)
+    torch.save(weights, path)
+    done = CliRunner().invoke(app, ["convert", str(path), "--to", "hf", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "an RWKV of version 5 or later, which no plugin describes" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_tensor_is_named(model, tmp_path):
+    path, _ = model
+    weights = torch.load(path, weights_only=True)
+    del weights["blocks.1.ffn.value.weight"]
+    torch.save(weights, path)
+    done = CliRunner().invoke(app, ["inspect", str(path)])
+    assert done.exit_code == 2
+    assert "blocks.1.ffn.value.weight" in done.stderr
