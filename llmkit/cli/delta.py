@@ -1,4 +1,4 @@
-"""`llmkit delta apply|make`: weight deltas, by the published conventions."""
+"""`llmkit delta apply|make`: weight deltas, by the published conventions (`xor|decrypt`: `llmkit.cli.decode`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli import decode
 from llmkit.cli.command import command
 from llmkit.cli.options import OutDtypeOption, Writing
 from llmkit.cli.output import Output
@@ -30,7 +31,7 @@ ProfileOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(help="Apply and make weight deltas.", no_args_is_help=True)
+    group = typer.Typer(help="Apply and make weight deltas; decode XOR and encrypted releases.", no_args_is_help=True)
     command(
         group,
         "apply",
@@ -48,6 +49,7 @@ def register(app: typer.Typer) -> None:
             "llmkit delta make llama-7b my-tuned-7b --profile vicuna -o my-delta",
         ],
     )(make)
+    decode.register(group)
     app.add_typer(group, name="delta")
 
 
@@ -71,6 +73,7 @@ def apply(
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.transforms import delta as deltas
 
+    decode.refuse_coded(base, delta)
     first, second = open_checkpoint(base), open_checkpoint(delta)
     result = deltas.apply(first, second, profile=profile, dtype=dtype, expected_sum=expected_sum, force=writing.force)
     if writing.dry_run:

@@ -12,6 +12,7 @@ __all__ = [
     "Device",
     "DeviceOption",
     "DtypeOption",
+    "Folder",
     "JsonPath",
     "ModelArgument",
     "OutDtypeOption",
@@ -39,8 +40,8 @@ JsonPath = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing:
-    """The options of every command that writes a model."""
+class Folder:
+    """The options of every command that writes a folder."""
 
     output: OutputOption
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no tensor, write nothing.")] = False
@@ -48,13 +49,19 @@ class Writing:
     no_resume: Annotated[
         bool, typer.Option("--no-resume", help="Start anew rather than go on after an interruption.")
     ] = False
-    max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Begin a new file beyond this size: 5GB, 700MiB.")
-    ] = "5GB"
     workers: Annotated[
         int | None,
         typer.Option("--workers", metavar="N", min=1, help="Steps at a time (default: one a core, at most 8)."),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing(Folder):
+    """The options of every command that writes a model."""
+
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Begin a new file beyond this size: 5GB, 700MiB.")
+    ] = "5GB"
     force: Annotated[
         bool, typer.Option("--force", help="Go on where llmkit would refuse a doubtful input; said in the manifest.")
     ] = False

@@ -18,6 +18,7 @@ from llmkit.formats import safetensors
 from llmkit.formats.folder import is_weight_file
 from llmkit.inspection.summary import summarize
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.releases.hashing import hash_range
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
@@ -62,7 +63,7 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     sound = [name for name in files if _has_size(folder, name, files[name], problems)]
     weights = {n: SourceFile(folder / n) for n in sound if "header" in files[n]}
     for name in (n for n in sound if n not in weights):
-        if _small_hash(folder / name) != files[name]["xxh3"]:
+        if _file_hash(folder / name) != files[name]["xxh3"]:
             problems.append(f"{name} was changed: its content has another hash than in {MANIFEST_NAME}")
     stored = _stored(manifest["tensors"], weights, problems)
     for name, source in weights.items():
@@ -70,7 +71,9 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
         if frame_hash(source.fileno(), spans, source.nbytes) != files[name]["header"]:
             problems.append(f"{name}: its header was changed")
     nbytes = _check_tensors(manifest["tensors"], stored, problems, workers, progress)
-    problems += _fit(folder)
+    nbytes += sum(int(files[n]["nbytes"]) for n in sound if "header" not in files[n])
+    if manifest["tensors"] or "config.json" in files:  # a decoded release may be files for another program
+        problems += _fit(folder)
     extra = sorted(p.name for p in folder.iterdir() if p.name not in files and p.name != MANIFEST_NAME)
     problems += [f"{n} holds weights that llmkit did not write" for n in extra if is_weight_file(n)]
     notes = [f"{n} was added later" for n in extra if not is_weight_file(n)]
@@ -92,8 +95,9 @@ def _has_size(folder: Path, name: str, entry: Mapping[str, Any], problems: list[
     return True
 
 
-def _small_hash(path: Path) -> str:
-    return xxh3_128(path.read_bytes()).hexdigest()
+def _file_hash(path: Path) -> str:
+    source = SourceFile(path)
+    return hash_range(source, 0, source.nbytes, "xxh3")
 
 
 @dataclass(frozen=True)

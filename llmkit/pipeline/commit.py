@@ -144,7 +144,8 @@ class Partial:
             try:
                 if os.fstat(fd).st_size != nbytes:
                     os.ftruncate(fd, 0)
-                    os.posix_fallocate(fd, 0, nbytes)
+                    if nbytes:
+                        os.posix_fallocate(fd, 0, nbytes)
             except OSError:
                 os.close(fd)
                 raise

@@ -40,7 +40,7 @@ class SourceFile:
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`."""
         buffer = bytearray(nbytes)
-        self._fill(memoryview(buffer), offset)
+        self.fill(memoryview(buffer), offset)
         return bytes(buffer)
 
     def read_tensor(self, offset: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
@@ -49,10 +49,11 @@ class SourceFile:
 
         flat = torch.empty(numel, dtype=dtype)
         if numel:
-            self._fill(flat.view(torch.uint8).numpy().data, offset)
+            self.fill(flat.view(torch.uint8).numpy().data, offset)
         return flat
 
-    def _fill(self, view: memoryview, offset: int) -> None:
+    def fill(self, view: memoryview, offset: int) -> None:
+        """Read into `view`, all of it, from `offset` on."""
         fd = self.fileno()
         done = 0
         while done < len(view):

@@ -26,6 +26,7 @@ FLOORS = [
     ["quantization"],
     ["transforms"],
     ["pipeline", "api"],
+    ["releases"],
     ["inspection"],
     ["decoder"],
     ["evaluation"],

@@ -1,0 +1,109 @@
+"""Lists of hashes as `md5sum`, `sha256sum`, BSD's `md5` and rhash print them, and files compared with one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.errors import InputError, RequirementError
+from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.releases.hashing import hash_files
+
+__all__ = ["Expected", "compare_files", "read_hash_list"]
+
+_BY_LENGTH = {32: "md5", 40: "sha1", 64: "sha256"}
+_GNU = re.compile(r"\\?([0-9A-Fa-f]{32,64})\s+\*?(\S.*?)\s*")
+_BSD = re.compile(r"(?:MD5|SHA1|SHA256)\s*\((.+)\)\s*=\s*([0-9A-Fa-f]{32,64})\s*", re.IGNORECASE)
+_MAX_NBYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The hash that a list states for a file."""
+
+    algorithm: str
+    digest: str
+
+
+def read_hash_list(path: Path) -> dict[str, Expected]:
+    """File name (without folders) -> stated hash. Empty lines and lines that begin with # or ; are skipped.
+
+    Raises:
+        InputError: unreadable, a line of another form, or two hashes of one kind for one name.
+    """
+    try:
+        if path.stat().st_size > _MAX_NBYTES:
+            raise InputError(f"{path} is {path.stat().st_size} bytes long, no list of hashes")
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no list of hashes: it is no text") from error
+    found: dict[str, Expected] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text[0] in "#;":
+            continue
+        gnu, bsd = _GNU.fullmatch(text), _BSD.fullmatch(text)
+        digest, name = (gnu[1], gnu[2]) if gnu else (bsd[2], bsd[1]) if bsd else ("", "")
+        algorithm = _BY_LENGTH.get(len(digest))
+        if algorithm is None:
+            raise InputError(
+                f"{path}:{number}: expected `HASH  FILE` as md5sum or sha256sum print it, found {text[:60]!r}"
+            )
+        name = re.split(r"[/\\]", name)[-1]
+        stated = Expected(algorithm, digest.lower())
+        if found.get(name, stated) != stated:
+            raise InputError(
+                f"{path}:{number}: states a second hash for {name}",
+                hint="put the hashes of the base and of the result into two files: --hashes and --expect",
+            )
+        found[name] = stated
+    if not found:
+        raise InputError(f"{path} holds no hashes")
+    return found
+
+
+def compare_files(
+    files: Mapping[str, Path],
+    stated: Mapping[str, Expected],
+    *,
+    where: Path,
+    what: str,
+    hint: str,
+    workers: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> list[str]:
+    """Hash the files that a list names, and compare.
+
+    Args:
+        files: name in the list -> file.
+        where: the list, for messages.
+        what: what the files are, for messages: `the file that the release was made from`.
+
+    Returns:
+        Names of files that the list does not state.
+
+    Raises:
+        RequirementError: one has another hash.
+        InputError: the list names none of them.
+    """
+    known = {name: path for name, path in files.items() if name in stated}
+    if not known:
+        raise InputError(f"{where} names none of the {len(files)} files to compare, such as {next(iter(files))}")
+    different = []
+    for algorithm in dict.fromkeys(stated[n].algorithm for n in known):
+        paths = {n: p for n, p in known.items() if stated[n].algorithm == algorithm}
+        found = hash_files(paths.values(), algorithm, workers=workers, progress=progress)
+        different += [(n, found[p]) for n, p in paths.items() if found[p] != stated[n].digest]
+    if different:
+        name, digest = different[0]
+        rest = f" ({len(different)} of {len(known)} files differ)" if len(known) > 1 else ""
+        raise RequirementError(
+            f"{known[name]} is not {what}: its {stated[name].algorithm} is {digest}, {where} says "
+            f"{stated[name].digest}{rest}",
+            hint=hint,
+        )
+    return [n for n in files if n not in stated]

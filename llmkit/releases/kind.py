@@ -1,0 +1,54 @@
+"""Which kind of coded release a path is, told from names and first bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llmkit.errors import InputError
+from llmkit.formats import safetensors, torch_pickle
+from llmkit.formats.folder import INDEX_NAMES, is_weight_file
+
+__all__ = ["ENCRYPTED", "XORED", "command_for", "release_kind"]
+
+XORED, ENCRYPTED = "xor", "enc"
+_GZIP = b"\x1f\x8b\x08"
+_SHARD = re.compile(r"consolidated\.\d\d\.pth")
+
+
+def release_kind(path: Path) -> str | None:
+    """`xor`, `enc`, or None for a plain checkpoint and whatever else."""
+    if path.is_file():
+        return ENCRYPTED if path.suffix == ".enc" else None
+    if not path.is_dir():
+        return None
+    names = sorted(p.name for p in path.iterdir() if p.is_file())
+    if any(n.endswith(".enc") for n in names):
+        return ENCRYPTED
+    weights = [n for n in names if is_weight_file(n) and n not in INDEX_NAMES]
+    return XORED if any(_is_xored(_head(path / n)) for n in weights) else None
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _is_xored(head: bytes) -> bool:
+    """Two files of one format agree in their first bytes, so their exclusive or begins with zeros."""
+    if safetensors.looks_like(head) or torch_pickle.looks_like(head):
+        return False
+    return head[:4] == bytes(4) or head[:3] == _GZIP or (len(head) >= 9 and head[4:9] == bytes(5))
+
+
+def command_for(kind: str, base: str, release: str) -> str:
+    """The command that decodes a release, as a hint."""
+    if kind == XORED:
+        return f"llmkit delta xor {base} {release} -o OUT"
+    folder = Path(base)
+    shards = sorted(p.name for p in folder.iterdir() if _SHARD.fullmatch(p.name)) if folder.is_dir() else []
+    key = f"{base}/{shards[0]}" if len(shards) == 1 else base if folder.is_file() else "KEY"
+    return f"llmkit delta decrypt {key} {release} -o OUT"

@@ -1,0 +1,148 @@
+"""XOR releases (Pygmalion, Metharme, OpenAssistant): each file is the exclusive or with the base's file of that name.
+
+The base's file is taken with zeros behind its end, or cut, to the length of the coded one; `added_tokens.json` is
+copied. Files may be gzipped. The base must have the exact bytes of the one the release was made from: the same
+conversion by the same versions, its zip containers included. Nothing in the release says whether it has: another base
+of the same layout gives another model, whole in all its parts. Only hashes that the model card lists tell.
+
+Source: xor_codec.py as Open-Assistant and Pygmalion published it, in our own words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.manifest import MANIFEST_NAME
+from llmkit.errors import InputError, LlmkitError, RequirementError, listing
+from llmkit.formats.folder import is_weight_file
+from llmkit.releases.decoding import Decoding
+from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
+from llmkit.releases.probe import LFS_HEAD
+from llmkit.releases.streams import Coded, Padded
+from llmkit.tensors.source import SourceFile
+from llmkit.tensors.spec import format_bytes
+from llmkit.transforms.delta.base_check import BF16_ROUNDED, bf16_share
+
+__all__ = ["plan_xor"]
+
+_VERBATIM = ("added_tokens.json",)
+_GZIP = b"\x1f\x8b\x08"
+_CONVERT = "convert the base with the versions that the model card names, and compare its hashes with --hashes FILE"
+
+
+def plan_xor(base: Path, payload: Path) -> Decoding:
+    """Pair the files of `payload` with those of `base`. Reads a few bytes of each.
+
+    Raises:
+        InputError: no folder, no files, a git-lfs pointer, or files that the base lacks.
+        RequirementError: the two are swapped, or the payload is none.
+    """
+    for path, what in ((base, "the base"), (payload, "the payload")):
+        if not path.is_dir():
+            raise InputError(f"{path} is no folder; {what} of an XOR release is a folder of files paired by name")
+    _check_roles(base, payload)
+    names = sorted(p.name for p in payload.iterdir() if p.is_file() and not p.name.startswith("."))
+    names = [n for n in names if n != MANIFEST_NAME]
+    if not any(is_weight_file(n) for n in names):
+        inner = sorted(p for p in payload.iterdir() if p.is_dir() and release_kind(p) == XORED)
+        if inner or not names:
+            raise InputError(
+                f"{payload} holds no XOR payload of weights",
+                hint=f"give its folder {inner[0]}" if inner else "give the folder with the coded weight files",
+            )
+    files, missing, notes = [], [], []
+    for name in names:
+        source = SourceFile(payload / name)
+        head = source.read(0, min(source.nbytes, 32))
+        if head.startswith(LFS_HEAD):
+            raise InputError(f"{source.path} is a git-lfs pointer, not the file", hint="fetch the files: git lfs pull")
+        if name in _VERBATIM:
+            files.append(Coded(name, source))
+        elif (base / name).is_file():
+            pad = Padded(SourceFile(base / name))
+            files.append(Coded(name, source, pad=pad, is_gzipped=head[:3] == _GZIP))
+            notes += _length_note(files[-1], pad)
+        elif _is_document(source):
+            files.append(Coded(name, source))
+            notes.append(f"{name} is copied: it is plain text, and the base has none")
+        else:
+            missing.append(name)
+    if missing:
+        raise InputError(
+            f"{base} lacks {len(missing)} of the {len(names)} files that the payload needs: {listing(missing)}",
+            hint=_missing_hint(base, missing),
+        )
+    return Decoding(
+        step={"transform": "delta.xor", "base": base.resolve().name, "payload": payload.resolve().name},
+        files=tuple(files),
+        culprit=f"{base} is not the base that it was made from",
+        hint=_CONVERT,
+        notes=tuple(notes),
+        doubts=lambda: _doubts(base),
+    )
+
+
+def _doubts(base: Path) -> Iterator[str]:
+    with contextlib.suppress(LlmkitError):  # a base that cannot be opened is no reason to refuse a codec of bytes
+        share = bf16_share(open_checkpoint(base))
+        if share is not None and share > BF16_ROUNDED:
+            yield (
+                f"{base} was rounded to bfloat16 and stored as float16 ({share:.1%} of its weights have three zero low "
+                "bits, usually 13 %): XOR releases were made from unrounded bases, the low bits will be wrong"
+            )
+    yield (
+        f"nothing in an XOR release tells another base of the same layout from {base}: compare hashes of the base "
+        "(--hashes FILE) or of the result (--expect FILE) that the model card lists"
+    )
+
+
+def _check_roles(base: Path, payload: Path) -> None:
+    kinds = release_kind(base), release_kind(payload)
+    if kinds[1] == ENCRYPTED:
+        raise RequirementError(
+            f"{payload} is an encrypted release, not an XOR payload",
+            hint=command_for(ENCRYPTED, str(base), str(payload)),
+        )
+    if kinds[0] == XORED and kinds[1] is None:
+        raise RequirementError(
+            f"{base} is an XOR payload and {payload} a plain model: the base comes first",
+            hint=command_for(XORED, str(payload), str(base)),
+        )
+    if kinds[0] is not None:
+        raise RequirementError(f"{base} is a coded release itself; the base is a plain model folder")
+    if kinds[1] is None and any(p.is_file() and is_weight_file(p.name) for p in payload.iterdir()):
+        raise RequirementError(
+            f"{payload} is no XOR payload: its weight files can be read as they are",
+            hint=f"llmkit delta apply {base} {payload} -o OUT, if it is a delta",
+        )
+
+
+def _length_note(coded: Coded, pad: Padded) -> list[str]:
+    have, need = pad.source.nbytes, coded.nbytes
+    if need is None or have == need or not is_weight_file(coded.name):
+        return []
+    how = f"cut by {format_bytes(have - need)}" if have > need else f"continued by {format_bytes(need - have)} of zeros"
+    return [f"{coded.name}: the base's file is {how}, to the length of the payload's"]
+
+
+def _is_document(source: SourceFile) -> bool:
+    if source.path.suffix.lower() != ".md" and source.path.stem.upper() not in ("LICENSE", "NOTICE"):
+        return False
+    data = source.read(0, min(source.nbytes, 2**20))
+    try:
+        return b"\0" not in data and bool(data.decode("utf-8")) and source.nbytes <= 2**20
+    except UnicodeDecodeError:
+        return False
+
+
+def _missing_hint(base: Path, missing: list[str]) -> str:
+    weights = sorted(p.name for p in base.iterdir() if p.is_file() and is_weight_file(p.name))
+    if weights and any(is_weight_file(n) for n in missing):
+        return (
+            f"the base has {listing(weights, 3)}: convert it again with the transformers version that the model card "
+            "names, into the same files"
+        )
+    return "copy them from the conversion that the model card describes"
