@@ -21,6 +21,7 @@ class GroupedQuery(Kind):
         softcap: scores become c * tanh(score / c) before the mask (Gemma team 2024); None for none.
         window: a query sees the last `window` tokens, itself included; None for all.
         qk_norm: normalises each head of queries and keys before positions are applied; None for none.
+        k_norm: for keys, where it is another kind than for queries.
     """
 
     string_keys = ("qkv_bias", "out_bias")
@@ -30,7 +31,8 @@ class GroupedQuery(Kind):
     scale: Number | None = None
     softcap: Number | None = None
     window: Key | Computed | int | None = None
-    qk_norm: Kind | None = None
+    qk_norm: Kind | Computed | None = None
+    k_norm: Kind | Computed | None = None
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {
@@ -39,6 +41,12 @@ class GroupedQuery(Kind):
             **linear_slots("v", "kv_heads*head_dim", "hidden", self.qkv_bias),
             **linear_slots("o", "hidden", "heads*head_dim", self.out_bias),
         }
-        if self.qk_norm is not None:
-            slots |= under("q_norm", self.qk_norm) | under("k_norm", self.qk_norm)
+        if self.norms is not None:
+            slots |= under("q_norm", self.norms[0]) | under("k_norm", self.norms[1])
         return slots
+
+    @property
+    def norms(self) -> tuple[Kind, Kind] | None:
+        """The norms of queries and keys of a bound kind; None for none."""
+        q, k = self.qk_norm, self.k_norm if self.k_norm is not None else self.qk_norm
+        return (q, k) if isinstance(q, Kind) and isinstance(k, Kind) else None

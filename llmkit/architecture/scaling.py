@@ -157,8 +157,8 @@ def _long_rope(params: Mapping[str, Any], config: Mapping[str, Any], get: _Gette
             raise SpecError(f"config.json: RoPE scaling {get.method!r} needs {key!r}, a list of numbers")
         factors.append(tuple(as_float(x) for x in found))
     original = _original_context(params, config, get)
-    ratio = _context(config, get) / original
     stated = get.optional("attention_factor")
+    ratio = get.optional("factor") or _context(config, get) / original
     if stated is None:
         stated = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
     return LongRope(factors[0], factors[1], original, stated)

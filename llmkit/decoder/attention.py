@@ -50,9 +50,9 @@ class _GroupedQuery:
         softcap = None if kind.softcap is None else as_float(kind.softcap)
         self._scores = Scores(scale, softcap, kind.window if isinstance(kind.window, int) else None)
         self._norms: tuple[Norm, Norm] | None = None
-        if kind.qk_norm is not None:
-            norms = [build_norm(kind.qk_norm, weights.under(name)) for name in ("q_norm", "k_norm")]
-            self._norms = norms[0], norms[1]
+        if kind.norms is not None:
+            q, k = kind.norms
+            self._norms = build_norm(q, weights.under("q_norm")), build_norm(k, weights.under("k_norm"))
 
     def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         import torch

@@ -93,10 +93,16 @@ def _steps(
     """The next token of every row, step by step."""
     import torch
 
-    cache = KVCache(ids.shape[1] + max_tokens)
-    generator = torch.Generator().manual_seed(sampling.seed)
+    room = ids.shape[1] + max_tokens
+    cache, generator = KVCache(room), torch.Generator().manual_seed(sampling.seed)
+    whole = ids.to(decoder.device)
+    real = torch.ones_like(whole) if mask is None else mask
     for step in range(max_tokens):
-        hidden = decoder.hidden(ids, cache, mask if step == 0 else None)
+        if step:
+            whole, real = torch.cat([whole, ids], 1), torch.cat([real, torch.ones_like(ids)], 1)
+            is_rebuilt = decoder.rebuilt_past is not None and bool((real.sum(1) == decoder.rebuilt_past + 1).any())
+            cache, ids, mask = (KVCache(room), whole, real) if is_rebuilt else (cache, ids, None)
+        hidden = decoder.hidden(ids, cache, mask)
         tokens = choose_tokens(decoder.logits(hidden[:, -1]), sampling, generator)
         yield tokens.tolist()
         ids = tokens[:, None]

@@ -65,6 +65,11 @@ class Decoder:
         limits = [p.exact_sharing_limit for p in self._positions.values() if p.exact_sharing_limit is not None]
         return min(limits, default=None)
 
+    @property
+    def rebuilt_past(self) -> int | None:
+        """A sequence that grows past this many tokens must be computed anew (longrope's second set); None: never."""
+        return min((p.rebuilt_past for p in self._positions.values() if p.rebuilt_past is not None), default=None)
+
     def __call__(
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:

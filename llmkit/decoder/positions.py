@@ -27,6 +27,8 @@ class Positions:
 
     exact_sharing_limit: int | None = None
     """The longest sequence whose prefix gives the same keys whatever follows; None for any length."""
+    rebuilt_past: int | None = None
+    """A sequence that grows past this many tokens needs the keys of all of them anew; None for never."""
 
     def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
         """What one forward pass needs, for all layers.
@@ -98,6 +100,8 @@ class Rotary(Positions):
         self._inverse = inverse.to(device)
         if isinstance(self._scaling, DynamicNTK | LongRope):
             self.exact_sharing_limit = self._scaling.max_position
+        if isinstance(self._scaling, LongRope):
+            self.rebuilt_past = self._scaling.max_position
 
     def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
         """Cos and sin, [B, S, 1, R / 2]."""

@@ -114,3 +114,25 @@ def test_eos_ids():
     assert eos_ids({"eos_token_id": [2, 5]}, {"eos_token_id": 1}) == (2, 5)
     assert eos_ids({}, {"eos_token_id": 1}) == (1,)
     assert eos_ids(None, {}) == ()
+
+
+def test_a_sequence_that_outgrows_the_first_set_of_frequencies_is_computed_anew(tmp_path, monkeypatch):
+    """longrope: greedy text across the border (16 tokens here) equals transformers', one by one and in a batch."""
+    phi3 = next(default_registry().load(p) for p in default_registry().plugins if p.name == "phi3")
+    config = phi3.tiny_config("128k-long")
+    torch.manual_seed(5)
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config)).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, 2 * weight.shape[-1] ** -0.5)
+    theirs.save_pretrained(tmp_path)
+    ours = load_decoder(open_checkpoint(tmp_path))
+    assert ours.rebuilt_past == 16
+    prompts = [[5, 9, 40, 11, 17, 23, 8, 3, 12], [7, 30, 31, 32, 33, 8, 12], list(range(20, 34)), list(range(3, 23))]
+    wanted = [theirs_greedy(theirs, p, 14) for p in prompts]
+    assert generate(ours, prompts, max_new_tokens=14) == wanted
+    assert list(stream(ours, prompts[0], Sampling(), max_tokens=14)) == wanted[0]
+    # The border matters: without computing anew the text is another.
+    monkeypatch.setattr(type(ours), "rebuilt_past", None)
+    assert generate(ours, prompts, max_new_tokens=14) != wanted

@@ -1,0 +1,112 @@
+"""Phi-3, Phi-3.5 mini and medium, Phi-4 and Phi-4-mini: Llama's layers with q, k and v, and gate and up, fused."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
+from llmkit.architecture.layer_types import window_of
+from llmkit.architecture.names import Fused
+from llmkit.architecture.scaling import Scaling, scaling_of
+from llmkit_plugins.llama import DIMS
+from llmkit_plugins.llama import NAMES as LLAMA_NAMES
+
+_SLOTS = {
+    "attn_norm": "input_layernorm",
+    "attn.qkv": Fused("self_attn.qkv_proj", ("q", "k", "v")),
+    "attn.o": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate_up": Fused("mlp.gate_up_proj", ("gate", "up")),
+    "mlp.down": "mlp.down_proj",
+}
+
+
+def _scaling(config: Mapping[str, Any]) -> Scaling:
+    params = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    if params.get("rope_type", params.get("type")) in ("su", "yarn"):
+        params["rope_type"] = "longrope"  # its names in the first releases
+    original = config.get("original_max_position_embeddings") or 4096
+    return scaling_of(params, {**config, "original_max_position_embeddings": original})
+
+
+ARCHITECTURE = Architecture(
+    name="phi3",
+    matches=("Phi3ForCausalLM",),
+    model_types=("phi3",),
+    dims=DIMS,
+    block=Block(
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
+        attention=GroupedQuery(window=Computed(lambda config: window_of(config, None))),
+        position=Rope(scaling=Computed(_scaling), share=rotated_share(1.0)),
+        mlp=GatedMLP(Key("hidden_act", "silu")),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=replace(LLAMA_NAMES, slots=_SLOTS),
+    tiny={
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 96,
+        "max_position_embeddings": 64,
+        "original_max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "sliding_window": 7,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    },
+    variants={
+        "medium": {"num_key_value_heads": 2, "sliding_window": None},
+        "128k-short": {
+            "original_max_position_embeddings": 32,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+                "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0],
+            },
+        },
+        # The contract's 24 tokens are beyond the original context here: the long factors.
+        "128k-long": {
+            "original_max_position_embeddings": 16,
+            "sliding_window": 256,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+                "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0],
+            },
+        },
+        "phi-4-mini": {
+            "num_key_value_heads": 2,
+            "original_max_position_embeddings": 16,
+            "partial_rotary_factor": 0.75,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+                "long_factor": [1.0, 1.1, 1.6, 4.0, 11.0, 30.0],
+            },
+            "sliding_window": 262144,
+            "tie_word_embeddings": True,
+        },
+        "transformers-5": {
+            "rope_theta": None,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 20000.0,
+                "partial_rotary_factor": 0.5,
+                "original_max_position_embeddings": 16,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 4.0, 8.0, 16.0],
+            },
+            "original_max_position_embeddings": 16,
+        },
+    },
+)

@@ -1,0 +1,148 @@
+"""StableLM-3B-4E1T, StableLM-2, StableLM-Zephyr: Llama's layers with LayerNorm, a part of each head turned.
+
+StableLM-2-12B has attention and MLP side by side, and norms of their own for all heads of queries and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.kinds import (
+    Block,
+    GatedMLP,
+    GroupedQuery,
+    Head,
+    Kind,
+    LayerNorm,
+    PreNorm,
+    Rope,
+    SharedParallel,
+    SlotShape,
+    rotated_share,
+)
+from llmkit_plugins.llama import DIMS, NAMES
+
+if TYPE_CHECKING:
+    import torch
+
+# The second spellings are those of the repositories' own code, before transformers had the class.
+_EPS = Key(("layer_norm_eps", "norm_eps"), 1e-5)
+_SHARE = rotated_share(0.25, "rope_pct")
+
+
+@dataclass(frozen=True)
+class NormOfEachHead(Kind):
+    """LayerNorm over the dims of a head, without bias; a weight [head_dim] for each of `heads`."""
+
+    eps: float
+    heads: int
+
+    def slots(self) -> dict[str, SlotShape]:
+        return {f"{j}.weight": SlotShape(("head_dim",), "norm") for j in range(self.heads)}
+
+    @staticmethod
+    def torch_reader(kind: NormOfEachHead, weights: Any) -> Any:
+        """The norm of the torch decoder, over [B, S, heads, head_dim]."""
+        import torch
+        from torch.nn.functional import layer_norm
+
+        scale = torch.stack([weights(f"{j}.weight") for j in range(kind.heads)])
+
+        def norm(x: torch.Tensor) -> torch.Tensor:
+            return layer_norm(x, x.shape[-1:], eps=kind.eps) * scale
+
+        return norm
+
+
+def _head_norm(heads: str) -> Computed:
+    def norm(config: Mapping[str, Any]) -> Kind | None:
+        n_heads = config.get(heads) or config["num_attention_heads"]
+        return NormOfEachHead(lookup(_EPS, config), n_heads) if config.get("qk_layernorm") else None
+
+    return Computed(norm)
+
+
+def _today(config: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}
+    changed = {renamed.get(k, k): v for k, v in config.items()}
+    return changed | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm"}
+
+
+def _residual(config: Mapping[str, Any]) -> Kind:
+    return SharedParallel() if config.get("use_parallel_residual") else PreNorm()
+
+
+ARCHITECTURE = Architecture(
+    name="stablelm",
+    matches=("StableLmForCausalLM", "StableLMEpochForCausalLM"),
+    model_types=("stablelm", "stablelm_epoch"),
+    reference_config=_today,
+    dims=DIMS,
+    block=Block(
+        norm=LayerNorm(eps=_EPS),
+        attention=GroupedQuery(
+            qkv_bias=Key("use_qkv_bias", False),
+            qk_norm=_head_norm("num_attention_heads"),
+            k_norm=_head_norm("num_key_value_heads"),
+        ),
+        position=Rope(share=_SHARE),
+        mlp=GatedMLP(Key("hidden_act", "silu")),
+        residual=Computed(_residual),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=replace(
+        NAMES,
+        slots={
+            **NAMES.slots,
+            "attn.q_norm": "self_attn.q_layernorm.norms",
+            "attn.k_norm": "self_attn.k_layernorm.norms",
+        },
+    ),
+    tiny={
+        "architectures": ["StableLmForCausalLM"],
+        "model_type": "stablelm",
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 96,
+        "max_position_embeddings": 64,
+        "hidden_act": "silu",
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.25,
+        "qk_layernorm": False,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "use_parallel_residual": False,
+        "use_qkv_bias": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    variants={
+        "2-1.6b": {"use_qkv_bias": True},
+        "2-12b": {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True},
+        "head-norms-multi-query": {"num_key_value_heads": 1, "qk_layernorm": True},
+        "parallel": {"use_parallel_residual": True},
+        "defaults": {"partial_rotary_factor": None, "layer_norm_eps": None, "rope_theta": None},
+        "first-files": {
+            "architectures": ["StableLMEpochForCausalLM"],
+            "model_type": "stablelm_epoch",
+            "layer_norm_eps": None,
+            "norm_eps": 1e-4,
+            "partial_rotary_factor": None,
+            "rope_pct": 0.5,
+        },
+        "tied": {"tie_word_embeddings": True},
+        "scaled": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        "transformers-5": {
+            "rope_theta": None,
+            "partial_rotary_factor": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0, "partial_rotary_factor": 0.5},
+        },
+    },
+)
