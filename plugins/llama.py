@@ -4,6 +4,7 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.names import Names
+from llmkit.architecture.tokenizers import TOKENIZERS
 
 # Many families spell sizes and tensors as this one does.
 DIMS = Dims(
@@ -45,6 +46,7 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
+    tokenizer=TOKENIZERS["llama"],
     tiny={
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -14,6 +14,7 @@ from llmkit.architecture.names import Names
 from llmkit.architecture.original import Original
 from llmkit.architecture.prompts import Prompt
 from llmkit.architecture.sizes import Sizes
+from llmkit.architecture.tokenizers import TokenizerKind
 from llmkit.errors import PluginError, SpecError
 
 __all__ = ["Architecture", "Dims"]
@@ -103,6 +104,7 @@ class Architecture:
         tiny: the config of a tiny random model, with `architectures` and `model_type`.
         variants: name -> changes to `tiny`, one for each thing that a config of the family can vary.
         prompt: the format that the family's base checkpoints expect.
+        tokenizer: how its tokenizer's file is read, where that was published with code of its own.
         equivalents: name of another architecture -> the config with which it is the same model.
         originals: other spellings that its weights were published in.
         prompt_ends: ids without which the model cannot be run: every prompt ends with them.
@@ -123,6 +125,7 @@ class Architecture:
     final_norm: Kind | Computed | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None
     prompt: Prompt | None = None
+    tokenizer: TokenizerKind | None = None
     equivalents: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     originals: tuple[Original, ...] = ()
     prompt_ends: Computed | tuple[int, ...] = ()

@@ -1,103 +1,89 @@
-"""Prompt formats as data: how one question, or a conversation, becomes the text that a tuned model expects."""
+"""Prompt formats as data, and the choice among them. Where each is from stands beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
+from llmkit.architecture.prompt_kinds import (
+    CUT,
+    ChatTemplate,
+    Instruction,
+    Message,
+    Piece,
+    Prompt,
+    Raw,
+    Token,
+    Turns,
+    text_of,
+)
 from llmkit.errors import InputError, nearest
 
-__all__ = ["FORMATS", "ChatTemplate", "Instruction", "Message", "Prompt", "Raw", "Turns", "choose_prompt"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn: role `system`, `user` or `assistant`."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """The question as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatTemplate:
-    """The template that the checkpoint's own tokenizer files carry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Instruction:
-    """A format for one instruction without history.
-
-    Attributes:
-        plain: the text with `{question}`.
-        with_input: the text with `{question}` and `{input}`, for instructions that come with material.
-    """
-
-    plain: str
-    with_input: str
-
-    def render(self, question: str, input_text: str = "") -> str:
-        """The prompt of one instruction."""
-        if input_text:
-            return _filled(self.with_input, question=question, input=input_text)
-        return _filled(self.plain, question=question)
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """A format for conversations.
-
-    Attributes:
-        system: put before the first turn, with `{system}`; empty text when there is no system message.
-        default_system: the system message when the conversation has none; None for no system text at all.
-        user: a question, with `{question}`; it ends where the answer starts.
-        assistant: an answer of the history, with `{answer}`.
-        user_again: a later question; None for the same as `user`.
-        system_goes_inside: the system text is part of the first question instead of before it.
-    """
-
-    system: str
-    default_system: str | None
-    user: str
-    assistant: str
-    user_again: str | None = None
-    system_goes_inside: bool = False
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation that ends with a question; the model continues it.
-
-        Raises:
-            InputError: roles that do not alternate user, assistant, …, user.
-        """
-        system = self.default_system
-        turns = list(messages)
-        if turns and turns[0].role == "system":
-            system = turns.pop(0).content
-        head = _filled(self.system, system=system) if system is not None else ""
-        wanted = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
-        if not turns or [m.role for m in turns] != wanted or len(turns) % 2 == 0:
-            raise InputError(
-                f"this prompt format needs turns user, assistant, …, user; found {', '.join(m.role for m in messages)}"
-            )
-        text = "" if self.system_goes_inside else head
-        for i, turn in enumerate(turns):
-            if turn.role == "assistant":
-                text += _filled(self.assistant, answer=turn.content)
-                continue
-            question = head + turn.content if self.system_goes_inside and i == 0 else turn.content
-            template = self.user if i == 0 or self.user_again is None else self.user_again
-            text += _filled(template, question=question)
-        return text
-
-
-Prompt = Raw | ChatTemplate | Instruction | Turns
+__all__ = [
+    "FORMATS",
+    "ChatTemplate",
+    "Instruction",
+    "Message",
+    "Piece",
+    "Prompt",
+    "Raw",
+    "Token",
+    "Turns",
+    "choose_prompt",
+    "text_of",
+]
 
 _ALPACA = "Below is an instruction that describes a task"
 _ASK = "Write a response that appropriately completes the request."
+_CURIOUS = (
+    "A chat between a curious {who} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
+)
+_BAIZE = (
+    "The following is a conversation between a human and an AI assistant named Baize (named after a mythical creature "
+    "in Chinese folklore). Baize is an open-source AI assistant developed by UCSD and Sun Yat-Sen University. The "
+    "human and the AI assistant take turns chatting. Human statements start with [|Human|] and AI assistant statements "
+    "start with [|AI|]. The AI assistant always provides responses in as much detail as possible, and in Markdown "
+    "format. The AI assistant always declines to engage with topics, questions and instructions related to unethical, "
+    "controversial, or sensitive issues. Complete the transcript in exactly that format.\n"
+)
+_BUDDY = (
+    "You are a helpful, respectful and honest INTP-T AI Assistant named Buddy. You are talking to a human User.\n"
+    "Always answer as helpfully and logically as possible, while being safe. Your answers should not include any "
+    "harmful, political, religious, unethical, racist, sexist, toxic, dangerous, or illegal content. Please ensure "
+    "that your responses are socially unbiased and positive in nature.\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
+    "not correct. If you don't know the answer to a question, please don't share false information.\n"
+    "You can speak fluently in many languages, for example: English, Chinese.\n"
+    "You cannot access the internet, but you have vast knowledge, cutoff: 2021-09.\n"
+    "You are trained by OpenBuddy team, (https://openbuddy.ai, https://github.com/OpenBuddy/OpenBuddy), you are based "
+    "on LLaMA and Falcon transformers model, not related to GPT or OpenAI."
+)
+_STABLELM = (
+    "# StableLM Tuned (Alpha version)\n"
+    "- StableLM is a helpful and harmless open-source AI language model developed by StabilityAI.\n"
+    "- StableLM is excited to be able to help the user, but will refuse to do anything that could be considered "
+    "harmful to the user.\n"
+    "- StableLM is more than just an information source, StableLM is also able to write poetry, short stories, and "
+    "make jokes.\n"
+    "- StableLM will refuse to participate in anything that could harm a human.\n"
+)
+
+_BEGIN, _END = Token("<s>"), Token("</s>")
+_END_OF_TEXT = Token("<|endoftext|>")
+_SYSTEM, _USER, _ASSISTANT = Token("<|system|>"), Token("<|user|>"), Token("<|assistant|>")
+# Baichuan's generation_config.json fixes the ids; the strings differ between its two vocabularies.
+_BAICHUAN = {
+    "": (Token("<reserved_102>", 195), Token("<reserved_103>", 196)),
+    "2": (Token("<reserved_106>", 195), Token("<reserved_107>", 196)),
+}
+
+
+# ChatGLM3 and GLM-4: role token, a line for metadata (empty here), content; the last two encoded each on its own.
+_ROLES = Turns(
+    system=(_SYSTEM, "\n", CUT, "{system}"),
+    default_system=None,
+    user=(_USER, "\n", CUT, "{question}", _ASSISTANT),
+    assistant=("\n", CUT, "{answer}"),
+    stops=(_USER, Token("<|observation|>"), _END_OF_TEXT, _END),
+)
 
 FORMATS: dict[str, Prompt] = {
     "raw": Raw(),
@@ -110,24 +96,172 @@ FORMATS: dict[str, Prompt] = {
             "### Instruction:\n{question}\n\n### Input:\n{input}\n\n### Response:"
         ),
     ),
+    # FastChat, conversation.py: zero_shot, the text that the weights of March 2023 (v0) were trained on
+    "vicuna-v0": Turns(
+        system="{system}\n",
+        default_system=_CURIOUS.replace("{who}", "human"),
+        user="### Human: {question}\n### Assistant:",
+        assistant=" {answer}\n",
+        stops=("###",),
+    ),
     # FastChat, conversation.py: vicuna_v1.1 (v1.1 to v1.5)
     "vicuna": Turns(
         system="{system} ",
-        default_system=(
-            "A chat between a curious user and an artificial intelligence assistant. "
-            "The assistant gives helpful, detailed, and polite answers to the user's questions."
-        ),
+        default_system=_CURIOUS.replace("{who}", "user"),
         user="USER: {question} ASSISTANT:",
-        assistant=" {answer}</s>",
+        assistant=(" {answer}", _END),
     ),
     # Meta, llama/generation.py: chat_completion; the first <s> is the tokenizer's
     "llama-2-chat": Turns(
         system="<<SYS>>\n{system}\n<</SYS>>\n\n",
         default_system=None,
         user="[INST] {question} [/INST]",
-        assistant=" {answer} </s>",
-        user_again="<s>[INST] {question} [/INST]",
+        assistant=(" {answer} ", _END),
+        user_again=(_BEGIN, "[INST] {question} [/INST]"),
         system_goes_inside=True,
+    ),
+    # THUDM, modeling_chatglm.py: chat; [gMASK] and <sop> are the tokenizer's
+    "chatglm": Turns(
+        system=None,
+        default_system=None,
+        user="[Round {round}]\n问：{question}\n答：",
+        assistant="{answer}\n",
+        lone_user="{question}",
+    ),
+    # THUDM, modeling_chatglm.py of ChatGLM2-6B: build_inputs
+    "chatglm2": Turns(
+        system=None,
+        default_system=None,
+        user="[Round {round}]\n\n问：{question}\n\n答：",
+        assistant="{answer}\n\n",
+        first_round=1,
+    ),
+    # THUDM, tokenization_chatglm.py of ChatGLM3-6B: build_chat_input; stop ids as FastChat's chatglm3
+    "chatglm3": _ROLES,
+    # THUDM, tokenization_chatglm.py of GLM-4-9B: build_chat_input
+    "glm-4": _ROLES,
+    # Baichuan-13B, modeling_baichuan.py: _build_chat_input
+    "baichuan-chat": Turns(
+        system=None,
+        default_system=None,
+        user=(_BAICHUAN[""][0], "{question}", _BAICHUAN[""][1]),
+        assistant=("{answer}", _END),
+        stops=_BAICHUAN[""],
+    ),
+    # Baichuan2, generation_utils.py: build_chat_input
+    "baichuan2-chat": Turns(
+        system="{system}",
+        default_system=None,
+        user=(_BAICHUAN["2"][0], "{question}", _BAICHUAN["2"][1]),
+        assistant="{answer}",
+        stops=_BAICHUAN["2"],
+    ),
+    # BELLE, train and inference scripts
+    "belle": Turns(
+        system=None,
+        default_system=None,
+        user="Human: \n{question}\n\nAssistant: \n",
+        assistant="{answer}\n\n",
+        stops=("Human:",),
+    ),
+    # BELLE-7B-2M, model card and GPTQ script
+    "belle-2m": Turns(
+        system=None,
+        default_system=None,
+        user="Human: {question}\n\nAssistant:",
+        assistant="{answer}\n\n",
+        stops=("Human:",),
+    ),
+    # OpenBuddy before 21.1, README: prompt format
+    "openbuddy": Turns(
+        system="{system}\n\n",
+        default_system=_BUDDY,
+        user="User: {question}\nAssistant:",
+        assistant=" {answer}\n",
+        stops=("\nUser:",),
+    ),
+    # FastChat, conversation.py: baize, after demo/app.py of project-baize
+    "baize": Turns(
+        system="{system}[|Human|]Hello!\n[|AI|]Hi!\n",
+        default_system=_BAIZE,
+        user="[|Human|]{question}\n[|AI|]",
+        assistant="{answer}\n",
+        stops=("[|Human|]", "[|AI|]"),
+    ),
+    # EasyLM, docs/koala.md; FastChat: koala_v1
+    "koala": Turns(
+        system="{system} ",
+        default_system="BEGINNING OF CONVERSATION:",
+        user="USER: {question} GPT:",
+        assistant=(" {answer}", _END),
+    ),
+    # FastChat, conversation.py: phoenix
+    "phoenix": Turns(
+        system="{system}\n\n",
+        default_system=_CURIOUS.replace("{who}", "human"),
+        user=("Human: ", _BEGIN, "{question}", _END, "Assistant: ", _BEGIN),
+        assistant=("{answer}", _END),
+    ),
+    # RedPajama-INCITE-Chat, model card
+    "redpajama-chat": Turns(
+        system=None,
+        default_system=None,
+        user="<human>: {question}\n<bot>:",
+        assistant=" {answer}\n",
+        stops=("<human>",),
+    ),
+    # Open-Assistant, model cards of the Pythia and the LLaMA models
+    "oasst": Turns(
+        system=None,
+        default_system=None,
+        user=(Token("<|prompter|>"), "{question}", _END_OF_TEXT, _ASSISTANT),
+        assistant=("{answer}", _END_OF_TEXT),
+    ),
+    "oasst-llama": Turns(
+        system=None,
+        default_system=None,
+        user=(Token("<|prompter|>"), "{question}", _END, _ASSISTANT),
+        assistant=("{answer}", _END),
+    ),
+    # StableLM-Tuned-Alpha, model card; its stop ids are those of the roles and of the two tokens after them
+    "stablelm-tuned": Turns(
+        system=(Token("<|SYSTEM|>"), "{system}"),
+        default_system=_STABLELM,
+        user=(Token("<|USER|>"), "{question}", Token("<|ASSISTANT|>")),
+        assistant="{answer}",
+        stops=(Token("<|USER|>"), Token("<|ASSISTANT|>"), Token("<|SYSTEM|>"), Token("<|padding|>"), _END_OF_TEXT),
+    ),
+    # Falcon-7B-Instruct and 40B-Instruct, model cards; Falcon-180B-chat, its demo
+    "falcon-instruct": Turns(
+        system="{system}\n",
+        default_system=None,
+        user="User: {question}\nAssistant:",
+        assistant=" {answer}\n",
+        stops=("\nUser",),
+    ),
+    "falcon-180b-chat": Turns(
+        system="System: {system}\n",
+        default_system=None,
+        user="User: {question}\nFalcon:",
+        assistant=" {answer}\n",
+        stops=("\nUser:",),
+    ),
+    # ChatRWKV, model cards of Raven and World
+    "rwkv-raven": Turns(
+        system=None,
+        default_system=None,
+        user="Bob: {question}\n\nAlice:",
+        assistant=" {answer}\n\n",
+        joins_paragraphs=True,
+        stops=("\n\n",),
+    ),
+    "rwkv-world": Turns(
+        system=None,
+        default_system=None,
+        user="User: {question}\n\nAssistant:",
+        assistant=" {answer}\n\n",
+        joins_paragraphs=True,
+        stops=("\n\n",),
     ),
 }
 
@@ -151,11 +285,3 @@ def choose_prompt(name: str | None, *, has_chat_template: bool, family: Prompt |
             "this checkpoint has no chat template", hint="use --format raw, or another format: " + ", ".join(FORMATS)
         )
     return FORMATS[name]
-
-
-def _filled(template: str, **values: str) -> str:
-    """`template` with `{name}` replaced; braces inside the values stay as they are."""
-    for key, value in values.items():
-        before, mark, after = template.partition("{" + key + "}")
-        template = before + value + after if mark else template
-    return template

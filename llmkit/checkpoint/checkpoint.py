@@ -24,7 +24,7 @@ __all__ = ["TOKENIZER_FILES", "Checkpoint", "FileContent", "natural_key", "open_
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
-    "ice_text.model", "qwen.tiktoken", "vocab.tiktoken",
+    "ice_text.model", "qwen.tiktoken", "vocab.tiktoken", "20B_tokenizer.json", "rwkv_vocab_v20230424.txt",
 )  # fmt: skip
 _PASS_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
 _PASS_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")

@@ -3,47 +3,125 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import InputError
+from llmkit.architecture import registry
+from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent
+from llmkit.errors import InputError, LlmkitError, listing
 
 __all__ = ["end_tokens", "load_tokenizer"]
 
+_PLAIN_NAMES = ("tokenizer.json", "20B_tokenizer.json")
+
 
 def load_tokenizer(ckpt: Checkpoint) -> Any:
-    """The transformers tokenizer of a checkpoint; code that a folder carries is never run.
+    """The tokenizer of a checkpoint; code that a folder carries is never run.
+
+    It is transformers' where transformers knows the class. The tokenizers that were published as remote code are made
+    from their files (`FileTokenizer`, the same interface as far as it is used here).
 
     Raises:
-        InputError: no tokenizer files, or files that transformers cannot read.
+        InputError: no tokenizer files, files that cannot be read, or a class of remote code that is not known.
     """
-    files = ckpt.tokenizer_files
+    files = ckpt.tokenizer_files or _files_beside(ckpt)
     if not files:
         raise InputError(
             f"{ckpt.label}: no tokenizer files",
             hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",
         )
-    if ckpt.origin is not None and ckpt.origin.is_dir():
-        return _from_folder(ckpt.origin, ckpt.label)
+    settings = _settings(files, ckpt.label)
+    if not any(name in files for name in _PLAIN_NAMES):
+        made = _from_published_file(ckpt, files, settings)
+        if made is not None:
+            return made
+    if ckpt.origin is not None and ckpt.origin.is_dir() and "20B_tokenizer.json" not in files:
+        return _from_folder(ckpt.origin, ckpt.label, settings)
     with TemporaryDirectory(prefix="llmkit-tokenizer-") as folder:
         for name, content in files.items():
-            (Path(folder) / name).write_bytes(content.read())
+            plain = "tokenizer.json" if name in _PLAIN_NAMES and "tokenizer.json" not in files else name
+            (Path(folder) / plain).write_bytes(content.read())
         (Path(folder) / "config.json").write_text(json.dumps(dict(ckpt.config)), encoding="utf-8")
-        return _from_folder(Path(folder), ckpt.label)
+        return _from_folder(Path(folder), ckpt.label, settings)
 
 
-def _from_folder(folder: Path, label: str) -> Any:
-    from transformers import AutoTokenizer
+def _files_beside(ckpt: Checkpoint) -> dict[str, FileContent]:
+    """The tokenizer files in the folder of a checkpoint that is a single file."""
+    if ckpt.origin is None or not ckpt.origin.is_file():
+        return {}
+    paths = [ckpt.origin.parent / name for name in TOKENIZER_FILES]
+    return {p.name: FileContent(path=p) for p in paths if p.is_file()}
+
+
+def _settings(files: Mapping[str, FileContent], label: str) -> dict[str, Any]:
+    """tokenizer_config.json, with the chat template that may lie in a file of its own."""
+    settings: dict[str, Any] = {}
+    if "tokenizer_config.json" in files:
+        try:
+            found = json.loads(files["tokenizer_config.json"].read())
+        except ValueError as error:
+            raise InputError(f"{label}: tokenizer_config.json is not valid JSON: {error}") from error
+        settings = found if isinstance(found, dict) else {}
+    if "chat_template.jinja" in files:
+        settings["chat_template"] = files["chat_template.jinja"].read().decode("utf-8")
+    return settings
+
+
+def _from_published_file(ckpt: Checkpoint, files: Mapping[str, FileContent], settings: Mapping[str, Any]) -> Any:
+    """The tokenizer of a kind that was published as remote code, or None when it is none of them."""
+    from llmkit.tokenization.published import build_tokenizer, choose_kind
+
+    try:
+        architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
+    except LlmkitError:
+        architecture = None  # two plugins that clash: the files may tell as much
+    known = {"added_tokens.json", *(kind.file for kind in TOKENIZERS.values())}
+    own = architecture.tokenizer if architecture is not None else None
+    known |= {own.file} if own is not None else set()
+    data = {name: content.read() for name, content in files.items() if name in known}
+    kind = choose_kind(settings, data, own)
+    return None if kind is None else build_tokenizer(kind, data, settings, ckpt.config, ckpt.label)
+
+
+def _from_folder(folder: Path, label: str, settings: Mapping[str, Any]) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
-        first = (str(error).strip() or "no reason given").splitlines()[0]
-        raise InputError(
-            f"{label}: transformers cannot read its tokenizer ({type(error).__name__}: {first})"
-        ) from error
+        if settings.get("auto_map") or (folder / "tokenizer.json").is_file():
+            # a class that is remote code, or none at all: tokenizer.json needs no class
+            if (folder / "tokenizer.json").is_file():
+                return _fast(PreTrainedTokenizerFast, folder, label)
+            raise _unknown_class(settings, label) from error
+        raise _unreadable(error, label) from error
+
+
+def _fast(fast_class: Any, folder: Path, label: str) -> Any:
+    try:
+        return fast_class.from_pretrained(str(folder))
+    except Exception as error:
+        raise _unreadable(error, label) from error
+
+
+def _unreadable(error: Exception, label: str) -> InputError:
+    first = (str(error).strip() or "no reason given").splitlines()[0]
+    return InputError(f"{label}: transformers cannot read its tokenizer ({type(error).__name__}: {first})")
+
+
+def _unknown_class(settings: Mapping[str, Any], label: str) -> InputError:
+    from llmkit.tokenization.published import named_classes
+
+    names = named_classes(settings)
+    wanted = [kind.file for kind in TOKENIZERS.values() if set(names) & set(kind.classes)]
+    needed = f"{' or '.join(dict.fromkeys(wanted))} as it was published with the model" if wanted else "tokenizer.json"
+    return InputError(
+        f"{label}: its tokenizer is remote code ({listing(names)}), which is never run",
+        hint=f"copy {needed} into the model's folder",
+    )
 
 
 def end_tokens(ckpt: Checkpoint) -> list[int]:

@@ -64,8 +64,12 @@ def evaluate(
         int | None, typer.Option("--max-length", metavar="N", min=2, help="The longest prompt (default: the model's).")
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Put prompts through the chat template, shots as turns.")
+        bool, typer.Option("--chat", help="Put prompts in the model's chat format, shots as turns.")
     ] = False,
+    chat_template: Annotated[
+        str | None,
+        typer.Option("--chat-template", metavar="NAME", help="In another chat format: alpaca, vicuna, chatglm2, …"),
+    ] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     fail_under: Annotated[
@@ -99,7 +103,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         max_length=max_length,
-        chat_template=chat,
+        chat_template=chat_template or chat,
         log_samples=log_samples,
         progress=out.progress(),
     )

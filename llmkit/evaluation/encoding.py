@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.tokenization.chat import encode_marked, is_marked
 
 __all__ = ["Encoder"]
 
@@ -17,11 +18,13 @@ class Encoder:
         tokenizer: a transformers tokenizer.
         add_bos_token: None leaves special tokens to the tokenizer; True and False decide. A text that already begins
             with the prefix token gets no second one.
+        is_templated: texts are the tokenizer's chat template's, which spells special tokens.
     """
 
-    def __init__(self, tokenizer: Any, add_bos_token: bool | None = None) -> None:
+    def __init__(self, tokenizer: Any, add_bos_token: bool | None = None, *, is_templated: bool = False) -> None:
         self.tokenizer = tokenizer
         self.add_bos_token = add_bos_token
+        self._options = {"split_special_tokens": False} if is_templated else {}
         eos = tokenizer.eos_token_id
         bos = tokenizer.bos_token_id
         if eos is None and bos is None:
@@ -34,21 +37,26 @@ class Encoder:
         self._prefix_text: str = tokenizer.decode([self.prefix_id])
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool | None = None) -> list[list[int]]:
-        """Token ids of each text; every distinct text is encoded once.
+        """Token ids of each text; every distinct text is encoded once. Marked texts are read as such.
 
         Args:
             texts: any number of texts.
             add_special_tokens: None follows `add_bos_token` and the tokenizer.
         """
-        flags = {text: self._special(text, add_special_tokens) for text in texts}
-        found: dict[str, list[int]] = {}
+        marked = {text: self._marked(text, add_special_tokens) for text in texts if is_marked(text)}
+        flags = {text: self._special(text, add_special_tokens) for text in texts if text not in marked}
+        found: dict[str, list[int]] = marked
         for flag in (None, True, False):
             some = [text for text, wanted in flags.items() if wanted is flag]
             if some:
-                options = {} if flag is None else {"add_special_tokens": flag}
+                options = self._options | ({} if flag is None else {"add_special_tokens": flag})
                 ids = self.tokenizer(some, return_attention_mask=False, verbose=False, **options)["input_ids"]
                 found |= dict(zip(some, ids, strict=True))
         return [found[text] for text in texts]
+
+    def _marked(self, text: str, wanted: bool | None) -> list[int]:
+        added = self.add_bos_token if wanted is None else wanted
+        return encode_marked(self.tokenizer, text, add_special_tokens=added is not False)
 
     def _special(self, text: str, wanted: bool | None) -> bool | None:
         if wanted is not None:
@@ -61,8 +69,13 @@ class Encoder:
         """Context and continuation as lm-eval splits them.
 
         Spaces at the end of a context belong to the continuation; the two are encoded together and cut where the
-        context's own tokens end. An empty context becomes the prefix token.
+        context's own tokens end. An empty context becomes the prefix token. Where the tokenizer closes a question with
+        tokens after which the answer starts, the continuation is encoded apart, without the space before it.
         """
+        if getattr(self.tokenizer, "answers_after_suffix", False):
+            heads = self.encode([context for context, _ in pairs])
+            tails = self.encode([b.removeprefix(" ") for _, b in pairs], add_special_tokens=False)
+            return list(zip(heads, tails, strict=True))
         moved = [_move_spaces(context, continuation) for context, continuation in pairs]
         texts = [context for context, _ in moved if context] + [a + b for a, b in moved if a]
         ids = dict(zip(texts, self.encode(texts), strict=True))

@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_eval.evaluator import evaluate as lm_evaluate
 
+from llmkit.architecture.prompts import ChatTemplate, Turns
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.lm import SharedPrefixLM
@@ -92,7 +93,8 @@ def _evaluate(lm: SharedPrefixLM, tasks: Any, *, limit: float | None, chat_templ
                 bootstrap_iters=bootstrap_iters,
                 log_samples=True,
                 apply_chat_template=chat_template,
-                fewshot_as_multiturn=chat_template,
+                # a format without history takes the shots as part of its one question
+                fewshot_as_multiturn=chat_template and isinstance(lm.prompt, ChatTemplate | Turns | None),
             )
         except ValueError as error:  # lm-eval's word for tasks it may not run: unsafe code, images
             raise InputError(f"lm-eval: {error}") from error

@@ -42,6 +42,7 @@ def answer_requests(
     eos_ids: Sequence[int],
     requests: Sequence[tuple[str, Mapping[str, Any]]],
     *,
+    stops: Sequence[str] = (),
     max_length: int,
     max_new: int,
     batch_tokens: int,
@@ -54,6 +55,7 @@ def answer_requests(
         encoder: its tokenizer.
         eos_ids: tokens that end a text.
         requests: prompt and lm-eval's generation arguments (until, max_gen_toks, do_sample, temperature, …).
+        stops: texts that end an answer besides those of the request.
         max_length: prompts lose tokens on the left so that prompt and answer fit in it.
         max_new: the longest answer where a request does not say.
         batch_tokens: prompts are batched while their padded lengths and answers stay below it.
@@ -64,7 +66,7 @@ def answer_requests(
     """
     prompts = encoder.encode([prompt for prompt, _ in requests])
     read = [
-        _read(index, ids, arguments, encoder, max_length, max_new)
+        _read(index, ids, arguments, (*stops, encoder.eos_text), max_length, max_new)
         for index, (ids, (_, arguments)) in enumerate(zip(prompts, requests, strict=True))
     ]
     answers = [""] * len(requests)
@@ -80,7 +82,7 @@ def answer_requests(
 
 
 def _read(
-    index: int, ids: Sequence[int], arguments: Mapping[str, Any], encoder: Encoder, max_length: int, max_new: int
+    index: int, ids: Sequence[int], arguments: Mapping[str, Any], always: Sequence[str], max_length: int, max_new: int
 ) -> _Request:
     from llmkit.decoder.generate import Sampling
 
@@ -96,7 +98,7 @@ def _read(
     return _Request(
         index=index,
         tokens=tuple(ids[-(max_length - longest) :]),
-        stops=tuple(stop for stop in (*stops, encoder.eos_text) if stop),
+        stops=tuple(stop for stop in (*stops, *always) if stop),
         max_new=longest,
         sampling=Sampling(temperature, top_k, top_p, _SEED),
     )

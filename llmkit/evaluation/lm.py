@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from llmkit.architecture.prompts import ChatTemplate, Message, Prompt, Turns
 from llmkit.errors import InputError
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import answer_requests
 from llmkit.evaluation.prefix import FORWARD_COST, Query
 from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.tokenization.chat import ending_of, marked_text
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -43,6 +45,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         forward_cost: see `Scorer`.
         add_bos_token: None leaves it to the tokenizer, as the `hf` backend does.
         eos_ids: tokens that end a generated text besides the tokenizer's end token.
+        prompt: the format that `apply_chat_template` writes; the tokenizer's own chat template when not given.
         chat_template_args: handed to the tokenizer's chat template.
         progress: told of tokens as they are computed.
     """
@@ -59,6 +62,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         forward_cost: int = FORWARD_COST,
         add_bos_token: bool | None = None,
         eos_ids: Sequence[int] = (),
+        prompt: Prompt | None = None,
         chat_template_args: Mapping[str, Any] | None = None,
         progress: Progress = NO_PROGRESS,
     ) -> None:
@@ -69,8 +73,11 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.max_gen_toks = 256
         self.progress = progress
         self.scorer = Scorer(decoder, batch_tokens, forward_cost, progress)
-        self.encoder = Encoder(tokenizer, add_bos_token)
-        self.eos_ids = sorted({self.encoder.eos_id, *eos_ids})
+        self.prompt = prompt
+        ending = ending_of(tokenizer, prompt or ChatTemplate())
+        self.encoder = Encoder(tokenizer, add_bos_token, is_templated=isinstance(prompt, ChatTemplate))
+        self.eos_ids = sorted({self.encoder.eos_id, *eos_ids, *ending.ids})
+        self.stops = ending.texts
         self.n_truncated = 0
         self.continuations: dict[str, tuple[int, ...]] = {}
         self._chat_template_args = dict(chat_template_args or {})
@@ -148,6 +155,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
             self.encoder,
             self.eos_ids,
             [(str(r.args[0]), dict(r.args[1])) for r in requests],
+            stops=self.stops,
             max_length=self.max_length,
             max_new=self.max_gen_toks,
             batch_tokens=self.scorer.batch_tokens,
@@ -158,7 +166,22 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         return answers
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt text of a conversation; a template that knows no system role gets it without."""
+        """The prompt text of a conversation.
+
+        The tokenizer's own template, if it knows no system role, gets the conversation without. A format that has no
+        place for a system message gets it before the first question. Special tokens of a format are marks in the text
+        (`marked_text`), which only this encoder reads.
+
+        Raises:
+            InputError: an answer is begun and shall be continued, or the tokenizer has not the format's tokens.
+        """
+        if self.prompt is not None and not isinstance(self.prompt, ChatTemplate):
+            if not add_generation_prompt:
+                raise InputError(
+                    "this task begins the answer itself (gen_prefix), which only a chat template can write",
+                    hint="evaluate it without --chat-template",
+                )
+            return marked_text(self.tokenizer, self.prompt.pieces(_placed(chat_history, self.prompt)))
         from jinja2.exceptions import TemplateError
 
         options = {
@@ -172,6 +195,15 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         except TemplateError:
             spoken = [message for message in chat_history if message["role"] != "system"]
             return str(self.tokenizer.apply_chat_template(spoken, **options))
+
+
+def _placed(history: Sequence[Mapping[str, str]], prompt: Prompt) -> list[Message]:
+    """The messages; the system message in front of the first question where the format has no place for it."""
+    messages = [Message(str(m["role"]), str(m["content"])) for m in history]
+    if messages[0].role != "system" or (isinstance(prompt, Turns) and prompt.system is not None):
+        return messages
+    system, first, *rest = messages
+    return [Message(first.role, f"{system.content.rstrip()}\n\n{first.content}"), *rest]
 
 
 def resolve_max_length(config: Mapping[str, Any], tokenizer: Any) -> int:

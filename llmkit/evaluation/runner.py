@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from llmkit.architecture.prompts import Raw
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
@@ -50,7 +51,7 @@ def evaluate(
     device: str = "cpu",
     max_length: int | None = None,
     add_bos_token: bool | None = None,
-    chat_template: bool = False,
+    chat_template: bool | str = False,
     log_samples: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> RunRecord:
@@ -68,7 +69,8 @@ def evaluate(
         device: a torch device.
         max_length: the longest input in tokens; None takes the model's.
         add_bos_token: None leaves it to the tokenizer.
-        chat_template: put prompts through the tokenizer's chat template, shots as turns.
+        chat_template: put prompts in the checkpoint's chat format (its template, or its family's), shots as turns;
+            a string names another format.
         log_samples: keep every question's document, log-probabilities and prompt digest in the record.
         progress: told of tokens as they are computed.
 
@@ -101,6 +103,7 @@ def evaluate(
         batch_tokens=batch_tokens,
         max_length=max_length,
         add_bos_token=add_bos_token,
+        chat_template=chat_template,
         progress=progress,
     )
     results: dict[str, BenchResult] = {}
@@ -108,12 +111,12 @@ def evaluate(
     for item, tasks in made:
         missing = [s.name for s in item.bench.subjects if s.name not in tasks]
         results[item.bench.name], logged = run_bench(
-            lm, item.bench, tasks, shots=item.shots, limit=limit, missing=missing, chat_template=chat_template
+            lm, item.bench, tasks, shots=item.shots, limit=limit, missing=missing, chat_template=bool(chat_template)
         )
         samples |= logged
     scores: dict[str, Any] = {}
     if loaded is not None:
-        scores, logged = run_tasks(lm, loaded, shots=shots, limit=limit, chat_template=chat_template)
+        scores, logged = run_tasks(lm, loaded, shots=shots, limit=limit, chat_template=bool(chat_template))
         samples |= logged
     settings = {
         "bench": names,
@@ -148,14 +151,28 @@ def make_lm(
     batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     add_bos_token: bool | None = None,
+    chat_template: bool | str = False,
     progress: Progress = NO_PROGRESS,
 ) -> SharedPrefixLM:
-    """The lm-eval `LM` of a checkpoint; lm-eval's own `simple_evaluate(model=...)` takes it too."""
+    """The lm-eval `LM` of a checkpoint; lm-eval's own `simple_evaluate(model=...)` takes it too.
+
+    Raises:
+        InputError: a chat format is wanted and neither the checkpoint nor its family has one, or none has that name.
+    """
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.decoder import load_decoder
     from llmkit.evaluation.lm import SharedPrefixLM, resolve_max_length
+    from llmkit.tokenization.chat import prompt_of
 
     tokenizer = load_tokenizer(ckpt)
+    prompt = None
+    if chat_template:
+        prompt = prompt_of(ckpt, tokenizer, chat_template if isinstance(chat_template, str) else None)
+        if isinstance(prompt, Raw) and chat_template is True:
+            raise InputError(
+                f"{ckpt.label} has no chat template, and no plugin a prompt format for it",
+                hint="name a format: --chat-template vicuna, alpaca, llama-2-chat, …",
+            )
     return SharedPrefixLM(
         load_decoder(ckpt, dtype=dtype, device=device),
         tokenizer,
@@ -163,6 +180,7 @@ def make_lm(
         batch_tokens=batch_tokens,
         add_bos_token=add_bos_token,
         eos_ids=end_tokens(ckpt),
+        prompt=prompt,
         progress=progress,
     )
 

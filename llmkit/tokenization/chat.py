@@ -1,0 +1,186 @@
+"""Prompt formats meet a tokenizer: pieces become ids, and what ends an answer is known by id and by text.
+
+Text of people and special tokens never mix: each text is encoded on its own with special tokens off, each token is
+looked up by its name. Where a prompt has to travel through a program as one string (lm-eval's), the tokens travel in
+it as noncharacters of Unicode, which are there for such use and which no text may contain.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.architecture import registry
+from llmkit.architecture.prompts import ChatTemplate, Message, Piece, Prompt, Token, choose_prompt
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import InputError
+
+__all__ = [
+    "Ending",
+    "apply_template",
+    "encode_chat",
+    "encode_marked",
+    "encode_pieces",
+    "ending_of",
+    "is_marked",
+    "marked_text",
+    "prompt_of",
+    "token_id",
+    "token_names",
+]
+
+_OPEN, _CLOSE, _BREAK = "\ufdd0", "\ufdd1", "\ufdd2"
+_MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}|{_BREAK}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What ends an answer.
+
+    Attributes:
+        texts: the first of these that occurs is cut off, with all after it.
+        ids: a token that is one of these ends it.
+    """
+
+    texts: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+
+
+def prompt_of(ckpt: Checkpoint, tokenizer: Any, name: str | None = None) -> Prompt:
+    """The format of a checkpoint: the one named, else its own chat template, else its family's, else raw text.
+
+    Raises:
+        InputError: no format of that name.
+        PluginError: two plugins claim the checkpoint.
+    """
+    architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
+    return choose_prompt(
+        name,
+        has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
+        family=architecture.prompt if architecture is not None else None,
+    )
+
+
+def token_id(tokenizer: Any, token: Token) -> int | None:
+    """The id of a special token, or None when the tokenizer has it not."""
+    if token.id is not None:
+        return token.id if token.id < len(tokenizer) else None
+    found = tokenizer.convert_tokens_to_ids(token.text)
+    if found is None or tokenizer.convert_ids_to_tokens(found) != token.text:
+        return None
+    return int(found)
+
+
+def encode_pieces(tokenizer: Any, pieces: Sequence[Piece]) -> list[int]:
+    """The ids of a prompt's pieces, with what the tokenizer puts around every text.
+
+    Raises:
+        InputError: the tokenizer has not one of the tokens.
+    """
+    ids: list[int] = []
+    for piece in pieces:
+        ids += [_required(tokenizer, piece)] if isinstance(piece, Token) else _encode_text(tokenizer, piece)
+    return _surrounded(tokenizer, ids)
+
+
+def encode_chat(tokenizer: Any, prompt: Prompt, messages: Sequence[Message]) -> list[int]:
+    """The ids of a conversation in a format; the model goes on with the answer.
+
+    Raises:
+        InputError: the format has no place for these messages, or the tokenizer has not its tokens.
+    """
+    if isinstance(prompt, ChatTemplate):
+        written = apply_template(tokenizer, messages)
+        # the template writes the special tokens itself
+        return list(tokenizer(written, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+    return encode_pieces(tokenizer, prompt.pieces(messages))
+
+
+def apply_template(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The conversation as the checkpoint's own template writes it.
+
+    Raises:
+        InputError: the template refuses it.
+    """
+    from jinja2.exceptions import TemplateError
+
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        raise InputError(f"the chat template refuses this conversation: {error}") from error
+
+
+def ending_of(tokenizer: Any, prompt: Prompt) -> Ending:
+    """What ends an answer in a format, besides the model's end tokens."""
+    found = [token_id(tokenizer, s) for s in prompt.stops if isinstance(s, Token)]
+    texts = tuple(s for s in prompt.stops if isinstance(s, str))
+    return Ending(texts, tuple(i for i in found if i is not None))
+
+
+def token_names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Each token as the vocabulary spells it."""
+    return [str(name) for name in tokenizer.convert_ids_to_tokens(list(ids))]
+
+
+def marked_text(tokenizer: Any, pieces: Sequence[Piece]) -> str:
+    """A prompt as one string, in which the tokens are marks that only `encode_marked` reads.
+
+    Raises:
+        InputError: the tokenizer has not one of the tokens, or a text has a noncharacter that is a mark.
+    """
+    parts: list[str] = []
+    for i, piece in enumerate(pieces):
+        if isinstance(piece, Token):
+            parts.append(f"{_OPEN}{_required(tokenizer, piece)}{_CLOSE}")
+            continue
+        if any(mark in piece for mark in (_OPEN, _CLOSE, _BREAK)):
+            raise InputError("a text has the noncharacters U+FDD0 to U+FDD2, which no text may have")
+        parts.append((_BREAK if i and isinstance(pieces[i - 1], str) else "") + piece)
+    # the first mark says that the special tokens of this text are all there or are marks
+    return "".join(parts) if is_marked("".join(parts)) else _BREAK + "".join(parts)
+
+
+def is_marked(text: str) -> bool:
+    """Whether a text has marks."""
+    return any(mark in text for mark in (_OPEN, _BREAK))
+
+
+def encode_marked(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """The ids of a marked text."""
+    ids: list[int] = []
+    start = 0
+    for match in _MARK.finditer(text):
+        ids += _encode_text(tokenizer, text[start : match.start()])
+        ids += [int(match[1])] if match[1] else []
+        start = match.end()
+    ids += _encode_text(tokenizer, text[start:])
+    return _surrounded(tokenizer, ids) if add_special_tokens else ids
+
+
+def _encode_text(tokenizer: Any, text: str) -> list[int]:
+    if not text:
+        return []
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+
+
+def _required(tokenizer: Any, token: Token) -> int:
+    found = token_id(tokenizer, token)
+    if found is None:
+        raise InputError(
+            f"the prompt format is made of the token {token.text}, which this tokenizer has not",
+            hint="choose another format, or `--format raw`",
+        )
+    return found
+
+
+def _surrounded(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Ids with the tokens that the tokenizer puts around a text, told from what it makes of a letter."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start] + ids + whole[start + len(bare) :]
+    return ids

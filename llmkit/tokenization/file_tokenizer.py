@@ -1,0 +1,248 @@
+"""A tokenizer made from one published file, with the part of transformers' interface that is used here.
+
+It differs from transformers in one thing: special tokens are not looked for in text unless that is asked for
+(`split_special_tokens=False`, as for the text of a chat template).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from llmkit.errors import InputError
+from llmkit.tokenization.file_codecs import Codec
+
+__all__ = ["FileTokenizer"]
+
+_NO_LIMIT = int(1e30)  # what transformers says of a tokenizer that knows no longest text
+Names = Mapping[str, str | None]
+
+
+class FileTokenizer:
+    """Encodes with a codec and adds special tokens.
+
+    Args:
+        codec: the vocabulary.
+        specials: string -> id of every special token.
+        words: string -> id of tokens that were added and are text; they are always looked for, the longest first.
+        prefix, suffix: ids around every text.
+        answers_after_suffix: the suffix ends the question, and the answer is encoded apart and follows it.
+        names: `bos`, `eos`, `pad`, `unk` -> string or None.
+        settings: tokenizer_config.json, for the chat template and the longest text.
+        padding_side: `left` or `right`.
+        name_or_path: for messages and records.
+    """
+
+    is_fast = False
+
+    def __init__(
+        self,
+        codec: Codec,
+        *,
+        specials: Mapping[str, int],
+        words: Mapping[str, int] | None = None,
+        prefix: Sequence[int] = (),
+        suffix: Sequence[int] = (),
+        answers_after_suffix: bool = False,
+        names: Names | None = None,
+        settings: Mapping[str, Any] | None = None,
+        padding_side: str = "left",
+        name_or_path: str = "",
+    ) -> None:
+        self.codec = codec
+        self.specials = dict(specials)
+        self.prefix_ids = tuple(prefix)
+        self.suffix_ids = tuple(suffix)
+        self.answers_after_suffix = answers_after_suffix
+        named, settings = dict(names or {}), settings or {}
+        self.bos_token, self.eos_token = named.get("bos"), named.get("eos")
+        self.pad_token, self.unk_token = named.get("pad"), named.get("unk")
+        self.padding_side = padding_side
+        self.name_or_path = name_or_path
+        self.chat_template = _default_template(settings.get("chat_template"))
+        self.model_max_length = int(settings.get("model_max_length") or _NO_LIMIT)
+        self.words = dict(words or {})
+        self._string_of = {i: text for text, i in self.specials.items()}
+        self._word_of = {i: text for text, i in self.words.items()}
+        self._words_in = _any_of(self.words)
+        self._tokens_in = _any_of([*self.words, *self.specials])
+
+    def __len__(self) -> int:
+        return max([self.codec.n_tokens, *(i + 1 for i in (*self._string_of, *self._word_of))])
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id + 1."""
+        return len(self)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id of the beginning token."""
+        return self._id(self.bos_token)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the end token."""
+        return self._id(self.eos_token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of the padding token."""
+        return self._id(self.pad_token)
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of the token for what nothing else covers."""
+        return self._id(self.unk_token)
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids that `skip_special_tokens` leaves out."""
+        return sorted(self._string_of)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = True,
+        padding: bool = False,
+        return_attention_mask: bool = True,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> dict[str, Any]:
+        """Ids and mask of a text, or of many.
+
+        Args:
+            text: one text, or a list of them.
+            add_special_tokens: put the prefix and the suffix around.
+            split_special_tokens: a text that spells a special token is only text.
+            padding: make the rows of a list as long as the longest.
+            return_attention_mask: give `attention_mask` too.
+            return_tensors: `pt` for torch tensors.
+            verbose: taken for transformers' sake.
+        """
+        single = isinstance(text, str)
+        texts: Iterable[str] = [text] if isinstance(text, str) else text
+        rows = [self.encode(t, add_special_tokens, split_special_tokens=split_special_tokens) for t in texts]
+        masks = [[1] * len(row) for row in rows]
+        if padding:
+            rows, masks = self._padded(rows)
+        made: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
+        if not return_attention_mask:
+            del made["attention_mask"]
+        if return_tensors is not None:
+            import torch
+
+            return {name: torch.tensor(value) for name, value in made.items()}
+        return {name: value[0] for name, value in made.items()} if single else made
+
+    def encode(self, text: str, add_special_tokens: bool = True, *, split_special_tokens: bool = True) -> list[int]:
+        """The ids of a text."""
+        ids = self._encode_between(text, self._words_in if split_special_tokens else self._tokens_in)
+        return self.build_inputs_with_special_tokens(ids) if add_special_tokens else ids
+
+    def build_inputs_with_special_tokens(self, ids: Sequence[int]) -> list[int]:
+        """Ids with the prefix and the suffix around them."""
+        return [*self.prefix_ids, *ids, *self.suffix_ids]
+
+    def decode(self, ids: int | Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
+        """The text of some ids; each stretch between special tokens is decoded on its own."""
+        parts = []
+        known = self._string_of | self._word_of
+        for is_known, stretch in groupby([ids] if isinstance(ids, int) else ids, known.__contains__):
+            if not is_known:
+                parts.append(self.codec.decode([int(i) for i in stretch]))
+                continue
+            parts += [known[i] for i in stretch if not (skip_special_tokens and i in self._string_of)]
+        return "".join(parts)
+
+    def batch_decode(self, rows: Iterable[Sequence[int]], skip_special_tokens: bool = False, **_: Any) -> list[str]:
+        """The text of each row."""
+        return [self.decode(row, skip_special_tokens) for row in rows]
+
+    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> Any:
+        """The string of an id, or of each of many."""
+        if isinstance(ids, int):
+            return self._string_of.get(ids) or self._word_of.get(ids) or self.codec.piece(ids)
+        return [self.convert_ids_to_tokens(int(i)) for i in ids]
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a string that is one token, or of each of many; the unknown token's where it is none."""
+        if isinstance(tokens, str):
+            found = self._id(tokens)
+            return self.unk_token_id if found is None else found
+        return [self.convert_tokens_to_ids(t) for t in tokens]
+
+    def get_vocab(self) -> dict[str, int]:
+        """String -> id of everything."""
+        return {self.codec.piece(i): i for i in range(self.codec.n_tokens)} | self.words | self.specials
+
+    def apply_chat_template(
+        self, conversation: Sequence[Mapping[str, str]], *, tokenize: bool = True, **options: Any
+    ) -> Any:
+        """The conversation through the checkpoint's own template, as text or (`tokenize`) as ids.
+
+        Raises:
+            InputError: the checkpoint has none.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        if not self.chat_template:
+            raise InputError(f"{self.name_or_path or 'the tokenizer'} has no chat template")
+        named = {f"{k}_token": v for k, v in self._named().items() if v is not None}
+        rendered, _ = render_jinja_template(
+            conversations=[list(conversation)],
+            chat_template=self.chat_template,
+            add_generation_prompt=bool(options.pop("add_generation_prompt", False)),
+            continue_final_message=bool(options.pop("continue_final_message", False)),
+            **named,
+            **options,
+        )
+        if not tokenize:
+            return str(rendered[0])
+        return self.encode(rendered[0], add_special_tokens=False, split_special_tokens=False)
+
+    def _named(self) -> Names:
+        return {"bos": self.bos_token, "eos": self.eos_token, "pad": self.pad_token, "unk": self.unk_token}
+
+    def _id(self, token: str | None) -> int | None:
+        if token is None:
+            return None
+        known = self.specials.get(token, self.words.get(token))
+        return self.codec.find(token) if known is None else known
+
+    def _encode_between(self, text: str, tokens: re.Pattern[str]) -> list[int]:
+        """The ids of a text; what `tokens` finds in it are tokens, what lies between them is encoded on its own."""
+        ids: list[int] = []
+        start = 0
+        for match in tokens.finditer(text):
+            ids += self.codec.encode(text[start : match.start()])
+            ids.append(self.specials.get(match[0], self.words.get(match[0], 0)))
+            start = match.end()
+        return ids + self.codec.encode(text[start:])
+
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        pad = next((i for i in (self.pad_token_id, self.unk_token_id, self.eos_token_id) if i is not None), 0)
+        longest = max(map(len, rows), default=0)
+        filled, masks = [], []
+        for row in rows:
+            padding, ones = [pad] * (longest - len(row)), [1] * len(row)
+            zeros = [0] * len(padding)
+            filled.append(padding + row if self.padding_side == "left" else row + padding)
+            masks.append(zeros + ones if self.padding_side == "left" else ones + zeros)
+        return filled, masks
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of some texts, the longest first."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+
+def _default_template(stated: Any) -> str | None:
+    """The template, or the one called `default` of several."""
+    if isinstance(stated, list):
+        return next((str(t["template"]) for t in stated if t.get("name") == "default"), None)
+    return str(stated) if stated else None

@@ -1,0 +1,165 @@
+"""The tokenizer of a folder whose own tokenizer is remote code: which kind it is, and its making from the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture.tokenizers import (
+    TOKENIZERS,
+    SentencePieceFile,
+    TiktokenFile,
+    TokenizerKind,
+)
+from llmkit.errors import InputError
+from llmkit.tokenization.byte_trie import ByteTrie
+from llmkit.tokenization.file_codecs import Codec, RanksCodec, SentencePieceCodec
+from llmkit.tokenization.file_tokenizer import FileTokenizer
+from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
+
+__all__ = ["build_tokenizer", "choose_kind", "named_classes"]
+
+Config = Mapping[str, Any]
+
+
+def named_classes(settings: Config) -> tuple[str, ...]:
+    """The tokenizer classes that tokenizer_config.json names: its own, and those of remote code."""
+    remote = settings.get("auto_map") or {}
+    stated = remote.get("AutoTokenizer") if isinstance(remote, dict) else remote
+    entries = stated if isinstance(stated, list | tuple) else [stated]
+    names = [str(settings.get("tokenizer_class") or ""), *(str(e).rpartition(".")[2] for e in entries if e)]
+    return tuple(dict.fromkeys(n for n in names if n))
+
+
+def choose_kind(settings: Config, files: Mapping[str, bytes], own: TokenizerKind | None = None) -> TokenizerKind | None:
+    """The kind that reads the tokenizer of a folder, or None: it is none of those that are known.
+
+    Args:
+        settings: tokenizer_config.json.
+        files: name -> content of the tokenizer files.
+        own: the kind that the architecture names; it serves where the settings name no class, or remote code that is
+            not known.
+    """
+    names = set(named_classes(settings))
+    found = [kind for kind in TOKENIZERS.values() if names & set(kind.classes)]
+    found += [own] if own is not None and (not names or settings.get("auto_map")) else []
+    # without a class, a file that only one kind has says enough
+    shared = {k.file for k in TOKENIZERS.values() if sum(o.file == k.file for o in TOKENIZERS.values()) > 1}
+    found += [kind for kind in TOKENIZERS.values() if not names and kind.file not in shared]
+    return next((kind for kind in found if kind.file in files and _reads(kind, files[kind.file])), None)
+
+
+def _reads(kind: TokenizerKind, data: bytes) -> bool:
+    """Whether the file is of the kind's format (two kinds call theirs tokenizer.model)."""
+    return isinstance(kind, TiktokenFile) == looks_like_ranks(data)
+
+
+def build_tokenizer(
+    kind: TokenizerKind, files: Mapping[str, bytes], settings: Config, config: Config, label: str
+) -> FileTokenizer:
+    """The tokenizer.
+
+    Args:
+        kind: its kind.
+        files: name -> content; it must have the kind's file.
+        settings: tokenizer_config.json.
+        config: config.json, for ids that the file does not tell.
+        label: the checkpoint's, for messages.
+
+    Raises:
+        InputError: the file is malformed, or disagrees with config.json.
+    """
+    where = f"{label}: {kind.file}"
+    data = files[kind.file]
+    specials: dict[str, int] = {}
+    codec: Codec
+    if isinstance(kind, SentencePieceFile):
+        codec, specials = _sentencepiece(kind, data, settings, config, where)
+    elif isinstance(kind, TiktokenFile):
+        codec = RanksCodec(data, kind, where)
+    else:
+        codec = ByteTrie.parse(data, where)
+        specials[kind.end] = 0
+    specials |= {token: codec.n_tokens + i for i, token in enumerate(kind.specials)}
+    names = {n: _name(settings, n, getattr(kind, n)) for n in ("bos", "eos", "pad", "unk")}
+    words: dict[str, int] = {}
+    for token, (i, is_special) in _added(settings, files, where).items():
+        if token not in specials and codec.find(token) != i:
+            (specials if is_special or token in names.values() else words)[token] = i
+    for text in (*kind.prefix, *kind.suffix, *(t for t in names.values() if t)):
+        found = specials.get(text, codec.find(text))
+        if found is not None:
+            specials[text] = found
+        elif text in (*kind.prefix, *kind.suffix):
+            raise InputError(f"{where} has no token {text!r}, which its tokenizer needs", hint="is it another file?")
+    names = {n: t if t in specials else None for n, t in names.items()}
+    prefix, suffix = list(kind.prefix), list(kind.suffix)
+    if isinstance(kind, SentencePieceFile):
+        prefix += [names["bos"]] if names["bos"] and _flag(settings, "add_bos_token", kind.adds_bos) else []
+        suffix += [names["eos"]] if names["eos"] and _flag(settings, "add_eos_token", kind.adds_eos) else []
+    return FileTokenizer(
+        codec,
+        specials=specials,
+        words=words,
+        prefix=[specials[t] for t in prefix],
+        suffix=[specials[t] for t in suffix],
+        names=names,
+        settings=settings,
+        answers_after_suffix=bool(kind.suffix),
+        padding_side=str(settings.get("padding_side") or kind.padding_side),
+        name_or_path=label,
+    )
+
+
+def _sentencepiece(
+    kind: SentencePieceFile, data: bytes, settings: Config, config: Config, where: str
+) -> tuple[Codec, dict[str, int]]:
+    plain = SentencePieceCodec(data, kind, 0, where)
+    stated = settings.get(kind.offset_key) if kind.offset_key else None
+    told = {k: (token, config[k]) for k, token in (kind.id_keys or {}).items() if isinstance(config.get(k), int)}
+    differences = {k: i - found for k, (token, i) in told.items() if (found := plain.find(token)) is not None}
+    offset = int(stated) if isinstance(stated, int) else next(iter(differences.values()), 0)
+    for key, difference in differences.items():
+        if difference != offset:
+            token, id_ = told[key]
+            raise InputError(
+                f"{where}: {token} has the id {id_ - difference + offset}, but config.json says {key} {id_}",
+                hint=f"is it the tokenizer of another release? tokenizer_config.json says {kind.offset_key} {stated}",
+            )
+    codec = SentencePieceCodec(data, kind, offset, where) if offset else plain
+    held = {t: i for t in kind.reserved if (i := codec.find(t)) is not None}
+    return codec, held
+
+
+def _added(settings: Config, files: Mapping[str, bytes], where: str) -> dict[str, tuple[int, bool]]:
+    """Token -> its id, and whether it is a special one, of the tokens that were added to the published file."""
+    extra = settings.get("additional_special_tokens")
+    special = {t.get("content") if isinstance(t, dict) else t for t in (extra if isinstance(extra, list) else ())}
+    found: dict[str, tuple[int, bool]] = {}
+    if "added_tokens.json" in files:
+        try:
+            stated = json.loads(files["added_tokens.json"])
+        except ValueError as error:
+            raise InputError(f"{where.partition(':')[0]}: added_tokens.json is not valid JSON: {error}") from error
+        found = {t: (i, t in special) for t, i in stated.items() if isinstance(i, int)}
+    decoder = settings.get("added_tokens_decoder")
+    for i, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if str(i).isdigit() and isinstance(entry, dict):
+            token = str(entry["content"])
+            found[token] = (int(i), bool(entry.get("special")) or token in special)
+    return found
+
+
+def _name(settings: Config, name: str, default: str | None) -> str | None:
+    stated = settings.get(f"{name}_token", default)
+    if isinstance(stated, dict):  # an AddedToken
+        stated = stated.get("content")
+    return str(stated) if stated else None
+
+
+def _flag(settings: Config, key: str, default: bool | None) -> bool:
+    if default is None:
+        return False
+    stated = settings.get(key)
+    return bool(stated) if isinstance(stated, bool) else default
