@@ -13,6 +13,8 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Alibi, Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.prompts import FORMATS
+from llmkit.architecture.tokenizers import TOKENIZERS
 
 BAICHUAN_2_VOCAB = 125696
 
@@ -60,6 +62,8 @@ BAICHUAN_7B = Architecture(
         mlp=GatedMLP(Key("hidden_act", "silu")),
     ),
     head=Head(tied=Key("tie_word_embeddings", False), normalized=Computed(has_norm_head)),
+    prompt=Computed(lambda config: FORMATS["baichuan2-chat" if has_norm_head(config) else "baichuan-chat"]),
+    tokenizer=TOKENIZERS["baichuan"],
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.norm",

@@ -15,7 +15,9 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, Kind, LayerNorm, PlainMLP
 from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
+from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -159,6 +161,8 @@ CHATGLM = Architecture(
         residual=ScaledNormed(ALPHA),
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
+    prompt=FORMATS["chatglm"],
+    tokenizer=TOKENIZERS["ice-text"],
     prompt_ends=Computed(lambda config: [config["gmask_token_id"], config["bos_token_id"]]),
     names=Names(
         embed="transformer.word_embeddings",

@@ -12,8 +12,13 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, LayerNorm, NoNorm, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.prompts import FORMATS, Prompt
 from llmkit.architecture.scaling import LinearScaling, NoScaling, Scaling
+from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import SpecError
+
+GLM_4_VOCAB = 151552
+CHATGLM2_LENGTH = 32768
 
 
 def _norm(config: Mapping[str, Any]) -> Kind:
@@ -71,6 +76,15 @@ def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _prompt(config: Mapping[str, Any]) -> Prompt:
+    """By the number of tokens, then by the name, then by the sequences that ChatGLM2-6B states."""
+    name = str(config.get("_name_or_path", "")).lower()
+    if config.get("padded_vocab_size") == GLM_4_VOCAB:
+        return FORMATS["glm-4"]
+    is_second = interpolates(config) or ("chatglm3" not in name and config.get("seq_length") == CHATGLM2_LENGTH)
+    return FORMATS["chatglm2" if is_second else "chatglm3"]
+
+
 CHATGLM2 = Architecture(
     name="chatglm2",
     matches=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
@@ -98,6 +112,8 @@ CHATGLM2 = Architecture(
     final_norm=Computed(_final_norm),
     equivalents={"glm": _as_glm},
     head=Head(tied=Key("tie_word_embeddings", False)),
+    prompt=Computed(_prompt),
+    tokenizer=TOKENIZERS["glm-sentencepiece"],
     names=Names(
         embed="transformer.embedding.word_embeddings",
         final_norm="transformer.encoder.final_layernorm",

@@ -103,7 +103,7 @@ class Architecture:
         when: tells the releases apart that state the same `architectures`: True for a config that is this one.
         tiny: the config of a tiny random model, with `architectures` and `model_type`.
         variants: name -> changes to `tiny`, one for each thing that a config of the family can vary.
-        prompt: the format that the family's base checkpoints expect.
+        prompt: the format that the family's chat models were tuned on; computed where its releases differ.
         tokenizer: how its tokenizer's file is read, where that was published with code of its own.
         equivalents: name of another architecture -> the config with which it is the same model.
         originals: other spellings that its weights were published in.
@@ -124,7 +124,7 @@ class Architecture:
     embedding: Embedding = field(default_factory=Embedding)
     final_norm: Kind | Computed | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None
-    prompt: Prompt | None = None
+    prompt: Prompt | Computed | None = None
     tokenizer: TokenizerKind | None = None
     equivalents: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     originals: tuple[Original, ...] = ()
@@ -158,6 +158,11 @@ class Architecture:
             head=self.head.bind(config),
             names=self.names,
         )
+
+    def prompt_of(self, config: Mapping[str, Any]) -> Prompt | None:
+        """The prompt format of one config."""
+        found: Prompt | None = self.prompt.of(config) if isinstance(self.prompt, Computed) else self.prompt
+        return found
 
     def tiny_config(self, variant: str | None = None) -> dict[str, Any]:
         """The config of the tiny model, or of one of its variants; a change to None takes a key away."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed
-from llmkit.architecture.prompts import Instruction, Message, Turns
+from llmkit.architecture.prompts import Instruction, Message, Turns, text_of
 from llmkit.architecture.registry import is_claimed
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import LlmkitError, PluginError
@@ -117,12 +117,10 @@ def _names(architecture: Architecture, config: Mapping[str, Any]) -> None:
 def _prompt(architecture: Architecture, config: Mapping[str, Any]) -> None:
     """A format of its own shows the question, once, whatever characters are in it."""
     question = "What is {question} in {input}?"
-    if isinstance(architecture.prompt, Turns):
-        shown = architecture.prompt.render([Message("user", question)])
-    elif isinstance(architecture.prompt, Instruction):
-        shown = architecture.prompt.render(question)
-    else:
+    prompt = architecture.prompt_of(config)
+    if not isinstance(prompt, Turns | Instruction):
         return
+    shown = text_of(prompt.pieces([Message("user", question)]))
     if shown.count(question) != 1:
         raise PluginError(f"the prompt format shows the question {shown.count(question)} times: {shown!r}")
 

@@ -59,7 +59,7 @@ def prompt_of(ckpt: Checkpoint, tokenizer: Any, name: str | None = None) -> Prom
     return choose_prompt(
         name,
         has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
-        family=architecture.prompt if architecture is not None else None,
+        family=architecture.prompt_of(dict(ckpt.config)) if architecture is not None else None,
     )
 
 

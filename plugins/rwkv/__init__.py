@@ -11,6 +11,8 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Embedding, Head, LayerNorm, PerLayer
 from llmkit.architecture.names import Names
+from llmkit.architecture.prompts import FORMATS
+from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit_plugins.rwkv.mix import TimeAndChannelMix
 from llmkit_plugins.rwkv.pth import PTH
 
@@ -24,6 +26,8 @@ def _norm(config: Mapping[str, Any], layer: int) -> LayerNorm:
 def _ffn(config: Mapping[str, Any]) -> Any:
     return config.get("intermediate_size") or 4 * int(config["hidden_size"])
 
+
+WORLD_VOCAB = 65536
 
 ARCHITECTURE = Architecture(
     name="rwkv",
@@ -68,6 +72,8 @@ ARCHITECTURE = Architecture(
             "mlp.receptance": "feed_forward.receptance",
         },
     ),
+    prompt=Computed(lambda config: FORMATS["rwkv-world" if config.get("vocab_size") == WORLD_VOCAB else "rwkv-raven"]),
+    tokenizer=TOKENIZERS["rwkv-world"],
     tiny={
         "architectures": ["RwkvForCausalLM"],
         "model_type": "rwkv",
