@@ -16,17 +16,29 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "inspect", examples=["llmkit inspect vicuna-7b", "llmkit inspect vicuna-7b --tensors --json"])(inspect)
+    command(
+        app,
+        "inspect",
+        examples=[
+            "llmkit inspect vicuna-7b",
+            "llmkit inspect vicuna-7b --tensors --json",
+            "llmkit inspect LLaMA/7B --identify",
+        ],
+    )(inspect)
 
 
 def inspect(
     out: Output,
     model: ModelArgument,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor too.")] = False,
+    identify: Annotated[
+        bool, typer.Option("--identify", help="Hash everything: which published files these are, and a content hash.")
+    ] = False,
 ) -> None:
     """Show what a model is: architecture, sizes, dtypes, quantization, tokenizer, and what is odd.
 
-    Reads headers, config and tokenizer files only; it takes the same time for 1 GB as for 100.
+    Reads headers, config and tokenizer files only; it takes the same time for 1 GB as for 100. Only --identify reads
+    the whole model. Its content hash is the same for the same weights in any container and shard size.
     """
     from dataclasses import asdict
 
@@ -41,7 +53,14 @@ def inspect(
             name: {"dtype": t.dtype.name, "shape": list(t.shape), "nbytes": t.spec.nbytes, "file": _file(t)}
             for name, t in ckpt.tensors.items()
         }
-    out.answer(document, lambda: _render(out, document), brief=summary.architecture or "unknown")
+    brief = summary.architecture or "unknown"
+    if identify:
+        from llmkit.inspection.identity import identify_model
+
+        found = identify_model(ckpt, progress=out.progress())
+        document["identity"] = asdict(found)
+        brief = found.content
+    out.answer(document, lambda: _render(out, document), brief=brief)
 
 
 def _file(lazy: Any) -> str | None:
@@ -81,6 +100,8 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
             out.line(f"\n{title}:")
             for text in d[title]:
                 out.line(f"  - {text}")
+    if "identity" in d:
+        _render_identity(out, d["identity"])
     if "tensors" in d:
         out.line()
         out.table(
@@ -91,6 +112,25 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
             ],
             right=["size"],
         )
+
+
+def _render_identity(out: Output, d: Mapping[str, Any]) -> None:
+    n_weights = sum(f["is_weights"] for f in d["files"])
+    known = [f"{release} ({n} of {n_weights} weight files)" for release, n in d["releases"].items()]
+    out.line()
+    out.record({"identified as": "\n".join(known) or "no published model in the table", "content hash": d["content"]})
+    out.line()
+    out.table(
+        ["file", "sha256", "known as"],
+        [
+            (f["name"], f["sha256"], f"{f['release']}{' (prefix match)' if f['is_prefix_match'] else ''}")
+            if f["release"]
+            else (f["name"], f["sha256"], "")
+            for f in d["files"]
+        ],
+    )
+    for note in d["notes"]:
+        out.line(f"  - {note}")
 
 
 def _architecture(d: Mapping[str, Any]) -> str:

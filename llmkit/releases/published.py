@@ -1,10 +1,5 @@
 """Hashes of published files, as data: what a file is, told by its SHA-256.
 
-Sources, read for the project's fact sheet on formats:
-    [C] github.com/ymcui/Chinese-LLaMA-Alpaca, SHA256.md
-    [P] the file names of github.com/pointnetwork/point-alpaca, which carry the SHA-256 of their contents
-    [B] the file names of the encrypted releases of github.com/LianjiaTech/BELLE, likewise
-    [M] the model card of Metharme-13B
 A hash that the source at hand gives only in part is stored as `first…last` and compared by these.
 """
 
@@ -13,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["KEY_FILE", "KNOWN", "Known", "identify"]
+__all__ = ["KEY_FILE", "KNOWN", "SOURCES", "Known", "identify"]
+
+# All were read for the project's fact sheet on formats.
+SOURCES = {
+    "C": "github.com/ymcui/Chinese-LLaMA-Alpaca, SHA256.md",
+    "P": "the file names of github.com/pointnetwork/point-alpaca, which carry the SHA-256 of their contents",
+    "B": "the file names of the encrypted releases of github.com/LianjiaTech/BELLE, which carry it likewise",
+    "M": "the model card of Metharme-13B",
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Known:
         sha256: 64 hexadecimal digits, or `first…last` digits.
         file: its name in the release.
         release: what it belongs to.
-        source: the letter of the source, above.
+        source: a key of `SOURCES`.
     """
 
     sha256: str
@@ -36,6 +39,11 @@ class Known:
     def is_partial(self) -> bool:
         """True when only the first and last digits are known."""
         return "…" in self.sha256
+
+    @property
+    def where(self) -> str:
+        """Where the hash was read."""
+        return SOURCES[self.source]
 
     def matches(self, sha256: str) -> bool:
         """Whether a file of this hash is this one, as far as is known."""
