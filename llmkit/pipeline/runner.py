@@ -8,10 +8,8 @@ import os
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,11 +19,13 @@ from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, frame_has
 from llmkit.errors import OutputError, SpecError
 from llmkit.formats.container import OutputFile
 from llmkit.pipeline.commit import Partial, check_output, disk_errors
+from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
 from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.tensors.lazy import Context, Read, Rows
+from llmkit.tensors.lazy import Context, Rows
 from llmkit.tensors.loading import import_torch
+from llmkit.tensors.moving import Mover, is_moved
 
 if TYPE_CHECKING:
     import torch
@@ -108,19 +108,6 @@ def _inputs(plan: Plan) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-@dataclass
-class _ReadHash:
-    """The hash of an input tensor, as its rows pass by in order; given up when they do not."""
-
-    node: Read
-    hasher: Any = field(default_factory=xxh3_128)
-    next_row: int = 0
-
-    @property
-    def digest(self) -> str | None:
-        return self.hasher.hexdigest() if self.next_row == self.node.n_rows else None
-
-
 class _Run:
     def __init__(self, plan: Plan, partial: Partial, progress: Progress, observe: WriteObserver | None) -> None:
         self.observe = observe
@@ -147,20 +134,15 @@ class _Run:
             for file in self.plan.files:
                 self._fds[file.name] = self.partial.open_file(file.name, file.nbytes)
             flusher.start()
-            self._import_torch()
-            import torch
+            if self.observe is None and all(is_moved(step.node) for step in self.plan.steps):
+                self._run_all(ThreadPoolExecutor(workers), self._move_step)
+            else:
+                self._import_torch()
+                import torch
 
-            threads = torch.get_num_threads()
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                try:  # from the first submission on: an interrupt there must stop the steps too
-                    futures = [pool.submit(self._run_step, step) for step in self.plan.steps]
-                    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                    for future in done:
-                        future.result()
-                except BaseException:
-                    self._stop.set()
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+                threads = torch.get_num_threads()
+                pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+                self._run_all(pool, self._run_step)
             for file in self.plan.files:
                 with disk_errors(self.partial.path / file.name):
                     self._write_frame(file)
@@ -173,6 +155,18 @@ class _Run:
                 torch.set_num_threads(threads)
             for fd in self._fds.values():
                 os.close(fd)
+
+    def _run_all(self, pool: ThreadPoolExecutor, run: Callable[[Step], None]) -> None:
+        with pool:
+            try:  # from the first submission on: an interrupt there must stop the steps too
+                futures = [pool.submit(run, step) for step in self.plan.steps]
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
 
     def _write_frame(self, file: OutputFile) -> None:
         """Write what is no tensor: headers, and what the container adds when the data is known."""
@@ -204,9 +198,9 @@ class _Run:
 
         if self._stop.is_set() or self._resumed(step) or self._is_moved(step):
             return
-        hashers = {p.name: _Hasher(p.file in self._with_crc) for p in step.placements}
-        reads: dict[int, _ReadHash] = {}
-        context = Context(lambda node, rows, data: _observe(reads, node, rows, data))
+        hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
+        reads: dict[int, ReadHash] = {}
+        context = Context(lambda node, rows, data: observe_read(reads, node, rows, _bytes_of(data)))
         with torch.inference_mode():
             for rows in step.slices:
                 if self._stop.is_set():
@@ -215,6 +209,25 @@ class _Run:
                 results = step.node.evaluate(rows, context)
                 for placement in step.placements:
                     self._write(step, placement, rows, results[placement.index], hashers[placement.name])
+        self._finish_step(step, hashers, reads)
+
+    def _move_step(self, step: Step) -> None:
+        """A step that only moves bytes, without torch."""
+        if self._stop.is_set() or self._resumed(step):
+            return
+        hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
+        reads: dict[int, ReadHash] = {}
+        mover = Mover(lambda node, rows, data: observe_read(reads, node, rows, data))
+        for rows in step.slices:
+            if self._stop.is_set():
+                return
+            results = mover.evaluate(step.node, rows)
+            for placement in step.placements:
+                start, _ = step.node.output_rows(placement.index, rows)
+                self._write_bytes(placement, start, results[placement.index], hashers[placement.name])
+        self._finish_step(step, hashers, reads)
+
+    def _finish_step(self, step: Step, hashers: Mapping[str, Hasher], reads: Mapping[int, ReadHash]) -> None:
         entry = {
             "tensors": {name: h.hexdigest() for name, h in hashers.items()},
             "crc32": {name: h.crc for name, h in hashers.items() if h.crc is not None},
@@ -223,7 +236,7 @@ class _Run:
         self.partial.record(step.name, entry)
         self._keep(entry)
 
-    def _write(self, step: Step, placement: Placement, rows: Rows, data: torch.Tensor, hasher: _Hasher) -> None:
+    def _write(self, step: Step, placement: Placement, rows: Rows, data: torch.Tensor, hasher: Hasher) -> None:
         start, stop = step.node.output_rows(placement.index, rows)
         if start == stop and placement.spec.shape:
             return
@@ -235,7 +248,10 @@ class _Run:
             )
         if self.observe is not None:
             self.observe(placement.name, start, data)
-        view = _bytes_of(data)
+        self._write_bytes(placement, start, _bytes_of(data), hasher)
+
+    def _write_bytes(self, placement: Placement, start: int, view: memoryview, hasher: Hasher) -> None:
+        """Write rows from `start` of a tensor."""
         hasher.update(view)
         # One writer at a time: the kernel locks the file anyway, and spinning for it took longer than the writing.
         with self._writing, disk_errors(self.partial.path / placement.file):
@@ -262,7 +278,7 @@ class _Run:
         if node is None or not self._moved.has_moved(step):
             return False
         written = self._hash_written(step.placements[0])
-        read = _hash_of(node.source.fileno(), node.offset, step.write_nbytes)
+        read = hash_of(node.source.fileno(), node.offset, step.write_nbytes)
         if written is None or read is None or written.hexdigest() != read.hexdigest():
             return False
         digest = written.hexdigest()
@@ -276,9 +292,9 @@ class _Run:
         self.progress.advance(step.write_nbytes, step.name)
         return True
 
-    def _hash_written(self, placement: Placement) -> _Hasher | None:
+    def _hash_written(self, placement: Placement) -> Hasher | None:
         with_crc = placement.file in self._with_crc
-        return _hash_of(self._fds[placement.file], placement.offset, placement.spec.nbytes, with_crc)
+        return hash_of(self._fds[placement.file], placement.offset, placement.spec.nbytes, with_crc)
 
     def _keep(self, entry: Mapping[str, Any]) -> None:
         with self._guard:
@@ -288,47 +304,11 @@ class _Run:
                 self.read_hashes.setdefault(path, {})[name] = digest
 
 
-def _observe(reads: dict[int, _ReadHash], node: Read, rows: Rows, data: torch.Tensor) -> None:
-    state = reads.setdefault(id(node), _ReadHash(node))
-    if rows[0] == state.next_row and (rows[1] > rows[0] or not node.n_rows):
-        state.hasher.update(_bytes_of(data))
-        state.next_row = rows[1]
-
-
 def _bytes_of(data: torch.Tensor) -> memoryview:
     import torch
 
     flat = data.contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-
-
-class _Hasher:
-    """The hash of bytes that pass by, and their CRC-32 where the file's format wants it."""
-
-    def __init__(self, with_crc: bool) -> None:
-        self._xxh3 = xxh3_128()
-        self.crc: int | None = 0 if with_crc else None
-
-    def update(self, data: bytes | memoryview) -> None:
-        self._xxh3.update(data)
-        if self.crc is not None:
-            self.crc = zlib.crc32(data, self.crc)
-
-    def hexdigest(self) -> str:
-        return self._xxh3.hexdigest()
-
-
-def _hash_of(fd: int, position: int, nbytes: int, with_crc: bool = False) -> _Hasher | None:
-    """The hash of a stretch of a file; None where the file ends too early."""
-    hasher = _Hasher(with_crc)
-    buffer = memoryview(bytearray(min(nbytes, 2**20)))
-    while nbytes:
-        n = os.preadv(fd, [buffer[: min(nbytes, len(buffer))]], position)
-        if n == 0:
-            return None
-        hasher.update(buffer[:n])
-        position, nbytes = position + n, nbytes - n
-    return hasher
 
 
 def _pwrite(fd: int, view: memoryview, offset: int) -> None:

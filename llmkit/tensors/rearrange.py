@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmkit.errors import SpecError
-from llmkit.tensors.lazy import Apply, Context, Lazy, Node
+from llmkit.tensors.lazy import Apply, Context, Lazy
+from llmkit.tensors.moving import Gathered, Moved
 from llmkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ __all__ = ["gather_rows", "join_columns", "permute_blocks", "split_columns", "ta
 Run = tuple[int, int, int]
 
 
-class _GatherRows(Node):
-    """Runs (input, start, stop) of rows of the inputs, one below the other."""
-
+class _GatherRows(Gathered):
     op = "gather"
 
     def __init__(self, inputs: Sequence[Lazy], runs: Sequence[Run]) -> None:
@@ -29,10 +28,10 @@ class _GatherRows(Node):
             if lazy.shape[1:] != first.shape[1:] or lazy.dtype is not first.dtype:
                 raise SpecError(f"cannot gather rows of {first} and {lazy.spec}")
         self.inputs = tuple(inputs)
-        self._runs = tuple(runs)
+        self.runs = tuple(runs)
         self.n_rows = sum(stop - start for _, start, stop in runs)
         self.specs = (first.with_rows(self.n_rows),)
-        self.attrs = {"runs": len(self._runs)}
+        self.attrs = {"runs": len(self.runs)}
         # An input that is no plain row-by-row expression is computed whole, once a step, and cut.
         self._is_plain = tuple(i.node.row_step == 1 and len(i.node.specs) == 1 for i in self.inputs)
         self.row_step = 1
@@ -41,7 +40,7 @@ class _GatherRows(Node):
         import torch
 
         pieces, at = [], 0
-        for index, start, stop in self._runs:
+        for index, start, stop in self.runs:
             low, high = max(rows[0], at), min(rows[1], at + stop - start)
             if low < high:
                 local = (start + low - at, start + high - at)
@@ -56,7 +55,7 @@ class _GatherRows(Node):
         return sum(i.node.peak_nbytes(i.node.n_rows) for i in whole) + 2 * self.slice_nbytes(n_rows)
 
     def _identity(self) -> str:
-        return hashlib.sha256(repr(self._runs).encode()).hexdigest()
+        return hashlib.sha256(repr(self.runs).encode()).hexdigest()
 
 
 def gather_rows(inputs: Sequence[Lazy], runs: Sequence[Run]) -> Lazy:
@@ -87,8 +86,13 @@ def permute_blocks(lazy: Lazy, order: Sequence[int], *, op: str = "permute") -> 
     def fn(x: torch.Tensor) -> torch.Tensor:
         return x.view(-1, size, *x.shape[1:])[:, list(order)].reshape(x.shape)
 
-    shown = hashlib.sha256(repr(tuple(order)).encode()).hexdigest()[:12]
-    return Apply(op, [lazy], lazy.spec, fn, {"block": size, "order": shown}, row_step=size, scratch=1.0).output()
+    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytes]:
+        (data,), row = pieces, lazy.spec.row_nbytes
+        starts = [(block + j) * row for block in range(0, n_rows, size) for j in order]
+        return (b"".join([data[start : start + row] for start in starts]),)
+
+    attrs = {"block": size, "order": hashlib.sha256(repr(tuple(order)).encode()).hexdigest()[:12]}
+    return Moved(op, [lazy], lazy.spec, fn, move, attrs, row_step=size, scratch=1.0).output()
 
 
 def transpose(lazy: Lazy) -> Lazy:
@@ -113,7 +117,12 @@ def join_columns(parts: Sequence[Lazy]) -> Lazy:
 
         return torch.cat(pieces, 1)
 
-    return Apply("side by side", parts, spec, fn).output()
+    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytes]:
+        sizes = [p.spec.row_nbytes for p in parts]
+        rows = (x[i * n : (i + 1) * n] for i in range(n_rows) for x, n in zip(pieces, sizes, strict=True))
+        return (b"".join(rows),)
+
+    return Moved("side by side", parts, spec, fn, move, {}).output()
 
 
 def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
@@ -124,7 +133,16 @@ def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
         raise SpecError(f"columns {start}:{stop} are outside {lazy.spec}")
     spec = TensorSpec(lazy.dtype, (lazy.spec.n_rows, stop - start))
     attrs = {"start": start, "stop": stop}
-    return Apply("columns", [lazy], spec, lambda x: x[:, start:stop].contiguous(), attrs).output()
+
+    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytes]:
+        return (_columns(pieces[0], n_rows, lazy.spec, start, stop),)
+
+    return Moved("columns", [lazy], spec, lambda x: x[:, start:stop].contiguous(), move, attrs).output()
+
+
+def _columns(data: memoryview, n_rows: int, spec: TensorSpec, start: int, stop: int) -> bytes:
+    row, size = spec.row_nbytes, spec.dtype.itemsize
+    return b"".join([data[i * row + start * size : i * row + stop * size] for i in range(n_rows)])
 
 
 def split_columns(lazy: Lazy, n: int) -> tuple[Lazy, ...]:
@@ -142,4 +160,8 @@ def split_columns(lazy: Lazy, n: int) -> tuple[Lazy, ...]:
     def fn(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(piece.contiguous() for piece in x.chunk(n, 1))
 
-    return Apply("split columns", [lazy], [spec] * n, fn, {"pieces": n}).outputs()
+    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytes, ...]:
+        width = spec.shape[1]
+        return tuple(_columns(pieces[0], n_rows, lazy.spec, k * width, (k + 1) * width) for k in range(n))
+
+    return Moved("split columns", [lazy], [spec] * n, fn, move, {"pieces": n}).outputs()

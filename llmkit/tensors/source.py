@@ -39,9 +39,13 @@ class SourceFile:
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`."""
-        buffer = bytearray(nbytes)
-        self.fill(memoryview(buffer), offset)
-        return bytes(buffer)
+        return bytes(self.read_into(offset, nbytes))
+
+    def read_into(self, offset: int, nbytes: int) -> memoryview:
+        """Exactly `nbytes` bytes from `offset`, in memory of their own."""
+        view = memoryview(bytearray(nbytes))
+        self.fill(view, offset)
+        return view
 
     def read_tensor(self, offset: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
         """A fresh 1-D tensor of `numel` elements stored from byte `offset`."""

@@ -1,0 +1,113 @@
+"""Bytes moved without torch are those that torch moves, for any slices; and a plan that only moves needs no torch."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from llmkit.formats.folder import read_file
+from llmkit.tensors.lazy import Apply, Concat, Context, TakeRows
+from llmkit.tensors.moving import Mover, is_moved
+from llmkit.tensors.rearrange import gather_rows, join_columns, permute_blocks, split_columns, take_columns, transpose
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    g = torch.Generator().manual_seed(0)
+    path = tmp_path_factory.mktemp("moving") / "model.safetensors"
+    half = {f"m{i}": torch.randn(24, 12, generator=g).half() for i in range(3)}
+    save_file(half | {"v": torch.randn(7, generator=g), "s": torch.tensor(2.0), "e": torch.empty(0, 4)}, path)
+    return read_file(path)
+
+
+def expressions(t):
+    a, b, c = t["m0"], t["m1"], t["m2"]
+    swapped = permute_blocks(a, [1, 3, 0, 2])
+    return {
+        "read": a, "scalar": t["s"], "vector": t["v"], "empty": t["e"],
+        "take": TakeRows(a, 3, 17).output(),
+        "concat": Concat([a, TakeRows(b, 1, 6).output(), c]).output(),
+        "gather": gather_rows([a, b], [(1, 4, 9), (0, 0, 3), (1, 0, 2), (1, 20, 24)]),
+        "permute": swapped,
+        "permute twice": permute_blocks(swapped, [1, 0, 2]),
+        "take of permute": TakeRows(swapped, 8, 20).output(),
+        "take across blocks": TakeRows(swapped, 3, 10).output(),
+        "gather of permute": gather_rows([swapped, b], [(0, 1, 7), (1, 0, 5), (0, 20, 24)]),
+        "beside": join_columns([a, b, c]),
+        "columns": take_columns(join_columns([a, b]), 5, 19),
+        "piece": split_columns(a, 3)[1],
+        "take of piece": TakeRows(split_columns(a, 2)[1], 2, 11).output(),
+        "permute of gather": permute_blocks(gather_rows([a, b], [(0, 0, 6), (1, 2, 8)]), [2, 0, 1]),
+    }  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_bytes_are_what_torch_moves(stored, seed):
+    chance = random.Random(seed)
+    for name, lazy in expressions(stored).items():
+        node = lazy.node
+        if name not in ("take across blocks", "take of piece"):  # rows that no slice falls on: left to torch
+            assert is_moved(node), name
+        elif not is_moved(node):
+            continue
+        seen = []
+        mover = Mover(lambda read, rows, data, seen=seen: seen.append((read, rows, bytes(data))))
+        want = lazy.load()
+        step, at, pieces = node.row_step or 1, 0, []
+        while at < node.n_rows:
+            stop = min(at + step * chance.randint(1, 5), node.n_rows)
+            pieces.append(bytes(mover.evaluate(node, (at, stop))[lazy.index]))
+            sliced = Context().rows(lazy, (at, stop))
+            assert pieces[-1] == sliced.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), name
+            at = stop
+        flat = want.contiguous().reshape(-1)
+        assert b"".join(pieces) == (flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""), name
+        for read, rows, data in seen:  # what is hashed as read is what the file has
+            x = read.output().load()
+            x = x[rows[0] : rows[1]] if x.dim() else x
+            assert data == x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def test_what_computes_is_not_moved(stored):
+    a = stored["m0"]
+    assert not is_moved(Apply("double", [a], a.spec, lambda x: x * 2).output().node)
+    assert not is_moved(a.cast(stored["v"].dtype).node)
+    assert not is_moved(transpose(a).node)
+    assert not is_moved(gather_rows([a, transpose(transpose(a)), Apply("same", [a], a.spec, lambda x: x).output()],
+                                    [(0, 0, 1), (2, 0, 1)]).node)  # fmt: skip
+
+
+def test_a_plan_that_only_moves_runs_without_torch(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    (tmp_path / "in").mkdir()
+    state = {f"t{i}": torch.randn(40, 16, generator=g) for i in range(6)}
+    save_file(state, tmp_path / "in/model.safetensors", metadata={"format": "pt"})
+    code = """
+import sys, json, llmkit
+from llmkit.transforms.convert import convert
+from llmkit.tensors.rearrange import permute_blocks
+ckpt = llmkit.open_checkpoint(sys.argv[1])
+tensors = dict(ckpt.tensors) | {"t3": permute_blocks(ckpt.tensors["t3"], [1, 0])}
+manifest = llmkit.save(convert(ckpt.derive(tensors=tensors), to="bin"), sys.argv[2], max_shard_size=6000)
+assert not [m for m in ("torch", "numpy") if m in sys.modules]
+print(json.dumps(manifest["inputs"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "in", tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    found = {}
+    for path in (tmp_path / "out").glob("*.bin"):
+        found |= torch.load(path, weights_only=True)
+    want = state | {"t3": state["t3"].view(-1, 2, 16).flip(1).reshape(40, 16)}
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[k], want[k]) for k in want)
+    assert json.loads(done.stdout)[0]["tensors"].keys() == state.keys()
