@@ -51,6 +51,7 @@ ARCHITECTURE = Architecture(
         },
         ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
         prefix="gpt_neox.",
+        in_memory={"embed_out": "lm_head"},  # since transformers 5
     ),
     tiny={
         "architectures": ["GPTNeoXForCausalLM"],

@@ -108,6 +108,7 @@ class Architecture:
         equivalents: name of another architecture -> the config with which it is the same model.
         originals: other spellings that its weights were published in.
         prompt_ends: ids without which the model cannot be run: every prompt ends with them.
+        caveats: name of a transform -> what the user of it should know about this family.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
     """
@@ -129,6 +130,7 @@ class Architecture:
     equivalents: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     originals: tuple[Original, ...] = ()
     prompt_ends: Computed | tuple[int, ...] = ()
+    caveats: Mapping[str, str] = field(default_factory=dict)
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 

@@ -62,6 +62,7 @@ class Names:
         outer: the same for what lies outside the blocks besides embed, final_norm and head.
         ignored: patterns of buffers that old files store and nothing needs.
         prefix: what some published files leave out at the start of every name (`transformer.`).
+        in_memory: stems that transformers renames when it reads a file, to what: lists of modules may use either.
     """
 
     embed: str
@@ -72,6 +73,7 @@ class Names:
     outer: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     prefix: str = ""
+    in_memory: Mapping[str, str] = field(default_factory=dict)
 
 
 class NameTable:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.model import Decoder
 
-__all__ = ["Check", "check_architecture", "random_checkpoint"]
+__all__ = ["Check", "check_architecture", "random_checkpoint", "random_ids"]
 
 # A clause gives the largest difference of logits, or None where none are compared.
 Clause = Callable[[Architecture, Mapping[str, Any]], float | None]
@@ -125,8 +125,8 @@ def _prompt(architecture: Architecture, config: Mapping[str, Any]) -> None:
         raise PluginError(f"the prompt format shows the question {shown.count(question)} times: {shown!r}")
 
 
-def _ids(config: Mapping[str, Any], architecture: Architecture) -> torch.Tensor:
-    """Ids [2, T]; what every prompt must end with stands after the third."""
+def random_ids(architecture: Architecture, config: Mapping[str, Any]) -> torch.Tensor:
+    """Token ids [2, T] that the model can read; what every prompt must end with stands after the third."""
     import torch
 
     n_vocab = architecture.bind(config).dims.vocab
@@ -146,7 +146,7 @@ def _setting(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Dec
 
     decoder = load_decoder(random_checkpoint(architecture, config), architecture=architecture)
     limit = decoder.exact_sharing_limit
-    ids = _ids(config, architecture)[:, : min(_N_TOKENS, limit) if limit else _N_TOKENS]
+    ids = random_ids(architecture, config)[:, : min(_N_TOKENS, limit) if limit else _N_TOKENS]
     return decoder, ids, decoder(ids)
 
 
@@ -210,7 +210,7 @@ def _parity(architecture: Architecture, config: Mapping[str, Any]) -> float | No
     theirs = _reference(architecture, config, ckpt)
     if theirs is None:
         return None
-    ids = _ids(config, architecture)
+    ids = random_ids(architecture, config)
     return _difference(load_decoder(ckpt, architecture=architecture)(ids), theirs(ids))
 
 
@@ -224,7 +224,7 @@ def _padded_parity(architecture: Architecture, config: Mapping[str, Any]) -> flo
     theirs = _reference(architecture, config, ckpt)
     if theirs is None:
         return None
-    ids = _ids(config, architecture)
+    ids = random_ids(architecture, config)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     expected = theirs(ids, mask)

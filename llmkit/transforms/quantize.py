@@ -52,7 +52,8 @@ def quantize(
 
     Raises:
         SpecError: a group size that does not divide a row, a glob that matches nothing, nothing left to quantize.
-        RequirementError: already quantized, or an architecture that no plugin describes (unless `only` names layers).
+        RequirementError: already quantized; an architecture that no plugin describes (unless `only` names layers);
+            layers that are stored transposed.
     """
     if is_quantized(ckpt.config):
         raise RequirementError(
@@ -77,10 +78,12 @@ def quantize(
         )
     if left:
         notes.append(f"linear layers kept as they are: {listing(left)}")
+    architecture = registry.find(ckpt.config)
+    caveat = architecture.caveats.get("quantize") if architecture is not None else None
     step = {
         "transform": "quantize", "method": "rtn", **scheme.attrs(), "keep": list(keep), "only": list(only)
     }  # fmt: skip
-    return ckpt.derive(tensors=tensors, config=config, step=step, notes=notes)
+    return ckpt.derive(tensors=tensors, config=config, step=step, notes=notes, warnings=[caveat] if caveat else [])
 
 
 def _choose(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) -> tuple[dict[str, None], list[str], list[str]]:
@@ -105,8 +108,20 @@ def _choose(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) -> tuple
             f"keep: {listing(keep) or 'nothing'}); embeddings, norms and a head tied to the embedding never are",
             hint=f"name linear layers, such as {next(iter(slots)).removesuffix('.weight')}",
         )
+    _refuse_transposed(ckpt, [name for name in chosen if slots[name].is_transposed])
     left = [n.removesuffix(".weight") for n, s in slots.items() if n not in chosen and n.endswith(".weight")]
+    left += [architecture.names.in_memory[module] for module in left if module in architecture.names.in_memory]
     return chosen, left, ["Linear"]
+
+
+def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str]) -> None:
+    """Their rows are inputs: scales would be those of the wrong axis, and no reader expects them there."""
+    if names:
+        raise RequirementError(
+            f"{ckpt.label}: {listing(names, 1)} are stored as [in, out] (the Conv1D layers of transformers); "
+            "compressed-tensors describes [out, in] only, and transformers would put random weights in their place",
+            hint="a float dtype of half the size: llmkit convert MODEL --to hf --dtype bfloat16 -o OUT",
+        )
 
 
 def _choose_blindly(

@@ -64,6 +64,9 @@ class Paths:
         self._label = ckpt.label
         self._modules = dict.fromkeys(name.rpartition(".")[0] for name in ckpt.tensors)
         self._head = ends.head.rpartition(".")[0] if ends.head else None
+        architecture = registry.find(ckpt.config) if ckpt.config else None
+        renamed = architecture.names.in_memory if architecture is not None else {}
+        self._in_files = {loaded: stored for stored, loaded in renamed.items()}
         wanted = [m for m in modules if not self._is_head(m)]
         candidates = [(0, ""), *((n, "") for n in (1, 2)), *((0, p) for p in self._prefixes())]
         hits = [(sum(self._rename(m, c) in self._modules for m in wanted), -i) for i, c in enumerate(candidates)]
@@ -71,6 +74,7 @@ class Paths:
         self.note = self._describe(wanted)
 
     def _is_head(self, module: str) -> bool:
+        module = self._in_files.get(module, module)
         last = module.rpartition(".")[2]
         return self._head is not None and (last == self._head.rpartition(".")[2] or module == self._head)
 

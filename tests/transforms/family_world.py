@@ -1,0 +1,151 @@
+"""A tiny random model of every family on disk, with a tokenizer, and what transformers and PEFT make of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import vocab_world
+
+from llmkit.api import save
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.registry import default_registry, require
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent, open_checkpoint
+from llmkit.decoder.contract import random_checkpoint
+
+TOKENIZER = vocab_world.byte_level(vocab_world.ENGLISH, 300)
+VOCAB: dict[str, int] = json.loads(TOKENIZER)["model"]["vocab"]
+# Releases that store, tie or project otherwise than the tiny model of their family.
+RELEASES = {
+    "bloom": ["untied"], "falcon": ["rw-1b", "11b"], "gpt2": ["cerebras"], "gpt_neox": ["redpajama", "tied"],
+    "llama": ["tied", "attention-bias"], "opt": ["350m", "no-final-norm"],
+}  # fmt: skip
+ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
+CASES = [(name, variant) for name in ARCHITECTURES for variant in (None, *RELEASES.get(name, ()))]
+IDS = [f"{name}-{variant}" if variant else name for name, variant in CASES]
+
+
+def config_of(architecture: Architecture, variant: str | None) -> dict[str, Any]:
+    """The tiny config with a row for each token of `TOKENIZER`."""
+    config = architecture.tiny_config(variant)
+    return config | {architecture.bind(config).dims.keys["vocab"]: len(VOCAB), "dtype": "float32"}
+
+
+def written(folder: Path, name: str, variant: str | None) -> Path:
+    """The base model as a folder."""
+    architecture = ARCHITECTURES[name]
+    ckpt = random_checkpoint(architecture, config_of(architecture, variant))
+    save(ckpt.derive(files={"tokenizer.json": FileContent(data=TOKENIZER.encode())}), folder)
+    return folder
+
+
+def moved(base: Checkpoint, folder: Path) -> Checkpoint:
+    """The base with every weight moved a little, as a fine-tuning does it."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(1)
+    folder.mkdir()
+    tuned = {n: t.load() for n, t in base.tensors.items()}
+    tuned = {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in tuned.items()}
+    save_file(tuned, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(dict(base.config)))
+    (folder / "tokenizer.json").write_text(TOKENIZER)
+    return open_checkpoint(folder)
+
+
+def loaded(ckpt: Checkpoint) -> dict[str, torch.Tensor]:
+    return {name: lazy.load() for name, lazy in ckpt.tensors.items()}
+
+
+def layers_of(ckpt: Checkpoint) -> list[str]:
+    """The modules of the linear layers."""
+    model = require(ckpt.config, ckpt.label).bind(ckpt.config)
+    return [s.name.removesuffix(".weight") for s in model.slots.values() if s.kind == "linear"]
+
+
+def is_in_transformers(config: Any) -> bool:
+    return config["model_type"] in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    bars = transformers.utils.logging
+    bars.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    bars.enable_progress_bar()
+
+
+def by_transformers(folder: Path, attention: str) -> Any:
+    """transformers' own model of a folder."""
+    with quiet():
+        auto = transformers.AutoModelForCausalLM
+        return auto.from_pretrained(folder, dtype="auto", attn_implementation=attention).eval()
+
+
+def leave_packed_layers_alone(monkeypatch: Any) -> None:
+    """What two classes of transformers 5.23 lack: their initialisation passes over layers whose weights are packed."""
+
+    def guarded(original: Any) -> Any:
+        return lambda self, module: None if hasattr(module, "weight_packed") else original(self, module)
+
+    for owner in (transformers.FalconPreTrainedModel, transformers.RwkvPreTrainedModel):
+        monkeypatch.setattr(owner, "_init_weights", guarded(owner._init_weights))
+
+
+def peft_adapter(model: Any, folder: Path, layers: list[str], *, transposed: bool) -> None:
+    """An adapter on these layers, every matrix of it random, as PEFT saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=sorted({m.rpartition(".")[2] for m in layers}), fan_in_fan_out=transposed
+    )
+    with quiet(), torch.no_grad():
+        adapted = get_peft_model(copy.deepcopy(model), config)
+        generator = torch.Generator().manual_seed(2)
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+        adapted.save_pretrained(folder)
+
+
+def peft_merged(model: Any, adapter: Path, folder: Path) -> Checkpoint:
+    """What PEFT's own merge saves."""
+    from peft import PeftModel
+
+    with quiet():
+        PeftModel.from_pretrained(copy.deepcopy(model), adapter).merge_and_unload().save_pretrained(folder)
+    return open_checkpoint(folder)
+
+
+def adapter_by_hand(base: Checkpoint, folder: Path, layers: list[str]) -> dict[str, torch.Tensor]:
+    """An adapter in PEFT's layout for a class that only its authors' code has, and the weights it must give."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(2)
+    folder.mkdir()
+    tensors, expected = {}, {}
+    for module in layers:
+        weight = base.tensors[f"{module}.weight"].load()
+        a = 0.1 * torch.randn(4, weight.shape[1], generator=generator)
+        b = 0.1 * torch.randn(weight.shape[0], 4, generator=generator)
+        tensors |= {
+            f"base_model.model.{module}.lora_A.weight": a,
+            f"base_model.model.{module}.lora_B.weight": b,
+        }
+        expected[f"{module}.weight"] = weight + 2.0 * (b @ a)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "fan_in_fan_out": False, "bias": "none",
+        "target_modules": sorted({m.rpartition(".")[2] for m in layers}), "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return expected
