@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Alibi, Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
@@ -17,6 +18,7 @@ from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.tokenizers import TOKENIZERS
 
 BAICHUAN_2_VOCAB = 125696
+_LAYOUT = "Meta AI original pth"
 
 
 def has_norm_head(config: Mapping[str, Any]) -> bool:
@@ -80,6 +82,7 @@ BAICHUAN_7B = Architecture(
         },
         ignored=("*.rotary_emb.inv_freq",),
     ),
+    gguf=GgufFamily("baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT}),
     tiny={
         "architectures": ["BaiChuanForCausalLM"],
         "model_type": "baichuan",
@@ -105,6 +108,12 @@ BAICHUAN_13B = replace(
     when=lambda config: not is_rotary(config),
     equivalents={},
     block=replace(BAICHUAN_7B.block, position=Alibi()),
+    gguf=replace(
+        BAICHUAN_7B.gguf,
+        keys={"context_length": "model_max_length"},
+        claims=lambda metadata, _: "attention.max_alibi_bias" in metadata or metadata.get("block_count") == 40,
+        has_pairs_without_rope=True,
+    ),
     tiny={
         **{k: v for k, v in BAICHUAN_7B.tiny.items() if k != "max_position_embeddings"},
         "architectures": ["BaichuanForCausalLM"],

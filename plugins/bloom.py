@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Alibi, Block, Embedding, GroupedQuery, Head, Kind, LayerNorm, PlainMLP, PreNorm
 from llmkit.architecture.names import Fused, Names
@@ -75,6 +76,18 @@ ARCHITECTURE = Architecture(
         outer={"embed_norm": "transformer.word_embeddings_layernorm"},
         ignored=("*.scale_mask_softmax.causal_mask",),
         prefix="transformer.",
+    ),
+    gguf=GgufFamily(
+        "bloom",
+        slots={"attn.qkv": QKV},
+        keys={
+            "context_length": "seq_length",
+            "block_count": "n_layer",
+            "attention.head_count": "n_head",
+            "attention.head_count_kv": "",
+            "feed_forward_length": "",
+            "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        },
     ),
     tiny={
         "architectures": ["BloomForCausalLM"],

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, LayerNorm, NoNorm, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
@@ -85,6 +86,16 @@ def _prompt(config: Mapping[str, Any]) -> Prompt:
     return FORMATS["chatglm2" if is_second else "chatglm3"]
 
 
+def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_ratio`; and the repository's name where it divides positions, which only that name says."""
+    head_dim = metadata["embedding_length"] // metadata["attention.head_count"]
+    found: dict[str, Any] = {"kv_channels": metadata.get("attention.key_length", head_dim)}
+    if metadata.get("rope.scaling.type") == "linear":
+        return found | {"rope_ratio": metadata["rope.scaling.factor"], "_name_or_path": "THUDM/chatglm2-6b-32k"}
+    ratio = metadata.get("rope.freq_base", 10000.0) / 10000.0
+    return found | {"rope_ratio": int(ratio) if ratio == int(ratio) else ratio}
+
+
 CHATGLM2 = Architecture(
     name="chatglm2",
     matches=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
@@ -128,6 +139,31 @@ CHATGLM2 = Architecture(
             "mlp.down": "mlp.dense_4h_to_h",
         },
         ignored=("transformer.rotary_pos_emb.inv_freq",),
+    ),
+    gguf=GgufFamily(
+        "chatglm",
+        pairs="interleaved",
+        slots={"attn.qkv": QKV, "mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
+        keys={
+            "context_length": "seq_length",
+            "block_count": "num_layers",
+            "feed_forward_length": "ffn_hidden_size",
+            "attention.head_count_kv": "multi_query_group_num",
+            "attention.layer_norm_rms_epsilon": "layernorm_epsilon",
+            "attention.key_length": "kv_channels",
+            "rope.freq_base": "",
+        },
+        config={
+            "multi_query_attention": True,
+            "rmsnorm": True,
+            "post_layer_norm": True,
+            "add_bias_linear": False,
+            "original_rope": True,
+            "apply_residual_connection_post_layernorm": False,
+        },
+        flags={"add_qkv_bias": "blk.0.attn_qkv.bias"},
+        read=_from_gguf,
+        claims=lambda _, names: "blk.0.attn_qkv.weight" in names,
     ),
     tiny={
         "architectures": ["ChatGLMModel"],

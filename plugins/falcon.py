@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
     Block,
@@ -145,6 +146,29 @@ _RW = {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False
     "num_kv_heads": 16,
 }
 
+
+def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Multi-query where there is one key/value head; a number between marks the decoder of 40B and 11B."""
+    kv, heads = metadata.get("attention.head_count_kv", 1), metadata["attention.head_count"]
+    is_new = 1 < kv < heads
+    found = {"multi_query": kv == 1, "parallel_attn": True, "bias": False, "alibi": False}
+    return found | {"new_decoder_architecture": is_new, **({"num_ln_in_parallel_attn": 1} if is_new else {})}
+
+
+GGUF = GgufFamily(
+    "falcon",
+    slots={"attn.qkv": QKV},
+    keys={
+        "attention.head_count_kv": "num_kv_heads",
+        "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        "feed_forward_length": "ffn_hidden_size",
+    },
+    read=_from_gguf,
+    # The context is in no config; the models were trained with 2048 tokens.
+    write=lambda model, _: {"context_length": model.dims.context or 2048, "tensor_data_layout": "jploski"},
+    noted=("activation",),
+)
+
 ARCHITECTURE = Architecture(
     name="falcon",
     matches=("FalconForCausalLM", "RWForCausalLM", "FalconModel", "RWModel"),
@@ -167,6 +191,7 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=_NAMES,
+    gguf=GGUF,
     tiny=_TINY,
     variants={
         "rw-1b": _RW,
@@ -192,6 +217,13 @@ FALCON_40B = replace(
     name="falcon40b",
     when=_has_two_norms,
     names=replace(_NAMES, slots={**_NAMES.slots, "attn_norm": "ln_attn", "mlp_norm": "ln_mlp"}),
+    # Two norms side by side: llama.cpp's first is the MLP's.
+    gguf=replace(
+        GGUF,
+        slots={"attn.qkv": QKV, "attn_norm": "attn_norm_2", "mlp_norm": "attn_norm"},
+        read=lambda metadata: {**_from_gguf(metadata), "new_decoder_architecture": True, "num_ln_in_parallel_attn": 2},
+        claims=lambda _, names: "blk.0.attn_norm_2.weight" in names,
+    ),
     tiny={**_TINY, "new_decoder_architecture": True, "num_kv_heads": 2},
     variants={
         "180b": {"tie_word_embeddings": False},

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Embedding, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.errors import RequirementError
@@ -47,6 +48,14 @@ def _activation(config: Mapping[str, Any]) -> str:
     return "gelu_pytorch_tanh" if stated == "gelu" else str(stated)
 
 
+# llama.cpp's norms take the weight itself, and its head is always the embedding.
+GGUF = GgufFamily(
+    "gemma",
+    norm_offset=1.0,
+    config={"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
+    refuses=lambda model: None if model.is_tied else "its head is not tied to the embedding",
+)
+
 ARCHITECTURE = Architecture(
     name="gemma",
     matches=("GemmaForCausalLM",),
@@ -61,6 +70,7 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=NAMES,
+    gguf=GGUF,
     tiny={
         "architectures": ["GemmaForCausalLM"],
         "model_type": "gemma",

@@ -1,6 +1,6 @@
 """Gemma 2: Gemma with norms around attention and MLP, capped scores and logits, and a window on every other layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, Rope, Sandwich
 from llmkit.architecture.layer_types import is_sliding, window_of
-from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, NORM, TINY
+from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
 from llmkit_plugins.llama import NAMES as LLAMA_NAMES
 
 _NORMS = {
@@ -45,6 +45,17 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     )
 
 
+def read_scale(layers_of_27b: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """GGUF does not state the scale of the scores: llama.cpp knows the largest model by its number of layers."""
+
+    def read(metadata: Mapping[str, Any]) -> dict[str, Any]:
+        by_width = metadata["embedding_length"] // metadata["attention.head_count"]
+        is_27b = metadata["block_count"] == layers_of_27b
+        return {"query_pre_attn_scalar": by_width if is_27b else metadata.get("attention.key_length", by_width)}
+
+    return read
+
+
 ARCHITECTURE = Architecture(
     name="gemma2",
     matches=("Gemma2ForCausalLM",),
@@ -54,6 +65,7 @@ ARCHITECTURE = Architecture(
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", 30.0)),
     names=NAMES,
+    gguf=replace(GGUF, arch="gemma2", has_windows=True, read=read_scale(46)),
     tiny={
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",

@@ -11,8 +11,9 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, Rope, Sandwich
 from llmkit.architecture.layer_types import is_sliding, window_of
-from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, NORM, TINY
-from llmkit_plugins.gemma2 import ACTIVATION, NAMES, SCALE, cap
+from llmkit.architecture.model import Model
+from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
+from llmkit_plugins.gemma2 import ACTIVATION, NAMES, SCALE, cap, read_scale
 
 _NORMS = {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
 _LOCAL = Rope(
@@ -43,6 +44,10 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     )
 
 
+def _local_base(model: Model) -> float | None:
+    return next((float(b.position.theta) for b in model.blocks if b.attention.window is not None), None)
+
+
 ARCHITECTURE = Architecture(
     name="gemma3",
     matches=("Gemma3ForCausalLM",),
@@ -52,6 +57,14 @@ ARCHITECTURE = Architecture(
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", None)),
     names=replace(NAMES, slots={**NAMES.slots, **_NORMS}),
+    gguf=replace(
+        GGUF,
+        arch="gemma3",
+        has_windows=True,
+        keys={"rope.freq_base_swa": "rope_local_base_freq"},
+        read=read_scale(62),
+        write=lambda model, _: {"rope.freq_base_swa": _local_base(model)},
+    ),
     tiny={
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",

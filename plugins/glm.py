@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily, rotary_share
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
 from llmkit.architecture.names import Fused
@@ -50,6 +51,19 @@ VARIANTS = {
     },
 }
 
+GGUF = GgufFamily(
+    "chatglm",
+    pairs="interleaved",
+    slots={"mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
+    config={"hidden_act": "silu"},
+    flags={"attention_bias": "blk.0.attn_q.bias"},
+    read=lambda metadata: {
+        "partial_rotary_factor": rotary_share(metadata),
+        "head_dim": metadata.get("attention.key_length")
+        or metadata["embedding_length"] // metadata["attention.head_count"],
+    },
+)
+
 ARCHITECTURE = Architecture(
     name="glm",
     matches=("GlmForCausalLM",),
@@ -58,6 +72,7 @@ ARCHITECTURE = Architecture(
     block=BLOCK,
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
+    gguf=replace(GGUF, claims=lambda _, names: "blk.0.attn_q.weight" in names),
     tiny={"architectures": ["GlmForCausalLM"], "model_type": "glm", **TINY},
     variants={
         **VARIANTS,

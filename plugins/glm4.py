@@ -5,7 +5,7 @@ from dataclasses import replace
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Head, Sandwich
-from llmkit_plugins.glm import BLOCK, DIMS, NAMES, TINY, VARIANTS
+from llmkit_plugins.glm import BLOCK, DIMS, GGUF, NAMES, TINY, VARIANTS
 
 _NORMS = {
     "attn_norm": "input_layernorm",
@@ -22,6 +22,7 @@ ARCHITECTURE = Architecture(
     block=replace(BLOCK, residual=Sandwich()),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(NAMES, slots={**NAMES.slots, **_NORMS}),
+    gguf=replace(GGUF, arch="glm4"),
     tiny={"architectures": ["Glm4ForCausalLM"], "model_type": "glm4", **TINY, "rms_norm_eps": 1e-5},
     variants={
         **VARIANTS,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
     Block,
@@ -70,6 +71,20 @@ ARCHITECTURE = Architecture(
         outer={"positions": "transformer.wpe"},
         ignored=("*.attn.bias", "*.attn.masked_bias"),
         prefix="transformer.",
+    ),
+    gguf=GgufFamily(
+        "gpt2",
+        slots={"attn.qkv": QKV},
+        keys={
+            "context_length": "n_positions",
+            "embedding_length": "n_embd",
+            "block_count": "n_layer",
+            "attention.head_count": "n_head",
+            "attention.head_count_kv": "",
+            "feed_forward_length": "n_inner",
+            "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        },
+        noted=("activation_function",),
     ),
     tiny={
         "architectures": ["GPT2LMHeadModel"],

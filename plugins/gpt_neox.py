@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.gguf import QKV, GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, Parallel, PlainMLP, PreNorm, Rope
 from llmkit.architecture.names import Fused, Names
@@ -52,6 +53,14 @@ ARCHITECTURE = Architecture(
         ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
         prefix="gpt_neox.",
         in_memory={"embed_out": "lm_head"},  # since transformers 5
+    ),
+    gguf=GgufFamily(
+        "gptneox",
+        slots={"attn.qkv": QKV},
+        keys={"rope.freq_base": "rotary_emb_base", "use_parallel_residual": "use_parallel_residual"},
+        read=lambda metadata: {"rotary_pct": rotary_share(metadata)},
+        write=lambda model, config: {"use_parallel_residual": bool(lookup(_IS_PARALLEL, config))},
+        noted=("hidden_act",),
     ),
     tiny={
         "architectures": ["GPTNeoXForCausalLM"],

@@ -1,6 +1,7 @@
 """LLaMA 1, 2 and 3, and everything stored in that layout (Alpaca, Vicuna, OpenLLaMA, TinyLlama, SmolLM2, …)."""
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.names import Names
@@ -33,6 +34,13 @@ NAMES = Names(
     ignored=("*.rotary_emb.inv_freq",),
 )
 
+# llama.cpp takes rotary pairs as the original LLaMA has them: dim 2j with 2j + 1.
+GGUF = GgufFamily(
+    "llama",
+    pairs="interleaved",
+    config={"hidden_act": "silu"},
+    flags={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"},
+)
 ARCHITECTURE = Architecture(
     name="llama",
     matches=("LlamaForCausalLM",),
@@ -47,6 +55,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     tokenizer=TOKENIZERS["llama"],
+    gguf=GGUF,
     tiny={
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

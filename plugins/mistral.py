@@ -1,6 +1,7 @@
 """Mistral 7B, Nemo and what is stored in that layout: Llama's, in the first release with a window on every layer."""
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
@@ -20,6 +21,8 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
+    # Written as llama's; only a window tells such a file from one.
+    gguf=GgufFamily("llama", pairs="interleaved", claims=lambda metadata, _: "attention.sliding_window" in metadata),
     tiny={
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -35,6 +36,7 @@ ARCHITECTURE = Architecture(
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
+    gguf=GgufFamily("qwen2", config={"use_sliding_window": False}),
     tiny={
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit_plugins.llama import DIMS, NAMES
@@ -36,6 +37,7 @@ ARCHITECTURE = Architecture(
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(NAMES, slots={**NAMES.slots, "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}),
+    gguf=GgufFamily("qwen3", config={"use_sliding_window": False}),
     tiny={
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key, as_key, lookup, source_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Block, Embedding, Head, PerLayer
@@ -111,6 +112,7 @@ class Architecture:
         caveats: name of a transform -> what the user of it should know about this family.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
+        gguf: how it looks in GGUF files; None where llama.cpp does not know it.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Architecture:
     caveats: Mapping[str, str] = field(default_factory=dict)
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    gguf: GgufFamily | None = None
 
     def bind(self, config: Mapping[str, Any]) -> Model:
         """This architecture with the sizes and values of one config.

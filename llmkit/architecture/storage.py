@@ -7,15 +7,19 @@ architecture (see `Model.spelled`) are converted by taking the weights out of on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.slots import Slot
 from llmkit.errors import SpecError, listing
-from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose
 
-__all__ = ["parts_of", "rotary_pairs", "stored", "tensors_of", "weights_of"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["normalized_rows", "parts_of", "rotary_pairs", "stored", "tensors_of", "weights_of"]
 
 
 def parts_of(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
@@ -105,3 +109,14 @@ def rotary_pairs(weights: Mapping[str, Lazy], model: Model, *, to: str) -> dict[
             if name in changed:
                 changed[name] = permute_blocks(changed[name], order, op=f"rotary {to}")
     return changed
+
+
+def normalized_rows(weight: Lazy) -> Lazy:
+    """A head whose rows are divided by their norms, as the original does at run time (`Head.normalized`)."""
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.nn.functional.normalize(x.float(), dim=-1).to(x.dtype)
+
+    return Apply("row / norm", [weight], weight.spec, fn, scratch=2.0).output()

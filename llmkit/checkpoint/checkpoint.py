@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,18 @@ _PASS_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """A small file that belongs to a checkpoint: on disk, or new bytes made by a transform."""
+    """A small file that belongs to a checkpoint: on disk, new bytes made by a transform, or made when they are read."""
 
     path: Path | None = None
     data: bytes | None = None
+    make: Callable[[], bytes] | None = None
 
     def read(self) -> bytes:
         """The bytes."""
         if self.data is not None:
             return self.data
+        if self.make is not None:
+            return self.make()
         if self.path is None:
             return b""
         try:
@@ -64,6 +67,7 @@ class Checkpoint:
         warnings: what the user should act on.
         container: how its tensors are laid out in files when it is written.
         layout: the file layout it was read from.
+        details: what else its files say of themselves (`llmkit.layouts.layout.Opened`).
     """
 
     label: str
@@ -76,6 +80,7 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     container: Container = field(default_factory=SafetensorsFiles)
     layout: str = "hf"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:
@@ -109,6 +114,7 @@ class Checkpoint:
             notes=self.notes + tuple(notes),
             warnings=self.warnings + tuple(warnings),
             container=self.container if container is None else container,
+            details={},
         )
 
     def __repr__(self) -> str:
@@ -168,10 +174,25 @@ def _from_layout(path: Path, opened: Opened) -> Checkpoint:
     beside = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in opened.own]
     files = {n: FileContent(data=f) if isinstance(f, bytes) else FileContent(path=f) for n, f in opened.files.items()}
     files |= {p.name: FileContent(path=p) for p in beside if _passes(p.name) and _belongs(path, p.name)}
+    if opened.vocabulary:
+        from llmkit.tokenization.from_gguf import tokenizer_files
+
+        files |= tokenizer_files(opened.vocabulary, opened.config)
     label = (path.name or path.resolve().name) if path.is_dir() else path.stem
     recipe = recipe_of(folder) if path.is_dir() else ()
     tensors, config = sort_tensors(opened.tensors), dict(opened.config)
-    return Checkpoint(label, tensors, config, files, path, recipe, opened.notes, layout=opened.layout)
+    return Checkpoint(
+        label=label,
+        tensors=tensors,
+        config=config,
+        files=files,
+        origin=path,
+        history=recipe,
+        notes=opened.notes,
+        warnings=opened.warnings,
+        layout=opened.layout,
+        details=opened.details,
+    )
 
 
 def _belongs(path: Path, name: str) -> bool:

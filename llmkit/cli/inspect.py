@@ -13,6 +13,8 @@ from llmkit.cli.output import Output
 
 __all__ = ["register"]
 
+_MAX_VALUE = 60
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -95,6 +97,10 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
         ],
         right=["tensors", "parameters", "size"],
     )
+    metadata = d["details"].get("metadata")
+    if metadata:
+        out.line()
+        out.table(["metadata", "value"], [(key, _clipped(value)) for key, value in metadata.items()])
     for title in ("problems", "oddities"):
         if d[title]:
             out.line(f"\n{title}:")
@@ -131,6 +137,11 @@ def _render_identity(out: Output, d: Mapping[str, Any]) -> None:
     )
     for note in d["notes"]:
         out.line(f"  - {note}")
+
+
+def _clipped(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]!r}… ({len(text)} characters)"
 
 
 def _architecture(d: Mapping[str, Any]) -> str:

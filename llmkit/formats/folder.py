@@ -15,7 +15,7 @@ __all__ = ["INDEX_NAMES", "SINGLE_NAMES", "is_weight_file", "read_file", "read_f
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _NO_WEIGHTS = ("training_args", "rng_", "tokenizer.bin")
 MAX_JSON_NBYTES = 200_000_000
 
@@ -68,7 +68,7 @@ def read_folder(folder: Path) -> dict[str, Lazy]:
             return _read_sharded(folder, index)
         if single.is_file():
             return read_file(single)
-    loose = sorted(p for p in folder.iterdir() if p.is_file() and is_weight_file(p.name))
+    loose = sorted(p for p in folder.iterdir() if p.is_file() and is_weight_file(p.name) and p.suffix != ".gguf")
     if not loose:
         raise InputError(
             f"{folder} holds no weights: found no model.safetensors, pytorch_model.bin or index of shards",

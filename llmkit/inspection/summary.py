@@ -14,6 +14,7 @@ from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError
 from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.quantization.reading import dequantized, describe
+from llmkit.tensors.spec import DType
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Part", "Summary", "summarize"]
@@ -47,6 +48,7 @@ class Summary:
         files: weight file -> bytes.
         recipe: what llmkit did to make it, when it did.
         layout: the file layout it was read from.
+        details: what else its files say of themselves (`llmkit.layouts.layout.Opened`).
         problems: contradictions between config, tensors and tokenizer: it cannot be run as it is.
         oddities: what else is odd.
     """
@@ -68,6 +70,7 @@ class Summary:
     problems: tuple[str, ...]
     oddities: tuple[str, ...]
     layout: str = "hf"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def summarize(ckpt: Checkpoint) -> Summary:
@@ -93,6 +96,9 @@ def summarize(ckpt: Checkpoint) -> Summary:
         dtypes[lazy.dtype.name] = dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
         for read in lazy.reads():
             files[read.source.path.name] = read.source.nbytes
+    stored: Mapping[str, Mapping[str, int]] = ckpt.details.get("types", {})
+    if stored:
+        dtypes = {name: entry["nbytes"] for name, entry in stored.items()}
     return Summary(
         label=ckpt.label,
         origin=str(ckpt.origin) if ckpt.origin is not None else None,
@@ -101,17 +107,24 @@ def summarize(ckpt: Checkpoint) -> Summary:
         dims={k: v for k in _DIMS if (v := getattr(model.dims, k)) is not None} if model else {},
         n_tensors=len(ckpt.tensors),
         n_parameters=sum(p.n_parameters for p in parts),
-        nbytes=ckpt.nbytes,
+        nbytes=sum(dtypes.values()),
         dtypes=dict(sorted(dtypes.items(), key=lambda kv: -kv[1])),
         files=dict(sorted(files.items())),
         parts=parts,
-        quantization=describe(ckpt.config),
+        quantization=describe(ckpt.config) or _mix(stored),
         vocabulary=vocabulary,
         recipe=recipe_of(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else (),
         problems=tuple(dict.fromkeys(problems)),
         oddities=tuple(dict.fromkeys(oddities)),
         layout=ckpt.layout,
+        details=ckpt.details,
     )
+
+
+def _mix(stored: Mapping[str, Mapping[str, int]]) -> str | None:
+    """The types of blocks that a foreign layout has, with the number of tensors of each."""
+    blocks = {name: entry["tensors"] for name, entry in stored.items() if name not in DType.__members__}
+    return ", ".join(f"{name} × {n}" for name, n in blocks.items()) or None
 
 
 def _claimed(config: Mapping[str, Any]) -> str | None:

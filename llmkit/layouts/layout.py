@@ -38,6 +38,10 @@ class Opened:
         files: other files of the checkpoint that do not lie beside the weights: name -> where, or bytes.
         own: names of small files that describe the layout, and do not go along to another.
         notes: what was read and decided.
+        warnings: what the user should act on.
+        details: what else the files say of themselves, for `inspect`: `types` (how tensors are stored: name ->
+            {"tensors": count, "nbytes": bytes}), `metadata`.
+        vocabulary: metadata of a tokenizer that the files hold instead of tokenizer files.
     """
 
     layout: str
@@ -46,6 +50,9 @@ class Opened:
     files: Mapping[str, Path | bytes] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

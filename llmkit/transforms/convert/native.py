@@ -8,21 +8,17 @@ is folded into plain rows; rotary pairs are reordered where the other family pai
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.architecture.difference import difference
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
-from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
+from llmkit.architecture.storage import normalized_rows, rotary_pairs, tensors_of, weights_of
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization import reading
-from llmkit.tensors.lazy import Apply, Lazy
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["as_architecture"]
 
@@ -53,7 +49,7 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
     weights = weights_of(ckpt.tensors, model)
     notes = []
     if as_bool(model.head.normalized) and not as_bool(target.head.normalized):
-        weights["head.weight"] = _normalized(weights["head.weight"])
+        weights["head.weight"] = normalized_rows(weights["head.weight"])
         notes.append("the rows of the head are divided by their norms, as the original does at run time")
     pairs = _pairs(target)
     if _pairs(model) != pairs:
@@ -66,12 +62,3 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
 def _pairs(model: Model) -> Any:
     position = getattr(model.block, "position", None)
     return position.pairs if isinstance(position, Rope) else None
-
-
-def _normalized(weight: Lazy) -> Lazy:
-    def fn(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        return torch.nn.functional.normalize(x.float(), dim=-1).to(x.dtype)
-
-    return Apply("row / norm", [weight], weight.spec, fn, scratch=2.0).output()

@@ -1,0 +1,115 @@
+"""How a family looks in GGUF files: names, rotary order, and which metadata are which keys of config.json.
+
+A GGUF file is one more spelling of a model (`Names`), whose config is a table of typed values under
+`<architecture>.<key>`. What is alike for all families stands here; a plugin states what differs.
+
+Source of names and keys: ggml-org/llama.cpp (gguf-py/gguf/constants.py, conversion/, src/models/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmkit.architecture.names import Fused, Names, Transposed
+
+if TYPE_CHECKING:
+    from llmkit.architecture.model import Model
+
+__all__ = ["CONFIG_KEYS", "CONSTANT_TENSORS", "QKV", "GgufFamily", "Metadata", "rotary_share"]
+
+Metadata = Mapping[str, Any]
+"""Metadata of a file; in a family's functions without the prefix `<architecture>.`."""
+
+_SLOTS: Mapping[str, str] = {
+    "attn_norm": "attn_norm", "attn_post_norm": "post_attention_norm",
+    "attn.q": "attn_q", "attn.k": "attn_k", "attn.v": "attn_v", "attn.o": "attn_output",
+    "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm",
+    "mlp_norm": "ffn_norm", "mlp_post_norm": "post_ffw_norm",
+    "mlp.gate": "ffn_gate", "mlp.up": "ffn_up", "mlp.down": "ffn_down",
+}  # fmt: skip
+_OUTER: Mapping[str, str] = {"embed_norm": "token_embd_norm", "positions": "position_embd"}
+QKV = Fused("attn_qkv", ("q", "k", "v"))
+"""q, k and v as one tensor, one below the other whatever the original's order."""
+# Tensors that follow from the config: factors of the rotary frequencies.
+CONSTANT_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+CONFIG_KEYS: Mapping[str, str] = {
+    "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps", "attention.layer_norm_epsilon": "layer_norm_eps",
+    "attention.key_length": "head_dim", "attention.sliding_window": "sliding_window",
+    "rope.freq_base": "rope_theta", "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GgufFamily:
+    """A family, or one of its releases, in GGUF files.
+
+    Attributes:
+        arch: the value of `general.architecture`.
+        pairs: how the rotary rows of q and k lie in files (`Rope.pairs` says how they lie in the original).
+        slots: names that differ from the usual ones, and fusions: stem of the slot -> name.
+        outer: the same for what lies outside the blocks.
+        norm_offset: what files add to the weight of every norm (Gemma's original stores weight - 1).
+        keys: metadata key -> key of config.json, where it is not the usual one; "" for a key that config.json lacks.
+        config: values of config.json that no metadata say.
+        flags: keys of config.json that are true where a tensor is there: key -> its name in files.
+        read: more values of config.json, from all metadata.
+        write: more metadata, from the model and config.json; it wins over the usual ones, and None takes one away.
+        noted: keys of config.json that no metadata say and that llama.cpp goes without (which GELU it is); where they
+            are not what is read from a file by itself, they are noted in it.
+        refuses: why llama.cpp cannot run a model of the family, of which metadata would say nothing; None if it can.
+        claims: which files of this architecture are the family's, from their metadata and tensor names; None for all,
+            where no other family claims them.
+        has_pairs_without_rope: q and k are reordered like rotary rows though the model has no rotary positions.
+        has_windows: llama.cpp applies `attention.sliding_window` to this architecture.
+        tokenizer_pre: `tokenizer.ggml.pre` where the tokenizer alone does not tell.
+    """
+
+    arch: str
+    pairs: Literal["half", "interleaved"] = "half"
+    slots: Mapping[str, str | Fused | Transposed] = field(default_factory=dict)
+    outer: Mapping[str, str] = field(default_factory=dict)
+    norm_offset: float = 0.0
+    keys: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
+    read: Callable[[Metadata], Mapping[str, Any]] | None = None
+    write: Callable[[Model, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    noted: tuple[str, ...] = ()
+    refuses: Callable[[Model], str | None] | None = None
+    claims: Callable[[Metadata, Collection[str]], bool] | None = None
+    has_windows: bool = False
+    has_pairs_without_rope: bool = False
+    tokenizer_pre: str | None = None
+
+    @property
+    def names(self) -> Names:
+        """The spelling of the family's tensors in GGUF files."""
+        fused = {
+            f"{slot.rpartition('.')[0]}.{part}"
+            for slot, entry in self.slots.items()
+            if isinstance(entry, Fused)
+            for part in entry.parts
+        }
+        return Names(
+            embed="token_embd",
+            final_norm="output_norm",
+            head="output",
+            block="blk.{i}.",
+            slots={**{k: v for k, v in _SLOTS.items() if k not in fused}, **self.slots},
+            outer={**_OUTER, **self.outer},
+            ignored=CONSTANT_TENSORS,
+        )
+
+
+def rotary_share(metadata: Metadata) -> float:
+    """The part of each head's dims that is rotated, so that int(head_dim * share) is what the file says."""
+    head_dim = metadata.get("attention.key_length") or metadata["embedding_length"] // metadata["attention.head_count"]
+    rotated = metadata.get("rope.dimension_count", head_dim)
+    share = rotated / head_dim
+    return float(share if int(head_dim * share) == rotated else (rotated + 0.5) / head_dim)

@@ -1,0 +1,288 @@
+"""Between GGUF metadata and config.json, for any family: the sizes, and the values of the kinds."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from llmkit.architecture import registry
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.attention import GroupedQuery
+from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Alibi, Block, Kind, LayerNorm, RMSNorm, Rope
+from llmkit.architecture.model import Model
+from llmkit.architecture.scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    NoScaling,
+    Scaling,
+    Yarn,
+)
+from llmkit.errors import InputError, RequirementError
+
+__all__ = ["NOTED", "architecture_of", "config_of", "metadata_of", "rope_factors", "shortest"]
+
+NOTED = "llmkit.config"
+"""Metadata key: keys of config.json that GGUF has no place for, as JSON."""
+Load = Callable[[str], list[float] | None]
+_YARN = {
+    "rope.scaling.yarn_attn_factor": "attention_factor",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
+# factor, low_freq_factor, high_freq_factor, original context of the published models with frequencies of Llama 3.1.
+_LLAMA3 = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192), (4.0, 1.0, 4.0, 8192))
+
+
+def architecture_of(metadata: Metadata, names: Collection[str]) -> Architecture | None:
+    """The family that reads a file with these metadata and tensors, or None when no plugin describes it."""
+    arch = metadata.get("general.architecture")
+    stripped = _stripped(metadata, str(arch))
+    found = [a for a in _families() if a.gguf is not None and a.gguf.arch == arch]
+    claiming = [a for a in found if a.gguf is not None and a.gguf.claims is not None and a.gguf.claims(stripped, names)]
+    general = [a for a in found if a.gguf is not None and a.gguf.claims is None]
+    return next(iter([*claiming, *general]), None)
+
+
+def _families() -> Iterator[Architecture]:
+    for found in registry.default_registry().load_all().values():
+        if isinstance(found, Architecture):
+            yield found
+
+
+def _stripped(metadata: Metadata, arch: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{arch}."): value for key, value in metadata.items() if not key.startswith("general.")}
+
+
+def config_of(
+    metadata: Metadata,
+    architecture: Architecture,
+    family: GgufFamily,
+    names: Collection[str],
+    vocab: int,
+    load: Load,
+) -> dict[str, Any]:
+    """The config.json that a file's metadata stand for.
+
+    Args:
+        names: of the tensors there are.
+        vocab: rows of the embedding.
+        load: the values of a constant tensor by name, None where there is none.
+    """
+    found = _stripped(metadata, family.arch)
+    config: dict[str, Any] = {k: architecture.tiny[k] for k in ("architectures", "model_type")}
+    config |= family.config
+    config |= {key: name in names for key, name in family.flags.items()}
+    for key, name in {**CONFIG_KEYS, **family.keys}.items():
+        value = found.get(key)
+        if isinstance(value, list):
+            raise InputError(f"{family.arch}.{key} differs from layer to layer, which no plugin describes")
+        if name and value is not None:
+            config[name] = shortest(value) if isinstance(value, float) else value
+    vocab_key = architecture.dims.vocab
+    config[vocab_key if isinstance(vocab_key, str) else "vocab_size"] = vocab
+    scaling = _scaling_config(found, load)
+    if scaling:
+        config["rope_scaling"] = scaling
+    if isinstance(architecture.head.tied, Key):
+        config[architecture.head.tied.spellings[0]] = "output.weight" not in names
+    for key, name in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
+        value = found.get(f"tokenizer.ggml.{key}_token_id")
+        if isinstance(value, int):
+            config[name] = value
+    if family.read is not None:
+        config |= family.read(found)
+    return config | _noted(found)
+
+
+def _noted(found: Metadata) -> dict[str, Any]:
+    try:
+        noted = json.loads(found.get(NOTED, "{}"))
+    except (TypeError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def shortest(value: float) -> float:
+    """The float64 with the fewest digits that is the float32 `value`: 1e-06 for what is stored of 1e-06."""
+    for digits in range(1, 10):
+        near = float(f"{value:.{digits}g}")
+        if _float32(near) == value:
+            return near
+    return value
+
+
+def _float32(value: float) -> float:
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.inf
+
+
+def _scaling_config(found: Metadata, load: Load) -> dict[str, Any] | None:
+    kind = found.get("rope.scaling.type")
+    factor = found.get("rope.scaling.factor", found.get("rope.scale_linear"))
+    original = found.get("rope.scaling.original_context_length")
+    if kind == "yarn" and factor:
+        more = {name: shortest(found[key]) for key, name in _YARN.items() if key in found}
+        config = {"rope_type": "yarn", "factor": shortest(factor), **more}
+        return config | ({"original_max_position_embeddings": original} if original else {})
+    long, short = load("rope_factors_long.weight"), load("rope_factors_short.weight")
+    if long is not None and short is not None:
+        config = {
+            "rope_type": "longrope",
+            "long_factor": [*map(shortest, long)],
+            "short_factor": [*map(shortest, short)],
+        }
+        if "rope.scaling.attn_factor" in found:
+            config["attention_factor"] = shortest(found["rope.scaling.attn_factor"])
+        return config | ({"original_max_position_embeddings": original} if original else {})
+    if kind in ("linear", None) and factor and factor != 1.0:
+        return {"rope_type": "linear", "factor": shortest(factor)}
+    factors = load("rope_freqs.weight")
+    return _llama3_config(found, factors) if factors is not None else None
+
+
+def _llama3_config(found: Metadata, factors: list[float]) -> dict[str, Any]:
+    """The parameters of Llama 3.1's frequencies: noted by llmkit, or those of a published model that give the same."""
+    theta, n = float(found.get("rope.freq_base", 10000.0)), 2 * len(factors)
+    noted = found.get("llmkit.rope_scaling")
+    candidates = [tuple(noted)] if isinstance(noted, list) and len(noted) == 4 else list(_LLAMA3)
+    for factor, low, high, original in candidates:
+        scaling = Llama3Scaling(float(factor), float(low), float(high), int(original))
+        wanted = llama3_factors(scaling, theta, n)
+        if all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(wanted, factors, strict=True)):
+            return {
+                "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor, "original_max_position_embeddings": int(original),
+            }  # fmt: skip
+    raise RequirementError(
+        "rope_freqs.weight scales the rotary frequencies in a way that none of the known parameters of Llama 3.1's "
+        "method gives",
+        hint="start from the original checkpoint, whose config.json states them",
+    )
+
+
+def llama3_factors(scaling: Llama3Scaling, theta: float, n: int) -> list[float]:
+    """What each of the n/2 rotary frequencies is divided by (Llama 3.1)."""
+    found = []
+    low = scaling.original_max_position / scaling.low_freq_factor
+    high = scaling.original_max_position / scaling.high_freq_factor
+    for j in range(0, n, 2):
+        wavelength = 2 * math.pi * theta ** (j / n)
+        if wavelength < high:
+            found.append(1.0)
+        elif wavelength > low:
+            found.append(scaling.factor)
+        else:
+            smooth = scaling.original_max_position / wavelength - scaling.low_freq_factor
+            smooth /= scaling.high_freq_factor - scaling.low_freq_factor
+            found.append(1 / ((1 - smooth) / scaling.factor + smooth))
+    return found
+
+
+def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> tuple[dict[str, Any], list[str]]:
+    """The metadata of a model, with the prefix of its architecture; and warnings of what they cannot say."""
+    dims = model.dims
+    warnings: list[str] = []
+    found: dict[str, Any] = {
+        "context_length": dims.context, "embedding_length": dims.hidden, "block_count": dims.layers,
+        "feed_forward_length": dims.ffn, "attention.head_count": dims.heads, "attention.head_count_kv": dims.kv_heads,
+        "vocab_size": dims.vocab,
+    }  # fmt: skip
+    if dims.head_dim * dims.heads != dims.hidden or config.get("head_dim"):
+        found |= {"attention.key_length": dims.head_dim, "attention.value_length": dims.head_dim}
+    norm = model.final_norm
+    if isinstance(norm, RMSNorm):
+        found["attention.layer_norm_rms_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
+    elif isinstance(norm, LayerNorm):
+        found["attention.layer_norm_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
+    main = main_block(model)
+    if isinstance(main, Block):
+        if isinstance(main.position, Rope):
+            rope = main.position
+            found["rope.dimension_count"] = rope.rotated(dims.head_dim)
+            found["rope.freq_base"] = float(rope.theta)  # type: ignore[arg-type]
+            found |= _scaling_metadata(rope.bound_scaling, warnings)
+        elif isinstance(main.position, Alibi):
+            found["attention.max_alibi_bias"] = 8.0
+        attention = main.attention
+        if isinstance(attention, GroupedQuery):
+            found["attn_logit_softcapping"] = attention.softcap
+            found["attention.sliding_window"] = window = _window(model)
+            if window is not None and not family.has_windows and (dims.context is None or window < dims.context):
+                warnings.append(f"llama.cpp runs {family.arch} models without a sliding window; this one has {window}")
+    found["final_logit_softcapping"] = model.head.softcap
+    if family.write is not None:
+        found |= family.write(model, config)
+    return {
+        k if k.startswith("llmkit.") else f"{family.arch}.{k}": v for k, v in found.items() if v is not None
+    }, warnings
+
+
+def main_block(model: Model) -> Kind:
+    """The layer that stands for the model's: the first that sees everything, else the first."""
+    is_whole = [b for b in model.blocks if getattr(getattr(b, "attention", None), "window", None) is None]
+    return is_whole[0] if is_whole else model.block
+
+
+def _window(model: Model) -> int | None:
+    attentions = [getattr(block, "attention", None) for block in model.blocks]
+    windows = [a.window for a in attentions if isinstance(a, GroupedQuery) and isinstance(a.window, int)]
+    return windows[0] if windows else None
+
+
+def _scaling_metadata(scaling: Scaling, warnings: list[str]) -> dict[str, Any]:
+    if isinstance(scaling, NoScaling):
+        return {}
+    if isinstance(scaling, LinearScaling):
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    if isinstance(scaling, Llama3Scaling):
+        noted = (
+            scaling.factor,
+            scaling.low_freq_factor,
+            scaling.high_freq_factor,
+            float(scaling.original_max_position),
+        )
+        return {"llmkit.rope_scaling": list(noted)}
+    if isinstance(scaling, LongRope):
+        return {
+            "rope.scaling.type": "longrope", "rope.scaling.attn_factor": scaling.attention_factor,
+            "rope.scaling.original_context_length": scaling.max_position,
+        }  # fmt: skip
+    if isinstance(scaling, Yarn):
+        if scaling.mscale is not None or scaling.mscale_all_dim is not None or not scaling.truncate:
+            warnings.append(
+                "GGUF has no place for mscale and truncate of the YaRN scaling: llama.cpp will not see them"
+            )
+        return {
+            "rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor,
+            "rope.scaling.original_context_length": scaling.original_max_position,
+            "rope.scaling.yarn_attn_factor": scaling.attention_factor,
+            "rope.scaling.yarn_beta_fast": scaling.beta_fast, "rope.scaling.yarn_beta_slow": scaling.beta_slow,
+        }  # fmt: skip
+    name = getattr(scaling, "name", type(scaling).__name__)
+    warnings.append(f"GGUF has no place for the RoPE scaling {name}: llama.cpp will run without it")
+    return {}
+
+
+def rope_factors(model: Model) -> dict[str, list[float]]:
+    """The constant tensors that a model's rotary scaling needs in a file, by name."""
+    position = getattr(main_block(model), "position", None)
+    if not isinstance(position, Rope):
+        return {}
+    scaling = position.bound_scaling
+    if isinstance(scaling, Llama3Scaling):
+        n = position.rotated(model.dims.head_dim)
+        return {"rope_freqs.weight": llama3_factors(scaling, float(position.theta), n)}  # type: ignore[arg-type]
+    if isinstance(scaling, LongRope):
+        return {
+            "rope_factors_long.weight": list(scaling.long_factor),
+            "rope_factors_short.weight": list(scaling.short_factor),
+        }
+    return {}

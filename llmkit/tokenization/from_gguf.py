@@ -1,0 +1,216 @@
+"""Tokenizer files from GGUF metadata: tokenizer.json, tokenizer.model where it is SentencePiece, tokenizer_config.json.
+
+The large files are made when somebody reads them: opening a model does not pay for its vocabulary twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import FileContent
+from llmkit.errors import InputError
+from llmkit.tokenization.bpe import implied_merges
+from llmkit.tokenization.pretokenizers import pre_tokenizer_of
+from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind
+from llmkit.tokenization.wire import encode_field
+
+__all__ = ["tokenizer_files"]
+
+_WHOLE = (PieceKind.CONTROL, PieceKind.USER_DEFINED)
+# tokenizer.ggml.model -> what it is; named by GGUF after the first model of each kind.
+_KINDS = {"llama": "sentencepiece", "gpt2": "byte_level"}
+# Of `tokenizer.ggml.pre`: a word that is a token is taken whole; a text begins with bos unless the file says otherwise;
+# text is normalised.
+_IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4")
+_ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
+_IS_NORMALIZED = ("qwen2", "olmo", "deepseek-r1-qwen")
+_BPE: Mapping[str, Any] = {
+    "type": "BPE",
+    "dropout": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+}
+
+
+def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, FileContent]:
+    """The tokenizer files of a model; none where the file has no vocabulary, or one of a kind that is not read.
+
+    Raises:
+        InputError: lists of different lengths.
+    """
+    if metadata.get("tokenizer.ggml.model") not in _KINDS or not metadata.get("tokenizer.ggml.tokens"):
+        return {}
+    vocabulary = _Vocabulary(metadata)
+    make = vocabulary.sentencepiece_json if vocabulary.is_sentencepiece else vocabulary.byte_level_json
+    files = {"tokenizer.json": FileContent(make=make)}
+    if vocabulary.is_sentencepiece:
+        files["tokenizer.model"] = FileContent(make=vocabulary.sentencepiece_model)
+    files["tokenizer_config.json"] = FileContent(data=_json(vocabulary.config(config)))
+    return files
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, ensure_ascii=False) + "\n").encode()
+
+
+class _Vocabulary:
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
+        self.tokens: Sequence[str] = self._get("tokens", [])
+        self.is_sentencepiece = _KINDS[self._get("model")] == "sentencepiece"
+        self.types: Sequence[int] = self._get("token_type") or [PieceKind.NORMAL] * len(self.tokens)
+        self.scores: Sequence[float] = self._get("scores") or [0.0] * len(self.tokens)
+        for name, values in (("token_type", self.types), ("scores", self.scores)):
+            if len(values) != len(self.tokens):
+                raise InputError(f"tokenizer.ggml.{name} has {len(values)} values for {len(self.tokens)} tokens")
+
+    def _get(self, key: str, default: Any = None) -> Any:
+        return self._metadata.get(f"tokenizer.ggml.{key}", default)
+
+    @cached_property
+    def adds_space(self) -> bool:
+        return bool(self._get("add_space_prefix", True))
+
+    def token(self, kind: str) -> str | None:
+        """The text of a special token (`bos`, `eos`, …)."""
+        i = self._get(f"{kind}_token_id")
+        return self.tokens[i] if isinstance(i, int) and 0 <= i < len(self.tokens) else None
+
+    def adds(self, kind: str) -> bool:
+        """Whether bos or eos is put around a text."""
+        default = kind == "bos" and (self.is_sentencepiece or self._get("pre") in _ADDS_BOS)
+        return bool(self._get(f"add_{kind}_token", default)) and self.token(kind) is not None
+
+    def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """tokenizer_config.json."""
+        found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        for kind, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+            text = self.token(key)
+            if text is not None:
+                found[f"{kind}_token"] = text
+        found |= {f"add_{kind}_token": self.adds(kind) for kind in ("bos", "eos")}
+        found["clean_up_tokenization_spaces"] = False
+        length = config.get("max_position_embeddings")
+        if isinstance(length, int):
+            found["model_max_length"] = length
+        template = self._metadata.get("tokenizer.chat_template")
+        if isinstance(template, str):
+            found["chat_template"] = template
+        return found
+
+    def byte_level_json(self) -> bytes:
+        """tokenizer.json of byte-level BPE."""
+        pre = str(self._get("pre", "gpt-2"))
+        pre_tokenizer = pre_tokenizer_of(pre) or pre_tokenizer_of("gpt-2")
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        merges = [m.split(" ", 1) for m in self._get("merges", [])]
+        model = {
+            **_BPE, "unk_token": None, "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": pre in _IGNORES_MERGES, "vocab": self._vocab(), "merges": merges,
+        }  # fmt: skip
+        normalizer = {"type": "NFC"} if pre in _IS_NORMALIZED else None
+        decoder = {**byte_level, "trim_offsets": True, "use_regex": True}
+        return self._document(normalizer, pre_tokenizer, byte_level, decoder, model)
+
+    def sentencepiece_json(self) -> bytes:
+        """tokenizer.json of SentencePiece's BPE: merges in the order of the scores."""
+        usable = (PieceKind.NORMAL, PieceKind.USER_DEFINED)
+        scores = {
+            text: score
+            for text, score, kind in zip(self.tokens, self.scores, self.types, strict=True)
+            if kind in usable and score > -1000
+        }
+        characters = {c for text in scores for c in text}
+        vocab = self._vocab()
+        merges = [[a, b] for a, b in implied_merges(scores, {*scores, *characters & vocab.keys()})]
+        model = {
+            **_BPE, "unk_token": self.token("unknown") or "<unk>", "fuse_unk": True, "byte_fallback": True,
+            "ignore_merges": False, "vocab": vocab, "merges": merges,
+        }  # fmt: skip
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        steps: list[Mapping[str, Any]] = [{"type": "Prepend", "prepend": SPACE}] if self.adds_space else []
+        spaces = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+        decoders: list[Mapping[str, Any]] = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
+        decoders += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if self.adds_space else []
+        normalizer = {"type": "Sequence", "normalizers": [*steps, replace]}
+        return self._document(normalizer, None, None, {"type": "Sequence", "decoders": decoders}, model)
+
+    def _vocab(self) -> dict[str, int]:
+        vocab: dict[str, int] = {}
+        for i, (text, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
+            if kind != PieceKind.UNUSED:
+                vocab.setdefault(text, i)
+        return vocab
+
+    def _added(self) -> list[dict[str, Any]]:
+        whole = {i: text for i, text in enumerate(self.tokens) if self.types[i] in _WHOLE}
+        if self.is_sentencepiece and (unknown := self._get("unknown_token_id")) is not None and self.token("unknown"):
+            whole[unknown] = self.tokens[unknown]
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        is_plain = [kind == PieceKind.USER_DEFINED for kind in self.types]
+        return [{"id": i, "content": text, **flags, "special": not is_plain[i]} for i, text in sorted(whole.items())]
+
+    def _document(
+        self,
+        normalizer: Mapping[str, Any] | None,
+        pre_tokenizer: Mapping[str, Any] | None,
+        post_processor: Mapping[str, Any] | None,
+        decoder: Mapping[str, Any],
+        model: Mapping[str, Any],
+    ) -> bytes:
+        template = self._template()
+        if template is not None:
+            steps = [post_processor, template]
+            post_processor = template if post_processor is None else {"type": "Sequence", "processors": steps}
+        return _json(
+            {
+                "version": "1.0", "truncation": None, "padding": None, "added_tokens": self._added(),
+                "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": post_processor,
+                "decoder": decoder, "model": model,
+            }
+        )  # fmt: skip
+
+    def _template(self) -> dict[str, Any] | None:
+        """The post-processor that puts bos and eos around a text."""
+        around = {kind: text for kind in ("bos", "eos") if self.adds(kind) and (text := self.token(kind)) is not None}
+        if not around:
+            return None
+
+        def of(sequence: str, type_id: int) -> list[dict[str, Any]]:
+            middle = {"Sequence": {"id": sequence, "type_id": type_id}}
+            special = {kind: {"SpecialToken": {"id": text, "type_id": type_id}} for kind, text in around.items()}
+            return [x for x in (special.get("bos"), middle, special.get("eos")) if x is not None]
+
+        ids = {text: self._get(f"{kind}_token_id") for kind, text in around.items()}
+        tokens = {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in ids.items()}
+        return {
+            "type": "TemplateProcessing",
+            "single": of("A", 0),
+            "pair": of("A", 0) + of("B", 1),
+            "special_tokens": tokens,
+        }
+
+    def sentencepiece_model(self) -> bytes:
+        """tokenizer.model: a ModelProto of these pieces, of type BPE."""
+        known = {int(kind) for kind in PieceKind}
+        kinds = [PieceKind(kind) if kind in known else PieceKind.NORMAL for kind in self.types]
+        unknown = self._get("unknown_token_id", 0)
+        pieces = b"".join(
+            Piece(text, score, PieceKind.UNKNOWN if i == unknown else kind).encoded()
+            for i, (text, score, kind) in enumerate(zip(self.tokens, self.scores, kinds, strict=True))
+        )
+        # TrainerSpec: model_type BPE, vocab_size, byte_fallback, ids; NormalizerSpec: identity, spaces kept.
+        ids = {
+            40: unknown,
+            41: self._get("bos_token_id"),
+            42: self._get("eos_token_id"),
+            43: self._get("padding_token_id"),
+        }
+        trainer = encode_field(3, 2) + encode_field(4, len(self.tokens))
+        trainer += encode_field(35, int(PieceKind.BYTE in kinds))
+        trainer += b"".join(encode_field(number, i) for number, i in ids.items() if isinstance(i, int))
+        normalizer = encode_field(1, b"identity") + encode_field(3, int(self.adds_space)) + encode_field(4, 0)
+        return pieces + encode_field(2, trainer) + encode_field(3, normalizer + encode_field(5, 1))

@@ -1,0 +1,81 @@
+"""Blocks of GGUF files: the bits of the gguf library, for every type, whole and in slices."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import quants
+
+from llmkit.errors import RequirementError
+from llmkit.formats.gguf_blocks import quantized, stored_tensor
+from llmkit.formats.gguf_header import read_header
+from llmkit.formats.gguf_types import TYPE_BY_NAME, TYPES
+from llmkit.tensors.lazy import Context, Read
+from llmkit.tensors.source import SourceFile
+from llmkit.tensors.spec import DType, TensorSpec
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the library, for random scales
+BLOCKS = [t for t in TYPES.values() if t.dtype is None and t.is_known]
+
+
+def written(path, name, data, code):
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType(code))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = read_header(path)
+    return stored_tensor(file, file.tensors[0])
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """As integers, so that the sign of zero counts; every NaN is alike."""
+    return torch.where(x.isnan(), torch.tensor(float("nan")), x).contiguous().view(torch.int32)
+
+
+@pytest.mark.parametrize("kind", BLOCKS, ids=lambda t: t.name)
+@pytest.mark.parametrize("shape", [(7, 2), (2,), (3, 5, 1)], ids=str)
+def test_dequantized_as_the_library_does(tmp_path, kind, shape):
+    rng = np.random.default_rng(kind.code)
+    raw = rng.integers(0, 256, (*shape[:-1], shape[-1] * kind.nbytes), dtype=np.uint8)
+    lazy = written(tmp_path / "x.gguf", "t", raw, kind.code)
+    expected = torch.from_numpy(quants.dequantize(raw, gguf.GGMLQuantizationType(kind.code)))
+    assert lazy.spec == TensorSpec(DType.F32, (*shape[:-1], shape[-1] * kind.block))
+    assert torch.equal(bits(lazy.load()), bits(expected))
+    if len(shape) > 1:
+        node = lazy.node
+        pieces = [node.evaluate((i, i + 1), Context())[0] for i in range(node.n_rows)]
+        assert torch.equal(bits(torch.cat(pieces)), bits(expected))
+
+
+@pytest.mark.parametrize(("dtype", "code"), [(torch.float32, 0), (torch.float16, 1), (torch.bfloat16, 30)], ids=str)
+def test_floats_stay_as_they_are(tmp_path, dtype, code):
+    x = torch.randn(3, 5).to(dtype)
+    raw = x.view(torch.uint8).numpy() if dtype is torch.bfloat16 else x.numpy()
+    lazy = written(tmp_path / "x.gguf", "t", raw, code)
+    assert isinstance(lazy.node, Read)
+    assert lazy.load().dtype is dtype
+    assert torch.equal(lazy.load(), x)
+
+
+def test_types_of_sums_are_refused(tmp_path):
+    with pytest.raises(RequirementError, match="t is Q8_1, which is not dequantized"):
+        written(tmp_path / "x.gguf", "t", np.zeros((1, 40), dtype=np.uint8), TYPE_BY_NAME["Q8_1"].code)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_quantized_as_the_library_does(tmp_path, name, dtype):
+    x = (torch.randn(37, 96, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
+    x[3] = 0
+    x[4, :32] = 65504.0
+    (tmp_path / "x").write_bytes(x.view(torch.uint8).numpy().tobytes())
+    source = Read("t", TensorSpec(DType.of(dtype), (37, 96)), SourceFile(tmp_path / "x"), 0).output()
+    lazy = quantized(source, name)
+    expected = quants.quantize(x.float().numpy(), gguf.GGMLQuantizationType[name])
+    assert torch.equal(lazy.load(), torch.from_numpy(expected))
+    pieces = [lazy.node.evaluate((i, min(i + 5, 37)), Context())[0] for i in range(0, 37, 5)]
+    assert torch.equal(torch.cat(pieces), torch.from_numpy(expected))
