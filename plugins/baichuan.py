@@ -45,6 +45,7 @@ def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
 
 BAICHUAN_7B = Architecture(
     name="baichuan",
+    releases=("Baichuan-7B", "Baichuan2-7B"),
     matches=("BaichuanForCausalLM",),  # upper and lower case do not matter: BaiChuanForCausalLM is the 7B model's
     model_types=("baichuan",),
     when=is_rotary,
@@ -105,6 +106,7 @@ BAICHUAN_7B = Architecture(
 BAICHUAN_13B = replace(
     BAICHUAN_7B,
     name="baichuan13b",
+    releases=("Baichuan-13B", "Baichuan2-13B"),
     when=lambda config: not is_rotary(config),
     equivalents={},
     block=replace(BAICHUAN_7B.block, position=Alibi()),

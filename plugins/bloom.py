@@ -39,6 +39,7 @@ class NormedResidual(Kind):
 
 ARCHITECTURE = Architecture(
     name="bloom",
+    releases=("BLOOM", "BLOOMZ", "BELLE-7B", "Phoenix", "XuanYuan"),
     matches=("BloomForCausalLM", "BloomModel"),
     model_types=("bloom",),
     dims=Dims(

@@ -142,6 +142,7 @@ def _is_first(config: Mapping[str, Any]) -> bool:
 
 CHATGLM = Architecture(
     name="chatglm",
+    releases=("ChatGLM-6B",),
     matches=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
     model_types=("chatglm",),
     when=_is_first,

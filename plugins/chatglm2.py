@@ -98,6 +98,7 @@ def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 CHATGLM2 = Architecture(
     name="chatglm2",
+    releases=("ChatGLM2-6B", "ChatGLM3-6B", "CodeGeeX2", "GLM-4-9B"),
     matches=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
     model_types=("chatglm",),
     when=lambda config: "padded_vocab_size" in config,

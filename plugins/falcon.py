@@ -171,6 +171,7 @@ GGUF = GgufFamily(
 
 ARCHITECTURE = Architecture(
     name="falcon",
+    releases=("Falcon-RW-1B", "Falcon-7B", "Falcon-11B"),
     matches=("FalconForCausalLM", "RWForCausalLM", "FalconModel", "RWModel"),
     model_types=("falcon", "RefinedWeb", "RefinedWebModel"),
     when=lambda config: not _has_two_norms(config),
@@ -215,6 +216,7 @@ ARCHITECTURE = Architecture(
 FALCON_40B = replace(
     ARCHITECTURE,
     name="falcon40b",
+    releases=("Falcon-40B", "Falcon-180B"),
     when=_has_two_norms,
     names=replace(_NAMES, slots={**_NAMES.slots, "attn_norm": "ln_attn", "mlp_norm": "ln_mlp"}),
     # Two norms side by side: llama.cpp's first is the MLP's.

@@ -58,6 +58,7 @@ GGUF = GgufFamily(
 
 ARCHITECTURE = Architecture(
     name="gemma",
+    releases=("Gemma 2B", "Gemma 7B"),
     matches=("GemmaForCausalLM",),
     model_types=("gemma",),
     dims=DIMS,

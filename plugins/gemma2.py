@@ -58,6 +58,7 @@ def read_scale(layers_of_27b: int) -> Callable[[Mapping[str, Any]], dict[str, An
 
 ARCHITECTURE = Architecture(
     name="gemma2",
+    releases=("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B"),
     matches=("Gemma2ForCausalLM",),
     model_types=("gemma2",),
     dims=DIMS,
@@ -71,9 +72,9 @@ ARCHITECTURE = Architecture(
         "model_type": "gemma2",
         **TINY,
         "num_hidden_layers": 3,
-        # Small caps, so that they matter: scores and logits of a tiny model are of order one.
-        "attn_logit_softcapping": 1.5,
-        "final_logit_softcapping": 2.0,
+        # Smaller than released, so that they matter to the scores and logits of a tiny model.
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 20.0,
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 24,

@@ -50,6 +50,7 @@ def _local_base(model: Model) -> float | None:
 
 ARCHITECTURE = Architecture(
     name="gemma3",
+    releases=("Gemma 3 270M", "Gemma 3 1B"),
     matches=("Gemma3ForCausalLM",),
     model_types=("gemma3_text",),
     dims=DIMS,
@@ -88,7 +89,7 @@ ARCHITECTURE = Architecture(
             "sliding_window_pattern": None,
             "num_hidden_layers": 6,
         },
-        "cap": {"final_logit_softcapping": 2.0},
+        "cap": {"final_logit_softcapping": 20.0},
         "transformers-5": {
             "rope_theta": None,
             "rope_local_base_freq": None,

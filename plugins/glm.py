@@ -66,6 +66,7 @@ GGUF = GgufFamily(
 
 ARCHITECTURE = Architecture(
     name="glm",
+    releases=("GLM-4-9B (in transformers' layout)",),
     matches=("GlmForCausalLM",),
     model_types=("glm",),
     dims=DIMS,

@@ -16,6 +16,7 @@ _NORMS = {
 
 ARCHITECTURE = Architecture(
     name="glm4",
+    releases=("GLM-4-9B-0414", "GLM-4-32B-0414"),
     matches=("Glm4ForCausalLM",),
     model_types=("glm4",),
     dims=DIMS,

@@ -42,6 +42,7 @@ def _block(config: Mapping[str, Any], layer: int) -> Block:
 
 ARCHITECTURE = Architecture(
     name="gpt2",
+    releases=("GPT-2", "Cerebras-GPT"),
     matches=("GPT2LMHeadModel", "GPT2Model"),
     model_types=("gpt2",),
     dims=Dims(

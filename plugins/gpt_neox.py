@@ -20,6 +20,7 @@ _SHARE = (
 
 ARCHITECTURE = Architecture(
     name="gpt_neox",
+    releases=("Pythia", "RedPajama-INCITE", "StableLM-alpha", "GPT-NeoX-20B", "Dolly v2"),
     matches=("GPTNeoXForCausalLM",),
     model_types=("gpt_neox",),
     dims=Dims(

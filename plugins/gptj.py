@@ -19,6 +19,7 @@ _SHARE = Computed(
 
 ARCHITECTURE = Architecture(
     name="gptj",
+    releases=("GPT-J-6B",),
     matches=("GPTJForCausalLM",),
     model_types=("gptj",),
     dims=Dims(

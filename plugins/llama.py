@@ -43,6 +43,7 @@ GGUF = GgufFamily(
 )
 ARCHITECTURE = Architecture(
     name="llama",
+    releases=("LLaMA", "Llama 2", "Llama 3", "Alpaca", "Vicuna", "Koala", "OpenLLaMA", "TinyLlama", "SmolLM2"),
     matches=("LlamaForCausalLM",),
     model_types=("llama",),
     dims=DIMS,

@@ -9,6 +9,7 @@ from llmkit_plugins.llama import DIMS, NAMES
 
 ARCHITECTURE = Architecture(
     name="mistral",
+    releases=("Mistral 7B", "Mistral Nemo"),
     matches=("MistralForCausalLM",),
     model_types=("mistral",),
     dims=DIMS,

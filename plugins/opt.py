@@ -64,6 +64,7 @@ def _width(config: Mapping[str, Any]) -> str:
 
 ARCHITECTURE = Architecture(
     name="opt",
+    releases=("OPT",),
     matches=("OPTForCausalLM", "OPTModel"),
     model_types=("opt",),
     dims=Dims(

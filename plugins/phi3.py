@@ -33,6 +33,7 @@ def _scaling(config: Mapping[str, Any]) -> Scaling:
 
 ARCHITECTURE = Architecture(
     name="phi3",
+    releases=("Phi-3", "Phi-3.5-mini", "Phi-4", "Phi-4-mini"),
     matches=("Phi3ForCausalLM",),
     model_types=("phi3",),
     dims=DIMS,

@@ -30,6 +30,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
 
 ARCHITECTURE = Architecture(
     name="qwen2",
+    releases=("Qwen2", "Qwen2.5"),
     matches=("Qwen2ForCausalLM",),
     model_types=("qwen2",),
     dims=DIMS,

@@ -31,6 +31,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
 
 ARCHITECTURE = Architecture(
     name="qwen3",
+    releases=("Qwen3 (dense)",),
     matches=("Qwen3ForCausalLM",),
     model_types=("qwen3",),
     dims=replace(DIMS, head_dim=Key("head_dim", 128)),

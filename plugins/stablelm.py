@@ -78,6 +78,7 @@ def _residual(config: Mapping[str, Any]) -> Kind:
 
 ARCHITECTURE = Architecture(
     name="stablelm",
+    releases=("StableLM-3B-4E1T", "StableLM-Zephyr-3B", "StableLM-2-1.6B", "StableLM-2-12B"),
     matches=("StableLmForCausalLM", "StableLMEpochForCausalLM"),
     model_types=("stablelm", "stablelm_epoch"),
     reference_config=_today,

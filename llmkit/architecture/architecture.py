@@ -97,6 +97,7 @@ class Architecture:
     Attributes:
         name: a short name, as `plugins list` shows it.
         matches: the values of `architectures` in config.json that it claims; upper and lower case do not matter.
+        releases: names of published models that it describes, as people know them.
         block: the kind of every layer, or `PerLayer` where they differ.
         embedding, head: the two ends.
         final_norm: the norm before the head; None for one like the block's.
@@ -124,6 +125,7 @@ class Architecture:
     tiny: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
     embedding: Embedding = field(default_factory=Embedding)
     final_norm: Kind | Computed | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from llmkit.cli.output import Output
 if TYPE_CHECKING:
     from llmkit.architecture.architecture import Architecture
     from llmkit.architecture.registry import Plugin
+    from llmkit.decoder.contract import Check
 
 __all__ = ["register"]
 
@@ -23,7 +25,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="List, show and check the architecture plugins.", no_args_is_help=True)
     command(group, "list", examples=["llmkit plugins list"])(list_plugins)
     command(group, "show", examples=["llmkit plugins show llama"])(show)
-    command(group, "check", examples=["llmkit plugins check llama", "llmkit plugins check --json"])(check)
+    command(group, "check", examples=["llmkit plugins check llama", "llmkit plugins check --all --json"])(check)
     app.add_typer(group, name="plugins")
 
 
@@ -37,16 +39,18 @@ def list_plugins(out: Output) -> None:
     for plugin, found in registry.load_all().items():
         entry: dict[str, Any] = {"name": plugin.name, "origin": plugin.origin, "target": plugin.target, "error": None}
         if isinstance(found, PluginError):
-            entry |= {"error": found.message, "matches": []}
+            entry |= {"error": found.message, "matches": [], "releases": []}
         else:
-            entry |= {"matches": list(found.matches)}
+            entry |= {"matches": list(found.matches), "releases": list(found.releases)}
         entries.append(entry)
     clashes = registry.clashes()
 
     def render() -> None:
-        rows = [(e["name"], ", ".join(e["matches"]), e["origin"], e["error"]) for e in entries]
-        has_errors = any(e["error"] for e in entries)
-        out.table(["plugin", "architectures", "from", *(["error"] * has_errors)], [r[: 3 + has_errors] for r in rows])
+        rows = [(e["name"], ", ".join(e["matches"]), ", ".join(e["releases"]), e["origin"]) for e in entries]
+        out.table(["plugin", "architectures", "releases", "from"], rows)
+        for entry in entries:
+            if entry["error"]:
+                out.warning(entry["error"])
         for clash in clashes:
             out.warning(clash)
 
@@ -61,6 +65,7 @@ def show(out: Output, name: NameArgument) -> None:
         "name": architecture.name,
         "origin": plugin.origin,
         "matches": list(architecture.matches),
+        "releases": list(architecture.releases),
         "model_types": list(architecture.model_types),
         "dims": {k: str(v) for k, v in vars(architecture.dims).items()},
         "block": {k: str(v) for k, v in vars(model.block).items()},
@@ -75,6 +80,7 @@ def show(out: Output, name: NameArgument) -> None:
             {
                 "plugin": f"{architecture.name}  ({plugin.origin})",
                 "claims": ", ".join(architecture.matches),
+                "releases": ", ".join(architecture.releases),
                 **{k: str(v) for k, v in vars(model.block).items()},
                 "head": str(model.head),
                 "variants": ", ".join(architecture.variants),
@@ -94,18 +100,26 @@ def show(out: Output, name: NameArgument) -> None:
 def check(
     out: Output,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The name of a plugin (default: all).")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Check every plugin, one line for each.")] = False,
 ) -> None:
     """Check the contract of plugins: they load, claim no other's models, and their tiny models fit themselves.
 
-    Each variant of the tiny model is built at random and run; the same tokens one by one, with a cache, must give the
-    same logits. Where transformers knows the architecture, its logits must agree within 1e-5. Exit code 1 when not.
+    Each variant of the tiny model is built at random and run: whole, one by one with a cache, in a padded batch, packed
+    behind a shared prefix. Where transformers knows the architecture, its logits must agree within 1e-5. Exit code 1
+    when not.
     """
     from llmkit.architecture.registry import default_registry
-    from llmkit.decoder.contract import check_architecture
+    from llmkit.decoder.contract import Check, check_architecture
+    from llmkit.errors import InputError, PluginError
 
+    if name and every:
+        raise InputError(f"both a plugin ({name}) and --all were given", hint="llmkit plugins check --all")
     registry = default_registry()
-    chosen = [_find(name)] if name else [(p, registry.load(p)) for p in registry.plugins]
-    results = {a.name: check_architecture(a) for _, a in chosen}
+    chosen = dict([_find(name)]) if name else registry.load_all()
+    results = {
+        p.name: [Check("loads", None, found.message)] if isinstance(found, PluginError) else check_architecture(found)
+        for p, found in chosen.items()
+    }
     clashes = registry.clashes()
     is_ok = not clashes and all(c.is_ok for checks in results.values() for c in checks)
     document = {
@@ -115,16 +129,30 @@ def check(
     }
 
     def render() -> None:
+        if name is None:
+            rows = [(n, len(checks), _largest(checks), _verdict(checks)) for n, checks in results.items()]
+            out.table(["plugin", "clauses", "largest difference", ""], rows, right=["clauses", "largest difference"])
+            return
         for plugin, checks in results.items():
             out.table(
                 [plugin, "largest difference", ""],
-                [(c.name, "" if c.difference is None else f"{c.difference:.1e}", c.problem or "ok") for c in checks],
+                [(c.name, _largest([c]), c.problem or "ok") for c in checks],
                 right=["largest difference"],
             )
 
     out.answer(document, render, brief="ok" if is_ok else "not ok")
     if not is_ok:
         out.refuse("a plugin breaks its contract: " + "; ".join([*clashes, *_problems(results)]))
+
+
+def _largest(checks: Sequence[Check]) -> str:
+    found = [c.difference for c in checks if c.difference is not None]
+    return f"{max(found):.1e}" if found else ""
+
+
+def _verdict(checks: Sequence[Check]) -> str:
+    bad = [c for c in checks if not c.is_ok]
+    return f"{len(bad)} broken, the first: {bad[0].name}" if bad else "ok"
 
 
 def _problems(results: dict[str, Any]) -> list[str]:

@@ -7,9 +7,10 @@ in a padded batch, packed behind a shared prefix.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
@@ -17,6 +18,7 @@ from llmkit.architecture.keys import Computed
 from llmkit.architecture.prompts import Instruction, Message, Turns, text_of
 from llmkit.architecture.registry import is_claimed
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder.reference import Reference, reference_logits
 from llmkit.errors import LlmkitError, PluginError
 from llmkit.tensors.lazy import Apply
 from llmkit.tensors.spec import DType, TensorSpec
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Check", "check_architecture", "random_checkpoint", "random_ids"]
 
 # A clause gives the largest difference of logits, or None where none are compared.
-Clause = Callable[[Architecture, Mapping[str, Any]], float | None]
+Clause = Callable[["_Case"], float | None]
 
 TOLERANCE = 1e-5
 _N_TOKENS = 24
@@ -64,17 +66,30 @@ def check_architecture(architecture: Architecture) -> list[Check]:
         "transformers' logits": _parity,
         "transformers' padded batch": _padded_parity,
     }
-    checks = [
-        _guarded(f"{variant or 'tiny'}: {name}", clause, architecture, architecture.tiny_config(variant))
-        for variant in (None, *architecture.variants)
-        for name, clause in clauses.items()
-    ]
-    return [*checks, _guarded("prompt", _prompt, architecture, architecture.tiny_config())]
+    checks = []
+    with _one_thread():
+        for variant in (None, *architecture.variants):
+            case = _Case(architecture, architecture.tiny_config(variant))
+            checks += [_guarded(f"{variant or 'tiny'}: {name}", clause, case) for name, clause in clauses.items()]
+        return [*checks, _guarded("prompt", _prompt, _Case(architecture, architecture.tiny_config()))]
 
 
-def _guarded(name: str, clause: Clause, architecture: Architecture, config: Mapping[str, Any]) -> Check:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads cost more than they give on models this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        difference = clause(architecture, config)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _guarded(name: str, clause: Clause, case: _Case) -> Check:
+    try:
+        difference = clause(case)
     except LlmkitError as error:
         return Check(name, None, error.message)
     except Exception as error:  # noqa: BLE001 - a plugin is foreign code; its failure is the answer
@@ -82,6 +97,45 @@ def _guarded(name: str, clause: Clause, architecture: Architecture, config: Mapp
     if difference is not None and not difference <= TOLERANCE:
         return Check(name, difference, f"logits differ by {difference:.2g}, allowed is {TOLERANCE:g}")
     return Check(name, difference)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One tiny model, and what several clauses need of it, made when first asked for."""
+
+    architecture: Architecture
+    config: Mapping[str, Any]
+
+    @cached_property
+    def ckpt(self) -> Checkpoint:
+        return random_checkpoint(self.architecture, self.config)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        from llmkit.decoder.load import load_decoder
+
+        return load_decoder(self.ckpt, architecture=self.architecture)
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        return random_ids(self.architecture, self.config)
+
+    @cached_property
+    def whole(self) -> torch.Tensor:
+        """Logits of all tokens, computed at once."""
+        return self.decoder(self.ids)
+
+    @cached_property
+    def stepwise(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As many ids as can be computed step by step, and their logits computed at once."""
+        limit = self.decoder.exact_sharing_limit
+        if not limit or limit >= _N_TOKENS:
+            return self.ids, self.whole
+        return self.ids[:, :limit], self.decoder(self.ids[:, :limit])
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        return reference_logits(self.architecture, self.config, self.ckpt)
 
 
 def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, seed: int = 0) -> Checkpoint:
@@ -104,27 +158,6 @@ def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, 
     return Checkpoint(f"tiny {architecture.name}", tensors, dict(config))
 
 
-def _names(architecture: Architecture, config: Mapping[str, Any]) -> None:
-    if not is_claimed(architecture, config):
-        raise PluginError("the architecture does not claim the config of its own tiny model")
-    model = architecture.bind(config)
-    if faults := model.table.faults(model.slots):
-        raise PluginError("; ".join(faults[:3]))
-    ckpt = random_checkpoint(architecture, config)
-    model.check({n: t.spec for n, t in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
-
-
-def _prompt(architecture: Architecture, config: Mapping[str, Any]) -> None:
-    """A format of its own shows the question, once, whatever characters are in it."""
-    question = "What is {question} in {input}?"
-    prompt = architecture.prompt_of(config)
-    if not isinstance(prompt, Turns | Instruction):
-        return
-    shown = text_of(prompt.pieces([Message("user", question)]))
-    if shown.count(question) != 1:
-        raise PluginError(f"the prompt format shows the question {shown.count(question)} times: {shown!r}")
-
-
 def random_ids(architecture: Architecture, config: Mapping[str, Any]) -> torch.Tensor:
     """Token ids [2, T] that the model can read; what every prompt must end with stands after the third."""
     import torch
@@ -140,34 +173,44 @@ def random_ids(architecture: Architecture, config: Mapping[str, Any]) -> torch.T
     return ids
 
 
-def _setting(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Decoder, torch.Tensor, torch.Tensor]:
-    """The decoder, ids [2, T] and their logits computed at once; T within what it can compute step by step."""
-    from llmkit.decoder.load import load_decoder
+def _names(case: _Case) -> None:
+    if not is_claimed(case.architecture, case.config):
+        raise PluginError("the architecture does not claim the config of its own tiny model")
+    model = case.architecture.bind(case.config)
+    if faults := model.table.faults(model.slots):
+        raise PluginError("; ".join(faults[:3]))
+    model.check({n: t.spec for n, t in case.ckpt.tensors.items()}).raise_if_bad(case.ckpt.label)
 
-    decoder = load_decoder(random_checkpoint(architecture, config), architecture=architecture)
-    limit = decoder.exact_sharing_limit
-    ids = random_ids(architecture, config)[:, : min(_N_TOKENS, limit) if limit else _N_TOKENS]
-    return decoder, ids, decoder(ids)
+
+def _prompt(case: _Case) -> None:
+    """A format of its own shows the question, once, whatever characters are in it."""
+    question = "What is {question} in {input}?"
+    prompt = case.architecture.prompt_of(case.config)
+    if not isinstance(prompt, Turns | Instruction):
+        return
+    shown = text_of(prompt.pieces([Message("user", question)]))
+    if shown.count(question) != 1:
+        raise PluginError(f"the prompt format shows the question {shown.count(question)} times: {shown!r}")
 
 
-def _cache(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+def _cache(case: _Case) -> float | None:
     import torch
 
     from llmkit.decoder.cache import KVCache
 
-    decoder, ids, whole = _setting(architecture, config)
+    decoder, (ids, whole) = case.decoder, case.stepwise
     cache = KVCache()
     parts = [decoder(ids[:, :6], cache), *(decoder(ids[:, i : i + 1], cache) for i in range(6, ids.shape[1]))]
     return _difference(torch.cat(parts, 1), whole)
 
 
-def _padded(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+def _padded(case: _Case) -> float | None:
     """A left-padded batch, computed at once and step by step."""
     import torch
 
     from llmkit.decoder.cache import KVCache
 
-    decoder, ids, _ = _setting(architecture, config)
+    decoder, (ids, _) = case.decoder, case.stepwise
     short = decoder(ids[:1, 2:])
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
@@ -178,12 +221,12 @@ def _padded(architecture: Architecture, config: Mapping[str, Any]) -> float | No
     return max(_difference(at_once, short), _difference(stepwise, short[:, : stepwise.shape[1]]))
 
 
-def _packed(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+def _packed(case: _Case) -> float | None:
     import torch
 
     from llmkit.decoder.cache import KVCache, Packed
 
-    decoder, ids, whole = _setting(architecture, config)
+    decoder, (ids, whole) = case.decoder, case.stepwise
     if decoder.exact_sharing_limit == 0:
         side_by_side = decoder(torch.cat([ids[:1], ids[1:, :8]], 1), Packed(None, [ids.shape[1], 8]))
         return _difference(side_by_side, torch.cat([whole[:1], decoder(ids[1:, :8])], 1))
@@ -202,84 +245,22 @@ def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
 
 
-def _parity(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+def _parity(case: _Case) -> float | None:
     """One forward pass over two sequences."""
-    from llmkit.decoder.load import load_decoder
-
-    ckpt = random_checkpoint(architecture, config)
-    theirs = _reference(architecture, config, ckpt)
-    if theirs is None:
-        return None
-    ids = random_ids(architecture, config)
-    return _difference(load_decoder(ckpt, architecture=architecture)(ids), theirs(ids))
+    return None if case.reference is None else _difference(case.whole, case.reference(case.ids))
 
 
-def _padded_parity(architecture: Architecture, config: Mapping[str, Any]) -> float | None:
+def _padded_parity(case: _Case) -> float | None:
     """A batch with padding on the left; None where transformers itself does not see past its padding."""
     import torch
 
-    from llmkit.decoder.load import load_decoder
-
-    ckpt = random_checkpoint(architecture, config)
-    theirs = _reference(architecture, config, ckpt)
+    theirs, ids = case.reference, case.ids
     if theirs is None:
         return None
-    ids = random_ids(architecture, config)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     expected = theirs(ids, mask)
     if _difference(expected[:1, 4:], theirs(ids[:1, 4:])) > TOLERANCE:
         return None
-    found = load_decoder(ckpt, architecture=architecture)(ids, mask=mask)
+    found = case.decoder(ids, mask=mask)
     return max(_difference(found[:1, 4:], expected[:1, 4:]), _difference(found[1:], expected[1:]))
-
-
-Reference = Callable[..., "torch.Tensor"]
-
-
-def _reference(architecture: Architecture, config: Mapping[str, Any], ckpt: Checkpoint) -> Reference | None:
-    """(ids [B, S], mask [B, S] or None) -> logits of transformers' model with the same weights; None without one."""
-    import torch
-    import transformers
-
-    config = dict(architecture.reference_config(config)) if architecture.reference_config else dict(config)
-    names = [n for n in config.pop("architectures", ()) if hasattr(transformers, n)]
-    if config.get("model_type") not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
-        return None
-    theirs_config = transformers.AutoConfig.for_model(**config)
-    auto = transformers.AutoModelForCausalLM._model_mapping
-    made = getattr(transformers, names[0]) if names else auto.get(type(theirs_config), None)
-    if made is None:
-        return None
-    bars = transformers.utils.logging
-    is_shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    # As it reads files: in memory it has other names for some tensors.
-    model, report = made.from_pretrained(
-        None,
-        config=theirs_config,
-        state_dict={n: t.load() for n, t in ckpt.tensors.items()},
-        attn_implementation=architecture.reference_attention,
-        dtype=torch.float32,
-        output_loading_info=True,
-    )
-    if is_shown:
-        bars.enable_progress_bar()
-    left = [m for m in report["missing_keys"] if m not in (model._tied_weights_keys or ())]
-    unexpected = list(report["unexpected_keys"])
-    if left or unexpected:
-        raise ValueError(f"transformers has other names: it lacks {unexpected[:2]}, we lack {left[:2]}")
-    model.eval()
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-
-    def logits(ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        more: dict[str, torch.Tensor] = {}
-        if mask is not None:
-            more["attention_mask"] = mask
-            if takes_positions:  # a model left to itself counts padding, too
-                more["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
-        with torch.inference_mode():
-            found: torch.Tensor = model(ids, **more).logits.float()
-        return found
-
-    return logits

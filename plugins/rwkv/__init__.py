@@ -31,6 +31,7 @@ WORLD_VOCAB = 65536
 
 ARCHITECTURE = Architecture(
     name="rwkv",
+    releases=("RWKV-4 Pile", "RWKV-4 Raven", "RWKV-4 World"),
     matches=("RwkvForCausalLM",),
     model_types=("rwkv",),
     dims=Dims(

@@ -237,7 +237,12 @@ def test_perplexity_refuses_what_is_no_text(call, tiny, tmp_path):
 
 
 def test_plugins(call):
-    assert call("plugins", "list", "-q").out.splitlines() == ["llama"]
+    names = call("plugins", "list", "-q").out.splitlines()
+    assert {"llama", "qwen2", "gemma3"} <= set(names)
+    assert names == sorted(names)
+    listed = {p["name"]: p for p in call("plugins", "list", "--json").document["plugins"]}
+    assert "Vicuna" in listed["llama"]["releases"]
+    assert all(p["releases"] and p["matches"] and p["error"] is None for p in listed.values())
     shown = call("plugins", "show", "llama")
     assert shown.code == 0
     assert "model.layers.{i}.self_attn.q_proj.weight" in shown.out
@@ -245,12 +250,48 @@ def test_plugins(call):
     assert (wrong.code, wrong.err) == (2, "error: no plugin is named 'lama'\nhint: did you mean llama?\n")
 
 
-@pytest.mark.slow
-def test_plugins_keep_their_contract(call):
-    done = call("plugins", "check", "--json")
+def test_one_plugin_keeps_its_contract(call):
+    done = call("plugins", "check", "glm4", "--json")
     assert done.code == 0
-    checks = done.document["plugins"]["llama"]
+    checks = done.document["plugins"]["glm4"]
     assert any(c["name"] == "tiny: transformers' logits" and c["difference"] <= 1e-5 for c in checks)
+    assert "tiny: transformers' logits" in call("plugins", "check", "glm4").out
+
+
+def test_all_plugins_are_checked_in_one_line_each(call, monkeypatch):
+    from llmkit.decoder import contract
+
+    def checked(architecture):
+        is_odd = architecture.name == "opt"
+        return [contract.Check("tiny: names and shapes", None, "odd" if is_odd else None), contract.Check("b", 2e-7)]
+
+    monkeypatch.setattr(contract, "check_architecture", checked)
+    done = call("plugins", "check", "--all")
+    assert done.code == 1
+    assert "opt tiny: names and shapes: odd" in done.err
+    lines = [line.split() for line in done.out.splitlines()[2:]]
+    assert {"llama": "ok", "opt": "1"}.items() <= {line[0]: line[3] for line in lines}.items()
+    assert call("plugins", "check").out == done.out
+
+
+def test_a_plugin_that_does_not_load_breaks_the_check_and_not_the_others(call, monkeypatch):
+    from llmkit.architecture import registry
+    from llmkit.decoder import contract
+
+    strange = registry.Plugin("zebra", "llmkit_zebra:ARCHITECTURE", "zebra 1.0")
+    known = registry.Registry([*registry.default_registry().plugins, strange])
+    monkeypatch.setattr(registry, "default_registry", lambda: known)
+    monkeypatch.setattr(contract, "check_architecture", lambda a: [contract.Check("b", 2e-7)])
+    done = call("plugins", "check", "--all", "--json")
+    assert done.code == 1
+    assert done.document["plugins"]["zebra"][0]["problem"].startswith("plugin zebra (zebra 1.0) cannot be loaded")
+    assert done.document["plugins"]["llama"][0]["ok"]
+
+
+def test_a_name_and_all_contradict_each_other(call):
+    done = call("plugins", "check", "llama", "--all")
+    assert done.code == 2
+    assert done.err == "error: both a plugin (llama) and --all were given\nhint: llmkit plugins check --all\n"
 
 
 def test_a_broken_contract_is_found(call, monkeypatch):
@@ -260,7 +301,7 @@ def test_a_broken_contract_is_found(call, monkeypatch):
     from llmkit.decoder import contract
 
     registry = default_registry()
-    right = registry.load(registry.plugins[0])
+    right = next(registry.load(p) for p in registry.plugins if p.name == "llama")
     block = dataclasses.replace(right.block, norm=dataclasses.replace(right.block.norm, eps=0.5))
     wrong = dataclasses.replace(right, block=block, variants={})
     checks = {c.name: c for c in contract.check_architecture(wrong)}
