@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
+from llmkit.tokenization.published import choose_kind
+from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 from llmkit.tokenization.wire import read_fields
 
 __all__ = ["Vocabulary", "count_pieces", "read_vocabulary"]
@@ -50,22 +53,37 @@ def read_vocabulary(ckpt: Checkpoint) -> Vocabulary | None:
     added = _added_ids(ckpt, config)
     for name, count in (
         ("tokenizer.json", _fast),
-        ("tokenizer.model", _sentencepiece),
+        ("20B_tokenizer.json", _fast),
+        ("tokenizer.model", _model),
         ("spiece.model", _sentencepiece),
         ("ice_text.model", _sentencepiece),
         ("vocab.json", _vocab_json),
         ("qwen.tiktoken", _tiktoken),
         ("vocab.tiktoken", _tiktoken),
+        ("rwkv_vocab_v20230424.txt", _numbered_lines),
         ("vocab.txt", _lines),
     ):
         if name in files:
             kind, n_model, more = count(ckpt, name)
+            offset, n_specials = _of_its_code(ckpt, config, name)
+            n_model += offset
+            more = [*more, *range(n_model, n_model + n_specials)]
             ids = [i for i in {*added, *more} if i >= n_model]
             return Vocabulary(name, kind, max([n_model, *(i + 1 for i in ids)]), len(ids), has_template)
     return None
 
 
 Counted = tuple[str, int, list[int]]
+
+
+def _of_its_code(ckpt: Checkpoint, config: Mapping[str, Any], name: str) -> tuple[int, int]:
+    """What the code of a published tokenizer adds: ids before the file's first, special tokens after its last."""
+    kind = choose_kind(config, {name: ckpt.files[name].read()}) if name != "tokenizer.json" else None
+    if kind is None:
+        return 0, 0
+    key = kind.offset_key if isinstance(kind, SentencePieceFile) else None
+    offset = config.get(key) if key is not None else 0
+    return offset if isinstance(offset, int) else 0, len(kind.specials)
 
 
 def _json(ckpt: Checkpoint, name: str) -> Mapping[str, Any]:
@@ -103,6 +121,18 @@ def _vocab_json(ckpt: Checkpoint, name: str) -> Counted:
 
 def _tiktoken(ckpt: Checkpoint, name: str) -> Counted:
     return "tiktoken", len(ckpt.files[name].read().split(b"\n")) - 1, []
+
+
+def _model(ckpt: Checkpoint, name: str) -> Counted:
+    """tokenizer.model is either; Llama 3 and GLM-4 call their ranks so."""
+    return (_tiktoken if looks_like_ranks(ckpt.files[name].read()) else _sentencepiece)(ckpt, name)
+
+
+def _numbered_lines(ckpt: Checkpoint, name: str) -> Counted:
+    last = ckpt.files[name].read().rstrip().rsplit(b"\n", 1)[-1].split(b" ", 1)[0]
+    if not last.isdigit():
+        raise InputError(f"{ckpt.label}: the last line of {name} does not begin with an id: {last[:40]!r}")
+    return "byte trie", int(last) + 1, []
 
 
 def _lines(ckpt: Checkpoint, name: str) -> Counted:
