@@ -167,6 +167,18 @@ class Turns:
         """The same as one text, tokens as their strings."""
         return text_of(self.pieces(messages))
 
+    @property
+    def lead(self) -> tuple[str | Token | Cut, ...]:
+        """What stands between a question and the text of its answer: a space, mostly, which the model writes first."""
+        parts = (self.assistant,) if isinstance(self.assistant, str) else self.assistant
+        found: list[str | Token | Cut] = []
+        for part in parts:
+            before, mark, _ = part.partition("{answer}") if isinstance(part, str) else (part, "", "")
+            found += [before] if before != "" else []
+            if mark:
+                break
+        return tuple(found)
+
     def _split(self, messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
         system, turns = self.default_system, list(messages)
         if turns and turns[0].role == "system":

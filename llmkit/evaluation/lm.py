@@ -20,7 +20,7 @@ from llmkit.evaluation.generation import answer_requests
 from llmkit.evaluation.prefix import FORWARD_COST, Query
 from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.tokenization.chat import ending_of, marked_text
+from llmkit.tokenization.chat import ending_of, is_marked, marked_lead, marked_text
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -78,6 +78,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.encoder = Encoder(tokenizer, add_bos_token, is_templated=isinstance(prompt, ChatTemplate))
         self.eos_ids = sorted({self.encoder.eos_id, *eos_ids, *ending.ids})
         self.stops = ending.texts
+        self._lead = marked_lead(tokenizer, prompt)
         self.n_truncated = 0
         self.continuations: dict[str, tuple[int, ...]] = {}
         self._chat_template_args = dict(chat_template_args or {})
@@ -100,9 +101,13 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As `TemplateLM` encodes them, but all at once, and each distinct text once."""
-        pairs = [(str(r.args[0]), str(r.args[1])) for r in requests]
+        pairs = [(self._led(str(r.args[0])), str(r.args[1])) for r in requests]
         encoded = self.encoder.encode_pairs(pairs)
         return self._loglikelihood_tokens([(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)])
+
+    def _led(self, context: str) -> str:
+        """A prompt in a format of ours with what its answers begin with: lm-eval puts no space after a chat prompt."""
+        return context + self._lead if is_marked(context) else context
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]], **kwargs: Any
@@ -198,12 +203,17 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
 
 
 def _placed(history: Sequence[Mapping[str, str]], prompt: Prompt) -> list[Message]:
-    """The messages; the system message in front of the first question where the format has no place for it."""
+    """The messages; the system message in front of the first question where the format has no place for it.
+
+    What lm-eval puts as a system message is the beginning of a text: the line ends after it are left out.
+    """
     messages = [Message(str(m["role"]), str(m["content"])) for m in history]
+    if messages[0].role == "system":
+        messages[0] = Message("system", messages[0].content.rstrip())
     if messages[0].role != "system" or (isinstance(prompt, Turns) and prompt.system is not None):
         return messages
     system, first, *rest = messages
-    return [Message(first.role, f"{system.content.rstrip()}\n\n{first.content}"), *rest]
+    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
 
 
 def resolve_max_length(config: Mapping[str, Any], tokenizer: Any) -> int:

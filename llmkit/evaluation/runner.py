@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from llmkit.architecture.prompts import Raw
+from llmkit.architecture.prompts import ChatTemplate, Message, Raw
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
@@ -79,6 +79,7 @@ def evaluate(
         RequirementError: no plugin describes the model, or the device is not there.
     """
     started = perf_counter()
+    chat_template = False if chat_template == "raw" else chat_template
     names = [n for n in (bench.split(",") if isinstance(bench, str) else bench) if n]
     if not names:
         raise InputError("no benchmark named", hint=f"--bench {' or '.join(bench_names())}, or an lm-eval task")
@@ -162,17 +163,19 @@ def make_lm(
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.decoder import load_decoder
     from llmkit.evaluation.lm import SharedPrefixLM, resolve_max_length
-    from llmkit.tokenization.chat import prompt_of
+    from llmkit.tokenization.chat import encode_pieces, prompt_of
 
     tokenizer = load_tokenizer(ckpt)
     prompt = None
-    if chat_template:
+    if chat_template and chat_template != "raw":
         prompt = prompt_of(ckpt, tokenizer, chat_template if isinstance(chat_template, str) else None)
         if isinstance(prompt, Raw) and chat_template is True:
             raise InputError(
                 f"{ckpt.label} has no chat template, and no plugin a prompt format for it",
                 hint="name a format: --chat-template vicuna, alpaca, llama-2-chat, …",
             )
+    if prompt is not None and not isinstance(prompt, ChatTemplate):
+        encode_pieces(tokenizer, prompt.pieces([Message("user", "?")]))  # has the tokenizer the format's tokens?
     return SharedPrefixLM(
         load_decoder(ckpt, dtype=dtype, device=device),
         tokenizer,

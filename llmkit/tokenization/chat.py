@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.architecture import registry
-from llmkit.architecture.prompts import ChatTemplate, Message, Piece, Prompt, Token, choose_prompt
+from llmkit.architecture.prompt_kinds import Cut
+from llmkit.architecture.prompts import ChatTemplate, Message, Piece, Prompt, Token, Turns, choose_prompt
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
 
@@ -25,6 +26,7 @@ __all__ = [
     "encode_pieces",
     "ending_of",
     "is_marked",
+    "marked_lead",
     "marked_text",
     "prompt_of",
     "token_id",
@@ -141,6 +143,15 @@ def marked_text(tokenizer: Any, pieces: Sequence[Piece]) -> str:
         parts.append((_BREAK if i and isinstance(pieces[i - 1], str) else "") + piece)
     # the first mark says that the special tokens of this text are all there or are marks
     return "".join(parts) if is_marked("".join(parts)) else _BREAK + "".join(parts)
+
+
+def marked_lead(tokenizer: Any, prompt: Prompt | None) -> str:
+    """What a marked prompt of the format goes on with before the text of an answer (`Turns.lead`), as it is marked."""
+    parts = prompt.lead if isinstance(prompt, Turns) else ()
+    return "".join(
+        part if isinstance(part, str) else _BREAK if isinstance(part, Cut) else marked_text(tokenizer, [part])
+        for part in parts
+    )
 
 
 def is_marked(text: str) -> bool:
