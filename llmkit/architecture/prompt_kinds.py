@@ -6,6 +6,7 @@ never looked for in text. So a question that spells `</s>` or `<|user|>` stays a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +14,10 @@ from llmkit.errors import InputError
 
 __all__ = [
     "CUT",
+    "NO_FINISH",
     "ChatTemplate",
     "Cut",
+    "Finish",
     "Instruction",
     "Message",
     "Piece",
@@ -56,6 +59,33 @@ class Cut:
 CUT = Cut()
 Piece = str | Token  # neighbouring texts are encoded apart
 Template = str | tuple[str | Token | Cut, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What the reference implementation makes of the text of an answer before it is shown.
+
+    Attributes:
+        rules: regular expressions and what they are replaced by, in order.
+        unsettled: matches the end of an unfinished text that more text could change.
+    """
+
+    rules: tuple[tuple[str, str], ...] = ()
+    unsettled: str = r"(?!)"
+
+    def apply(self, text: str) -> str:
+        """The finished text."""
+        for pattern, replacement in self.rules:
+            text = re.sub(pattern, replacement, text)
+        return text
+
+    def settled(self, text: str) -> str:
+        """The text without an end that may still change."""
+        found = re.search(f"(?:{self.unsettled})$", text)
+        return text[: found.start()] if found else text
+
+
+NO_FINISH = Finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +154,7 @@ class Turns:
         first_round: the number of the first question.
         joins_paragraphs: an empty line inside a message would end it, so it is taken out.
         stops: texts and tokens that end the answer, besides the tokenizer's end token.
+        finish: what is done to the text of an answer.
     """
 
     system: Template | None
@@ -136,6 +167,7 @@ class Turns:
     first_round: int = 0
     joins_paragraphs: bool = False
     stops: tuple[Piece, ...] = ()
+    finish: Finish = NO_FINISH
 
     def pieces(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
         """The pieces of a conversation that ends with a question; the model continues it.

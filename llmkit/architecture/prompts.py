@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmkit.architecture.prompt_kinds import (
     CUT,
     ChatTemplate,
+    Finish,
     Instruction,
     Message,
     Piece,
@@ -76,6 +77,16 @@ _BAICHUAN = {
 }
 
 
+# THUDM, modeling_chatglm.py: process_response. The first release also widens punctuation beside Chinese characters.
+_DATED = ((r"^\s+|\s+$", ""), (r"\[\[训练时间\]\]", "2023年"))
+_WIDE = tuple(zip(",!:;?", "，！：；？", strict=True))
+_DATING = r"\s+|\[(?:\[(?:训(?:练(?:时(?:间\]?)?)?)?)?)?"
+_BESIDE_CHINESE = tuple(
+    rule
+    for half, wide in _WIDE
+    for rule in ((rf"([\u4e00-\u9fff])\{half}", rf"\1{wide}"), (rf"\{half}([\u4e00-\u9fff])", rf"{wide}\1"))
+)
+
 # ChatGLM3 and GLM-4: role token, a line for metadata (empty here), content; the last two encoded each on its own.
 _ROLES = Turns(
     system=(_SYSTEM, "\n", CUT, "{system}"),
@@ -83,6 +94,7 @@ _ROLES = Turns(
     user=(_USER, "\n", CUT, "{question}", _ASSISTANT),
     assistant=("\n", CUT, "{answer}"),
     stops=(_USER, Token("<|observation|>"), _END_OF_TEXT, _END),
+    finish=Finish(_DATED, unsettled=_DATING),
 )
 
 FORMATS: dict[str, Prompt] = {
@@ -127,6 +139,7 @@ FORMATS: dict[str, Prompt] = {
         user="[Round {round}]\n问：{question}\n答：",
         assistant="{answer}\n",
         lone_user="{question}",
+        finish=Finish((*_DATED, *_BESIDE_CHINESE), unsettled=rf"{_DATING}|[,!:;?]"),
     ),
     # THUDM, modeling_chatglm.py of ChatGLM2-6B: build_inputs
     "chatglm2": Turns(
@@ -135,6 +148,7 @@ FORMATS: dict[str, Prompt] = {
         user="[Round {round}]\n\n问：{question}\n\n答：",
         assistant="{answer}\n\n",
         first_round=1,
+        finish=Finish(_DATED, unsettled=_DATING),
     ),
     # THUDM, tokenization_chatglm.py of ChatGLM3-6B: build_chat_input; stop ids as FastChat's chatglm3
     "chatglm3": _ROLES,

@@ -96,7 +96,7 @@ def generate(
     ending = ending_of(tokenizer, form)
     decoder = load_decoder(ckpt, dtype=dtype, device=device)
     started = time.monotonic()
-    new = TextStream(lambda some: str(tokenizer.decode(some, skip_special_tokens=True)), ending.texts)
+    new = TextStream(lambda some: str(tokenizer.decode(some, skip_special_tokens=True)), ending.texts, ending.finish)
     ends = {*end_tokens(ckpt), *ending.ids}
     for token in stream(decoder, ids, sampling, max_tokens=max_tokens, end_ids=ends):
         piece = new.push(token)

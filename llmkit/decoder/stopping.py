@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from llmkit.architecture.prompt_kinds import NO_FINISH, Finish
+
 __all__ = ["TextStream"]
 
 
@@ -13,14 +15,18 @@ class TextStream:
     Args:
         decode: token ids -> text.
         stops: texts that end it; the first that occurs is cut off.
+        finish: what is done to the text.
 
     Attributes:
         ids: the tokens so far.
         is_stopped: a stop text has occurred.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = (), finish: Finish = NO_FINISH
+    ) -> None:
         self._decode = decode
+        self._finish = finish
         self._stops = tuple(s for s in stops if s)
         self._given = 0
         self.ids: list[int] = []
@@ -28,10 +34,10 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """The whole text, without a stop text and what follows it."""
+        """The whole text, finished, without a stop text and what follows it."""
         whole = self._decode(self.ids)
         places = [at for stop in self._stops if (at := whole.find(stop)) >= 0]
-        return whole[: min(places)] if places else whole
+        return self._finish.apply(whole[: min(places)] if places else whole)
 
     def push(self, token: int) -> str:
         """Take a token; give the text that is certain now and was not given before."""
@@ -40,10 +46,11 @@ class TextStream:
         places = [at for stop in self._stops if (at := whole.find(stop)) >= 0]
         if places:
             self.is_stopped = True
-            return self._give(whole[: min(places)])
-        # a character may be spelt by several tokens, and so may a stop text
-        certain = whole if not whole.endswith("\ufffd") else whole[: self._given]
-        return self._give(certain[: len(certain) - self._pending(certain)])
+            return self._give(self._finish.apply(whole[: min(places)]))
+        if whole.endswith("\ufffd"):
+            return ""  # the beginning of a character
+        settled = self._finish.settled(whole[: len(whole) - self._pending(whole)])
+        return self._give(self._finish.apply(settled))
 
     def rest(self) -> str:
         """What was held back, once no more tokens come."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError, RequirementError
 from llmkit.tokenization.fast import FastTokenizer
+from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks, serialize_ranks
 
@@ -62,6 +64,11 @@ class TokenizerFiles:
             raise RequirementError(
                 f"{ckpt.label} has {_what(found)}; a vocabulary is edited in tokenizer.json or a SentencePiece model",
                 hint="load it with transformers and save_pretrained it, which writes tokenizer.json, then try again",
+            )
+        if found.sp is not None and found.fast is None and (why := _fixed_by_code(found)):
+            raise RequirementError(
+                f"{ckpt.label}: {why}: a vocabulary of another size would move them",
+                hint="put a tokenizer.json that holds all of its tokens into the folder",
             )
         return found
 
@@ -196,6 +203,18 @@ def _object(label: str, files: Mapping[str, FileContent], name: str) -> dict[str
     if not isinstance(data, dict):
         raise InputError(f"{label}: {name}: expected an object, found {type(data).__name__}")
     return data
+
+
+def _fixed_by_code(found: TokenizerFiles) -> str | None:
+    """Why the file does not tell all ids: what its published code puts before and after the pieces."""
+    name, settings = found.sp_name or "", found.config or {}
+    kind = choose_kind(settings, {name: found.files[name].read()})
+    if kind is None:
+        return None
+    if kind.specials:
+        return f"its code numbers special tokens from the end of {name} ({kind.specials[0]} is {found.n_model})"
+    offset = settings.get(kind.offset_key) if isinstance(kind, SentencePieceFile) and kind.offset_key else 0
+    return f"its code puts {offset} ids before those of {name}" if offset else None
 
 
 def _what(found: TokenizerFiles) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.architecture import registry
-from llmkit.architecture.prompt_kinds import Cut
+from llmkit.architecture.prompt_kinds import NO_FINISH, Cut, Finish
 from llmkit.architecture.prompts import ChatTemplate, Message, Piece, Prompt, Token, Turns, choose_prompt
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
@@ -44,10 +44,12 @@ class Ending:
     Attributes:
         texts: the first of these that occurs is cut off, with all after it.
         ids: a token that is one of these ends it.
+        finish: what is done to the text before it is shown.
     """
 
     texts: tuple[str, ...] = ()
     ids: tuple[int, ...] = ()
+    finish: Finish = NO_FINISH
 
 
 def prompt_of(ckpt: Checkpoint, tokenizer: Any, name: str | None = None) -> Prompt:
@@ -119,7 +121,8 @@ def ending_of(tokenizer: Any, prompt: Prompt) -> Ending:
     """What ends an answer in a format, besides the model's end tokens."""
     found = [token_id(tokenizer, s) for s in prompt.stops if isinstance(s, Token)]
     texts = tuple(s for s in prompt.stops if isinstance(s, str))
-    return Ending(texts, tuple(i for i in found if i is not None))
+    finish = prompt.finish if isinstance(prompt, Turns) else NO_FINISH
+    return Ending(texts, tuple(i for i in found if i is not None), finish)
 
 
 def token_names(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -258,3 +258,20 @@ def test_the_real_merge(shared, tmp_path):
     assert (n_chars, sum(len(old.encode(c)) for c in cells), sum(len(ours.encode(c)) for c in cells)) == (
         36744, 51202, 25271,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("tokenizer.model", {"tokenizer_class": "ChatGLMTokenizer"}, "its code numbers special tokens from the end of"),
+        ("ice_text.model", {"num_image_tokens": 20000}, "its code puts 20000 ids before those of ice_text.model"),
+    ],
+)
+def test_ids_that_code_fixes_are_not_moved(tmp_path, name, config, message):
+    data = world.sp_model(world.ENGLISH, 420)
+    files = {name: data, "tokenizer_config.json": json.dumps(config)}
+    ckpt = world.model(tmp_path / "m", 440, files)
+    (tmp_path / "words.txt").write_text("hello\n")
+    with pytest.raises(RequirementError, match=message) as caught:
+        vocab.extend(ckpt, tmp_path / "words.txt")
+    assert "tokenizer.json" in caught.value.hint
