@@ -38,8 +38,8 @@ def load_tokenizer(ckpt: Checkpoint) -> Any:
         made = _from_published_file(ckpt, files, settings)
         if made is not None:
             return made
-    is_on_disk = all(content.path is not None for content in files.values())
-    if ckpt.origin is not None and ckpt.origin.is_dir() and is_on_disk and "20B_tokenizer.json" not in files:
+    is_plain_folder = ckpt.origin is not None and ckpt.origin.is_dir() and ckpt.layout == "hf"
+    if ckpt.origin is not None and is_plain_folder and "20B_tokenizer.json" not in files:
         return _from_folder(ckpt.origin, ckpt.label, settings)
     with TemporaryDirectory(prefix="llmkit-tokenizer-") as folder:
         for name, content in files.items():

@@ -38,13 +38,17 @@ def convert(
         typer.Option(
             "--to",
             metavar="LAYOUT",
-            help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json.",
+            help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json. "
+            "llama2c: model.bin and tokenizer.bin.",
         ),
     ],
     writing: Writing,
     dtype: OutDtypeOption = None,
     model_parallel: Annotated[
         int | None, typer.Option("--model-parallel", metavar="N", help="With --to meta: the number of files.")
+    ] = None,
+    file_version: Annotated[
+        int | None, typer.Option("--file-version", metavar="N", help="With --to llama2c: 0, 1 or 2 (int8).")
     ] = None,
     architecture: Annotated[
         str | None,
@@ -66,7 +70,7 @@ def convert(
     from llmkit.transforms.convert import convert as convert_checkpoint
 
     overflow = Overflow()
-    given = {"model_parallel": model_parallel}
+    given = {"model_parallel": model_parallel, "file_version": file_version}
     options = {name: value for name, value in given.items() if value is not None}
     ckpt = open_checkpoint(model)
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)

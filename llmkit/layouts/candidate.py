@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES, is_weight_file, read_file, read_folder
+from llmkit.errors import InputError
+from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES, is_weight_file, read_file, read_folder, read_json
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["Candidate"]
@@ -54,6 +56,17 @@ class Candidate:
                 return file.read(_HEAD_NBYTES)
         except OSError:
             return b""
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file of the folder.
+
+        Raises:
+            InputError: it is no JSON, or no object.
+        """
+        found = read_json(self.folder / name)
+        if not isinstance(found, dict):
+            raise InputError(f"{self.folder / name}: expected an object, found {type(found).__name__}")
+        return found
 
     @cached_property
     def tensors(self) -> Mapping[str, Lazy]:

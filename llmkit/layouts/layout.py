@@ -37,6 +37,7 @@ class Opened:
         config: the contents of a config.json.
         files: other files of the checkpoint that do not lie beside the weights: name -> where, or bytes.
         own: names of small files that describe the layout, and do not go along to another.
+        scored_pieces: a tokenizer.bin, of which a tokenizer.model is made where there is none.
         notes: what was read and decided.
         warnings: what the user should act on.
         details: what else the files say of themselves, for `inspect`: `types` (how tensors are stored: name ->
@@ -49,6 +50,7 @@ class Opened:
     config: Mapping[str, Any]
     files: Mapping[str, Path | bytes] = field(default_factory=dict)
     own: tuple[str, ...] = ()
+    scored_pieces: Path | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)

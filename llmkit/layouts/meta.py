@@ -20,7 +20,7 @@ from llmkit.architecture import registry
 from llmkit.architecture.names import Names, NameTable
 from llmkit.errors import InputError, listing
 from llmkit.formats import torch_pickle
-from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES, read_json
+from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened, Spelling, Written, commonest_dtype, same_sizes, to_hf, weights_for
@@ -81,14 +81,13 @@ def find(candidate: Candidate) -> Opened | None:
             f"{folder} holds {len(files)} consolidated files and no {_PARAMS}",
             hint=f"put the {_PARAMS} of this model into {folder}",
         )
-    return _read(folder, files)
+    return _read(candidate, files)
 
 
-def _read(folder: Path, files: Sequence[Path]) -> Opened:
+def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
+    folder = candidate.folder
     where = str(folder / _PARAMS)
-    params = read_json(folder / _PARAMS)
-    if not isinstance(params, dict):
-        raise InputError(f"{where}: expected an object, found {type(params).__name__}")
+    params = candidate.json(_PARAMS)
     numbers = [int(p.name[13:15]) for p in files]
     absent = [f"consolidated.{i:02d}.pth" for i in range(max(numbers) + 1) if i not in numbers]
     shards = [torch_pickle.read(p) for p in files]
@@ -109,7 +108,7 @@ def _read(folder: Path, files: Sequence[Path]) -> Opened:
     notes = [f"read from Meta's layout: {len(files)} consolidated file{'s' * (len(files) > 1)} and {_PARAMS}"]
     beside = folder / "config.json"
     if beside.is_file():
-        stated = read_json(beside)
+        stated = candidate.json(beside.name)
         same_sizes(str(folder), config, stated)
         config = stated
     else:

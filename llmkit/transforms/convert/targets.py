@@ -14,8 +14,10 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.torch_zip import TorchFiles
-from llmkit.layouts import meta
+from llmkit.layouts import llama2c, meta
 from llmkit.layouts.layout import Written
+from llmkit.tokenization.scored_pieces import to_scored_pieces
+from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 
 __all__ = ["TARGETS", "Target"]
 
@@ -59,8 +61,19 @@ def _foreign(write: Callable[..., Written]) -> Write:
     return changed
 
 
+def _with_pieces(ckpt: Checkpoint, **options: Any) -> Checkpoint:
+    """llama2.c's layout, with its tokenizer.bin where the tokenizer is a SentencePiece model."""
+    written = _foreign(llama2c.write)(ckpt, **options)
+    model = ckpt.files.get("tokenizer.model")
+    if model is None:
+        return written.derive(notes=["no tokenizer.bin: it is made of a SentencePiece model, tokenizer.model"])
+    pieces = to_scored_pieces(SentencePieceModel.parse(model.read(), f"{ckpt.label}: tokenizer.model"))
+    return written.derive(files={**written.files, "tokenizer.bin": FileContent(data=pieces)})
+
+
 TARGETS: dict[str, Target] = {
     "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
     "meta": Target("Meta's consolidated.NN.pth and params.json", _foreign(meta.write), ("model_parallel",)),
+    "llama2c": Target("llama2.c's model.bin and tokenizer.bin", _with_pieces, ("file_version",)),
 }

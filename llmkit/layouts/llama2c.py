@@ -1,0 +1,231 @@
+"""The .bin files of llama2.c: a header and raw tensors in a fixed order, versions 0 and 1 in float32, 2 in int8.
+
+v0  7 int32 (dim, hidden, layers, heads, kv heads, vocab, seq_len; a negative vocab: the head is stored), then float32:
+    tok_emb; for all layers att_norm; wq; wk; wv; wo; ffn_norm; w1; w2; w3; final norm; cos and sin tables; [output].
+v1  "ak42", int32 version, the 7, a byte: the head is shared; zeros up to byte 256. Then all norms, and the rest of v0's
+    order without tables.
+v2  the same header with an int32 group size; norms in float32, then each matrix as int8 and its float32 scales.
+Rows of q and k are in Meta's order. The epsilon of the norms is 1e-5 and theta 10000: the format has no place for them.
+
+Source: karpathy/llama2.c, export.py and run.c.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmkit.architecture import registry
+from llmkit.architecture.model import Model
+from llmkit.errors import InputError, RequirementError
+from llmkit.formats.stream import StreamFile
+from llmkit.layouts import meta
+from llmkit.layouts.candidate import Candidate
+from llmkit.layouts.layout import Opened, Written, same_sizes, to_hf, weights_for
+from llmkit.layouts.q8 import dequantized, group_size_for, quantized
+from llmkit.tensors.lazy import Lazy, Read
+from llmkit.tensors.source import SourceFile
+from llmkit.tensors.spec import DType, TensorSpec
+
+__all__ = ["FILE", "NAME", "find", "write"]
+
+NAME = "llama2c"
+FILE = "model.bin"
+_MAGIC = b"24ka"  # 0x616b3432, little-endian
+_HEADER_NBYTES = 256
+_EPS, _THETA = 1e-5, 10000.0
+_MATRICES = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
+_FFN = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+
+
+@dataclass(frozen=True)
+class _Header:
+    version: int
+    dim: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    seq_len: int
+    is_tied: bool
+    group_size: int = 0
+
+    @property
+    def start(self) -> int:
+        """Where the tensors begin."""
+        return 28 if self.version == 0 else _HEADER_NBYTES
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": self.dim,
+            "intermediate_size": self.ffn, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "vocab_size": self.vocab, "max_position_embeddings": self.seq_len,
+            "rms_norm_eps": _EPS, "rope_theta": _THETA, "hidden_act": "silu", "tie_word_embeddings": self.is_tied,
+            "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
+        }  # fmt: skip
+
+    def is_plausible(self) -> bool:
+        """Whether these can be the sizes of a model."""
+        sizes = (self.dim, self.ffn, self.layers, self.heads, self.kv_heads, self.vocab, self.seq_len)
+        return (
+            all(0 < n < 2**24 for n in sizes) and self.layers < 1000 and self.dim % self.heads == 0
+            and self.heads % self.kv_heads == 0 and self.heads <= 1024 and self.seq_len < 2**22 and self.dim >= 2
+        )  # fmt: skip
+
+    def packed(self) -> bytes:
+        sizes = (self.dim, self.ffn, self.layers, self.heads, self.kv_heads)
+        if self.version == 0:
+            return struct.pack("<7i", *sizes, self.vocab if self.is_tied else -self.vocab, self.seq_len)
+        head = _MAGIC + struct.pack("<8iB", self.version, *sizes, self.vocab, self.seq_len, self.is_tied)
+        if self.version == 2:
+            head += struct.pack("<i", self.group_size)
+        return head.ljust(_HEADER_NBYTES, b"\0")
+
+
+def _parsed(head: bytes, where: str) -> _Header | None:
+    if head[:4] == _MAGIC and len(head) >= 41:
+        version, dim, ffn, layers, heads, kv_heads, vocab, seq_len, shared = struct.unpack_from("<8iB", head, 4)
+        if version not in (1, 2):
+            raise InputError(f"{where}: llama2.c version {version}; versions 0, 1 and 2 are read")
+        size = struct.unpack_from("<i", head, 37)[0] if version == 2 else 0
+        found = _Header(version, dim, ffn, layers, heads, kv_heads, vocab, seq_len, bool(shared), size)
+        if not found.is_plausible() or (version == 2 and not 0 < size <= 2**20):
+            sizes = ", ".join(f"{name} {value}" for name, value in vars(found).items())
+            raise InputError(f"{where}: the header is damaged: {sizes}", hint="download or export it again")
+        return found
+    if len(head) < 28:
+        return None
+    dim, ffn, layers, heads, kv_heads, vocab, seq_len = struct.unpack_from("<7i", head)
+    found = _Header(0, dim, ffn, layers, heads, kv_heads, abs(vocab), seq_len, vocab > 0)
+    return found if found.is_plausible() else None
+
+
+def find(candidate: Candidate) -> Opened | None:
+    """What a .bin of llama2.c holds; None for anything else.
+
+    Raises:
+        InputError: the file is truncated or longer than its header says, or the header is damaged.
+    """
+    path = candidate.main
+    if path is None or path.suffix != ".bin":
+        return None
+    header = _parsed(candidate.head, str(path))
+    if header is None:
+        return None
+    tensors = _tensors(path, header)
+    config = header.config()
+    notes = [f"read from llama2.c's layout, version {header.version}"]
+    if header.version == 2:
+        notes.append(f"int8 in groups of {header.group_size}, dequantized")
+    if "config.json" in candidate.names:
+        beside = candidate.json("config.json")
+        same_sizes(str(path), config, beside)
+        config = {**beside, "tie_word_embeddings": header.is_tied}
+    pieces = candidate.folder / "tokenizer.bin" if "tokenizer.bin" in candidate.names else None
+    view = to_hf(str(path), tensors, config, meta.SPELLING)
+    return Opened(NAME, view, config, own=(FILE,), scored_pieces=pieces, notes=tuple(notes))
+
+
+def _order(h: _Header) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names (Meta's) and shapes in file order; the tables of version 0 have names of their own."""
+    hidden, kv = h.dim, h.kv_heads * (h.dim // h.heads)
+    shapes: dict[str, tuple[int, ...]] = dict(
+        zip(_MATRICES, ((hidden, hidden), (kv, hidden), (kv, hidden), (hidden, hidden)), strict=True)
+    )
+    shapes |= {"feed_forward.w1": (h.ffn, hidden), "feed_forward.w2": (hidden, h.ffn)}
+    shapes |= {"feed_forward.w3": (h.ffn, hidden), "attention_norm": (hidden,), "ffn_norm": (hidden,)}
+
+    def of_all(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        return ((f"layers.{i}.{name}.weight", shapes[name]) for i in range(h.layers))
+
+    if h.version == 0:
+        yield "tok_embeddings.weight", (h.vocab, hidden)
+        for name in ("attention_norm", *_MATRICES, "ffn_norm", *_FFN):
+            yield from of_all(name)
+        yield "norm.weight", (hidden,)
+        yield from ((f"rope.{table}", (h.seq_len, hidden // h.heads // 2)) for table in ("cos", "sin"))
+    else:
+        yield from of_all("attention_norm")
+        yield from of_all("ffn_norm")
+        yield "norm.weight", (hidden,)
+        yield "tok_embeddings.weight", (h.vocab, hidden)
+        for name in (*_MATRICES, *_FFN):
+            yield from of_all(name)
+    if not h.is_tied:
+        yield "output.weight", (h.vocab, hidden)
+
+
+def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
+    source = SourceFile(path)
+    found: dict[str, Lazy] = {}
+    position = header.start
+    for name, shape in _order(header):
+        spec = TensorSpec(DType.F32, shape)
+        if header.version == 2 and len(shape) == 2:
+            values = TensorSpec(DType.I8, shape)
+            if values.numel % header.group_size:
+                raise InputError(f"{path}: {name} does not divide into groups of {header.group_size}: a damaged header")
+            scales = TensorSpec(DType.F32, (values.numel // header.group_size,))
+            stored = Read(name, values, source, position).output()
+            found[name] = dequantized(stored, source, position + values.nbytes, scales)
+            position += values.nbytes + scales.nbytes
+        else:
+            if not name.startswith("rope."):
+                found[name] = Read(name, spec, source, position).output()
+            position += spec.nbytes
+    if position != source.nbytes:
+        raise InputError(
+            f"{path}: its header (llama2.c version {header.version}, dim {header.dim}, {header.layers} layers) "
+            f"needs {position} bytes, the file has {source.nbytes}",
+            hint="download or export it again" if position > source.nbytes else "is it a llama2.c file?",
+        )
+    return found
+
+
+def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: int = 1) -> Written:
+    """A checkpoint as llama2.c exports it.
+
+    Args:
+        file_version: 0 (the first, with tables), 1, or 2 (int8).
+
+    Raises:
+        RequirementError: a model with another epsilon or theta, or that llama2.c cannot run for another reason.
+        InputError: no such version.
+    """
+    version = file_version
+    if version not in (0, 1, 2):
+        raise InputError(f"--file-version {version}: llama2.c has versions 0, 1 and 2", hint="--file-version 1")
+    d = registry.require(config, f"--to {NAME}").bind(config).dims
+    header = _Header(version, d.hidden, d.ffn, d.layers, d.heads, d.kv_heads, d.vocab, d.context or 2048, False)
+    model, weights = weights_for(NAME, tensors, config, header.config(), meta.SPELLING)
+    header = replace(header, is_tied=model.is_tied, group_size=group_size_for(model.dims.hidden))
+    named = {model.spelled(meta.SPELLING.names).table.name(slot): lazy for slot, lazy in weights.items()}
+    parts: list[bytes | str] = [header.packed()]
+    written: dict[str, Lazy] = {}
+    for name, shape in _order(header):
+        if name.startswith("rope."):
+            parts.append(_table(model, header, math.cos if name.endswith("cos") else math.sin))
+        elif version == 2 and len(shape) == 2:
+            pieces = quantized(named[name], header.group_size)
+            written |= {f"{name}/int8": pieces[0], f"{name}/scale": pieces[1]}
+            parts += [f"{name}/int8", f"{name}/scale"]
+        else:
+            written[name] = named[name].cast(DType.F32)
+            parts.append(name)
+    if any(lazy.dtype not in (DType.F32, DType.F16, DType.BF16) for lazy in named.values()):
+        raise RequirementError("--to llama2c writes float32; the weights are no floats of 16 or 32 bits")
+    notes = [f"llama2.c version {version}"]
+    return Written(written, StreamFile(FILE, parts), notes=tuple(notes))
+
+
+def _table(model: Model, header: _Header, function: Any) -> bytes:
+    """Cos or sin of position times frequency, [seq_len, head_dim / 2] float32 (readers recompute it)."""
+    half = model.dims.head_dim // 2
+    turns = [_THETA ** (-j / half) for j in range(half)]
+    return array("f", [function(t * turn) for t in range(header.seq_len) for turn in turns]).tobytes()
