@@ -207,7 +207,7 @@ ARCHITECTURE = Architecture(
     },
     caveats={
         "quantize": "transformers 5 fails to load Falcon quantized (AttributeError: 'FalconLinear' object has no "
-        "attribute 'weight'): use them with llmkit"
+        "attribute 'weight'); 4.57 and llmkit load them"
     },
     reference_attention="sdpa",  # with eager attention transformers adds ALiBi twice
     reference_config=_today,

@@ -50,7 +50,7 @@ ARCHITECTURE = Architecture(
     originals=(PTH,),
     caveats={
         "quantize": "transformers 5 fails to load RWKV quantized (AttributeError: 'Linear' object has no attribute "
-        "'weight'): use them with llmkit"
+        "'weight'); 4.57 and llmkit load them"
     },
     names=Names(
         embed="rwkv.embeddings",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from llmkit.architecture.kinds import GatedMLP, Head
 from llmkit.architecture.prompts import Instruction
@@ -40,7 +41,9 @@ def test_contract(architecture):
     compared = [c for c in checks if c.name.endswith("logits") and c.difference is not None]
     if architecture.name in RECORDED:
         return
-    assert len(compared) == 1 + len(architecture.variants)
+    configs = [architecture.tiny_config(variant) for variant in (None, *architecture.variants)]
+    known = [c for c in configs if "rope_parameters" not in c or not transformers.__version__.startswith("4.")]
+    assert len(compared) == len(known)
     assert all(c.difference <= TOLERANCE for c in compared)
     padded = [c for c in checks if c.name.endswith("padded batch") and c.difference is not None]
     assert len(padded) == (0 if architecture.name in UNPADDED else len(compared))

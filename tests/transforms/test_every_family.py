@@ -7,6 +7,7 @@ import json
 import family_world as world
 import pytest
 import torch
+import transformers
 from family_world import CASES, IDS, VOCAB, loaded
 
 from llmkit.api import save
@@ -23,7 +24,7 @@ from llmkit.transforms.vocab.extend import extend
 from llmkit.transforms.vocab.trim import trim
 
 TRANSPOSED = {"gpt2"}
-# transformers 5.23 cannot load these quantized: their `_init_weights` reads weights that are packed.
+# transformers 5 cannot load these quantized (4.57 can): their `_init_weights` reads weights that are packed.
 UNLOADABLE = {"falcon", "falcon40b", "rwkv"}
 
 every_family = pytest.mark.parametrize(("name", "variant"), CASES, ids=IDS)
@@ -134,7 +135,7 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
 def test_transformers_computes_what_we_do_with_quantized_weights(tmp_path, monkeypatch, base, name, variant, bits):
     save(quantize(base, bits=bits, group_size="channel"), tmp_path / "q")
     attention = world.ARCHITECTURES[name].reference_attention
-    if name in UNLOADABLE:
+    if name in UNLOADABLE and not transformers.__version__.startswith("4."):
         with pytest.raises(AttributeError, match="object has no attribute 'weight'"):
             world.by_transformers(tmp_path / "q", attention)
         world.leave_packed_layers_alone(monkeypatch)
