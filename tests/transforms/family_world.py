@@ -46,14 +46,15 @@ def written(folder: Path, name: str, variant: str | None) -> Path:
     return folder
 
 
-def moved(base: Checkpoint, folder: Path) -> Checkpoint:
-    """The base with every weight moved a little, as a fine-tuning does it."""
+def moved(base: Checkpoint, folder: Path, only: list[str] | None = None) -> Checkpoint:
+    """The base with every weight (or those of the modules `only`) moved a little, as a fine-tuning does it."""
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(1)
     folder.mkdir()
     tuned = {n: t.load() for n, t in base.tensors.items()}
-    tuned = {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in tuned.items()}
+    chosen = tuned if only is None else [f"{module}.weight" for module in only]
+    tuned |= {n: tuned[n] + 0.01 * torch.randn(tuned[n].shape, generator=generator) for n in chosen}
     save_file(tuned, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(dict(base.config)))
     (folder / "tokenizer.json").write_text(TOKENIZER)
@@ -115,6 +116,14 @@ def peft_adapter(model: Any, folder: Path, layers: list[str], *, transposed: boo
             if "lora_" in name:
                 p.copy_(0.1 * torch.randn(p.shape, generator=generator))
         adapted.save_pretrained(folder)
+
+
+def peft_model(model: Any, adapter: Path) -> Any:
+    """The model with an adapter on it, not merged."""
+    from peft import PeftModel
+
+    with quiet():
+        return PeftModel.from_pretrained(model, adapter).eval()
 
 
 def peft_merged(model: Any, adapter: Path, folder: Path) -> Checkpoint:

@@ -18,7 +18,7 @@ from llmkit.errors import RequirementError
 from llmkit.inspection.comparison import compare
 from llmkit.quantization.reading import dequantized
 from llmkit.transforms.delta.transform import apply, make
-from llmkit.transforms.lora import merge, open_adapter
+from llmkit.transforms.lora import extract, merge, open_adapter
 from llmkit.transforms.quantize import quantize
 from llmkit.transforms.vocab.extend import extend
 from llmkit.transforms.vocab.trim import trim
@@ -100,6 +100,21 @@ def test_an_adapter_on_every_linear_layer_is_merged(tmp_path, folders, base, nam
         torch.testing.assert_close(value, expected[tensor], atol=2e-6, rtol=0)
     changed = {n.removesuffix(".weight") for n, t in base.tensors.items() if not torch.equal(t.load(), found[n])}
     assert changed == set(layers)
+
+
+@every_family
+def test_an_adapter_is_extracted_and_gives_the_tuned_model(tmp_path, folders, base, name, variant):
+    tuned = world.moved(base, tmp_path / "tuned", only=world.layers_of(base))
+    save(extract(base, tuned, rank=1000), tmp_path / "adapter")
+    merged = loaded(merge(base, [open_adapter(tmp_path / "adapter")]))
+    for tensor, value in loaded(tuned).items():
+        torch.testing.assert_close(merged[tensor], value, atol=2e-6, rtol=0)
+    if world.is_in_transformers(base.config):
+        attention = world.ARCHITECTURES[name].reference_attention
+        live = world.peft_model(world.by_transformers(folders(name, variant), attention), tmp_path / "adapter")
+        ids = random_ids(world.ARCHITECTURES[name], base.config)
+        with torch.no_grad():
+            assert closeness(logits(tuned, ids), live(ids).logits) <= 2e-5
 
 
 @every_family
@@ -221,3 +236,16 @@ def test_a_file_without_the_prefix_serves_as_base(tmp_path, folders):
         ).beyond(0.0)
         == []
     )
+
+
+def test_the_layer_tells_how_it_is_stored_not_the_adapters_config(tmp_path, folders):
+    """PEFT goes by the class of the layer too: it corrects fan_in_fan_out with a warning."""
+    base = open_checkpoint(folders("gpt2", None))
+    model = world.by_transformers(folders("gpt2", None), "eager")
+    world.peft_adapter(model, tmp_path / "adapter", ["c_proj"], transposed=True)  # square: shapes cannot tell
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": False}))
+    expected = loaded(world.peft_merged(model, tmp_path / "adapter", tmp_path / "merged"))
+    found = loaded(merge(base, [open_adapter(tmp_path / "adapter")]))
+    for tensor, value in found.items():
+        torch.testing.assert_close(value, expected[tensor], atol=2e-6, rtol=0)

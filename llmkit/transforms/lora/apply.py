@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
@@ -60,6 +61,8 @@ class Application:
         self.unties = False
         self.config_changes: dict[str, Any] = {}
         self._ends = find_ends(ckpt)
+        architecture = registry.find(ckpt.config) if ckpt.config else None
+        self._slots = architecture.bind(ckpt.config).tensors() if architecture is not None else {}
         replaced = [name.rpartition(".")[0] for name in adapter.replacements]
         self._paths = Paths(ckpt, self._ends, [*adapter.modules, *adapter.tokens, *replaced])
         if self._paths.note:
@@ -243,7 +246,7 @@ class Application:
     ) -> Lazy:
         dtype = self._final(name, weight)
         scale = self.adapter.scaling.get(module, 1.0) * self.factor
-        is_flipped = self.adapter.is_transposed
+        is_flipped = self._is_flipped(name)
         if self.adapter.kind == FOLDED:
             weight = fold_scale(weight, parts, DType.F32 if "lora_A" in parts else dtype, name)
             if "lora_A" not in parts:
@@ -274,6 +277,11 @@ class Application:
             magnitude=parts.get("lora_magnitude_vector"), by_column=is_flipped or "lora_embedding_A" in parts,
         )  # fmt: skip
 
+    def _is_flipped(self, name: str) -> bool:
+        """Whether a weight is stored [in, out]: the family tells, as the layer tells PEFT, not the config."""
+        slot = self._slots.get(name)
+        return self.adapter.is_transposed if slot is None else slot.is_transposed
+
     def _factor(self, parts: Mapping[str, Lazy], stem: str) -> Lazy:
         return parts[stem] if stem in parts else arithmetic.product(parts[f"{stem}_a"], parts[f"{stem}_b"])
 
@@ -282,7 +290,7 @@ class Application:
     ) -> Lazy:
         """IA3: [1, in] scales the input of a feed-forward layer, [out, 1] the output of another."""
         is_input = factor.shape[0] == 1
-        by_column = is_input != self.adapter.is_transposed
+        by_column = is_input != self._is_flipped(name)
         if factor.spec.numel != weight.shape[1 if by_column else 0]:
             self._fit(module, name, weight, tuple(max(a, b) for a, b in zip(factor.shape, weight.shape, strict=True)))
             raise SpecError(

@@ -22,6 +22,7 @@ from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.quantization.quality import Meter
 from llmkit.quantization.reading import is_quantized
 from llmkit.tensors.lazy import Apply, Context, Lazy
+from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora.bundle import bundle
 
@@ -103,10 +104,14 @@ def extract(
     if not found.ranks and not found.saved:
         raise RequirementError(f"{tuned.label} and {base.label} are equal: there is nothing to extract")
     modules: dict[str, dict[str, Lazy]] = {}
+    flipped = _transposed_names(base)
     for name, r in found.ranks.items():
         module = name.removesuffix(".weight")
         observe = meter.observer(module, r) if meter is not None else None
-        low, high = _factors(base.tensors[name], tuned.tensors[name], r, observe)
+        old, new = base.tensors[name], tuned.tensors[name]
+        if name in flipped:
+            old, new = transpose(old), transpose(new)
+        low, high = _factors(old, new, r, observe)
         modules[module] = {"lora_A": low, "lora_B": high}
     saved = {name: tuned.tensors[name] for name in found.saved}
     ranks = sorted(set(found.ranks.values()))
@@ -124,12 +129,22 @@ def extract(
         f"{tuned.label}-lora",
         modules,
         {m: float(p["lora_A"].shape[0]) for m, p in modules.items()},
-        config={"base_model_name_or_path": base.config.get("_name_or_path") or base.label},
+        config={
+            "base_model_name_or_path": base.config.get("_name_or_path") or base.label,
+            "fan_in_fan_out": any(name in flipped for name in found.ranks),
+        },
         saved=saved,
         files=tuned.tokenizer_files if grown else {},
         step={k: v for k, v in step.items() if v is not None},
         notes=notes,
     )
+
+
+def _transposed_names(ckpt: Checkpoint) -> frozenset[str]:
+    """Weights that are stored [in, out]."""
+    architecture = registry.find(ckpt.config) if ckpt.config else None
+    slots = architecture.bind(ckpt.config).tensors() if architecture is not None else {}
+    return frozenset(name for name, slot in slots.items() if slot.is_transposed)
 
 
 def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
