@@ -1,0 +1,156 @@
+"""The graph reader of the attention kinds: one fused op, whichever ONNX Runtime computes best.
+
+`attention` is the standard op of opset 23: any head size, padding on either side, any chunk. `gqa` is ONNX Runtime's
+GroupQueryAttention, whose cache may be a buffer that is written in place. `mha` is its MultiHeadAttention, which every
+version and provider has, for models whose query heads all have keys of their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.keys import as_float
+from llmkit.architecture.kind import Kind
+from llmkit.architecture.kinds import GroupedQuery
+from llmkit.errors import RequirementError
+from llmkit.onnx.context import GraphContext
+from llmkit.onnx.graph import CONTRIB
+from llmkit.onnx.masks import score_bias
+from llmkit.onnx.norms import emit_norm
+from llmkit.onnx.positions import GraphPositions
+from llmkit.onnx.readers import Emitters, emitter_of
+from llmkit.onnx.weights import GraphWeights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["emit_attention"]
+
+
+def emit_attention(
+    kind: Kind, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: ir.Value
+) -> ir.Value:
+    """The attention of one layer: x [B, S, hidden] -> [B, S, hidden].
+
+    Raises:
+        RequirementError: no emitter for the kind, or the chosen op cannot compute it.
+    """
+    found: ir.Value = emitter_of(kind, _EMITTERS)(kind, context, weights, layer, positions, x)
+    return found
+
+
+def _grouped_query(
+    kind: GroupedQuery, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: Any
+) -> Any:
+    dims = context.model.dims
+    q, k, v = weights.project(x, ("q", "k", "v"))
+    if kind.qk_norm is not None:
+        q = _head_norm(kind.qk_norm, weights.under("q_norm"), q, dims.heads, dims.head_dim)
+        k = _head_norm(kind.qk_norm, weights.under("k_norm"), k, dims.kv_heads, dims.head_dim)
+    q, k = positions.turn(context, q, dims.heads), positions.turn(context, k, dims.kv_heads)
+    scale = dims.head_dim**-0.5 if kind.scale is None else as_float(kind.scale)
+    softcap = None if kind.softcap is None else as_float(kind.softcap)
+    window = kind.window if isinstance(kind.window, int) else None
+    mixed = _OPS[context.attention](context, layer, (q, k, v), positions, scale, softcap, window)
+    return weights.linear(mixed, "o")
+
+
+def _head_norm(kind: Kind, weights: GraphWeights, x: Any, heads: int, size: int) -> Any:
+    g = weights.graph
+    split = g.op("Reshape", x, g.ints(0, 0, heads, size))
+    return g.op("Reshape", emit_norm(kind, weights, split), g.ints(0, 0, heads * size))
+
+
+def _cache(context: GraphContext, layer: int) -> tuple[Any, Any]:
+    """The inputs that hold past keys and values, [B, kv_heads, P, head_dim]."""
+    dims = context.model.dims
+    shape = ["batch_size", dims.kv_heads, "past_sequence_length", dims.head_dim]
+    names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+    past = [context.graph.input(name, context.dtype, shape) for name in names]
+    return past[0], past[1]
+
+
+def _present(context: GraphContext, layer: int, key: Any, value: Any) -> None:
+    dims = context.model.dims
+    shape = ["batch_size", dims.kv_heads, "total_sequence_length", dims.head_dim]
+    for part, found in (("key", key), ("value", value)):
+        context.graph.output(found, f"present.{layer}.{part}", context.dtype, shape)
+        context.state[f"past_key_values.{layer}.{part}"] = f"present.{layer}.{part}"
+
+
+def _attention(
+    context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
+) -> Any:
+    past = _cache(context, layer)
+    has_prefix = positions.prefix(context) is not None
+    bias = score_bias(context, positions, window, causal=has_prefix)
+    out, key, value = context.graph.op(
+        "Attention", *qkv, bias, *past,
+        n=3,
+        is_causal=int(not has_prefix),
+        q_num_heads=context.model.dims.heads,
+        kv_num_heads=context.model.dims.kv_heads,
+        scale=scale,
+        softcap=softcap,
+    )  # fmt: skip
+    _present(context, layer, key, value)
+    return out
+
+
+def _gqa(
+    context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
+) -> Any:
+    g, dims = context.graph, context.model.dims
+    if dims.head_dim % 8:
+        raise RequirementError(
+            f"GroupQueryAttention needs a head size that 8 divides, found {dims.head_dim}",
+            hint="export with --attention attention",
+        )
+    past = _cache(context, layer)
+    has_prefix = positions.prefix(context) is not None
+    bias = score_bias(context, positions, window, causal=has_prefix)
+    lengths, total = context.once("gqa lengths", lambda: _lengths(context))
+    out, key, value = g.op(
+        "GroupQueryAttention", *qkv, *past, lengths, total, None, None, None, bias,
+        domain=CONTRIB,
+        n=3,
+        num_heads=dims.heads,
+        kv_num_heads=dims.kv_heads,
+        scale=scale,
+        softcap=softcap,
+        causal=0 if has_prefix else None,
+    )  # fmt: skip
+    _present(context, layer, key, value)
+    return out
+
+
+def _lengths(context: GraphContext) -> tuple[Any, Any]:
+    """T - 1 for every row, and T, int32: padding is hidden by the bias, on whichever side it is."""
+    import onnx_ir as ir
+
+    g, int32 = context.graph, int(ir.DataType.INT32)
+    total = g.op("Cast", g.op("Squeeze", context.total(), g.ints(0)), to=int32)
+    last = g.op("Expand", g.op("Sub", context.total(), g.ints(1)), context.batch())
+    return g.op("Cast", last, to=int32), total
+
+
+def _mha(
+    context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
+) -> Any:
+    g, dims = context.graph, context.model.dims
+    if dims.heads != dims.kv_heads or softcap is not None:
+        what = "a cap on its scores" if softcap is not None else f"{dims.heads} query and {dims.kv_heads} key heads"
+        raise RequirementError(
+            f"MultiHeadAttention cannot compute this model: it has {what}", hint="export with --attention attention"
+        )
+    past = _cache(context, layer)
+    bias = score_bias(context, positions, window, causal=True)
+    out, key, value = g.op(
+        "MultiHeadAttention", *qkv, None, None, bias, *past, domain=CONTRIB, n=3, num_heads=dims.heads, scale=scale
+    )
+    _present(context, layer, key, value)
+    return out
+
+
+_OPS = {"attention": _attention, "gqa": _gqa, "mha": _mha}
+_EMITTERS: Emitters = {GroupedQuery: _grouped_query}

@@ -1,0 +1,116 @@
+"""The graph reader of MLPs, of residual wirings and of whole layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.kind import Kind
+from llmkit.architecture.kinds import Block, GatedMLP, Parallel, PlainMLP, PostNorm, PreNorm, Sandwich, SharedParallel
+from llmkit.errors import RequirementError
+from llmkit.onnx.attention import emit_attention
+from llmkit.onnx.context import GraphContext
+from llmkit.onnx.graph import CONTRIB, Graph
+from llmkit.onnx.norms import Stream, emit_norm
+from llmkit.onnx.positions import GraphPositions
+from llmkit.onnx.readers import Emitters, emitter_of
+from llmkit.onnx.weights import GraphWeights
+
+if TYPE_CHECKING:
+    Branch = Callable[[Any], Any]
+
+__all__ = ["activation", "emit_layer"]
+
+
+def emit_layer(
+    block: Kind, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, stream: Stream
+) -> None:
+    """One layer on the stream of hidden states."""
+    emitter_of(block, _BLOCKS)(block, context, weights, layer, positions, stream)
+
+
+def _attention_block(
+    block: Block, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, stream: Stream
+) -> None:
+    def attention(x: Any) -> Any:
+        with context.graph.scope("attn"):
+            return emit_attention(block.attention, context, weights.under("attn"), layer, positions, x)
+
+    def mlp(x: Any) -> Any:
+        with context.graph.scope("mlp"):
+            found = emitter_of(block.mlp, _MLPS)(block.mlp, weights.under("mlp"), x)
+        return found
+
+    emitter_of(block.residual, _RESIDUALS)(block, weights, stream, attention, mlp)
+
+
+def activation(graph: Graph, name: str, x: Any) -> Any:
+    """The activation that configs call `name`.
+
+    Raises:
+        RequirementError: unknown name.
+    """
+    if name in ("silu", "swish"):
+        return graph.op("QuickGelu", x, domain=CONTRIB, alpha=1.0)
+    if name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
+        return graph.op("FastGelu", x, domain=CONTRIB)
+    if name == "gelu":
+        return graph.op("Gelu", x, domain=CONTRIB)
+    if name == "relu":
+        return graph.op("Relu", x)
+    raise RequirementError(
+        f"the ONNX export does not know the activation {name!r}", hint="it knows silu, gelu, gelu_new and relu"
+    )
+
+
+def _gated(kind: GatedMLP, weights: GraphWeights, x: Any) -> Any:
+    g = weights.graph
+    gate, up = weights.project(x, ("gate", "up"))
+    return weights.linear(g.op("Mul", activation(g, str(kind.act), gate), up), "down")
+
+
+def _plain(kind: PlainMLP, weights: GraphWeights, x: Any) -> Any:
+    return weights.linear(activation(weights.graph, str(kind.act), weights.linear(x, "up")), "down")
+
+
+def _pre_norm(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
+    stream.add(attention(stream.normed(block.norm, weights.under("attn_norm"))))
+    stream.add(mlp(stream.normed(block.norm, weights.under("mlp_norm"))))
+
+
+def _post_norm(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
+    stream.add(attention(stream.value()))
+    stream.replace(stream.normed(block.norm, weights.under("attn_norm")))
+    stream.add(mlp(stream.value()))
+    stream.replace(stream.normed(block.norm, weights.under("mlp_norm")))
+
+
+def _parallel(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
+    one = stream.normed(block.norm, weights.under("attn_norm"))
+    other = emit_norm(block.norm, weights.under("mlp_norm"), stream.value())
+    stream.add(attention(one))
+    stream.add(mlp(other))
+
+
+def _shared_parallel(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
+    y = stream.normed(block.norm, weights.under("attn_norm"))
+    stream.add(attention(y))
+    stream.add(mlp(y))
+
+
+def _sandwich(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
+    out = attention(stream.normed(block.norm, weights.under("attn_norm")))
+    stream.add(emit_norm(block.norm, weights.under("attn_post_norm"), out))
+    out = mlp(stream.normed(block.norm, weights.under("mlp_norm")))
+    stream.add(emit_norm(block.norm, weights.under("mlp_post_norm"), out))
+
+
+_MLPS: Emitters = {GatedMLP: _gated, PlainMLP: _plain}
+_RESIDUALS: Emitters = {
+    PreNorm: _pre_norm,
+    PostNorm: _post_norm,
+    Parallel: _parallel,
+    SharedParallel: _shared_parallel,
+    Sandwich: _sandwich,
+}
+_BLOCKS: Emitters = {Block: _attention_block}

@@ -1,0 +1,71 @@
+"""What the emitters of one graph share: its inputs, its dimensions, and what is computed once for all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmkit.architecture.model import Model
+from llmkit.onnx.graph import Graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["AttentionOp", "GraphContext"]
+
+AttentionOp = Literal["attention", "gqa", "mha"]
+
+
+@dataclass
+class GraphContext:
+    """The inputs of a graph, and values derived from them.
+
+    Attributes:
+        graph: the graph.
+        model: the architecture bound to its config.
+        dtype: the compute dtype, in ONNX's words.
+        attention: which op computes attention.
+        ids: [B, S] int64, the new tokens.
+        mask: [B, T] int64, 1 for real tokens, past ones included.
+        positions: [B, S] int64, the place of each new token in its own sequence.
+        names: what else the runtime feeds, and the state it hands on: name of an input -> name of the output.
+    """
+
+    graph: Graph
+    model: Model
+    dtype: str
+    attention: AttentionOp
+    ids: ir.Value
+    mask: ir.Value
+    positions: ir.Value
+    state: dict[str, str] = field(default_factory=dict)
+    _made: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made the first time only."""
+        if key not in self._made:
+            with self.graph.scope("shared"):
+                self._made[key] = make()
+        return self._made[key]
+
+    def batch(self) -> ir.Value:
+        """B as a vector of one."""
+        return self.once("batch", lambda: self.graph.op("Shape", self.ids, start=0, end=1))
+
+    def length(self) -> ir.Value:
+        """S as a vector of one."""
+        return self.once("length", lambda: self.graph.op("Shape", self.ids, start=1, end=2))
+
+    def total(self) -> ir.Value:
+        """T as a vector of one."""
+        return self.once("total", lambda: self.graph.op("Shape", self.mask, start=1, end=2))
+
+    def key_positions(self) -> ir.Value:
+        """[B, T] int64: the place of each key in its own sequence; 0 for padding."""
+
+        def make() -> Any:
+            counted = self.graph.op("CumSum", self.mask, self.graph.ints(1))
+            return self.graph.op("Mul", self.graph.op("Sub", counted, self.graph.ints(1)), self.mask)
+
+        return self.once("key positions", make)

@@ -1,0 +1,77 @@
+"""What is added to attention scores: padding, windows, an open prefix, biases of keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmkit.onnx.context import GraphContext
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from llmkit.onnx.positions import GraphPositions
+
+__all__ = ["HIDDEN", "score_bias"]
+
+HIDDEN = -1e9  # not -inf: a row of padding sees nothing, and its softmax has to stay finite
+
+
+def score_bias(context: GraphContext, positions: GraphPositions, window: int | None, *, causal: bool) -> ir.Value:
+    """[B, 1 or heads, S, T] in the compute dtype: what the attention op adds to the scores before its softmax.
+
+    Args:
+        positions: brings biases of keys and an open prefix.
+        window: a query sees the last `window` keys; None for all.
+        causal: later keys are hidden here, too (the op does not do it).
+    """
+    key = ("score bias", id(positions), window, causal)
+    found: ir.Value = context.once(key, lambda: _made(context, positions, window, causal))
+    return found
+
+
+def _made(context: GraphContext, positions: GraphPositions, window: int | None, causal: bool) -> Any:
+    import onnx_ir as ir
+
+    g = context.graph
+    real = g.op("Cast", g.op("Unsqueeze", context.mask, g.ints(1, 2)), to=int(ir.DataType.BOOL))  # [B, 1, 1, T]
+    prefix = positions.prefix(context)
+    hidden = g.op("Not", real)
+    if window is not None or causal or prefix is not None:
+        key, query = _places(context)
+        later = g.op("Greater", key, query)  # [S, T]
+        if window is not None:
+            gone = g.op("LessOrEqual", key, g.op("Sub", query, g.ints(window)))
+            later = g.op("Or", later, gone)
+        if prefix is not None:
+            place = g.op("Unsqueeze", context.key_positions(), g.ints(1, 2))
+            outside = g.op("GreaterOrEqual", place, g.op("Unsqueeze", prefix, g.ints(1, 2, 3)))
+            later = g.op("And", later, outside)
+        hidden = g.op("Or", hidden, later)
+    bias = g.op("Where", hidden, g.number(HIDDEN), g.number(0.0))
+    own = positions.key_bias(context)
+    heads = 1
+    if own is not None:
+        bias = g.op("Add", bias, g.op("Unsqueeze", own, g.ints(2)))
+        heads = context.model.dims.heads
+    shape = g.op("Concat", context.batch(), g.ints(heads), context.length(), context.total(), axis=0)
+    bias = g.op("Expand", bias, shape)
+    dtype = int(ir.DataType[context.dtype])
+    return bias if dtype == 1 else g.op("Cast", bias, to=dtype)
+
+
+def _places(context: GraphContext) -> tuple[Any, Any]:
+    """Indices of keys [1, T] and of the new queries [S, 1] among all T tokens."""
+
+    def make() -> tuple[Any, Any]:
+        import numpy as np
+
+        g = context.graph
+        total = g.op("Squeeze", context.total(), g.ints(0))
+        start, one = g.constant(np.array(0, dtype=np.int64)), g.constant(np.array(1, dtype=np.int64))
+        index = g.op("Range", start, total, one)
+        first = g.op("Sub", context.total(), context.length())
+        own = g.op("Slice", index, first, context.total())
+        return g.op("Unsqueeze", index, g.ints(0)), g.op("Unsqueeze", own, g.ints(1))
+
+    found: tuple[Any, Any] = context.once("places", make)
+    return found

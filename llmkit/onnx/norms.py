@@ -1,0 +1,91 @@
+"""The graph reader of the norm kinds, and the stream of hidden states that norms and branches share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from llmkit.architecture.keys import as_float
+from llmkit.architecture.kind import Kind
+from llmkit.architecture.kinds import LayerNorm, NoNorm, RMSNorm
+from llmkit.onnx.graph import CONTRIB
+from llmkit.onnx.readers import Emitters, emitter_of
+from llmkit.onnx.weights import GraphWeights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Stream", "emit_norm"]
+
+
+def emit_norm(kind: Kind, weights: GraphWeights, x: ir.Value) -> ir.Value:
+    """x [..., width] normed over its last dimension."""
+    found: ir.Value = emitter_of(kind, _EMITTERS)(kind, weights, x)
+    return found
+
+
+class Stream:
+    """The hidden states, with the last branch not added yet: a norm that follows is one op with the addition."""
+
+    def __init__(self, weights: GraphWeights, value: ir.Value) -> None:
+        self._graph = weights.graph
+        self._value = value
+        self._branch: ir.Value | None = None
+
+    def add(self, branch: ir.Value) -> None:
+        """Add a branch [B, S, hidden]."""
+        if self._branch is not None:
+            self._value = self._graph.op("Add", self._value, self._branch)
+        self._branch = branch
+
+    def value(self) -> ir.Value:
+        """The hidden states as they are now."""
+        if self._branch is not None:
+            self._value, self._branch = self._graph.op("Add", self._value, self._branch), None
+        return self._value
+
+    def replace(self, value: ir.Value) -> None:
+        """Go on from another value."""
+        self._value, self._branch = value, None
+
+    def normed(self, kind: Kind, weights: GraphWeights) -> ir.Value:
+        """The hidden states normed; they stay as they are."""
+        if self._branch is None or not isinstance(kind, RMSNorm | LayerNorm):
+            return emit_norm(kind, weights, self.value())
+        branch, self._branch = self._branch, None
+        if isinstance(kind, RMSNorm):
+            op, own = "SkipSimplifiedLayerNormalization", [_rms_weight(kind, weights)]
+        else:
+            op, own = "SkipLayerNormalization", [weights.value("weight")]
+            own += [weights.value("bias")] if weights.has("bias") else []
+        out, mean, deviation, self._value = self._graph.op(
+            op, self._value, branch, *own, domain=CONTRIB, n=4, epsilon=as_float(kind.eps)
+        )
+        mean.name = deviation.name = ""  # outputs that nothing reads are left out
+        return cast("ir.Value", out)
+
+
+def _rms_weight(kind: RMSNorm, weights: GraphWeights) -> ir.Value:
+    weight = weights.value("weight")
+    return weights.graph.op("Add", weight, weights.graph.number(kind.offset)) if kind.offset else weight
+
+
+def _rms(kind: RMSNorm, weights: GraphWeights, x: ir.Value) -> ir.Value:
+    found: ir.Value = weights.graph.op(
+        "RMSNormalization", x, _rms_weight(kind, weights), axis=-1, epsilon=as_float(kind.eps)
+    )
+    return found
+
+
+def _layer_norm(kind: LayerNorm, weights: GraphWeights, x: ir.Value) -> ir.Value:
+    bias = weights.value("bias") if weights.has("bias") else None
+    found: ir.Value = weights.graph.op(
+        "LayerNormalization", x, weights.value("weight"), bias, axis=-1, epsilon=as_float(kind.eps)
+    )
+    return found
+
+
+def _none(kind: NoNorm, weights: GraphWeights, x: ir.Value) -> ir.Value:
+    return x
+
+
+_EMITTERS: Emitters = {RMSNorm: _rms, LayerNorm: _layer_norm, NoNorm: _none}

@@ -1,0 +1,124 @@
+"""The graph reader of the position kinds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.keys import as_float
+from llmkit.architecture.kind import Kind
+from llmkit.architecture.kinds import Alibi, NoPositions, Rope
+from llmkit.architecture.scaling import DynamicNTK, LongRope
+from llmkit.onnx.context import GraphContext
+from llmkit.onnx.readers import Emitters, emitter_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["GraphPositions", "build_positions"]
+
+
+class GraphPositions:
+    """What a position kind does in a graph; this one does nothing, others override what they need."""
+
+    def turn(self, context: GraphContext, x: ir.Value, n_heads: int) -> ir.Value:
+        """Heads of queries or keys, [B, S, n_heads * head_dim], with their positions."""
+        return x
+
+    def key_bias(self, context: GraphContext) -> ir.Value | None:
+        """What is added to the scores of each key, [B, heads, T] float32; None for nothing."""
+        return None
+
+    def prefix(self, context: GraphContext) -> ir.Value | None:
+        """[B] int64: keys at places below it are seen by every query; None for causal attention."""
+        return None
+
+
+def build_positions(kind: Kind) -> GraphPositions:
+    """The reader of a position kind."""
+    made: GraphPositions = emitter_of(kind, _EMITTERS)(kind)
+    return made
+
+
+class _Rotary(GraphPositions):
+    """Angles are computed in the graph from positions: no table limits the length, and the graph stays small."""
+
+    def __init__(self, kind: Rope) -> None:
+        self._kind = kind
+
+    def turn(self, context: GraphContext, x: ir.Value, n_heads: int) -> ir.Value:
+        cos, sin = context.once(("rope", self._kind), lambda: self._table(context))
+        size = context.model.dims.head_dim
+        rotated = self._kind.rotated(size)
+        found: ir.Value = context.graph.op(
+            "RotaryEmbedding", x, cos, sin,
+            num_heads=n_heads,
+            interleaved=int(self._kind.pairs == "interleaved"),
+            rotary_embedding_dim=rotated if rotated < size else None,
+        )  # fmt: skip
+        return found
+
+    def _table(self, context: GraphContext) -> tuple[Any, Any]:
+        """Cos and sin, [B, S, R / 2]."""
+        g = context.graph
+        inverse, factor = self._frequencies(context)
+        at = g.op("Unsqueeze", g.op("Cast", context.positions, to=1), g.ints(2))
+        angles = g.op("Mul", at, inverse)
+        found = []
+        for function in ("Cos", "Sin"):
+            value = g.op(function, angles)
+            if factor != 1.0:
+                value = g.op("Mul", value, g.number(factor))
+            found.append(_to(context, value))
+        return found[0], found[1]
+
+    def _frequencies(self, context: GraphContext) -> tuple[Any, float]:
+        """The angular frequencies, [R / 2] or [B, 1, R / 2] where they follow the length, and the factor."""
+        from llmkit.decoder.positions import frequencies
+
+        g, scaling = context.graph, self._kind.bound_scaling
+        dim, theta = self._kind.rotated(context.model.dims.head_dim), as_float(self._kind.theta)
+        inverse, factor = frequencies(theta, dim, scaling)
+        plain = g.constant(inverse.numpy())
+        if not isinstance(scaling, DynamicNTK | LongRope):
+            return plain, factor
+        longest = g.op("ReduceSum", context.mask, g.ints(1), keepdims=1)  # [B, 1] real tokens
+        is_longer = g.op("Greater", longest, g.ints(scaling.max_position))
+        if isinstance(scaling, LongRope):
+            long = g.constant(frequencies(theta, dim, scaling, length=scaling.max_position + 1)[0].numpy())
+        else:
+            ratio = g.op("Mul", g.op("Cast", longest, to=1), g.number(scaling.factor / scaling.max_position))
+            ratio = g.op("Sub", ratio, g.number(scaling.factor - 1))
+            base = g.op("Mul", g.op("Pow", ratio, g.number(dim / (dim - 2))), g.number(theta))
+            import numpy as np
+
+            exponents = g.constant((-np.arange(0, dim, 2, dtype=np.float32) / dim)[None])
+            long = g.op("Unsqueeze", g.op("Pow", base, exponents), g.ints(1))
+        return g.op("Where", g.op("Unsqueeze", is_longer, g.ints(1)), long, plain), factor
+
+
+class _Alibi(GraphPositions):
+    def __init__(self, kind: Alibi) -> None:
+        self._kind = kind
+
+    def key_bias(self, context: GraphContext) -> Any:
+        def make() -> Any:
+            import numpy as np
+
+            from llmkit.decoder.positions import alibi_slopes
+
+            g = context.graph
+            slopes = g.constant(np.array(alibi_slopes(context.model.dims.heads), dtype=np.float32)[:, None])
+            at = g.op("Unsqueeze", g.op("Cast", context.key_positions(), to=1), g.ints(1))
+            return g.op("Mul", at, slopes)
+
+        return context.once(("alibi", self._kind), make)
+
+
+def _to(context: GraphContext, value: Any) -> Any:
+    import onnx_ir as ir
+
+    dtype = int(ir.DataType[context.dtype])
+    return value if dtype == 1 else context.graph.op("Cast", value, to=dtype)
+
+
+_EMITTERS: Emitters = {Rope: _Rotary, Alibi: _Alibi, NoPositions: lambda kind: GraphPositions()}

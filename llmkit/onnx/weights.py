@@ -1,0 +1,124 @@
+"""The weights of a graph: initializers that hold what the checkpoint stores, as it stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.model import Model
+from llmkit.architecture.slots import Slot
+from llmkit.onnx.graph import CONTRIB, Graph
+from llmkit.tensors.lazy import Lazy
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    # (name, lazy tensor) -> what the initializer holds: data, or where it lies.
+    TensorOf = Callable[[str, Lazy], ir.TensorProtocol]
+
+__all__ = ["GraphWeights"]
+
+_ONNX_OF = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
+
+
+class GraphWeights:
+    """Values of weights by slot, and the products with them.
+
+    Args:
+        graph: where nodes go.
+        model: what slots there are.
+        tensors: the checkpoint's tensors by name.
+        tensor_of: makes what an initializer holds.
+        dtype: the compute dtype, in ONNX's words; what is stored in another is cast once, when a session starts.
+    """
+
+    def __init__(
+        self, graph: Graph, model: Model, tensors: Mapping[str, Lazy], tensor_of: TensorOf, dtype: str, stem: str = ""
+    ) -> None:
+        self.graph, self.model, self.dtype = graph, model, dtype
+        self._tensors, self._tensor_of, self._stem = tensors, tensor_of, stem
+        self._cast: dict[str, ir.Value] = {}
+
+    def under(self, stem: str) -> GraphWeights:
+        """The weights below `stem`."""
+        inner = GraphWeights(
+            self.graph, self.model, self._tensors, self._tensor_of, self.dtype, f"{self._stem}{stem}."
+        )
+        inner._cast = self._cast
+        return inner
+
+    def has(self, leaf: str) -> bool:
+        """True when the model has that weight."""
+        return self._stem + leaf in self.model.stored_in
+
+    def slot(self, leaf: str) -> Slot:
+        """The slot that holds a weight."""
+        return self.model.slots[self.model.stored_in[self._stem + leaf]]
+
+    def lazy(self, slot: Slot) -> Lazy:
+        """A slot's tensor."""
+        return self._tensors[slot.name]
+
+    def value(self, leaf: str) -> ir.Value:
+        """The tensor of a weight that has a slot to itself, in the compute dtype."""
+        return self._value(self.slot(leaf))
+
+    def stored(self, leaf: str) -> ir.Value:
+        """The same in the dtype that it is stored in."""
+        return self._stored(self.slot(leaf))
+
+    def derived(self, name: str, lazy: Lazy) -> ir.Value:
+        """A weight that the checkpoint does not hold as it is needed."""
+        return self._as_computed(self.graph.initializer(name, self._tensor_of(name, lazy)), lazy)
+
+    def _stored(self, slot: Slot) -> ir.Value:
+        return self.graph.initializer(slot.name, self._tensor_of(slot.name, self._tensors[slot.name]))
+
+    def _value(self, slot: Slot) -> ir.Value:
+        return self._as_computed(self._stored(slot), self._tensors[slot.name])
+
+    def _as_computed(self, value: ir.Value, lazy: Lazy) -> ir.Value:
+        import onnx_ir as ir
+
+        if _ONNX_OF.get(lazy.dtype.name) == self.dtype:
+            return value
+        name = str(value.name)
+        if name not in self._cast:
+            self._cast[name] = self.graph.op("Cast", value, to=int(ir.DataType[self.dtype]))
+        return self._cast[name]
+
+    def project(self, x: ir.Value, names: Sequence[str]) -> list[ir.Value]:
+        """The linear layers `names` of x [B, S, in]: [B, S, out] each; fused ones are one product."""
+        found: dict[str, Any] = {}
+        for name in names:
+            slot = self.slot(f"{name}.weight")
+            if self._stem + name not in found:
+                found |= self._outputs(x, slot)
+        return [found[self._stem + name] for name in names]
+
+    def linear(self, x: ir.Value, name: str) -> ir.Value:
+        """One linear layer."""
+        return self.project(x, [name])[0]
+
+    def _outputs(self, x: ir.Value, slot: Slot) -> dict[str, Any]:
+        y = self.product(x, slot)
+        parts = [part.id.removesuffix(".weight") for part in slot.parts]
+        bias_id = slot.id.removesuffix("weight") + "bias"
+        if bias_id in self.model.slots:
+            y = self.graph.op("Add", y, self._value(self.model.slots[bias_id]))
+        if len(parts) == 1:
+            return {parts[0]: y}
+        sizes = [part.rows for part in slot.parts]
+        if slot.groups > 1:
+            y = self.graph.op("Reshape", y, self.graph.ints(0, 0, slot.groups, sum(sizes)))
+        pieces = self.graph.op("Split", y, self.graph.ints(*sizes), n=len(sizes), axis=-1)
+        if slot.groups > 1:
+            shape = [self.graph.ints(0, 0, slot.groups * size) for size in sizes]
+            pieces = [self.graph.op("Reshape", p, s) for p, s in zip(pieces, shape, strict=True)]
+        return dict(zip(parts, pieces, strict=True))
+
+    def product(self, x: ir.Value, slot: Slot) -> ir.Value:
+        """x [B, S, in] with a stored matrix: [B, S, out]. ONNX Runtime takes [out, in] as it is."""
+        if slot.is_transposed:
+            return self.graph.op("MatMul", x, self._value(slot))
+        return self.graph.op("FusedMatMul", x, self._value(slot), domain=CONTRIB, transB=1)
