@@ -29,12 +29,20 @@ def _normed_residual(
     return layer
 
 
+def _emit_normed_residual(block: Any, weights: Any, stream: Any, attention: Any, mlp: Any) -> None:
+    for norm, branch in (("attn_norm", attention), ("mlp_norm", mlp)):
+        y = stream.normed(block.norm, weights.under(norm))
+        stream.replace(y)
+        stream.add(branch(y))
+
+
 @dataclass(frozen=True)
 class NormedResidual(Kind):
     """y + attn(y) with y = norm(x), then y + mlp(y) with y = norm'(x): the sums start from the normed states."""
 
     norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
     torch_reader: ClassVar[Callable[..., Any]] = staticmethod(_normed_residual)
+    onnx_emitter: ClassVar[Callable[..., Any]] = staticmethod(_emit_normed_residual)
 
 
 ARCHITECTURE = Architecture(

@@ -47,6 +47,11 @@ class TwoDimensionalRope(Kind):
         """The positions of the torch decoder."""
         return _reader(kind, dims.head_dim, dtype, device)
 
+    @staticmethod
+    def onnx_emitter(kind: TwoDimensionalRope) -> Any:
+        """The positions of a graph."""
+        return _emitter(kind)
+
 
 @dataclass(frozen=True)
 class ScaledNormed(Kind):
@@ -67,6 +72,15 @@ class ScaledNormed(Kind):
             return kind.alpha * y + mlp(y)
 
         return layer
+
+    @staticmethod
+    def onnx_emitter(block: Any, weights: Any, stream: Any, attention: Any, mlp: Any) -> None:
+        """The layer of a graph."""
+        alpha = weights.graph.number(block.residual.alpha)
+        for norm, branch in (("attn_norm", attention), ("mlp_norm", mlp)):
+            y = stream.normed(block.norm, weights.under(norm))
+            stream.replace(weights.graph.op("Mul", y, alpha))
+            stream.add(branch(y))
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,43 @@ def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device:
             return replace(scores, prefix=table.prefix)
 
     return Reader()
+
+
+def _emitter(kind: TwoDimensionalRope) -> Any:
+    """Two more inputs say of each sequence where <sop> and the mask stand; one rotary op serves each half of a head."""
+    from llmkit.onnx.positions import GraphPositions
+
+    class Emitter(GraphPositions):
+        def prefix(self, context: Any) -> Any:
+            return context.once("prefix", lambda: context.graph.input("prefix_length", "INT64", ["batch_size"]))
+
+        def turn(self, context: Any, x: Any, n_heads: int) -> Any:
+            g, half = context.graph, context.model.dims.head_dim // 2
+            tables = context.once("2-D rope", lambda: self._tables(context))
+            parts = g.op("Reshape", x, g.ints(0, 0, n_heads, 2, half))
+            turned = []
+            for part, (cos, sin) in zip(g.op("Split", parts, g.ints(1, 1), n=2, axis=3), tables, strict=True):
+                flat = g.op("Reshape", part, g.ints(0, 0, n_heads * half))
+                out = g.op("RotaryEmbedding", flat, cos, sin, num_heads=n_heads)
+                turned.append(g.op("Reshape", out, g.ints(0, 0, n_heads, half)))
+            return g.op("Reshape", g.op("Concat", *turned, axis=3), g.ints(0, 0, n_heads * half * 2))
+
+        def _tables(self, context: Any) -> Any:
+            from llmkit.decoder.positions import frequencies
+
+            g = context.graph
+            inverse = g.constant(frequencies(10000.0, context.model.dims.head_dim // 2, NoScaling())[0].half().float().numpy())
+            prefix = g.op("Unsqueeze", self.prefix(context), g.ints(1))
+            mask = g.op("Unsqueeze", g.input("mask_position", "INT64", ["batch_size"]), g.ints(1))
+            in_prompt = g.op("Where", g.op("Less", context.positions, prefix), context.positions, mask)
+            after = g.op("Sub", g.op("Add", context.positions, g.ints(1)), prefix)
+            found = []
+            for at in (in_prompt, g.op("Max", after, g.ints(0))):
+                angles = g.op("Mul", g.op("Unsqueeze", g.op("Cast", at, to=1), g.ints(2)), inverse)
+                found.append((g.op("Cos", angles), g.op("Sin", angles)))
+            return found
+
+    return Emitter()
 
 
 def _places(kind: TwoDimensionalRope, ids: list[int]) -> tuple[int, int]:

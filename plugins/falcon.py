@@ -70,6 +70,32 @@ def _coarse_alibi(kind: Kind, dims: Any, dtype: torch.dtype, device: torch.devic
     return Biased()
 
 
+def _emit_coarse_alibi(kind: Kind) -> Any:
+    from llmkit.onnx.positions import GraphPositions
+
+    class Biased(GraphPositions):
+        def key_bias(self, context: Any) -> Any:
+            return context.once("coarse alibi", lambda: self._made(context))
+
+        def _made(self, context: Any) -> Any:
+            import torch
+
+            from llmkit.decoder.positions import alibi_slopes
+
+            g, dims = context.graph, context.model.dims
+            slopes = torch.tensor(alibi_slopes(dims.heads)).bfloat16().float()
+            at = g.op("Unsqueeze", _rounded(g, g.op("Cast", context.key_positions(), to=1)), g.ints(1))
+            bias = _rounded(g, g.op("Mul", at, g.constant(slopes[:, None].numpy())))
+            return g.op("Mul", bias, g.number(dims.head_dim**-0.5))
+
+    return Biased()
+
+
+def _rounded(g: Any, x: Any) -> Any:
+    """float32 rounded to bfloat16."""
+    return g.op("Cast", g.op("Cast", x, to=16), to=1)
+
+
 @dataclass(frozen=True)
 class CoarseAlibi(Kind):
     """ALiBi added before the scores are scaled, slopes and products rounded to bfloat16 whatever the compute dtype.
@@ -79,6 +105,7 @@ class CoarseAlibi(Kind):
     """
 
     torch_reader: ClassVar[Callable[..., Any]] = staticmethod(_coarse_alibi)
+    onnx_emitter: ClassVar[Callable[..., Any]] = staticmethod(_emit_coarse_alibi)
 
 
 def _today(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,11 +37,19 @@ def _standardize(kind: Standardize, weights: Any) -> Callable[..., Any]:
     return lambda x: layer_norm(x, x.shape[-1:], eps=kind.eps)
 
 
+def _emit_standardize(kind: Standardize, weights: Any, x: Any) -> Any:
+    import numpy as np
+
+    ones = weights.graph.constant(np.ones(weights.model.dims.hidden, dtype=np.float32))
+    return weights.graph.op("LayerNormalization", x, ones, axis=-1, epsilon=kind.eps)
+
+
 @dataclass(frozen=True)
 class Standardize(Kind):
     """(x - mean) / sqrt(var + eps): a layer norm without weights."""
 
     torch_reader: ClassVar[Callable[..., Any]] = staticmethod(_standardize)
+    onnx_emitter: ClassVar[Callable[..., Any]] = staticmethod(_emit_standardize)
 
     eps: float = 1e-5
 

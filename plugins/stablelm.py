@@ -57,6 +57,17 @@ class NormOfEachHead(Kind):
 
         return norm
 
+    @staticmethod
+    def onnx_emitter(kind: NormOfEachHead, weights: Any, x: Any) -> Any:
+        """The same in a graph."""
+        import numpy as np
+
+        g, size = weights.graph, weights.model.dims.head_dim
+        ones = g.constant(np.ones(size, dtype=np.float32))
+        scale = g.op("Concat", *(weights.value(f"{j}.weight") for j in range(kind.heads)), axis=0)
+        scale = g.op("Reshape", scale, g.ints(kind.heads, size))
+        return g.op("Mul", g.op("LayerNormalization", x, ones, axis=-1, epsilon=kind.eps), scale)
+
 
 def _head_norm(heads: str) -> Computed:
     def norm(config: Mapping[str, Any]) -> Kind | None:

@@ -44,9 +44,9 @@ def _grouped_query(
 ) -> Any:
     dims = context.model.dims
     q, k, v = weights.project(x, ("q", "k", "v"))
-    if kind.qk_norm is not None:
-        q = _head_norm(kind.qk_norm, weights.under("q_norm"), q, dims.heads, dims.head_dim)
-        k = _head_norm(kind.qk_norm, weights.under("k_norm"), k, dims.kv_heads, dims.head_dim)
+    if kind.norms is not None:
+        q = _head_norm(kind.norms[0], weights.under("q_norm"), q, dims.heads, dims.head_dim)
+        k = _head_norm(kind.norms[1], weights.under("k_norm"), k, dims.kv_heads, dims.head_dim)
     q, k = positions.turn(context, q, dims.heads), positions.turn(context, k, dims.kv_heads)
     scale = dims.head_dim**-0.5 if kind.scale is None else as_float(kind.scale)
     softcap = None if kind.softcap is None else as_float(kind.softcap)

@@ -41,6 +41,15 @@ class TimeAndChannelMix(Kind):
         """The layer of the torch decoder."""
         return _layer(kind, weights, index)
 
+    @staticmethod
+    def onnx_emitter(
+        kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, positions: Any, stream: Any
+    ) -> None:
+        """The layer in a graph."""
+        from llmkit_plugins.rwkv.graph import emit_layer
+
+        emit_layer(kind, context, weights, layer, stream)
+
 
 def _layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
     import torch
