@@ -153,7 +153,9 @@ def _emitter(kind: TwoDimensionalRope) -> Any:
             from llmkit.decoder.positions import frequencies
 
             g = context.graph
-            inverse = g.constant(frequencies(10000.0, context.model.dims.head_dim // 2, NoScaling())[0].half().float().numpy())
+            inverse = g.constant(
+                frequencies(10000.0, context.model.dims.head_dim // 2, NoScaling())[0].half().float().numpy()
+            )
             prefix = g.op("Unsqueeze", self.prefix(context), g.ints(1))
             mask = g.op("Unsqueeze", g.input("mask_position", "INT64", ["batch_size"]), g.ints(1))
             in_prompt = g.op("Where", g.op("Less", context.positions, prefix), context.positions, mask)

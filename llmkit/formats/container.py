@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from llmkit.errors import SpecError, listing
@@ -64,10 +65,16 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All weight files, and the small files that belong to them (an index of shards)."""
+    """All weight files, and what belongs to them.
+
+    Attributes:
+        small_files: whose bytes are known when the plan is made (an index of shards).
+        links: input files that the output shares as they are: name in the folder -> where it lies.
+    """
 
     files: tuple[OutputFile, ...]
     small_files: Mapping[str, bytes] = field(default_factory=dict)
+    links: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Container(Protocol):

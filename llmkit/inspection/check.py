@@ -62,7 +62,7 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     sound = [name for name in files if _has_size(folder, name, files[name], problems)]
     weights = {n: SourceFile(folder / n) for n in sound if "header" in files[n]}
-    for name in (n for n in sound if n not in weights):
+    for name in (n for n in sound if n not in weights and "linked" not in files[n]):
         if _file_hash(folder / name) != files[name]["xxh3"]:
             problems.append(f"{name} was changed: its content has another hash than in {MANIFEST_NAME}")
     stored = _stored(manifest["tensors"], weights, problems)

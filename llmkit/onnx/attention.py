@@ -64,7 +64,7 @@ def _head_norm(kind: Kind, weights: GraphWeights, x: Any, heads: int, size: int)
 def _cache(context: GraphContext, layer: int) -> tuple[Any, Any]:
     """The inputs that hold past keys and values, [B, kv_heads, P, head_dim]."""
     dims = context.model.dims
-    shape = ["batch_size", dims.kv_heads, "past_sequence_length", dims.head_dim]
+    shape: list[int | str] = ["batch_size", dims.kv_heads, "past_sequence_length", dims.head_dim]
     names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
     past = [context.graph.input(name, context.dtype, shape) for name in names]
     return past[0], past[1]
@@ -72,7 +72,7 @@ def _cache(context: GraphContext, layer: int) -> tuple[Any, Any]:
 
 def _present(context: GraphContext, layer: int, key: Any, value: Any) -> None:
     dims = context.model.dims
-    shape = ["batch_size", dims.kv_heads, "total_sequence_length", dims.head_dim]
+    shape: list[int | str] = ["batch_size", dims.kv_heads, "total_sequence_length", dims.head_dim]
     for part, found in (("key", key), ("value", value)):
         context.graph.output(found, f"present.{layer}.{part}", context.dtype, shape)
         context.state[f"past_key_values.{layer}.{part}"] = f"present.{layer}.{part}"

@@ -38,8 +38,7 @@ def _attention_block(
 
     def mlp(x: Any) -> Any:
         with context.graph.scope("mlp"):
-            found = emitter_of(block.mlp, _MLPS)(block.mlp, weights.under("mlp"), x)
-        return found
+            return emitter_of(block.mlp, _MLPS)(block.mlp, weights.under("mlp"), x)
 
     emitter_of(block.residual, _RESIDUALS)(block, weights, stream, attention, mlp)
 

@@ -49,19 +49,19 @@ class GraphContext:
                 self._made[key] = make()
         return self._made[key]
 
-    def batch(self) -> ir.Value:
+    def batch(self) -> Any:
         """B as a vector of one."""
         return self.once("batch", lambda: self.graph.op("Shape", self.ids, start=0, end=1))
 
-    def length(self) -> ir.Value:
+    def length(self) -> Any:
         """S as a vector of one."""
         return self.once("length", lambda: self.graph.op("Shape", self.ids, start=1, end=2))
 
-    def total(self) -> ir.Value:
+    def total(self) -> Any:
         """T as a vector of one."""
         return self.once("total", lambda: self.graph.op("Shape", self.mask, start=1, end=2))
 
-    def key_positions(self) -> ir.Value:
+    def key_positions(self) -> Any:
         """[B, T] int64: the place of each key in its own sequence; 0 for padding."""
 
         def make() -> Any:

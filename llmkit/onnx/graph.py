@@ -49,11 +49,13 @@ class Graph:
         self.inputs.append(value)
         return value
 
-    def output(self, value: ir.Value, name: str, dtype: str, shape: Sequence[int | str]) -> None:
+    def output(
+        self, value: ir.Value, name: str, dtype: str, shape: Sequence[int | str], *, is_first: bool = False
+    ) -> None:
         """Make `value` an output."""
         typed = self._typed(name, dtype, shape)
         value.name, value.type, value.shape = typed.name, typed.type, typed.shape
-        self.outputs.append(value)
+        self.outputs.insert(0 if is_first else len(self.outputs), value)
 
     def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", n: int = 1, **attributes: Any) -> Any:
         """A node; its output, or a tuple of `n`. Inputs left out in the middle are None."""
@@ -98,7 +100,7 @@ class Graph:
 
         if name not in self.initializers:
             self.initializers[name] = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
             )
         return self.initializers[name]
 

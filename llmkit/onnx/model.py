@@ -65,10 +65,8 @@ def build_graph(
             emit_layer(block, context, weights.under(f"layers.{i}"), i, readers[kind], stream)
     with graph.scope("head"):
         logits = _logits(context, weights, stream.normed(model.final_norm, weights.under("final_norm")))
-    graph.outputs.insert(0, logits)
-    shape = ["batch_size", "sequence_length", model.dims.vocab]
-    typed = Graph._typed("logits", "FLOAT", shape)
-    logits.name, logits.type, logits.shape = typed.name, typed.type, typed.shape
+    shape: list[int | str] = ["batch_size", "sequence_length", model.dims.vocab]
+    graph.output(logits, "logits", "FLOAT", shape, is_first=True)
     return graph.model({"llmkit.family": model.family, "llmkit.attention": attention})
 
 

@@ -18,7 +18,7 @@ __all__ = ["Stream", "emit_norm"]
 
 
 def emit_norm(kind: Kind, weights: GraphWeights, x: ir.Value) -> ir.Value:
-    """x [..., width] normed over its last dimension."""
+    """X [..., width] normed over its last dimension."""
     found: ir.Value = emitter_of(kind, _EMITTERS)(kind, weights, x)
     return found
 

@@ -41,9 +41,7 @@ class GraphWeights:
 
     def under(self, stem: str) -> GraphWeights:
         """The weights below `stem`."""
-        inner = GraphWeights(
-            self.graph, self.model, self._tensors, self._tensor_of, self.dtype, f"{self._stem}{stem}."
-        )
+        inner = GraphWeights(self.graph, self.model, self._tensors, self._tensor_of, self.dtype, f"{self._stem}{stem}.")
         inner._cast = self._cast
         return inner
 
@@ -117,8 +115,8 @@ class GraphWeights:
             pieces = [self.graph.op("Reshape", p, s) for p, s in zip(pieces, shape, strict=True)]
         return dict(zip(parts, pieces, strict=True))
 
-    def product(self, x: ir.Value, slot: Slot) -> ir.Value:
-        """x [B, S, in] with a stored matrix: [B, S, out]. ONNX Runtime takes [out, in] as it is."""
+    def product(self, x: ir.Value, slot: Slot) -> Any:
+        """X [B, S, in] with a stored matrix: [B, S, out]. ONNX Runtime takes [out, in] as it is."""
         if slot.is_transposed:
             return self.graph.op("MatMul", x, self._value(slot))
         return self.graph.op("FusedMatMul", x, self._value(slot), domain=CONTRIB, transB=1)

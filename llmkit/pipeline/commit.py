@@ -159,6 +159,20 @@ class Partial:
             file.flush()
             os.fsync(file.fileno())
 
+    def link(self, name: str, source: Path) -> bool:
+        """Give `source` another name in the folder, sharing its bytes; True where the disk made that a copy."""
+        path = self.path / name
+        path.unlink(missing_ok=True)
+        with disk_errors(path):
+            try:
+                os.link(source.resolve(), path)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                    raise
+                shutil.copyfile(source, path)
+                return True
+        return False
+
     def commit(self) -> None:
         """Make it final: drop the journal, sync the folder, rename."""
         with disk_errors(self.out):

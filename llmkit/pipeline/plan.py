@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from llmkit.errors import SpecError
 from llmkit.formats.container import Chunks, OutputFile
 from llmkit.pipeline.checks import check_structure
 from llmkit.tensors.lazy import Node, Rows
+from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import TensorSpec
 from llmkit.version import __version__
 
@@ -68,6 +69,7 @@ class Plan:
     small_files: Mapping[str, bytes]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    links: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def write_nbytes(self) -> int:
@@ -90,6 +92,7 @@ class Plan:
         body: list[Any] = [__version__, [[f.name, f.nbytes, _hash_chunks(f.fixed)] for f in self.files]]
         body += [[s.node.fingerprint(), [_place(p) for p in s.placements], s.slices] for s in self.steps]
         body += [[name, hashlib.sha256(data).hexdigest()] for name, data in self.small_files.items()]
+        body += [[name, SourceFile(path).fingerprint()] for name, path in self.links.items()]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
@@ -103,6 +106,7 @@ class Plan:
             "peak_nbytes": self.peak_nbytes(2),
             "files": {f.name: f.nbytes for f in self.files} | {k: len(v) for k, v in self.small_files.items()},
             "weight_files": [f.name for f in self.files],
+            "links": {name: str(path) for name, path in self.links.items()},
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "digest": self.digest,
@@ -121,10 +125,10 @@ def make_plan(
     Raises:
         SpecError: the tensors do not fit the config, there are none, or the container cannot hold them.
     """
-    if not checkpoint.tensors:
+    layout = checkpoint.container.lay_out({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size)
+    if not checkpoint.tensors and not layout.links:
         raise SpecError(f"{checkpoint.label}: nothing to write, it has no tensors")
     notes, warnings = check_structure(checkpoint, force=force)
-    layout = checkpoint.container.lay_out({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size)
     small: dict[str, bytes] = {}
     if checkpoint.config:
         small["config.json"] = _json(dict(checkpoint.config))
@@ -139,6 +143,7 @@ def make_plan(
         small,
         checkpoint.notes + notes,
         checkpoint.warnings + warnings,
+        layout.links,
     )
 
 

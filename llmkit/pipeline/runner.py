@@ -80,6 +80,9 @@ def run_plan(
         manifest = _manifest(plan, run, inputs)
         for name, data in plan.small_files.items():
             partial.write_file(name, data)
+        for name, source in plan.links.items():
+            is_copy = partial.link(name, source)
+            manifest["files"][name] = {"nbytes": source.stat().st_size, "linked": str(source), "copied": is_copy}
         manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
         manifest["run"] |= findings() if findings is not None else {}
         partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())

@@ -52,7 +52,7 @@ def _shifted(g: Any, y: Any, last: Any) -> Any:
 
 
 def _mixed(weights: Any, name: str, y: Any, before: Any) -> Any:
-    """y * mix + before * (1 - mix)."""
+    """Y * mix + before * (1 - mix)."""
     g = weights.graph
     return g.op("Add", before, g.op("Mul", g.op("Sub", y, before), weights.value(name)))
 

@@ -29,6 +29,7 @@ FLOORS = [
     ["releases"],
     ["inspection"],
     ["decoder"],
+    ["onnx"],
     ["evaluation"],
     ["report"],
     ["cli"],

@@ -1,0 +1,76 @@
+"""genai_config.json: what ONNX Runtime GenAI has to know of a folder. Source: onnxruntime-genai 0.18, its config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.model import Model
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.tokenizer import end_tokens
+from llmkit.onnx.container import MODEL
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["genai_config"]
+
+
+def genai_config(ckpt: Checkpoint, model: Model, graph: ir.Model, attention: str) -> dict[str, Any]:
+    """The contents of genai_config.json.
+
+    The past buffer may be shared with the present one where GroupQueryAttention writes in place; the standard op
+    returns a longer cache each time.
+    """
+    dims, config = model.dims, ckpt.config
+    ends = end_tokens(ckpt) or [0]
+    inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids")}
+    cache = {
+        "past_key_names": "past_key_values.%d.key",
+        "past_value_names": "past_key_values.%d.value",
+    }
+    context = dims.context or 2048
+    return {
+        "model": {
+            "type": "decoder",
+            "bos_token_id": _id(config.get("bos_token_id"), ends[0]),
+            "eos_token_id": ends if len(ends) > 1 else ends[0],
+            "pad_token_id": _id(config.get("pad_token_id"), ends[0]),
+            "context_length": context,
+            "vocab_size": dims.vocab,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": MODEL,
+                "head_size": dims.head_dim,
+                "hidden_size": dims.hidden,
+                "num_attention_heads": dims.heads,
+                "num_hidden_layers": dims.layers,
+                "num_key_value_heads": dims.kv_heads,
+                "inputs": inputs | cache,
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "early_stopping": True,
+            "length_penalty": 1.0,
+            "max_length": context,
+            "min_length": 0,
+            "no_repeat_ngram_size": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": attention == "gqa",
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+        },
+    }
+
+
+def _id(value: Any, otherwise: int) -> int:
+    found = value[0] if isinstance(value, list) and value else value
+    return found if isinstance(found, int) else otherwise
