@@ -47,6 +47,13 @@ class TwoDimensionalRope(Kind):
         """The positions of the torch decoder."""
         return _reader(kind, dims.head_dim, dtype, device)
 
+    onnx_sharing_limit: ClassVar[int] = 0
+
+    def onnx_feeds(self, ids: list[int]) -> dict[str, int]:
+        """What a graph is told of a prompt."""
+        prefix, mask = _places(self, ids)
+        return {"prefix_length": prefix, "mask_position": mask}
+
     @staticmethod
     def onnx_emitter(kind: TwoDimensionalRope) -> Any:
         """The positions of a graph."""

@@ -27,6 +27,7 @@ from llmkit.cli import (
     doctor,
     eval,
     explain,
+    export,
     generate,
     inspect,
     lora,
@@ -75,7 +76,7 @@ def _root(
 
 
 for _module in (
-    delta, lora, vocab, convert, quantize, eval, perplexity, generate, inspect, diff, verify, explain, plugins,
+    delta, lora, vocab, convert, quantize, export, eval, perplexity, generate, inspect, diff, verify, explain, plugins,
     doctor, demo,
 ):  # fmt: skip
     _module.register(app)

@@ -71,7 +71,7 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
         if frame_hash(source.fileno(), spans, source.nbytes) != files[name]["header"]:
             problems.append(f"{name}: its header was changed")
     nbytes = _check_tensors(manifest["tensors"], stored, problems, workers, progress)
-    nbytes += sum(int(files[n]["nbytes"]) for n in sound if "header" not in files[n])
+    nbytes += sum(int(files[n]["nbytes"]) for n in sound if not files[n].keys() & {"header", "linked"})
     if manifest["tensors"] or "config.json" in files:  # a decoded release may be files for another program
         problems += _fit(folder)
     extra = sorted(p.name for p in folder.iterdir() if p.name not in files and p.name != MANIFEST_NAME)

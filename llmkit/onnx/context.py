@@ -29,7 +29,8 @@ class GraphContext:
         ids: [B, S] int64, the new tokens.
         mask: [B, T] int64, 1 for real tokens, past ones included.
         positions: [B, S] int64, the place of each new token in its own sequence.
-        names: what else the runtime feeds, and the state it hands on: name of an input -> name of the output.
+        state: what the runtime hands on from call to call: name of an input -> name of the output.
+        initial: what such an input holds at first along its second dimension, where that is not empty or zero.
     """
 
     graph: Graph
@@ -40,6 +41,7 @@ class GraphContext:
     mask: ir.Value
     positions: ir.Value
     state: dict[str, str] = field(default_factory=dict)
+    initial: dict[str, list[float]] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:

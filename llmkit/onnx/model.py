@@ -7,6 +7,7 @@ Inputs are those that ONNX Runtime GenAI and Optimum feed: `input_ids` and `posi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,9 @@ def build_graph(
         logits = _logits(context, weights, stream.normed(model.final_norm, weights.under("final_norm")))
     shape: list[int | str] = ["batch_size", "sequence_length", model.dims.vocab]
     graph.output(logits, "logits", "FLOAT", shape, is_first=True)
-    return graph.model({"llmkit.family": model.family, "llmkit.attention": attention})
+    told = {"family": model.family, "attention": attention}
+    told |= {"state": json.dumps(context.state), "initial": json.dumps(context.initial)}
+    return graph.model({f"llmkit.{key}": value for key, value in told.items()})
 
 
 def _embedded(context: GraphContext, weights: GraphWeights) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmkit_plugins.rwkv.mix import TimeAndChannelMix
+from llmkit_plugins.rwkv.mix import SMALLEST, TimeAndChannelMix
 
 
 def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, stream: Any) -> None:
@@ -34,6 +34,7 @@ def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, 
     after = g.op("Concat", _last(g, z), _last(g, y), *held, axis=1)
     g.output(after, f"present_state.{layer}", "FLOAT", ["batch_size", 5, hidden])
     context.state[f"past_state.{layer}"] = f"present_state.{layer}"
+    context.initial[f"past_state.{layer}"] = [0.0, 0.0, 0.0, 0.0, SMALLEST]
 
 
 def _real(context: Any) -> Any:

@@ -15,6 +15,8 @@ from llmkit.architecture.kinds import Kind, NoPositions, SlotShape
 if TYPE_CHECKING:
     import torch
 
+SMALLEST = -1e38  # the largest exponent before the first token
+
 
 @dataclass(frozen=True)
 class TimeAndChannelMix(Kind):
@@ -68,7 +70,7 @@ def _layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
     def run(x: torch.Tensor, state: torch.Tensor | None, real: torch.Tensor | None) -> Any:
         if state is None:
             state = x.new_zeros((x.shape[0], 5, x.shape[2]), dtype=torch.float32)
-            state[:, 4] = -1e38
+            state[:, 4] = SMALLEST
         y = _hidden_only(norms[0](x), real)
         before = _shifted(y, state[:, 1])
         k, v, r = (

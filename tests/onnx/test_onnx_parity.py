@@ -1,0 +1,108 @@
+"""Every family's graph against its torch decoder: each op for attention, each variant of the tiny model.
+
+The torch decoders are held to transformers and to recordings of the originals elsewhere; ONNX Runtime is the judge of
+the graph. `Packed` and `KVCache` are the ones that evaluation and generation use.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.architecture.keys import Computed
+from llmkit.architecture.registry import default_registry
+from llmkit.decoder import load_decoder
+from llmkit.decoder.cache import KVCache, Packed
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.errors import RequirementError
+from llmkit.onnx.model import build_graph
+from llmkit.onnx.parity import compare_decoders
+from llmkit.onnx.session import OrtDecoder
+
+ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
+CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a.variants)]
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def made(name, variant=None, attention="attention", check=False):
+    """The decoder on ONNX Runtime and the torch decoder, with the ids that prompts of the family end with."""
+    import onnx
+    import onnx_ir as ir
+
+    architecture = PLUGINS[name]
+    config = architecture.tiny_config(variant)
+    ckpt = random_checkpoint(architecture, config)
+    model = architecture.bind(config)
+    graph = build_graph(
+        model, ckpt.tensors, lambda n, lazy: ir.tensor(lazy.load().numpy(), name=n), attention=attention
+    )
+    proto = ir.serde.serialize_model(graph)
+    if check:
+        onnx.checker.check_model(proto, full_check=False)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = ort.InferenceSession(proto.SerializeToString(), options)
+    ends = architecture.prompt_ends
+    ends = tuple(ends.bind(config)) if isinstance(ends, Computed) else ends
+    return OrtDecoder(session, model), load_decoder(ckpt, architecture=architecture), ends
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=lambda x: str(x).replace(" ", "-"))
+def test_logits(name, variant):
+    found, wanted, ends = made(name, variant, check=True)
+    # Beyond its border longrope turns earlier keys anew, which no cache can: such steps are not one computation.
+    skipped = ("cached steps",) if wanted.exact_sharing_limit and wanted.exact_sharing_limit < 12 else ()
+    worst = {d.case: d.largest for d in compare_decoders(found, wanted, ends=ends) if d.case not in skipped}
+    assert all(x <= TOLERANCE for x in worst.values()), worst
+
+
+@pytest.mark.parametrize("attention", ["gqa", "mha"])
+@pytest.mark.parametrize("name", PLUGINS)
+def test_other_ops_for_attention(name, attention):
+    model = PLUGINS[name].bind(PLUGINS[name].tiny_config())
+    kind = getattr(model.block, "attention", None)
+    is_grouped = model.dims.heads != model.dims.kv_heads or getattr(kind, "softcap", None) is not None
+    if kind is not None and (is_grouped if attention == "mha" else model.dims.head_dim % 8):
+        with pytest.raises(RequirementError) as caught:
+            made(name, attention=attention)
+        assert "--attention attention" in caught.value.hint
+        return
+    found, wanted, ends = made(name, attention=attention)
+    worst = {d.case: d.largest for d in compare_decoders(found, wanted, ends=ends)}
+    assert all(x <= TOLERANCE for x in worst.values()), worst
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "rwkv", "chatglm2"])
+def test_a_shared_prefix_is_the_plain_computation(name):
+    found, wanted, _ = made(name)
+    ids = torch.randint(0, 90, (1, 16), generator=torch.Generator().manual_seed(5))
+    results = []
+    for decoder in (found, wanted):
+        prefix = KVCache()
+        decoder(ids[:, :6], prefix)
+        packed = Packed(prefix, [5, 3, 5], keep=True)
+        row = torch.cat([ids[:, 6:11], ids[:, 6:9], ids[:, 9:14]], 1)
+        first = decoder(row, packed)
+        after = decoder(ids[:, 9:12], packed.segment(1))
+        results.append(torch.cat([first, after], 1))
+    assert torch.allclose(*results, atol=1e-5)
+    whole = wanted(ids[:, :12])
+    assert torch.allclose(results[0][:, -3:], whole[:, 9:12], atol=1e-5)
+
+
+def test_prompts_of_a_prefix_lm_lie_side_by_side():
+    found, wanted, ends = made("chatglm")
+    assert found.exact_sharing_limit == 0
+    one, other = [5, 6, *ends, 7, 8, 9], [4, *ends, 3]
+    row = torch.tensor([one + other])
+    a, b = (d(row, Packed(None, [len(one), len(other)])) for d in (found, wanted))
+    assert torch.allclose(a, b, atol=1e-5)
