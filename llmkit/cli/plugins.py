@@ -1,4 +1,4 @@
-"""`llmkit plugins list|show|check`: the architectures that llmkit knows."""
+"""`llmkit plugins list|show|check`: the architectures that llmkit knows (`new`: `llmkit.cli.draft`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli import draft
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
@@ -25,7 +26,16 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="List, show and check the architecture plugins.", no_args_is_help=True)
     command(group, "list", examples=["llmkit plugins list"])(list_plugins)
     command(group, "show", examples=["llmkit plugins show llama"])(show)
-    command(group, "check", examples=["llmkit plugins check llama", "llmkit plugins check --all --json"])(check)
+    command(
+        group,
+        "check",
+        examples=[
+            "llmkit plugins check llama",
+            "llmkit plugins check --all --json",
+            "llmkit plugins check ./my_family.py --model some-model",
+        ],
+    )(check)
+    draft.register(group)
     app.add_typer(group, name="plugins")
 
 
@@ -99,8 +109,13 @@ def show(out: Output, name: NameArgument) -> None:
 
 def check(
     out: Output,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The name of a plugin (default: all).")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The name of a plugin, or a plugin file (default: all).")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every plugin, one line for each.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Also compare names and shapes with this checkpoint.")
+    ] = None,
 ) -> None:
     """Check the contract of plugins: they load, claim no other's models, and their tiny models fit themselves.
 
@@ -115,11 +130,20 @@ def check(
     if name and every:
         raise InputError(f"both a plugin ({name}) and --all were given", hint="llmkit plugins check --all")
     registry = default_registry()
-    chosen = dict([_find(name)]) if name else registry.load_all()
+    if model and not name:
+        raise InputError(
+            f"--model {model} needs the plugin to compare it with", hint="llmkit plugins check NAME --model …"
+        )
+    is_file = name is not None and (name.endswith(".py") or "/" in name)
+    chosen = draft.in_file(name) if is_file and name else dict([_find(name)]) if name else registry.load_all()
     results = {
         p.name: [Check("loads", None, found.message)] if isinstance(found, PluginError) else check_architecture(found)
         for p, found in chosen.items()
     }
+    if model:
+        for plugin, found in chosen.items():
+            if not isinstance(found, PluginError):
+                results[plugin.name].append(draft.compare(found, model))
     clashes = registry.clashes()
     is_ok = not clashes and all(c.is_ok for checks in results.values() for c in checks)
     document = {

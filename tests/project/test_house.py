@@ -26,7 +26,7 @@ FLOORS = [
     ["quantization"],
     ["transforms"],
     ["pipeline", "api"],
-    ["releases"],
+    ["releases", "drafting"],
     ["inspection"],
     ["decoder"],
     ["onnx"],

@@ -1,0 +1,142 @@
+"""`llmkit plugins new`: a plugin drafted from a checkpoint, and plugin files for `plugins check`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.options import ModelArgument
+from llmkit.cli.output import Output
+
+if TYPE_CHECKING:
+    from llmkit.architecture.architecture import Architecture
+    from llmkit.architecture.registry import Plugin
+    from llmkit.decoder.contract import Check
+    from llmkit.errors import PluginError
+
+__all__ = ["compare", "in_file", "register"]
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command."""
+    command(
+        group,
+        "new",
+        examples=["llmkit plugins new some-model -o my_family.py", "llmkit plugins new some-model | less"],
+    )(new)
+
+
+def new(
+    out: Output,
+    model: ModelArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.py", help="Where to write it (default: stdout).")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the plugin (default: the config's model_type)."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.py.")] = False,
+) -> None:
+    """Draft a plugin from a checkpoint's headers and config: names, shapes and sizes that fit, mathematics to check.
+
+    Everything that headers cannot tell is marked `check:` in the draft, and the keys of config.json that it does not
+    use are listed in it. Reads no tensor data.
+    """
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.drafting.module import draft_plugin
+    from llmkit.errors import InputError, OutputError, PluginError
+    from llmkit.quantization.reading import is_quantized
+
+    if output is not None and output.exists() and not overwrite:
+        raise OutputError(f"{output} already exists", hint="choose another -o, or add --overwrite to replace it")
+    if output is not None and not output.parent.is_dir():
+        raise OutputError(f"cannot write {output}: the folder {output.parent} does not exist")
+    ckpt = open_checkpoint(model)
+    if not ckpt.config:
+        raise InputError(f"{model} has no config.json: a plugin cannot be drafted without it")
+    if is_quantized(ckpt.config):
+        raise InputError(
+            f"{model} is quantized: its headers do not show the shapes of the float weights",
+            hint="draft from the float model, then open this one with the plugin",
+        )
+    if known := _known(ckpt.config):
+        out.note(f"the plugin {known} describes this model already; this is another draft of it")
+    wanted = _identifier(name or str(ckpt.config.get("model_type") or ckpt.label))
+    specs = {n: t.spec for n, t in ckpt.tensors.items()}
+    text, draft, problems = draft_plugin(specs, ckpt.config, name=wanted, label=ckpt.label)
+    if output is not None:
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise PluginError(f"cannot write {output}: {error.strerror}") from error
+    document = {
+        "name": wanted,
+        "file": str(output) if output else None,
+        "text": text,
+        "fits": not problems,
+        "problems": problems,
+        "checks": [line.strip() for line in text.splitlines() if "# check:" in line],
+        "special": [*draft.special, *draft.remarks],
+        "unused_keys": draft.config.unexplained(),
+    }
+
+    def render() -> None:
+        if output is None:
+            out.text(text)
+            return
+        n = len(document["checks"]) if isinstance(document["checks"], list) else 0
+        fits = "names and shapes fit" if not problems else "names and shapes do not fit yet"
+        out.line(
+            f"wrote {output}: {fits} {ckpt.label}; {n} lines to check, {len(draft.config.unexplained())} keys unused"
+        )
+
+    out.answer(document, render, brief=str(output) if output else text.rstrip("\n"))
+    for text_line in [*draft.special, *draft.remarks]:
+        out.warning(text_line)
+    for problem in problems:
+        out.warning(f"the draft does not fit {ckpt.label}: {problem}")
+    if output is not None:
+        out.hint(f"llmkit plugins check {output if '/' in str(output) else f'./{output}'} --model {model}")
+
+
+def in_file(path: str) -> dict[Plugin, Architecture | PluginError]:
+    """The architectures of a plugin file, as the registry has those that are installed."""
+    from llmkit.architecture.registry import Plugin
+    from llmkit.drafting.module import architectures_in
+
+    found = architectures_in(Path(path))
+    return {Plugin(a.name, f"{path}:{attribute}", path): a for attribute, a in found.items()}
+
+
+def compare(architecture: Architecture, model: str) -> Check:
+    """Names and shapes of a checkpoint against an architecture that need not be installed."""
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.decoder.contract import Check
+    from llmkit.errors import LlmkitError, listing
+
+    ckpt = open_checkpoint(model)
+    try:
+        report = architecture.bind(dict(ckpt.config)).check({n: t.spec for n, t in ckpt.tensors.items()})
+    except LlmkitError as error:
+        return Check(f"{ckpt.label}: names and shapes", None, error.message)
+    return Check(f"{ckpt.label}: names and shapes", None, listing(report.problems, 3) or None)
+
+
+def _known(config: object) -> str | None:
+    from llmkit.architecture.registry import find
+    from llmkit.errors import PluginError
+
+    try:
+        found = find(dict(config)) if isinstance(config, dict) else None
+    except PluginError:
+        return None
+    return found.name if found is not None else None
+
+
+def _identifier(text: str) -> str:
+    return re.sub(r"\W+", "_", text).strip("_").lower() or "drafted"
