@@ -42,7 +42,11 @@ def plan_xor(base: Path, payload: Path) -> Decoding:
     """
     for path, what in ((base, "the base"), (payload, "the payload")):
         if not path.is_dir():
-            raise InputError(f"{path} is no folder; {what} of an XOR release is a folder of files paired by name")
+            is_there = "is no folder" if path.exists() else "does not exist"
+            raise InputError(
+                f"{path} {is_there}; {what} of an XOR release is a folder of files that are paired by name",
+                hint="llmkit delta xor BASE PAYLOAD -o OUT, with two folders",
+            )
     _check_roles(base, payload)
     names = sorted(p.name for p in payload.iterdir() if p.is_file() and not p.name.startswith("."))
     names = [n for n in names if n != MANIFEST_NAME]

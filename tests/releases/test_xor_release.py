@@ -211,6 +211,14 @@ def test_the_folder_above_the_payload(call, tmp_path, base, payload):
     refused(done, out, f"{above} holds no XOR payload", hint=str(above / "xor_encoded_files"))
 
 
+def test_wrong_paths(call, tmp_path, base, payload):
+    out = tmp_path / "out"
+    done = call("delta", "xor", base, tmp_path / "nope", "-o", out)
+    refused(done, out, f"{tmp_path / 'nope'} does not exist; the payload", hint="two folders")
+    done = call("delta", "xor", base / SHARDS[0], payload, "-o", out)
+    refused(done, out, f"{base / SHARDS[0]} is no folder; the base", hint="two folders")
+
+
 def test_plain_models_are_no_payload(call, tmp_path, base, tuned):
     out = tmp_path / "out"
     done = call("delta", "xor", base, tuned, "-o", out)
