@@ -45,16 +45,18 @@ class SentencePieceCodec:
     Args:
         data: the file.
         kind: what to make of it.
-        offset: the id of its first piece.
         where: names the file in errors.
+
+    Attributes:
+        offset: the id of its first piece.
 
     Raises:
         InputError: it is no SentencePiece model.
     """
 
-    def __init__(self, data: bytes, kind: SentencePieceFile, offset: int, where: str) -> None:
+    def __init__(self, data: bytes, kind: SentencePieceFile, where: str) -> None:
         self.processor = _processor(_completed(data, kind, where), where)
-        self.offset = offset
+        self.offset = 0
         self.blanks = kind.blanks
 
     @property

@@ -115,10 +115,10 @@ def build_tokenizer(
 def _sentencepiece(
     kind: SentencePieceFile, data: bytes, settings: Config, config: Config, where: str
 ) -> tuple[Codec, dict[str, int]]:
-    plain = SentencePieceCodec(data, kind, 0, where)
+    codec = SentencePieceCodec(data, kind, where)
     stated = settings.get(kind.offset_key) if kind.offset_key else None
     told = {k: (token, config[k]) for k, token in (kind.id_keys or {}).items() if isinstance(config.get(k), int)}
-    differences = {k: i - found for k, (token, i) in told.items() if (found := plain.find(token)) is not None}
+    differences = {k: i - found for k, (token, i) in told.items() if (found := codec.find(token)) is not None}
     offset = int(stated) if isinstance(stated, int) else next(iter(differences.values()), 0)
     for key, difference in differences.items():
         if difference != offset:
@@ -127,7 +127,7 @@ def _sentencepiece(
                 f"{where}: {token} has the id {id_ - difference + offset}, but config.json says {key} {id_}",
                 hint=f"is it the tokenizer of another release? tokenizer_config.json says {kind.offset_key} {stated}",
             )
-    codec = SentencePieceCodec(data, kind, offset, where) if offset else plain
+    codec.offset = offset
     held = {t: i for t in kind.reserved if (i := codec.find(t)) is not None}
     return codec, held
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
 import shutil
@@ -50,6 +51,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llmkit.save(delta.apply(base, change), folder / "my-tuned-7b")
     for name in ("wiki.txt", "my.txt"):
         (folder / name).write_text((mini / "text.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    talk = [{"role": r, "content": c} for r, c in (("user", "Who?"), ("assistant", "I."), ("user", "And you?"))]
+    (folder / "talk.json").write_text(json.dumps(talk), encoding="utf-8")
     questions = [[f"What is {i}?", "one", "two", "three", "four", "ABCD"[i % 4]] for i in range(8)]
     for part in ("dev", "test", "val"):
         for bench in ("mmlu", "ceval"):
@@ -78,7 +81,7 @@ def run(section: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_shown_of_the_tool_works(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    for section in ("Deltas", "Adapters", "Quantization", "Evaluation", "Look"):
+    for section in ("Deltas", "Adapters", "Quantization", "Evaluation", "Prompts and tokenizers", "Look"):
         run(section, capsys)
 
 
@@ -108,3 +111,11 @@ def test_the_python_shown_works(home, monkeypatch, capsys):
     exec(compile(block, "README.md", "exec"), scope)  # the README is ours
     assert scope["logits"].shape == (2, 6, 1536)
     assert Path("out/llmkit.json").is_file()
+
+
+def test_the_prompt_formats_are_listed():
+    from llmkit.architecture.prompts import FORMATS
+
+    section = re.search(r"^## Prompts and tokenizers\n(.*?)(?=^## )", README, re.M | re.S)[1]
+    listed = set(re.findall(r"[a-z0-9-]+", section[section.index("name one:") : section.index("Special tokens")]))
+    assert listed >= set(FORMATS) - {"raw", "chat-template"}
