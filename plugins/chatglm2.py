@@ -13,13 +13,10 @@ from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, LayerNorm, NoNorm, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
-from llmkit.architecture.prompts import FORMATS, Prompt
 from llmkit.architecture.scaling import LinearScaling, NoScaling, Scaling
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import SpecError
-
-GLM_4_VOCAB = 151552
-CHATGLM2_LENGTH = 32768
+from llmkit_plugins.glm import release_prompt
 
 
 def _norm(config: Mapping[str, Any]) -> Kind:
@@ -54,7 +51,8 @@ def _kv_heads(config: Mapping[str, Any]) -> Any:
 
 def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of transformers' own class."""
-    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "use_cache", "transformers_version")
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "use_cache", "transformers_version",
+            "_name_or_path")  # fmt: skip
     scaling = _scaling(config)
     return {k: config[k] for k in kept if k in config} | {
         "architectures": ["GlmForCausalLM"],
@@ -75,15 +73,6 @@ def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         "vocab_size": config["padded_vocab_size"],
     }
-
-
-def _prompt(config: Mapping[str, Any]) -> Prompt:
-    """By the number of tokens, then by the name, then by the sequences that ChatGLM2-6B states."""
-    name = str(config.get("_name_or_path", "")).lower()
-    if config.get("padded_vocab_size") == GLM_4_VOCAB:
-        return FORMATS["glm-4"]
-    is_second = interpolates(config) or ("chatglm3" not in name and config.get("seq_length") == CHATGLM2_LENGTH)
-    return FORMATS["chatglm2" if is_second else "chatglm3"]
 
 
 def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +113,7 @@ CHATGLM2 = Architecture(
     final_norm=Computed(_final_norm),
     equivalents={"glm": _as_glm},
     head=Head(tied=Key("tie_word_embeddings", False)),
-    prompt=Computed(_prompt),
+    prompt=Computed(lambda c: release_prompt(c, c.get("padded_vocab_size"), c.get("seq_length"))),
     tokenizer=TOKENIZERS["glm-sentencepiece"],
     names=Names(
         embed="transformer.embedding.word_embeddings",

@@ -1,12 +1,16 @@
 """GLM-4-9B (and ChatGLM2/3, converted) in transformers' own layout: rotary pairs side by side on half of each head."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, rotary_share
-from llmkit.architecture.keys import Key
+from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
 from llmkit.architecture.names import Fused
+from llmkit.architecture.prompts import FORMATS, Prompt
+from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit_plugins.llama import DIMS as LLAMA_DIMS
 from llmkit_plugins.llama import NAMES as LLAMA_NAMES
 
@@ -51,6 +55,22 @@ VARIANTS = {
     },
 }
 
+GLM_4_VOCAB = 151552
+CHATGLM2_LENGTH = 32768
+
+
+def release_prompt(config: Mapping[str, Any], vocab: Any, length: Any) -> Prompt:
+    """The chat format of ChatGLM2, ChatGLM3 or GLM-4, whose configs are alike.
+
+    By the number of tokens, then by the name of the repository, then by the length that only ChatGLM2-6B states.
+    """
+    name = str(config.get("_name_or_path", "")).lower()
+    if vocab == GLM_4_VOCAB:
+        return FORMATS["glm-4"]
+    is_second = "chatglm2" in name or ("chatglm3" not in name and length == CHATGLM2_LENGTH)
+    return FORMATS["chatglm2" if is_second else "chatglm3"]
+
+
 GGUF = GgufFamily(
     "chatglm",
     pairs="interleaved",
@@ -74,6 +94,8 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     gguf=replace(GGUF, claims=lambda _, names: "blk.0.attn_q.weight" in names),
+    prompt=Computed(lambda c: release_prompt(c, c.get("vocab_size"), c.get("max_position_embeddings"))),
+    tokenizer=TOKENIZERS["glm-sentencepiece"],
     tiny={"architectures": ["GlmForCausalLM"], "model_type": "glm", **TINY},
     variants={
         **VARIANTS,
