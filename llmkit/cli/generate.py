@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import DeviceOption, DtypeOption, ModelArgument, SeedOption
+from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, ModelArgument, SeedOption
 from llmkit.cli.output import Output
 
 __all__ = ["register"]
@@ -66,13 +66,14 @@ def generate(
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
+    backend: BackendOption = "auto",
 ) -> None:
     """Generate text from a prompt, greedily or sampled, and print it as it is made."""
     from llmkit.architecture.prompts import Raw
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.cli.conversation import read_conversation, show_prompt
-    from llmkit.decoder import load_decoder
+    from llmkit.decoder import load_backend
     from llmkit.decoder.generate import Sampling, stream
     from llmkit.decoder.stopping import TextStream
     from llmkit.tokenization.agreement import compare_vocabulary
@@ -94,7 +95,7 @@ def generate(
         show_prompt(out, tokenizer, ids)
         return
     ending = ending_of(tokenizer, form)
-    decoder = load_decoder(ckpt, dtype=dtype, device=device)
+    decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device)
     started = time.monotonic()
     new = TextStream(lambda some: str(tokenizer.decode(some, skip_special_tokens=True)), ending.texts, ending.finish)
     ends = {*end_tokens(ckpt), *ending.ids}

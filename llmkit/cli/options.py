@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "BackendOption",
     "Device",
     "DeviceOption",
     "DtypeOption",
@@ -28,6 +29,14 @@ OutDtypeOption = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, or auto.")
+]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="What computes the model: llmkit, transformers (where no plugin describes it), or auto (llmkit).",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 OutputOption = Annotated[

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from llmkit.decoder.kv import KVCache
-from llmkit.decoder.model import Decoder
+from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.sampling import Sampling, choose_tokens
 from llmkit.errors import InputError
 
@@ -26,7 +25,7 @@ def eos_ids(*configs: object) -> tuple[int, ...]:
 
 
 def generate(
-    decoder: Decoder,
+    decoder: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -70,7 +69,12 @@ def generate(
 
 
 def stream(
-    decoder: Decoder, prompt_ids: Sequence[int], sampling: Sampling, *, max_tokens: int, end_ids: Collection[int] = ()
+    decoder: LanguageModel,
+    prompt_ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    end_ids: Collection[int] = (),
 ) -> Iterator[int]:
     """The tokens that follow one prompt, as they are chosen, until an end token (not given) or `max_tokens`.
 
@@ -88,20 +92,20 @@ def stream(
 
 
 def _steps(
-    decoder: Decoder, ids: torch.Tensor, mask: torch.Tensor | None, max_tokens: int, sampling: Sampling
+    decoder: LanguageModel, ids: torch.Tensor, mask: torch.Tensor | None, max_tokens: int, sampling: Sampling
 ) -> Iterator[list[int]]:
     """The next token of every row, step by step."""
     import torch
 
     room = ids.shape[1] + max_tokens
-    cache, generator = KVCache(room), torch.Generator().manual_seed(sampling.seed)
+    cache, generator = decoder.new_cache(room), torch.Generator().manual_seed(sampling.seed)
     whole = ids.to(decoder.device)
     real = torch.ones_like(whole) if mask is None else mask
     for step in range(max_tokens):
         if step:
             whole, real = torch.cat([whole, ids], 1), torch.cat([real, torch.ones_like(ids)], 1)
             is_rebuilt = decoder.rebuilt_past is not None and bool((real.sum(1) == decoder.rebuilt_past + 1).any())
-            cache, ids, mask = (KVCache(room), whole, real) if is_rebuilt else (cache, ids, None)
+            cache, ids, mask = (decoder.new_cache(room), whole, real) if is_rebuilt else (cache, ids, None)
         hidden = decoder.hidden(ids, cache, mask)
         tokens = choose_tokens(decoder.logits(hidden[:, -1]), sampling, generator)
         yield tokens.tolist()

@@ -10,6 +10,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.registry import require
 from llmkit.architecture.storage import parts_of
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.model import Decoder
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.lazy import Lazy
@@ -18,7 +19,38 @@ from llmkit.tensors.spec import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_decoder"]
+__all__ = ["BACKENDS", "load_backend", "load_decoder"]
+
+BACKENDS = ("auto", "llmkit", "transformers")
+
+
+def load_backend(
+    ckpt: Checkpoint, *, backend: str = "auto", dtype: str = "float32", device: str = "cpu"
+) -> LanguageModel:
+    """A model to score and generate with.
+
+    Args:
+        ckpt: the checkpoint.
+        backend: `llmkit` is llmkit's own decoder, `transformers` the class of the installed transformers; `auto` is
+            llmkit's where a plugin describes the model, and asks for a choice where none does.
+        dtype, device: as for `load_decoder`.
+
+    Raises:
+        InputError: no such backend.
+        RequirementError: the backend does not know the architecture.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}", hint=f"--backend {', '.join(BACKENDS)}")
+    if backend == "transformers":
+        from llmkit.decoder.foreign import load_transformers
+
+        return load_transformers(ckpt, _compute_dtype(dtype).torch, _device(device))
+    try:
+        architecture = require(ckpt.config, ckpt.label)
+    except RequirementError as error:
+        hint = "--backend transformers computes it with the installed transformers' class"
+        raise RequirementError(error.message, hint=hint if backend == "auto" else error.hint) from error
+    return load_decoder(ckpt, dtype=dtype, device=device, architecture=architecture)
 
 
 def load_decoder(
@@ -40,9 +72,7 @@ def load_decoder(
 
     from llmkit.quantization.reading import dequantized
 
-    wanted = DType.parse(dtype)
-    if wanted not in (DType.F32, DType.BF16, DType.F16):
-        raise InputError(f"cannot compute in {wanted.torch_name}", hint="use float32, bfloat16 or float16")
+    wanted = _compute_dtype(dtype)
     where = _device(device)
     architecture = architecture or require(ckpt.config, ckpt.label)
     ckpt = dequantized(ckpt)
@@ -70,6 +100,13 @@ class _Stored:
 
     def under(self, stem: str) -> _Stored:
         return _Stored(self._model, self._tensors, self._dtype, self._device, f"{self._stem}{stem}.")
+
+
+def _compute_dtype(name: str) -> DType:
+    wanted = DType.parse(name)
+    if wanted not in (DType.F32, DType.BF16, DType.F16):
+        raise InputError(f"cannot compute in {wanted.torch_name}", hint="use float32, bfloat16 or float16")
+    return wanted
 
 
 def _device(name: str) -> torch.device:

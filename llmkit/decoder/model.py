@@ -35,6 +35,8 @@ class Decoder:
         device: where the weights are.
     """
 
+    backend = "llmkit"
+
     def __init__(self, model: Model, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
         self.model = model
         self.dtype = dtype
@@ -69,6 +71,10 @@ class Decoder:
     def rebuilt_past(self) -> int | None:
         """A sequence that grows past this many tokens must be computed anew (longrope's second set); None: never."""
         return min((p.rebuilt_past for p in self._positions.values() if p.rebuilt_past is not None), default=None)
+
+    def new_cache(self, capacity: int = 0) -> KVCache:
+        """An empty cache with room for `capacity` tokens at first; it grows by itself."""
+        return KVCache(capacity)
 
     def __call__(
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None

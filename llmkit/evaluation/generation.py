@@ -12,7 +12,7 @@ from llmkit.pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from llmkit.decoder.generate import Sampling
-    from llmkit.decoder.model import Decoder
+    from llmkit.decoder.language_model import LanguageModel
 
 __all__ = ["answer_requests"]
 
@@ -37,7 +37,7 @@ class _Request:
 
 
 def answer_requests(
-    decoder: Decoder,
+    decoder: LanguageModel,
     encoder: Encoder,
     eos_ids: Sequence[int],
     requests: Sequence[tuple[str, Mapping[str, Any]]],
@@ -117,7 +117,7 @@ def _batches(requests: Sequence[_Request], batch_tokens: int) -> Iterator[list[_
         yield batch
 
 
-def _answer(decoder: Decoder, encoder: Encoder, eos_ids: Sequence[int], batch: Sequence[_Request]) -> list[str]:
+def _answer(decoder: LanguageModel, encoder: Encoder, eos_ids: Sequence[int], batch: Sequence[_Request]) -> list[str]:
     from llmkit.decoder.generate import generate
 
     written: list[list[int]] = [[] for _ in batch]

@@ -25,7 +25,7 @@ from llmkit.tokenization.chat import ending_of, is_marked, marked_lead, marked_t
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from llmkit.decoder.model import Decoder
+    from llmkit.decoder.language_model import LanguageModel
 
 __all__ = ["SharedPrefixLM", "resolve_max_length"]
 
@@ -54,7 +54,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: LanguageModel,
         tokenizer: Any,
         *,
         max_length: int,

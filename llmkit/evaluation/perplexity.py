@@ -21,7 +21,7 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 if TYPE_CHECKING:
     import torch
 
-    from llmkit.decoder.model import Decoder
+    from llmkit.decoder.language_model import LanguageModel
 
 __all__ = ["Perplexity", "measure_perplexity", "windows"]
 
@@ -75,7 +75,12 @@ def windows(n_tokens: int, context: int, stride: int) -> list[tuple[int, int, in
 
 
 def measure_perplexity(
-    decoder: Decoder, ids: Sequence[int], *, context: int, stride: int | None = None, progress: Progress = NO_PROGRESS
+    decoder: LanguageModel,
+    ids: Sequence[int],
+    *,
+    context: int,
+    stride: int | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Perplexity:
     """Perplexity of the tokens `ids`.
 
@@ -125,7 +130,7 @@ def _batches(spans: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int,
     return batches
 
 
-def _score(decoder: Decoder, ids: Sequence[int], batch: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+def _score(decoder: LanguageModel, ids: Sequence[int], batch: Sequence[tuple[int, int, int]]) -> torch.Tensor:
     """Negative log-likelihoods (float64) of the scored tokens of windows of one length."""
     import torch
 

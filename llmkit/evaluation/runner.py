@@ -49,6 +49,7 @@ def evaluate(
     batch_tokens: int = BATCH_TOKENS,
     dtype: str = "float32",
     device: str = "cpu",
+    backend: str = "auto",
     max_length: int | None = None,
     add_bos_token: bool | None = None,
     chat_template: bool | str = False,
@@ -67,6 +68,7 @@ def evaluate(
         batch_tokens: how many tokens one forward takes at most.
         dtype: the compute dtype; scores are float32 always.
         device: a torch device.
+        backend: llmkit, transformers, or auto, which is llmkit's decoder and asks for a choice where no plugin serves.
         max_length: the longest input in tokens; None takes the model's.
         add_bos_token: None leaves it to the tokenizer.
         chat_template: put prompts in the checkpoint's chat format (its template, or its family's), shots as turns;
@@ -101,6 +103,7 @@ def evaluate(
         ckpt,
         dtype=dtype,
         device=device,
+        backend=backend,
         batch_tokens=batch_tokens,
         max_length=max_length,
         add_bos_token=add_bos_token,
@@ -131,7 +134,7 @@ def evaluate(
         "chat_template": chat_template,
     }
     return RunRecord(
-        model=describe_model(ckpt) | {"dtype": dtype, "device": str(lm.decoder.device)},
+        model=describe_model(ckpt) | {"dtype": dtype, "device": str(lm.decoder.device), "backend": lm.decoder.backend},
         settings=settings,
         versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -149,6 +152,7 @@ def make_lm(
     *,
     dtype: str = "float32",
     device: str = "cpu",
+    backend: str = "auto",
     batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     add_bos_token: bool | None = None,
@@ -161,7 +165,7 @@ def make_lm(
         InputError: a chat format is wanted and neither the checkpoint nor its family has one, or none has that name.
     """
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
-    from llmkit.decoder import load_decoder
+    from llmkit.decoder import load_backend
     from llmkit.evaluation.lm import SharedPrefixLM, resolve_max_length
     from llmkit.tokenization.chat import encode_pieces, prompt_of
 
@@ -177,7 +181,7 @@ def make_lm(
     if prompt is not None and not isinstance(prompt, ChatTemplate):
         encode_pieces(tokenizer, prompt.pieces([Message("user", "?")]))  # has the tokenizer the format's tokens?
     return SharedPrefixLM(
-        load_decoder(ckpt, dtype=dtype, device=device),
+        load_backend(ckpt, backend=backend, dtype=dtype, device=device),
         tokenizer,
         max_length=max_length or resolve_max_length(ckpt.config, tokenizer),
         batch_tokens=batch_tokens,
