@@ -1,4 +1,4 @@
-"""Every transform on every family: what comes out is the family's model, or the transform refuses it by name."""
+"""Every transform, and eval, on every family: what comes out is the family's, or the transform refuses it by name."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder.contract import random_ids
 from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
+from llmkit.evaluation.runner import make_lm
 from llmkit.inspection.comparison import compare
 from llmkit.quantization.reading import dequantized
 from llmkit.transforms.delta.transform import apply, make
@@ -196,6 +197,38 @@ def test_tokens_are_taken_out(tmp_path, base, name, variant):
     assert closeness(logits(smaller, ids), expected) <= 1e-6
     rows = {n for n in base.tensors if base.tensors[n].shape != smaller.tensors[n].shape}
     assert all(torch.equal(smaller.tensors[n].load(), base.tensors[n].load()) for n in base.tensors if n not in rows)
+
+
+QUESTIONS = ["which is a fruit? A. stone B. apple Answer:", "the other mother bothered her brother there", "in 1970"]
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [c for c in CASES if world.is_in_transformers(world.ARCHITECTURES[c[0]].tiny)],
+    ids=lambda value: value or "tiny",
+)
+def test_scores_are_those_of_lm_evals_own_backend(tmp_path, caplog, name, variant):
+    """Questions behind a shared stem, longer than the learned positions of some families: cut as lm-eval cuts them."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    folder = world.written(tmp_path / "m", name, variant)
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "e", "pad_token": "e", "model_max_length": 256}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    stem = "the quick brown fox jumps over the lazy dog. she sells sea shells. "
+    asked = [(stem + question, f" {answer}") for question in QUESTIONS for answer in ("A", "B", "the other", "zebra")]
+    requests = [
+        Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i, metadata=("t", i, 1))
+        for i, pair in enumerate(asked)
+    ]
+    ours = make_lm(open_checkpoint(folder), batch_tokens=200).loglikelihood(requests)
+    caplog.set_level("ERROR")
+    model = world.by_transformers(folder, world.ARCHITECTURES[name].reference_attention)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=1)
+    for (mine, is_mine), (other, is_other) in zip(ours, theirs.loglikelihood(requests, disable_tqdm=True), strict=True):
+        assert mine == pytest.approx(other, abs=1e-4)
+        assert is_mine == is_other
 
 
 def test_an_adapter_on_a_head_that_has_another_name_in_memory(tmp_path, folders):
