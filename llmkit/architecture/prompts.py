@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmkit.architecture.prompt_kinds import (
     CUT,
     ChatTemplate,
@@ -28,6 +30,7 @@ __all__ = [
     "Token",
     "Turns",
     "choose_prompt",
+    "name_of",
     "text_of",
 ]
 
@@ -77,6 +80,16 @@ _BAICHUAN = {
 }
 
 
+_LLAMA_2 = Turns(
+    system="<<SYS>>\n{system}\n<</SYS>>\n\n",
+    default_system=None,
+    user="[INST] {question} [/INST]",
+    assistant=(" {answer} ", _END),
+    user_again=(_BEGIN, "[INST] {question} [/INST]"),
+    system_goes_inside=True,
+)
+_HELPFUL = "You are a helpful assistant. 你是一个乐于助人的助手。请你提供专业、有逻辑、内容真实、有价值的详细回复。"
+
 # THUDM, modeling_chatglm.py: process_response. The first release also widens punctuation beside Chinese characters.
 _DATED = ((r"^\s+|\s+$", ""), (r"\[\[训练时间\]\]", "2023年"))
 _WIDE = tuple(zip(",!:;?", "，！：；？", strict=True))
@@ -108,6 +121,11 @@ FORMATS: dict[str, Prompt] = {
             "### Instruction:\n{question}\n\n### Input:\n{input}\n\n### Response:"
         ),
     ),
+    # Chinese-LLaMA-Alpaca, scripts/inference/inference_hf.py
+    "chinese-alpaca": Instruction(
+        plain=f"{_ALPACA}. {_ASK}\n\n### Instruction:\n\n{{question}}\n\n### Response:\n\n",
+        with_input=f"{_ALPACA}. {_ASK}\n\n### Instruction:\n\n{{question}}\n{{input}}\n\n### Response:\n\n",
+    ),
     # FastChat, conversation.py: zero_shot, the text that the weights of March 2023 (v0) were trained on
     "vicuna-v0": Turns(
         system="{system}\n",
@@ -124,14 +142,9 @@ FORMATS: dict[str, Prompt] = {
         assistant=(" {answer}", _END),
     ),
     # Meta, llama/generation.py: chat_completion; the first <s> is the tokenizer's
-    "llama-2-chat": Turns(
-        system="<<SYS>>\n{system}\n<</SYS>>\n\n",
-        default_system=None,
-        user="[INST] {question} [/INST]",
-        assistant=(" {answer} ", _END),
-        user_again=(_BEGIN, "[INST] {question} [/INST]"),
-        system_goes_inside=True,
-    ),
+    "llama-2-chat": _LLAMA_2,
+    # Chinese-LLaMA-Alpaca-2, README; FastChat: chinese-alpaca2
+    "chinese-alpaca-2": replace(_LLAMA_2, default_system=_HELPFUL),
     # THUDM, modeling_chatglm.py: chat; [gMASK] and <sop> are the tokenizer's
     "chatglm": Turns(
         system=None,
@@ -176,7 +189,7 @@ FORMATS: dict[str, Prompt] = {
         default_system=None,
         user="Human: \n{question}\n\nAssistant: \n",
         assistant="{answer}\n\n",
-        stops=("Human:",),
+        stops=("\n\nHuman:",),
     ),
     # BELLE-7B-2M, model card and GPTQ script
     "belle-2m": Turns(
@@ -184,7 +197,7 @@ FORMATS: dict[str, Prompt] = {
         default_system=None,
         user="Human: {question}\n\nAssistant:",
         assistant="{answer}\n\n",
-        stops=("Human:",),
+        stops=("\n\nHuman:",),
     ),
     # OpenBuddy before 21.1, README: prompt format
     "openbuddy": Turns(
@@ -278,6 +291,11 @@ FORMATS: dict[str, Prompt] = {
         stops=("\n\n",),
     ),
 }
+
+
+def name_of(prompt: Prompt) -> str:
+    """The name of a format; `own` for one that a plugin brings."""
+    return next((name for name, found in FORMATS.items() if found == prompt), "own")
 
 
 def choose_prompt(name: str | None, *, has_chat_template: bool, family: Prompt | None = None) -> Prompt:

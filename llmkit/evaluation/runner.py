@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from llmkit.architecture.prompts import ChatTemplate, Message, Raw
+from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
@@ -132,6 +132,7 @@ def evaluate(
         "max_length": lm.max_length,
         "add_bos_token": add_bos_token,
         "chat_template": chat_template,
+        "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
     }
     return RunRecord(
         model=describe_model(ckpt) | {"dtype": dtype, "device": str(lm.decoder.device), "backend": lm.decoder.backend},

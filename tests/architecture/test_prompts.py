@@ -51,6 +51,7 @@ FASTCHAT = {
     "vicuna": ("vicuna_v1.1", "77b2d99da0bd97df", "2e64bae24cad0fb8"),
     "koala": ("koala_v1", "688c2aa592471a24", "817b272457f09230"),
     "llama-2-chat": ("llama-2", "9d7467ab6d59bc4c", "1e4f7f593828e642"),
+    "chinese-alpaca-2": ("chinese-alpaca2", "0fdbfdb189e83ff2", "4ea57526503c8293"),
     "chatglm": ("chatglm", None, "e4510717c3f5955b"),  # its first question is [Round 0], against modeling_chatglm.py
     "chatglm2": ("chatglm2", "f5905dd00de26edd", "39d658c0bc6cc191"),
     "chatglm3": ("chatglm3", "6343165969d0eedf", "b5714436df96c360"),
@@ -77,6 +78,9 @@ def test_the_text_is_fastchats(name):
 
 def test_formats_that_fastchat_has_otherwise():
     assert FORMATS["chatglm"].render(USER) == "Why {x}?"
+    head = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    assert FORMATS["chinese-alpaca"].render("Why?") == f"{head}\n\n### Instruction:\n\nWhy?\n\n### Response:\n\n"
+    assert "### Instruction:\n\nSort.\nb a\n\n###" in FORMATS["chinese-alpaca"].render("Sort.", "b a")
     assert FORMATS["baichuan-chat"].render(TALK) == (
         "<reserved_102>One?<reserved_103>1.</s><reserved_102>Two?<reserved_103>"
     )

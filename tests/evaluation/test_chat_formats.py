@@ -150,6 +150,7 @@ def test_a_run_in_named_formats(tiny_llama, data, monkeypatch):
     monkeypatch.setattr(SharedPrefixLM, "loglikelihood", spy)
     for name in ("alpaca", "vicuna", "raw"):
         record = evaluate(tiny_llama, "mmlu", data=data, shots=1, limit=2, chat_template=name)
+        assert record.settings["prompt_format"] == (None if name == "raw" else name)
         assert record.settings["chat_template"] == (False if name == "raw" else name)
     alpaca, vicuna, raw = seen
     head = "The following are multiple choice questions (with answers) about virology."
@@ -172,3 +173,41 @@ def test_what_has_no_chat_format(tiny_llama, data):
         evaluate(tiny_llama, "mmlu", data=data, shots=1, chat_template="vicunna")
     with pytest.raises(InputError, match=r"the token <\|user\|>, which this tokenizer has not"):
         evaluate(tiny_llama, "mmlu", data=data, shots=0, chat_template="chatglm3")
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_smollm2_in_its_chat_template_scores_as_lm_evals_hf_backend(shared, smollm2):
+    """The same prompts, choices and log-probabilities."""
+    from lm_eval.evaluator import evaluate as lm_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from llmkit.evaluation.benches import load_bench
+    from llmkit.evaluation.layouts import find_data
+    from llmkit.evaluation.tasks import bench_task, lean, set_shots
+
+    bench = load_bench("mmlu")
+    found = find_data(bench, shared / "data" / "mmlu")
+
+    def run(lm):
+        task = bench_task(bench, "anatomy", found.read("anatomy", shots=1))
+        set_shots(task, 1)
+        with lean():
+            done = lm_evaluate(
+                lm,
+                {"mmlu_anatomy": task},
+                limit=3,
+                apply_chat_template=True,
+                fewshot_as_multiturn=True,
+                log_samples=True,
+            )
+        return sorted(done["samples"]["mmlu_anatomy"], key=lambda s: s["doc_id"])
+
+    theirs = run(HFLM(pretrained=str(smollm2), device="cpu", dtype="float32", batch_size=1))
+    ours = run(make_lm(open_checkpoint(smollm2), chat_template=True))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["prompt_hash"] == b["prompt_hash"]
+        assert "<|im_start|>assistant" in a["arguments"][0][0]
+        scores = [[r[0] for r in x["filtered_resps"]] for x in (a, b)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+        assert len({s.index(max(s)) for s in scores}) == 1
