@@ -23,7 +23,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of a
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(help="List, show and check the architecture plugins.", no_args_is_help=True)
+    group = typer.Typer(help="List, show, check and draft the architecture plugins.", no_args_is_help=True)
     command(group, "list", examples=["llmkit plugins list"])(list_plugins)
     command(group, "show", examples=["llmkit plugins show llama"])(show)
     command(

@@ -24,6 +24,12 @@ def explain(folder: Path, tensor: str) -> dict[str, Any]:
     """
     manifest = load_manifest(folder)
     entry = manifest["tensors"].get(tensor)
+    if not manifest["tensors"]:
+        step = manifest["recipe"][-1].get("transform", "a run") if manifest["recipe"] else "a run"
+        raise InputError(
+            f"{folder} was written file by file ({step}): its manifest describes files, no tensors",
+            hint=f"llmkit inspect {folder} --tensors",
+        )
     if entry is None:
         guess = nearest(tensor, manifest["tensors"])
         raise InputError(

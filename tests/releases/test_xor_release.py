@@ -48,6 +48,7 @@ def test_every_file_comes_back(call, tmp_path, base, tuned, compress):
     manifest = json.loads((out / "llmkit.json").read_text())
     assert manifest["recipe"] == [{"transform": "delta.xor", "base": "base", "payload": "xor"}]
     assert call("verify", out).code == 0
+    assert "was written file by file (delta.xor)" in call("explain", out, "model.norm.weight").err
     (out / SHARDS[1]).write_bytes((out / SHARDS[1]).read_bytes()[:-1] + b"\1")
     assert call("verify", out).code == 1
 
