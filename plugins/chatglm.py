@@ -83,7 +83,7 @@ class ScaledNormed(Kind):
     @staticmethod
     def onnx_emitter(block: Any, weights: Any, stream: Any, attention: Any, mlp: Any) -> None:
         """The layer of a graph."""
-        alpha = weights.graph.number(block.residual.alpha)
+        alpha = weights.number(block.residual.alpha)
         for norm, branch in (("attn_norm", attention), ("mlp_norm", mlp)):
             y = stream.normed(block.norm, weights.under(norm))
             stream.replace(weights.graph.op("Mul", y, alpha))
@@ -158,6 +158,7 @@ def _emitter(kind: TwoDimensionalRope) -> Any:
 
         def _tables(self, context: Any) -> Any:
             from llmkit.decoder.positions import frequencies
+            from llmkit.onnx.positions import in_compute_dtype
 
             g = context.graph
             inverse = g.constant(
@@ -170,7 +171,7 @@ def _emitter(kind: TwoDimensionalRope) -> Any:
             found = []
             for at in (in_prompt, g.op("Max", after, g.ints(0))):
                 angles = g.op("Mul", g.op("Unsqueeze", g.op("Cast", at, to=1), g.ints(2)), inverse)
-                found.append((g.op("Cos", angles), g.op("Sin", angles)))
+                found.append([in_compute_dtype(context, g.op(function, angles)) for function in ("Cos", "Sin")])
             return found
 
     return Emitter()

@@ -40,7 +40,7 @@ def _standardize(kind: Standardize, weights: Any) -> Callable[..., Any]:
 def _emit_standardize(kind: Standardize, weights: Any, x: Any) -> Any:
     import numpy as np
 
-    ones = weights.graph.constant(np.ones(weights.model.dims.hidden, dtype=np.float32))
+    ones = weights.computed(weights.graph.constant(np.ones(weights.model.dims.hidden, dtype=np.float32)))
     return weights.graph.op("LayerNormalization", x, ones, axis=-1, epsilon=kind.eps)
 
 

@@ -63,7 +63,7 @@ class NormOfEachHead(Kind):
         import numpy as np
 
         g, size = weights.graph, weights.model.dims.head_dim
-        ones = g.constant(np.ones(size, dtype=np.float32))
+        ones = weights.computed(g.constant(np.ones(size, dtype=np.float32)))
         scale = g.op("Concat", *(weights.value(f"{j}.weight") for j in range(kind.heads)), axis=0)
         scale = g.op("Reshape", scale, g.ints(kind.heads, size))
         return g.op("Mul", g.op("LayerNormalization", x, ones, axis=-1, epsilon=kind.eps), scale)

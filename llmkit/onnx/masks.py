@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HIDDEN", "score_bias"]
 
-HIDDEN = -1e9  # not -inf: a row of padding sees nothing, and its softmax has to stay finite
+# Not -inf: a row of padding sees nothing, and its softmax has to stay finite. By compute dtype: float16 ends at -65504.
+HIDDEN = {"FLOAT": -1e9, "FLOAT16": -3e4, "BFLOAT16": -1e9}
 
 
 def score_bias(context: GraphContext, positions: GraphPositions, window: int | None, *, causal: bool) -> ir.Value:
@@ -47,10 +48,14 @@ def _made(context: GraphContext, positions: GraphPositions, window: int | None, 
             outside = g.op("GreaterOrEqual", place, g.op("Unsqueeze", prefix, g.ints(1, 2, 3)))
             later = g.op("And", later, outside)
         hidden = g.op("Or", hidden, later)
-    bias = g.op("Where", hidden, g.number(HIDDEN), g.number(0.0))
+    bias = g.op("Where", hidden, g.number(HIDDEN[context.dtype]), g.number(0.0))
     own = positions.key_bias(context)
     heads = 1
     if own is not None:
+        if context.dtype != "FLOAT":
+            # A softmax does not change when all scores of a row do. Half precision is fine near zero: there lie the
+            # biases of the nearest keys then.
+            own = g.op("Sub", own, g.op("ReduceMax", own, g.ints(-1), keepdims=1))
         bias = g.op("Add", bias, g.op("Unsqueeze", own, g.ints(2)))
         heads = context.model.dims.heads
     shape = g.op("Concat", context.batch(), g.ints(heads), context.length(), context.total(), axis=0)

@@ -79,7 +79,7 @@ def _embedded(context: GraphContext, weights: GraphWeights) -> Any:
         # Rows are taken first and cast then: the table itself stays as it is stored, in the file.
         x = _computed(context, g.op("Gather", weights.stored("embed.weight"), context.ids), weights, "embed.weight")
         if kind.scale is not None:
-            x = g.op("Mul", x, _scalar(context, as_float(kind.scale)))
+            x = g.op("Mul", x, weights.number(as_float(kind.scale)))
         if weights.has("embed_proj.weight"):
             x = weights.linear(x, "embed_proj")
         if isinstance(kind.positions, LearnedPositions):
@@ -101,13 +101,6 @@ def _computed(context: GraphContext, value: Any, weights: GraphWeights, leaf: st
     return context.graph.op("Cast", value, to=int(ir.DataType[context.dtype]))
 
 
-def _scalar(context: GraphContext, number: float) -> Any:
-    import onnx_ir as ir
-
-    value = context.graph.number(number)
-    return value if context.dtype == "FLOAT" else context.graph.op("Cast", value, to=int(ir.DataType[context.dtype]))
-
-
 def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
     g, kind = context.graph, context.model.head
     if weights.has("head_proj.weight"):
@@ -121,8 +114,7 @@ def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
         logits = weights.product(x, slot)
     if weights.has("head.bias"):
         logits = g.op("Add", logits, weights.value("head.bias"))
-    if context.dtype != "FLOAT":
-        logits = g.op("Cast", logits, to=1)
+    logits = weights.single(logits)
     if kind.softcap is not None:
         cap = g.number(as_float(kind.softcap))
         logits = g.op("Mul", g.op("Tanh", g.op("Div", logits, cap)), cap)

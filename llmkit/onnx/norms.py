@@ -66,7 +66,7 @@ class Stream:
 
 def _rms_weight(kind: RMSNorm, weights: GraphWeights) -> ir.Value:
     weight = weights.value("weight")
-    return weights.graph.op("Add", weight, weights.graph.number(kind.offset)) if kind.offset else weight
+    return weights.graph.op("Add", weight, weights.number(kind.offset)) if kind.offset else weight
 
 
 def _rms(kind: RMSNorm, weights: GraphWeights, x: ir.Value) -> ir.Value:

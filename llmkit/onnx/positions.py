@@ -14,7 +14,7 @@ from llmkit.onnx.readers import Emitters, emitter_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["GraphPositions", "build_positions"]
+__all__ = ["GraphPositions", "build_positions", "in_compute_dtype"]
 
 
 class GraphPositions:
@@ -68,7 +68,7 @@ class _Rotary(GraphPositions):
             value = g.op(function, angles)
             if factor != 1.0:
                 value = g.op("Mul", value, g.number(factor))
-            found.append(_to(context, value))
+            found.append(in_compute_dtype(context, value))
         return found[0], found[1]
 
     def _frequencies(self, context: GraphContext) -> tuple[Any, float]:
@@ -114,7 +114,8 @@ class _Alibi(GraphPositions):
         return context.once(("alibi", self._kind), make)
 
 
-def _to(context: GraphContext, value: Any) -> Any:
+def in_compute_dtype(context: GraphContext, value: Any) -> Any:
+    """A float32 value in the dtype that the graph computes in."""
     import onnx_ir as ir
 
     dtype = int(ir.DataType[context.dtype])

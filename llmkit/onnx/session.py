@@ -188,7 +188,8 @@ class OrtDecoder:
             kept: torch.Tensor = memory[name]
             return kept[:, :, :past] if len(shape) == 4 else kept
         if len(shape) == 4:
-            return torch.zeros(batch, shape[1], 0, shape[3])
+            dtype = torch.float16 if self._inputs[name].type == "tensor(float16)" else torch.float32
+            return torch.zeros(batch, shape[1], 0, shape[3], dtype=dtype)
         empty = torch.zeros(batch, *shape[1:])
         values = self._initial.get(name)
         return empty if values is None else empty + torch.tensor(values)[None, :, None]

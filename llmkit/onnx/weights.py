@@ -65,6 +65,24 @@ class GraphWeights:
         """The same in the dtype that it is stored in."""
         return self._stored(self.slot(leaf))
 
+    def number(self, value: float) -> ir.Value:
+        """A constant scalar in the compute dtype."""
+        return self.computed(self.graph.number(value))
+
+    def computed(self, value: ir.Value) -> ir.Value:
+        """A float32 value in the compute dtype."""
+        return value if self.dtype == "FLOAT" else self._to(value, self.dtype)
+
+    def single(self, value: ir.Value) -> ir.Value:
+        """A value of the compute dtype in float32."""
+        return value if self.dtype == "FLOAT" else self._to(value, "FLOAT")
+
+    def _to(self, value: ir.Value, dtype: str) -> ir.Value:
+        import onnx_ir as ir
+
+        found: ir.Value = self.graph.op("Cast", value, to=int(ir.DataType[dtype]))
+        return found
+
     def derived(self, name: str, lazy: Lazy) -> ir.Value:
         """A weight that the checkpoint does not hold as it is needed."""
         return self._as_computed(self.graph.initializer(name, self._tensor_of(name, lazy)), lazy)
@@ -76,13 +94,11 @@ class GraphWeights:
         return self._as_computed(self._stored(slot), self._tensors[slot.name])
 
     def _as_computed(self, value: ir.Value, lazy: Lazy) -> ir.Value:
-        import onnx_ir as ir
-
         if _ONNX_OF.get(lazy.dtype.name) == self.dtype:
             return value
         name = str(value.name)
         if name not in self._cast:
-            self._cast[name] = self.graph.op("Cast", value, to=int(ir.DataType[self.dtype]))
+            self._cast[name] = self._to(value, self.dtype)
         return self._cast[name]
 
     def project(self, x: ir.Value, names: Sequence[str]) -> list[ir.Value]:

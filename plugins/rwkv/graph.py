@@ -1,4 +1,7 @@
-"""RWKV-4's layer in ONNX: the recurrence is one Scan over the tokens, its state an input and an output."""
+"""RWKV-4's layer in ONNX: the recurrence is one Scan over the tokens, its state an input and an output.
+
+The recurrence and its state are float32 in every compute dtype, as in the original.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, 
     state = g.input(f"past_state.{layer}", "FLOAT", ["batch_size", 5, hidden])
     last_z, last_y, above, below, largest = g.op("Split", state, g.ints(1, 1, 1, 1, 1), n=5, axis=1)
     real = context.once("real", lambda: _real(context))
+    shown = weights.computed(real)
+    last_z, last_y = weights.computed(last_z), weights.computed(last_y)
     with g.scope("attn"):
         attn = weights.under("attn")
-        y = g.op("Mul", stream.normed(kind.norm, weights.under("attn_norm")), real)
+        y = g.op("Mul", stream.normed(kind.norm, weights.under("attn_norm")), shown)
         before = _shifted(g, y, last_y)
         k, v, r = (
             attn.linear(_mixed(attn, f"mix_{name}", y, before), leaf)
@@ -25,13 +30,13 @@ def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, 
         stream.add(attn.linear(g.op("Mul", g.op("Sigmoid", r), mean), "o"))
     with g.scope("mlp"):
         mlp = weights.under("mlp")
-        z = g.op("Mul", stream.normed(kind.norm, weights.under("mlp_norm")), real)
+        z = g.op("Mul", stream.normed(kind.norm, weights.under("mlp_norm")), shown)
         before = _shifted(g, z, last_z)
         key = g.op("Relu", mlp.linear(_mixed(mlp, "mix_key", z, before), "key"))
         value = mlp.linear(g.op("Mul", key, key), "value")
         gate = g.op("Sigmoid", mlp.linear(_mixed(mlp, "mix_receptance", z, before), "receptance"))
         stream.add(g.op("Mul", gate, value))
-    after = g.op("Concat", _last(g, z), _last(g, y), *held, axis=1)
+    after = g.op("Concat", weights.single(_last(g, z)), weights.single(_last(g, y)), *held, axis=1)
     g.output(after, f"present_state.{layer}", "FLOAT", ["batch_size", 5, hidden])
     context.state[f"past_state.{layer}"] = f"present_state.{layer}"
     context.initial[f"past_state.{layer}"] = [0.0, 0.0, 0.0, 0.0, SMALLEST]
@@ -60,14 +65,16 @@ def _mixed(weights: Any, name: str, y: Any, before: Any) -> Any:
 
 def _weighted_mean(g: Any, weights: Any, k: Any, v: Any, state: tuple[Any, ...], real: Any) -> tuple[Any, list[Any]]:
     """The Scan; see `mix._weighted_mean` for the formula."""
-    decay, first = g.op("Neg", g.op("Exp", weights.value("decay"))), weights.value("first")
+    decay, first = (weights.single(weights.value(name)) for name in ("decay", "first"))
+    decay = g.op("Neg", g.op("Exp", decay))
     hidden = weights.model.dims.extra["mixed"]
     flat = [g.op("Squeeze", s, g.ints(1)) for s in state]
     body = _body(g, decay, first, hidden)
     above, below, largest, out = g.op(
-        "Scan", *flat, k, v, real, n=4, body=body, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1]
-    )
-    return out, [g.op("Unsqueeze", s, g.ints(1)) for s in (above, below, largest)]
+        "Scan", *flat, weights.single(k), weights.single(v), real,
+        n=4, body=body, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1],
+    )  # fmt: skip
+    return weights.computed(out), [g.op("Unsqueeze", s, g.ints(1)) for s in (above, below, largest)]
 
 
 def _body(outer: Any, decay: Any, first: Any, hidden: int) -> Any:

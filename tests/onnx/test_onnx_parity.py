@@ -9,19 +9,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.architecture.keys import Computed
-from llmkit.architecture.registry import default_registry
-from llmkit.decoder import load_decoder
 from llmkit.decoder.cache import KVCache, Packed
-from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import RequirementError
-from llmkit.onnx.model import build_graph
 from llmkit.onnx.parity import compare_decoders
-from llmkit.onnx.session import OrtDecoder
 
-ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
-PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
-CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a.variants)]
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+from tiny_graphs import CASES, PLUGINS, made
+
 TOLERANCE = 1e-5
 
 
@@ -31,29 +25,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def made(name, variant=None, attention="attention", check=False):
-    """The decoder on ONNX Runtime and the torch decoder, with the ids that prompts of the family end with."""
-    import onnx
-    import onnx_ir as ir
-
-    architecture = PLUGINS[name]
-    config = architecture.tiny_config(variant)
-    ckpt = random_checkpoint(architecture, config)
-    model = architecture.bind(config)
-    graph = build_graph(
-        model, ckpt.tensors, lambda n, lazy: ir.tensor(lazy.load().numpy(), name=n), attention=attention
-    )
-    proto = ir.serde.serialize_model(graph)
-    if check:
-        onnx.checker.check_model(proto, full_check=False)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(proto.SerializeToString(), options)
-    ends = architecture.prompt_ends
-    ends = tuple(ends.bind(config)) if isinstance(ends, Computed) else ends
-    return OrtDecoder(session, model), load_decoder(ckpt, architecture=architecture), ends
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=lambda x: str(x).replace(" ", "-"))

@@ -1,0 +1,49 @@
+"""The graph of a family's tiny model on ONNX Runtime, beside its torch decoder."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmkit.architecture.keys import Computed
+from llmkit.architecture.registry import default_registry
+from llmkit.decoder import load_decoder
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.onnx.model import build_graph
+from llmkit.onnx.session import OrtDecoder
+
+PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
+CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a.variants)]
+
+
+def running(graph: ir.Model, model):
+    """The decoder of a graph that holds its weights."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return OrtDecoder(ort.InferenceSession(ir.serde.serialize_model(graph).SerializeToString(), options), model)
+
+
+def in_memory(name, lazy):
+    """What an initializer holds: its data."""
+    return ir.tensor(lazy.load().numpy(), name=name)
+
+
+def prompt_ends(architecture, config):
+    """The ids that every prompt of the family ends with."""
+    ends = architecture.prompt_ends
+    return tuple(ends.bind(config)) if isinstance(ends, Computed) else ends
+
+
+def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
+    """The decoder on ONNX Runtime and the torch decoder, with the ids that prompts of the family end with."""
+    import onnx
+
+    architecture = PLUGINS[name]
+    config = architecture.tiny_config(variant)
+    ckpt = random_checkpoint(architecture, config)
+    model = architecture.bind(config)
+    graph = build_graph(model, ckpt.tensors, in_memory, attention=attention, dtype=dtype)
+    if check:
+        onnx.checker.check_model(ir.serde.serialize_model(graph), full_check=False)
+    return running(graph, model), load_decoder(ckpt, architecture=architecture), prompt_ends(architecture, config)
