@@ -1,4 +1,7 @@
-"""The command reference of README.md, made from the help texts: `python -m llmkit.cli.reference [--check]`."""
+"""What README.md is told by the code: `python -m llmkit.cli.reference [--check]`.
+
+The command reference, made from the help texts, and the table of families.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BEGIN", "END", "command_paths", "main", "render", "replaced"]
+__all__ = ["command_paths", "main", "markers", "render", "replaced"]
 
-BEGIN = "<!-- reference -->"
-END = "<!-- end reference -->"
 _WIDTH = "100"
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -59,23 +60,31 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def replaced(readme: str, reference: str) -> str:
-    """README with the text between the markers replaced; markers are added at the end where there are none."""
-    head, found, rest = readme.partition(BEGIN)
+def markers(name: str) -> tuple[str, str]:
+    """What stands before and after a generated part."""
+    return f"<!-- {name} -->", f"<!-- end {name} -->"
+
+
+def replaced(readme: str, text: str, name: str = "reference") -> str:
+    """README with the text between a pair of markers replaced; they are added at the end where there are none."""
+    begin, end = markers(name)
+    head, found, rest = readme.partition(begin)
     if not found:
         head, rest = readme.rstrip("\n") + "\n\n", ""
-    tail = rest.partition(END)[2] or "\n"
-    return f"{head}{BEGIN}\n\n{reference}\n{END}{tail}"
+    tail = rest.partition(end)[2] or "\n"
+    return f"{head}{begin}\n\n{text}\n{end}{tail}"
 
 
 def main(args: Sequence[str]) -> int:
-    """Write the reference, or with `--check` say whether it is fresh."""
+    """Write both, or with `--check` say whether they are fresh."""
+    from llmkit.cli.families import families
+
     readme = README.read_text(encoding="utf-8")
-    fresh = replaced(readme, render())
+    fresh = replaced(replaced(readme, render()), families(), "families")
     if readme == fresh:
         return 0
     if "--check" in args:
-        sys.stderr.write("error: README.md's command reference is stale\nhint: python -m llmkit.cli.reference\n")
+        sys.stderr.write("error: README.md's reference or table is stale\nhint: python -m llmkit.cli.reference\n")
         return 1
     README.write_text(fresh, encoding="utf-8")
     return 0

@@ -141,13 +141,14 @@ def test_every_command_has_help_examples_and_the_common_options(call):
 
 
 def test_reference_replaces_only_its_part():
-    from llmkit.cli.reference import BEGIN, END, replaced
+    from llmkit.cli.reference import markers, replaced
 
-    readme = f"# a\n\n{BEGIN}\nold\n{END}\n\n## b\n"
+    begin, end = markers("reference")
+    readme = f"# a\n\n{begin}\nold\n{end}\n\n## b\n"
     fresh = replaced(readme, "new")
-    assert fresh == f"# a\n\n{BEGIN}\n\nnew\n{END}\n\n## b\n"
+    assert fresh == f"# a\n\n{begin}\n\nnew\n{end}\n\n## b\n"
     assert replaced(fresh, "new") == fresh
-    assert replaced("# a\n", "new") == f"# a\n\n{BEGIN}\n\nnew\n{END}\n"
+    assert replaced("# a\n", "new") == f"# a\n\n{begin}\n\nnew\n{end}\n"
 
 
 def test_readme_reference_is_fresh():

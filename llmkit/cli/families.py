@@ -1,0 +1,135 @@
+"""The table of families in README.md: what llmkit can do with each, tried out on its tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmkit.architecture.architecture import Architecture
+    from llmkit.checkpoint.checkpoint import Checkpoint
+    from llmkit.tensors.lazy import Lazy
+
+__all__ = ["abilities", "families", "gguf", "prompts"]
+
+_COLUMNS = ("plugin", "releases", "architectures", "decoder", "delta", "LoRA", "quantize", "ONNX", "GGUF", "prompts")
+_YES, _NO = "yes", "-"
+
+
+def families() -> str:
+    """The table as markdown, a row for each built-in plugin."""
+    from llmkit.architecture.registry import default_registry
+
+    registry = default_registry()
+    lines = [_row(_COLUMNS), _row(["---"] * len(_COLUMNS))]
+    for plugin in registry.plugins:
+        if not plugin.is_builtin:
+            continue
+        found = registry.load(plugin)
+        can = abilities(found)
+        names = [f"`{m}`" for m in found.matches]
+        cells = [", ".join(found.releases), ", ".join(names), *can.values(), gguf(found)]
+        lines.append(_row([f"`{plugin.name}`", *cells, prompts(found)]))
+    return "\n".join(lines) + "\n"
+
+
+def abilities(architecture: Architecture) -> dict[str, str]:
+    """What is possible with the tiny model and all its variants, by plans (no weight is read): yes, -, or but for."""
+    from llmkit.decoder.contract import random_checkpoint
+    from llmkit.errors import LlmkitError
+
+    found: dict[str, list[str]] = {name: [] for name in _PROBES}
+    variants = (None, *architecture.variants)
+    for variant in variants:
+        config = architecture.tiny_config(variant)
+        base, tuned = (random_checkpoint(architecture, config, seed=seed) for seed in (0, 1))
+        for name, probe in _PROBES.items():
+            try:
+                probe(architecture, base, tuned)
+            except LlmkitError:
+                found[name].append(variant or "tiny")
+    return {name: _words(missing, len(variants)) for name, missing in found.items()}
+
+
+def gguf(architecture: Architecture) -> str:
+    """The name that llama.cpp has for the family, and which variants it cannot run."""
+    family = architecture.gguf
+    if family is None:
+        return _NO
+    models = {v: architecture.bind(architecture.tiny_config(v)) for v in (None, *architecture.variants)}
+    refused = [v or "tiny" for v, model in models.items() if family.refuses is not None and family.refuses(model)]
+    return f"`{family.arch}`" + (f", not {', '.join(refused)}" if refused else "")
+
+
+def prompts(architecture: Architecture) -> str:
+    """The names of the formats that the family's releases have; the tokenizer's own template comes first for all."""
+    from llmkit.architecture.prompts import FORMATS
+
+    names = {id(form): name for name, form in FORMATS.items()}
+    forms = [architecture.prompt_of(architecture.tiny_config(v)) for v in (None, *architecture.variants)]
+    found = sorted({names[id(form)] for form in forms if id(form) in names})
+    return ", ".join(found) or "template"
+
+
+def _words(missing: list[str], n_all: int) -> str:
+    if len(missing) == n_all:
+        return _NO
+    return f"{_YES}, not {', '.join(missing)}" if missing else _YES
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _decoder(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> None:
+    from llmkit.decoder import load_decoder
+
+    load_decoder(base, architecture=architecture)
+
+
+def _delta(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> None:
+    from llmkit.transforms import delta
+
+    delta.apply(base, delta.make(base, tuned))
+
+
+def _lora(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> None:
+    """An adapter of rank 1 on every linear layer."""
+    from llmkit.formats.adapter import Adapter
+    from llmkit.tensors.lazy import Apply
+    from llmkit.tensors.spec import DType, TensorSpec
+    from llmkit.transforms.lora import merge
+
+    def lazy(*shape: int) -> Lazy:
+        return Apply("none", [], TensorSpec(DType.F32, shape), _unread, {}, row_step=None, output_rows=[0]).output()
+
+    layers = [s for s in architecture.bind(base.config).slots.values() if s.kind == "linear"]
+    modules = {}
+    for slot in layers:
+        out, inside = slot.shape[::-1] if slot.is_transposed else slot.shape
+        modules[slot.name.removesuffix(".weight")] = {"lora_A": lazy(1, inside), "lora_B": lazy(out, 1)}
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "fan_in_fan_out": any(s.is_transposed for s in layers)}
+    merge(base, [Adapter("adapter", "LORA", config, modules, dict.fromkeys(modules, 1.0))])
+
+
+def _quantize(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> None:
+    from llmkit.transforms.quantize import quantize
+
+    quantize(base, bits=8)
+
+
+def _onnx(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> None:
+    from llmkit.onnx.export import export
+
+    export(base, weights="copy")
+
+
+def _unread() -> torch.Tensor:
+    raise NotImplementedError  # pragma: no cover - plans read nothing
+
+
+_PROBES: dict[str, Callable[[Architecture, Checkpoint, Checkpoint], None]] = {
+    "decoder": _decoder, "delta": _delta, "LoRA": _lora, "quantize": _quantize, "ONNX": _onnx,
+}  # fmt: skip
