@@ -39,7 +39,7 @@ def convert(
             "--to",
             metavar="LAYOUT",
             help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json. "
-            "llama2c: model.bin and tokenizer.bin.",
+            "litgpt: lit_model.pth with model_config.yaml. llama2c: model.bin and tokenizer.bin.",
         ),
     ],
     writing: Writing,

@@ -26,6 +26,7 @@ from llmkit.errors import InputError, RequirementError
 from llmkit.formats.stream import StreamFile
 from llmkit.layouts import meta
 from llmkit.layouts.candidate import Candidate
+from llmkit.layouts.described import decoder_config
 from llmkit.layouts.layout import Opened, Written, same_sizes, to_hf, weights_for
 from llmkit.layouts.q8 import dequantized, group_size_for, quantized
 from llmkit.tensors.lazy import Lazy, Read
@@ -62,13 +63,11 @@ class _Header:
         return 28 if self.version == 0 else _HEADER_NBYTES
 
     def config(self) -> dict[str, Any]:
-        return {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": self.dim,
-            "intermediate_size": self.ffn, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads, "vocab_size": self.vocab, "max_position_embeddings": self.seq_len,
-            "rms_norm_eps": _EPS, "rope_theta": _THETA, "hidden_act": "silu", "tie_word_embeddings": self.is_tied,
-            "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
-        }  # fmt: skip
+        """The same as a config.json."""
+        return decoder_config(
+            hidden=self.dim, ffn=self.ffn, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
+            vocab=self.vocab, eps=_EPS, theta=_THETA, context=self.seq_len, is_tied=self.is_tied, dtype=DType.F32,
+        )  # fmt: skip
 
     def is_plausible(self) -> bool:
         """Whether these can be the sizes of a model."""

@@ -27,6 +27,7 @@ from llmkit.layouts.layout import Opened, Spelling, Written, commonest_dtype, sa
 from llmkit.layouts.params import config_of, params_of
 from llmkit.tensors.lazy import Lazy, TakeRows
 from llmkit.tensors.rearrange import gather_rows, join_columns, split_columns
+from llmkit.tensors.spec import DType
 
 __all__ = ["NAME", "SPELLING", "find", "write"]
 
@@ -104,7 +105,7 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
     if head is None or gate is None:
         raise InputError(f"{files[0]}: no output.weight or no layers.0.feed_forward.w1.weight: not this layout")
     dtype = commonest_dtype(tensors)
-    config = config_of(where, params, head.spec.n_rows, gate.spec.n_rows, dtype.torch_name)
+    config = config_of(where, params, head.spec.n_rows, gate.spec.n_rows, dtype)
     notes = [f"read from Meta's layout: {len(files)} consolidated file{'s' * (len(files) > 1)} and {_PARAMS}"]
     beside = folder / "config.json"
     if beside.is_file():
@@ -165,7 +166,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel
     """
     plain = registry.require(config, f"--to {NAME}").bind(config)
     params = params_of(plain)
-    described = config_of(_PARAMS, params, plain.dims.vocab, plain.dims.ffn, "float32")
+    described = config_of(_PARAMS, params, plain.dims.vocab, plain.dims.ffn, DType.F32)
     model, weights = weights_for(NAME, tensors, config, described, SPELLING)
     weights.setdefault("head.weight", weights["embed.weight"])
     sizes = {"heads": model.dims.heads, "key/value heads": model.dims.kv_heads, "feed-forward size": model.dims.ffn}

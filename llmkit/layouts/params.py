@@ -13,6 +13,8 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.scaling import Llama3Scaling
 from llmkit.errors import InputError, RequirementError
+from llmkit.layouts.described import decoder_config
+from llmkit.tensors.spec import DType
 
 __all__ = ["config_of", "ffn_size", "params_of"]
 
@@ -34,7 +36,7 @@ def ffn_size(dim: int, multiple_of: int, multiplier: float | None) -> int:
     return -(-size // multiple_of) * multiple_of
 
 
-def config_of(where: str, params: Mapping[str, Any], vocab: int, ffn: int, dtype_name: str) -> dict[str, Any]:
+def config_of(where: str, params: Mapping[str, Any], vocab: int, ffn: int, dtype: DType) -> dict[str, Any]:
     """The config.json of a params.json; `vocab` and `ffn` are those of the tensors.
 
     Raises:
@@ -57,29 +59,25 @@ def config_of(where: str, params: Mapping[str, Any], vocab: int, ffn: int, dtype
     theta = float(params.get("rope_theta", 10000.0))
     scaled = bool(params.get("use_scaled_rope", False))
     has_many = vocab >= 128000  # Llama 3's ids of begin and end; SentencePiece has 1 and 2
-    config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": dim,
-        "intermediate_size": ffn,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": params.get("n_kv_heads") or heads,
-        "vocab_size": vocab,
-        "max_position_embeddings": params.get("max_seq_len")
-        or (_SCALED_CONTEXT if scaled else _CONTEXT_OF.get(theta, 2048)),
-        "rms_norm_eps": params.get("norm_eps", 1e-5),
-        "rope_theta": theta,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "bos_token_id": 128000 if has_many else 1,
-        "eos_token_id": 128001 if has_many else 2,
-        "torch_dtype": dtype_name,
-    }
+    scaling = None
     if scaled:
         factor = float(params.get("rope_scaling_factor") or _FACTOR_OF.get((dim, layers), _FACTOR))
-        config["rope_scaling"] = {"rope_type": "llama3", "factor": factor, **_SCALED}
-    return config
+        scaling = {"rope_type": "llama3", "factor": factor, **_SCALED}
+    return decoder_config(
+        hidden=dim,
+        ffn=ffn,
+        layers=layers,
+        heads=heads,
+        kv_heads=params.get("n_kv_heads"),
+        vocab=vocab,
+        eps=params.get("norm_eps", 1e-5),
+        theta=theta,
+        scaling=scaling,
+        context=params.get("max_seq_len") or (_SCALED_CONTEXT if scaled else _CONTEXT_OF.get(theta, 2048)),
+        dtype=dtype,
+        bos=128000 if has_many else 1,
+        eos=128001 if has_many else 2,
+    )
 
 
 def params_of(model: Model) -> dict[str, Any]:

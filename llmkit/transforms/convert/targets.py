@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.torch_zip import TorchFiles
-from llmkit.layouts import llama2c, meta
+from llmkit.layouts import litgpt, llama2c, meta
 from llmkit.layouts.layout import Written
 from llmkit.tokenization.scored_pieces import to_scored_pieces
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
@@ -75,5 +75,6 @@ TARGETS: dict[str, Target] = {
     "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
     "meta": Target("Meta's consolidated.NN.pth and params.json", _foreign(meta.write), ("model_parallel",)),
+    "litgpt": Target("litgpt's lit_model.pth and model_config.yaml", _foreign(litgpt.write)),
     "llama2c": Target("llama2.c's model.bin and tokenizer.bin", _with_pieces, ("file_version",)),
 }

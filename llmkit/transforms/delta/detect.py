@@ -54,6 +54,8 @@ def detect(base: Checkpoint, delta: Checkpoint) -> Detection:
             f"{delta.label} is in the layout of the original .pth files, {base.label} is in the converted one",
             hint="give both in the same layout",
         )
+    if delta.layout == "easylm":
+        return _found("koala", "it is in EasyLM's layout")
     hint = f"{delta.label} {delta.config.get('_name_or_path', '')}".lower()
     if any("mm_projector" in n for n in names):
         return _found("llava", "it has an mm_projector")

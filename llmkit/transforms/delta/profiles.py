@@ -122,6 +122,10 @@ PROFILES: tuple[Profile, ...] = (
         "billa", "BiLLa 7B", None, NewRows.RAW, (("*embed_tokens.weight", Rule.OVERLAP_SUBTRACT), ("*", Rule.COPY)),
         caveat="only the rows that the base has are unmasked; that the rows beyond are plain is not verified",
     ),
+    Profile(
+        "koala", "Koala 7B and 13B (EasyLM's streams)", DType.F32, NewRows.NONE, output=DType.BF16,
+        caveat="the published script saves bfloat16; --dtype float32 keeps all of the sum",
+    ),
     Profile("plain", "any delta of equal shapes, added in the dtype it is stored in", None, NewRows.NONE),
 )  # fmt: skip
 

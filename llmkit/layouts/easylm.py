@@ -1,0 +1,81 @@
+"""EasyLM's streaming checkpoints, the layout of Koala's weight differences: matrices transposed, pairs interleaved.
+
+Source: young-geng/EasyLM (models/llama/convert_easylm_to_hf.py, scripts/diff_checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from llmkit.architecture.names import Names, Transposed
+from llmkit.errors import InputError
+from llmkit.formats import msgpack_stream
+from llmkit.layouts.candidate import Candidate
+from llmkit.layouts.described import assumed_config, with_config_beside
+from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, to_hf
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.rearrange import transpose
+
+__all__ = ["NAME", "find"]
+
+NAME = "easylm"
+_SLOTS = {
+    "attn.q": "attention.wq", "attn.k": "attention.wk", "attn.v": "attention.wv", "attn.o": "attention.wo",
+    "mlp.gate": "feed_forward.w1", "mlp.down": "feed_forward.w2", "mlp.up": "feed_forward.w3",
+}  # fmt: skip
+SPELLING = Spelling(
+    Names(
+        embed="transformer.wte",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        block="transformer.h.{i}.",
+        slots={slot: Transposed(name) for slot, name in _SLOTS.items()}
+        | {"attn_norm": "attention_norm", "mlp_norm": "ffn_norm"},
+    ),
+    "interleaved",
+)
+
+
+def find(candidate: Candidate) -> Opened | None:
+    """What a streaming checkpoint of EasyLM holds; None for anything else.
+
+    Raises:
+        InputError: truncated or malformed, or the tensors are not those of one model.
+    """
+    path = candidate.main
+    if path is None or not msgpack_stream.looks_like(candidate.head):
+        return None
+    where = str(path)
+    tensors = _named(where, msgpack_stream.read(path))
+    dtype = commonest_dtype(tensors)
+    notes = [f"read from EasyLM's layout ({path.name})"]
+    config = with_config_beside(candidate, where, {}, is_stated=False)
+    if config is None:
+        gate = "transformer.h.0.feed_forward.w1.weight"
+        shown = {**tensors, gate: transpose(tensors[gate])} if gate in tensors else tensors
+        config, assumed = assumed_config(
+            where, shown, embed="transformer.wte.weight", gate=gate, block=r"transformer\.h\.(\d+)\.", dtype=dtype
+        )
+        notes += assumed
+    return Opened(NAME, to_hf(where, tensors, config, SPELLING), config, notes=tuple(notes))
+
+
+def _named(where: str, stored: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    """`params.params.lm_head.kernel` -> `lm_head.weight`; parameters only, of what may be a whole train state."""
+    is_state = any(re.match(r"(params\.)+transformer\.", name) for name in stored)
+    found: dict[str, Lazy] = {}
+    for name, lazy in stored.items():
+        if is_state and not name.startswith("params."):
+            continue  # the optimizer's state, the step
+        plain = re.sub(r"^(params\.)+", "", name)
+        stem, _, leaf = plain.rpartition(".")
+        found[f"{stem}.weight" if leaf in ("kernel", "embedding") else plain] = lazy
+    if "transformer.wte.weight" not in found:
+        raise InputError(
+            f"{where}: a msgpack stream without transformer.wte.embedding: not EasyLM's layout of a decoder",
+            hint="give a file that EasyLM's convert_torch_to_easylm or diff_checkpoint wrote",
+        )
+    if "lm_head.weight" in found:
+        found["lm_head.weight"] = transpose(found["lm_head.weight"])
+    return found

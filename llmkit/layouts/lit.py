@@ -1,0 +1,56 @@
+"""lit-llama's checkpoints (`lit-llama.pth`): q, k and v in one tensor, rotary pairs interleaved, no description.
+
+Source: Lightning-AI/lit-llama (lit_llama/model.py, scripts/convert_hf_checkpoint.py).
+"""
+
+from __future__ import annotations
+
+from llmkit.architecture.names import Fused, Names
+from llmkit.layouts.candidate import Candidate
+from llmkit.layouts.described import assumed_config, with_config_beside
+from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, to_hf
+
+__all__ = ["NAME", "SPELLING", "find"]
+
+NAME = "lit-llama"
+SPELLING = Spelling(
+    Names(
+        embed="transformer.wte",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        block="transformer.h.{i}.",
+        slots={
+            "attn_norm.weight": "rms_1.scale",
+            "attn.qkv": Fused("attn.c_attn", parts=("q", "k", "v")),
+            "attn.o": "attn.c_proj",
+            "mlp_norm.weight": "rms_2.scale",
+            "mlp.gate": "mlp.c_fc1",
+            "mlp.up": "mlp.c_fc2",
+            "mlp.down": "mlp.c_proj",
+        },
+        outer={"final_norm.weight": "transformer.ln_f.scale"},
+        ignored=("*.rope_cache", "*.mask_cache"),
+    ),
+    "interleaved",
+)
+_MARKS = ("transformer.h.0.attn.c_attn.weight", "transformer.h.0.rms_1.scale")
+
+
+def find(candidate: Candidate) -> Opened | None:
+    """What a file of lit-llama holds; None for anything else.
+
+    Raises:
+        InputError: the tensors are not those of one model.
+    """
+    if candidate.main is None or not all(mark in candidate.tensors for mark in _MARKS):
+        return None
+    where, tensors = str(candidate.main), candidate.tensors
+    notes = [f"read from lit-llama's layout ({candidate.main.name})"]
+    config = with_config_beside(candidate, where, {}, is_stated=False)
+    if config is None:
+        config, assumed = assumed_config(
+            where, tensors, embed="transformer.wte.weight", gate="transformer.h.0.mlp.c_fc1.weight",
+            block=r"transformer\.h\.(\d+)\.", dtype=commonest_dtype(tensors),
+        )  # fmt: skip
+        notes += assumed
+    return Opened(NAME, to_hf(where, tensors, config, SPELLING), config, notes=tuple(notes))
