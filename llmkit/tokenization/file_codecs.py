@@ -164,6 +164,8 @@ def unspell_blanks(text: str, blanks: Blanks) -> str:
 def _processor(data: bytes, where: str) -> Any:
     from sentencepiece import SentencePieceProcessor
 
+    if not data:  # the library takes it for a model that is still to be loaded
+        raise InputError(f"{where} is empty")
     try:
         return SentencePieceProcessor(model_proto=data)
     except Exception as error:

@@ -62,7 +62,8 @@ class FileTokenizer:
         self.padding_side = padding_side
         self.name_or_path = name_or_path
         self.chat_template = _default_template(settings.get("chat_template"))
-        self.model_max_length = int(settings.get("model_max_length") or _NO_LIMIT)
+        longest = settings.get("model_max_length")
+        self.model_max_length = int(longest) if isinstance(longest, int | float) else _NO_LIMIT
         self.words = dict(words or {})
         self._string_of = {i: text for text, i in self.specials.items()}
         self._word_of = {i: text for text, i in self.words.items()}

@@ -111,6 +111,8 @@ def test_bos_and_eos_as_the_settings_say(plain, baichuan):
     ids = processor(plain).encode(TEXT)
     assert baichuan(TEXT)["input_ids"] == ids
     assert baichuan.pad_token_id == 0
+    assert baichuan.model_max_length > 10**18
+    assert made(BAICHUAN, plain, {"model_max_length": 4096.0, "chat_template": 5}).model_max_length == 4096
     assert made(BAICHUAN, plain)(TEXT)["input_ids"] == [1, *ids]
     assert made(BAICHUAN, plain, {"add_eos_token": True})(TEXT)["input_ids"] == [1, *ids, 2]
 
@@ -310,6 +312,8 @@ def test_the_kind_follows_class_and_file(plain, glm4):
 def test_files_that_are_no_vocabulary(plain):
     with pytest.raises(InputError, match=r"m: tokenizer.model is truncated or no SentencePiece model"):
         made(GLM, plain[:500])
+    with pytest.raises(InputError, match=r"m: tokenizer.model is empty"):
+        made(GLM, b"")
     with pytest.raises(InputError, match=r"m: ice_text.model is truncated or no SentencePiece model"):
         made(ICE, b"\x00\x01nonsense")
     with pytest.raises(InputError, match=r"m: tokenizer.model, line 2: expected base64 and a rank"):
