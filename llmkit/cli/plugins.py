@@ -69,8 +69,12 @@ def list_plugins(out: Output) -> None:
 
 def show(out: Output, name: NameArgument) -> None:
     """Show what a plugin says: kinds, name table and the tiny model's tensors."""
+    from llmkit.architecture.prompts import name_of
+
     plugin, architecture = _find(name)
-    model = architecture.bind(architecture.tiny_config())
+    config = architecture.tiny_config()
+    model = architecture.bind(config)
+    prompt = architecture.prompt_of(config)
     document = {
         "name": architecture.name,
         "origin": plugin.origin,
@@ -82,6 +86,8 @@ def show(out: Output, name: NameArgument) -> None:
         "head": str(model.head),
         "variants": list(architecture.variants),
         "equivalents": list(architecture.equivalents),
+        "prompt": name_of(prompt) if prompt is not None else None,
+        "tokenizer_file": architecture.tokenizer.file if architecture.tokenizer is not None else None,
         "slots": {s.id: {"name": s.name, "formula": s.formula, "kind": s.kind} for s in model.slots.values()},
     }
 
@@ -95,6 +101,8 @@ def show(out: Output, name: NameArgument) -> None:
                 "head": str(model.head),
                 "variants": ", ".join(architecture.variants),
                 "can be stored as": ", ".join(architecture.equivalents) or None,
+                "chat format": document["prompt"],
+                "tokenizer": document["tokenizer_file"],
             }
         )
         out.line()

@@ -123,3 +123,13 @@ def test_a_tokenizer_of_another_release_is_named(call, world, tmp_path):
         == "model: its tokenizer is remote code (ChatGLMTokenizer), which is never run"
     )
     assert done.document["error"]["hint"].startswith("copy ice_text.model or tokenizer.model")
+
+
+def test_a_plugin_shows_its_format_and_its_tokenizers_file(call):
+    shown = call("plugins", "show", "chatglm", "--json").document
+    assert (shown["prompt"], shown["tokenizer_file"]) == ("chatglm", "ice_text.model")
+    text = call("plugins", "show", "baichuan").out
+    assert "chat format" in text
+    assert "baichuan-chat" in text
+    bare = call("plugins", "show", "gpt2", "--json").document
+    assert (bare["prompt"], bare["tokenizer_file"]) == (None, None)
