@@ -62,7 +62,8 @@ def xor(
 
     The base must have the very bytes of the one that was used: the conversion, and the versions of transformers and
     torch, that the model card names. Samples of each file tell most wrong bases at once, the check sums inside the
-    torch files tell damage; another base of the same layout is told by hashes alone: --hashes and --expect.
+    torch files tell damage, statistics an unrelated base. A tuned or rounded copy of the base is told by hashes alone:
+    --hashes and --expect.
     """
     from llmkit.checkpoint.hub import resolve_path
     from llmkit.releases.xored import plan_xor
@@ -139,20 +140,26 @@ def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None
             left = check_pads(decoding, stated, hashes, workers=folder.workers, progress=out.progress())
             n = sum(c.pad is not None for c in decoding.files)
             out.note(f"{hashes} confirms {'the key' if decoding.is_keyed else f'{n - len(left)} of {n} base files'}")
-        manifest = _run(out, decoding, folder, expected)
+        manifest = _run(out, decoding, folder, expected, is_confirmed=hashes is not None)
     except KeyboardInterrupt:
         raise Interrupted(is_resumable=not folder.no_resume) from None
+    for warning in manifest["warnings"]:
+        warnings.append(warning)
+        out.warning(warning)
     elapsed = time.monotonic() - started
     _sum_up(out, decoding, folder.output, manifest, elapsed, warnings=warnings, n_expected=len(expected))
 
 
-def _run(out: Output, decoding: Decoding, folder: Folder, expected: Mapping[str, Expected]) -> dict[str, Any]:
+def _run(
+    out: Output, decoding: Decoding, folder: Folder, expected: Mapping[str, Expected], *, is_confirmed: bool
+) -> dict[str, Any]:
     from llmkit.releases.run import run_decoding
 
     return run_decoding(
         decoding,
         folder.output,
         expect=expected,
+        is_confirmed=is_confirmed,
         overwrite=folder.overwrite,
         resume=not folder.no_resume,
         workers=folder.workers,

@@ -30,6 +30,7 @@ class Decoding:
         hint: what to do then.
         explain: finds out more about what is wrong, by reading the whole key.
         notes: what was decided and the user should see.
+        judge: looks at the decoded folder; raises where it is certainly wrong, gives warnings.
         doubts: what stays open where no hashes are given, and what speaks against the base without being certain.
     """
 
@@ -40,6 +41,7 @@ class Decoding:
     explain: Callable[[Progress], str] | None = None
     notes: tuple[str, ...] = ()
     doubts: Callable[[], Iterable[str]] = tuple
+    judge: Callable[[Path], Iterable[str]] = lambda _folder: ()
 
     @property
     def is_keyed(self) -> bool:

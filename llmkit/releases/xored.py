@@ -3,7 +3,8 @@
 The base's file is taken with zeros behind its end, or cut, to the length of the coded one; `added_tokens.json` is
 copied. Files may be gzipped. The base must have the exact bytes of the one the release was made from: the same
 conversion by the same versions, its zip containers included. Nothing in the release says whether it has: another base
-of the same layout gives another model, whole in all its parts. Only hashes that the model card lists tell.
+of the same layout gives another model, whole in all its parts. Statistics tell an unrelated base (`kinship.py`); one
+that was tuned or rounded is told only by the hashes that the model card lists.
 
 Source: xor_codec.py as Open-Assistant and Pygmalion published it, in our own words.
 """
@@ -20,6 +21,7 @@ from llmkit.errors import InputError, LlmkitError, RequirementError, listing
 from llmkit.formats.folder import is_weight_file
 from llmkit.releases.decoding import Decoding
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
+from llmkit.releases.kinship import FEW, HALF, measure_kinship
 from llmkit.releases.probe import LFS_HEAD
 from llmkit.releases.streams import Coded, Padded
 from llmkit.tensors.source import SourceFile
@@ -86,6 +88,7 @@ def plan_xor(base: Path, payload: Path) -> Decoding:
         hint=_CONVERT,
         notes=tuple(notes),
         doubts=lambda: _doubts(base),
+        judge=lambda folder: _kin(base, folder),
     )
 
 
@@ -98,9 +101,25 @@ def _doubts(base: Path) -> Iterator[str]:
                 "bits, usually 13 %): XOR releases were made from unrounded bases, the low bits will be wrong"
             )
     yield (
-        f"nothing in an XOR release tells another base of the same layout from {base}: compare hashes of the base "
+        f"nothing in an XOR release tells a tuned or rounded copy of the base from {base}: compare hashes of the base "
         "(--hashes FILE) or of the result (--expect FILE) that the model card lists"
     )
+
+
+def _kin(base: Path, decoded: Path) -> list[str]:
+    try:
+        found = measure_kinship(open_checkpoint(decoded), open_checkpoint(base))
+    except LlmkitError:  # files for another program
+        return []
+    figure = (
+        f"of {found.n_crossing} sampled weights whose exponent is not the base's, {found.close:.0%} are close to it "
+        "(42 % or more for the right base, 10 to 18 % for an unrelated one)"
+    )
+    if found.is_telling and found.close < FEW:
+        raise InputError(f"{base} is not the base that the release was made from: {figure}", hint=_CONVERT)
+    if found.is_telling and found.close < HALF:
+        return [f"{base} is probably not the base that the release was made from: {figure}"]
+    return []
 
 
 def _check_roles(base: Path, payload: Path) -> None:

@@ -4,7 +4,7 @@ A torch file is a zip, and a zip has the CRC-32 of each entry in its directory. 
 one bit of one weight gives a model that looks whole, opens and runs; its check sums tell.
 
 They do not tell another base of the same layout that is sound in itself. An exclusive or of three files has the
-exclusive or of their three sums (CRC-32 is linear in that sense), and so has its directory. Only hashes tell that.
+exclusive or of their three sums (CRC-32 is linear in that sense), and so has its directory. See `kinship.py`.
 """
 
 from __future__ import annotations

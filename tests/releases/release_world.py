@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from pathlib import Path
 
 import torch
@@ -26,10 +27,20 @@ def shapes(rows: int) -> dict[str, tuple[int, ...]]:
     return found | {"model.norm.weight": (64,), "lm_head.weight": (rows, 64)}
 
 
-def write_hf(folder: Path, *, rows: int = 96, seed: int = 0, layers_first: int = 9) -> Path:
-    """A model in two torch files with an index, as transformers wrote them in 2023."""
-    g = torch.Generator().manual_seed(seed)
-    state = {n: (torch.randn(s, generator=g) * 0.02).half() for n, s in shapes(rows).items()}
+def normal(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Random weights; a model with more rows begins with the same ones."""
+    g = torch.Generator().manual_seed(zlib.crc32(name.encode()) + 1000 * seed)
+    return torch.randn((200, *shape[1:]), generator=g)[: shape[0]] * 0.02
+
+
+def write_hf(folder: Path, *, rows: int = 96, seed: int = 0, tuned: int = 0, layers_first: int = 9) -> Path:
+    """A model in two torch files with an index, as transformers wrote them in 2023.
+
+    Args:
+        tuned: moves every weight by 5 % of their size; 0 leaves them.
+    """
+    step = 0.05 if tuned else 0.0
+    state = {n: (normal(n, s, seed) + step * normal(n, s, seed + 500 + tuned)).half() for n, s in shapes(rows).items()}
     names = list(state)
     parts = names[:layers_first], names[layers_first:]
     folder.mkdir(parents=True)

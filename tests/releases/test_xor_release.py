@@ -54,7 +54,7 @@ def test_every_file_comes_back(call, tmp_path, base, tuned, compress):
 
 
 def test_a_longer_base_is_cut(call, tmp_path, base):
-    smaller = write_hf(tmp_path / "smaller", rows=80, seed=3)
+    smaller = write_hf(tmp_path / "smaller", rows=80, tuned=3)
     payload = write_xor_payload(tmp_path / "xor", base, smaller)
     done = call("delta", "xor", base, payload, "-o", tmp_path / "out")
     assert done.code == 0
@@ -119,20 +119,28 @@ def test_line_ends_of_the_base(call, tmp_path, base, payload):
 
 def test_another_base_of_the_same_layout(call, tmp_path, base):
     """Names, sizes and both ends of the files agree; only the weights differ."""
-    payload = write_xor_payload(tmp_path / "xor", base, write_hf(tmp_path / "tuned", seed=1))
+    payload = write_xor_payload(tmp_path / "xor", base, write_hf(tmp_path / "tuned", tuned=1))
     other, out = write_hf(tmp_path / "other", seed=7), tmp_path / "out"
     (other / "tokenizer.model").write_bytes((tmp_path / "base" / "tokenizer.model").read_bytes())
     (tmp_path / "base.md5").write_text(sums(base, "md5"))
     done = call("delta", "xor", other, payload, "-o", out, "--hashes", tmp_path / "base.md5")
     refused(done, out, f"{other / SHARDS[0]} is not the file", "2 of 5 files differ", hint="convert the base")
-    # Without hashes nothing can tell: CRC-32 of an exclusive or is the exclusive or of the CRC-32s.
+    # Without hashes statistics tell (check sums do not: CRC-32 of an exclusive or is that of the CRC-32s).
     done = call("delta", "xor", other, payload, "-o", out)
-    assert done.code == 0
-    assert f"warning: nothing in an XOR release tells another base of the same layout from {other}" in done.err
+    refused(done, out, f"{other} is not the base that the release was made from", hint="compare its hashes")
+    (tmp_path / "other.md5").write_text(sums(other, "md5"))
+    done = call("delta", "xor", other, payload, "-o", tmp_path / "forced", "--hashes", tmp_path / "other.md5")
+    assert done.code == 0  # whoever has its hashes from the model card knows better
+    # A tuned copy of the base: only hashes tell, and that is said.
+    copy = write_hf(tmp_path / "copy", tuned=2)
+    (copy / "tokenizer.model").write_bytes((tmp_path / "base" / "tokenizer.model").read_bytes())
+    done = call("delta", "xor", copy, payload, "-o", out)
+    assert done.code == 0, done.err
+    assert f"warning: nothing in an XOR release tells a tuned or rounded copy of the base from {copy}" in done.err
 
 
 def test_a_base_that_was_rounded_to_bfloat16(call, tmp_path, base):
-    payload = write_xor_payload(tmp_path / "xor", base, write_hf(tmp_path / "tuned", seed=1))
+    payload = write_xor_payload(tmp_path / "xor", base, write_hf(tmp_path / "tuned", tuned=1))
     for file in SHARDS:
         state = torch.load(base / file)
         torch.save({k: v.bfloat16().half() for k, v in state.items()}, base / file)

@@ -27,7 +27,7 @@ from llmkit.transforms.delta.profiles import Profile, Rule, find_profile
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BF16_ROUNDED", "Measurement", "bf16_share", "check_base", "judge", "measure"]
+__all__ = ["BF16_ROUNDED", "MATRICES", "Measurement", "bf16_share", "check_base", "judge", "measure", "sample_blocks"]
 
 # Sampling: matrices spread over the model, a few blocks of rows of each, and every norm weight.
 MATRICES, BLOCKS, BLOCK_NUMEL, VECTORS = 16, 4, 2**15, 512
@@ -96,7 +96,7 @@ def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measuremen
         for name, mine, theirs in _pairs(base, delta, profile):
             arithmetic = profile.arithmetic or theirs.dtype
             into = sums if len(theirs.shape) > 1 else norms
-            for rows in _blocks(mine, name) if len(theirs.shape) > 1 else [(0, theirs.spec.n_rows)]:
+            for rows in sample_blocks(mine, name) if len(theirs.shape) > 1 else [(0, theirs.spec.n_rows)]:
                 b, d = Context().rows(mine, rows), Context().rows(theirs, rows)
                 into.add(b, d, arithmetic)
     return _summed(sums, norms)
@@ -114,7 +114,7 @@ def bf16_share(ckpt: Checkpoint) -> float | None:
     n = n_rounded = 0
     for name, node in found[:: max(len(found) // MATRICES, 1)]:
         row_nbytes = node.specs[0].row_nbytes
-        for start, stop in _blocks(node.output(), name):
+        for start, stop in sample_blocks(node.output(), name):
             bits = np.frombuffer(node.source.read(node.offset + start * row_nbytes, (stop - start) * row_nbytes), "<u2")
             weights = bits[(bits & 0x7FFF) != 0]
             n += len(weights)
@@ -138,7 +138,7 @@ def _pairs(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Iterator[tu
         yield from (chosen[i * len(chosen) // limit] for i in range(limit)) if len(chosen) > limit else chosen
 
 
-def _blocks(lazy: Lazy, name: str) -> list[tuple[int, int]]:
+def sample_blocks(lazy: Lazy, name: str) -> list[tuple[int, int]]:
     """A few blocks of rows, at places that differ from tensor to tensor and are the same in every run."""
     n, step = lazy.spec.n_rows, lazy.node.row_step or 1
     rows = max(BLOCK_NUMEL // max(lazy.spec.numel // max(n, 1), 1), 1)
