@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from llmkit.architecture.model import Model
@@ -11,6 +12,9 @@ __all__ = ["difference"]
 
 _SIZES = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
 _STORAGE = ("tied", "pairs")
+
+# Some configs hold a float32 written out (9.999999747378752e-06); models compute in no more.
+_FLOAT32 = 1e-6
 
 
 def difference(wanted: Model, found: Model) -> str | None:
@@ -28,7 +32,7 @@ def difference(wanted: Model, found: Model) -> str | None:
 
 
 def _differs(a: Any, b: Any, at: str) -> str | None:
-    if a == b:
+    if a == b or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=_FLOAT32)):
         return None
     if not dataclasses.is_dataclass(a) or type(a) is not type(b):
         return f"{at or 'the block'} is {_short(a)}, here {_short(b)}"

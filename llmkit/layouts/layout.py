@@ -16,13 +16,24 @@ from llmkit.architecture import registry
 from llmkit.architecture.difference import difference
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Names
+from llmkit.architecture.positions import Rope
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError, SpecError
 from llmkit.formats.container import Container
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = ["Opened", "Spelling", "Written", "commonest_dtype", "plain_model", "same_sizes", "to_hf", "weights_for"]
+__all__ = [
+    "Opened",
+    "Spelling",
+    "Written",
+    "commonest_dtype",
+    "plain_model",
+    "rotary_order",
+    "same_sizes",
+    "to_hf",
+    "weights_for",
+]
 
 Pairs = Literal["half", "interleaved"]
 
@@ -76,10 +87,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a layout names its tensors, and the order of rotary pairs in its q and k."""
+    """How a layout names its tensors, and the order of rotary pairs in its q and k (None: the model's own)."""
 
     names: Names
-    pairs: Pairs
+    pairs: Pairs | None = None
 
 
 def to_hf(where: str, tensors: Mapping[str, Lazy], config: Mapping[str, Any], spelling: Spelling) -> dict[str, Lazy]:
@@ -93,8 +104,9 @@ def to_hf(where: str, tensors: Mapping[str, Lazy], config: Mapping[str, Any], sp
         weights = weights_of(tensors, model.spelled(spelling.names))
         if model.is_tied:
             weights.pop("head.weight", None)
-        if spelling.pairs == "interleaved":
-            weights = rotary_pairs(weights, model, to="half")
+        own = rotary_order(model)
+        if own is not None and spelling.pairs is not None and own != spelling.pairs:
+            weights = rotary_pairs(weights, model, to=own)
         return tensors_of(weights, model)
     except SpecError as error:
         raise InputError(f"{where}: {error.message}", hint=error.hint or "the files must belong together") from error
@@ -121,9 +133,15 @@ def weights_for(
             f"--to {name} cannot hold this {model.family} model: {differs}", hint="--to hf or --to bin holds any"
         )
     weights = weights_of(tensors, model)
-    if spelling.pairs == "interleaved":
-        weights = rotary_pairs(weights, model, to="interleaved")
+    if spelling.pairs is not None and rotary_order(model) not in (None, spelling.pairs):
+        weights = rotary_pairs(weights, model, to=spelling.pairs)
     return model, weights
+
+
+def rotary_order(model: Model) -> Pairs | None:
+    """Which dims of a head make a rotary pair; None for a model without rotary positions."""
+    position = getattr(model.block, "position", None)
+    return position.pairs if isinstance(position, Rope) else None
 
 
 def plain_model(where: str, config: Mapping[str, Any]) -> Model:

@@ -172,10 +172,10 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel
     sizes = {"heads": model.dims.heads, "key/value heads": model.dims.kv_heads, "feed-forward size": model.dims.ffn}
     for what, size in sizes.items():
         if model_parallel < 1 or size % model_parallel:
-            fitting = [n for n in (1, 2, 4, 8, 16) if all(s % n == 0 for s in sizes.values())]
+            fitting = [n for n in range(1, 17) if all(s % n == 0 for s in sizes.values())]
             raise InputError(
                 f"--model-parallel {model_parallel}: {size} {what} do not divide into {model_parallel} files",
-                hint=f"--model-parallel {fitting[-1]} does",
+                hint=f"--model-parallel {' or '.join(map(str, fitting))} fits",
             )
     is_by_rows = params.get("rope_theta") == _ROWS_THETA
     names = [f"consolidated.{i:02d}.pth" for i in range(model_parallel)]

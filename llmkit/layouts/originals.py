@@ -29,6 +29,6 @@ def find(candidate: Candidate) -> Opened | None:
             except SpecError as error:
                 raise InputError(f"{where}: {error.message}", hint=error.hint) from error
             config["torch_dtype"] = commonest_dtype(candidate.tensors).torch_name
-            tensors = to_hf(where, candidate.tensors, config, Spelling(original.names, "half"))
+            tensors = to_hf(where, candidate.tensors, config, Spelling(original.names))
             return Opened(original.name, tensors, config, notes=(f"read from {original.name}",))
     return None

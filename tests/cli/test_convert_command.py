@@ -93,3 +93,44 @@ def test_a_foreign_layout_serves_every_command(call, tiny, tmp_path):
     assert call("delta", "make", out, tiny, "-o", delta).code == 0
     assert call("delta", "apply", out, delta, "-o", tmp_path / "back").code == 0
     assert call("diff", tiny, tmp_path / "back").code == 0
+
+
+def test_damaged_layouts_are_refused_by_every_command(call, tiny, tmp_path):
+    meta, out = tmp_path / "meta", tmp_path / "out"
+    assert call("convert", tiny, "--to", "meta", "--model-parallel", "2", "-o", meta).code == 0
+    (meta / "consolidated.01.pth").rename(tmp_path / "kept")
+    for command in (["quantize", meta, "--bits", "8", "-o", out], ["convert", meta, "--to", "hf", "-o", out],
+                    ["inspect", meta], ["generate", meta, "w1"]):  # fmt: skip
+        done = call(*command)
+        assert (done.code, done.out) == (2, ""), command
+        assert done.err == (
+            f"error: {meta}: the tensors are shares of 2 files: consolidated.01.pth missing\n"
+            "hint: download the missing files\n"
+        )
+        assert not out.exists()
+    data = (tmp_path / "kept").read_bytes()
+    (meta / "consolidated.01.pth").write_bytes(data[:-200])
+    done = call("convert", meta, "--to", "hf", "-o", out)
+    assert done.code == 2
+    assert "consolidated.01.pth is truncated or damaged" in done.err
+    assert not out.exists()
+    call("convert", tiny, "--to", "llama2c", "-o", tmp_path / "c")
+    path = tmp_path / "c/model.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = call("convert", tmp_path / "c", "--to", "hf", "-o", out, "--json")
+    assert done.code == 2
+    assert done.document["error"]["kind"] == "input"
+    assert done.document["error"]["hint"] == "download or export it again"
+    assert not out.exists()
+
+
+def test_options_that_do_not_fit_leave_nothing(call, tiny, tmp_path):
+    for options, message, hint in (
+        (["meta", "--model-parallel", "3"], "--model-parallel 3: 4 heads do not divide into 3 files",
+         "--model-parallel 1 or 2 fits"),
+        (["llama2c", "--file-version", "4"], "--file-version 4: llama2.c has versions 0, 1 and 2", "--file-version 1"),
+    ):  # fmt: skip
+        done = call("convert", tiny, "--to", *options, "-o", tmp_path / "out")
+        assert done.code == 2
+        assert done.err == f"error: {message}\nhint: {hint}\n"
+        assert list(tmp_path.iterdir()) == []

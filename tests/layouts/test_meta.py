@@ -243,3 +243,27 @@ def test_what_the_layout_cannot_hold(tmp_path, changes, options, kind, message):
         convert(hf, to="meta", **options)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_rows_stay_where_the_model_pairs_dims_as_the_files_do(tmp_path, monkeypatch):
+    """A family of the same computation whose own layout is interleaved: nothing is reordered, either way."""
+    from dataclasses import replace
+
+    from llmkit.architecture import registry
+
+    cfg = config()
+    state = state_of(cfg)
+    plain = registry.require(cfg, "test")
+    block = replace(plain.block, position=replace(plain.block.position, pairs="interleaved"))
+    monkeypatch.setattr(registry, "require", lambda _config, _label: replace(plain, block=block))
+    hf = llmkit.open_checkpoint(write_hf(tmp_path / "hf", cfg, state))
+    llmkit.save(convert(hf, to="meta"), tmp_path / "out")
+    found = torch.load(tmp_path / "out/consolidated.00.pth", weights_only=True)
+    assert torch.equal(found["layers.0.attention.wq.weight"], state["model.layers.0.self_attn.q_proj.weight"])
+    same(llmkit.open_checkpoint(tmp_path / "out"), state)
+
+
+def test_a_float32_written_out_is_the_same_number(tmp_path):
+    cfg = config(rms_norm_eps=9.999999747378752e-06)
+    hf = llmkit.open_checkpoint(write_hf(tmp_path / "hf", cfg, state_of(cfg)))
+    assert convert(hf, to="llama2c").container.name == "model.bin"
