@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llmkit.architecture import registry
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
 from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent
 from llmkit.errors import InputError, LlmkitError, listing
 
-__all__ = ["end_tokens", "load_tokenizer"]
+__all__ = ["end_tokens", "load_tokenizer", "published_kind", "tokenizer_settings"]
 
 _PLAIN_NAMES = ("tokenizer.json", "20B_tokenizer.json")
 
@@ -33,7 +33,7 @@ def load_tokenizer(ckpt: Checkpoint) -> Any:
             f"{ckpt.label}: no tokenizer files",
             hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",
         )
-    settings = _settings(files, ckpt.label)
+    settings = tokenizer_settings(files, ckpt.label)
     if not any(name in files for name in _PLAIN_NAMES):
         made = _from_published_file(ckpt, files, settings)
         if made is not None:
@@ -57,8 +57,12 @@ def _files_beside(ckpt: Checkpoint) -> dict[str, FileContent]:
     return {p.name: FileContent(path=p) for p in paths if p.is_file()}
 
 
-def _settings(files: Mapping[str, FileContent], label: str) -> dict[str, Any]:
-    """tokenizer_config.json, with the chat template that may lie in a file of its own."""
+def tokenizer_settings(files: Mapping[str, FileContent], label: str) -> dict[str, Any]:
+    """tokenizer_config.json, with the chat template that may lie in a file of its own.
+
+    Raises:
+        InputError: it is not JSON.
+    """
     settings: dict[str, Any] = {}
     if "tokenizer_config.json" in files:
         try:
@@ -71,20 +75,39 @@ def _settings(files: Mapping[str, FileContent], label: str) -> dict[str, Any]:
     return settings
 
 
-def _from_published_file(ckpt: Checkpoint, files: Mapping[str, FileContent], settings: Mapping[str, Any]) -> Any:
-    """The tokenizer of a kind that was published as remote code, or None when it is none of them."""
-    from llmkit.tokenization.published import build_tokenizer, choose_kind
+def published_kind(ckpt: Checkpoint, files: Mapping[str, FileContent] | None = None) -> TokenizerKind | None:
+    """The kind of a tokenizer that was published as remote code, or None when it is none of them.
 
+    Args:
+        ckpt: the checkpoint.
+        files: its tokenizer files where they are not the checkpoint's own.
+    """
+    from llmkit.tokenization.published import choose_kind
+
+    files = ckpt.tokenizer_files if files is None else files
+    own = _own_kind(ckpt)
+    known = {kind.file for kind in (*TOKENIZERS.values(), *([own] if own else []))}
+    data = {name: content.read() for name, content in files.items() if name in known}
+    return choose_kind(tokenizer_settings(files, ckpt.label), data, own)
+
+
+def _own_kind(ckpt: Checkpoint) -> TokenizerKind | None:
     try:
         architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
     except LlmkitError:
-        architecture = None  # two plugins that clash: the files may tell as much
-    known = {"added_tokens.json", *(kind.file for kind in TOKENIZERS.values())}
-    own = architecture.tokenizer if architecture is not None else None
-    known |= {own.file} if own is not None else set()
-    data = {name: content.read() for name, content in files.items() if name in known}
-    kind = choose_kind(settings, data, own)
-    return None if kind is None else build_tokenizer(kind, data, settings, ckpt.config, ckpt.label)
+        return None  # two plugins that clash: the files may tell as much
+    return architecture.tokenizer if architecture is not None else None
+
+
+def _from_published_file(ckpt: Checkpoint, files: Mapping[str, FileContent], settings: Mapping[str, Any]) -> Any:
+    """The tokenizer of a kind that was published as remote code, or None when it is none of them."""
+    from llmkit.tokenization.published import build_tokenizer
+
+    kind = published_kind(ckpt, files)
+    if kind is None:
+        return None
+    data = {name: files[name].read() for name in (kind.file, "added_tokens.json") if name in files}
+    return build_tokenizer(kind, data, settings, ckpt.config, ckpt.label)
 
 
 def _from_folder(folder: Path, label: str, settings: Mapping[str, Any]) -> Any:

@@ -101,7 +101,7 @@ class RanksCodec:
         self.n_tokens = max(self._ranks.values(), default=-1) + 1
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
         """The same ranks as merges: every way to cut a token into two, in the order of the token's rank."""
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -127,7 +127,7 @@ class RanksCodec:
         return {rank: token for token, rank in self._ranks.items()}
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self._tokens.get(i, b"") for i in ids).decode("utf-8", "replace")

@@ -18,7 +18,7 @@ from llmkit.tokenization.file_codecs import Codec, RanksCodec, SentencePieceCode
 from llmkit.tokenization.file_tokenizer import FileTokenizer
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 
-__all__ = ["build_tokenizer", "choose_kind", "named_classes"]
+__all__ = ["build_tokenizer", "choose_kind", "named_classes", "token_name"]
 
 Config = Mapping[str, Any]
 
@@ -82,7 +82,7 @@ def build_tokenizer(
         codec = ByteTrie.parse(data, where)
         specials[kind.end] = 0
     specials |= {token: codec.n_tokens + i for i, token in enumerate(kind.specials)}
-    names = {n: _name(settings, n, getattr(kind, n)) for n in ("bos", "eos", "pad", "unk")}
+    names = {n: token_name(settings, n, getattr(kind, n)) for n in ("bos", "eos", "pad", "unk")}
     words: dict[str, int] = {}
     for token, (i, is_special) in _added(settings, files, where).items():
         if token not in specials and codec.find(token) != i:
@@ -151,7 +151,8 @@ def _added(settings: Config, files: Mapping[str, bytes], where: str) -> dict[str
     return found
 
 
-def _name(settings: Config, name: str, default: str | None) -> str | None:
+def token_name(settings: Config, name: str, default: str | None) -> str | None:
+    """The string of a special token (`bos`, `eos`, `pad`, `unk`) by tokenizer_config.json."""
     stated = settings.get(f"{name}_token", default)
     if isinstance(stated, dict):  # an AddedToken
         stated = stated.get("content")

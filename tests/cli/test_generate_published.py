@@ -133,3 +133,25 @@ def test_a_plugin_shows_its_format_and_its_tokenizers_file(call):
     assert "baichuan-chat" in text
     bare = call("plugins", "show", "gpt2", "--json").document
     assert (bare["prompt"], bare["tokenizer_file"]) == (None, None)
+
+
+def test_stored_as_transformers_architecture_it_needs_no_code(call, world, tmp_path):
+    """convert --as glm: AutoTokenizer and AutoModelForCausalLM load the folder, and write the same greedy text."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, out = tmp_path / "model", tmp_path / "glm"
+    expected = third(folder, world)
+    done = call("convert", folder, "--to", "hf", "--as", "glm", "-o", out)
+    assert done.code == 0, done.err
+    assert "tokenizer.json is made from tokenizer.model" in done.out + done.err
+    tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+    assert tokenizer(QUESTION)["input_ids"] == [*expected[:2], *expected[5:-1]]
+    assert (tokenizer.eos_token_id, tokenizer.padding_side) == (2, "left")
+    ids = call("generate", out, QUESTION, "--chat", "--show-prompt", "--json").document["tokens"]
+    assert ids == expected
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
+    with torch.inference_mode():
+        theirs = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)
+    ours = call("generate", folder, QUESTION, "--chat", "--max-tokens", "6", "--json").document["tokens"]
+    assert theirs[0, len(ids) : len(ids) + len(ours)].tolist() == ours

@@ -1,0 +1,160 @@
+"""tokenizer.json for a tokenizer that was published as remote code, so that transformers loads it without that code.
+
+The file is made when somebody reads it: planning a conversion does not pay for the vocabulary.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkit.architecture.tokenizers import SentencePieceFile, TiktokenFile, TokenizerKind
+from llmkit.checkpoint.checkpoint import FileContent
+from llmkit.tokenization.bpe import implied_merges
+from llmkit.tokenization.file_codecs import RanksCodec
+from llmkit.tokenization.file_tokenizer import FileTokenizer
+from llmkit.tokenization.published import build_tokenizer, token_name
+from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
+from llmkit.tokenization.wire import read_fields
+
+__all__ = ["can_be_fast", "fast_files"]
+
+# What only the published code reads, or what tokenizer.json says itself.
+_LEFT_OUT = ("auto_map", "added_tokens_decoder", "add_bos_token", "add_eos_token", "do_lower_case", "remove_space",
+             "use_fast", "sp_model_kwargs")  # fmt: skip
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+def can_be_fast(kind: TokenizerKind) -> bool:
+    """Whether tokenizer.json can say what the kind does: not spellings of blanks, nor the longest byte string."""
+    return isinstance(kind, TiktokenFile) or (isinstance(kind, SentencePieceFile) and kind.blanks is None)
+
+
+def fast_files(
+    kind: TokenizerKind,
+    files: Mapping[str, FileContent],
+    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
+    label: str,
+) -> dict[str, FileContent]:
+    """tokenizer.json, and a tokenizer_config.json that names no code; the published file stays.
+
+    Args:
+        kind: one that `can_be_fast`.
+        files: of the checkpoint.
+        settings: tokenizer_config.json.
+        config: config.json.
+        label: the checkpoint's, for messages.
+    """
+    names = {n: token_name(settings, n, getattr(kind, n)) for n in ("bos", "eos", "pad", "unk")}
+    kept = {k: v for k, v in settings.items() if k not in _LEFT_OUT and k.removesuffix("_token") not in names}
+    kept |= {f"{n}_token": text for n, text in names.items() if text is not None}
+    kept |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "padding_side": settings.get("padding_side") or kind.padding_side,
+        "clean_up_tokenization_spaces": False,
+    }
+
+    def make() -> bytes:
+        read = {n: files[n].read() for n in (kind.file, "added_tokens.json") if n in files}
+        tokenizer = build_tokenizer(kind, read, settings, config, label)
+        if isinstance(tokenizer.codec, RanksCodec):
+            document = json.loads(tokenizer.codec.tokenizer.to_str())
+            plain: list[tuple[int, str]] = []
+        else:
+            model = SentencePieceModel.parse(read[kind.file], f"{label}: {kind.file}")
+            document, plain = _sentencepiece(model), _whole_pieces(model, tokenizer)
+        document["added_tokens"] = _added(tokenizer, plain)
+        document["post_processor"] = _template(tokenizer) or document.get("post_processor")
+        return json.dumps(document, ensure_ascii=False).encode()
+
+    return {
+        "tokenizer.json": FileContent(make=make),
+        "tokenizer_config.json": FileContent(data=(json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()),
+    }
+
+
+def _sentencepiece(model: SentencePieceModel) -> dict[str, Any]:
+    unknown = next((p.text for p in model.pieces if p.kind is PieceKind.UNKNOWN), None)
+    if model.model_type == "unigram":
+        pieces = [[p.text, p.score] for p in model.pieces]
+        inner: dict[str, Any] = {"type": "Unigram", "unk_id": model.ids.get(unknown or ""), "vocab": pieces}
+        inner["byte_fallback"] = model.has_byte_fallback
+    else:
+        merges = implied_merges(model.scores, model.ids)
+        inner = {
+            "type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+            "unk_token": unknown, "fuse_unk": True, "byte_fallback": model.has_byte_fallback, "ignore_merges": False,
+            "vocab": dict(model.ids), "merges": [[a, b] for a, b in merges],
+        }  # fmt: skip
+    steps: list[dict[str, Any]] = []
+    if charsmap := _charsmap(model):
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
+    if model.trims_spaces:
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    steps += [{"type": "Prepend", "prepend": SPACE}] if model.has_dummy_prefix else []
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    decoders += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if model.has_dummy_prefix else []
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": steps}, "pre_tokenizer": None, "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders}, "model": inner,
+    }  # fmt: skip
+
+
+def _charsmap(model: SentencePieceModel) -> bytes:
+    """The compiled table of the model's normalization (field 2 of NormalizerSpec, field 3 of the model)."""
+    for outer in read_fields(model.rest):
+        if outer.number == 3 and isinstance(outer.value, bytes):
+            for inner in read_fields(outer.value):
+                if inner.number == 2 and isinstance(inner.value, bytes):
+                    return inner.value
+    return b""
+
+
+def _whole_pieces(model: SentencePieceModel, tokenizer: FileTokenizer) -> list[tuple[int, str]]:
+    """Pieces that a text is cut at before all else."""
+    return [
+        (i, p.text.replace(SPACE, " "))
+        for i, p in enumerate(model.pieces)
+        if p.kind is PieceKind.USER_DEFINED and p.text not in tokenizer.specials
+    ]
+
+
+def _added(tokenizer: FileTokenizer, plain: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    special = {i: text for text, i in tokenizer.specials.items()}
+    words = {**dict(plain), **{i: text for text, i in tokenizer.words.items()}}
+    return [
+        {"id": i, "content": text, **_FLAGS, "special": i in special}
+        for i, text in sorted({**words, **special}.items())
+    ]
+
+
+def _template(tokenizer: FileTokenizer) -> dict[str, Any] | None:
+    """The post-processor that puts prefix and suffix around a text."""
+    around = [*tokenizer.prefix_ids, *tokenizer.suffix_ids]
+    if not around:
+        return None
+    names = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in around}
+
+    def of(ids: Sequence[int], type_id: int) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": names[i], "type_id": type_id}} for i in ids]
+
+    def one(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        middle = [{"Sequence": {"id": sequence, "type_id": type_id}}]
+        return of(tokenizer.prefix_ids, type_id) + middle + of(tokenizer.suffix_ids, type_id)
+
+    return {
+        "type": "TemplateProcessing",
+        "single": one("A", 0),
+        "pair": one("A", 0) + one("B", 1),
+        "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]} for i, text in names.items()},
+    }
