@@ -56,11 +56,17 @@ GGUF = GgufFamily(
     refuses=lambda model: None if model.is_tied else "its head is not tied to the embedding",
 )
 
+
+def _plainly(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "hidden_act": _activation(config)}
+
+
 ARCHITECTURE = Architecture(
     name="gemma",
     releases=("Gemma 2B", "Gemma 7B"),
     matches=("GemmaForCausalLM",),
     model_types=("gemma",),
+    reference_config=_plainly,  # transformers 4.48 to 4.57 forgot what `gelu` means here
     dims=DIMS,
     embedding=EMBEDDING,
     block=Block(

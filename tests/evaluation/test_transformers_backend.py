@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from lm_eval.api.instance import Instance
+from tiny_tokenizer import train_tokenizer
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_backend
@@ -15,7 +16,6 @@ from llmkit.decoder.generate import generate
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.evaluation.perplexity import measure_perplexity
 from llmkit.evaluation.runner import make_lm
-from tests.evaluation.conftest import train_tokenizer
 
 SIZES = {"vocab_size": 380, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
 FAMILIES = {
@@ -96,7 +96,8 @@ def test_generated_text_is_that_of_the_hf_backend(both):
 def test_greedy_tokens_of_a_padded_batch_are_those_of_generate(folder):
     ours = load_backend(open_checkpoint(folder), backend="transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    prompts = [[5, 9, 40], [7, 30, 31, 32, 33, 8, 12], [60]]
+    # none shorter than Mamba's convolution: transformers 4's own cache is wrong there
+    prompts = [[5, 9, 40, 6], [7, 30, 31, 32, 33, 8, 12], [60, 44, 12, 9, 8]]
     wanted = []
     for prompt in prompts:
         ids = torch.tensor([prompt])

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+import transformers
+
+from llmkit.architecture.kinds import GatedMLP
 from llmkit.architecture.registry import default_registry, require
 from llmkit.architecture.scaling import LinearScaling, NoScaling
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
 
 PLUGINS = {p.name: p for p in default_registry().plugins}
@@ -21,6 +28,22 @@ def test_models_that_see_later_tokens_are_refused(name):
     with pytest.raises(RequirementError, match="use_bidirectional_attention is true"):
         found.bind({**found.tiny, "use_bidirectional_attention": True})
     found.bind({**found.tiny, "use_bidirectional_attention": False})
+
+
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="4.48 to 4.57 compute the exact GELU")
+def test_gelu_means_its_approximation_in_the_first_files():
+    found = architecture("gemma")
+    config = found.tiny_config("first-files")
+    assert config["hidden_act"] == "gelu"
+    ckpt = random_checkpoint(found, config)
+    theirs = transformers.GemmaForCausalLM(transformers.AutoConfig.for_model(**config)).eval()
+    theirs.load_state_dict({n: t.load() for n, t in ckpt.tensors.items()}, strict=False)
+    theirs.tie_weights()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert (load_decoder(ckpt)(ids) - theirs(ids).logits).abs().max() < 1e-4
+    exact = load_decoder(ckpt, architecture=replace(found, block=replace(found.block, mlp=GatedMLP("gelu"))))
+    assert (exact(ids) - load_decoder(ckpt)(ids)).abs().max() > 1e-3
 
 
 def test_gemma3_4b_has_five_windows_and_one_scaled_layer_without():
