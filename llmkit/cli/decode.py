@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmkit.releases.decoding import Decoding
     from llmkit.releases.hash_list import Expected
 
-__all__ = ["refuse_coded", "register"]
+__all__ = ["name_coded", "refuse_coded", "register"]
 
 HashesOption = Annotated[
     Path | None,
@@ -89,6 +89,21 @@ def decrypt(
     from llmkit.releases.encrypted import plan_decrypt
 
     _decode(out, plan_decrypt(key, encrypted), folder, hashes, expect)
+
+
+def name_coded(model: str) -> None:
+    """Say what a coded release is where it was taken for a model.
+
+    Raises:
+        RequirementError: it is one.
+    """
+    from llmkit.errors import RequirementError
+    from llmkit.releases.kind import XORED, command_for, release_kind
+
+    kind = release_kind(Path(model))
+    if kind is not None:
+        what = "an XOR release" if kind == XORED else "an encrypted release"
+        raise RequirementError(f"{model} is {what}: it must be decoded first", hint=command_for(kind, "BASE", model))
 
 
 def refuse_coded(base: str, delta: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmkit.cli.command import command
+from llmkit.cli.decode import name_coded
 from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
 
@@ -45,9 +46,14 @@ def inspect(
     from dataclasses import asdict
 
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.errors import InputError
     from llmkit.inspection.summary import summarize
 
-    ckpt = open_checkpoint(model)
+    try:
+        ckpt = open_checkpoint(model)
+    except InputError:
+        name_coded(model)
+        raise
     summary = summarize(ckpt)
     document: dict[str, Any] = asdict(summary)
     if tensors:

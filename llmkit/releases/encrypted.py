@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llmkit.checkpoint.manifest import MANIFEST_NAME
 from llmkit.errors import InputError, RequirementError, listing
+from llmkit.formats.folder import is_weight_file
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.decoding import Decoding
 from llmkit.releases.hashing import hash_files
@@ -71,8 +72,12 @@ def _listed(key: Path, encrypted: Sequence[Path]) -> tuple[list[Path], list[str]
                         f"{path} is an XOR payload, not an encrypted release",
                         hint=command_for(XORED, "BASE", str(path)),
                     )
+                is_model = any(is_weight_file(p.name) for p in found)
                 raise InputError(
-                    f"{path} holds no .enc files", hint="give the encrypted files, or the folder that holds them"
+                    f"{path} holds no .enc files" + (", but weights that are not encrypted" if is_model else ""),
+                    hint=f"llmkit delta apply BASE {path} -o OUT, if it is a delta"
+                    if is_model
+                    else "give the encrypted files, or the folder that holds them",
                 )
             others = [p.name for p in found if p.suffix != ".enc"]
             if others:
