@@ -132,6 +132,7 @@ CHATGLM2 = Architecture(
     ),
     gguf=GgufFamily(
         "chatglm",
+        tokenizer_pre="chatglm-spm",
         pairs="interleaved",
         slots={"attn.qkv": QKV, "mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
         keys={

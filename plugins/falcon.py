@@ -193,6 +193,7 @@ GGUF = GgufFamily(
     read=_from_gguf,
     # The context is in no config; the models were trained with 2048 tokens.
     write=lambda model, _: {"context_length": model.dims.context or 2048, "tensor_data_layout": "jploski"},
+    config={"activation": "gelu"},
     noted=("activation",),
 )
 

@@ -8,6 +8,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, Rope, Sandwich
 from llmkit.architecture.layer_types import is_sliding, window_of
+from llmkit.architecture.model import Model
 from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
 from llmkit_plugins.llama import NAMES as LLAMA_NAMES
 
@@ -45,15 +46,35 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     )
 
 
-def read_scale(layers_of_27b: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """GGUF does not state the scale of the scores: llama.cpp knows the largest model by its number of layers."""
+def from_gguf(layers_of_27b: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What follows from metadata in a way of its own: the scale of the scores, and which layers have a window.
+
+    The scale is not stated: llama.cpp knows the largest model by its number of layers.
+    """
 
     def read(metadata: Mapping[str, Any]) -> dict[str, Any]:
         by_width = metadata["embedding_length"] // metadata["attention.head_count"]
         is_27b = metadata["block_count"] == layers_of_27b
-        return {"query_pre_attn_scalar": by_width if is_27b else metadata.get("attention.key_length", by_width)}
+        found = {"query_pre_attn_scalar": by_width if is_27b else metadata.get("attention.key_length", by_width)}
+        pattern = metadata.get("attention.sliding_window_pattern")
+        if pattern is None:
+            return found
+        windows = pattern if isinstance(pattern, list) else usual_windows(metadata["block_count"], pattern)
+        return found | {"layer_types": ["sliding_attention" if w else "full_attention" for w in windows]}
 
     return read
+
+
+def usual_windows(layers: int, pattern: int) -> list[bool]:
+    """Which layers have a window: the last of every `pattern` has none."""
+    return [bool((i + 1) % pattern) for i in range(layers)]
+
+
+def to_gguf(model: Model, pattern: int) -> dict[str, Any]:
+    """Which layers have a window, where it is not as llama.cpp takes it for the family."""
+    windows = [block.attention.window is not None for block in model.blocks]
+    is_usual = not any(windows) or windows == usual_windows(len(windows), pattern)
+    return {} if is_usual else {"attention.sliding_window_pattern": windows}
 
 
 ARCHITECTURE = Architecture(
@@ -66,7 +87,7 @@ ARCHITECTURE = Architecture(
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", 30.0)),
     names=NAMES,
-    gguf=replace(GGUF, arch="gemma2", has_windows=True, read=read_scale(46)),
+    gguf=replace(GGUF, arch="gemma2", has_windows=True, read=from_gguf(46), write=lambda model, _: to_gguf(model, 2)),
     tiny={
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",

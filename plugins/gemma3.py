@@ -13,7 +13,7 @@ from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLa
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
 from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
-from llmkit_plugins.gemma2 import ACTIVATION, NAMES, SCALE, cap, read_scale
+from llmkit_plugins.gemma2 import ACTIVATION, NAMES, SCALE, cap, from_gguf, to_gguf
 
 _NORMS = {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
 _LOCAL = Rope(
@@ -63,8 +63,8 @@ ARCHITECTURE = Architecture(
         arch="gemma3",
         has_windows=True,
         keys={"rope.freq_base_swa": "rope_local_base_freq"},
-        read=read_scale(62),
-        write=lambda model, _: {"rope.freq_base_swa": _local_base(model)},
+        read=from_gguf(62),
+        write=lambda model, _: {"rope.freq_base_swa": _local_base(model), **to_gguf(model, 6)},
     ),
     tiny={
         "architectures": ["Gemma3ForCausalLM"],

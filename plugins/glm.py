@@ -73,6 +73,7 @@ def release_prompt(config: Mapping[str, Any], vocab: Any, length: Any) -> Prompt
 
 GGUF = GgufFamily(
     "chatglm",
+    tokenizer_pre="chatglm-bpe",
     pairs="interleaved",
     slots={"mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
     config={"hidden_act": "silu"},

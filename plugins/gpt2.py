@@ -85,6 +85,7 @@ ARCHITECTURE = Architecture(
             "feed_forward_length": "n_inner",
             "attention.layer_norm_epsilon": "layer_norm_epsilon",
         },
+        config={"activation_function": "gelu_new"},
         noted=("activation_function",),
     ),
     tiny={

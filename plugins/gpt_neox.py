@@ -61,6 +61,7 @@ ARCHITECTURE = Architecture(
         keys={"rope.freq_base": "rotary_emb_base", "use_parallel_residual": "use_parallel_residual"},
         read=lambda metadata: {"rotary_pct": rotary_share(metadata)},
         write=lambda model, config: {"use_parallel_residual": bool(lookup(_IS_PARALLEL, config))},
+        config={"hidden_act": "gelu"},
         noted=("hidden_act",),
     ),
     tiny={

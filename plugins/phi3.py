@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import QKV, GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
 from llmkit.architecture.layer_types import window_of
@@ -45,6 +46,15 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(LLAMA_NAMES, slots=_SLOTS),
+    gguf=GgufFamily(
+        "phi3",
+        slots={"attn.qkv": QKV, "mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
+        keys={"rope.scaling.original_context_length": "original_max_position_embeddings"},
+        read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
+        write=lambda _, config: {
+            "rope.scaling.original_context_length": config.get("original_max_position_embeddings"),
+        },
+    ),
     tiny={
         "architectures": ["Phi3ForCausalLM"],
         "model_type": "phi3",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
     Block,
@@ -113,6 +114,17 @@ ARCHITECTURE = Architecture(
             "attn.q_norm": "self_attn.q_layernorm.norms",
             "attn.k_norm": "self_attn.k_layernorm.norms",
         },
+    ),
+    gguf=GgufFamily(
+        "stablelm",
+        stacked=("attn_q_norm", "attn_k_norm"),
+        keys={"use_parallel_residual": "use_parallel_residual"},
+        config={"hidden_act": "silu"},
+        flags={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
+        read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
+        write=lambda _, config: {"use_parallel_residual": bool(config.get("use_parallel_residual"))},
+        refuses=lambda model: "its head is tied to the embedding" if model.is_tied else None,
+        tokenizer_pre="stablelm2",
     ),
     tiny={
         "architectures": ["StableLmForCausalLM"],

@@ -32,7 +32,7 @@ def difference(wanted: Model, found: Model) -> str | None:
 
 
 def _differs(a: Any, b: Any, at: str) -> str | None:
-    if a == b or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=_FLOAT32)):
+    if _is_same(a, b):
         return None
     if not dataclasses.is_dataclass(a) or type(a) is not type(b):
         return f"{at or 'the block'} is {_short(a)}, here {_short(b)}"
@@ -43,6 +43,13 @@ def _differs(a: Any, b: Any, at: str) -> str | None:
             if text is not None:
                 return text
     return None
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        return all(map(_is_same, a, b))
+    is_number = isinstance(a, float) and isinstance(b, float)
+    return bool(a == b or (is_number and math.isclose(a, b, rel_tol=_FLOAT32)))
 
 
 def _short(value: Any) -> str:

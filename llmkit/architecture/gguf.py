@@ -54,6 +54,7 @@ class GgufFamily:
         pairs: how the rotary rows of q and k lie in files (`Rope.pairs` says how they lie in the original).
         slots: names that differ from the usual ones, and fusions: stem of the slot -> name.
         outer: the same for what lies outside the blocks.
+        stacked: names of tensors of which files have one [n, …] for the original's n, `attn_q_norm.0` and so on.
         norm_offset: what files add to the weight of every norm (Gemma's original stores weight - 1).
         keys: metadata key -> key of config.json, where it is not the usual one; "" for a key that config.json lacks.
         config: values of config.json that no metadata say.
@@ -74,6 +75,7 @@ class GgufFamily:
     pairs: Literal["half", "interleaved"] = "half"
     slots: Mapping[str, str | Fused | Transposed] = field(default_factory=dict)
     outer: Mapping[str, str] = field(default_factory=dict)
+    stacked: tuple[str, ...] = ()
     norm_offset: float = 0.0
     keys: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
             "llmkit convert vicuna-7b --to bin -o vicuna-7b-bin",
             "llmkit convert vicuna-7b-bin --to hf --dtype float16 -o vicuna-7b",
             "llmkit convert chatglm3-6b --to hf --as glm -o chatglm3-6b-glm",
+            "llmkit convert vicuna-7b --to gguf --type q8_0 -o vicuna-7b-gguf",
         ],
     )(convert)
 
@@ -39,7 +40,8 @@ def convert(
             "--to",
             metavar="LAYOUT",
             help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json. "
-            "litgpt: lit_model.pth with model_config.yaml. llama2c: model.bin and tokenizer.bin.",
+            "litgpt: lit_model.pth with model_config.yaml. llama2c: model.bin and tokenizer.bin. "
+            "gguf: one file for llama.cpp.",
         ),
     ],
     writing: Writing,
@@ -49,6 +51,12 @@ def convert(
     ] = None,
     file_version: Annotated[
         int | None, typer.Option("--file-version", metavar="N", help="With --to llama2c: 0, 1 or 2 (int8).")
+    ] = None,
+    type_: Annotated[
+        str | None,
+        typer.Option(
+            "--type", metavar="TYPE", help="With --to gguf: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1 or q4_0."
+        ),
     ] = None,
     architecture: Annotated[
         str | None,
@@ -70,7 +78,7 @@ def convert(
     from llmkit.transforms.convert import convert as convert_checkpoint
 
     overflow = Overflow()
-    given = {"model_parallel": model_parallel, "file_version": file_version}
+    given = {"model_parallel": model_parallel, "file_version": file_version, "type": type_}
     options = {name: value for name, value in given.items() if value is not None}
     ckpt = open_checkpoint(model)
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)
@@ -78,7 +86,7 @@ def convert(
     def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
         found = overflow.by_tensor()
         if found:
-            out.warning(_overflow_text(found, str(dtype)))
+            out.warning(_overflow_text(found, str(dtype or type_ or "f16")))
         uncounted = overflow.uncounted()
         if uncounted:
             out.note(f"{len(uncounted)} tensors were written by the interrupted run; their overflow was not counted")

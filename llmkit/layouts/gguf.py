@@ -67,14 +67,14 @@ def _as_transformers(
         raise InputError(f"{path} has no token_embd.weight: it is no whole model")
     config = config_of(model.metadata, architecture, family, tensors, embedding.spec.n_rows, load)
     dtype = _dtype(tensors)
-    if model.metadata.get(SOURCE_DTYPE) == dtype.torch_name:
-        tensors = {n: t.cast(dtype) if t.dtype is DType.F32 else t for n, t in tensors.items()}
     config["torch_dtype"] = dtype.torch_name
     weights = {n: t for n, t in tensors.items() if n not in CONSTANT_TENSORS}
     try:
         found = from_gguf(weights, plain_model(str(path), config), family)
     except SpecError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
+    if model.metadata.get(SOURCE_DTYPE) == dtype.torch_name:
+        found = {n: t.cast(dtype) if t.dtype is DType.F32 else t for n, t in found.items()}
     return Opened(
         NAME,
         found,

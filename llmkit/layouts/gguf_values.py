@@ -139,13 +139,22 @@ def _scaling_config(found: Metadata, load: Load) -> dict[str, Any] | None:
             "long_factor": [*map(shortest, long)],
             "short_factor": [*map(shortest, short)],
         }
-        if "rope.scaling.attn_factor" in found:
-            config["attention_factor"] = shortest(found["rope.scaling.attn_factor"])
+        stated = found.get("rope.scaling.attn_factor")
+        if stated is not None and not _is_usual_factor(stated, found.get("context_length"), original):
+            config["attention_factor"] = shortest(stated)
         return config | ({"original_max_position_embeddings": original} if original else {})
     if kind in ("linear", None) and factor and factor != 1.0:
         return {"rope_type": "linear", "factor": shortest(factor)}
     factors = load("rope_freqs.weight")
     return _llama3_config(found, factors) if factors is not None else None
+
+
+def _is_usual_factor(stated: float, context: int | None, original: int | None) -> bool:
+    """Whether LongRoPE's factor of cos and sin is the one that follows from the two contexts."""
+    if not context or not original or original < 2:
+        return False
+    usual = math.sqrt(1 + math.log(context / original) / math.log(original)) if context > original else 1.0
+    return math.isclose(stated, usual, rel_tol=1e-6)
 
 
 def _llama3_config(found: Metadata, factors: list[float]) -> dict[str, Any]:

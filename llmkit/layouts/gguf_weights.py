@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ from llmkit.architecture.kinds import Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import SpecError, listing
-from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.spec import DType
+from llmkit.layouts.layout import rotary_order
+from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
+from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +29,13 @@ def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> 
         SpecError: they do not fit the model.
     """
     stored = model.spelled(family.names)
+    tensors = _unstacked(tensors, family)
     report = stored.check({name: lazy.spec for name, lazy in tensors.items()})
     if report.problems:
         raise SpecError(f"its tensors do not fit its metadata: {listing(report.problems, 3)}")
     weights = weights_of(tensors, stored)
     rotary = _rotary(model, family)
-    original = _pairs(rotary)
+    original = rotary_order(rotary)
     if original is not None and original != family.pairs:
         weights = rotary_pairs(weights, rotary, to=original)
     return tensors_of(_norms_shifted(weights, -family.norm_offset), model)
@@ -48,9 +51,9 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
     if model.is_tied:
         weights.pop("head.weight", None)
     rotary = _rotary(model, family)
-    if _pairs(rotary) not in (None, family.pairs):
+    if rotary_order(rotary) not in (None, family.pairs):
         weights = rotary_pairs(weights, rotary, to=family.pairs)
-    return tensors_of(_norms_shifted(weights, family.norm_offset), model.spelled(family.names))
+    return _stacked(tensors_of(_norms_shifted(weights, family.norm_offset), model.spelled(family.names)), family)
 
 
 def _rotary(model: Model, family: GgufFamily) -> Model:
@@ -58,12 +61,6 @@ def _rotary(model: Model, family: GgufFamily) -> Model:
     if not family.has_pairs_without_rope:
         return model
     return replace(model, blocks=tuple(replace(block, position=Rope()) for block in model.blocks))  # type: ignore[call-arg]
-
-
-def _pairs(model: Model) -> str | None:
-    """How the model's own checkpoints order rotary rows; None where nothing is rotated."""
-    positions = [getattr(block, "position", None) for block in model.blocks]
-    return next((p.pairs for p in positions if isinstance(p, Rope)), None)
 
 
 def _norms_shifted(weights: Mapping[str, Lazy], offset: float) -> dict[str, Lazy]:
@@ -79,3 +76,34 @@ def _norms_shifted(weights: Mapping[str, Lazy], offset: float) -> dict[str, Lazy
 
     is_norm = {w for w in weights if "norm" in w and w.endswith(".weight")}
     return {name: shifted(lazy) if name in is_norm else lazy for name, lazy in weights.items()}
+
+
+def _stacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]:
+    """Vectors `blk.0.attn_q_norm.3.weight` as rows of `blk.0.attn_q_norm.weight`, where files have them so."""
+    found: dict[str, Lazy] = {}
+    rows: dict[str, list[Lazy]] = {}
+    for name, lazy in tensors.items():
+        match = re.fullmatch(r"(blk\.\d+\.(\w+))\.\d+\.weight", name)
+        if match is not None and match[2] in family.stacked:
+            rows.setdefault(f"{match[1]}.weight", []).append(lazy)
+        else:
+            found[name] = lazy
+    for name, parts in rows.items():
+        found[name] = _reshaped(Concat(parts).output(), (len(parts), *parts[0].shape))
+    return found
+
+
+def _unstacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]:
+    found: dict[str, Lazy] = {}
+    for name, lazy in tensors.items():
+        match = re.fullmatch(r"(blk\.\d+\.(\w+))\.weight", name)
+        if match is None or match[2] not in family.stacked or len(lazy.shape) != 2:
+            found[name] = lazy
+            continue
+        for j in range(lazy.shape[0]):
+            found[f"{match[1]}.{j}.weight"] = _reshaped(TakeRows(lazy, j, j + 1).output(), lazy.shape[1:])
+    return found
+
+
+def _reshaped(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
+    return Apply("reshape", [lazy], TensorSpec(lazy.dtype, shape), lambda x: x.reshape(shape), row_step=None).output()

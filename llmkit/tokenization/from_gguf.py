@@ -117,11 +117,11 @@ class _Vocabulary:
 
     def sentencepiece_json(self) -> bytes:
         """tokenizer.json of SentencePiece's BPE: merges in the order of the scores."""
-        usable = (PieceKind.NORMAL, PieceKind.USER_DEFINED)
         scores = {
             text: score
             for text, score, kind in zip(self.tokens, self.scores, self.types, strict=True)
-            if kind in usable and score > -1000
+            # Tokens that were added to a model have this score, and no merge makes them.
+            if kind == PieceKind.NORMAL or (kind == PieceKind.USER_DEFINED and score > -1000)
         }
         characters = {c for text in scores for c in text}
         vocab = self._vocab()

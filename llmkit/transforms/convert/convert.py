@@ -48,6 +48,8 @@ def convert(
                 hint="llmkit convert --help",
             )
     wanted = _dtype(dtype)
+    if wanted is not None and target.counts_overflow:
+        raise InputError(f"--to {to} stores matrices as --type says, not --dtype", hint="--type f16")
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
     step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}, **options}
     if reading.is_quantized(ckpt.config) and (wanted is not None or not target.takes_quantized):
@@ -59,6 +61,8 @@ def convert(
         tensors = cast(ckpt.tensors, wanted, overflow if overflow is not None else Overflow())
         config = config_with_dtype(ckpt.config, wanted) if ckpt.config else {}
         ckpt = ckpt.derive(tensors=tensors, config=config)
+    if target.counts_overflow:
+        options["overflow"] = overflow
     return target.write(ckpt.derive(step=step), **options)
 
 

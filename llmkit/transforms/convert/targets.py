@@ -18,6 +18,7 @@ from llmkit.layouts import litgpt, llama2c, meta
 from llmkit.layouts.layout import Written
 from llmkit.tokenization.scored_pieces import to_scored_pieces
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
+from llmkit.transforms.convert import gguf
 
 __all__ = ["TARGETS", "Target"]
 
@@ -33,12 +34,14 @@ class Target:
         write: the checkpoint in this layout; `options` are its keyword arguments.
         options: names of the options it takes.
         takes_quantized: whether a quantized checkpoint goes there as it is.
+        counts_overflow: `write` chooses dtypes itself (`--dtype` does not apply), and counts what they cannot hold.
     """
 
     summary: str
     write: Write
     options: tuple[str, ...] = ()
     takes_quantized: bool = False
+    counts_overflow: bool = False
 
 
 def _contained(container: Container) -> Write:
@@ -74,6 +77,7 @@ def _with_pieces(ckpt: Checkpoint, **options: Any) -> Checkpoint:
 TARGETS: dict[str, Target] = {
     "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
+    "gguf": Target("GGUF, as llama.cpp reads it", gguf.write, ("type",), counts_overflow=True),
     "meta": Target("Meta's consolidated.NN.pth and params.json", _foreign(meta.write), ("model_parallel",)),
     "litgpt": Target("litgpt's lit_model.pth and model_config.yaml", _foreign(litgpt.write)),
     "llama2c": Target("llama2.c's model.bin and tokenizer.bin", _with_pieces, ("file_version",)),

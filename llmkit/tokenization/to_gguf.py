@@ -1,0 +1,229 @@
+"""The vocabulary of a checkpoint as GGUF metadata.
+
+Every id of the embedding has a token: pieces of the model, added tokens, and `[PAD7]` where there is none. Source of
+types, scores and keys: ggml-org/llama.cpp, conversion/base.py and gguf-py/gguf/vocab.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkit.architecture.tokenizers import SentencePieceFile, TokenizerKind
+from llmkit.checkpoint.checkpoint import FileContent
+from llmkit.tokenization.bpe import scores_of_merges
+from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
+from llmkit.tokenization.fast import FastTokenizer
+from llmkit.tokenization.pretokenizers import name_of
+from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
+
+__all__ = ["vocabulary_metadata"]
+
+_PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
+# Name in tokenizer_config.json and config.json -> in GGUF.
+_SPECIALS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
+
+
+@dataclass
+class _Entries:
+    """One token for each id."""
+
+    n: int
+    tokens: list[str] = field(init=False)
+    scores: list[float] = field(init=False)
+    types: list[int] = field(init=False)
+    n_beyond: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = [f"[PAD{i}]" for i in range(self.n)]
+        self.scores = [_PAD_SCORE] * self.n
+        self.types = [int(PieceKind.UNUSED)] * self.n
+
+    def put(self, i: int, text: str, score: float, kind: PieceKind) -> None:
+        if i < self.n:
+            self.tokens[i], self.scores[i], self.types[i] = text, score, int(kind)
+        else:
+            self.n_beyond += 1
+
+
+_Made = tuple[dict[str, Any], _Entries, list[str]]
+
+
+def vocabulary_metadata(
+    label: str,
+    files: Mapping[str, FileContent],
+    config: Mapping[str, Any],
+    n_rows: int,
+    *,
+    kind: TokenizerKind | None = None,
+    pre: str | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """The metadata `tokenizer.*` of a checkpoint's tokenizer, and warnings; nothing where there are no files.
+
+    Args:
+        n_rows: rows of the embedding.
+        kind: of a tokenizer that was published as remote code.
+        pre: GGUF's name of how text is cut into words, where the files fit several.
+
+    Raises:
+        InputError: a malformed file.
+    """
+    found = read_tokenizer(label, files)
+    if found.sp is not None:
+        metadata, entries, warnings = _sentencepiece(found, found.sp, n_rows, kind, pre)
+    elif found.fast is not None and found.fast.kind == "sentencepiece":
+        metadata, entries, warnings = _sentencepiece_json(found, found.fast, n_rows)
+    elif found.fast is not None and found.fast.kind == "byte_level":
+        metadata, entries, warnings = _byte_level(found, found.fast, n_rows, pre)
+    else:
+        what = f"a tokenizer ({found.kind}) that GGUF has no place for" if found.fast is not None else "no tokenizer"
+        return {}, [f"{label} has {what}: the file gets no vocabulary, and llama.cpp will not load it"]
+    if entries.n_beyond:
+        warnings.append(f"{entries.n_beyond} tokens have no row in the embedding and are left out of the vocabulary")
+    merges = metadata.pop("merges", None)
+    metadata |= {"tokens": entries.tokens}
+    metadata |= {"scores": entries.scores} if merges is None else {}
+    metadata |= {"token_type": entries.types}
+    metadata |= {"merges": merges} if merges is not None else {}
+    metadata |= _special_ids(found, config, n_rows)
+    metadata |= _added_around(found, kind, merges is not None)
+    result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    return result | _templates(found), warnings
+
+
+def _sentencepiece(
+    found: TokenizerFiles, sp: SentencePieceModel, n_rows: int, kind: TokenizerKind | None, pre: str | None
+) -> _Made:
+    entries = _Entries(n_rows)
+    warnings: list[str] = []
+    for i, piece in enumerate(sp.pieces):
+        entries.put(i, piece.text, piece.score, piece.kind)
+    metadata: dict[str, Any] = {"model": "llama", "pre": pre if pre is not None and pre.endswith("-spm") else "default"}
+    if isinstance(kind, SentencePieceFile):
+        for i, text in enumerate(kind.specials, len(sp.pieces)):
+            entries.put(i, text, 0.0, PieceKind.CONTROL)
+    for text, i in (found.added_json or {}).items():
+        entries.put(i, text, _ADDED_SCORE, PieceKind.USER_DEFINED)
+    decoder = (found.config or {}).get("added_tokens_decoder")
+    stated = {int(i): t for i, t in decoder.items() if str(i).isdigit()} if isinstance(decoder, dict) else {}
+    later = {i: t for i, t in found.added.items() if i >= len(sp.pieces)}
+    for i, token in sorted({**later, **stated}.items()):
+        _put_added(entries, i, token)
+    if sp.model_type != "bpe":
+        warnings.append(
+            f"the SentencePiece model is of type {sp.model_type}, which llama.cpp reads as BPE: its ids will differ"
+        )
+    if not sp.has_dummy_prefix or "add_prefix_space" in (found.config or {}):
+        metadata["add_space_prefix"] = sp.has_dummy_prefix
+    return metadata, entries, warnings
+
+
+def _sentencepiece_json(found: TokenizerFiles, fast: FastTokenizer, n_rows: int) -> _Made:
+    """SentencePiece's BPE as tokenizer.json: scores under which the merges come in their order."""
+    entries = _Entries(n_rows)
+    scores = scores_of_merges(fast.merges)
+    lowest = -float(len(fast.merges))
+    unknown = fast.data["model"].get("unk_token")
+    for text, i in fast.vocab.items():
+        if _BYTE.fullmatch(text):
+            entries.put(i, text, 0.0, PieceKind.BYTE)
+        else:
+            kind = PieceKind.UNKNOWN if text == unknown else PieceKind.NORMAL
+            entries.put(i, text, scores.get(text, lowest), kind)
+    for i, token in found.added.items():
+        if fast.vocab.get(str(token.get("content"))) != i or token.get("content") != unknown:
+            _put_added(entries, i, token)
+    return {"model": "llama", "pre": "default", "add_space_prefix": _prepends(fast.data)}, entries, []
+
+
+def _prepends(data: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json puts a space before the text."""
+    text = json.dumps([data.get("normalizer"), data.get("pre_tokenizer")])
+    return '"Prepend"' in text or ('"Metaspace"' in text and '"prepend_scheme": "never"' not in text)
+
+
+def _byte_level(found: TokenizerFiles, fast: FastTokenizer, n_rows: int, pre: str | None) -> _Made:
+    entries = _Entries(n_rows)
+    for text, i in fast.vocab.items():
+        entries.put(i, text, 0.0, PieceKind.NORMAL)
+    for i, token in found.added.items():
+        _put_added(entries, i, token)
+    warnings = []
+    normalizer = fast.data.get("normalizer")
+    name = name_of(fast.data.get("pre_tokenizer"), pre or ("olmo" if normalizer == {"type": "NFC"} else None))
+    if name is None:
+        name = "default"
+        warnings.append(
+            "llama.cpp has no name for how tokenizer.json cuts text into words: with its default some ids will differ"
+        )
+    merges = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in fast.merges]
+    return {"model": "gpt2", "pre": name, "merges": merges}, entries, warnings
+
+
+def _put_added(entries: _Entries, i: int, token: Mapping[str, Any]) -> None:
+    text = str(token.get("content"))
+    if token.get("special") or _LOOKS_SPECIAL.fullmatch(text):
+        entries.put(i, text, _ADDED_SCORE, PieceKind.CONTROL)
+    else:
+        entries.put(i, text.replace(SPACE, " "), _ADDED_SCORE, PieceKind.USER_DEFINED)
+
+
+def _special_ids(found: TokenizerFiles, config: Mapping[str, Any], n_rows: int) -> dict[str, int]:
+    """Ids of special tokens: those that tokenizer_config.json names, else those of config.json."""
+    ids: dict[str, int] = {}
+    for name, key in _SPECIALS.items():
+        stated = (found.config or {}).get(f"{name}_token")
+        text = stated.get("content") if isinstance(stated, dict) else stated
+        value = found.known.get(text) if isinstance(text, str) else None
+        given = config.get(f"{name}_token_id")
+        if value is None:
+            value = next((i for i in given if isinstance(i, int)), None) if isinstance(given, list) else given
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < n_rows:
+            ids[f"{key}_token_id"] = value
+    ends = config.get("eos_token_id")
+    others = [i for i in ends if isinstance(i, int) and i != ids.get("eos_token_id")] if isinstance(ends, list) else []
+    return ids | {f"{key}_token_id": i for key, i in zip(("eot", "eom"), others, strict=False)}
+
+
+def _added_around(found: TokenizerFiles, kind: TokenizerKind | None, is_byte_level: bool) -> dict[str, bool]:
+    """Whether bos and eos are put around a text: as tokenizer_config.json says, else as the post-processor does."""
+    stated = found.config or {}
+    around: dict[str, bool] = {}
+    for name, place in (("bos", 0), ("eos", -1)):
+        if isinstance(stated.get(f"add_{name}_token"), bool):
+            around[f"add_{name}_token"] = stated[f"add_{name}_token"]
+        elif found.fast is not None:
+            template = _template(found.fast.data)
+            if template is not None and len(template) > 1:
+                around[f"add_{name}_token"] = "SpecialToken" in template[place]
+            elif is_byte_level and name == "bos":
+                around["add_bos_token"] = False
+        elif name == "bos" and isinstance(kind, SentencePieceFile) and not kind.adds_bos:
+            around["add_bos_token"] = False
+    return around
+
+
+def _template(data: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    processor = data.get("post_processor") or {}
+    for one in processor.get("processors", [processor]):
+        if one.get("type") == "TemplateProcessing":
+            return list(one.get("single") or [])
+    return None
+
+
+def _templates(found: TokenizerFiles) -> dict[str, Any]:
+    template = (found.config or {}).get("chat_template")
+    if "chat_template.jinja" in found.files and template is None:
+        template = found.files["chat_template.jinja"].read().decode("utf-8")
+    if isinstance(template, list):
+        named = {str(t.get("name")): str(t.get("template")) for t in template if isinstance(t, dict)}
+        others = {f"tokenizer.chat_template.{name}": text for name, text in named.items() if name != "default"}
+        main = {"tokenizer.chat_template": named["default"]} if "default" in named else {}
+        listed = {"tokenizer.chat_templates": [n for n in named if n != "default"]} if others else {}
+        return {**main, **listed, **others}
+    return {"tokenizer.chat_template": template} if isinstance(template, str) else {}

@@ -1,0 +1,57 @@
+"""`llmkit convert --to gguf`, and commands on a GGUF file, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_on_the_command_line(call, model, tmp_path):
+    out = tmp_path / "out"
+    dry = call("convert", model, "--to", "gguf", "--type", "q8_0", "-o", out, "--dry-run", "--json")
+    assert dry.code == 0
+    assert list(dry.document["weight_files"]) == ["model-Q8_0.gguf"]
+    assert not out.exists()
+    done = call("convert", model, "--to", "gguf", "--type", "q8_0", "-o", out)
+    assert done.code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["llmkit.json", "model-Q8_0.gguf"]
+    assert (out / "model-Q8_0.gguf").stat().st_size == dry.document["files"]["model-Q8_0.gguf"]
+    assert call("verify", out).code == 0
+    shown = call("inspect", out, "--json").document
+    assert shown["layout"] == "gguf"
+    assert shown["quantization"].startswith("Q8_0 × ")
+    assert shown["details"]["metadata"]["general.architecture"] == "llama"
+    back = call("convert", out / "model-Q8_0.gguf", "--to", "hf", "-o", tmp_path / "back")
+    assert back.code == 0
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_a_truncated_file_leaves_nothing(call, model, tmp_path):
+    call("convert", model, "--to", "gguf", "-o", tmp_path / "out")
+    path = tmp_path / "out" / "model-F16.gguf"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert call("verify", tmp_path / "out").code == 1
+    done = call("convert", path, "--to", "hf", "-o", tmp_path / "back")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {path} is truncated: ")
+    assert done.err.endswith("hint: download or copy the file again\n")
+    assert not (tmp_path / "back").exists()
+
+
+def test_what_llama_cpp_does_not_know_leaves_nothing(call, model, tmp_path):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rope_scaling": {"type": "dynamic", "factor": 2.0}}))
+    done = call("convert", model, "--to", "gguf", "-o", tmp_path / "out")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: --to gguf cannot hold this llama model: position.scaling is DynamicNTK(")
+    assert done.err.endswith("hint: --to hf or --to bin holds any\n")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_words_without_a_place_are_warned_of(call, model, tmp_path):
+    done = call("convert", model, "--to", "gguf", "-o", tmp_path / "out")
+    assert done.code == 0
+    assert (
+        "warning: model has a tokenizer (WordLevel) that GGUF has no place for: the file gets no vocabulary" in done.err
+    )

@@ -1,0 +1,338 @@
+"""GGUF files written here: read by the gguf library, compared with its quantization and with plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Q
+from gguf import quants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import llmkit
+from llmkit.architecture.difference import difference
+from llmkit.architecture.registry import default_registry, find
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.errors import InputError, LlmkitError, RequirementError
+from llmkit.inspection.check import check_output
+from llmkit.tensors.spec import DType
+from llmkit.transforms.convert import Overflow, convert
+
+PLUGINS = {a.name: a for p in default_registry().plugins if p.is_builtin and (a := default_registry().load(p))}
+FAMILIES = {name: a for name, a in PLUGINS.items() if a.gguf is not None}
+DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16}
+# What llama.cpp has no place for, by the reason that is given. Everything else must come back.
+REFUSED = {
+    ("bloom", "normed-residual"): "residual is NormedResidual(), here PreNorm()",
+    ("chatglm2", "linear biases"): "attention.out_bias is True, here False",
+    ("falcon", "rw-1b"): "attention.qkv_bias is True",
+    ("falcon", "rw-twelve-heads"): "attention.qkv_bias is True",
+    ("falcon", "rw-1b-2023"): "attention.qkv_bias is True",
+    ("falcon", "sequential"): "residual is PreNorm(), here SharedParallel()",
+    ("gemma", "untied"): "its head is not tied to the embedding",
+    ("gemma", "attention-bias"): "attention.qkv_bias is True",
+    ("gemma2", "untied"): "its head is not tied to the embedding",
+    ("gemma2", "exact-gelu"): "mlp.act is 'gelu', here 'gelu_pytorch_tanh'",
+    ("gpt2", "by-layer"): "attention.scale is",
+    ("gpt2", "unscaled"): "attention.scale is 1.0",
+    ("gpt_neox", "no-bias"): "attention.qkv_bias is False, here True",
+    ("llama", "dynamic"): "position.scaling is DynamicNTK",
+    ("llama", "yarn-mscale"): "position.scaling.mscale is 1.0, here None",
+    ("qwen2", "window-above"): "attention.window is 7, here None",
+    ("qwen2", "window-layer-types"): "attention.window is 7, here None",
+    ("qwen3", "attention-bias"): "attention.qkv_bias is True, here False",
+    ("qwen3", "window-above"): "attention.window is 7, here None",
+    ("qwen3", "transformers-5"): "attention.window is 7, here None",
+    ("stablelm", "tied"): "its head is tied to the embedding",
+}
+CASES = [
+    pytest.param(name, variant, marks=[] if variant is None or (name, variant) in REFUSED else pytest.mark.slow)
+    for name, a in FAMILIES.items()
+    for variant in (None, *a.variants)
+]
+UNFOLDED = {("baichuan", "baichuan2-7b"), ("baichuan13b", "baichuan2-13b")}
+
+
+def tiny_config(name: str, variant: str | None = None) -> dict:
+    config = FAMILIES[name].tiny_config(variant)
+    if "query_pre_attn_scalar" in FAMILIES[name].tiny:  # llama.cpp always scales by the head's size
+        config["query_pre_attn_scalar"] = config["head_dim"]
+    return config
+
+
+def tiny(name: str, variant: str | None = None, dtype: DType = DType.F32):
+    ckpt = random_checkpoint(FAMILIES[name], tiny_config(name, variant))
+    return replace(ckpt, tensors={n: t.cast(dtype) for n, t in ckpt.tensors.items()}, label="tiny")
+
+
+def written(ckpt, folder: Path, type_: str = "f32") -> gguf.GGUFReader:
+    llmkit.save(convert(ckpt, to="gguf", type=type_), folder)
+    return gguf.GGUFReader(folder / f"{ckpt.label}-{type_.upper()}.gguf")
+
+
+def values(tensor) -> torch.Tensor:
+    if tensor.tensor_type is Q.BF16:
+        return torch.from_numpy(np.array(tensor.data)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(tensor.data))
+
+
+def test_every_family_that_llama_cpp_knows_is_there():
+    assert sorted(set(PLUGINS) - set(FAMILIES)) == ["chatglm", "gptj", "opt", "rwkv"]
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=lambda x: str(x))
+def test_there_and_back(tmp_path, name, variant):
+    ckpt = tiny(name, variant)
+    reason = REFUSED.get((name, variant))
+    if reason is not None:
+        with pytest.raises(RequirementError) as caught:
+            convert(ckpt, to="gguf", type="f32")
+        assert reason in caught.value.message
+        assert caught.value.hint is not None
+        return
+    written(ckpt, tmp_path / "out")
+    back = llmkit.open_checkpoint(tmp_path / "out")
+    assert sorted(back.tensors) == sorted(ckpt.tensors)
+    for tensor, lazy in ckpt.tensors.items():
+        want, found = lazy.load(), back.tensors[tensor].load()
+        if tensor == "lm_head.weight" and (name, variant) in UNFOLDED:
+            want = want / want.norm(dim=-1, keepdim=True)
+            assert torch.allclose(found, want, atol=1e-6)
+        elif name.startswith("gemma") and "norm" in tensor:
+            assert (found - want).abs().max() <= 2**-23, tensor  # llama.cpp stores weight + 1
+        else:
+            assert torch.equal(found, want), tensor
+    reader = find(back.config)
+    assert reader is not None
+    assert reader.name == name
+    plain = [m.bind(c) for m, c in ((FAMILIES[name], dict(ckpt.config)), (reader, dict(back.config)))]
+    plain = [replace(m, head=replace(m.head, normalized=False)) for m in plain]
+    assert difference(*plain) is None
+    assert plain[0].dims.context in (None, plain[1].dims.context)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(sorted(FAMILIES)), st.sampled_from(sorted(DTYPES)), st.integers(3000, 60_000), st.data())
+def test_there_and_back_from_shards_in_any_float(name, type_, shard, data):
+    usable = [v for v in (None, *FAMILIES[name].variants) if (name, v) not in {*REFUSED, *UNFOLDED}]
+    ckpt = tiny(name, data.draw(st.sampled_from(usable)), DTYPES[type_])
+    with TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        llmkit.save(ckpt, home / "hf", max_shard_size=shard)
+        hf = llmkit.open_checkpoint(home / "hf")
+        llmkit.save(convert(hf, to="gguf", type=type_), home / "gguf")
+        assert check_output(home / "gguf").is_ok
+        llmkit.save(convert(llmkit.open_checkpoint(home / "gguf"), to="hf"), home / "back")
+        back = llmkit.open_checkpoint(home / "back")
+        assert sorted(back.tensors) == sorted(hf.tensors)
+        for tensor, lazy in hf.tensors.items():
+            want, found = lazy.load(), back.tensors[tensor].load()
+            assert found.dtype == want.dtype, tensor
+            if name.startswith("gemma") and "norm" in tensor:
+                assert (found.float() - want.float()).abs().max() <= 2**-23, tensor
+            else:
+                assert torch.equal(found, want), tensor
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if not n.startswith("baichuan")])  # its table lacks W_pack
+def test_names_are_those_of_the_librarys_table(tmp_path, name):
+    """`gguf.TensorNameMap` knows by itself what each of transformers' names becomes."""
+    ckpt = tiny(name)
+    file = written(ckpt, tmp_path / "out")
+    arch = file.fields["general.architecture"].contents()
+    kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch)
+    table = gguf.get_tensor_name_map(kind, ckpt.config.get("num_hidden_layers", 4))
+    stored = {t.name for t in file.tensors}
+    expected = set()
+    for tensor in ckpt.tensors:
+        # llama.cpp's converter leaves this prefix out for two families.
+        spelled = (tensor, tensor.removeprefix("transformer."))
+        names = [n for t in spelled if (n := table.get_name(t, (".weight", ".bias")))]
+        assert names, tensor
+        expected.add(names[0])
+    assert stored == expected
+    allowed = {gguf.TENSOR_NAMES[t].split(".")[-1] for t in gguf.MODEL_TENSORS[kind]}
+    assert {n.rsplit(".", 1)[0].split(".")[-1] for n in stored} <= allowed
+
+
+def _interleaved(w, heads):
+    return w.view(heads, 2, -1, *w.shape[1:]).transpose(1, 2).reshape(w.shape)
+
+
+def test_rows_of_llama_lie_as_meta_has_them(tmp_path):
+    ckpt = tiny("llama", "attention-bias")
+    stored = {t.name: values(t) for t in written(ckpt, tmp_path / "out").tensors}
+    for part, heads in (("q", 4), ("k", 2)):
+        for leaf in ("weight", "bias"):
+            want = ckpt.tensors[f"model.layers.1.self_attn.{part}_proj.{leaf}"].load()
+            assert torch.equal(stored[f"blk.1.attn_{part}.{leaf}"], _interleaved(want, heads))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("bloom", "transformer.h.1.self_attention.query_key_value"),
+        ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value"),
+    ],
+)
+def test_heads_are_sorted_into_queries_keys_and_values(tmp_path, name, tensor):
+    ckpt = tiny(name)
+    stored = {t.name: values(t) for t in written(ckpt, tmp_path / "out").tensors}
+    for leaf in ("weight", "bias"):
+        w = ckpt.tensors[f"{tensor}.{leaf}"].load()
+        of_heads = w.view(4, 3, 8, *w.shape[1:])
+        assert torch.equal(
+            stored[f"blk.1.attn_qkv.{leaf}"], torch.cat([of_heads[:, i].flatten(0, 1) for i in range(3)])
+        )
+
+
+def test_groups_of_falcon_are_sorted_and_its_norms_cross(tmp_path):
+    ckpt = tiny("falcon40b")
+    stored = {t.name: values(t) for t in written(ckpt, tmp_path / "out").tensors}
+    w = ckpt.tensors["transformer.h.1.self_attention.query_key_value.weight"].load().view(2, 4, 8, 32)
+    want = torch.cat([w[:, :-2].flatten(0, 2), w[:, -2].flatten(0, 1), w[:, -1].flatten(0, 1)])
+    assert torch.equal(stored["blk.1.attn_qkv.weight"], want)
+    assert torch.equal(stored["blk.1.attn_norm.weight"], ckpt.tensors["transformer.h.1.ln_mlp.weight"].load())
+    assert torch.equal(stored["blk.1.attn_norm_2.weight"], ckpt.tensors["transformer.h.1.ln_attn.weight"].load())
+
+
+def test_gpt2_is_transposed_and_gemma_adds_one(tmp_path):
+    ckpt = tiny("gpt2")
+    stored = {t.name: values(t) for t in written(ckpt, tmp_path / "a").tensors}
+    assert torch.equal(stored["blk.0.ffn_up.weight"], ckpt.tensors["transformer.h.0.mlp.c_fc.weight"].load().T)
+    assert torch.equal(stored["blk.0.attn_qkv.weight"], ckpt.tensors["transformer.h.0.attn.c_attn.weight"].load().T)
+    ckpt = tiny("gemma3")
+    stored = {t.name: values(t) for t in written(ckpt, tmp_path / "b").tensors}
+    for name, ours in (("norm", "output_norm"), ("layers.1.self_attn.q_norm", "blk.1.attn_q_norm")):
+        assert torch.equal(stored[f"{ours}.weight"], ckpt.tensors[f"model.{name}.weight"].load() + 1)
+
+
+def test_head_norms_of_stablelm_are_stacked(tmp_path):
+    ckpt = tiny("stablelm", "2-12b")
+    stored = {t.name: values(t) for t in written(ckpt, tmp_path / "out").tensors}
+    norms = [ckpt.tensors[f"model.layers.0.self_attn.q_layernorm.norms.{j}.weight"].load() for j in range(4)]
+    assert torch.equal(stored["blk.0.attn_q_norm.weight"], torch.stack(norms))
+
+
+@pytest.mark.parametrize("type_", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16], ids=lambda d: d.name)
+def test_bits_are_the_librarys(tmp_path, type_, dtype):
+    ckpt = tiny("qwen2", dtype=dtype)
+    kind = Q[type_.upper()]
+    file = written(ckpt, tmp_path / "out", type_)
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 2)
+    stored = {t.name: t for t in file.tensors}
+    n_blocks = 0
+    for name, lazy in ckpt.tensors.items():
+        tensor = stored[table.get_name(name, (".weight", ".bias"))]
+        x = lazy.load().float().numpy()
+        wanted = Q.F32 if x.ndim == 1 else kind
+        if x.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
+            wanted = Q.F16
+        n_blocks += wanted is kind
+        assert tensor.tensor_type == wanted, name
+        assert [int(n) for n in reversed(tensor.shape)] == list(x.shape)
+        assert np.array_equal(np.array(tensor.data).view(np.uint8), quants.quantize(x, wanted).view(np.uint8)), name
+    assert n_blocks
+    fields = {k: f.contents() for k, f in file.fields.items()}
+    assert fields["general.file_type"] == gguf.LlamaFileType[f"{'ALL' if type_ == 'f32' else 'MOSTLY'}_{kind.name}"]
+    assert fields["general.quantization_version"] == 2
+
+
+def test_rows_that_no_block_divides_are_noted(tmp_path):
+    after = convert(tiny("qwen2"), to="gguf", type="q8_0")
+    assert any(n == "2 matrices whose rows are no multiple of 32 are stored as F16" for n in after.notes)
+
+
+METADATA = {
+    "llama": {"rope.dimension_count": 8, "rope.freq_base": 10000.0, "attention.head_count_kv": 2, "vocab_size": 96,
+              "attention.layer_norm_rms_epsilon": 1e-5, "context_length": 64, "feed_forward_length": 48},
+    "bloom": {"attention.layer_norm_epsilon": 1e-5, "context_length": 64, "feed_forward_length": 128,
+              "attention.max_alibi_bias": 8.0},
+    "gpt_neox": {"rope.dimension_count": 2, "use_parallel_residual": True},
+    "falcon40b": {"tensor_data_layout": "jploski", "context_length": 2048, "attention.head_count_kv": 2},
+    "baichuan": {"tensor_data_layout": "Meta AI original pth", "rope.dimension_count": 8},
+    "chatglm2": {"rope.dimension_count": 8, "rope.freq_base": 10000.0, "attention.head_count_kv": 2},
+    "gemma2": {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0, "attention.sliding_window": 7,
+               "attention.key_length": 16},
+    "gemma3": {"rope.freq_base": 1000000.0, "rope.freq_base_swa": 10000.0, "attention.sliding_window": 7,
+               "attention.sliding_window_pattern": [True, True, False]},
+    "glm4": {"rope.dimension_count": 8, "attention.key_length": 16},
+    "stablelm": {"rope.dimension_count": 4, "use_parallel_residual": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata(tmp_path, name):
+    ckpt = tiny(name)
+    if name == "gemma2":
+        ckpt = replace(ckpt, config={**ckpt.config, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0})
+    fields = {k: f.contents() for k, f in written(ckpt, tmp_path / "out").fields.items()}
+    arch = fields["general.architecture"]
+    for key, value in METADATA[name].items():
+        found = fields[f"{arch}.{key}"]
+        assert found == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
+
+
+def test_mistral_with_a_window_warns():
+    after = convert(tiny("mistral"), to="gguf")
+    assert after.warnings[0] == "llama.cpp runs llama models without a sliding window; this one has 7"
+
+
+def test_overflow_to_f16_is_counted(tmp_path):
+    ckpt = tiny("llama")
+    big = ckpt.tensors["lm_head.weight"]
+    from llmkit.tensors.lazy import Apply
+
+    scaled = Apply("scale", [big], big.spec, lambda x: x * 1e6, {"by": 1e6}).output()
+    ckpt = replace(ckpt, tensors={**ckpt.tensors, "lm_head.weight": scaled})
+    overflow = Overflow()
+    llmkit.save(convert(ckpt, to="gguf", type="f16", overflow=overflow), tmp_path / "out")
+    want = int((scaled.load().abs() > 65519).sum())
+    assert want > 0
+    assert overflow.by_tensor() == {"output.weight": want}
+
+
+@pytest.mark.parametrize("name", ["chatglm", "gptj", "opt", "rwkv"])
+def test_families_that_llama_cpp_does_not_know_are_refused_by_name(name):
+    ckpt = random_checkpoint(PLUGINS[name], PLUGINS[name].tiny_config())
+    with pytest.raises(LlmkitError, match=f"is of the {name} architecture, which llama.cpp does not know") as caught:
+        convert(ckpt, to="gguf")
+    assert caught.value.hint == "--to hf or --to bin holds any"
+
+
+def test_wrong_types_and_options():
+    with pytest.raises(InputError, match=r"--type 'q4_k_m' is no type that llmkit writes; expected f32, f16") as caught:
+        convert(tiny("llama"), to="gguf", type="q4_k_m")
+    assert caught.value.hint.startswith("K-quants need llama.cpp") or "did you mean" in caught.value.hint
+    with pytest.raises(InputError, match="--to gguf stores matrices as --type says, not --dtype"):
+        convert(tiny("llama"), to="gguf", dtype="float16")
+    with pytest.raises(InputError, match=r"--to hf has no option --type; it goes with --to gguf"):
+        convert(tiny("llama"), to="hf", type="f16")
+
+
+@pytest.mark.slow
+def test_transformers_loads_it_with_the_same_logits(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    ckpt = tiny("llama")
+    ckpt = replace(ckpt, config={**ckpt.config, "vocab_size": 96})
+    folder = tmp_path / "out"
+    after = convert(ckpt, to="gguf", type="f32")
+    metadata = {**after.container.metadata, "tokenizer.ggml.model": "llama",
+                "tokenizer.ggml.tokens": [f"t{i}" for i in range(96)],
+                "tokenizer.ggml.scores": [0.0] * 96, "tokenizer.ggml.token_type": [1] * 96}  # fmt: skip
+    llmkit.save(replace(after, container=replace(after.container, metadata=metadata)), folder)
+    reference = AutoModelForCausalLM.from_pretrained(folder, gguf_file="tiny-F32.gguf", dtype=torch.float32)
+    model = llmkit.load_decoder(ckpt, dtype="float32")
+    ids = torch.randint(0, 96, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        want = reference(ids).logits
+        assert (model(ids) - want).abs().max() <= 1e-5 * want.abs().max()
