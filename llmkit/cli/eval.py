@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, JsonPath, ModelArgument
+from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, JsonPath, ModelArgument, ProviderOption
 from llmkit.cli.output import Output, duration
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def evaluate(
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     backend: BackendOption = "auto",
+    provider: ProviderOption = None,
     fail_under: Annotated[
         float | None,
         typer.Option("--fail-under", metavar="X", help="Exit code 1 when an accuracy is below X (0 to 1)."),
@@ -104,6 +105,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         backend=backend,
+        provider=provider,
         max_length=max_length,
         chat_template=chat_template or chat,
         log_samples=log_samples,

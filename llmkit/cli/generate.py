@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, ModelArgument, SeedOption
+from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, ModelArgument, ProviderOption, SeedOption
 from llmkit.cli.output import Output
 
 __all__ = ["register"]
@@ -67,15 +67,16 @@ def generate(
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     backend: BackendOption = "auto",
+    provider: ProviderOption = None,
 ) -> None:
     """Generate text from a prompt, greedily or sampled, and print it as it is made."""
     from llmkit.architecture.prompts import Raw
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.cli.conversation import read_conversation, show_prompt
-    from llmkit.decoder import load_backend
     from llmkit.decoder.generate import Sampling, stream
     from llmkit.decoder.stopping import TextStream
+    from llmkit.onnx.backend import load_backend
     from llmkit.tokenization.agreement import compare_vocabulary
     from llmkit.tokenization.chat import encode_chat, ending_of, prompt_of
 
@@ -95,7 +96,7 @@ def generate(
         show_prompt(out, tokenizer, ids)
         return
     ending = ending_of(tokenizer, form)
-    decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device)
+    decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider)
     started = time.monotonic()
     new = TextStream(lambda some: str(tokenizer.decode(some, skip_special_tokens=True)), ending.texts, ending.finish)
     ends = {*end_tokens(ckpt), *ending.ids}

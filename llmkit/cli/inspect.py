@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,8 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what a model is: architecture, sizes, dtypes, quantization, tokenizer, and what is odd.
+
+    Of an exported folder also its graph: ops, opset, inputs and outputs, and where its weights lie.
 
     Reads headers, config and tokenizer files only; it takes the same time for 1 GB as for 100. Only --identify reads
     the whole model. Its content hash is the same for the same weights in any container and shard size.
@@ -107,6 +110,8 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
     if metadata:
         out.line()
         out.table(["metadata", "value"], [(key, _clipped(value)) for key, value in metadata.items()])
+    if "onnx" in d["details"]:
+        _render_graph(out, d["details"]["onnx"])
     for title in ("problems", "oddities"):
         if d[title]:
             out.line(f"\n{title}:")
@@ -124,6 +129,39 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
             ],
             right=["size"],
         )
+
+
+def _render_graph(out: Output, d: Mapping[str, Any]) -> None:
+    from llmkit.tensors.spec import format_bytes
+
+    weights = [f"{w['file']}: {w['dtype']} {format_bytes(w['nbytes'])}" for w in d["weights"]]
+    out.line()
+    out.record(
+        {
+            "graph": f"model.onnx, {format_bytes(d['graph_nbytes'])}, by {d['producer']}",
+            "opset": ", ".join(f"{domain} {version}" for domain, version in d["opset"].items())
+            + f" (IR {d['ir_version']})",
+            "inputs": "\n".join(_values(d["inputs"])),
+            "outputs": "\n".join(_values(d["outputs"])),
+            "weights in": "\n".join([*weights, f"model.onnx: {format_bytes(d['inside_nbytes'])} of constants"]),
+        }
+    )
+    out.line()
+    out.table(["op", "nodes"], list(d["ops"].items()), right=["nodes"])
+
+
+def _values(values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a value; those of layers, which are alike, are shown once with how many there are."""
+    lines: dict[str, list[str]] = {}
+    for value in values:
+        shape = "?" if value["shape"] is None else " × ".join(map(str, value["shape"]))
+        numbers = re.findall(r"\d+", value["name"])
+        key = f"{re.sub(r'[0-9]+', 'N', value['name'])}  {value['dtype']}  {shape}"
+        lines.setdefault(key, []).extend(numbers[:1] or [""])
+    return [
+        key if found == [""] else f"{key}  (N = {found[0]}..{found[-1]})" if len(found) > 1 else key
+        for key, found in lines.items()
+    ]
 
 
 def _render_identity(out: Output, d: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "JsonPath",
     "ModelArgument",
     "OutDtypeOption",
+    "ProviderOption",
     "SeedOption",
     "Writing",
 ]
@@ -35,8 +36,13 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="What computes the model: llmkit, transformers (where no plugin describes it), or auto (llmkit).",
+        help="What computes the model: llmkit, transformers (where no plugin describes it), onnx (an exported folder), "
+        "or auto (onnx or llmkit).",
     ),
+]
+ProviderOption = Annotated[
+    str | None,
+    typer.Option("--provider", metavar="NAME", help="For an exported folder: ONNX Runtime's cpu (default) or cuda."),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 OutputOption = Annotated[

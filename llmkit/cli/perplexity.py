@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, ModelArgument
+from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, ModelArgument, ProviderOption
 from llmkit.cli.output import Output, duration
 
 __all__ = ["register"]
@@ -44,6 +44,7 @@ def perplexity(
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     backend: BackendOption = "auto",
+    provider: ProviderOption = None,
 ) -> None:
     """Measure the perplexity of a text: exp of the mean negative log-likelihood of a token.
 
@@ -53,9 +54,9 @@ def perplexity(
 
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.tokenizer import load_tokenizer
-    from llmkit.decoder import load_backend
     from llmkit.errors import InputError
     from llmkit.evaluation.perplexity import measure_perplexity
+    from llmkit.onnx.backend import load_backend
     from llmkit.tokenization.agreement import compare_vocabulary
 
     try:
@@ -68,7 +69,7 @@ def perplexity(
     if odd := compare_vocabulary(ckpt).warning:
         out.warning(odd)
     ids = list(load_tokenizer(ckpt)(content, verbose=False)["input_ids"])
-    decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device)
+    decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider)
     n_context = context or min(decoder.context or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
     if decoder.context is not None and n_context > decoder.context:
         out.warning(f"{ckpt.label} was trained for {decoder.context} tokens: use --context {decoder.context} or less")

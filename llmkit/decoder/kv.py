@@ -90,6 +90,11 @@ class KVCache:
         """Number of sequences (0 while empty)."""
         return self._batch
 
+    @property
+    def capacity(self) -> int:
+        """Tokens to make room for at first."""
+        return self._capacity
+
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer, [B, kv_heads, length, head_dim] each (views)."""
         return self._keys[layer][:, :, : self.length], self._values[layer][:, :, : self.length]

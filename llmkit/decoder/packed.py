@@ -40,7 +40,7 @@ class Packed:
         self.prefix = prefix if prefix is not None and prefix.length else None
         self.lengths = tuple(lengths)
         self.starts = (0, *accumulate(lengths))[:-1]
-        self._keep = keep
+        self.keep = keep
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._states: list[dict[int, torch.Tensor]] = [{} for _ in lengths]
@@ -73,7 +73,7 @@ class Packed:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
         import torch
 
-        if self._keep:
+        if self.keep:
             self._keys.append(k)
             self._values.append(v)
         past = widened(self.prefix.layer(layer)) if self.prefix is not None else None
@@ -112,7 +112,7 @@ class Packed:
         out = torch.empty_like(x)
         for state, start, n in zip(self._states, self.starts, self.lengths, strict=True):
             out[:, start : start + n], after = run(x[:, start : start + n], before, None)
-            if self._keep:
+            if self.keep:
                 state[layer] = after
         return out
 
@@ -127,7 +127,7 @@ class Packed:
         """
         import torch
 
-        if not self._keep:
+        if not self.keep:
             raise InputError("this packed pass kept nothing; make it with keep=True")
         cut = slice(self.starts[index], self.starts[index] + self.lengths[index])
         pairs = []

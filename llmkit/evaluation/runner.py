@@ -50,6 +50,7 @@ def evaluate(
     dtype: str = "float32",
     device: str = "cpu",
     backend: str = "auto",
+    provider: str | None = None,
     max_length: int | None = None,
     add_bos_token: bool | None = None,
     chat_template: bool | str = False,
@@ -69,6 +70,8 @@ def evaluate(
         dtype: the compute dtype; scores are float32 always.
         device: a torch device.
         backend: llmkit, transformers, or auto, which is llmkit's decoder and asks for a choice where no plugin serves.
+            An exported folder is computed by ONNX Runtime (onnx, or auto).
+        provider: ONNX Runtime's, for an exported folder: cpu or cuda.
         max_length: the longest input in tokens; None takes the model's.
         add_bos_token: None leaves it to the tokenizer.
         chat_template: put prompts in the checkpoint's chat format (its template, or its family's), shots as turns;
@@ -96,6 +99,7 @@ def evaluate(
 
     from llmkit.evaluation.execution import run_bench, run_tasks
     from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks
+    from llmkit.onnx.session import OrtDecoder
 
     made = [(p, {s: bench_task(p.bench, s, docs) for s, docs in p.docs.items()}) for p in prepared]
     loaded = load_lm_eval_tasks(others) if others else None
@@ -104,6 +108,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         backend=backend,
+        provider=provider,
         batch_tokens=batch_tokens,
         max_length=max_length,
         add_bos_token=add_bos_token,
@@ -135,7 +140,9 @@ def evaluate(
         "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
     }
     return RunRecord(
-        model=describe_model(ckpt) | {"dtype": dtype, "device": str(lm.decoder.device), "backend": lm.decoder.backend},
+        model=describe_model(ckpt)
+        | {"dtype": dtype, "device": str(lm.decoder.device), "backend": lm.decoder.backend}
+        | (lm.decoder.runtime if isinstance(lm.decoder, OrtDecoder) else {}),
         settings=settings,
         versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -154,6 +161,7 @@ def make_lm(
     dtype: str = "float32",
     device: str = "cpu",
     backend: str = "auto",
+    provider: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     add_bos_token: bool | None = None,
@@ -166,8 +174,8 @@ def make_lm(
         InputError: a chat format is wanted and neither the checkpoint nor its family has one, or none has that name.
     """
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
-    from llmkit.decoder import load_backend
     from llmkit.evaluation.lm import SharedPrefixLM, resolve_max_length
+    from llmkit.onnx.backend import load_backend
     from llmkit.tokenization.chat import encode_pieces, prompt_of
 
     tokenizer = load_tokenizer(ckpt)
@@ -182,7 +190,7 @@ def make_lm(
     if prompt is not None and not isinstance(prompt, ChatTemplate):
         encode_pieces(tokenizer, prompt.pieces([Message("user", "?")]))  # has the tokenizer the format's tokens?
     return SharedPrefixLM(
-        load_backend(ckpt, backend=backend, dtype=dtype, device=device),
+        load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider),
         tokenizer,
         max_length=max_length or resolve_max_length(ckpt.config, tokenizer),
         batch_tokens=batch_tokens,

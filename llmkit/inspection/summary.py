@@ -13,6 +13,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError
 from llmkit.inspection.oddities import find_oddities, find_problems
+from llmkit.layouts import onnx_folder
 from llmkit.quantization.reading import dequantized, describe
 from llmkit.tensors.spec import DType
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
@@ -135,6 +136,8 @@ def _claimed(config: Mapping[str, Any]) -> str | None:
 
 
 def _float_view(ckpt: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    if ckpt.layout == onnx_folder.NAME:
+        return ckpt, []  # its config may speak of how the source was quantized, its tensors are those of the graph
     try:
         return dequantized(ckpt), []
     except LlmkitError as error:
@@ -151,6 +154,8 @@ def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str], l
         if architecture is None:
             return None, None, [], [f"no plugin describes {claimed}: names and shapes are not checked"]
         model = architecture.bind(floats.config)
+        if floats.layout == onnx_folder.NAME:
+            return model, None, [], []  # a graph leaves out what it does not need, and has tensors of its own
         return model, model.check({name: t.spec for name, t in floats.tensors.items()}), [], []
     except LlmkitError as error:
         return None, None, [error.message], []

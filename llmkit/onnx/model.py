@@ -65,10 +65,12 @@ def build_graph(
         with graph.scope(f"layers.{i}"):
             emit_layer(block, context, weights.under(f"layers.{i}"), i, readers[kind], stream)
     with graph.scope("head"):
-        logits = _logits(context, weights, stream.normed(model.final_norm, weights.under("final_norm")))
+        hidden = stream.normed(model.final_norm, weights.under("final_norm"))
+        logits = _logits(context, weights, hidden)
     shape: list[int | str] = ["batch_size", "sequence_length", model.dims.vocab]
     graph.output(logits, "logits", "FLOAT", shape, is_first=True)
     told = {"family": model.family, "attention": attention}
+    told |= {"hidden": str(hidden.name), "hidden_size": str(model.dims.hidden), "dtype": dtype}
     told |= {"state": json.dumps(context.state), "initial": json.dumps(context.initial)}
     return graph.model({f"llmkit.{key}": value for key, value in told.items()})
 

@@ -1,131 +1,133 @@
 """An exported folder as a decoder: ONNX Runtime computes, the caches are those of the torch decoder.
 
 What the graph hands on from one call to the next (keys and values, or a recurrent state) lies in the cache's `memory`,
-so that padded batches, continuations and shared prefixes work as they do with torch.
+so that padded batches, continuations and shared prefixes work as they do with torch. Where the op for attention writes
+in place, keys and values are buffers with room, bound as past and present at once: nothing is copied from step to step.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.decoder.kv import Cache, KVCache, Places
 from llmkit.decoder.packed import Packed
-from llmkit.errors import InputError, RequirementError
-from llmkit.formats.folder import read_json
-from llmkit.onnx.container import MODEL
+from llmkit.errors import InputError
+from llmkit.onnx.binding import BoundSession
+from llmkit.onnx.opening import PROVIDERS, is_onnx_folder, load_onnx
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["PROVIDERS", "OrtDecoder", "is_onnx_folder", "load_onnx"]
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-
-def is_onnx_folder(path: Path) -> bool:
-    """Whether a folder holds a model that `llmkit export` wrote."""
-    return path.is_dir() and (path / MODEL).is_file()
-
-
-def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None) -> OrtDecoder:
-    """The decoder of an exported folder.
-
-    Raises:
-        InputError: no such folder, an unknown provider, or a graph that ONNX Runtime cannot load.
-        RequirementError: ONNX Runtime is not installed, or has no such provider.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RequirementError(
-            "ONNX Runtime is not installed", hint="pip install 'llmkit[cpu]' (or llmkit[gpu]; never both)"
-        ) from error
-    if provider not in PROVIDERS:
-        raise InputError(f"unknown provider {provider!r}", hint=f"one of {', '.join(PROVIDERS)}")
-    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
-        raise RequirementError(
-            f"this ONNX Runtime has no provider {provider!r}",
-            hint="pip uninstall onnxruntime; pip install 'llmkit[gpu]'" if provider == "cuda" else "reinstall it",
-        )
-    if not is_onnx_folder(folder):
-        raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=[PROVIDERS[provider]])
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"ONNX Runtime cannot load {folder / MODEL}: {first}") from error
-    config = read_json(folder / "config.json")
-    return OrtDecoder(session, registry.require(config, folder.name).bind(config))
+_SCORES_NBYTES = 256 << 20  # scores and their bias in memory at a time: longer prompts are computed in stretches
+_LEAST_STEP = 64
+_DTYPES = {"FLOAT": "float32"}
+_KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class OrtDecoder:
-    """A session with the interface of `llmkit.decoder.Decoder`; what it calls hidden states are the logits.
+    """A session with the interface of `llmkit.decoder.Decoder`.
+
+    Args:
+        session: the graph, or the part of it that ends before the head.
+        model: the architecture bound to its config; None where no plugin describes it.
+        head: the rest of the graph. Without one, what it calls hidden states are the logits.
+        context: the longest sequence it was trained for, where there is no `model` to say it.
 
     Attributes:
-        model: the architecture bound to its config.
-        session: the ONNX Runtime session.
+        session: the ONNX Runtime session that runs the layers.
         device: where its inputs and outputs are.
+        n_vocab: the number of tokens.
+        runtime: what a run record says of it: provider, version, and the dtype where the graph tells.
     """
 
-    def __init__(self, session: Any, model: Model) -> None:
+    backend = "onnx"
+
+    def __init__(
+        self, session: Any, model: Model | None = None, *, head: Any = None, context: int | None = None
+    ) -> None:
         import torch
 
-        self.session, self.model, self.device = session, model, torch.device("cpu")
-        self._inputs = {i.name: i for i in session.get_inputs()}
-        self._outputs = [o.name for o in session.get_outputs()]
+        self.session, self.model, self.device = session, model, _device(session)
+        self._session = BoundSession(session, self.device)
+        self._head = BoundSession(head, self.device) if head is not None else None
         known = session.get_modelmeta().custom_metadata_map
-        self._one_row = known.get("llmkit.attention") == "gqa"
-        self._state: dict[str, str] = json.loads(known.get("llmkit.state", "{}"))
+        self.runtime = _runtime(session, known.get("llmkit.dtype"))
+        self._state: dict[str, str] = (
+            json.loads(known["llmkit.state"]) if "llmkit.state" in known else _paired(self._session)
+        )
         self._initial: dict[str, list[float]] = json.loads(known.get("llmkit.initial", "{}"))
-        kinds: set[Any] = {getattr(block, "position", None) for block in model.blocks}
+        self._pasts = [name for name in self._state if len(self._session.inputs[name].shape) == 4]
+        self._in_place = known.get("llmkit.attention") == "gqa" and bool(self._pasts)
+        self._context = model.dims.context if model is not None else context
+        self._heads = model.dims.heads if model is not None else self._session.inputs[self._pasts[0]].shape[1]
+        self.n_vocab = (self._head or self._session).outputs["logits"].shape[-1] if model is None else model.dims.vocab
+        kinds: set[Any] = {getattr(block, "position", None) for block in model.blocks} - {None} if model else set()
         self._feeders = [kind for kind in kinds if hasattr(kind, "onnx_feeds")]
-        limits = [kind.onnx_sharing_limit for kind in self._feeders if hasattr(kind, "onnx_sharing_limit")]
-        self.exact_sharing_limit: int | None = min(limits, default=None)
+        self.exact_sharing_limit: int | None = None
+        self.rebuilt_past: int | None = None
+        if model is not None:
+            from llmkit.decoder.positions import build_positions
+
+            readers = [build_positions(kind, model.dims, torch.float32, self.device) for kind in kinds]
+            limits = [r.exact_sharing_limit for r in readers if r.exact_sharing_limit is not None]
+            self.exact_sharing_limit = min(limits, default=None)
+            self.rebuilt_past = min((r.rebuilt_past for r in readers if r.rebuilt_past is not None), default=None)
 
     @property
     def context(self) -> int | None:
         """The longest sequence it was trained for, in tokens; None when the config does not say."""
-        return self.model.dims.context
+        return self._context
+
+    def new_cache(self, capacity: int = 0) -> KVCache:
+        """An empty cache with room for `capacity` tokens at first; it grows by itself."""
+        return KVCache(capacity)
 
     def __call__(
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits [B, S, vocab] in float32; see `llmkit.decoder.Decoder.hidden`."""
-        import torch
-
-        ids = torch.as_tensor(input_ids)
-        if ids.dim() != 2 or ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.dims.vocab:
-            raise InputError(f"token ids [B, S] must lie in 0..{self.model.dims.vocab - 1}")
-        used: Any = cache if cache is not None else KVCache(keep=False)
-        places = used.begin(ids, mask)
-        self._feed_places(ids, places, used)
-        if isinstance(used, Packed):
-            logits = self._packed(ids, used, places)
-        else:
-            seen = used.mask if used.mask is not None else torch.ones(len(ids), used.length + ids.shape[1])
-            logits, after = self._run(ids, seen.long(), places.positions, used.memory, used.length)
-            used.memory.update(after)
-        used.end()
-        return logits
+        return self.logits(self.hidden(input_ids, cache, mask))
 
     def hidden(
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The logits: the head is part of the graph."""
-        return self(input_ids, cache, mask)
+        """What enters the head, [B, S, hidden]; the logits where the graph was not divided."""
+        import torch
+
+        ids = torch.as_tensor(input_ids, device=self.device)
+        if ids.dim() != 2 or ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.n_vocab:
+            raise InputError(
+                f"token ids [B, S] must lie in 0..{self.n_vocab - 1}",
+                hint="the tokenizer must be the one that belongs to this model",
+            )
+        with torch.inference_mode():
+            used: Any = cache if cache is not None else KVCache(keep=False)
+            places = used.begin(ids, mask)
+            self._feed_places(ids, places, used)
+            if isinstance(used, Packed):
+                found = self._packed(ids, used, places)
+            else:
+                past, total = used.length, used.length + ids.shape[1]
+                seen = used.mask if used.mask is not None else torch.ones(len(ids), total, device=self.device)
+                memory = self._roomy(used.memory, len(ids), past, total, used.capacity)
+                found, after = self._run(ids, seen.long(), places.positions, memory, past)
+                used.memory.update(after)
+            used.end()
+        return found
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What `hidden` gave, as it is."""
-        return hidden
+        """Float32 logits [..., vocab] of what `hidden` gave."""
+        if self._head is None:
+            return hidden
+        (name,) = self._head.inputs
+        rows = hidden.reshape(1, -1, hidden.shape[-1]).to(self._head.dtype_of(name))
+        sizes = {"batch_size": 1, "sequence_length": rows.shape[1]}
+        return self._head.run({name: rows}, {}, sizes)["logits"].view(*hidden.shape[:-1], -1)
 
     def _feed_places(self, ids: torch.Tensor, places: Places, cache: Any) -> None:
         """What a position kind asks for of each sequence, looked up in its first tokens."""
@@ -136,63 +138,173 @@ class OrtDecoder:
             for row, start, stop in places.spans:
                 found.append({} if cache.memory else kind.onnx_feeds(ids[row, start:stop].tolist()))
             for name in found[0]:
-                cache.memory[name] = torch.tensor([f[name] for f in found])
+                cache.memory[name] = torch.tensor([f[name] for f in found], device=self.device)
 
     def _packed(self, ids: torch.Tensor, cache: Packed, places: Places) -> torch.Tensor:
-        """Segments of one length are the rows of one call: nothing is padded."""
+        """Segments without padding: one after the other in one buffer, or those of one length as rows of a call."""
         import torch
 
-        before = dict(cache.memory)
-        out = torch.empty(1, ids.shape[1], self.model.dims.vocab)
         kept: list[dict[str, torch.Tensor]] = [{} for _ in cache.lengths]
+        pieces: list[torch.Tensor] = [ids] * len(cache.lengths)
+        buffers: dict[str, torch.Tensor] = {}
+        if self._in_place:
+            first = {name: cache.memory[name][:1] for name in self._pasts if name in cache.memory}
+            buffers = self._roomy(first, 1, cache.past, cache.past + max(cache.lengths), 0, is_shared=True)
+        for chosen in self._groups(cache):
+            length = cache.lengths[chosen[0]]
+            total = cache.past + length
+            cuts = [slice(cache.starts[i], cache.starts[i] + length) for i in chosen]
+            rows = torch.cat([ids[:, cut] for cut in cuts])
+            at = torch.cat([places.positions[:, cut] for cut in cuts])
+            memory = {name: held[chosen] for name, held in cache.memory.items() if name not in buffers} | buffers
+            mask = torch.ones(len(chosen), total, dtype=torch.int64, device=self.device)
+            found, after = self._run(rows, mask, at, memory, cache.past)
+            for row, i in enumerate(chosen):
+                pieces[i] = found[row : row + 1]
+                if cache.keep:
+                    whole = {name: held[row : row + 1] for name, held in {**memory, **after}.items()}
+                    kept[i] = {n: h[:, :, :total].clone() if n in buffers else h for n, h in whole.items()}
+        cache.memory = _stacked(kept) if cache.keep else {}
+        return torch.cat(pieces, 1)
+
+    def _groups(self, cache: Packed) -> list[list[int]]:
+        """Segments that are computed in one call: of one length, and no more than memory allows."""
+        if self._in_place:
+            return [[i] for i in range(len(cache.lengths))]
+        groups: list[list[int]] = []
         for length in sorted(set(cache.lengths)):
-            chosen = [i for i, n in enumerate(cache.lengths) if n == length]
-            starts = [cache.starts[i] for i in chosen]
-            rows = torch.stack([ids[0, s : s + length] for s in starts])
-            at = torch.stack([places.positions[0, s : s + length] for s in starts])
-            memory = {name: held[chosen] for name, held in before.items()}
-            logits, after = self._run(rows, torch.ones(len(chosen), cache.past + length).long(), at, memory, cache.past)
-            for row, (i, start) in enumerate(zip(chosen, starts, strict=True)):
-                out[0, start : start + length] = logits[row]
-                kept[i] = {name: held[row : row + 1] for name, held in {**memory, **after}.items()}
-        cache.memory = _stacked(kept)
-        return out
+            same = [i for i, n in enumerate(cache.lengths) if n == length]
+            total = cache.past + length
+            width = sum(shape[1] * shape[3] for shape in (self._session.inputs[n].shape for n in self._pasts))
+            n = max(1, _SCORES_NBYTES // (4 * total * (self._heads * length + width)))
+            groups += [same[i : i + n] for i in range(0, len(same), n)]
+        return groups
+
+    def _roomy(
+        self,
+        memory: Mapping[str, torch.Tensor],
+        batch: int,
+        past: int,
+        total: int,
+        capacity: int,
+        *,
+        is_shared: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """The memory, its keys and values in buffers of at least `total` tokens where the op writes in place.
+
+        Args:
+            is_shared: others hold the same tensors: they are not written to.
+        """
+        import torch
+
+        found = dict(memory)
+        for name in self._pasts if self._in_place else ():
+            held = memory.get(name)
+            if held is not None and held.shape[2] >= total and held.is_contiguous() and not is_shared:
+                continue
+            shape = self._session.inputs[name].shape
+            room = max(total, capacity, 2 * held.shape[2] if held is not None and not is_shared else 0)
+            dtype = self._session.dtype_of(name)
+            found[name] = torch.zeros(batch, shape[1], room, shape[3], dtype=dtype, device=self.device)
+            if held is not None:
+                found[name][:, :, :past] = held[:, :, :past]
+        return found
 
     def _run(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, memory: Mapping[str, Any], past: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """One call, or one for each row where the op takes no batch after the first tokens."""
+        """Hidden states and what the graph hands on: of one call, or of several where one would not do.
+
+        Long prompts are computed in stretches. GroupQueryAttention takes but one row that has a past and several new
+        tokens; rows are written into their places in the buffers then.
+        """
         import torch
 
-        if self._one_row and past and len(ids) > 1 and ids.shape[1] > 1:
-            parts = [
-                self._run(ids[i : i + 1], mask[i : i + 1], positions[i : i + 1],
-                          {n: m[i : i + 1] for n, m in memory.items()}, past)
-                for i in range(len(ids))
-            ]  # fmt: skip
-            names = parts[0][1]
-            return torch.cat([p[0] for p in parts]), {n: torch.cat([p[1][n] for p in parts]) for n in names}
+        new = ids.shape[1]
+        step = self._stretch(len(ids), past + new)
+        if self._in_place and len(ids) > 1 and new > 1 and (past or step < new):
+            parts = []
+            for i in range(len(ids)):
+                row = slice(i, i + 1)
+                own = {name: held[row] for name, held in memory.items()}
+                parts.append(self._run(ids[row], mask[row], positions[row], own, past))
+            after = {n: memory[n] if n in self._pasts else torch.cat([p[1][n] for p in parts]) for n in parts[0][1]}
+            return torch.cat([p[0] for p in parts]), after
+        found, after = [], {}
+        for start in range(0, new, step):
+            cut = slice(start, min(start + step, new))
+            seen = past + cut.stop
+            part, more = self._call(ids[:, cut], mask[:, :seen], positions[:, cut], {**memory, **after}, past + start)
+            found.append(part)
+            after |= more
+        return found[0] if len(found) == 1 else torch.cat(found, 1), after
+
+    def _stretch(self, batch: int, total: int) -> int:
+        """How many new tokens one call takes: what later tokens change is computed whole."""
+        limit = self.exact_sharing_limit
+        if limit is not None and total > limit:
+            return total
+        return max(_LEAST_STEP, _SCORES_NBYTES // (4 * batch * self._heads * total))
+
+    def _call(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, memory: Mapping[str, Any], past: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        feeds |= {name: self._held(name, memory, len(ids), past) for name in self._inputs if name not in feeds}
-        given = {n: f.contiguous().numpy() for n, f in feeds.items() if n in self._inputs}
-        found = dict(zip(self._outputs, self.session.run(None, given), strict=True))
-        logits = torch.from_numpy(found["logits"])
-        return logits, {name: torch.from_numpy(found[out]) for name, out in self._state.items()}
+        names = [name for name in self._session.inputs if name not in feeds]
+        given = {n: f for n, f in feeds.items() if n in self._session.inputs}
+        given |= {name: self._held(name, memory, len(ids), past) for name in names}
+        into = {self._state[name]: memory[name] for name in self._pasts} if self._in_place else {}
+        sizes = {"batch_size": len(ids), "sequence_length": ids.shape[1], "total_sequence_length": mask.shape[1]}
+        found = self._session.run(given, into, sizes)
+        first = next(iter(self._session.outputs))
+        return found[first], {name: found[out] for name, out in self._state.items()}
 
     def _held(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
         """An input that goes on from call to call; before the first one it is empty, or as the graph says."""
         import torch
 
-        shape = self._inputs[name].shape
+        shape = self._session.inputs[name].shape
         if name in memory:
             kept: torch.Tensor = memory[name]
-            return kept[:, :, :past] if len(shape) == 4 else kept
+            return kept if self._in_place or len(shape) != 4 else kept[:, :, :past]
+        dtype = self._session.dtype_of(name)
         if len(shape) == 4:
-            dtype = torch.float16 if self._inputs[name].type == "tensor(float16)" else torch.float32
-            return torch.zeros(batch, shape[1], 0, shape[3], dtype=dtype)
-        empty = torch.zeros(batch, *shape[1:])
+            return torch.zeros(batch, shape[1], 0, shape[3], dtype=dtype, device=self.device)
+        empty = torch.zeros(batch, *shape[1:], dtype=dtype, device=self.device)
         values = self._initial.get(name)
-        return empty if values is None else empty + torch.tensor(values)[None, :, None]
+        return empty if values is None else empty + torch.tensor(values, device=self.device)[None, :, None]
+
+
+def _device(session: Any) -> torch.device:
+    """Where tensors lie: on the GPU where session and torch have one."""
+    import torch
+
+    is_cuda = session.get_providers()[0] == PROVIDERS["cuda"] and torch.cuda.is_available()
+    return torch.device("cuda" if is_cuda else "cpu")
+
+
+def _runtime(session: Any, dtype: str | None) -> dict[str, str]:
+    import onnxruntime
+
+    names = {provider: name for name, provider in PROVIDERS.items()}
+    first = session.get_providers()[0]
+    known = {"provider": names.get(first, first), "onnxruntime": onnxruntime.__version__}
+    return known if dtype is None else known | {"dtype": _DTYPES.get(dtype, dtype.lower())}
+
+
+def _paired(session: BoundSession) -> dict[str, str]:
+    """Inputs that go on from call to call and the outputs they go on from, by the names that Optimum gives them.
+
+    Raises:
+        InputError: it has an input that nothing here feeds.
+    """
+    found = {name: name.replace("past_key_values.", "present.", 1) for name in session.inputs}
+    found = {name: out for name, out in found.items() if name != out and out in session.outputs}
+    left = [name for name in session.inputs if name not in (*_KNOWN_INPUTS, *found)]
+    if left or not found:
+        what = f"needs {left[0]}, which nothing feeds" if left else "keeps no past_key_values"
+        raise InputError(f"this graph {what}", hint="llmkit export MODEL --to onnx writes one that can be run")
+    return found
 
 
 def _stacked(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

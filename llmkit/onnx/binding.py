@@ -1,0 +1,94 @@
+"""A session that reads and writes torch tensors where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BoundSession"]
+
+# torch's name -> ONNX's number of the element type
+_ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11,
+             "bfloat16": 16}  # fmt: skip
+_NAMES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+
+
+class BoundSession:
+    """An ONNX Runtime session over torch tensors.
+
+    Args:
+        session: the session.
+        device: where tensors lie.
+
+    Attributes:
+        inputs, outputs: names, types and shapes, as ONNX Runtime tells them.
+    """
+
+    def __init__(self, session: Any, device: torch.device) -> None:
+        self.session, self.device = session, device
+        self.inputs = {i.name: i for i in session.get_inputs()}
+        self.outputs = {o.name: o for o in session.get_outputs()}
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype of an input or output."""
+        import torch
+
+        stated = (self.inputs.get(name) or self.outputs[name]).type
+        found: torch.dtype = getattr(torch, _NAMES.get(stated, stated[len("tensor(") : -1]))
+        return found
+
+    def run(
+        self, feeds: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+    ) -> dict[str, torch.Tensor]:
+        """One call; the outputs by name.
+
+        Args:
+            feeds: a tensor for each input.
+            into: outputs that are written into tensors of the caller's.
+            sizes: free dimensions by name, from which other outputs' shapes follow. Where that is not enough, ONNX
+                Runtime makes the output, and it is copied.
+        """
+        binding = self.session.io_binding()
+        held = {name: feed.to(self.device).contiguous() for name, feed in feeds.items()}
+        for name, feed in held.items():
+            binding.bind_input(name, *self._place(feed))
+        found, unknown = {}, []
+        for name, output in self.outputs.items():
+            tensor = into.get(name)
+            if tensor is None:
+                tensor = self._empty(name, output.shape, sizes)
+            if tensor is None:
+                binding.bind_output(name, "cpu")
+                unknown.append(name)
+            else:
+                found[name] = tensor
+                binding.bind_output(name, *self._place(tensor))
+        binding.synchronize_inputs()
+        self.session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        if unknown:
+            import torch
+
+            values = dict(zip(self.outputs, binding.get_outputs(), strict=True))
+            found |= {name: torch.from_numpy(values[name].numpy()).to(self.device) for name in unknown}
+        return found
+
+    def _empty(self, name: str, shape: list[Any], sizes: Mapping[str, int]) -> torch.Tensor | None:
+        import torch
+
+        known = [n if isinstance(n, int) else sizes.get(n) for n in shape]
+        if any(n is None for n in known):
+            return None
+        return torch.empty([int(n or 0) for n in known], dtype=self.dtype_of(name), device=self.device)
+
+    def _place(self, tensor: torch.Tensor) -> tuple[Any, ...]:
+        """Device, element type, shape and address, as binding takes them."""
+        import torch
+
+        element = _ELEMENTS[str(tensor.dtype).removeprefix("torch.")]
+        # what is empty has no address, which ONNX Runtime wants all the same
+        at = tensor if tensor.numel() else torch.empty(1, device=tensor.device)
+        return self.device.type, self.device.index or 0, element, list(tensor.shape), at.data_ptr()

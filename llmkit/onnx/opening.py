@@ -1,0 +1,130 @@
+"""Opening an exported folder with ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture import registry
+from llmkit.errors import InputError, RequirementError, nearest
+from llmkit.formats.folder import read_json
+from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
+from llmkit.onnx.container import MODEL
+from llmkit.onnx.split import split_head
+
+if TYPE_CHECKING:
+    from llmkit.onnx.session import OrtDecoder
+
+__all__ = ["PROVIDERS", "check_provider", "is_onnx_folder", "load_onnx", "original_config"]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CONFIGS = (ORIGINAL_CONFIG, "config.json")
+
+
+def is_onnx_folder(path: Path) -> bool:
+    """Whether a folder holds a model that `llmkit export` wrote."""
+    return path.is_dir() and (path / MODEL).is_file()
+
+
+def original_config(folder: Path) -> dict[str, Any]:
+    """The config that the model was published with; config.json may be one that Optimum understands.
+
+    Raises:
+        InputError: there is none, or it is no object.
+    """
+    name = next((name for name in _CONFIGS if (folder / name).is_file()), _CONFIGS[-1])
+    config = read_json(folder / name)
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / name}: expected an object, found {type(config).__name__}")
+    return config
+
+
+def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None) -> OrtDecoder:
+    """The decoder of an exported folder.
+
+    Args:
+        folder: what `llmkit export` wrote.
+        provider: cpu or cuda.
+        threads: for one operator; ONNX Runtime's choice where not given.
+
+    Raises:
+        InputError: no such folder, an unknown provider, or a graph that ONNX Runtime cannot load.
+        RequirementError: ONNX Runtime is not installed, or has no such provider.
+    """
+    from llmkit.onnx.session import OrtDecoder
+
+    check_provider(provider)
+    if not is_onnx_folder(folder):
+        raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
+    config = original_config(folder)
+    halves = _halves(folder / MODEL)
+    sessions = [_session(folder, half, provider, threads) for half in halves]
+    is_ours = "llmkit.state" in sessions[0].get_modelmeta().custom_metadata_map
+    architecture = registry.require(config, folder.name) if is_ours else None
+    model = architecture.bind(config) if architecture is not None else None
+    head = sessions[1] if len(sessions) > 1 else None
+    return OrtDecoder(sessions[0], model, head=head, context=_context(config))
+
+
+def check_provider(provider: str) -> None:
+    """Refuse a provider that is unknown, or that the installed ONNX Runtime does not have.
+
+    Raises:
+        InputError: it is unknown.
+        RequirementError: ONNX Runtime is not installed, or has not got it.
+    """
+    if provider not in PROVIDERS:
+        guess = nearest(provider, tuple(PROVIDERS))
+        raise InputError(
+            f"unknown provider {provider!r}; expected {', '.join(PROVIDERS)}",
+            hint=f"did you mean {guess}?" if guess else "--provider cpu",
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RequirementError(
+            "ONNX Runtime is not installed", hint="pip install 'llmkit[cpu]' (or llmkit[gpu]; never both)"
+        ) from error
+    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        found = ", ".join(onnxruntime.get_available_providers())
+        raise RequirementError(
+            f"this ONNX Runtime has no provider {provider!r}; it has {found}",
+            hint="pip uninstall onnxruntime && pip install 'llmkit[gpu]' on a machine with a GPU, or --provider cpu",
+        )
+
+
+def _halves(path: Path) -> list[bytes | None]:
+    """The serialized parts of a graph that is marked; [None], for the file as it is, of one that is not."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load_model(str(path), load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise InputError(f"{path} is no ONNX model, or is cut short: {str(error).splitlines()[0]}") from error
+    return list(split_head(proto) or (None,))
+
+
+def _session(folder: Path, part: bytes | None, provider: str, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Where external data lies, for a model that comes as bytes.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+    source = part if part is not None else str(folder / MODEL)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=[PROVIDERS[provider]])
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"ONNX Runtime cannot load {folder / MODEL}: {first}", hint=f"llmkit verify {folder} finds damaged files"
+        ) from error
+
+
+def _context(config: Mapping[str, Any]) -> int | None:
+    found = next((config[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if k in config), None)
+    return found if isinstance(found, int) else None

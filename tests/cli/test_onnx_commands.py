@@ -1,0 +1,141 @@
+"""An exported folder on the command line: generate, perplexity, eval, inspect, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+BASE = Path(__file__).resolve().parents[2] / "evalsets" / "mini" / "base"
+
+
+@pytest.fixture(scope="module", params=["link", "copy"])
+def exported(request, tiny, tmp_path_factory):
+    from llmkit.cli.app import main
+
+    folder = tmp_path_factory.mktemp("onnx") / f"out-{request.param}"
+    code = main(
+        ["export", str(tiny), "--to", "onnx", "--weights", request.param, "--no-check", "-q", "-o", str(folder)]
+    )
+    assert code == 0
+    assert (folder / "model.safetensors").exists() == (request.param == "link")
+    return folder
+
+
+def test_generate(call, tiny, exported):
+    args = ["w5 w6 w7", "--max-tokens", "12", "--json"]
+    found = call("generate", exported, *args)
+    assert found.code == 0, found.err
+    assert found.document["tokens"] == call("generate", tiny, *args).document["tokens"]
+    assert found.document["n_tokens"] > 3
+
+
+def test_perplexity(call, tiny, exported, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{i % 120}" for i in range(300)))
+    args = ["--text", text, "--context", "64", "--stride", "32", "--json"]
+    found, wanted = call("perplexity", exported, *args), call("perplexity", tiny, *args)
+    assert found.document["perplexity"] == pytest.approx(wanted.document["perplexity"], rel=1e-5)
+    assert found.document["n_scored"] == wanted.document["n_scored"]
+
+
+def test_eval_gives_the_scores_of_the_torch_decoder(call, tmp_path):
+    assert call("export", BASE, "--to", "onnx", "--no-check", "-o", tmp_path / "out").code == 0
+    args = ["--bench", "mini", "--limit", "4", "--log-samples", "--json"]
+    found, wanted = call("eval", tmp_path / "out", *args), call("eval", BASE, *args)
+    assert found.code == wanted.code == 0, found.err
+    assert found.document["model"]["backend"] == "onnx"
+    assert found.document["model"]["provider"] == "cpu"
+    a, b = found.document["samples"], wanted.document["samples"]
+    assert list(a) == list(b)
+    pairs = [(x, y) for name in a for x, y in zip(a[name], b[name], strict=True)]
+    assert len(pairs) >= 8
+    for x, y in pairs:
+        assert [r[0] for r in x["responses"]] == pytest.approx([r[0] for r in y["responses"]], abs=2e-4)
+        assert [r[1] for r in x["responses"]] == [r[1] for r in y["responses"]]
+
+
+def test_inspect(call, exported):
+    done = call("inspect", exported, "--json")
+    graph = done.document["details"]["onnx"]
+    assert done.document["layout"] == "onnx"
+    assert done.document["architecture"] == "llama"
+    assert done.document["problems"] == done.document["oddities"] == []
+    assert graph["ops"]["com.microsoft.GroupQueryAttention"] == 2
+    assert graph["opset"] == {"ai.onnx": 23, "com.microsoft": 1}
+    assert [v["name"] for v in graph["inputs"]][:4] == [
+        "input_ids", "attention_mask", "position_ids", "past_key_values.0.key",
+    ]  # fmt: skip
+    assert graph["outputs"][0] == {
+        "name": "logits", "dtype": "FLOAT", "shape": ["batch_size", "sequence_length", 130],
+    }  # fmt: skip
+    lies_in = {w["file"] for w in graph["weights"]}
+    assert lies_in == {"model.safetensors" if "link" in exported.name else "model.onnx.data"}
+    assert sum(w["nbytes"] for w in graph["weights"]) == done.document["nbytes"] == 4 * done.document["n_parameters"]
+    shown = call("inspect", exported).out
+    assert "past_key_values.N.key  FLOAT  batch_size × 2 × past_sequence_length × 16  (N = 0..1)" in shown
+    assert "com.microsoft.GroupQueryAttention" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "hint"),
+    [
+        (["--provider", "cuda"], "this ONNX Runtime has no provider 'cuda'; it has ", "pip install 'llmkit[gpu]'"),
+        (["--provider", "cpuu"], "unknown provider 'cpuu'; expected cpu, cuda", "did you mean cpu?"),
+        (["--dtype", "bfloat16"], "--dtype bfloat16 is torch's, and out-", "llmkit export --dtype chooses it"),
+        (["--device", "cuda"], "--device cuda is torch's, and out-", "--provider cuda"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_options_that_do_not_fit(call, exported, options, error, hint):
+    import onnxruntime
+
+    if "cuda" in options and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the provider")
+    done = call("generate", exported, "w5", *options)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith(f"error: {error}")
+    assert hint in done.err.splitlines()[1]
+
+
+def test_a_model_that_is_no_folder_for_onnx_runtime(call, tiny):
+    done = call("generate", tiny, "w5", "--backend", "onnx")
+    assert done.code == 2
+    assert done.err == (
+        "error: tiny is no folder for ONNX Runtime\nhint: llmkit export tiny --to onnx -o OUT makes one\n"
+    )
+    done = call("generate", tiny, "w5", "--provider", "cpu")
+    assert done.code == 2
+    assert done.err.startswith("error: --provider is ONNX Runtime's, and tiny is computed by torch\n")
+
+
+@pytest.fixture
+def broken(exported, tmp_path):
+    """A copy to damage; nothing of it is linked."""
+    return Path(shutil.copytree(exported, tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["generate", "w5"], ["eval", "--bench", "mini", "--limit", "1"]])
+def test_damaged_folders(call, broken, command):
+    name, *rest = command
+    weights = next(broken / n for n in ("model.safetensors", "model.onnx.data") if (broken / n).exists())
+    os.truncate(weights, 5000)
+    done = call(name, broken, *rest)
+    assert done.code == 2
+    assert f"{weights} has 5000 bytes, but " in done.err
+    weights.unlink()
+    done = call(name, broken, *rest)
+    assert done.err == (
+        f"error: {broken / 'model.onnx'} needs {weights.name}, which is not there\nhint: export the model again\n"
+    )
+    graph = broken / "model.onnx"
+    os.truncate(graph, 3000)
+    done = call(name, broken, *rest)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {graph} is no ONNX model, or is cut short: ")
+    done = call(name, graph, *rest)
+    assert done.err == (f"error: {graph} is a graph, whose weights lie beside it\nhint: give the folder: {broken}\n")
