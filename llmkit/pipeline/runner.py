@@ -23,7 +23,7 @@ from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
 from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.tensors.lazy import Context, Rows
+from llmkit.tensors.lazy import Context, Read, Rows
 from llmkit.tensors.loading import import_torch
 from llmkit.tensors.moving import Mover, is_moved
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["WriteObserver", "default_workers", "run_plan"]
+
+COPY_NBYTES = 2**20  # of a tensor that only moves: read, hashed and written while it is in the second-level cache
 
 
 class WriteObserver(Protocol):
@@ -218,6 +220,10 @@ class _Run:
         """A step that only moves bytes, without torch."""
         if self._stop.is_set() or self._resumed(step):
             return
+        node = moved_tensor(step)
+        if node is not None:
+            self._copy_step(step, node)
+            return
         hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
         reads: dict[int, ReadHash] = {}
         mover = Mover(lambda node, rows, data: observe_read(reads, node, rows, data))
@@ -227,8 +233,29 @@ class _Run:
             results = mover.evaluate(step.node, rows)
             for placement in step.placements:
                 start, _ = step.node.output_rows(placement.index, rows)
-                self._write_bytes(placement, start, results[placement.index], hashers[placement.name])
+                offset = placement.offset + start * placement.spec.row_nbytes
+                self._write_bytes(placement, offset, results[placement.index], hashers[placement.name])
         self._finish_step(step, hashers, reads)
+
+    def _copy_step(self, step: Step, node: Read) -> None:
+        """A step whose output is a stored tensor as it is: one buffer, and one hash for what is read and written."""
+        placement = step.placements[0]
+        hasher = Hasher(placement.file in self._with_crc)
+        buffer = memoryview(bytearray(min(step.write_nbytes, COPY_NBYTES)))
+        for start in range(0, step.write_nbytes, COPY_NBYTES):
+            if self._stop.is_set():
+                return
+            view = buffer[: min(COPY_NBYTES, step.write_nbytes - start)]
+            node.source.fill(view, node.offset + start)
+            self._write_bytes(placement, placement.offset + start, view, hasher)
+        digest = hasher.hexdigest()
+        entry = {
+            "tensors": {step.name: digest},
+            "crc32": {} if hasher.crc is None else {step.name: hasher.crc},
+            "reads": [[str(node.source.path), node.name, digest]],
+        }
+        self.partial.record(step.name, entry)
+        self._keep(entry)
 
     def _finish_step(self, step: Step, hashers: Mapping[str, Hasher], reads: Mapping[int, ReadHash]) -> None:
         entry = {
@@ -251,14 +278,14 @@ class _Run:
             )
         if self.observe is not None:
             self.observe(placement.name, start, data)
-        self._write_bytes(placement, start, _bytes_of(data), hasher)
+        self._write_bytes(placement, placement.offset + start * placement.spec.row_nbytes, _bytes_of(data), hasher)
 
-    def _write_bytes(self, placement: Placement, start: int, view: memoryview, hasher: Hasher) -> None:
-        """Write rows from `start` of a tensor."""
+    def _write_bytes(self, placement: Placement, offset: int, view: memoryview, hasher: Hasher) -> None:
+        """Write bytes of a tensor at an offset of its file."""
         hasher.update(view)
         # One writer at a time: the kernel locks the file anyway, and spinning for it took longer than the writing.
         with self._writing, disk_errors(self.partial.path / placement.file):
-            _pwrite(self._fds[placement.file], view, placement.offset + start * placement.spec.row_nbytes)
+            _pwrite(self._fds[placement.file], view, offset)
         self.progress.advance(len(view), placement.name)
 
     def _resumed(self, step: Step) -> bool:
