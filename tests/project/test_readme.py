@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import llmkit
+from llmkit.architecture.registry import default_registry
 from llmkit.cli.app import main
+from llmkit.decoder.contract import random_checkpoint
 from llmkit.transforms import delta
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llmkit.save(delta.apply(base, change), folder / "my-tuned-7b")
     for name in ("wiki.txt", "my.txt"):
         (folder / name).write_text((mini / "text.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    chatglm = next(default_registry().load(p) for p in default_registry().plugins if p.name == "chatglm2")
+    llmkit.save(random_checkpoint(chatglm, chatglm.tiny_config()), folder / "chatglm3-6b")
+    coded_releases(folder)
     talk = [{"role": r, "content": c} for r, c in (("user", "Who?"), ("assistant", "I."), ("user", "And you?"))]
     (folder / "talk.json").write_text(json.dumps(talk), encoding="utf-8")
     questions = [[f"What is {i}?", "one", "two", "three", "four", "ABCD"[i % 4]] for i in range(8)]
@@ -63,6 +68,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows += [[str(i), *row, ""] for i, row in enumerate(questions)]
             write(folder / "ceval" / part / f"{subject}_{part}.csv", rows)
     return folder
+
+
+def coded_releases(folder: Path) -> None:
+    """An XOR release and an encrypted one, made of small models."""
+    sys.path.insert(0, str(ROOT / "tests" / "releases"))
+    import release_world as world
+
+    tuned = world.write_hf(folder / "tuned-hf", tuned=1)
+    world.write_xor_payload(
+        folder / "pygmalion-7b" / "xor_encoded_files", world.write_hf(folder / "llama-7b-hf"), tuned
+    )
+    (folder / "7B").mkdir()
+    key = world.write_key(folder / "7B" / "consolidated.00.pth")
+    world.write_encrypted(folder / "BELLE-7B-enc", tuned, key)
 
 
 def write(path: Path, rows: list[list[str]]) -> None:
@@ -81,7 +100,8 @@ def run(section: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_shown_of_the_tool_works(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    for section in ("Deltas", "Adapters", "Quantization", "Evaluation", "Prompts and tokenizers", "Look"):
+    shown = ["Deltas", "Adapters", "Layouts", "Quantization", "ONNX", "Evaluation", "Prompts and tokenizers", "Look"]
+    for section in shown:
         run(section, capsys)
 
 
