@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from llmkit.architecture.names import Names, Transposed
-from llmkit.errors import InputError
+from llmkit.errors import InputError, listing
 from llmkit.formats import msgpack_stream
+from llmkit.formats.folder import is_weight_file
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import assumed_config, with_config_beside
 from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, to_hf
@@ -43,8 +45,8 @@ def find(candidate: Candidate) -> Opened | None:
     Raises:
         InputError: truncated or malformed, or the tensors are not those of one model.
     """
-    path = candidate.main
-    if path is None or not msgpack_stream.looks_like(candidate.head):
+    path = _stream(candidate)
+    if path is None:
         return None
     where = str(path)
     tensors = _named(where, msgpack_stream.read(path))
@@ -59,6 +61,24 @@ def find(candidate: Candidate) -> Opened | None:
         )
         notes += assumed
     return Opened(NAME, to_hf(where, tensors, config, SPELLING), config, notes=tuple(notes))
+
+
+def _stream(candidate: Candidate) -> Path | None:
+    """The file that is a stream; in a folder without other weights the only one, whatever its name."""
+    if candidate.main is not None:
+        return candidate.main if msgpack_stream.looks_like(candidate.head) else None
+    if any(is_weight_file(name) for name in candidate.names):
+        return None
+    found = []
+    for name in candidate.names:
+        if not name.endswith((".json", ".txt", ".md", ".model", ".jinja")):
+            with (candidate.folder / name).open("rb") as file:
+                found += [name] if msgpack_stream.looks_like(file.read(16)) else []
+    if len(found) > 1:
+        raise InputError(
+            f"{candidate.folder} holds {len(found)} streams of EasyLM: {listing(found)}", hint="name the one to read"
+        )
+    return candidate.folder / found[0] if found else None
 
 
 def _named(where: str, stored: Mapping[str, Lazy]) -> dict[str, Lazy]:

@@ -44,6 +44,17 @@ def test_dry_runs_load_nothing_heavy(tiny, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_conversions_load_nothing_heavy(tiny, tmp_path):
+    """The plan never; the run neither, where bytes only move."""
+    for layout in ("meta", "litgpt", "llama2c"):
+        out = tmp_path / layout
+        assert loaded("convert", tiny, "--to", layout, "-o", out, "--dry-run") == [0, []]
+        assert not out.exists()
+        assert loaded("convert", tiny, "--to", layout, "-o", out, "-q") == [0, []]
+        assert loaded("inspect", out) == [0, []]
+        assert loaded("convert", out, "--to", "hf", "-o", tmp_path / f"{layout}-hf", "-q") == [0, []]
+
+
 def test_inspect_of_a_pickle_does_not_load_torch(tmp_path):
     import torch
 

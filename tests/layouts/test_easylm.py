@@ -115,3 +115,14 @@ def test_a_stream_that_lacks_a_tensor(tmp_path):
     (tmp_path / "other").write_bytes(stream({"dense.kernel": torch.ones(2, 3)}))
     with pytest.raises(InputError, match="not EasyLM's layout of a decoder"):
         llmkit.open_checkpoint(tmp_path / "other")
+
+
+def test_a_folder_with_one_stream(tmp_path):
+    cfg = config(2, 2, 128, layers=1, ffn=24)
+    state = state_of(cfg)
+    (tmp_path / "koala_7b_diff_v2").write_bytes(stream(easylm(state, cfg)))
+    (tmp_path / "README.md").write_text("Koala")
+    same(llmkit.open_checkpoint(tmp_path), state)
+    (tmp_path / "koala_13b_diff_v2").write_bytes((tmp_path / "koala_7b_diff_v2").read_bytes())
+    with pytest.raises(InputError, match="holds 2 streams of EasyLM: koala_13b_diff_v2, koala_7b_diff_v2"):
+        llmkit.open_checkpoint(tmp_path)

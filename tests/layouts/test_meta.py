@@ -267,3 +267,43 @@ def test_a_float32_written_out_is_the_same_number(tmp_path):
     cfg = config(rms_norm_eps=9.999999747378752e-06)
     hf = llmkit.open_checkpoint(write_hf(tmp_path / "hf", cfg, state_of(cfg)))
     assert convert(hf, to="llama2c").container.name == "model.bin"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_cast_on_the_way(tmp_path, n):
+    cfg = config()
+    state = state_of(cfg)
+    hf = llmkit.open_checkpoint(write_hf(tmp_path / "hf", cfg, state))
+    llmkit.save(convert(hf, to="meta", dtype="float16", model_parallel=n), tmp_path / "out")
+    halves = {k: v.half() for k, v in state.items()}
+    for i, want in enumerate(shards_of(halves, cfg, n)):
+        found = torch.load(tmp_path / f"out/consolidated.{i:02d}.pth", weights_only=True)
+        assert all(torch.equal(found[k], want[k]) for k in want)
+    read = llmkit.open_checkpoint(tmp_path / "out")
+    same(read, halves)
+    assert read.config["torch_dtype"] == "float16"
+
+
+def test_a_quantized_model_is_dequantized(tmp_path):
+    from llmkit.quantization.reading import dequantized
+    from llmkit.transforms.quantize import quantize
+
+    cfg = config()
+    hf = llmkit.open_checkpoint(write_hf(tmp_path / "hf", cfg, state_of(cfg)))
+    llmkit.save(quantize(hf, bits=8), tmp_path / "int8")
+    int8 = llmkit.open_checkpoint(tmp_path / "int8")
+    llmkit.save(convert(int8, to="meta", model_parallel=2), tmp_path / "out")
+    floats = {k: v.load() for k, v in dequantized(int8).tensors.items()}
+    same(llmkit.open_checkpoint(tmp_path / "out"), floats)
+
+
+@pytest.mark.parametrize("size", [10**9, 9000])
+def test_from_shards_to_shards(tmp_path, size):
+    cfg = config()
+    state = state_of(cfg)
+    hf = llmkit.open_checkpoint(write_hf(tmp_path / "hf", cfg, state))
+    llmkit.save(convert(hf, to="bin"), tmp_path / "bin", max_shard_size=size)
+    llmkit.save(convert(llmkit.open_checkpoint(tmp_path / "bin"), to="meta", model_parallel=2), tmp_path / "meta")
+    llmkit.save(convert(llmkit.open_checkpoint(tmp_path / "meta"), to="hf"), tmp_path / "back", max_shard_size=size)
+    assert (len(list((tmp_path / "back").glob("*.safetensors"))) == 1) == (size > 10**6)
+    same(llmkit.open_checkpoint(tmp_path / "back"), state)

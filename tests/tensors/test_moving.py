@@ -111,3 +111,41 @@ print(json.dumps(manifest["inputs"]))
     assert found.keys() == want.keys()
     assert all(torch.equal(found[k], want[k]) for k in want)
     assert json.loads(done.stdout)[0]["tensors"].keys() == state.keys()
+
+
+def test_interrupted_while_bytes_move_it_resumes(tmp_path):
+    import llmkit
+    from llmkit.transforms.convert import convert
+
+    g = torch.Generator().manual_seed(0)
+    (tmp_path / "in").mkdir()
+    save_file({f"t{i}": torch.randn(40, 16, generator=g) for i in range(8)}, tmp_path / "in/model.safetensors")
+
+    class Interrupts:
+        n = 0
+
+        def begin(self, total, label, unit="B"):
+            pass
+
+        def advance(self, n, note=""):
+            self.n += 1
+            if self.n == 4:
+                raise KeyboardInterrupt
+
+        def end(self):
+            pass
+
+    def ckpt():
+        opened = llmkit.open_checkpoint(tmp_path / "in")
+        return convert(
+            opened.derive(tensors={k: permute_blocks(t, [1, 0]) for k, t in opened.tensors.items()}), to="bin"
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        llmkit.save(ckpt(), tmp_path / "out", workers=1, progress=Interrupts())
+    assert not (tmp_path / "out").exists()
+    llmkit.save(ckpt(), tmp_path / "out", workers=1)
+    resumed = json.loads((tmp_path / "out/llmkit.json").read_text())["run"]["steps_resumed"]
+    assert 3 <= resumed < 8
+    llmkit.save(ckpt(), tmp_path / "fresh")
+    assert (tmp_path / "out/pytorch_model.bin").read_bytes() == (tmp_path / "fresh/pytorch_model.bin").read_bytes()
