@@ -16,7 +16,7 @@ from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.scaling import LinearScaling, NoScaling, Scaling
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import SpecError
-from llmkit_plugins.glm import release_prompt
+from llmkit_plugins.glm import has_odd_heads, release_prompt
 
 
 def _norm(config: Mapping[str, Any]) -> Kind:
@@ -154,6 +154,7 @@ CHATGLM2 = Architecture(
         },
         flags={"add_qkv_bias": "blk.0.attn_qkv.bias"},
         read=_from_gguf,
+        refuses=has_odd_heads,
         claims=lambda _, names: "blk.0.attn_qkv.weight" in names,
     ),
     tiny={

@@ -8,6 +8,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
+from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused
 from llmkit.architecture.prompts import FORMATS, Prompt
 from llmkit.architecture.tokenizers import TOKENIZERS
@@ -71,6 +72,12 @@ def release_prompt(config: Mapping[str, Any], vocab: Any, length: Any) -> Prompt
     return FORMATS["chatglm2" if is_second else "chatglm3"]
 
 
+def has_odd_heads(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model: it takes the output of attention to be as wide as the hidden states."""
+    width = model.dims.heads * model.dims.head_dim
+    return None if width == model.dims.hidden else f"its heads are {width} wide together, not {model.dims.hidden}"
+
+
 GGUF = GgufFamily(
     "chatglm",
     tokenizer_pre="chatglm-bpe",
@@ -78,6 +85,7 @@ GGUF = GgufFamily(
     slots={"mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
     config={"hidden_act": "silu"},
     flags={"attention_bias": "blk.0.attn_q.bias"},
+    refuses=has_odd_heads,
     read=lambda metadata: {
         "partial_rotary_factor": rotary_share(metadata),
         "head_dim": metadata.get("attention.key_length")

@@ -23,7 +23,7 @@ ARCHITECTURE = Architecture(
     block=replace(BLOCK, residual=Sandwich()),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(NAMES, slots={**NAMES.slots, **_NORMS}),
-    gguf=replace(GGUF, arch="glm4", tokenizer_pre="glm4"),
+    gguf=replace(GGUF, arch="glm4", refuses=None, tokenizer_pre="glm4"),
     tiny={"architectures": ["Glm4ForCausalLM"], "model_type": "glm4", **TINY, "rms_norm_eps": 1e-5},
     variants={
         **VARIANTS,

@@ -273,6 +273,10 @@ def _scaling_metadata(scaling: Scaling, warnings: list[str]) -> dict[str, Any]:
             "rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor,
             "rope.scaling.original_context_length": scaling.original_max_position,
             "rope.scaling.yarn_attn_factor": scaling.attention_factor,
+            # What llama.cpp multiplies its own 1 + 0.1 ln(factor) by; of the key above it makes nothing.
+            "rope.scaling.attn_factor": None
+            if scaling.attention_factor is None
+            else scaling.attention_factor / (1 + 0.1 * math.log(scaling.factor)),
             "rope.scaling.yarn_beta_fast": scaling.beta_fast, "rope.scaling.yarn_beta_slow": scaling.beta_slow,
         }  # fmt: skip
     name = getattr(scaling, "name", type(scaling).__name__)

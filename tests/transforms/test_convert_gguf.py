@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import llmkit
 from llmkit.architecture.difference import difference
 from llmkit.architecture.registry import default_registry, find
+from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.inspection.check import check_output
@@ -39,6 +40,7 @@ REFUSED = {
     ("gemma", "attention-bias"): "attention.qkv_bias is True",
     ("gemma2", "untied"): "its head is not tied to the embedding",
     ("gemma2", "exact-gelu"): "mlp.act is 'gelu', here 'gelu_pytorch_tanh'",
+    ("glm", "defaults"): "its heads are 512 wide together, not 32",
     ("gpt2", "by-layer"): "attention.scale is",
     ("gpt2", "unscaled"): "attention.scale is 1.0",
     ("gpt_neox", "no-bias"): "attention.qkv_bias is False, here True",
@@ -63,6 +65,8 @@ def tiny_config(name: str, variant: str | None = None) -> dict:
     config = FAMILIES[name].tiny_config(variant)
     if "query_pre_attn_scalar" in FAMILIES[name].tiny:  # llama.cpp always scales by the head's size
         config["query_pre_attn_scalar"] = config["head_dim"]
+    if name == "glm" and "head_dim" in config:  # llama.cpp wants the heads together as wide as the hidden states
+        config["head_dim"] = 8
     return config
 
 
@@ -336,3 +340,25 @@ def test_transformers_loads_it_with_the_same_logits(tmp_path):
     with torch.inference_mode():
         want = reference(ids).logits
         assert (model(ids) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("type_", ["f16", "q8_0"])
+def test_transformers_reads_smollm2_as_we_do(smollm2, tmp_path, type_):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llmkit.save(convert(llmkit.open_checkpoint(smollm2), to="gguf", type=type_), tmp_path / "out")
+    path = next((tmp_path / "out").glob("*.gguf"))
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file=path.name, dtype=torch.float32)
+    ckpt = llmkit.open_checkpoint(path)
+    model = llmkit.load_decoder(ckpt, dtype="float32")
+    text = "def fibonacci(n):"
+    ids = AutoTokenizer.from_pretrained(smollm2)(text).input_ids
+    assert load_tokenizer(ckpt)(text).input_ids == ids
+    with torch.inference_mode():
+        want = reference(torch.tensor([ids])).logits
+        assert (model(torch.tensor([ids])) - want).abs().max() <= 1e-5 * want.abs().max()
+        new = reference.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
+        for token in new:
+            assert int(model(torch.tensor([ids]))[0, -1].argmax()) == token
+            ids.append(token)

@@ -1,0 +1,101 @@
+"""llama.cpp itself computes what our decoder computes, from files written here: every family, and SmolLM2's text.
+
+Needs a Python that has llama-cpp-python (it compiles for minutes): LLMKIT_LLAMA_CPP=/path/to/python pytest …
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import llmkit
+from llmkit.architecture.registry import default_registry
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.transforms.convert import convert
+
+PYTHON = os.environ.get("LLMKIT_LLAMA_CPP")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="set LLMKIT_LLAMA_CPP to a Python with llama_cpp"),
+]
+IDS = [1, 5, 90, 17, 33, 47, 8, 8, 30, 77, 12, 95, 44, 10, 31, 7, 7, 9, 60, 23]
+LOGITS = """
+import sys, json, numpy, llama_cpp
+path, out, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = llama_cpp.Llama(path, n_ctx=64, n_threads=2, verbose=False, logits_all=True, type_k=0, type_v=0)
+model.eval(ids)
+numpy.save(out, model.scores[: len(ids)])
+"""
+TEXT = """
+import sys, json, llama_cpp
+model = llama_cpp.Llama(sys.argv[1], n_ctx=256, n_threads=2, verbose=False)
+found = []
+for prompt in json.loads(sys.argv[2]):
+    ids = model.tokenize(prompt.encode(), add_bos=True, special=True)
+    model.reset(); model.eval(ids)
+    new = []
+    while len(new) < 24 and (token := int(model.sample(temp=0.0))) != model.token_eos():
+        new.append(token); model.eval([token])
+    found.append([ids, new])
+print(json.dumps(found))
+"""
+# llama.cpp knows sizes and positions of some families by the number of layers, and applies no window to some.
+CASES = {
+    ("baichuan", None): {"num_hidden_layers": 32}, ("baichuan", "baichuan2-7b"): {"num_hidden_layers": 32},
+    ("baichuan13b", None): {"num_hidden_layers": 40}, ("bloom", None): {}, ("bloom", "six-heads"): {},
+    ("chatglm2", None): {}, ("falcon", None): {}, ("falcon", "11b"): {}, ("falcon", "multi-head"): {},
+    ("falcon40b", None): {}, ("gemma", None): {}, ("gemma2", None): {"query_pre_attn_scalar": 16},
+    ("gemma2", "transformers-5"): {"query_pre_attn_scalar": 16}, ("gemma3", None): {"query_pre_attn_scalar": 16},
+    ("gemma3", "scaled"): {"query_pre_attn_scalar": 16}, ("glm", None): {"head_dim": 8}, ("glm4", None): {},
+    ("gpt2", None): {}, ("gpt_neox", None): {}, ("gpt_neox", "redpajama"): {}, ("gpt_neox", "linear"): {},
+    ("llama", None): {}, ("llama", "attention-bias"): {}, ("llama", "linear"): {}, ("llama", "llama3"): {},
+    ("llama", "tied"): {}, ("llama", "wide-heads"): {}, ("llama", "yarn"): {}, ("llama", "yarn-attention-factor"): {},
+    ("mistral", "window-beyond"): {}, ("phi3", "medium"): {}, ("phi3", "128k-long"): {}, ("phi3", "phi-4-mini"): {},
+    ("qwen2", None): {}, ("qwen3", None): {}, ("stablelm", None): {}, ("stablelm", "2-12b"): {},
+}  # fmt: skip
+
+
+def run(script: str, *args: object) -> str:
+    done = subprocess.run([str(PYTHON), "-c", script, *map(str, args)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-800:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=str)
+def test_logits(tmp_path, name, variant):
+    architecture = next(a for p in default_registry().plugins if (a := default_registry().load(p)).name == name)
+    changes = CASES[name, variant]
+    ckpt = random_checkpoint(architecture, {**architecture.tiny_config(variant), **changes})
+    after = convert(replace(ckpt, label="tiny"), to="gguf", type="f32")
+    metadata = {**after.container.metadata, "tokenizer.ggml.model": "no_vocab"}
+    llmkit.save(replace(after, container=replace(after.container, metadata=metadata)), tmp_path / "out")
+    run(LOGITS, tmp_path / "out" / "tiny-F32.gguf", tmp_path / "logits.npy", json.dumps(IDS))
+    found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    with torch.inference_mode():
+        want = llmkit.load_decoder(ckpt, dtype="float32")(torch.tensor([IDS]))[0]
+    # llama.cpp looks GELU up in a table of half precision, and norms after the MLP enlarge what that leaves.
+    tolerance = 4e-3 if name == "gemma3" else 1e-3
+    assert (found - want).abs().max() <= tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("type_", ["f32", "f16"])
+def test_the_text_of_smollm2(smollm2, tmp_path, type_):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llmkit.save(convert(llmkit.open_checkpoint(smollm2), to="gguf", type=type_), tmp_path / "out")
+    prompts = ["The capital of France is", "Once upon a time", "def fibonacci(n):"]
+    prompts.append("<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n")
+    path = next((tmp_path / "out").glob("*.gguf"))
+    found = json.loads(run(TEXT, path, json.dumps(prompts)))
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    for prompt, (ids, new) in zip(prompts, found, strict=True):
+        assert ids == tokenizer(prompt).input_ids
+        want = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :].tolist()
+        assert new == want[: want.index(2)] if 2 in want else want
