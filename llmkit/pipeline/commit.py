@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from llmkit.errors import OutputError
 from llmkit.tensors.spec import format_bytes
@@ -188,6 +188,18 @@ class Partial:
             if replaced is not None:
                 shutil.rmtree(replaced)
         self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        """What stays of an unfinished run: all after Ctrl-C, finished steps after a full disk, nothing otherwise."""
+        if kind is None:
+            return
+        self.close()
+        is_kept = issubclass(kind, KeyboardInterrupt) or (issubclass(kind, OutputError) and self.has_records)
+        if not is_kept:
+            self.discard()
 
     def discard(self) -> None:
         """Remove what was written: it could never be resumed."""

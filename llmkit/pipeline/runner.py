@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from xxhash import xxh3_128
 
 from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, frame_hash, versions
-from llmkit.errors import OutputError, SpecError
+from llmkit.errors import SpecError
 from llmkit.formats.container import OutputFile
 from llmkit.pipeline.commit import Partial, check_output, disk_errors
 from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
@@ -74,32 +74,21 @@ def run_plan(
     inputs = _inputs(plan)
     check_output(plan.out, inputs=[Path(p) for p in inputs], overwrite=overwrite, need_nbytes=plan.write_nbytes + 2**20)
     started = time.monotonic()
-    partial = Partial(plan.out, plan.digest, resume=resume)
     progress.begin(sum(s.write_nbytes for s in plan.steps), f"writing {plan.out.name}", "B")
     try:
-        run = _Run(plan, partial, progress, observe)
-        run.execute(workers or default_workers())
-        manifest = _manifest(plan, run, inputs)
-        for name, data in plan.small_files.items():
-            partial.write_file(name, data)
-        for name, source in plan.links.items():
-            is_copy = partial.link(name, source)
-            manifest["files"][name] = {"nbytes": source.stat().st_size, "linked": str(source), "copied": is_copy}
-        manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
-        manifest["run"] |= findings() if findings is not None else {}
-        partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
-        partial.commit()
-    except OutputError:
-        partial.close()
-        if not partial.has_records:
-            partial.discard()
-        raise
-    except KeyboardInterrupt:
-        partial.close()
-        raise
-    except BaseException:
-        partial.discard()
-        raise
+        with Partial(plan.out, plan.digest, resume=resume) as partial:
+            run = _Run(plan, partial, progress, observe)
+            run.execute(workers or default_workers())
+            manifest = _manifest(plan, run, inputs)
+            for name, data in plan.small_files.items():
+                partial.write_file(name, data)
+            for name, source in plan.links.items():
+                is_copy = partial.link(name, source)
+                manifest["files"][name] = {"nbytes": source.stat().st_size, "linked": str(source), "copied": is_copy}
+            manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
+            manifest["run"] |= findings() if findings is not None else {}
+            partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+            partial.commit()
     finally:
         progress.end()
     return manifest

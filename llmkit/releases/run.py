@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
-from llmkit.errors import InputError, OutputError
+from llmkit.errors import InputError
 from llmkit.formats.torch_pickle import looks_like
 from llmkit.pipeline.commit import Partial, check_output, disk_errors
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
@@ -62,37 +62,26 @@ def run_decoding(
     check_output(out, inputs=[Path(p) for p in inputs], overwrite=overwrite, need_nbytes=need)
     sums = check_samples(decoding, progress)
     started = time.monotonic()
-    partial = Partial(out, decoding.digest(), resume=resume)
     progress.begin(decoding.write_nbytes, f"decoding {out.name}")
     try:
-        run = _Run(decoding, partial, sums, expect or {}, progress)
-        run.execute(workers or min(len(os.sched_getaffinity(0)), 8))
-        check_whole(decoding, partial.path)
-        warnings = [] if expect or is_confirmed else list(decoding.judge(partial.path))
-        manifest = {
-            "format": MANIFEST_FORMAT,
-            "versions": versions(),
-            "recipe": [dict(decoding.step)],
-            "notes": list(decoding.notes),
-            "warnings": warnings,
-            "inputs": [{"path": p, "nbytes": n, "tensors": {}} for p, n in inputs.items()],
-            "files": dict(sorted(run.files.items())),
-            "tensors": {},
-            "run": {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed},
-        }
-        partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
-        partial.commit()
-    except OutputError:
-        partial.close()
-        if not partial.has_records:
-            partial.discard()
-        raise
-    except KeyboardInterrupt:
-        partial.close()
-        raise
-    except BaseException:
-        partial.discard()
-        raise
+        with Partial(out, decoding.digest(), resume=resume) as partial:
+            run = _Run(decoding, partial, sums, expect or {}, progress)
+            run.execute(workers or min(len(os.sched_getaffinity(0)), 8))
+            check_whole(decoding, partial.path)
+            warnings = [] if expect or is_confirmed else list(decoding.judge(partial.path))
+            manifest = {
+                "format": MANIFEST_FORMAT,
+                "versions": versions(),
+                "recipe": [dict(decoding.step)],
+                "notes": list(decoding.notes),
+                "warnings": warnings,
+                "inputs": [{"path": p, "nbytes": n, "tensors": {}} for p, n in inputs.items()],
+                "files": dict(sorted(run.files.items())),
+                "tensors": {},
+                "run": {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed},
+            }
+            partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+            partial.commit()
     finally:
         progress.end()
     return manifest
