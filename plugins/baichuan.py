@@ -18,6 +18,7 @@ from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.tokenizers import TOKENIZERS
 
 BAICHUAN_2_VOCAB = 125696
+_CONTEXT_13B = 4096  # of both releases, whose configs may leave it to the tokenizer's
 _LAYOUT = "Meta AI original pth"
 
 
@@ -109,6 +110,9 @@ BAICHUAN_13B = replace(
     releases=("Baichuan-13B", "Baichuan2-13B"),
     when=lambda config: not is_rotary(config),
     equivalents={},
+    described_as=lambda config: (
+        _as_llama(config) | {"max_position_embeddings": config.get("model_max_length", _CONTEXT_13B)}
+    ),
     block=replace(BAICHUAN_7B.block, position=Alibi()),
     gguf=replace(
         BAICHUAN_7B.gguf,

@@ -108,6 +108,8 @@ class Architecture:
         prompt: the format that the family's chat models were tuned on; computed where its releases differ.
         tokenizer: how its tokenizer's file is read, where that was published with code of its own.
         equivalents: name of another architecture -> the config with which it is the same model.
+        described_as: a config that transformers knows with the same sizes, for runtimes that read no more of it, where
+            no other architecture is equivalent.
         originals: other spellings that its weights were published in.
         prompt_ends: ids without which the model cannot be run: every prompt ends with them.
         caveats: name of a transform -> what the user of it should know about this family.
@@ -132,6 +134,7 @@ class Architecture:
     prompt: Prompt | Computed | None = None
     tokenizer: TokenizerKind | None = None
     equivalents: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+    described_as: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     originals: tuple[Original, ...] = ()
     prompt_ends: Computed | tuple[int, ...] = ()
     caveats: Mapping[str, str] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from llmkit.errors import InputError, RequirementError, nearest
 from llmkit.formats.folder import INDEX_NAMES
 from llmkit.onnx.container import OnnxFiles, Place
 from llmkit.onnx.context import AttentionOp
+from llmkit.onnx.folder_files import runtime_files
 from llmkit.onnx.genai import genai_config
 from llmkit.onnx.model import build_graph
 from llmkit.quantization import reading
@@ -66,8 +67,8 @@ def export(
 
     chosen, graph = _graph(model, ckpt, tensor_of, _COMPUTE[dtype], attention, used)
     linked, sources = _linked(used) if weights == "link" else ({}, {})
-    files = dict(ckpt.files)
-    files["config.json"] = _json(dict(ckpt.config))
+    files, more = runtime_files(ckpt)
+    notes += more
     files["genai_config.json"] = _json(genai_config(ckpt, model, graph, chosen))
     if sources:
         files |= _index(ckpt)

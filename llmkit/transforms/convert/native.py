@@ -22,7 +22,7 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization import reading
 from llmkit.tokenization.to_fast import can_be_fast, fast_files
 
-__all__ = ["as_architecture"]
+__all__ = ["as_architecture", "tokenizer_without_code"]
 
 
 def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
@@ -58,11 +58,11 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
         weights = rotary_pairs(weights, model, to=pairs)
     if target.is_tied:
         weights.pop("head.weight", None)
-    files, more = _tokenizer(ckpt)
+    files, more = tokenizer_without_code(ckpt)
     return ckpt.derive(tensors=tensors_of(weights, target), config=config, files=files, notes=[*notes, *more])
 
 
-def _tokenizer(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
+def tokenizer_without_code(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
     """The files, with a tokenizer.json where the tokenizer is code that transformers would have to run."""
     kind = published_kind(ckpt)
     if kind is None or not can_be_fast(kind) or "tokenizer.json" in ckpt.files:

@@ -1,0 +1,65 @@
+"""The small files of an exported folder, as every runtime can read them.
+
+Optimum loads config.json and the tokenizer by transformers' own classes. A model that was published with code of its
+own gets the config of the architecture that is the same (or has its sizes: Optimum reads no more), beside the original,
+which llmkit reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture import registry
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.errors import InputError
+from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
+from llmkit.transforms.convert.native import tokenizer_without_code
+
+__all__ = ["json_file", "runtime_files"]
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+# What transformers 5 calls the class; both it and transformers 4 know the second name.
+_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+
+
+def runtime_files(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
+    """The files by name, and what the user should know of them."""
+    files, notes = tokenizer_without_code(ckpt)
+    config = dict(ckpt.config)
+    known = _known_config(config, ckpt.label)
+    if known is not None:
+        files[ORIGINAL_CONFIG] = json_file(config)
+        notes.append(
+            f"config.json is that of transformers' {known['architectures'][0]}, for Optimum; {ORIGINAL_CONFIG} is the "
+            "model's own"
+        )
+    files["config.json"] = json_file(config if known is None else known)
+    if _TOKENIZER_CONFIG in files:
+        files[_TOKENIZER_CONFIG] = _readable(files[_TOKENIZER_CONFIG])
+    return files, notes
+
+
+def _known_config(config: dict[str, Any], label: str) -> dict[str, Any] | None:
+    architecture = registry.require(config, label)
+    describe = next(iter(architecture.equivalents.values()), architecture.described_as)
+    return describe(config) if describe is not None else None
+
+
+def _readable(file: FileContent) -> FileContent:
+    """tokenizer_config.json with a class that transformers 4 knows, too."""
+    data = file.read()
+    try:
+        settings = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{_TOKENIZER_CONFIG} is not valid JSON: {error}") from error
+    stated = settings.get("tokenizer_class") if isinstance(settings, dict) else None
+    if stated not in _CLASSES:
+        return file
+    return json_file({**settings, "tokenizer_class": _CLASSES[stated]})
+
+
+def json_file(data: Mapping[str, Any]) -> FileContent:
+    """A file of new JSON."""
+    return FileContent(data=(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())

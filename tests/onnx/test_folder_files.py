@@ -1,0 +1,62 @@
+"""The small files of an exported folder: what Optimum's transformers reads of them, and what llmkit does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import transformers
+
+from llmkit.architecture.registry import default_registry
+from llmkit.checkpoint.checkpoint import FileContent, open_checkpoint
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.onnx.opening import load_onnx
+from tests.onnx.runtimes import expected, exported
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "baichuan", "baichuan13b"])
+def test_a_config_that_transformers_knows(name, tmp_path):
+    from llmkit.decoder.generate import generate
+    from tests.onnx.runtimes import N_TOKENS, PROMPTS
+
+    folder = exported(name, tmp_path)
+    known = transformers.AutoConfig.from_pretrained(folder)  # raises for an unknown model_type
+    original = json.loads((folder / "config.original.json").read_text())
+    assert original == json.loads((tmp_path / name / "config.json").read_text())
+    ckpt = open_checkpoint(folder)
+    assert ckpt.config == original
+    decoder = load_onnx(folder)
+    dims = decoder.model.dims
+    assert decoder.model.family == name
+    found = (known.num_hidden_layers, known.hidden_size, known.num_attention_heads, known.num_key_value_heads)
+    assert found == (dims.layers, dims.hidden, dims.heads, dims.kv_heads)
+    assert known.vocab_size == dims.vocab
+    assert known.max_position_embeddings == dims.context
+    assert generate(decoder, PROMPTS, max_new_tokens=N_TOKENS) == expected(folder)
+
+
+def test_families_of_transformers_keep_their_config(tmp_path):
+    folder = exported("llama", tmp_path)
+    assert not (folder / "config.original.json").exists()
+    assert json.loads((folder / "config.json").read_text()) == json.loads((tmp_path / "llama/config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("stated", "written"),
+    [("TokenizersBackend", "PreTrainedTokenizerFast"), ("LlamaTokenizerFast", "LlamaTokenizerFast"), (None, None)],
+)
+def test_the_class_of_a_tokenizer_is_one_that_both_transformers_know(stated, written):
+    from llmkit.onnx.folder_files import runtime_files
+
+    registry = default_registry()
+    architecture = registry.load(next(p for p in registry.plugins if p.name == "llama"))
+    settings = {"bos_token": "<s>"} | ({"tokenizer_class": stated} if stated else {})
+    ckpt = random_checkpoint(architecture, architecture.tiny_config())
+    ckpt = ckpt.derive(files={"tokenizer_config.json": FileContent(data=json.dumps(settings).encode())})
+    files, notes = runtime_files(ckpt)
+    found = json.loads(files["tokenizer_config.json"].read())
+    assert found.get("tokenizer_class") == written
+    assert found["bos_token"] == "<s>"
+    assert notes == []
