@@ -19,6 +19,7 @@ from llmkit.layouts.gguf_weights import from_gguf
 from llmkit.layouts.layout import Opened, plain_model
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
+from llmkit.tensors.vectors import cast_vector
 
 __all__ = ["NAME", "SOURCE_DTYPE", "find", "read"]
 
@@ -74,7 +75,7 @@ def _as_transformers(
     except SpecError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
     if model.metadata.get(SOURCE_DTYPE) == dtype.torch_name:
-        found = {n: t.cast(dtype) if t.dtype is DType.F32 else t for n, t in found.items()}
+        found = {n: cast_vector(t, dtype) if t.dtype is DType.F32 else t for n, t in found.items()}
     return Opened(
         NAME,
         found,

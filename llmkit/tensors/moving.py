@@ -23,7 +23,7 @@ MoveBytes = Callable[[Sequence[memoryview], int], tuple[Bytes, ...]]
 
 
 class Moved(Apply):
-    """A reordering of whole elements, row by row: `fn` does it to tensors, `move` to their bytes."""
+    """What can be done to bytes as well as to tensors, row by row (`move`, `fn`): mostly a reordering of elements."""
 
     def __init__(
         self,

@@ -55,3 +55,19 @@ def test_words_without_a_place_are_warned_of(call, model, tmp_path):
     assert (
         "warning: model has a tokenizer (WordLevel) that GGUF has no place for: the file gets no vocabulary" in done.err
     )
+
+
+def test_other_commands_take_a_gguf_file(call, model, tmp_path):
+    call("convert", model, "--to", "gguf", "--type", "f32", "-o", tmp_path / "out")
+    path = tmp_path / "out" / "model-F32.gguf"
+    assert call("diff", model, path).code == 0
+    small = call("quantize", path, "--bits", "8", "-o", tmp_path / "int8")
+    assert small.code == 0
+    wanted = call("quantize", model, "--bits", "8", "-o", tmp_path / "int8-of-hf")
+    assert wanted.code == 0
+    assert call("diff", tmp_path / "int8", tmp_path / "int8-of-hf").code == 0
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # its vocabulary has no place in GGUF
+        (path.parent / name).write_bytes((model / name).read_bytes())
+    words = [call("generate", m, "w1 w2", "--max-tokens", "4", "-q") for m in (model, path)]
+    assert words[0].code == words[1].code == 0
+    assert words[0].out == words[1].out

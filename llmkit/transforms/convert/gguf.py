@@ -24,6 +24,7 @@ from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metada
 from llmkit.layouts.gguf_weights import to_gguf
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.vectors import cast_vector
 from llmkit.tokenization.to_gguf import vocabulary_metadata
 from llmkit.transforms.convert.casting import Overflow, cast
 
@@ -163,6 +164,8 @@ def _type_of(name: str, lazy: Lazy, kind: str) -> str:
 
 def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow) -> Lazy:
     dtype = TYPE_BY_NAME[kind].dtype
+    if dtype is DType.F32:
+        return cast_vector(lazy, dtype)
     return quantized(lazy, kind) if dtype is None else cast({name: lazy}, dtype, overflow)[name]
 
 
