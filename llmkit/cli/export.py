@@ -39,14 +39,14 @@ def export(
     writing: Writing,
     to: Annotated[str, typer.Option("--to", metavar="onnx", help="The format to export to.")] = "onnx",
     weights: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--weights",
             metavar="link|copy",
             help="link: the graph refers to the model's own files, hard-linked into OUT. copy: OUT has weights of its "
-            "own.",
+            "own. (default: link)",
         ),
-    ] = "link",
+    ] = None,
     attention: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +58,12 @@ def export(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="DTYPE", help="Compute in float32, float16 or bfloat16.")
     ] = "float32",
+    via: Annotated[
+        str | None,
+        typer.Option(
+            "--via", metavar="optimum", help="Let Optimum trace transformers' model: where no plugin describes it."
+        ),
+    ] = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not compare the folder's logits with the torch decoder's.")
     ] = False,
@@ -77,7 +83,13 @@ def export(
     if attention is not None and attention not in ATTENTIONS:
         raise InputError(f"--attention {attention!r} is unknown; expected {', '.join(ATTENTIONS)}")
     ckpt = open_checkpoint(model)
-    after = export_checkpoint(ckpt, weights=weights, dtype=dtype, attention=attention)  # type: ignore[arg-type]
+    if via is not None:
+        from llmkit.cli.export_via import export_via
+
+        refused = {"--attention": attention, "--weights": weights, "--dtype": None if dtype == "float32" else dtype}
+        export_via(out, ckpt, writing, via, refused=refused, check=not no_check)
+        return
+    after = export_checkpoint(ckpt, weights=weights or "link", dtype=dtype, attention=attention)  # type: ignore[arg-type]
     failed: list[Difference] = []
 
     def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:

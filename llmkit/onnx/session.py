@@ -255,6 +255,7 @@ class OrtDecoder:
         given |= {name: self._held(name, memory, len(ids), past) for name in names}
         into = {self._state[name]: memory[name] for name in self._pasts} if self._in_place else {}
         sizes = {"batch_size": len(ids), "sequence_length": ids.shape[1], "total_sequence_length": mask.shape[1]}
+        sizes["past_sequence_length + sequence_length"] = mask.shape[1]  # as Optimum calls it
         found = self._session.run(given, into, sizes)
         first = next(iter(self._session.outputs))
         return found[first], {name: found[out] for name, out in self._state.items()}

@@ -139,3 +139,25 @@ def test_damaged_folders(call, broken, command):
     assert done.err.startswith(f"error: {graph} is no ONNX model, or is cut short: ")
     done = call(name, graph, *rest)
     assert done.err == (f"error: {graph} is a graph, whose weights lie beside it\nhint: give the folder: {broken}\n")
+
+
+def test_export_via_optimum_without_it(call, tiny, tmp_path):
+    out = tmp_path / "out"
+    try:
+        import optimum.exporters.onnx  # noqa: F401
+    except ImportError:
+        done = call("export", tiny, "--via", "optimum", "-o", out)
+        assert done.code == 2
+        assert done.err == (
+            "error: Optimum's exporter is not installed\n"
+            "hint: pip install 'llmkit[cpu,optimum]' in an environment of its own: it needs an older transformers\n"
+        )
+    done = call("export", tiny, "--via", "optimum", "--attention", "gqa", "-o", out)
+    assert done.code == 2
+    assert done.err.startswith("error: --attention is not for --via optimum, ")
+    done = call("export", tiny, "--via", "olive", "-o", out)
+    assert done.code == 2
+    assert done.err == "error: --via 'olive' is unknown; expected optimum\n"
+    done = call("export", tiny, "--via", "optimum", "--dry-run", "-o", out, "--json")
+    assert done.document["dry_run"] is True
+    assert not out.exists()

@@ -1,0 +1,67 @@
+"""`llmkit export --via optimum`: models that no plugin describes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmkit.cli.options import Writing
+from llmkit.cli.output import Output, duration
+
+if TYPE_CHECKING:
+    from llmkit.checkpoint.checkpoint import Checkpoint
+
+__all__ = ["export_via"]
+
+
+def export_via(
+    out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, refused: Mapping[str, Any], check: bool
+) -> None:
+    """Let another exporter write the folder, and compare it with transformers.
+
+    Args:
+        refused: options that this exporter does not have -> what was given, None where nothing was.
+        check: compare logits afterwards.
+    """
+    from llmkit.errors import InputError
+    from llmkit.onnx.via import VIA, compare_with_transformers, export_by_optimum
+
+    if via not in VIA:
+        raise InputError(f"--via {via!r} is unknown; expected {', '.join(VIA)}")
+    given = [option for option, value in refused.items() if value is not None]
+    if given:
+        raise InputError(f"{given[0]} is not for --via {via}, which traces the model as transformers computes it")
+    if writing.dry_run:
+        document = {"dry_run": True, "out": str(writing.output), "via": via, "peak_nbytes": 2 * ckpt.nbytes}
+        out.answer(document, lambda: out.record({"plan": f"{writing.output}, by {via}: {ckpt.label} whole in memory"}))
+        return
+    started = time.monotonic()
+    manifest = export_by_optimum(ckpt, writing.output, overwrite=writing.overwrite)
+    elapsed = time.monotonic() - started
+    found = compare_with_transformers(ckpt, writing.output) if check else []
+    files = {name: entry["nbytes"] for name, entry in manifest["files"].items()}
+    document = {
+        "out": str(writing.output),
+        "nbytes": sum(files.values()),
+        "files": files,
+        "elapsed_s": round(elapsed, 3),
+        "recipe": manifest["recipe"],
+        "parity": [{"case": d.case, "largest": d.largest, "same_choice": d.same_choice} for d in found] or None,
+    }
+
+    def render() -> None:
+        from llmkit.tensors.spec import format_bytes
+
+        out.line(f"wrote {writing.output}: {format_bytes(sum(files.values()))}, by {via}, {duration(elapsed)}")
+        if found:
+            rows = [(d.case, f"{d.largest:.1e}", f"{d.same_choice:.1%}") for d in found]
+            out.table(["against transformers", "largest difference", "same token"], rows, right=["largest difference"])
+        out.hint(f"llmkit generate {writing.output} PROMPT")
+
+    out.answer(document, render, brief=str(writing.output))
+    tolerance = 1e-4
+    worst = max(found, key=lambda d: d.largest, default=None)
+    if worst is not None and not worst.largest <= tolerance:
+        (writing.output / "PARITY_FAILED").write_text("The logits of this model differ from those of transformers.\n")
+        out.refuse(f"the exported model differs from transformers: {worst.case} by {worst.largest:.1e}")

@@ -1,0 +1,121 @@
+"""Export by Optimum, for models that no plugin describes: transformers' model, traced. Its environment is its own."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
+from llmkit.errors import InputError, LlmkitError, RequirementError
+from llmkit.onnx.parity import Difference
+from llmkit.pipeline.commit import Partial, check_output
+
+__all__ = ["VIA", "compare_with_transformers", "export_by_optimum"]
+
+VIA = ("optimum",)
+_TASK = "text-generation-with-past"
+_CHUNK_NBYTES = 16 << 20
+_N_TOKENS = 24
+
+
+def export_by_optimum(ckpt: Checkpoint, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Trace a model into an ONNX folder; the manifest. The whole model is in memory meanwhile.
+
+    Raises:
+        RequirementError: Optimum is not installed, or does not know the architecture.
+        InputError: not a folder in transformers' layout.
+        OutputError: the output cannot be written there.
+    """
+    source = ckpt.origin
+    if source is None or not source.is_dir() or ckpt.layout != "hf":
+        raise InputError(
+            f"Optimum reads folders in transformers' layout, and {ckpt.label} is none",
+            hint=f"llmkit convert {ckpt.label} --to hf -o OUT",
+        )
+    try:
+        from optimum.exporters.onnx import main_export
+    except ImportError as error:
+        raise RequirementError(
+            "Optimum's exporter is not installed",
+            hint="pip install 'llmkit[cpu,optimum]' in an environment of its own: it needs an older transformers",
+        ) from error
+    inputs = [lazy.node.source.path for lazy in ckpt.tensors.values() if hasattr(lazy.node, "source")]
+    check_output(out, inputs=inputs, overwrite=overwrite, need_nbytes=2 * ckpt.nbytes)
+    step = {"transform": "export", "to": "onnx", "via": "optimum", "optimum": version("optimum-onnx")}
+    with Partial(out, json.dumps(step), resume=False) as partial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns of each branch that it takes
+            try:
+                # Its own validation is left out: the check against transformers comes after.
+                main_export(str(source), str(partial.path), task=_TASK, local_files_only=True, do_validation=False)
+            except LlmkitError:
+                raise
+            except Exception as error:
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise RequirementError(f"Optimum cannot export {ckpt.label}: {first}") from error
+        for name, content in ckpt.tokenizer_files.items():
+            if not (partial.path / name).exists():
+                partial.write_file(name, content.read())
+        manifest = {
+            "format": MANIFEST_FORMAT,
+            "versions": versions() | {name: version(name) for name in ("optimum-onnx", "transformers")},
+            "recipe": [*(dict(h) for h in ckpt.history), step],
+            "notes": [],
+            "warnings": [],
+            "inputs": [],
+            "files": {p.name: _entry(p) for p in sorted(partial.path.iterdir()) if not p.name.startswith(".")},
+            "tensors": {},
+        }
+        partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+        partial.commit()
+    return manifest
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    from xxhash import xxh3_128
+
+    hasher = xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK_NBYTES):
+            hasher.update(data)
+    return {"nbytes": path.stat().st_size, "xxh3": hasher.hexdigest()}
+
+
+def compare_with_transformers(ckpt: Checkpoint, folder: Path) -> list[Difference]:
+    """Logits of the folder against those of transformers' model: prefill, cached steps, padding on the left."""
+    import torch
+
+    from llmkit.decoder.foreign import load_transformers
+    from llmkit.onnx.opening import load_onnx
+
+    found: Any = load_onnx(folder)
+    wanted: Any = load_transformers(ckpt, torch.float32, torch.device("cpu"))
+    ids = torch.randint(0, found.n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+
+    def steps(decoder: Any) -> torch.Tensor:
+        cache = decoder.new_cache()
+        cuts = [slice(0, 8), *(slice(i, i + 1) for i in range(8, 12))]
+        return torch.cat([decoder(ids[:, cut], cache) for cut in cuts], 1)
+
+    def padded(decoder: Any) -> torch.Tensor:
+        logits: torch.Tensor = decoder(ids, decoder.new_cache(), mask)
+        return logits[mask != 0]
+
+    made = {
+        "prefill": (found(ids), wanted(ids)),
+        "cached steps": (steps(found), steps(wanted)),
+        "left-padded batch": (padded(found), padded(wanted)),
+    }
+    return [Difference(case, *_difference(*pair)) for case, pair in made.items()]
+
+
+def _difference(found: Any, wanted: Any) -> tuple[float, float]:
+    scale = max(1.0, float(wanted.abs().max()))
+    same = float((found.argmax(-1) == wanted.argmax(-1)).float().mean())
+    return float((found - wanted).abs().max()) / scale, same
