@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["NAMES", "name_of", "pre_tokenizer_of"]
+__all__ = ["NAMES", "name_of", "name_of_pattern", "pre_tokenizer_of"]
 
 Step = Mapping[str, Any]
 
@@ -88,6 +88,11 @@ def name_of(pre_tokenizer: Mapping[str, Any] | None, hint: str | None = None) ->
     wanted = _signature(pre_tokenizer)
     fitting = [name for name, steps in _STEPS.items() if _signature({"pretokenizers": steps}) == wanted]
     return hint if hint in fitting else next(iter(fitting), None)
+
+
+def name_of_pattern(pattern: str, hint: str | None = None) -> str | None:
+    """GGUF's name for words cut by one pattern, as a tiktoken file's code states it; arguments as there."""
+    return name_of({"pretokenizers": [_split(pattern), _bytes()]}, hint)
 
 
 def _signature(pre_tokenizer: Mapping[str, Any] | None) -> list[tuple[str, ...]]:

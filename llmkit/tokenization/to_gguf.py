@@ -10,19 +10,23 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-from llmkit.architecture.tokenizers import SentencePieceFile, TokenizerKind
+from llmkit.architecture.tokenizers import TOKENIZERS, SentencePieceFile, TiktokenFile, TokenizerKind
 from llmkit.checkpoint.checkpoint import FileContent
 from llmkit.tokenization.bpe import scores_of_merges
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
+from llmkit.tokenization.byte_level import from_bytes
 from llmkit.tokenization.fast import FastTokenizer
-from llmkit.tokenization.pretokenizers import name_of
+from llmkit.tokenization.pretokenizers import name_of, name_of_pattern
+from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
 
 __all__ = ["vocabulary_metadata"]
 
 _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
+_NO_NAME = "llama.cpp has no name for how the tokenizer cuts text into words: with its default some ids will differ"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
 # Name in tokenizer_config.json and config.json -> in GGUF.
@@ -67,19 +71,23 @@ def vocabulary_metadata(
 
     Args:
         n_rows: rows of the embedding.
-        kind: of a tokenizer that was published as remote code.
+        kind: of a tokenizer that was published as remote code, where tokenizer_config.json does not name it.
         pre: GGUF's name of how text is cut into words, where the files fit several.
 
     Raises:
         InputError: a malformed file.
     """
     found = read_tokenizer(label, files)
+    published = {k.file: files[k.file].read() for k in TOKENIZERS.values() if k.file in files}
+    kind = choose_kind(found.config or {}, published, kind)
     if found.sp is not None:
         metadata, entries, warnings = _sentencepiece(found, found.sp, n_rows, kind, pre)
     elif found.fast is not None and found.fast.kind == "sentencepiece":
         metadata, entries, warnings = _sentencepiece_json(found, found.fast, n_rows)
     elif found.fast is not None and found.fast.kind == "byte_level":
         metadata, entries, warnings = _byte_level(found, found.fast, n_rows, pre)
+    elif found.fast is None and found.ranks is not None and isinstance(kind, TiktokenFile):
+        metadata, entries, warnings = _ranks(found, found.ranks, n_rows, kind)
     else:
         what = f"a tokenizer ({found.kind}) that GGUF has no place for" if found.fast is not None else "no tokenizer"
         return {}, [f"{label} has {what}: the file gets no vocabulary, and llama.cpp will not load it"]
@@ -90,7 +98,7 @@ def vocabulary_metadata(
     metadata |= {"scores": entries.scores} if merges is None else {}
     metadata |= {"token_type": entries.types}
     metadata |= {"merges": merges} if merges is not None else {}
-    metadata |= _special_ids(found, config, n_rows)
+    metadata |= _special_ids(found, config, n_rows, entries, kind)
     metadata |= _added_around(found, kind, merges is not None)
     result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
     return result | _templates(found), warnings
@@ -158,11 +166,40 @@ def _byte_level(found: TokenizerFiles, fast: FastTokenizer, n_rows: int, pre: st
     name = name_of(fast.data.get("pre_tokenizer"), pre or ("olmo" if normalizer == {"type": "NFC"} else None))
     if name is None:
         name = "default"
-        warnings.append(
-            "llama.cpp has no name for how tokenizer.json cuts text into words: with its default some ids will differ"
-        )
+        warnings.append(_NO_NAME)
     merges = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in fast.merges]
     return {"model": "gpt2", "pre": name, "merges": merges}, entries, warnings
+
+
+def _ranks(found: TokenizerFiles, ranks: Mapping[bytes, int], n_rows: int, kind: TiktokenFile) -> _Made:
+    """A tiktoken file: the merge that makes a token is of what the lower ranks leave of its bytes."""
+    entries = _Entries(n_rows)
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        entries.put(rank, from_bytes(token), 0.0, PieceKind.NORMAL)
+        if len(token) > 1:
+            parts = _parts(token, ranks, rank)
+            merges += [" ".join(map(from_bytes, parts))] if len(parts) == 2 else []
+    for i, text in enumerate(kind.specials, len(ranks)):
+        entries.put(i, text, 0.0, PieceKind.CONTROL)
+    for i, token_data in found.added.items():
+        _put_added(entries, i, token_data)
+    name = name_of_pattern(kind.pattern)
+    warnings = [] if name is not None else [_NO_NAME]
+    return {"model": "gpt2", "pre": name or "default", "merges": merges}, entries, warnings
+
+
+def _parts(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
+    """What BPE makes of a token with the merges of ranks below `limit`."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        found = [ranks.get(a + b, limit) for a, b in pairwise(parts)]
+        best = min(found)
+        if best >= limit:
+            break
+        at = found.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def _put_added(entries: _Entries, i: int, token: Mapping[str, Any]) -> None:
@@ -173,8 +210,10 @@ def _put_added(entries: _Entries, i: int, token: Mapping[str, Any]) -> None:
         entries.put(i, text.replace(SPACE, " "), _ADDED_SCORE, PieceKind.USER_DEFINED)
 
 
-def _special_ids(found: TokenizerFiles, config: Mapping[str, Any], n_rows: int) -> dict[str, int]:
-    """Ids of special tokens: those that tokenizer_config.json names, else those of config.json."""
+def _special_ids(
+    found: TokenizerFiles, config: Mapping[str, Any], n_rows: int, entries: _Entries, kind: TokenizerKind | None
+) -> dict[str, int]:
+    """Ids of special tokens: those that tokenizer_config.json names, else those of config.json, else of the kind."""
     ids: dict[str, int] = {}
     for name, key in _SPECIALS.items():
         stated = (found.config or {}).get(f"{name}_token")
@@ -183,6 +222,8 @@ def _special_ids(found: TokenizerFiles, config: Mapping[str, Any], n_rows: int) 
         given = config.get(f"{name}_token_id")
         if value is None:
             value = next((i for i in given if isinstance(i, int)), None) if isinstance(given, list) else given
+        if value is None and (usual := getattr(kind, name, None)) in entries.tokens:
+            value = entries.tokens.index(usual)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < n_rows:
             ids[f"{key}_token_id"] = value
     ends = config.get("eos_token_id")

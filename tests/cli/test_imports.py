@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "lm_eval", "datasets", "huggingface_hub", "sentencepiece", "tokenizers")
+HEAVY = ("torch", "transformers", "numpy", "lm_eval", "datasets", "huggingface_hub", "sentencepiece", "tokenizers",
+         "gguf")  # fmt: skip
 SCRIPT = f"""
 import sys, json, io, contextlib
 from llmkit.cli.app import main
@@ -60,6 +61,18 @@ def test_inspect_of_a_pickle_does_not_load_torch(tmp_path):
 
     torch.save({"w": torch.ones(2, 2)}, tmp_path / "pytorch_model.bin")
     assert loaded("inspect", tmp_path) == [0, []]
+
+
+def test_gguf_is_inspected_and_converted_back_without_heavy_imports(model, tmp_path):
+    import llmkit
+    from llmkit.transforms.convert import convert
+
+    for type_, out in (("f16", "a"), ("q8_0", "b")):
+        llmkit.save(convert(llmkit.open_checkpoint(model), to="gguf", type=type_), tmp_path / out)
+        assert loaded("inspect", tmp_path / out, "--tensors", "--json") == [0, []]
+    # Its vectors were float32 and stay so: nothing is computed.
+    assert loaded("convert", tmp_path / "a", "--to", "hf", "-o", tmp_path / "hf") == [0, []]
+    assert loaded("convert", tmp_path / "hf", "--to", "gguf", "-o", tmp_path / "again", "--dry-run") == [0, []]
 
 
 def test_completion_answers_without_heavy_imports():

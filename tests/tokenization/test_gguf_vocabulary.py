@@ -163,6 +163,33 @@ def test_specials_of_a_published_tokenizer_follow_its_pieces(world):
     assert metadata[f"{KEY}add_bos_token"] is False
 
 
+def test_ranks_of_a_tiktoken_file(world):
+    """Merges are made of the ranks: the byte-level tokenizer of both gives the ids that tiktoken's algorithm gives."""
+    from tokenizers import Tokenizer
+
+    from llmkit.tokenization.byte_level import to_bytes
+    from llmkit.tokenization.tiktoken_ranks import serialize_ranks
+
+    document = json.loads(world.byte_level(world.ENGLISH + world.CHINESE, 500))
+    document["pre_tokenizer"] = pre_tokenizer_of("llama-bpe")
+    ranks = dict(sorted(((to_bytes(t), i) for t, i in document["model"]["vocab"].items()), key=lambda x: x[1]))
+    kind = TOKENIZERS["glm-tiktoken"]
+    files = {
+        "tokenizer.model": serialize_ranks(ranks),
+        "tokenizer_config.json": '{"tokenizer_class": "ChatGLM4Tokenizer"}',
+    }
+    own = TOKENIZERS["glm-sentencepiece"]  # of the architecture; the class says that it is another
+    metadata, warnings = metadata_of(files, len(ranks) + 20, kind=own)
+    assert warnings == []
+    assert metadata[f"{KEY}model"] == "gpt2"
+    assert metadata[f"{KEY}merges"] == [" ".join(m) for m in document["model"]["merges"]]
+    assert metadata[f"{KEY}tokens"][len(ranks) : len(ranks) + len(kind.specials)] == list(kind.specials)
+    assert metadata[f"{KEY}eos_token_id"] == len(ranks)
+    reference, found = Tokenizer.from_str(json.dumps(document)), fast_tokenizer(tokenizer_files(metadata, {}))
+    for text in TEXTS:
+        assert found.encode(text).ids == reference.encode(text).ids, text
+
+
 def test_what_has_no_place_is_warned_of(world):
     unigram = world.sp_model(world.ENGLISH, 120, model_type="unigram", byte_fallback=False)
     _, warnings = metadata_of({"tokenizer.model": unigram}, 120)
@@ -172,7 +199,7 @@ def test_what_has_no_place_is_warned_of(world):
     document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [odd, pre_tokenizer_of("gpt-2")]}
     metadata, warnings = metadata_of({"tokenizer.json": json.dumps(document)}, 400)
     assert metadata[f"{KEY}pre"] == "default"
-    assert warnings[0].startswith("llama.cpp has no name for how tokenizer.json cuts text into words")
+    assert warnings[0].startswith("llama.cpp has no name for how the tokenizer cuts text into words")
     metadata, warnings = metadata_of({}, 10)
     assert (metadata, len(warnings)) == ({}, 1)
     assert "has no tokenizer: the file gets no vocabulary, and llama.cpp will not load it" in warnings[0]
