@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -46,10 +47,8 @@ def compare(first: Path, second: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--to", nargs="+", default=["meta", "bin"])
-    parser.add_argument(
-        "--options", nargs="*", default=[], help="more options of the way there: --options=--outtype f16"
-    )
+    parser.add_argument("--to", nargs="+", default=["meta", "gguf"])
+    parser.add_argument("--options", default="", help="more options of the way there, in one string")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16"])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="keep the model for another run")
@@ -68,7 +67,7 @@ def main() -> None:
                 os.sync()
                 runs.setdefault(f"cp + sync to {target}", []).append(Run(time.monotonic() - started, 0.0))
                 fresh(copy)
-                more = args.options if target == layout else []
+                more = shlex.split(args.options) if target == layout else []
                 command = [sys.executable, "-m", "llmkit", "convert", str(source), "--to", target, *more]
                 runs.setdefault(f"llmkit to {target}", []).append(timed([*command, "-o", str(fresh_out), "-q"]))
         report(layout, runs)
