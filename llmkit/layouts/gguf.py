@@ -49,10 +49,12 @@ def read(path: Path) -> Opened:
     """A model by one of its files. A file whose architecture no plugin describes keeps its names and has no config."""
     model = read_model(path)
     tensors = {name: stored_tensor(file, tensor) for name, (file, tensor) in model.tensors.items()}
-    architecture = architecture_of(model.metadata, tensors)
+    arch = model.metadata.get("general.architecture")
+    n_experts = model.metadata.get(f"{arch}.expert_count", 0)
+    architecture = None if n_experts else architecture_of(model.metadata, tensors)
     if architecture is None or architecture.gguf is None:
-        arch = model.metadata.get("general.architecture")
-        warning = f"no plugin describes GGUF's {arch!r}: names stay as in the file, only tensor-wise work is possible"
+        what = f"{arch!r} with {n_experts} experts" if n_experts else repr(arch)
+        warning = f"no plugin describes GGUF's {what}: names stay as in the file, only tensor-wise work is possible"
         return Opened(NAME, tensors, {}, warnings=(warning,), details=_details(model))
     return _as_transformers(path, model, tensors, architecture, architecture.gguf)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
 
 
 def test_on_the_command_line(call, model, tmp_path):
@@ -71,3 +74,12 @@ def test_other_commands_take_a_gguf_file(call, model, tmp_path):
     words = [call("generate", m, "w1 w2", "--max-tokens", "4", "-q") for m in (model, path)]
     assert words[0].code == words[1].code == 0
     assert words[0].out == words[1].out
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_the_original(call, tmp_path):
+    base = Path(__file__).resolve().parents[2] / "evalsets" / "mini" / "base"
+    call("convert", base, "--to", "gguf", "--type", "f32", "-o", tmp_path / "out")
+    scores = [call("eval", m, "--bench", "mini", "--limit", "4", "-q") for m in (base, tmp_path / "out")]
+    assert scores[0].code == scores[1].code == 0
+    assert scores[0].out == scores[1].out

@@ -195,8 +195,11 @@ def test_shortest(value):
     assert shortest(stored) == value or value == 1 / 3
 
 
-def test_an_architecture_without_a_plugin_keeps_its_names(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "mamba")
+@pytest.mark.parametrize(("arch", "experts", "what"), [("mamba", 0, "'mamba'"), ("llama", 8, "'llama' with 8 experts")])
+def test_an_architecture_without_a_plugin_keeps_its_names(tmp_path, arch, experts, what):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", arch)
+    if experts:
+        writer.add_expert_count(experts)
     writer.add_tensor("blk.0.ssm_a.weight", np.ones((2, 4), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -205,7 +208,7 @@ def test_an_architecture_without_a_plugin_keeps_its_names(tmp_path):
     ckpt = llmkit.open_checkpoint(tmp_path / "x.gguf")
     assert (list(ckpt.tensors), ckpt.config) == (["blk.0.ssm_a.weight"], {})
     assert ckpt.warnings == (
-        "no plugin describes GGUF's 'mamba': names stay as in the file, only tensor-wise work is possible",
+        f"no plugin describes GGUF's {what}: names stay as in the file, only tensor-wise work is possible",
     )
 
 
