@@ -22,7 +22,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Apply", "Cast", "Concat", "Context", "Lazy", "Node", "Read", "ReadObserver", "TakeRows"]
+__all__ = ["Apply", "Concat", "Context", "Lazy", "Node", "Read", "ReadObserver", "TakeRows"]
 
 Rows = tuple[int, int]
 
@@ -155,7 +155,10 @@ class Lazy:
         """This tensor in another dtype (itself when it already has it)."""
         if dtype is self.dtype:
             return self
-        return Cast(self, dtype).output()
+        target = dtype
+        return Apply(
+            "cast", [self], self.spec.with_dtype(dtype), lambda x: x.to(target.torch), {"to": dtype.name}
+        ).output()
 
     def explain(self) -> dict[str, Any]:
         """The expression that makes this tensor, as nested dicts: op, parameters, spec, inputs."""
@@ -310,14 +313,6 @@ class Apply(Node):
             if per:
                 widest = max(widest, lazy.node.slice_nbytes(n) // lazy.dtype.itemsize * 4)
         return max(peak, held + self.slice_nbytes(n_rows) + int(self.scratch * widest))
-
-
-class Cast(Apply):
-    """The same values in another dtype, rounded to nearest where it is narrower."""
-
-    def __init__(self, lazy: Lazy, dtype: DType) -> None:
-        spec = lazy.spec.with_dtype(dtype)
-        super().__init__("cast", [lazy], spec, lambda x: x.to(dtype.torch), {"to": dtype.name})
 
 
 class Concat(Node):

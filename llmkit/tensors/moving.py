@@ -1,8 +1,7 @@
 """Bytes that only move: expressions of reads, cuts and reorderings, evaluated without torch.
 
 Importing torch takes longer than converting a model of two gigabytes. Where a whole plan only moves bits, the runner
-takes the bytes of each step from here. Reorderings say how to move bytes by being `Moved` nodes. Vectors may be cast
-between 16 and 32 bits: some layouts store norms wider than matrices.
+takes the bytes of each step from here. Reorderings say how to move bytes by being `Moved` nodes.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmkit.tensors.lazy import Apply, Cast, Concat, Lazy, Node, Read, Rows, TakeRows
-from llmkit.tensors.small_casts import CASTS
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.lazy import Apply, Concat, Lazy, Node, Read, Rows, TakeRows
+from llmkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -53,28 +51,9 @@ def is_moved(node: Node) -> bool:
     """Whether the node's data is bytes of files in another order, row by row."""
     if isinstance(node, Read):
         return node.strides is None
-    if isinstance(node, Cast):
-        return (
-            (node.inputs[0].dtype, node.specs[0].dtype) in CASTS and is_moved(node.inputs[0].node) and _is_small(node)
-        )
     if not isinstance(node, Moved | Gathered | Concat | TakeRows):
         return False
     return node.row_step is not None and all(is_moved(i.node) for i in node.inputs)
-
-
-_SMALL_NUMEL = 2**16  # norms and biases; a matrix is cast by torch
-
-
-def _is_small(node: Node) -> bool:
-    return node.specs[0].numel <= _SMALL_NUMEL
-
-
-def _cast_by_torch(data: memoryview, source: DType, target: DType) -> bytes:
-    """What is left to it: NaN, whose bits are not defined, and what overflows."""
-    import torch
-
-    cast = torch.frombuffer(bytearray(data), dtype=source.torch).to(target.torch)
-    return bytes(cast.view(torch.uint8).numpy().data)
 
 
 class Mover:
@@ -102,11 +81,6 @@ class Mover:
             return (self._runs(node.inputs, [(i, 0, part.spec.n_rows) for i, part in enumerate(node.inputs)], rows),)
         if isinstance(node, Gathered):
             return (self._runs(node.inputs, node.runs, rows),)
-        if isinstance(node, Cast):
-            source, target = node.inputs[0].dtype, node.specs[0].dtype
-            data = self._rows(node.inputs[0], rows)
-            found = CASTS[source, target](data)
-            return (memoryview(found if found is not None else _cast_by_torch(data, source, target)),)
         if isinstance(node, Moved):
             inputs = [self._rows(lazy, rows) for lazy in node.inputs]
             return tuple(memoryview(piece) for piece in node.move(inputs, rows[1] - rows[0]))
