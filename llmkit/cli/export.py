@@ -10,13 +10,13 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Output
+from llmkit.cli.quantize import parse_group_size
 from llmkit.cli.writing import write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmkit.checkpoint.checkpoint import Checkpoint
-    from llmkit.onnx.parity import Difference
+    from llmkit.onnx.parity import Checked, Difference
 
 __all__ = ["register"]
 
@@ -28,6 +28,8 @@ def register(app: typer.Typer) -> None:
         "export",
         examples=[
             "llmkit export vicuna-7b --to onnx -o vicuna-7b-onnx",
+            "llmkit export vicuna-7b --to onnx --bits 4 -o vicuna-7b-onnx-int4",
+            "llmkit export vicuna-7b --to onnx --bits 8 --quantize-embedding --keep '*.down_proj' -o out",
             "llmkit export vicuna-7b --to onnx --weights copy --attention attention -o out",
         ],
     )(export)
@@ -44,7 +46,7 @@ def export(
             "--weights",
             metavar="link|copy",
             help="link: the graph refers to the model's own files, hard-linked into OUT. copy: OUT has weights of its "
-            "own. (default: link)",
+            "own. By default files are linked of which most is used.",
         ),
     ] = None,
     attention: Annotated[
@@ -64,6 +66,46 @@ def export(
             "--via", metavar="optimum", help="Let Optimum trace transformers' model: where no plugin describes it."
         ),
     ] = None,
+    provider: Annotated[
+        str, typer.Option("--provider", metavar="cpu|cuda", help="What the graph shall run on.")
+    ] = "cpu",
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            "--bits",
+            metavar="8|4",
+            help="Quantize the linear layers, rounding to nearest. A quantized model keeps its own grids without it.",
+        ),
+    ] = None,
+    group_size: Annotated[
+        str,
+        typer.Option(
+            "--group-size",
+            metavar="N|channel|auto",
+            help="Input columns that share a scale: 16, 32, 64, 128, 256, or channel for one scale a row. auto: the "
+            "largest of 128, 64, 32 that divides every row.",
+        ),
+    ] = "auto",
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Give each group a zero point.")] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="GLOB", help="Leave modules in floats (may be repeated).")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="GLOB", help="Quantize these modules (may be repeated).")
+    ] = None,
+    quantize_embedding: Annotated[
+        bool,
+        typer.Option("--quantize-embedding", help="Quantize the embedding and the head, too; tied ones share bytes."),
+    ] = False,
+    accuracy_level: Annotated[
+        int | None,
+        typer.Option(
+            "--accuracy-level",
+            metavar="0|1|4",
+            help="What products with integers are computed in: 4 is int8 (the default on the CPU, and several times as "
+            "fast), 1 float32, 0 as the compute dtype.",
+        ),
+    ] = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not compare the folder's logits with the torch decoder's.")
     ] = False,
@@ -71,12 +113,15 @@ def export(
     """Export a model to ONNX, built from its architecture: fused attention, weights left in the files they are in.
 
     The folder runs in ONNX Runtime through llmkit (generate, eval, perplexity take it), in ONNX Runtime GenAI and in
-    Optimum. Afterwards its logits are compared with the torch decoder's; exit code 1 when they differ.
+    Optimum. Afterwards its logits are compared with the torch decoder's; exit code 1 when they differ. A quantized
+    graph is compared with the torch decoder of the same integers.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.errors import InputError
-    from llmkit.onnx.export import ATTENTIONS
+    from llmkit.onnx.export import ATTENTIONS, computed_weights
     from llmkit.onnx.export import export as export_checkpoint
+    from llmkit.onnx.parity import check_folder, has_provider
+    from llmkit.onnx.precision import Rounding
 
     if to != "onnx":
         raise InputError(f"--to {to!r} is no format that llmkit exports; expected onnx", hint="llmkit convert --help")
@@ -86,24 +131,35 @@ def export(
     if via is not None:
         from llmkit.cli.export_via import export_via
 
-        refused = {"--attention": attention, "--weights": weights, "--dtype": None if dtype == "float32" else dtype}
+        refused: dict[str, object] = {"--attention": attention, "--weights": weights, "--bits": bits, "--keep": keep}
+        refused |= {"--only": only, "--dtype": None if dtype == "float32" else dtype}
         export_via(out, ckpt, writing, via, refused=refused, check=not no_check)
         return
-    after = export_checkpoint(ckpt, weights=weights or "link", dtype=dtype, attention=attention)  # type: ignore[arg-type]
+    rounding = Rounding(
+        bits, parse_group_size(group_size), not asymmetric, keep or (), only or (), quantize_embedding, accuracy_level
+    )
+    after = export_checkpoint(
+        ckpt,
+        weights=weights,  # type: ignore[arg-type]
+        dtype=dtype,
+        attention=attention,
+        rounding=rounding,
+        provider=provider,
+    )
     failed: list[Difference] = []
 
     def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
         if no_check:
             return {"parity": None}, lambda: None
-        found, tolerance = _checked(ckpt, writing.output, dtype)
-        failed.extend(d for d in found if not d.largest <= tolerance)
-
-        def render() -> None:
-            rows = [(d.case, f"{d.largest:.1e}", f"{d.same_choice:.1%}") for d in found]
-            out.table(["against torch", "largest difference", "same token"], rows, right=["largest difference"])
-
-        document = [{"case": d.case, "largest": d.largest, "same_choice": d.same_choice} for d in found]
-        return {"parity": document, "tolerance": tolerance}, render
+        # Only bfloat16 needs the provider that it is for: the CPU computes everything else.
+        runner = provider if dtype == "bfloat16" else "cpu"
+        if runner != "cpu" and not has_provider(runner):
+            why = f"not compared with the torch decoder: ONNX Runtime has no provider {runner!r} here"
+            return {"parity": None, "unchecked": why}, lambda: out.warning(why)
+        reference = computed_weights(ckpt, dtype=dtype, rounding=rounding, provider=provider)
+        checked = check_folder(writing.output, reference, dtype=dtype, provider=runner)
+        failed.extend(checked.failed)
+        return checked.as_dict(), lambda: _render(out, checked)
 
     write(out, after, writing, finish=finish)
     if failed:
@@ -112,18 +168,10 @@ def export(
         out.refuse(f"the exported model differs from the torch decoder: {worst.case} by {worst.largest:.1e}")
 
 
-def _checked(ckpt: Checkpoint, folder: Path, dtype: str) -> tuple[list[Difference], float]:
-    from llmkit.architecture import registry
-    from llmkit.architecture.keys import Computed
-    from llmkit.decoder import load_decoder
-    from llmkit.onnx.parity import TOLERANCES, compare_decoders
-    from llmkit.onnx.session import load_onnx
-
-    architecture = registry.require(dict(ckpt.config), ckpt.label)
-    ends = architecture.prompt_ends
-    if isinstance(ends, Computed):
-        ends = tuple(ends.bind(dict(ckpt.config)))
-    return compare_decoders(load_onnx(folder), load_decoder(ckpt), ends=ends), TOLERANCES[dtype]
+def _render(out: Output, checked: Checked) -> None:
+    found = [*checked.differences, *checked.measured]
+    rows = [(d.case, f"{d.largest:.1e}", f"{d.same_choice:.1%}") for d in found]
+    out.table(["against torch", "largest difference", "same token"], rows, right=["largest difference"])
 
 
 def _mark(folder: Path) -> None:

@@ -15,7 +15,7 @@ from llmkit.cli.writing import write
 if TYPE_CHECKING:
     from llmkit.transforms.quantize import GroupSize
 
-__all__ = ["register"]
+__all__ = ["parse_group_size", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -68,7 +68,7 @@ def quantize(
     after = quantize_checkpoint(
         before,
         bits=bits,
-        group_size=_group_size(group_size),
+        group_size=parse_group_size(group_size),
         symmetric=not asymmetric,
         keep=keep or (),
         only=only or (),
@@ -105,7 +105,8 @@ def quantize(
     write(out, after, writing, details={"size": size_text}, finish=finish)
 
 
-def _group_size(text: str) -> GroupSize:
+def parse_group_size(text: str) -> GroupSize:
+    """What `--group-size` says."""
     from llmkit.errors import InputError
 
     if text == "auto":
@@ -114,4 +115,4 @@ def _group_size(text: str) -> GroupSize:
         return "channel"
     if text.isdigit():
         return int(text)
-    raise InputError(f"--group-size {text!r}: expected 32, 64, 128, channel or auto", hint="llmkit quantize --help")
+    raise InputError(f"--group-size {text!r}: expected a number, channel or auto", hint="--group-size 64")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.architecture import registry
+from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError, RequirementError, nearest
 from llmkit.formats.folder import INDEX_NAMES
@@ -14,59 +16,64 @@ from llmkit.onnx.container import OnnxFiles, Place
 from llmkit.onnx.context import AttentionOp
 from llmkit.onnx.folder_files import runtime_files
 from llmkit.onnx.genai import genai_config
+from llmkit.onnx.grids import Grids
 from llmkit.onnx.model import build_graph
+from llmkit.onnx.precision import Rounding, choose_grids, restored
 from llmkit.quantization import reading
 from llmkit.tensors.lazy import Lazy, Read
+from llmkit.tensors.spec import DType
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["ATTENTIONS", "WEIGHTS", "Weights", "export"]
+__all__ = ["ATTENTIONS", "WEIGHTS", "Weights", "computed_weights", "export"]
 
 Weights = Literal["link", "copy"]
 WEIGHTS: tuple[Weights, ...] = ("link", "copy")
+PROVIDERS = ("cpu", "cuda")
 ATTENTIONS: tuple[AttentionOp, ...] = ("gqa", "attention", "mha")
-_ONNX_OF = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
+_ONNX_OF = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "U8": "UINT8"}
 _COMPUTE = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+_SCALES = {"FLOAT": DType.F32, "FLOAT16": DType.F16, "BFLOAT16": DType.BF16}
+_FLOATS = Rounding()
 
 
 def export(
-    ckpt: Checkpoint, *, weights: Weights = "link", dtype: str = "float32", attention: AttentionOp | None = None
+    ckpt: Checkpoint,
+    *,
+    weights: Weights | None = None,
+    dtype: str = "float32",
+    attention: AttentionOp | None = None,
+    rounding: Rounding = _FLOATS,
+    provider: str = "cpu",
 ) -> Checkpoint:
     """The checkpoint as an ONNX folder.
 
     Args:
-        weights: `link` refers to the source files where a tensor is there as it is; `copy` writes all anew.
+        weights: `link` refers to the source files where a tensor is there as it is; `copy` writes all anew. By default
+            files are linked of which most is used.
         dtype: the compute dtype; weights keep the dtype they are stored in.
         attention: the op that computes attention; by default the fastest that can compute the model.
+        rounding: which matrices are computed from integers. Those of a quantized checkpoint stay as they are.
+        provider: what the graph is for, `cpu` or `cuda`. The CPU computes bfloat16 weights in float32.
 
     Raises:
+        InputError: an option that is unknown, or that the kernels do not have.
         RequirementError: no plugin describes it, a kind has no emitter, or the attention op cannot compute it.
         SpecError: the tensors do not fit the config.
     """
     import onnx_ir as ir
 
-    for value, known, what in ((weights, WEIGHTS, "--weights"), (dtype, tuple(_COMPUTE), "--dtype")):
-        if value not in known:
-            guess = nearest(value, known)
-            raise InputError(
-                f"{what} {value!r} is unknown; expected {', '.join(known)}",
-                hint=f"did you mean {guess}?" if guess else "llmkit export --help",
-            )
-    notes = []
-    if reading.is_quantized(ckpt.config):
-        notes.append(f"dequantized from {reading.describe(ckpt.config)}")
-        ckpt = reading.dequantized(ckpt)
-    model = registry.require(dict(ckpt.config), ckpt.label).bind(dict(ckpt.config))
-    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+    _refuse_unknown("--weights", weights or WEIGHTS[0], WEIGHTS)
+    ckpt, model, compute, grids, notes = _prepared(ckpt, dtype, rounding, provider)
     used: dict[str, Lazy] = {}
 
     def tensor_of(name: str, lazy: Lazy) -> ir.TensorProtocol:
         used[name] = lazy
         return ir.LazyTensor(_unread, ir.DataType[_ONNX_OF[lazy.dtype.name]], ir.Shape(lazy.shape), name=name)
 
-    chosen, graph = _graph(model, ckpt, tensor_of, _COMPUTE[dtype], attention, used)
-    linked, sources = _linked(used) if weights == "link" else ({}, {})
+    chosen, graph = _graph(model, ckpt, tensor_of, compute, attention, grids, used)
+    linked, sources = _linked(used, always=weights == "link") if weights != "copy" else ({}, {})
     files, more = runtime_files(ckpt)
     notes += more
     files["genai_config.json"] = _json(genai_config(ckpt, model, graph, chosen))
@@ -77,31 +84,79 @@ def export(
         tensors={name: lazy for name, lazy in used.items() if name not in linked},
         config={},
         files=files,
-        step={"transform": "export", "to": "onnx", "weights": weights, "dtype": dtype, "attention": chosen},
+        step={"transform": "export", "to": "onnx", "weights": "link" if linked else "copy", "dtype": dtype}
+        | {"attention": chosen, "provider": provider}
+        | rounding.attrs(),
         notes=notes,
         container=OnnxFiles(graph, linked, sources),
     )
 
 
+def computed_weights(
+    ckpt: Checkpoint, *, dtype: str = "float32", rounding: Rounding = _FLOATS, provider: str = "cpu"
+) -> Checkpoint:
+    """The float checkpoint of the weights that a graph exported with the same options computes with."""
+    found, model, _, grids, _ = _prepared(ckpt, dtype, rounding, provider)
+    return found.derive(tensors=restored(found.tensors, model, grids))
+
+
+def _prepared(
+    ckpt: Checkpoint, dtype: str, rounding: Rounding, provider: str
+) -> tuple[Checkpoint, Model, str, Grids, list[str]]:
+    """The checkpoint in floats, its model, the compute dtype in ONNX's words, and what is computed from integers."""
+    _refuse_unknown("--dtype", dtype, tuple(_COMPUTE))
+    _refuse_unknown("--provider", provider, PROVIDERS)
+    ckpt = reading.dequantized(ckpt)
+    model = registry.require(dict(ckpt.config), ckpt.label).bind(dict(ckpt.config))
+    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+    compute, notes = _COMPUTE[dtype], []
+    if provider == "cpu" and compute == "BFLOAT16":
+        compute = "FLOAT"
+        notes.append("the CPU has no bfloat16 arithmetic: the graph computes in float32, weights stay as they are")
+    elif provider == "cpu" and compute == "FLOAT16":
+        notes.append("the CPU multiplies float16 matrices in float32: results are rounded to float16, nothing is saved")
+    grids, more = choose_grids(ckpt, model, rounding, scale_dtype=_SCALES[compute], provider=provider)
+    return ckpt, model, compute, grids, notes + more
+
+
+def _refuse_unknown(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        guess = "cuda" if value == "gpu" else nearest(value, known)
+        raise InputError(
+            f"{option} {value!r} is unknown; expected {', '.join(known)}",
+            hint=f"did you mean {guess}?" if guess else "llmkit export --help",
+        )
+
+
 def _graph(
-    model: Any, ckpt: Checkpoint, tensor_of: Any, dtype: str, attention: AttentionOp | None, used: dict[str, Lazy]
+    model: Model,
+    ckpt: Checkpoint,
+    tensor_of: Any,
+    dtype: str,
+    attention: AttentionOp | None,
+    grids: Grids,
+    used: dict[str, Lazy],
 ) -> tuple[AttentionOp, ir.Model]:
     """The graph with the op asked for, or with the first that can compute the model."""
     wanted = (attention,) if attention is not None else ATTENTIONS
     for op in wanted[:-1]:
         try:
-            return op, build_graph(model, ckpt.tensors, tensor_of, dtype=dtype, attention=op)
+            return op, build_graph(model, ckpt.tensors, tensor_of, dtype=dtype, attention=op, grids=grids)
         except RequirementError:
             used.clear()
-    return wanted[-1], build_graph(model, ckpt.tensors, tensor_of, dtype=dtype, attention=wanted[-1])
+    last = wanted[-1]
+    return last, build_graph(model, ckpt.tensors, tensor_of, dtype=dtype, attention=last, grids=grids)
 
 
 def _unread() -> Any:
     raise InputError("the weights of a planned graph are not loaded")  # pragma: no cover - nothing asks for them
 
 
-def _linked(used: dict[str, Lazy]) -> tuple[dict[str, Place], dict[str, Path]]:
-    """Places of the tensors that lie in a file as they are needed, and the files by the name they get."""
+def _linked(used: Mapping[str, Lazy], *, always: bool) -> tuple[dict[str, Place], dict[str, Path]]:
+    """Places of the tensors that lie in a file as they are needed, and the files by the name they get.
+
+    A file of which less than half is used is not taken into the folder, unless that is asked for.
+    """
     places: dict[str, Place] = {}
     sources: dict[str, Path] = {}
     for name, lazy in used.items():
@@ -112,7 +167,10 @@ def _linked(used: dict[str, Lazy]) -> tuple[dict[str, Place], dict[str, Path]]:
         if sources.setdefault(file, node.source.path) != node.source.path:
             continue  # two folders have a file of this name: the second one's tensors are written
         places[name] = Place(file, node.offset, lazy.spec.nbytes)
-    return places, sources
+    if not always:
+        nbytes = {file: sum(p.nbytes for p in places.values() if p.file == file) for file in sources}
+        sources = {file: path for file, path in sources.items() if 2 * nbytes[file] >= path.stat().st_size}
+    return {name: place for name, place in places.items() if place.file in sources}, sources
 
 
 def _index(ckpt: Checkpoint) -> dict[str, FileContent]:

@@ -14,22 +14,26 @@ from typing import TYPE_CHECKING, Any
 from llmkit.architecture.keys import as_bool, as_float
 from llmkit.architecture.kinds import LearnedPositions, NoPositions
 from llmkit.architecture.model import Model
+from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
 from llmkit.onnx.blocks import emit_layer
 from llmkit.onnx.context import AttentionOp, GraphContext
 from llmkit.onnx.graph import Graph
+from llmkit.onnx.grids import Grids
 from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import build_positions
 from llmkit.onnx.weights import GraphWeights
-from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.lazy import Lazy
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    import torch
 
     from llmkit.onnx.weights import TensorOf
 
-__all__ = ["build_graph"]
+__all__ = ["ACCURACY", "build_graph"]
+
+ACCURACY = "llmkit.accuracy_level"
+"""Metadata key: what products with integers are computed in; absent where there are none."""
 
 
 def build_graph(
@@ -39,6 +43,7 @@ def build_graph(
     *,
     dtype: str = "FLOAT",
     attention: AttentionOp = "attention",
+    grids: Grids | None = None,
 ) -> ir.Model:
     """The ONNX model of a checkpoint.
 
@@ -48,6 +53,7 @@ def build_graph(
         tensor_of: what the initializer of a tensor holds: its data, or where it lies.
         dtype: the compute dtype: FLOAT, FLOAT16 or BFLOAT16; logits are float32.
         attention: the op that computes attention.
+        grids: matrices that are computed from integers.
 
     Raises:
         RequirementError: a kind has no emitter, or the attention op cannot compute the model.
@@ -57,7 +63,7 @@ def build_graph(
     mask = graph.input("attention_mask", "INT64", ["batch_size", "total_sequence_length"])
     positions = graph.input("position_ids", "INT64", ["batch_size", "sequence_length"])
     context = GraphContext(graph, model, dtype, attention, ids, mask, positions)
-    weights = GraphWeights(graph, model, tensors, tensor_of, dtype)
+    weights = GraphWeights(graph, model, tensors, tensor_of, dtype, grids=grids)
     stream = Stream(weights, _embedded(context, weights))
     kinds = [getattr(block, "position", NoPositions()) for block in model.blocks]
     readers = {kind: build_positions(kind) for kind in kinds}
@@ -72,14 +78,14 @@ def build_graph(
     told = {"family": model.family, "attention": attention}
     told |= {"hidden": str(hidden.name), "hidden_size": str(model.dims.hidden), "dtype": dtype}
     told |= {"state": json.dumps(context.state), "initial": json.dumps(context.initial)}
-    return graph.model({f"llmkit.{key}": value for key, value in told.items()})
+    about = {f"llmkit.{key}": value for key, value in told.items()}
+    return graph.model(about | ({ACCURACY: str(grids.accuracy_level)} if grids and grids.matrices else {}))
 
 
 def _embedded(context: GraphContext, weights: GraphWeights) -> Any:
     kind, g = context.model.embedding, context.graph
     with g.scope("embed"):
-        # Rows are taken first and cast then: the table itself stays as it is stored, in the file.
-        x = _computed(context, g.op("Gather", weights.stored("embed.weight"), context.ids), weights, "embed.weight")
+        x = weights.rows("embed.weight", context.ids)
         if kind.scale is not None:
             x = g.op("Mul", x, weights.number(as_float(kind.scale)))
         if weights.has("embed_proj.weight"):
@@ -88,19 +94,10 @@ def _embedded(context: GraphContext, weights: GraphWeights) -> Any:
             at = context.positions
             if kind.positions.offset:
                 at = g.op("Add", at, g.ints(kind.positions.offset))
-            rows = g.op("Gather", weights.stored("positions.weight"), at)
-            x = g.op("Add", x, _computed(context, rows, weights, "positions.weight"))
+            x = g.op("Add", x, weights.rows("positions.weight", at))
         elif not isinstance(kind.positions, NoPositions):
             raise RequirementError(f"the ONNX export cannot add {type(kind.positions).__name__} to embeddings")
         return emit_norm(kind.norm, weights.under("embed_norm"), x)
-
-
-def _computed(context: GraphContext, value: Any, weights: GraphWeights, leaf: str) -> Any:
-    import onnx_ir as ir
-
-    if weights.stored(leaf).dtype == ir.DataType[context.dtype]:
-        return value
-    return context.graph.op("Cast", value, to=int(ir.DataType[context.dtype]))
 
 
 def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
@@ -109,8 +106,8 @@ def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
         x = weights.linear(x, "head_proj")
     leaf = "embed.weight" if context.model.is_tied else "head.weight"
     slot = weights.slot(leaf)
-    if as_bool(kind.normalized):
-        matrix = weights.derived(f"{slot.name}.normalized", _normalized(weights.lazy(slot)))
+    if as_bool(kind.normalized) and not weights.is_on_grid(slot):
+        matrix = weights.derived(f"{slot.name}.normalized", normalized_rows(weights.lazy(slot)))
         logits = g.op("FusedMatMul", x, matrix, domain="com.microsoft", transB=1)
     else:
         logits = weights.product(x, slot)
@@ -121,12 +118,3 @@ def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
         cap = g.number(as_float(kind.softcap))
         logits = g.op("Mul", g.op("Tanh", g.op("Div", logits, cap)), cap)
     return logits
-
-
-def _normalized(weight: Lazy) -> Lazy:
-    def fn(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        return torch.nn.functional.normalize(x.float(), dim=-1).to(x.dtype)
-
-    return Apply("row / norm", [weight], weight.spec, fn, scratch=2.0).output()

@@ -40,13 +40,14 @@ def original_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None) -> OrtDecoder:
+def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None, exact: bool = False) -> OrtDecoder:
     """The decoder of an exported folder.
 
     Args:
         folder: what `llmkit export` wrote.
         provider: cpu or cuda.
         threads: for one operator; ONNX Runtime's choice where not given.
+        exact: products with integers are computed in the compute dtype, whatever accuracy level the graph states.
 
     Raises:
         InputError: no such folder, an unknown provider, or a graph that ONNX Runtime cannot load.
@@ -58,7 +59,7 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
     if not is_onnx_folder(folder):
         raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
     config = original_config(folder)
-    halves = _halves(folder / MODEL)
+    halves = _halves(folder / MODEL, exact=exact)
     sessions = [_session(folder, half, provider, threads) for half in halves]
     is_ours = "llmkit.state" in sessions[0].get_modelmeta().custom_metadata_map
     architecture = registry.require(config, folder.name) if is_ours else None
@@ -94,7 +95,7 @@ def check_provider(provider: str) -> None:
         )
 
 
-def _halves(path: Path) -> list[bytes | None]:
+def _halves(path: Path, *, exact: bool) -> list[bytes | None]:
     """The serialized parts of a graph that is marked; [None], for the file as it is, of one that is not."""
     import onnx
     from google.protobuf.message import DecodeError
@@ -103,7 +104,10 @@ def _halves(path: Path) -> list[bytes | None]:
         proto = onnx.load_model(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise InputError(f"{path} is no ONNX model, or is cut short: {str(error).splitlines()[0]}") from error
-    return list(split_head(proto) or (None,))
+    if exact:
+        for attribute in (a for n in proto.graph.node if n.op_type == "MatMulNBits" for a in n.attribute):
+            attribute.i = 0 if attribute.name == "accuracy_level" else attribute.i
+    return list(split_head(proto) or (proto.SerializeToString() if exact else None,))
 
 
 def _session(folder: Path, part: bytes | None, provider: str, threads: int | None) -> Any:

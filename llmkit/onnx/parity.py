@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture import registry
+from llmkit.architecture.keys import Computed
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.onnx.model import ACCURACY
+from llmkit.onnx.opening import PROVIDERS, load_onnx
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TOLERANCES", "Difference", "compare_decoders"]
+__all__ = ["TOLERANCES", "Checked", "Difference", "check_folder", "compare_decoders", "has_provider"]
 
 # By compute dtype: what rounding leaves of logits of order one. Half precision rounds at every node.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -30,6 +38,60 @@ class Difference:
     same_choice: float
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        differences: each within `tolerance`, or the check failed.
+        measured: what int8 activations add, where products with integers round to them. Random tokens are far from
+            what a model was trained on and magnify it, so there is no right and wrong; perplexity says more.
+    """
+
+    differences: Sequence[Difference]
+    measured: Sequence[Difference]
+    tolerance: float
+
+    @property
+    def failed(self) -> list[Difference]:
+        """Differences above the tolerance."""
+        return [d for d in self.differences if not d.largest <= self.tolerance]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        parity, measured = ([asdict(d) for d in found] for found in (self.differences, self.measured))
+        return {"parity": parity, "tolerance": self.tolerance} | ({"as_it_runs": measured} if measured else {})
+
+
+def has_provider(provider: str) -> bool:
+    """Whether the ONNX Runtime that is installed has it."""
+    import onnxruntime
+
+    return PROVIDERS[provider] in onnxruntime.get_available_providers()
+
+
+def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: str = "cpu") -> Checked:
+    """Compare an exported folder with the torch decoder of `reference`, the floats that its graph computes with.
+
+    Args:
+        dtype: the compute dtype of the graph.
+        provider: what runs it.
+    """
+    from llmkit.decoder import load_decoder
+
+    architecture = registry.require(reference.config, reference.label)
+    ends = architecture.prompt_ends
+    ends = tuple(ends.bind(dict(reference.config))) if isinstance(ends, Computed) else ends
+    found, wanted = load_onnx(folder, provider=provider), load_decoder(reference)
+    measured = []
+    if found.session.get_modelmeta().custom_metadata_map.get(ACCURACY, "0") == "4":
+        ids = _prompts(wanted, ends, 0)
+        measured = [_difference("prefill, int8 activations", found(ids), wanted(ids))]
+        # The check is of weights and graph: what int8 activations add would hide a wrong scale.
+        found = load_onnx(folder, provider=provider, exact=True)
+    return Checked(compare_decoders(found, wanted, ends=ends), measured, TOLERANCES[dtype])
+
+
 def compare_decoders(found: Any, wanted: Any, *, ends: tuple[int, ...] = (), seed: int = 0) -> list[Difference]:
     """Prefill, cached steps, and a batch with padding on the left.
 
@@ -43,10 +105,7 @@ def compare_decoders(found: Any, wanted: Any, *, ends: tuple[int, ...] = (), see
 
     from llmkit.decoder.cache import KVCache
 
-    ids = torch.randint(0, wanted.model.dims.vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(seed))
-    for end in ends:
-        ids[ids == end] = 0
-    ids[:, 3 : 3 + len(ends)] = torch.tensor(ends, dtype=ids.dtype)
+    ids = _prompts(wanted, ends, seed)
     whole = wanted(ids)
 
     def steps(decoder: Any) -> torch.Tensor:
@@ -64,6 +123,17 @@ def compare_decoders(found: Any, wanted: Any, *, ends: tuple[int, ...] = (), see
         _difference("left-padded row", padded[1][:1, 2:], padded[0][:1, 2:]),
         _difference("row beside it", padded[1][1:], padded[0][1:]),
     ]
+
+
+def _prompts(wanted: Any, ends: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Token ids [2, 32]; after the third stands what every prompt must hold."""
+    import torch
+
+    ids = torch.randint(0, wanted.model.dims.vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(seed))
+    for end in ends:
+        ids[ids == end] = 0
+    ids[:, 3 : 3 + len(ends)] = torch.tensor(ends, dtype=ids.dtype)
+    return ids
 
 
 def _difference(case: str, found: torch.Tensor, wanted: torch.Tensor) -> Difference:

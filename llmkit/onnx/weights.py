@@ -1,4 +1,4 @@
-"""The weights of a graph: initializers that hold what the checkpoint stores, as it stores it."""
+"""The weights of a graph: initializers that hold what the checkpoint stores, as it stores it, or on integer grids."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.onnx.graph import CONTRIB, Graph
+from llmkit.onnx.grids import Grids
 from llmkit.tensors.lazy import Lazy
 
 if TYPE_CHECKING:
@@ -30,18 +31,29 @@ class GraphWeights:
         tensors: the checkpoint's tensors by name.
         tensor_of: makes what an initializer holds.
         dtype: the compute dtype, in ONNX's words; what is stored in another is cast once, when a session starts.
+        grids: matrices that are computed from integers.
     """
 
     def __init__(
-        self, graph: Graph, model: Model, tensors: Mapping[str, Lazy], tensor_of: TensorOf, dtype: str, stem: str = ""
+        self,
+        graph: Graph,
+        model: Model,
+        tensors: Mapping[str, Lazy],
+        tensor_of: TensorOf,
+        dtype: str,
+        stem: str = "",
+        grids: Grids | None = None,
     ) -> None:
         self.graph, self.model, self.dtype = graph, model, dtype
+        self._grids = grids or Grids()
         self._tensors, self._tensor_of, self._stem = tensors, tensor_of, stem
         self._cast: dict[str, ir.Value] = {}
 
     def under(self, stem: str) -> GraphWeights:
         """The weights below `stem`."""
-        inner = GraphWeights(self.graph, self.model, self._tensors, self._tensor_of, self.dtype, f"{self._stem}{stem}.")
+        inner = GraphWeights(
+            self.graph, self.model, self._tensors, self._tensor_of, self.dtype, f"{self._stem}{stem}.", self._grids
+        )
         inner._cast = self._cast
         return inner
 
@@ -61,9 +73,17 @@ class GraphWeights:
         """The tensor of a weight that has a slot to itself, in the compute dtype."""
         return self._value(self.slot(leaf))
 
-    def stored(self, leaf: str) -> ir.Value:
-        """The same in the dtype that it is stored in."""
-        return self._stored(self.slot(leaf))
+    def rows(self, leaf: str, at: ir.Value) -> Any:
+        """Rows of a table, [..., width] in the compute dtype. The table itself stays as it is stored, in the file."""
+        slot = self.slot(leaf)
+        if slot.name in self._grids.matrices:
+            return self._grids.rows(self, slot.name, at)
+        rows = self.graph.op("Gather", self._stored(slot), at)
+        return rows if self._is_computed(self._tensors[slot.name]) else self._to(rows, self.dtype)
+
+    def is_on_grid(self, slot: Slot) -> bool:
+        """Whether a slot's matrix is computed from integers."""
+        return slot.name in self._grids.matrices
 
     def number(self, value: float) -> ir.Value:
         """A constant scalar in the compute dtype."""
@@ -85,21 +105,28 @@ class GraphWeights:
 
     def derived(self, name: str, lazy: Lazy) -> ir.Value:
         """A weight that the checkpoint does not hold as it is needed."""
-        return self._as_computed(self.graph.initializer(name, self._tensor_of(name, lazy)), lazy)
+        return self._as_computed(self.initializer(name, lazy), lazy)
+
+    def initializer(self, name: str, lazy: Lazy) -> ir.Value:
+        """A tensor as it is."""
+        return self.graph.initializer(name, self._tensor_of(name, lazy))
 
     def _stored(self, slot: Slot) -> ir.Value:
-        return self.graph.initializer(slot.name, self._tensor_of(slot.name, self._tensors[slot.name]))
+        return self.initializer(slot.name, self._tensors[slot.name])
 
     def _value(self, slot: Slot) -> ir.Value:
         return self._as_computed(self._stored(slot), self._tensors[slot.name])
 
     def _as_computed(self, value: ir.Value, lazy: Lazy) -> ir.Value:
-        if _ONNX_OF.get(lazy.dtype.name) == self.dtype:
+        if self._is_computed(lazy):
             return value
         name = str(value.name)
         if name not in self._cast:
             self._cast[name] = self._to(value, self.dtype)
         return self._cast[name]
+
+    def _is_computed(self, lazy: Lazy) -> bool:
+        return _ONNX_OF.get(lazy.dtype.name) == self.dtype
 
     def project(self, x: ir.Value, names: Sequence[str]) -> list[ir.Value]:
         """The linear layers `names` of x [B, S, in]: [B, S, out] each; fused ones are one product."""
@@ -115,11 +142,9 @@ class GraphWeights:
         return self.project(x, [name])[0]
 
     def _outputs(self, x: ir.Value, slot: Slot) -> dict[str, Any]:
-        y = self.product(x, slot)
+        bias = self.model.slots.get(slot.id.removesuffix("weight") + "bias")
+        y = self.product(x, slot, self._value(bias) if bias is not None else None)
         parts = [part.id.removesuffix(".weight") for part in slot.parts]
-        bias_id = slot.id.removesuffix("weight") + "bias"
-        if bias_id in self.model.slots:
-            y = self.graph.op("Add", y, self._value(self.model.slots[bias_id]))
         if len(parts) == 1:
             return {parts[0]: y}
         sizes = [part.rows for part in slot.parts]
@@ -131,8 +156,12 @@ class GraphWeights:
             pieces = [self.graph.op("Reshape", p, s) for p, s in zip(pieces, shape, strict=True)]
         return dict(zip(parts, pieces, strict=True))
 
-    def product(self, x: ir.Value, slot: Slot) -> Any:
+    def product(self, x: ir.Value, slot: Slot, bias: ir.Value | None = None) -> Any:
         """X [B, S, in] with a stored matrix: [B, S, out]. ONNX Runtime takes [out, in] as it is."""
+        if slot.name in self._grids.matrices:
+            return self._grids.product(self, x, slot.name, bias)
         if slot.is_transposed:
-            return self.graph.op("MatMul", x, self._value(slot))
-        return self.graph.op("FusedMatMul", x, self._value(slot), domain=CONTRIB, transB=1)
+            y = self.graph.op("MatMul", x, self._value(slot))
+        else:
+            y = self.graph.op("FusedMatMul", x, self._value(slot), domain=CONTRIB, transB=1)
+        return y if bias is None else self.graph.op("Add", y, bias)

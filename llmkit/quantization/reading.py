@@ -12,7 +12,9 @@ from llmkit.errors import LlmkitError, RequirementError, SpecError
 from llmkit.quantization import rtn
 from llmkit.quantization.packing import n_words, unpack
 from llmkit.quantization.schemes import METHOD, PACKED_FORMAT, Scheme
+from llmkit.tensors.codes import Codes, Decoded
 from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.rearrange import take_columns, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -264,7 +266,39 @@ def _node(
         return _dequantize_rows(args[0], scales, zero, index, unpack_rows, n_in)
 
     spec = TensorSpec(dtype, shape)
-    return Apply("dequantize", inputs, spec, fn, scheme.attrs(), input_rows=input_rows, scratch=1.0).output()
+    node = Decoded("dequantize", inputs, spec, fn, scheme.attrs(), input_rows=input_rows, scratch=1.0)
+    if order is None:
+        node.codes = _codes(scheme, values, scale, zeros, n_in)
+    return node.output()
+
+
+def _codes(scheme: Scheme, values: Lazy, scale: Lazy, zeros: Lazy | None, n_in: int) -> Codes:
+    """What the matrix is made of. Packed words are codes as they lie in the file, byte by byte."""
+    n_out, n_groups = values.spec.n_rows, scheme.n_groups(n_in)
+    if values.dtype is DType.I32:
+        codes = take_columns(viewed(values, DType.U8, (n_out, 4 * values.shape[1])), 0, -(-n_in * scheme.bits // 8))
+    else:
+        codes = Apply("offset", [values], values.spec.with_dtype(DType.U8), lambda q: _unsigned(q, 8)).output()
+    found = None
+    if zeros is not None:
+
+        def of_rows(stored: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+            if stored.dtype.itemsize == 4:
+                stored = unpack(stored, scheme.bits, len(scales), dim=0)
+            return _unsigned(stored, scheme.bits)
+
+        per = scheme.per_word if zeros.dtype is DType.I32 else 1
+        spec = TensorSpec(DType.U8, (n_out, n_groups))
+        found = Apply("zero points", [zeros, scale], spec, of_rows, scheme.attrs(), input_rows=[per, 1]).output()
+    scales = viewed(scale, scale.dtype, (n_out, n_groups))
+    return Codes(scheme.bits, n_in // n_groups, n_in, codes, scales, found, str(scheme))
+
+
+def _unsigned(q: torch.Tensor, bits: int) -> torch.Tensor:
+    """Signed codes (int8) plus 2^(bits-1), as uint8."""
+    import torch
+
+    return (q.view(torch.uint8) + (1 << (bits - 1))) & ((1 << bits) - 1)
 
 
 def _dequantize_rows(

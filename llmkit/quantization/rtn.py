@@ -25,7 +25,7 @@ from llmkit.quantization.schemes import Scheme
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Observe", "dequantize", "grid", "quantize_packed"]
+__all__ = ["Observe", "dequantize", "grid", "quantize_packed", "quantize_rows"]
 
 # Receives (squared error, squared norm, rows) of what was just quantized.
 Observe = Callable[[float, float, int], None]
@@ -80,8 +80,19 @@ def quantize_packed(
 ) -> tuple[torch.Tensor, ...]:
     """`weight_packed`, `weight_scale` and, when asymmetric, `weight_zero_point` of a matrix [out, in].
 
-    Every row is computed from itself alone, so rows may be quantized in any slices, as long as slices of an asymmetric
-    scheme begin at multiples of 32 // bits (zero points of that many rows share a word).
+    Rows may be quantized in any slices, as long as slices of an asymmetric scheme begin at multiples of 32 // bits
+    (zero points of that many rows share a word). See `quantize_rows`.
+    """
+    packed, scales, zeros = quantize_rows(weight, scheme, scale_dtype, observe)
+    return (packed, scales) if zeros is None else (packed, scales, pack(zeros, scheme.bits, dim=0))
+
+
+def quantize_rows(
+    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype, observe: Observe | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Words of codes (see `packing`), scales [out, groups], and zero points (int8, [out, groups]) when asymmetric.
+
+    Every row is computed from itself alone.
 
     Args:
         observe: called with the squared error of each block of rows, at no extra pass over memory.
@@ -112,9 +123,7 @@ def quantize_packed(
             packed[rows] = pack(block.q.flatten(1), scheme.bits)
         else:
             pack_into(packed[rows], block.q, scheme.bits)
-    if scheme.is_symmetric:
-        return packed, scales
-    return packed, scales, pack(zeros, scheme.bits, dim=0)
+    return packed, scales, None if scheme.is_symmetric else zeros
 
 
 class _Block:

@@ -95,6 +95,10 @@ class Node(ABC):
         """The rows of output `index` that a slice of the row space yields."""
         return rows
 
+    def over(self, inputs: Sequence[Lazy]) -> Lazy | None:
+        """Other inputs with their rows moved in the same way; None for a node that does more than move rows."""
+        return None
+
     def slice_nbytes(self, n_rows: int) -> int:
         """Bytes of the outputs of `n_rows` rows."""
         total = 0
@@ -348,6 +352,9 @@ class Concat(Node):
             start = stop
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces),)
 
+    def over(self, inputs: Sequence[Lazy]) -> Lazy:
+        return Concat(inputs).output()
+
     def peak_nbytes(self, n_rows: int) -> int:
         whole = [p for p in self.inputs if p.node.row_step != 1]
         held = sum(p.node.peak_nbytes(p.node.n_rows) for p in whole)
@@ -375,6 +382,9 @@ class TakeRows(Node):
         if self.row_step is None:
             return (context.whole(self.inputs[0])[low:high],)
         return (context.rows(self.inputs[0], (low, high)),)
+
+    def over(self, inputs: Sequence[Lazy]) -> Lazy:
+        return TakeRows(inputs[0], self.start, self.start + self.n_rows).output()
 
     def peak_nbytes(self, n_rows: int) -> int:
         inner = self.inputs[0].node

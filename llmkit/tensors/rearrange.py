@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmkit.errors import SpecError
-from llmkit.tensors.lazy import Apply, Context, Lazy
+from llmkit.tensors.lazy import Apply, Context, Lazy, Read
 from llmkit.tensors.moving import Gathered, Moved
-from llmkit.tensors.spec import TensorSpec
+from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["gather_rows", "join_columns", "permute_blocks", "split_columns", "take_columns", "transpose"]
+__all__ = ["gather_rows", "join_columns", "permute_blocks", "split_columns", "take_columns", "transpose", "viewed"]
 
 Run = tuple[int, int, int]
 
@@ -49,6 +49,9 @@ class _GatherRows(Gathered):
                 pieces.append(context.rows(lazy, local) if is_plain else context.whole(lazy)[local[0] : local[1]])
             at += stop - start
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces),)
+
+    def over(self, inputs: Sequence[Lazy]) -> Lazy:
+        return gather_rows(inputs, self.runs)
 
     def peak_nbytes(self, n_rows: int) -> int:
         whole = [i for i, is_plain in zip(self.inputs, self._is_plain, strict=True) if not is_plain]
@@ -92,7 +95,41 @@ def permute_blocks(lazy: Lazy, order: Sequence[int], *, op: str = "permute") -> 
         return (b"".join([data[start : start + row] for start in starts]),)
 
     attrs = {"block": size, "order": hashlib.sha256(repr(tuple(order)).encode()).hexdigest()[:12]}
-    return Moved(op, [lazy], lazy.spec, fn, move, attrs, row_step=size, scratch=1.0).output()
+    node = _Permuted(op, [lazy], lazy.spec, fn, move, attrs, row_step=size, scratch=1.0)
+    node.order = tuple(order)
+    return node.output()
+
+
+class _Permuted(Moved):
+    order: tuple[int, ...]
+
+    def over(self, inputs: Sequence[Lazy]) -> Lazy:
+        return permute_blocks(inputs[0], self.order, op=self.op)
+
+
+def viewed(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
+    """The same bytes as elements of another type, or in another shape; rows stay rows.
+
+    What lies in a file stays a plain read of it.
+
+    Raises:
+        SpecError: a row would have another number of bytes.
+    """
+    spec = TensorSpec(dtype, shape)
+    if spec == lazy.spec:
+        return lazy
+    if spec.n_rows != lazy.spec.n_rows or spec.row_nbytes != lazy.spec.row_nbytes:
+        raise SpecError(f"{lazy.spec} cannot be seen as {spec}")
+    node = lazy.node
+    if isinstance(node, Read) and node.strides is None:
+        return Read(node.name, spec, node.source, node.offset).output()
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return x.reshape(len(x), -1).contiguous().view(torch.uint8).view(dtype.torch).view(-1, *shape[1:])
+
+    return Moved("view", [lazy], spec, fn, lambda pieces, n: (pieces[0],), {"as": str(spec)}).output()
 
 
 def transpose(lazy: Lazy) -> Lazy:

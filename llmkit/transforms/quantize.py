@@ -20,7 +20,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GroupSize", "quantize"]
+__all__ = ["GroupSize", "matches", "must_match", "quantize"]
 
 GroupSize = int | Literal["auto", "channel"]
 
@@ -90,7 +90,7 @@ def _choose(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) -> tuple
     """Names of the weights to quantize (ordered), modules to ignore, targets of the config group."""
     architecture = registry.find(ckpt.config)
     for glob in (*keep, *only):
-        _must_match(ckpt, glob)
+        must_match(ckpt, glob)
     if architecture is None:
         return _choose_blindly(ckpt, keep, only)
     model = architecture.bind(ckpt.config)
@@ -99,8 +99,8 @@ def _choose(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) -> tuple
     for name, slot in slots.items():
         is_there = name in ckpt.tensors and len(slot.shape) == 2
         is_tied_head = slot.kind == "head" and model.is_tied
-        is_wanted = _matches(name, only) if only else slot.kind == "linear"
-        if is_there and is_wanted and not is_tied_head and not _matches(name, keep):
+        is_wanted = matches(name, only) if only else slot.kind == "linear"
+        if is_there and is_wanted and not is_tied_head and not matches(name, keep):
             chosen[name] = None
     if not chosen:
         raise SpecError(
@@ -137,20 +137,26 @@ def _choose_blindly(
     chosen = {
         name: None
         for name, lazy in ckpt.tensors.items()
-        if name.endswith(".weight") and len(lazy.shape) == 2 and _matches(name, only) and not _matches(name, keep)
+        if name.endswith(".weight") and len(lazy.shape) == 2 and matches(name, only) and not matches(name, keep)
     }
     if not chosen:
         raise SpecError(f"{ckpt.label}: --only {listing(only)} matches no matrix whose name ends in .weight")
     return chosen, [], [name.removesuffix(".weight") for name in chosen]
 
 
-def _matches(name: str, globs: Sequence[str]) -> bool:
+def matches(name: str, globs: Sequence[str]) -> bool:
+    """Whether one of the globs names the tensor or its module."""
     module = name.rpartition(".")[0]
     return any(fnmatchcase(name, glob) or fnmatchcase(module, glob) for glob in globs)
 
 
-def _must_match(ckpt: Checkpoint, glob: str) -> None:
-    if any(_matches(name, [glob]) for name in ckpt.tensors):
+def must_match(ckpt: Checkpoint, glob: str) -> None:
+    """Refuse a glob that names nothing.
+
+    Raises:
+        SpecError: it matches no module and no tensor.
+    """
+    if any(matches(name, [glob]) for name in ckpt.tensors):
         return
     known = dict.fromkeys(n for name in ckpt.tensors for n in (name.rpartition(".")[0], name))
     guess = nearest(glob, known)

@@ -9,7 +9,10 @@ from llmkit.architecture.registry import default_registry
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.onnx.model import build_graph
+from llmkit.onnx.opening import load_onnx
+from llmkit.onnx.precision import choose_grids, restored
 from llmkit.onnx.session import OrtDecoder
+from llmkit.tensors.spec import DType
 
 PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
 CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a.variants)]
@@ -47,3 +50,20 @@ def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
     if check:
         onnx.checker.check_model(ir.serde.serialize_model(graph), full_check=False)
     return running(graph, model), load_decoder(ckpt, architecture=architecture), prompt_ends(architecture, config)
+
+
+def made_on_grids(name, rounding, variant=None, attention="attention", dtype="FLOAT"):
+    """The same for matrices on integer grids: the torch decoder has the floats that the integers stand for."""
+    architecture = PLUGINS[name]
+    config = architecture.tiny_config(variant)
+    ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
+    scale_dtype = {"FLOAT": DType.F32, "FLOAT16": DType.F16}[dtype]
+    grids, _ = choose_grids(ckpt, model, rounding, scale_dtype=scale_dtype, provider="cpu")
+    graph = build_graph(model, ckpt.tensors, in_memory, attention=attention, dtype=dtype, grids=grids)
+    wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=architecture)
+    return running(graph, model), wanted, prompt_ends(architecture, config)
+
+
+def exported_decoders(folder, reference):
+    """An exported folder at accuracy level 0, and the torch decoder of a checkpoint."""
+    return load_onnx(folder, exact=True), load_decoder(reference)

@@ -1,0 +1,71 @@
+"""Matrices of a graph that are computed from integers: products with them, and rows of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmkit.onnx.graph import CONTRIB
+from llmkit.onnx.nbits import NBits
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from llmkit.onnx.weights import GraphWeights
+
+__all__ = ["Grids"]
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Which matrices, and how they are computed.
+
+    Attributes:
+        matrices: by the name of the tensor that they stand for.
+        accuracy_level: what MatMulNBits computes in: 0 the dtype of its input, 1 float32, 4 int8.
+    """
+
+    matrices: Mapping[str, NBits] = field(default_factory=dict)
+    accuracy_level: int = 0
+
+    def product(self, weights: GraphWeights, x: ir.Value, name: str, bias: ir.Value | None) -> Any:
+        """X [B, S, K] with the matrix that stands for tensor `name`, plus a bias [N]: [B, S, N]."""
+        matrix, g = self.matrices[name], weights.graph
+        codes, scales, zeros = self._parts(weights, name)
+        if matrix.is_table:  # one copy of the bytes for the table and the head
+            codes = g.op("Reshape", codes, g.ints(matrix.shape[0], matrix.n_blocks, -1))
+        inputs = [x, codes, scales, zeros, None, bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        return g.op(
+            "MatMulNBits", *inputs,
+            domain=CONTRIB,
+            K=matrix.shape[1],
+            N=matrix.shape[0],
+            bits=matrix.bits,
+            block_size=matrix.block,
+            accuracy_level=self.accuracy_level,
+        )  # fmt: skip
+
+    def rows(self, weights: GraphWeights, name: str, at: ir.Value) -> Any:
+        """Rows of the table that stands for tensor `name`, in the compute dtype."""
+        matrix = self.matrices[name]
+        codes, scales, zeros = self._parts(weights, name)
+        inputs = [codes, at, scales] + ([zeros] if zeros is not None else [])
+        return weights.graph.op(
+            "GatherBlockQuantized", *inputs,
+            domain=CONTRIB,
+            gather_axis=0,
+            quantize_axis=1,
+            bits=matrix.bits,
+            block_size=matrix.block,
+        )  # fmt: skip
+
+    def _parts(self, weights: GraphWeights, name: str) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """Codes, scales in the compute dtype, and zero points."""
+        matrix, stem = self.matrices[name], name.removesuffix(".weight")
+        codes = weights.initializer(f"{stem}.weight_codes", matrix.codes)
+        scales = weights.derived(f"{stem}.weight_scales", matrix.scales)
+        zeros = weights.initializer(f"{stem}.weight_zeros", matrix.zeros) if matrix.zeros is not None else None
+        return codes, scales, zeros

@@ -1,0 +1,146 @@
+"""`llmkit export --bits`, `--dtype` and `--provider` on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+
+
+@pytest.mark.parametrize("bits", ["4", "8"])
+@pytest.mark.parametrize("extra", [[], ["--asymmetric", "--quantize-embedding", "--group-size", "16"]])
+def test_quantized_while_it_is_exported(call, tiny, tmp_path, bits, extra):
+    out = tmp_path / "out"
+    done = call("export", tiny, "--to", "onnx", "--bits", bits, *extra, "-o", out, "--json")
+    assert done.code == 0, done.err
+    parity = {d["case"]: d for d in done.document["parity"]}
+    assert set(parity) == {"prefill", "cached steps", "left-padded row", "row beside it"}
+    assert all(d["largest"] <= 1e-5 for d in parity.values())
+    [as_it_runs] = done.document["as_it_runs"]
+    assert 1e-5 < as_it_runs["largest"] < 0.2
+    # No float copy of the model lies about: what is left of it is written beside the integers.
+    assert not (out / "model.safetensors").exists()
+    assert not (out / "PARITY_FAILED").exists()
+    assert done.document["recipe"][-1]["bits"] == int(bits)
+    words = call("generate", out, "w5 w6 w7", "--max-tokens", "8", "--json")
+    assert words.document["n_tokens"] > 3
+
+
+def test_the_table_says_what_was_compared(call, tiny, tmp_path):
+    done = call("export", tiny, "--to", "onnx", "--bits", "4", "-o", tmp_path / "out")
+    assert done.code == 0
+    assert "14 matrices to int4 group 32 symmetric (64 does not divide: " in done.err
+    assert "MatMulNBits computes in int8 activations (accuracy level 4)" in done.err
+    assert "prefill, int8 activations" in done.out
+
+
+def test_a_wrong_scale_fails_the_check(call, tiny, tmp_path, monkeypatch):
+    """The integers are compared exactly: int8 activations do not hide an error."""
+    from llmkit.onnx import nbits
+
+    before = nbits.quantize_rows
+    out = tmp_path / "out"
+
+    def writing_only(*args):
+        codes, scales, zeros = before(*args)
+        return codes, scales if out.exists() else scales * 1.01, zeros
+
+    monkeypatch.setattr(nbits, "quantize_rows", writing_only)
+    done = call("export", tiny, "--to", "onnx", "--bits", "8", "-o", out)
+    assert done.code == 1
+    assert "the exported model differs from the torch decoder: " in done.err
+    assert (out / "PARITY_FAILED").is_file()
+
+
+def test_a_quantized_model_keeps_its_integers(call, tiny, tmp_path):
+    assert call("quantize", tiny, "--bits", "4", "-o", tmp_path / "q").code == 0
+    done = call("export", tmp_path / "q", "--to", "onnx", "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert "14 matrices stay on the grid that they are stored on" in done.document["notes"][0]
+    assert done.document["nbytes"] < 100_000  # the graph; weights are shared with the source
+    assert all(d["largest"] <= 1e-5 for d in done.document["parity"])
+
+
+def test_dry_run_writes_nothing(call, tiny, tmp_path):
+    done = call("export", tiny, "--to", "onnx", "--bits", "4", "-o", tmp_path / "out", "--dry-run", "--json")
+    assert done.code == 0
+    assert done.document["dtypes"]["U8"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_float16(call, tiny, tmp_path):
+    done = call("export", tiny, "--to", "onnx", "--dtype", "float16", "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert "the CPU multiplies float16 matrices in float32" in done.document["notes"][0]
+    assert all(1e-6 < d["largest"] <= 2e-2 for d in done.document["parity"])
+    graph = call("inspect", tmp_path / "out", "--json").document["details"]["onnx"]
+    assert {v["dtype"] for v in graph["inputs"] if "past" in v["name"]} == {"FLOAT16"}
+
+
+def test_bfloat16_on_the_cpu_is_float32(call, tiny, tmp_path):
+    done = call("export", tiny, "--to", "onnx", "--dtype", "bfloat16", "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert "the CPU has no bfloat16 arithmetic: the graph computes in float32" in done.document["notes"][0]
+    assert all(d["largest"] <= 1e-5 for d in done.document["parity"])
+
+
+def test_bfloat16_for_cuda_is_not_compared_without_it(call, tiny, tmp_path):
+    import onnx
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    out = tmp_path / "out"
+    options = ["--dtype", "bfloat16", "--provider", "cuda", "--weights", "copy", "--attention", "gqa"]
+    done = call("export", tiny, "--to", "onnx", *options, "-o", out)
+    assert done.code == 0, done.err
+    assert "not compared with the torch decoder: ONNX Runtime has no provider 'cuda' here" in done.err
+    onnx.checker.check_model(out / "model.onnx")
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    kinds = {i.name: i.type.tensor_type.elem_type for i in graph.input}
+    assert kinds["past_key_values.0.key"] == onnx.TensorProto.BFLOAT16
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        (["--bits", "5"], "--bits 5: expected 4 or 8", "--bits 4 or --bits 8"),
+        (["--bits", "4", "--group-size", "24"], "--group-size 24: expected 16, 32, 64, 128, 256", "--group-size 64"),
+        (["--bits", "4", "--group-size", "all"], "--group-size 'all': expected a number", "--group-size 64"),
+        (["--bits", "8", "--accuracy-level", "3"], "--accuracy-level 3: expected 0", "--accuracy-level 4"),
+        (["--quantize-embedding"], "--quantize-embedding says nothing without --bits", "give --bits"),
+        (["--asymmetric"], "tiny has float weights, which nothing rounds", "give --bits"),
+        (["--bits", "4", "--keep", "*.qproj"], "'*.qproj' matches no module", "inspect"),
+        (["--dtype", "float8"], "--dtype 'float8' is unknown", "float16"),
+        (["--provider", "gpu"], "--provider 'gpu' is unknown; expected cpu, cuda", "did you mean cuda?"),
+    ],
+)
+def test_refusals(call, tiny, tmp_path, options, message, hint):
+    done = call("export", tiny, "--to", "onnx", *options, "-o", tmp_path / "out")
+    assert done.code != 0
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert hint in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_weights_leave_no_folder(call, model, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.inf
+    save_file(tensors, model / "model.safetensors")
+    done = call("export", model, "--to", "onnx", "--bits", "4", "-o", tmp_path / "out")
+    assert done.code != 0
+    assert "model.layers.1.mlp.up_proj.weight: the weights hold NaN or infinities" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_integers_names_them(call, tiny, tmp_path):
+    assert call("export", tiny, "--to", "onnx", "--bits", "4", "--no-check", "-o", tmp_path / "out").code == 0
+    manifest = json.loads((tmp_path / "out" / "llmkit.json").read_text())
+    assert "model.layers.0.mlp.up_proj.weight_codes" in manifest["tensors"]

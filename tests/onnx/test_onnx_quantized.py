@@ -1,0 +1,139 @@
+"""Every family on integer grids, against its torch decoder with the floats that the integers stand for."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmkit.errors import InputError, SpecError
+from llmkit.onnx.parity import compare_decoders
+from llmkit.onnx.precision import Rounding
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+from tiny_graphs import PLUGINS, made_on_grids
+
+# Groups of 32 do not divide every row of the tiny models: the last block of a row is filled up then.
+WAYS = {
+    "int4": Rounding(4, 32),
+    "int4 asymmetric": Rounding(4, 16, symmetric=False),
+    "int8 by row": Rounding(8, "channel"),
+    "int8 asymmetric": Rounding(8, "auto", symmetric=False),
+}
+
+
+def worst_of(name, rounding, **options):
+    found, wanted, ends = made_on_grids(name, rounding, **options)
+    return {d.case: d.largest for d in compare_decoders(found, wanted, ends=ends)}, found
+
+
+def with_level(rounding, level, **changes):
+    from dataclasses import replace
+
+    return replace(rounding, accuracy_level=level, **changes)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", PLUGINS)
+def test_logits(name, way):
+    worst, _ = worst_of(name, with_level(WAYS[way], 0))
+    assert all(x <= 1e-5 for x in worst.values()), worst
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_int8_activations_stay_near(name):
+    worst, _ = worst_of(name, with_level(WAYS["int4"], 4))
+    assert all(1e-4 < x <= 0.15 for x in worst.values()), worst  # below: the level would not have been applied
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("llama", None), ("llama", "tied"), ("bloom", None), ("gpt2", None), ("gpt2", "untied"), ("opt", "350m"),
+     ("gemma2", None), ("chatglm", None), ("baichuan", "baichuan2-7b")],
+)  # fmt: skip
+@pytest.mark.parametrize("bits", [4, 8])
+def test_embedding_and_head(name, variant, bits):
+    rounding = Rounding(bits, 16, symmetric=bits == 4, embedding=True, accuracy_level=0)
+    worst, _ = worst_of(name, rounding, variant=variant)
+    assert all(x <= 1e-5 for x in worst.values()), worst
+
+
+def test_float16_with_integers():
+    worst, found = worst_of("llama", Rounding(4, 32, embedding=True, accuracy_level=0), dtype="FLOAT16")
+    assert all(x <= 2e-2 for x in worst.values()), worst
+    assert found.session.get_inputs()[-1].type == "tensor(float16)"
+
+
+def nodes(name, rounding, variant=None):
+    """Types of a graph's nodes, and sizes of its initializers."""
+    from tiny_graphs import in_memory
+
+    from llmkit.decoder.contract import random_checkpoint
+    from llmkit.onnx.model import build_graph
+    from llmkit.onnx.precision import choose_grids
+    from llmkit.tensors.spec import DType
+
+    architecture = PLUGINS[name]
+    config = architecture.tiny_config(variant)
+    ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
+    grids, notes = choose_grids(ckpt, model, rounding, scale_dtype=DType.F32, provider="cpu")
+    graph = build_graph(model, ckpt.tensors, in_memory, attention="attention", grids=grids)
+    return list(graph.graph), {n: v.const_value.nbytes for n, v in graph.graph.initializers.items()}, notes
+
+
+def test_tied_embedding_and_head_share_their_bytes():
+    found, sizes, _ = nodes("llama", Rounding(8, 16, embedding=True), "tied")
+    kinds = [n.op_type for n in found]
+    assert kinds.count("GatherBlockQuantized") == 1
+    assert "FusedMatMul" not in kinds
+    tables = [n for n in sizes if "embed" in n or "head" in n]
+    assert sorted(tables) == ["model.embed_tokens.weight_codes", "model.embed_tokens.weight_scales"]
+    head = next(n for n in found if n.op_type == "MatMulNBits" and n.name.startswith("/head"))
+    assert head.inputs[1].producer().op_type == "Reshape"
+    assert head.inputs[1].producer().inputs[0].name == "model.embed_tokens.weight_codes"
+
+
+def test_fused_projections_stay_one_product_and_take_their_bias_along():
+    found, _, _ = nodes("gpt2", Rounding(4, 32))
+    first = [n for n in found if n.op_type == "MatMulNBits" and n.name.startswith("/layers.0")]
+    assert len(first) == 4  # qkv, o, up, down
+    assert all(n.inputs[5] is not None and n.inputs[5].name.endswith("bias") for n in first)
+    assert not [n for n in found if n.op_type == "MatMul"]  # nothing transposed is left
+
+
+def test_the_head_and_chosen_layers_stay_floats():
+    found, sizes, notes = nodes("llama", Rounding(4, 32, keep=["*.down_proj", "model.layers.0.*"]))
+    integers = {n.inputs[1].name for n in found if n.op_type == "MatMulNBits"}
+    assert integers
+    assert not [n for n in integers if "down_proj" in n or "layers.0" in n or "lm_head" in n]
+    assert "lm_head.weight" in sizes
+    assert notes[0].startswith("6 matrices to int4 group 32 symmetric")
+    found, _, _ = nodes("llama", Rounding(4, 32, only=["lm_head", "*.q_proj"]))
+    integers = {n.inputs[1].name.removesuffix(".weight_codes") for n in found if n.op_type == "MatMulNBits"}
+    assert integers == {"lm_head", "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"}
+
+
+def test_accuracy_level():
+    for level, expected in ((None, 4), (0, 0), (1, 1), (4, 4)):
+        found, _, _ = nodes("llama", Rounding(4, 32, accuracy_level=level))
+        assert {n.attributes["accuracy_level"].value for n in found if n.op_type == "MatMulNBits"} == {expected}
+    _, _, notes = nodes("llama", Rounding(8, 32, accuracy_level=1))
+    assert "8 bits at this level are slow" in notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "error", "message"),
+    [
+        (Rounding(3), InputError, "--bits 3: expected 4 or 8"),
+        (Rounding(4, 48), InputError, "--group-size 48: expected 16, 32, 64, 128, 256, channel or auto"),
+        (Rounding(4, accuracy_level=2), InputError, "--accuracy-level 2: expected 0 (the dtype of activations)"),
+        (Rounding(embedding=True), InputError, "--quantize-embedding says nothing without --bits"),
+        (Rounding(None, 32), InputError, "--group-size says nothing without --bits"),
+        (Rounding(keep=["lm_head"]), InputError, "has float weights, which nothing rounds"),
+        (Rounding(4, keep=["*.q_prj"]), SpecError, "'*.q_prj' matches no module and no tensor"),
+        (Rounding(4, only=["model.norm"]), SpecError, "nothing is left to quantize"),
+    ],
+)
+def test_refusals(rounding, error, message):
+    with pytest.raises(error) as caught:
+        nodes("llama", rounding)
+    assert message in caught.value.message
+    assert caught.value.hint
