@@ -6,20 +6,21 @@ import json
 
 import pytest
 import transformers
+from runtimes import expected, exported
 
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import FileContent, open_checkpoint
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.onnx.opening import load_onnx
-from tests.onnx.runtimes import expected, exported
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 
 
 @pytest.mark.parametrize("name", ["chatglm2", "baichuan", "baichuan13b"])
 def test_a_config_that_transformers_knows(name, tmp_path):
+    from runtimes import N_TOKENS, PROMPTS
+
     from llmkit.decoder.generate import generate
-    from tests.onnx.runtimes import N_TOKENS, PROMPTS
 
     folder = exported(name, tmp_path)
     known = transformers.AutoConfig.from_pretrained(folder)  # raises for an unknown model_type

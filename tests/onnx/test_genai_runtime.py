@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from tests.onnx.runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported
+from runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported
 
 pytestmark = pytest.mark.genai
 genai = pytest.importorskip("onnxruntime_genai", reason="needs ONNX Runtime GenAI (extra genai)")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from tests.onnx.runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported
+from runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported
 
 pytestmark = pytest.mark.optimum
 optimum = pytest.importorskip("optimum.onnxruntime", reason="needs Optimum (extra optimum, which pins transformers)")
