@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 from delta_apply import Run, make_model, timed
 
@@ -88,6 +89,8 @@ def report(layout: str, runs: dict[str, list[Run]]) -> None:
         mine, copied = best[f"llmkit to {target}"], best[f"cp to {target}"]
         synced = best[f"cp + sync to {target}"]
         print(f"to {target}: {mine / copied:.2f} x cp, {mine / synced:.2f} x cp + sync   (target: at most {TARGET})")
+        pairs = zip(runs[f"llmkit to {target}"], runs[f"cp to {target}"], strict=True)
+        print(f"to {target}: {median(a.wall / b.wall for a, b in pairs):.2f} x cp, the median of runs side by side")
     both = sum(best[f"llmkit to {t}"] for t in (layout, "hf")) / sum(best[f"cp to {t}"] for t in (layout, "hf"))
     peak = max(r.mib for name, found in runs.items() if name.startswith("llmkit") for r in found)
     print(f"hf -> {layout} -> hf: {both:.2f} x cp; anonymous peak {peak:.0f} MiB   (target: under {PEAK_MIB})")
