@@ -135,6 +135,7 @@ def export(
         refused |= {"--only": only, "--dtype": None if dtype == "float32" else dtype}
         export_via(out, ckpt, writing, via, refused=refused, check=not no_check)
         return
+    _described(ckpt)
     rounding = Rounding(
         bits, parse_group_size(group_size), not asymmetric, keep or (), only or (), quantize_embedding, accuracy_level
     )
@@ -172,6 +173,18 @@ def _render(out: Output, checked: Checked) -> None:
     found = [*checked.differences, *checked.measured]
     rows = [(d.case, f"{d.largest:.1e}", f"{d.same_choice:.1%}") for d in found]
     out.table(["against torch", "largest difference", "same token"], rows, right=["largest difference"])
+
+
+def _described(ckpt: Checkpoint) -> None:
+    """Refuse what no plugin describes, with the way out."""
+    from llmkit.architecture import registry
+    from llmkit.errors import RequirementError
+
+    try:
+        registry.require(dict(ckpt.config), ckpt.label)
+    except RequirementError as error:
+        hint = "--via optimum traces the class of transformers (pip install 'llmkit[cpu,optimum]')"
+        raise RequirementError(error.message, hint=hint) from error
 
 
 def _mark(folder: Path) -> None:

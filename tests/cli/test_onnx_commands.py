@@ -161,3 +161,18 @@ def test_export_via_optimum_without_it(call, tiny, tmp_path):
     done = call("export", tiny, "--via", "optimum", "--dry-run", "-o", out, "--json")
     assert done.document["dry_run"] is True
     assert not out.exists()
+
+
+def test_what_no_plugin_describes_is_pointed_to_optimum(call, model, tmp_path):
+    import json
+
+    config = json.loads((model / "config.json").read_text()) | {
+        "architectures": ["FooForCausalLM"],
+        "model_type": "foo",
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    done = call("export", model, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "FooForCausalLM" in done.err.splitlines()[0]
+    assert done.err.splitlines()[1].startswith("hint: --via optimum traces the class of transformers")
+    assert not (tmp_path / "out").exists()
