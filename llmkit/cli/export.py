@@ -16,6 +16,7 @@ from llmkit.cli.writing import write
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.onnx.parity import Checked, Difference
 
 __all__ = ["register"]
