@@ -9,12 +9,14 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.check import Report
 from llmkit.architecture.model import Model
+from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError
 from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.layouts import onnx_folder
 from llmkit.quantization.reading import dequantized, describe
+from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
@@ -112,7 +114,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
         dtypes=dict(sorted(dtypes.items(), key=lambda kv: -kv[1])),
         files=dict(sorted(files.items())),
         parts=parts,
-        quantization=describe(ckpt.config) or _mix(stored),
+        quantization=describe(ckpt.config) or _mix(stored) or _grids(ckpt),
         vocabulary=vocabulary,
         recipe=recipe_of(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else (),
         problems=tuple(dict.fromkeys(problems)),
@@ -120,6 +122,12 @@ def summarize(ckpt: Checkpoint) -> Summary:
         layout=ckpt.layout,
         details=ckpt.details,
     )
+
+
+def _grids(ckpt: Checkpoint) -> str | None:
+    """The integers that an exported graph computes with, and the number of operators of each kind."""
+    found: Mapping[str, int] = ckpt.details.get("onnx", {}).get("integers", {})
+    return ", ".join(f"{words} × {n}" for words, n in found.items()) or None
 
 
 def _mix(stored: Mapping[str, Mapping[str, int]]) -> str | None:
@@ -168,6 +176,14 @@ def _embedding_rows(floats: Checkpoint, model: Model | None) -> int | None:
     return lazy.spec.n_rows if lazy is not None else None
 
 
+def _n_floats(name: str, lazy: Lazy, slots: Mapping[str, Slot]) -> int:
+    """Elements of the float model that a tensor stands for; a graph has codes, scales and zero points for one."""
+    stem, _, leaf = name.rpartition(".")
+    if leaf not in ("weight_codes", "weight_scales", "weight_zeros") or f"{stem}.weight" not in slots:
+        return lazy.spec.numel
+    return slots[f"{stem}.weight"].numel if leaf == "weight_codes" else 0
+
+
 def _parts(ckpt: Checkpoint, floats: Checkpoint, model: Model | None, report: Report | None) -> tuple[Part, ...]:
     parts = {name: Part(name) for name in _PARTS}
     slots = model.tensors() if model else {}
@@ -191,5 +207,5 @@ def _parts(ckpt: Checkpoint, floats: Checkpoint, model: Model | None, report: Re
         part.dtypes[lazy.dtype.name] = part.dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
     for name, lazy in floats.tensors.items():
         if name not in ignored:
-            part_of(name).n_parameters += lazy.spec.numel
+            part_of(name).n_parameters += _n_floats(name, lazy, slots)
     return tuple(p for p in parts.values() if p.n_tensors)

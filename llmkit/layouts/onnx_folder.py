@@ -7,7 +7,7 @@ than in the checkpoint (a normalised head, quantized layers): such a folder is n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,7 @@ def _described(folder: Path, model: ir.Model, tensors: Mapping[str, Lazy], insid
         "ir_version": model.ir_version,
         "opset": {domain or "ai.onnx": version for domain, version in graph.opset_imports.items()},
         "ops": dict(ops.most_common()),
+        "integers": _integers(nodes),
         "inputs": [_typed(value) for value in graph.inputs],
         "outputs": [_typed(value) for value in graph.outputs],
         "weights": [{"file": file, "dtype": d, "nbytes": n} for (file, d), n in weights.items()],
@@ -124,6 +125,21 @@ def _described(folder: Path, model: ir.Model, tensors: Mapping[str, Lazy], insid
         "inside_nbytes": inside,
         "metadata": dict(model.metadata_props),
     }
+
+
+def _integers(nodes: Iterable[ir.Node]) -> dict[str, int]:
+    """Grids that nodes compute with, in words, and the number of nodes of each."""
+    found: Counter[str] = Counter()
+    for node in nodes:
+        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
+            continue
+        about = {name: a.value for name, a in node.attributes.items()}
+        zeros = node.inputs[3] if len(node.inputs) > 3 else None
+        words = f"int{about.get('bits', 4)} blocks of {about.get('block_size', 128)} "
+        words += "symmetric" if zeros is None else "asymmetric"
+        level = about.get("accuracy_level", 0)
+        found[words + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else ", rows of a table")] += 1
+    return dict(found.most_common())
 
 
 def _typed(value: ir.Value) -> dict[str, Any]:

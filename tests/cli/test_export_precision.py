@@ -144,3 +144,22 @@ def test_a_folder_of_integers_names_them(call, tiny, tmp_path):
     assert call("export", tiny, "--to", "onnx", "--bits", "4", "--no-check", "-o", tmp_path / "out").code == 0
     manifest = json.loads((tmp_path / "out" / "llmkit.json").read_text())
     assert "model.layers.0.mlp.up_proj.weight_codes" in manifest["tensors"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bits", "4"], "int4 blocks of 32 symmetric, accuracy level 4 × 14"),
+        (
+            ["--bits", "8", "--asymmetric", "--group-size", "16", "--quantize-embedding"],
+            "int8 blocks of 16 asymmetric, accuracy level 4 × 15, int8 blocks of 16 asymmetric, rows of a table × 1",
+        ),
+    ],
+)
+def test_inspect_names_the_integers(call, tiny, tmp_path, options, words):
+    assert call("export", tiny, "--to", "onnx", *options, "--no-check", "-o", tmp_path / "out").code == 0
+    found, wanted = call("inspect", tmp_path / "out", "--json").document, call("inspect", tiny, "--json").document
+    assert found["quantization"] == words
+    assert found["n_parameters"] == wanted["n_parameters"]
+    assert found["problems"] == found["oddities"] == []
+    assert found["nbytes"] < wanted["nbytes"] / 2
