@@ -105,9 +105,10 @@ ARCHITECTURE = Architecture(
     gguf=replace(GGUF, claims=lambda _, names: "blk.0.attn_q.weight" in names),
     prompt=Computed(lambda c: release_prompt(c, c.get("vocab_size"), c.get("max_position_embeddings"))),
     tokenizer=TOKENIZERS["glm-sentencepiece"],
-    tiny={"architectures": ["GlmForCausalLM"], "model_type": "glm", **TINY},
+    tiny={"architectures": ["GlmForCausalLM"], "model_type": "glm", **TINY, "head_dim": 8},
     variants={
         **VARIANTS,
+        "wide-heads": {"head_dim": 16},
         "chatglm2-6b-32k": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
         "glm-4-9b-chat-1m": {"rope_theta": 100000000.0, "num_key_value_heads": 4},
     },

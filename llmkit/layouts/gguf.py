@@ -26,6 +26,7 @@ __all__ = ["NAME", "SOURCE_DTYPE", "find", "read"]
 NAME = "gguf"
 SOURCE_DTYPE = "llmkit.source_dtype"
 """Metadata key: the float dtype of all tensors of the original, whose vectors were widened to float32."""
+_MALFORMED = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
 _SHOWN_VALUES = 16  # longer lists are shown by their length
 
 
@@ -68,7 +69,10 @@ def _as_transformers(
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise InputError(f"{path} has no token_embd.weight: it is no whole model")
-    config = config_of(model.metadata, architecture, family, tensors, embedding.spec.n_rows, load)
+    try:
+        config = config_of(model.metadata, architecture, family, tensors, embedding.spec.n_rows, load)
+    except _MALFORMED as error:  # a value of another type than the key has, or a size that is missing or zero
+        raise InputError(f"{path}: malformed metadata: {type(error).__name__}: {error}") from error
     dtype = _dtype(tensors)
     config["torch_dtype"] = dtype.torch_name
     weights = {n: t for n, t in tensors.items() if n not in CONSTANT_TENSORS}

@@ -63,7 +63,10 @@ class _Vocabulary:
         self.is_sentencepiece = _KINDS[self._get("model")] == "sentencepiece"
         self.types: Sequence[int] = self._get("token_type") or [PieceKind.NORMAL] * len(self.tokens)
         self.scores: Sequence[float] = self._get("scores") or [0.0] * len(self.tokens)
-        for name, values in (("token_type", self.types), ("scores", self.scores)):
+        kinds = {"tokens": (self.tokens, str), "token_type": (self.types, int), "scores": (self.scores, float)}
+        for name, (values, kind) in kinds.items():
+            if not isinstance(values, list) or not all(isinstance(v, kind) for v in values[:1]):
+                raise InputError(f"tokenizer.ggml.{name} is no list of {kind.__name__}")
             if len(values) != len(self.tokens):
                 raise InputError(f"tokenizer.ggml.{name} has {len(values)} values for {len(self.tokens)} tokens")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gguf
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Q
 from gguf import quants
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from layout_world import config, interleaved, same, state_of
 
 import llmkit
 from llmkit.architecture.scaling import Llama3Scaling
-from llmkit.errors import InputError, RequirementError
+from llmkit.errors import InputError, LlmkitError, RequirementError
+from llmkit.formats.gguf_header import encode_header, read_header
 from llmkit.layouts.gguf_values import llama3_factors, shortest
 
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "▁a", "ab", "▁ab"]
@@ -243,3 +247,51 @@ def test_the_vocabulary_becomes_tokenizer_files(tmp_path):
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert tokenizer("ab</s>").input_ids == [1, TOKENS.index("▁ab"), 2]
     assert json.loads(ckpt.files["generation_config.json"].read()) == {"bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The bytes of a file, and where its header ends."""
+    cfg = config(2, 2, 16, layers=1, ffn=32, vocab=270)
+    path = write_gguf(tmp_path_factory.mktemp("small") / "x.gguf", state_of(cfg), cfg)
+    return path.read_bytes(), min(t.offset for t in read_header(path).tensors)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_damaged_header_is_an_error_or_another_model(small, data):
+    """Bytes are changed anywhere before the data; nothing but an error of ours may come of it."""
+    raw, header = small
+    damaged = bytearray(raw)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "x.gguf"
+        path.write_bytes(damaged)
+        try:
+            files = llmkit.open_checkpoint(path).files
+        except LlmkitError:
+            return
+        for content in files.values():
+            content.read()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.attention.head_count", 0, "is 0, expected a positive whole number"),
+        ("llama.rope.scaling.factor", "four", "malformed metadata: "),
+        ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens is no list of str"),
+        ("tokenizer.ggml.scores", [0.5], "tokenizer.ggml.scores has 1 values for 270 tokens"),
+        ("llama.feed_forward_length", [32, 32], "llama.feed_forward_length differs from layer to layer"),
+    ],
+)
+def test_values_of_the_wrong_sort(small, tmp_path, key, value, message):
+    (tmp_path / "x.gguf").write_bytes(small[0])
+    file = read_header(tmp_path / "x.gguf")
+    metadata = {**file.metadata, key: value}
+    head, _, _ = encode_header(metadata, [(t.name, t.type, t.shape) for t in file.tensors])
+    (tmp_path / "y.gguf").write_bytes(head + small[0][small[1] :])
+    with pytest.raises(LlmkitError) as caught:
+        llmkit.open_checkpoint(tmp_path / "y.gguf")
+    assert message in caught.value.message

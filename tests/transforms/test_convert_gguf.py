@@ -41,6 +41,7 @@ REFUSED = {
     ("gemma2", "untied"): "its head is not tied to the embedding",
     ("gemma2", "exact-gelu"): "mlp.act is 'gelu', here 'gelu_pytorch_tanh'",
     ("glm", "defaults"): "its heads are 512 wide together, not 32",
+    ("glm", "wide-heads"): "its heads are 64 wide together, not 32",
     ("gpt2", "by-layer"): "attention.scale is",
     ("gpt2", "unscaled"): "attention.scale is 1.0",
     ("gpt_neox", "no-bias"): "attention.qkv_bias is False, here True",
@@ -65,8 +66,6 @@ def tiny_config(name: str, variant: str | None = None) -> dict:
     config = FAMILIES[name].tiny_config(variant)
     if "query_pre_attn_scalar" in FAMILIES[name].tiny:  # llama.cpp always scales by the head's size
         config["query_pre_attn_scalar"] = config["head_dim"]
-    if name == "glm" and "head_dim" in config:  # llama.cpp wants the heads together as wide as the hidden states
-        config["head_dim"] = 8
     return config
 
 

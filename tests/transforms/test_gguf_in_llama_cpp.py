@@ -52,7 +52,7 @@ CASES = {
     ("chatglm2", None): {}, ("falcon", None): {}, ("falcon", "11b"): {}, ("falcon", "multi-head"): {},
     ("falcon40b", None): {}, ("gemma", None): {}, ("gemma2", None): {"query_pre_attn_scalar": 16},
     ("gemma2", "transformers-5"): {"query_pre_attn_scalar": 16}, ("gemma3", None): {"query_pre_attn_scalar": 16},
-    ("gemma3", "scaled"): {"query_pre_attn_scalar": 16}, ("glm", None): {"head_dim": 8}, ("glm4", None): {},
+    ("gemma3", "scaled"): {"query_pre_attn_scalar": 16}, ("glm", None): {}, ("glm4", None): {},
     ("gpt2", None): {}, ("gpt_neox", None): {}, ("gpt_neox", "redpajama"): {}, ("gpt_neox", "linear"): {},
     ("llama", None): {}, ("llama", "attention-bias"): {}, ("llama", "linear"): {}, ("llama", "llama3"): {},
     ("llama", "tied"): {}, ("llama", "wide-heads"): {}, ("llama", "yarn"): {}, ("llama", "yarn-attention-factor"): {},
