@@ -69,6 +69,9 @@ def _as_transformers(
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise InputError(f"{path} has no token_embd.weight: it is no whole model")
+    n_layers = model.metadata.get(f"{family.arch}.block_count")
+    if isinstance(n_layers, int) and n_layers > len(tensors):
+        raise InputError(f"{path}: {family.arch}.block_count is {n_layers}, for {len(tensors)} tensors in all")
     try:
         config = config_of(model.metadata, architecture, family, tensors, embedding.spec.n_rows, load)
     except _MALFORMED as error:  # a value of another type than the key has, or a size that is missing or zero

@@ -279,6 +279,7 @@ def test_a_damaged_header_is_an_error_or_another_model(small, data):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("llama.block_count", 2**32 - 1, "llama.block_count is 4294967295, for 12 tensors in all"),
         ("llama.attention.head_count", 0, "is 0, expected a positive whole number"),
         ("llama.rope.scaling.factor", "four", "malformed metadata: "),
         ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens is no list of str"),
