@@ -47,7 +47,7 @@ def export(
             "--weights",
             metavar="link|copy",
             help="link: the graph refers to the model's own files, hard-linked into OUT. copy: OUT has weights of its "
-            "own. By default files are linked of which most is used.",
+            "own (which onnx.checker wants; runtimes take links). By default files are linked of which most is used.",
         ),
     ] = None,
     attention: Annotated[
