@@ -87,10 +87,13 @@ def _tensors(folder: Path, model: ir.Model) -> tuple[dict[str, Lazy], int]:
             if not path.is_file():
                 raise InputError(f"{folder / FILE} needs {file}, which is not there", hint="export the model again")
             sources[file] = SourceFile(path)
+        shape = tuple(held.shape.numpy())
         dtype = _DTYPES.get(held.dtype.name)
         if dtype is None:
-            continue  # elements smaller than a byte, which only quantized graphs of others have
-        spec = TensorSpec(dtype, tuple(held.shape.numpy()))
+            if held.dtype.bitwidth != 4 or len(shape) != 2 or shape[1] % 2:
+                continue  # elements smaller than a byte that have no whole bytes in a row
+            dtype, shape = DType.U8, (shape[0], shape[1] // 2)
+        spec = TensorSpec(dtype, shape)
         offset, end = held.offset or 0, (held.offset or 0) + spec.nbytes
         if end > sources[file].nbytes:
             raise InputError(
@@ -131,9 +134,13 @@ def _integers(nodes: Iterable[ir.Node]) -> dict[str, int]:
     """Grids that nodes compute with, in words, and the number of nodes of each."""
     found: Counter[str] = Counter()
     for node in nodes:
+        about = {name: a.value for name, a in node.attributes.items()}
+        if node.op_type == "DequantizeLinear" and "block_size" in about and node.inputs[0] is not None:
+            kind = node.inputs[0].dtype
+            words = f"{kind.name.lower() if kind is not None else '?'} blocks of {about['block_size']}"
+            found[f"{words}, dequantized"] += 1
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
-        about = {name: a.value for name, a in node.attributes.items()}
         zeros = node.inputs[3] if len(node.inputs) > 3 else None
         words = f"int{about.get('bits', 4)} blocks of {about.get('block_size', 128)} "
         words += "symmetric" if zeros is None else "asymmetric"

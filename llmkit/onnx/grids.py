@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmkit.onnx.graph import CONTRIB
-from llmkit.onnx.nbits import NBits
+from llmkit.onnx.nbits import Columns, NBits, columns_of
+from llmkit.tensors.lazy import Lazy
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,14 +25,20 @@ class Grids:
     Attributes:
         matrices: by the name of the tensor that they stand for.
         accuracy_level: what MatMulNBits computes in: 0 the dtype of its input, 1 float32, 4 int8.
+        is_qdq: DequantizeLinear and MatMul in place of MatMulNBits, where a matrix has that form.
     """
 
     matrices: Mapping[str, NBits] = field(default_factory=dict)
     accuracy_level: int = 0
+    is_qdq: bool = False
 
     def product(self, weights: GraphWeights, x: ir.Value, name: str, bias: ir.Value | None) -> Any:
         """X [B, S, K] with the matrix that stands for tensor `name`, plus a bias [N]: [B, S, N]."""
         matrix, g = self.matrices[name], weights.graph
+        columns = columns_of(matrix) if self.is_qdq else None
+        if columns is not None:
+            y = g.op("MatMul", x, _dequantized(weights, name, matrix, columns))
+            return y if bias is None else g.op("Add", y, bias)
         codes, scales, zeros = self._parts(weights, name)
         if matrix.is_table:  # one copy of the bytes for the table and the head
             codes = g.op("Reshape", codes, g.ints(matrix.shape[0], matrix.n_blocks, -1))
@@ -69,3 +76,21 @@ class Grids:
         scales = weights.derived(f"{stem}.weight_scales", matrix.scales)
         zeros = weights.initializer(f"{stem}.weight_zeros", matrix.zeros) if matrix.zeros is not None else None
         return codes, scales, zeros
+
+
+def _dequantized(weights: GraphWeights, name: str, matrix: NBits, columns: Columns) -> Any:
+    """The float matrix [K, N]; ONNX Runtime makes MatMulNBits of this and the product when a session starts."""
+    import onnx_ir as ir
+
+    n, k = matrix.shape
+    stem, kind = name.removesuffix(".weight"), columns.kind(matrix.bits)
+
+    def integers(what: str, lazy: Lazy, rows: int) -> ir.Value:
+        value = weights.initializer(f"{stem}.weight_{what}", lazy)
+        value.type, value.shape = ir.TensorType(ir.DataType[kind]), ir.Shape([rows, n])
+        return value
+
+    inputs = [integers("codes", columns.codes, k), weights.derived(f"{stem}.weight_scales", columns.scales)]
+    if columns.zeros is not None:
+        inputs.append(integers("zeros", columns.zeros, matrix.n_blocks))
+    return weights.graph.op("DequantizeLinear", *inputs, axis=0, block_size=matrix.block)

@@ -19,13 +19,13 @@ from llmkit.quantization.rtn import dequantize, quantize_rows
 from llmkit.quantization.schemes import Scheme
 from llmkit.tensors.codes import Codes
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.rearrange import transpose, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BLOCKS", "NBits", "rounded", "taken"]
+__all__ = ["BLOCKS", "Columns", "NBits", "columns_of", "rounded", "taken"]
 
 BLOCKS = (16, 32, 64, 128, 256)
 
@@ -71,6 +71,48 @@ class NBits:
             return dequantize(q, scales.float(), zero).flatten(1)[:, : self.shape[1]].contiguous()
 
         return Apply("restore", inputs, TensorSpec(DType.F32, self.shape), fn, {"bits": bits}, scratch=4.0).output()
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A matrix as DequantizeLinear takes it before a MatMul: [K, N], blocks along K.
+
+    Attributes:
+        codes: bytes of [K, N] integers, of two in a byte the first in the low bits.
+        scales: [K / block, N].
+        zeros: bytes of [K / block, N] integers; None: the codes are signed, and zero is zero.
+    """
+
+    codes: Lazy
+    scales: Lazy
+    zeros: Lazy | None
+
+    def kind(self, bits: int) -> str:
+        """The element type of codes and zero points, in ONNX's words."""
+        return f"{'INT' if self.zeros is None else 'UINT'}{bits}"
+
+
+def columns_of(matrix: NBits) -> Columns | None:
+    """The same matrix with K first; None where its rows end within a block, or two integers would share a byte of two
+    columns. Turned whole, a matrix at a time.
+    """
+    (n, k), bits, n_blocks = matrix.shape, matrix.bits, matrix.n_blocks
+    if k % matrix.block or n * bits % 8 or matrix.is_table:
+        return None
+    is_signed = matrix.zeros is None
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        q = _unpacked(x.flatten(1), bits)[:, : k if x.dim() == 3 else n_blocks].t().contiguous()
+        stored = _packed(q, bits)
+        # Two's complement has the highest bit of each integer the other way round than an offset of half the range.
+        return stored ^ (0x80 if bits == 8 else 0x88) if is_signed else stored
+
+    def made(lazy: Lazy, rows: int) -> Lazy:
+        spec = TensorSpec(DType.U8, (rows, n * bits // 8))
+        return Apply("turn", [lazy], spec, turned, {"bits": bits, "signed": is_signed}, row_step=None).output()
+
+    scales = transpose(matrix.scales)
+    return Columns(made(matrix.codes, k), scales, made(matrix.zeros, n_blocks) if matrix.zeros is not None else None)
 
 
 def rounded(name: str, weight: Lazy, scheme: Scheme, scale_dtype: DType, *, is_table: bool = False) -> NBits:

@@ -11,6 +11,7 @@ from llmkit.errors import InputError, RequirementError, nearest
 from llmkit.formats.folder import read_json
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.onnx.container import MODEL
+from llmkit.onnx.model import ACCURACY
 from llmkit.onnx.split import split_head
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
     if not is_onnx_folder(folder):
         raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
     config = original_config(folder)
-    halves = _halves(folder / MODEL, exact=exact)
-    sessions = [_session(folder, half, provider, threads) for half in halves]
+    halves, level = _halves(folder / MODEL, exact=exact)
+    sessions = [_session(folder, half, provider, threads, level) for half in halves]
     is_ours = "llmkit.state" in sessions[0].get_modelmeta().custom_metadata_map
     architecture = registry.require(config, folder.name) if is_ours else None
     model = architecture.bind(config) if architecture is not None else None
@@ -95,7 +96,7 @@ def check_provider(provider: str) -> None:
         )
 
 
-def _halves(path: Path, *, exact: bool) -> list[bytes | None]:
+def _halves(path: Path, *, exact: bool) -> tuple[list[bytes | None], str]:
     """The serialized parts of a graph that is marked; [None], for the file as it is, of one that is not."""
     import onnx
     from google.protobuf.message import DecodeError
@@ -107,10 +108,11 @@ def _halves(path: Path, *, exact: bool) -> list[bytes | None]:
     if exact:
         for attribute in (a for n in proto.graph.node if n.op_type == "MatMulNBits" for a in n.attribute):
             attribute.i = 0 if attribute.name == "accuracy_level" else attribute.i
-    return list(split_head(proto) or (proto.SerializeToString() if exact else None,))
+    stated = next((entry.value for entry in proto.metadata_props if entry.key == ACCURACY), "4")
+    return list(split_head(proto) or (proto.SerializeToString() if exact else None,)), "0" if exact else stated
 
 
-def _session(folder: Path, part: bytes | None, provider: str, threads: int | None) -> Any:
+def _session(folder: Path, part: bytes | None, provider: str, threads: int | None, level: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -122,6 +124,8 @@ def _session(folder: Path, part: bytes | None, provider: str, threads: int | Non
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Where external data lies, for a model that comes as bytes.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+    # What DequantizeLinear and MatMul become: the graph cannot say it of them.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     source = part if part is not None else str(folder / MODEL)
     try:
         return onnxruntime.InferenceSession(source, options, providers=[PROVIDERS[provider]])

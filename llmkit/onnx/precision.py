@@ -12,7 +12,7 @@ from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, SpecError, listing
 from llmkit.onnx.grids import Grids
-from llmkit.onnx.nbits import BLOCKS, NBits, rounded, taken
+from llmkit.onnx.nbits import BLOCKS, NBits, columns_of, rounded, taken
 from llmkit.quantization.schemes import GROUP_SIZES, Scheme
 from llmkit.tensors.codes import codes_of, is_decoded
 from llmkit.tensors.lazy import Lazy
@@ -39,6 +39,7 @@ class Rounding:
         keep, only: globs of tensors or modules, as of `llmkit quantize`.
         embedding: round the embedding and the head, too.
         accuracy_level: of MatMulNBits (`ACCURACY_LEVELS`); None: 4 for the CPU.
+        is_qdq: DequantizeLinear and MatMul, of which ONNX Runtime makes MatMulNBits when it loads them.
     """
 
     bits: int | None = None
@@ -48,11 +49,12 @@ class Rounding:
     only: Sequence[str] = ()
     embedding: bool = False
     accuracy_level: int | None = None
+    is_qdq: bool = False
 
     def attrs(self) -> dict[str, Any]:
         """What was asked, for the history; empty for nothing."""
         asked = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
-        asked |= {"embedding": self.embedding} if self.bits is not None else {}
+        asked |= {"embedding": self.embedding, "qdq": self.is_qdq}
         return (asked if self.bits is not None else {}) | {
             name: list(globs) for name, globs in (("keep", self.keep), ("only", self.only)) if globs
         }
@@ -109,7 +111,11 @@ def choose_grids(
         if provider == "cpu" and level != 4 and any(m.bits == 8 for m in chosen.matrices.values()):
             notes.append("8 bits at this level are slow on the CPU: every call restores the matrix (use level 4)")
     order = [s.name for s in model.slots.values() if s.name in chosen.matrices]
-    return Grids({name: chosen.matrices[name] for name in order}, level), notes
+    if asked.is_qdq:
+        left = [name for name in order if columns_of(chosen.matrices[name]) is None]
+        if left:
+            notes.append(f"{len(left)} matrices have no QDQ form and stay operators on integers ({listing(left, 2)})")
+    return Grids({name: chosen.matrices[name] for name in order}, level, asked.is_qdq), notes
 
 
 def restored(tensors: Mapping[str, Lazy], model: Model, grids: Grids) -> dict[str, Lazy]:

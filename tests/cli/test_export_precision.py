@@ -163,3 +163,58 @@ def test_inspect_names_the_integers(call, tiny, tmp_path, options, words):
     assert found["n_parameters"] == wanted["n_parameters"]
     assert found["problems"] == found["oddities"] == []
     assert found["nbytes"] < wanted["nbytes"] / 2
+
+
+@pytest.mark.parametrize("bits", ["4", "8"])
+@pytest.mark.parametrize("extra", [[], ["--asymmetric"]])
+def test_qdq(call, tiny, tmp_path, bits, extra):
+    """DequantizeLinear and MatMul: the ONNX standard's own operators, of which ONNX Runtime makes MatMulNBits."""
+    import onnx
+    import onnxruntime
+
+    out = tmp_path / "out"
+    done = call("export", tiny, "--to", "onnx", "--bits", bits, *extra, "--qdq", "-o", out, "--json")
+    assert done.code == 0, done.err
+    assert all(d["largest"] <= 1e-5 for d in done.document["parity"])
+    assert done.document["as_it_runs"][0]["largest"] > 1e-5
+    onnx.checker.check_model(out / "model.onnx")
+    ops = call("inspect", out, "--json").document["details"]["onnx"]["ops"]
+    assert ops["DequantizeLinear"] == 14
+    assert "com.microsoft.MatMulNBits" not in ops
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(out / "model.onnx", options)
+    after = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node]
+    assert after.count("MatMulNBits") == 14
+    assert "DequantizeLinear" not in after
+
+
+def test_the_standard_computes_the_same_of_qdq(call, tiny, tmp_path):
+    """The onnx package's own reference evaluator restores the matrices that were meant."""
+    import numpy as np
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.onnx.export import computed_weights
+    from llmkit.onnx.precision import Rounding
+
+    out = tmp_path / "out"
+    args = ["--bits", "4", "--asymmetric", "--group-size", "16", "--qdq", "--no-check"]
+    assert call("export", tiny, "--to", "onnx", *args, "-o", out).code == 0
+    wanted = computed_weights(open_checkpoint(tiny), rounding=Rounding(4, 16, symmetric=False)).tensors
+    model = onnx.load(out / "model.onnx")
+    parts = {i.name: i for i in model.graph.initializer}
+    nodes = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
+    for node in nodes[:3]:
+        value = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
+        graph = onnx.helper.make_graph([node], "g", [], [value], [parts[name] for name in node.input])
+        [found] = ReferenceEvaluator(onnx.helper.make_model(graph)).run(None, {})
+        name = node.input[0].replace("_codes", "")
+        assert np.array_equal(found.T, wanted[name].load().numpy())
+
+
+def test_what_has_no_qdq_form_stays(call, model, tmp_path):
+    done = call("export", model, "--to", "onnx", "--bits", "4", "--group-size", "64", "--qdq", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "2 matrices have no QDQ form and stay operators on integers (model.layers.0.mlp.down_proj" in done.err
