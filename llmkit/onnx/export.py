@@ -14,7 +14,7 @@ from llmkit.errors import InputError, RequirementError, nearest
 from llmkit.formats.folder import INDEX_NAMES
 from llmkit.onnx.container import OnnxFiles, Place
 from llmkit.onnx.context import AttentionOp
-from llmkit.onnx.folder_files import runtime_files
+from llmkit.onnx.folder_files import large_files, runtime_files
 from llmkit.onnx.genai import genai_config
 from llmkit.onnx.grids import Grids
 from llmkit.onnx.model import build_graph
@@ -76,10 +76,13 @@ def export(
     linked, sources = _linked(used, always=weights == "link") if weights != "copy" else ({}, {})
     files, more = runtime_files(ckpt)
     notes += more
-    files["genai_config.json"] = _json(genai_config(ckpt, model, graph, chosen))
+    files["genai_config.json"] = _json(genai_config(ckpt, model, graph, chosen, provider))
     if sources:
         files |= _index(ckpt)
         notes.append(f"{len(linked)} tensors stay in {', '.join(sources)}, shared with the source")
+        for name, path in large_files(files).items():  # a vocabulary is larger than the graph
+            sources[name] = path
+            del files[name]
     return ckpt.derive(
         tensors={name: lazy for name, lazy in used.items() if name not in linked},
         config={},

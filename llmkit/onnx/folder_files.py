@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from llmkit.architecture import registry
@@ -17,9 +18,10 @@ from llmkit.errors import InputError
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.transforms.convert.native import tokenizer_without_code
 
-__all__ = ["json_file", "runtime_files"]
+__all__ = ["json_file", "large_files", "runtime_files"]
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_LINKED_NBYTES = 1 << 17
 # What transformers 5 calls the class; both it and transformers 4 know the second name.
 _CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
@@ -58,6 +60,12 @@ def _readable(file: FileContent) -> FileContent:
     if stated not in _CLASSES:
         return file
     return json_file({**settings, "tokenizer_class": _CLASSES[stated]})
+
+
+def large_files(files: Mapping[str, FileContent]) -> dict[str, Path]:
+    """Those that go along as they are and are large enough to be shared with the source, like its weights."""
+    found = {name: content.path for name, content in files.items() if content.path is not None}
+    return {name: path for name, path in found.items() if path.is_file() and path.stat().st_size >= _LINKED_NBYTES}
 
 
 def json_file(data: Mapping[str, Any]) -> FileContent:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["genai_config"]
 
 
-def genai_config(ckpt: Checkpoint, model: Model, graph: ir.Model, attention: str) -> dict[str, Any]:
+def genai_config(
+    ckpt: Checkpoint, model: Model, graph: ir.Model, attention: str, provider: str = "cpu"
+) -> dict[str, Any]:
     """The contents of genai_config.json.
 
     The past buffer may be shared with the present one where GroupQueryAttention writes in place; the standard op
@@ -29,6 +31,7 @@ def genai_config(ckpt: Checkpoint, model: Model, graph: ir.Model, attention: str
         "past_value_names": "past_key_values.%d.value",
     }
     context = dims.context or 2048
+    providers = [] if provider == "cpu" else [{provider: {}}]
     return {
         "model": {
             "type": "decoder",
@@ -38,7 +41,10 @@ def genai_config(ckpt: Checkpoint, model: Model, graph: ir.Model, attention: str
             "context_length": context,
             "vocab_size": dims.vocab,
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": providers,
+                },
                 "filename": MODEL,
                 "head_size": dims.head_dim,
                 "hidden_size": dims.hidden,

@@ -61,3 +61,22 @@ def test_the_class_of_a_tokenizer_is_one_that_both_transformers_know(stated, wri
     assert found.get("tokenizer_class") == written
     assert found["bos_token"] == "<s>"
     assert notes == []
+
+
+@pytest.mark.parametrize("weights", ["link", "copy"])
+def test_a_linked_export_shares_the_vocabulary_too(weights, tmp_path):
+    from llmkit.cli.app import main
+
+    source = exported("llama", tmp_path).with_name("llama")
+    (source / "tokenizer.json").write_text(json.dumps({"model": {}, "padding": " " * 200_000}))
+    (source / "tokenizer_config.json").write_text("{}")
+    out = tmp_path / "out"
+    args = ["export", str(source), "--to", "onnx", "--weights", weights, "--no-check", "-q", "-o", str(out)]
+    assert main(args) == 0
+    assert (out / "tokenizer.json").samefile(source / "tokenizer.json") == (weights == "link")
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert not (out / "tokenizer_config.json").samefile(source / "tokenizer_config.json")
+    alone = sum(f.stat().st_size for f in out.iterdir() if f.stat().st_nlink == 1)
+    assert (alone < 60_000) == (weights == "link")
+    assert main(["verify", str(out)]) == 0
+    assert open_checkpoint(out).files["tokenizer.json"].read()
