@@ -31,7 +31,7 @@ def genai_config(
         "past_value_names": "past_key_values.%d.value",
     }
     context = dims.context or 2048
-    providers = [] if provider == "cpu" else [{provider: {}}]
+    providers: list[dict[str, Any]] = [] if provider == "cpu" else [{provider: {}}]
     return {
         "model": {
             "type": "decoder",
