@@ -13,7 +13,7 @@ from llmkit.decoder.kv import Cache, KVCache
 from llmkit.decoder.linear import linear
 from llmkit.decoder.mlp import build_mlp
 from llmkit.decoder.norms import build_norm
-from llmkit.decoder.positions import Positions, build_positions
+from llmkit.decoder.positions import Positions, build_positions, limits
 from llmkit.decoder.readers import Readers, Weights, reader_of
 from llmkit.decoder.residuals import build_residual
 from llmkit.errors import InputError
@@ -64,13 +64,12 @@ class Decoder:
     @property
     def exact_sharing_limit(self) -> int | None:
         """Sequences longer than this must not share a prefix (dynamic NTK turns earlier keys too); None: no limit."""
-        limits = [p.exact_sharing_limit for p in self._positions.values() if p.exact_sharing_limit is not None]
-        return min(limits, default=None)
+        return limits(self._positions.values())[0]
 
     @property
     def rebuilt_past(self) -> int | None:
         """A sequence that grows past this many tokens must be computed anew (longrope's second set); None: never."""
-        return min((p.rebuilt_past for p in self._positions.values() if p.rebuilt_past is not None), default=None)
+        return limits(self._positions.values())[1]
 
     def new_cache(self, capacity: int = 0) -> KVCache:
         """An empty cache with room for `capacity` tokens at first; it grows by itself."""

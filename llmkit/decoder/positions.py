@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from llmkit.decoder.kv import Cache, Places
     from llmkit.decoder.scores import Scores
 
-__all__ = ["AlibiBias", "Positions", "Rotary", "alibi_slopes", "build_positions", "frequencies"]
+__all__ = ["AlibiBias", "Positions", "Rotary", "alibi_slopes", "build_positions", "frequencies", "limits"]
 
 
 class Positions:
@@ -57,6 +58,14 @@ def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.d
     """
     made: Positions = reader_of(kind, _READERS)(kind, dims, dtype, device)
     return made
+
+
+def limits(readers: Iterable[Positions]) -> tuple[int | None, int | None]:
+    """The strictest `exact_sharing_limit` and `rebuilt_past` of several readers; None for none."""
+    found = list(readers)
+    sharing = [r.exact_sharing_limit for r in found if r.exact_sharing_limit is not None]
+    rebuilt = [r.rebuilt_past for r in found if r.rebuilt_past is not None]
+    return min(sharing, default=None), min(rebuilt, default=None)
 
 
 def alibi_slopes(n_heads: int) -> list[float]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.architecture.model import Model
 from llmkit.decoder.kv import Cache, KVCache, Places
 from llmkit.decoder.packed import Packed
+from llmkit.decoder.positions import build_positions, limits
 from llmkit.errors import InputError
 from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.opening import PROVIDERS, is_onnx_folder, load_onnx
@@ -68,15 +69,8 @@ class OrtDecoder:
         self.n_vocab = (self._head or self._session).outputs["logits"].shape[-1] if model is None else model.dims.vocab
         kinds: set[Any] = {getattr(block, "position", None) for block in model.blocks} - {None} if model else set()
         self._feeders = [kind for kind in kinds if hasattr(kind, "onnx_feeds")]
-        self.exact_sharing_limit: int | None = None
-        self.rebuilt_past: int | None = None
-        if model is not None:
-            from llmkit.decoder.positions import build_positions
-
-            readers = [build_positions(kind, model.dims, torch.float32, self.device) for kind in kinds]
-            limits = [r.exact_sharing_limit for r in readers if r.exact_sharing_limit is not None]
-            self.exact_sharing_limit = min(limits, default=None)
-            self.rebuilt_past = min((r.rebuilt_past for r in readers if r.rebuilt_past is not None), default=None)
+        readers = [build_positions(k, model.dims, torch.float32, self.device) for k in kinds] if model else []
+        self.exact_sharing_limit, self.rebuilt_past = limits(readers)
 
     @property
     def context(self) -> int | None:

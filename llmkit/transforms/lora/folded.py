@@ -17,7 +17,8 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_other import FOLDED
-from llmkit.tensors.lazy import Apply, Concat, Lazy
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.rearrange import permute_blocks
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
 
@@ -65,13 +66,8 @@ def in_base_names(adapter: Adapter, ckpt: Checkpoint) -> Adapter:
 
 def _half_split(lazy: Lazy, heads: int) -> Lazy:
     """Rows of interleaved rotary pairs in the order that has the first halves of all pairs, then the second."""
-
-    def fn(x: torch.Tensor) -> torch.Tensor:
-        size = x.shape[0] // heads
-        pairs = x.reshape(heads, size // 2, 2, -1).transpose(1, 2)
-        return pairs.reshape(x.shape).contiguous()
-
-    return Concat([Apply("half split", [lazy], lazy.spec, fn, {"heads": heads}, row_step=None).output()]).output()
+    size = lazy.spec.n_rows // heads
+    return permute_blocks(lazy, [*range(0, size, 2), *range(1, size, 2)], op="half split")
 
 
 def fold_scale(weight: Lazy, parts: Mapping[str, Lazy], dtype: DType, name: str) -> Lazy:
