@@ -157,13 +157,12 @@ def _emitter(kind: TwoDimensionalRope) -> Any:
             return g.op("Reshape", g.op("Concat", *turned, axis=3), g.ints(0, 0, n_heads * half * 2))
 
         def _tables(self, context: Any) -> Any:
-            from llmkit.decoder.positions import frequencies
+            from llmkit.architecture.frequencies import frequencies
             from llmkit.onnx.positions import in_compute_dtype
 
             g = context.graph
-            inverse = g.constant(
-                frequencies(10000.0, context.model.dims.head_dim // 2, NoScaling())[0].half().float().numpy()
-            )
+            inverse = frequencies(10000.0, context.model.dims.head_dim // 2, NoScaling())[0]
+            inverse = g.constant(inverse.astype("float16").astype("float32"))
             prefix = g.op("Unsqueeze", self.prefix(context), g.ints(1))
             mask = g.op("Unsqueeze", g.input("mask_position", "INT64", ["batch_size"]), g.ints(1))
             in_prompt = g.op("Where", g.op("Less", context.positions, prefix), context.positions, mask)

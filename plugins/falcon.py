@@ -78,14 +78,14 @@ def _emit_coarse_alibi(kind: Kind) -> Any:
             return context.once("coarse alibi", lambda: self._made(context))
 
         def _made(self, context: Any) -> Any:
-            import torch
+            import numpy as np
 
             from llmkit.decoder.positions import alibi_slopes
 
             g, dims = context.graph, context.model.dims
-            slopes = torch.tensor(alibi_slopes(dims.heads)).bfloat16().float()
+            slopes = _rounded(g, g.constant(np.array(alibi_slopes(dims.heads), dtype=np.float32)[:, None]))
             at = g.op("Unsqueeze", _rounded(g, g.op("Cast", context.key_positions(), to=1)), g.ints(1))
-            bias = _rounded(g, g.op("Mul", at, g.constant(slopes[:, None].numpy())))
+            bias = _rounded(g, g.op("Mul", at, slopes))
             return g.op("Mul", bias, g.number(dims.head_dim**-0.5))
 
     return Biased()

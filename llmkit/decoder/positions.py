@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from llmkit.architecture.frequencies import frequencies as computed_frequencies
 from llmkit.architecture.keys import as_float
 from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
-from llmkit.architecture.scaling import DynamicNTK, LinearScaling, Llama3Scaling, LongRope, NoScaling, Scaling, Yarn
+from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.readers import Readers, reader_of
-from llmkit.errors import RequirementError, SpecError
 
 if TYPE_CHECKING:
     import torch
@@ -154,92 +154,17 @@ class Rotary(Positions):
 
 
 def frequencies(theta: float, dim: int, scaling: Scaling, length: int | None = None) -> tuple[torch.Tensor, float]:
-    """The angular frequencies [dim / 2] in float32, and the factor on cos and sin.
-
-    Args:
-        theta: the base.
-        dim: number of rotated dims R; frequency j is theta^(-2j/R).
-        scaling: the method, see `architecture/scaling.py`.
-        length: length of the sequence in tokens (used by dynamic NTK).
-
-    Raises:
-        RequirementError: an unknown method.
-    """
+    """`llmkit.architecture.frequencies` with the bits of torch's powers, which transformers has."""
     import torch
 
-    exponent = torch.arange(0, dim, 2, dtype=torch.float32) / dim
-    match scaling:
-        case NoScaling():
-            return 1.0 / theta**exponent, 1.0
-        case LinearScaling(factor):
-            return 1.0 / theta**exponent / factor, 1.0
-        case DynamicNTK(factor, max_position):
-            reach = max(length or 0, max_position)
-            grown = theta * (factor * reach / max_position - (factor - 1)) ** (dim / (dim - 2))
-            return 1.0 / grown**exponent, 1.0
-        case Llama3Scaling():
-            return _llama3(1.0 / theta**exponent, scaling), 1.0
-        case LongRope():
-            return _long(1.0 / theta**exponent, scaling, length), scaling.attention_factor
-        case Yarn():
-            return _yarn(theta, dim, theta**exponent, scaling), _yarn_factor(scaling)
-    raise RequirementError(
-        f"the torch decoder does not know the RoPE scaling {scaling.name!r}",
-        hint="it knows linear, dynamic, llama3, longrope and yarn",
-    )
+    found, factor = computed_frequencies(theta, dim, scaling, length, power=_power)
+    return torch.from_numpy(found), factor
 
 
-def _long(inverse: torch.Tensor, scaling: LongRope, length: int | None) -> torch.Tensor:
+def _power(base: float, exponents: Any) -> Any:
     import torch
 
-    is_long = length is not None and length > scaling.max_position
-    factors = torch.tensor(scaling.long_factor if is_long else scaling.short_factor)
-    if factors.numel() != inverse.numel():
-        raise SpecError(
-            f"config.json: RoPE scaling 'longrope' has {factors.numel()} factors, expected {inverse.numel()}"
-        )
-    return inverse / factors
-
-
-def _llama3(inverse: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
-    import torch
-
-    wavelength = 2 * math.pi / inverse
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns = scaling.original_max_position / wavelength
-    blend = (turns - low) / (high - low)
-    blended = (1 - blend) * inverse / scaling.factor + blend * inverse
-    long, short = turns < low, turns > high
-    return torch.where(long, inverse / scaling.factor, torch.where(short, inverse, blended))
-
-
-def _yarn(theta: float, dim: int, powers: torch.Tensor, scaling: Yarn) -> torch.Tensor:
-    import torch
-
-    def dim_of(rotations: float) -> float:
-        """The (fractional) dim that turns `rotations` times over the original context."""
-        return dim * math.log(scaling.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = dim_of(scaling.beta_fast), dim_of(scaling.beta_slow)
-    if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
-    if low == high:
-        high += 0.001  # a step instead of a division by zero
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    keep = 1 - ramp
-    return 1.0 / (scaling.factor * powers) * (1 - keep) + 1.0 / powers * keep
-
-
-def _yarn_factor(scaling: Yarn) -> float:
-    def temperature(mscale: float) -> float:
-        return 1.0 if scaling.factor <= 1 else 0.1 * mscale * math.log(scaling.factor) + 1.0
-
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
-    if scaling.mscale and scaling.mscale_all_dim:
-        return temperature(scaling.mscale) / temperature(scaling.mscale_all_dim)
-    return temperature(1.0)
+    return (base ** torch.from_numpy(exponents)).numpy()
 
 
 _READERS: Readers = {Rope: Rotary, Alibi: AlibiBias, NoPositions: _none}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmkit.architecture.frequencies import frequencies
 from llmkit.architecture.keys import as_float
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Alibi, NoPositions, Rope
@@ -73,18 +74,16 @@ class _Rotary(GraphPositions):
 
     def _frequencies(self, context: GraphContext) -> tuple[Any, float]:
         """The angular frequencies, [R / 2] or [B, 1, R / 2] where they follow the length, and the factor."""
-        from llmkit.decoder.positions import frequencies
-
         g, scaling = context.graph, self._kind.bound_scaling
         dim, theta = self._kind.rotated(context.model.dims.head_dim), as_float(self._kind.theta)
         inverse, factor = frequencies(theta, dim, scaling)
-        plain = g.constant(inverse.numpy())
+        plain = g.constant(inverse)
         if not isinstance(scaling, DynamicNTK | LongRope):
             return plain, factor
         longest = g.op("ReduceSum", context.mask, g.ints(1), keepdims=1)  # [B, 1] real tokens
         is_longer = g.op("Greater", longest, g.ints(scaling.max_position))
         if isinstance(scaling, LongRope):
-            long = g.constant(frequencies(theta, dim, scaling, length=scaling.max_position + 1)[0].numpy())
+            long = g.constant(frequencies(theta, dim, scaling, length=scaling.max_position + 1)[0])
         else:
             ratio = g.op("Mul", g.op("Cast", longest, to=1), g.number(scaling.factor / scaling.max_position))
             ratio = g.op("Sub", ratio, g.number(scaling.factor - 1))

@@ -56,6 +56,18 @@ def test_conversions_load_nothing_heavy(tiny, tmp_path):
         assert loaded("convert", out, "--to", "hf", "-o", tmp_path / f"{layout}-hf", "-q") == [0, []]
 
 
+def test_a_graph_is_planned_and_written_without_torch(tiny, tmp_path):
+    """Neither where weights are linked nor where they are copied. (The graph is made with numpy.)"""
+    pytest.importorskip("onnx")
+    for bits in ([], ["--bits", "4"]):
+        assert loaded("export", tiny, "--to", "onnx", *bits, "-o", tmp_path / "out", "--dry-run") == [0, ["numpy"]]
+    assert not (tmp_path / "out").exists()
+    for weights in ("link", "copy"):
+        out = tmp_path / weights
+        args = ["--to", "onnx", "--weights", weights, "--no-check", "-q"]
+        assert loaded("export", tiny, *args, "-o", out) == [0, ["numpy"]]
+
+
 def test_inspect_of_a_pickle_does_not_load_torch(tmp_path):
     import torch
 

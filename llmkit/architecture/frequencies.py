@@ -1,0 +1,129 @@
+"""The angular frequencies of rotary positions, for every scaling: the one place that computes them.
+
+The formulas round to float32 after each operation and in the order in which transformers' do (which divides a number
+by a tensor as number * (1 / tensor)), so that their bits are the same as long as powers are. Those are left to the
+caller: torch's own differ from the exactly rounded ones by one unit in the last place in 1 of 80 (AVX-512, torch 2.13),
+so the torch decoder, whose logits shall be transformers', takes torch's. A graph takes the rounded ones, without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.scaling import DynamicNTK, LinearScaling, Llama3Scaling, LongRope, NoScaling, Scaling, Yarn
+from llmkit.errors import RequirementError, SpecError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Floats = np.ndarray[Any, np.dtype[np.float32]]
+    # (base, exponents) -> base^exponents; base as float32, too.
+    Power = Callable[[float, Floats], Floats]
+
+__all__ = ["frequencies", "rounded_power"]
+
+
+def rounded_power(base: float, exponents: Floats) -> Floats:
+    """Powers of a float32 base, computed in double precision and rounded once."""
+    import numpy as np
+
+    found: Floats = np.power(np.float64(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
+    return found
+
+
+def frequencies(
+    theta: float, dim: int, scaling: Scaling, length: int | None = None, *, power: Power = rounded_power
+) -> tuple[Floats, float]:
+    """The angular frequencies [dim / 2] in float32, and the factor on cos and sin.
+
+    Args:
+        theta: the base.
+        dim: number of rotated dims R; frequency j is theta^(-2j/R).
+        scaling: the method, see `scaling.py`.
+        length: length of the sequence in tokens (used by dynamic NTK and longrope).
+        power: computes theta^(2j/R).
+
+    Raises:
+        RequirementError: an unknown method.
+        SpecError: longrope has another number of factors than frequencies.
+    """
+    import numpy as np
+
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    one = np.float32(1)
+    match scaling:
+        case NoScaling():
+            return one / power(theta, exponents), 1.0
+        case LinearScaling(factor):
+            return one / power(theta, exponents) / np.float32(factor), 1.0
+        case DynamicNTK(factor, max_position):
+            reach = max(length or 0, max_position)
+            grown = theta * (factor * reach / max_position - (factor - 1)) ** (dim / (dim - 2))
+            return one / power(grown, exponents), 1.0
+        case Llama3Scaling():
+            return _llama3(one / power(theta, exponents), scaling), 1.0
+        case LongRope():
+            return _long(power(theta, exponents), scaling, length), scaling.attention_factor
+        case Yarn():
+            return _yarn(theta, dim, power(theta, exponents), scaling), _yarn_factor(scaling)
+    raise RequirementError(
+        f"no reader knows the RoPE scaling {scaling.name!r}",
+        hint="llmkit knows linear, dynamic, llama3, longrope and yarn",
+    )
+
+
+def _long(powers: Floats, scaling: LongRope, length: int | None) -> Floats:
+    import numpy as np
+
+    is_long = length is not None and length > scaling.max_position
+    factors = np.array(scaling.long_factor if is_long else scaling.short_factor, dtype=np.float32)
+    if factors.size != powers.size:
+        raise SpecError(f"config.json: RoPE scaling 'longrope' has {factors.size} factors, expected {powers.size}")
+    return np.float32(1) / (factors * powers)
+
+
+def _llama3(inverse: Floats, scaling: Llama3Scaling) -> Floats:
+    import numpy as np
+
+    one, factor = np.float32(1), np.float32(scaling.factor)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    wavelength = one / inverse * np.float32(2 * math.pi)
+    turns = one / wavelength * np.float32(scaling.original_max_position)
+    blend = (turns - np.float32(low)) / np.float32(high - low)
+    blended = (one - blend) * inverse / factor + blend * inverse
+    long, short = turns < np.float32(low), turns > np.float32(high)
+    found: Floats = np.where(long, inverse / factor, np.where(short, inverse, blended))
+    return found
+
+
+def _yarn(theta: float, dim: int, powers: Floats, scaling: Yarn) -> Floats:
+    import numpy as np
+
+    def dim_of(rotations: float) -> float:
+        """The (fractional) dim that turns `rotations` times over the original context."""
+        return dim * math.log(scaling.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dim_of(scaling.beta_fast), dim_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # a step instead of a division by zero
+    one = np.float32(1)
+    ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    keep = one - np.clip(ramp, 0, 1)
+    found: Floats = one / (np.float32(scaling.factor) * powers) * (one - keep) + one / powers * keep
+    return found
+
+
+def _yarn_factor(scaling: Yarn) -> float:
+    def temperature(mscale: float) -> float:
+        return 1.0 if scaling.factor <= 1 else 0.1 * mscale * math.log(scaling.factor) + 1.0
+
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return temperature(scaling.mscale) / temperature(scaling.mscale_all_dim)
+    return temperature(1.0)
