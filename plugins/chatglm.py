@@ -113,7 +113,7 @@ def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device:
         def table(self, input_ids: torch.Tensor, places: Any, cache: Any) -> _Table:
             memory = cache.memory
             if "prefix" not in memory:
-                found = [_places(kind, input_ids[row, start:stop].tolist()) for row, start, stop in places.spans]
+                found = [_places(kind, tokens) for tokens in places.tokens(input_ids)]
                 memory["prefix"], memory["mask"] = torch.tensor(found, device=device).T
             both = torch.zeros(2, *input_ids.shape, dtype=torch.int64, device=device)
             for prefix, mask, (row, start, stop) in zip(memory["prefix"], memory["mask"], places.spans, strict=True):

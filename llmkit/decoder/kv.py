@@ -31,12 +31,21 @@ class Places:
     Attributes:
         positions: [B, S] int64, the position of each token in its own sequence.
         totals: [B, S] int64, the length of that sequence (real tokens) after this pass.
-        spans: (row, start, stop) of each sequence's new tokens, padding left out.
+        spans: (row, start, stop) of each sequence's new tokens, padding before and after them left out.
+        real: [B, S] bool, False for padding; None where there is none.
     """
 
     positions: torch.Tensor
     totals: torch.Tensor
     spans: tuple[tuple[int, int, int], ...]
+    real: torch.Tensor | None = None
+
+    def tokens(self, input_ids: torch.Tensor) -> list[list[int]]:
+        """The new tokens of each sequence, without padding: `positions` count them."""
+        cuts = [(input_ids[row, start:stop], row, slice(start, stop)) for row, start, stop in self.spans]
+        if self.real is None:
+            return [ids.tolist() for ids, _, _ in cuts]
+        return [ids[self.real[row, cut]].tolist() for ids, row, cut in cuts]
 
 
 class Cache(Protocol):
@@ -59,7 +68,9 @@ class Cache(Protocol):
 
 
 class KVCache:
-    """Keys and values of a batch of sequences of one length, left-padded where a mask says so.
+    """Keys and values of a batch of sequences of one length, padded on either side where a mask says so.
+
+    What is padding stays where it is: tokens that follow a right-padded row come after its padding.
 
     Args:
         capacity: tokens to make room for at first; it grows by itself.
@@ -140,9 +151,12 @@ class KVCache:
         real = self.mask.cumsum(-1)
         self._positions = (real - 1).clamp_min(0)
         self._bias = _visible(self.mask, self.length, new)
-        padding = (self.mask[:, self.length :] == 0).sum(-1).tolist()
-        spans = tuple((row, int(n), new) for row, n in enumerate(padding))
-        return Places(self._positions[:, self.length :], real[:, -1:].expand(batch, new), spans)
+        is_new = self.mask[:, self.length :] != 0
+        count = torch.arange(1, new + 1, device=is_new.device)
+        stops = (is_new * count).amax(-1)
+        starts = torch.minimum(new - (is_new * count.flip(0)).amax(-1), stops)
+        spans = tuple((row, *span) for row, span in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)))
+        return Places(self._positions[:, self.length :], real[:, -1:].expand(batch, new), spans, is_new)
 
     def _whole_mask(self, mask: torch.Tensor | None, batch: int, new: int, device: torch.device) -> torch.Tensor | None:
         import torch

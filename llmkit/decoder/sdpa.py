@@ -123,7 +123,7 @@ def attend_scored(
         q: [B, N, S, H], the last S of the T tokens.
         k, v: [B, K, T, H].
         scores: how scores are made and which keys are seen.
-        positions: [B, T] int64, the position of each key in its own sequence.
+        positions: [B, T] int64, the position of each key in its own sequence; windows count by them.
         real: [B, T] bool, False for padding; None for none. A padding token sees itself, so that its row of the
             softmax is not empty (its output is never read).
     """
@@ -135,17 +135,19 @@ def attend_scored(
     bias = scores.key_bias(positions)[:, :, None] if scores.key_bias is not None else None
     index = torch.arange(total, device=q.device)
     prefix = positions < scores.prefix[:, None] if scores.prefix is not None else None
+    # What lies between the tokens of a row takes no room in its window.
+    gaps = int((~real & (real.cumsum(-1) > 0)).sum(-1).max()) if real is not None and scores.window is not None else 0
     out = torch.empty(batch, length, heads, width, dtype=q.dtype, device=q.device).transpose(1, 2)
     for start in range(0, length, _BLOCK):
         stop = min(start + _BLOCK, length)
         first, last = total - length + start, total - length + stop
         # Keys that no query of the block sees are not computed with.
-        low = max(first - scores.window + 1, 0) if scores.window is not None and prefix is None else 0
+        low = max(first - scores.window - gaps + 1, 0) if scores.window is not None and prefix is None else 0
         high = last if prefix is None else total
         own, others = index[first:last, None], index[low:high]
         seen = (others <= own)[None]
         if scores.window is not None:
-            seen = seen & (others > own - scores.window)
+            seen = seen & (positions[:, None, low:high] > positions[:, first:last, None] - scores.window)
         if prefix is not None:
             seen = seen | prefix[:, None, low:high]
         if real is not None:

@@ -41,8 +41,7 @@ def _made(context: GraphContext, positions: GraphPositions, window: int | None, 
         key, query = _places(context)
         later = g.op("Greater", key, query)  # [S, T]
         if window is not None:
-            gone = g.op("LessOrEqual", key, g.op("Sub", query, g.ints(window)))
-            later = g.op("Or", later, gone)
+            later = g.op("Or", later, _gone(context, window))
         if prefix is not None:
             place = g.op("Unsqueeze", context.key_positions(), g.ints(1, 2))
             outside = g.op("GreaterOrEqual", place, g.op("Unsqueeze", prefix, g.ints(1, 2, 3)))
@@ -62,6 +61,14 @@ def _made(context: GraphContext, positions: GraphPositions, window: int | None, 
     bias = g.op("Expand", bias, shape)
     dtype = int(ir.DataType[context.dtype])
     return bias if dtype == 1 else g.op("Cast", bias, to=dtype)
+
+
+def _gone(context: GraphContext, window: int) -> Any:
+    """[B, 1, S, T]: keys that a query's window has left behind; padding takes no room in it."""
+    g, place = context.graph, context.key_positions()
+    own = g.op("Slice", place, g.op("Sub", context.total(), context.length()), context.total(), g.ints(1))
+    first = g.op("Unsqueeze", g.op("Sub", own, g.ints(window)), g.ints(1, 3))
+    return g.op("LessOrEqual", g.op("Unsqueeze", place, g.ints(1, 2)), first)
 
 
 def _places(context: GraphContext) -> tuple[Any, Any]:

@@ -128,10 +128,8 @@ class OrtDecoder:
         import torch
 
         for kind in self._feeders:
-            found: list[Mapping[str, int]] = []
-            for row, start, stop in places.spans:
-                found.append({} if cache.memory else kind.onnx_feeds(ids[row, start:stop].tolist()))
-            for name in found[0]:
+            found = [] if cache.memory else [kind.onnx_feeds(tokens) for tokens in places.tokens(ids)]
+            for name in found[0] if found else ():
                 cache.memory[name] = torch.tensor([f[name] for f in found], device=self.device)
 
     def _packed(self, ids: torch.Tensor, cache: Packed, places: Places) -> torch.Tensor:

@@ -16,12 +16,12 @@ def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, 
     state = g.input(f"past_state.{layer}", "FLOAT", ["batch_size", 5, hidden])
     last_z, last_y, above, below, largest = g.op("Split", state, g.ints(1, 1, 1, 1, 1), n=5, axis=1)
     real = context.once("real", lambda: _real(context))
-    shown = weights.computed(real)
+    earlier = context.once("earlier", lambda: _earlier(context))
     last_z, last_y = weights.computed(last_z), weights.computed(last_y)
     with g.scope("attn"):
         attn = weights.under("attn")
-        y = g.op("Mul", stream.normed(kind.norm, weights.under("attn_norm")), shown)
-        before = _shifted(g, y, last_y)
+        y = stream.normed(kind.norm, weights.under("attn_norm"))
+        before, last_y = _shifted(g, y, last_y, earlier)
         k, v, r = (
             attn.linear(_mixed(attn, f"mix_{name}", y, before), leaf)
             for name, leaf in (("key", "k"), ("value", "v"), ("receptance", "r"))
@@ -30,31 +30,51 @@ def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, 
         stream.add(attn.linear(g.op("Mul", g.op("Sigmoid", r), mean), "o"))
     with g.scope("mlp"):
         mlp = weights.under("mlp")
-        z = g.op("Mul", stream.normed(kind.norm, weights.under("mlp_norm")), shown)
-        before = _shifted(g, z, last_z)
+        z = stream.normed(kind.norm, weights.under("mlp_norm"))
+        before, last_z = _shifted(g, z, last_z, earlier)
         key = g.op("Relu", mlp.linear(_mixed(mlp, "mix_key", z, before), "key"))
         value = mlp.linear(g.op("Mul", key, key), "value")
         gate = g.op("Sigmoid", mlp.linear(_mixed(mlp, "mix_receptance", z, before), "receptance"))
         stream.add(g.op("Mul", gate, value))
-    after = g.op("Concat", weights.single(_last(g, z)), weights.single(_last(g, y)), *held, axis=1)
+    after = g.op("Concat", weights.single(last_z), weights.single(last_y), *held, axis=1)
     g.output(after, f"present_state.{layer}", "FLOAT", ["batch_size", 5, hidden])
     context.state[f"past_state.{layer}"] = f"present_state.{layer}"
     context.initial[f"past_state.{layer}"] = [0.0, 0.0, 0.0, 0.0, SMALLEST]
 
 
+def _new(context: Any) -> Any:
+    """[B, S] int64: 1 for new tokens, 0 for padding."""
+    g = context.graph
+    first = g.op("Sub", context.total(), context.length())
+    return context.once("new", lambda: g.op("Slice", context.mask, first, context.total(), g.ints(1)))
+
+
 def _real(context: Any) -> Any:
     """[B, S, 1] float32: 1 for tokens, 0 for padding."""
     g = context.graph
-    own = g.op("Slice", context.mask, g.op("Sub", context.total(), context.length()), context.total(), g.ints(1))
-    return g.op("Unsqueeze", g.op("Cast", own, to=1), g.ints(2))
+    return g.op("Unsqueeze", g.op("Cast", _new(context), to=1), g.ints(2))
 
 
-def _last(g: Any, x: Any) -> Any:
-    return g.op("Slice", x, g.ints(-1), g.ints(2**62), g.ints(1))
+def _earlier(context: Any) -> Any:
+    """[B, S + 1, 1] int64: the token before each one and before what comes next, counted from 1; 0: the past's last.
+
+    ONNX has no running maximum: the tokens' places in order (TopK), looked up by how many tokens there were before.
+    """
+    g, new = context.graph, _new(context)
+    none = g.op("Expand", g.ints(0), g.op("Concat", context.batch(), g.ints(1), axis=0))
+    count = g.op("CumSum", g.op("Expand", g.ints(1), g.op("Shape", new)), g.ints(1))
+    later = g.op("Add", g.op("Mul", g.op("Sub", g.ints(1), new), context.length()), count)  # padding after all tokens
+    places, _ = g.op("TopK", later, context.length(), n=2, axis=1, largest=0)
+    places = g.op("Concat", none, places, axis=1)
+    n_before = g.op("Concat", none, g.op("CumSum", new, g.ints(1)), axis=1)
+    return g.op("Unsqueeze", g.op("GatherElements", places, n_before, axis=1), g.ints(2))
 
 
-def _shifted(g: Any, y: Any, last: Any) -> Any:
-    return g.op("Concat", last, g.op("Slice", y, g.ints(0), g.ints(-1), g.ints(1)), axis=1)
+def _shifted(g: Any, y: Any, last: Any, earlier: Any) -> tuple[Any, Any]:
+    """The token before each one, and the last one; `last` [B, 1, hidden] is the past's."""
+    found = g.op("GatherND", g.op("Concat", last, y, axis=1), earlier, batch_dims=1)
+    before = g.op("Slice", found, g.ints(0), g.ints(-1), g.ints(1))
+    return before, g.op("Slice", found, g.ints(-1), g.ints(2**62), g.ints(1))
 
 
 def _mixed(weights: Any, name: str, y: Any, before: Any) -> Any:

@@ -71,20 +71,21 @@ def _layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
         if state is None:
             state = x.new_zeros((x.shape[0], 5, x.shape[2]), dtype=torch.float32)
             state[:, 4] = SMALLEST
-        y = _hidden_only(norms[0](x), real)
-        before = _shifted(y, state[:, 1])
+        earlier = None if real is None else _earlier(real)
+        y = norms[0](x)
+        before, last_y = _shifted(y, state[:, 1], earlier)
         k, v, r = (
             linear(y * mixes[n] + before * (1 - mixes[n]), w[m])
             for n, m in (("key", "k"), ("value", "v"), ("receptance", "r"))
         )
         mean, held = _weighted_mean(k.float(), v.float(), decay, first, state[:, 2:], real)
         x = x + linear(r.sigmoid() * mean.to(x.dtype), w["o"])
-        z = _hidden_only(norms[1](x), real)
-        before = _shifted(z, state[:, 0])
+        z = norms[1](x)
+        before, last_z = _shifted(z, state[:, 0], earlier)
         key = linear(z * channel["key"] + before * (1 - channel["key"]), w["key"]).relu().square()
         gate = linear(z * channel["receptance"] + before * (1 - channel["receptance"]), w["receptance"]).sigmoid()
         x = x + gate * linear(key, w["value"])
-        return x, torch.cat([z[:, -1:].float(), y[:, -1:].float(), held], 1)
+        return x, torch.cat([last_z.float(), last_y.float(), held], 1)
 
     def layer(x: torch.Tensor, table: Any, cache: Any) -> Any:
         return cache.recur(index, run, x)
@@ -92,16 +93,21 @@ def _layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
     return layer
 
 
-def _hidden_only(y: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """Padding is to the next token as if nothing had been before it."""
-    return y if real is None else y * real[..., None]
-
-
-def _shifted(y: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """The token before each one; `last` [B, hidden] before the first."""
+def _earlier(real: torch.Tensor) -> torch.Tensor:
+    """[B, S + 1]: the token before each one and before what comes next, counted from 1; 0 for the past's last one."""
     import torch
 
-    return torch.cat([last[:, None].to(y.dtype), y[:, :-1]], 1)
+    count = torch.arange(1, real.shape[1] + 1, device=real.device)
+    return torch.nn.functional.pad((real * count).cummax(-1).values, (1, 0))
+
+
+def _shifted(y: torch.Tensor, last: torch.Tensor, earlier: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """The token before each one, and the last one; `last` [B, hidden] is the past's."""
+    import torch
+
+    whole = torch.cat([last[:, None].to(y.dtype), y], 1)
+    found = whole if earlier is None else whole.take_along_dim(earlier[..., None], 1)
+    return found[:, :-1], found[:, -1:]
 
 
 def _weighted_mean(

@@ -14,7 +14,7 @@ from llmkit.errors import RequirementError
 from llmkit.onnx.parity import compare_decoders
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
-from tiny_graphs import CASES, PLUGINS, made
+from tiny_graphs import CASES, PLUGINS, is_refused, made
 
 TOLERANCE = 1e-5
 
@@ -39,10 +39,7 @@ def test_logits(name, variant):
 @pytest.mark.parametrize("attention", ["gqa", "mha"])
 @pytest.mark.parametrize("name", PLUGINS)
 def test_other_ops_for_attention(name, attention):
-    model = PLUGINS[name].bind(PLUGINS[name].tiny_config())
-    kind = getattr(model.block, "attention", None)
-    is_grouped = model.dims.heads != model.dims.kv_heads or getattr(kind, "softcap", None) is not None
-    if kind is not None and (is_grouped if attention == "mha" else model.dims.head_dim % 8):
+    if is_refused(name, attention):
         with pytest.raises(RequirementError) as caught:
             made(name, attention=attention)
         assert "--attention attention" in caught.value.hint

@@ -18,6 +18,16 @@ PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugin
 CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a.variants)]
 
 
+def is_refused(name, attention):
+    """Whether the op cannot compute the family's tiny model: its head size, its shared key heads, its capped scores."""
+    model = PLUGINS[name].bind(PLUGINS[name].tiny_config())
+    kind = getattr(model.block, "attention", None)
+    if kind is None or attention == "attention":
+        return False
+    is_grouped = model.dims.heads != model.dims.kv_heads or getattr(kind, "softcap", None) is not None
+    return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8)
+
+
 def running(graph: ir.Model, model):
     """The decoder of a graph that holds its weights."""
     import onnxruntime as ort

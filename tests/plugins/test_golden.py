@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from goldens import CASES, error, golden
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
@@ -13,34 +14,15 @@ from llmkit.decoder.cache import KVCache, Packed
 
 pytestmark = pytest.mark.shared
 TOLERANCE = 2e-5
-CASES = {
-    "baichuan-7b": ("baichuan", {}),
-    "baichuan-13b": ("baichuan13b", {}),
-    # The tiny configs leave out the key that Baichuan 2's published configs have.
-    "baichuan2-7b": ("baichuan", {"z_loss_weight": 0}),
-    "baichuan2-13b": ("baichuan13b", {"z_loss_weight": 0}),
-    "chatglm-6b": ("chatglm", {}),
-    "chatglm2-6b": ("chatglm2", {}),
-    "chatglm3-6b": ("chatglm2", {}),
-}
 
 
 @pytest.fixture(params=CASES)
 def case(request, shared):
     """The decoder, its family, the ids and the recorded logits."""
-    import numpy as np
-
-    folder = shared / "golden" / request.param
-    family, changes = CASES[request.param]
-    ckpt = open_checkpoint(folder)
-    recorded = np.load(folder / "expected.npz")
-    decoder = load_decoder(ckpt.derive(config={**ckpt.config, **changes}))
-    assert decoder.model.family == family
-    return decoder, torch.from_numpy(recorded["input_ids"]), torch.from_numpy(recorded["logits"])
-
-
-def error(found, wanted):
-    return float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
+    ckpt, ids, logits = golden(shared, request.param)
+    decoder = load_decoder(ckpt)
+    assert decoder.model.family == CASES[request.param][0]
+    return decoder, ids, logits
 
 
 def test_prefill(case):

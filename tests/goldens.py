@@ -1,0 +1,37 @@
+"""Recordings of the families that transformers does not have: ids, and the logits of their original implementations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+
+# Folder of ../shared/golden -> the plugin, and what its config lacks: the tiny configs of Baichuan 2 leave out the key
+# that its published configs have.
+CASES = {
+    "baichuan-7b": ("baichuan", {}),
+    "baichuan-13b": ("baichuan13b", {}),
+    "baichuan2-7b": ("baichuan", {"z_loss_weight": 0}),
+    "baichuan2-13b": ("baichuan13b", {"z_loss_weight": 0}),
+    "chatglm-6b": ("chatglm", {}),
+    "chatglm2-6b": ("chatglm2", {}),
+    "chatglm3-6b": ("chatglm2", {}),
+}
+
+
+def golden(shared: Path, name: str) -> tuple[Checkpoint, torch.Tensor, torch.Tensor]:
+    """The checkpoint, the ids [1, S] and the recorded logits [1, S, vocab]."""
+    import numpy as np
+
+    folder = shared / "golden" / name
+    ckpt = open_checkpoint(folder)
+    recorded = np.load(folder / "expected.npz")
+    ids, logits = torch.from_numpy(recorded["input_ids"]), torch.from_numpy(recorded["logits"])
+    return ckpt.derive(config={**ckpt.config, **CASES[name][1]}), ids, logits
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference, relative to the largest logit where that is above one."""
+    return float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
