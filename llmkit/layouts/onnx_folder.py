@@ -6,8 +6,9 @@ than in the checkpoint (a normalised head, quantized layers): such a folder is n
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import onnx
 
 __all__ = ["FILE", "NAME", "ORIGINAL_CONFIG", "find"]
 
@@ -32,6 +33,7 @@ _DTYPES = {
     "INT32": DType.I32, "INT16": DType.I16, "INT8": DType.I8, "UINT8": DType.U8, "BOOL": DType.BOOL,
     "FLOAT8E4M3FN": DType.F8_E4M3,
 }  # fmt: skip
+_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
 def find(candidate: Candidate) -> Opened | None:
@@ -57,44 +59,44 @@ def find(candidate: Candidate) -> Opened | None:
     )  # fmt: skip
 
 
-def _read(path: Path) -> ir.Model:
-    import onnx_ir as ir
+def _read(path: Path) -> onnx.ModelProto:
+    import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        return ir.load(path)
+        return onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise InputError(
             f"{path} is no ONNX model, or is cut short: {str(error).splitlines()[0]}", hint="export the model again"
         ) from error
 
 
-def _tensors(folder: Path, model: ir.Model) -> tuple[dict[str, Lazy], int]:
+def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], int]:
     """The initializers that lie in files beside the graph, and the bytes of those inside it."""
-    import onnx_ir as ir
-
     tensors: dict[str, Lazy] = {}
     sources: dict[str, SourceFile] = {}
     inside = 0
-    for name, value in model.graph.initializers.items():
-        held = value.const_value
-        if not isinstance(held, ir.ExternalTensor):
-            inside += held.nbytes if held is not None else 0
+    for held in model.graph.initializer:
+        name, shape, kind = held.name, tuple(held.dims), _kind(held.data_type)
+        dtype = _DTYPES.get(kind)
+        bits = _BITS.get(kind, 8 if dtype is None else dtype.bits)
+        if not held.external_data:
+            inside += -(-math.prod(shape) * bits // 8)
             continue
-        file = str(held.location)
+        place = {entry.key: entry.value for entry in held.external_data}
+        file = place.get("location", "")
         path = folder / file
         if file not in sources:
             if not path.is_file():
                 raise InputError(f"{folder / FILE} needs {file}, which is not there", hint="export the model again")
             sources[file] = SourceFile(path)
-        shape = tuple(held.shape.numpy())
-        dtype = _DTYPES.get(held.dtype.name)
         if dtype is None:
-            if held.dtype.bitwidth != 4 or len(shape) != 2 or shape[1] % 2:
+            if bits != 4 or len(shape) != 2 or shape[1] % 2:
                 continue  # elements smaller than a byte that have no whole bytes in a row
             dtype, shape = DType.U8, (shape[0], shape[1] // 2)
         spec = TensorSpec(dtype, shape)
-        offset, end = held.offset or 0, (held.offset or 0) + spec.nbytes
+        offset = int(place.get("offset", 0))
+        end = offset + spec.nbytes
         if end > sources[file].nbytes:
             raise InputError(
                 f"{path} has {sources[file].nbytes} bytes, but {name} ends at byte {end}",
@@ -104,12 +106,12 @@ def _tensors(folder: Path, model: ir.Model) -> tuple[dict[str, Lazy], int]:
     return tensors, inside
 
 
-def _described(folder: Path, model: ir.Model, tensors: Mapping[str, Lazy], inside: int) -> dict[str, Any]:
+def _described(folder: Path, model: onnx.ModelProto, tensors: Mapping[str, Lazy], inside: int) -> dict[str, Any]:
     """What `inspect` says of the graph."""
     graph = model.graph
-    nodes = [*graph.all_nodes()]
-    for function in model.functions.values():
-        nodes += function.all_nodes()
+    nodes = [*_all_nodes(graph.node)]
+    for function in model.functions:
+        nodes += _all_nodes(function.node)
     ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
     weights: Counter[tuple[str, str]] = Counter()
     for lazy in tensors.values():
@@ -118,37 +120,62 @@ def _described(folder: Path, model: ir.Model, tensors: Mapping[str, Lazy], insid
     return {
         "producer": f"{model.producer_name or '?'} {model.producer_version or ''}".rstrip(),
         "ir_version": model.ir_version,
-        "opset": {domain or "ai.onnx": version for domain, version in graph.opset_imports.items()},
+        "opset": {known.domain or "ai.onnx": known.version for known in model.opset_import},
         "ops": dict(ops.most_common()),
-        "integers": _integers(nodes),
-        "inputs": [_typed(value) for value in graph.inputs],
-        "outputs": [_typed(value) for value in graph.outputs],
+        "integers": _integers(nodes, {held.name: _kind(held.data_type) for held in graph.initializer}),
+        "inputs": [_typed(value) for value in graph.input],
+        "outputs": [_typed(value) for value in graph.output],
         "weights": [{"file": file, "dtype": d, "nbytes": n} for (file, d), n in weights.items()],
         "graph_nbytes": (folder / FILE).stat().st_size,
         "inside_nbytes": inside,
-        "metadata": dict(model.metadata_props),
+        "metadata": {entry.key: entry.value for entry in model.metadata_props},
     }
 
 
-def _integers(nodes: Iterable[ir.Node]) -> dict[str, int]:
-    """Grids that nodes compute with, in words, and the number of nodes of each."""
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _all_nodes(inner.node)
+
+
+def _kind(number: int) -> str:
+    """The name of an element type."""
+    import onnx
+
+    known = onnx.TensorProto.DataType
+    return known.Name(number) if number in known.values() else str(number)
+
+
+def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict[str, int]:
+    """Grids that nodes compute with, in words, and the number of nodes of each.
+
+    Args:
+        kinds: the element types of initializers.
+    """
     found: Counter[str] = Counter()
     for node in nodes:
-        about = {name: a.value for name, a in node.attributes.items()}
-        if node.op_type == "DequantizeLinear" and "block_size" in about and node.inputs[0] is not None:
-            kind = node.inputs[0].dtype
-            words = f"{kind.name.lower() if kind is not None else '?'} blocks of {about['block_size']}"
+        about = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "DequantizeLinear" and "block_size" in about:
+            words = f"{kinds.get(node.input[0], '?').lower()} blocks of {about['block_size']}"
             found[f"{words}, dequantized"] += 1
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
-        zeros = node.inputs[3] if len(node.inputs) > 3 else None
+        zeros = node.input[3] if len(node.input) > 3 else ""
         words = f"int{about.get('bits', 4)} blocks of {about.get('block_size', 128)} "
-        words += "symmetric" if zeros is None else "asymmetric"
+        words += "asymmetric" if zeros else "symmetric"
         level = about.get("accuracy_level", 0)
         found[words + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else ", rows of a table")] += 1
     return dict(found.most_common())
 
 
-def _typed(value: ir.Value) -> dict[str, Any]:
-    shape = [n if isinstance(n, int) else str(n.value) for n in value.shape] if value.shape is not None else None
-    return {"name": value.name, "dtype": value.dtype.name if value.dtype is not None else None, "shape": shape}
+def _typed(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = value.type.tensor_type
+    shape = [n.dim_value if n.HasField("dim_value") else n.dim_param or "?" for n in kind.shape.dim]
+    return {
+        "name": value.name,
+        "dtype": _kind(kind.elem_type) if kind.elem_type else None,
+        "shape": shape if kind.HasField("shape") else None,
+    }

@@ -7,35 +7,32 @@ version and provider has, for models whose query heads all have keys of their ow
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.keys import as_float
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import GroupedQuery
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import GraphContext
-from llmkit.onnx.graph import CONTRIB
+from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.masks import score_bias
 from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.positions import GraphPositions
 from llmkit.onnx.readers import Emitters, emitter_of
 from llmkit.onnx.weights import GraphWeights
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
 __all__ = ["emit_attention"]
 
 
 def emit_attention(
-    kind: Kind, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: ir.Value
-) -> ir.Value:
+    kind: Kind, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: Value
+) -> Value:
     """The attention of one layer: x [B, S, hidden] -> [B, S, hidden].
 
     Raises:
         RequirementError: no emitter for the kind, or the chosen op cannot compute it.
     """
-    found: ir.Value = emitter_of(kind, _EMITTERS)(kind, context, weights, layer, positions, x)
+    found: Value = emitter_of(kind, _EMITTERS)(kind, context, weights, layer, positions, x)
     return found
 
 
@@ -126,12 +123,10 @@ def _gqa(
 
 def _lengths(context: GraphContext) -> tuple[Any, Any]:
     """T - 1 for every row, and T, int32: padding is hidden by the bias, on whichever side it is."""
-    import onnx_ir as ir
-
-    g, int32 = context.graph, int(ir.DataType.INT32)
-    total = g.op("Cast", g.op("Squeeze", context.total(), g.ints(0)), to=int32)
+    g = context.graph
+    total = g.cast(g.op("Squeeze", context.total(), g.ints(0)), "INT32")
     last = g.op("Expand", g.op("Sub", context.total(), g.ints(1)), context.batch())
-    return g.op("Cast", last, to=int32), total
+    return g.cast(last, "INT32"), total
 
 
 def _mha(

@@ -11,7 +11,7 @@ from llmkit.formats.container import Layout, OutputFile
 from llmkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import onnx
 
 __all__ = ["DATA", "MODEL", "OnnxFiles", "Place"]
 
@@ -39,7 +39,7 @@ class OnnxFiles:
         sources: those files, by the name they have in the folder.
     """
 
-    model: ir.Model
+    model: onnx.ModelProto
     linked: Mapping[str, Place]
     sources: Mapping[str, Path]
 
@@ -53,14 +53,14 @@ class OnnxFiles:
         return Layout(files, {MODEL: _serialized(self.model, {**self.linked, **places})}, self.sources)
 
 
-def _serialized(model: ir.Model, places: Mapping[str, Place]) -> bytes:
-    import onnx_ir as ir
+def _serialized(model: onnx.ModelProto, places: Mapping[str, Place]) -> bytes:
+    import onnx
 
-    for name, value in model.graph.initializers.items():
-        place = places.get(name)
-        if place is not None and value.dtype is not None and value.shape is not None:
-            value.const_value = ir.ExternalTensor(
-                place.file, place.offset, place.nbytes, value.dtype, shape=value.shape, name=name
-            )
-    data: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-    return data
+    for held in model.graph.initializer:
+        place = places.get(held.name)
+        if place is not None:
+            held.data_location = onnx.TensorProto.EXTERNAL
+            del held.external_data[:]
+            for key, value in (("location", place.file), ("offset", place.offset), ("length", place.nbytes)):
+                held.external_data.add(key=key, value=str(value))
+    return bytes(model.SerializeToString(deterministic=True))

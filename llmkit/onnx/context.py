@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from llmkit.architecture.model import Model
-from llmkit.onnx.graph import Graph
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from llmkit.onnx.graph import Graph, Value
 
 __all__ = ["AttentionOp", "GraphContext"]
 
@@ -37,9 +34,9 @@ class GraphContext:
     model: Model
     dtype: str
     attention: AttentionOp
-    ids: ir.Value
-    mask: ir.Value
-    positions: ir.Value
+    ids: Value
+    mask: Value
+    positions: Value
     state: dict[str, str] = field(default_factory=dict)
     initial: dict[str, list[float]] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)

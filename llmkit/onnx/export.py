@@ -19,12 +19,13 @@ from llmkit.onnx.genai import genai_config
 from llmkit.onnx.grids import Grids
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.precision import Rounding, choose_grids, restored
+from llmkit.onnx.weights import DataOf
 from llmkit.quantization import reading
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import onnx
 
 __all__ = ["ATTENTIONS", "WEIGHTS", "Weights", "computed_weights", "export"]
 
@@ -32,7 +33,6 @@ Weights = Literal["link", "copy"]
 WEIGHTS: tuple[Weights, ...] = ("link", "copy")
 PROVIDERS = ("cpu", "cuda")
 ATTENTIONS: tuple[AttentionOp, ...] = ("gqa", "attention", "mha")
-_ONNX_OF = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "U8": "UINT8"}
 _COMPUTE = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 _SCALES = {"FLOAT": DType.F32, "FLOAT16": DType.F16, "BFLOAT16": DType.BF16}
 _FLOATS = Rounding()
@@ -62,17 +62,14 @@ def export(
         RequirementError: no plugin describes it, a kind has no emitter, or the attention op cannot compute it.
         SpecError: the tensors do not fit the config.
     """
-    import onnx_ir as ir
-
     _refuse_unknown("--weights", weights or WEIGHTS[0], WEIGHTS)
     ckpt, model, compute, grids, notes = _prepared(ckpt, dtype, rounding, provider)
     used: dict[str, Lazy] = {}
 
-    def tensor_of(name: str, lazy: Lazy) -> ir.TensorProtocol:
+    def note_use(name: str, lazy: Lazy) -> None:
         used[name] = lazy
-        return ir.LazyTensor(_unread, ir.DataType[_ONNX_OF[lazy.dtype.name]], ir.Shape(lazy.shape), name=name)
 
-    chosen, graph = _graph(model, ckpt, tensor_of, compute, attention, grids, used)
+    chosen, graph = _graph(model, ckpt, note_use, compute, attention, grids, used)
     linked, sources = _linked(used, always=weights == "link") if weights != "copy" else ({}, {})
     files, more = runtime_files(ckpt)
     notes += more
@@ -134,25 +131,21 @@ def _refuse_unknown(option: str, value: str, known: Sequence[str]) -> None:
 def _graph(
     model: Model,
     ckpt: Checkpoint,
-    tensor_of: Any,
+    data_of: DataOf,
     dtype: str,
     attention: AttentionOp | None,
     grids: Grids,
     used: dict[str, Lazy],
-) -> tuple[AttentionOp, ir.Model]:
+) -> tuple[AttentionOp, onnx.ModelProto]:
     """The graph with the op asked for, or with the first that can compute the model."""
     wanted = (attention,) if attention is not None else ATTENTIONS
     for op in wanted[:-1]:
         try:
-            return op, build_graph(model, ckpt.tensors, tensor_of, dtype=dtype, attention=op, grids=grids)
+            return op, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=op, grids=grids)
         except RequirementError:
             used.clear()
     last = wanted[-1]
-    return last, build_graph(model, ckpt.tensors, tensor_of, dtype=dtype, attention=last, grids=grids)
-
-
-def _unread() -> Any:
-    raise InputError("the weights of a planned graph are not loaded")  # pragma: no cover - nothing asks for them
+    return last, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=last, grids=grids)
 
 
 def _linked(used: Mapping[str, Lazy], *, always: bool) -> tuple[dict[str, Place], dict[str, Path]]:

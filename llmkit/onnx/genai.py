@@ -10,13 +10,13 @@ from llmkit.checkpoint.tokenizer import end_tokens
 from llmkit.onnx.container import MODEL
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import onnx
 
 __all__ = ["genai_config"]
 
 
 def genai_config(
-    ckpt: Checkpoint, model: Model, graph: ir.Model, attention: str, provider: str = "cpu"
+    ckpt: Checkpoint, model: Model, graph: onnx.ModelProto, attention: str, provider: str = "cpu"
 ) -> dict[str, Any]:
     """The contents of genai_config.json.
 

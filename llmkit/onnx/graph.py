@@ -1,20 +1,73 @@
-"""A graph under construction: nodes in order, named by where they are made, constants shared."""
+"""A graph under construction: nodes in order, named by where they are made, constants shared.
+
+Written as ONNX's own messages: onnx-ir, which has more to offer, takes 0.4 s to import (it imports sympy), as long as
+all else that a linked export does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx_ir as ir
+    import onnx
 
-__all__ = ["CONTRIB", "IR_VERSION", "OPSET", "Graph"]
+__all__ = ["CONTRIB", "ELEMENTS", "IR_VERSION", "OPSET", "Graph", "Shape", "Value", "element_type"]
 
 OPSET = 23  # the first with RotaryEmbedding, RMSNormalization and Attention
 IR_VERSION = 10
 CONTRIB = "com.microsoft"
+ELEMENTS = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "U8": "UINT8"}
+"""What ONNX calls the element types of weights, by our names."""
+
+Shape = Sequence[int | str]  # names are free dimensions, the same where the name is
+
+
+def element_type(name: str) -> int:
+    """The number of an element type, such as FLOAT."""
+    import onnx
+
+    return int(onnx.TensorProto.DataType.Value(name))
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """An input, an initializer, or an output of a node.
+
+    Attributes:
+        name: "" for an output that nothing reads.
+        dtype, shape: None where they follow from the node.
+        data: of an initializer: its bytes; None where they lie in a file.
+    """
+
+    name: str
+    dtype: str | None = None
+    shape: Shape | None = None
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    domain: str
+    op_type: str
+    name: str
+    inputs: list[Value | None]
+    outputs: tuple[Value, ...]
+    attributes: dict[str, Any]
+
+    def proto(self) -> onnx.NodeProto:
+        from onnx import helper
+
+        given = list(self.inputs)
+        while given and given[-1] is None:
+            given.pop()
+        inputs = [value.name if value is not None else "" for value in given]
+        attributes = {k: v.proto() if isinstance(v, Graph) else v for k, v in self.attributes.items()}
+        outputs = [value.name for value in self.outputs]
+        return helper.make_node(self.op_type, inputs, outputs, self.name, domain=self.domain or None, **attributes)
 
 
 class Graph:
@@ -26,12 +79,12 @@ class Graph:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.inputs: list[ir.Value] = []
-        self.outputs: list[ir.Value] = []
-        self.nodes: list[ir.Node] = []
-        self.initializers: dict[str, ir.Value] = {}
+        self.inputs: list[Value] = []
+        self.outputs: list[Value] = []
+        self.nodes: list[_Node] = []
+        self.initializers: dict[str, Value] = {}
         self._scope: list[str] = []
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self._taken: dict[str, int] = {}
 
     @contextmanager
@@ -43,87 +96,89 @@ class Graph:
         finally:
             self._scope.pop()
 
-    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
-        """A graph input; names in `shape` are free dimensions, the same where the name is."""
-        value = self._typed(name, dtype, shape)
-        self.inputs.append(value)
-        return value
+    def input(self, name: str, dtype: str, shape: Shape) -> Value:
+        """A graph input."""
+        self.inputs.append(Value(name, dtype, shape))
+        return self.inputs[-1]
 
-    def output(
-        self, value: ir.Value, name: str, dtype: str, shape: Sequence[int | str], *, is_first: bool = False
-    ) -> None:
+    def output(self, value: Value, name: str, dtype: str, shape: Shape, *, is_first: bool = False) -> None:
         """Make `value` an output."""
-        typed = self._typed(name, dtype, shape)
-        value.name, value.type, value.shape = typed.name, typed.type, typed.shape
+        value.name, value.dtype, value.shape = name, dtype, shape
         self.outputs.insert(0 if is_first else len(self.outputs), value)
 
-    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", n: int = 1, **attributes: Any) -> Any:
-        """A node; its output, or a tuple of `n`. Inputs left out in the middle are None."""
-        import onnx_ir as ir
-
+    def op(self, op_type: str, *inputs: Value | None, domain: str = "", n: int = 1, **attributes: Any) -> Any:
+        """A node; its output, or a tuple of `n`. Inputs left out are None, and attributes too; one may be a graph."""
         base = "/".join(["", *self._scope, op_type])
         count = self._taken.get(base, 0)
         self._taken[base] = count + 1
         name = f"{base}_{count}" if count else base
-        given = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items() if v is not None]
-        node = ir.Node(domain, op_type, inputs=list(inputs), attributes=given, num_outputs=n, name=name)
-        for i, out in enumerate(node.outputs):
-            out.name = f"{name}/output_{i}"
-        self.nodes.append(node)
-        return node.outputs[0] if n == 1 else tuple(node.outputs)
+        outputs = tuple(Value(f"{name}/output_{i}") for i in range(n))
+        given = {key: value for key, value in attributes.items() if value is not None}
+        self.nodes.append(_Node(domain, op_type, name, list(inputs), outputs, given))
+        return outputs[0] if n == 1 else outputs
 
-    def constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
+    def cast(self, value: Value, dtype: str) -> Any:
+        """A value in another element type."""
+        return self.op("Cast", value, to=element_type(dtype))
+
+    def constant(self, array: np.ndarray[Any, Any]) -> Value:
         """A small constant as an initializer; equal ones are one."""
-        import onnx_ir as ir
+        from onnx import TensorProto, helper
 
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
+            dtype = TensorProto.DataType.Name(helper.np_dtype_to_tensor_dtype(array.dtype))
             name = f"/constants/{array.dtype}_{len(self._constants)}"
-            self._constants[key] = self.initializer(name, ir.tensor(array, name=name))
+            self._constants[key] = self.initializer(name, dtype, array.shape, key[2])
         return self._constants[key]
 
-    def ints(self, *values: int) -> ir.Value:
+    def ints(self, *values: int) -> Value:
         """A constant vector of int64."""
         import numpy as np
 
         return self.constant(np.array(values, dtype=np.int64))
 
-    def number(self, value: float) -> ir.Value:
+    def number(self, value: float) -> Value:
         """A constant scalar of float32."""
         import numpy as np
 
         return self.constant(np.array(value, dtype=np.float32))
 
-    def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """A weight, by its name in the checkpoint."""
-        import onnx_ir as ir
-
+    def initializer(self, name: str, dtype: str, shape: Shape, data: bytes | None) -> Value:
+        """A constant or a weight (by its name in the checkpoint): little-endian bytes, or None for those of a file."""
         if name not in self.initializers:
-            self.initializers[name] = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
-            )
+            self.initializers[name] = Value(name, dtype, shape, data)
         return self.initializers[name]
 
-    def model(self, metadata: dict[str, str] | None = None) -> ir.Model:
+    def proto(self) -> onnx.GraphProto:
+        """The graph as a message. Initializers without data have neither data nor a place yet."""
+        import onnx
+
+        held = []
+        for value in self.initializers.values():
+            kind, dims = element_type(value.dtype or ""), [int(n) for n in value.shape or ()]
+            held.append(onnx.TensorProto(name=value.name, data_type=kind, dims=dims, raw_data=value.data))
+        nodes = [node.proto() for node in self.nodes]
+        ends = [[_typed(value) for value in values] for values in (self.inputs, self.outputs)]
+        return onnx.GraphProto(name=self.name, node=nodes, initializer=held, input=ends[0], output=ends[1])
+
+    def model(self, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
         """The finished model."""
-        import onnx_ir as ir
+        import onnx
 
         from llmkit.version import __version__
 
-        graph = ir.Graph(
-            self.inputs,
-            self.outputs,
-            nodes=self.nodes,
-            initializers=list(self.initializers.values()),
-            opset_imports={"": OPSET, CONTRIB: 1},
-            name=self.name,
+        made = onnx.ModelProto(
+            ir_version=IR_VERSION, producer_name="llmkit", producer_version=__version__, graph=self.proto()
         )
-        made = ir.Model(graph, ir_version=IR_VERSION, producer_name="llmkit", producer_version=__version__)
-        made.metadata_props.update(metadata or {})
+        for domain, version in (("", OPSET), (CONTRIB, 1)):
+            made.opset_import.add(domain=domain, version=version)
+        for key, value in sorted((metadata or {}).items()):
+            made.metadata_props.add(key=key, value=value)
         return made
 
-    @staticmethod
-    def _typed(name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
-        import onnx_ir as ir
 
-        return ir.Value(name=name, type=ir.TensorType(ir.DataType[dtype]), shape=ir.Shape(list(shape)))
+def _typed(value: Value) -> onnx.ValueInfoProto:
+    from onnx import helper
+
+    return helper.make_tensor_value_info(value.name, element_type(value.dtype or ""), value.shape)

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llmkit.onnx.graph import CONTRIB
+from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.nbits import Columns, NBits, columns_of
 from llmkit.tensors.lazy import Lazy
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from llmkit.onnx.weights import GraphWeights
 
 __all__ = ["Grids"]
@@ -32,7 +30,7 @@ class Grids:
     accuracy_level: int = 0
     is_qdq: bool = False
 
-    def product(self, weights: GraphWeights, x: ir.Value, name: str, bias: ir.Value | None) -> Any:
+    def product(self, weights: GraphWeights, x: Value, name: str, bias: Value | None) -> Any:
         """X [B, S, K] with the matrix that stands for tensor `name`, plus a bias [N]: [B, S, N]."""
         matrix, g = self.matrices[name], weights.graph
         columns = columns_of(matrix) if self.is_qdq else None
@@ -55,7 +53,7 @@ class Grids:
             accuracy_level=self.accuracy_level,
         )  # fmt: skip
 
-    def rows(self, weights: GraphWeights, name: str, at: ir.Value) -> Any:
+    def rows(self, weights: GraphWeights, name: str, at: Value) -> Any:
         """Rows of the table that stands for tensor `name`, in the compute dtype."""
         matrix = self.matrices[name]
         codes, scales, zeros = self._parts(weights, name)
@@ -69,7 +67,7 @@ class Grids:
             block_size=matrix.block,
         )  # fmt: skip
 
-    def _parts(self, weights: GraphWeights, name: str) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    def _parts(self, weights: GraphWeights, name: str) -> tuple[Value, Value, Value | None]:
         """Codes, scales in the compute dtype, and zero points."""
         matrix, stem = self.matrices[name], name.removesuffix(".weight")
         codes = weights.initializer(f"{stem}.weight_codes", matrix.codes)
@@ -80,14 +78,12 @@ class Grids:
 
 def _dequantized(weights: GraphWeights, name: str, matrix: NBits, columns: Columns) -> Any:
     """The float matrix [K, N]; ONNX Runtime makes MatMulNBits of this and the product when a session starts."""
-    import onnx_ir as ir
-
     n, k = matrix.shape
     stem, kind = name.removesuffix(".weight"), columns.kind(matrix.bits)
 
-    def integers(what: str, lazy: Lazy, rows: int) -> ir.Value:
+    def integers(what: str, lazy: Lazy, rows: int) -> Value:
         value = weights.initializer(f"{stem}.weight_{what}", lazy)
-        value.type, value.shape = ir.TensorType(ir.DataType[kind]), ir.Shape([rows, n])
+        value.dtype, value.shape = kind, (rows, n)
         return value
 
     inputs = [integers("codes", columns.codes, k), weights.derived(f"{stem}.weight_scales", columns.scales)]

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.onnx.context import GraphContext
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
+    from llmkit.onnx.graph import Value
     from llmkit.onnx.positions import GraphPositions
 
 __all__ = ["HIDDEN", "score_bias"]
@@ -17,7 +16,7 @@ __all__ = ["HIDDEN", "score_bias"]
 HIDDEN = {"FLOAT": -1e9, "FLOAT16": -3e4, "BFLOAT16": -1e9}
 
 
-def score_bias(context: GraphContext, positions: GraphPositions, window: int | None, *, causal: bool) -> ir.Value:
+def score_bias(context: GraphContext, positions: GraphPositions, window: int | None, *, causal: bool) -> Value:
     """[B, 1 or heads, S, T] in the compute dtype: what the attention op adds to the scores before its softmax.
 
     Args:
@@ -26,15 +25,13 @@ def score_bias(context: GraphContext, positions: GraphPositions, window: int | N
         causal: later keys are hidden here, too (the op does not do it).
     """
     key = ("score bias", id(positions), window, causal)
-    found: ir.Value = context.once(key, lambda: _made(context, positions, window, causal))
+    found: Value = context.once(key, lambda: _made(context, positions, window, causal))
     return found
 
 
 def _made(context: GraphContext, positions: GraphPositions, window: int | None, causal: bool) -> Any:
-    import onnx_ir as ir
-
     g = context.graph
-    real = g.op("Cast", g.op("Unsqueeze", context.mask, g.ints(1, 2)), to=int(ir.DataType.BOOL))  # [B, 1, 1, T]
+    real = g.cast(g.op("Unsqueeze", context.mask, g.ints(1, 2)), "BOOL")  # [B, 1, 1, T]
     prefix = positions.prefix(context)
     hidden = g.op("Not", real)
     if window is not None or causal or prefix is not None:
@@ -59,8 +56,7 @@ def _made(context: GraphContext, positions: GraphPositions, window: int | None, 
         heads = context.model.dims.heads
     shape = g.op("Concat", context.batch(), g.ints(heads), context.length(), context.total(), axis=0)
     bias = g.op("Expand", bias, shape)
-    dtype = int(ir.DataType[context.dtype])
-    return bias if dtype == 1 else g.op("Cast", bias, to=dtype)
+    return bias if context.dtype == "FLOAT" else g.cast(bias, context.dtype)
 
 
 def _gone(context: GraphContext, window: int) -> Any:

@@ -26,9 +26,9 @@ from llmkit.onnx.weights import GraphWeights
 from llmkit.tensors.lazy import Lazy
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import onnx
 
-    from llmkit.onnx.weights import TensorOf
+    from llmkit.onnx.weights import DataOf
 
 __all__ = ["ACCURACY", "build_graph"]
 
@@ -39,18 +39,18 @@ ACCURACY = "llmkit.accuracy_level"
 def build_graph(
     model: Model,
     tensors: Mapping[str, Lazy],
-    tensor_of: TensorOf,
+    data_of: DataOf,
     *,
     dtype: str = "FLOAT",
     attention: AttentionOp = "attention",
     grids: Grids | None = None,
-) -> ir.Model:
+) -> onnx.ModelProto:
     """The ONNX model of a checkpoint.
 
     Args:
         model: the architecture bound to the config.
-        tensors: the checkpoint's tensors by name; specs are enough, unless `tensor_of` loads.
-        tensor_of: what the initializer of a tensor holds: its data, or where it lies.
+        tensors: the checkpoint's tensors by name; specs are enough, unless `data_of` loads.
+        data_of: the data of the initializer of a tensor, or None: it lies in a file.
         dtype: the compute dtype: FLOAT, FLOAT16 or BFLOAT16; logits are float32.
         attention: the op that computes attention.
         grids: matrices that are computed from integers.
@@ -63,7 +63,7 @@ def build_graph(
     mask = graph.input("attention_mask", "INT64", ["batch_size", "total_sequence_length"])
     positions = graph.input("position_ids", "INT64", ["batch_size", "sequence_length"])
     context = GraphContext(graph, model, dtype, attention, ids, mask, positions)
-    weights = GraphWeights(graph, model, tensors, tensor_of, dtype, grids=grids)
+    weights = GraphWeights(graph, model, tensors, data_of, dtype, grids=grids)
     stream = Stream(weights, _embedded(context, weights))
     kinds = [getattr(block, "position", NoPositions()) for block in model.blocks]
     readers = {kind: build_positions(kind) for kind in kinds}

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from llmkit.architecture.keys import as_float
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import LayerNorm, NoNorm, RMSNorm
-from llmkit.onnx.graph import CONTRIB
+from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.readers import Emitters, emitter_of
 from llmkit.onnx.weights import GraphWeights
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 __all__ = ["Stream", "emit_norm"]
 
 
-def emit_norm(kind: Kind, weights: GraphWeights, x: ir.Value) -> ir.Value:
+def emit_norm(kind: Kind, weights: GraphWeights, x: Value) -> Value:
     """X [..., width] normed over its last dimension."""
-    found: ir.Value = emitter_of(kind, _EMITTERS)(kind, weights, x)
+    found: Value = emitter_of(kind, _EMITTERS)(kind, weights, x)
     return found
 
 
 class Stream:
     """The hidden states, with the last branch not added yet: a norm that follows is one op with the addition."""
 
-    def __init__(self, weights: GraphWeights, value: ir.Value) -> None:
+    def __init__(self, weights: GraphWeights, value: Value) -> None:
         self._graph = weights.graph
         self._value = value
-        self._branch: ir.Value | None = None
+        self._branch: Value | None = None
 
-    def add(self, branch: ir.Value) -> None:
+    def add(self, branch: Value) -> None:
         """Add a branch [B, S, hidden]."""
         if self._branch is not None:
             self._value = self._graph.op("Add", self._value, self._branch)
         self._branch = branch
 
-    def value(self) -> ir.Value:
+    def value(self) -> Value:
         """The hidden states as they are now."""
         if self._branch is not None:
             self._value, self._branch = self._graph.op("Add", self._value, self._branch), None
         return self._value
 
-    def replace(self, value: ir.Value) -> None:
+    def replace(self, value: Value) -> None:
         """Go on from another value."""
         self._value, self._branch = value, None
 
-    def normed(self, kind: Kind, weights: GraphWeights) -> ir.Value:
+    def normed(self, kind: Kind, weights: GraphWeights) -> Value:
         """The hidden states normed; they stay as they are."""
         if self._branch is None or not isinstance(kind, RMSNorm | LayerNorm):
             return emit_norm(kind, weights, self.value())
@@ -61,30 +58,30 @@ class Stream:
             op, self._value, branch, *own, domain=CONTRIB, n=4, epsilon=as_float(kind.eps)
         )
         mean.name = deviation.name = ""  # outputs that nothing reads are left out
-        return cast("ir.Value", out)
+        return cast("Value", out)
 
 
-def _rms_weight(kind: RMSNorm, weights: GraphWeights) -> ir.Value:
+def _rms_weight(kind: RMSNorm, weights: GraphWeights) -> Value:
     weight = weights.value("weight")
     return weights.graph.op("Add", weight, weights.number(kind.offset)) if kind.offset else weight
 
 
-def _rms(kind: RMSNorm, weights: GraphWeights, x: ir.Value) -> ir.Value:
-    found: ir.Value = weights.graph.op(
+def _rms(kind: RMSNorm, weights: GraphWeights, x: Value) -> Value:
+    found: Value = weights.graph.op(
         "RMSNormalization", x, _rms_weight(kind, weights), axis=-1, epsilon=as_float(kind.eps)
     )
     return found
 
 
-def _layer_norm(kind: LayerNorm, weights: GraphWeights, x: ir.Value) -> ir.Value:
+def _layer_norm(kind: LayerNorm, weights: GraphWeights, x: Value) -> Value:
     bias = weights.value("bias") if weights.has("bias") else None
-    found: ir.Value = weights.graph.op(
+    found: Value = weights.graph.op(
         "LayerNormalization", x, weights.value("weight"), bias, axis=-1, epsilon=as_float(kind.eps)
     )
     return found
 
 
-def _none(kind: NoNorm, weights: GraphWeights, x: ir.Value) -> ir.Value:
+def _none(kind: NoNorm, weights: GraphWeights, x: Value) -> Value:
     return x
 
 

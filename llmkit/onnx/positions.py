@@ -13,7 +13,7 @@ from llmkit.onnx.context import GraphContext
 from llmkit.onnx.readers import Emitters, emitter_of
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    from llmkit.onnx.graph import Value
 
 __all__ = ["GraphPositions", "build_positions", "in_compute_dtype"]
 
@@ -21,15 +21,15 @@ __all__ = ["GraphPositions", "build_positions", "in_compute_dtype"]
 class GraphPositions:
     """What a position kind does in a graph; this one does nothing, others override what they need."""
 
-    def turn(self, context: GraphContext, x: ir.Value, n_heads: int) -> ir.Value:
+    def turn(self, context: GraphContext, x: Value, n_heads: int) -> Value:
         """Heads of queries or keys, [B, S, n_heads * head_dim], with their positions."""
         return x
 
-    def key_bias(self, context: GraphContext) -> ir.Value | None:
+    def key_bias(self, context: GraphContext) -> Value | None:
         """What is added to the scores of each key, [B, heads, T] float32; None for nothing."""
         return None
 
-    def prefix(self, context: GraphContext) -> ir.Value | None:
+    def prefix(self, context: GraphContext) -> Value | None:
         """[B] int64: keys at places below it are seen by every query; None for causal attention."""
         return None
 
@@ -46,11 +46,11 @@ class _Rotary(GraphPositions):
     def __init__(self, kind: Rope) -> None:
         self._kind = kind
 
-    def turn(self, context: GraphContext, x: ir.Value, n_heads: int) -> ir.Value:
+    def turn(self, context: GraphContext, x: Value, n_heads: int) -> Value:
         cos, sin = context.once(("rope", self._kind), lambda: self._table(context))
         size = context.model.dims.head_dim
         rotated = self._kind.rotated(size)
-        found: ir.Value = context.graph.op(
+        found: Value = context.graph.op(
             "RotaryEmbedding", x, cos, sin,
             num_heads=n_heads,
             interleaved=int(self._kind.pairs == "interleaved"),
@@ -115,10 +115,7 @@ class _Alibi(GraphPositions):
 
 def in_compute_dtype(context: GraphContext, value: Any) -> Any:
     """A float32 value in the dtype that the graph computes in."""
-    import onnx_ir as ir
-
-    dtype = int(ir.DataType[context.dtype])
-    return value if dtype == 1 else context.graph.op("Cast", value, to=dtype)
+    return value if context.dtype == "FLOAT" else context.graph.cast(value, context.dtype)
 
 
 _EMITTERS: Emitters = {Rope: _Rotary, Alibi: _Alibi, NoPositions: lambda kind: GraphPositions()}

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
-from llmkit.onnx.graph import CONTRIB, Graph
+from llmkit.errors import RequirementError
+from llmkit.onnx.graph import CONTRIB, ELEMENTS, Graph, Value
 from llmkit.onnx.grids import Grids
 from llmkit.tensors.lazy import Lazy
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+__all__ = ["DataOf", "GraphWeights"]
 
-    # (name, lazy tensor) -> what the initializer holds: data, or where it lies.
-    TensorOf = Callable[[str, Lazy], ir.TensorProtocol]
-
-__all__ = ["GraphWeights"]
-
-_ONNX_OF = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
+# (name, lazy tensor) -> the bytes of an initializer, or None: they lie in a file.
+DataOf = Callable[[str, Lazy], bytes | None]
 
 
 class GraphWeights:
@@ -29,7 +25,7 @@ class GraphWeights:
         graph: where nodes go.
         model: what slots there are.
         tensors: the checkpoint's tensors by name.
-        tensor_of: makes what an initializer holds.
+        data_of: the data of an initializer.
         dtype: the compute dtype, in ONNX's words; what is stored in another is cast once, when a session starts.
         grids: matrices that are computed from integers.
     """
@@ -39,20 +35,20 @@ class GraphWeights:
         graph: Graph,
         model: Model,
         tensors: Mapping[str, Lazy],
-        tensor_of: TensorOf,
+        data_of: DataOf,
         dtype: str,
         stem: str = "",
         grids: Grids | None = None,
     ) -> None:
         self.graph, self.model, self.dtype = graph, model, dtype
         self._grids = grids or Grids()
-        self._tensors, self._tensor_of, self._stem = tensors, tensor_of, stem
-        self._cast: dict[str, ir.Value] = {}
+        self._tensors, self._data_of, self._stem = tensors, data_of, stem
+        self._cast: dict[str, Value] = {}
 
     def under(self, stem: str) -> GraphWeights:
         """The weights below `stem`."""
         inner = GraphWeights(
-            self.graph, self.model, self._tensors, self._tensor_of, self.dtype, f"{self._stem}{stem}.", self._grids
+            self.graph, self.model, self._tensors, self._data_of, self.dtype, f"{self._stem}{stem}.", self._grids
         )
         inner._cast = self._cast
         return inner
@@ -69,11 +65,11 @@ class GraphWeights:
         """A slot's tensor."""
         return self._tensors[slot.name]
 
-    def value(self, leaf: str) -> ir.Value:
+    def value(self, leaf: str) -> Value:
         """The tensor of a weight that has a slot to itself, in the compute dtype."""
         return self._value(self.slot(leaf))
 
-    def rows(self, leaf: str, at: ir.Value) -> Any:
+    def rows(self, leaf: str, at: Value) -> Any:
         """Rows of a table, [..., width] in the compute dtype. The table itself stays as it is stored, in the file."""
         slot = self.slot(leaf)
         if slot.name in self._grids.matrices:
@@ -85,39 +81,46 @@ class GraphWeights:
         """Whether a slot's matrix is computed from integers."""
         return slot.name in self._grids.matrices
 
-    def number(self, value: float) -> ir.Value:
+    def number(self, value: float) -> Value:
         """A constant scalar in the compute dtype."""
         return self.computed(self.graph.number(value))
 
-    def computed(self, value: ir.Value) -> ir.Value:
+    def computed(self, value: Value) -> Value:
         """A float32 value in the compute dtype."""
         return value if self.dtype == "FLOAT" else self._to(value, self.dtype)
 
-    def single(self, value: ir.Value) -> ir.Value:
+    def single(self, value: Value) -> Value:
         """A value of the compute dtype in float32."""
         return value if self.dtype == "FLOAT" else self._to(value, "FLOAT")
 
-    def _to(self, value: ir.Value, dtype: str) -> ir.Value:
-        import onnx_ir as ir
-
-        found: ir.Value = self.graph.op("Cast", value, to=int(ir.DataType[dtype]))
+    def _to(self, value: Value, dtype: str) -> Value:
+        found: Value = self.graph.cast(value, dtype)
         return found
 
-    def derived(self, name: str, lazy: Lazy) -> ir.Value:
+    def derived(self, name: str, lazy: Lazy) -> Value:
         """A weight that the checkpoint does not hold as it is needed."""
         return self._as_computed(self.initializer(name, lazy), lazy)
 
-    def initializer(self, name: str, lazy: Lazy) -> ir.Value:
-        """A tensor as it is."""
-        return self.graph.initializer(name, self._tensor_of(name, lazy))
+    def initializer(self, name: str, lazy: Lazy) -> Value:
+        """A tensor as it is.
 
-    def _stored(self, slot: Slot) -> ir.Value:
+        Raises:
+            RequirementError: its dtype is none that graphs are computed from.
+        """
+        if lazy.dtype.name not in ELEMENTS:
+            raise RequirementError(
+                f"{name}: the ONNX export has no {lazy.dtype.name} weights; expected F32, F16 or BF16",
+                hint="llmkit convert MODEL --to hf --dtype float32 -o OUT",
+            )
+        return self.graph.initializer(name, ELEMENTS[lazy.dtype.name], lazy.shape, self._data_of(name, lazy))
+
+    def _stored(self, slot: Slot) -> Value:
         return self.initializer(slot.name, self._tensors[slot.name])
 
-    def _value(self, slot: Slot) -> ir.Value:
+    def _value(self, slot: Slot) -> Value:
         return self._as_computed(self._stored(slot), self._tensors[slot.name])
 
-    def _as_computed(self, value: ir.Value, lazy: Lazy) -> ir.Value:
+    def _as_computed(self, value: Value, lazy: Lazy) -> Value:
         if self._is_computed(lazy):
             return value
         name = str(value.name)
@@ -126,9 +129,9 @@ class GraphWeights:
         return self._cast[name]
 
     def _is_computed(self, lazy: Lazy) -> bool:
-        return _ONNX_OF.get(lazy.dtype.name) == self.dtype
+        return ELEMENTS.get(lazy.dtype.name) == self.dtype
 
-    def project(self, x: ir.Value, names: Sequence[str]) -> list[ir.Value]:
+    def project(self, x: Value, names: Sequence[str]) -> list[Value]:
         """The linear layers `names` of x [B, S, in]: [B, S, out] each; fused ones are one product."""
         found: dict[str, Any] = {}
         for name in names:
@@ -137,11 +140,11 @@ class GraphWeights:
                 found |= self._outputs(x, slot)
         return [found[self._stem + name] for name in names]
 
-    def linear(self, x: ir.Value, name: str) -> ir.Value:
+    def linear(self, x: Value, name: str) -> Value:
         """One linear layer."""
         return self.project(x, [name])[0]
 
-    def _outputs(self, x: ir.Value, slot: Slot) -> dict[str, Any]:
+    def _outputs(self, x: Value, slot: Slot) -> dict[str, Any]:
         bias = self.model.slots.get(slot.id.removesuffix("weight") + "bias")
         y = self.product(x, slot, self._value(bias) if bias is not None else None)
         parts = [part.id.removesuffix(".weight") for part in slot.parts]
@@ -156,7 +159,7 @@ class GraphWeights:
             pieces = [self.graph.op("Reshape", p, s) for p, s in zip(pieces, shape, strict=True)]
         return dict(zip(parts, pieces, strict=True))
 
-    def product(self, x: ir.Value, slot: Slot, bias: ir.Value | None = None) -> Any:
+    def product(self, x: Value, slot: Slot, bias: Value | None = None) -> Any:
         """X [B, S, in] with a stored matrix: [B, S, out]. ONNX Runtime takes [out, in] as it is."""
         if slot.name in self._grids.matrices:
             return self._grids.product(self, x, slot.name, bias)

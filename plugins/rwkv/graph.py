@@ -99,21 +99,19 @@ def _weighted_mean(g: Any, weights: Any, k: Any, v: Any, state: tuple[Any, ...],
 
 def _body(outer: Any, decay: Any, first: Any, hidden: int) -> Any:
     """One token: (numerator, denominator, largest exponent, key, value, real) -> (the same three, the mean)."""
-    import onnx_ir as ir
-
     from llmkit.onnx.graph import Graph
 
     b = Graph("token")
     shape = ["batch_size", hidden]
     above, below, largest, k, v = (b.input(n, "FLOAT", shape) for n in ("above", "below", "largest", "key", "value"))
-    real = b.op("Cast", b.input("real", "FLOAT", ["batch_size", 1]), to=int(ir.DataType.BOOL))
+    real = b.cast(b.input("real", "FLOAT", ["batch_size", 1]), "BOOL")
     bonus = b.op("Add", k, first)
     mean_above, mean_below, _ = _joined(b, above, below, largest, bonus, v)
     found = _joined(b, above, below, b.op("Add", largest, decay), k, v)
     for name, new, old in zip(("above", "below", "largest"), found, (above, below, largest), strict=True):
         b.output(b.op("Where", real, new, old), f"{name}_after", "FLOAT", shape)
     b.output(b.op("Div", mean_above, mean_below), "mean", "FLOAT", shape)
-    return ir.Graph(b.inputs, b.outputs, nodes=b.nodes, initializers=list(b.initializers.values()), name="token")
+    return b
 
 
 def _joined(b: Any, above: Any, below: Any, largest: Any, exponent: Any, value: Any) -> tuple[Any, Any, Any]:

@@ -70,7 +70,7 @@ def main() -> None:
     here, model = sys.executable, str(args.model)
     llmkit = [here, "-m", "llmkit", "export", model, "--to", "onnx", "--no-check", "-q"]
     commands = {
-        "start-up of llmkit": [here, "-c", "import llmkit.cli.app, llmkit.onnx.export, onnx_ir"],
+        "start-up of llmkit": [here, "-c", "import llmkit.cli.app, llmkit.onnx.export, onnx"],
         "llmkit, linked": [*llmkit, "-o", str(out)],
         "llmkit, copied": [*llmkit, "--weights", "copy", "-o", str(out)],
     }

@@ -193,3 +193,16 @@ def test_the_graph_passes_the_checker_and_the_strict_load(exported):
     options.add_session_config_entry("session.strict_shape_type_inference", "1")
     session = onnxruntime.InferenceSession(str(path), options)
     assert session.get_outputs()[0].name == "logits"
+
+
+def test_weights_of_a_dtype_that_graphs_have_not(call, model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    doubled = {name: tensor.double() for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(doubled, model / "model.safetensors", metadata={"format": "pt"})
+    done = call("export", model, "--to", "onnx", "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "model.embed_tokens.weight: the ONNX export has no F64 weights; expected F32, F16 or BF16" in done.err
+    assert "llmkit convert MODEL --to hf --dtype float32 -o OUT" in done.err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()

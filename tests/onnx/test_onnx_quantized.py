@@ -64,6 +64,7 @@ def test_float16_with_integers():
 
 def nodes(name, rounding, variant=None):
     """Types of a graph's nodes, and sizes of its initializers."""
+    import onnx_ir
     from tiny_graphs import in_memory
 
     from llmkit.decoder.contract import random_checkpoint
@@ -75,8 +76,9 @@ def nodes(name, rounding, variant=None):
     config = architecture.tiny_config(variant)
     ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
     grids, notes = choose_grids(ckpt, model, rounding, scale_dtype=DType.F32, provider="cpu")
-    graph = build_graph(model, ckpt.tensors, in_memory, attention="attention", grids=grids)
-    return list(graph.graph), {n: v.const_value.nbytes for n, v in graph.graph.initializers.items()}, notes
+    made = build_graph(model, ckpt.tensors, in_memory, attention="attention", grids=grids)
+    graph = onnx_ir.serde.deserialize_model(made).graph
+    return list(graph), {n: v.const_value.nbytes for n, v in graph.initializers.items()}, notes
 
 
 def test_tied_embedding_and_head_share_their_bytes():

@@ -27,17 +27,12 @@ OPS = ("gqa", "attention")
 
 def made(name, attention):
     """The runner over both halves, the graph as it is, and the torch decoder."""
-    import onnx_ir as ir
-
     registry = default_registry()
     architecture = registry.load(next(p for p in registry.plugins if p.name == name))
     config = architecture.tiny_config()
     ckpt = random_checkpoint(architecture, config)
     model = architecture.bind(config)
-    graph = build_graph(
-        model, ckpt.tensors, lambda n, lazy: ir.tensor(lazy.load().numpy(), name=n), attention=attention
-    )
-    proto = ir.serde.serialize_model(graph)
+    proto = build_graph(model, ckpt.tensors, lambda n, lazy: lazy.load().numpy().tobytes(), attention=attention)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     body, head = (ort.InferenceSession(part, options) for part in split_head(proto))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
 from llmkit.architecture.keys import Computed
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder import load_decoder
@@ -28,18 +26,18 @@ def is_refused(name, attention):
     return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8)
 
 
-def running(graph: ir.Model, model):
+def running(graph, model):
     """The decoder of a graph that holds its weights."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return OrtDecoder(ort.InferenceSession(ir.serde.serialize_model(graph).SerializeToString(), options), model)
+    return OrtDecoder(ort.InferenceSession(graph.SerializeToString(), options), model)
 
 
 def in_memory(name, lazy):
-    """What an initializer holds: its data."""
-    return ir.tensor(lazy.load().numpy(), name=name)
+    """The data of an initializer."""
+    return lazy.load().numpy().tobytes()
 
 
 def prompt_ends(architecture, config):
@@ -58,7 +56,7 @@ def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
     model = architecture.bind(config)
     graph = build_graph(model, ckpt.tensors, in_memory, attention=attention, dtype=dtype)
     if check:
-        onnx.checker.check_model(ir.serde.serialize_model(graph), full_check=False)
+        onnx.checker.check_model(graph, full_check=False)
     return running(graph, model), load_decoder(ckpt, architecture=architecture), prompt_ends(architecture, config)
 
 
