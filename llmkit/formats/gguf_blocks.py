@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmkit.errors import RequirementError
+from llmkit.formats.gguf_codes import block_codes
 from llmkit.formats.gguf_header import GgufFile, GgufTensor
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
-from llmkit.tensors.codes import Codes, Decoded
+from llmkit.tensors.codes import Decoded
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DEQUANTIZE", "QUANTIZE", "quantized", "stored_tensor"]
 
-_CODES = {"Q4_0": 4, "Q8_0": 8}  # bits of the codes of types that are a scale and codes alone
 DEQUANTIZE, QUANTIZE = "dequantize blocks", "quantize blocks"
 
 
@@ -45,35 +45,10 @@ def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
     step = 1 if len(shape) > 1 else None
     spec = TensorSpec(DType.F32, shape)
     node = Decoded(DEQUANTIZE, [read], spec, _dequantize(kind, shape), {"type": kind.name}, row_step=step)
-    if kind.name in _CODES and len(shape) == 2:
-        node.codes = _codes(read, kind, shape[1])
+    node.source = kind.name
+    if len(shape) == 2:
+        node.codes = block_codes(read, kind, shape[1])
     return node.output()
-
-
-def _codes(raw: Lazy, kind: GgufType, columns: int) -> Codes:
-    """Codes and scales of blocks that have nothing else: (code - 2^(bits-1)) * scale, the scale in float16."""
-    bits, n_blocks = _CODES[kind.name], columns // kind.block
-
-    def scales(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        return x.view(-1, n_blocks, kind.nbytes)[..., :2].contiguous().view(torch.float16).view(-1, n_blocks)
-
-    def values(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        q = x.view(-1, n_blocks, kind.nbytes)[..., 2:]
-        if bits == 4:  # a byte holds elements j and j + 16 of its block: here it shall hold 2j and 2j + 1
-            q = torch.cat([q & 0x0F, q >> 4], -1)
-            q = q[..., ::2] | (q[..., 1::2] << 4)
-        else:
-            q = q ^ 0x80
-        return q.reshape(len(x), -1)
-
-    n_rows, attrs = raw.spec.n_rows, {"type": kind.name}
-    packed = Apply("codes", [raw], TensorSpec(DType.U8, (n_rows, columns * bits // 8)), values, attrs).output()
-    scale = Apply("scales", [raw], TensorSpec(DType.F16, (n_rows, n_blocks)), scales, attrs).output()
-    return Codes(bits, kind.block, columns, packed, scale, None, kind.name)
 
 
 def _dequantize(kind: GgufType, shape: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -43,7 +43,7 @@ class Grids:
         inputs = [x, codes, scales, zeros, None, bias]
         while inputs[-1] is None:
             inputs.pop()
-        return g.op(
+        y = g.op(
             "MatMulNBits", *inputs,
             domain=CONTRIB,
             K=matrix.shape[1],
@@ -52,13 +52,19 @@ class Grids:
             block_size=matrix.block,
             accuracy_level=self.accuracy_level,
         )  # fmt: skip
+        offsets = self._offsets(weights, name)
+        if offsets is None:
+            return y
+        sums = weights.block_sums(x, matrix.block, matrix.n_blocks)
+        return g.op("Add", y, g.op("FusedMatMul", sums, offsets, domain=CONTRIB, transB=1))
 
     def rows(self, weights: GraphWeights, name: str, at: Value) -> Any:
         """Rows of the table that stands for tensor `name`, in the compute dtype."""
         matrix = self.matrices[name]
         codes, scales, zeros = self._parts(weights, name)
         inputs = [codes, at, scales] + ([zeros] if zeros is not None else [])
-        return weights.graph.op(
+        g, offsets = weights.graph, self._offsets(weights, name)
+        found = g.op(
             "GatherBlockQuantized", *inputs,
             domain=CONTRIB,
             gather_axis=0,
@@ -66,6 +72,15 @@ class Grids:
             bits=matrix.bits,
             block_size=matrix.block,
         )  # fmt: skip
+        if offsets is None:
+            return found
+        blocks = g.op("Reshape", found, g.ints(0, 0, matrix.n_blocks, matrix.block))
+        added = g.op("Unsqueeze", g.op("Gather", offsets, at), g.ints(-1))
+        return g.op("Reshape", g.op("Add", blocks, added), g.ints(0, 0, matrix.shape[1]))
+
+    def _offsets(self, weights: GraphWeights, name: str) -> Value | None:
+        lazy = self.matrices[name].from_middle()
+        return weights.derived(f"{name.removesuffix('.weight')}.weight_offsets", lazy) if lazy is not None else None
 
     def _parts(self, weights: GraphWeights, name: str) -> tuple[Value, Value, Value | None]:
         """Codes, scales in the compute dtype, and zero points."""

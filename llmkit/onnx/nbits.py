@@ -5,7 +5,11 @@
     zeros    uint8 [N, ceil(blocks * bits / 8)]    packed like the codes; absent: 2^(bits-1)
     weight   (code - zero) * scale; the last block of a row is filled up with codes of zero
 
-Blocks have 16, 32, 64, 128 or 256 columns. Source: ContribOperators.md of onnxruntime, and what its CPU kernels accept.
+A grid with an offset that is no multiple of its scale is that, and a matrix of offsets beside it: the product with the
+sums of blocks of x is added (zero points in floats would do it, too, but the CPU restores the matrix in each call
+then: 16 times the time of float32 at one token). Blocks have 16, 32, 64, 128 or 256 columns.
+
+Source: ContribOperators.md of onnxruntime, and what its CPU kernels accept.
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ class NBits:
         shape: N and K of the float matrix.
         described: the grid in a few words.
         is_table: its codes are [N, bytes], without blocks, as GatherBlockQuantized takes them.
+        offsets: floats [N, blocks] that are added to the columns of each block; None for most. No zero points then.
+        base: the code that stands for the offset alone.
     """
 
     bits: int
@@ -48,6 +54,8 @@ class NBits:
     zeros: Lazy | None
     described: str
     is_table: bool = False
+    offsets: Lazy | None = None
+    base: int = 0
 
     @property
     def n_blocks(self) -> int:
@@ -57,19 +65,37 @@ class NBits:
     @property
     def nbytes(self) -> int:
         """Bytes of all parts."""
-        parts = (self.codes, self.scales, self.zeros)
+        parts = (self.codes, self.scales, self.zeros, self.offsets)
         return sum(part.spec.nbytes for part in parts if part is not None)
+
+    def from_middle(self) -> Lazy | None:
+        """Offsets for codes that count from 2^(bits-1), float32 [N, blocks]; None where there are none."""
+        if self.offsets is None:
+            return None
+        steps = (1 << (self.bits - 1)) - self.base
+
+        def fn(offsets: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+            return offsets.float() + steps * scales.float()
+
+        spec = TensorSpec(DType.F32, self.offsets.shape)
+        return Apply("offset", [self.offsets, self.scales], spec, fn, {"steps": steps}).output()
 
     def restored(self) -> Lazy:
         """The float32 matrix [N, K] that the codes stand for."""
-        bits, n_blocks = self.bits, self.n_blocks
-        inputs = [self.codes, self.scales] + ([self.zeros] if self.zeros is not None else [])
+        bits, n_blocks, base = self.bits, self.n_blocks, self.base
+        parts = [part for part in (self.zeros, self.offsets) if part is not None]  # one of them at most
 
-        def fn(codes: torch.Tensor, scales: torch.Tensor, *zeros: torch.Tensor) -> torch.Tensor:
+        def fn(codes: torch.Tensor, scales: torch.Tensor, *part: torch.Tensor) -> torch.Tensor:
             q = _unpacked(codes.flatten(1), bits).view(len(codes), n_blocks, -1)
-            zero = _unpacked(zeros[0], bits)[:, :n_blocks] if zeros else None
-            return dequantize(q, scales.float(), zero).flatten(1)[:, : self.shape[1]].contiguous()
+            if self.offsets is not None:
+                values = q.float().add_((1 << (bits - 1)) - base).mul_(scales.float().unsqueeze(-1))
+                values = values.add_(part[0].float().unsqueeze(-1))
+            else:
+                zero = _unpacked(part[0], bits)[:, :n_blocks] if part else None
+                values = dequantize(q, scales.float(), zero)
+            return values.flatten(1)[:, : self.shape[1]].contiguous()
 
+        inputs = [self.codes, self.scales, *parts]
         return Apply("restore", inputs, TensorSpec(DType.F32, self.shape), fn, {"bits": bits}, scratch=4.0).output()
 
 
@@ -97,7 +123,7 @@ def columns_of(matrix: NBits) -> Columns | None:
     columns. Turned whole, a matrix at a time.
     """
     (n, k), bits, n_blocks = matrix.shape, matrix.bits, matrix.n_blocks
-    if k % matrix.block or n * bits % 8 or matrix.is_table:
+    if k % matrix.block or n * bits % 8 or matrix.is_table or matrix.offsets is not None:
         return None
     is_signed = matrix.zeros is None
 
@@ -167,7 +193,10 @@ def taken(codes: Codes, *, is_table: bool = False) -> NBits | None:
     bits, n, k = codes.bits, codes.n_rows, codes.columns
     n_blocks = -(-k // block)
     shape = _code_shape(n, k, block, bits, is_table=is_table)
-    made = NBits(bits, block, (n, k), _blocked(codes, block, shape), codes.scales, None, codes.source, is_table)
+    made = NBits(
+        bits, block, (n, k), _blocked(codes, block, shape), codes.scales, None, codes.source, is_table, codes.offsets,
+        codes.base,
+    )  # fmt: skip
     per_group = n_blocks // codes.scales.shape[1]
     if per_group == 1 and codes.zeros is None:
         return made
@@ -187,11 +216,14 @@ def taken(codes: Codes, *, is_table: bool = False) -> NBits | None:
             return _packed(repeat((x.short() - offset).to(torch.int8)), bits)
 
         zeros = Apply("pack zero points", [codes.zeros], spec, pack_zeros, attrs).output()
-    scales = codes.scales
-    if per_group > 1:
-        spec = TensorSpec(scales.dtype, (n, n_blocks))
-        scales = Apply("repeat scales", [scales], spec, repeat, attrs).output()
-    return replace(made, scales=scales, zeros=zeros)
+
+    def repeated(lazy: Lazy) -> Lazy:
+        if per_group == 1:
+            return lazy
+        return Apply("repeat", [lazy], TensorSpec(lazy.dtype, (n, n_blocks)), repeat, attrs).output()
+
+    offsets = repeated(codes.offsets) if codes.offsets is not None else None
+    return replace(made, scales=repeated(codes.scales), zeros=zeros, offsets=offsets)
 
 
 def _block_of_row(columns: int) -> int:

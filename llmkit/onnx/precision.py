@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from llmkit.errors import InputError, SpecError, listing
 from llmkit.onnx.grids import Grids
 from llmkit.onnx.nbits import BLOCKS, NBits, columns_of, rounded, taken
 from llmkit.quantization.schemes import GROUP_SIZES, Scheme
-from llmkit.tensors.codes import codes_of, is_decoded
+from llmkit.tensors.codes import codes_of, decoded_from, is_decoded
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
@@ -65,7 +66,7 @@ class _Chosen:
     matrices: dict[str, NBits] = field(default_factory=dict)
     kept: list[NBits] = field(default_factory=list)
     to_round: dict[str, tuple[Slot, Lazy]] = field(default_factory=dict)
-    widened: list[str] = field(default_factory=list)
+    widened: dict[str, str] = field(default_factory=dict)  # name: what it is stored as
     rounded_again: list[str] = field(default_factory=list)
 
 
@@ -176,7 +177,7 @@ def _sort(chosen: _Chosen, slot: Slot, lazy: Lazy, asked: Rounding) -> None:
         if is_decoded(lazy):
             chosen.rounded_again.append(slot.name)
     elif is_decoded(lazy):
-        chosen.widened.append(slot.name)
+        chosen.widened[slot.name] = decoded_from(lazy)
 
 
 def _notes_of_kept(chosen: _Chosen) -> list[str]:
@@ -185,9 +186,11 @@ def _notes_of_kept(chosen: _Chosen) -> list[str]:
         kinds = listing(dict.fromkeys(m.described for m in chosen.kept))
         notes.append(f"{len(chosen.kept)} matrices stay on the grid that they are stored on ({kinds}), bit for bit")
     if chosen.widened:
+        one = len(chosen.widened) == 1
+        types = [f"{n} {kind}" for kind, n in Counter(chosen.widened.values()).items()]
         notes.append(
-            f"{len(chosen.widened)} quantized matrices become floats ({listing(chosen.widened, 2)}): their grid is "
-            "none that MatMulNBits has"
+            f"{len(chosen.widened)} quantized {'matrix becomes' if one else 'matrices become'} floats "
+            f"({', '.join(types)}: {listing(list(chosen.widened), 2)}): MatMulNBits has no such grid"
         )
     if chosen.rounded_again:
         notes.append(

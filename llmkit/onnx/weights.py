@@ -44,13 +44,14 @@ class GraphWeights:
         self._grids = grids or Grids()
         self._tensors, self._data_of, self._stem = tensors, data_of, stem
         self._cast: dict[str, Value] = {}
+        self._sums: dict[tuple[Value, int], Value] = {}
 
     def under(self, stem: str) -> GraphWeights:
         """The weights below `stem`."""
         inner = GraphWeights(
             self.graph, self.model, self._tensors, self._data_of, self.dtype, f"{self._stem}{stem}.", self._grids
         )
-        inner._cast = self._cast
+        inner._cast, inner._sums = self._cast, self._sums
         return inner
 
     def has(self, leaf: str) -> bool:
@@ -96,6 +97,14 @@ class GraphWeights:
     def _to(self, value: Value, dtype: str) -> Value:
         found: Value = self.graph.cast(value, dtype)
         return found
+
+    def block_sums(self, x: Value, block: int, n_blocks: int) -> Value:
+        """The sums of blocks of x [B, S, K]: [B, S, blocks]; made once for all products with it."""
+        key = (x, block)
+        if key not in self._sums:
+            blocks = self.graph.op("Reshape", x, self.graph.ints(0, 0, n_blocks, block))
+            self._sums[key] = self.graph.op("ReduceSum", blocks, self.graph.ints(-1), keepdims=0)
+        return self._sums[key]
 
     def derived(self, name: str, lazy: Lazy) -> Value:
         """A weight that the checkpoint does not hold as it is needed."""

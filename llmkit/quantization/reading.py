@@ -267,6 +267,7 @@ def _node(
 
     spec = TensorSpec(dtype, shape)
     node = Decoded("dequantize", inputs, spec, fn, scheme.attrs(), input_rows=input_rows, scratch=1.0)
+    node.source = f"{scheme}, columns in another order" if order is not None else str(scheme)
     if order is None:
         node.codes = _codes(scheme, values, scale, zeros, n_in)
     return node.output()

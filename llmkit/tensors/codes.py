@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = ["Codes", "Decoded", "codes_of", "is_decoded"]
+__all__ = ["Codes", "Decoded", "codes_of", "decoded_from", "is_decoded"]
 
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """A matrix [out, in] as (code - zero point) * scale, computed in float32.
+    """A matrix [out, in] as (code - zero point) * scale, or (code - base) * scale + offset, computed in float32.
 
     Attributes:
         bits: 4 or 8.
@@ -27,6 +27,8 @@ class Codes:
         scales: floats [out, in / group].
         zeros: uint8 [out, in / group], a zero point a byte; None: 2^(bits-1) everywhere.
         source: in a few words what stored them so (`Q4_0`, `int4 group 64 symmetric`).
+        offsets: floats [out, in / group], what is added to all columns of a group; there are no zero points then.
+        base: the code that stands for the offset alone.
     """
 
     bits: int
@@ -36,6 +38,8 @@ class Codes:
     scales: Lazy
     zeros: Lazy | None
     source: str
+    offsets: Lazy | None = None
+    base: int = 0
 
     @property
     def n_rows(self) -> int:
@@ -44,9 +48,14 @@ class Codes:
 
 
 class Decoded(Apply):
-    """A float matrix computed from codes; `codes` is None where its format is none that `Codes` describes."""
+    """A float matrix computed from codes; `codes` is None where its format is none that `Codes` describes.
+
+    Attributes:
+        source: what stores it so, as of `Codes`.
+    """
 
     codes: Codes | None = None
+    source: str = "quantized"
 
 
 def codes_of(lazy: Lazy) -> Codes | None:
@@ -75,11 +84,24 @@ def codes_of(lazy: Lazy) -> Codes | None:
     values, scales = moved(lambda p: p.values), moved(lambda p: p.scales)
     if values is None or scales is None:
         return None
-    return replace(first, values=values, scales=scales, zeros=moved(lambda p: p.zeros))
+    zeros, offsets = moved(lambda p: p.zeros), moved(lambda p: p.offsets)
+    return replace(first, values=values, scales=scales, zeros=zeros, offsets=offsets)
 
 
-def _kind(codes: Codes) -> tuple[int, int, int, bool, DType]:
-    return codes.bits, codes.group, codes.columns, codes.zeros is None, codes.scales.dtype
+def _kind(codes: Codes) -> tuple[int, int, int, bool, bool, int, DType]:
+    grid = codes.bits, codes.group, codes.columns
+    return *grid, codes.zeros is None, codes.offsets is None, codes.base, codes.scales.dtype
+
+
+def decoded_from(lazy: Lazy) -> str:
+    """What stores the integers that a tensor comes from (`IQ2_XXS`; `Q4_K and Q6_K` where it is made of both)."""
+    return " and ".join(dict.fromkeys(_sources(lazy)))
+
+
+def _sources(lazy: Lazy) -> list[str]:
+    if isinstance(lazy.node, Decoded):
+        return [lazy.node.source]
+    return [source for i in lazy.node.inputs for source in _sources(i)]
 
 
 def is_decoded(lazy: Lazy) -> bool:
