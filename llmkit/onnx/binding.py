@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class BoundSession:
         self.session, self.device = session, device
         self.inputs = {i.name: i for i in session.get_inputs()}
         self.outputs = {o.name: o for o in session.get_outputs()}
+        self._binding = session.io_binding()
+        self._bound: dict[str, weakref.ref[torch.Tensor]] = {}
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype of an input or output."""
@@ -51,10 +54,15 @@ class BoundSession:
             sizes: free dimensions by name, from which other outputs' shapes follow. Where that is not enough, ONNX
                 Runtime makes the output, and it is copied.
         """
-        binding = self.session.io_binding()
-        held = {name: feed.to(self.device).contiguous() for name, feed in feeds.items()}
-        for name, feed in held.items():
-            binding.bind_input(name, *self._place(feed))
+        binding = self._binding
+        copies = []
+        for name, feed in feeds.items():
+            if self._is_new(name, feed):
+                placed = feed.to(self.device).contiguous()
+                binding.bind_input(name, *self._place(placed))
+                if placed is not feed:  # it lives for this call only
+                    copies.append(placed)
+                    del self._bound[name]
         found, unknown = {}, []
         for name, output in self.outputs.items():
             tensor = into.get(name)
@@ -65,7 +73,8 @@ class BoundSession:
                 unknown.append(name)
             else:
                 found[name] = tensor
-                binding.bind_output(name, *self._place(tensor))
+                if self._is_new(name, tensor):
+                    binding.bind_output(name, *self._place(tensor))
         binding.synchronize_inputs()
         self.session.run_with_iobinding(binding)
         binding.synchronize_outputs()
@@ -75,6 +84,17 @@ class BoundSession:
             values = dict(zip(self.outputs, binding.get_outputs(), strict=True))
             found |= {name: torch.from_numpy(values[name].numpy()).to(self.device) for name in unknown}
         return found
+
+    def _is_new(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether a name is not bound to this very tensor yet; it counts as bound to it from now on.
+
+        Keys and values stay where they are from step to step: to bind all of them anew takes longer than a small layer.
+        """
+        known = self._bound.get(name)
+        if known is not None and known() is tensor:
+            return False
+        self._bound[name] = weakref.ref(tensor)
+        return True
 
     def _empty(self, name: str, shape: list[Any], sizes: Mapping[str, int]) -> torch.Tensor | None:
         import torch

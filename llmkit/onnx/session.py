@@ -192,7 +192,7 @@ class OrtDecoder:
         found = dict(memory)
         for name in self._pasts if self._in_place else ():
             held = memory.get(name)
-            if held is not None and held.shape[2] >= total and held.is_contiguous() and not is_shared:
+            if held is not None and not is_shared and held.shape[2] >= total and held.is_contiguous():
                 continue
             shape = self._session.inputs[name].shape
             room = max(total, capacity, 2 * held.shape[2] if held is not None and not is_shared else 0)
@@ -242,11 +242,13 @@ class OrtDecoder:
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, memory: Mapping[str, Any], past: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        names = [name for name in self._session.inputs if name not in feeds]
-        given = {n: f for n, f in feeds.items() if n in self._session.inputs}
-        given |= {name: self._held(name, memory, len(ids), past) for name in names}
+        batch = len(ids)
+        given = {
+            name: feeds[name] if name in feeds else self._held(name, memory, batch, past)
+            for name in self._session.inputs
+        }
         into = {self._state[name]: memory[name] for name in self._pasts} if self._in_place else {}
-        sizes = {"batch_size": len(ids), "sequence_length": ids.shape[1], "total_sequence_length": mask.shape[1]}
+        sizes = {"batch_size": batch, "sequence_length": ids.shape[1], "total_sequence_length": mask.shape[1]}
         sizes["past_sequence_length + sequence_length"] = mask.shape[1]  # as Optimum calls it
         found = self._session.run(given, into, sizes)
         first = next(iter(self._session.outputs))
@@ -254,14 +256,14 @@ class OrtDecoder:
 
     def _held(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
         """An input that goes on from call to call; before the first one it is empty, or as the graph says."""
+        kept: torch.Tensor | None = memory.get(name)
+        if kept is not None:
+            return kept if self._in_place or name not in self._pasts else kept[:, :, :past]
         import torch
 
         shape = self._session.inputs[name].shape
-        if name in memory:
-            kept: torch.Tensor = memory[name]
-            return kept if self._in_place or len(shape) != 4 else kept[:, :, :past]
         dtype = self._session.dtype_of(name)
-        if len(shape) == 4:
+        if name in self._pasts:
             return torch.zeros(batch, shape[1], 0, shape[3], dtype=dtype, device=self.device)
         empty = torch.zeros(batch, *shape[1:], dtype=dtype, device=self.device)
         values = self._initial.get(name)

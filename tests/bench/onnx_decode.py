@@ -1,23 +1,29 @@
-"""Prefill and decode of one model in several runtimes, side by side: tokens a second, each in a process of its own.
+"""Prefill and decode in several runtimes at one precision after the other: tokens a second, each in its own process.
 
-    python tests/bench/onnx_decode.py MODEL [--genai PYTHON] [--optimum PYTHON] [--llama PYTHON] [--rounds 3]
+    python tests/bench/onnx_decode.py MODEL SCRATCH [--precision float32 int8 int4] [--rounds 3]
+        [--genai PYTHON] [--builder PYTHON] [--optimum PYTHON] [--llama PYTHON]
+    python tests/bench/onnx_decode.py 0.5b SCRATCH ...
 
-MODEL is a checkpoint in float32; it is exported to a temporary folder beside it (linked) and, for llama.cpp, converted
-to GGUF. The pythons are those of environments that have the packages. All runtimes get the same token ids and as many
+MODEL is a checkpoint in float32, or `0.5b`: random weights of the shape of Qwen2.5-0.5B. What is exported, converted
+(llama.cpp: F32, Q8_0, Q4_0) and built (the GenAI builder: fp32, int4) goes to SCRATCH and is taken from there the next
+time. The pythons are those of environments that have the packages. All runtimes get the same token ids and as many
 threads; each round runs all of them in turn, so that what else the machine does hits all alike. Prefill takes 512
-tokens at once, the best of three counts; decode is greedy after them, the fastest quarter of the steps counts.
+tokens at once, the best of three counts; decode is greedy after them, the fastest quarter of the steps counts. The
+median over the rounds is what peers are compared by: it stands in the last column as a ratio to llmkit's runner.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 N_PREFILL, N_DECODE, N_WARM = 512, 64, 3
@@ -164,60 +170,135 @@ def child(name: str, source: str, threads: int) -> None:
                       "peak": peak}))  # fmt: skip
 
 
+def make_shape(folder: Path) -> None:
+    """Random weights of the shape of Qwen2.5-0.5B, with an alphabet for a tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                         num_attention_heads=14, num_key_value_heads=2, rope_theta=1e6, tie_word_embeddings=True,
+                         bos_token_id=0, eos_token_id=0)  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(["</s>", *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How each tool is asked for one precision."""
+
+    export: tuple[str, ...]
+    gguf: str
+    builder: str | None = None
+
+
+PRECISIONS = {
+    "float32": Precision((), "f32", "fp32"),
+    "int8": Precision(("--bits", "8", "--quantize-embedding"), "q8_0"),
+    "int4": Precision(("--bits", "4", "--quantize-embedding"), "q4_0", "int4"),
+}
+
+
+def prepared(model: str, at: Path, precision: str, pythons: dict[str, str | None]) -> dict[str, tuple[str, Path | str]]:
+    """The rows of one precision: title -> (runtime, what it loads), made where they are not there yet."""
+    wanted = PRECISIONS[precision]
+    ours, gguf, theirs, traced = (at / f"{name}_{precision}" for name in ("llmkit", "gguf", "builder", "optimum"))
+    if not ours.exists():
+        _run(sys.executable, "-m", "llmkit", "export", model, "--to", "onnx", *wanted.export, "--no-check", "-q",
+             "-o", ours)  # fmt: skip
+    rows: dict[str, tuple[str, Path | str]] = {"llmkit": ("llmkit, ONNX Runtime", ours)}
+    if pythons["genai"]:
+        rows["llmkit's folder in GenAI"] = ("onnxruntime-genai", ours)
+    if pythons["optimum"]:
+        rows["llmkit's folder in Optimum"] = ("optimum", ours)
+    if pythons["builder"] and pythons["genai"] and wanted.builder:
+        if not theirs.exists():
+            _run(pythons["builder"], "-m", "onnxruntime_genai.models.builder", "-i", model, "-o", theirs,
+                 "-p", wanted.builder, "-e", "cpu", "-c", at / "cache")  # fmt: skip
+        rows["builder's folder in GenAI"] = ("onnxruntime-genai", theirs)
+    if pythons["optimum"] and precision == "float32":
+        if not traced.exists():
+            call = (
+                f"from optimum.exporters.onnx import main_export; main_export({model!r}, {str(traced)!r}, "
+                "task='text-generation-with-past', local_files_only=True, do_validation=False)"
+            )
+            _run(pythons["optimum"], "-c", call)
+        rows["Optimum's folder"] = ("optimum", traced)
+    if pythons["llama"]:
+        if not gguf.exists():
+            _run(sys.executable, "-m", "llmkit", "convert", model, "--to", "gguf", "--type", wanted.gguf, "-q",
+                 "-o", gguf)  # fmt: skip
+        rows[f"llama.cpp {wanted.gguf.upper()}"] = ("llama.cpp", next(gguf.glob("*.gguf")))
+    if precision == "float32":
+        rows |= {"transformers, torch eager": ("transformers, torch", model), "llmkit, torch": ("llmkit, torch", model)}
+    return rows
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
+    parser.add_argument("scratch", type=Path, nargs="?")
     parser.add_argument("--child", choices=RUNTIMES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=RUNTIMES)
-    parser.add_argument("--keep", metavar="FOLDER", type=Path, help="where exported models are kept and looked for")
-    for name in ("genai", "optimum", "llama"):
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    for name in ("genai", "builder", "optimum", "llama"):
         parser.add_argument(f"--{name}", metavar="PYTHON")
     args = parser.parse_args()
     if args.child:
         child(args.child, args.model, args.threads)
         return
-    with tempfile.TemporaryDirectory(dir=Path(args.model).parent if args.keep is None else None) as scratch:
-        at = args.keep or Path(scratch)
-        folder, gguf = at / "onnx", at / "gguf"
-        here = sys.executable
-        if not folder.exists():
-            _llmkit("export", args.model, "--to", "onnx", "--no-check", "-o", folder)
-        if args.llama and not gguf.exists():
-            _llmkit("convert", args.model, "--to", "gguf", "--type", "f32", "-o", gguf)
-        chosen = {"llmkit, ONNX Runtime": (here, folder), "llmkit, torch": (here, args.model),
-                  "transformers, torch": (here, args.model)}  # fmt: skip
-        if args.genai:
-            chosen["onnxruntime-genai"] = (args.genai, folder)
-        if args.optimum:
-            chosen["optimum"] = (args.optimum, folder)
-        if args.llama:
-            chosen["llama.cpp"] = (args.llama, next(gguf.glob("*.gguf")))
-        chosen = {name: chosen[name] for name in args.only or chosen}
-        found: dict[str, list[dict]] = {name: [] for name in chosen}
+    model, at = args.model, args.scratch
+    at.mkdir(parents=True, exist_ok=True)
+    if model == "0.5b":
+        model = str(at / "model")
+        if not Path(model).exists():
+            make_shape(Path(model))
+    pythons = {"onnxruntime-genai": args.genai, "optimum": args.optimum, "llama.cpp": args.llama}
+    for precision in args.precision:
+        rows = prepared(model, at, precision, vars(args))
+        found: dict[str, list[dict]] = {title: [] for title in rows}
         for _ in range(args.rounds):
-            for name, (python, source) in chosen.items():
-                command = [python, __file__, str(source), "--child", name, "--threads", str(args.threads)]
+            for title, (runtime, source) in rows.items():
+                python = pythons.get(runtime) or sys.executable
+                command = [python, __file__, str(source), "--child", runtime, "--threads", str(args.threads)]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+                    print(f"{title}: {done.stderr.strip().splitlines()[-1]}")
                     continue
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    first = next(runs[0]["text"] for runs in found.values() if runs)
-    print(f"{'runtime':22} {'prefill/s':>10} {'decode/s':>9} {'load':>7} {'peak':>8}  same text   (rounds)")
-    for name, runs in found.items():
-        if runs:
-            best = {k: max(r[k] for r in runs) for k in ("prefill", "decode")}
-            low = {k: min(r[k] for r in runs) for k in ("load_s", "peak")}
-            same = sum(r["text"] == first for r in runs)
-            each = ", ".join(f"{r['prefill']:.0f}/{r['decode']:.1f}" for r in runs)
-            print(f"{name:22} {best['prefill']:10.0f} {best['decode']:9.1f} {low['load_s']:6.1f}s "
-                  f"{low['peak'] / 1e6:6.0f}MB  {same}/{len(runs)}   {each}")  # fmt: skip
+                found[title].append(json.loads(done.stdout.splitlines()[-1]))
+        show(precision, found)
 
 
-def _llmkit(*args: object) -> None:
-    subprocess.run([sys.executable, "-m", "llmkit", *map(str, args), "-q"], check=True)
+def show(precision: str, found: dict[str, list[dict]]) -> None:
+    """A table; what a peer reaches is also given in parts of what llmkit's runner does."""
+    own = found["llmkit"]
+    print(
+        f"{precision:28} {'prefill/s':>10} {'decode/s':>9} {'load':>6} {'peak':>8}  {'same text':9} of llmkit's, rounds"
+    )
+    for title, runs in found.items():
+        if not runs:
+            continue
+        middle = {k: statistics.median(r[k] for r in runs) for k in ("prefill", "decode")}
+        ratio = {k: middle[k] / statistics.median(r[k] for r in own) for k in middle}
+        low = {k: min(r[k] for r in runs) for k in ("load_s", "peak")}
+        same = sum(r["text"] == own[0]["text"] for r in runs)
+        each = ", ".join(f"{r['prefill']:.0f}/{r['decode']:.1f}" for r in runs)
+        print(f"{title:28} {middle['prefill']:10.0f} {middle['decode']:9.1f} {low['load_s']:5.1f}s "
+              f"{low['peak'] / 1e6:6.0f}MB  {same}/{len(runs):<7} {ratio['prefill']:.2f}/{ratio['decode']:.2f}   "
+              f"{each}", flush=True)  # fmt: skip
+
+
+def _run(*command: object) -> None:
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command[:4]))} failed: {done.stderr.strip().splitlines()[-1]}")
 
 
 if __name__ == "__main__":
