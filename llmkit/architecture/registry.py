@@ -130,9 +130,12 @@ def default_registry() -> Registry:
     builtin = _checkout_plugins()
     names = {p.name for p in builtin}
     found = []
+    owners: dict[int, tuple[str, str]] = {}  # a distribution reads its metadata anew for each question
     for entry in importlib.metadata.entry_points(group=GROUP):
-        owner = entry.dist.name if entry.dist is not None else "unknown"
-        version = entry.dist.version if entry.dist is not None else ""
+        dist = entry.dist
+        if id(dist) not in owners:
+            owners[id(dist)] = (dist.name, dist.version) if dist is not None else ("unknown", "")
+        owner, version = owners[id(dist)]
         if owner == "llmkit" and (builtin or entry.name in names):
             continue  # the checkout knows better than the metadata of an older install
         found.append(Plugin(entry.name, entry.value, f"{owner} {version}".strip(), owner == "llmkit"))

@@ -129,7 +129,6 @@ def export(
     from llmkit.errors import InputError
     from llmkit.onnx.export import ATTENTIONS, computed_weights
     from llmkit.onnx.export import export as export_checkpoint
-    from llmkit.onnx.parity import check_folder, has_provider
     from llmkit.onnx.precision import Rounding
 
     if to != "onnx":
@@ -168,6 +167,8 @@ def export(
     def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
         if no_check:
             return {"parity": None}, lambda: None
+        from llmkit.onnx.parity import check_folder, has_provider
+
         # Only bfloat16 needs the provider that it is for: the CPU computes everything else.
         runner = provider if dtype == "bfloat16" else "cpu"
         if runner != "cpu" and not has_provider(runner):

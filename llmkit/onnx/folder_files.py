@@ -16,7 +16,7 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
-from llmkit.transforms.convert.native import tokenizer_without_code
+from llmkit.tokenization.without_code import tokenizer_without_code
 
 __all__ = ["json_file", "large_files", "runtime_files"]
 

@@ -6,7 +6,6 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import SpecError, listing
 from llmkit.quantization import reading
-from llmkit.tokenization.agreement import compare_vocabulary
 
 __all__ = ["check_structure"]
 
@@ -36,6 +35,10 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
             f"{checkpoint.label}: the tensors do not fit the config: {listing(report.problems, 3)}",
             hint="correct config.json, or use the weights it was written for; `llmkit inspect` shows both",
         )
+    from llmkit.tokenization.agreement import (
+        compare_vocabulary,  # an export has nothing to check, nor reads a vocabulary
+    )
+
     found = compare_vocabulary(checkpoint)
     notes += report.notes + ((found.note,) if found.note else ())
     return notes, tuple(report.problems) + ((found.warning,) if found.warning else ())

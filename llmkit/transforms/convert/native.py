@@ -16,13 +16,12 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.storage import normalized_rows, rotary_pairs, tensors_of, weights_of
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
-from llmkit.checkpoint.tokenizer import published_kind, tokenizer_settings
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization import reading
-from llmkit.tokenization.to_fast import can_be_fast, fast_files
+from llmkit.tokenization.without_code import tokenizer_without_code
 
-__all__ = ["as_architecture", "tokenizer_without_code"]
+__all__ = ["as_architecture"]
 
 
 def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
@@ -60,15 +59,6 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
         weights.pop("head.weight", None)
     files, more = tokenizer_without_code(ckpt)
     return ckpt.derive(tensors=tensors_of(weights, target), config=config, files=files, notes=[*notes, *more])
-
-
-def tokenizer_without_code(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
-    """The files, with a tokenizer.json where the tokenizer is code that transformers would have to run."""
-    kind = published_kind(ckpt)
-    if kind is None or not can_be_fast(kind) or "tokenizer.json" in ckpt.files:
-        return dict(ckpt.files), []
-    made = fast_files(kind, ckpt.files, tokenizer_settings(ckpt.files, ckpt.label), ckpt.config, ckpt.label)
-    return {**ckpt.files, **made}, [f"tokenizer.json is made from {kind.file}: transformers needs no code for it"]
 
 
 def _pairs(model: Model) -> Any:
