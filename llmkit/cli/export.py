@@ -54,8 +54,9 @@ def export(
         str | None,
         typer.Option(
             "--attention",
-            metavar="gqa|attention|mha",
-            help="The op that computes attention (default: the fastest that can).",
+            metavar="gqa|flash|attention|mha",
+            help="The op that computes attention (default: the fastest that can). flash is gqa without a mask that is "
+            "added to scores, as CUDA's flash kernels want it: batches are padded on the right.",
         ),
     ] = None,
     dtype: Annotated[

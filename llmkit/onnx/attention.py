@@ -1,8 +1,9 @@
 """The graph reader of the attention kinds: one fused op, whichever ONNX Runtime computes best.
 
 `attention` is the standard op of opset 23: any head size, padding on either side, any chunk. `gqa` is ONNX Runtime's
-GroupQueryAttention, whose cache may be a buffer that is written in place. `mha` is its MultiHeadAttention, which every
-version and provider has, for models whose query heads all have keys of their own.
+GroupQueryAttention, whose cache may be a buffer that is written in place; `flash` is the same op without a mask that is
+added to the scores, which is what the flash kernels of CUDA take: padding follows the tokens of a row then. `mha` is
+its MultiHeadAttention, which every version and provider has, for models whose query heads all have keys of their own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from llmkit.onnx.readers import Emitters, emitter_of
 from llmkit.onnx.weights import GraphWeights
 
 __all__ = ["emit_attention"]
+
+_FLASH_HEAD = 256  # the largest head of the kernels
 
 
 def emit_attention(
@@ -121,6 +124,44 @@ def _gqa(
     return out
 
 
+def _flash(
+    context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
+) -> Any:
+    g, dims = context.graph, context.model.dims
+    if positions.prefix(context) is not None or positions.key_bias(context) is not None:
+        raise RequirementError(
+            "flash attention takes no bias of scores and no open prefix, and this model has them",
+            hint="export with --attention attention or gqa",
+        )
+    if dims.head_dim % 8 or dims.head_dim > _FLASH_HEAD:
+        raise RequirementError(
+            f"flash attention needs a head size up to {_FLASH_HEAD} that 8 divides, found {dims.head_dim}",
+            hint="export with --attention attention",
+        )
+    past = _cache(context, layer)
+    lengths, total = context.once("flash lengths", lambda: _row_lengths(context))
+    out, key, value = g.op(
+        "GroupQueryAttention", *qkv, *past, lengths, total,
+        domain=CONTRIB,
+        n=3,
+        num_heads=dims.heads,
+        kv_num_heads=dims.kv_heads,
+        scale=scale,
+        softcap=softcap,
+        local_window_size=window,
+    )  # fmt: skip
+    _present(context, layer, key, value)
+    return out
+
+
+def _row_lengths(context: GraphContext) -> tuple[Any, Any]:
+    """The place of each row's last token, and T, int32: padding comes after it."""
+    g = context.graph
+    total = g.cast(g.op("Squeeze", context.total(), g.ints(0)), "INT32")
+    last = g.op("Sub", g.op("ReduceSum", context.mask, g.ints(1), keepdims=0), g.ints(1))
+    return g.cast(last, "INT32"), total
+
+
 def _lengths(context: GraphContext) -> tuple[Any, Any]:
     """T - 1 for every row, and T, int32: padding is hidden by the bias, on whichever side it is."""
     g = context.graph
@@ -147,5 +188,5 @@ def _mha(
     return out
 
 
-_OPS = {"attention": _attention, "gqa": _gqa, "mha": _mha}
+_OPS = {"attention": _attention, "flash": _flash, "gqa": _gqa, "mha": _mha}
 _EMITTERS: Emitters = {GroupedQuery: _grouped_query}

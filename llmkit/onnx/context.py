@@ -9,9 +9,11 @@ from typing import Any, Literal
 from llmkit.architecture.model import Model
 from llmkit.onnx.graph import Graph, Value
 
-__all__ = ["AttentionOp", "GraphContext"]
+__all__ = ["IN_PLACE", "AttentionOp", "GraphContext"]
 
-AttentionOp = Literal["attention", "gqa", "mha"]
+AttentionOp = Literal["attention", "flash", "gqa", "mha"]
+IN_PLACE: tuple[AttentionOp, ...] = ("gqa", "flash")
+"""Ops that write keys and values into the buffer that holds the past ones."""
 
 
 @dataclass

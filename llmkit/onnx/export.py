@@ -13,7 +13,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError, RequirementError, nearest
 from llmkit.formats.folder import INDEX_NAMES
 from llmkit.onnx.container import OnnxFiles, Place
-from llmkit.onnx.context import AttentionOp
+from llmkit.onnx.context import IN_PLACE, AttentionOp
 from llmkit.onnx.folder_files import large_files, runtime_files
 from llmkit.onnx.genai import genai_config
 from llmkit.onnx.grids import Grids
@@ -32,7 +32,11 @@ __all__ = ["ATTENTIONS", "WEIGHTS", "Weights", "computed_weights", "export"]
 Weights = Literal["link", "copy"]
 WEIGHTS: tuple[Weights, ...] = ("link", "copy")
 PROVIDERS = ("cpu", "cuda")
-ATTENTIONS: tuple[AttentionOp, ...] = ("gqa", "attention", "mha")
+ATTENTIONS: tuple[AttentionOp, ...] = ("gqa", "flash", "attention", "mha")
+_FASTEST: dict[str, tuple[AttentionOp, ...]] = {
+    "cpu": ("gqa", "attention", "mha"),
+    "cuda": ("flash", "gqa", "attention", "mha"),
+}
 _COMPUTE = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 _SCALES = {"FLOAT": DType.F32, "FLOAT16": DType.F16, "BFLOAT16": DType.BF16}
 _FLOATS = Rounding()
@@ -69,10 +73,12 @@ def export(
     def note_use(name: str, lazy: Lazy) -> None:
         used[name] = lazy
 
-    chosen, graph = _graph(model, ckpt, note_use, compute, attention, grids, used)
+    chosen, graph = _graph(model, ckpt, note_use, compute, _candidates(attention, compute, provider), grids, used)
     linked, sources = _linked(used, always=weights == "link") if weights != "copy" else ({}, {})
     files, more = runtime_files(ckpt)
     notes += more
+    if chosen == "flash":
+        notes.append("rows of a batch are padded on the right, as ONNX Runtime GenAI and llmkit do; Optimum pads left")
     files["genai_config.json"] = _json(genai_config(ckpt, model, graph, chosen, provider))
     if sources:
         files |= _index(ckpt)
@@ -128,17 +134,33 @@ def _refuse_unknown(option: str, value: str, known: Sequence[str]) -> None:
         )
 
 
+def _candidates(attention: AttentionOp | None, dtype: str, provider: str) -> Sequence[AttentionOp]:
+    """The ops for attention that may be taken, the fastest first.
+
+    Raises:
+        InputError: the one asked for has no kernel for the dtype.
+    """
+    has_kernel = provider != "cuda" or dtype != "FLOAT"
+    if attention is None:
+        return [op for op in _FASTEST[provider] if has_kernel or op not in IN_PLACE]
+    if attention in IN_PLACE and not has_kernel:
+        raise InputError(
+            f"--attention {attention}: GroupQueryAttention on CUDA computes float16 and bfloat16, found float32",
+            hint="--dtype float16, or --attention attention",
+        )
+    return (attention,)
+
+
 def _graph(
     model: Model,
     ckpt: Checkpoint,
     data_of: DataOf,
     dtype: str,
-    attention: AttentionOp | None,
+    wanted: Sequence[AttentionOp],
     grids: Grids,
     used: dict[str, Lazy],
 ) -> tuple[AttentionOp, onnx.ModelProto]:
-    """The graph with the op asked for, or with the first that can compute the model."""
-    wanted = (attention,) if attention is not None else ATTENTIONS
+    """The graph with the first op that can compute the model."""
     for op in wanted[:-1]:
         try:
             return op, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=op, grids=grids)

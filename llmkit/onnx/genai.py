@@ -8,6 +8,7 @@ from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tokenizer import end_tokens
 from llmkit.onnx.container import MODEL
+from llmkit.onnx.context import IN_PLACE
 
 if TYPE_CHECKING:
     import onnx
@@ -68,7 +69,7 @@ def genai_config(
             "no_repeat_ngram_size": 0,
             "num_beams": 1,
             "num_return_sequences": 1,
-            "past_present_share_buffer": attention == "gqa",
+            "past_present_share_buffer": attention in IN_PLACE,
             "repetition_penalty": 1.0,
             "temperature": 1.0,
             "top_k": 1,

@@ -17,6 +17,8 @@ from llmkit.decoder.packed import Packed
 from llmkit.decoder.positions import build_positions, limits
 from llmkit.errors import InputError
 from llmkit.onnx.binding import BoundSession
+from llmkit.onnx.compact import run_compact
+from llmkit.onnx.context import IN_PLACE
 from llmkit.onnx.opening import PROVIDERS, is_onnx_folder, load_onnx
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ class OrtDecoder:
         )
         self._initial: dict[str, list[float]] = json.loads(known.get("llmkit.initial", "{}"))
         self._pasts = [name for name in self._state if len(self._session.inputs[name].shape) == 4]
-        self._in_place = known.get("llmkit.attention") == "gqa" and bool(self._pasts)
+        self._in_place = known.get("llmkit.attention") in IN_PLACE and bool(self._pasts)
+        self._is_compact = self._in_place and known["llmkit.attention"] == "flash"
         self._context = model.dims.context if model is not None else context
         self._heads = model.dims.heads if model is not None else self._session.inputs[self._pasts[0]].shape[1]
         self.n_vocab = (self._head or self._session).outputs["logits"].shape[-1] if model is None else model.dims.vocab
@@ -214,6 +217,9 @@ class OrtDecoder:
 
         new = ids.shape[1]
         step = self._stretch(len(ids), past + new)
+        if self._is_compact and not bool(mask.all()):
+            width = next(iter(self._session.outputs.values())).shape[-1]
+            return run_compact(self._call, self._run, ids, mask, positions, dict(memory), width, in_one=step >= new)
         if self._in_place and len(ids) > 1 and new > 1 and (past or step < new):
             parts = []
             for i in range(len(ids)):

@@ -19,8 +19,10 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 pytestmark = pytest.mark.shared
 TOLERANCE = 2e-5
 N_PAD = 3
-# Fewer key heads than query heads.
-REFUSED = {("chatglm2-6b", "mha"), ("chatglm3-6b", "mha")}
+REFUSED = {
+    ("chatglm2-6b", "mha"), ("chatglm3-6b", "mha"),  # fewer key heads than query heads
+    ("chatglm-6b", "flash"), ("baichuan-13b", "flash"), ("baichuan2-13b", "flash"),  # an open prefix, biases
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[(n, a) for n in CASES for a in ATTENTIONS], ids="-".join)
@@ -29,7 +31,7 @@ def case(request, shared, tmp_path_factory):
     name, attention = request.param
     ckpt, ids, logits = golden(shared, name)
     if (name, attention) in REFUSED:
-        with pytest.raises(RequirementError, match="cannot compute this model"):
+        with pytest.raises(RequirementError, match="this model"):
             export(ckpt, attention=attention)
         pytest.skip(f"{attention} cannot compute {name}, and says so")
     folder = tmp_path_factory.mktemp("golden") / "out"

@@ -73,7 +73,7 @@ def test_rows_of_a_padded_batch(name, variant):
 
 
 @pytest.mark.parametrize(
-    ("name", "attention"), [(n, a) for n in PLUGINS for a in ("gqa", "mha") if not is_refused(n, a)]
+    ("name", "attention"), [(n, a) for n in PLUGINS for a in ("gqa", "flash", "mha") if not is_refused(n, a)]
 )
 def test_with_other_ops_for_attention(name, attention):
     check(name, attention=attention)

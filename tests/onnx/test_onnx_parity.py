@@ -36,7 +36,7 @@ def test_logits(name, variant):
     assert all(x <= TOLERANCE for x in worst.values()), worst
 
 
-@pytest.mark.parametrize("attention", ["gqa", "mha"])
+@pytest.mark.parametrize("attention", ["gqa", "flash", "mha"])
 @pytest.mark.parametrize("name", PLUGINS)
 def test_other_ops_for_attention(name, attention):
     if is_refused(name, attention):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmkit.architecture.keys import Computed
+from llmkit.architecture.kinds import NoPositions, Rope
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
@@ -17,13 +18,14 @@ CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a
 
 
 def is_refused(name, attention):
-    """Whether the op cannot compute the family's tiny model: its head size, its shared key heads, its capped scores."""
+    """Whether the op cannot compute the family's tiny model: head size, shared key heads, capped or biased scores."""
     model = PLUGINS[name].bind(PLUGINS[name].tiny_config())
     kind = getattr(model.block, "attention", None)
     if kind is None or attention == "attention":
         return False
     is_grouped = model.dims.heads != model.dims.kv_heads or getattr(kind, "softcap", None) is not None
-    return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8)
+    is_biased = attention == "flash" and not isinstance(model.block.position, Rope | NoPositions)
+    return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8 or is_biased)
 
 
 def running(graph, model):

@@ -1,0 +1,68 @@
+"""Batches for graphs that add no mask to attention scores: the tokens of every row stand together, padding after them.
+
+Flash attention takes lengths, not masks. A row's keys lie in its buffer one after the other, whatever padding the
+caller has between calls; what a call gives is put where the caller's tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    # (ids [B, S], mask [B, T], positions [B, S], memory, tokens before) -> hidden states and what goes on.
+    Call = Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]
+    ]
+
+__all__ = ["run_compact"]
+
+
+def run_compact(
+    call: Call,
+    by_row: Call,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    memory: dict[str, torch.Tensor],
+    width: int,
+    *,
+    in_one: bool,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Hidden states [B, S, width] of a batch with padding (what stands at padding is zero, or any number), and memory.
+
+    Args:
+        call: one call of the graph.
+        by_row: the same for a row of its own, in as many calls as it takes.
+        ids, positions: [B, S], the new tokens.
+        mask: [B, T], 1 for real tokens, past ones included.
+        memory: buffers of keys and values [B, ...], which calls write into.
+        width: of a hidden state.
+        in_one: a prompt may be computed in one call.
+    """
+    import torch
+
+    new = ids.shape[1]
+    held, real = mask[:, :-new].sum(1), mask[:, -new:] != 0
+    counts = real.sum(1)
+    if new == 1 and bool(real.all()):
+        total = int(held.max()) + 1
+        seen = torch.arange(total, device=ids.device) <= held[:, None]
+        return call(ids, seen.long(), positions, memory, total - 1)
+    if in_one and int(held.max()) == 0 and int(counts.min()) > 0:
+        order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)
+        seen = torch.arange(new, device=ids.device) < counts[:, None]
+        found, after = call(ids.gather(1, order), seen.long(), positions.gather(1, order), memory, 0)
+        return torch.empty_like(found).scatter_(1, order[..., None].expand_as(found), found), after
+    out = torch.zeros(len(ids), new, width, device=ids.device)
+    for i, n in enumerate(counts.tolist()):
+        if n:
+            row, past = slice(i, i + 1), int(held[i])
+            own = {name: buffer[row] for name, buffer in memory.items()}
+            ones = torch.ones(1, past + n, dtype=torch.int64, device=ids.device)
+            found, _ = by_row(ids[row, real[i]], ones, positions[row, real[i]], own, past)
+            out = out.to(found.dtype)
+            out[i, real[i]] = found[0]
+    return out, dict(memory)
