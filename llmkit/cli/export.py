@@ -46,8 +46,9 @@ def export(
         typer.Option(
             "--weights",
             metavar="link|copy",
-            help="link: the graph refers to the model's own files, hard-linked into OUT. copy: OUT has weights of its "
-            "own (which onnx.checker wants; runtimes take links). By default files are linked of which most is used.",
+            help="link: the graph refers to the model's own files, which OUT shares (reflinks where the disk can, else "
+            "hard links). copy: OUT has weights of its own (onnx.checker refuses hard links, runtimes take them). By "
+            "default files are linked of which most is used.",
         ),
     ] = None,
     attention: Annotated[
@@ -117,7 +118,12 @@ def export(
         ),
     ] = None,
     no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not compare the folder's logits with the torch decoder's.")
+        bool,
+        typer.Option(
+            "--no-check",
+            help="Neither compare the folder's logits with the torch decoder's, nor read what is linked to hash it for "
+            "verify.",
+        ),
     ] = False,
 ) -> None:
     """Export a model to ONNX, built from its architecture: fused attention, weights left in the files they are in.
@@ -180,7 +186,7 @@ def export(
         failed.extend(checked.failed)
         return checked.as_dict(), lambda: _render(out, checked)
 
-    write(out, after, writing, finish=finish)
+    write(out, after, writing, finish=finish, hash_links=not no_check)
     if failed:
         _mark(writing.output)
         worst = max(failed, key=lambda d: d.largest)

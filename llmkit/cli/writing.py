@@ -32,6 +32,7 @@ def write(
     observe: WriteObserver | None = None,
     finish: Finish | None = None,
     findings: Callable[[], Mapping[str, Any]] | None = None,
+    hash_links: bool = True,
 ) -> None:
     """Plan the writing of `checkpoint`; print the plan with `--dry-run`, otherwise carry it out and sum up.
 
@@ -40,6 +41,7 @@ def write(
         observe: sees what is written.
         finish: called with the manifest when the model is written.
         findings: what the manifest says was counted on the way.
+        hash_links: read files that are shared with the source, for `verify`.
     """
     from llmkit.pipeline.commit import check_output
     from llmkit.pipeline.plan import make_plan
@@ -70,6 +72,7 @@ def write(
             progress=out.progress(),
             observe=observe,
             findings=findings,
+            hash_links=hash_links,
         )
     except KeyboardInterrupt:
         raise Interrupted(is_resumable=not writing.no_resume) from None

@@ -59,6 +59,7 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     """
     manifest = load_manifest(folder)
     problems: list[str] = []
+    notes: list[str] = []
     files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     sound = [name for name in files if _has_size(folder, name, files[name], problems)]
     weights = {n: SourceFile(folder / n) for n in sound if "header" in files[n]}
@@ -71,12 +72,13 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
         if frame_hash(source.fileno(), spans, source.nbytes) != files[name]["header"]:
             problems.append(f"{name}: its header was changed")
     nbytes = _check_tensors(manifest["tensors"], stored, problems, workers, progress)
+    nbytes += _check_linked(folder, {n: files[n] for n in sound if "linked" in files[n]}, problems, notes, progress)
     nbytes += sum(int(files[n]["nbytes"]) for n in sound if not files[n].keys() & {"header", "linked"})
     if manifest["tensors"] or "config.json" in files:  # a decoded release may be files for another program
         problems += _fit(folder)
     extra = sorted(p.name for p in folder.iterdir() if p.name not in files and p.name != MANIFEST_NAME)
     problems += [f"{n} holds weights that llmkit did not write" for n in extra if is_weight_file(n)]
-    notes = [f"{n} was added later" for n in extra if not is_weight_file(n)]
+    notes += [f"{n} was added later" for n in extra if not is_weight_file(n)]
     return Verdict(tuple(problems), tuple(notes), len(files), len(manifest["tensors"]), nbytes)
 
 
@@ -98,6 +100,39 @@ def _has_size(folder: Path, name: str, entry: Mapping[str, Any], problems: list[
 def _file_hash(path: Path) -> str:
     source = SourceFile(path)
     return hash_range(source, 0, source.nbytes, "xxh3")
+
+
+def _check_linked(
+    folder: Path,
+    entries: Mapping[str, Mapping[str, Any]],
+    problems: list[str],
+    notes: list[str],
+    progress: Progress,
+) -> int:
+    """Files that are shared with the source: whoever writes to a hard link's other name changes them. Bytes hashed."""
+    sources = {name: SourceFile(folder / name) for name, entry in entries.items() if "xxh3" in entry}
+    whole = {name: _Stored(source, 0, source.nbytes) for name, source in sources.items()}
+    total = sum(stored.nbytes for stored in whole.values())
+    if whole:
+        progress.begin(total, "hashing", "B")
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            digests = pool.map(lambda name: _hash(whole[name], name, progress), whole)
+            found = dict(zip(whole, digests, strict=True))
+    finally:
+        progress.end()
+    for name, entry in entries.items():
+        where = f"{name} (shared with {entry['linked']})"
+        if name in found:
+            if found[name] != entry["xxh3"]:
+                problems.append(f"{where} was changed: its content has another hash than in {MANIFEST_NAME}")
+        elif "mtime_ns" not in entry:
+            notes.append(f"{where} was not hashed: only its size is known")
+        elif (folder / name).stat().st_mtime_ns != entry["mtime_ns"]:
+            problems.append(f"{where} may have been changed: its time is not that of the export, which hashed nothing")
+        else:
+            notes.append(f"{where} was not hashed (--no-check): size and time are those of the export")
+    return total
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from llmkit.errors import OutputError
+from llmkit.pipeline.sharing import Sharing, share_file
 from llmkit.tensors.spec import format_bytes
 
 __all__ = ["Partial", "check_output", "disk_errors"]
@@ -159,19 +160,12 @@ class Partial:
             file.flush()
             os.fsync(file.fileno())
 
-    def link(self, name: str, source: Path) -> bool:
-        """Give `source` another name in the folder, sharing its bytes; True where the disk made that a copy."""
+    def link(self, name: str, source: Path) -> Sharing:
+        """Give `source` another name in the folder, sharing its bytes where the disk can."""
         path = self.path / name
         path.unlink(missing_ok=True)
         with disk_errors(path):
-            try:
-                os.link(source.resolve(), path)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-                    raise
-                shutil.copyfile(source, path)
-                return True
-        return False
+            return share_file(source, path)
 
     def commit(self) -> None:
         """Make it final: drop the journal, sync the folder, rename."""

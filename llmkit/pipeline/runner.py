@@ -23,6 +23,7 @@ from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
 from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.pipeline.sharing import SharedFiles
 from llmkit.tensors.lazy import Context, Read, Rows
 from llmkit.tensors.loading import import_torch
 from llmkit.tensors.moving import Mover, is_moved
@@ -56,6 +57,7 @@ def run_plan(
     progress: Progress = NO_PROGRESS,
     observe: WriteObserver | None = None,
     findings: Callable[[], Mapping[str, Any]] | None = None,
+    hash_links: bool = True,
 ) -> dict[str, Any]:
     """Write what the plan says and return the manifest.
 
@@ -65,6 +67,8 @@ def run_plan(
         workers: steps in flight at a time; the bytes written do not depend on it.
         observe: sees every slice that is computed (not what an earlier run wrote), from several threads.
         findings: what was counted while the data passed; goes into the manifest's entry "run".
+        hash_links: read files that are shared with the source once, so that `verify` can tell when they change; else
+            only their size and time are noted (small ones are hashed anyway).
 
     Raises:
         OutputError: the output exists or cannot be written.
@@ -74,17 +78,17 @@ def run_plan(
     inputs = _inputs(plan)
     check_output(plan.out, inputs=[Path(p) for p in inputs], overwrite=overwrite, need_nbytes=plan.write_nbytes + 2**20)
     started = time.monotonic()
-    progress.begin(sum(s.write_nbytes for s in plan.steps), f"writing {plan.out.name}", "B")
+    shared = SharedFiles(plan.links, hash_all=hash_links, progress=progress)
+    progress.begin(sum(s.write_nbytes for s in plan.steps) + shared.nbytes, f"writing {plan.out.name}", "B")
     try:
-        with Partial(plan.out, plan.digest, resume=resume) as partial:
+        with shared, Partial(plan.out, plan.digest, resume=resume) as partial:
             run = _Run(plan, partial, progress, observe)
             run.execute(workers or default_workers())
             manifest = _manifest(plan, run, inputs)
             for name, data in plan.small_files.items():
                 partial.write_file(name, data)
             for name, source in plan.links.items():
-                is_copy = partial.link(name, source)
-                manifest["files"][name] = {"nbytes": source.stat().st_size, "linked": str(source), "copied": is_copy}
+                manifest["files"][name] = shared.entry(name, partial.link(name, source))
             manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
             manifest["run"] |= findings() if findings is not None else {}
             partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())

@@ -1,0 +1,114 @@
+"""`llmkit verify` of an export whose weights are the source's own files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+
+from llmkit.pipeline import sharing
+
+pytest.importorskip("onnx")
+
+
+@pytest.fixture(autouse=True)
+def _hard_links(monkeypatch):
+    """Whatever disk the tests run on."""
+
+    def refuse(*_args):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(sharing.fcntl, "ioctl", refuse)
+
+
+@pytest.fixture
+def exported(call, model, tmp_path):
+    assert call("export", model, "--to", "onnx", "--no-check", "-o", tmp_path / "out").code == 0
+    return tmp_path / "out"
+
+
+def change_byte(path, at=-9):
+    """One bit, in place; the time of change is put back, as damage of a disk leaves it."""
+    stat = path.stat()
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_sound(call, exported):
+    found = call("verify", exported, "--json")
+    assert found.code == 0
+    assert found.document["ok"]
+    assert found.document["notes"] == []
+    nbytes = {p.name: p.stat().st_size for p in exported.iterdir()}
+    assert found.document["nbytes"] == sum(nbytes.values()) - nbytes["llmkit.json"]  # every byte was read
+
+
+def test_a_changed_byte(call, model, exported):
+    change_byte(model / "model.safetensors")
+    found = call("verify", exported)
+    assert found.code == 1
+    wanted = f"model.safetensors (shared with {model}/model.safetensors) was changed: its content has another hash"
+    assert wanted in found.out.replace("\n", " ")
+    assert "1 thing differs" in found.err
+
+
+def test_a_truncated_file(call, model, exported):
+    size = (model / "model.safetensors").stat().st_size
+    os.truncate(model / "model.safetensors", size - 1000)
+    found = call("verify", exported, "--json")
+    assert found.code == 1
+    assert f"model.safetensors is {size - 1000} bytes long, expected {size}" in found.document["problems"]
+
+
+def test_a_missing_file(call, model, exported):
+    (exported / "model.safetensors").unlink()
+    found = call("verify", exported, "--json")
+    assert found.code == 1
+    assert "model.safetensors is missing" in found.document["problems"]
+    assert (model / "model.safetensors").exists()
+
+
+def test_what_was_not_hashed_is_told_by_its_time(call, model, tmp_path, monkeypatch):
+    """--no-check does not read large files."""
+    monkeypatch.setattr(sharing, "_SMALL_NBYTES", 0)
+    out = tmp_path / "out"
+    assert call("export", model, "--to", "onnx", "--no-check", "-o", out).code == 0
+    found = call("verify", out, "--json")
+    assert found.code == 0
+    assert found.document["notes"] == [
+        f"model.safetensors (shared with {model}/model.safetensors) was not hashed (--no-check): size and time are "
+        "those of the export"
+    ]
+    change_byte(model / "model.safetensors")
+    os.utime(model / "model.safetensors")
+    found = call("verify", out, "--json")
+    assert found.code == 1
+    assert found.document["problems"] == [
+        f"model.safetensors (shared with {model}/model.safetensors) may have been changed: its time is not that of the "
+        "export, which hashed nothing"
+    ]
+
+
+def test_a_manifest_of_an_earlier_llmkit(call, exported):
+    manifest = json.loads((exported / "llmkit.json").read_text())
+    entry = manifest["files"]["model.safetensors"]
+    manifest["files"]["model.safetensors"] = {"nbytes": entry["nbytes"], "linked": entry["linked"], "copied": False}
+    (exported / "llmkit.json").write_text(json.dumps(manifest))
+    found = call("verify", exported, "--json")
+    assert found.code == 0
+    assert "was not hashed: only its size is known" in found.document["notes"][0]
+
+
+@pytest.mark.slow
+def test_a_checked_export_is_hashed_whatever_its_size(call, model, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(sharing, "_SMALL_NBYTES", 0)
+    out = tmp_path / "out"
+    assert call("export", model, "--to", "onnx", "-o", out).code == 0
+    assert "xxh3" in json.loads((out / "llmkit.json").read_text())["files"]["model.safetensors"]
+    change_byte(model / "model.safetensors")
+    assert call("verify", out).code == 1
