@@ -169,6 +169,11 @@ class Architecture:
             names=self.names,
         )
 
+    def ends_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The ids that every prompt of one config ends with."""
+        found = self.prompt_ends.bind(config) if isinstance(self.prompt_ends, Computed) else self.prompt_ends
+        return tuple(found)
+
     def prompt_of(self, config: Mapping[str, Any]) -> Prompt | None:
         """The prompt format of one config."""
         found: Prompt | None = self.prompt.of(config) if isinstance(self.prompt, Computed) else self.prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +15,6 @@ from llmkit.cli.quantize import parse_group_size
 from llmkit.cli.writing import write
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.onnx.parity import Checked, Difference
 
@@ -32,6 +31,7 @@ def register(app: typer.Typer) -> None:
             "llmkit export vicuna-7b --to onnx --bits 4 -o vicuna-7b-onnx-int4",
             "llmkit export vicuna-7b --to onnx --bits 8 --quantize-embedding --keep '*.down_proj' -o out",
             "llmkit export vicuna-7b --to onnx --weights copy --attention attention -o out",
+            "llmkit export vicuna-7b --to onnx --kv-cache-dtype int8 --calibrate chats.txt -o out",
         ],
     )(export)
 
@@ -117,6 +117,24 @@ def export(
             "fast), 1 float32, 0 as the compute dtype.",
         ),
     ] = None,
+    kv_cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-cache-dtype",
+            metavar="int8",
+            help="Keep keys and values in int8: a quarter of the memory, faster steps at long contexts, slower prompts "
+            "(default: the compute dtype).",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE",
+            help="A text whose first 2048 tokens tell the ranges of keys and values (default: the checkpoint's own "
+            "scales, or a text that llmkit brings).",
+        ),
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option(
@@ -130,7 +148,7 @@ def export(
 
     The folder runs in ONNX Runtime through llmkit (generate, eval, perplexity take it), in ONNX Runtime GenAI and in
     Optimum. Afterwards its logits are compared with the torch decoder's; exit code 1 when they differ. A quantized
-    graph is compared with the torch decoder of the same integers.
+    graph is compared with the torch decoder of the same integers, a cache in int8 with one that rounds alike.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.errors import InputError
@@ -148,6 +166,7 @@ def export(
 
         refused: dict[str, object] = {"--attention": attention, "--weights": weights, "--bits": bits, "--keep": keep}
         refused |= {"--only": only, "--dtype": None if dtype == "float32" else dtype}
+        refused |= {"--kv-cache-dtype": kv_cache_dtype, "--calibrate": calibrate}
         export_via(out, ckpt, writing, via, refused=refused, check=not no_check)
         return
     _described(ckpt)
@@ -168,6 +187,8 @@ def export(
         attention=attention,
         rounding=rounding,
         provider=provider,
+        kv_cache_dtype=kv_cache_dtype,
+        calibrate=calibrate,
     )
     failed: list[Difference] = []
 

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.keys import Computed
 from llmkit.architecture.prompts import Instruction, Message, Turns, text_of
 from llmkit.architecture.registry import is_claimed
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -164,9 +163,7 @@ def random_ids(architecture: Architecture, config: Mapping[str, Any]) -> torch.T
 
     n_vocab = architecture.bind(config).dims.vocab
     ids = torch.randint(0, n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(1))
-    ends = architecture.prompt_ends
-    if isinstance(ends, Computed):
-        ends = tuple(ends.bind(config))
+    ends = architecture.ends_of(config)
     for end in ends:
         ids[ids == end] = 0
     ids[:, 3 : 3 + len(ends)] = torch.tensor(ends, dtype=ids.dtype)

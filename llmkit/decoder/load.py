@@ -54,7 +54,12 @@ def load_backend(
 
 
 def load_decoder(
-    ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu", architecture: Architecture | None = None
+    ckpt: Checkpoint,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    architecture: Architecture | None = None,
+    streamed: bool = False,
 ) -> Decoder:
     """The torch decoder of a checkpoint, float or quantized.
 
@@ -63,6 +68,7 @@ def load_decoder(
         dtype: the compute dtype: float32, bfloat16 or float16.
         device: a torch device, `cpu` or `cuda`.
         architecture: the one to use, where it shall not be the one that the registry finds.
+        streamed: one layer in memory at a time, read anew in each pass.
 
     Raises:
         RequirementError: no plugin describes it, a kind has no torch reader, or the device is not there.
@@ -79,7 +85,8 @@ def load_decoder(
     model = architecture.bind(ckpt.config)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
     with torch.inference_mode():
-        return Decoder(model, _Stored(model, ckpt.tensors, wanted, where), wanted.torch, where)
+        weights = _Stored(model, ckpt.tensors, wanted, where)
+        return Decoder(model, weights, wanted.torch, where, streamed=streamed)
 
 
 class _Stored:

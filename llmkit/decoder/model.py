@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from llmkit.architecture.kinds import Block, Kind, NoPositions
@@ -29,6 +30,10 @@ __all__ = ["Decoder"]
 class Decoder:
     """A decoder with its weights; inference only.
 
+    Args:
+        weights: by slot; asked for once, or in each pass where layers are `streamed`.
+        streamed: one layer in memory at a time, made anew in each pass: for a pass over much by a large model.
+
     Attributes:
         model: the architecture bound to its config.
         dtype: the compute dtype.
@@ -37,17 +42,24 @@ class Decoder:
 
     backend = "llmkit"
 
-    def __init__(self, model: Model, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, model: Model, weights: Weights, dtype: torch.dtype, device: torch.device, *, streamed: bool = False
+    ) -> None:
         self.model = model
         self.dtype = dtype
         self.device = device
         self._embed = EmbeddingReader(model.embedding, weights)
         kinds = [getattr(block, "position", NoPositions()) for block in model.blocks]
         self._positions = {kind: build_positions(kind, model.dims, dtype, device) for kind in kinds}
-        self._layers = [
-            (kind, _build_layer(block, model, weights.under(f"layers.{i}"), i, self._positions[kind]))
-            for i, (kind, block) in enumerate(zip(kinds, model.blocks, strict=True))
-        ]
+
+        def layer(i: int) -> tuple[Kind, Layer]:
+            made = _build_layer(model.blocks[i], model, weights.under(f"layers.{i}"), i, self._positions[kinds[i]])
+            return kinds[i], made
+
+        n_layers = len(model.blocks)
+        self._layers: Iterable[tuple[Kind, Layer]] = (
+            _Streamed(layer, n_layers) if streamed else [layer(i) for i in range(n_layers)]
+        )
         self._final_norm = build_norm(model.final_norm, weights.under("final_norm"))
         self._head = OutputHead(
             model.head,
@@ -112,6 +124,7 @@ class Decoder:
             x = self._embed(ids, places.positions)
             for kind, layer in self._layers:
                 x = layer(x, tables[kind], used)
+                del layer  # a streamed one makes room for the next
             used.end()
             return self._final_norm(x)
 
@@ -121,6 +134,16 @@ class Decoder:
 
         with torch.inference_mode():
             return self._head(hidden)
+
+
+class _Streamed:
+    """Layers that are made when they are reached, and forgotten after it."""
+
+    def __init__(self, make: Callable[[int], tuple[Kind, Layer]], n: int) -> None:
+        self._make, self._n = make, n
+
+    def __iter__(self) -> Iterator[tuple[Kind, Layer]]:
+        return (self._make(i) for i in range(self._n))
 
 
 def _build_layer(block: Kind, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:

@@ -66,7 +66,7 @@ def _cache(context: GraphContext, layer: int) -> tuple[Any, Any]:
     dims = context.model.dims
     shape: list[int | str] = ["batch_size", dims.kv_heads, "past_sequence_length", dims.head_dim]
     names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
-    past = [context.graph.input(name, context.dtype, shape) for name in names]
+    past = [context.graph.input(name, context.cache_dtype, shape) for name in names]
     return past[0], past[1]
 
 
@@ -74,7 +74,7 @@ def _present(context: GraphContext, layer: int, key: Any, value: Any) -> None:
     dims = context.model.dims
     shape: list[int | str] = ["batch_size", dims.kv_heads, "total_sequence_length", dims.head_dim]
     for part, found in (("key", key), ("value", value)):
-        context.graph.output(found, f"present.{layer}.{part}", context.dtype, shape)
+        context.graph.output(found, f"present.{layer}.{part}", context.cache_dtype, shape)
         context.state[f"past_key_values.{layer}.{part}"] = f"present.{layer}.{part}"
 
 
@@ -100,26 +100,28 @@ def _attention(
 def _gqa(
     context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
 ) -> Any:
-    g, dims = context.graph, context.model.dims
+    dims = context.model.dims
     if dims.head_dim % 8:
+        other = "leave --kv-cache-dtype out" if context.cache is not None else "export with --attention attention"
         raise RequirementError(
-            f"GroupQueryAttention needs a head size that 8 divides, found {dims.head_dim}",
-            hint="export with --attention attention",
+            f"GroupQueryAttention needs a head size that 8 divides, found {dims.head_dim}", hint=other
         )
     past = _cache(context, layer)
     has_prefix = positions.prefix(context) is not None
     bias = score_bias(context, positions, window, causal=has_prefix)
     lengths, total = context.once("gqa lengths", lambda: _lengths(context))
-    out, key, value = g.op(
-        "GroupQueryAttention", *qkv, *past, lengths, total, None, None, None, bias,
-        domain=CONTRIB,
-        n=3,
-        num_heads=dims.heads,
-        kv_num_heads=dims.kv_heads,
-        scale=scale,
-        softcap=softcap,
-        causal=0 if has_prefix else None,
-    )  # fmt: skip
+    inputs = [*qkv, *past, lengths, total, None, None, None, bias]
+    return _grouped(context, layer, inputs, scale=scale, softcap=softcap, causal=0 if has_prefix else None)
+
+
+def _grouped(context: GraphContext, layer: int, inputs: list[Any], **attributes: Any) -> Any:
+    """GroupQueryAttention; where its cache is in int8, the scales are inputs 12 and 13."""
+    if context.cache is not None:
+        inputs = [*inputs, *[None] * (12 - len(inputs)), *context.cache.scales[layer]]
+        kind = context.cache.kind
+        attributes |= {"kv_cache_bit_width": 8, "k_quant_type": kind, "v_quant_type": kind}
+    heads = {"num_heads": context.model.dims.heads, "kv_num_heads": context.model.dims.kv_heads}
+    out, key, value = context.graph.op("GroupQueryAttention", *inputs, domain=CONTRIB, n=3, **heads, **attributes)
     _present(context, layer, key, value)
     return out
 
@@ -127,7 +129,7 @@ def _gqa(
 def _flash(
     context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
 ) -> Any:
-    g, dims = context.graph, context.model.dims
+    dims = context.model.dims
     if positions.prefix(context) is not None or positions.key_bias(context) is not None:
         raise RequirementError(
             "flash attention takes no bias of scores and no open prefix, and this model has them",
@@ -140,18 +142,8 @@ def _flash(
         )
     past = _cache(context, layer)
     lengths, total = context.once("flash lengths", lambda: _row_lengths(context))
-    out, key, value = g.op(
-        "GroupQueryAttention", *qkv, *past, lengths, total,
-        domain=CONTRIB,
-        n=3,
-        num_heads=dims.heads,
-        kv_num_heads=dims.kv_heads,
-        scale=scale,
-        softcap=softcap,
-        local_window_size=window,
-    )  # fmt: skip
-    _present(context, layer, key, value)
-    return out
+    inputs = [*qkv, *past, lengths, total]
+    return _grouped(context, layer, inputs, scale=scale, softcap=softcap, local_window_size=window)
 
 
 def _row_lengths(context: GraphContext) -> tuple[Any, Any]:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llmkit.architecture.model import Model
 from llmkit.onnx.graph import Graph, Value
 
-__all__ = ["IN_PLACE", "AttentionOp", "GraphContext"]
+__all__ = ["IN_PLACE", "AttentionOp", "GraphContext", "Int8Cache"]
 
 AttentionOp = Literal["attention", "flash", "gqa", "mha"]
 IN_PLACE: tuple[AttentionOp, ...] = ("gqa", "flash")
 """Ops that write keys and values into the buffer that holds the past ones."""
+
+
+@dataclass(frozen=True)
+class Int8Cache:
+    """Keys and values that are kept as codes.
+
+    Attributes:
+        scales: those of keys and of values, by layer.
+        kind: how GroupQueryAttention calls their shape.
+    """
+
+    scales: Sequence[tuple[Value, Value]]
+    kind: str
 
 
 @dataclass
@@ -25,6 +38,7 @@ class GraphContext:
         model: the architecture bound to its config.
         dtype: the compute dtype, in ONNX's words.
         attention: which op computes attention.
+        cache: how keys and values are kept; None: in the compute dtype.
         ids: [B, S] int64, the new tokens.
         mask: [B, T] int64, 1 for real tokens, past ones included.
         positions: [B, S] int64, the place of each new token in its own sequence.
@@ -39,6 +53,7 @@ class GraphContext:
     ids: Value
     mask: Value
     positions: Value
+    cache: Int8Cache | None = None
     state: dict[str, str] = field(default_factory=dict)
     initial: dict[str, list[float]] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
@@ -49,6 +64,11 @@ class GraphContext:
             with self.graph.scope("shared"):
                 self._made[key] = make()
         return self._made[key]
+
+    @property
+    def cache_dtype(self) -> str:
+        """The dtype of keys and values between calls, in ONNX's words."""
+        return self.dtype if self.cache is None else "INT8"
 
     def batch(self) -> Any:
         """B as a vector of one."""

@@ -17,6 +17,7 @@ from llmkit.onnx.context import IN_PLACE, AttentionOp
 from llmkit.onnx.folder_files import large_files, runtime_files
 from llmkit.onnx.genai import genai_config
 from llmkit.onnx.grids import Grids
+from llmkit.onnx.kv_cache import CacheScales, choose_scales
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.precision import Rounding, choose_grids, restored
 from llmkit.onnx.weights import DataOf
@@ -50,6 +51,8 @@ def export(
     attention: AttentionOp | None = None,
     rounding: Rounding = _FLOATS,
     provider: str = "cpu",
+    kv_cache_dtype: str | None = None,
+    calibrate: Path | None = None,
 ) -> Checkpoint:
     """The checkpoint as an ONNX folder.
 
@@ -60,6 +63,8 @@ def export(
         attention: the op that computes attention; by default the fastest that can compute the model.
         rounding: which matrices are computed from integers. Those of a quantized checkpoint stay as they are.
         provider: what the graph is for, `cpu` or `cuda`. The CPU computes bfloat16 weights in float32.
+        kv_cache_dtype: of keys and values between calls: int8; None: the compute dtype.
+        calibrate: a text that tells the ranges of an int8 cache; None: the checkpoint's scales, or llmkit's own text.
 
     Raises:
         InputError: an option that is unknown, or that the kernels do not have.
@@ -67,13 +72,25 @@ def export(
         SpecError: the tensors do not fit the config.
     """
     _refuse_unknown("--weights", weights or WEIGHTS[0], WEIGHTS)
-    ckpt, model, compute, grids, notes = _prepared(ckpt, dtype, rounding, provider)
+    opened = ckpt
+    ckpt, model, compute, grids, notes = _prepared(opened, dtype, rounding, provider)
+    cache = None
+    if kv_cache_dtype is not None:
+        floats = ckpt.derive(tensors=restored(ckpt.tensors, model, grids))
+        cache, more = choose_scales(
+            opened, floats, model, dtype=kv_cache_dtype, calibrate=calibrate, provider=provider
+        )
+        notes += more
+        attention = attention or "gqa"
+    elif calibrate is not None:
+        raise InputError("--calibrate is for a cache in integers", hint="give --kv-cache-dtype int8, too")
     used: dict[str, Lazy] = {}
 
     def note_use(name: str, lazy: Lazy) -> None:
         used[name] = lazy
 
-    chosen, graph = _graph(model, ckpt, note_use, compute, _candidates(attention, compute, provider), grids, used)
+    candidates = _candidates(attention, compute, provider)
+    chosen, graph = _graph(model, ckpt, note_use, compute, candidates, grids, cache, used)
     linked, sources = _linked(used, always=weights == "link") if weights != "copy" else ({}, {})
     files, more = runtime_files(ckpt)
     notes += more
@@ -92,6 +109,7 @@ def export(
         files=files,
         step={"transform": "export", "to": "onnx", "weights": "link" if linked else "copy", "dtype": dtype}
         | {"attention": chosen, "provider": provider}
+        | ({"kv_cache_dtype": kv_cache_dtype} if kv_cache_dtype is not None else {})
         | rounding.attrs(),
         notes=notes,
         container=OnnxFiles(graph, linked, sources),
@@ -158,16 +176,17 @@ def _graph(
     dtype: str,
     wanted: Sequence[AttentionOp],
     grids: Grids,
+    cache: CacheScales | None,
     used: dict[str, Lazy],
 ) -> tuple[AttentionOp, onnx.ModelProto]:
     """The graph with the first op that can compute the model."""
     for op in wanted[:-1]:
         try:
-            return op, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=op, grids=grids)
+            return op, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=op, grids=grids, cache=cache)
         except RequirementError:
             used.clear()
     last = wanted[-1]
-    return last, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=last, grids=grids)
+    return last, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=last, grids=grids, cache=cache)
 
 
 def _linked(used: Mapping[str, Lazy], *, always: bool) -> tuple[dict[str, Place], dict[str, Path]]:

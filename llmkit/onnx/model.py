@@ -17,9 +17,10 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
 from llmkit.onnx.blocks import emit_layer
-from llmkit.onnx.context import AttentionOp, GraphContext
+from llmkit.onnx.context import IN_PLACE, AttentionOp, GraphContext, Int8Cache
 from llmkit.onnx.graph import Graph
 from llmkit.onnx.grids import Grids
+from llmkit.onnx.kv_cache import CacheScales
 from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import build_positions
 from llmkit.onnx.weights import GraphWeights
@@ -44,6 +45,7 @@ def build_graph(
     dtype: str = "FLOAT",
     attention: AttentionOp = "attention",
     grids: Grids | None = None,
+    cache: CacheScales | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of a checkpoint.
 
@@ -54,22 +56,28 @@ def build_graph(
         dtype: the compute dtype: FLOAT, FLOAT16 or BFLOAT16; logits are float32.
         attention: the op that computes attention.
         grids: matrices that are computed from integers.
+        cache: scales of keys and values that are kept in int8, as `gqa` and `flash` can; None: the compute dtype.
 
     Raises:
-        RequirementError: a kind has no emitter, or the attention op cannot compute the model.
+        RequirementError: a kind has no emitter, or the attention op cannot compute the model or keep its cache.
     """
     graph = Graph(model.family)
     ids = graph.input("input_ids", "INT64", ["batch_size", "sequence_length"])
     mask = graph.input("attention_mask", "INT64", ["batch_size", "total_sequence_length"])
     positions = graph.input("position_ids", "INT64", ["batch_size", "sequence_length"])
-    context = GraphContext(graph, model, dtype, attention, ids, mask, positions)
     weights = GraphWeights(graph, model, tensors, data_of, dtype, grids=grids)
+    int8 = _int8_cache(weights, cache, attention) if cache is not None else None
+    context = GraphContext(graph, model, dtype, attention, ids, mask, positions, int8)
     stream = Stream(weights, _embedded(context, weights))
     kinds = [getattr(block, "position", NoPositions()) for block in model.blocks]
     readers = {kind: build_positions(kind) for kind in kinds}
     for i, (kind, block) in enumerate(zip(kinds, model.blocks, strict=True)):
         with graph.scope(f"layers.{i}"):
             emit_layer(block, context, weights.under(f"layers.{i}"), i, readers[kind], stream)
+    if cache is not None and not any(name.startswith("past_key_values.") for name in context.state):
+        raise RequirementError(
+            f"{model.family} keeps no keys and values that could be in int8", hint="leave --kv-cache-dtype out"
+        )
     with graph.scope("head"):
         hidden = stream.normed(model.final_norm, weights.under("final_norm"))
         logits = _logits(context, weights, hidden)
@@ -80,6 +88,20 @@ def build_graph(
     told |= {"state": json.dumps(context.state), "initial": json.dumps(context.initial)}
     about = {f"llmkit.{key}": value for key, value in told.items()}
     return graph.model(about | ({ACCURACY: str(grids.accuracy_level)} if grids and grids.matrices else {}))
+
+
+def _int8_cache(weights: GraphWeights, cache: CacheScales, attention: AttentionOp) -> Int8Cache:
+    if attention not in IN_PLACE:
+        raise RequirementError(
+            f"the attention op {attention!r} has no int8 cache; {' and '.join(IN_PLACE)} have",
+            hint="export with --attention gqa, or leave --kv-cache-dtype out",
+        )
+    pairs = zip(cache.keys, cache.values, strict=True)
+    scales = [
+        (weights.initializer(f"layers.{i}.attn.k_scale", k), weights.initializer(f"layers.{i}.attn.v_scale", v))
+        for i, (k, v) in enumerate(pairs)
+    ]
+    return Int8Cache(scales, cache.kind)
 
 
 def _embedded(context: GraphContext, weights: GraphWeights) -> Any:

@@ -27,6 +27,7 @@ from llmkit.pipeline.sharing import SharedFiles
 from llmkit.tensors.lazy import Context, Read, Rows
 from llmkit.tensors.loading import import_torch
 from llmkit.tensors.moving import Mover, is_moved
+from llmkit.tensors.stopped import Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -198,13 +199,16 @@ class _Run:
             return
         hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
         reads: dict[int, ReadHash] = {}
-        context = Context(lambda node, rows, data: observe_read(reads, node, rows, _bytes_of(data)))
+        context = Context(lambda node, rows, data: observe_read(reads, node, rows, _bytes_of(data)), self._stop.is_set)
         with torch.inference_mode():
             for rows in step.slices:
                 if self._stop.is_set():
                     return
                 context.next_slice()
-                results = step.node.evaluate(rows, context)
+                try:
+                    results = step.node.evaluate(rows, context)
+                except Stopped:
+                    return
                 for placement in step.placements:
                     self._write(step, placement, rows, results[placement.index], hashers[placement.name])
         self._finish_step(step, hashers, reads)

@@ -20,7 +20,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dequantized", "describe", "is_quantized", "model_dtype"]
+__all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype"]
 
 _CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
 _INT_FORMATS = ("int-quantized", "naive-quantized")
@@ -28,6 +28,7 @@ _PARAMETERS = (
     "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
     "input_zero_point", "output_scale", "output_zero_point",
 )  # fmt: skip
+_OF_CACHE = tuple(f".{part}_{what}" for part in "qkv" for what in ("scale", "zero_point"))
 _BLOCK_NBYTES = 2**20
 
 
@@ -67,6 +68,12 @@ def describe(config: Mapping[str, Any]) -> str | None:
     return ", ".join([*dict.fromkeys(words), method])
 
 
+def kv_cache_scheme(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How keys and values are to be cached, as compressed-tensors says it in config.json; None for in floats."""
+    scheme = (_entry(config) or {}).get("kv_cache_scheme")
+    return scheme if isinstance(scheme, Mapping) else None
+
+
 def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
     """The float view of a compressed-tensors checkpoint; a float checkpoint is returned as it is.
 
@@ -90,6 +97,8 @@ def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
     shapes = _logical_shapes(config)
     modules = [k.removesuffix(".weight_scale") for k in ckpt.tensors if k.endswith(".weight_scale")]
     consumed = {f"{m}.{p}" for m in modules for p in _PARAMETERS}
+    if kv_cache_scheme(ckpt.config) is not None:
+        consumed |= {name for name in ckpt.tensors if name.endswith(_OF_CACHE)}
     tensors = {name: lazy for name, lazy in ckpt.tensors.items() if name not in consumed}
     for module in modules:
         group = _group_of(module, groups)
@@ -143,7 +152,7 @@ def _refuse_unknown(label: str, entry: Mapping[str, Any]) -> None:
         raise RequirementError(
             f"{label}: its weights were rotated (transform_config), which is not undone", hint=_REMEDY
         )
-    if not formats:
+    if not formats and not entry.get("kv_cache_scheme"):
         raise SpecError(f"{label}: quantization_config has no config_groups")
 
 

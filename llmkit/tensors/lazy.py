@@ -35,10 +35,13 @@ class ReadObserver(Protocol):
 
 
 class Context:
-    """What one step remembers while it runs: whole inputs of sliced steps, and siblings within one slice."""
+    """What one step remembers while it runs: whole inputs of sliced steps, and siblings within one slice.
 
-    def __init__(self, observe: ReadObserver | None = None) -> None:
-        self.observe = observe
+    `is_stopped` tells a step that takes long that its result is not wanted any more: it raises `Stopped` then.
+    """
+
+    def __init__(self, observe: ReadObserver | None = None, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        self.observe, self.is_stopped = observe, is_stopped
         self._whole: dict[int, tuple[torch.Tensor, ...]] = {}
         self._slice: dict[tuple[int, Rows], tuple[torch.Tensor, ...]] = {}
 

@@ -1,0 +1,218 @@
+"""The ranges of keys and values over a text: a step that runs the torch decoder, one layer in memory at a time.
+
+Keys are cached after their rotation. In a window of two thousand tokens the slow rotary pairs hardly turn, so that the
+range of a channel there says little of places further on; but the length of a pair is the same at every place. The
+range of a key channel is therefore that of the group of channels which positions mix, the root of its sum of squares:
+no key that differs from those seen by its place alone is clipped. (Measured on SmolLM2: tests/bench/onnx_kv_cache.py.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture import registry
+from llmkit.architecture.kinds import NoPositions
+from llmkit.architecture.model import Model
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder.kv import KVCache
+from llmkit.decoder.scores import Scores
+from llmkit.errors import InputError
+from llmkit.tensors.lazy import Context, Node, Rows
+from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.stopped import Stopped
+
+if TYPE_CHECKING:
+    import torch
+
+    # The largest key and value of a layer by head and channel, [kv_heads, head_dim] each.
+    Ranges = dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+__all__ = ["MOST_TOKENS", "Calibration", "CalibrationText", "measure_ranges", "own_text", "read_text"]
+
+MOST_TOKENS = 2048
+INT8_MOST = 127
+_OWN = "calibration.txt"
+_LEAST_CHARACTERS = 500
+# A channel that was silent in the text may speak in another one: it gets this share of the widest channel's range.
+_LEAST_SHARE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationText:
+    """A text to calibrate on.
+
+    Attributes:
+        label: how notes call it.
+        content: the text.
+    """
+
+    label: str
+    content: str
+
+    @property
+    def digest(self) -> str:
+        """Tells texts apart in a plan."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+
+def own_text() -> CalibrationText:
+    """The text that llmkit brings: prose, a conversation, code, JSON and tables, in eleven languages."""
+    content = resources.files("llmkit.onnx").joinpath(_OWN).read_text(encoding="utf-8")
+    return CalibrationText("llmkit's own text", content)
+
+
+def read_text(path: Path) -> CalibrationText:
+    """The text of a file.
+
+    Raises:
+        InputError: there is no such file, it is no text, or too short to tell ranges from.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if len(content.strip()) < _LEAST_CHARACTERS:
+        raise InputError(
+            f"{path} has {len(content.strip())} characters, too few to calibrate on; at least {_LEAST_CHARACTERS}",
+            hint=f"give a text of some pages (the first {MOST_TOKENS} tokens count), or leave --calibrate out",
+        )
+    return CalibrationText(path.name, content)
+
+
+class Calibration(Node):
+    """Scales of an int8 cache: for each layer that of keys, then that of values, [kv_heads, 1, head_dim] each.
+
+    Args:
+        ckpt: float tensors that the graph computes with.
+        tokenized: the checkpoint that has the tokenizer.
+        text: what is run through it.
+    """
+
+    op = "calibrate"
+
+    def __init__(self, ckpt: Checkpoint, model: Model, tokenized: Checkpoint, text: CalibrationText) -> None:
+        self._ckpt, self._model, self._tokenized, self._text = ckpt, model, tokenized, text
+        dims = model.dims
+        self.inputs = tuple(ckpt.tensors[slot.name] for slot in model.slots.values() if slot.name in ckpt.tensors)
+        self.specs = (TensorSpec(DType.F32, (dims.kv_heads, 1, dims.head_dim)),) * (2 * dims.layers)
+        self.attrs = {"text": text.label, "sha256": text.digest, "tokens": MOST_TOKENS}
+        self.n_rows, self.row_step = dims.kv_heads, None
+
+    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
+        from llmkit.checkpoint.tokenizer import load_tokenizer
+        from llmkit.decoder.load import load_decoder
+
+        ends = registry.require(self._ckpt.config, self._ckpt.label).ends_of(self._ckpt.config)
+        ids = list(load_tokenizer(self._tokenized)(self._text.content, verbose=False)["input_ids"])[:MOST_TOKENS]
+        with _all_cores():
+            found = measure_ranges(load_decoder(self._ckpt, streamed=True), ids, ends=ends, context=context)
+        pairs = [found[layer] for layer in range(self._model.dims.layers)]
+        return tuple(_scales(widest) for pair in pairs for widest in pair)
+
+    def peak_nbytes(self, n_rows: int) -> int:
+        """Embedding, head and one layer in float32, what one tensor needs while it is read, and activations."""
+        shared = one = largest = 0
+        for slot in self._model.slots.values():
+            lazy = self._ckpt.tensors.get(slot.name)
+            if lazy is None:
+                continue
+            nbytes = 4 * lazy.spec.numel
+            if slot.id.startswith("layers."):
+                one += nbytes if slot.id.startswith("layers.0.") else 0
+            else:
+                shared += nbytes
+            largest = max(largest, lazy.node.peak_nbytes(lazy.node.n_rows))
+        dims = self._model.dims
+        return shared + one + largest + 4 * MOST_TOKENS * (8 * dims.hidden + 3 * max(dims.ffn, dims.hidden))
+
+
+def _scales(widest: torch.Tensor) -> torch.Tensor:
+    """Ranges [kv_heads, head_dim] as scales [kv_heads, 1, head_dim]: the widest value becomes 127."""
+    import torch
+
+    most = float(widest.max())
+    floor = most * _LEAST_SHARE if most > 0 else 1.0
+    scales: torch.Tensor = (widest.clamp_min(floor) / INT8_MOST).to(torch.float32)
+    return scales[:, None].contiguous()
+
+
+def measure_ranges(
+    decoder: Any, ids: Sequence[int], *, ends: tuple[int, ...] = (), context: Context | None = None
+) -> Ranges:
+    """The largest keys and values of a torch decoder over tokens, by layer, head and channel.
+
+    Args:
+        decoder: `llmkit.decoder.Decoder`.
+        ids: cut into windows of as many tokens as the model takes; what is over after whole windows is left out.
+        ends: ids that every prompt ends with.
+        context: tells when the run was stopped.
+    """
+    import torch
+
+    ids = [i for i in ids if i not in ends]
+    window = min(decoder.context or MOST_TOKENS, len(ids) + len(ends)) - len(ends)
+    rows = [[*ids[start : start + window], *ends] for start in range(0, len(ids) - window + 1, window)]
+    cache = _Ranging(_mixing(decoder, ends), context)
+    decoder.hidden(torch.tensor(rows), cache)
+    return cache.found
+
+
+class _Ranging(KVCache):
+    """Attention as always; remembers the largest keys and values.
+
+    Args:
+        mixing: by layer, [head_dim, head_dim]: 1 for channels of keys that positions mix.
+    """
+
+    def __init__(self, mixing: Mapping[int, torch.Tensor], context: Context | None) -> None:
+        super().__init__(keep=False)
+        self.found: Ranges = {}
+        self._mixing, self._context = mixing, context
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+        if self._context is not None and self._context.is_stopped():
+            raise Stopped
+        squares = k.float().square() @ self._mixing[layer]
+        self.found[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
+        return super().attend(layer, q, k, v, scores)
+
+
+def _mixing(decoder: Any, ends: tuple[int, ...]) -> dict[int, torch.Tensor]:
+    """Which channels of a key its position mixes, by layer: asked of the position readers with unit vectors."""
+    import torch
+
+    from llmkit.decoder.positions import build_positions
+
+    model, size = decoder.model, decoder.model.dims.head_dim
+    kinds = [getattr(block, "position", NoPositions()) for block in model.blocks]
+    found: dict[Any, torch.Tensor] = {}
+    for kind in dict.fromkeys(kinds):
+        cache, positions = KVCache(keep=False), build_positions(kind, model.dims, torch.float32, decoder.device)
+        ids = torch.tensor([[0] * 3 + list(ends) + [0] * 12])
+        table = positions.table(ids, cache.begin(ids, None), cache)
+        units = torch.eye(size)[None, None].expand(1, ids.shape[1], size, size).contiguous()
+        turned = positions.turn(units, table)[0]  # [S, channel of the unit vector, channel]
+        found[kind] = (turned.abs().amax(0) > 0).float()
+    return {layer: found[kind] for layer, kind in enumerate(kinds)}
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """The runner computes with one thread a step; this one is nearly all there is to do."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

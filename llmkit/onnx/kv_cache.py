@@ -1,0 +1,179 @@
+"""Keys and values in int8: where the scales of a graph's cache come from, and a torch cache that rounds as it does.
+
+GroupQueryAttention keeps clip(round(x / scale), -128, 127), with a scale for each head and channel or one for a layer,
+and attends to what the codes stand for, those of the same call included (tests/onnx/test_int8_cache_kernel.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.model import Model
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.decoder.kv import KVCache
+from llmkit.decoder.scores import Scores
+from llmkit.errors import InputError, RequirementError, SpecError, nearest
+from llmkit.onnx.calibration import MOST_TOKENS, Calibration, CalibrationText, own_text, read_text
+from llmkit.quantization.reading import kv_cache_scheme
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DTYPES", "CacheScales", "RoundedDecoder", "choose_scales", "scales_in"]
+
+DTYPES = ("int8",)
+_STORED = re.compile(r"\.(\d+)\.(?:.+\.)?([kv])_scale$")
+_PART = {"k": "keys", "v": "values"}
+
+
+@dataclass(frozen=True)
+class CacheScales:
+    """The scales of an int8 cache.
+
+    Attributes:
+        keys, values: by layer; [kv_heads, 1, head_dim], or one number for a layer.
+    """
+
+    keys: tuple[Lazy, ...]
+    values: tuple[Lazy, ...]
+
+    @property
+    def kind(self) -> str:
+        """How GroupQueryAttention calls their shape."""
+        return "PER_CHANNEL" if self.keys[0].spec.numel > 1 else "PER_TENSOR"
+
+
+def choose_scales(
+    ckpt: Checkpoint, floats: Checkpoint, model: Model, *, dtype: str, calibrate: Path | None, provider: str
+) -> tuple[CacheScales, list[str]]:
+    """The scales, and what to tell of them: of a file to calibrate on, of the checkpoint, or of llmkit's own text.
+
+    Args:
+        ckpt: as it was opened: with the tokenizer, and with scales where it was published with them.
+        floats: what the graph computes with.
+        dtype: of the cache: int8.
+        calibrate: a text; None for what there is.
+        provider: what the graph is for.
+
+    Raises:
+        InputError: an unknown dtype, or nothing to calibrate with.
+        RequirementError: the provider cannot compute it.
+        SpecError: the scales of the checkpoint do not fit the model.
+    """
+    if dtype not in DTYPES:
+        guess = nearest(dtype, DTYPES)
+        raise InputError(
+            f"--kv-cache-dtype {dtype!r} is unknown; expected {', '.join(DTYPES)}",
+            hint=f"did you mean {guess}?" if guess else "leave it out for a cache in the compute dtype",
+        )
+    if provider != "cpu":
+        raise RequirementError(
+            f"an int8 cache is made for --provider cpu, found {provider}: GroupQueryAttention there takes no mask "
+            "beside one, and what it computes without was never compared",
+            hint="export for --provider cpu, or leave --kv-cache-dtype out",
+        )
+    text = read_text(calibrate) if calibrate is not None else None
+    if text is None:
+        stated = _stored(ckpt, model)
+        if stated is not None:
+            note = "keys and values in int8: the scales are the checkpoint's own (kv_cache_scheme), one for a layer"
+            return stated, [note]
+    return _calibrated(ckpt, floats, model, text or own_text())
+
+
+def _calibrated(
+    ckpt: Checkpoint, floats: Checkpoint, model: Model, text: CalibrationText
+) -> tuple[CacheScales, list[str]]:
+    if not ckpt.tokenizer_files and not (ckpt.origin is not None and ckpt.origin.is_file()):
+        raise InputError(
+            f"{ckpt.label} has no tokenizer, and the scales of an int8 cache are calibrated on a text",
+            hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",
+        )
+    found = Calibration(floats, model, ckpt, text).outputs()
+    note = (
+        f"keys and values in int8, a scale for each channel: calibrated on {text.label} (at most {MOST_TOKENS} tokens), "
+        "which runs the whole model once in torch, a layer in memory at a time"
+    )
+    return CacheScales(found[::2], found[1::2]), [note, "an int8 cache makes decoding faster and prompts slower"]
+
+
+def _stored(ckpt: Checkpoint, model: Model) -> CacheScales | None:
+    """The scales that a compressed-tensors checkpoint has for an int8 cache; None where it has none.
+
+    Scales for another grid (FP8) are of no use here: calibrating gives better ones.
+    """
+    scheme = kv_cache_scheme(ckpt.config)
+    if scheme is None or scheme.get("type", "int") != "int" or scheme.get("num_bits") != 8 or scheme.get("dynamic"):
+        return None
+    if not scheme.get("symmetric", True):
+        return None
+    found: dict[tuple[str, int], Lazy] = {}
+    for name, lazy in ckpt.tensors.items():
+        if at := _STORED.search(name):
+            if lazy.spec.numel != 1:
+                return None  # a scale for each head: no form that GroupQueryAttention has
+            found[_PART[at[2]], int(at[1])] = lazy
+    layers = range(model.dims.layers)
+    missing = [(part, i) for part in _PART.values() for i in layers if (part, i) not in found]
+    if missing:
+        raise SpecError(
+            f"{ckpt.label}: its kv_cache_scheme is int8, but layer {missing[0][1]} has no scale for {missing[0][0]}",
+            hint="--calibrate FILE computes scales",
+        )
+    keys, values = (tuple(found[part, i].cast(DType.F32) for i in layers) for part in _PART.values())
+    return CacheScales(keys, values)
+
+
+def scales_in(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The scales of keys and values in an exported folder, by layer; empty where its cache is in floats."""
+    tensors = open_checkpoint(folder).tensors
+    found = []
+    while (name := f"layers.{len(found)}.attn.k_scale") in tensors:
+        found.append((tensors[name].load(), tensors[name.replace("k_scale", "v_scale")].load()))
+    return found
+
+
+class RoundedDecoder:
+    """A torch decoder whose keys and values go through the codes of an int8 cache.
+
+    Args:
+        decoder: the one that computes.
+        scales: of keys and of values, by layer.
+    """
+
+    def __init__(self, decoder: Any, scales: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.model, self._decoder, self._scales = decoder.model, decoder, scales
+
+    def new_cache(self, capacity: int = 0) -> KVCache:
+        """An empty cache that rounds."""
+        return _RoundedCache(self._scales, capacity)
+
+    def __call__(self, ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits, as of the decoder."""
+        used = cache if cache is not None else _RoundedCache(self._scales, keep=False)
+        found: torch.Tensor = self._decoder(ids, used, mask)
+        return found
+
+
+class _RoundedCache(KVCache):
+    def __init__(
+        self, scales: list[tuple[torch.Tensor, torch.Tensor]], capacity: int = 0, *, keep: bool = True
+    ) -> None:
+        super().__init__(capacity, keep=keep)
+        self._scales = scales
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+        k, v = (_rounded(x, scale) for x, scale in zip((k, v), self._scales[layer], strict=True))
+        return super().attend(layer, q, k, v, scores)
+
+
+def _rounded(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """X [B, K, S, H] as its codes have it; the kernel multiplies by the inverse of the scale."""
+    codes = (x.float() * (1 / scale)).round().clamp(-128, 127)
+    return (codes * scale).to(x.dtype)
