@@ -218,8 +218,8 @@ def _render(out: Output, checked: Checked) -> None:
     found = [*checked.differences, *checked.measured]
     rows = [(d.case, f"{d.largest:.1e}", f"{d.same_choice:.1%}") for d in found]
     out.table(["against torch", "largest difference", "same token"], rows, right=["largest difference"])
-    if checked.is_raised:
-        out.line(f"within {checked.tolerance:.1e}: torch itself differs by a quarter of it from batch to batch")
+    if checked.basis:
+        out.line(f"within {checked.tolerance:.1e}: {checked.basis}")
 
 
 def _described(ckpt: Checkpoint) -> None:

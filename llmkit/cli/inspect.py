@@ -143,11 +143,20 @@ def _render_graph(out: Output, d: Mapping[str, Any]) -> None:
             + f" (IR {d['ir_version']})",
             "inputs": "\n".join(_values(d["inputs"])),
             "outputs": "\n".join(_values(d["outputs"])),
+            "cache": _cache(d["kv_cache"]),
             "weights in": "\n".join([*weights, f"model.onnx: {format_bytes(d['inside_nbytes'])} of constants"]),
         }
     )
     out.line()
     out.table(["op", "nodes"], list(d["ops"].items()), right=["nodes"])
+
+
+def _cache(found: Mapping[str, Any] | None) -> str | None:
+    from llmkit.tensors.spec import format_bytes
+
+    if found is None:
+        return None
+    return f"keys and values in {found['dtype']}, {format_bytes(found['nbytes_per_token'])} a token"
 
 
 def _values(values: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -123,6 +123,7 @@ def _described(folder: Path, model: onnx.ModelProto, tensors: Mapping[str, Lazy]
         "opset": {known.domain or "ai.onnx": known.version for known in model.opset_import},
         "ops": dict(ops.most_common()),
         "integers": _integers(nodes, {held.name: _kind(held.data_type) for held in graph.initializer}),
+        "kv_cache": _kv_cache(_typed(value) for value in graph.input),
         "inputs": [_typed(value) for value in graph.input],
         "outputs": [_typed(value) for value in graph.output],
         "weights": [{"file": file, "dtype": d, "nbytes": n} for (file, d), n in weights.items()],
@@ -169,6 +170,14 @@ def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict
         level = about.get("accuracy_level", 0)
         found[words + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else ", rows of a table")] += 1
     return dict(found.most_common())
+
+
+def _kv_cache(inputs: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Dtypes of the keys and values that go on from call to call, and their bytes for a token; None without any."""
+    held = [i for i in inputs if i["name"].endswith((".key", ".value")) and i["dtype"] in _DTYPES and i["shape"]]
+    sizes = [_DTYPES[i["dtype"]].itemsize * math.prod(n for n in i["shape"] if isinstance(n, int)) for i in held]
+    dtypes = ", ".join(dict.fromkeys(i["dtype"] for i in held))
+    return {"dtype": dtypes, "nbytes_per_token": sum(sizes)} if held else None
 
 
 def _typed(value: onnx.ValueInfoProto) -> dict[str, Any]:

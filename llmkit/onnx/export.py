@@ -77,9 +77,7 @@ def export(
     cache = None
     if kv_cache_dtype is not None:
         floats = ckpt.derive(tensors=restored(ckpt.tensors, model, grids))
-        cache, more = choose_scales(
-            opened, floats, model, dtype=kv_cache_dtype, calibrate=calibrate, provider=provider
-        )
+        cache, more = choose_scales(opened, floats, model, dtype=kv_cache_dtype, calibrate=calibrate, provider=provider)
         notes += more
         attention = attention or "gqa"
     elif calibrate is not None:

@@ -7,7 +7,6 @@ and attends to what the codes stand for, those of the same call included (tests/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,8 +96,8 @@ def _calibrated(
         )
     found = Calibration(floats, model, ckpt, text).outputs()
     note = (
-        f"keys and values in int8, a scale for each channel: calibrated on {text.label} (at most {MOST_TOKENS} tokens), "
-        "which runs the whole model once in torch, a layer in memory at a time"
+        f"keys and values in int8, a scale for each channel: calibrated on {text.label} (at most {MOST_TOKENS} "
+        "tokens), which runs the whole model once in torch, a layer in memory at a time"
     )
     return CacheScales(found[::2], found[1::2]), [note, "an int8 cache makes decoding faster and prompts slower"]
 
@@ -133,7 +132,7 @@ def _stored(ckpt: Checkpoint, model: Model) -> CacheScales | None:
 def scales_in(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The scales of keys and values in an exported folder, by layer; empty where its cache is in floats."""
     tensors = open_checkpoint(folder).tensors
-    found = []
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
     while (name := f"layers.{len(found)}.attn.k_scale") in tensors:
         found.append((tensors[name].load(), tensors[name.replace("k_scale", "v_scale")].load()))
     return found

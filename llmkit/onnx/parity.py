@@ -24,8 +24,9 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # tolerance is then a multiple of what the torch decoder shows, up to a size that no wrong weight stays below.
 _OWN_FACTOR, _MOST = 4.0, 1e-2
 # An int8 cache is compared with a torch cache that rounds to the same codes. A key that lies between two codes may go
-# to one here and to the other there; a few such change far less than the rounding of all of them, wrong scales more.
-_CACHE_SHARE = 0.5
+# to one here and to the other there; a few such change a small share of what the rounding of all of them does. Scales
+# that are wrong by a tenth change more than half (tests/onnx/test_kv_cache.py).
+_CACHE_SHARE = 0.25
 _N_TOKENS = 32
 
 
@@ -51,14 +52,16 @@ class Checked:
     Attributes:
         differences: each within `tolerance`, or the check failed. The tolerance is that of the dtype, or more where
             the torch decoder itself differs by as much from one order of sums to another.
-        measured: what int8 activations add, where products with integers round to them. Random tokens are far from
-            what a model was trained on and magnify it, so there is no right and wrong; perplexity says more.
+        measured: what int8 activations add, where products with integers round to them, and an int8 cache. Random
+            tokens are far from what a model was trained on and magnify it, so there is no right and wrong; perplexity
+            says more.
+        basis: why the tolerance is more than that of the dtype.
     """
 
     differences: Sequence[Difference]
     measured: Sequence[Difference]
     tolerance: float
-    is_raised: bool = False
+    basis: str = ""
 
     @property
     def failed(self) -> list[Difference]:
@@ -89,21 +92,26 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
 
     architecture = registry.require(reference.config, reference.label)
     ends = architecture.ends_of(reference.config)
-    found, wanted = load_onnx(folder, provider=provider), load_decoder(reference)
-    measured = []
-    of_cache = 0.0
+    found = load_onnx(folder, provider=provider)
+    wanted: Any = load_decoder(reference)
+    measured, of_cache = [], 0.0
     if scales := scales_in(folder):
         floats, wanted = wanted, RoundedDecoder(wanted, scales)
         ids = _prompts(wanted, ends, 0)
-        measured.append(_difference("prefill, int8 cache", wanted(ids), floats(ids)))
+        measured.append(_difference("int8 cache against one in floats", wanted(ids), floats(ids)))
         of_cache = measured[0].largest * _CACHE_SHARE
     if found.session.get_modelmeta().custom_metadata_map.get(ACCURACY, "0") == "4":
         ids = _prompts(wanted, ends, 0)
         measured.append(_difference("prefill, int8 activations", found(ids), wanted(ids)))
         # The check is of weights and graph: what int8 activations add would hide a wrong scale.
         found = load_onnx(folder, provider=provider, exact=True)
-    tolerance = max(TOLERANCES[dtype], min(_OWN_FACTOR * own_difference(wanted, ends=ends), _MOST), of_cache)
-    return Checked(compare_decoders(found, wanted, ends=ends), measured, tolerance, tolerance > TOLERANCES[dtype])
+    own = min(_OWN_FACTOR * own_difference(wanted, ends=ends), _MOST)
+    tolerance, basis = max(
+        (TOLERANCES[dtype], ""),
+        (own, "torch itself differs by a quarter of it from batch to batch"),
+        (of_cache, "a quarter of what an int8 cache changes in torch: values between two codes go to either"),
+    )
+    return Checked(compare_decoders(found, wanted, ends=ends), measured, tolerance, basis)
 
 
 def own_difference(wanted: Any, *, ends: tuple[int, ...] = (), seed: int = 0) -> float:

@@ -18,6 +18,7 @@ class Magnifying:
 
     def __init__(self, decoder, by):
         self.model, self._decoder, self._by = decoder.model, decoder, by
+        self.new_cache = decoder.new_cache
 
     def __call__(self, ids, cache=None, mask=None):
         return self._decoder(ids, cache, mask) + (self._by if mask is not None else 0.0)
