@@ -30,7 +30,7 @@ def held(tensor):
     return Apply("held", [], spec, lambda: tensor, row_step=None, output_rows=[0]).output()
 
 
-def made(name, *, per_tensor=False, wrong=1.0):
+def made(name, *, attention="gqa", per_tensor=False, wrong=1.0):
     """The graph's decoder, the torch decoder that rounds alike and the plain one, and the ends of prompts.
 
     `wrong` multiplies the scales of the graph alone.
@@ -45,8 +45,10 @@ def made(name, *, per_tensor=False, wrong=1.0):
     if per_tensor:
         pairs = [[s.max().reshape(1) for s in pair] for pair in pairs]
     keys, values = ([held(pair[i] * wrong) for pair in pairs] for i in range(2))
-    graph = build_graph(model, ckpt.tensors, in_memory, attention="gqa", cache=CacheScales(tuple(keys), tuple(values)))
-    assert {str(v.dtype.name) for v in graph.graph.inputs if ".key" in v.name or ".value" in v.name} == {"INT8"}
+    cache = CacheScales(tuple(keys), tuple(values))
+    graph = build_graph(model, ckpt.tensors, in_memory, attention=attention, cache=cache)
+    caches = [v.type.tensor_type.elem_type for v in graph.graph.input if v.name.endswith((".key", ".value"))]
+    assert caches == [3] * 2 * model.dims.layers  # int8, as ONNX numbers it
     return running(graph, model), RoundedDecoder(decoder, [tuple(p) for p in pairs]), decoder, ends
 
 
@@ -65,6 +67,13 @@ def test_one_scale_for_a_layer():
     found, rounding, floats, _ = made("llama", per_tensor=True)
     of_int8 = max(d.largest for d in compare_decoders(rounding, floats))
     assert max(d.largest for d in compare_decoders(found, rounding)) < of_int8 / 4
+
+
+def test_without_a_mask():
+    found, rounding, floats, _ = made("gemma2", attention="flash")
+    ids = torch.randint(5, 90, (2, 24), generator=torch.Generator().manual_seed(2))
+    of_int8 = (rounding(ids) - floats(ids)).abs().max()
+    assert (found(ids) - rounding(ids)).abs().max() < of_int8 / 4
 
 
 @pytest.mark.parametrize("wrong", [0.9, 1.1])
@@ -202,7 +211,10 @@ def test_scales_of_the_checkpoint(tmp_path, capsys):
     [
         (["--kv-cache-dtype", "int4"], "--kv-cache-dtype 'int4' is unknown; expected int8"),
         (["--kv-cache-dtype", "int8", "--provider", "cuda"], "an int8 cache is made for --provider cpu, found cuda"),
-        (["--kv-cache-dtype", "int8", "--attention", "mha"], "the attention op 'mha' has no int8 cache; gqa and flash have"),
+        (
+            ["--kv-cache-dtype", "int8", "--attention", "mha"],
+            "the attention op 'mha' has no int8 cache; gqa and flash have",
+        ),
         (["--kv-cache-dtype", "int8", "--calibrate", "nowhere.txt"], "cannot read nowhere.txt: No such file"),
         (["--kv-cache-dtype", "int8", "--calibrate", str(MINI)], "Is a directory"),
         (["--kv-cache-dtype", "int8", "--calibrate", str(MINI / "model.safetensors")], "is not UTF-8 text"),
