@@ -112,6 +112,10 @@ class TransformersDecoder:
         """Logits [B, S, vocab] in float32."""
         return self.logits(self.hidden(input_ids, cache, mask))
 
+    def next_logits(self, input_ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 logits [B, vocab] after the last of the tokens."""
+        return self.logits(self.hidden(input_ids, cache, mask)[:, -1])
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.float()
 

@@ -106,7 +106,6 @@ def _steps(
             whole, real = torch.cat([whole, ids], 1), torch.cat([real, torch.ones_like(ids)], 1)
             is_rebuilt = decoder.rebuilt_past is not None and bool((real.sum(1) == decoder.rebuilt_past + 1).any())
             cache, ids, mask = (decoder.new_cache(room), whole, real) if is_rebuilt else (cache, ids, None)
-        hidden = decoder.hidden(ids, cache, mask)
-        tokens = choose_tokens(decoder.logits(hidden[:, -1]), sampling, generator)
+        tokens = choose_tokens(decoder.next_logits(ids, cache, mask), sampling, generator)
         yield tokens.tolist()
         ids = tokens[:, None]

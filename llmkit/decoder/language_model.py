@@ -40,3 +40,6 @@ class LanguageModel(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits, [..., V]."""
+
+    def next_logits(self, input_ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 logits, [B, V], after the last column: `logits(hidden(…)[:, -1])`."""

@@ -128,6 +128,12 @@ class Decoder:
             used.end()
             return self._final_norm(x)
 
+    def next_logits(
+        self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Float32 logits [B, vocab] after the last of the tokens."""
+        return self.logits(self.hidden(input_ids, cache, mask)[:, -1])
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocab] of final-normed hidden states [..., hidden]: float32 whatever the compute dtype."""
         import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,12 @@ from llmkit.formats.folder import read_json
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.onnx.container import MODEL
 from llmkit.onnx.model import ACCURACY
-from llmkit.onnx.split import split_head
+from llmkit.onnx.parts import Parts
 
 if TYPE_CHECKING:
+    import onnx
+    import torch
+
     from llmkit.onnx.session import OrtDecoder
 
 __all__ = ["PROVIDERS", "check_provider", "is_onnx_folder", "load_onnx", "original_config"]
@@ -61,13 +65,17 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
     if not is_onnx_folder(folder):
         raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
     config = original_config(folder)
-    halves, level = _halves(folder / MODEL, exact=exact)
-    sessions = [_session(folder, half, provider, threads, level) for half in halves]
-    is_ours = "llmkit.state" in sessions[0].get_modelmeta().custom_metadata_map
+    graph = _graph(folder / MODEL)
+    stated = next((entry.value for entry in graph.metadata_props if entry.key == ACCURACY), "4")
+    if exact:
+        _make_exact(graph)
+    is_ours = any(entry.key == "llmkit.state" for entry in graph.metadata_props)
     architecture = registry.require(config, folder.name) if is_ours else None
     model = architecture.bind(config) if architecture is not None else None
-    head = sessions[1] if len(sessions) > 1 else None
-    return OrtDecoder(sessions[0], model, head=head, context=_context(config))
+    options = partial(_options, folder, threads, "0" if exact else stated)
+    whole = graph.SerializeToString() if exact else str(folder / MODEL)
+    parts = Parts(graph, lambda part: _session(folder, part or whole, provider, options()), _device(provider))
+    return OrtDecoder(parts, model, provider=provider, context=_context(config))
 
 
 def check_provider(provider: str) -> None:
@@ -97,23 +105,29 @@ def check_provider(provider: str) -> None:
         )
 
 
-def _halves(path: Path, *, exact: bool) -> tuple[list[bytes | None], str]:
-    """The serialized parts of a graph that is marked; [None], for the file as it is, of one that is not."""
+def _graph(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        proto = onnx.load_model(str(path), load_external_data=False)
+        return onnx.load_model(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise InputError(f"{path} is no ONNX model, or is cut short: {str(error).splitlines()[0]}") from error
-    if exact:
-        for attribute in (a for n in proto.graph.node if n.op_type == "MatMulNBits" for a in n.attribute):
-            attribute.i = 0 if attribute.name == "accuracy_level" else attribute.i
-    stated = next((entry.value for entry in proto.metadata_props if entry.key == ACCURACY), "4")
-    return list(split_head(proto) or (proto.SerializeToString() if exact else None,)), "0" if exact else stated
 
 
-def _session(folder: Path, part: bytes | None, provider: str, threads: int | None, level: str) -> Any:
+def _make_exact(graph: onnx.ModelProto) -> None:
+    for attribute in (a for n in graph.graph.node if n.op_type == "MatMulNBits" for a in n.attribute):
+        attribute.i = 0 if attribute.name == "accuracy_level" else attribute.i
+
+
+def _device(provider: str) -> torch.device:
+    """Where tensors lie: on the GPU where torch knows it, too."""
+    import torch
+
+    return torch.device("cuda" if provider == "cuda" and torch.cuda.is_available() else "cpu")
+
+
+def _options(folder: Path, threads: int | None, level: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -129,14 +143,26 @@ def _session(folder: Path, part: bytes | None, provider: str, threads: int | Non
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
     # What DequantizeLinear and MatMul become: the graph cannot say it of them.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-    source = part if part is not None else str(folder / MODEL)
+    return options
+
+
+def _session(folder: Path, source: bytes | str, provider: str, options: Any) -> Any:
+    import onnxruntime
+
     try:
-        return onnxruntime.InferenceSession(source, options, providers=[PROVIDERS[provider]])
+        session = onnxruntime.InferenceSession(source, options, providers=[PROVIDERS[provider]])
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"ONNX Runtime cannot load {folder / MODEL}: {first}", hint=f"llmkit verify {folder} finds damaged files"
         ) from error
+    if session.get_providers()[0] != PROVIDERS[provider]:
+        raise RequirementError(
+            f"ONNX Runtime has the provider {provider!r}, but could not start it; it fell back to "
+            f"{session.get_providers()[0]}",
+            hint="see that the driver and the CUDA libraries are those that this onnxruntime-gpu wants",
+        )
+    return session
 
 
 def _are_cores_free() -> bool:

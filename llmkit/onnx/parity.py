@@ -100,7 +100,7 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
         ids = _prompts(wanted, ends, 0)
         measured.append(_difference("int8 cache against one in floats", wanted(ids), floats(ids)))
         of_cache = measured[0].largest * _CACHE_SHARE
-    if found.session.get_modelmeta().custom_metadata_map.get(ACCURACY, "0") == "4":
+    if found.parts.metadata.get(ACCURACY, "0") == "4":
         ids = _prompts(wanted, ends, 0)
         measured.append(_difference("prefill, int8 activations", found(ids), wanted(ids)))
         # The check is of weights and graph: what int8 activations add would hide a wrong scale.

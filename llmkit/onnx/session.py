@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.model import Model
@@ -20,6 +21,7 @@ from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.compact import run_compact
 from llmkit.onnx.context import IN_PLACE
 from llmkit.onnx.opening import PROVIDERS, is_onnx_folder, load_onnx
+from llmkit.onnx.parts import Parts
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +38,14 @@ class OrtDecoder:
     """A session with the interface of `llmkit.decoder.Decoder`.
 
     Args:
-        session: the graph, or the part of it that ends before the head.
+        parts: the graph and its sessions. Where it is not divided, what this calls hidden states are the logits.
         model: the architecture bound to its config; None where no plugin describes it.
-        head: the rest of the graph. Without one, what it calls hidden states are the logits.
+        provider: what runs it: cpu or cuda.
         context: the longest sequence it was trained for, where there is no `model` to say it.
 
     Attributes:
-        session: the ONNX Runtime session that runs the layers.
-        device: where its inputs and outputs are.
+        parts: the same.
+        device: where inputs and outputs are.
         n_vocab: the number of tokens.
         runtime: what a run record says of it: provider, version, and the dtype where the graph tells.
     """
@@ -51,25 +53,21 @@ class OrtDecoder:
     backend = "onnx"
 
     def __init__(
-        self, session: Any, model: Model | None = None, *, head: Any = None, context: int | None = None
+        self, parts: Parts, model: Model | None = None, *, provider: str = "cpu", context: int | None = None
     ) -> None:
         import torch
 
-        self.session, self.model, self.device = session, model, _device(session)
-        self._session = BoundSession(session, self.device)
-        self._head = BoundSession(head, self.device) if head is not None else None
-        known = session.get_modelmeta().custom_metadata_map
-        self.runtime = _runtime(session, known.get("llmkit.dtype"))
-        self._state: dict[str, str] = (
-            json.loads(known["llmkit.state"]) if "llmkit.state" in known else _paired(self._session)
-        )
+        self.parts, self.model, self.device = parts, model, parts.device
+        known = parts.metadata
+        self.runtime = _runtime(provider, known.get("llmkit.dtype"))
+        self._state: dict[str, str] = json.loads(known["llmkit.state"]) if "llmkit.state" in known else _paired(parts)
         self._initial: dict[str, list[float]] = json.loads(known.get("llmkit.initial", "{}"))
-        self._pasts = [name for name in self._state if len(self._session.inputs[name].shape) == 4]
+        self._pasts = [name for name in self._state if len(parts.inputs[name].shape) == 4]
         self._in_place = known.get("llmkit.attention") in IN_PLACE and bool(self._pasts)
         self._is_compact = self._in_place and known["llmkit.attention"] == "flash"
         self._context = model.dims.context if model is not None else context
-        self._heads = model.dims.heads if model is not None else self._session.inputs[self._pasts[0]].shape[1]
-        self.n_vocab = (self._head or self._session).outputs["logits"].shape[-1] if model is None else model.dims.vocab
+        self._heads = model.dims.heads if model is not None else int(parts.inputs[self._pasts[0]].shape[1])
+        self.n_vocab = model.dims.vocab if model is not None else int(parts.outputs["logits"].shape[-1])
         kinds: set[Any] = {getattr(block, "position", None) for block in model.blocks} - {None} if model else set()
         self._feeders = [kind for kind in kinds if hasattr(kind, "onnx_feeds")]
         readers = [build_positions(k, model.dims, torch.float32, self.device) for k in kinds] if model else []
@@ -94,6 +92,20 @@ class OrtDecoder:
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """What enters the head, [B, S, hidden]; the logits where the graph was not divided."""
+        return self._forward(self.parts.body, input_ids, cache, mask)
+
+    def next_logits(
+        self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Float32 logits [B, vocab] after the last column of `input_ids`: in one call, unless there is padding."""
+        if not self.parts.is_divided or (self._is_compact and mask is not None and bool((mask == 0).any())):
+            return self.logits(self.hidden(input_ids, cache, mask)[:, -1])
+        return self._forward(self.parts.last, input_ids, cache, mask)[:, -1]
+
+    def _forward(
+        self, session: BoundSession, input_ids: torch.Tensor, cache: Cache | None, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The first output of a part, for tokens that continue a cache."""
         import torch
 
         ids = torch.as_tensor(input_ids, device=self.device)
@@ -107,24 +119,25 @@ class OrtDecoder:
             places = used.begin(ids, mask)
             self._feed_places(ids, places, used)
             if isinstance(used, Packed):
-                found = self._packed(ids, used, places)
+                found = self._packed(session, ids, used, places)
             else:
                 past, total = used.length, used.length + ids.shape[1]
                 seen = used.mask if used.mask is not None else torch.ones(len(ids), total, device=self.device)
                 memory = self._roomy(used.memory, len(ids), past, total, used.capacity)
-                found, after = self._run(ids, seen.long(), places.positions, memory, past)
+                found, after = self._run(session, ids, seen.long(), places.positions, memory, past)
                 used.memory.update(after)
             used.end()
         return found
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits [..., vocab] of what `hidden` gave."""
-        if self._head is None:
+        if not self.parts.is_divided:
             return hidden
-        (name,) = self._head.inputs
-        rows = hidden.reshape(1, -1, hidden.shape[-1]).to(self._head.dtype_of(name))
+        head = self.parts.head
+        (name,) = head.inputs
+        rows = hidden.reshape(1, -1, hidden.shape[-1]).to(head.dtype_of(name))
         sizes = {"batch_size": 1, "sequence_length": rows.shape[1]}
-        return self._head.run({name: rows}, {}, sizes)["logits"].view(*hidden.shape[:-1], -1)
+        return head.run({name: rows}, {}, sizes)["logits"].view(*hidden.shape[:-1], -1)
 
     def _feed_places(self, ids: torch.Tensor, places: Places, cache: Any) -> None:
         """What a position kind asks for of each sequence, looked up in its first tokens."""
@@ -135,7 +148,7 @@ class OrtDecoder:
             for name in found[0] if found else ():
                 cache.memory[name] = torch.tensor([f[name] for f in found], device=self.device)
 
-    def _packed(self, ids: torch.Tensor, cache: Packed, places: Places) -> torch.Tensor:
+    def _packed(self, session: BoundSession, ids: torch.Tensor, cache: Packed, places: Places) -> torch.Tensor:
         """Segments without padding: one after the other in one buffer, or those of one length as rows of a call."""
         import torch
 
@@ -153,7 +166,7 @@ class OrtDecoder:
             at = torch.cat([places.positions[:, cut] for cut in cuts])
             memory = {name: held[chosen] for name, held in cache.memory.items() if name not in buffers} | buffers
             mask = torch.ones(len(chosen), total, dtype=torch.int64, device=self.device)
-            found, after = self._run(rows, mask, at, memory, cache.past)
+            found, after = self._run(session, rows, mask, at, memory, cache.past)
             for row, i in enumerate(chosen):
                 pieces[i] = found[row : row + 1]
                 if cache.keep:
@@ -170,7 +183,7 @@ class OrtDecoder:
         for length in sorted(set(cache.lengths)):
             same = [i for i, n in enumerate(cache.lengths) if n == length]
             total = cache.past + length
-            width = sum(shape[1] * shape[3] for shape in (self._session.inputs[n].shape for n in self._pasts))
+            width = sum(int(shape[1]) * int(shape[3]) for shape in (self.parts.inputs[n].shape for n in self._pasts))
             n = max(1, _SCORES_NBYTES // (4 * total * (self._heads * length + width)))
             groups += [same[i : i + n] for i in range(0, len(same), n)]
         return groups
@@ -190,23 +203,25 @@ class OrtDecoder:
         Args:
             is_shared: others hold the same tensors: they are not written to.
         """
-        import torch
-
         found = dict(memory)
         for name in self._pasts if self._in_place else ():
             held = memory.get(name)
             if held is not None and not is_shared and held.shape[2] >= total and held.is_contiguous():
                 continue
-            shape = self._session.inputs[name].shape
             room = max(total, capacity, 2 * held.shape[2] if held is not None and not is_shared else 0)
-            dtype = self._session.dtype_of(name)
-            found[name] = torch.zeros(batch, shape[1], room, shape[3], dtype=dtype, device=self.device)
+            found[name] = self._empty(name, batch, room)
             if held is not None:
                 found[name][:, :, :past] = held[:, :, :past]
         return found
 
     def _run(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, memory: Mapping[str, Any], past: int
+        self,
+        session: BoundSession,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        memory: Mapping[str, Any],
+        past: int,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Hidden states and what the graph hands on: of one call, or of several where one would not do.
 
@@ -218,21 +233,23 @@ class OrtDecoder:
         new = ids.shape[1]
         step = self._stretch(len(ids), past + new)
         if self._is_compact and not bool(mask.all()):
-            width = next(iter(self._session.outputs.values())).shape[-1]
-            return run_compact(self._call, self._run, ids, mask, positions, dict(memory), width, in_one=step >= new)
+            width = next(iter(session.outputs.values())).shape[-1]
+            call, by_row = partial(self._call, session), partial(self._run, session)
+            return run_compact(call, by_row, ids, mask, positions, dict(memory), width, in_one=step >= new)
         if self._in_place and len(ids) > 1 and new > 1 and (past or step < new):
             parts = []
             for i in range(len(ids)):
                 row = slice(i, i + 1)
                 own = {name: held[row] for name, held in memory.items()}
-                parts.append(self._run(ids[row], mask[row], positions[row], own, past))
+                parts.append(self._run(session, ids[row], mask[row], positions[row], own, past))
             after = {n: memory[n] if n in self._pasts else torch.cat([p[1][n] for p in parts]) for n in parts[0][1]}
             return torch.cat([p[0] for p in parts]), after
         found, after = [], {}
         for start in range(0, new, step):
             cut = slice(start, min(start + step, new))
             seen = past + cut.stop
-            part, more = self._call(ids[:, cut], mask[:, :seen], positions[:, cut], {**memory, **after}, past + start)
+            held = {**memory, **after}
+            part, more = self._call(session, ids[:, cut], mask[:, :seen], positions[:, cut], held, past + start)
             found.append(part)
             after |= more
         return found[0] if len(found) == 1 else torch.cat(found, 1), after
@@ -245,19 +262,24 @@ class OrtDecoder:
         return max(_LEAST_STEP, _SCORES_NBYTES // (4 * batch * self._heads * total))
 
     def _call(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, memory: Mapping[str, Any], past: int
+        self,
+        session: BoundSession,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        memory: Mapping[str, Any],
+        past: int,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         batch = len(ids)
         given = {
-            name: feeds[name] if name in feeds else self._held(name, memory, batch, past)
-            for name in self._session.inputs
+            name: feeds[name] if name in feeds else self._held(name, memory, batch, past) for name in session.inputs
         }
         into = {self._state[name]: memory[name] for name in self._pasts} if self._in_place else {}
         sizes = {"batch_size": batch, "sequence_length": ids.shape[1], "total_sequence_length": mask.shape[1]}
         sizes["past_sequence_length + sequence_length"] = mask.shape[1]  # as Optimum calls it
-        found = self._session.run(given, into, sizes)
-        first = next(iter(self._session.outputs))
+        found = session.run(given, into, sizes)
+        first = next(iter(session.outputs))
         return found[first], {name: found[out] for name, out in self._state.items()}
 
     def _held(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
@@ -267,41 +289,39 @@ class OrtDecoder:
             return kept if self._in_place or name not in self._pasts else kept[:, :, :past]
         import torch
 
-        shape = self._session.inputs[name].shape
-        dtype = self._session.dtype_of(name)
         if name in self._pasts:
-            return torch.zeros(batch, shape[1], 0, shape[3], dtype=dtype, device=self.device)
-        empty = torch.zeros(batch, *shape[1:], dtype=dtype, device=self.device)
+            return self._empty(name, batch, 0)
+        empty = self._empty(name, batch)
         values = self._initial.get(name)
         return empty if values is None else empty + torch.tensor(values, device=self.device)[None, :, None]
 
+    def _empty(self, name: str, batch: int, room: int | None = None) -> torch.Tensor:
+        """Zeros for an input that goes on from call to call, [B, …]; keys and values with room for some tokens."""
+        import torch
 
-def _device(session: Any) -> torch.device:
-    """Where tensors lie: on the GPU where session and torch have one."""
-    import torch
+        port = self.parts.inputs[name]
+        sizes = [batch, *(int(n) for n in port.shape[1:] if not isinstance(n, str))]
+        if room is not None:
+            sizes.insert(2, room)
+        return torch.zeros(sizes, dtype=getattr(torch, port.dtype), device=self.device)
 
-    is_cuda = session.get_providers()[0] == PROVIDERS["cuda"] and torch.cuda.is_available()
-    return torch.device("cuda" if is_cuda else "cpu")
 
-
-def _runtime(session: Any, dtype: str | None) -> dict[str, str]:
+def _runtime(provider: str, dtype: str | None) -> dict[str, str]:
     import onnxruntime
 
-    names = {provider: name for name, provider in PROVIDERS.items()}
-    first = session.get_providers()[0]
-    known = {"provider": names.get(first, first), "onnxruntime": onnxruntime.__version__}
+    known = {"provider": provider, "onnxruntime": onnxruntime.__version__}
     return known if dtype is None else known | {"dtype": _DTYPES.get(dtype, dtype.lower())}
 
 
-def _paired(session: BoundSession) -> dict[str, str]:
+def _paired(parts: Parts) -> dict[str, str]:
     """Inputs that go on from call to call and the outputs they go on from, by the names that Optimum gives them.
 
     Raises:
         InputError: it has an input that nothing here feeds.
     """
-    found = {name: name.replace("past_key_values.", "present.", 1) for name in session.inputs}
-    found = {name: out for name, out in found.items() if name != out and out in session.outputs}
-    left = [name for name in session.inputs if name not in (*_KNOWN_INPUTS, *found)]
+    found = {name: name.replace("past_key_values.", "present.", 1) for name in parts.inputs}
+    found = {name: out for name, out in found.items() if name != out and out in parts.outputs}
+    left = [name for name in parts.inputs if name not in (*_KNOWN_INPUTS, *found)]
     if left or not found:
         what = f"needs {left[0]}, which nothing feeds" if left else "keeps no past_key_values"
         raise InputError(f"this graph {what}", hint="llmkit export MODEL --to onnx writes one that can be run")

@@ -1,7 +1,8 @@
-"""A graph in two: all that leads to the last hidden states, and the head that makes logits of them.
+"""A graph in two: all that leads to the last hidden states, and the head that makes logits of them; or with a head that
+sees the last column only.
 
-The head is by far the largest product, and scoring and generation need it at few places only. Both halves refer to the
-same files, so that nothing is held twice.
+The head is by far the largest product, and scoring and generation need it at few places. All parts refer to the same
+files.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["HIDDEN", "split_head"]
+__all__ = ["HIDDEN", "last_column", "split_head"]
 
 HIDDEN = "llmkit.hidden"
 """Metadata of a graph: the value that enters the head."""
 
 
-def split_head(model: onnx.ModelProto) -> tuple[bytes, bytes] | None:
-    """The serialized halves: the body, whose first output is the hidden states, and the head; None without a mark."""
+def split_head(model: onnx.ModelProto) -> tuple[bytes, bytes]:
+    """The serialized halves of a marked graph: the body, whose first output is the hidden states, and the head."""
     import onnx
 
     known = {entry.key: entry.value for entry in model.metadata_props}
-    hidden = known.get(HIDDEN)
-    if hidden is None:
-        return None
+    hidden = known[HIDDEN]
     graph = model.graph
     shape: list[Any] = ["batch_size", "sequence_length", int(known["llmkit.hidden_size"])]
     typed = onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.DataType.Value(known["llmkit.dtype"]), shape)
@@ -33,6 +32,27 @@ def split_head(model: onnx.ModelProto) -> tuple[bytes, bytes] | None:
     others = [o for o in graph.output if o.name != "logits"]
     body = _part(model, [], [typed, *others], set())
     return body, _part(model, [typed], logits, {hidden})
+
+
+def last_column(model: onnx.ModelProto) -> bytes:
+    """A marked graph, serialized, that gives logits [B, 1, vocab] of the last column alone."""
+    import onnx
+
+    hidden = next(entry.value for entry in model.metadata_props if entry.key == HIDDEN)
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph, last = made.graph, f"{hidden}.last"
+    at = next(i for i, node in enumerate(graph.node) if hidden in node.input)
+    for node in graph.node[at:]:
+        node.input[:] = [last if name == hidden else name for name in node.input]
+    bounds = {f"{last}.starts": -1, f"{last}.ends": 2**62, f"{last}.axes": 1}
+    graph.initializer.extend(
+        onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [1], [n]) for name, n in bounds.items()
+    )
+    graph.node.insert(at, onnx.helper.make_node("Slice", [hidden, *bounds], [last], name=last))
+    logits = next(output for output in graph.output if output.name == "logits")
+    logits.type.tensor_type.shape.dim[1].dim_value = 1
+    return bytes(made.SerializeToString())
 
 
 def _part(model: onnx.ModelProto, inputs: list[Any], outputs: list[Any], given: set[str]) -> bytes:

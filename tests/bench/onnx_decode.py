@@ -52,8 +52,7 @@ def _decoder(decoder, threads: int):
         nonlocal cache
         if is_first:
             cache = decoder.new_cache(len(ids) + N_DECODE)
-        hidden = decoder.hidden(torch.tensor([ids]), cache)
-        return int(decoder.logits(hidden[:, -1]).argmax())
+        return int(decoder.next_logits(torch.tensor([ids]), cache).argmax())
 
     return run
 

@@ -21,9 +21,9 @@ def test_float16_logits(name, attention):
 
 def test_what_runs_from_call_to_call_is_half_too():
     found, _, _ = made("llama", dtype="FLOAT16")
-    kinds = {i.name.partition(".")[0]: i.type for i in found.session.get_inputs()}
+    kinds = {i.name.partition(".")[0]: i.type for i in found.parts.body.session.get_inputs()}
     assert kinds["past_key_values"] == "tensor(float16)"
-    assert found.session.get_outputs()[0].type == "tensor(float)"  # logits
+    assert found.parts.outputs["logits"].dtype == "float32"  # logits
 
 
 def test_biases_of_far_keys_stay_exact_near_the_query():

@@ -59,7 +59,7 @@ def test_embedding_and_head(name, variant, bits):
 def test_float16_with_integers():
     worst, found = worst_of("llama", Rounding(4, 32, embedding=True, accuracy_level=0), dtype="FLOAT16")
     assert all(x <= 2e-2 for x in worst.values()), worst
-    assert found.session.get_inputs()[-1].type == "tensor(float16)"
+    assert found.parts.body.session.get_inputs()[-1].type == "tensor(float16)"
 
 
 def nodes(name, rounding, variant=None):

@@ -5,6 +5,7 @@ Each is held to the torch decoder of the same weights, and the scores of shared 
 
 from __future__ import annotations
 
+import onnx
 import pytest
 import torch
 
@@ -17,8 +18,9 @@ from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import Scorer
 from llmkit.onnx import session as session_module
 from llmkit.onnx.model import build_graph
+from llmkit.onnx.parts import Parts
 from llmkit.onnx.session import OrtDecoder
-from llmkit.onnx.split import split_head
+from llmkit.onnx.split import HIDDEN
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 FAMILIES = ("llama", "gemma2", "bloom", "rwkv", "chatglm", "gpt2", "baichuan")
@@ -35,9 +37,15 @@ def made(name, attention):
     proto = build_graph(model, ckpt.tensors, lambda n, lazy: lazy.load().numpy().tobytes(), attention=attention)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    body, head = (ort.InferenceSession(part, options) for part in split_head(proto))
-    whole = ort.InferenceSession(proto.SerializeToString(), options)
-    return OrtDecoder(body, model, head=head), OrtDecoder(whole, model), load_decoder(ckpt, architecture=architecture)
+    whole = proto.SerializeToString()
+    plain = onnx.ModelProto.FromString(whole)
+    mark = next(entry for entry in plain.metadata_props if entry.key == HIDDEN)
+    plain.metadata_props.remove(mark)
+    decoders = [
+        OrtDecoder(Parts(graph, lambda part: ort.InferenceSession(part or whole, options), torch.device("cpu")), model)
+        for graph in (proto, plain)
+    ]
+    return (*decoders, load_decoder(ckpt, architecture=architecture))
 
 
 def tokens(*shape, seed=3):
@@ -64,6 +72,25 @@ def test_the_halves_are_the_graph(name, attention):
     assert hidden.shape == (1, len(row), halves.model.dims.hidden)
     assert torch.equal(halves.logits(hidden), whole(ids))
     assert torch.allclose(halves.logits(hidden[:, -1]), torch_decoder(ids)[:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["gqa", "attention", "flash"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "rwkv", "gpt2"])
+def test_logits_of_the_last_column_alone(name, attention):
+    """With padding before the tokens, from call to call, and nothing opened that is not needed."""
+    decoder, _, torch_decoder = made(name, attention)
+    ids, steps = tokens(3, 9), tokens(3, 4, seed=4)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = mask[2, :1] = 0
+    caches = decoder.new_cache(5), torch_decoder.new_cache()
+    for given in ((ids, mask), *((steps[:, i : i + 1], None) for i in range(3)), (steps, None)):
+        found, wanted = (
+            d.next_logits(given[0], c, given[1]) for d, c in zip((decoder, torch_decoder), caches, strict=True)
+        )
+        assert found.shape == wanted.shape
+        assert torch.allclose(found, wanted, atol=1e-5)
+    is_lone = attention != "flash" or name == "rwkv"
+    assert ("body" in vars(decoder.parts)) is not is_lone
 
 
 @pytest.mark.parametrize("attention", OPS)
@@ -102,7 +129,7 @@ def test_long_prompts_are_computed_in_stretches(name, attention, monkeypatch):
     wanted = torch_decoder(ids, mask=mask)
     calls = []
     whole = decoder._call
-    monkeypatch.setattr(decoder, "_call", lambda *args: calls.append(args[0].shape) or whole(*args))
+    monkeypatch.setattr(decoder, "_call", lambda *args: calls.append(args[1].shape) or whole(*args))
     monkeypatch.setattr(session_module, "_SCORES_NBYTES", 1)
     monkeypatch.setattr(session_module, "_LEAST_STEP", 7)
     found = decoder(ids, decoder.new_cache(), mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from llmkit.architecture.keys import Computed
 from llmkit.architecture.kinds import NoPositions, Rope
 from llmkit.architecture.registry import default_registry
@@ -9,10 +11,12 @@ from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.opening import load_onnx
+from llmkit.onnx.parts import Parts
 from llmkit.onnx.precision import choose_grids, restored
 from llmkit.onnx.session import OrtDecoder
 from llmkit.tensors.spec import DType
 
+CPU = torch.device("cpu")
 PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
 CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a.variants)]
 
@@ -34,7 +38,8 @@ def running(graph, model):
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return OrtDecoder(ort.InferenceSession(graph.SerializeToString(), options), model)
+    whole = graph.SerializeToString()
+    return OrtDecoder(Parts(graph, lambda part: ort.InferenceSession(part or whole, options), CPU), model)
 
 
 def in_memory(name, lazy):

@@ -1,0 +1,85 @@
+"""The sessions of one graph, each opened when it is first needed.
+
+Scoring needs the logits at few places, which are known after the layers have run: a session for the body, one for the
+head. Generation needs those of the last column alone: one session, one call a token. Who does but one of the two never
+opens the other, whose weights would be in memory twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llmkit.onnx.binding import BoundSession
+from llmkit.onnx.split import HIDDEN, last_column, split_head
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+__all__ = ["Parts", "Port"]
+
+_TORCH = {"FLOAT": "float32", "DOUBLE": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of a graph: torch's name of its dtype, and its dimensions by number or name."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Parts:
+    """A graph and the sessions that run it.
+
+    Args:
+        graph: the ONNX model; its weights may lie in files.
+        start: opens a session of a serialized part; None stands for the whole graph.
+        device: where inputs and outputs are.
+
+    Attributes:
+        metadata: what the exporter says of the graph.
+        inputs, outputs: of the whole graph.
+        is_divided: it is marked where its head begins: without that, the body is all of it.
+    """
+
+    def __init__(self, graph: onnx.ModelProto, start: Callable[[bytes | None], Any], device: torch.device) -> None:
+        self._graph, self._start, self.device = graph, start, device
+        self.metadata = {entry.key: entry.value for entry in graph.metadata_props}
+        self.inputs = {value.name: _port(value) for value in graph.graph.input}
+        self.outputs = {value.name: _port(value) for value in graph.graph.output}
+        self.is_divided = HIDDEN in self.metadata
+
+    @cached_property
+    def body(self) -> BoundSession:
+        """From tokens to what enters the head; to logits where the graph is not divided."""
+        return self._opened(self._halves[0] if self.is_divided else None)
+
+    @cached_property
+    def head(self) -> BoundSession:
+        """From there to logits."""
+        return self._opened(self._halves[1])
+
+    @cached_property
+    def last(self) -> BoundSession:
+        """From tokens to the logits of the last column, [B, 1, vocab]."""
+        return self._opened(last_column(self._graph))
+
+    @cached_property
+    def _halves(self) -> tuple[bytes, bytes]:
+        return split_head(self._graph)
+
+    def _opened(self, part: bytes | None) -> BoundSession:
+        return BoundSession(self._start(part), self.device)
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    import onnx
+
+    kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    dims = value.type.tensor_type.shape.dim
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims)
+    return Port(_TORCH.get(kind, kind.lower()), shape)
