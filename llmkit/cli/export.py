@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         examples=[
             "llmkit export vicuna-7b --to onnx -o vicuna-7b-onnx",
             "llmkit export vicuna-7b --to onnx --bits 4 -o vicuna-7b-onnx-int4",
-            "llmkit export vicuna-7b --to onnx --bits 8 --quantize-embedding --keep '*.down_proj' -o out",
+            "llmkit export vicuna-7b --to onnx --bits 4 --embedding-bits 4 --keep '*.down_proj' -o out",
             "llmkit export vicuna-7b --to onnx --weights copy --attention attention -o out",
             "llmkit export vicuna-7b --to onnx --kv-cache-dtype int8 --calibrate chats.txt -o out",
         ],
@@ -77,7 +77,8 @@ def export(
         typer.Option(
             "--bits",
             metavar="8|4",
-            help="Quantize the linear layers, rounding to nearest. A quantized model keeps its own grids without it.",
+            help="Round the linear layers to nearest. A quantized model keeps its grids without it, and with it those "
+            "of no more bits.",
         ),
     ] = None,
     group_size: Annotated[
@@ -86,20 +87,32 @@ def export(
             "--group-size",
             metavar="N|channel|auto",
             help="Input columns that share a scale: 16, 32, 64, 128, 256, or channel for one scale a row. auto: the "
-            "largest of 128, 64, 32 that divides every row.",
+            "largest of 64, 32 that divides every row, with 8 bits of 128, too.",
         ),
     ] = "auto",
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Give each group a zero point.")] = False,
+    asymmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--asymmetric/--symmetric",
+            help="Give each group a zero point, or none (default: one with 4 bits, which costs 1 % of the bytes).",
+            show_default=False,
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None, typer.Option("--keep", metavar="GLOB", help="Leave modules in floats (may be repeated).")
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="GLOB", help="Quantize these modules (may be repeated).")
     ] = None,
-    quantize_embedding: Annotated[
-        bool,
-        typer.Option("--quantize-embedding", help="Quantize the embedding and the head, too; tied ones share bytes."),
-    ] = False,
+    embedding_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--embedding-bits",
+            metavar="4|8|16",
+            help="Bits of the embedding and the head, which share bytes where they are tied; 16 leaves them in floats. "
+            "By default 8 with --bits: perplexity does not notice them, and the head is read for every token.",
+        ),
+    ] = None,
     qdq: Annotated[
         bool,
         typer.Option(
@@ -173,10 +186,10 @@ def export(
     rounding = Rounding(
         bits,
         parse_group_size(group_size),
-        not asymmetric,
+        None if asymmetric is None else not asymmetric,
         keep or (),
         only or (),
-        quantize_embedding,
+        embedding_bits,
         accuracy_level,
         qdq,
     )

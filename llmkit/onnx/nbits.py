@@ -29,7 +29,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BLOCKS", "Columns", "NBits", "columns_of", "rounded", "taken"]
+__all__ = ["BLOCKS", "Columns", "NBits", "columns_of", "rounded", "taken", "unit_rows"]
 
 BLOCKS = (16, 32, 64, 128, 256)
 
@@ -224,6 +224,27 @@ def taken(codes: Codes, *, is_table: bool = False) -> NBits | None:
 
     offsets = repeated(codes.offsets) if codes.offsets is not None else None
     return replace(made, scales=repeated(codes.scales), zeros=zeros, offsets=offsets)
+
+
+def unit_rows(matrix: NBits) -> NBits:
+    """The same codes with scales that make every row one of length 1, for heads that divide rows by their norms.
+
+    The grid is that of the rows as they were: rounding to nearest does not depend on their length.
+    """
+    restored = matrix.restored()
+
+    def length(rows: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
+        return part.double().div_(lengths.clamp_(min=1e-12)).float()
+
+    def divided(part: Lazy) -> Lazy:
+        wide = part.cast(DType.F32)
+        return Apply("row / norm", [restored, wide], wide.spec, length, scratch=4.0).output()
+
+    offsets = divided(matrix.offsets) if matrix.offsets is not None else None
+    return replace(matrix, scales=divided(matrix.scales), offsets=offsets)
 
 
 def _block_of_row(columns: int) -> int:

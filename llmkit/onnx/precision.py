@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
@@ -13,52 +12,16 @@ from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, SpecError, listing
 from llmkit.onnx.grids import Grids
-from llmkit.onnx.nbits import BLOCKS, NBits, columns_of, rounded, taken
-from llmkit.quantization.schemes import GROUP_SIZES, Scheme
+from llmkit.onnx.nbits import BLOCKS, NBits, columns_of, rounded, taken, unit_rows
+from llmkit.onnx.rounding import ACCURACY_LEVELS, AUTO_GROUPS, Rounding
+from llmkit.quantization.schemes import Scheme
 from llmkit.tensors.codes import codes_of, decoded_from, is_decoded
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
-from llmkit.transforms.quantize import GroupSize, matches, must_match
+from llmkit.transforms.quantize import matches, must_match
 
-__all__ = ["ACCURACY_LEVELS", "Rounding", "choose_grids", "restored"]
-
-# What MatMulNBits computes products in. With 0 and 1 the CPU's kernel for 8 bits restores the whole matrix in each call
-# (350 times the time of level 4, measured at one token), and that for 4 bits takes 4 times as long.
-ACCURACY_LEVELS = {0: "the dtype of activations", 1: "float32", 4: "int8 activations"}
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """What is asked of weights on integer grids.
-
-    Attributes:
-        bits: 4 or 8: round the linear layers; None: only keep what the checkpoint has on grids already.
-        group_size: columns that share a scale: 16 to 256, "channel" for one scale a row, or "auto": the largest of
-            128, 64, 32 that divides every row.
-        symmetric: no zero points.
-        keep, only: globs of tensors or modules, as of `llmkit quantize`.
-        embedding: round the embedding and the head, too.
-        accuracy_level: of MatMulNBits (`ACCURACY_LEVELS`); None: 4 for the CPU.
-        is_qdq: DequantizeLinear and MatMul, of which ONNX Runtime makes MatMulNBits when it loads them.
-    """
-
-    bits: int | None = None
-    group_size: GroupSize = "auto"
-    symmetric: bool = True
-    keep: Sequence[str] = ()
-    only: Sequence[str] = ()
-    embedding: bool = False
-    accuracy_level: int | None = None
-    is_qdq: bool = False
-
-    def attrs(self) -> dict[str, Any]:
-        """What was asked, for the history; empty for nothing."""
-        asked = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
-        asked |= {"embedding": self.embedding, "qdq": self.is_qdq}
-        return (asked if self.bits is not None else {}) | {
-            name: list(globs) for name, globs in (("keep", self.keep), ("only", self.only)) if globs
-        }
+__all__ = ["Rounding", "choose_grids", "restored"]
 
 
 @dataclass
@@ -68,6 +31,7 @@ class _Chosen:
     to_round: dict[str, tuple[Slot, Lazy]] = field(default_factory=dict)
     widened: dict[str, str] = field(default_factory=dict)  # name: what it is stored as
     rounded_again: list[str] = field(default_factory=list)
+    left: dict[str, list[str]] = field(default_factory=dict)  # why: names of matrices
 
 
 def choose_grids(
@@ -84,14 +48,16 @@ def choose_grids(
         InputError: bits, a group size or an accuracy level that the kernels do not have; nothing to apply options to.
         SpecError: a glob that matches nothing, nothing left to round.
     """
-    _refuse_unknown(asked)
+    asked.refuse_unknown()
+    ends = asked.bits_of_ends(provider)
+    head = model.slots["head.weight"].name if "head.weight" in model.slots else ""
     for glob in (*asked.keep, *asked.only):
         must_match(ckpt, glob)
     chosen = _Chosen()
     for slot in model.slots.values():
-        if slot.name in ckpt.tensors and _is_matrix(slot, model) and not matches(slot.name, asked.keep):
-            _sort(chosen, slot, ckpt.tensors[slot.name], asked)
-    if asked.bits is None and not chosen.matrices and (asked.keep or asked.only or not asked.symmetric):
+        if slot.name in ckpt.tensors and len(slot.shape) == 2 and not (slot.kind == "head" and model.is_tied):
+            _sort(chosen, slot, model, ckpt.tensors[slot.name], asked, provider)
+    if asked.bits is None and not chosen.matrices and (asked.keep or asked.only or asked.symmetric is not None):
         raise InputError(f"{ckpt.label} has float weights, which nothing rounds", hint="give --bits 4 or --bits 8")
     if asked.bits is not None and not chosen.matrices and not chosen.to_round:
         raise SpecError(
@@ -100,13 +66,11 @@ def choose_grids(
             hint=f"name linear layers, such as {_example(model)}",
         )
     notes = _notes_of_kept(chosen)
-    if asked.bits is not None and chosen.to_round:
-        scheme, reason = _scheme(asked.bits, asked, chosen.to_round)
-        for name, (slot, lazy) in chosen.to_round.items():
-            own = _of_table(scheme, slot, lazy) if _is_table(slot) else scheme
-            chosen.matrices[name] = rounded(name, lazy, own, scale_dtype, is_table=_is_table(slot))
-        notes.append(f"{len(chosen.to_round)} matrices to {scheme}{reason}, rounded to nearest")
-    level = asked.accuracy_level if asked.accuracy_level is not None else 4 if provider == "cpu" else 0
+    if asked.bits is not None:
+        notes += _round(chosen, asked, asked.bits, ends or asked.bits, scale_dtype)
+    if head in chosen.matrices and as_bool(model.head.normalized):
+        chosen.matrices[head] = unit_rows(chosen.matrices[head])
+    level = asked.level(provider)
     if chosen.matrices:
         notes.append(f"MatMulNBits computes in {ACCURACY_LEVELS[level]} (accuracy level {level})")
         if provider == "cpu" and level != 4 and any(m.bits == 8 for m in chosen.matrices.values()):
@@ -128,56 +92,70 @@ def restored(tensors: Mapping[str, Lazy], model: Model, grids: Grids) -> dict[st
     return found
 
 
-def _refuse_unknown(asked: Rounding) -> None:
-    if asked.bits not in (None, 4, 8):
-        raise InputError(f"--bits {asked.bits}: expected 4 or 8", hint="--bits 4 or --bits 8")
-    if asked.group_size not in ("auto", "channel", *BLOCKS):
-        sizes = ", ".join(map(str, BLOCKS))
-        raise InputError(f"--group-size {asked.group_size}: expected {sizes}, channel or auto", hint="--group-size 64")
-    if asked.accuracy_level not in (None, *ACCURACY_LEVELS):
-        levels = ", ".join(f"{level} ({what})" for level, what in ACCURACY_LEVELS.items())
-        raise InputError(f"--accuracy-level {asked.accuracy_level}: expected {levels}", hint="--accuracy-level 4")
-    if asked.bits is None and (asked.embedding or asked.group_size != "auto"):
-        what = "--quantize-embedding" if asked.embedding else "--group-size"
-        raise InputError(f"{what} says nothing without --bits", hint="give --bits 4 or --bits 8, too")
-
-
-def _is_matrix(slot: Slot, model: Model) -> bool:
-    """Linear layers, the embedding, and a head of its own whose rows are used as they are stored."""
-    if slot.kind == "head":
-        return len(slot.shape) == 2 and not model.is_tied and not as_bool(model.head.normalized)
-    return len(slot.shape) == 2 and (slot.kind == "linear" or _is_table(slot))
-
-
 def _is_table(slot: Slot) -> bool:
     return slot.id == "embed.weight"
 
 
-def _sort(chosen: _Chosen, slot: Slot, lazy: Lazy, asked: Rounding) -> None:
+def _is_end(slot: Slot) -> bool:
+    return slot.kind == "head" or _is_table(slot)
+
+
+def _why_left(slot: Slot, model: Model, columns: int, asked: Rounding) -> str | None:
+    """Why no grid takes a matrix, whatever bits are asked for; None where one does."""
+    if matches(slot.name, asked.keep):
+        return "--keep"
+    if asked.only and not matches(slot.name, asked.only):
+        return "--only"
+    if slot.kind != "linear" and not _is_end(slot):
+        return "looked up or multiplied element by element"
+    if _is_table(slot) and model.is_tied and as_bool(model.head.normalized):
+        return "its rows are normalized for the head alone"
+    if _is_table(slot) and all(columns % block for block in BLOCKS):
+        return f"no block divides its rows of {columns}"
+    return None
+
+
+def _sort(chosen: _Chosen, slot: Slot, model: Model, lazy: Lazy, asked: Rounding, provider: str) -> None:
     """Put a matrix where it belongs: kept on its grid, to be rounded, or left."""
+    bits = asked.bits_of_ends(provider) if _is_end(slot) else asked.bits
     if slot.is_transposed:
         lazy = transpose(lazy)
-    if asked.only and not matches(slot.name, asked.only):
-        is_wanted, may_keep = False, False
-    else:
-        is_wanted, may_keep = bool(asked.only) or slot.kind == "linear" or asked.embedding, True
-    codes = codes_of(lazy)
-    if codes is not None and may_keep and asked.bits in (None, codes.bits):
+    why = _why_left(slot, model, lazy.shape[1], asked)
+    codes = codes_of(lazy) if why is None else None
+    if codes is not None and (asked.bits is None or (bits is not None and codes.bits <= bits)):
         found = taken(codes, is_table=_is_table(slot))
         if found is not None and not (_is_table(slot) and codes.columns % found.block):
             chosen.matrices[slot.name] = found
             chosen.kept.append(found)
             return
-    if asked.bits is not None and is_wanted:
-        if _is_table(slot) and all(lazy.shape[1] % block for block in BLOCKS):
-            raise SpecError(
-                f"{slot.name}: no block size divides its rows of {lazy.shape[1]}", hint="leave it in floats"
-            )
+    if why is None and bits is not None:
         chosen.to_round[slot.name] = (slot, lazy)
         if is_decoded(lazy):
             chosen.rounded_again.append(slot.name)
     elif is_decoded(lazy):
         chosen.widened[slot.name] = decoded_from(lazy)
+    else:
+        why = why or asked.why_float_ends(provider)
+        chosen.left.setdefault(str(why), []).append(slot.name)
+
+
+def _round(chosen: _Chosen, asked: Rounding, bits: int, ends: int, scale_dtype: DType) -> list[str]:
+    """Round what is to be rounded, and say so."""
+    scheme, reason = _scheme(bits, asked, chosen.to_round)
+    n_layers, schemes = 0, {}
+    for name, (slot, lazy) in chosen.to_round.items():
+        own = asked.scheme(ends, scheme.group_size) if _is_end(slot) else scheme
+        if _is_table(slot):
+            own = _of_table(own, lazy)
+        chosen.matrices[name] = rounded(name, lazy, own, scale_dtype, is_table=_is_table(slot))
+        if _is_end(slot):
+            schemes[name] = own
+        else:
+            n_layers += 1
+    notes = [f"{n_layers} matrices to {scheme}{reason}, rounded to nearest"] if n_layers else []
+    notes += [f"{name} to {own}" for name, own in schemes.items()]
+    left = [f"{listing(names, 2)} ({why})" for why, names in chosen.left.items() if why != "--only"]
+    return notes + ([f"matrices left in floats: {'; '.join(left)}"] if left else [])
 
 
 def _notes_of_kept(chosen: _Chosen) -> list[str]:
@@ -209,22 +187,23 @@ def _scheme(bits: int, asked: Rounding, matrices: Mapping[str, tuple[Slot, Lazy]
     """The scheme of what is rounded, and in words why an automatic group size was taken."""
     size = asked.group_size
     if size == "channel":
-        return Scheme(bits, None, asked.symmetric), ""
+        return asked.scheme(bits, None), ""
     if size != "auto":
-        return Scheme(bits, size, asked.symmetric), ""
+        return asked.scheme(bits, size), ""
     rows = {name: lazy.shape[1] for name, (slot, lazy) in matrices.items() if not _is_table(slot)}
-    for group in GROUP_SIZES[::-1]:
+    sizes = AUTO_GROUPS[bits]
+    for group in sizes:
         odd = [name for name, n in rows.items() if n % group]
         if not odd:
-            larger = next((g for g in GROUP_SIZES if g > group and any(n % g for n in rows.values())), None)
+            larger = next((g for g in sizes[::-1] if g > group and any(n % g for n in rows.values())), None)
             name = next((name for name, n in rows.items() if larger and n % larger), "")
             why = f" ({larger} does not divide: {name} has rows of {rows[name]})" if larger else ""
-            return Scheme(bits, group, asked.symmetric), why
-    filled = next(name for name, n in rows.items() if n % GROUP_SIZES[0])
-    return Scheme(bits, GROUP_SIZES[0], asked.symmetric), f" (rows of {rows[filled]} are filled up: {filled})"
+            return asked.scheme(bits, group), why
+    filled = next(name for name, n in rows.items() if n % sizes[-1])
+    return asked.scheme(bits, sizes[-1]), f" (rows of {rows[filled]} are filled up: {filled})"
 
 
-def _of_table(scheme: Scheme, slot: Slot, lazy: Lazy) -> Scheme:
+def _of_table(scheme: Scheme, lazy: Lazy) -> Scheme:
     """GatherBlockQuantized has whole blocks only."""
     columns, size = lazy.shape[1], scheme.group_size
     if size is None or columns % size == 0:

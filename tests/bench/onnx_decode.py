@@ -197,8 +197,8 @@ class Precision:
 
 PRECISIONS = {
     "float32": Precision((), "f32", "fp32"),
-    "int8": Precision(("--bits", "8", "--quantize-embedding"), "q8_0"),
-    "int4": Precision(("--bits", "4", "--quantize-embedding"), "q4_0", "int4"),
+    "int8": Precision(("--bits", "8"), "q8_0"),
+    "int4": Precision(("--bits", "4", "--embedding-bits", "4"), "q4_0", "int4"),
 }
 
 

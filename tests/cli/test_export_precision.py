@@ -10,7 +10,7 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])
-@pytest.mark.parametrize("extra", [[], ["--asymmetric", "--quantize-embedding", "--group-size", "16"]])
+@pytest.mark.parametrize("extra", [[], ["--asymmetric", "--embedding-bits", "4", "--group-size", "16"]])
 def test_quantized_while_it_is_exported(call, tiny, tmp_path, bits, extra):
     out = tmp_path / "out"
     done = call("export", tiny, "--to", "onnx", "--bits", bits, *extra, "-o", out, "--json")
@@ -31,7 +31,7 @@ def test_quantized_while_it_is_exported(call, tiny, tmp_path, bits, extra):
 def test_the_table_says_what_was_compared(call, tiny, tmp_path):
     done = call("export", tiny, "--to", "onnx", "--bits", "4", "-o", tmp_path / "out")
     assert done.code == 0
-    assert "14 matrices to int4 group 32 symmetric (64 does not divide: " in done.err
+    assert "14 matrices to int4 group 32 asymmetric (64 does not divide: " in done.err
     assert "MatMulNBits computes in int8 activations (accuracy level 4)" in done.err
     assert "prefill, int8 activations" in done.out
 
@@ -110,7 +110,7 @@ def test_bfloat16_for_cuda_is_not_compared_without_it(call, tiny, tmp_path):
         (["--bits", "4", "--group-size", "24"], "--group-size 24: expected 16, 32, 64, 128, 256", "--group-size 64"),
         (["--bits", "4", "--group-size", "all"], "--group-size 'all': expected a number", "--group-size 64"),
         (["--bits", "8", "--accuracy-level", "3"], "--accuracy-level 3: expected 0", "--accuracy-level 4"),
-        (["--quantize-embedding"], "--quantize-embedding says nothing without --bits", "give --bits"),
+        (["--embedding-bits", "4"], "--embedding-bits says nothing without --bits", "give --bits"),
         (["--asymmetric"], "tiny has float weights, which nothing rounds", "give --bits"),
         (["--bits", "4", "--keep", "*.qproj"], "'*.qproj' matches no module", "inspect"),
         (["--dtype", "float8"], "--dtype 'float8' is unknown", "float16"),
@@ -149,10 +149,15 @@ def test_a_folder_of_integers_names_them(call, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--bits", "4"], "int4 blocks of 32 symmetric, accuracy level 4 × 14"),
         (
-            ["--bits", "8", "--asymmetric", "--group-size", "16", "--quantize-embedding"],
-            "int8 blocks of 16 asymmetric, accuracy level 4 × 15, int8 blocks of 16 asymmetric, rows of a table × 1",
+            ["--bits", "4"],
+            "int4 blocks of 32 asymmetric, accuracy level 4 × 14, int8 blocks of 32 symmetric, rows of a table × 1, "
+            "int8 blocks of 32 symmetric, accuracy level 4 × 1",
+        ),
+        (
+            ["--bits", "8", "--asymmetric", "--group-size", "16", "--embedding-bits", "4"],
+            "int8 blocks of 16 asymmetric, accuracy level 4 × 14, int4 blocks of 16 asymmetric, rows of a table × 1, "
+            "int4 blocks of 16 asymmetric, accuracy level 4 × 1",
         ),
     ],
 )

@@ -153,7 +153,7 @@ def test_other_bits_are_rounded_a_second_time_and_said(tmp_path):
     ckpt = open_checkpoint(tmp_path / "q")
     notes = " ".join(export(ckpt, rounding=Rounding(4, 32)).notes)
     assert "14 matrices were on another grid" in notes
-    assert "14 matrices to int4 group 32 symmetric" in notes
+    assert "14 matrices to int4 group 32 asymmetric" in notes
     assert "stay on the grid" in " ".join(export(ckpt, rounding=Rounding(8)).notes)
 
 
