@@ -37,6 +37,24 @@ def exported(name: str, folder: Path) -> Path:
     return out
 
 
+def exported_int8(folder: Path) -> Path:
+    """The trained model of the mini bench as an ONNX folder whose cache is in int8."""
+    from llmkit.cli.app import main
+
+    source = Path(__file__).resolve().parents[2] / "evalsets" / "mini" / "base"
+    options = ["--kv-cache-dtype", "int8", "--no-check", "-q", "-o", str(folder / "mini-onnx")]
+    assert main(["export", str(source), "--to", "onnx", *options]) == 0
+    return folder / "mini-onnx"
+
+
+def written_by_llmkit(folder: Path) -> list[list[int]]:
+    """What llmkit's own runner writes after each prompt, greedily: alone, without padding."""
+    from llmkit.onnx.opening import load_onnx
+
+    decoder = load_onnx(folder)
+    return [generate(decoder, [prompt], max_new_tokens=N_TOKENS)[0] for prompt in PROMPTS]
+
+
 def expected(folder: Path) -> list[list[int]]:
     """What the torch decoder writes after each prompt, greedily, no end token: of the folder that was exported."""
     source = folder.with_name(folder.name.removesuffix("-onnx"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported
+from runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported, exported_int8, written_by_llmkit
 
 pytestmark = pytest.mark.genai
 genai = pytest.importorskip("onnxruntime_genai", reason="needs ONNX Runtime GenAI (extra genai)")
@@ -16,6 +18,16 @@ def folder(request, tmp_path_factory):
 
 
 def test_greedy_text(folder):
+    _check(folder, expected(folder), END)
+
+
+def test_a_cache_in_int8(tmp_path):
+    folder = exported_int8(tmp_path)
+    end = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
+    _check(folder, written_by_llmkit(folder), end)
+
+
+def _check(folder, expected, end):
     model = genai.Model(str(folder))
     found = []
     for prompt in PROMPTS:
@@ -28,7 +40,7 @@ def test_greedy_text(folder):
             generator.generate_next_token()
             text.append(int(generator.get_next_tokens()[0]))
         found.append(text)
-    whole = [[*text, END] for text in expected(folder)]
-    wanted = [text[: min(text.index(END) + 1, N_TOKENS)] for text in whole]
+    whole = [[*text, end] for text in expected]
+    wanted = [text[: min(text.index(end) + 1, N_TOKENS)] for text in whole]
     assert found == wanted
     assert max(map(len, wanted)) > N_TOKENS // 2

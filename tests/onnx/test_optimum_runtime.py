@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported
+from runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported, exported_int8, written_by_llmkit
 
 pytestmark = pytest.mark.optimum
 optimum = pytest.importorskip("optimum.onnxruntime", reason="needs Optimum (extra optimum, which pins transformers)")
@@ -25,8 +25,16 @@ def written(model, rows, mask=None):
 
 
 def test_greedy_text(folder):
+    _check(folder, expected(folder))
+
+
+def test_a_cache_in_int8(tmp_path):
+    folder = exported_int8(tmp_path)
+    _check(folder, written_by_llmkit(folder))
+
+
+def _check(folder, wanted):
     model = optimum.ORTModelForCausalLM.from_pretrained(folder)
-    wanted = expected(folder)
     assert [written(model, [p])[0] for p in PROMPTS] == wanted
     longest = max(len(p) for p in PROMPTS)
     rows = [[0] * (longest - len(p)) + p for p in PROMPTS]
