@@ -125,7 +125,7 @@ class Calibration(Node):
         return tuple(_scales(w) for keys, values in pairs for w in (keys, values * _VALUE_MARGIN))
 
     def peak_nbytes(self, n_rows: int) -> int:
-        """Embedding, head and one layer in float32, what one tensor needs while it is read, and activations."""
+        """Embedding, head and a layer in float32, that layer again while parts are joined, and activations."""
         shared = one = largest = 0
         for slot in self._model.slots.values():
             lazy = self._ckpt.tensors.get(slot.name)
@@ -138,7 +138,7 @@ class Calibration(Node):
                 shared += nbytes
             largest = max(largest, lazy.node.peak_nbytes(lazy.node.n_rows))
         dims = self._model.dims
-        return shared + one + largest + 4 * MOST_TOKENS * (8 * dims.hidden + 3 * max(dims.ffn, dims.hidden))
+        return shared + 2 * one + largest + 4 * MOST_TOKENS * (8 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
 
 
 def _scales(widest: torch.Tensor) -> torch.Tensor:
