@@ -129,3 +129,15 @@ def test_no_path_of_one_machine_is_tracked():
     )
     lines = [line for line in done.stdout.splitlines() if "test_house.py" not in line]
     assert lines == []
+
+
+def test_nothing_large_is_tracked_but_the_mini_models():
+    """Downloads once came in with a hurried `git add`."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    sizes = {
+        name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()
+    }
+    large = {name: n for name, n in sizes.items() if n > 300_000 and not name.startswith("evalsets/mini/")}
+    assert not large
