@@ -177,9 +177,9 @@ def _embedding_rows(floats: Checkpoint, model: Model | None) -> int | None:
 
 
 def _n_floats(name: str, lazy: Lazy, slots: Mapping[str, Slot]) -> int:
-    """Elements of the float model that a tensor stands for; a graph has codes, scales and zero points for one."""
+    """Elements of the float model that a tensor stands for; a graph has codes, scales and more for one."""
     stem, _, leaf = name.rpartition(".")
-    if leaf not in ("weight_codes", "weight_scales", "weight_zeros") or f"{stem}.weight" not in slots:
+    if leaf not in ("weight_codes", "weight_scales", "weight_zeros", "weight_offsets") or f"{stem}.weight" not in slots:
         return lazy.spec.numel
     return slots[f"{stem}.weight"].numel if leaf == "weight_codes" else 0
 

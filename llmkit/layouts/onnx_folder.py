@@ -166,7 +166,9 @@ def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict
             continue
         zeros = node.input[3] if len(node.input) > 3 else ""
         words = f"int{about.get('bits', 4)} blocks of {about.get('block_size', 128)} "
-        words += "asymmetric" if zeros else "symmetric"
+        codes = node.input[1 if node.op_type == "MatMulNBits" else 0]
+        has_offsets = codes.removesuffix("codes") + "offsets" in kinds
+        words += "with offsets" if has_offsets else "asymmetric" if zeros else "symmetric"
         level = about.get("accuracy_level", 0)
         found[words + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else ", rows of a table")] += 1
     return dict(found.most_common())

@@ -9,6 +9,7 @@ from test_onnx_kept_grids import matrices_in, parts_in
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.inspection.summary import summarize
 from llmkit.onnx.export import computed_weights, export
 from llmkit.onnx.parity import compare_decoders
 
@@ -53,6 +54,7 @@ def test_blocks_keep_their_integers(tmp_path, kind, tied):
     assert plan.notes[0].startswith(f"{15 if tied else 16} matrices stay on the grid that they are stored on ({kind}")
     save(plan, tmp_path / "out")
     assert same_weights(path, tmp_path / "out") == 15  # an embedding without a head is in no product
+    assert summarize(open_checkpoint(tmp_path / "out")).n_parameters == summarize(open_checkpoint(path)).n_parameters
     _, graph = parts_in(tmp_path / "out")
     assert {n.attributes["bits"].value for n in graph if n.op_type == "MatMulNBits"} == {KEPT[kind]}
     differences = compare_decoders(*exported_decoders(tmp_path / "out", open_checkpoint(path)))
