@@ -94,7 +94,7 @@ def export(
         bool | None,
         typer.Option(
             "--asymmetric/--symmetric",
-            help="Give each group a zero point, or none (default: one with 4 bits, which costs 1 % of the bytes).",
+            help="Give each group a zero point, or none (default: one with 4 bits, which costs 2 % of the bytes).",
             show_default=False,
         ),
     ] = None,
