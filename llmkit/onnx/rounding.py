@@ -68,8 +68,8 @@ class Rounding:
         """Bits of the embedding and the head; None for floats.
 
         Eight by default: on SmolLM2-135M perplexity does not notice them (18.35 for 18.38; four make it 21.04), and a
-        head in float32 is 113 of the 174 MB that a token reads when the layers are int4. Floats where every product in 8 bits would restore the
-        head, and where the operators shall be the standard's.
+        head in float32 is 113 of the 174 MB that a token reads when the layers are int4. Floats where every product in
+        8 bits would restore the head, and where the operators shall be the standard's.
         """
         if self.bits is None or self.why_float_ends(provider) is not None:
             return None
