@@ -31,7 +31,10 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise InputError(f"{folder} has no {MANIFEST_NAME}: it was not written by llmkit")
+        raise InputError(
+            f"{folder} has no {MANIFEST_NAME}: it was not written by llmkit",
+            hint=f"llmkit inspect {folder} checks what a checkpoint says of itself",
+        )
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -34,7 +34,9 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+        raise InputError(
+            f"{path} is not valid JSON: {error}", hint="copy the file from the model's source again"
+        ) from error
 
 
 def read_file(path: Path) -> dict[str, Lazy]:

@@ -64,7 +64,10 @@ def _read(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
+        if not model.graph.output:
+            raise ValueError("it has no graph")
+        return model
     except (DecodeError, OSError, ValueError) as error:
         raise InputError(
             f"{path} is no ONNX model, or is cut short: {str(error).splitlines()[0]}", hint="export the model again"

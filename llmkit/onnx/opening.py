@@ -39,7 +39,12 @@ def original_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is no object.
     """
-    name = next((name for name in _CONFIGS if (folder / name).is_file()), _CONFIGS[-1])
+    name = next((name for name in _CONFIGS if (folder / name).is_file()), None)
+    if name is None:
+        raise InputError(
+            f"{folder} has no config.json, which says what model it is",
+            hint="copy the config.json of the model that it was exported from into it, or export the model again",
+        )
     config = read_json(folder / name)
     if not isinstance(config, dict):
         raise InputError(f"{folder / name}: expected an object, found {type(config).__name__}")
@@ -64,8 +69,9 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
     check_provider(provider)
     if not is_onnx_folder(folder):
         raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
-    config = original_config(folder)
     graph = _graph(folder / MODEL)
+    _refuse_right_padding(folder / MODEL, graph)
+    config = original_config(folder)
     stated = next((entry.value for entry in graph.metadata_props if entry.key == ACCURACY), "4")
     if exact:
         _make_exact(graph)
@@ -113,6 +119,17 @@ def _graph(path: Path) -> onnx.ModelProto:
         return onnx.load_model(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise InputError(f"{path} is no ONNX model, or is cut short: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_right_padding(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse graphs of others that take padding on the right only: this runner pads on the left, too."""
+    is_foreign = not any(entry.key == "llmkit.state" for entry in proto.metadata_props)
+    if is_foreign and any(node.op_type == "GroupQueryAttention" for node in proto.graph.node):
+        raise InputError(
+            f"{path} was written by {proto.producer_name or 'another program'}: its attention takes no padding on the "
+            "left, which this runner needs",
+            hint="llmkit export MODEL --to onnx -o OUT writes one that runs here and in onnxruntime-genai",
+        )
 
 
 def _make_exact(graph: onnx.ModelProto) -> None:

@@ -317,13 +317,18 @@ def _paired(parts: Parts) -> dict[str, str]:
     """Inputs that go on from call to call and the outputs they go on from, by the names that Optimum gives them.
 
     Raises:
-        InputError: it has an input that nothing here feeds.
+        InputError: it has an input that nothing here feeds, or keys of a size that it does not state.
     """
     found = {name: name.replace("past_key_values.", "present.", 1) for name in parts.inputs}
     found = {name: out for name, out in found.items() if name != out and out in parts.outputs}
     left = [name for name in parts.inputs if name not in (*_KNOWN_INPUTS, *found)]
-    if left or not found:
+    shapes = {name: parts.inputs[name].shape for name in found}
+    vague = [n for n, s in shapes.items() if len(s) != 4 or not all(isinstance(size, int) for size in (s[1], s[3]))]
+    if left or vague or not found:
         what = f"needs {left[0]}, which nothing feeds" if left else "keeps no past_key_values"
+        if vague and not left:
+            shape = list(shapes[vague[0]])
+            what = f"has {vague[0]} of shape {shape}, expected [batch, heads, past, head size] with numbers"
         raise InputError(f"this graph {what}", hint="llmkit export MODEL --to onnx writes one that can be run")
     return found
 

@@ -141,6 +141,91 @@ def test_damaged_folders(call, broken, command):
     assert done.err == (f"error: {graph} is a graph, whose weights lie beside it\nhint: give the folder: {broken}\n")
 
 
+@pytest.fixture
+def text(tmp_path):
+    found = tmp_path / "text.txt"
+    found.write_text("w5 w6 w7 w8 w9")
+    return found
+
+
+def every_runner(call, folder, text):
+    """What the commands that compute say of a folder."""
+    yield call("generate", folder, "w5")
+    yield call("perplexity", folder, "--text", text)
+    yield call("eval", folder, "--bench", "mini", "--limit", "1")
+
+
+def test_a_graph_that_is_empty(call, broken, text):
+    (broken / "model.onnx").write_bytes(b"")
+    error = f"error: {broken / 'model.onnx'} is no ONNX model, or is cut short: it has no graph"
+    for done in (call("inspect", broken), *every_runner(call, broken, text)):
+        assert (done.code, done.out) == (2, "")
+        assert done.err == f"{error}\nhint: export the model again\n"
+    done = call("verify", broken)
+    assert done.code == 1
+    assert "model.onnx is 0 bytes long" in done.out
+
+
+def test_a_folder_without_a_config(call, broken, text):
+    (broken / "config.json").unlink()
+    for done in every_runner(call, broken, text):
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            f"error: {broken} has no config.json, which says what model it is\n"
+            "hint: copy the config.json of the model that it was exported from into it, or export the model again\n"
+        )
+    assert call("inspect", broken).code == 0
+    assert "differs: config.json is missing" in call("verify", broken).out
+    (broken / "config.json").write_text("{")
+    for done in (call("inspect", broken), *every_runner(call, broken, text)):
+        assert done.code == 2
+        assert done.err.startswith(f"error: {broken / 'config.json'} is not valid JSON: ")
+        assert done.err.splitlines()[1:] == ["hint: copy the file from the model's source again"]
+
+
+def test_a_graph_of_another_program_that_takes_padding_on_the_right_only(call, broken, text):
+    """That of onnxruntime-genai's builder: lengths of rows go to GroupQueryAttention, which then cuts the row's end."""
+    import onnx
+
+    (broken / "llmkit.json").unlink()
+    (broken / "config.json").unlink()
+    graph = onnx.load(broken / "model.onnx", load_external_data=False)
+    del graph.metadata_props[:]
+    graph.producer_name = "onnxruntime-genai"
+    (broken / "model.onnx").write_bytes(graph.SerializeToString())
+    for done in every_runner(call, broken, text):
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            f"error: {broken / 'model.onnx'} was written by onnxruntime-genai: its attention takes no padding on the "
+            "left, which this runner needs\n"
+            "hint: llmkit export MODEL --to onnx -o OUT writes one that runs here and in onnxruntime-genai\n"
+        )
+    assert call("inspect", broken).code == 0
+    done = call("verify", broken)
+    assert done.code == 2
+    assert done.err == (
+        f"error: {broken} has no llmkit.json: it was not written by llmkit\n"
+        f"hint: llmkit inspect {broken} checks what a checkpoint says of itself\n"
+    )
+
+
+def test_keys_of_an_unstated_size(call, tiny, tmp_path, text):
+    import onnx
+
+    out = tmp_path / "out"
+    assert call("export", tiny, "--attention", "attention", "--no-check", "-o", out).code == 0
+    graph = onnx.load(out / "model.onnx", load_external_data=False)
+    del graph.metadata_props[:]
+    for value in graph.graph.input:
+        if "past_key_values" in value.name:
+            value.type.tensor_type.shape.dim[3].dim_param = "kv_cache_dim"
+    (out / "model.onnx").write_bytes(graph.SerializeToString())
+    for done in every_runner(call, out, text):
+        assert (done.code, done.out) == (2, "")
+        assert "this graph has past_key_values.0.key of shape ['batch_size', 2, " in done.err.splitlines()[0]
+        assert done.err.splitlines()[1] == "hint: llmkit export MODEL --to onnx writes one that can be run"
+
+
 def test_export_via_optimum_without_it(call, tiny, tmp_path):
     out = tmp_path / "out"
     try:

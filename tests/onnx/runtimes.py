@@ -11,11 +11,13 @@ from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.generate import generate
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [[5, 17, 40, 9, 33, 21, 60, 12, 8], [71, 6, 30], [44, 45, 46, 11, 80, 7]]
-N_TOKENS = 24
-# Optimum knows only heads of hidden / heads dims, and asks transformers for the number of key heads. The last three
-# were published with code of their own: their config.json is made for it.
-FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox", "bloom", "opt", "chatglm2", "baichuan", "baichuan13b")
+N_TOKENS, PAD = 24, 0
+# Those whose graphs need nothing that only llmkit feeds: the places in a ChatGLM-6B prompt, the state of RWKV.
+FAMILIES = tuple(p.name for p in default_registry().plugins if p.is_builtin and p.name not in ("chatglm", "rwkv"))
+# Optimum knows only heads of hidden / heads dims, but for Gemma's, and asks transformers for the number of key heads.
+IN_OPTIMUM = tuple(name for name in FAMILIES if name not in ("gemma2", "glm4", "qwen3"))
 
 
 def exported(name: str, folder: Path) -> Path:
@@ -26,7 +28,7 @@ def exported(name: str, folder: Path) -> Path:
 
     registry = default_registry()
     architecture = registry.load(next(p for p in registry.plugins if p.name == name))
-    config = architecture.tiny_config() | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = architecture.tiny_config() | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD}
     ckpt = random_checkpoint(architecture, config)
     source = folder / name
     source.mkdir()
@@ -57,5 +59,41 @@ def written_by_llmkit(folder: Path) -> list[list[int]]:
 
 def expected(folder: Path) -> list[list[int]]:
     """What the torch decoder writes after each prompt, greedily, no end token: of the folder that was exported."""
-    source = folder.with_name(folder.name.removesuffix("-onnx"))
-    return generate(load_decoder(open_checkpoint(source)), PROMPTS, max_new_tokens=N_TOKENS)
+    return generate(load_decoder(open_checkpoint(source_of(folder))), PROMPTS, max_new_tokens=N_TOKENS)
+
+
+def source_of(folder: Path) -> Path:
+    """The checkpoint that a folder was exported from."""
+    return folder.with_name(folder.name.removesuffix("-onnx"))
+
+
+def real_prompts(source: Path) -> list[list[int]]:
+    """Token ids of prompts for SmolLM2: plain text, code, a chat, and one of more than 512 tokens."""
+    from tokenizers import Tokenizer  # transformers 4 does not read what transformers 5 saved beside it
+
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    chat = "<|im_start|>user\nWhy is the sky blue at noon, and red at dusk?<|im_end|>\n<|im_start|>assistant\n"
+    texts = ("The history of the city of Lisbon begins", "def fibonacci(n):\n    ", chat)
+    long = tokenizer.encode((ROOT / "evalsets/mini/text.txt").read_text()).ids[:700]
+    return [*(tokenizer.encode(text).ids for text in texts), long]
+
+
+def transformers_texts(source: Path, prompts: list[list[int]], n_tokens: int) -> list[list[int]]:
+    """What transformers writes after each prompt in float32, greedily and past any end token."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source)
+    # As transformers 5 saves it; 4 would take its default.
+    stated = json.loads((source / "config.json").read_text()).get("rope_parameters") or {}
+    config.rope_theta = stated.get("rope_theta", getattr(config, "rope_theta", None))
+    model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_tokens, do_sample=False)
+        texts.append(found[0, len(prompt) :].tolist())
+    assert all(len(text) == n_tokens for text in texts)
+    return texts

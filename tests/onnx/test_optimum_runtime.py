@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported, exported_int8, written_by_llmkit
+from runtimes import IN_OPTIMUM, N_TOKENS, PROMPTS, expected, exported, exported_int8, written_by_llmkit
 
 pytestmark = pytest.mark.optimum
 optimum = pytest.importorskip("optimum.onnxruntime", reason="needs Optimum (extra optimum, which pins transformers)")
 OPTIONS = {"max_new_tokens": N_TOKENS, "min_new_tokens": N_TOKENS, "do_sample": False, "pad_token_id": 0}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=IN_OPTIMUM)
 def folder(request, tmp_path_factory):
     return exported(request.param, tmp_path_factory.mktemp("optimum"))
 

@@ -1,0 +1,69 @@
+"""A real model, SmolLM2-135M in float32: the exported folder in llmkit's runner writes what transformers writes.
+
+In ONNX Runtime GenAI and in Optimum: `test_genai_runtime.py`, `test_optimum_runtime.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from goldens import error
+from runtimes import real_prompts, transformers_texts
+
+from llmkit.api import save
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.decoder import load_decoder
+from llmkit.decoder.generate import generate
+from llmkit.onnx import session as session_module
+from llmkit.onnx.export import export
+from llmkit.onnx.opening import load_onnx
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+pytestmark = pytest.mark.slow
+N_TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2):
+    found = real_prompts(smollm2)
+    assert max(map(len, found)) > 512
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts(smollm2, prompts):
+    return transformers_texts(smollm2, prompts, N_TOKENS)
+
+
+@pytest.fixture(scope="module", params=["gqa", "attention"])
+def decoder(request, smollm2, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2") / "out"
+    save(export(open_checkpoint(smollm2), weights="link", attention=request.param), folder)
+    return load_onnx(folder)
+
+
+def test_greedy_text_is_that_of_transformers(decoder, prompts, texts):
+    found = [generate(decoder, [prompt], max_new_tokens=N_TOKENS)[0] for prompt in prompts]
+    assert found == texts
+
+
+def test_in_one_batch(decoder, prompts, texts):
+    assert generate(decoder, prompts, max_new_tokens=N_TOKENS) == texts
+
+
+def test_with_the_prompt_in_stretches(decoder, prompts, texts, monkeypatch):
+    monkeypatch.setattr(session_module, "_SCORES_NBYTES", 1)
+    monkeypatch.setattr(session_module, "_LEAST_STEP", 256)
+    lengths = []
+    whole = decoder._call
+    monkeypatch.setattr(decoder, "_call", lambda *args: lengths.append(args[0].shape[1]) or whole(*args))
+    assert generate(decoder, prompts[-1:], max_new_tokens=N_TOKENS) == texts[-1:]
+    assert lengths[:4] == [256, 256, 188, 1]
+
+
+def test_logits(decoder, smollm2, prompts):
+    """Logits go up to 41 here. Each of torch, transformers and ONNX Runtime is 4e-5 to 2e-4 away from float64."""
+    wanted = load_decoder(open_checkpoint(smollm2))
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        assert error(decoder(ids), wanted(ids)) <= 1e-5
