@@ -75,9 +75,11 @@ class BoundSession:
                 found[name] = tensor
                 if self._is_new(name, tensor):
                     binding.bind_output(name, *self._place(tensor))
-        binding.synchronize_inputs()
+        if self.device.type != "cpu":
+            binding.synchronize_inputs()
         self.session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+        if self.device.type != "cpu":
+            binding.synchronize_outputs()
         if unknown:
             import torch
 

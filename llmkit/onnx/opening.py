@@ -183,9 +183,10 @@ def _session(folder: Path, source: bytes | str, provider: str, options: Any) -> 
 
 
 def _are_cores_free() -> bool:
-    """Whether fewer threads ran over the last minute than there are cores; true where the system does not tell."""
+    """Whether no more threads ran over the last minute than one program like this has, and half as many; true where
+    the system does not tell."""
     try:
-        return os.getloadavg()[0] < (os.cpu_count() or 1)
+        return os.getloadavg()[0] < 1.5 * (os.cpu_count() or 1)
     except (AttributeError, OSError):
         return True
 
