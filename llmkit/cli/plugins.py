@@ -128,12 +128,13 @@ def check(
     """Check the contract of plugins: they load, claim no other's models, and their tiny models fit themselves.
 
     Each variant of the tiny model is built at random and run: whole, one by one with a cache, in a padded batch, packed
-    behind a shared prefix. Where transformers knows the architecture, its logits must agree within 1e-5. Exit code 1
-    when not.
+    behind a shared prefix. Where transformers knows the architecture, its logits must agree within 1e-5, and so must
+    those of the ONNX graph, where ONNX Runtime is installed. Exit code 1 when not.
     """
     from llmkit.architecture.registry import default_registry
     from llmkit.decoder.contract import Check, check_architecture
     from llmkit.errors import InputError, PluginError
+    from llmkit.onnx.contract import check_graphs
 
     if name and every:
         raise InputError(f"both a plugin ({name}) and --all were given", hint="llmkit plugins check --all")
@@ -145,7 +146,9 @@ def check(
     is_file = name is not None and (name.endswith(".py") or "/" in name)
     chosen = draft.in_file(name) if is_file and name else dict([_find(name)]) if name else registry.load_all()
     results = {
-        p.name: [Check("loads", None, found.message)] if isinstance(found, PluginError) else check_architecture(found)
+        p.name: [Check("loads", None, found.message)]
+        if isinstance(found, PluginError)
+        else [*check_architecture(found), *check_graphs(found)]
         for p, found in chosen.items()
     }
     if model:
@@ -168,7 +171,7 @@ def check(
         for plugin, checks in results.items():
             out.table(
                 [plugin, "largest difference", ""],
-                [(c.name, _largest([c]), c.problem or "ok") for c in checks],
+                [(c.name, _largest([c]), c.problem or c.note or "ok") for c in checks],
                 right=["largest difference"],
             )
 

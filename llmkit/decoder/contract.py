@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.model import Decoder
 
-__all__ = ["Check", "check_architecture", "random_checkpoint", "random_ids"]
+__all__ = ["Check", "check_architecture", "guarded", "one_thread", "random_checkpoint", "random_ids"]
 
 # A clause gives the largest difference of logits, or None where none are compared.
 Clause = Callable[["_Case"], float | None]
@@ -43,11 +43,13 @@ class Check:
     Attributes:
         difference: the largest difference of logits, where logits were compared.
         problem: what is wrong, None when nothing is.
+        note: why nothing was compared, where that is no fault.
     """
 
     name: str
     difference: float | None = None
     problem: str | None = None
+    note: str | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -66,15 +68,17 @@ def check_architecture(architecture: Architecture) -> list[Check]:
         "transformers' padded batch": _padded_parity,
     }
     checks = []
-    with _one_thread():
+    with one_thread():
         for variant in (None, *architecture.variants):
             case = _Case(architecture, architecture.tiny_config(variant))
-            checks += [_guarded(f"{variant or 'tiny'}: {name}", clause, case) for name, clause in clauses.items()]
-        return [*checks, _guarded("prompt", _prompt, _Case(architecture, architecture.tiny_config()))]
+            checks += [
+                guarded(f"{variant or 'tiny'}: {name}", partial(clause, case)) for name, clause in clauses.items()
+            ]
+        return [*checks, guarded("prompt", partial(_prompt, _Case(architecture, architecture.tiny_config())))]
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Threads cost more than they give on models this small."""
     import torch
 
@@ -86,9 +90,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _guarded(name: str, clause: Clause, case: _Case) -> Check:
+def guarded(name: str, compute: Callable[[], float | None]) -> Check:
+    """A clause: what it computes has to be small, and not to fail."""
     try:
-        difference = clause(case)
+        difference = compute()
     except LlmkitError as error:
         return Check(name, None, error.message)
     except Exception as error:  # noqa: BLE001 - a plugin is foreign code; its failure is the answer

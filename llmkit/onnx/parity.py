@@ -28,6 +28,7 @@ _OWN_FACTOR, _MOST = 4.0, 1e-2
 # that are wrong by a tenth change more than half (tests/onnx/test_kv_cache.py).
 _CACHE_SHARE = 0.25
 _N_TOKENS = 32
+N_STEPS = 12  # tokens of the case "cached steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +141,8 @@ def compare_decoders(found: Any, wanted: Any, *, ends: tuple[int, ...] = (), see
 
     def steps(decoder: Any) -> torch.Tensor:
         cache = decoder.new_cache()
-        parts = [decoder(ids[:, :8], cache)]
-        parts += [decoder(ids[:, i : i + 1], cache) for i in range(8, 12)]
+        parts = [decoder(ids[:, : N_STEPS - 4], cache)]
+        parts += [decoder(ids[:, i : i + 1], cache) for i in range(N_STEPS - 4, N_STEPS)]
         return torch.cat(parts, 1)
 
     mask = torch.ones_like(ids)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_graphs import PLUGINS, in_memory, running
+from tiny_graphs import PLUGINS
 
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.onnx.calibration import measure_ranges
+from llmkit.onnx.contract import held, running
 from llmkit.onnx.kv_cache import CacheScales, RoundedDecoder
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.parity import compare_decoders
@@ -24,7 +25,7 @@ FAMILIES = ("llama", "gemma2", "bloom", "chatglm", "qwen3", "gpt2", "gptj", "fal
 MINI = Path(__file__).resolve().parents[2] / "evalsets" / "mini" / "base"
 
 
-def held(tensor):
+def constant(tensor):
     """A lazy tensor of numbers that are there."""
     spec = TensorSpec(DType.F32, tuple(tensor.shape))
     return Apply("held", [], spec, lambda: tensor, row_step=None, output_rows=[0]).output()
@@ -44,9 +45,9 @@ def made(name, *, attention="gqa", per_tensor=False, wrong=1.0):
     pairs = [[r[:, None] / 127 for r in ranges[i]] for i in range(model.dims.layers)]
     if per_tensor:
         pairs = [[s.max().reshape(1) for s in pair] for pair in pairs]
-    keys, values = ([held(pair[i] * wrong) for pair in pairs] for i in range(2))
+    keys, values = ([constant(pair[i] * wrong) for pair in pairs] for i in range(2))
     cache = CacheScales(tuple(keys), tuple(values))
-    graph = build_graph(model, ckpt.tensors, in_memory, attention=attention, cache=cache)
+    graph = build_graph(model, ckpt.tensors, held, attention=attention, cache=cache)
     caches = [v.type.tensor_type.elem_type for v in graph.graph.input if v.name.endswith((".key", ".value"))]
     assert caches == [3] * 2 * model.dims.layers  # int8, as ONNX numbers it
     return running(graph, model), RoundedDecoder(decoder, [tuple(p) for p in pairs]), decoder, ends

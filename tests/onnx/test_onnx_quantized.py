@@ -66,9 +66,9 @@ def test_float16_with_integers():
 def nodes(name, rounding, variant=None):
     """Types of a graph's nodes, and sizes of its initializers."""
     import onnx_ir
-    from tiny_graphs import in_memory
 
     from llmkit.decoder.contract import random_checkpoint
+    from llmkit.onnx.contract import held
     from llmkit.onnx.model import build_graph
     from llmkit.onnx.precision import choose_grids
     from llmkit.tensors.spec import DType
@@ -77,7 +77,7 @@ def nodes(name, rounding, variant=None):
     config = architecture.tiny_config(variant)
     ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
     grids, notes = choose_grids(ckpt, model, rounding, scale_dtype=DType.F32, provider="cpu")
-    made = build_graph(model, ckpt.tensors, in_memory, attention="attention", grids=grids)
+    made = build_graph(model, ckpt.tensors, held, attention="attention", grids=grids)
     graph = onnx_ir.serde.deserialize_model(made).graph
     return list(graph), {n: v.const_value.nbytes for n, v in graph.initializers.items()}, notes
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
-from llmkit.architecture.keys import Computed
 from llmkit.architecture.kinds import NoPositions, Rope
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.onnx.contract import held, running
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.opening import load_onnx
-from llmkit.onnx.parts import Parts
 from llmkit.onnx.precision import choose_grids, restored
-from llmkit.onnx.session import OrtDecoder
 from llmkit.tensors.spec import DType
 
-CPU = torch.device("cpu")
 PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
 CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a.variants)]
 
@@ -32,27 +27,6 @@ def is_refused(name, attention):
     return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8 or is_biased)
 
 
-def running(graph, model):
-    """The decoder of a graph that holds its weights."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    whole = graph.SerializeToString()
-    return OrtDecoder(Parts(graph, lambda part: ort.InferenceSession(part or whole, options), CPU), model)
-
-
-def in_memory(name, lazy):
-    """The data of an initializer."""
-    return lazy.load().numpy().tobytes()
-
-
-def prompt_ends(architecture, config):
-    """The ids that every prompt of the family ends with."""
-    ends = architecture.prompt_ends
-    return tuple(ends.bind(config)) if isinstance(ends, Computed) else ends
-
-
 def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
     """The decoder on ONNX Runtime and the torch decoder, with the ids that prompts of the family end with."""
     import onnx
@@ -61,10 +35,10 @@ def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
     config = architecture.tiny_config(variant)
     ckpt = random_checkpoint(architecture, config)
     model = architecture.bind(config)
-    graph = build_graph(model, ckpt.tensors, in_memory, attention=attention, dtype=dtype)
+    graph = build_graph(model, ckpt.tensors, held, attention=attention, dtype=dtype)
     if check:
         onnx.checker.check_model(graph, full_check=False)
-    return running(graph, model), load_decoder(ckpt, architecture=architecture), prompt_ends(architecture, config)
+    return running(graph, model), load_decoder(ckpt, architecture=architecture), architecture.ends_of(config)
 
 
 def made_on_grids(name, rounding, variant=None, attention="attention", dtype="FLOAT"):
@@ -74,9 +48,9 @@ def made_on_grids(name, rounding, variant=None, attention="attention", dtype="FL
     ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
     scale_dtype = {"FLOAT": DType.F32, "FLOAT16": DType.F16}[dtype]
     grids, _ = choose_grids(ckpt, model, rounding, scale_dtype=scale_dtype, provider="cpu")
-    graph = build_graph(model, ckpt.tensors, in_memory, attention=attention, dtype=dtype, grids=grids)
+    graph = build_graph(model, ckpt.tensors, held, attention=attention, dtype=dtype, grids=grids)
     wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=architecture)
-    return running(graph, model), wanted, prompt_ends(architecture, config)
+    return running(graph, model), wanted, architecture.ends_of(config)
 
 
 def exported_decoders(folder, reference):

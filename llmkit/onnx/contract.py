@@ -1,0 +1,96 @@
+"""The ONNX part of the contract of an architecture plugin: graphs of its tiny models against their torch decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder.contract import Check, guarded, one_thread, random_checkpoint
+from llmkit.errors import RequirementError
+from llmkit.onnx.context import AttentionOp
+from llmkit.onnx.model import build_graph
+from llmkit.onnx.parity import N_STEPS, compare_decoders
+from llmkit.tensors.lazy import Lazy
+
+if TYPE_CHECKING:
+    import onnx
+
+    from llmkit.architecture.model import Model
+    from llmkit.onnx.session import OrtDecoder
+
+__all__ = ["check_graphs", "held", "running"]
+
+_OPS: tuple[AttentionOp, ...] = ("gqa", "attention")
+
+
+def check_graphs(architecture: Architecture) -> list[Check]:
+    """Logits of prefill, cached steps and a left-padded batch, for the tiny model and each of its variants.
+
+    A model that the graph reader cannot express is no fault of the plugin: its clause has a note.
+    """
+    if find_spec("onnxruntime") is None:
+        return [Check("ONNX logits", note="not computed: ONNX Runtime is not installed (llmkit[cpu])")]
+    with one_thread():
+        return [_checked(architecture, variant) for variant in (None, *architecture.variants)]
+
+
+def _checked(architecture: Architecture, variant: str | None) -> Check:
+    missing: list[str] = []
+
+    def compute() -> float | None:
+        config = architecture.tiny_config(variant)
+        ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
+        try:
+            graph = _graph(ckpt.tensors, model)
+        except RequirementError as error:
+            missing.append(f"none: {error.message}")
+            return None
+        return _largest(running(graph, model), ckpt, architecture)
+
+    check = guarded(f"{variant or 'tiny'}: ONNX logits", compute)
+    return replace(check, note=missing[0]) if missing else check
+
+
+def _graph(tensors: Mapping[str, Lazy], model: Model) -> onnx.ModelProto:
+    """With the first op for attention that can compute it."""
+    for op in _OPS[:-1]:
+        try:
+            return build_graph(model, tensors, held, attention=op)
+        except RequirementError:
+            continue
+    return build_graph(model, tensors, held, attention=_OPS[-1])
+
+
+def _largest(found: OrtDecoder, ckpt: Checkpoint, architecture: Architecture) -> float:
+    from llmkit.decoder.load import load_decoder
+
+    wanted = load_decoder(ckpt, architecture=architecture)
+    differences = compare_decoders(found, wanted, ends=architecture.ends_of(ckpt.config))
+    # Beyond a border that turns earlier keys anew no cache can follow: such steps are not one computation.
+    limit = wanted.exact_sharing_limit
+    is_short = limit is not None and limit < N_STEPS
+    return max(d.largest for d in differences if not (is_short and d.case == "cached steps"))
+
+
+def held(name: str, lazy: Lazy) -> bytes:
+    """The data of an initializer that lies in the graph itself."""
+    return bytes(lazy.load().numpy().tobytes())
+
+
+def running(graph: onnx.ModelProto, model: Model | None = None) -> OrtDecoder:
+    """The decoder of a graph that holds its weights, on one thread of the CPU."""
+    import onnxruntime
+    import torch
+
+    from llmkit.onnx.parts import Parts
+    from llmkit.onnx.session import OrtDecoder
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    whole = graph.SerializeToString()
+    parts = Parts(graph, lambda part: onnxruntime.InferenceSession(part or whole, options), torch.device("cpu"))
+    return OrtDecoder(parts, model)
