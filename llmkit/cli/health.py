@@ -43,6 +43,7 @@ def examine() -> list[Finding]:
         ("python", _python),
         ("packages", _packages),
         ("torch", _torch),
+        ("ONNX Runtime", _onnx_runtime),
         ("memory", _memory),
         ("disk", _disk),
         ("plugins", _plugins),
@@ -90,13 +91,14 @@ def _packages() -> Iterator[Finding]:
                 state = f"{requirement.name} {found or 'is not installed'}, needs {requirement.specifier}"
                 yield Finding("packages", "wrong", state, f"pip install '{requirement.name}{requirement.specifier}'")
         elif not is_fine:
-            missing_extras.setdefault(extra, []).append(requirement.name)
+            state = requirement.name if found is None else f"{requirement.name} {found} is not {requirement.specifier}"
+            missing_extras.setdefault(extra, []).append(state)
     yield Finding("packages", "ok", f"llmkit {__version__}, " + ", ".join(here))
     for extra, names in missing_extras.items():
         if extra not in ("dev", "cpu", "gpu"):
-            yield Finding(
-                f"extra {extra}", "note", f"not installed: {', '.join(names)}", f"pip install 'llmkit[{extra}]'"
-            )
+            is_apart = any(" is not " in name for name in names)  # it would change what is here
+            remedy = f"pip install 'llmkit[{extra}]'" + (" in an environment of its own" if is_apart else "")
+            yield Finding(f"extra {extra}", "note", f"not here: {', '.join(names)}", remedy)
 
 
 def _extra_of(marker: str) -> str | None:
@@ -128,6 +130,23 @@ def _torch() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(i)
         name = torch.cuda.get_device_name(i)
         yield Finding("gpu", "ok", f"cuda:{i} {name}, {format_bytes(free)} of {format_bytes(total)} free")
+
+
+def _onnx_runtime() -> Iterator[Finding]:
+    name = "ONNX Runtime"
+    builds = [build for build in ("onnxruntime", "onnxruntime-gpu") if _version(build) is not None]
+    if len(builds) > 1:
+        remedy = f"pip uninstall {' '.join(builds)}, then pip install 'llmkit[cpu]' or 'llmkit[gpu]'"
+        yield Finding(name, "wrong", f"{' and '.join(builds)} are both installed, under one import name", remedy)
+    elif not builds:
+        remedy = "pip install 'llmkit[cpu]' or 'llmkit[gpu]'"
+        yield Finding(name, "note", "not installed: exporting works, checking and running what was exported does not",
+                      remedy)  # fmt: skip
+    else:
+        import onnxruntime
+
+        providers = ", ".join(onnxruntime.get_available_providers())
+        yield Finding(name, "ok", f"{onnxruntime.__version__} ({builds[0]}), with {providers}")
 
 
 def _memory() -> Iterator[Finding]:
