@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmkit.cli.command import Interrupted
@@ -43,17 +42,15 @@ def write(
         findings: what the manifest says was counted on the way.
         hash_links: read files that are shared with the source, for `verify`.
     """
-    from llmkit.pipeline.commit import check_output
     from llmkit.pipeline.plan import make_plan
     from llmkit.tensors.spec import format_bytes, parse_bytes
 
     plan = make_plan(
         checkpoint, writing.output, max_shard_size=parse_bytes(writing.max_shard_size), force=writing.force
     )
-    inputs = _inputs(plan)
-    check_output(plan.out, inputs=inputs, overwrite=writing.overwrite, need_nbytes=plan.write_nbytes + 2**20)
+    plan.check_output(overwrite=writing.overwrite)
     if writing.dry_run:
-        document = _plan_document(plan, writing, inputs) | {"details": dict(details or {})}
+        document = _plan_document(plan, writing) | {"details": dict(details or {})}
         out.answer(document, lambda: _render_plan(out, document), brief=str(plan.out))
         return
     for note in plan.notes:
@@ -102,17 +99,12 @@ def write(
     out.answer(document, render, brief=str(plan.out))
 
 
-def _inputs(plan: Plan) -> list[Path]:
-    reads = [r for s in plan.steps for r in s.node.output().reads()]
-    return list(dict.fromkeys(r.source.path for r in reads))
-
-
-def _plan_document(plan: Plan, writing: Writing, inputs: Sequence[Path]) -> dict[str, Any]:
+def _plan_document(plan: Plan, writing: Writing) -> dict[str, Any]:
     from llmkit.cli.estimate import measured_rates
     from llmkit.pipeline.runner import default_workers
 
     workers = writing.workers or default_workers()
-    read_rate, write_rate = measured_rates(inputs, plan.out.parent)
+    read_rate, write_rate = measured_rates(list(plan.inputs), plan.out.parent)
     dtypes: dict[str, int] = {}
     for lazy in plan.checkpoint.tensors.values():
         dtypes[lazy.dtype.name] = dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes

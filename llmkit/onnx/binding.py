@@ -70,6 +70,7 @@ class BoundSession:
                 tensor = self._empty(name, output.shape, sizes)
             if tensor is None:
                 binding.bind_output(name, "cpu")
+                self._bound.pop(name, None)
                 unknown.append(name)
             else:
                 found[name] = tensor

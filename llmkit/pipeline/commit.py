@@ -30,9 +30,13 @@ def check_output(out: Path, *, inputs: list[Path], overwrite: bool, need_nbytes:
     """
     if not out.parent.is_dir():
         raise OutputError(f"cannot write {out}: the folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
+    place = out.resolve()
     for path in inputs:
-        if path.resolve() == out.resolve() or out.resolve() in path.resolve().parents:
-            raise OutputError(f"{out} holds an input ({path}); write to another folder")
+        named = path.parent.resolve() / path.name  # a link in a hub's cache lies elsewhere than what it leads to
+        if any(place == p or place in p.parents for p in (path.resolve(), named)):
+            raise OutputError(
+                f"{out} holds an input ({path}), which would be deleted", hint="write to another folder: -o OUT"
+            )
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise OutputError(f"{out} already exists", hint="choose another -o, or add --overwrite to replace it")

@@ -14,6 +14,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import SpecError
 from llmkit.formats.container import Chunks, OutputFile
 from llmkit.pipeline.checks import check_structure
+from llmkit.pipeline.commit import check_output
 from llmkit.tensors.lazy import Node, Rows
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import TensorSpec
@@ -81,6 +82,21 @@ class Plan:
         """Bytes of the input tensors, each counted once."""
         reads = {id(r): r for s in self.steps for r in s.node.output().reads()}
         return sum(r.specs[0].nbytes for r in reads.values())
+
+    @cached_property
+    def inputs(self) -> Mapping[Path, int]:
+        """The files that tensors are read from, and their sizes in bytes."""
+        reads = [r for s in self.steps for r in s.node.output().reads()]
+        return {r.source.path: r.source.nbytes for r in reads}
+
+    def check_output(self, *, overwrite: bool) -> None:
+        """Refuse before any work what could not be committed after it.
+
+        Raises:
+            OutputError: the output exists, holds what it is made from, its parent is missing or the disk is too small.
+        """
+        used = [*self.inputs, *self.links.values()]
+        check_output(self.out, inputs=used, overwrite=overwrite, need_nbytes=self.write_nbytes + 2**20)
 
     def peak_nbytes(self, workers: int) -> int:
         """Upper estimate of tensor memory in use with `workers` steps at a time."""

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh3_128
@@ -18,7 +17,7 @@ from xxhash import xxh3_128
 from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, frame_hash, versions
 from llmkit.errors import SpecError
 from llmkit.formats.container import OutputFile
-from llmkit.pipeline.commit import Partial, check_output, disk_errors
+from llmkit.pipeline.commit import Partial, disk_errors
 from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
 from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
@@ -76,8 +75,7 @@ def run_plan(
         InputError: an input changed or ended while it was read.
         SpecError: a computed tensor is not what the plan promised.
     """
-    inputs = _inputs(plan)
-    check_output(plan.out, inputs=[Path(p) for p in inputs], overwrite=overwrite, need_nbytes=plan.write_nbytes + 2**20)
+    plan.check_output(overwrite=overwrite)
     started = time.monotonic()
     shared = SharedFiles(plan.links, hash_all=hash_links, progress=progress)
     progress.begin(sum(s.write_nbytes for s in plan.steps) + shared.nbytes, f"writing {plan.out.name}", "B")
@@ -85,7 +83,7 @@ def run_plan(
         with shared, Partial(plan.out, plan.digest, resume=resume) as partial:
             run = _Run(plan, partial, progress, observe)
             run.execute(workers or default_workers())
-            manifest = _manifest(plan, run, inputs)
+            manifest = _manifest(plan, run)
             for name, data in plan.small_files.items():
                 partial.write_file(name, data)
             for name, source in plan.links.items():
@@ -97,14 +95,6 @@ def run_plan(
     finally:
         progress.end()
     return manifest
-
-
-def _inputs(plan: Plan) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for step in plan.steps:
-        for read in step.node.output().reads():
-            found.setdefault(str(read.source.path), read.source.nbytes)
-    return dict(sorted(found.items()))
 
 
 class _Run:
@@ -344,7 +334,7 @@ def _pwrite(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[n:], offset + n
 
 
-def _manifest(plan: Plan, run: _Run, inputs: Mapping[str, int]) -> dict[str, Any]:
+def _manifest(plan: Plan, run: _Run) -> dict[str, Any]:
     checkpoint = plan.checkpoint
     tensors = {}
     stored = {name: inner for f in plan.files for name, inner in f.stored.items()}
@@ -364,7 +354,7 @@ def _manifest(plan: Plan, run: _Run, inputs: Mapping[str, int]) -> dict[str, Any
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
         "inputs": [{"path": p, "nbytes": n, "tensors": dict(sorted(run.read_hashes.get(p, {}).items()))}
-                   for p, n in inputs.items()],
+                   for p, n in sorted((str(path), n) for path, n in plan.inputs.items())],
         "files": {f.name: {"nbytes": f.nbytes, "header": run.frames[f.name]} for f in plan.files}
         | {name: {"nbytes": len(data), "xxh3": xxh3_128(data).hexdigest()}
            for name, data in plan.small_files.items()},

@@ -80,6 +80,25 @@ def test_inspect(call, exported):
     assert "com.microsoft.GroupQueryAttention" in shown
 
 
+@pytest.mark.parametrize("is_hub_cache", [False, True])
+def test_the_model_itself_is_not_overwritten(call, tiny, tmp_path, is_hub_cache):
+    """Its weights are shared, not read: what is in the folder besides them would be lost all the same."""
+    source = tmp_path / "model"
+    shutil.copytree(tiny, source)
+    if is_hub_cache:  # a snapshot of links, to blobs of other names elsewhere
+        blob = tmp_path / "0123abcd"
+        (source / "model.safetensors").rename(blob)
+        (source / "model.safetensors").symlink_to(blob)
+    before = sorted(p.name for p in source.iterdir())
+    done = call("export", source, "--to", "onnx", "--no-check", "--overwrite", "-o", source)
+    assert done.code == 2
+    weights = source / "model.safetensors"
+    assert done.err == (
+        f"error: {source} holds an input ({weights}), which would be deleted\nhint: write to another folder: -o OUT\n"
+    )
+    assert sorted(p.name for p in source.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("options", "error", "hint"),
     [
