@@ -95,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.error(error.kind, error.message, error.hint)
         return error.exit_code
     except Interrupted as stop:
-        return _interrupted(out, args, stop.is_resumable)
+        return _interrupted(out, args, stop)
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted(out, args, False)
+        return _interrupted(out, args, Interrupted(is_resumable=False))
     except (BrokenPipeError, PipeClosed):
         _drop_stdout()
         return 0
@@ -118,12 +118,12 @@ def run() -> NoReturn:
     os._exit(code)
 
 
-def _interrupted(out: Output, args: Sequence[str], is_resumable: bool) -> int:
+def _interrupted(out: Output, args: Sequence[str], stop: Interrupted) -> int:
     command = shlex.join(["llmkit", *args])
-    hint = f"it goes on where it stopped: {command}" if is_resumable else None
+    hint = f"it goes on where it stopped: {command}" if stop.is_resumable else stop.hint
     if out.mode == Mode.HUMAN:
         sys.stderr.write("\n")
-    out.error("interrupted", "interrupted", hint)
+    out.error("interrupted", stop.message, hint)
     return EXIT_INTERRUPTED
 
 

@@ -29,11 +29,15 @@ class Interrupted(Exception):
 
     Attributes:
         is_resumable: the same command line goes on where this one stopped.
+        message: what to say.
+        hint: what to do, where the command line alone does not go on.
     """
 
-    def __init__(self, *, is_resumable: bool) -> None:
+    def __init__(self, *, is_resumable: bool, message: str = "interrupted", hint: str | None = None) -> None:
         super().__init__()
         self.is_resumable = is_resumable
+        self.message = message
+        self.hint = hint
 
 
 class PipeClosed(Exception):

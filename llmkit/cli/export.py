@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_NEXT = "llmkit generate {out} PROMPT"
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -164,15 +166,20 @@ def export(
     graph is compared with the torch decoder of the same integers, a cache in int8 with one that rounds alike.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.errors import InputError
+    from llmkit.errors import InputError, nearest
     from llmkit.onnx.export import ATTENTIONS, computed_weights
     from llmkit.onnx.export import export as export_checkpoint
     from llmkit.onnx.precision import Rounding
 
     if to != "onnx":
-        raise InputError(f"--to {to!r} is no format that llmkit exports; expected onnx", hint="llmkit convert --help")
+        hint = "did you mean onnx?" if nearest(to, ["onnx"]) else "llmkit convert --help shows other formats"
+        raise InputError(f"--to {to!r} is no format that llmkit exports; expected onnx", hint=hint)
     if attention is not None and attention not in ATTENTIONS:
-        raise InputError(f"--attention {attention!r} is unknown; expected {', '.join(ATTENTIONS)}")
+        guess = nearest(attention, ATTENTIONS)
+        raise InputError(
+            f"--attention {attention!r} is unknown; expected {', '.join(ATTENTIONS)}",
+            hint=f"did you mean {guess}?" if guess else "leave it out: llmkit takes the fastest that can",
+        )
     ckpt = open_checkpoint(model)
     if via is not None:
         from llmkit.cli.export_via import export_via
@@ -183,6 +190,8 @@ def export(
         export_via(out, ckpt, writing, via, refused=refused, check=not no_check)
         return
     _described(ckpt)
+    if not (no_check or writing.dry_run):
+        _runtime()
     rounding = Rounding(
         bits,
         parse_group_size(group_size),
@@ -220,19 +229,30 @@ def export(
         failed.extend(checked.failed)
         return checked.as_dict(), lambda: _render(out, checked)
 
-    write(out, after, writing, finish=finish, hash_links=not no_check)
+    write(out, after, writing, details=_planned_check(no_check), finish=finish, hash_links=not no_check, hint=_NEXT)
     if failed:
         _mark(writing.output)
         worst = max(failed, key=lambda d: d.largest)
         out.refuse(f"the exported model differs from the torch decoder: {worst.case} by {worst.largest:.1e}")
 
 
+def _planned_check(no_check: bool) -> dict[str, str]:
+    return {"check": "none (--no-check)" if no_check else "against the torch decoder, which holds the whole model"}
+
+
 def _render(out: Output, checked: Checked) -> None:
-    found = [*checked.differences, *checked.measured]
-    rows = [(d.case, f"{d.largest:.1e}", f"{d.same_choice:.1%}") for d in found]
-    out.table(["against torch", "largest difference", "same token"], rows, right=["largest difference"])
+    numbers = ["largest difference", "allowed", "same next token"]
+    allowed = f"{checked.tolerance:.1e}"
+    found = [*((d, allowed) for d in checked.differences), *((d, "-") for d in checked.measured)]
+    rows = [(d.case, f"{d.largest:.1e}", most, f"{d.same_choice:.1%}") for d, most in found]
+    out.line("logits for random tokens, beside the torch decoder's; differences are shares of the largest logit:")
+    out.table(["computed", *numbers], rows, right=numbers)
     if checked.basis:
-        out.line(f"within {checked.tolerance:.1e}: {checked.basis}")
+        out.line(f"{allowed} is allowed: {checked.basis}")
+    if checked.measured:
+        out.line("-: what rounding at run time adds. Random tokens magnify it; `llmkit perplexity` says what it costs")
+    if not checked.failed:
+        out.line("passed: the exported model computes what the torch decoder does")
 
 
 def _described(ckpt: Checkpoint) -> None:
@@ -240,11 +260,29 @@ def _described(ckpt: Checkpoint) -> None:
     from llmkit.architecture import registry
     from llmkit.errors import RequirementError
 
+    if not ckpt.config:
+        raise RequirementError(
+            f"{ckpt.label} has no config.json, which says what model it is",
+            hint="copy the config.json and the tokenizer that it was published with beside the weights",
+        )
     try:
         registry.require(dict(ckpt.config), ckpt.label)
     except RequirementError as error:
         hint = "--via optimum traces the class of transformers (pip install 'llmkit[cpu,optimum]')"
         raise RequirementError(error.message, hint=hint) from error
+
+
+def _runtime() -> None:
+    """Say before the work that the check after it needs ONNX Runtime."""
+    from importlib.util import find_spec
+
+    from llmkit.errors import RequirementError
+
+    if find_spec("onnxruntime") is None:
+        raise RequirementError(
+            "ONNX Runtime, which checks the export, is not installed",
+            hint="pip install 'llmkit[cpu]' (or llmkit[gpu]; never both), or --no-check",
+        )
 
 
 def _mark(folder: Path) -> None:

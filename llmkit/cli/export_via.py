@@ -28,10 +28,13 @@ def export_via(
     from llmkit.onnx.via import VIA, compare_with_transformers, export_by_optimum
 
     if via not in VIA:
-        raise InputError(f"--via {via!r} is unknown; expected {', '.join(VIA)}")
+        raise InputError(f"--via {via!r} is unknown; expected {', '.join(VIA)}", hint="--via optimum")
     given = [option for option, value in refused.items() if value is not None]
     if given:
-        raise InputError(f"{given[0]} is not for --via {via}, which traces the model as transformers computes it")
+        raise InputError(
+            f"{given[0]} is not for --via {via}, which traces the model as transformers computes it",
+            hint=f"leave {given[0]} out, or --via {via}",
+        )
     if writing.dry_run:
         document = {"dry_run": True, "out": str(writing.output), "via": via, "peak_nbytes": 2 * ckpt.nbytes}
         out.answer(document, lambda: out.record({"plan": f"{writing.output}, by {via}: {ckpt.label} whole in memory"}))

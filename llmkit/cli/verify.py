@@ -43,8 +43,9 @@ def verify(
         for note in verdict.notes:
             out.line(f"note: {note}")
         if verdict.is_ok:
+            tensors = f"{verdict.n_tensors} tensors in " if verdict.n_tensors else ""
             out.line(
-                f"{folder} is as it was written: {verdict.n_tensors} tensors in {verdict.n_files} files, "
+                f"{folder} is as it was written: {tensors}{verdict.n_files} files, "
                 f"{format_bytes(verdict.nbytes)} hashed"
             )
 

@@ -32,6 +32,7 @@ def write(
     finish: Finish | None = None,
     findings: Callable[[], Mapping[str, Any]] | None = None,
     hash_links: bool = True,
+    hint: str = "llmkit verify {out}",
 ) -> None:
     """Plan the writing of `checkpoint`; print the plan with `--dry-run`, otherwise carry it out and sum up.
 
@@ -41,6 +42,7 @@ def write(
         finish: called with the manifest when the model is written.
         findings: what the manifest says was counted on the way.
         hash_links: read files that are shared with the source, for `verify`.
+        hint: what to do next; `{out}` is the folder.
     """
     from llmkit.pipeline.plan import make_plan
     from llmkit.tensors.spec import format_bytes, parse_bytes
@@ -50,7 +52,7 @@ def write(
     )
     plan.check_output(overwrite=writing.overwrite)
     if writing.dry_run:
-        document = _plan_document(plan, writing) | {"details": dict(details or {})}
+        document = _plan_document(plan, writing, hash_links) | {"details": dict(details or {})}
         out.answer(document, lambda: _render_plan(out, document), brief=str(plan.out))
         return
     for note in plan.notes:
@@ -74,11 +76,20 @@ def write(
     except KeyboardInterrupt:
         raise Interrupted(is_resumable=not writing.no_resume) from None
     elapsed = time.monotonic() - started
-    more, render_more = finish(manifest) if finish is not None else ({}, lambda: None)
+    try:
+        more, render_more = finish(manifest) if finish is not None else ({}, lambda: None)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            is_resumable=False,
+            message=f"interrupted: {plan.out} is written, but not checked",
+            hint=f"llmkit verify {plan.out} looks at its bytes; with --overwrite it is written and checked again",
+        ) from None
+    shared = {name: entry for name, entry in manifest["files"].items() if "sharing" in entry}
     document = {
         "out": str(plan.out),
         "tensors": len(manifest["tensors"]),
         "nbytes": plan.write_nbytes,
+        "shared": {name: {k: entry[k] for k in ("sharing", "linked", "nbytes")} for name, entry in shared.items()},
         "files": {name: entry["nbytes"] for name, entry in manifest["files"].items()},
         "elapsed_s": round(elapsed, 3),
         "recipe": manifest["recipe"],
@@ -88,36 +99,52 @@ def write(
     }
 
     def render() -> None:
-        rate = format_bytes(plan.write_nbytes / elapsed) if elapsed > 0 else "?"
-        out.line(
-            f"wrote {plan.out}: {format_bytes(plan.write_nbytes)} in {_n(len(plan.files), 'weight file')}, "
-            f"{_n(len(manifest['tensors']), 'tensor')}, {duration(elapsed)} ({rate}/s)"
-        )
+        rate = ""
+        text = f"wrote {plan.out}: {format_bytes(plan.write_nbytes)}"
+        if plan.files:
+            text += f" in {_n(len(plan.files), 'weight file')}, {_n(len(manifest['tensors']), 'tensor')}"
+            rate = f" ({format_bytes(plan.write_nbytes / elapsed)}/s)" if elapsed > 0 else ""
+        out.line(text + _shared(shared) + f", {duration(elapsed)}{rate}")
         render_more()
-        out.hint(f"llmkit verify {plan.out}")
+        out.hint(hint.format(out=plan.out))
 
     out.answer(document, render, brief=str(plan.out))
 
 
-def _plan_document(plan: Plan, writing: Writing) -> dict[str, Any]:
+def _shared(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """How much of an output is the source's own files, in words."""
+    from llmkit.tensors.spec import format_bytes
+
+    words = {"hard link": "linked {} of the source", "reflink": "shared {} of the source (reflinks)"}
+    words |= {"copy": "copied {} from another disk"}
+    nbytes: dict[str, int] = {}
+    for entry in entries.values():
+        nbytes[entry["sharing"]] = nbytes.get(entry["sharing"], 0) + entry["nbytes"]
+    return "".join(f", {words[how].format(format_bytes(n))}" for how, n in nbytes.items())
+
+
+def _plan_document(plan: Plan, writing: Writing, hash_links: bool) -> dict[str, Any]:
     from llmkit.cli.estimate import measured_rates
     from llmkit.pipeline.runner import default_workers
 
     workers = writing.workers or default_workers()
-    read_rate, write_rate = measured_rates(list(plan.inputs), plan.out.parent)
+    read_rate, write_rate = measured_rates([*plan.inputs, *plan.links.values()], plan.out.parent)
     dtypes: dict[str, int] = {}
     for lazy in plan.checkpoint.tensors.values():
         dtypes[lazy.dtype.name] = dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
+    read_nbytes = plan.read_nbytes + (plan.linked_nbytes if hash_links else plan.copied_nbytes)
+    write_nbytes = plan.write_nbytes + plan.copied_nbytes
     return {
         "dry_run": True,
         **plan.summary(),
+        "read_nbytes": read_nbytes,
         "dtypes": dtypes,
         "workers": workers,
         "peak_nbytes": plan.peak_nbytes(workers),
         "disk_free_nbytes": shutil.disk_usage(plan.out.parent).free,
         "read_nbytes_per_s": round(read_rate),
         "write_nbytes_per_s": round(write_rate),
-        "estimated_s": round(plan.read_nbytes / read_rate + plan.write_nbytes / write_rate, 1),
+        "estimated_s": round(read_nbytes / read_rate + write_nbytes / write_rate, 1),
     }
 
 
@@ -133,17 +160,33 @@ def _render_plan(out: Output, d: Mapping[str, Any]) -> None:
             **d["details"],
             "notes": "\n".join(d["notes"]) or None,
             "reads": format_bytes(d["read_nbytes"]),
-            "writes": f"{format_bytes(d['write_nbytes'])}: {_n(len(weights), 'weight file')}, "
-            f"{_n(len(d['files']) - len(weights), 'small file')}, {_n(d['tensors'], 'tensor')} ({dtypes})",
-            "disk": f"{format_bytes(d['write_nbytes'])} needed, {format_bytes(d['disk_free_nbytes'])} free",
+            "writes": f"{format_bytes(d['write_nbytes'])}: "
+            + (f"{_n(len(weights), 'weight file')}, " if weights else "")
+            + _n(len(d["files"]) - len(weights), "small file")
+            + (f", {_n(d['tensors'], 'tensor')} ({dtypes})" if weights else ""),
+            "shares": _planned_links(d),
+            "disk": f"{format_bytes(d['write_nbytes'] + d['copied_nbytes'])} needed, "
+            f"{format_bytes(d['disk_free_nbytes'])} free",
             "peak memory": f"{format_bytes(d['peak_nbytes'])} of tensors at a time ({_n(d['workers'], 'worker')}), "
-            "besides Python and torch",
+            "besides Python and torch"
+            if weights
+            else None,
             "time": f"{duration(d['estimated_s'])} or more: reading at {format_bytes(d['read_nbytes_per_s'])}/s and "
             f"writing at {format_bytes(d['write_nbytes_per_s'])}/s, as measured now; computing comes on top",
         }
     )
     for warning in d["warnings"]:
         out.warning(warning)
+
+
+def _planned_links(d: Mapping[str, Any]) -> str | None:
+    from llmkit.tensors.spec import format_bytes
+
+    if not d["links"]:
+        return None
+    text = f"{format_bytes(d['linked_nbytes'])}: {', '.join(d['links'])}"
+    copied = d["copied_nbytes"]
+    return text + (f" ({format_bytes(copied)} are copied: the source is on another disk)" if copied else "")
 
 
 def _step(step: Mapping[str, Any]) -> str:

@@ -160,6 +160,8 @@ def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict
         kinds: the element types of initializers.
     """
     found: Counter[str] = Counter()
+    nodes = [*nodes]
+    reshaped = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Reshape"}
     for node in nodes:
         about = {attribute.name: attribute.i for attribute in node.attribute}
         if node.op_type == "DequantizeLinear" and "block_size" in about:
@@ -169,8 +171,9 @@ def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict
             continue
         zeros = node.input[3] if len(node.input) > 3 else ""
         words = f"int{about.get('bits', 4)} blocks of {about.get('block_size', 128)} "
-        codes = node.input[1 if node.op_type == "MatMulNBits" else 0]
-        has_offsets = codes.removesuffix("codes") + "offsets" in kinds
+        scales = node.input[2]  # a tied head has the embedding's, reshaped like its codes
+        scales = reshaped.get(scales, scales)
+        has_offsets = scales.removesuffix("scales") + "offsets" in kinds
         words += "with offsets" if has_offsets else "asymmetric" if zeros else "symmetric"
         level = about.get("accuracy_level", 0)
         found[words + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else ", rows of a table")] += 1

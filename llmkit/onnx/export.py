@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
-from llmkit.errors import InputError, RequirementError, nearest
+from llmkit.errors import InputError, RequirementError, listing, nearest
 from llmkit.formats.folder import INDEX_NAMES
+from llmkit.layouts import onnx_folder
 from llmkit.onnx.container import OnnxFiles, Place
 from llmkit.onnx.context import IN_PLACE, AttentionOp
 from llmkit.onnx.folder_files import large_files, runtime_files
-from llmkit.onnx.genai import genai_config
+from llmkit.onnx.genai import genai_config, unfed_inputs
 from llmkit.onnx.grids import Grids
 from llmkit.onnx.kv_cache import CacheScales, choose_scales
 from llmkit.onnx.model import build_graph
@@ -94,7 +95,10 @@ def export(
     notes += more
     if chosen == "flash":
         notes.append("rows of a batch are padded on the right, as ONNX Runtime GenAI and llmkit do; Optimum pads left")
-    files["genai_config.json"] = _json(genai_config(ckpt, model, graph, chosen, provider))
+    if unfed := unfed_inputs(graph, model):
+        notes.append(f"for llmkit only: no other runtime feeds {listing(unfed, 2)} to the graph; no genai_config.json")
+    else:
+        files["genai_config.json"] = _json(genai_config(ckpt, model, graph, chosen, provider))
     if sources:
         files |= _index(ckpt)
         notes.append(f"{len(linked)} tensors stay in {', '.join(sources)}, shared with the source")
@@ -130,6 +134,7 @@ def _prepared(
     _refuse_unknown("--provider", provider, PROVIDERS)
     ckpt = reading.dequantized(ckpt)
     model = registry.require(dict(ckpt.config), ckpt.label).bind(dict(ckpt.config))
+    _refuse_changed(ckpt, model)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
     compute, notes = _COMPUTE[dtype], []
     if provider == "cpu" and compute == "BFLOAT16":
@@ -139,6 +144,16 @@ def _prepared(
         notes.append("the CPU multiplies float16 matrices in float32: results are rounded to float16, nothing is saved")
     grids, more = choose_grids(ckpt, model, rounding, scale_dtype=_SCALES[compute], provider=provider)
     return ckpt, model, compute, grids, notes + more
+
+
+def _refuse_changed(ckpt: Checkpoint, model: Model) -> None:
+    """Refuse an exported folder whose weights are no longer those of the model: quantized, or normalised."""
+    missing = model.tensors().keys() - ckpt.tensors.keys() if ckpt.layout == onnx_folder.NAME else ()
+    if missing:
+        raise InputError(
+            f"{ckpt.label} is an exported folder, and {len(missing)} of its weights were changed for its graph",
+            hint="export the model that it was made from; `llmkit inspect` shows how it was made",
+        )
 
 
 def _refuse_unknown(option: str, value: str, known: Sequence[str]) -> None:

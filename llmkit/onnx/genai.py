@@ -13,7 +13,21 @@ from llmkit.onnx.context import IN_PLACE
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["genai_config"]
+__all__ = ["genai_config", "unfed_inputs"]
+
+_FED = ("input_ids", "attention_mask", "position_ids")
+_CACHE = ("past_key_values.%d.key", "past_key_values.%d.value")
+
+
+def unfed_inputs(graph: onnx.ModelProto, model: Model) -> list[str]:
+    """Inputs that GenAI's decoders would leave empty, and those of its cache that the graph does not have.
+
+    A folder with any is not for GenAI: its config would let it load the graph, and fail at the first token.
+    """
+    names = [value.name for value in graph.graph.input]
+    cache = [pattern % layer for layer in range(model.dims.layers) for pattern in _CACHE]
+    known = {*_FED, *cache}
+    return [name for name in names if name not in known] or [name for name in cache if name not in names]
 
 
 def genai_config(
@@ -26,11 +40,8 @@ def genai_config(
     """
     dims, config = model.dims, ckpt.config
     ends = end_tokens(ckpt) or [0]
-    inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids")}
-    cache = {
-        "past_key_names": "past_key_values.%d.key",
-        "past_value_names": "past_key_values.%d.value",
-    }
+    inputs = {name: name for name in _FED}
+    cache = dict(zip(("past_key_names", "past_value_names"), _CACHE, strict=True))
     context = dims.context or 2048
     providers: list[dict[str, Any]] = [] if provider == "cpu" else [{provider: {}}]
     return {

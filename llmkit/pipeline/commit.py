@@ -71,7 +71,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {error.strerror}",
                 hint="free some space and run the same command again: it resumes",
             ) from error
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class Partial:
@@ -184,7 +184,7 @@ class Partial:
             self.path.rename(self.out)
             _sync_folder(self.out.parent)
             if replaced is not None:
-                shutil.rmtree(replaced)
+                _remove(replaced)
         self.close()
 
     def __enter__(self) -> Self:
@@ -210,6 +210,14 @@ class Partial:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link to one, whose target stays."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def _sync_folder(path: Path) -> None:

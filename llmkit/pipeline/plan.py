@@ -77,6 +77,22 @@ class Plan:
         """Bytes of all output files."""
         return sum(f.nbytes for f in self.files) + sum(map(len, self.small_files.values()))
 
+    @property
+    def linked_nbytes(self) -> int:
+        """Bytes of the files that the output shares with its source."""
+        return sum(path.stat().st_size for path in self.links.values())
+
+    @property
+    def copied_nbytes(self) -> int:
+        """Those of them that lie on another disk, where sharing is copying."""
+        disk = self.out.parent.stat().st_dev if self.out.parent.is_dir() else None
+        return sum(stat.st_size for stat in (p.stat() for p in self.links.values()) if stat.st_dev != disk)
+
+    @property
+    def need_nbytes(self) -> int:
+        """Bytes that the disk must have free: what is written, what is copied, and a little for the manifest."""
+        return self.write_nbytes + self.copied_nbytes + 2**20
+
     @cached_property
     def read_nbytes(self) -> int:
         """Bytes of the input tensors, each counted once."""
@@ -96,7 +112,7 @@ class Plan:
             OutputError: the output exists, holds what it is made from, its parent is missing or the disk is too small.
         """
         used = [*self.inputs, *self.links.values()]
-        check_output(self.out, inputs=used, overwrite=overwrite, need_nbytes=self.write_nbytes + 2**20)
+        check_output(self.out, inputs=used, overwrite=overwrite, need_nbytes=self.need_nbytes)
 
     def peak_nbytes(self, workers: int) -> int:
         """Upper estimate of tensor memory in use with `workers` steps at a time."""
@@ -119,6 +135,8 @@ class Plan:
             "tensors": sum(len(s.placements) for s in self.steps),
             "read_nbytes": self.read_nbytes,
             "write_nbytes": self.write_nbytes,
+            "linked_nbytes": self.linked_nbytes,
+            "copied_nbytes": self.copied_nbytes,
             "peak_nbytes": self.peak_nbytes(2),
             "files": {f.name: f.nbytes for f in self.files} | {k: len(v) for k, v in self.small_files.items()},
             "weight_files": [f.name for f in self.files],

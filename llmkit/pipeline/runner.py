@@ -78,7 +78,10 @@ def run_plan(
     plan.check_output(overwrite=overwrite)
     started = time.monotonic()
     shared = SharedFiles(plan.links, hash_all=hash_links, progress=progress)
-    progress.begin(sum(s.write_nbytes for s in plan.steps) + shared.nbytes, f"writing {plan.out.name}", "B")
+    label = f"writing {plan.out.name}" if plan.steps else f"hashing what {plan.out.name} shares"
+    if plan.steps and shared.nbytes:
+        label += ", hashing what it shares"
+    progress.begin(sum(s.write_nbytes for s in plan.steps) + shared.nbytes, label, "B")
     try:
         with shared, Partial(plan.out, plan.digest, resume=resume) as partial:
             run = _Run(plan, partial, progress, observe)

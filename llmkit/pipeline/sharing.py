@@ -105,6 +105,9 @@ class SharedFiles:
     def entry(self, name: str, sharing: Sharing) -> dict[str, Any]:
         """What the manifest says of a shared file; waits for its hash.
 
+        The path of the source is absolute: folders are moved without their source more often than with it, and a
+        reader has another working directory.
+
         Raises:
             InputError: the source was changed since it was looked at.
         """
@@ -114,7 +117,8 @@ class SharedFiles:
             raise InputError(
                 f"{source.path} was changed while it was linked", hint="run the command again when it is complete"
             )
-        entry = {"nbytes": source.nbytes, "linked": str(source.path), "sharing": sharing, "mtime_ns": source.mtime_ns}
+        entry = {"nbytes": source.nbytes, "linked": os.path.abspath(source.path)}
+        entry |= {"sharing": sharing, "mtime_ns": source.mtime_ns}
         return entry if digest is None else entry | {"xxh3": digest}
 
     def _hash(self, name: str) -> str:

@@ -261,7 +261,7 @@ def test_export_via_optimum_without_it(call, tiny, tmp_path):
     assert done.err.startswith("error: --attention is not for --via optimum, ")
     done = call("export", tiny, "--via", "olive", "-o", out)
     assert done.code == 2
-    assert done.err == "error: --via 'olive' is unknown; expected optimum\n"
+    assert done.err == "error: --via 'olive' is unknown; expected optimum\nhint: --via optimum\n"
     done = call("export", tiny, "--via", "optimum", "--dry-run", "-o", out, "--json")
     assert done.document["dry_run"] is True
     assert not out.exists()

@@ -11,6 +11,8 @@ from runtimes import expected, exported
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import FileContent, open_checkpoint
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.onnx.container import OnnxFiles
+from llmkit.onnx.export import export
 from llmkit.onnx.opening import load_onnx
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
@@ -80,3 +82,27 @@ def test_a_linked_export_shares_the_vocabulary_too(weights, tmp_path):
     assert (alone < 60_000) == (weights == "link")
     assert main(["verify", str(out)]) == 0
     assert open_checkpoint(out).files["tokenizer.json"].read()
+
+
+@pytest.mark.parametrize(
+    ("name", "unfed"), [("chatglm", "prefix_length, mask_position"), ("rwkv", "past_state.0, past_state.1")]
+)
+def test_no_config_for_a_runtime_that_cannot_feed_the_graph(name, unfed):
+    """ONNX Runtime GenAI feeds ids, a mask, positions, keys and values (checked with 0.18): it would load and fail."""
+    registry = default_registry()
+    architecture = registry.load(next(p for p in registry.plugins if p.name == name))
+    made = export(random_checkpoint(architecture, architecture.tiny_config()))
+    assert "genai_config.json" not in made.files
+    note = f"for llmkit only: no other runtime feeds {unfed} to the graph; no genai_config.json"
+    assert note in made.notes
+
+
+def test_a_config_for_genai_names_the_inputs_of_the_graph():
+    registry = default_registry()
+    architecture = registry.load(next(p for p in registry.plugins if p.name == "bloom"))
+    made = export(random_checkpoint(architecture, architecture.tiny_config()))
+    decoder = json.loads(made.files["genai_config.json"].read())["model"]["decoder"]
+    names = [name % layer if "%d" in name else name for name in decoder["inputs"].values()
+             for layer in range(decoder["num_hidden_layers"] if "%d" in name else 1)]  # fmt: skip
+    assert isinstance(made.container, OnnxFiles)
+    assert sorted(names) == sorted(value.name for value in made.container.model.graph.input)
