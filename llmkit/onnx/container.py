@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.formats.container import Layout, OutputFile
+from llmkit.formats.container import Layout, OutputFile, shard_names
 from llmkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ __all__ = ["DATA", "MODEL", "OnnxFiles", "Place"]
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
+"""The file of weights that are written; `model.onnx-00001-of-00003.data` and so on where one would be too large."""
 _ALIGNMENT = 4096  # a page: ONNX Runtime maps what it refers to
 
 
@@ -44,13 +45,18 @@ class OnnxFiles:
     sources: Mapping[str, Path]
 
     def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> Layout:
-        offset, offsets = 0, {}
+        held: list[dict[str, int]] = [{}]
+        ends = [0]
         for name, spec in specs.items():
-            offsets[name] = offset
-            offset += -(-spec.nbytes // _ALIGNMENT) * _ALIGNMENT
-        places = {name: Place(DATA, at, specs[name].nbytes) for name, at in offsets.items()}
-        files = (OutputFile(DATA, offset, offsets, ()),) if specs else ()
-        return Layout(files, {MODEL: _serialized(self.model, {**self.linked, **places})}, self.sources)
+            offset = -(-ends[-1] // _ALIGNMENT) * _ALIGNMENT
+            if held[-1] and offset + spec.nbytes > max_nbytes:
+                held.append({})
+                ends.append(offset := 0)
+            held[-1][name], ends[-1] = offset, offset + spec.nbytes
+        names = shard_names(DATA, len(held))
+        files = [OutputFile(*file, ()) for file in zip(names, ends, held, strict=True)] if specs else []
+        places = {name: Place(f.name, at, specs[name].nbytes) for f in files for name, at in f.offsets.items()}
+        return Layout(tuple(files), {MODEL: _serialized(self.model, {**self.linked, **places})}, self.sources)
 
 
 def _serialized(model: onnx.ModelProto, places: Mapping[str, Place]) -> bytes:

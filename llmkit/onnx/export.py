@@ -135,7 +135,8 @@ def _prepared(
     ckpt = reading.dequantized(ckpt)
     model = registry.require(dict(ckpt.config), ckpt.label).bind(dict(ckpt.config))
     _refuse_changed(ckpt, model)
-    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+    report = model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()})
+    report.raise_if_bad(ckpt.label)
     compute, notes = _COMPUTE[dtype], []
     if provider == "cpu" and compute == "BFLOAT16":
         compute = "FLOAT"
@@ -143,7 +144,7 @@ def _prepared(
     elif provider == "cpu" and compute == "FLOAT16":
         notes.append("the CPU multiplies float16 matrices in float32: results are rounded to float16, nothing is saved")
     grids, more = choose_grids(ckpt, model, rounding, scale_dtype=_SCALES[compute], provider=provider)
-    return ckpt, model, compute, grids, notes + more
+    return ckpt, model, compute, grids, [*notes, *more, *report.notes]
 
 
 def _refuse_changed(ckpt: Checkpoint, model: Model) -> None:

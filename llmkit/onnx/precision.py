@@ -65,7 +65,7 @@ def choose_grids(
             f"{listing(asked.keep) or 'nothing'})",
             hint=f"name linear layers, such as {_example(model)}",
         )
-    notes = _notes_of_kept(chosen)
+    notes = _notes_of_kept(chosen, scale_dtype)
     if asked.bits is not None:
         notes += _round(chosen, asked, asked.bits, ends or asked.bits, scale_dtype)
     if head in chosen.matrices and as_bool(model.head.normalized):
@@ -158,11 +158,17 @@ def _round(chosen: _Chosen, asked: Rounding, bits: int, ends: int, scale_dtype: 
     return notes + ([f"matrices left in floats: {'; '.join(left)}"] if left else [])
 
 
-def _notes_of_kept(chosen: _Chosen) -> list[str]:
+def _notes_of_kept(chosen: _Chosen, scale_dtype: DType) -> list[str]:
     notes = []
     if chosen.kept:
         kinds = listing(dict.fromkeys(m.described for m in chosen.kept))
         notes.append(f"{len(chosen.kept)} matrices stay on the grid that they are stored on ({kinds}), bit for bit")
+        finer = [m for m in chosen.kept if m.scales.dtype.bits > scale_dtype.bits]
+        if finer:  # MatMulNBits and GatherBlockQuantized have one type for scales, offsets and activations
+            notes.append(
+                f"{len(finer)} of them have finer scales than {scale_dtype.torch_name}, in which the operators take "
+                "them: those are rounded to it (--dtype float32 keeps them)"
+            )
     if chosen.widened:
         one = len(chosen.widened) == 1
         types = [f"{n} {kind}" for kind, n in Counter(chosen.widened.values()).items()]

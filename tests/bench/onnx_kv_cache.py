@@ -111,12 +111,11 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.model.parent if args.keep is None else None) as scratch:
         at = args.keep or Path(scratch)
+        at.mkdir(parents=True, exist_ok=True)
         both = decoders(args.model, at)
         for name, decoder in both.items():
-            shapes = [(decoder.session.get_inputs()[i].shape, decoder.session.get_inputs()[i].type)
-                      for i in range(len(decoder.session.get_inputs()))]  # fmt: skip
-            caches = [(s, t) for s, t in shapes if len(s) == 4]
-            size = sum(s[1] * s[3] * (1 if t == "tensor(int8)" else 4) for s, t in caches)
+            caches = [port for port in decoder.parts.inputs.values() if len(port.shape) == 4]
+            size = sum(c.shape[1] * c.shape[3] * (1 if c.dtype == "int8" else 4) for c in caches)
             print(f"{args.model.name}, {name} cache: {size} bytes a token, {size * 4096 / 1e6:.0f} MB at 4096")
         compare(args.model.name, both, args.rounds)
         compare("attention of llama-7B", decoders(attention_of_7b(at), at), args.rounds)

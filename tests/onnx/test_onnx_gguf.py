@@ -88,3 +88,16 @@ def test_sums_of_blocks_are_made_once(tmp_path):
     _, graph = parts_in(tmp_path / "out")
     assert sum(n.op_type == "MatMulNBits" for n in graph) == 15
     assert sum(n.op_type == "ReduceSum" for n in graph) == 9
+
+
+@pytest.mark.parametrize(("kind", "dtype", "is_rounded"), [("Q6_K", "float16", True), ("Q6_K", "float32", False),
+                                                         ("Q8_0", "float16", False)])  # fmt: skip
+def test_scales_that_half_precision_rounds_are_told(tmp_path, kind, dtype, is_rounded):
+    """A K-quant's scale is a product of float16 and an integer, exact in float32; that of Q8_0 is float16 itself."""
+    plan = export(open_checkpoint(written(tmp_path, lambda name: kind)), dtype=dtype)
+    found = [note for note in plan.notes if "finer scales" in note]
+    wanted = (
+        "16 of them have finer scales than float16, in which the operators take them: those are rounded to it "
+        "(--dtype float32 keeps them)"
+    )
+    assert found == ([wanted] if is_rounded else [])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.onnx.model import build_graph
 from llmkit.onnx.parity import TOLERANCES, compare_decoders
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
-from tiny_graphs import PLUGINS, made
+from tiny_graphs import PLUGINS, made, running
 
 
 @pytest.mark.parametrize("attention", ["attention", "gqa"])
@@ -31,3 +33,24 @@ def test_biases_of_far_keys_stay_exact_near_the_query():
     found, wanted, _ = made("bloom", dtype="FLOAT16")
     ids = torch.randint(0, 90, (1, 2200), generator=torch.Generator().manual_seed(2))
     assert float((found(ids)[:, -50:] - wanted(ids)[:, -50:]).abs().max()) < 5e-3
+
+
+@pytest.mark.parametrize("attention", ["attention", "gqa"])
+def test_no_score_reaches_what_is_hidden(attention):
+    """Some models have scores in the hundreds. Padding stays hidden beside them, and a row of padding finite."""
+    architecture = PLUGINS["llama"]
+    config = architecture.tiny_config()
+    ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
+
+    def data_of(name, lazy):
+        return (lazy.load() * (40 if "q_proj" in name else 1)).numpy().tobytes()
+
+    found = running(build_graph(model, ckpt.tensors, data_of, attention=attention, dtype="FLOAT16"), model)
+    ids = torch.randint(5, 90, (2, 12), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    logits = found(ids, mask=mask)
+    assert bool(logits.isfinite().all())
+    others = ids.clone()
+    others[0, :5] = torch.tensor([80, 3, 44, 7, 61])
+    assert torch.equal(found(others, mask=mask)[0, 5:], logits[0, 5:])

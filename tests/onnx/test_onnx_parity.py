@@ -49,6 +49,15 @@ def test_other_ops_for_attention(name, attention):
     assert all(x <= TOLERANCE for x in worst.values()), worst
 
 
+@pytest.mark.parametrize("attention", ["gqa", "flash", "mha"])
+@pytest.mark.parametrize("variant", ["by-layer", "unscaled"])
+def test_scales_of_scores_that_are_not_the_ops_own(variant, attention):
+    """GPT-2's: a scale of its own for each layer, or none. The ops take 1 / sqrt(head size) where nothing is said."""
+    found, wanted, _ = made("gpt2", variant, attention=attention)
+    worst = {d.case: d.largest for d in compare_decoders(found, wanted)}
+    assert all(x <= TOLERANCE for x in worst.values()), worst
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "rwkv", "chatglm2"])
 def test_a_shared_prefix_is_the_plain_computation(name):
     found, wanted, _ = made(name)

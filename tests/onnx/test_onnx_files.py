@@ -1,0 +1,66 @@
+"""Where weights lie that an export writes: one file, or several of a size that is asked for."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+
+from llmkit.api import save
+from llmkit.architecture.registry import default_registry
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.onnx.export import export
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+PAGE = 4096
+
+
+@pytest.fixture
+def ckpt(tmp_path):
+    architecture = default_registry().load(next(p for p in default_registry().plugins if p.name == "llama"))
+    save(random_checkpoint(architecture, architecture.tiny_config()), tmp_path / "model")
+    return open_checkpoint(tmp_path / "model")
+
+
+def places(folder):
+    """By tensor: file, offset and length, as onnx reads them."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    entries = {t.name: {e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.external_data}
+    return {name: (e["location"], int(e["offset"]), int(e["length"])) for name, e in entries.items()}
+
+
+@pytest.mark.parametrize("most", [5_000_000_000, 30_000, 1])
+def test_files_of_a_size(ckpt, tmp_path, most):
+    from llmkit.onnx.opening import load_onnx
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    save(export(ckpt, weights="copy"), whole)
+    save(export(ckpt, weights="copy"), out, max_shard_size=most)
+    held = places(out)
+    files = sorted({file for file, _, _ in held.values()})
+    n = len(files)
+    assert n == {5_000_000_000: 1, 1: len(held)}.get(most, n)
+    named = ["model.onnx.data"] if n == 1 else [f"model.onnx-{i + 1:05d}-of-{n:05d}.data" for i in range(n)]
+    assert files == named == sorted(p.name for p in out.glob("*.data"))
+    for file in files:
+        ends = [offset + length for name, offset, length in held.values() if name == file]
+        assert (out / file).stat().st_size == max(ends)
+        assert max(ends) <= most or len(ends) == 1
+    assert all(offset % PAGE == 0 for _, offset, _ in held.values())
+    if most == 30_000:
+        assert 1 < n < len(held)
+    ids = torch.randint(0, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load_onnx(out)(ids), load_onnx(whole)(ids))
+    read = open_checkpoint(out).tensors
+    assert all(torch.equal(read[name].load(), lazy.load()) for name, lazy in ckpt.tensors.items())
+
+
+def test_a_head_that_is_stored_though_it_is_tied_is_told(tmp_path):
+    """transformers 5 takes the stored one where the two differ, so this must be said."""
+    architecture = default_registry().load(next(p for p in default_registry().plugins if p.name == "llama"))
+    ckpt = random_checkpoint(architecture, architecture.tiny_config())
+    save(ckpt.derive(config={**ckpt.config, "tie_word_embeddings": True}), tmp_path / "tied", force=True)
+    plan = export(open_checkpoint(tmp_path / "tied"))
+    assert "lm_head.weight is stored though the config ties it to the embedding, which is used instead" in plan.notes
+    assert "lm_head.weight" not in plan.container.linked
