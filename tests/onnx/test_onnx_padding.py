@@ -52,13 +52,13 @@ def computed(decoder, rows, calls, n_steps):
     return [torch.cat(parts) for parts in found]
 
 
-def check(name, variant=None, attention="attention"):
+def check(name, variant=None, attention="attention", calls=CALLS):
     found, wanted, ends = made(name, variant, attention=attention)
     # Some look at the length of the whole, or of the prompt, so that calls are not one computation.
     limit = wanted.exact_sharing_limit
     is_whole = limit is not None and limit < 24
-    calls, n_steps = (CALLS[:1], 0) if is_whole and not ends else (CALLS, N_STEPS)
-    rows = prompts(ends, 24, len(CALLS[0]))
+    calls, n_steps = (calls[:1], 0) if is_whole and not ends else (calls, N_STEPS)
+    rows = prompts(ends, 24, len(calls[0]))
     alone = [wanted(row[None, : sum(c[i][1] for c in calls) + n_steps])[0] for i, row in enumerate(rows)]
     for what, decoder in (("ONNX Runtime", found), ("torch", wanted)):
         scale = max(1.0, max(float(a.abs().max()) for a in alone))
@@ -77,3 +77,10 @@ def test_rows_of_a_padded_batch(name, variant):
 )
 def test_with_other_ops_for_attention(name, attention):
     check(name, attention=attention)
+
+
+@pytest.mark.parametrize(("name", "attention"), [("llama", "attention"), ("llama", "gqa"), ("llama", "flash"),
+                                                 ("mistral", "flash"), ("gpt2", "flash"), ("gpt2", "mha")])  # fmt: skip
+def test_a_row_that_has_nothing_yet(name, attention):
+    """A conversation that joins a batch later: its first call is all padding."""
+    check(name, attention=attention, calls=[[(0, 9, 3), (12, 0, 0), (0, 0, 12)], [(1, 4, 0), (0, 5, 0), (2, 3, 0)]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmkit.architecture.scaling import DynamicNTK, LongRope
 from llmkit.decoder.cache import KVCache, Packed
 from llmkit.errors import RequirementError
 from llmkit.onnx.parity import compare_decoders
@@ -47,6 +48,29 @@ def test_other_ops_for_attention(name, attention):
     found, wanted, ends = made(name, attention=attention)
     worst = {d.case: d.largest for d in compare_decoders(found, wanted, ends=ends)}
     assert all(x <= TOLERANCE for x in worst.values()), worst
+
+
+@pytest.mark.parametrize("attention", ["attention", "gqa"])
+@pytest.mark.parametrize(("name", "kind"), [("llama", DynamicNTK), ("phi3", LongRope)])
+def test_angles_change_beyond_the_border_and_not_before(name, kind, attention):
+    variants = [v for n, v in CASES if n == name and isinstance(scaling_of(n, v), kind)]
+    assert variants
+    for variant in variants:
+        border = scaling_of(name, variant).max_position
+        found, wanted, _ = made(name, variant, attention=attention)
+        for n in (border - 1, border, border + 1, 2 * border):
+            ids = torch.randint(0, 90, (2, n), generator=torch.Generator().manual_seed(n))
+            for padding in (0, 2):  # the first row is as long as before
+                mask = torch.ones_like(ids)
+                mask[1, :padding] = 0
+                difference = (found(ids, mask=mask) - wanted(ids, mask=mask))[mask != 0].abs().max()
+                assert float(difference) <= TOLERANCE, (variant, n, padding)
+
+
+def scaling_of(name, variant):
+    """How the rotary positions of a tiny model reach further; None without any."""
+    position = PLUGINS[name].bind(PLUGINS[name].tiny_config(variant)).block.position
+    return getattr(position, "bound_scaling", None)
 
 
 @pytest.mark.parametrize("attention", ["gqa", "flash", "mha"])

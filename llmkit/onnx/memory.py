@@ -1,0 +1,133 @@
+"""What a graph hands on from one call to the next: keys and values, recurrent states, what kinds remember.
+
+Where the op for attention writes in place, keys and values are buffers with room for tokens to come. Else each call
+takes the past ones and gives longer ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import InputError
+from llmkit.onnx.context import IN_PLACE
+from llmkit.onnx.parts import Parts
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Memory", "stacked"]
+
+_KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+class Memory:
+    """The inputs of a graph that go on from call to call.
+
+    Args:
+        parts: the graph.
+
+    Attributes:
+        state: the output that each of them goes on from, by the name of the input.
+        pasts: those that are keys and values, [B, kv_heads, P, head_dim].
+        in_place: keys and values are buffers that the graph writes into.
+        width: how many numbers the keys and values of a token are.
+
+    Raises:
+        InputError: a graph of another program has an input that nothing here feeds, or states no sizes.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts, known = parts, parts.metadata
+        self.state: dict[str, str] = json.loads(known["llmkit.state"]) if "llmkit.state" in known else _paired(parts)
+        self.pasts = [name for name in self.state if len(parts.inputs[name].shape) == 4]
+        self.in_place = known.get("llmkit.attention") in IN_PLACE and bool(self.pasts)
+        self.width = sum(int(parts.inputs[n].shape[1]) * int(parts.inputs[n].shape[3]) for n in self.pasts)
+        self._initial: dict[str, list[float]] = json.loads(known.get("llmkit.initial", "{}"))
+
+    def roomy(
+        self,
+        memory: Mapping[str, torch.Tensor],
+        batch: int,
+        past: int,
+        total: int,
+        capacity: int,
+        *,
+        is_shared: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """The memory, its keys and values in buffers of at least `total` tokens where the op writes in place.
+
+        Args:
+            is_shared: others hold the same tensors: they are not written to.
+        """
+        found = dict(memory)
+        for name in self.pasts if self.in_place else ():
+            held = memory.get(name)
+            if held is not None and not is_shared and held.shape[2] >= total and held.is_contiguous():
+                continue
+            room = max(total, capacity, 2 * held.shape[2] if held is not None and not is_shared else 0)
+            found[name] = self._empty(name, batch, room)
+            if held is not None:
+                found[name][:, :, :past] = held[:, :, :past]
+        return found
+
+    def held(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
+        """An input that goes on from call to call; before the first one it is empty, or as the graph says."""
+        kept: torch.Tensor | None = memory.get(name)
+        if kept is not None:
+            return kept if self.in_place or name not in self.pasts else kept[:, :, :past]
+        import torch
+
+        if name in self.pasts:
+            return self._empty(name, batch, 0)
+        empty = self._empty(name, batch)
+        values = self._initial.get(name)
+        return empty if values is None else empty + torch.tensor(values, device=self._parts.device)[None, :, None]
+
+    def _empty(self, name: str, batch: int, room: int | None = None) -> torch.Tensor:
+        """Zeros for an input that goes on from call to call, [B, …]; keys and values with room for some tokens."""
+        import torch
+
+        port = self._parts.inputs[name]
+        sizes = [batch, *(int(n) for n in port.shape[1:] if not isinstance(n, str))]
+        if room is not None:
+            sizes.insert(2, room)
+        return torch.zeros(sizes, dtype=getattr(torch, port.dtype), device=self._parts.device)
+
+
+def _paired(parts: Parts) -> dict[str, str]:
+    """Inputs that go on from call to call and the outputs they go on from, by the names that Optimum gives them.
+
+    Raises:
+        InputError: it has an input that nothing here feeds, or keys of a size that it does not state.
+    """
+    found = {name: name.replace("past_key_values.", "present.", 1) for name in parts.inputs}
+    found = {name: out for name, out in found.items() if name != out and out in parts.outputs}
+    left = [name for name in parts.inputs if name not in (*_KNOWN_INPUTS, *found)]
+    shapes = {name: parts.inputs[name].shape for name in found}
+    vague = [n for n, s in shapes.items() if len(s) != 4 or not all(isinstance(size, int) for size in (s[1], s[3]))]
+    if left or vague or not found:
+        what = f"needs {left[0]}, which nothing feeds" if left else "keeps no past_key_values"
+        if vague and not left:
+            shape = list(shapes[vague[0]])
+            what = f"has {vague[0]} of shape {shape}, expected [batch, heads, past, head size] with numbers"
+        raise InputError(f"this graph {what}", hint="llmkit export MODEL --to onnx writes one that can be run")
+    return found
+
+
+def stacked(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One tensor a name, a row for each segment; shorter caches are filled up, their length is the segment's."""
+    import torch
+
+    found = {}
+    for name in rows[0]:
+        longest = max(row[name].shape[2] if row[name].dim() == 4 else 0 for row in rows)
+        parts = []
+        for row in rows:
+            held = row[name]
+            if held.dim() == 4 and held.shape[2] < longest:
+                held = torch.nn.functional.pad(held, (0, 0, 0, longest - held.shape[2]))
+            parts.append(held)
+        found[name] = torch.cat(parts)
+    return found
