@@ -1,8 +1,8 @@
 """The small files of an exported folder, as every runtime can read them.
 
 Optimum loads config.json and the tokenizer by transformers' own classes. A model that was published with code of its
-own gets the config of the architecture that is the same (or has its sizes: Optimum reads no more), beside the original,
-which llmkit reads.
+own, or whose sizes Optimum does not get from its config, gets the config of the architecture that is the same (or has
+its sizes: Optimum reads no more), beside the original, which llmkit reads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
+from llmkit.onnx.stand_in import has_sizes, stand_in
 from llmkit.tokenization.without_code import tokenizer_without_code
 
 __all__ = ["json_file", "large_files", "runtime_files"]
@@ -44,9 +45,16 @@ def runtime_files(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
 
 
 def _known_config(config: dict[str, Any], label: str) -> dict[str, Any] | None:
+    """The config for Optimum; None where that is the model's own."""
     architecture = registry.require(config, label)
     describe = next(iter(architecture.equivalents.values()), architecture.described_as)
-    return describe(config) if describe is not None else None
+    known = describe(config) if describe is not None else None
+    if known is None and architecture.reference_config is not None:
+        today = dict(architecture.reference_config(config))
+        if today.get("model_type") != config.get("model_type"):  # of a release older than transformers' class
+            known = today
+    dims = architecture.bind(config).dims
+    return known if has_sizes(known or config, dims) else stand_in(config, dims)
 
 
 def _readable(file: FileContent) -> FileContent:

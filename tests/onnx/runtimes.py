@@ -16,45 +16,72 @@ PROMPTS = [[5, 17, 40, 9, 33, 21, 60, 12, 8], [71, 6, 30], [44, 45, 46, 11, 80, 
 N_TOKENS, PAD = 24, 0
 # Those whose graphs need nothing that only llmkit feeds: the places in a ChatGLM-6B prompt, the state of RWKV.
 FAMILIES = tuple(p.name for p in default_registry().plugins if p.is_builtin and p.name not in ("chatglm", "rwkv"))
-# Optimum knows only heads of hidden / heads dims, but for Gemma's, and asks transformers for the number of key heads.
-IN_OPTIMUM = tuple(name for name in FAMILIES if name not in ("gemma2", "glm4", "qwen3"))
+# Sizes and spellings that a runtime could stumble over: heads of other than hidden / heads dims, key heads in a type
+# that Optimum believes to have none, and a model_type that transformers does not know.
+UNUSUAL = {
+    "llama, wide heads": ("llama", {"head_dim": 16}),
+    "mistral, narrow heads": ("mistral", {"head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "phi3, key heads": ("phi3", {"num_key_value_heads": 2}),
+    "falcon of 2023": ("falcon", "7b-2023"),
+    "falcon-40b of 2023": ("falcon40b", "40b-2023"),
+}
 
 
-def exported(name: str, folder: Path) -> Path:
-    """A tiny random model of a family as an ONNX folder; heads of 8 dims, as GroupQueryAttention wants them."""
+def exported(name: str, folder: Path, *options: str) -> Path:
+    """A tiny random model of a family (or `UNUSUAL`) as an ONNX folder; heads of 8 dims or more, as GQA wants them."""
     from safetensors.torch import save_file
 
     from llmkit.cli.app import main
 
     registry = default_registry()
-    architecture = registry.load(next(p for p in registry.plugins if p.name == name))
-    config = architecture.tiny_config() | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD}
+    family, change = UNUSUAL.get(name, (name, {}))
+    architecture = registry.load(next(p for p in registry.plugins if p.name == family))
+    variant, changes = (change, {}) if isinstance(change, str) else (None, change)
+    config = architecture.tiny_config(variant) | changes
+    config |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD}
     ckpt = random_checkpoint(architecture, config)
     source = folder / name
     source.mkdir()
     save_file({n: t.load().contiguous() for n, t in ckpt.tensors.items()}, source / "model.safetensors")
     (source / "config.json").write_text(json.dumps(config))
     out = folder / f"{name}-onnx"
-    assert main(["export", str(source), "--to", "onnx", "--no-check", "-q", "-o", str(out)]) == 0
+    assert main(["export", str(source), "--to", "onnx", "--no-check", "-q", *options, "-o", str(out)]) == 0
     return out
 
 
-def exported_int8(folder: Path) -> Path:
-    """The trained model of the mini bench as an ONNX folder whose cache is in int8."""
+def exported_mini(folder: Path, *options: str) -> Path:
+    """The trained model of the mini bench as an ONNX folder."""
     from llmkit.cli.app import main
 
-    source = Path(__file__).resolve().parents[2] / "evalsets" / "mini" / "base"
-    options = ["--kv-cache-dtype", "int8", "--no-check", "-q", "-o", str(folder / "mini-onnx")]
-    assert main(["export", str(source), "--to", "onnx", *options]) == 0
-    return folder / "mini-onnx"
+    source, out = ROOT / "evalsets" / "mini" / "base", folder / "mini-onnx"
+    assert main(["export", str(source), "--to", "onnx", *options, "--no-check", "-q", "-o", str(out)]) == 0
+    return out
 
 
-def written_by_llmkit(folder: Path) -> list[list[int]]:
+def exported_gguf(folder: Path, kind: str, *options: str) -> Path:
+    """A tiny random llama whose matrices are blocks of a GGUF file's type, which the graph keeps."""
+    from gguf_models import written
+
+    from llmkit.cli.app import main
+
+    path, out = written(folder, lambda name: kind), folder / "gguf-onnx"
+    assert main(["export", str(path), "--to", "onnx", *options, "--no-check", "-q", "-o", str(out)]) == 0
+    return out
+
+
+def written_by_llmkit(folder: Path, prompts: list[list[int]] = PROMPTS, n_tokens: int = N_TOKENS) -> list[list[int]]:
     """What llmkit's own runner writes after each prompt, greedily: alone, without padding."""
     from llmkit.onnx.opening import load_onnx
 
     decoder = load_onnx(folder)
-    return [generate(decoder, [prompt], max_new_tokens=N_TOKENS)[0] for prompt in PROMPTS]
+    return [generate(decoder, [prompt], max_new_tokens=n_tokens)[0] for prompt in prompts]
+
+
+def end_and_pad(folder: Path) -> tuple[int, int]:
+    """The end token that ONNX Runtime GenAI stops at, and the one that it takes for padding."""
+    model = json.loads((folder / "genai_config.json").read_text())["model"]
+    ends = model["eos_token_id"]
+    return ends if isinstance(ends, int) else ends[0], model["pad_token_id"]
 
 
 def expected(folder: Path) -> list[list[int]]:
@@ -65,6 +92,13 @@ def expected(folder: Path) -> list[list[int]]:
 def source_of(folder: Path) -> Path:
     """The checkpoint that a folder was exported from."""
     return folder.with_name(folder.name.removesuffix("-onnx"))
+
+
+def left_padded(prompts: list[list[int]], pad: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows of one length, and their mask."""
+    longest = max(map(len, prompts))
+    rows = [[pad] * (longest - len(p)) + p for p in prompts]
+    return rows, [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
 
 
 def real_prompts(source: Path) -> list[list[int]]:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import transformers
-from runtimes import expected, exported
+from runtimes import UNUSUAL, expected, exported
 
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import FileContent, open_checkpoint
@@ -40,10 +40,36 @@ def test_a_config_that_transformers_knows(name, tmp_path):
     assert generate(decoder, PROMPTS, max_new_tokens=N_TOKENS) == expected(folder)
 
 
-def test_families_of_transformers_keep_their_config(tmp_path):
-    folder = exported("llama", tmp_path)
+@pytest.mark.parametrize("name", ["gemma2", "glm4", "qwen3", *(n for n in UNUSUAL if "falcon" not in n)])
+def test_a_config_whose_sizes_optimum_asks_for(name, tmp_path):
+    folder = exported(name, tmp_path)
+    original = json.loads((folder / "config.original.json").read_text())
+    assert original == json.loads((tmp_path / name / "config.json").read_text())
+    assert open_checkpoint(folder).config == original
+    known, dims = transformers.AutoConfig.from_pretrained(folder), load_onnx(folder).model.dims
+    assert known.model_type == "gemma"
+    assert known.architectures == ["GemmaForCausalLM"]
+    assert (known.num_key_value_heads, known.head_dim) == (dims.kv_heads, dims.head_dim)
+    found = (known.num_hidden_layers, known.hidden_size, known.num_attention_heads, known.intermediate_size)
+    assert found == (dims.layers, dims.hidden, dims.heads, dims.ffn)
+    assert (known.vocab_size, known.max_position_embeddings) == (dims.vocab, dims.context)
+    assert (known.bos_token_id, known.eos_token_id, known.pad_token_id) == (1, 2, 0)
+    assert known.tie_word_embeddings == original.get("tie_word_embeddings", known.tie_word_embeddings)
+
+
+@pytest.mark.parametrize("name", ["falcon of 2023", "falcon-40b of 2023"])
+def test_a_config_older_than_the_class_of_transformers(name, tmp_path):
+    folder = exported(name, tmp_path)
+    known = transformers.AutoConfig.from_pretrained(folder)
+    assert (known.model_type, known.num_attention_heads) == ("falcon", 4)
+    assert open_checkpoint(folder).config["model_type"].startswith("RefinedWeb")
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon", "gemma", "gemma3", "glm", "stablelm"])
+def test_families_of_transformers_keep_their_config(name, tmp_path):
+    folder = exported(name, tmp_path)
     assert not (folder / "config.original.json").exists()
-    assert json.loads((folder / "config.json").read_text()) == json.loads((tmp_path / "llama/config.json").read_text())
+    assert json.loads((folder / "config.json").read_text()) == json.loads((tmp_path / name / "config.json").read_text())
 
 
 @pytest.mark.parametrize(

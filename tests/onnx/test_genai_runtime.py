@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 
 import pytest
-from runtimes import FAMILIES, N_TOKENS, PROMPTS, expected, exported, exported_int8, written_by_llmkit
+from runtimes import (
+    FAMILIES,
+    N_TOKENS,
+    PROMPTS,
+    UNUSUAL,
+    end_and_pad,
+    expected,
+    exported,
+    exported_gguf,
+    exported_mini,
+    written_by_llmkit,
+)
 
 pytestmark = pytest.mark.genai
 genai = pytest.importorskip("onnxruntime_genai", reason="needs ONNX Runtime GenAI (extra genai)")
 END = 2  # GenAI ends a text with it, as genai_config.json says
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, *UNUSUAL])
 def folder(request, tmp_path_factory):
     return exported(request.param, tmp_path_factory.mktemp("genai"))
 
@@ -21,14 +32,24 @@ def test_greedy_text(folder):
     _check(folder, expected(folder), END)
 
 
-def test_a_cache_in_int8(tmp_path):
-    folder = exported_int8(tmp_path)
-    end = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
-    _check(folder, written_by_llmkit(folder), end)
+@pytest.mark.parametrize(
+    "options", [("--kv-cache-dtype", "int8"), ("--bits", "4"), ("--bits", "8"), ("--bits", "4", "--attention", "flash")]
+)
+def test_integers(options, tmp_path):
+    folder = exported_mini(tmp_path, *options)
+    _check(folder, written_by_llmkit(folder), end_and_pad(folder)[0])
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_kept_blocks_of_a_gguf_file(kind, tmp_path):
+    folder = exported_gguf(tmp_path, kind)
+    _check(folder, written_by_llmkit(folder), end_and_pad(folder)[0])
 
 
 def _check(folder, expected, end):
-    model = genai.Model(str(folder))
+    config = genai.Config(str(folder))  # on one thread: those of GenAI wait awake, which a tiny model suffers from
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
+    model = genai.Model(config)
     found = []
     for prompt in PROMPTS:
         options = genai.GeneratorParams(model)

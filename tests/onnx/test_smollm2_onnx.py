@@ -1,6 +1,6 @@
 """A real model, SmolLM2-135M in float32: the exported folder in llmkit's runner writes what transformers writes.
 
-In ONNX Runtime GenAI and in Optimum: `test_genai_runtime.py`, `test_optimum_runtime.py`.
+In ONNX Runtime GenAI and in Optimum: `test_genai_smollm2.py`, `test_optimum_smollm2.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 import torch
 from goldens import error
-from runtimes import real_prompts, transformers_texts
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
@@ -21,18 +20,6 @@ from llmkit.onnx.opening import load_onnx
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 pytestmark = pytest.mark.slow
 N_TOKENS = 64
-
-
-@pytest.fixture(scope="module")
-def prompts(smollm2):
-    found = real_prompts(smollm2)
-    assert max(map(len, found)) > 512
-    return found
-
-
-@pytest.fixture(scope="module")
-def texts(smollm2, prompts):
-    return transformers_texts(smollm2, prompts, N_TOKENS)
 
 
 @pytest.fixture(scope="module", params=["gqa", "attention"])
@@ -56,7 +43,7 @@ def test_with_the_prompt_in_stretches(decoder, prompts, texts, monkeypatch):
     monkeypatch.setattr(session_module, "_LEAST_STEP", 256)
     lengths = []
     whole = decoder._call
-    monkeypatch.setattr(decoder, "_call", lambda *args: lengths.append(args[0].shape[1]) or whole(*args))
+    monkeypatch.setattr(decoder, "_call", lambda *args: lengths.append(args[1].shape[1]) or whole(*args))
     assert generate(decoder, prompts[-1:], max_new_tokens=N_TOKENS) == texts[-1:]
     assert lengths[:4] == [256, 256, 188, 1]
 

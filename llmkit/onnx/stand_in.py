@@ -1,0 +1,49 @@
+"""A config.json from which Optimum gets the sizes of the empty past.
+
+Optimum knows the shapes of the first call's keys and values by the config's `model_type`: heads of hidden / heads dims
+and as many key heads as heads, unless the type is one of those below. A model of other sizes gets the config of a type
+whose head size and key heads are both asked for. Source: optimum-onnx 0.1.0, onnxruntime/modeling_decoder.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture.sizes import Sizes
+
+__all__ = ["has_sizes", "stand_in"]
+
+_HEAD_DIM_IS_ASKED = frozenset({"gemma", "gemma3_text", "gpt_oss", "nemotron"})
+_KEY_HEADS_ARE_ASKED = frozenset(
+    {
+        "arcee", "cohere", "falcon", "gemma", "gemma3_text", "glm", "gpt_oss", "granite", "helium", "llama", "mistral",
+        "nemotron", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm",
+    }
+)  # fmt: skip
+_STAND_IN = {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype", "dtype")
+
+
+def has_sizes(config: Mapping[str, Any], dims: Sizes) -> bool:
+    """Whether Optimum gets the sizes of keys and values from a config that transformers knows."""
+    kind = config.get("model_type")
+    head_dim = dims.head_dim if kind in _HEAD_DIM_IS_ASKED else dims.hidden // dims.heads
+    kv_heads = dims.kv_heads if kind in _KEY_HEADS_ARE_ASKED else dims.heads
+    return (head_dim, kv_heads) == (dims.head_dim, dims.kv_heads)
+
+
+def stand_in(config: Mapping[str, Any], dims: Sizes) -> dict[str, Any]:
+    """The sizes of a model and its special tokens in the words of a type that Optimum asks for all sizes."""
+    return {
+        **_STAND_IN,
+        "head_dim": dims.head_dim,
+        "hidden_size": dims.hidden,
+        "intermediate_size": dims.ffn,
+        "max_position_embeddings": dims.context or 2048,
+        "num_attention_heads": dims.heads,
+        "num_hidden_layers": dims.layers,
+        "num_key_value_heads": dims.kv_heads,
+        "vocab_size": dims.vocab,
+        **{key: config[key] for key in _KEPT if key in config},
+    }

@@ -1,0 +1,74 @@
+"""SmolLM2-135M in ONNX Runtime GenAI: in float32 the text of transformers, in integers that of llmkit's runner."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from runtimes import end_and_pad, written_by_llmkit
+
+from llmkit.cli.app import main
+
+pytestmark = [pytest.mark.genai, pytest.mark.slow]
+genai = pytest.importorskip("onnxruntime_genai", reason="needs ONNX Runtime GenAI (extra genai)")
+
+
+@pytest.fixture(scope="module")
+def exported(smollm2, tmp_path_factory):
+    """Export SmolLM2 with options."""
+
+    def run(*options):
+        out = tmp_path_factory.mktemp("genai") / "out"
+        assert main(["export", str(smollm2), "--to", "onnx", *options, "--no-check", "-q", "-o", str(out)]) == 0
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module", params=["gqa", "flash"])
+def folder(request, exported):
+    return exported("--attention", request.param)
+
+
+def written(folder, rows, n_tokens=64, **search):
+    """What GenAI writes after each row of one batch, past any end token: padded right, with its padding token."""
+    config = genai.Config(str(folder))
+    config.overlay(json.dumps({"search": search}))
+    model, (_, pad) = genai.Model(config), end_and_pad(folder)
+    longest = max(map(len, rows))
+    whole = longest + n_tokens
+    options = genai.GeneratorParams(model)
+    options.set_search_options(max_length=whole, min_length=whole, batch_size=len(rows))
+    generator = genai.Generator(model, options)
+    generator.append_tokens(np.array([row + [pad] * (longest - len(row)) for row in rows], dtype=np.int32))
+    found = []
+    for _ in range(n_tokens):
+        generator.generate_next_token()
+        found.append([int(token) for token in generator.get_next_tokens()])
+    return [list(text) for text in zip(*found, strict=True)]
+
+
+def test_each_prompt_alone(folder, prompts, texts):
+    assert [written(folder, [prompt])[0] for prompt in prompts] == texts
+
+
+def test_a_long_prompt_in_chunks(folder, prompts, texts):
+    assert written(folder, prompts[-1:], chunk_size=256) == texts[-1:]
+
+
+def test_a_batch_of_unequal_prompts(folder, prompts, texts):
+    assert written(folder, prompts) == texts
+
+
+@pytest.mark.parametrize("options", [("--bits", "4"), ("--bits", "8"), ("--kv-cache-dtype", "int8")])
+def test_integers(options, exported, prompts):
+    short, out = prompts[:3], exported(*options)
+    assert [written(out, [prompt])[0] for prompt in short] == written_by_llmkit(out, short, 64)
+
+
+@pytest.mark.parametrize("bits", ["4", "8"])
+def test_integers_in_a_batch(bits, exported, prompts):
+    """With activations in floats: in int8 their rounding tips with the shape of the batch."""
+    short, out = prompts[:3], exported("--bits", bits, "--accuracy-level", "0", "--attention", "flash")
+    assert written(out, short) == written_by_llmkit(out, short, 64)

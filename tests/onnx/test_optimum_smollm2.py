@@ -1,0 +1,61 @@
+"""SmolLM2-135M in Optimum's ORTModelForCausalLM: in float32 the text of transformers, in integers llmkit's runner's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from runtimes import left_padded, written_by_llmkit
+
+from llmkit.cli.app import main
+
+pytestmark = [pytest.mark.optimum, pytest.mark.slow]
+optimum = pytest.importorskip("optimum.onnxruntime", reason="needs Optimum (extra optimum, which pins transformers)")
+PAD = 2
+
+
+@pytest.fixture(scope="module")
+def exported(smollm2, tmp_path_factory):
+    """Export SmolLM2 with options, and open it."""
+
+    def run(*options):
+        out = tmp_path_factory.mktemp("optimum") / "out"
+        assert main(["export", str(smollm2), "--to", "onnx", *options, "--no-check", "-q", "-o", str(out)]) == 0
+        return out, optimum.ORTModelForCausalLM.from_pretrained(out)
+
+    return run
+
+
+@pytest.fixture(scope="module", params=["gqa", "attention"])
+def model(request, exported):
+    return exported("--attention", request.param)[1]
+
+
+def written(model, rows, mask=None):
+    """What Optimum writes after each row, past any end token."""
+    ids = torch.tensor(rows)
+    mask = torch.ones_like(ids) if mask is None else torch.tensor(mask)
+    with torch.inference_mode():
+        options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": PAD, "eos_token_id": None}
+        found = model.generate(input_ids=ids, attention_mask=mask, **options)
+    return found[:, ids.shape[1] :].tolist()
+
+
+def test_each_prompt_alone(model, prompts, texts):
+    assert [written(model, [prompt])[0] for prompt in prompts] == texts
+
+
+def test_a_batch_of_unequal_prompts(model, prompts, texts):
+    assert written(model, *left_padded(prompts, PAD)) == texts
+
+
+@pytest.mark.parametrize("options", [("--bits", "4"), ("--bits", "8"), ("--kv-cache-dtype", "int8")])
+def test_integers(options, exported, prompts):
+    short, (out, model) = prompts[:3], exported(*options)
+    assert [written(model, [prompt])[0] for prompt in short] == written_by_llmkit(out, short, 64)
+
+
+@pytest.mark.parametrize("bits", ["4", "8"])
+def test_integers_in_a_batch(bits, exported, prompts):
+    """With activations in floats: in int8 their rounding tips with the shape of the batch."""
+    short, (out, model) = prompts[:3], exported("--bits", bits, "--accuracy-level", "0")
+    assert written(model, *left_padded(short, PAD)) == written_by_llmkit(out, short, 64)
