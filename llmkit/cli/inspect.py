@@ -90,22 +90,30 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
             "layout": d["layout"] if d["layout"] != "hf" else None,
             "sizes": _sizes(d["dims"]),
             "parameters": f"{_count(d['n_parameters'])}  ({d['n_parameters']:,})",
-            "stored": f"{format_bytes(d['nbytes'])} in {n_files} file{'s' * (n_files != 1)}, {d['n_tensors']} tensors, "
+            "stored": f"{format_bytes(d['nbytes'])} in {n_files} file{'s' * (n_files != 1)}, "
+            + (f"{d['n_tensors']} tensors, " if d["n_tensors"] else "")
             + ", ".join(f"{k} {format_bytes(v)}" if len(d["dtypes"]) > 1 else k for k, v in d["dtypes"].items()),
-            "quantization": d["quantization"] or "none",
+            "quantization": (d["quantization"] or "none").replace("; ", "\n"),
             "tokenizer": _tokenizer(vocabulary) if vocabulary else "none found",
             "made by": "\n".join(_step(s) for s in d["recipe"]) or None,
         }
     )
-    out.line()
-    out.table(
-        ["part", "tensors", "dtype", "parameters", "size"],
-        [
-            (p["name"], p["n_tensors"], ", ".join(p["dtypes"]), _count(p["n_parameters"]), format_bytes(p["nbytes"]))
-            for p in d["parts"]
-        ],
-        right=["tensors", "parameters", "size"],
-    )
+    if d["parts"]:
+        out.line()
+        out.table(
+            ["part", "tensors", "dtype", "parameters", "size"],
+            [
+                (
+                    p["name"],
+                    p["n_tensors"],
+                    ", ".join(p["dtypes"]),
+                    _count(p["n_parameters"]),
+                    format_bytes(p["nbytes"]),
+                )
+                for p in d["parts"]
+            ],
+            right=["tensors", "parameters", "size"],
+        )
     metadata = d["details"].get("metadata")
     if metadata:
         out.line()
@@ -134,6 +142,8 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
 def _render_graph(out: Output, d: Mapping[str, Any]) -> None:
     from llmkit.tensors.spec import format_bytes
 
+    what = "constants" if d["n_parameters"] is None else "weights and constants"
+    inside = [f"model.onnx: {format_bytes(d['inside_nbytes'])} of {what}"] if d["inside_nbytes"] else []
     weights = [f"{w['file']}: {w['dtype']} {format_bytes(w['nbytes'])}" for w in d["weights"]]
     out.line()
     out.record(
@@ -144,11 +154,21 @@ def _render_graph(out: Output, d: Mapping[str, Any]) -> None:
             "inputs": "\n".join(_values(d["inputs"])),
             "outputs": "\n".join(_values(d["outputs"])),
             "cache": _cache(d["kv_cache"]),
-            "weights in": "\n".join([*weights, f"model.onnx: {format_bytes(d['inside_nbytes'])} of constants"]),
+            "weights in": "\n".join([*weights, *inside]),
         }
     )
     out.line()
-    out.table(["op", "nodes"], list(d["ops"].items()), right=["nodes"])
+    fused = {op.rpartition(".")[2]: n for op, n in d["ops"].items() if "." in op}
+    plain = {op: n for op, n in d["ops"].items() if "." not in op}
+    out.record({"fused ops": _counts(fused), "other ops": _counts(plain)})
+
+
+def _counts(ops: Mapping[str, int]) -> str | None:
+    """`GroupQueryAttention 30, MatMulNBits 211, …` in lines of a width that terminals have."""
+    from textwrap import wrap
+
+    # No-break spaces hold a name and its number together.
+    return "\n".join(wrap(", ".join(f"{op}\u00a0{n}" for op, n in ops.items()), 66)).replace("\u00a0", " ") or None
 
 
 def _cache(found: Mapping[str, Any] | None) -> str | None:
@@ -156,7 +176,8 @@ def _cache(found: Mapping[str, Any] | None) -> str | None:
 
     if found is None:
         return None
-    return f"keys and values in {found['dtype']}, {format_bytes(found['nbytes_per_token'])} a token"
+    nbytes = found["nbytes_per_token"]
+    return f"keys and values in {found['dtype']}" + (f", {format_bytes(nbytes)} a token" if nbytes is not None else "")
 
 
 def _values(values: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -99,6 +99,13 @@ def summarize(ckpt: Checkpoint) -> Summary:
         dtypes[lazy.dtype.name] = dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
         for read in lazy.reads():
             files[read.source.path.name] = read.source.nbytes
+    graph: Mapping[str, Any] = ckpt.details.get("onnx", {})
+    n_parameters = graph.get("n_parameters")  # of another program's graph, whose weights may lie inside it
+    if n_parameters is None:
+        n_parameters = sum(p.n_parameters for p in parts)
+    elif graph["inside_nbytes"]:
+        dtypes = {**dtypes, **{name: dtypes.get(name, 0) + n for name, n in graph["inside"].items()}}
+        files[onnx_folder.FILE] = graph["graph_nbytes"]
     stored: Mapping[str, Mapping[str, int]] = ckpt.details.get("types", {})
     if stored:
         dtypes = {name: entry["nbytes"] for name, entry in stored.items()}
@@ -109,11 +116,11 @@ def summarize(ckpt: Checkpoint) -> Summary:
         architecture=model.family if model else None,
         dims={k: v for k in _DIMS if (v := getattr(model.dims, k)) is not None} if model else {},
         n_tensors=len(ckpt.tensors),
-        n_parameters=sum(p.n_parameters for p in parts),
+        n_parameters=n_parameters,
         nbytes=sum(dtypes.values()),
         dtypes=dict(sorted(dtypes.items(), key=lambda kv: -kv[1])),
         files=dict(sorted(files.items())),
-        parts=parts,
+        parts=parts if graph.get("n_parameters") is None else (),
         quantization=describe(ckpt.config) or _mix(stored) or _grids(ckpt),
         vocabulary=vocabulary,
         recipe=recipe_of(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else (),
@@ -127,7 +134,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
 def _grids(ckpt: Checkpoint) -> str | None:
     """The integers that an exported graph computes with, and the number of operators of each kind."""
     found: Mapping[str, int] = ckpt.details.get("onnx", {}).get("integers", {})
-    return ", ".join(f"{words} × {n}" for words, n in found.items()) or None
+    return "; ".join(f"{n} × {words}" for words, n in found.items()) or None
 
 
 def _mix(stored: Mapping[str, Mapping[str, int]]) -> str | None:
@@ -179,6 +186,8 @@ def _embedding_rows(floats: Checkpoint, model: Model | None) -> int | None:
 def _n_floats(name: str, lazy: Lazy, slots: Mapping[str, Slot]) -> int:
     """Elements of the float model that a tensor stands for; a graph has codes, scales and more for one."""
     stem, _, leaf = name.rpartition(".")
+    if leaf in ("k_scale", "v_scale"):
+        return 0  # of a cache in integers
     if leaf not in ("weight_codes", "weight_scales", "weight_zeros", "weight_offsets") or f"{stem}.weight" not in slots:
         return lazy.spec.numel
     return slots[f"{stem}.weight"].numel if leaf == "weight_codes" else 0

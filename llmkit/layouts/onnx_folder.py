@@ -22,7 +22,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FILE", "NAME", "ORIGINAL_CONFIG", "find"]
+__all__ = ["FILE", "NAME", "ORIGINAL_CONFIG", "STATE", "find"]
 
 NAME = "onnx"
 FILE = "model.onnx"
@@ -33,6 +33,8 @@ _DTYPES = {
     "INT32": DType.I32, "INT16": DType.I16, "INT8": DType.I8, "UINT8": DType.U8, "BOOL": DType.BOOL,
     "FLOAT8E4M3FN": DType.F8_E4M3,
 }  # fmt: skip
+_NO_WEIGHTS = ("INT64", "INT32", "BOOL", "STRING")  # shapes, indices and masks
+STATE = "llmkit.state"  # a graph that llmkit wrote says so by this entry of its metadata
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
@@ -74,17 +76,17 @@ def _read(path: Path) -> onnx.ModelProto:
         ) from error
 
 
-def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], int]:
-    """The initializers that lie in files beside the graph, and the bytes of those inside it."""
+def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], Counter[str]]:
+    """The initializers that lie in files beside the graph, and the bytes of those inside it by dtype."""
     tensors: dict[str, Lazy] = {}
     sources: dict[str, SourceFile] = {}
-    inside = 0
+    inside: Counter[str] = Counter()
     for held in model.graph.initializer:
         name, shape, kind = held.name, tuple(held.dims), _kind(held.data_type)
         dtype = _DTYPES.get(kind)
         bits = _BITS.get(kind, 8 if dtype is None else dtype.bits)
         if not held.external_data:
-            inside += -(-math.prod(shape) * bits // 8)
+            inside[kind if dtype is None else dtype.name] += -(-math.prod(shape) * bits // 8)
             continue
         place = {entry.key: entry.value for entry in held.external_data}
         file = place.get("location", "")
@@ -109,7 +111,9 @@ def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], int
     return tensors, inside
 
 
-def _described(folder: Path, model: onnx.ModelProto, tensors: Mapping[str, Lazy], inside: int) -> dict[str, Any]:
+def _described(
+    folder: Path, model: onnx.ModelProto, tensors: Mapping[str, Lazy], inside: Mapping[str, int]
+) -> dict[str, Any]:
     """What `inspect` says of the graph."""
     graph = model.graph
     nodes = [*_all_nodes(graph.node)]
@@ -120,6 +124,7 @@ def _described(folder: Path, model: onnx.ModelProto, tensors: Mapping[str, Lazy]
     for lazy in tensors.values():
         (read,) = lazy.reads()
         weights[read.source.path.name, lazy.dtype.name] += lazy.spec.nbytes
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     return {
         "producer": f"{model.producer_name or '?'} {model.producer_version or ''}".rstrip(),
         "ir_version": model.ir_version,
@@ -131,9 +136,31 @@ def _described(folder: Path, model: onnx.ModelProto, tensors: Mapping[str, Lazy]
         "outputs": [_typed(value) for value in graph.output],
         "weights": [{"file": file, "dtype": d, "nbytes": n} for (file, d), n in weights.items()],
         "graph_nbytes": (folder / FILE).stat().st_size,
-        "inside_nbytes": inside,
-        "metadata": {entry.key: entry.value for entry in model.metadata_props},
+        "inside_nbytes": sum(inside.values()),
+        "inside": dict(inside),
+        "n_parameters": None if STATE in metadata else _n_parameters(nodes, graph.initializer),
+        "metadata": metadata,
     }
+
+
+def _n_parameters(nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]) -> int:
+    """Elements of the float model that a graph of another program computes with.
+
+    Weights in blocks of integers are counted as the matrices that they stand for; their scales and zero points, and
+    those of quantized operators, are no parameters.
+    """
+    sizes = {held.name: math.prod(held.dims) for held in initializers if _kind(held.data_type) not in _NO_WEIGHTS}
+    for node in nodes:
+        about = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "MatMulNBits":
+            sizes |= {name: 0 for name in node.input[2:] if name} | {node.input[1]: about["K"] * about["N"]}
+        elif node.op_type == "GatherBlockQuantized":
+            codes, _, *grid = node.input
+            n = next((math.prod(h.dims) * 8 // about.get("bits", 4) for h in initializers if h.name == codes), 0)
+            sizes |= {name: 0 for name in grid if name} | {codes: n}
+        elif node.op_type == "DequantizeLinear":
+            sizes |= {name: 0 for name in node.input[1:] if name}
+    return sum(sizes.values())
 
 
 def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -185,7 +212,9 @@ def _kv_cache(inputs: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     held = [i for i in inputs if i["name"].endswith((".key", ".value")) and i["dtype"] in _DTYPES and i["shape"]]
     sizes = [_DTYPES[i["dtype"]].itemsize * math.prod(n for n in i["shape"] if isinstance(n, int)) for i in held]
     dtypes = ", ".join(dict.fromkeys(i["dtype"] for i in held))
-    return {"dtype": dtypes, "nbytes_per_token": sum(sizes)} if held else None
+    # All sizes but those of the batch and the tokens must be stated.
+    is_stated = all(sum(not isinstance(n, int) for n in i["shape"]) <= 2 for i in held)
+    return {"dtype": dtypes, "nbytes_per_token": sum(sizes) if is_stated else None} if held else None
 
 
 def _typed(value: onnx.ValueInfoProto) -> dict[str, Any]:

@@ -151,13 +151,13 @@ def test_a_folder_of_integers_names_them(call, tiny, tmp_path):
     [
         (
             ["--bits", "4"],
-            "int4 blocks of 32 asymmetric, accuracy level 4 × 14, int8 blocks of 32 symmetric, rows of a table × 1, "
-            "int8 blocks of 32 symmetric, accuracy level 4 × 1",
+            "14 × int4 blocks of 32 asymmetric, accuracy level 4; 1 × int8 blocks of 32 symmetric, rows of a table; "
+            "1 × int8 blocks of 32 symmetric, accuracy level 4",
         ),
         (
             ["--bits", "8", "--asymmetric", "--group-size", "16", "--embedding-bits", "4"],
-            "int8 blocks of 16 asymmetric, accuracy level 4 × 14, int4 blocks of 16 asymmetric, rows of a table × 1, "
-            "int4 blocks of 16 asymmetric, accuracy level 4 × 1",
+            "14 × int8 blocks of 16 asymmetric, accuracy level 4; 1 × int4 blocks of 16 asymmetric, rows of a table; "
+            "1 × int4 blocks of 16 asymmetric, accuracy level 4",
         ),
     ],
 )
