@@ -52,4 +52,6 @@ def verify(
     out.answer(document, render, brief="ok" if verdict.is_ok else "\n".join(verdict.problems))
     if not verdict.is_ok:
         n = len(verdict.problems)
-        out.refuse(f"{folder} is not as it was written: {n} thing{'s' * (n != 1)} differ{'s' * (n == 1)}")
+        shared = any("(shared with " in problem for problem in verdict.problems)
+        hint = "make it again from a source that is sound; --weights copy shares nothing" if shared else None
+        out.refuse(f"{folder} is not as it was written: {n} thing{'s' * (n != 1)} differ{'s' * (n == 1)}", hint)

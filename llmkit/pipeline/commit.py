@@ -71,7 +71,9 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {error.strerror}",
                 hint="free some space and run the same command again: it resumes",
             ) from error
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        hint = "choose another -o, where you may write" if refused else None
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 class Partial:

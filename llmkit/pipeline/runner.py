@@ -78,9 +78,7 @@ def run_plan(
     plan.check_output(overwrite=overwrite)
     started = time.monotonic()
     shared = SharedFiles(plan.links, hash_all=hash_links, progress=progress)
-    label = f"writing {plan.out.name}" if plan.steps else f"hashing what {plan.out.name} shares"
-    if plan.steps and shared.nbytes:
-        label += ", hashing what it shares"
+    label = f"writing {plan.out.name}" if plan.steps else "hashing"  # a linked export reads, and writes next to nothing
     progress.begin(sum(s.write_nbytes for s in plan.steps) + shared.nbytes, label, "B")
     try:
         with shared, Partial(plan.out, plan.digest, resume=resume) as partial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -210,3 +211,40 @@ def test_without_onnx_runtime_nothing_is_written(call, tiny, tmp_path, monkeypat
     )
     assert list(tmp_path.iterdir()) == []
     assert call("export", tiny, "-o", tmp_path / "out", "--no-check").code == 0
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_place_where_nothing_may_be_written(call, tiny, tmp_path, monkeypatch, number):
+    before = Path.mkdir
+
+    def mkdir(path, *args, **options):
+        if path.name == "out.partial":
+            raise OSError(number, os.strerror(number))
+        before(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    done = call("export", tiny, "-o", tmp_path / "out", "--no-check", "--json")
+    assert done.code == 2
+    assert done.document["error"]["message"] == f"cannot write {tmp_path}/out.partial: {os.strerror(number)}"
+    assert done.document["error"]["hint"] == "choose another -o, where you may write"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_does_not_say_that_links_are_written(call, tiny, tmp_path, monkeypatch):
+    from llmkit.cli.output import Output
+    from llmkit.pipeline.progress import NO_PROGRESS
+
+    labels = []
+
+    class Seen:
+        def begin(self, total, label, unit="B"):
+            labels.append((total, label))
+
+        advance, end = NO_PROGRESS.advance, NO_PROGRESS.end
+
+    monkeypatch.setattr(Output, "progress", lambda _self: Seen())
+    size = (tiny / "model.safetensors").stat().st_size
+    assert call("export", tiny, "-o", tmp_path / "out", "--no-check").code == 0
+    assert call("export", tiny, "-o", tmp_path / "copy", "--weights", "copy", "--no-check").code == 0
+    assert labels[0] == (size, "hashing")
+    assert labels[1][1] == "writing copy"
