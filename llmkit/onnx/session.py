@@ -117,9 +117,12 @@ class OrtDecoder:
                 found = self._packed(session, ids, used, places)
             else:
                 past, total = used.length, used.length + ids.shape[1]
-                seen = used.mask if used.mask is not None else torch.ones(len(ids), total, device=self.device)
+                if used.mask is not None:
+                    seen = used.mask.long()
+                else:
+                    seen = torch.ones(len(ids), total, dtype=torch.int64, device=self.device)
                 memory = self._memory.roomy(used.memory, len(ids), past, total, used.capacity)
-                found, after = self._run(session, ids, seen.long(), places.positions, memory, past)
+                found, after = self._run(session, ids, seen, places.positions, memory, past)
                 used.memory.update(after)
             used.end()
         return found
