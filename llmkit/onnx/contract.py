@@ -91,6 +91,8 @@ def running(graph: onnx.ModelProto, model: Model | None = None) -> OrtDecoder:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    # What DequantizeLinear and MatMul become; the default would be int8 activations.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     whole = graph.SerializeToString()
     parts = Parts(graph, lambda part: onnxruntime.InferenceSession(part or whole, options), torch.device("cpu"))
     return OrtDecoder(parts, model)

@@ -18,7 +18,7 @@ from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
 from llmkit.onnx.blocks import emit_layer
 from llmkit.onnx.context import IN_PLACE, AttentionOp, GraphContext, Int8Cache
-from llmkit.onnx.graph import Graph
+from llmkit.onnx.graph import CONTRIB, Graph
 from llmkit.onnx.grids import Grids
 from llmkit.onnx.kv_cache import CacheScales
 from llmkit.onnx.norms import Stream, emit_norm
@@ -130,7 +130,7 @@ def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
     slot = weights.slot(leaf)
     if as_bool(kind.normalized) and not weights.is_on_grid(slot):
         matrix = weights.derived(f"{slot.name}.normalized", normalized_rows(weights.lazy(slot)))
-        logits = g.op("FusedMatMul", x, matrix, domain="com.microsoft", transB=1)
+        logits = g.op("FusedMatMul", x, matrix, domain=CONTRIB, transB=1)
     else:
         logits = weights.product(x, slot)
     if weights.has("head.bias"):

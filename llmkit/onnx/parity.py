@@ -16,7 +16,16 @@ from llmkit.onnx.opening import PROVIDERS, load_onnx
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TOLERANCES", "Checked", "Difference", "check_folder", "compare_decoders", "has_provider", "own_difference"]
+__all__ = [
+    "TOLERANCES",
+    "Checked",
+    "Difference",
+    "check_folder",
+    "compare_decoders",
+    "difference_of",
+    "has_provider",
+    "own_difference",
+]
 
 # By compute dtype: what rounding leaves of logits of order one. Half precision rounds at every node.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -100,11 +109,11 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
     if scales := scales_in(folder):
         floats, wanted = wanted, RoundedDecoder(wanted, scales)
         ids = _prompts(wanted, ends, 0)
-        measured.append(_difference("int8 cache against one in floats", wanted(ids), floats(ids)))
+        measured.append(difference_of("int8 cache against one in floats", wanted(ids), floats(ids)))
         of_cache = measured[0].largest * _CACHE_SHARE
     if found.parts.metadata.get(ACCURACY, "0") == "4":
         ids = _prompts(wanted, ends, 0)
-        measured.append(_difference("prefill, int8 activations", found(ids), wanted(ids)))
+        measured.append(difference_of("prefill, int8 activations", found(ids), wanted(ids)))
         # The check is of weights and graph: what int8 activations add would hide a wrong scale.
         found = load_onnx(folder, provider=provider, exact=True)
     own = min(_OWN_FACTOR * own_difference(wanted, ends=ends), _MOST)
@@ -123,7 +132,7 @@ def own_difference(wanted: Any, *, ends: tuple[int, ...] = (), seed: int = 0) ->
     ids = _prompts(wanted, ends, seed)
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
-    return _difference("own", wanted(ids, mask=mask)[1:], wanted(ids)[1:]).largest
+    return difference_of("own", wanted(ids, mask=mask)[1:], wanted(ids)[1:]).largest
 
 
 def compare_decoders(found: Any, wanted: Any, *, ends: tuple[int, ...] = (), seed: int = 0) -> list[Difference]:
@@ -150,10 +159,10 @@ def compare_decoders(found: Any, wanted: Any, *, ends: tuple[int, ...] = (), see
     mask[0, :2] = 0
     padded = wanted(ids, mask=mask), found(ids, mask=mask)
     return [
-        _difference("prefill", found(ids), whole),
-        _difference("cached steps", steps(found), steps(wanted)),
-        _difference("left-padded row", padded[1][:1, 2:], padded[0][:1, 2:]),
-        _difference("row beside it", padded[1][1:], padded[0][1:]),
+        difference_of("prefill", found(ids), whole),
+        difference_of("cached steps", steps(found), steps(wanted)),
+        difference_of("left-padded row", padded[1][:1, 2:], padded[0][:1, 2:]),
+        difference_of("row beside it", padded[1][1:], padded[0][1:]),
     ]
 
 
@@ -168,7 +177,8 @@ def _prompts(wanted: Any, ends: tuple[int, ...], seed: int) -> torch.Tensor:
     return ids
 
 
-def _difference(case: str, found: torch.Tensor, wanted: torch.Tensor) -> Difference:
+def difference_of(case: str, found: torch.Tensor, wanted: torch.Tensor) -> Difference:
+    """How far logits [..., vocab] are from others."""
     scale = max(1.0, float(wanted.abs().max()))
     chosen = wanted.gather(-1, found.argmax(-1, keepdim=True)).squeeze(-1)
     same = float((wanted.amax(-1) - chosen <= _TIE * scale).float().mean())

@@ -62,7 +62,7 @@ class _Rotary(GraphPositions):
         """Cos and sin, [B, S, R / 2]."""
         g = context.graph
         inverse, factor = self._frequencies(context)
-        at = g.op("Unsqueeze", g.op("Cast", context.positions, to=1), g.ints(2))
+        at = g.op("Unsqueeze", g.cast(context.positions, "FLOAT"), g.ints(2))
         angles = g.op("Mul", at, inverse)
         found = []
         for function in ("Cos", "Sin"):
@@ -85,7 +85,7 @@ class _Rotary(GraphPositions):
         if isinstance(scaling, LongRope):
             long = g.constant(frequencies(theta, dim, scaling, length=scaling.max_position + 1)[0])
         else:
-            ratio = g.op("Mul", g.op("Cast", longest, to=1), g.number(scaling.factor / scaling.max_position))
+            ratio = g.op("Mul", g.cast(longest, "FLOAT"), g.number(scaling.factor / scaling.max_position))
             ratio = g.op("Sub", ratio, g.number(scaling.factor - 1))
             base = g.op("Mul", g.op("Pow", ratio, g.number(dim / (dim - 2))), g.number(theta))
             import numpy as np
@@ -107,7 +107,7 @@ class _Alibi(GraphPositions):
 
             g = context.graph
             slopes = g.constant(np.array(alibi_slopes(context.model.dims.heads), dtype=np.float32)[:, None])
-            at = g.op("Unsqueeze", g.op("Cast", context.key_positions(), to=1), g.ints(1))
+            at = g.op("Unsqueeze", g.cast(context.key_positions(), "FLOAT"), g.ints(1))
             return g.op("Mul", at, slopes)
 
         return context.once(("alibi", self._kind), make)

@@ -11,7 +11,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
 from llmkit.errors import InputError, LlmkitError, RequirementError
-from llmkit.onnx.parity import Difference
+from llmkit.onnx.parity import Difference, difference_of
 from llmkit.pipeline.commit import Partial, check_output
 
 __all__ = ["VIA", "compare_with_transformers", "export_by_optimum"]
@@ -112,10 +112,4 @@ def compare_with_transformers(ckpt: Checkpoint, folder: Path) -> list[Difference
         "cached steps": (steps(found), steps(wanted)),
         "left-padded batch": (padded(found), padded(wanted)),
     }
-    return [Difference(case, *_difference(*pair)) for case, pair in made.items()]
-
-
-def _difference(found: Any, wanted: Any) -> tuple[float, float]:
-    scale = max(1.0, float(wanted.abs().max()))
-    same = float((found.argmax(-1) == wanted.argmax(-1)).float().mean())
-    return float((found - wanted).abs().max()) / scale, same
+    return [difference_of(case, *pair) for case, pair in made.items()]

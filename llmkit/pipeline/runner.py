@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh3_128
@@ -21,6 +21,7 @@ from llmkit.pipeline.commit import Partial, disk_errors
 from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
 from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
+from llmkit.pipeline.pool import run_all
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.pipeline.sharing import SharedFiles
 from llmkit.tensors.lazy import Context, Read, Rows
@@ -125,14 +126,14 @@ class _Run:
                 self._fds[file.name] = self.partial.open_file(file.name, file.nbytes)
             flusher.start()
             if self.observe is None and all(is_moved(step.node) for step in self.plan.steps):
-                self._run_all(ThreadPoolExecutor(workers), self._move_step)
+                run_all(ThreadPoolExecutor(workers), self._move_step, self.plan.steps, self._stop)
             else:
                 self._import_torch()
                 import torch
 
                 threads = torch.get_num_threads()
                 pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-                self._run_all(pool, self._run_step)
+                run_all(pool, self._run_step, self.plan.steps, self._stop)
             for file in self.plan.files:
                 with disk_errors(self.partial.path / file.name):
                     self._write_frame(file)
@@ -145,18 +146,6 @@ class _Run:
                 torch.set_num_threads(threads)
             for fd in self._fds.values():
                 os.close(fd)
-
-    def _run_all(self, pool: ThreadPoolExecutor, run: Callable[[Step], None]) -> None:
-        with pool:
-            try:  # from the first submission on: an interrupt there must stop the steps too
-                futures = [pool.submit(run, step) for step in self.plan.steps]
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            except BaseException:
-                self._stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
 
     def _write_frame(self, file: OutputFile) -> None:
         """Write what is no tensor: headers, and what the container adds when the data is known."""

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
 from llmkit.errors import InputError
 from llmkit.formats.torch_pickle import looks_like
 from llmkit.pipeline.commit import Partial, check_output, disk_errors
+from llmkit.pipeline.pool import run_all
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.decoding import Decoding, check_samples, check_whole
 from llmkit.releases.hash_list import Expected
@@ -111,19 +112,11 @@ class _Run:
         flusher = threading.Thread(target=self._flush_early, daemon=True)
         flusher.start()
         largest_first = sorted(self.decoding.files, key=lambda c: -c.payload.nbytes)
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                futures = [pool.submit(self._decode, coded) for coded in largest_first]
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            except BaseException:
-                self._stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-            finally:
-                self._stop.set()
-                flusher.join()
+        try:
+            run_all(ThreadPoolExecutor(workers), self._decode, largest_first, self._stop)
+        finally:
+            self._stop.set()
+            flusher.join()
 
     def _flush_early(self) -> None:
         """Send written pages to the disk meanwhile, so that the fsync at the end of a file finds little to do."""

@@ -39,6 +39,15 @@ def test_logits(name, way):
     assert all(x <= 1e-5 for x in worst.values()), worst
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "bloom", "phi3", "chatglm"])
+def test_the_standards_operators(name, bits):
+    """DequantizeLinear and MatMul: with biases, fused matrices and those that are stored the other way round."""
+    worst, found = worst_of(name, Rounding(bits, 16, accuracy_level=0, is_qdq=True))
+    assert any(node.op_type == "DequantizeLinear" for node in found.parts._graph.graph.node)
+    assert all(x <= 1e-5 for x in worst.values()), worst
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_int8_activations_stay_near(name):
     worst, _ = worst_of(name, with_level(WAYS["int4"], 4))

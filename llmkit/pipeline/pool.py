@@ -1,0 +1,30 @@
+"""Many calls in threads, of which the first that fails ends all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+__all__ = ["run_all"]
+
+T = TypeVar("T")
+
+
+def run_all(pool: ThreadPoolExecutor, run: Callable[[T], None], over: Iterable[T], stop: threading.Event) -> None:
+    """`run` for each of `over`, until all are done; what is thrown first, an interrupt too, is raised.
+
+    Args:
+        stop: is set then, so that calls in flight can end.
+    """
+    with pool:
+        try:  # from the first submission on: an interrupt there must stop the others, too
+            futures = [pool.submit(run, each) for each in over]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
