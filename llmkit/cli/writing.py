@@ -12,6 +12,8 @@ from llmkit.cli.options import Writing
 from llmkit.cli.output import Output, duration
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.pipeline.plan import Plan
     from llmkit.pipeline.runner import WriteObserver
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     # What a command adds when the model is written: entries of the document, and their rendering.
     Finish = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], None]]]
 
-__all__ = ["write"]
+__all__ = ["interrupted_check", "write"]
 
 
 def write(
@@ -79,11 +81,7 @@ def write(
     try:
         more, render_more = finish(manifest) if finish is not None else ({}, lambda: None)
     except KeyboardInterrupt:
-        raise Interrupted(
-            is_resumable=False,
-            message=f"interrupted: {plan.out} is written, but not checked",
-            hint=f"llmkit verify {plan.out} looks at its bytes; with --overwrite it is written and checked again",
-        ) from None
+        raise interrupted_check(plan.out) from None
     shared = {name: entry for name, entry in manifest["files"].items() if "sharing" in entry}
     document = {
         "out": str(plan.out),
@@ -109,6 +107,15 @@ def write(
         out.hint(hint.format(out=plan.out))
 
     out.answer(document, render, brief=str(plan.out))
+
+
+def interrupted_check(folder: Path) -> Interrupted:
+    """Ctrl-C when the output is whole and what comes after it is not done."""
+    return Interrupted(
+        is_resumable=False,
+        message=f"interrupted: {folder} is written, but not checked",
+        hint=f"llmkit verify {folder} looks at its bytes; with --overwrite it is written and checked again",
+    )
 
 
 def _shared(entries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -248,3 +248,26 @@ def test_progress_does_not_say_that_links_are_written(call, tiny, tmp_path, monk
     assert call("export", tiny, "-o", tmp_path / "copy", "--weights", "copy", "--no-check").code == 0
     assert labels[0] == (size, "hashing")
     assert labels[1][1] == "writing copy"
+
+
+def test_what_is_shown_of_optimum(call, tiny, tmp_path, monkeypatch):
+    """The exporter itself has tests of its own, where it is installed (tests/onnx/test_optimum_runtime.py)."""
+    from llmkit.onnx import via
+    from llmkit.onnx.parity import Difference
+
+    out, found = tmp_path / "out", [Difference("prefill", 3e-6, 1.0)]
+    monkeypatch.setattr(via, "export_by_optimum", lambda *_args, **_options: {"files": {}, "recipe": []})
+    monkeypatch.setattr(via, "compare_with_transformers", lambda *_args: found)
+    done = call("export", tiny, "--via", "optimum", "-o", out)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[1].startswith("logits for random tokens, beside transformers'; ")
+    assert lines[4].split() == ["prefill", "3.0e-06", "1.0e-04", "100.0%"]
+    assert lines[5] == "passed: the exported model computes what transformers does"
+    out.mkdir()
+    found[0] = Difference("prefill", 3e-3, 0.5)
+    failed = call("export", tiny, "--via", "optimum", "-o", out)
+    assert failed.code == 1
+    assert "passed" not in failed.out
+    assert failed.err.endswith("error: the exported model differs from transformers: prefill by 3.0e-03\n")
+    assert (out / "PARITY_FAILED").exists()
