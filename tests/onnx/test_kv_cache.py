@@ -266,3 +266,47 @@ def test_models_that_cannot_have_one(tmp_path, capsys):
         assert message in said.err
         assert "hint: leave --kv-cache-dtype out" in said.err
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [({}, (1,)), ({"symmetric": False}, (1,)), ({"dynamic": True}, (1,)), ({"num_bits": 4}, (1,)),
+     ({"type": "float"}, (1,)), ({}, (2,))],
+    ids=["fits", "asymmetric", "dynamic", "4 bits", "float8", "by head"],
+)  # fmt: skip
+def test_which_scales_of_a_checkpoint_are_taken(change, shape):
+    """Those of another grid, or of a shape that the op has not, are calibrated anew."""
+    from llmkit.architecture import registry
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.onnx.kv_cache import choose_scales
+    from llmkit.tensors.lazy import Apply
+    from llmkit.tensors.spec import DType, TensorSpec
+
+    ckpt = open_checkpoint(MINI)
+    model = registry.require(ckpt.config, "mini").bind(ckpt.config)
+    scale = Apply("made", [], TensorSpec(DType.F32, shape), lambda: torch.full(shape, 0.1)).output()
+    names = [f"model.layers.{i}.self_attn.{part}_scale" for i in range(4) for part in "kv"]
+    scheme = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "tensor", "dynamic": False} | change
+    config = {**ckpt.config, "quantization_config": {"quant_method": "compressed-tensors", "kv_cache_scheme": scheme}}
+    stored = ckpt.derive(tensors={**ckpt.tensors, **dict.fromkeys(names, scale)}, config=config)
+    found, notes = choose_scales(stored, ckpt, model, dtype="int8", calibrate=None, provider="cpu")
+    is_taken = not change and shape == (1,)
+    assert found.kind == ("PER_TENSOR" if is_taken else "PER_CHANNEL")
+    assert ("the checkpoint's own" in notes[0]) is is_taken
+
+
+def test_the_torch_cache_rounds_and_clips_as_the_kernel_does():
+    """clip(round half to even(x / scale), -128, 127), as tests/onnx/test_int8_cache_kernel.py holds the kernel to."""
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.decoder.scores import Scores
+    from llmkit.onnx.kv_cache import RoundedDecoder
+
+    scale = torch.full((2, 1, 32), 0.5)
+    cache = RoundedDecoder(load_decoder(open_checkpoint(MINI)), [(scale, 2 * scale)]).new_cache()
+    cache.begin(torch.zeros(1, 4, dtype=torch.int64), None)
+    x = torch.tensor([-100.0, 100.0, 0.75, -0.25])[None, None, :, None].expand(1, 2, 4, 32).contiguous()
+    cache.attend(0, torch.ones(1, 4, 4, 32), x, x, Scores(scale=1.0))
+    cache.end()
+    keys, values = cache.layer(0)
+    assert keys[0, 1, :, 5].tolist() == [-64.0, 63.5, 1.0, 0.0]
+    assert values[0, 0, :, 7].tolist() == [-100.0, 100.0, 1.0, 0.0]
