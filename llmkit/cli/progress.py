@@ -17,6 +17,8 @@ __all__ = ["Bar", "Lines"]
 
 _LINE_EVERY_S = 30.0
 _LINE_EVERY_SHARE = 0.1
+_WIDE = 110  # columns; narrower terminals get a shorter bar, and one line all the same
+_NUMBERS_WIDTH = 40  # "1000.0/1000.0 MB", "1000.0 MB/s", "0:00:00" and the spaces around them
 
 
 class Bar:
@@ -26,6 +28,7 @@ class Bar:
         self._rich: RichProgress | None = None
         self._task: TaskID | None = None
         self._guard = threading.Lock()
+        self._room = 0
 
     def begin(self, total: int, label: str, unit: str = "B") -> None:
         """Start a bar of `total` units."""
@@ -45,13 +48,16 @@ class Bar:
         amount: list[ProgressColumn] = (
             [DownloadColumn(), TransferSpeedColumn()] if unit == "B" else [MofNCompleteColumn(), TextColumn(unit)]
         )
+        console = Console(stderr=True, highlight=False)
+        bar_width = 28 if console.width >= _WIDE else 12
+        self._room = max(0, min(40, console.width - len(label) - bar_width - _NUMBERS_WIDTH))
         self._rich = RichProgress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=bar_width),
             *amount,
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
-            console=Console(stderr=True, highlight=False),
+            console=console,
             transient=True,
         )
         self._task = self._rich.add_task(label, total=total, note="")
@@ -61,7 +67,7 @@ class Bar:
         """Move the bar by `n` units."""
         with self._guard:
             if self._rich is not None and self._task is not None:
-                self._rich.update(self._task, advance=n, note=note[-40:])
+                self._rich.update(self._task, advance=n, note=note[-self._room :] if self._room else "")
 
     def end(self) -> None:
         """Remove the bar."""

@@ -92,7 +92,7 @@ def check_provider(provider: str) -> None:
         RequirementError: ONNX Runtime is not installed, or has not got it.
     """
     if provider not in PROVIDERS:
-        guess = nearest(provider, tuple(PROVIDERS))
+        guess = "cuda" if provider == "gpu" else nearest(provider, tuple(PROVIDERS))
         raise InputError(
             f"unknown provider {provider!r}; expected {', '.join(PROVIDERS)}",
             hint=f"did you mean {guess}?" if guess else "--provider cpu",

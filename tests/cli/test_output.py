@@ -160,3 +160,29 @@ def test_readme_reference_is_fresh():
 
 def test_json_of_errors_is_one_document(call):
     assert json.loads(call("inspect", "--json").out)["error"]["kind"] == "usage"
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_bar_takes_one_line(monkeypatch, width):
+    """A name that is cut is better than a bar of two lines, which flickers."""
+    import io
+    import re
+    import sys
+
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    bar = Bar()
+    bar.begin(541_600_000, "writing mo4")
+    bar.advance(323_300_000, "model.layers.3.self_attn.v_proj.weight_zeros")
+    bar.end()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    lines = [line for line in re.split(r"[\r\n]+", shown) if line.strip()]
+    assert lines
+    assert all("writing mo4" in line for line in lines), lines
+    assert all(len(line) <= width for line in lines)
+    if width >= 80:
+        assert "323.3/541.6 MB" in lines[-1]
+        assert lines[-1].rstrip().endswith("v_proj.weight_zeros"[-10:])
