@@ -69,6 +69,6 @@ def test_integers(options, exported, prompts):
 
 @pytest.mark.parametrize("bits", ["4", "8"])
 def test_integers_in_a_batch(bits, exported, prompts):
-    """With activations in floats: in int8 their rounding tips with the shape of the batch."""
+    """With activations in floats (slow: few tokens): in int8 their rounding tips with the shape of the batch."""
     short, out = prompts[:3], exported("--bits", bits, "--accuracy-level", "0", "--attention", "flash")
-    assert written(out, short) == written_by_llmkit(out, short, 64)
+    assert written(out, short, 16) == written_by_llmkit(out, short, 16)

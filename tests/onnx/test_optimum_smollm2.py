@@ -30,12 +30,12 @@ def model(request, exported):
     return exported("--attention", request.param)[1]
 
 
-def written(model, rows, mask=None):
+def written(model, rows, mask=None, n_tokens=64):
     """What Optimum writes after each row, past any end token."""
     ids = torch.tensor(rows)
     mask = torch.ones_like(ids) if mask is None else torch.tensor(mask)
     with torch.inference_mode():
-        options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": PAD, "eos_token_id": None}
+        options = {"max_new_tokens": n_tokens, "do_sample": False, "pad_token_id": PAD, "eos_token_id": None}
         found = model.generate(input_ids=ids, attention_mask=mask, **options)
     return found[:, ids.shape[1] :].tolist()
 
@@ -56,6 +56,6 @@ def test_integers(options, exported, prompts):
 
 @pytest.mark.parametrize("bits", ["4", "8"])
 def test_integers_in_a_batch(bits, exported, prompts):
-    """With activations in floats: in int8 their rounding tips with the shape of the batch."""
+    """With activations in floats (slow: few tokens): in int8 their rounding tips with the shape of the batch."""
     short, (out, model) = prompts[:3], exported("--bits", bits, "--accuracy-level", "0")
-    assert written(model, *left_padded(short, PAD)) == written_by_llmkit(out, short, 64)
+    assert written(model, *left_padded(short, PAD), n_tokens=16) == written_by_llmkit(out, short, 16)
