@@ -153,11 +153,11 @@ def test_the_table_of_the_check(call, tiny, tmp_path):
 def test_tokens_that_are_as_likely_are_the_same_choice():
     import torch
 
-    from llmkit.onnx.parity import _difference
+    from llmkit.onnx.parity import difference_of
 
     wanted = torch.tensor([[[5.0, 5.0 - 1e-6, 1.0], [5.0, 4.0, 1.0]]])
     found = torch.tensor([[[5.0 - 1e-6, 5.0, 1.0], [4.0, 5.0, 1.0]]])
-    assert _difference("case", found, wanted).same_choice == 0.5
+    assert difference_of("case", found, wanted).same_choice == 0.5
 
 
 @pytest.mark.parametrize(
