@@ -172,9 +172,18 @@ def test_generate_is_the_greedy_text_of_transformers(call, tiny):
     done = call("generate", tiny, "w1 w2 w3", "--max-tokens", "8", "--json")
     assert done.document["tokens"] == [t for t in expected if t != 2]
     assert done.document["n_prompt_tokens"] == 3
+    assert 0 < done.document["first_token_s"] <= done.document["elapsed_s"]
     streamed = call("generate", tiny, "w1 w2 w3", "--max-tokens", "8")
     assert streamed.out == done.document["text"] + "\n"
     assert call("generate", tiny, "w1 w2 w3", "--max-tokens", "8", "-q").out == done.document["text"] + "\n"
+
+
+def test_the_rate_is_that_of_tokens_after_the_first():
+    from llmkit.cli import generate as generate_command
+
+    assert generate_command._speed(41, 3.0, 1.0) == "41 tokens in 3.0 s, the first after 1.0 s, then 20.0/s"
+    assert generate_command._speed(1, 1.0, 1.0) == "1 token in 1.0 s"
+    assert generate_command._speed(0, 1.0, None) == "0 tokens in 1.0 s"
 
 
 def test_sampling_follows_its_seed(call, tiny):
