@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.decoder.cache import KVCache
 
 # Folder of ../shared/golden -> the plugin, and what its config lacks: the tiny configs of Baichuan 2 leave out the key
 # that its published configs have.
@@ -35,3 +36,11 @@ def golden(shared: Path, name: str) -> tuple[Checkpoint, torch.Tensor, torch.Ten
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, relative to the largest logit where that is above one."""
     return float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
+
+
+def stepwise(decoder, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of answers token by token; the prompt of a prefix-LM at once, for that is what it sees of itself."""
+    cache, prompt = KVCache(), 8
+    parts = [decoder(ids[:, :prompt], cache)]
+    parts += [decoder(ids[:, i : i + 1], cache) for i in range(prompt, ids.shape[1])]
+    return torch.cat(parts, 1)

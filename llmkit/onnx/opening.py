@@ -61,7 +61,8 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
         exact: products with integers are computed in the compute dtype, whatever accuracy level the graph states.
 
     Raises:
-        InputError: no such folder, an unknown provider, or a graph that ONNX Runtime cannot load.
+        InputError: no such folder, an unknown provider, or no graph. Sessions are opened at the first call: what ONNX
+            Runtime cannot load (weights that are cut short) is told there.
         RequirementError: ONNX Runtime is not installed, or has no such provider.
     """
     from llmkit.onnx.session import OrtDecoder
@@ -70,15 +71,16 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
     if not is_onnx_folder(folder):
         raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
     graph = _graph(folder / MODEL)
-    _refuse_right_padding(folder / MODEL, graph)
+    known = {entry.key: entry.value for entry in graph.metadata_props}
+    is_ours = "llmkit.state" in known
+    if not is_ours:
+        _refuse_right_padding(folder / MODEL, graph)
     config = original_config(folder)
-    stated = next((entry.value for entry in graph.metadata_props if entry.key == ACCURACY), "4")
     if exact:
         _make_exact(graph)
-    is_ours = any(entry.key == "llmkit.state" for entry in graph.metadata_props)
     architecture = registry.require(config, folder.name) if is_ours else None
     model = architecture.bind(config) if architecture is not None else None
-    options = partial(_options, folder, threads, "0" if exact else stated)
+    options = partial(_options, folder, threads, "0" if exact else known.get(ACCURACY, "4"))
     whole = graph.SerializeToString() if exact else str(folder / MODEL)
     parts = Parts(graph, lambda part: _session(folder, part or whole, provider, options()), _device(provider))
     return OrtDecoder(parts, model, provider=provider, context=_context(config))
@@ -122,9 +124,8 @@ def _graph(path: Path) -> onnx.ModelProto:
 
 
 def _refuse_right_padding(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse graphs of others that take padding on the right only: this runner pads on the left, too."""
-    is_foreign = not any(entry.key == "llmkit.state" for entry in proto.metadata_props)
-    if is_foreign and any(node.op_type == "GroupQueryAttention" for node in proto.graph.node):
+    """Refuse a graph of another program that takes padding on the right only: this runner pads on the left, too."""
+    if any(node.op_type == "GroupQueryAttention" for node in proto.graph.node):
         raise InputError(
             f"{path} was written by {proto.producer_name or 'another program'}: its attention takes no padding on the "
             "left, which this runner needs",

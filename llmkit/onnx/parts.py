@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["Parts", "Port"]
+__all__ = ["Parts", "Port", "torch_name"]
 
 _TORCH = {"FLOAT": "float32", "DOUBLE": "float64"}
+
+
+def torch_name(kind: str) -> str:
+    """Torch's name of a dtype in ONNX's words."""
+    return _TORCH.get(kind, kind.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +87,4 @@ def _port(value: onnx.ValueInfoProto) -> Port:
     kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
     dims = value.type.tensor_type.shape.dim
     shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims)
-    return Port(_TORCH.get(kind, kind.lower()), shape)
+    return Port(torch_name(kind), shape)

@@ -20,7 +20,7 @@ from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.compact import run_compact
 from llmkit.onnx.memory import Memory, stacked
 from llmkit.onnx.opening import PROVIDERS, is_onnx_folder, load_onnx
-from llmkit.onnx.parts import Parts
+from llmkit.onnx.parts import Parts, torch_name
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,6 @@ __all__ = ["PROVIDERS", "OrtDecoder", "is_onnx_folder", "load_onnx"]
 
 _SCORES_NBYTES = 256 << 20  # scores and their bias in memory at a time: longer prompts are computed in stretches
 _LEAST_STEP = 64
-_DTYPES = {"FLOAT": "float32"}
 
 
 class OrtDecoder:
@@ -261,4 +260,4 @@ def _runtime(provider: str, dtype: str | None) -> dict[str, str]:
     import onnxruntime
 
     known = {"provider": provider, "onnxruntime": onnxruntime.__version__}
-    return known if dtype is None else known | {"dtype": _DTYPES.get(dtype, dtype.lower())}
+    return known if dtype is None else known | {"dtype": torch_name(dtype)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from llmkit.pipeline import sharing
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path: Path) -> Path:
     """Another tiny model, to be damaged."""
     return write_model(tmp_path / "model", seed=1)
+
+
+@pytest.fixture
+def hard_links(monkeypatch):
+    """Files are shared by hard links, whatever disk the tests run on."""
+
+    def refuse(*_args):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(sharing.fcntl, "ioctl", refuse)

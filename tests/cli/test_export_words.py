@@ -12,19 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.pipeline import commit, sharing
+from llmkit.pipeline import commit
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 
 
-@pytest.fixture(autouse=True)
-def _hard_links(monkeypatch):
-    """Whatever disk the tests run on."""
-
-    def refuse(*_args):
-        raise OSError(errno.EOPNOTSUPP, "not supported")
-
-    monkeypatch.setattr(sharing.fcntl, "ioctl", refuse)
+pytestmark = pytest.mark.usefixtures("hard_links")
 
 
 @pytest.fixture

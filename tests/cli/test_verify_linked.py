@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 
@@ -13,14 +12,7 @@ from llmkit.pipeline import sharing
 pytest.importorskip("onnx")
 
 
-@pytest.fixture(autouse=True)
-def _hard_links(monkeypatch):
-    """Whatever disk the tests run on."""
-
-    def refuse(*_args):
-        raise OSError(errno.EOPNOTSUPP, "not supported")
-
-    monkeypatch.setattr(sharing.fcntl, "ioctl", refuse)
+pytestmark = pytest.mark.usefixtures("hard_links")
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from goldens import CASES, error, golden
+from goldens import CASES, error, golden, stepwise
 
 from llmkit.api import save
-from llmkit.decoder.cache import KVCache, Packed
+from llmkit.decoder.cache import Packed
 from llmkit.errors import RequirementError
 from llmkit.onnx.export import ATTENTIONS, export
 from llmkit.onnx.opening import load_onnx
@@ -47,12 +47,8 @@ def test_prefill(case):
 
 
 def test_step_by_step(case):
-    """Answers token by token; the prompt of a prefix-LM at once, for that is what it sees of itself."""
     decoder, ids, logits = case
-    cache, prompt = KVCache(), 8
-    parts = [decoder(ids[:, :prompt], cache)]
-    parts += [decoder(ids[:, i : i + 1], cache) for i in range(prompt, ids.shape[1])]
-    assert error(torch.cat(parts, 1), logits) <= TOLERANCE
+    assert error(stepwise(decoder, ids), logits) <= TOLERANCE
 
 
 def padded(ids, *, is_left):

@@ -17,12 +17,11 @@ from llmkit.decoder.generate import Sampling, generate
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import Scorer
 from llmkit.onnx import session as session_module
+from llmkit.onnx.contract import held, running
 from llmkit.onnx.model import build_graph
-from llmkit.onnx.parts import Parts
-from llmkit.onnx.session import OrtDecoder
 from llmkit.onnx.split import HIDDEN
 
-ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 FAMILIES = ("llama", "gemma2", "bloom", "rwkv", "chatglm", "gpt2", "baichuan")
 OPS = ("gqa", "attention")
 
@@ -34,18 +33,11 @@ def made(name, attention):
     config = architecture.tiny_config()
     ckpt = random_checkpoint(architecture, config)
     model = architecture.bind(config)
-    proto = build_graph(model, ckpt.tensors, lambda n, lazy: lazy.load().numpy().tobytes(), attention=attention)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    whole = proto.SerializeToString()
-    plain = onnx.ModelProto.FromString(whole)
+    proto = build_graph(model, ckpt.tensors, held, attention=attention)
+    plain = onnx.ModelProto.FromString(proto.SerializeToString())
     mark = next(entry for entry in plain.metadata_props if entry.key == HIDDEN)
     plain.metadata_props.remove(mark)
-    decoders = [
-        OrtDecoder(Parts(graph, lambda part: ort.InferenceSession(part or whole, options), torch.device("cpu")), model)
-        for graph in (proto, plain)
-    ]
-    return (*decoders, load_decoder(ckpt, architecture=architecture))
+    return running(proto, model), running(plain, model), load_decoder(ckpt, architecture=architecture)
 
 
 def tokens(*shape, seed=3):
