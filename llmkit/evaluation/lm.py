@@ -21,6 +21,7 @@ from llmkit.evaluation.prefix import FORWARD_COST, Query
 from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.tokenization.chat import ending_of, is_marked, marked_lead, marked_text
+from llmkit.tokenization.templates import TemplateRefusal, render
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -187,19 +188,16 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
                     hint="evaluate it without --chat-template",
                 )
             return marked_text(self.tokenizer, self.prompt.pieces(_placed(chat_history, self.prompt)))
-        from jinja2.exceptions import TemplateError
-
         options = {
-            "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
             **self._chat_template_args,
         }
         try:
-            return str(self.tokenizer.apply_chat_template(chat_history, **options))
-        except TemplateError:
+            return render(self.tokenizer, chat_history, **options)
+        except TemplateRefusal:
             spoken = [message for message in chat_history if message["role"] != "system"]
-            return str(self.tokenizer.apply_chat_template(spoken, **options))
+            return render(self.tokenizer, spoken, **options)
 
 
 def _placed(history: Sequence[Mapping[str, str]], prompt: Prompt) -> list[Message]:

@@ -17,6 +17,7 @@ from llmkit.architecture.prompt_kinds import NO_FINISH, Cut, Finish
 from llmkit.architecture.prompts import ChatTemplate, Message, Piece, Prompt, Token, Turns, choose_prompt
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
+from llmkit.tokenization.templates import render
 
 __all__ = [
     "Ending",
@@ -106,15 +107,9 @@ def apply_template(tokenizer: Any, messages: Sequence[Message]) -> str:
     """The conversation as the checkpoint's own template writes it.
 
     Raises:
-        InputError: the template refuses it.
+        InputError: the template refuses it, fails, or goes beyond its budget.
     """
-    from jinja2.exceptions import TemplateError
-
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        raise InputError(f"the chat template refuses this conversation: {error}") from error
+    return render(tokenizer, [{"role": m.role, "content": m.content} for m in messages])
 
 
 def ending_of(tokenizer: Any, prompt: Prompt) -> Ending:

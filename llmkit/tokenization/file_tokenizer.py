@@ -11,13 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from llmkit.errors import InputError
 from llmkit.tokenization.file_codecs import Codec
 
 __all__ = ["FileTokenizer"]
 
 _NO_LIMIT = int(1e30)  # what transformers says of a tokenizer that knows no longest text
-Names = Mapping[str, str | None]
 
 
 class FileTokenizer:
@@ -46,7 +44,7 @@ class FileTokenizer:
         prefix: Sequence[int] = (),
         suffix: Sequence[int] = (),
         answers_after_suffix: bool = False,
-        names: Names | None = None,
+        names: Mapping[str, str | None] | None = None,
         settings: Mapping[str, Any] | None = None,
         padding_side: str = "left",
         name_or_path: str = "",
@@ -181,33 +179,11 @@ class FileTokenizer:
         """String -> id of everything."""
         return {self.codec.piece(i): i for i in range(self.codec.n_tokens)} | self.words | self.specials
 
-    def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, str]], *, tokenize: bool = True, **options: Any
-    ) -> Any:
-        """The conversation through the checkpoint's own template, as text or (`tokenize`) as ids.
-
-        Raises:
-            InputError: the checkpoint has none.
-        """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        if not self.chat_template:
-            raise InputError(f"{self.name_or_path or 'the tokenizer'} has no chat template")
-        named = {f"{k}_token": v for k, v in self._named().items() if v is not None}
-        rendered, _ = render_jinja_template(
-            conversations=[list(conversation)],
-            chat_template=self.chat_template,
-            add_generation_prompt=bool(options.pop("add_generation_prompt", False)),
-            continue_final_message=bool(options.pop("continue_final_message", False)),
-            **named,
-            **options,
-        )
-        if not tokenize:
-            return str(rendered[0])
-        return self.encode(rendered[0], add_special_tokens=False, split_special_tokens=False)
-
-    def _named(self) -> Names:
-        return {"bos": self.bos_token, "eos": self.eos_token, "pad": self.pad_token, "unk": self.unk_token}
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """`bos_token`, … -> string of those there are, as a chat template reads them."""
+        named = {"bos": self.bos_token, "eos": self.eos_token, "pad": self.pad_token, "unk": self.unk_token}
+        return {f"{name}_token": text for name, text in named.items() if text is not None}
 
     def _id(self, token: str | None) -> int | None:
         if token is None:
@@ -242,8 +218,8 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
-def _default_template(stated: Any) -> str | None:
-    """The template, or the one called `default` of several."""
+def _default_template(stated: Any) -> Any:
+    """The template, or the one called `default` of several; what is no text is refused where it is rendered."""
     if isinstance(stated, list):
-        return next((str(t["template"]) for t in stated if t.get("name") == "default"), None)
-    return str(stated) if stated else None
+        return next((t.get("template") for t in stated if isinstance(t, dict) and t.get("name") == "default"), None)
+    return stated or None

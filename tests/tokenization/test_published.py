@@ -14,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmkit.architecture.prompts import ChatTemplate, Message
 from llmkit.architecture.tokenizers import TOKENIZERS, ByteTrieFile
 from llmkit.errors import InputError
+from llmkit.tokenization.chat import encode_chat
 from llmkit.tokenization.published import build_tokenizer, choose_kind, named_classes
+from llmkit.tokenization.templates import render
 
 ICE, GLM, RANKS, BAICHUAN = (TOKENIZERS[n] for n in ("ice-text", "glm-sentencepiece", "glm-tiktoken", "baichuan"))
 TEXT = "the quick  fox\n人工智能\t在 1970"
@@ -325,11 +328,9 @@ def test_chat_templates_spell_special_tokens(plain):
     template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     tokenizer = made(GLM, plain, {"chat_template": [{"name": "default", "template": template}]})
     talk = [{"role": "user", "content": "the fox"}]
-    assert tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == (
-        "<|user|>the fox<|assistant|>"
-    )
+    assert render(tokenizer, talk) == "<|user|>the fox<|assistant|>"
     n = processor(plain).get_piece_size()
-    ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True)
+    ids = encode_chat(tokenizer, ChatTemplate(), [Message("user", "the fox")])
     assert ids == [n + 6, *processor(plain).encode("the fox"), n + 7]
     with pytest.raises(InputError, match="m has no chat template"):
-        made(GLM, plain).apply_chat_template(talk)
+        render(made(GLM, plain), talk)
