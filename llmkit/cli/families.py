@@ -1,4 +1,4 @@
-"""The table of families in README.md: what llmkit can do with each, tried out on its tiny model."""
+"""The table of families in the documentation: what llmkit can do with each, tried out on its tiny model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What README.md is told by the code: `python -m llmkit.cli.reference [--check]`.
+"""What the documentation is told by the code: `python -m llmkit.cli.reference [--check]`.
 
 The command reference, made from the help texts, and the table of families.
 """
@@ -13,10 +13,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["command_paths", "main", "markers", "render", "replaced"]
+__all__ = ["COMMANDS", "FAMILIES", "command_paths", "main", "markers", "render", "replaced"]
 
 _WIDTH = "100"
-README = Path(__file__).resolve().parents[2] / "README.md"
+_REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
+COMMANDS, FAMILIES = _REFERENCE / "commands.md", _REFERENCE / "families.md"
 
 
 def command_paths() -> list[tuple[str, ...]]:
@@ -56,7 +57,7 @@ def render() -> str:
     parts = []
     for path in command_paths():
         title = " ".join(["llmkit", *path])
-        parts.append(f"### `{title}`\n\n```text\n{help_text(path)}\n```\n")
+        parts.append(f"## `{title}`\n\n```text\n{help_text(path)}\n```\n")
     return "\n".join(parts)
 
 
@@ -65,12 +66,12 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- {name} -->", f"<!-- end {name} -->"
 
 
-def replaced(readme: str, text: str, name: str = "reference") -> str:
-    """README with the text between a pair of markers replaced; they are added at the end where there are none."""
+def replaced(page: str, text: str, name: str = "reference") -> str:
+    """A page with the text between a pair of markers replaced; they are added at the end where there are none."""
     begin, end = markers(name)
-    head, found, rest = readme.partition(begin)
+    head, found, rest = page.partition(begin)
     if not found:
-        head, rest = readme.rstrip("\n") + "\n\n", ""
+        head, rest = page.rstrip("\n") + "\n\n", ""
     tail = rest.partition(end)[2] or "\n"
     return f"{head}{begin}\n\n{text}\n{end}{tail}"
 
@@ -79,14 +80,17 @@ def main(args: Sequence[str]) -> int:
     """Write both, or with `--check` say whether they are fresh."""
     from llmkit.cli.families import families
 
-    readme = README.read_text(encoding="utf-8")
-    fresh = replaced(replaced(readme, render()), families(), "families")
-    if readme == fresh:
-        return 0
-    if "--check" in args:
-        sys.stderr.write("error: README.md's reference or table is stale\nhint: python -m llmkit.cli.reference\n")
+    stale = []
+    for path, name, make in ((COMMANDS, "reference", render), (FAMILIES, "families", families)):
+        page = path.read_text(encoding="utf-8")
+        fresh = replaced(page, make(), name)
+        if page != fresh:
+            stale.append(path.name)
+            if "--check" not in args:
+                path.write_text(fresh, encoding="utf-8")
+    if stale and "--check" in args:
+        sys.stderr.write(f"error: docs/reference: {', '.join(stale)} stale\nhint: python -m llmkit.cli.reference\n")
         return 1
-    README.write_text(fresh, encoding="utf-8")
     return 0
 
 

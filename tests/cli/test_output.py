@@ -151,11 +151,11 @@ def test_reference_replaces_only_its_part():
     assert replaced("# a\n", "new") == f"# a\n\n{begin}\n\nnew\n{end}\n"
 
 
-def test_readme_reference_is_fresh():
-    from llmkit.cli.reference import README, render, replaced
+def test_the_command_reference_is_fresh():
+    from llmkit.cli.reference import COMMANDS, render, replaced
 
-    readme = README.read_text(encoding="utf-8")
-    assert replaced(readme, render()) == readme, "run: python -m llmkit.cli.reference"
+    page = COMMANDS.read_text(encoding="utf-8")
+    assert replaced(page, render()) == page, "run: python -m llmkit.cli.reference"
 
 
 def test_json_of_errors_is_one_document(call):

@@ -1,4 +1,4 @@
-"""Every command and every line of Python that the README shows is run, on small stand-ins under the names it uses."""
+"""Every command and block of Python that README.md and docs/ show is run, on small stand-ins under their names."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from llmkit.architecture.registry import default_registry
 from llmkit.cli.app import main
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.transforms import delta
+from llmkit.transforms.quantize import quantize
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WORLDS = {"vocabularies.md": "vocabulary_home"}  # pages whose commands need other stand-ins
 ANSWER_MAY_BE_NO = ("diff", "--fail-under")
 
 
-def blocks(section: str, language: str) -> list[str]:
-    """The code blocks of a section."""
-    found = re.search(rf"^## {section}\n(.*?)(?=^## )", README, re.M | re.S)
-    assert found is not None, section
-    return re.findall(rf"^```{language}\n(.*?)^```", found[1], re.M | re.S)
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
-def commands(section: str) -> list[list[str]]:
-    """The `llmkit` calls of a section, without what they are called with in the shell."""
-    lines = [line for block in blocks(section, "bash") for line in block.splitlines()]
-    assert lines, section
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+def commands(page: Path) -> list[list[str]]:
+    """The `llmkit` calls of a page, without what they are called with in the shell."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("llmkit ")]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for target in targets:
             shutil.copytree(mini / source, folder / target)
     base, change = (llmkit.open_checkpoint(folder / n) for n in ("llama-7b", "vicuna-7b-delta-v1.1"))
-    llmkit.save(delta.apply(base, change), folder / "my-tuned-7b")
+    tuned = delta.apply(base, change)
+    for name in ("my-tuned-7b", "vicuna-7b"):
+        llmkit.save(tuned, folder / name)
+    llmkit.save(quantize(tuned, bits=4), folder / "vicuna-7b-int4")
     for name in ("wiki.txt", "my.txt"):
         (folder / name).write_text((mini / "text.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
     chatglm = next(default_registry().load(p) for p in default_registry().plugins if p.name == "chatglm2")
@@ -89,53 +95,67 @@ def write(path: Path, rows: list[list[str]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def run(section: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for args in commands(section):
-        if "-o" in args and "--dry-run" not in args:
-            shutil.rmtree(args[args.index("-o") + 1], ignore_errors=True)
+@pytest.fixture(scope="module")
+def vocabulary_home(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with a model whose tokenizer is a real SentencePiece one."""
+    sys.path.insert(0, str(ROOT / "tests" / "transforms"))
+    import vocab_world as world
+    from sentencepiece import SentencePieceProcessor
+
+    folder = tmp_path_factory.mktemp("vocabularies")
+    base = world.sp_model(world.ENGLISH, 360)
+    n = SentencePieceProcessor(model_proto=base).vocab_size()
+    world.model(folder / "llama-7b", n, world.sp_files(base), hidden=16)
+    (folder / "chinese_sp.model").write_bytes(world.sp_model(world.CHINESE, 420, model_type="unigram"))
+    (folder / "chinese.txt").write_text("\n".join(world.CHINESE), encoding="utf-8")
+    for name in ("SmolLM2-135M", "my.txt"):
+        (folder / name).symlink_to(home / name)
+    return folder
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=name_of)
+def test_the_commands_shown_work(page, request, tmp_path, monkeypatch, capsys):
+    """In a copy of the stand-ins, without what the page itself writes."""
+    calls = commands(page)
+    written = [args[args.index("-o") + 1] for args in calls if "-o" in args]
+    source = request.getfixturevalue(WORLDS.get(page.name, "home"))
+    shutil.copytree(source, tmp_path / "home", ignore=lambda at, _: written if Path(at) == source else [])
+    monkeypatch.chdir(tmp_path / "home")
+    for args in calls:
         code = main(args)
         allowed = {0, 1} if any(word in args for word in ANSWER_MAY_BE_NO) else {0}
         assert code in allowed, (args, capsys.readouterr().err)
 
 
-def test_what_is_shown_of_the_tool_works(home, monkeypatch, capsys):
-    monkeypatch.chdir(home)
-    shown = ["Deltas", "Adapters", "Layouts", "Quantization", "ONNX", "Evaluation", "Prompts and tokenizers", "Look"]
-    for section in shown:
-        run(section, capsys)
-
-
-def test_what_is_shown_of_vocabularies_works(home, tmp_path, monkeypatch, capsys):
-    sys.path.insert(0, str(ROOT / "tests" / "transforms"))
-    import vocab_world as world
-    from sentencepiece import SentencePieceProcessor
-
-    base = world.sp_model(world.ENGLISH, 360)
-    n = SentencePieceProcessor(model_proto=base).vocab_size()
-    world.model(tmp_path / "llama-7b", n, world.sp_files(base), hidden=16)
-    (tmp_path / "chinese_sp.model").write_bytes(world.sp_model(world.CHINESE, 420, model_type="unigram"))
-    (tmp_path / "chinese.txt").write_text("\n".join(world.CHINESE), encoding="utf-8")
-    for name in ("SmolLM2-135M", "my.txt"):
-        (tmp_path / name).symlink_to(home / name)
-    monkeypatch.chdir(tmp_path)
-    run("Vocabularies", capsys)
-
-
-def test_the_python_shown_works(home, monkeypatch, capsys):
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
+def test_the_python_shown_works(page, home, monkeypatch, capsys):
     import torch
 
     monkeypatch.chdir(home)
     shutil.rmtree("out", ignore_errors=True)
-    (block,) = blocks("Python", "python")
     scope = {"input_ids": torch.arange(12).view(2, 6)}
-    exec(compile(block, "README.md", "exec"), scope)  # the README is ours
-    assert scope["logits"].shape == (2, 6, 1536)
-    assert Path("out/llmkit.json").is_file()
+    for block in blocks(page, "python"):
+        exec(compile(block, name_of(page), "exec"), scope)  # the page is ours
+    if "logits" in scope:
+        assert scope["logits"].shape == (2, 6, 1536)
+        assert Path("out/llmkit.json").is_file()
+
+
+def test_every_guide_shows_commands():
+    assert [name_of(p) for p in PAGES if p.parent.name == "guides" and not commands(p)] == []
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    readme = ROOT / "README.md"
+    assert readme.stat().st_size <= 8192
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (name_of(page), target)
 
 
 def test_the_prompt_formats_are_listed():
     from llmkit.architecture.prompts import FORMATS
 
-    section = re.search(r"^## Prompts and tokenizers\n(.*?)(?=^## )", README, re.M | re.S)[1]
-    listed = set(re.findall(r"[a-z0-9-]+", section[section.index("name one:") : section.index("Special tokens")]))
+    page = (ROOT / "docs" / "guides" / "prompts.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"[a-z0-9-]+", page[page.index("name one:") : page.index("Special tokens")]))
     assert listed >= set(FORMATS) - {"raw", "chat-template"}
