@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.decoder.cache import KVCache
 
-# Folder of ../shared/golden -> the plugin, and what its config lacks: the tiny configs of Baichuan 2 leave out the key
+GOLDEN = Path(__file__).with_name("golden")
+# Folder of recordings -> the plugin, and what its config lacks: the tiny configs of Baichuan 2 leave out the key
 # that its published configs have.
 CASES = {
     "baichuan-7b": ("baichuan", {}),
@@ -22,11 +24,9 @@ CASES = {
 }
 
 
-def golden(shared: Path, name: str) -> tuple[Checkpoint, torch.Tensor, torch.Tensor]:
+def golden(name: str) -> tuple[Checkpoint, torch.Tensor, torch.Tensor]:
     """The checkpoint, the ids [1, S] and the recorded logits [1, S, vocab]."""
-    import numpy as np
-
-    folder = shared / "golden" / name
+    folder = GOLDEN / name
     ckpt = open_checkpoint(folder)
     recorded = np.load(folder / "expected.npz")
     ids, logits = torch.from_numpy(recorded["input_ids"]), torch.from_numpy(recorded["logits"])

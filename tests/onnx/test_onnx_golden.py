@@ -16,7 +16,6 @@ from llmkit.onnx.export import ATTENTIONS, export
 from llmkit.onnx.opening import load_onnx
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
-pytestmark = pytest.mark.shared
 TOLERANCE = 2e-5
 N_PAD = 3
 REFUSED = {
@@ -26,10 +25,10 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module", params=[(n, a) for n in CASES for a in ATTENTIONS], ids="-".join)
-def case(request, shared, tmp_path_factory):
+def case(request, tmp_path_factory):
     """The decoder of the exported folder, the ids and the recorded logits."""
     name, attention = request.param
-    ckpt, ids, logits = golden(shared, name)
+    ckpt, ids, logits = golden(name)
     if (name, attention) in REFUSED:
         with pytest.raises(RequirementError, match="this model"):
             export(ckpt, attention=attention)

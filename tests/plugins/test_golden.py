@@ -6,20 +6,19 @@ import json
 
 import pytest
 import torch
-from goldens import CASES, error, golden, stepwise
+from goldens import CASES, GOLDEN, error, golden, stepwise
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
 from llmkit.decoder.cache import Packed
 
-pytestmark = pytest.mark.shared
 TOLERANCE = 2e-5
 
 
 @pytest.fixture(params=CASES)
-def case(request, shared):
+def case(request):
     """The decoder, its family, the ids and the recorded logits."""
-    ckpt, ids, logits = golden(shared, request.param)
+    ckpt, ids, logits = golden(request.param)
     decoder = load_decoder(ckpt)
     assert decoder.model.family == CASES[request.param][0]
     return decoder, ids, logits
@@ -54,8 +53,8 @@ def test_beside_others_without_padding(case):
     assert error(found[:, 8 : 8 + n], logits) <= TOLERANCE
 
 
-def test_a_prompt_without_its_end_is_refused(shared):
-    folder = shared / "golden" / "chatglm-6b"
+def test_a_prompt_without_its_end_is_refused():
+    folder = GOLDEN / "chatglm-6b"
     decoder = load_decoder(open_checkpoint(folder))
     config = json.loads((folder / "config.json").read_text())
     from llmkit.errors import InputError
@@ -67,9 +66,9 @@ def test_a_prompt_without_its_end_is_refused(shared):
         decoder(torch.tensor([[5, 6, config["bos_token_id"]]]))
 
 
-def test_both_masks(shared):
+def test_both_masks():
     """[MASK] serves as [gMASK] does; the later code takes [gMASK] where a prompt has both."""
-    folder = shared / "golden" / "chatglm-6b"
+    folder = GOLDEN / "chatglm-6b"
     ckpt = open_checkpoint(folder)
     decoder = load_decoder(ckpt)
     gmask, mask, start = (ckpt.config[k] for k in ("gmask_token_id", "mask_token_id", "bos_token_id"))

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import transformers
+from goldens import GOLDEN
 
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
@@ -46,7 +47,6 @@ def test_the_other_class_gives_the_same_logits(tmp_path, name, other, variant):
     assert float((again - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize(
     ("folder", "other", "changes"),
     [
@@ -56,15 +56,15 @@ def test_the_other_class_gives_the_same_logits(tmp_path, name, other, variant):
         ("chatglm3-6b", "glm", {}),
     ],
 )
-def test_recorded_logits_survive(tmp_path, shared, folder, other, changes):
+def test_recorded_logits_survive(tmp_path, folder, other, changes):
     import numpy as np
 
     import llmkit.api
 
-    ckpt = open_checkpoint(shared / "golden" / folder)
+    ckpt = open_checkpoint(GOLDEN / folder)
     ckpt = ckpt.derive(config={**ckpt.config, **changes})
     llmkit.api.save(convert(ckpt, to="hf", architecture=other), tmp_path / "out")
-    recorded = np.load(shared / "golden" / folder / "expected.npz")
+    recorded = np.load(GOLDEN / folder / "expected.npz")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     with torch.inference_mode():
         found = theirs(torch.from_numpy(recorded["input_ids"])).logits
@@ -83,13 +83,13 @@ def test_what_is_not_the_same_is_refused(tmp_path):
         convert(tiny("chatglm2", "linear biases"), architecture="glm")
 
 
-def test_on_the_command_line(tmp_path, shared):
+def test_on_the_command_line(tmp_path):
     from typer.testing import CliRunner
 
     from llmkit.cli.app import app
 
     out = tmp_path / "out"
-    model = str(shared / "golden" / "baichuan-7b")
+    model = str(GOLDEN / "baichuan-7b")
     done = CliRunner().invoke(app, ["convert", model, "--to", "hf", "--as", "llama", "-o", str(out), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["recipe"] == [{"transform": "convert", "to": "hf", "as": "llama"}]
