@@ -131,7 +131,7 @@ def test_no_path_of_one_machine_is_tracked():
     assert lines == []
 
 
-def test_nothing_large_is_tracked_but_the_mini_models():
+def test_nothing_large_is_tracked_but_the_mini_models_and_the_recordings():
     """Downloads once came in with a hurried `git add`."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
@@ -139,5 +139,7 @@ def test_nothing_large_is_tracked_but_the_mini_models():
     sizes = {
         name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()
     }
-    large = {name: n for name, n in sizes.items() if n > 300_000 and not name.startswith("evalsets/mini/")}
+    large = {
+        name: n for name, n in sizes.items() if n > 300_000 and not name.startswith(("evalsets/mini/", "tests/golden/"))
+    }
     assert not large
