@@ -144,11 +144,13 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     candidate = Candidate(path)
     opened = open_foreign(candidate)
     if opened is not None:
-        return _from_layout(path, opened)
+        return _from_layout(path, replace(opened, notes=(*candidate.wrapper_notes, *opened.notes)))
     if path.is_file():
         config = _config_beside(path)
         tensors, notes = in_family_names(candidate.tensors, config)
-        return Checkpoint(path.stem, sort_tensors(tensors), config, origin=path, notes=tuple(notes))
+        return Checkpoint(
+            path.stem, sort_tensors(tensors), config, origin=path, notes=(*candidate.wrapper_notes, *notes)
+        )
     config_path = path / "config.json"
     config = read_json(config_path) if config_path.is_file() else {}
     if not isinstance(config, dict):
@@ -163,7 +165,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         files=files,
         origin=path,
         history=recipe_of(path),
-        notes=tuple(notes),
+        notes=(*candidate.wrapper_notes, *notes),
         warnings=tuple(warnings),
     )
 

@@ -108,14 +108,17 @@ def combine(
 ) -> None:
     """Combine LoRA adapters into one adapter, which peft and `llmkit lora merge` read.
 
-    cat is the exact sum of the updates, at the sum of the ranks. svd is the nearest to it at a given rank. The others
+    cat is the exact sum of the updates, at the sum of the ranks. svd is the nearest to it at a given rank, and says how
+    much of the sum is lost in which layer. The others
     work on the factors elementwise, as in peft, and are approximations.
     """
+    from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 
     opened = [lora.open_adapter(a) for a in adapters]
-    made = lora.combine(opened, method=method, weights=weight, density=density, rank=rank, seed=seed)
-    write(out, made, writing)
+    meter = Meter()
+    made = lora.combine(opened, method=method, weights=weight, density=density, rank=rank, seed=seed, meter=meter)
+    write(out, made, writing, finish=_measured(out, meter, "relative error", "combined") if method == "svd" else None)
 
 
 def extract(

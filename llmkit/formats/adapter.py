@@ -7,21 +7,19 @@ Reading an adapter reads its header and config only. What it means for the weigh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.formats import adapter_config as rules
+from llmkit.formats.adapter_files import CONFIG_NAME, WEIGHTS_NAME, empty_adapter, find_weights, read_tensors
 from llmkit.formats.adapter_names import parse_name
-from llmkit.formats.folder import read_file, read_json
+from llmkit.formats.folder import read_json
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "from_peft", "read_adapter"]
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-_WEIGHT_NAMES = (WEIGHTS_NAME, "adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "model.safetensors")
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 _NEEDED = {
     "hada_w1_a": ("hada_w1_b", "hada_w2_a", "hada_w2_b"), "lokr_w1_a": ("lokr_w1_b",), "lokr_w2_a": ("lokr_w2_b",),
@@ -88,19 +86,23 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
         InputError: no adapter there, one without tensors, or malformed files.
         RequirementError: an adapter that no merged weights can express, named.
     """
-    folder = path if path.is_dir() else path.parent
-    file = _weight_file(path) if path.is_dir() else path
-    tensors = _read_tensors(file)
-    label = path.name if path.is_dir() else f"{folder.name}/{file.name}"
+    file, notes = find_weights(path)
+    folder = file.parent
+    tensors = read_tensors(file)
+    label = folder.name if path.is_dir() else f"{folder.name}/{file.name}"
     config_path = folder / CONFIG_NAME
-    if not config_path.is_file():
-        from llmkit.formats import adapter_other
-
-        return adapter_other.read(file, tensors, label, alpha=alpha, force=force)
-    config = read_json(config_path)
+    config = read_json(config_path) if config_path.is_file() else {}
     if not isinstance(config, dict):
         raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
-    return from_peft(label, config, tensors, folder=folder, force=force)
+    from llmkit.formats import adapter_mlx, adapter_other
+
+    if adapter_mlx.is_mlx(config, tensors):
+        found = adapter_mlx.from_mlx(label, config, tensors, folder=folder)
+    elif config_path.is_file():
+        found = from_peft(label, config, tensors, folder=folder, force=force)
+    else:
+        found = adapter_other.read(file, tensors, label, alpha=alpha, force=force)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def from_peft(
@@ -117,6 +119,7 @@ def from_peft(
         InputError: no adapter tensors, half a pair, or shapes that do not fit.
         RequirementError: an adapter that no merged weights can express, named.
     """
+    config = rules.normal_values(config)
     kind = rules.kind_of(config, label)
     warnings = rules.refuse_unmergeable(config, label, force=force)
     unknown = rules.unknown_keys(config)
@@ -124,9 +127,10 @@ def from_peft(
         warnings.append(
             f"{label}: keys of {CONFIG_NAME} that are not known here and are not considered: {listing(unknown)}"
         )
+    _refuse_empty(label, tensors)
     modules, replacements, deltas = _sorted(label, config, tensors)
     if not modules and not deltas and not (kind == "LN_TUNING" and replacements):
-        raise _empty(label, tensors)
+        raise empty_adapter(label, tensors)
     for module, parts in modules.items():
         _check_parts(label, module, parts)
     ranks = {m: r for m, parts in modules.items() if (r := _rank(parts) or _stated_rank(config, parts, m)) is not None}
@@ -145,38 +149,16 @@ def from_peft(
     )
 
 
-def _weight_file(folder: Path) -> Path:
-    for name in _WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".lora", ".pth", ".pt", ".bin"))
-    if len(others) == 1:
-        return others[0]
-    raise InputError(
-        f"{folder} holds no adapter: found none of {', '.join(_WEIGHT_NAMES[:4])}",
-        hint="give the folder that holds adapter_config.json and adapter_model.safetensors",
-    )
-
-
-def _read_tensors(file: Path) -> dict[str, Lazy]:
-    try:
-        return read_file(file)
-    except InputError as error:
-        if file.exists() and file.stat().st_size < 2000 and "no tensors" in error.message:
-            raise _empty(str(file), {}, file.stat().st_size) from error
-        raise
-
-
-def _empty(label: str, tensors: Mapping[str, Lazy], nbytes: int | None = None) -> InputError:
-    size = f" ({nbytes} bytes)" if nbytes is not None else ""
-    others = f"; it holds {listing(tensors, 3)}" if tensors else ""
-    return InputError(
-        f"{label}{size} holds no adapter tensors{others}: an empty adapter, which merging would silently turn into a "
-        "copy "
-        "of the base",
-        hint="early training scripts filtered the state dict twice when saving: save again with model.save_pretrained, "
-        "or take the adapter from a checkpoint-N folder of the run",
-    )
+def _refuse_empty(label: str, tensors: Mapping[str, Lazy]) -> None:
+    """Refuse tensors without elements: ZeRO-3 and FSDP leave them where shards are not gathered before saving."""
+    empty = [name for name, lazy in tensors.items() if 0 in lazy.shape]
+    if empty:
+        raise InputError(
+            f"{label}: {len(empty)} of its {len(tensors)} tensors are empty ({listing(empty, 2)}): shards of a "
+            "distributed run (ZeRO-3, FSDP) were not gathered before saving, and their values are not in the file",
+            hint="save again with stage3_gather_16bit_weights_on_model_save, or gather the run's checkpoint with its "
+            "zero_to_fp32.py",
+        )
 
 
 def _sorted(
@@ -237,7 +219,7 @@ def _check_parts(label: str, module: str, parts: Mapping[str, Lazy]) -> None:
             )
         if first in parts:
             a, b = parts[first].shape, parts[second].shape
-            if len(a) != 2 or len(b) != 2 or 0 in (*a, *b):
+            if len(a) != 2 or len(b) != 2:
                 raise InputError(
                     f"{label}: {first} and {second} of {module} have shapes {list(a)} and {list(b)}; expected two "
                     "matrices",

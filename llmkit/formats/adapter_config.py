@@ -12,13 +12,19 @@ from typing import Any
 
 from llmkit.errors import InputError, RequirementError
 
-__all__ = ["MERGEABLE", "kind_of", "matched", "rank_of", "refuse_unmergeable", "scaling_of", "unknown_keys"]
+__all__ = [
+    "MERGEABLE", "divisor_of", "kind_of", "matched", "normal_values", "number", "rank_of", "refuse_unmergeable",
+    "rounds_update", "scaling_of", "unknown_keys",
+]  # fmt: skip
 
 # peft_type -> what it is called in messages.
 MERGEABLE = {
     "LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "IA3", "LOHA": "LoHa", "LOKR": "LoKr",
     "LN_TUNING": "LN tuning", "TRAINABLE_TOKENS": "trainable tokens",
 }  # fmt: skip
+_ADALORA_EPSILON = 1e-5
+_NUMBERS = ("r", "lora_alpha", "alpha", "init_r", "target_r", "qalora_group_size")
+_SWITCHES = ("use_", "fan_in", "lora_bias", "ensure_weight", "decompose_both", "enable_lora", "merge_weights")
 _PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
 _KNOWN_KEYS = (
     "alora_invocation_tokens", "alpha", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path",
@@ -107,6 +113,29 @@ def refuse_unmergeable(config: Mapping[str, Any], label: str, *, force: bool) ->
     return []
 
 
+def normal_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with numbers and truth values that were written as text ("8", "true") as what they mean."""
+
+    def plain(key: str, value: Any) -> Any:
+        if isinstance(value, str) and key in _NUMBERS:
+            found = number(value)
+            return value if found is None else int(found) if found == int(found) else found
+        if isinstance(value, str) and value.lower() in ("true", "false") and key.startswith(_SWITCHES):
+            return value.lower() == "true"
+        if isinstance(value, Mapping) and key in ("rank_pattern", "alpha_pattern", "trainable_token_indices"):
+            return {k: plain("r" if key != "trainable_token_indices" else key, v) for k, v in value.items()}
+        if isinstance(value, list) and key in ("trainable_token_indices", "token_indices"):
+            return [plain("r", v) for v in value]
+        return value
+
+    return {key: plain(key, value) for key, value in config.items()}
+
+
+def rounds_update(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT casts the update of a linear layer to the dtype of the base before it adds it."""
+    return str(config.get("init_lora_weights", "")).lower() == "mica"
+
+
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     """Keys that no version of PEFT known here writes: their meaning is not considered."""
     return [key for key in config if key not in _KNOWN_KEYS]
@@ -126,31 +155,54 @@ def matched(pattern: Any, module: str) -> Any:
     return None
 
 
+def number(value: Any) -> float | None:
+    """A finite number, also one written as text ("8"); None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        return None
+    return value
+
+
 def rank_of(config: Mapping[str, Any], module: str) -> int | None:
     """The rank that the config gives a module."""
-    value = matched(config.get("rank_pattern"), module) or config.get("r")
-    return value if isinstance(value, int) else None
+    value = number(matched(config.get("rank_pattern"), module)) or number(config.get("r"))
+    return int(value) if value is not None and value == int(value) else None
 
 
 def scaling_of(config: Mapping[str, Any], kind: str, module: str, rank: int) -> float:
     """The factor of a module's update; `rank` is the one that the tensors have.
 
-    LoRA: alpha/r, with rsLoRA alpha/sqrt(r). AdaLoRA: alpha/(r0 + 1e-5), where r0 is the rank before pruning, as the
-    trained model computed it. LoHa and LoKr: alpha/r.
+    LoRA: alpha/r, with rsLoRA alpha/sqrt(r). AdaLoRA: alpha (see `divisor_of`). LoHa and LoKr: alpha/r.
 
     Raises:
         InputError: alpha is missing or no number.
     """
     key = "alpha" if kind in ("LOHA", "LOKR") else "lora_alpha"
-    alpha = matched(config.get("alpha_pattern"), module)
+    stated = matched(config.get("alpha_pattern"), module)
+    if stated is None:
+        stated = config.get(key, 8 if key == "alpha" else None)
+    alpha = number(stated)
     if alpha is None:
-        alpha = config.get(key, 8 if key == "alpha" else None)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise InputError(
-            f"adapter_config.json: {key} is {alpha!r}; expected a number", hint="it is in the training script"
+            f"adapter_config.json: {key} is {stated!r}; expected a number", hint="it is in the training script"
         )
     if kind == "ADALORA":
-        initial = config.get("init_r")
-        initial = initial if isinstance(initial, int) else rank
-        return (alpha if alpha > 0 else float(initial)) / (initial + 1e-5)
+        return alpha if alpha > 0 else _initial_rank(config, rank)
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def divisor_of(config: Mapping[str, Any], kind: str, rank: int) -> float:
+    """What an update is divided by after it was scaled: for AdaLoRA r0 + 1e-5, otherwise 1.
+
+    r0 is the rank before pruning, as the trained model computed it.
+    """
+    return _initial_rank(config, rank) + _ADALORA_EPSILON if kind == "ADALORA" else 1.0
+
+
+def _initial_rank(config: Mapping[str, Any], rank: int) -> float:
+    initial = number(config.get("init_r"))
+    return rank if initial is None else initial

@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from llmkit.formats.wrappers import unwrapped
+
 __all__ = ["FULL_PARTS", "TensorName", "parse_name"]
 
-_WRAPPERS = ("_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module")
 _PREFIX = re.compile(r"^(?:module\.)*(?:base_model\.model\.|base_model\.)?(?:module\.)*")
 _PARTS = (
     "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "lora_E", "ranknum",
@@ -56,8 +57,7 @@ class TensorName:
 
 def parse_name(name: str) -> TensorName | None:
     """The parts of a tensor's name; None for a frozen copy of a base weight, which says nothing."""
-    path = ".".join(p for p in name.split(".") if p not in _WRAPPERS)
-    path = _PREFIX.sub("", path, count=1)
+    path = _PREFIX.sub("", unwrapped(name), count=1)
     if _FROZEN.search(f".{path}"):
         return None
     found = _PART.match(path)

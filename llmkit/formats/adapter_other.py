@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.formats.adapter import CONFIG_NAME, Adapter
+from llmkit.formats.adapter_files import empty_adapter
 from llmkit.tensors.lazy import Apply, Concat, Lazy
 from llmkit.tensors.spec import TensorSpec
 
@@ -53,10 +54,8 @@ def read(
             f"{file} holds LoRA tensors, but there is no {CONFIG_NAME} beside it: their scaling is not known",
             hint=f"copy {CONFIG_NAME} from the training run, with r, lora_alpha and target_modules",
         )
-    raise InputError(
-        f"{file} holds no adapter tensors (found {listing(tensors, 3)}) and has no {CONFIG_NAME} beside it",
-        hint="give the folder that holds adapter_config.json and adapter_model.safetensors",
-    )
+    found = empty_adapter(str(file), tensors)
+    raise InputError(f"{found.message}, and has no {CONFIG_NAME} beside it", hint=found.hint)
 
 
 def _lit(file: Path, tensors: Mapping[str, Lazy], label: str, alpha: float | None) -> Adapter:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES, is_weight_file, read_file, read_folder, read_json
+from llmkit.formats.wrappers import without_wrappers
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["Candidate"]
@@ -68,11 +69,21 @@ class Candidate:
             raise InputError(f"{self.folder / name}: expected an object, found {type(found).__name__}")
         return found
 
-    @cached_property
+    @property
     def tensors(self) -> Mapping[str, Lazy]:
-        """The tensors as the files name them, of one file or of all shards.
+        """The tensors of one file or of all shards, by the names of the files without those of torch's wrappers.
 
         Raises:
             InputError: neither safetensors nor torch files, or damaged ones.
         """
-        return read_file(self.path) if self.path.is_file() else read_folder(self.path)
+        return self._read[0]
+
+    @property
+    def wrapper_notes(self) -> tuple[str, ...]:
+        """What was taken off the names of `tensors`."""
+        return tuple(self._read[1]) if "_read" in self.__dict__ else ()
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Lazy], list[str]]:
+        stored = read_file(self.path) if self.path.is_file() else read_folder(self.path)
+        return without_wrappers(stored, str(self.path))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.formats.adapter import from_peft, read_adapter
-from llmkit.formats.adapter_config import scaling_of
+from llmkit.formats.adapter_config import divisor_of, scaling_of
 from llmkit.formats.adapter_names import TensorName, parse_name
 
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
@@ -89,8 +89,10 @@ def test_scaling():
     assert scaling_of(config, "LORA", "layers.0.q_proj", 3) == 3
     assert scaling_of(config, "LORA", "layers.1.v_proj", 3) == 1
     assert scaling_of(config | {"use_rslora": True}, "LORA", "layers.0.k_proj", 4) == 3
-    assert scaling_of({"lora_alpha": 6, "init_r": 12}, "ADALORA", "x", 3) == 6 / (12 + 1e-5)
-    assert scaling_of({"lora_alpha": 0, "init_r": 12}, "ADALORA", "x", 3) == 12 / (12 + 1e-5)
+    assert scaling_of({"lora_alpha": 6, "init_r": 12}, "ADALORA", "x", 3) == 6
+    assert scaling_of({"lora_alpha": 0, "init_r": 12}, "ADALORA", "x", 3) == 12
+    assert divisor_of({"lora_alpha": 6, "init_r": 12}, "ADALORA", 3) == 12 + 1e-5
+    assert divisor_of({"lora_alpha": 6}, "LORA", 3) == 1
     assert scaling_of({"alpha": 5}, "LOHA", "x", 2) == 2.5
     with pytest.raises(InputError, match="lora_alpha is None"):
         scaling_of({}, "LORA", "x", 2)
@@ -158,9 +160,10 @@ def test_malformed_files(tmp_path):
     names = list(tensors())
     with pytest.raises(InputError, match="has lora_A but no lora_B"):
         read_adapter(save(tmp_path / "half", {names[0]: a}))
-    with pytest.raises(InputError, match="expected two matrices") as caught:
+    with pytest.raises(InputError, match=r"1 of its 2 tensors are empty .*ZeRO-3, FSDP\) were not gathered"):
         read_adapter(save(tmp_path / "flat", {names[0]: a, names[1]: torch.zeros(0)}))
-    assert "ZeRO-3" in caught.value.hint
+    with pytest.raises(InputError, match="expected two matrices"):
+        read_adapter(save(tmp_path / "long", {names[0]: a, names[1]: torch.zeros(6)}))
     with pytest.raises(SpecError, match=r"rank 2.*rank 3"):
         read_adapter(save(tmp_path / "ranks", {names[0]: a, names[1]: torch.zeros(6, 3)}))
     with pytest.raises(InputError, match="several adapters: one, two"):
@@ -199,7 +202,69 @@ def test_a_raw_dump_of_the_whole_model_gives_the_adapter_only():
     assert not adapter.replacements
 
 
+def test_saved_modules_without_values_are_told(tmp_path):
+    state = tensors() | {"base_model.model.lm_head.weight": torch.zeros(0)}
+    with pytest.raises(InputError, match=r"1 of its 3 tensors are empty \(base_model.model.lm_head.weight\)"):
+        read_adapter(save(tmp_path, state))
+
+
+def test_numbers_and_truth_values_as_text(tmp_path):
+    plain = read_adapter(save(tmp_path / "a", tensors(), LORA | {"lora_alpha": 6, "use_rslora": True}))
+    text = {"lora_alpha": "6", "r": "2", "use_rslora": "true", "use_dora": "false", "alpha_pattern": {"nothing": "3"}}
+    adapter = read_adapter(save(tmp_path / "b", tensors(), LORA | text))
+    assert adapter.scaling == plain.scaling
+    assert not adapter.warnings
+    with pytest.raises(InputError, match="lora_alpha is 'eight'; expected a number"):
+        read_adapter(save(tmp_path / "c", tensors(), LORA | {"lora_alpha": "eight"}))
+
+
+def test_the_one_adapter_in_a_subfolder_is_taken_and_several_are_listed(tmp_path):
+    save(tmp_path / "mine", tensors())
+    adapter = read_adapter(tmp_path)
+    assert adapter.label == "mine"
+    assert adapter.notes[0].endswith(f"the one in {tmp_path / 'mine'} is taken")
+    for n in (9, 10):
+        save(tmp_path / f"checkpoint-{n}", tensors())
+    with pytest.raises(InputError, match="3 folders with one") as caught:
+        read_adapter(tmp_path)
+    assert str(tmp_path / "checkpoint-10") in caught.value.hint
+
+
 # Files that PEFT did not write.
+
+
+def test_mlx(tmp_path):
+    """mlx_lm/tuner/lora.py, fuse: weight + (scale * lora_b.T) @ lora_a.T; of an embedding weight + scale * a @ b."""
+    a, b, v = torch.randn(8, 2), torch.randn(2, 6), torch.randn(20, 2)
+    state = {"model.layers.0.self_attn.q_proj.lora_a": a, "model.layers.0.self_attn.q_proj.lora_b": b}
+    state |= {"model.embed_tokens.lora_a": v, "model.embed_tokens.lora_b": torch.randn(2, 8)}
+    (tmp_path / "m").mkdir()
+    save_file({k: t.contiguous() for k, t in state.items()}, tmp_path / "m" / "adapters.safetensors")
+    config = {"fine_tune_type": "lora", "num_layers": 16, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.0}}
+    (tmp_path / "m" / "adapter_config.json").write_text(json.dumps(config))
+    adapter = read_adapter(tmp_path / "m")
+    parts = adapter.modules["model.layers.0.self_attn.q_proj"]
+    assert adapter.scaling["model.layers.0.self_attn.q_proj"] == 20
+    assert torch.allclose(parts["lora_B"].load() @ parts["lora_A"].load(), b.T @ a.T)
+    ends = adapter.modules["model.embed_tokens"]
+    assert torch.equal(ends["lora_embedding_A"].load().T, v)
+    (tmp_path / "m" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"without lora_parameters\.scale"):
+        read_adapter(tmp_path / "m")
+
+
+def test_adapters_of_torchtune_and_llama_cpp_are_named(tmp_path):
+    state = {"layers.0.attn.q_proj.lora_a.weight": torch.ones(2, 8)}
+    state["layers.0.attn.q_proj.lora_b.weight"] = torch.ones(6, 2)
+    for folder in (save(tmp_path / "a", state, name="adapter_model.pt"), save(tmp_path / "b", state, None)):
+        with pytest.raises(InputError, match="adapter of torchtune") as caught:
+            read_adapter(folder)
+        assert "adapter_model.safetensors" in caught.value.hint
+    for head in (b"GGUF\x03\0\0\0", b"algg\1\0\0\0"):
+        (tmp_path / "lora.gguf").write_bytes(head + bytes(64))
+        with pytest.raises(InputError, match=r"a LoRA of llama\.cpp's") as caught:
+            read_adapter(tmp_path / "lora.gguf")
+        assert "llama-export-lora" in caught.value.hint
 
 
 def lit_expected(a, b, enabled, scale):

@@ -212,7 +212,7 @@ def test_composed_is_staged_bit_for_bit(pair, tmp_path):
     llmkit.save(merge(open_checkpoint(pair / "base"), adapters, dtype="bfloat16"), tmp_path / "once")
     staged = pair / "base"
     for i, adapter in enumerate(adapters):
-        made = merge(open_checkpoint(staged), [adapter], dtype="bfloat16" if i == 2 else None)
+        made = merge(open_checkpoint(staged), [adapter], dtype="bfloat16" if i == 0 else None)
         llmkit.save(made, tmp_path / str(i))
         staged = tmp_path / str(i)
     assert (staged / "model.safetensors").read_bytes() == (tmp_path / "once" / "model.safetensors").read_bytes()
@@ -285,6 +285,39 @@ def test_a_module_that_the_base_lacks_is_an_error_with_the_nearest(pair, tmp_pat
     with pytest.raises(SpecError, match="q_projj has no place in base") as caught:
         merge(open_checkpoint(pair / "base"), [open_adapter(folder)])
     assert "nearest module is model.layers.1.self_attn.q_proj" in caught.value.hint
+
+
+def test_the_head_of_a_classifier_has_no_place_in_a_language_model(pair, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(pair / "base", num_labels=1)
+    world.train(model, LoraConfig(r=2, target_modules=Q, task_type="SEQ_CLS"), tmp_path / "a")
+    with pytest.raises(SpecError, match="head of a classifier or reward model") as caught:
+        merge(open_checkpoint(pair / "base"), [open_adapter(tmp_path / "a")])
+    assert "AutoModelForSequenceClassification" in caught.value.hint
+    model.save_pretrained(tmp_path / "classifier")
+    merged = merge(open_checkpoint(tmp_path / "classifier"), [open_adapter(tmp_path / "a")])
+    stored = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert torch.equal(merged.tensors["score.weight"].load(), stored["base_model.model.score.weight"].half())
+
+
+def test_a_name_of_another_family_is_no_nearest_match(pair, tmp_path):
+    world.train(world.gpt2(), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True), tmp_path / "a")
+    with pytest.raises(SpecError, match="has no place in base") as caught:
+        merge(open_checkpoint(pair / "base"), [open_adapter(tmp_path / "a")])
+    assert "nearest" not in caught.value.hint
+    assert "its modules are such as model.layers.1" in caught.value.hint
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_fsdp_wrapped_module.", "module._orig_mod."])
+def test_names_of_wrappers_are_taken_off_a_base(pair, tmp_path, prefix):
+    state = load_file(pair / "base" / "model.safetensors")
+    wrapped = {prefix + k.replace("layers.0.", "layers.0._checkpoint_wrapped_module."): v for k, v in state.items()}
+    save_file(wrapped, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((pair / "base" / "config.json").read_bytes())
+    opened = open_checkpoint(tmp_path)
+    assert set(opened.tensors) == set(state)
+    assert f"{len(state)} names are read without what torch's wrappers added" in opened.notes[0]
 
 
 def test_another_size_is_an_error(pair, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import peft_world as world
 import pytest
@@ -144,6 +145,26 @@ def test_combine_refuses_what_no_formula_covers(folders, tmp_path):
     assert caught.value.hint == "--density 0.5"
     with pytest.raises(RequirementError, match="unknown method"):
         combine([open_adapter(folders / "a")], method="average")
+
+
+def test_svd_tells_what_it_lost(folders):
+    adapters = [open_adapter(folders / n) for n in ("a", "c")]
+    meter = Meter()
+    made = adapter_of(combine(adapters, method="svd", rank=2, meter=meter))
+    exact, found = updates(adapter_of(combine(adapters))), updates(made)
+    for measured in meter.measured():
+        want = (exact[measured.name] - found[measured.name]).norm() / exact[measured.name].norm()
+        assert math.isclose(measured.relative_error, want, rel_tol=1e-5)
+    assert len(meter.measured()) == len(found)
+
+
+def test_fan_in_fan_out_says_nothing_of_the_factors(folders, tmp_path):
+    """It says how the base stores its matrices, and PEFT corrects it when it loads."""
+    for name, flag in (("a", True), ("c", False)):
+        shutil.copytree(folders / name, tmp_path / name)
+        world.edit_config(tmp_path / name, fan_in_fan_out=flag)
+    found = updates(adapter_of(combine([open_adapter(tmp_path / n) for n in ("a", "c")])))
+    assert_close(found, updates(adapter_of(combine([open_adapter(folders / n) for n in ("a", "c")]))), tol=0)
 
 
 @pytest.fixture(scope="module")

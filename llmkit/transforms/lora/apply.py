@@ -9,6 +9,7 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
+from llmkit.formats.adapter_config import divisor_of, rounds_update
 from llmkit.formats.adapter_other import FOLDED
 from llmkit.quantization.quality import Meter
 from llmkit.quantization.rtn import Observe
@@ -41,7 +42,6 @@ class Application:
         ckpt: Checkpoint,
         adapter: Adapter,
         factor: float,
-        dtype: DType | None,
         meter: Meter | None,
         prefix: str,
         force: bool,
@@ -49,7 +49,6 @@ class Application:
         self.ckpt = ckpt
         self.adapter = adapter = in_base_names(adapter, ckpt)
         self.factor = factor
-        self.dtype = dtype
         self.meter = meter
         self.prefix = prefix
         self.force = force
@@ -88,17 +87,16 @@ class Application:
             self.config_changes, zeros = missing_biases(self.ckpt, self.tensors)
             self.tensors.update(zeros)
         self._summarise(changed)
-        # A replaced tensor keeps the adapter's precision until everything else is done to it: one cast.
         return {name: t.cast(self._final(name, t)) for name, t in self.tensors.items()}
 
     def _final(self, name: str, tensor: Lazy) -> DType:
-        """The dtype that a tensor is stored in: the one asked for, or what the base has."""
+        """The dtype that a tensor is stored in: what the base has."""
         if not tensor.dtype.is_float:
             return tensor.dtype
         stored = self.ckpt.tensors.get(name)
         if stored is None and self._ends.embed is not None:
             stored = self.ckpt.tensors[self._ends.embed]
-        return self.dtype or (tensor.dtype if stored is None else stored.dtype)
+        return tensor.dtype if stored is None else stored.dtype
 
     # Which of embedding and head the adapter changes, and whether they can stay one.
 
@@ -207,7 +205,8 @@ class Application:
                 )
             if leaf != "bias" and not is_end and not any(module.endswith(m) for m in named):
                 unnamed.append(path)
-            self.tensors[name] = tensor
+            # As PEFT loads it: in the base's precision, also where an update follows.
+            self.tensors[name] = tensor.cast(self._final(name, tensor))
         if unnamed and self.adapter.kind not in ("LN_TUNING", FOLDED):
             self.warnings.append(
                 f"{self.adapter.label} holds {len(unnamed)} whole tensors that modules_to_save does not name; they "
@@ -275,6 +274,8 @@ class Application:
         return arithmetic.add_low_rank(
             weight, left, right, scale, dtype, name=name, observe=observe,
             magnitude=parts.get("lora_magnitude_vector"), by_column=is_flipped or "lora_embedding_A" in parts,
+            rounds_update="lora_embedding_A" in parts or rounds_update(self.adapter.config),
+            divisor=divisor_of(self.adapter.config, self.adapter.kind, right.shape[0]),
         )  # fmt: skip
 
     def _is_flipped(self, name: str) -> bool:

@@ -1,8 +1,13 @@
-"""The arithmetic of adapters as lazy nodes: float32 inside, one final cast, in row slices.
+"""The arithmetic of adapters as lazy nodes, in row slices, rounded where huggingface/peft rounds.
 
-Matrix products are computed in fixed blocks of rows. The bits of a product may depend on how many rows a BLAS call
-gets, and the slices of the runner depend on what else happens to a tensor: with fixed blocks a row has the same bits in
-every slice, and a composed plan gives the bytes of the staged runs.
+An update is B A in float32, then times its scale, then added to the weight, then cast: each step rounds, and folding
+the scale into the product would give other bits wherever it is no power of two. Updates of an embedding and of bare
+parameters are cast to the dtype of the weight before they are added.
+
+Matrix products are computed in fixed blocks of rows, the last one filled up with zeros. The bits of a product may
+depend on how many rows a BLAS call gets (few rows take another kernel), and the slices of the runner depend on what
+else happens to a tensor: with fixed blocks a row has the same bits in every slice, those of the product of the whole
+matrix, and a composed plan gives the bytes of the staged runs.
 
 Formulas: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024, eq. 5), IA3 (Liu et al. 2022), LoHa and LoKr (LyCORIS), as
 huggingface/peft computes them in src/peft/tuners/*/layer.py.
@@ -63,6 +68,8 @@ def add_low_rank(
     name: str,
     magnitude: Lazy | None = None,
     by_column: bool = False,
+    rounds_update: bool = False,
+    divisor: float = 1.0,
     observe: Observe | None = None,
 ) -> Lazy:
     """W + scale * left @ right, or with a magnitude m (DoRA) that matrix with its rows or columns rescaled to length m.
@@ -73,10 +80,14 @@ def add_low_rank(
         right: [r, columns].
         name: of the weight, for messages.
         magnitude: DoRA's m, one for each row, or with `by_column` for each column.
+        rounds_update: the update is cast to the dtype of the weight before it is added (not with a magnitude).
+        divisor: by which the update is divided after it was scaled (not with a magnitude).
         observe: is told the squared Frobenius norms of the change and of W.
     """
     left, right = left.cast(_F32), right.cast(_F32)
     attrs: dict[str, object] = {"scale": scale}
+    if divisor != 1.0:
+        attrs["divisor"] = divisor
     if magnitude is None:
         gram_spec = TensorSpec(_F32, (right.shape[0], right.shape[0]))
         gram = Apply("gram", [right], gram_spec, lambda r: r @ r.T, row_step=None).output()
@@ -86,18 +97,24 @@ def add_low_rank(
 
             out: torch.Tensor = torch.empty(w.shape, dtype=dtype.torch)
             # |left @ right|^2 = tr(left' left right right'): known without a pass over the weight.
-            change = scale * scale * float(((a.T @ a).double() * g.double()).sum())
+            change = (scale / divisor) ** 2 * float(((a.T @ a).double() * g.double()).sum())
             _check_finite(name, change)
             norm = 0.0
-            # One block of warm memory for all: fresh pages for each cost more than the arithmetic.
-            work = torch.empty((min(BLOCK_ROWS, w.shape[0]), w.shape[1]))
+            # Blocks of warm memory for all: fresh pages for each cost more than the arithmetic.
+            work, warm = torch.empty((BLOCK_ROWS, w.shape[1])), torch.empty((BLOCK_ROWS, w.shape[1]))
             for start in range(0, w.shape[0], BLOCK_ROWS):
                 rows = slice(start, start + BLOCK_ROWS)
-                block = work[: w.shape[0] - start]
-                block.copy_(w[rows])
+                block = torch.mm(_filled(a[rows]), b, out=work)[: w.shape[0] - start]
+                if scale != 1.0:
+                    block.mul_(scale)
+                if divisor != 1.0:
+                    block.div_(divisor)
+                if rounds_update and dtype is not _F32:
+                    block = block.to(dtype.torch).float()
+                before = warm[: w.shape[0] - start].copy_(w[rows])
                 if observe is not None:
-                    norm += float(torch.dot(block.view(-1), block.view(-1)))
-                out[rows] = block.addmm_(a[rows], b, alpha=scale)
+                    norm += float(torch.dot(before.view(-1), before.view(-1)))
+                out[rows] = block.add_(before)
             if observe is not None:
                 observe(change, norm, w.shape[0])
             return out
@@ -116,7 +133,7 @@ def add_low_rank(
         import torch
 
         def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
-            moved = torch.addmm(block, a[rows], b, alpha=scale)
+            moved = block + _rows_of(a, rows, b) * scale
             if n is not None:
                 return moved * (m / n)
             factor: torch.Tensor = (m[rows] / torch.linalg.vector_norm(moved, dim=1))[:, None]
@@ -141,7 +158,7 @@ def add_hadamard(
 
     def fn(w: torch.Tensor, a1: torch.Tensor, b1: torch.Tensor, a2: torch.Tensor, b2: torch.Tensor) -> torch.Tensor:
         def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
-            return block + (a1[rows] @ b1) * (a2[rows] @ b2) * scale
+            return block + _rows_of(a1, rows, b1) * _rows_of(a2, rows, b2) * scale
 
         return _in_blocks(w, dtype, one, name, observe)
 
@@ -219,7 +236,11 @@ def replace_rows(weight: Lazy, rows: Sequence[int], values: Lazy) -> Lazy:
 
 
 class ColumnNorms(Node):
-    """The lengths of the columns of W + scale * left @ right, in float32, read in blocks of rows."""
+    """The lengths of the columns of W + scale * left @ right, read in blocks of rows.
+
+    The squares are summed in float32 row after row, as torch's norm over the first dimension of a matrix does: a
+    better sum would give other bits than PEFT's.
+    """
 
     op = "column norms"
 
@@ -240,21 +261,36 @@ class ColumnNorms(Node):
         a, b = context.whole(left), context.whole(right)
         n = weight.shape[0]
         block = self._block or n
-        total = torch.zeros(self.n_rows, dtype=torch.float64)
+        total = torch.zeros(self.n_rows)
         for start in range(0, n, block):
             stop = min(start + block, n)
             w = context.whole(weight) if self._block is None else context.rows(weight, (start, stop))
             for low in range(start, stop, BLOCK_ROWS):
                 high = min(low + BLOCK_ROWS, stop)
-                moved = torch.addmm(w[low - start : high - start].float(), a[low:high], b, alpha=self.scale)
-                total += moved.double().square_().sum(dim=0)
-        return (total.sqrt_().float(),)
+                moved = w[low - start : high - start].float() + _rows_of(a, slice(low, high), b) * self.scale
+                for row in moved.square_():
+                    total += row
+        return (total.double().sqrt_().float(),)  # correctly rounded, which float32's need not be
 
     def peak_nbytes(self, n_rows: int) -> int:
         weight, left, right = self.inputs
         block = min(self._block or weight.shape[0], weight.shape[0])
         small = left.spec.nbytes + right.spec.nbytes + 2 * self.specs[0].nbytes * 2
         return weight.node.peak_nbytes(block) + 4 * BLOCK_ROWS * weight.shape[1] * 4 + small
+
+
+def _filled(rows: torch.Tensor) -> torch.Tensor:
+    """A block of rows, filled up with zeros."""
+    import torch
+
+    missing = BLOCK_ROWS - rows.shape[0]
+    return rows if missing == 0 else torch.nn.functional.pad(rows, (0, 0, 0, missing))
+
+
+def _rows_of(left: torch.Tensor, rows: slice, right: torch.Tensor) -> torch.Tensor:
+    """Rows of left @ right, at most a block of them, with the bits that they have in the whole product."""
+    part = left[rows]
+    return (_filled(part) @ right)[: part.shape[0]]
 
 
 def _node(

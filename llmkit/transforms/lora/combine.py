@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
+from llmkit.quantization.quality import Meter
+from llmkit.quantization.rtn import Observe
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora.bundle import bundle
@@ -51,6 +53,7 @@ def combine(
     density: float | None = None,
     rank: int | None = None,
     seed: int = 0,
+    meter: Meter | None = None,
 ) -> Checkpoint:
     """One adapter made of several, to be written with `save` or merged through `adapter_of`; formulas above.
 
@@ -59,6 +62,7 @@ def combine(
         density: share of elements that pruning keeps, above 0 and at most 1.
         rank: of the result of `svd`.
         seed: of the random pruning; the result depends on nothing else.
+        meter: collects what `svd` lost of the sum, layer by layer, while the adapter is written: |D - BA| / |D|.
 
     Raises:
         RequirementError: adapters that the formulas do not cover (DoRA, other types than LoRA), or options missing.
@@ -76,7 +80,8 @@ def combine(
         shares = [w * s / common for (_, w), s in zip(having, scalings, strict=True)]
         pairs = [(p[names[0]], p[names[1]]) for p in parts]
         _check_shapes(path, method, [a.label for a, _ in having], pairs)
-        made = _combined(path, pairs, shares, method, density or 1.0, rank, seed, common)
+        observe = meter.observer(path, 1) if meter is not None and method == "svd" else None
+        made = _combined(path, pairs, shares, method, density or 1.0, rank, seed, common, observe)
         modules[path] = dict(zip(names, made, strict=True))
         alphas[path] = common * made[0].shape[0]
     saved = _saved(adapters)
@@ -135,8 +140,6 @@ def _checked(
             raise RequirementError(
                 f"{adapter.label} cannot be combined: {reason}", hint="merge the adapters into the base one by one"
             )
-        if adapter.is_transposed != adapters[0].is_transposed:
-            raise SpecError(f"{adapter.label} and {adapters[0].label} differ in fan_in_fan_out")
     return factors
 
 
@@ -186,6 +189,7 @@ def _combined(
     rank: int | None,
     seed: int,
     scale: float,
+    observe: Observe | None,
 ) -> tuple[Lazy, Lazy]:
     operands = [t for pair in pairs for t in pair]
     dtypes = {t.dtype for t in operands}
@@ -201,7 +205,7 @@ def _combined(
         if method == "cat":
             made = _cat(a, b, shares)
         elif method == "svd":
-            made = _svd(a, b, shares, r)
+            made = _svd(a, b, shares, r, observe)
         else:
             made = _elementwise(a, b, shares, method, density, lambda side, i: _generator(seed, path, side, i))
         return tuple(x.to(dtype.torch).contiguous() for x in made)
@@ -221,7 +225,9 @@ def _cat(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], shares: Sequence[
     return torch.cat([x * f for x, f in zip(a, shares, strict=True)]), torch.cat(list(b), dim=1)
 
 
-def _svd(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], shares: Sequence[float], rank: int) -> Pair:
+def _svd(
+    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], shares: Sequence[float], rank: int, observe: Observe | None
+) -> Pair:
     """Through QR of the tall factors, so that the dense update is never formed; in float64."""
     import torch
 
@@ -230,6 +236,9 @@ def _svd(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], shares: Sequence[
     q_a, r_a = torch.linalg.qr(stacked.double().T)
     u, s, vh = torch.linalg.svd(r_b @ r_a.T)
     n = min(rank, s.shape[0])
+    if observe is not None:
+        squares = s.square()
+        observe(float(squares[n:].sum()), float(squares.sum()), 1)
     right, left = torch.zeros(rank, stacked.shape[1]), torch.zeros(wide.shape[0], rank)
     right[:n] = (vh[:n] @ q_a.T).float()
     left[:, :n] = (q_b @ (u[:, :n] * s[:n])).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -28,13 +29,15 @@ def merge(
 ) -> Checkpoint:
     """The base with adapters merged into its weights, in the given order.
 
-    Every update is computed in float32 and cast once to the dtype that the weight is stored in. Several adapters are
-    merged one after the other, each on what the one before would have written, so that one call gives the bytes of as
-    many calls through disk.
+    The bits are those of PEFT's `merge_and_unload`: updates are computed in float32 and rounded where PEFT rounds
+    (`arithmetic`), then added and cast to the dtype that the weight is stored in. Several adapters are merged one after
+    the other, each on what the one before would have written, so that one call gives the bytes of as many calls
+    through disk.
 
     Args:
         weights: a factor for each adapter's update; for adapters that only add to weights (LoRA, LoHa, LoKr, AdaLoRA).
-        dtype: of all floats of the result; None keeps what each tensor has.
+        dtype: of all floats of the result, to which the base is cast before anything is added, as it is where a model
+            is loaded in that dtype; None keeps what each tensor has.
         meter: collects how large the change of every weight is, |W' - W| / |W| (Frobenius), while it is written; with
             several adapters the names begin with the adapter's.
         force: go on where the counts or the config of an adapter say that it does not belong to this base.
@@ -56,12 +59,27 @@ def merge(
             f"{len(factors)} weights for {len(adapters)} adapters", hint="give one --weight for each adapter, or none"
         )
     target = DType.parse(dtype) if isinstance(dtype, str) else dtype
-    merged = base
+    merged = base if target is None else _in_dtype(base, target)
     for i, (adapter, factor) in enumerate(zip(adapters, factors, strict=True)):
-        is_last = i == len(adapters) - 1
         prefix = f"{adapter.label}: " if len(adapters) > 1 else ""
-        merged = _merge_one(merged, adapter, factor, target if is_last else None, meter, prefix, force)
+        merged = _merge_one(merged, adapter, factor, target if i == 0 else None, meter, prefix, force)
     return merged
+
+
+def _in_dtype(base: Checkpoint, dtype: DType) -> Checkpoint:
+    """The base with its floats cast, and a note where that rounds."""
+    floats = {n: t for n, t in base.tensors.items() if t.dtype.is_float}
+    tensors = {**base.tensors, **{n: t.cast(dtype) for n, t in floats.items()}}
+    wider = sorted(
+        {t.dtype.torch_name for t in floats.values() if t.dtype.itemsize >= dtype.itemsize} - {dtype.torch_name}
+    )
+    if wider:
+        notes = [
+            f"--dtype {dtype.torch_name}: the weights ({', '.join(wider)}) are rounded before the updates are added, "
+            "and the sums again: the bits of a model loaded in that dtype and merged"
+        ]
+        return replace(base, tensors=tensors, notes=(*base.notes, *notes))
+    return replace(base, tensors=tensors)
 
 
 def _merge_one(
@@ -75,7 +93,7 @@ def _merge_one(
 ) -> Checkpoint:
     if factor != 1.0:
         _refuse_factor(adapter, factor)
-    work = Application(ckpt, adapter, factor, dtype, meter, prefix, force)
+    work = Application(ckpt, adapter, factor, meter, prefix, force)
     tensors = work.run()
     step: dict[str, Any] = {"transform": "lora.merge", "adapter": adapter.label, "kind": adapter.kind.lower()}
     if factor != 1.0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -13,6 +14,8 @@ from llmkit.tensors.lazy import Lazy
 __all__ = ["Ends", "Paths", "find_ends"]
 
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embedding", "embeddings")
+# Heads of classes other than the causal one: transformers', and TRL's value head.
+_TASK_HEADS = ("score", "classifier", "qa_outputs", "classification_head", "reward_head", "value_head", "v_head")
 _HEADS = ("lm_head", "output", "embed_out", "output_layer")
 
 
@@ -108,8 +111,27 @@ class Paths:
 
     def missing(self, label: str, path: str, what: str) -> SpecError:
         """The error for a module that the base does not have."""
-        guess = nearest(path, self._modules)
+        leaf = path.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+        if leaf in _TASK_HEADS or path.startswith("v_head"):
+            return SpecError(
+                f"{label}: {what} of {path} is the head of a classifier or reward model, which {self._label} does not "
+                "have: it is a language model",
+                hint="save the base with the class that was trained (AutoModelForSequenceClassification with its "
+                "num_labels, task_type SEQ_CLS) and merge into that",
+            )
+        guess = self._alike(path)
+        layers = [m for m in self._modules if any(part.isdigit() for part in m.split("."))]
+        told = (
+            f"the nearest module is {guess}; " if guess else f"its modules are such as {layers[-1]}; " if layers else ""
+        )
         return SpecError(
             f"{label}: {what} of {path} has no place in {self._label}, which has no such tensor",
-            hint=(f"the nearest module is {guess}; " if guess else "") + "was the adapter trained on another model?",
+            hint=told + "was the adapter trained on another model?",
         )
+
+    def _alike(self, path: str) -> str | None:
+        """The module most like a path: one whose last component is the same or nearly so, since all else repeats."""
+        leaf = path.rpartition(".")[2]
+        leaves = dict.fromkeys(m.rpartition(".")[2] for m in self._modules)
+        close = leaf if leaf in leaves else next(iter(get_close_matches(leaf, list(leaves), n=1, cutoff=0.75)), None)
+        return nearest(path, [m for m in self._modules if m.rpartition(".")[2] == close]) if close else None

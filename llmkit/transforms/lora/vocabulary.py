@@ -78,10 +78,17 @@ def _problem(
 ) -> tuple[str, str] | None:
     """Why the counts do not fit, and what to do."""
     if n_own is not None and n_own != brought and not _is_padded(brought, n_own, n_rows):
+        more = brought - n_own
+        if more > 0:
+            return (
+                f"{adapter.label}: its embedding has {brought} rows, the tokenizer beside it {n_own} tokens: the "
+                f"{more} more row{'s are' if more > 1 else ' is'} padding to a multiple that is not a usual one "
+                f"({_MULTIPLES[0]} to {_MULTIPLES[-1]}), or the two belong to two different releases",
+                "put the tokenizer that was published with this adapter beside it; --force takes the rows as padding",
+            )
         return (
             f"{adapter.label}: its embedding has {brought} rows, the tokenizer beside it {n_own} tokens: they belong "
-            "to "
-            "two different releases",
+            "to two different releases",
             "put the tokenizer that was published with this adapter beside it",
         )
     if brought < n_rows and (n_base is None or n_base > brought):

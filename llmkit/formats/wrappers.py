@@ -1,0 +1,46 @@
+"""What wrappers around a training run leave in names of tensors: `torch.compile`, FSDP, data parallelism.
+
+A wrapper is a component of the path (`model._orig_mod.layers.0`), except data parallelism's, which is only told by
+every name beginning with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from llmkit.errors import InputError, listing
+
+__all__ = ["unwrapped", "without_wrappers"]
+
+_WRAPPERS = ("_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module")
+_PARALLEL = "module."
+
+T = TypeVar("T")
+
+
+def unwrapped(name: str) -> str:
+    """The name without components that wrappers add anywhere."""
+    if "_mod" not in name:
+        return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def without_wrappers(tensors: Mapping[str, T], where: str) -> tuple[dict[str, T], list[str]]:
+    """The tensors by names without wrappers, and what to tell the user.
+
+    Raises:
+        InputError: two names become one.
+    """
+    found: dict[str, T] = {}
+    for name, value in tensors.items():
+        plain = unwrapped(name)
+        if plain in found:
+            raise InputError(f"{where}: {name} and another name are both {plain} without what wrappers added")
+        found[plain] = value
+    while found and all(name.startswith(_PARALLEL) for name in found):
+        found = {name.removeprefix(_PARALLEL): value for name, value in found.items()}
+    changed = [old for old, new in zip(tensors, found, strict=True) if old != new]
+    if not changed:
+        return found, []
+    return found, [f"{len(changed)} names are read without what torch's wrappers added ({listing(changed, 1)})"]
