@@ -39,6 +39,7 @@ from llmkit.cli import (
 )
 from llmkit.cli.command import Interrupted, PipeClosed
 from llmkit.cli.output import Mode, Output
+from llmkit.cli.packages import missing_package
 from llmkit.errors import LlmkitError, nearest
 from llmkit.version import __version__
 
@@ -94,6 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show_stack_if_debugging()
         out.error(error.kind, error.message, error.hint)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            return _bug(out, args, error)
+        out.error(missing.kind, missing.message, missing.hint)
+        return missing.exit_code
     except Interrupted as stop:
         return _interrupted(out, args, stop)
     except (KeyboardInterrupt, typer.Abort):

@@ -10,9 +10,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+from llmkit.cli.packages import installed_version, requirements
 from llmkit.errors import LlmkitError
 from llmkit.tensors.spec import format_bytes
 
@@ -67,12 +68,10 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
-
     from llmkit.version import __version__
 
     try:
-        wanted = [Requirement(r) for r in requires("llmkit") or ()]
+        wanted = requirements()
     except PackageNotFoundError:
         yield Finding(
             "packages", "note", f"llmkit {__version__} runs from a folder, not from an installation", "pip install -e ."
@@ -80,9 +79,8 @@ def _packages() -> Iterator[Finding]:
         return
     here: list[str] = []
     missing_extras: dict[str, list[str]] = {}
-    for requirement in wanted:
-        extra = _extra_of(str(requirement.marker or ""))
-        found = _version(requirement.name)
+    for requirement, extra in wanted:
+        found = installed_version(requirement.name)
         is_fine = found is not None and requirement.specifier.contains(found, prereleases=True)
         if extra is None:
             if is_fine:
@@ -99,18 +97,6 @@ def _packages() -> Iterator[Finding]:
             is_apart = any(" is not " in name for name in names)  # it would change what is here
             remedy = f"pip install 'llmkit[{extra}]'" + (" in an environment of its own" if is_apart else "")
             yield Finding(f"extra {extra}", "note", f"not here: {', '.join(names)}", remedy)
-
-
-def _extra_of(marker: str) -> str | None:
-    _, found, rest = marker.partition("extra == ")
-    return rest.strip("\"' ") if found else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _torch() -> Iterator[Finding]:
@@ -134,7 +120,7 @@ def _torch() -> Iterator[Finding]:
 
 def _onnx_runtime() -> Iterator[Finding]:
     name = "ONNX Runtime"
-    builds = [build for build in ("onnxruntime", "onnxruntime-gpu") if _version(build) is not None]
+    builds = [build for build in ("onnxruntime", "onnxruntime-gpu") if installed_version(build) is not None]
     if len(builds) > 1:
         remedy = f"pip uninstall {' '.join(builds)}, then pip install 'llmkit[cpu]' or 'llmkit[gpu]'"
         yield Finding(name, "wrong", f"{' and '.join(builds)} are both installed, under one import name", remedy)

@@ -8,8 +8,8 @@ from llmkit.cli import health
 
 
 def findings(monkeypatch, **versions):
-    known = health._version
-    monkeypatch.setattr(health, "_version", lambda name: versions.get(name.replace("-", "_"), known(name)))
+    known = health.installed_version
+    monkeypatch.setattr(health, "installed_version", lambda name: versions.get(name.replace("-", "_"), known(name)))
     return {f.name: f for f in health.examine()}
 
 

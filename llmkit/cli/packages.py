@@ -1,0 +1,60 @@
+"""Which packages llmkit needs, which of them are extras, and what to say when one is missing."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import TYPE_CHECKING
+
+from llmkit.errors import RequirementError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+__all__ = ["installed_version", "missing_package", "requirements"]
+
+
+def requirements() -> list[tuple[Requirement, str | None]]:
+    """What llmkit's own metadata requires, each with its extra; None for what it always needs.
+
+    Raises:
+        PackageNotFoundError: llmkit runs from a folder, not from an installation.
+    """
+    from packaging.requirements import Requirement
+
+    found = [Requirement(text) for text in requires("llmkit") or ()]
+    return [(r, _extra_of(str(r.marker or ""))) for r in found if _folded(r.name) != "llmkit"]
+
+
+def missing_package(error: ModuleNotFoundError) -> RequirementError | None:
+    """The line for a package that llmkit names and that is not installed; None where another module is missing."""
+    name = _folded((error.name or "").partition(".")[0])
+    try:
+        known = requirements()
+    except PackageNotFoundError:
+        return None
+    extras = [extra for requirement, extra in known if _folded(requirement.name) == name]
+    if not extras:
+        return None
+    extra = next((e for e in extras if e != "dev"), extras[0])
+    what = f"llmkit[{extra}]" if extra else "llmkit"
+    part = f"which the extra {extra!r} brings" if extra else "which llmkit needs"
+    return RequirementError(f"the package {name} is not installed, {part}", hint=f"pip install '{what}'")
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _extra_of(marker: str) -> str | None:
+    _, found, rest = marker.partition("extra == ")
+    return rest.strip("\"' ") if found else None
+
+
+def _folded(name: str) -> str:
+    """One spelling for distributions and the modules that have their names (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
