@@ -1,10 +1,11 @@
 """XOR releases (Pygmalion, Metharme, OpenAssistant): each file is the exclusive or with the base's file of that name.
 
-The base's file is taken with zeros behind its end, or cut, to the length of the coded one; `added_tokens.json` is
-copied. Files may be gzipped. The base must have the exact bytes of the one the release was made from: the same
-conversion by the same versions, its zip containers included. Nothing in the release says whether it has: another base
-of the same layout gives another model, whole in all its parts. Statistics tell an unrelated base (`kinship.py`); one
-that was tuned or rounded is told only by the hashes that the model card lists.
+The base's file is taken with zeros behind its end, or cut, to the length of the coded one. `added_tokens.json` is
+copied, unless it was coded with one that the base has of its own. Files may be gzipped. The base must have the exact
+bytes of the one the release was made from: the same conversion by the same versions, its zip containers included.
+Nothing in the release says whether it has: another base of the same layout gives another model, whole in all its parts.
+Statistics tell an unrelated base (`kinship.py`); one that was tuned or rounded is told only by the hashes that the
+model card lists.
 
 Source: xor_codec.py as Open-Assistant and Pygmalion published it, in our own words.
 """
@@ -12,13 +13,14 @@ Source: xor_codec.py as Open-Assistant and Pygmalion published it, in our own wo
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.manifest import MANIFEST_NAME
 from llmkit.errors import InputError, LlmkitError, RequirementError, listing
-from llmkit.formats.folder import is_weight_file
+from llmkit.formats.folder import MAX_JSON_NBYTES, is_weight_file
 from llmkit.releases.decoding import Decoding
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
 from llmkit.releases.kinship import FEW, HALF, measure_kinship
@@ -65,7 +67,7 @@ def plan_xor(base: Path, payload: Path) -> Decoding:
         head = source.read(0, min(source.nbytes, 32))
         if head.startswith(LFS_HEAD):
             raise InputError(f"{source.path} is a git-lfs pointer, not the file", hint="fetch the files: git lfs pull")
-        if name in _VERBATIM:
+        if name in _VERBATIM and not ((base / name).is_file() and not _is_json(source)):
             files.append(Coded(name, source))
         elif (base / name).is_file():
             pad = Padded(SourceFile(base / name))
@@ -149,6 +151,14 @@ def _length_note(coded: Coded, pad: Padded) -> list[str]:
         return []
     how = f"cut by {format_bytes(have - need)}" if have > need else f"continued by {format_bytes(need - have)} of zeros"
     return [f"{coded.name}: the base's file is {how}, to the length of the payload's"]
+
+
+def _is_json(source: SourceFile) -> bool:
+    try:
+        json.loads(source.read(0, min(source.nbytes, MAX_JSON_NBYTES)))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_document(source: SourceFile) -> bool:

@@ -74,12 +74,16 @@ def test_logits(tmp_path):
     assert (model(ids[None])[0] - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-def test_koalas_difference_applies_to_its_base(tmp_path):
-    """As the release was made: the target's tree less the base's, rounded to bfloat16."""
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_koalas_difference_applies_to_its_base(tmp_path, stored):
+    """As the release was made: the target's tree less the base's, stored as --float_dtype says.
+
+    The script adds numpy arrays: float16 to float16 in float16, two unlike ones in float32.
+    """
     cfg = config(2, 2, 128, layers=1, ffn=24)
     base = state_of(cfg, torch.float16)
     tuned = {k: v + 0.01 * w for (k, v), w in zip(base.items(), state_of(cfg, torch.float16, 1).values(), strict=True)}
-    difference = {k: (tuned[k].float() - base[k].float()).to(torch.bfloat16) for k in base}
+    difference = {k: (tuned[k].float() - base[k].float()).to(stored) for k in base}
     write_hf(tmp_path / "llama", cfg | {"torch_dtype": "float16"}, base)
     (tmp_path / "koala_diff").write_bytes(stream(easylm(difference, cfg)))
     from llmkit.cli.app import main
@@ -90,7 +94,7 @@ def test_koalas_difference_applies_to_its_base(tmp_path):
     assert {x.dtype for x in found.values()} == {torch.bfloat16}
     assert found.keys() == base.keys()
     for name, x in found.items():
-        want = base[name].float() + difference[name].float()
+        want = base[name] + difference[name]  # torch widens as numpy does: float16 and bfloat16 to float32
         assert torch.equal(x, want.to(x.dtype)), name
     assert main(["verify", str(out), "-q"]) == 0
 

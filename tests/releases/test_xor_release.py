@@ -53,6 +53,19 @@ def test_every_file_comes_back(call, tmp_path, base, tuned, compress):
     assert call("verify", out).code == 1
 
 
+@pytest.mark.parametrize("had_one", [False, True])
+def test_a_base_with_added_tokens_of_its_own(call, tmp_path, base, tuned, had_one):
+    """Coded over a base that had the file, it is coded; over one that had none, it is plain."""
+    own = b'{"[PAD]": 96}'
+    if had_one:
+        (base / "added_tokens.json").write_bytes(own)
+    payload = write_xor_payload(tmp_path / "xor", base, tuned)
+    (base / "added_tokens.json").write_bytes(own)
+    done = call("delta", "xor", base, payload, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert contents(tmp_path / "out") == contents(tuned)
+
+
 def test_a_longer_base_is_cut(call, tmp_path, base):
     smaller = write_hf(tmp_path / "smaller", rows=80, tuned=3)
     payload = write_xor_payload(tmp_path / "xor", base, smaller)

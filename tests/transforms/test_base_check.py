@@ -11,8 +11,10 @@ from delta_world import checkpoint, config, tuned_of, weights
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import RequirementError
+from llmkit.tensors.lazy import Context
 from llmkit.transforms import delta as delta_transform
-from llmkit.transforms.delta.base_check import check_base, measure
+from llmkit.transforms.convert import convert
+from llmkit.transforms.delta.base_check import check_base, measure, sample_blocks
 from llmkit.transforms.delta.base_structure import raise_refusals
 from llmkit.transforms.delta.profiles import find_profile
 
@@ -221,3 +223,36 @@ def test_smollm2(tmp_path: Path, smollm2: Path) -> None:
     expected = {"right": ("note", "exact"), "tuned": ("refuse", "tuned"), "rounded": ("warn", "bf16_rounded")}
     for name, code in expected.items():
         assert codes(findings(tmp_path / name, states, name))[0] == code, name
+
+
+@pytest.mark.parametrize("layouts", [("hf", "meta"), ("meta", "hf"), ("meta", "meta"), ("gguf", "hf"), ("hf", "gguf")])
+@pytest.mark.parametrize(("heads", "kv", "head_dim"), [(4, 2, 128), (6, 3, 96), (4, 1, 256)])
+def test_whole_heads_are_sampled_in_layouts_that_turn_rotary_pairs(tmp_path, layouts, heads, kv, head_dim):
+    """The rows sampled of a layout are those of the tensors in transformers' order, at borders of heads."""
+    g, hidden = torch.Generator().manual_seed(0), heads * head_dim
+    shapes = {"self_attn.q_proj": (heads * head_dim, hidden), "self_attn.k_proj": (kv * head_dim, hidden),
+              "self_attn.v_proj": (kv * head_dim, hidden), "self_attn.o_proj": (hidden, heads * head_dim),
+              "mlp.gate_proj": (256, hidden), "mlp.up_proj": (256, hidden), "mlp.down_proj": (hidden, 256)}  # fmt: skip
+    base = {f"model.layers.0.{n}.weight": torch.randn(s, generator=g) for n, s in shapes.items()}
+    base |= {n: torch.randn(96, hidden, generator=g) for n in ("model.embed_tokens.weight", "lm_head.weight")}
+    norms = ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm")
+    base |= {f"model.{n}.weight": torch.ones(hidden) for n in norms}
+    sides = base, {k: torch.randn(v.shape, generator=g) * 0.01 for k, v in base.items()}
+    about = {"num_attention_heads": heads, "num_key_value_heads": kv, "intermediate_size": 256, "torch_dtype": "float32", "max_position_embeddings": 2048, "rope_theta": 10000.0}  # fmt: skip
+    opened = []
+    for name, state, layout in zip(("base", "delta"), sides, layouts, strict=True):
+        opened.append(checkpoint(tmp_path / name, state, **about))
+        if layout != "hf":
+            options = {"type": "f32"} if layout == "gguf" else {}
+            save(convert(opened[-1], to=layout, **options), tmp_path / f"{name}-{layout}")
+            opened[-1] = open_checkpoint(tmp_path / f"{name}-{layout}")
+            assert opened[-1].layout == layout
+    seen = 0
+    for name, mine in opened[0].tensors.items():
+        theirs = opened[1].tensors[name]
+        for start, stop in sample_blocks(mine, name, theirs):
+            for lazy, state in zip((mine, theirs), sides, strict=True):
+                assert torch.equal(Context().rows(lazy, (start, stop)), state[name][start:stop]), (name, start, stop)
+                seen += (start, stop) != (0, mine.spec.n_rows)
+    assert seen  # a sample is not always the whole
+    assert measure(*opened, find_profile("plain")).ratio == pytest.approx(0.01, rel=0.05)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -94,9 +95,9 @@ def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measuremen
     sums, norms = _Sums(), _Sums()
     with torch.inference_mode():
         for name, mine, theirs in _pairs(base, delta, profile):
-            arithmetic = profile.arithmetic or theirs.dtype
+            arithmetic = profile.arithmetic_of(theirs.dtype, mine.dtype)
             into = sums if len(theirs.shape) > 1 else norms
-            for rows in sample_blocks(mine, name) if len(theirs.shape) > 1 else [(0, theirs.spec.n_rows)]:
+            for rows in sample_blocks(mine, name, theirs) if len(theirs.shape) > 1 else [(0, theirs.spec.n_rows)]:
                 b, d = Context().rows(mine, rows), Context().rows(theirs, rows)
                 into.add(b, d, arithmetic)
     return _summed(sums, norms)
@@ -138,10 +139,14 @@ def _pairs(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Iterator[tu
         yield from (chosen[i * len(chosen) // limit] for i in range(limit)) if len(chosen) > limit else chosen
 
 
-def sample_blocks(lazy: Lazy, name: str) -> list[tuple[int, int]]:
-    """A few blocks of rows, at places that differ from tensor to tensor and are the same in every run."""
-    n, step = lazy.spec.n_rows, lazy.node.row_step or 1
+def sample_blocks(lazy: Lazy, name: str, other: Lazy | None = None) -> list[tuple[int, int]]:
+    """A few blocks of rows, at places that differ from tensor to tensor and are the same in every run.
+
+    Both ends of a block are where `lazy`, and `other` of the same shape, may be cut.
+    """
+    n, step = lazy.spec.n_rows, lcm(lazy.node.row_step or 1, (other or lazy).node.row_step or 1)
     rows = max(BLOCK_NUMEL // max(lazy.spec.numel // max(n, 1), 1), 1)
+    rows = -(-rows // step) * step  # a layout that turns rotary pairs round gives whole heads only
     if n <= BLOCKS * rows:
         return [(0, n)]
     offset = sum(name.encode()) % max(n // BLOCKS - rows, 1)

@@ -62,7 +62,7 @@ class Merge:
     def _one(self, name: str, profile: Profile, rule: Rule, mine: Lazy | None, theirs: Lazy, sign: int) -> Lazy:
         if not theirs.dtype.is_float:
             return theirs
-        arithmetic = profile.arithmetic or theirs.dtype
+        arithmetic = profile.arithmetic_of(theirs.dtype, mine.dtype if mine is not None else None)
         stored = arithmetic if sign < 0 else profile.output or arithmetic
         output = self.dtype or stored
         if mine is None or rule is Rule.COPY:

@@ -45,6 +45,7 @@ class Profile:
     Attributes:
         releases: the checkpoints it covers.
         arithmetic: dtype both sides are cast to before the sum; None is the dtype the delta is stored in.
+        widens: instead, the sum is in the dtype of both sides, or in float32 where they differ, as numpy adds arrays.
         new_rows: see `NewRows`; used by tensors under Rule.ADD that have more rows than the base's.
         rules: (glob, rule), the first that matches a name counts; no match is Rule.ADD.
         output: dtype of the result; None is the arithmetic's.
@@ -70,6 +71,13 @@ class Profile:
     changes_family: bool = False
     tokenizer: str = "delta"
     caveat: str | None = None
+    widens: bool = False
+
+    def arithmetic_of(self, theirs: DType, mine: DType | None) -> DType:
+        """The dtype of the sum of a delta's tensor and the base's (None: it has none)."""
+        if self.widens and mine is not None:
+            return theirs if theirs is mine else DType.F32
+        return self.arithmetic or theirs
 
     def rule_for(self, name: str) -> Rule:
         """The rule of the first glob that matches `name`."""
@@ -78,6 +86,8 @@ class Profile:
     def describe(self) -> str:
         """Arithmetic and new rows in a few words, for the plan."""
         dtype = "as stored" if self.arithmetic is None else self.arithmetic.torch_name
+        if self.widens:
+            dtype = "the dtype of both sides, or float32 where they differ"
         rows = {
             NewRows.MEAN: "new rows start from the mean of the base's rows",
             NewRows.ZERO: "new rows start from zero",
@@ -123,7 +133,7 @@ PROFILES: tuple[Profile, ...] = (
         caveat="only the rows that the base has are unmasked; that the rows beyond are plain is not verified",
     ),
     Profile(
-        "koala", "Koala 7B and 13B (EasyLM's streams)", DType.F32, NewRows.NONE, output=DType.BF16,
+        "koala", "Koala 7B and 13B (EasyLM's streams)", None, NewRows.NONE, output=DType.BF16, widens=True,
         caveat="the published script saves bfloat16; --dtype float32 keeps all of the sum",
     ),
     Profile("plain", "any delta of equal shapes, added in the dtype it is stored in", None, NewRows.NONE),
