@@ -31,7 +31,7 @@ def without(monkeypatch):
 @pytest.mark.parametrize(
     ("extra", "args"),
     [
-        ("eval", ["eval", BASE, "--bench", "mmlu", "--data", "{tmp}"]),
+        ("eval", ["eval", BASE, "--bench", "mmlu", "--shots", "0", "--data", "{tmp}"]),
         ("onnx", ["export", BASE, "--to", "onnx", "--no-check", "-o", "{tmp}/out"]),
     ],
 )
