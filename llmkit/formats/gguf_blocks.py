@@ -13,6 +13,7 @@ from llmkit.formats.gguf_codes import block_codes
 from llmkit.formats.gguf_header import GgufFile, GgufTensor
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
 from llmkit.tensors.codes import Decoded
+from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -59,15 +60,24 @@ def _dequantize(kind: GgufType, shape: tuple[int, ...]) -> Callable[[torch.Tenso
     return fn
 
 
-def quantized(lazy: Lazy, name: str) -> Lazy:
-    """A matrix as the bytes of its rows in blocks of type `name`, which the row length is a multiple of."""
-    kind = TYPE_BY_NAME[name]
+def quantized(lazy: Lazy, kind_name: str, name: str) -> Lazy:
+    """A matrix as the bytes of its rows in blocks of type `kind_name`, which the row length is a multiple of.
+
+    Evaluated, it raises InputError where a block's scale is not finite; `name` is the matrix's.
+    """
+    kind = TYPE_BY_NAME[kind_name]
+    n_halves = 2 if kind_name.endswith("_1") else 1  # the scale, and the minimum
     spec = TensorSpec(DType.U8, (*lazy.shape[:-1], kind.row_nbytes(lazy.shape[-1])))
 
     def fn(x: torch.Tensor) -> torch.Tensor:
-        return _call("quantize", x.float(), kind)
+        import torch
 
-    return Apply(QUANTIZE, [lazy], spec, fn, {"type": name}, scratch=4.0).output()
+        made = _call("quantize", x.float(), kind)
+        halves = made.view(-1, kind.nbytes)[:, : 2 * n_halves].contiguous().view(torch.float16)
+        require_finite(x, halves, name=name)
+        return made
+
+    return Apply(QUANTIZE, [lazy], spec, fn, {"type": kind_name}, scratch=4.0).output()
 
 
 def _call(name: str, x: torch.Tensor, kind: GgufType) -> torch.Tensor:

@@ -211,7 +211,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
         if name.startswith("rope."):
             parts.append(_table(model, header, math.cos if name.endswith("cos") else math.sin))
         elif version == 2 and len(shape) == 2:
-            pieces = quantized(named[name], header.group_size)
+            pieces = quantized(named[name], header.group_size, name)
             written |= {f"{name}/int8": pieces[0], f"{name}/scale": pieces[1]}
             parts += [f"{name}/int8", f"{name}/scale"]
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
@@ -44,8 +45,11 @@ def dequantized(values: Lazy, source: SourceFile, offset: int, scales: TensorSpe
     ).output()  # fmt: skip
 
 
-def quantized(weight: Lazy, group_size: int) -> tuple[Lazy, Lazy]:
-    """The int8 values [rows, columns] and the float32 scales (one a group) of a matrix."""
+def quantized(weight: Lazy, group_size: int, name: str) -> tuple[Lazy, Lazy]:
+    """The int8 values [rows, columns] and the float32 scales (one a group) of a matrix.
+
+    Evaluated, they raise InputError where it holds NaN or infinities; `name` is the matrix's.
+    """
     n_rows, n_columns = weight.shape
     is_whole = n_columns % group_size != 0
     n_groups = weight.spec.numel // group_size
@@ -56,6 +60,7 @@ def quantized(weight: Lazy, group_size: int) -> tuple[Lazy, Lazy]:
 
         groups = w.float().reshape(-1, group_size)
         scale = groups.abs().amax(1) / 127.0
+        require_finite(groups, scale, name=name)
         divisor = torch.where(scale > 0, scale, 1.0)  # a group of zeros stays zero
         q = torch.round(groups / divisor[:, None]).to(torch.int8)
         shape = (scale.numel(),) if is_whole else (len(w), -1)

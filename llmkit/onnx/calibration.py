@@ -24,6 +24,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.errors import InputError
+from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Node, Rows
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.stopped import Stopped
@@ -145,6 +146,7 @@ def _scales(widest: torch.Tensor) -> torch.Tensor:
     """Ranges [kv_heads, head_dim] as scales [kv_heads, 1, head_dim]: the widest value becomes 127."""
     import torch
 
+    require_finite(widest, widest, name="calibration", what="keys or values of a layer")
     most = float(widest.max())
     floor = most * _LEAST_SHARE if most > 0 else 1.0
     scales: torch.Tensor = (widest.clamp_min(floor) / INT8_MOST).to(torch.float32)

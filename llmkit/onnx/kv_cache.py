@@ -18,7 +18,8 @@ from llmkit.decoder.scores import Scores
 from llmkit.errors import InputError, RequirementError, SpecError, nearest
 from llmkit.onnx.calibration import MOST_TOKENS, Calibration, CalibrationText, own_text, read_text
 from llmkit.quantization.reading import kv_cache_scheme
-from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.finite import require_finite
+from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
 
 if TYPE_CHECKING:
@@ -125,8 +126,16 @@ def _stored(ckpt: Checkpoint, model: Model) -> CacheScales | None:
             f"{ckpt.label}: its kv_cache_scheme is int8, but layer {missing[0][1]} has no scale for {missing[0][0]}",
             hint="--calibrate FILE computes scales",
         )
-    keys, values = (tuple(found[part, i].cast(DType.F32) for i in layers) for part in _PART.values())
+    keys, values = (tuple(_checked(found[part, i].cast(DType.F32)) for i in layers) for part in _PART.values())
     return CacheScales(keys, values)
+
+
+def _checked(scale: Lazy) -> Lazy:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        require_finite(x, x, name="kv_cache_scheme", what="stored scales")
+        return x
+
+    return Apply("check scale", [scale], scale.spec, fn).output()
 
 
 def scales_in(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -167,9 +167,7 @@ def rounded(name: str, weight: Lazy, scheme: Scheme, scale_dtype: DType, *, is_t
         try:
             packed, scales, zeros = quantize_rows(filled, grid, scale_dtype.torch)
         except InputError as error:
-            raise InputError(
-                f"{name}: {error.message}", hint="the checkpoint is damaged, or its training diverged"
-            ) from error
+            raise InputError(f"{name}: {error.message}", hint=error.hint) from error
         codes = packed.view(torch.uint8).view(len(rows), *specs[0].shape[1:])
         scales = scales.expand(-1, n_blocks).contiguous()
         if zeros is None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llmkit.errors import InputError
 from llmkit.quantization.packing import n_words, pack, pack_into
 from llmkit.quantization.schemes import Scheme
+from llmkit.tensors.finite import require_finite
 
 if TYPE_CHECKING:
     import torch
@@ -41,14 +41,13 @@ def grid(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tupl
         Scales in `scale_dtype`, never 0; zero points (int8) or None for a symmetric scheme; both [out, groups].
 
     Raises:
-        InputError: a group holds NaN or an infinity.
+        InputError: a group holds NaN or an infinity, or reaches beyond the dtype of its scale.
     """
     import torch
 
     low = weight.amin(-1).clamp_(max=0)
     high = weight.amax(-1).clamp_(min=0)
-    if not torch.isfinite(high - low).all():
-        raise InputError("the weights hold NaN or infinities, which no grid can represent")
+    require_finite(weight, high - low)
     if scheme.is_symmetric:
         scale, zero = torch.maximum(-low, high) / ((scheme.q_max - scheme.q_min) / 2), None
     else:
@@ -57,7 +56,8 @@ def grid(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tupl
         exact = (scheme.q_min - low / scale).nan_to_num_(nan=0.0)
         zero = exact.clamp_(scheme.q_min, scheme.q_max).round_().to(torch.int8)
     info = torch.finfo(scale_dtype)
-    stored = scale.clamp_(info.min, info.max).to(scale_dtype)
+    stored = scale.to(scale_dtype)
+    require_finite(weight, stored * (scheme.q_max - scheme.q_min if zero is not None else -scheme.q_min))
     # All-zero groups, and scales too small for the stored dtype: any positive scale then rounds the group to zero.
     stored = stored.masked_fill_(stored == 0, info.eps)
     return stored, zero

@@ -233,9 +233,7 @@ def _quantized(name: str, weight: Lazy, scheme: Scheme, scale_dtype: DType, mete
         try:
             packed, scale, *zero = quantize_packed(rows, scheme, scale_dtype.torch, observe)
         except InputError as error:
-            raise InputError(
-                f"{name}: {error.message}", hint="the checkpoint is damaged, or its training diverged"
-            ) from error
+            raise InputError(f"{name}: {error.message}", hint=error.hint) from error
         return packed, scale, torch.tensor([n_out, n_in]), *zero
 
     node = Apply(

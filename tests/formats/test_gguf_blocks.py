@@ -8,7 +8,7 @@ import pytest
 import torch
 from gguf import quants
 
-from llmkit.errors import RequirementError
+from llmkit.errors import InputError, RequirementError
 from llmkit.formats.gguf_blocks import quantized, stored_tensor
 from llmkit.formats.gguf_header import read_header
 from llmkit.formats.gguf_types import TYPE_BY_NAME, TYPES
@@ -71,11 +71,32 @@ def test_types_of_sums_are_refused(tmp_path):
 def test_quantized_as_the_library_does(tmp_path, name, dtype):
     x = (torch.randn(37, 96, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
     x[3] = 0
-    x[4, :32] = 65504.0
+    x[4, :32] = 65280.0  # the largest of bfloat16 that float16 holds, too
     (tmp_path / "x").write_bytes(x.view(torch.uint8).numpy().tobytes())
     source = Read("t", TensorSpec(DType.of(dtype), (37, 96)), SourceFile(tmp_path / "x"), 0).output()
-    lazy = quantized(source, name)
+    lazy = quantized(source, name, "t")
     expected = quants.quantize(x.float().numpy(), gguf.GGMLQuantizationType[name])
     assert torch.equal(lazy.load(), torch.from_numpy(expected))
     pieces = [lazy.node.evaluate((i, min(i + 5, 37)), Context())[0] for i in range(0, 37, 5)]
     assert torch.equal(torch.cat(pieces), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        *((name, float(bad), "NaN or infinities") for name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1") for bad in
+          ("nan", "inf", "-inf")),
+        ("Q8_0", 127 * 65536.0, "reach 8.32e"), ("Q4_0", -8 * 65536.0, "reach 5.24e"),
+        ("Q5_0", 16 * 65536.0, "reach 1.05e"), ("Q4_1", -65536.0, "reach 6.55e"), ("Q5_1", 31 * 65536.0, "reach 2.03e"),
+    ],
+)  # fmt: skip
+def test_blocks_whose_scale_is_not_finite_are_refused(tmp_path, name, value, said):
+    x = torch.ones(4, 64)
+    x[2, 40] = value
+    stored = quants.quantize(x.numpy(), gguf.GGMLQuantizationType[name])
+    # the library gives up the block without a word
+    assert not np.isfinite(quants.dequantize(stored, gguf.GGMLQuantizationType[name])).all()
+    (tmp_path / "x").write_bytes(x.view(torch.uint8).numpy().tobytes())
+    source = Read("t", TensorSpec(DType.F32, (4, 64)), SourceFile(tmp_path / "x"), 0).output()
+    with pytest.raises(InputError, match=rf"blk\.0\.w: the weights .*{said}"):
+        quantized(source, name, "blk.0.w").load()

@@ -125,6 +125,15 @@ def test_nan_and_infinities_are_refused(bad, scheme):
         rtn.quantize_packed(w, scheme, torch.float32)
 
 
+@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, None, False)], ids=str)
+def test_weights_beyond_the_dtype_of_their_scale_are_refused(scheme):
+    w = torch.ones(4, 64)
+    w[2, 40] = -1e5
+    rtn.quantize_packed(w, scheme, torch.bfloat16)
+    with pytest.raises(InputError, match=r"the weights reach 1e\+05: the scale of such a group is beyond"):
+        rtn.quantize_packed(w, scheme, torch.float16)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_observed_sums_are_those_of_the_dequantized_weights(dtype):
     w, scheme = weights(16, 128, 5).to(dtype), Scheme(4, 32, False)

@@ -47,7 +47,7 @@ def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = No
 
     Args:
         type: one of `TYPE_NAMES`.
-        overflow: counts values that F16 cannot hold.
+        overflow: counts values that a plain type cannot hold; a block type whose scale cannot raises when written.
 
     Raises:
         InputError: no such type.
@@ -164,9 +164,9 @@ def _type_of(name: str, lazy: Lazy, kind: str) -> str:
 
 def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow) -> Lazy:
     dtype = TYPE_BY_NAME[kind].dtype
-    if dtype is DType.F32:
+    if dtype is DType.F32 and lazy.dtype is not DType.F64:
         return cast_vector(lazy, dtype)
-    return quantized(lazy, kind) if dtype is None else cast({name: lazy}, dtype, overflow)[name]
+    return quantized(lazy, kind, name) if dtype is None else cast({name: lazy}, dtype, overflow)[name]
 
 
 def _source_dtype(ckpt: Checkpoint) -> dict[str, str]:

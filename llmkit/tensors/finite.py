@@ -1,0 +1,45 @@
+"""Weights that share a scale: one NaN or infinity among them, or a scale beyond its dtype, would lose them all.
+
+Whoever puts weights on a grid asks here, and refuses them with the same words. (A cast loses single values only: those
+are counted and named instead.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkit.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["require_finite"]
+
+
+def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = "", what: str = "weights") -> None:
+    """Refuse weights that no scale holds.
+
+    Args:
+        weights: what is put on a grid; looked at only to tell the cause.
+        numbers: what was computed of them and must be finite: scales, minima, extremes.
+        name: the tensor's, where it is known.
+        what: they are.
+
+    Raises:
+        InputError: one of `numbers` is NaN or infinite.
+    """
+    import torch
+
+    if all(bool(torch.isfinite(x).all()) for x in numbers):
+        return
+    whose = f"{name}: " if name else ""
+    if not torch.isfinite(weights).all():
+        raise InputError(
+            f"{whose}the {what} hold NaN or infinities, which no grid can represent",
+            hint="the checkpoint is damaged, or its training diverged",
+        )
+    largest = float(weights.abs().max())
+    raise InputError(
+        f"{whose}the {what} reach {largest:.3g}: the scale of such a group is beyond the dtype of the scales",
+        hint="leave this matrix in floats (quantize --keep), or store a wider type (convert --to gguf --type f32)",
+    )
