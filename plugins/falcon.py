@@ -233,10 +233,6 @@ ARCHITECTURE = Architecture(
         "7b-2023": _OF_2023 | {"model_type": "RefinedWebModel"},
         "rw-1b-2023": _RW | _OF_2023 | {"model_type": "RefinedWebModel", "n_head": 16},
     },
-    caveats={
-        "quantize": "transformers 5 fails to load Falcon quantized (AttributeError: 'FalconLinear' object has no "
-        "attribute 'weight'); 4.57 and llmkit load them"
-    },
     reference_attention="sdpa",  # with eager attention transformers adds ALiBi twice
     reference_config=_today,
 )

@@ -112,7 +112,6 @@ class Architecture:
             no other architecture is equivalent.
         originals: other spellings that its weights were published in.
         prompt_ends: ids without which the model cannot be run: every prompt ends with them.
-        caveats: name of a transform -> what the user of it should know about this family.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
         gguf: how it looks in GGUF files; None where llama.cpp does not know it.
@@ -137,7 +136,6 @@ class Architecture:
     described_as: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     originals: tuple[Original, ...] = ()
     prompt_ends: Computed | tuple[int, ...] = ()
-    caveats: Mapping[str, str] = field(default_factory=dict)
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     gguf: GgufFamily | None = None

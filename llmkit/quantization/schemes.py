@@ -105,9 +105,9 @@ class Scheme:
             "observer": "minmax",
             "observer_kwargs": {},
         }
-        # Packed zero points: compressed-tensors 0.18 to 0.20 expects another shape than it writes, unless transformers
-        # 5 is told to decompress while it loads. transformers 4.57 loads them with compressed-tensors 0.14 to 0.17.
-        loading = {} if self.is_symmetric else {"run_compressed": False}
+        # transformers 5 decompresses while it loads. Left packed, modules have no `weight`, which the classes of some
+        # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
+        # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17.
         group = {"targets": list(targets), "weights": weights, "input_activations": None, "output_activations": None}
         return {
             "quant_method": METHOD,
@@ -117,7 +117,7 @@ class Scheme:
             "ignore": list(ignore),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
-            **loading,
+            "run_compressed": False,
         }
 
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,8 @@ __all__ = ["GroupSize", "matches", "must_match", "quantize"]
 GroupSize = int | Literal["auto", "channel"]
 
 _FLOATS = (DType.F32, DType.F16, DType.BF16)
+# Names of embeddings; `embed_out` is a head.
+_TABLE = re.compile(r"emb(?!ed_out)|\bwte\b|\bwpe\b")
 
 
 def quantize(
@@ -78,12 +81,10 @@ def quantize(
         )
     if left:
         notes.append(f"linear layers kept as they are: {listing(left)}")
-    architecture = registry.find(ckpt.config)
-    caveat = architecture.caveats.get("quantize") if architecture is not None else None
     step = {
         "transform": "quantize", "method": "rtn", **scheme.attrs(), "keep": list(keep), "only": list(only)
     }  # fmt: skip
-    return ckpt.derive(tensors=tensors, config=config, step=step, notes=notes, warnings=[caveat] if caveat else [])
+    return ckpt.derive(tensors=tensors, config=config, step=step, notes=notes)
 
 
 def _choose(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) -> tuple[dict[str, None], list[str], list[str]]:
@@ -141,7 +142,39 @@ def _choose_blindly(
     }
     if not chosen:
         raise SpecError(f"{ckpt.label}: --only {listing(only)} matches no matrix whose name ends in .weight")
+    _refuse_transposed(ckpt, _transposed(ckpt, chosen))
+    tables = [name for name in chosen if _TABLE.search(name) and _bias_length(ckpt, name) is None]
+    if tables:
+        raise SpecError(
+            f"{ckpt.label}: {listing(tables, 1)} are embeddings by their names, which are never quantized",
+            hint=f"leave them out: --keep {' --keep '.join(_globs(tables))}",
+        )
     return chosen, [], [name.removesuffix(".weight") for name in chosen]
+
+
+def _transposed(ckpt: Checkpoint, names: Iterable[str]) -> list[str]:
+    """Which matrices are stored [in, out]: those whose bias is as long as a row, not as a column.
+
+    A square matrix tells nothing; it is taken for one where the others of the checkpoint are.
+    """
+    found: dict[str, bool | None] = {}
+    for name, lazy in ckpt.tensors.items():
+        if name.endswith(".weight") and len(lazy.shape) == 2 and (n := _bias_length(ckpt, name)) is not None:
+            n_rows, n_columns = lazy.shape
+            found[name] = None if n_rows == n_columns else n == n_columns
+    is_usual = True in found.values() and False not in found.values()
+    return [n for n in names if found.get(n, False) or (found.get(n, False) is None and is_usual)]
+
+
+def _bias_length(ckpt: Checkpoint, name: str) -> int | None:
+    bias = ckpt.tensors.get(f"{name.removesuffix('weight')}bias")
+    return bias.spec.numel if bias is not None else None
+
+
+def _globs(names: Iterable[str]) -> list[str]:
+    """Globs of the modules, the numbers of layers left open."""
+    modules = (name.removesuffix(".weight") for name in names)
+    return list(dict.fromkeys("'" + re.sub(r"\.\d+(?=\.)", ".*", module) + "'" for module in modules))
 
 
 def matches(name: str, globs: Sequence[str]) -> bool:
@@ -189,14 +222,16 @@ def _scheme(
             f"group size {group_size!r} is not supported; expected {sizes} or channel", hint="--group-size 64"
         )
     scheme = Scheme(bits, group_size, symmetric)
-    for name, n in rows.items():
-        if not scheme.divides(n):
-            own = [str(g) for g in GROUP_SIZES if n % g == 0]
-            raise SpecError(
-                f"{name}: its rows of {n} weights do not fall into groups of {group_size}; "
-                f"sizes that divide it: {', '.join([*own, 'channel'])}",
-                hint=f"--group-size {fitting[-1] if fitting else 'channel'} fits every layer",
-            )
+    odd_rows = {name: n for name, n in rows.items() if not scheme.divides(n)}
+    if odd_rows:
+        own = [str(g) for g in GROUP_SIZES if all(n % g == 0 for n in odd_rows.values())]
+        lengths = " or ".join(map(str, sorted(set(odd_rows.values()))[:3]))
+        raise SpecError(
+            f"{len(odd_rows)} of {len(rows)} layers have rows of {lengths} weights, which do not fall into groups of "
+            f"{group_size}: {listing(odd_rows, 2)}; sizes that divide them: {', '.join([*own, 'channel'])}",
+            hint=f"--group-size {fitting[-1] if fitting else 'channel'} fits every layer; or leave these in floats: "
+            f"--keep {' --keep '.join(_globs(odd_rows))}",
+        )
     return scheme, ""
 
 

@@ -48,10 +48,6 @@ ARCHITECTURE = Architecture(
     final_norm=Computed(lambda config: _norm(config, int(config["num_hidden_layers"]))),
     head=Head(tied=Key("tie_word_embeddings", False)),
     originals=(PTH,),
-    caveats={
-        "quantize": "transformers 5 fails to load RWKV quantized (AttributeError: 'Linear' object has no attribute "
-        "'weight'); 4.57 and llmkit load them"
-    },
     names=Names(
         embed="rwkv.embeddings",
         final_norm="rwkv.ln_out",

@@ -92,16 +92,6 @@ def by_transformers(folder: Path, attention: str) -> Any:
         return auto.from_pretrained(folder, dtype="auto", attn_implementation=attention).eval()
 
 
-def leave_packed_layers_alone(monkeypatch: Any) -> None:
-    """What two classes of transformers 5.23 lack: their initialisation passes over layers whose weights are packed."""
-
-    def guarded(original: Any) -> Any:
-        return lambda self, module: None if hasattr(module, "weight_packed") else original(self, module)
-
-    for owner in (transformers.FalconPreTrainedModel, transformers.RwkvPreTrainedModel):
-        monkeypatch.setattr(owner, "_init_weights", guarded(owner._init_weights))
-
-
 def peft_adapter(model: Any, folder: Path, layers: list[str], *, transposed: bool) -> None:
     """An adapter on these layers, every matrix of it random, as PEFT saves it."""
     from peft import LoraConfig, get_peft_model

@@ -199,14 +199,19 @@ def test_group_size_that_does_not_divide(model):
     with pytest.raises(SpecError) as caught:
         quantize(model, bits=4, group_size=64)
     message = caught.value.message
-    assert f"{BLOCK}mlp.down_proj.weight: its rows of 96 weights do not fall into groups of 64" in message
-    assert message.endswith("sizes that divide it: 32, channel")
-    assert caught.value.hint == "--group-size 32 fits every layer"
+    assert message == (
+        "2 of 14 layers have rows of 96 weights, which do not fall into groups of 64: model.layers.0.mlp.down_proj."
+        "weight, model.layers.1.mlp.down_proj.weight; sizes that divide them: 32, channel"
+    )
+    assert caught.value.hint == (
+        "--group-size 32 fits every layer; or leave these in floats: --keep 'model.layers.*.mlp.down_proj'"
+    )
+    assert quantize(model, bits=4, group_size=64, keep=["model.layers.*.mlp.down_proj"])
 
 
 def test_no_group_size_fits(tmp_path):
     write_model(tmp_path / "m", ffn=100)
-    with pytest.raises(SpecError, match="sizes that divide it: channel") as caught:
+    with pytest.raises(SpecError, match="sizes that divide them: channel") as caught:
         quantize(llmkit.open_checkpoint(tmp_path / "m"), bits=4)
     assert "--group-size channel" in caught.value.hint
 
@@ -275,6 +280,31 @@ def test_without_a_plugin_the_layers_must_be_named(tmp_path):
     assert out.config["quantization_config"]["config_groups"]["group_0"]["targets"] == ["a.lin"]
     with pytest.raises(SpecError, match=r"matches no matrix whose name ends in \.weight"):
         quantize(ckpt, bits=8, only=["a.lin.bias"])
+
+
+def unknown(folder, tensors):
+    save_file({name: torch.randn(shape) for name, shape in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["OkapiForCausalLM"]}))
+    return llmkit.open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("only", ["h.*.fc", "h.*.proj"], ids=["the bias tells", "a square one among others"])
+def test_transposed_layers_of_an_unknown_family_are_refused(tmp_path, only):
+    ckpt = unknown(tmp_path, {
+        "h.0.fc.weight": (32, 64), "h.0.fc.bias": (64,), "h.0.proj.weight": (32, 32), "h.0.proj.bias": (32,),
+    })  # fmt: skip
+    with pytest.raises(RequirementError, match=rf"{only.replace('*', '0')}\.weight are stored as \[in, out\]"):
+        quantize(ckpt, bits=8, only=[only])
+
+
+def test_what_is_an_embedding_by_its_name_is_refused(tmp_path):
+    tensors = {"wte.weight": (40, 32), "h.0.pos_emb.weight": (9, 32), "h.0.embed_in.weight": (64, 32),
+               "h.0.embed_in.bias": (64,), "embed_out.weight": (40, 32)}  # fmt: skip
+    with pytest.raises(SpecError, match=r"wte\.weight and 1 more are embeddings|pos_emb\.weight and 1 more") as caught:
+        quantize(unknown(tmp_path, tensors), bits=8, only=["*"])
+    assert caught.value.hint == "leave them out: --keep 'h.*.pos_emb' --keep 'wte'"
+    made = quantize(unknown(tmp_path, tensors), bits=8, only=["*"], keep=["h.*.pos_emb", "wte"])
+    assert {"h.0.embed_in.weight_packed", "embed_out.weight_packed"} <= set(made.tensors)
 
 
 def test_weights_that_are_no_floats(tmp_path):
