@@ -38,6 +38,7 @@ class Adapter:
         scaling: module path -> factor of its update.
         replacements: parameter path (`lm_head.weight`) -> the tensor that takes the base's place.
         tokens: module path -> token ids and their new rows.
+        layout: whose names its modules have: `hf` (the trained model's), or `other` (see `transforms.lora.spelling`).
         folder: where it was read from; its tokenizer files may be needed.
         notes: what was decided and the user should see.
         warnings: what the user should act on.
@@ -51,6 +52,7 @@ class Adapter:
     replacements: Mapping[str, Lazy] = field(default_factory=dict)
     tokens: Mapping[str, tuple[tuple[int, ...], Lazy]] = field(default_factory=dict)
     folder: Path | None = None
+    layout: str = "hf"
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -144,8 +146,8 @@ def from_peft(
         replacements,
         {m: (_token_ids(label, config, m, t), t) for m, t in deltas.items()},
         folder,
-        tuple(_base_notes(label, config)),
-        tuple(warnings),
+        notes=tuple(_base_notes(label, config)),
+        warnings=tuple(warnings),
     )
 
 

@@ -31,7 +31,10 @@ _VECTOR = re.compile(
 _PAIR = re.compile(
     r"^(?:llama\.)?(?P<path>layers\.\d+\.(?:attention|feed_forward)\.)lora_(?P<proj>w[qkvo123])_l(?P<n>[12])\.weight$"
 )
-_NORM = re.compile(r"^(?:llama\.)?(?P<name>(?:layers\.\d+\.(?:attention_norm|ffn_norm)|norm)\.weight)$")
+_NORM = re.compile(
+    r"^(?:llama\.)?(?P<name>(?:layers\.\d+\.(?:attention_norm|ffn_norm)|norm)\.weight"
+    r"|transformer\.(?:h\.\d+\.(?:rms_[12]|norm_[12])|ln_f)\.(?:weight|scale))$"
+)
 _LIT_SCALE = re.compile(r"^(?P<module>.+)\.adapter_(?P<what>bias|scale)$")
 
 
@@ -84,7 +87,9 @@ def _lit(file: Path, tensors: Mapping[str, Lazy], label: str, alpha: float | Non
         scaling[module] = alpha / rank
     biases = {n: t for n, t in tensors.items() if n.endswith(".bias")}
     config = {"peft_type": "LORA", "lora_alpha": alpha, "bias": "all" if biases else "none"}
-    return Adapter(label, "LORA", config, modules, scaling, biases, folder=file.parent, notes=tuple(notes))
+    return Adapter(
+        label, "LORA", config, modules, scaling, biases, folder=file.parent, layout="other", notes=tuple(notes)
+    )
 
 
 Blocks = tuple[list[Sequence[int]], int]
@@ -185,7 +190,7 @@ def _folded(file: Path, tensors: Mapping[str, Lazy], label: str, *, force: bool)
     warnings = [f"forced: {text}; they are left out"] if gated else []
     scaling = {m: 1.0 for m, parts in modules.items() if "lora_A" in parts}
     return Adapter(
-        label, FOLDED, {}, modules, scaling, replacements, folder=file.parent, warnings=tuple(warnings)
+        label, FOLDED, {}, modules, scaling, replacements, folder=file.parent, layout="other", warnings=tuple(warnings)
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from llmkit.layouts.layout import Opened, Spelling, Written, commonest_dtype, to
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = ["NAME", "find", "write"]
+__all__ = ["NAME", "SPELLINGS", "find", "write"]
 
 NAME = "litgpt"
 _FILE = "lit_model.pth"
@@ -45,6 +45,7 @@ def _spelling(qkv: Fused) -> Spelling:
 
 _NEW = _spelling(Fused("attn.qkv", parts=("q", "k", "v")))
 _OLD = _spelling(Fused("attn.attn", parts=("q", "k", "v"), layout="per_group"))
+SPELLINGS = (_NEW, _OLD)
 # What a model of this computation has to say, and what it means when it is not said.
 _NEEDED: dict[str, tuple[Any, Any]] = {
     "norm_class_name": ("LayerNorm", "RMSNorm"), "mlp_class_name": ("GptNeoxMLP", "LLaMAMLP"),

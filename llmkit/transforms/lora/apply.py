@@ -16,8 +16,9 @@ from llmkit.quantization.rtn import Observe
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
-from llmkit.transforms.lora.folded import fold_bias, fold_scale, in_base_names, missing_biases
+from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
 from llmkit.transforms.lora.names import Paths, find_ends
+from llmkit.transforms.lora.spelling import in_base_names
 from llmkit.transforms.lora.vocabulary import plan_vocabulary
 
 __all__ = ["Application"]

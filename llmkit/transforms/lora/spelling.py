@@ -1,0 +1,141 @@
+"""Adapters that name modules as another layout does, by the names of the base.
+
+A base opens under transformers' names, whatever its layout; the adapters of lit-llama, litgpt and LLaMA-Adapter keep
+those of their own. The layouts' tables say which weights a module holds, and in which rows and which order of rotary
+pairs: what belongs to rows of its output (B of a pair, biases, scales of the output) is taken apart as the weight
+would be; what belongs to its input (A, scales of the input) is the same for all of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmkit.architecture import registry
+from llmkit.architecture.model import Model
+from llmkit.architecture.slots import Slot
+from llmkit.architecture.storage import parts_of, rotary_pairs, stored
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import PluginError, RequirementError
+from llmkit.formats.adapter import Adapter
+from llmkit.formats.adapter_other import FOLDED
+from llmkit.layouts import lit, litgpt, meta
+from llmkit.layouts.layout import Spelling, rotary_order
+from llmkit.tensors.lazy import Apply, Concat, Lazy
+from llmkit.tensors.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["in_base_names"]
+
+_SPELLINGS = (meta.SPELLING, lit.SPELLING, *litgpt.SPELLINGS)
+_OF_ROWS = ("lora_B", "new_bias", "scale_out", "inner_bias")
+
+
+def in_base_names(adapter: Adapter, ckpt: Checkpoint) -> Adapter:
+    """The adapter by the names of the base; as it is where the base has them, or where no layout knows them.
+
+    Raises:
+        RequirementError: names of another layout, which cannot be said in the base's.
+    """
+    paths = [*(f"{m}.weight" for m in adapter.modules), *adapter.replacements]
+    if adapter.layout == "hf" or all(path in ckpt.tensors for path in paths):
+        return adapter
+    architecture = registry.find(ckpt.config) if ckpt.config else None
+    model = architecture.bind(ckpt.config) if architecture is not None else None
+    for spelling in _SPELLINGS if model is not None else ():
+        slots = _slots(model, spelling) if model is not None else {}
+        if model is not None and all(path in slots for path in paths):
+            return _translated(adapter, model, spelling, slots)
+    if adapter.kind == FOLDED:
+        raise RequirementError(
+            f"{adapter.label} names modules such as {next(iter(adapter.modules))}, which {ckpt.label} does not have",
+            hint="merge it into a base of the family that it was trained on",
+        )
+    return adapter
+
+
+def _slots(model: Model, spelling: Spelling) -> dict[str, Slot]:
+    try:
+        return model.spelled(spelling.names).tensors()
+    except PluginError:  # a model of kinds that the layout has no names for
+        return {}
+
+
+def _translated(adapter: Adapter, model: Model, spelling: Spelling, slots: Mapping[str, Slot]) -> Adapter:
+    own = rotary_order(model)
+
+    def taken_apart(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
+        found = parts_of(lazy, slot)
+        is_other = own is not None and spelling.pairs not in (None, own)
+        return rotary_pairs(found, model, to=str(own)) if is_other else found
+
+    parts: dict[str, dict[str, Lazy]] = {}  # by the id of a weight
+    scaling: dict[str, float] = {}
+    for module, given in adapter.modules.items():
+        slot = slots[f"{module}.weight"]
+        for part, lazy in given.items():
+            of_each = taken_apart(lazy, slot) if part in _OF_ROWS else {p.id: lazy for p in slot.parts}
+            for weight, moved in of_each.items():
+                parts.setdefault(weight, {})[part] = moved
+        if module in adapter.scaling:
+            scaling |= {p.id: adapter.scaling[module] for p in slot.parts}
+    whole: dict[str, Lazy] = {}
+    for name, lazy in adapter.replacements.items():
+        whole |= taken_apart(lazy, slots[name])
+    modules: dict[str, Mapping[str, Lazy]] = {}
+    factors: dict[str, float] = {}
+    replacements: dict[str, Lazy] = {}
+    for slot in model.slots.values():
+        path = slot.name.removesuffix(".weight")
+        changed = {p.id: parts[p.id] for p in slot.parts if p.id in parts}
+        if changed:
+            modules[path] = _joined(adapter.label, slot, changed)
+            known = [scaling[weight] for weight in changed if weight in scaling]
+            factors.update({path: known[0]} if known else {})
+        if all(p.id in whole for p in slot.parts):
+            replacements[slot.name] = stored(whole, slot)
+    return replace(adapter, modules=modules, scaling=factors, replacements=replacements)
+
+
+def _joined(label: str, slot: Slot, changed: Mapping[str, Mapping[str, Lazy]]) -> Mapping[str, Lazy]:
+    """What happens to one tensor of the base, which may hold several of the weights that are changed."""
+    if len(slot.parts) == 1:
+        return changed[slot.parts[0].id]
+    if any(set(parts) != {"lora_A", "lora_B"} for parts in changed.values()):
+        raise RequirementError(
+            f"{label}: {slot.name} of the base holds several weights, which this adapter scales one by one",
+            hint="merge it into its own checkpoint, then convert",
+        )
+    inputs = {id(parts["lora_A"].node): parts["lora_A"] for parts in changed.values()}
+    starts, rank = {}, 0
+    for key, lazy in inputs.items():
+        starts[key] = rank
+        rank += lazy.shape[0]
+    columns = {}
+    for part in slot.parts:
+        parts = changed.get(part.id)
+        given = next(iter(changed.values()))["lora_B"] if parts is None else parts["lora_B"]
+        start = None if parts is None else starts[id(parts["lora_A"].node)]
+        columns[part.id] = _widened(given, part.shape[0], rank, start)
+    left = stored(columns, replace(slot, is_transposed=False))
+    return {"lora_A": Concat(list(inputs.values())).output(), "lora_B": left}
+
+
+def _widened(lazy: Lazy, n_rows: int, n_columns: int, start: int | None) -> Lazy:
+    """A matrix of zeros with the columns of `lazy` from `start` on (none of them without a start)."""
+    spec = TensorSpec(lazy.dtype, (n_rows, n_columns))
+
+    def fn(*given: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        out = torch.zeros(spec.shape, dtype=spec.dtype.torch)
+        for x in given:
+            out[:, start : (start or 0) + x.shape[1]] = x
+        return out
+
+    inputs = [] if start is None else [lazy]
+    whole = Apply("widen", inputs, spec, fn, {"start": start}, row_step=None).output()
+    return Concat([whole]).output()
