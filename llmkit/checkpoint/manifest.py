@@ -3,7 +3,7 @@
 Hashes are XXH3 (128 bits) of the raw bytes of a tensor (or of a small file), computed while streaming.
 They find what is damaged or not the same; they are no signature against somebody who forges. (A delta of a 1.1B pair
 took 3.6 to 5.0 s on two cores with BLAKE3, 2.9 to 3.6 s with XXH3.)
-Everything but the entry "run" is the same for the same inputs and recipe.
+Everything but the entry "run" is the same for the same inputs and recipe. Its "xxh3" is the hash of all the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from llmkit.errors import InputError
 
-__all__ = ["MANIFEST_NAME", "frame_hash", "load_manifest", "recipe_of", "versions"]
+__all__ = ["MANIFEST_NAME", "frame_hash", "is_sealed", "load_manifest", "recipe_of", "sealed", "versions"]
 
 MANIFEST_NAME = "llmkit.json"
 MANIFEST_FORMAT = 1
@@ -50,6 +50,26 @@ def recipe_of(folder: Path) -> tuple[Mapping[str, Any], ...]:
         return tuple(load_manifest(folder).get("recipe", ()))
     except InputError:
         return ()
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the hash of all its other entries in it, in "run": what is not the same for every run."""
+    run = {k: v for k, v in manifest.get("run", {}).items() if k != "xxh3"}
+    return {**manifest, "run": run | {"xxh3": _hash_of({**manifest, "run": run})}}
+
+
+def is_sealed(manifest: Mapping[str, Any]) -> bool | None:
+    """Whether a manifest is as it was sealed; None for those of llmkit 0.1, which hold no hash of themselves."""
+    run = manifest.get("run")
+    if not isinstance(run, Mapping) or "plan" not in run:
+        return None
+    return bool(sealed(manifest)["run"]["xxh3"] == run.get("xxh3"))
+
+
+def _hash_of(manifest: Mapping[str, Any]) -> str:
+    from xxhash import xxh3_128
+
+    return xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def frame_hash(fd: int, spans: Iterable[tuple[int, int]], nbytes: int) -> str:

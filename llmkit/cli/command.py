@@ -11,12 +11,14 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-from llmkit.cli.options import Common
+from llmkit.cli.options import Common, Folder
 from llmkit.cli.output import Mode, Output
 
 __all__ = ["Interrupted", "PipeClosed", "command"]
@@ -78,6 +80,9 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         made = {name: _take(group, values) for name, group in groups.items()}
         common = made.pop("")
+        for options in made.values():
+            if isinstance(options, Folder):
+                object.__setattr__(options, "inputs", _inputs(parameters, values))
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
         _log_to_stderr(common.verbose)
         try:
@@ -95,6 +100,20 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _inputs(parameters: Sequence[inspect.Parameter], values: Mapping[str, Any]) -> tuple[Path, ...]:
+    """What there is in the file system of what arguments and options that take a path name."""
+    found: list[Path] = []
+    for parameter in parameters:
+        given = values.get(parameter.name)
+        kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
+        is_path = "Path" in str(kind) or any(type(a).__name__ == "ArgumentInfo" for a in about)
+        for each in given if isinstance(given, list) else [given]:
+            if is_path and isinstance(each, str | Path):
+                with suppress(OSError, ValueError):  # a hub id, or a text that can be no path
+                    found += [Path(each)] if Path(each).exists() else []
+    return tuple(found)
+
+
 def _options(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
@@ -105,11 +124,12 @@ def _options(group: type) -> list[inspect.Parameter]:
             annotation=hints[f.name],
         )
         for f in fields(group)
+        if f.init
     ]
 
 
 def _take(group: type, values: dict[str, Any]) -> Any:
-    found: Mapping[str, Any] = {f.name: values.pop(f.name) for f in fields(group)}
+    found: Mapping[str, Any] = {f.name: values.pop(f.name) for f in fields(group) if f.init}
     return group(**found)
 
 

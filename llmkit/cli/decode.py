@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli.command import Interrupted, command
+from llmkit.cli.command import command
 from llmkit.cli.options import Folder
 from llmkit.cli.output import Output, duration
+from llmkit.cli.writing import interrupted_run, resumed_nbytes
 
 if TYPE_CHECKING:
+    from llmkit.pipeline.target import Target
     from llmkit.releases.decoding import Decoding
     from llmkit.releases.hash_list import Expected
 
@@ -127,16 +130,14 @@ def refuse_coded(base: str, delta: str) -> None:
 
 
 def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None, expect: Path | None) -> None:
-    from llmkit.pipeline.commit import check_output
+    from llmkit.pipeline.target import Target, partial_path
     from llmkit.releases.decoding import check_pads, check_samples
     from llmkit.releases.hash_list import read_hash_list
 
-    check_output(
-        folder.output,
-        inputs=[Path(p) for p in decoding.inputs],
-        overwrite=folder.overwrite,
-        need_nbytes=decoding.write_nbytes + 2**20,
-    )
+    inputs = (*map(Path, decoding.inputs), *folder.inputs)
+    target = Target(folder.output, folder.overwrite, folder.force, inputs)
+    if folder.dry_run or not os.path.lexists(partial_path(folder.output)):  # else what is left is looked at first
+        target.check(decoding.need_nbytes)
     stated = read_hash_list(hashes) if hashes is not None else {}
     expected = _expected(out, decoding, expect)
     if folder.dry_run:
@@ -155,9 +156,10 @@ def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None
             left = check_pads(decoding, stated, hashes, workers=folder.workers, progress=out.progress())
             n = sum(c.pad is not None for c in decoding.files)
             out.note(f"{hashes} confirms {'the key' if decoding.is_keyed else f'{n - len(left)} of {n} base files'}")
-        manifest = _run(out, decoding, folder, expected, is_confirmed=hashes is not None)
+        manifest = _run(out, decoding, target, folder, expected, is_confirmed=hashes is not None)
     except KeyboardInterrupt:
-        raise Interrupted(is_resumable=not folder.no_resume) from None
+        raise interrupted_run(folder.output, is_resumable=not folder.no_resume) from None
+    resumed_nbytes(out, manifest)
     for warning in manifest["warnings"]:
         warnings.append(warning)
         out.warning(warning)
@@ -166,16 +168,21 @@ def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None
 
 
 def _run(
-    out: Output, decoding: Decoding, folder: Folder, expected: Mapping[str, Expected], *, is_confirmed: bool
+    out: Output,
+    decoding: Decoding,
+    target: Target,
+    folder: Folder,
+    expected: Mapping[str, Expected],
+    *,
+    is_confirmed: bool,
 ) -> dict[str, Any]:
     from llmkit.releases.run import run_decoding
 
     return run_decoding(
         decoding,
-        folder.output,
+        target,
         expect=expected,
         is_confirmed=is_confirmed,
-        overwrite=folder.overwrite,
         resume=not folder.no_resume,
         workers=folder.workers,
         progress=out.progress(),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "in_file", "register"]
 
+_KIND = "a plugin of llmkit"
+
 
 def register(group: typer.Typer) -> None:
     """Add the command."""
@@ -49,13 +51,14 @@ def new(
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.drafting.module import draft_plugin
-    from llmkit.errors import InputError, OutputError, PluginError
+    from llmkit.errors import InputError, OutputError
+    from llmkit.pipeline.files import check_file, write_file
     from llmkit.quantization.reading import is_quantized
 
-    if output is not None and output.exists() and not overwrite:
-        raise OutputError(f"{output} already exists", hint="choose another -o, or add --overwrite to replace it")
-    if output is not None and not output.parent.is_dir():
-        raise OutputError(f"cannot write {output}: the folder {output.parent} does not exist")
+    if output is not None:
+        if output.exists() and not overwrite:
+            raise OutputError(f"{output} already exists", hint="choose another -o, or add --overwrite to replace it")
+        check_file(output, _KIND, _is_plugin)
     ckpt = open_checkpoint(model)
     if not ckpt.config:
         raise InputError(f"{model} has no config.json: a plugin cannot be drafted without it")
@@ -70,10 +73,7 @@ def new(
     specs = {n: t.spec for n, t in ckpt.tensors.items()}
     text, draft, problems = draft_plugin(specs, ckpt.config, name=wanted, label=ckpt.label)
     if output is not None:
-        try:
-            output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise PluginError(f"cannot write {output}: {error.strerror}") from error
+        write_file(output, text.encode(), _KIND, _is_plugin)
     document = {
         "name": wanted,
         "file": str(output) if output else None,
@@ -102,6 +102,10 @@ def new(
         out.warning(f"the draft does not fit {ckpt.label}: {problem}")
     if output is not None:
         out.hint(f"llmkit plugins check {output if '/' in str(output) else f'./{output}'} --model {model}")
+
+
+def _is_plugin(head: bytes) -> bool:
+    return not head or b"llmkit.architecture" in head
 
 
 def in_file(path: str) -> dict[Plugin, Architecture | PluginError]:

@@ -88,12 +88,12 @@ def evaluate(
     Prints accuracy by category and subject with standard errors. The record holds the same and all settings, versions
     and digests. Scores are computed in float32 whatever the dtype.
     """
-    from llmkit.errors import OutputError
+    from llmkit.evaluation.record import check_record_path
     from llmkit.evaluation.runner import evaluate as run_evaluation
     from llmkit.evaluation.scoring import BATCH_TOKENS
 
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise OutputError(f"cannot write {output}: its folder does not exist, or it is a folder itself")
+    if output is not None:
+        check_record_path(output)
     record = run_evaluation(
         model,
         bench,

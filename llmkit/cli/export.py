@@ -12,7 +12,7 @@ from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.quantize import parse_group_size
-from llmkit.cli.writing import write
+from llmkit.cli.writing import mark_failed, write
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -231,7 +231,7 @@ def export(
 
     write(out, after, writing, details=_planned_check(no_check), finish=finish, hash_links=not no_check, hint=_NEXT)
     if failed:
-        _mark(writing.output)
+        mark_failed(writing.output, "the torch decoder's")
         worst = max(failed, key=lambda d: d.largest)
         out.refuse(f"the exported model differs from the torch decoder: {worst.case} by {worst.largest:.1e}")
 
@@ -283,8 +283,3 @@ def _runtime() -> None:
             "ONNX Runtime, which checks the export, is not installed",
             hint="pip install 'llmkit[cpu]' (or llmkit[gpu]; never both), or --no-check",
         )
-
-
-def _mark(folder: Path) -> None:
-    """Say in the folder that its check failed."""
-    (folder / "PARITY_FAILED").write_text("The logits of this model differ from the torch decoder's.\n")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.cli.options import Writing
 from llmkit.cli.output import Output, duration
-from llmkit.cli.writing import interrupted_check
+from llmkit.cli.writing import interrupted_check, mark_failed
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ def export_via(
     """
     from llmkit.errors import InputError
     from llmkit.onnx.via import VIA, compare_with_transformers, export_by_optimum
+    from llmkit.pipeline.target import Target
 
     if via not in VIA:
         raise InputError(f"--via {via!r} is unknown; expected {', '.join(VIA)}", hint="--via optimum")
@@ -43,7 +44,8 @@ def export_via(
         out.answer(document, lambda: out.record({"plan": f"{writing.output}, by {via}: {ckpt.label} whole in memory"}))
         return
     started = time.monotonic()
-    manifest = export_by_optimum(ckpt, writing.output, overwrite=writing.overwrite)
+    target = Target(writing.output, writing.overwrite, writing.force, writing.inputs)
+    manifest = export_by_optimum(ckpt, target)
     elapsed = time.monotonic() - started
     try:
         found = compare_with_transformers(ckpt, writing.output) if check else []
@@ -76,5 +78,5 @@ def export_via(
     out.answer(document, render, brief=str(writing.output))
     worst = max(found, key=lambda d: d.largest, default=None)
     if worst is not None and not worst.largest <= _TOLERANCE:
-        (writing.output / "PARITY_FAILED").write_text("The logits of this model differ from those of transformers.\n")
+        mark_failed(writing.output, "those of transformers")
         out.refuse(f"the exported model differs from transformers: {worst.case} by {worst.largest:.1e}")

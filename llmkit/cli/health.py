@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmkit.cli.packages import installed_version, requirements
 from llmkit.errors import LlmkitError
+from llmkit.pipeline.pool import n_cores
 from llmkit.tensors.spec import format_bytes
 
 __all__ = ["Finding", "examine"]
@@ -102,12 +103,12 @@ def _packages() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    n_cores = len(os.sched_getaffinity(0))
+    cores = n_cores()
     n_threads = torch.get_num_threads()
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    yield Finding("torch", "ok", f"{torch.__version__} ({build} build), {n_threads} threads on {n_cores} cores")
-    if n_threads > n_cores:
-        yield Finding("threads", "note", f"{n_threads} threads on {n_cores} cores", f"export OMP_NUM_THREADS={n_cores}")
+    yield Finding("torch", "ok", f"{torch.__version__} ({build} build), {n_threads} threads on {cores} cores")
+    if n_threads > cores:
+        yield Finding("threads", "note", f"{n_threads} threads on {cores} cores", f"export OMP_NUM_THREADS={cores}")
     if torch.version.cuda and not torch.cuda.is_available():
         yield Finding(
             "gpu", "note", "torch is built for CUDA but sees no device", "check nvidia-smi, or install the cpu extra"

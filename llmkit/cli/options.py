@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +60,20 @@ class Folder:
 
     output: OutputOption
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no tensor, write nothing.")] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, once the new one is whole.")] = False
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace OUT, once the new one is whole: a folder of llmkit's, or with a model alone."
+        ),
+    ] = False
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on where llmkit would refuse: a doubtful input, said in the manifest; with --overwrite an OUT "
+            "that holds other files, which are deleted.",
+        ),
+    ] = False
     no_resume: Annotated[
         bool, typer.Option("--no-resume", help="Start anew rather than go on after an interruption.")
     ] = False
@@ -68,6 +81,7 @@ class Folder:
         int | None,
         typer.Option("--workers", metavar="N", min=1, help="Steps at a time (default: one a core, at most 8)."),
     ] = None
+    inputs: tuple[Path, ...] = field(default=(), init=False)  # what the other arguments of the command name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +91,6 @@ class Writing(Folder):
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Begin a new file beyond this size: 5GB, 700MiB.")
     ] = "5GB"
-    force: Annotated[
-        bool, typer.Option("--force", help="Go on where llmkit would refuse a doubtful input; said in the manifest.")
-    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

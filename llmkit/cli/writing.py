@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     # What a command adds when the model is written: entries of the document, and their rendering.
     Finish = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], None]]]
 
-__all__ = ["interrupted_check", "write"]
+__all__ = ["interrupted_check", "interrupted_run", "mark_failed", "resumed_nbytes", "write"]
 
 
 def write(
@@ -47,12 +48,15 @@ def write(
         hint: what to do next; `{out}` is the folder.
     """
     from llmkit.pipeline.plan import make_plan
+    from llmkit.pipeline.target import partial_path
     from llmkit.tensors.spec import format_bytes, parse_bytes
 
     plan = make_plan(
         checkpoint, writing.output, max_shard_size=parse_bytes(writing.max_shard_size), force=writing.force
     )
-    plan.check_output(overwrite=writing.overwrite)
+    target = plan.target(overwrite=writing.overwrite, force=writing.force, inputs=writing.inputs)
+    if writing.dry_run or not os.path.lexists(partial_path(plan.out)):  # else what is left is looked at first
+        target.check(plan.need_nbytes)
     if writing.dry_run:
         document = _plan_document(plan, writing, hash_links) | {"details": dict(details or {})}
         out.answer(document, lambda: _render_plan(out, document), brief=str(plan.out))
@@ -68,6 +72,8 @@ def write(
         manifest = run_plan(
             plan,
             overwrite=writing.overwrite,
+            force=writing.force,
+            inputs=writing.inputs,
             resume=not writing.no_resume,
             workers=writing.workers,
             progress=out.progress(),
@@ -76,8 +82,9 @@ def write(
             hash_links=hash_links,
         )
     except KeyboardInterrupt:
-        raise Interrupted(is_resumable=not writing.no_resume) from None
+        raise interrupted_run(plan.out, is_resumable=not writing.no_resume) from None
     elapsed = time.monotonic() - started
+    resumed = resumed_nbytes(out, manifest)
     try:
         more, render_more = finish(manifest) if finish is not None else ({}, lambda: None)
     except KeyboardInterrupt:
@@ -90,6 +97,7 @@ def write(
         "shared": {name: {k: entry[k] for k in ("sharing", "linked", "nbytes")} for name, entry in shared.items()},
         "files": {name: entry["nbytes"] for name, entry in manifest["files"].items()},
         "elapsed_s": round(elapsed, 3),
+        "resumed_nbytes": resumed,
         "recipe": manifest["recipe"],
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
@@ -101,12 +109,31 @@ def write(
         text = f"wrote {plan.out}: {format_bytes(plan.write_nbytes)}"
         if plan.files:
             text += f" in {_n(len(plan.files), 'weight file')}, {_n(len(manifest['tensors']), 'tensor')}"
-            rate = f" ({format_bytes(plan.write_nbytes / elapsed)}/s)" if elapsed > 0 else ""
+            rate = f" ({format_bytes((plan.write_nbytes - resumed) / elapsed)}/s)" if elapsed > 0 else ""
         out.line(text + _shared(shared) + f", {duration(elapsed)}{rate}")
         render_more()
         out.hint(hint.format(out=plan.out))
 
     out.answer(document, render, brief=str(plan.out))
+
+
+def interrupted_run(out: Path, *, is_resumable: bool) -> Interrupted:
+    """Ctrl-C while the output is written: what is kept."""
+    from llmkit.pipeline.target import partial_path
+
+    kept = f"{partial_path(out)} keeps what is done" if is_resumable else "--no-resume keeps nothing"
+    return Interrupted(is_resumable=is_resumable, message=f"interrupted; {kept}", hint="the same command starts anew")
+
+
+def resumed_nbytes(out: Output, manifest: Mapping[str, Any]) -> int:
+    """The bytes that an interrupted run had written, which are said."""
+    from llmkit.tensors.spec import format_bytes
+
+    run = manifest["run"]
+    nbytes = int(run.get("nbytes_resumed", 0))
+    if run.get("steps_resumed"):
+        out.note(f"went on from an interrupted run: {format_bytes(nbytes)} were written already")
+    return nbytes
 
 
 def interrupted_check(folder: Path) -> Interrupted:
@@ -116,6 +143,14 @@ def interrupted_check(folder: Path) -> Interrupted:
         message=f"interrupted: {folder} is written, but not checked",
         hint=f"llmkit verify {folder} looks at its bytes; with --overwrite it is written and checked again",
     )
+
+
+def mark_failed(folder: Path, whose: str) -> None:
+    """Say in the folder that its check failed."""
+    from llmkit.pipeline.files import write_file
+
+    text = f"The logits of this model differ from {whose}.\n"
+    write_file(folder / "PARITY_FAILED", text.encode(), "llmkit's mark", lambda head: head.startswith(b"The logits"))
 
 
 def _shared(entries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -132,7 +167,7 @@ def _shared(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _plan_document(plan: Plan, writing: Writing, hash_links: bool) -> dict[str, Any]:
     from llmkit.cli.estimate import measured_rates
-    from llmkit.pipeline.runner import default_workers
+    from llmkit.pipeline.pool import default_workers
 
     workers = writing.workers or default_workers()
     read_rate, write_rate = measured_rates([*plan.inputs, *plan.links.values()], plan.out.parent)

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import InputError, OutputError
+from llmkit.errors import InputError
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.statistics import Mean, macro, macro_of_groups, micro
+from llmkit.pipeline.files import check_file, write_file
 
-__all__ = ["BenchResult", "RunRecord", "SubjectResult", "read_record"]
+__all__ = ["BenchResult", "RunRecord", "SubjectResult", "check_record_path", "read_record"]
 
 FORMAT = "llmkit.eval/1"
+_KIND = "a record of llmkit eval"
 
 
 @dataclass(frozen=True)
@@ -203,15 +205,25 @@ class RunRecord:
         """Write the record; the file is whole or not there.
 
         Raises:
-            OutputError: the folder is missing or cannot be written.
+            OutputError: another file lies there, or the folder is missing or cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
+        write_file(Path(path), text.encode("utf-8", "backslashreplace"), _KIND, _is_record)
+
+
+def check_record_path(path: Path) -> None:
+    """Refuse, before anything is scored, a path where no record can be written.
+
+    Raises:
+        OutputError: another file lies there, or its folder is missing.
+    """
+    check_file(path, _KIND, _is_record)
+
+
+def _is_record(head: bytes) -> bool:
+    start = f'{{"format":"{FORMAT.partition("/")[0]}/'.encode()
+    found = b"".join(head[:256].split())
+    return found.startswith(start) or start.startswith(found)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

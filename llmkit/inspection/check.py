@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,11 +11,14 @@ from typing import Any
 from xxhash import xxh3_128
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.manifest import MANIFEST_NAME, frame_hash, load_manifest
+from llmkit.checkpoint.manifest import MANIFEST_NAME, frame_hash, is_sealed, load_manifest
+from llmkit.checkpoint.membership import decides_what_opens
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats import safetensors
 from llmkit.formats.folder import is_weight_file
 from llmkit.inspection.summary import summarize
+from llmkit.pipeline.commit import JOURNAL
+from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.hashing import hash_range
 from llmkit.tensors.lazy import Read
@@ -60,6 +62,11 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     manifest = load_manifest(folder)
     problems: list[str] = []
     notes: list[str] = []
+    is_whole = is_sealed(manifest)
+    if is_whole is None:
+        notes.append(f"{MANIFEST_NAME} holds no hash of itself: an older llmkit wrote it")
+    elif not is_whole:
+        problems.append(f"{MANIFEST_NAME} was changed: what it says of inputs, recipe and files has another hash")
     files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     sound = [name for name in files if _has_size(folder, name, files[name], problems)]
     weights = {n: SourceFile(folder / n) for n in sound if "header" in files[n]}
@@ -76,9 +83,15 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     nbytes += sum(int(files[n]["nbytes"]) for n in sound if not files[n].keys() & {"header", "linked"})
     if manifest["tensors"] or "config.json" in files:  # a decoded release may be files for another program
         problems += _fit(folder)
-    extra = sorted(p.name for p in folder.iterdir() if p.name not in files and p.name != MANIFEST_NAME)
-    problems += [f"{n} holds weights that llmkit did not write" for n in extra if is_weight_file(n)]
-    notes += [f"{n} was added later" for n in extra if not is_weight_file(n)]
+    for name in sorted(p.name for p in folder.iterdir() if p.name not in files and p.name != MANIFEST_NAME):
+        if is_weight_file(name):
+            problems.append(f"{name} holds weights that llmkit did not write")
+        elif decides_what_opens(name):
+            problems.append(f"{name} was added later: it changes what the folder opens as, or what programs read of it")
+        elif name == JOURNAL:
+            notes.append("written by a run that was killed when all was whole; the same command removes its journal")
+        else:
+            notes.append(f"{name} was added later")
     return Verdict(tuple(problems), tuple(notes), len(files), len(manifest["tensors"]), nbytes)
 
 
@@ -191,7 +204,7 @@ def _check_tensors(
         return _hash(stored[name], name, progress) == str(expected[name]["xxh3"])
 
     try:
-        with ThreadPoolExecutor(workers or min(len(os.sched_getaffinity(0)), 8)) as pool:
+        with ThreadPoolExecutor(workers or default_workers()) as pool:
             same = dict(zip(stored, pool.map(one, stored), strict=True))
     finally:
         progress.end()

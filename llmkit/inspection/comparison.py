@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.quantization.reading import dequantized
 from llmkit.tensors.lazy import Context, Lazy
@@ -125,7 +125,7 @@ def _changed_files(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
 def _differences(names: list[str], a: Checkpoint, b: Checkpoint, progress: Progress) -> list[Difference]:
     import torch
 
-    n_workers = min(len(os.sched_getaffinity(0)), 8)
+    n_workers = default_workers()
     # One thread a tensor: threads within such small operations cost more than they give.
     threads = torch.get_num_threads()
     progress.begin(sum(a.tensors[n].spec.nbytes for n in names), "comparing", "B")

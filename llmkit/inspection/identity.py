@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.hashing import hash_range
 from llmkit.releases.published import Known, identify
@@ -123,7 +123,7 @@ class _Jobs:
     """A pool that stops at the first failure, and draws the progress."""
 
     def __init__(self, workers: int | None, progress: Progress, total: int) -> None:
-        self._pool = ThreadPoolExecutor(workers or min(len(os.sched_getaffinity(0)), 8))
+        self._pool = ThreadPoolExecutor(workers or default_workers())
         self.submit = self._pool.submit
         self._progress = progress
         self._total = total

@@ -9,7 +9,6 @@ no key that differs from those seen by its place alone is clipped. (Measured on 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.errors import InputError
+from llmkit.pipeline.pool import n_cores
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Node, Rows
 from llmkit.tensors.spec import DType, TensorSpec
@@ -219,7 +219,7 @@ def _all_cores() -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(n_cores())
     try:
         yield
     finally:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
+from llmkit.checkpoint.manifest import MANIFEST_FORMAT, versions
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.onnx.parity import Difference, difference_of
-from llmkit.pipeline.commit import Partial, check_output
+from llmkit.pipeline.commit import Partial, finish_earlier
+from llmkit.pipeline.target import Target
 
 __all__ = ["VIA", "compare_with_transformers", "export_by_optimum"]
 
@@ -22,7 +25,7 @@ _CHUNK_NBYTES = 16 << 20
 _N_TOKENS = 24
 
 
-def export_by_optimum(ckpt: Checkpoint, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def export_by_optimum(ckpt: Checkpoint, target: Target) -> dict[str, Any]:
     """Trace a model into an ONNX folder; the manifest. The whole model is in memory meanwhile.
 
     Raises:
@@ -43,10 +46,18 @@ def export_by_optimum(ckpt: Checkpoint, out: Path, *, overwrite: bool = False) -
             "Optimum's exporter is not installed",
             hint="pip install 'llmkit[cpu,optimum]' in an environment of its own: it needs an older transformers",
         ) from error
-    inputs = [lazy.node.source.path for lazy in ckpt.tensors.values() if hasattr(lazy.node, "source")]
-    check_output(out, inputs=inputs, overwrite=overwrite, need_nbytes=2 * ckpt.nbytes)
+    sources = {id(r.source): r.source for lazy in ckpt.tensors.values() for r in lazy.reads()}
+    target = replace(target, inputs=(*target.inputs, source, *(s.path for s in sources.values())))
     step = {"transform": "export", "to": "onnx", "via": "optimum", "optimum": version("optimum-onnx")}
-    with Partial(out, json.dumps(step), resume=False) as partial:
+    digest = hashlib.sha256(json.dumps([step, [s.fingerprint() for s in sources.values()]]).encode()).hexdigest()
+    if (finished := finish_earlier(target, digest)) is not None:
+        return dict(finished)
+    target.check(2 * ckpt.nbytes)
+    with Partial(target, digest) as partial:
+        if partial.finished is not None:
+            partial.commit()
+            return partial.finished
+        partial.clear()  # the exporter cannot go on where it stopped
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of each branch that it takes
             try:
@@ -70,8 +81,7 @@ def export_by_optimum(ckpt: Checkpoint, out: Path, *, overwrite: bool = False) -
             "files": {p.name: _entry(p) for p in sorted(partial.path.iterdir()) if not p.name.startswith(".")},
             "tensors": {},
         }
-        partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
-        partial.commit()
+        partial.finish(manifest, sources.values())
     return manifest
 
 

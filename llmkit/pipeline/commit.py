@@ -1,79 +1,34 @@
-"""Nothing is at its final path until it is whole: `OUT.partial/`, a journal, fsync, one rename."""
+"""Nothing is at its final path until it is whole: `OUT.partial/`, a journal, fsync, one rename.
+
+What a killed run left is read from the folders alone:
+
+    OUT.partial/ with a journal                     not finished: the same plan goes on, another one starts anew
+    OUT.partial/ with a manifest and no journal     finished, but for the rename to OUT
+    OUT/ with a journal                             finished: it replaced what its journal names, which is to be removed
+    OUT, and OUT.partial/ with a journal and no more   finished
+"""
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import contextlib
 import json
 import os
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from llmkit.errors import OutputError
+from llmkit.checkpoint.manifest import MANIFEST_NAME, load_manifest, sealed
+from llmkit.errors import InputError, OutputError
+from llmkit.pipeline.journal import Journal, read_journal
+from llmkit.pipeline.rename import exchange, rename_new
 from llmkit.pipeline.sharing import Sharing, share_file
-from llmkit.tensors.spec import format_bytes
+from llmkit.pipeline.target import Target, disk_errors, partial_path, replaced_path
+from llmkit.tensors.source import SourceFile
 
-__all__ = ["Partial", "check_output", "disk_errors"]
+__all__ = ["JOURNAL", "Partial", "finish_earlier"]
 
 JOURNAL = ".journal.jsonl"
-
-
-def check_output(out: Path, *, inputs: list[Path], overwrite: bool, need_nbytes: int) -> None:
-    """Refuse before any work what could not be committed after it.
-
-    Raises:
-        OutputError: the output exists, is one of the inputs, its parent is missing or the disk is too small.
-    """
-    if not out.parent.is_dir():
-        raise OutputError(f"cannot write {out}: the folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
-    place = out.resolve()
-    for path in inputs:
-        named = path.parent.resolve() / path.name  # a link in a hub's cache lies elsewhere than what it leads to
-        if any(place == p or place in p.parents for p in (path.resolve(), named)):
-            raise OutputError(
-                f"{out} holds an input ({path}), which would be deleted", hint="write to another folder: -o OUT"
-            )
-    if out.exists() or out.is_symlink():
-        if not overwrite:
-            raise OutputError(f"{out} already exists", hint="choose another -o, or add --overwrite to replace it")
-        is_checkpoint = out.is_dir() and (
-            not any(out.iterdir()) or any((out / n).is_file() for n in ("llmkit.json", "config.json"))
-        )
-        if not is_checkpoint:
-            raise OutputError(f"{out} is no checkpoint folder; --overwrite will not delete it")
-    partial = partial_path(out)
-    have = sum(p.stat().st_blocks * 512 for p in partial.iterdir() if p.is_file()) if partial.is_dir() else 0
-    free = shutil.disk_usage(out.parent).free
-    if need_nbytes > free + have:
-        raise OutputError(
-            f"{out}: needs {format_bytes(need_nbytes)}, the disk has {format_bytes(free + have)} free",
-            hint="free some space or choose another -o",
-        )
-
-
-def partial_path(out: Path) -> Path:
-    """The folder that becomes `out`."""
-    return out.with_name(out.name + ".partial")
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing into one that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(
-                f"cannot write {path}: {error.strerror}",
-                hint="free some space and run the same command again: it resumes",
-            ) from error
-        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        hint = "choose another -o, where you may write" if refused else None
-        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 class Partial:
@@ -82,112 +37,151 @@ class Partial:
     Attributes:
         done: entries of the journal of an earlier run of the same plan, by step name.
         has_records: whether any step is finished, so that resuming is worth something.
+        finished: the manifest, where an earlier run of the same plan had finished all but the last rename.
     """
 
-    def __init__(self, out: Path, digest: str, *, resume: bool) -> None:
-        self.out = out
-        self.path = partial_path(out)
-        self.done: dict[str, dict[str, Any]] = {}
-        self.has_records = False
-        self._guard = threading.Lock()
+    def __init__(self, target: Target, digest: str, *, resume: bool = True) -> None:
+        self.target = target
+        self.out = target.out
+        self.path = partial_path(target.out)
+        self.digest = digest
         with disk_errors(self.path):
-            self._lock_fd = self._lock()
-            earlier = self._read_journal()
-            is_same = resume and bool(earlier) and earlier[0].get("plan") == digest
-            if is_same:
-                self.done = {e["step"]: e for e in earlier[1:]}
-                self.has_records = bool(self.done)
-            else:
-                self._clear()
-            self._journal = (self.path / JOURNAL).open("a", encoding="utf-8")
-            if not is_same:
-                self._append({"plan": digest})
+            self.finished = self._prepare(resume)
+            self._journal = Journal(self.path / JOURNAL, digest, resume=resume, subject=str(self.out), clear=self.clear)
+        self.done = {
+            e["step"]: e for e in self._journal.entries if isinstance(e.get("step"), str) and self.finished is None
+        }
+        self.has_records = bool(self.done) or self.finished is not None
 
-    def _lock(self) -> int:
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / JOURNAL).exists():
-            raise OutputError(f"{self.path} exists and is not llmkit's; move it away")
+    def _prepare(self, resume: bool) -> dict[str, Any] | None:
+        """Make the folder; what an earlier run finished in it."""
+        if self.path.is_symlink():
+            raise OutputError(f"{self.path} is a link to elsewhere", hint=f"remove it: rm {self.path}")
         self.path.mkdir(exist_ok=True)
-        fd = os.open(self.path / JOURNAL, os.O_RDWR | os.O_CREAT, 0o644)
+        if (self.path / JOURNAL).exists() or not any(self.path.iterdir()):
+            return None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise OutputError(f"{self.out} is being written by another llmkit process") from None
-        return fd
+            manifest = load_manifest(self.path)
+        except InputError:
+            manifest = None
+        run = manifest.get("run") if manifest is not None else None
+        if not isinstance(run, dict) or (run.get("plan"), run.get("out")) != (self.digest, self.out.name):
+            raise OutputError(
+                f"{self.path} exists and is not llmkit's unfinished {self.out.name}",
+                hint=f"move it away, or choose another -o than {self.out}",
+            )
+        return manifest if resume else None
 
-    def _read_journal(self) -> list[dict[str, Any]]:
-        entries, sound = [], 0
-        for line in (self.path / JOURNAL).read_bytes().splitlines(keepends=True):
-            try:
-                entries.append(json.loads(line))
-            except ValueError:
-                break  # the line that was being written when the run was killed
-            sound += len(line)
-        os.truncate(self.path / JOURNAL, sound)
-        return entries
-
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Remove what an earlier run wrote, unless that is all of it."""
+        if self.finished is not None:
+            return
         for path in self.path.iterdir():
             if path.name != JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        os.truncate(self.path / JOURNAL, 0)
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        with self._guard:
-            self._journal.write(json.dumps(entry) + "\n")
-            self._journal.flush()
+                _remove(path)
 
     def record(self, step: str, entry: dict[str, Any]) -> None:
         """Note that a step is written. Its hashes are checked again before a resumed run trusts it."""
         with disk_errors(self.path / JOURNAL):
-            self._append({"step": step, **entry})
+            self._journal.append({"step": step, **entry})
         self.has_records = True
 
     def open_file(self, name: str, nbytes: int) -> int:
         """A descriptor of an output file with all its bytes reserved, so that a full disk is found at the start."""
         path = self.path / name
         with disk_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 if os.fstat(fd).st_size != nbytes:
                     os.ftruncate(fd, 0)
-                    if nbytes:
-                        os.posix_fallocate(fd, 0, nbytes)
+                    _reserve(fd, nbytes)
             except OSError:
                 os.close(fd)
                 raise
         return fd
 
+    def close_file(self, name: str, fd: int) -> None:
+        """Close an output file. A network's disk may say only now that it is full."""
+        with disk_errors(self.path / name):
+            os.close(fd)
+
     def write_file(self, name: str, data: bytes) -> None:
         """Write and sync a small file."""
-        path = self.path / name
-        with disk_errors(path), path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with disk_errors(self.path / name):
+            write_synced(self.path / name, data)
 
     def link(self, name: str, source: Path) -> Sharing:
         """Give `source` another name in the folder, sharing its bytes where the disk can."""
         path = self.path / name
-        path.unlink(missing_ok=True)
         with disk_errors(path):
+            path.unlink(missing_ok=True)
             return share_file(source, path)
 
+    def finish(self, manifest: dict[str, Any], sources: Iterable[SourceFile] = ()) -> None:
+        """Add the manifest, and make all of it final.
+
+        Args:
+            sources: the files that were read.
+
+        Raises:
+            InputError: one of them is not as it was when it was opened.
+            OutputError: OUT came into being meanwhile and may not be replaced, or the disk is full.
+        """
+        for source in sources:
+            source.check_unchanged()
+        manifest["run"] = {**manifest.get("run", {}), "plan": self.digest, "out": self.out.name}
+        if not self.target.is_file:
+            self.write_file(MANIFEST_NAME, (json.dumps(sealed(manifest), indent=1) + "\n").encode())
+        self.commit()
+
     def commit(self) -> None:
-        """Make it final: drop the journal, sync the folder, rename."""
+        """Make it final: sync the folder, rename."""
         with disk_errors(self.out):
-            self._journal.close()
-            (self.path / JOURNAL).unlink()
-            _sync_folder(self.path)
-            replaced = None
-            if self.out.exists():
-                replaced = self.out.with_name(f"{self.out.name}.replaced-{os.getpid()}")
-                self.out.rename(replaced)
-            self.path.rename(self.out)
-            _sync_folder(self.out.parent)
-            if replaced is not None:
-                _remove(replaced)
+            sync_folder(self.path)
+            if self.target.is_file:
+                self._commit_file()
+            elif os.path.lexists(self.out) and self.target.overwrite:
+                self._commit_over()
+            else:
+                self._journal.remove()
+                self._rename(self.path)
+            sync_folder(self.out.parent)
         self.close()
+
+    def _rename(self, path: Path) -> None:
+        try:
+            rename_new(path, self.out)
+        except FileExistsError as error:
+            raise OutputError(
+                f"{self.out} came into being while it was written, and stays as it is",
+                hint="move it away (or add --overwrite) and run the same command again: it goes on from here",
+            ) from error
+
+    def _commit_file(self) -> None:
+        """One file takes the place of another in one step, or the place that nothing has."""
+        written = self.path / self.out.name
+        if os.path.lexists(self.out) and self.target.overwrite:
+            self.target.check_replaced()
+            os.replace(written, self.out)
+        else:
+            self._rename(written)
+        self._journal.remove()
+        self.path.rmdir()
+
+    def _commit_over(self) -> None:
+        """Take the place of what is at OUT, which is removed then; the journal goes along until that is done."""
+        self.target.check_replaced()
+        old = self.path
+        self._journal.append({"replaced": old.name})
+        if not exchange(self.path, self.out):
+            old = replaced_path(self.out)
+            self._journal.append({"replaced": old.name})
+            rename_new(self.out, old)
+            self._rename(self.path)
+        sync_folder(self.out.parent)
+        _remove(old)
+        self._journal.path = self.out / JOURNAL
+        self._journal.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -196,35 +190,97 @@ class Partial:
         """What stays of an unfinished run: all after Ctrl-C, finished steps after a full disk, nothing otherwise."""
         if kind is None:
             return
-        self.close()
         is_kept = issubclass(kind, KeyboardInterrupt) or (issubclass(kind, OutputError) and self.has_records)
-        if not is_kept:
+        if is_kept:
+            self.close()
+        else:
             self.discard()
 
     def discard(self) -> None:
         """Remove what was written: it could never be resumed."""
+        if not (self.out / JOURNAL).exists():  # what is at OUT.partial after an exchange is no longer ours to judge
+            shutil.rmtree(self.path, ignore_errors=True)
         self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Release the lock; what was written stays for a resumed run."""
-        self._journal.close()
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        with contextlib.suppress(OSError):  # each line was written through; an error of closing tells nothing new
+            self._journal.close()
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder, or a link to one, whose target stays."""
-    if path.is_symlink():
-        path.unlink()
-    else:
-        shutil.rmtree(path)
+def finish_earlier(target: Target, digest: str) -> Mapping[str, Any] | None:
+    """Do what a killed run left undone at its end; its manifest where that was the writing of this very plan.
+
+    Raises:
+        OutputError: that run is still at it.
+    """
+    out, partial, aside = target.out, partial_path(target.out), replaced_path(target.out)
+    with disk_errors(out):
+        if not os.path.lexists(out):
+            if os.path.lexists(aside) and aside.name in _replaced(partial):
+                rename_new(aside, out)  # killed between two renames: the old one takes its place again
+            return None
+        left = _names(partial)
+        if left == [JOURNAL] or (target.is_file and left == [] and partial.is_dir()):
+            if left:
+                Journal(partial / JOURNAL, "", subject=str(out)).remove()
+            partial.rmdir()
+        replaced = _replaced(out)
+        if not replaced or not target.overwrite:
+            return None
+        plan = read_journal(out / JOURNAL)[0]["plan"]
+        journal = Journal(out / JOURNAL, plan, subject=str(out))
+        for old in (partial, aside):
+            if old.name in replaced and os.path.lexists(old) and not (old / JOURNAL).exists():
+                _remove(old)
+        journal.remove()
+        return load_manifest(out) if plan == digest else None
 
 
-def _sync_folder(path: Path) -> None:
+def _replaced(folder: Path) -> list[str]:
+    """Names, noted in the journal of a folder, of what it took the place of."""
+    return [str(e["replaced"]) for e in read_journal(folder / JOURNAL) if "replaced" in e]
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file anew, and wait until the disk has it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    try:
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the disk has the names in a folder."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    """Make the file `nbytes` long; where the system can, with blocks of the disk for all of them."""
+    if not nbytes:
+        return
+    reserve = getattr(os, "posix_fallocate", None)  # macOS has none
+    if reserve is not None:
+        reserve(fd, 0, nbytes)
+    else:
+        os.ftruncate(fd, nbytes)
+
+
+def _names(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir()] if folder.is_dir() and not folder.is_symlink() else []
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link, whose target stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import SpecError
-from llmkit.formats.container import Chunks, OutputFile
+from llmkit.checkpoint.membership import decides_what_opens
+from llmkit.errors import OutputError, SpecError
+from llmkit.formats.container import Chunks, Layout, OutputFile
 from llmkit.pipeline.checks import check_structure
-from llmkit.pipeline.commit import check_output
+from llmkit.pipeline.target import Target
 from llmkit.tensors.lazy import Node, Rows
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import TensorSpec
@@ -71,6 +72,7 @@ class Plan:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     links: Mapping[str, Path] = field(default_factory=dict)
+    is_file: bool = False  # `out` is a file, not a folder
 
     @property
     def write_nbytes(self) -> int:
@@ -100,19 +102,29 @@ class Plan:
         return sum(r.specs[0].nbytes for r in reads.values())
 
     @cached_property
+    def sources(self) -> tuple[SourceFile, ...]:
+        """The files that tensors are read from, as they were opened."""
+        found = {id(r.source): r.source for s in self.steps for r in s.node.output().reads()}
+        return tuple(found.values())
+
+    @cached_property
     def inputs(self) -> Mapping[Path, int]:
         """The files that tensors are read from, and their sizes in bytes."""
-        reads = [r for s in self.steps for r in s.node.output().reads()]
-        return {r.source.path: r.source.nbytes for r in reads}
+        return {s.path: s.nbytes for s in self.sources}
 
-    def check_output(self, *, overwrite: bool) -> None:
+    def target(self, *, overwrite: bool = False, force: bool = False, inputs: Iterable[Path] = ()) -> Target:
+        """Where it goes, with all that it is made from and `inputs` besides."""
+        small = [content.path for content in self.checkpoint.files.values() if content.path is not None]
+        used = (*self.inputs, *self.links.values(), *small, *inputs)
+        return Target(self.out, overwrite, force, tuple(dict.fromkeys(used)), self.is_file)
+
+    def check_output(self, *, overwrite: bool, force: bool = False, inputs: Iterable[Path] = ()) -> None:
         """Refuse before any work what could not be committed after it.
 
         Raises:
             OutputError: the output exists, holds what it is made from, its parent is missing or the disk is too small.
         """
-        used = [*self.inputs, *self.links.values()]
-        check_output(self.out, inputs=used, overwrite=overwrite, need_nbytes=self.need_nbytes)
+        self.target(overwrite=overwrite, force=force, inputs=inputs).check(self.need_nbytes)
 
     def peak_nbytes(self, workers: int) -> int:
         """Upper estimate of tensor memory in use with `workers` steps at a time."""
@@ -159,7 +171,9 @@ def make_plan(
     Raises:
         SpecError: the tensors do not fit the config, there are none, or the container cannot hold them.
     """
+    out = Path(out)
     layout = checkpoint.container.lay_out({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size)
+    is_file = _is_lone_file(checkpoint, layout, out)
     if not checkpoint.tensors and not layout.links:
         raise SpecError(f"{checkpoint.label}: nothing to write, it has no tensors")
     notes, warnings = check_structure(checkpoint, force=force)
@@ -168,17 +182,41 @@ def make_plan(
         small["config.json"] = _json(dict(checkpoint.config))
     small |= {name: content.read() for name, content in checkpoint.files.items()}
     small |= layout.small_files
-    steps = _steps(checkpoint, layout.files)
+    if is_file:
+        left = f" ({', '.join(small)} do not go along)" if small else ""
+        notes = (*notes, f"{out} is one file, without a manifest: a folder as -o has one{left}")
+        layout, small = replace(layout, files=(replace(layout.files[0], name=out.name),)), {}
     return Plan(
         checkpoint,
-        Path(out),
+        out,
         layout.files,
-        steps,
+        _steps(checkpoint, layout.files),
         small,
         checkpoint.notes + notes,
         checkpoint.warnings + warnings,
         layout.links,
+        is_file,
     )
+
+
+def _is_lone_file(checkpoint: Checkpoint, layout: Layout, out: Path) -> bool:
+    """Whether `out` names the one file that a format such as GGUF consists of.
+
+    Raises:
+        OutputError: it is named like a file of weights, and a folder is to be written.
+    """
+    names = [f.name for f in layout.files]
+    needs_more = (
+        checkpoint.config or layout.links or layout.small_files or any(map(decides_what_opens, checkpoint.files))
+    )
+    if len(names) == 1 and not needs_more and Path(names[0]).suffix == out.suffix:
+        return True
+    if decides_what_opens(out.name) and out.suffix not in ("", ".model") and not out.is_dir():
+        raise OutputError(
+            f"{out} is named like a file, and what is written is a folder: weights and the files that belong to them",
+            hint=f"name a folder: -o {out.with_suffix('')}",
+        )
+    return False
 
 
 def _json(data: Any) -> bytes:

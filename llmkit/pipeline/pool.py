@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-__all__ = ["run_all"]
+__all__ = ["default_workers", "n_cores", "run_all"]
 
 T = TypeVar("T")
+
+
+def n_cores() -> int:
+    """The cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return len(usable(0)) if usable is not None else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """One worker a core that this process may use, at most eight: beyond that the disk is the limit."""
+    return min(n_cores(), 8)
 
 
 def run_all(pool: ThreadPoolExecutor, run: Callable[[T], None], over: Iterable[T], stop: threading.Event) -> None:

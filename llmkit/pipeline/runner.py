@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh3_128
 
-from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, frame_hash, versions
+from llmkit.checkpoint.manifest import MANIFEST_FORMAT, frame_hash, versions
 from llmkit.errors import SpecError
 from llmkit.formats.container import OutputFile
-from llmkit.pipeline.commit import Partial, disk_errors
+from llmkit.pipeline.commit import Partial, finish_earlier
 from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
 from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
-from llmkit.pipeline.pool import run_all
+from llmkit.pipeline.pool import default_workers, run_all
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.pipeline.sharing import SharedFiles
+from llmkit.pipeline.target import disk_errors
 from llmkit.tensors.lazy import Context, Read, Rows
 from llmkit.tensors.loading import import_torch
 from llmkit.tensors.moving import Mover, is_moved
@@ -32,8 +33,9 @@ from llmkit.tensors.stopped import Stopped
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WriteObserver", "default_workers", "run_plan"]
+__all__ = ["WriteObserver", "run_plan"]
 
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none
 COPY_NBYTES = 2**20  # of a tensor that only moves: read, hashed and written while it is in the second-level cache
 
 
@@ -44,15 +46,12 @@ class WriteObserver(Protocol):
         """`data` is about to be written."""
 
 
-def default_workers() -> int:
-    """One worker a core that this process may use, at most eight: beyond that the disk is the limit."""
-    return min(len(os.sched_getaffinity(0)), 8)
-
-
 def run_plan(
     plan: Plan,
     *,
     overwrite: bool = False,
+    force: bool = False,
+    inputs: Iterable[Path] = (),
     resume: bool = True,
     workers: int | None = None,
     progress: Progress = NO_PROGRESS,
@@ -64,6 +63,8 @@ def run_plan(
 
     Args:
         overwrite: replace an existing checkpoint folder, once the new one is whole.
+        force: with `overwrite`, replace any other folder, too.
+        inputs: what the plan was made from besides the files that it reads itself; none of it is ever replaced.
         resume: continue an interrupted run of the same plan.
         workers: steps in flight at a time; the bytes written do not depend on it.
         observe: sees every slice that is computed (not what an earlier run wrote), from several threads.
@@ -76,13 +77,19 @@ def run_plan(
         InputError: an input changed or ended while it was read.
         SpecError: a computed tensor is not what the plan promised.
     """
-    plan.check_output(overwrite=overwrite)
+    target = plan.target(overwrite=overwrite, force=force, inputs=inputs)
+    if (finished := finish_earlier(target, plan.digest)) is not None:
+        return _resumed_whole(plan, finished)
+    target.check(plan.need_nbytes)
     started = time.monotonic()
     shared = SharedFiles(plan.links, hash_all=hash_links, progress=progress)
     label = f"writing {plan.out.name}" if plan.steps else "hashing"  # a linked export reads, and writes next to nothing
     progress.begin(sum(s.write_nbytes for s in plan.steps) + shared.nbytes, label, "B")
     try:
-        with shared, Partial(plan.out, plan.digest, resume=resume) as partial:
+        with shared, Partial(target, plan.digest, resume=resume) as partial:
+            if partial.finished is not None:
+                partial.commit()
+                return _resumed_whole(plan, partial.finished)
             run = _Run(plan, partial, progress, observe)
             run.execute(workers or default_workers())
             manifest = _manifest(plan, run)
@@ -91,12 +98,17 @@ def run_plan(
             for name, source in plan.links.items():
                 manifest["files"][name] = shared.entry(name, partial.link(name, source))
             manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
-            manifest["run"] |= findings() if findings is not None else {}
-            partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
-            partial.commit()
+            manifest["run"] |= {"nbytes_resumed": run.nbytes_resumed} | dict(findings() if findings is not None else {})
+            partial.finish(manifest, plan.sources)
     finally:
         progress.end()
     return manifest
+
+
+def _resumed_whole(plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that had written all before it was killed."""
+    resumed = {"steps_resumed": len(plan.steps), "nbytes_resumed": sum(s.write_nbytes for s in plan.steps)}
+    return {**manifest, "run": {**manifest["run"], **resumed}}
 
 
 class _Run:
@@ -111,6 +123,7 @@ class _Run:
         self._with_crc = {f.name for f in plan.files if f.finish is not None}
         self.read_hashes: dict[str, dict[str, str]] = {}
         self.n_resumed = 0
+        self.nbytes_resumed = 0
         self._stop = threading.Event()
         self._computed = threading.Event()
         self._guard = threading.Lock()
@@ -144,8 +157,8 @@ class _Run:
                 flusher.join()
             if threads is not None:
                 torch.set_num_threads(threads)
-            for fd in self._fds.values():
-                os.close(fd)
+            for name, fd in self._fds.items():
+                self.partial.close_file(name, fd)
 
     def _write_frame(self, file: OutputFile) -> None:
         """Write what is no tensor: headers, and what the container adds when the data is known."""
@@ -170,7 +183,7 @@ class _Run:
         while not self._computed.wait(0.25):
             for fd in self._fds.values():
                 with contextlib.suppress(OSError):  # the fsync at the end reports it
-                    os.fdatasync(fd)
+                    _fdatasync(fd)
 
     def _run_step(self, step: Step) -> None:
         import torch
@@ -191,7 +204,7 @@ class _Run:
                     return
                 for placement in step.placements:
                     self._write(step, placement, rows, results[placement.index], hashers[placement.name])
-        self._finish_step(step, hashers, reads)
+        self._finish_step(step, hashers, ((r.node, r.digest) for r in reads.values()))
 
     def _move_step(self, step: Step) -> None:
         """A step that only moves bytes, without torch."""
@@ -212,7 +225,7 @@ class _Run:
                 start, _ = step.node.output_rows(placement.index, rows)
                 offset = placement.offset + start * placement.spec.row_nbytes
                 self._write_bytes(placement, offset, results[placement.index], hashers[placement.name])
-        self._finish_step(step, hashers, reads)
+        self._finish_step(step, hashers, ((r.node, r.digest) for r in reads.values()))
 
     def _copy_step(self, step: Step, node: Read) -> None:
         """A step whose output is a stored tensor as it is: one buffer, and one hash for what is read and written."""
@@ -225,20 +238,14 @@ class _Run:
             view = buffer[: min(COPY_NBYTES, step.write_nbytes - start)]
             node.source.fill(view, node.offset + start)
             self._write_bytes(placement, placement.offset + start, view, hasher)
-        digest = hasher.hexdigest()
-        entry = {
-            "tensors": {step.name: digest},
-            "crc32": {} if hasher.crc is None else {step.name: hasher.crc},
-            "reads": [[str(node.source.path), node.name, digest]],
-        }
-        self.partial.record(step.name, entry)
-        self._keep(entry)
+        self._finish_step(step, {step.name: hasher}, [(node, hasher.hexdigest())])
 
-    def _finish_step(self, step: Step, hashers: Mapping[str, Hasher], reads: Mapping[int, ReadHash]) -> None:
+    def _finish_step(self, step: Step, hashers: Mapping[str, Hasher], reads: Iterable[tuple[Read, str | None]]) -> None:
+        """Note the hashes of what was written, and of the stored tensors that it was made from."""
         entry = {
             "tensors": {name: h.hexdigest() for name, h in hashers.items()},
             "crc32": {name: h.crc for name, h in hashers.items() if h.crc is not None},
-            "reads": [[str(r.node.source.path), r.node.name, r.digest] for r in reads.values() if r.digest is not None],
+            "reads": [[str(node.source.path), node.name, digest] for node, digest in reads if digest is not None],
         }
         self.partial.record(step.name, entry)
         self._keep(entry)
@@ -272,10 +279,12 @@ class _Run:
             return False
         for placement in step.placements:
             found = self._hash_written(placement)
-            if found is None or found.hexdigest() != entry["tensors"].get(placement.name):
+            if found is None or found.hexdigest() != entry.get("tensors", {}).get(placement.name):
                 return False
         self._keep(entry)
-        self.n_resumed += 1
+        with self._guard:
+            self.n_resumed += 1
+            self.nbytes_resumed += step.write_nbytes
         self.progress.advance(step.write_nbytes, step.name)
         return True
 
@@ -288,20 +297,14 @@ class _Run:
         read = hash_of(node.source.fileno(), node.offset, step.write_nbytes)
         if written is None or read is None or written.hexdigest() != read.hexdigest():
             return False
-        digest = written.hexdigest()
-        entry = {
-            "tensors": {step.name: digest},
-            "crc32": {} if written.crc is None else {step.name: written.crc},
-            "reads": [[str(node.source.path), node.name, digest]],
-        }
-        self.partial.record(step.name, entry)
-        self._keep(entry)
+        self._finish_step(step, {step.name: written}, [(node, written.hexdigest())])
         self.progress.advance(step.write_nbytes, step.name)
         return True
 
     def _hash_written(self, placement: Placement) -> Hasher | None:
         with_crc = placement.file in self._with_crc
-        return hash_of(self._fds[placement.file], placement.offset, placement.spec.nbytes, with_crc)
+        with disk_errors(self.partial.path / placement.file):
+            return hash_of(self._fds[placement.file], placement.offset, placement.spec.nbytes, with_crc)
 
     def _keep(self, entry: Mapping[str, Any]) -> None:
         with self._guard:

@@ -16,6 +16,7 @@ from llmkit.releases.hash_list import Expected, compare_files
 from llmkit.releases.probe import GGML_HEADS, check_index, probe
 from llmkit.releases.streams import Coded
 from llmkit.releases.zip_sums import Entry
+from llmkit.tensors.source import SourceFile
 
 __all__ = ["Decoding", "check_pads", "check_samples", "check_whole"]
 
@@ -63,10 +64,19 @@ class Decoding:
         )
 
     @property
+    def need_nbytes(self) -> int:
+        """Bytes that the disk must have free."""
+        return self.write_nbytes + 2**20
+
+    @property
+    def sources(self) -> list[SourceFile]:
+        """Every file that is read."""
+        return [s for c in self.files for s in (c.payload, c.pad.source if c.pad else None) if s is not None]
+
+    @property
     def inputs(self) -> dict[str, int]:
         """Path -> bytes of every file that is read."""
-        sources = [s for c in self.files for s in (c.payload, c.pad.source if c.pad else None) if s is not None]
-        return {str(s.path): s.nbytes for s in sources}
+        return {str(s.path): s.nbytes for s in self.sources}
 
     def digest(self) -> str:
         """Identifies the run: files, sizes and times of the inputs, and how they are combined."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from xxhash import xxh3_128
 
+from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.tensors.source import SourceFile
 
@@ -35,7 +35,7 @@ def hash_files(
     sources = [SourceFile(p) for p in dict.fromkeys(paths)]
     progress.begin(sum(s.nbytes for s in sources), f"hashing ({algorithm})")
     try:
-        with ThreadPoolExecutor(workers or min(len(os.sched_getaffinity(0)), 8)) as pool:
+        with ThreadPoolExecutor(workers or default_workers()) as pool:
             digests = pool.map(lambda s: hash_range(s, 0, s.nbytes, algorithm, progress), sources)
             return {s.path: digest for s, digest in zip(sources, digests, strict=True)}
     finally:

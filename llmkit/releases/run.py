@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import os
 import threading
 import time
@@ -14,12 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint.manifest import MANIFEST_FORMAT, MANIFEST_NAME, versions
+from llmkit.checkpoint.manifest import MANIFEST_FORMAT, versions
 from llmkit.errors import InputError
 from llmkit.formats.torch_pickle import looks_like
-from llmkit.pipeline.commit import Partial, check_output, disk_errors
-from llmkit.pipeline.pool import run_all
+from llmkit.pipeline.commit import Partial, finish_earlier
+from llmkit.pipeline.pool import default_workers, run_all
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.pipeline.target import Target, disk_errors
 from llmkit.releases.decoding import Decoding, check_samples, check_whole
 from llmkit.releases.hash_list import Expected
 from llmkit.releases.hashing import hash_range, new_hasher
@@ -32,15 +32,15 @@ __all__ = ["CHUNK_NBYTES", "run_decoding"]
 # Fits the second-level cache with its pad; three are in use for each file.
 CHUNK_NBYTES = 2**20
 _RING = 3
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
 
 def run_decoding(
     decoding: Decoding,
-    out: Path,
+    target: Target,
     *,
     expect: Mapping[str, Expected] | None = None,
     is_confirmed: bool = False,
-    overwrite: bool = False,
     resume: bool = True,
     workers: int | None = None,
     progress: Progress = NO_PROGRESS,
@@ -48,9 +48,9 @@ def run_decoding(
     """Write the decoded files and return the manifest.
 
     Args:
+        target: where they go, and what may give way.
         expect: stated hashes of decoded files, by name.
         is_confirmed: the base has the stated hashes; like `expect` it leaves nothing for statistics to find.
-        overwrite: replace an existing checkpoint folder, once the new one is whole.
         resume: keep the whole files of an interrupted run of the same release.
         workers: files in flight at a time.
 
@@ -58,16 +58,20 @@ def run_decoding(
         OutputError: the output exists or cannot be written.
         InputError: base, key or payload are wrong or damaged, found by the samples, a hash, a check sum or the index.
     """
-    inputs = decoding.inputs
-    need = decoding.write_nbytes + 2**20
-    check_output(out, inputs=[Path(p) for p in inputs], overwrite=overwrite, need_nbytes=need)
+    digest = decoding.digest()
+    if (finished := finish_earlier(target, digest)) is not None:
+        return dict(finished)
+    target.check(decoding.need_nbytes)
     sums = check_samples(decoding, progress)
     started = time.monotonic()
-    progress.begin(decoding.write_nbytes, f"decoding {out.name}")
+    progress.begin(decoding.write_nbytes, f"decoding {target.out.name}")
     try:
-        with Partial(out, decoding.digest(), resume=resume) as partial:
+        with Partial(target, digest, resume=resume) as partial:
+            if partial.finished is not None:
+                partial.commit()
+                return partial.finished
             run = _Run(decoding, partial, sums, expect or {}, progress)
-            run.execute(workers or min(len(os.sched_getaffinity(0)), 8))
+            run.execute(workers or default_workers())
             check_whole(decoding, partial.path)
             warnings = [] if expect or is_confirmed else list(decoding.judge(partial.path))
             manifest = {
@@ -76,13 +80,16 @@ def run_decoding(
                 "recipe": [dict(decoding.step)],
                 "notes": list(decoding.notes),
                 "warnings": warnings,
-                "inputs": [{"path": p, "nbytes": n, "tensors": {}} for p, n in inputs.items()],
+                "inputs": [{"path": p, "nbytes": n, "tensors": {}} for p, n in decoding.inputs.items()],
                 "files": dict(sorted(run.files.items())),
                 "tensors": {},
-                "run": {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed},
+                "run": {
+                    "elapsed_s": round(time.monotonic() - started, 3),
+                    "steps_resumed": run.n_resumed,
+                    "nbytes_resumed": run.nbytes_resumed,
+                },
             }
-            partial.write_file(MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
-            partial.commit()
+            partial.finish(manifest, decoding.sources)
     finally:
         progress.end()
     return manifest
@@ -104,6 +111,7 @@ class _Run:
         self.progress = progress
         self.files: dict[str, dict[str, Any]] = {}
         self.n_resumed = 0
+        self.nbytes_resumed = 0
         self._stop = threading.Event()
         self._flushed: set[int] = set()
         self._guard = threading.Lock()
@@ -125,7 +133,7 @@ class _Run:
                 fds = [os.dup(fd) for fd in self._flushed]
             for fd in fds:
                 with contextlib.suppress(OSError):  # the fsync at the end reports it
-                    os.fdatasync(fd)
+                    _fdatasync(fd)
                 os.close(fd)
 
     def _decode(self, coded: Coded) -> None:
@@ -152,7 +160,7 @@ class _Run:
         finally:
             with self._guard:
                 self._flushed.discard(fd)
-            os.close(fd)
+            self.partial.close_file(coded.name, fd)
         self._check(coded, meter, path)
         entry = {"nbytes": position, **meter.digests()}
         self.partial.record(coded.name, {"file": entry})
@@ -203,6 +211,7 @@ class _Run:
         with self._guard:
             self.files[coded.name] = entry
             self.n_resumed += 1
+            self.nbytes_resumed += source.nbytes
         return True
 
 

@@ -30,12 +30,31 @@ class SourceFile:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         self.nbytes = stat.st_size
         self.mtime_ns = stat.st_mtime_ns
+        self._inode = (stat.st_dev, stat.st_ino)
         self._fd: int | None = None
         self._lock = threading.Lock()
 
     def fingerprint(self) -> str:
         """Identifies the file without reading it: path, size and modification time."""
         return f"{self.path.resolve()}:{self.nbytes}:{self.mtime_ns}"
+
+    def check_unchanged(self) -> None:
+        """Compare the file with what it was when its header was read: size, modification time and inode.
+
+        Raises:
+            InputError: it was written to, replaced or removed.
+        """
+        try:
+            stat = self.path.stat()
+            is_same = (stat.st_size, stat.st_mtime_ns) == (self.nbytes, self.mtime_ns)
+            is_same = is_same and (stat.st_dev, stat.st_ino) == self._inode
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise InputError(
+                f"{self.path} was changed while it was read: the output would be of neither file",
+                hint="run the command again when it is complete",
+            )
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`."""

@@ -181,11 +181,12 @@ sys.exit(main())
     assert running.returncode == 130
     assert "Traceback" not in stderr
     resume = f"it goes on where it stopped: llmkit {' '.join(args)}"
+    message = f"interrupted; {out}.partial keeps what is done"
     if as_json:
-        assert json.loads(stdout)["error"] == {"kind": "interrupted", "message": "interrupted", "hint": resume}
+        assert json.loads(stdout)["error"] == {"kind": "interrupted", "message": message, "hint": resume}
     else:
         assert stdout == ""
-        assert f"error: interrupted\nhint: {resume}\n" in stderr
+        assert f"error: {message}\nhint: {resume}\n" in stderr
     assert not out.exists()
 
 

@@ -18,7 +18,8 @@ import llmkit
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.errors import InputError, OutputError, SpecError
 from llmkit.pipeline import plan as planning
-from llmkit.pipeline.commit import Partial, partial_path
+from llmkit.pipeline.commit import Partial
+from llmkit.pipeline.target import Target, partial_path
 from llmkit.tensors.lazy import Apply, Concat, Lazy
 
 
@@ -271,6 +272,6 @@ def test_interrupted_again_before_any_step_is_done_resumes(source, tmp_path):
     folder, _ = source
     plan = llmkit.plan(copy_of(folder), tmp_path / "out")
     for _ in range(2):
-        Partial(plan.out, plan.digest, resume=True).close()
+        Partial(Target(plan.out), plan.digest).close()
     llmkit.save(copy_of(folder), tmp_path / "out")
     assert (tmp_path / "out/llmkit.json").is_file()

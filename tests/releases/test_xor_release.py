@@ -331,5 +331,8 @@ def test_an_existing_output(call, tmp_path, base, tuned, payload):
     assert done.code == 2
     assert "already exists" in done.err
     assert os.listdir(out) == ["config.json"]
-    assert call("delta", "xor", base, payload, "-o", out, "--overwrite").code == 0
+    done = call("delta", "xor", base, payload, "-o", out, "--overwrite")
+    assert done.code == 2
+    assert "config.json, which would be deleted" in done.err
+    assert call("delta", "xor", base, payload, "-o", out, "--overwrite", "--force").code == 0
     assert contents(out) == contents(tuned)

@@ -1,0 +1,44 @@
+"""Which files belong to a model, told by their names: those that readers look for, and those that only go along."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+from llmkit.checkpoint.checkpoint import TOKENIZER_FILES
+from llmkit.formats.folder import is_weight_file
+
+__all__ = ["belongs_to_model", "decides_what_opens"]
+
+# Suffixes whose files some reader takes whatever their stem: weights of every framework, graphs, code, templates.
+_TAKEN = (".onnx", ".onnx_data", ".msgpack", ".h5", ".ckpt", ".npz", ".py", ".jinja", ".model", ".tiktoken")
+# Descriptions of the model, of its tokenizer and of its files, whatever program they are for.
+_DESCRIBING = re.compile(r"config|token|template|vocab|index|param|merges|processor|special|scales", re.I)
+_DESCRIBING_SUFFIXES = (".json", ".yaml", ".yml", ".bin", "")
+_GO_ALONG = re.compile(
+    r"(README|LICENSE|LICENCE|NOTICE|USE_POLICY|MODEL_CARD)(\.\w+)?|\.gitattributes|training_args\.bin|PARITY_FAILED"
+    r"|llmkit\.json|model\.onnx\.data",
+    re.I,
+)
+_CUSTOM_CODE = re.compile(r"(modeling|configuration|tokenization|quantization|processing)_\w+\.py")
+
+
+def decides_what_opens(name: str) -> bool:
+    """Whether a folder may open as another model, or with another tokenizer or prompt, because of a file of this name.
+
+    Told from what readers look for (weights, their indexes, configs, tokenizers, templates, adapters, graphs, code):
+    theirs and those of transformers, peft and ONNX Runtime, which have no closed lists.
+    """
+    if name.startswith("."):
+        return False
+    path = PurePath(name)
+    if name in TOKENIZER_FILES or is_weight_file(name) or path.suffix in _TAKEN:
+        return True
+    return path.suffix in _DESCRIBING_SUFFIXES and _DESCRIBING.search(path.stem) is not None
+
+
+def belongs_to_model(name: str) -> bool:
+    """Whether a file of this name is one of a model's and of nothing else."""
+    if name.endswith(".py"):
+        return _CUSTOM_CODE.fullmatch(name) is not None
+    return decides_what_opens(name) or _GO_ALONG.fullmatch(name) is not None

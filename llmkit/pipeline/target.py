@@ -1,0 +1,199 @@
+"""What may be written where: nothing is replaced or deleted that the user did not give up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmkit.checkpoint.manifest import MANIFEST_NAME, load_manifest
+from llmkit.checkpoint.membership import belongs_to_model
+from llmkit.errors import InputError, OutputError, listing
+from llmkit.formats.folder import is_weight_file
+from llmkit.tensors.spec import format_bytes
+
+__all__ = ["Target", "disk_errors", "foreign_names", "partial_path", "replaced_path"]
+
+_MOST_LINKS = 10_000  # entries of an input folder that are looked at for links into OUT
+_JOURNAL_PREFIX = ".journal"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an output goes, and what may give way to it.
+
+    Attributes:
+        out: the folder, or the file, that is to be.
+        overwrite: replace what llmkit wrote there, an empty folder, or a folder with the files of a model alone.
+        force: with `overwrite`, replace any other folder.
+        inputs: files and folders that the output is made from; none of them is ever deleted.
+        is_file: it is a file.
+    """
+
+    out: Path
+    overwrite: bool = False
+    force: bool = False
+    inputs: tuple[Path, ...] = field(default=())
+    is_file: bool = False
+
+    def check(self, need_nbytes: int) -> None:
+        """Refuse before any work what could not be committed after it.
+
+        Raises:
+            OutputError: the output exists, is an input, its parent is missing or the disk is too small.
+        """
+        out = self.out
+        with disk_errors(out):
+            if not out.parent.is_dir():
+                raise OutputError(
+                    f"cannot write {out}: the folder {out.parent} does not exist",
+                    hint=f"mkdir -p {shlex.quote(str(out.parent))}",
+                )
+            if out.name in ("", ".."):
+                raise OutputError(f"{out} already exists", hint="name a new folder: -o OUT")
+            self.check_replaced()
+            partial = partial_path(out)
+            if partial.is_symlink():
+                raise OutputError(
+                    f"{partial} is a link to elsewhere; it is where {out.name} is written before it is whole",
+                    hint=f"remove the link: rm {shlex.quote(str(partial))}",
+                )
+            have = sum(p.lstat().st_blocks * 512 for p in partial.iterdir() if p.is_file()) if partial.is_dir() else 0
+            free = shutil.disk_usage(out.parent).free
+        if need_nbytes > free + have:
+            raise OutputError(
+                f"{out}: needs {format_bytes(need_nbytes)}, the disk has {format_bytes(free + have)} free",
+                hint="free some space or choose another -o",
+            )
+
+    def check_replaced(self) -> None:
+        """Refuse to replace what is at OUT now; nothing may be there without `overwrite`.
+
+        Raises:
+            OutputError: naming what would be lost.
+        """
+        out = self.out
+        if not os.path.lexists(out):
+            return
+        self._check_inputs()
+        if not self.overwrite:
+            raise OutputError(f"{out} already exists", hint="choose another -o, or add --overwrite to replace it")
+        if not (out.is_file() if self.is_file else out.is_dir()):
+            raise OutputError(
+                f"{out} is no {'file' if self.is_file else 'folder'}; --overwrite will not delete it",
+                hint="choose another -o",
+            )
+        if self.is_file:
+            self._check_file()
+            return
+        here = Path.cwd()
+        if _resolved(out) in (here, *here.parents, Path.home()):
+            raise OutputError(f"{out} is the folder you are in, or holds it", hint="choose another -o")
+        foreign = foreign_names(out)
+        if foreign and not self.force:
+            what = f"it holds {listing(foreign, 4)}"
+            raise OutputError(
+                f"{out} is no checkpoint folder that llmkit may replace: {what}, which would be deleted",
+                hint=f"choose another -o; --overwrite --force deletes all of {out}",
+            )
+
+    def _check_file(self) -> None:
+        """A file gives way to one of its own kind."""
+        with self.out.open("rb") as file:
+            head = file.read(4)
+        if head != _HEADS.get(self.out.suffix) and not self.force:
+            raise OutputError(
+                f"{self.out} is no {self.out.suffix.lstrip('.')} file, which --overwrite would replace",
+                hint="choose another -o; --overwrite --force deletes it",
+            )
+
+    def _check_inputs(self) -> None:
+        place = _resolved(self.out)
+        for path in self.inputs:
+            for found in _places(path):
+                if place == found or place in found.parents:
+                    raise OutputError(
+                        f"{self.out} holds an input ({path}), which would be deleted",
+                        hint="write to another folder: -o OUT",
+                    )
+
+
+_HEADS = {".gguf": b"GGUF"}
+
+
+def partial_path(out: Path) -> Path:
+    """The folder that becomes `out`, or in which it is made."""
+    return _beside(out, ".partial")
+
+
+def replaced_path(out: Path) -> Path:
+    """Where an old output is for a moment, where two names cannot be exchanged."""
+    return _beside(out, ".replaced")
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    place = out if out.name not in ("", "..") else Path(os.path.abspath(out))
+    return place.parent / (place.name + suffix)
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """What `folder` holds that neither llmkit wrote nor belongs to a model; all of it where it holds no model."""
+    names = sorted(p.name + "/" * (p.is_dir() and not p.is_symlink()) for p in folder.iterdir())
+    try:
+        manifest = load_manifest(folder)
+        files = manifest.get("files")
+        written = {MANIFEST_NAME, *(files if isinstance(files, dict) else ())}
+    except InputError:
+        written = set()
+        if names and not any(is_weight_file(n) for n in names):
+            return names
+    return [n for n in names if n not in written and not belongs_to_model(n) and not n.startswith(_JOURNAL_PREFIX)]
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Where an input lies: its name, what it leads to, and what links inside it lead to."""
+    yield _resolved(path.parent) / path.name  # a link in a hub's cache lies elsewhere than what it leads to
+    yield _resolved(path)
+    if path.is_dir():
+        for found in _links(path):
+            yield _resolved(found)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (RuntimeError, OSError):  # links in a circle
+        return path.absolute()
+
+
+def _links(folder: Path) -> Iterable[Path]:
+    seen = 0
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            seen += 1
+            if seen > _MOST_LINKS:
+                return
+            found = Path(place, name)
+            if found.is_symlink():
+                yield found
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk says while writing into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}",
+                hint="free some space and run the same command again: it resumes",
+            ) from error
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        hint = "choose another -o, where you may write" if refused else "choose another -o"
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
