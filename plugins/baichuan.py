@@ -15,6 +15,7 @@ from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Alibi, Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.prompts import FORMATS
+from llmkit.architecture.scaling import NoScaling
 from llmkit.architecture.tokenizers import TOKENIZERS
 
 BAICHUAN_2_VOCAB = 125696
@@ -62,7 +63,7 @@ BAICHUAN_7B = Architecture(
     block=Block(
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
         attention=GroupedQuery(),
-        position=Rope(),
+        position=Rope(theta=10000.0, scaling=NoScaling()),
         mlp=GatedMLP(Key("hidden_act", "silu")),
     ),
     head=Head(tied=Key("tie_word_embeddings", False), normalized=Computed(has_norm_head)),

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Alibi, Block, Embedding, GroupedQuery, Head, Kind, LayerNorm, PlainMLP, PreNorm
 from llmkit.architecture.names import Fused, Names
 
-_HIDDEN = Key(("hidden_size", "n_embed", "n_embd"))
+# Where a config has several names, transformers takes the first of these.
+_HIDDEN = Key(("n_embed", "hidden_size", "n_embd"))
 _NORM = LayerNorm(eps=Key("layer_norm_epsilon", 1e-5))
 
 
@@ -52,8 +53,10 @@ ARCHITECTURE = Architecture(
     model_types=("bloom",),
     dims=Dims(
         hidden=_HIDDEN,
-        layers=Key(("n_layer", "num_hidden_layers")),
-        heads=Key(("n_head", "num_attention_heads")),
+        layers=Key(("num_hidden_layers", "n_layer")),
+        heads=Key(("num_attention_heads", "n_head")),
+        kv_heads=DERIVED,
+        head_dim=DERIVED,
         ffn=Computed(lambda config: 4 * lookup(_HIDDEN, config)),
         vocab="vocab_size",
         context=Key("seq_length", None),
@@ -67,6 +70,15 @@ ARCHITECTURE = Architecture(
         residual=Computed(
             lambda config: NormedResidual() if config.get("apply_residual_connection_post_layernorm") else PreNorm()
         ),
+    ),
+    # Switches of the code it was trained with, and of a slower computation that gives the same.
+    unused=(
+        "slow_but_exact",
+        "attention_softmax_in_fp32",
+        "bias_dropout_fusion",
+        "masked_softmax_fusion",
+        "offset_alibi",
+        "skip_bias_add*",
     ),
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=Names(

@@ -221,6 +221,8 @@ CHATGLM = Architecture(
         mlp=PlainMLP("gelu_pytorch_tanh"),
         residual=ScaledNormed(ALPHA),
     ),
+    unused=("prefix_projection", "pre_seq_len", "quantization_embeddings"),
+    fixed={"position_encoding_2d": True, "quantization_bit": 0},
     head=Head(tied=Key("tie_word_embeddings", False)),
     prompt=FORMATS["chatglm"],
     tokenizer=TOKENIZERS["ice-text"],

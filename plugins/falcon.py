@@ -218,6 +218,8 @@ ARCHITECTURE = Architecture(
         mlp=PlainMLP(Key("activation", "gelu"), bias=_BIAS),
         residual=Computed(_residual),
     ),
+    # Of several keys for the same, those that the others leave without a meaning; ALiBi needs none of the rotary ones.
+    unused=("num_kv_heads", "n_head_kv", "multi_query", "parallel_attn", "num_ln_in_parallel_attn", "rope_*"),
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=_NAMES,
     gguf=GGUF,

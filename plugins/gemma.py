@@ -8,7 +8,6 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Embedding, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
-from llmkit.errors import RequirementError
 from llmkit_plugins.llama import DIMS as LLAMA_DIMS
 from llmkit_plugins.llama import NAMES
 
@@ -31,11 +30,6 @@ TINY = {
 
 
 def _scale(config: Mapping[str, Any]) -> float:
-    if config.get("use_bidirectional_attention"):
-        raise RequirementError(
-            "config.json: use_bidirectional_attention is true, and a model whose tokens see later ones is no decoder",
-            hint="it makes embeddings; use sentence-transformers",
-        )
     return float(config["hidden_size"]) ** 0.5
 
 
@@ -75,6 +69,7 @@ ARCHITECTURE = Architecture(
         position=Rope(),
         mlp=GatedMLP(Computed(_activation)),
     ),
+    unused=("hidden_activation",),  # of releases of transformers between those that read `hidden_act`
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=NAMES,
     gguf=GGUF,

@@ -85,6 +85,7 @@ ARCHITECTURE = Architecture(
     dims=DIMS,
     embedding=EMBEDDING,
     block=PerLayer(_block),
+    unused=("hidden_act",),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", 30.0)),
     names=NAMES,
     gguf=replace(GGUF, arch="gemma2", has_windows=True, read=from_gguf(46), write=lambda model, _: to_gguf(model, 2)),

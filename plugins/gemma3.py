@@ -21,7 +21,7 @@ _LOCAL = Rope(
     scaling=Key("rope_parameters.sliding_attention", None),
 )
 _GLOBAL = Rope(
-    theta=Key(("rope_parameters.full_attention.rope_theta", "rope_theta"), 1000000.0),
+    theta=Key(("rope_scaling.rope_theta", "rope_parameters.full_attention.rope_theta", "rope_theta"), 1000000.0),
     scaling=Key(("rope_scaling", "rope_parameters.full_attention"), None),
 )
 
@@ -56,8 +56,10 @@ ARCHITECTURE = Architecture(
     dims=DIMS,
     embedding=EMBEDDING,
     block=PerLayer(_block),
+    unused=("hidden_act",),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", None)),
     names=replace(NAMES, slots={**NAMES.slots, **_NORMS}),
+    fixed={"use_bidirectional_attention": False},  # EmbeddingGemma's
     gguf=replace(
         GGUF,
         arch="gemma3",

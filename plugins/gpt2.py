@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
@@ -21,8 +21,9 @@ from llmkit.architecture.kinds import (
 )
 from llmkit.architecture.names import Fused, Names, Transposed
 
-_HIDDEN = Key(("n_embd", "hidden_size"))
-_HEADS = Key(("n_head", "num_attention_heads"))
+# Where a config has both names, transformers takes the common one.
+_HIDDEN = Key(("hidden_size", "n_embd"))
+_HEADS = Key(("num_attention_heads", "n_head"))
 
 
 def _block(config: Mapping[str, Any], layer: int) -> Block:
@@ -47,14 +48,17 @@ ARCHITECTURE = Architecture(
     model_types=("gpt2",),
     dims=Dims(
         hidden=_HIDDEN,
-        layers=Key(("n_layer", "num_hidden_layers")),
+        layers=Key(("num_hidden_layers", "n_layer")),
         heads=_HEADS,
+        kv_heads=DERIVED,
+        head_dim=DERIVED,
         ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(_HIDDEN, config)),
         vocab="vocab_size",
-        context=Key(("n_positions", "n_ctx", "max_position_embeddings")),
+        context=Key(("max_position_embeddings", "n_positions", "n_ctx")),
     ),
     embedding=Embedding(positions=LearnedPositions()),
     block=PerLayer(_block),
+    unused=("reorder_and_upcast_attn",),
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=Names(
         embed="transformer.wte",

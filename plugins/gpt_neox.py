@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, Parallel, PlainMLP, PreNorm, Rope
@@ -10,12 +10,11 @@ from llmkit.architecture.names import Fused, Names
 
 _BIAS = Key("attention_bias", True)
 _IS_PARALLEL = Key("use_parallel_residual", True)
-_THETA = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rotary_emb_base", "rope_theta")
+_THETA = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rotary_emb_base")
 _SHARE = (
     "rope_scaling.partial_rotary_factor",
     "rope_parameters.partial_rotary_factor",
     "rotary_pct",
-    "partial_rotary_factor",
 )
 
 ARCHITECTURE = Architecture(
@@ -27,6 +26,8 @@ ARCHITECTURE = Architecture(
         hidden="hidden_size",
         layers="num_hidden_layers",
         heads="num_attention_heads",
+        kv_heads=DERIVED,
+        head_dim=DERIVED,
         ffn="intermediate_size",
         vocab="vocab_size",
     ),
@@ -37,6 +38,8 @@ ARCHITECTURE = Architecture(
         mlp=PlainMLP(Key("hidden_act", "gelu")),
         residual=Computed(lambda config: Parallel() if lookup(_IS_PARALLEL, config) else PreNorm()),
     ),
+    # Not read by the class, which has keys of its own; some releases of transformers write both.
+    fixed={"rope_theta": Key(_THETA, 10000.0), "partial_rotary_factor": Key(_SHARE, 0.25)},
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=Names(
         embed="gpt_neox.embed_in",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, PlainMLP, Rope, SharedParallel
 from llmkit.architecture.names import Names
+from llmkit.architecture.scaling import NoScaling
 
-_HIDDEN = Key(("n_embd", "hidden_size"))
-_HEADS = Key(("n_head", "num_attention_heads"))
+# Where a config has both names, transformers takes the common one.
+_HIDDEN = Key(("hidden_size", "n_embd"))
+_HEADS = Key(("num_attention_heads", "n_head"))
 _HEAD_DIM = Computed(lambda config: lookup(_HIDDEN, config) // lookup(_HEADS, config))
 # A null `rotary_dim` turns whole heads; one that is absent counts as 64, as in transformers.
 _SHARE = Computed(
@@ -24,19 +26,22 @@ ARCHITECTURE = Architecture(
     model_types=("gptj",),
     dims=Dims(
         hidden=_HIDDEN,
-        layers=Key(("n_layer", "num_hidden_layers")),
+        layers=Key(("num_hidden_layers", "n_layer")),
         heads=_HEADS,
+        kv_heads=DERIVED,
+        head_dim=DERIVED,
         ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(_HIDDEN, config)),
         vocab="vocab_size",
-        context=Key(("n_positions", "n_ctx", "max_position_embeddings"), None),
+        context=Key(("max_position_embeddings", "n_positions", "n_ctx"), None),
     ),
     block=Block(
         norm=LayerNorm(eps=Key("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(),
-        position=Rope(theta=10000.0, share=_SHARE, pairs="interleaved"),
+        position=Rope(theta=10000.0, scaling=NoScaling(), share=_SHARE, pairs="interleaved"),
         mlp=PlainMLP(Key("activation_function", "gelu_new")),
         residual=SharedParallel(),
     ),
+    unused=("rotary", "scale_attn_weights"),
     head=Head(tied=Key("tie_word_embeddings", False), bias=True),
     names=Names(
         embed="transformer.wte",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
     Block,
@@ -79,6 +79,8 @@ ARCHITECTURE = Architecture(
         hidden=_HIDDEN,
         layers="num_hidden_layers",
         heads="num_attention_heads",
+        kv_heads=DERIVED,
+        head_dim=DERIVED,
         ffn="ffn_dim",
         vocab="vocab_size",
         context="max_position_embeddings",
@@ -96,6 +98,7 @@ ARCHITECTURE = Architecture(
         residual=Computed(lambda config: PreNorm() if lookup(_IS_PRE, config) else PostNorm()),
     ),
     final_norm=Computed(_final_norm),
+    unused=("learned_embeddings",),
     head=Head(tied=Key("tie_word_embeddings", True), width=Computed(_width)),
     names=Names(
         embed="model.decoder.embed_tokens",

@@ -1,5 +1,6 @@
 """Phi-3, Phi-3.5 mini and medium, Phi-4 and Phi-4-mini: Llama's layers with q, k and v, and gate and up, fused."""
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,11 +26,11 @@ _SLOTS = {
 
 
 def _scaling(config: Mapping[str, Any]) -> Scaling:
-    params = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    params = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if params.get("rope_type", params.get("type")) in ("su", "yarn"):
-        params["rope_type"] = "longrope"  # its names in the first releases
+        params = ChainMap({"rope_type": "longrope"}, params)  # its names in the first releases
     original = config.get("original_max_position_embeddings") or 4096
-    return scaling_of(params, {**config, "original_max_position_embeddings": original})
+    return scaling_of(params, ChainMap({"original_max_position_embeddings": original}, config))
 
 
 ARCHITECTURE = Architecture(
@@ -44,6 +45,7 @@ ARCHITECTURE = Architecture(
         position=Rope(scaling=Computed(_scaling), share=rotated_share(1.0)),
         mlp=GatedMLP(Key("hidden_act", "silu")),
     ),
+    unused=("full_attn_mod", "interpolate_factor", "lm_head_bias"),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(LLAMA_NAMES, slots=_SLOTS),
     gguf=GgufFamily(

@@ -10,6 +10,8 @@ from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLa
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit_plugins.llama import DIMS, NAMES
 
+WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")  # where `use_sliding_window` is false
+
 
 def window(config: Mapping[str, Any], i: int) -> int | None:
     """The window of layer `i`: the upper layers have one, where the config asks for any."""
@@ -35,6 +37,7 @@ ARCHITECTURE = Architecture(
     model_types=("qwen2",),
     dims=DIMS,
     block=PerLayer(_block),
+    unused=WINDOW_KEYS,
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     gguf=GgufFamily("qwen2", config={"use_sliding_window": False}),

@@ -9,7 +9,7 @@ from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit_plugins.llama import DIMS, NAMES
-from llmkit_plugins.qwen2 import window
+from llmkit_plugins.qwen2 import WINDOW_KEYS, window
 
 _EPS = Key("rms_norm_eps", 1e-6)
 _BIAS = Key("attention_bias", False)
@@ -36,6 +36,7 @@ ARCHITECTURE = Architecture(
     model_types=("qwen3",),
     dims=replace(DIMS, head_dim=Key("head_dim", 128)),
     block=PerLayer(_block),
+    unused=WINDOW_KEYS,
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(NAMES, slots={**NAMES.slots, "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}),
     gguf=GgufFamily("qwen3", config={"use_sliding_window": False}),

@@ -106,6 +106,7 @@ ARCHITECTURE = Architecture(
         mlp=GatedMLP(Key("hidden_act", "silu")),
         residual=Computed(_residual),
     ),
+    fixed={"rotary_scaling_factor": 1.0},
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmkit.architecture.gguf import GgufFamily
-from llmkit.architecture.keys import Computed, Key, as_key, lookup, source_of
+from llmkit.architecture.keys import Computed, Key, as_float, as_key, lookup, source_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Block, Embedding, Head, PerLayer
 from llmkit.architecture.model import Model
@@ -16,14 +16,20 @@ from llmkit.architecture.original import Original
 from llmkit.architecture.prompts import Prompt
 from llmkit.architecture.sizes import Sizes
 from llmkit.architecture.tokenizers import TokenizerKind
+from llmkit.architecture.unread import Recorded, unread_keys
 from llmkit.errors import PluginError, SpecError
 
-__all__ = ["Architecture", "Dims"]
+__all__ = ["DERIVED", "Architecture", "Dims"]
 
 Size = str | Key | Computed
+DERIVED = Key((), None)
+"""For `kv_heads` and `head_dim` of a family whose configs state neither: heads, and hidden / heads."""
 _KV_HEADS = Key("num_key_value_heads", None)
 _HEAD_DIM = Key("head_dim", None)
 _CONTEXT = Key("max_position_embeddings", None)
+# Sizes are believed before the tensors are looked at: bounds far beyond any model keep the lists made of them small.
+_LARGEST = {"layers": 10_000, "heads": 100_000, "kv_heads": 100_000}
+_LARGEST_SIZE = 2**48
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,13 @@ def _whole(name: str, key: Key | Computed, config: Mapping[str, Any]) -> int | N
     value = lookup(key, config)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
-        where = source_of(key, config) or next(iter(key.spellings), name)
-        raise SpecError(f"config.json: {where} is {value!r}, expected a positive whole number ({name})")
-    return int(value)
+    where = source_of(key, config) or next(iter(key.spellings), name)
+    largest = _LARGEST.get(name, _LARGEST_SIZE)
+    size = as_float(value, where) if isinstance(value, float) else value
+    if isinstance(size, bool) or not isinstance(size, int | float) or size != int(size) or not 1 <= size <= largest:
+        limit = f" up to {largest:,}" if isinstance(size, int | float) and size > largest else ""
+        raise SpecError(f"config.json: {where} is {value!r:.60}, expected a positive whole number{limit} ({name})")
+    return int(size)
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,9 @@ class Architecture:
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
         gguf: how it looks in GGUF files; None where llama.cpp does not know it.
+        fixed: keys of config.json that no kind reads and that change what the family's class computes: key -> the value
+            that is computed (or where the config has it); another is refused.
+        unused: patterns of keys that the class does not compute with (`unread.py` has those of all families).
     """
 
     name: str
@@ -139,13 +151,30 @@ class Architecture:
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     gguf: GgufFamily | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     def bind(self, config: Mapping[str, Any]) -> Model:
-        """This architecture with the sizes and values of one config.
+        """This architecture with the sizes and values of one config; `unread` is what is left of that.
 
         Raises:
             SpecError: the config lacks a key or contradicts itself.
         """
+        seen = Recorded(config)
+        try:
+            model = self._bound(seen)
+        except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            # What a plugin computes of a value that is none of its kind.
+            key = next(reversed(seen.read), None)
+            found = "" if key is None else f", the last key read: {key} is {seen.read[key]!r:.60}"
+            raise SpecError(
+                f"config.json: {self.name} cannot be made of it ({type(error).__name__}: {error}){found}",
+                hint="config.json must be the one these weights were saved with",
+            ) from error
+        left = unread_keys(config, seen.read, fixed=self.fixed, unused=self.unused, family=self.name)
+        return replace(model, unread=left)
+
+    def _bound(self, config: Recorded) -> Model:
         dims = self.dims.bind(config)
         if isinstance(self.block, PerLayer):
             blocks = tuple(self.block.of(config, i).bind(config) for i in range(dims.layers))

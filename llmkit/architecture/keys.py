@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,12 +19,14 @@ __all__ = [
     "as_bool",
     "as_float",
     "as_key",
+    "as_text",
     "bind_fields",
     "lookup",
     "source_of",
 ]
 
 REQUIRED = "<required>"
+_SHOWN = 60  # characters of a value in a message
 T = TypeVar("T")
 
 
@@ -91,6 +94,8 @@ def lookup(key: Key | Computed, config: Mapping[str, Any]) -> Any:
     """
     if isinstance(key, Computed):
         return key.bind(config)
+    for other in key.spellings:
+        _get(config, other)  # read, though another spelling may win
     name = source_of(key, config)
     if name is not None:
         return _get(config, name)
@@ -115,32 +120,72 @@ def bind_fields(kind: T, config: Mapping[str, Any], string_keys: tuple[str, ...]
         if field.name in string_keys:
             value = as_key(value)
         if isinstance(value, Key):
-            changes[field.name] = lookup(value, config)
+            found, where = lookup(value, config), source_of(value, config) or field.name
         elif hasattr(value, "bind"):
-            changes[field.name] = value.bind(config)
+            found, where = value.bind(config), field.name
+        else:
+            continue
+        if found is not None and field.type in _CHECKS:
+            _CHECKS[field.type](found, where)
+        changes[field.name] = found
     return dataclasses.replace(kind, **changes)  # type: ignore[type-var]
 
 
-def as_float(value: Number) -> float:
-    """The number of a bound field.
+def as_float(value: Number, name: str = "") -> float:
+    """The number of a bound field, or of the key `name`.
 
     Raises:
-        SpecError: config.json holds something else there.
+        SpecError: config.json holds something else there, an infinity among others.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SpecError(f"expected a number in config.json, found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        raise SpecError(_expected("a finite number", value, name))
     return float(value)
 
 
-def as_bool(value: Flag) -> bool:
-    """The truth value of a bound field.
+def as_bool(value: Flag, name: str = "") -> bool:
+    """The truth value of a bound field, or of the key `name`.
 
     Raises:
         SpecError: config.json holds something else there.
     """
     if not isinstance(value, bool | int):
-        raise SpecError(f"expected true or false in config.json, found {value!r}")
+        raise SpecError(_expected("true or false", value, name))
     return bool(value)
+
+
+def as_text(value: Any, name: str = "") -> str:
+    """The text of a bound field, or of the key `name`.
+
+    Raises:
+        SpecError: config.json holds something else there.
+    """
+    if not isinstance(value, str):
+        raise SpecError(_expected("a text", value, name))
+    return value
+
+
+# What a bound field has to be, by its annotation.
+_CHECKS: Mapping[Any, Callable[[Any, str], Any]] = {
+    "Number": as_float, "Number | None": as_float, "Flag": as_bool, "str | Any": as_text, Number: as_float,
+    Flag: as_bool,
+}  # fmt: skip
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond floats
+        return False
+
+
+def _expected(what: str, value: Any, name: str) -> str:
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return (
+        f"config.json: {name} is {shown}, expected {what}"
+        if name
+        else (f"expected {what} in config.json, found {shown}")
+    )
 
 
 def _get(config: Mapping[str, Any], path: str) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
+from llmkit.architecture.activations import same_activation
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.keys import Flag, Number, as_bool
 from llmkit.architecture.kind import Kind, SlotKind, SlotShape, linear_slots, under
@@ -93,6 +94,10 @@ class GatedMLP(Kind):
     act: str | Any
     bias: Flag = False
 
+    def bind(self, config: Mapping[str, Any]) -> Self:
+        bound = super().bind(config)
+        return replace(bound, act=same_activation(bound.act))
+
     def slots(self) -> dict[str, SlotShape]:
         return {
             **linear_slots("gate", "ffn", "hidden", self.bias),
@@ -114,6 +119,10 @@ class PlainMLP(Kind):
 
     act: str | Any
     bias: Flag = True
+
+    def bind(self, config: Mapping[str, Any]) -> Self:
+        bound = super().bind(config)
+        return replace(bound, act=same_activation(bound.act))
 
     def slots(self) -> dict[str, SlotShape]:
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -14,6 +14,7 @@ from llmkit.architecture.kinds import Embedding, Head
 from llmkit.architecture.names import Fused, Names, NameTable
 from llmkit.architecture.sizes import Sizes
 from llmkit.architecture.slots import Part, Slot
+from llmkit.architecture.unread import Unread
 from llmkit.tensors.spec import TensorSpec
 
 __all__ = ["Model"]
@@ -31,6 +32,7 @@ class Model:
         final_norm: the norm before the head.
         head: the output head, with plain values.
         names: how the tensors are spelled and stored.
+        unread: what no kind read of the config.
     """
 
     family: str
@@ -40,6 +42,7 @@ class Model:
     final_norm: Kind
     head: Head
     names: Names
+    unread: Unread = field(default_factory=Unread)
 
     @property
     def is_tied(self) -> bool:

@@ -50,6 +50,8 @@ class Rope(Kind):
 
     def bind(self, config: Mapping[str, Any]) -> Self:
         bound = super().bind(config)
+        if as_float(bound.theta) <= 0:
+            raise SpecError(f"config.json: rope_theta is {bound.theta!r}, expected a number above 0")
         if isinstance(self.scaling, Key):
             params: Any = bound.scaling
             return dataclasses.replace(bound, scaling=scaling_of(params, config))

@@ -125,6 +125,10 @@ def scaling_of(params: Mapping[str, Any] | None, config: Mapping[str, Any]) -> S
         return DynamicNTK(get.number("factor"), _context(config, get))
     if name == "llama3":
         low, high = get.number("low_freq_factor"), get.number("high_freq_factor")
+        if low == high:
+            raise SpecError(
+                f"config.json: rope_scaling has low_freq_factor and high_freq_factor {low}: nothing between"
+            )
         return Llama3Scaling(get.number("factor"), low, high, _original_context(params, config, get))
     if name == "yarn":
         return _yarn(params, config, get)
@@ -145,8 +149,14 @@ class _Getter:
         return value
 
     def optional(self, key: str) -> float | None:
-        value = self.params.get(key)
-        return None if value is None else as_float(value)
+        """A positive number (a weight of zero, for the mscales, is none); None where the key is absent."""
+        stated = self.params.get(key)
+        if stated is None:
+            return None
+        value = as_float(stated, f"rope_scaling.{key}")
+        if value < 0 or (value == 0 and not key.startswith("mscale")):
+            raise SpecError(f"config.json: rope_scaling.{key} is {stated!r}, expected a number above 0")
+        return value
 
 
 def _long_rope(params: Mapping[str, Any], config: Mapping[str, Any], get: _Getter) -> LongRope:
@@ -155,7 +165,7 @@ def _long_rope(params: Mapping[str, Any], config: Mapping[str, Any], get: _Gette
         found = params.get(key)
         if not isinstance(found, list) or not found:
             raise SpecError(f"config.json: RoPE scaling {get.method!r} needs {key!r}, a list of numbers")
-        factors.append(tuple(as_float(x) for x in found))
+        factors.append(tuple(as_float(x, f"rope_scaling.{key}") for x in found))
     original = _original_context(params, config, get)
     stated = get.optional("attention_factor")
     ratio = get.optional("factor") or _context(config, get) / original
@@ -184,12 +194,19 @@ def _context(config: Mapping[str, Any], get: _Getter) -> int:
     value = config.get("max_position_embeddings")
     if value is None:
         raise SpecError(f"config.json: RoPE scaling {get.method!r} needs 'max_position_embeddings', which is absent")
-    return int(as_float(value))
+    return _positive(value, "max_position_embeddings")
+
+
+def _positive(value: Any, name: str) -> int:
+    number = int(as_float(value, name))
+    if number < 1:
+        raise SpecError(f"config.json: {name} is {value!r}, expected a positive whole number")
+    return number
 
 
 def _original_context(params: Mapping[str, Any], config: Mapping[str, Any], get: _Getter) -> int:
     # The top-level key wins over the nested one, as in transformers; without either the context counts as original.
     for value in (config.get("original_max_position_embeddings"), params.get("original_max_position_embeddings")):
         if value is not None:
-            return int(as_float(value))
+            return _positive(value, "original_max_position_embeddings")
     return _context(config, get)

@@ -74,17 +74,17 @@ def generate(
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.cli.conversation import read_conversation, show_prompt
+    from llmkit.decoder.doubts import doubts_of
     from llmkit.decoder.generate import Sampling, stream
     from llmkit.decoder.stopping import TextStream
     from llmkit.onnx.backend import load_backend
-    from llmkit.tokenization.agreement import compare_vocabulary
     from llmkit.tokenization.chat import encode_chat, ending_of, prompt_of
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     talk = read_conversation(prompt, system, messages)
     ckpt = open_checkpoint(model)
     tokenizer = load_tokenizer(ckpt)
-    if odd := compare_vocabulary(ckpt).warning:
+    for odd in doubts_of(ckpt, backend):
         out.warning(odd)
     is_chat = chat or prompt_format is not None or len(talk) > 1
     form = prompt_of(ckpt, tokenizer, prompt_format) if is_chat else Raw()

@@ -54,10 +54,10 @@ def perplexity(
 
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.tokenizer import load_tokenizer
+    from llmkit.decoder.doubts import doubts_of
     from llmkit.errors import InputError
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.onnx.backend import load_backend
-    from llmkit.tokenization.agreement import compare_vocabulary
 
     try:
         content = text.read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def perplexity(
     except UnicodeDecodeError as error:
         raise InputError(f"{text} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     ckpt = open_checkpoint(model)
-    if odd := compare_vocabulary(ckpt).warning:
+    for odd in doubts_of(ckpt, backend):
         out.warning(odd)
     ids = list(load_tokenizer(ckpt)(content, verbose=False)["input_ids"])
     decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider)

@@ -71,7 +71,8 @@ def load_decoder(
         streamed: one layer in memory at a time, read anew in each pass.
 
     Raises:
-        RequirementError: no plugin describes it, a kind has no torch reader, or the device is not there.
+        RequirementError: no plugin describes it, a kind has no torch reader, a key of the config that no kind reads
+            is known to change the numbers, or the device is not there.
         SpecError: the tensors do not fit the config.
     """
     import torch
@@ -83,6 +84,7 @@ def load_decoder(
     architecture = architecture or require(ckpt.config, ckpt.label)
     ckpt = dequantized(ckpt)
     model = architecture.bind(ckpt.config)
+    model.unread.raise_if_refused(ckpt.label)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
     with torch.inference_mode():
         weights = _Stored(model, ckpt.tensors, wanted, where)

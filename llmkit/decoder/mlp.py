@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from llmkit.architecture.activations import (
+    LAPLACE_DEVIATION,
+    LAPLACE_MEAN,
+    QUICK_GELU_SLOPE,
+    known_activation,
+)
 from llmkit.architecture.kinds import GatedMLP, Kind, PlainMLP
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.readers import Readers, Weights, reader_of
-from llmkit.errors import RequirementError
 
 if TYPE_CHECKING:
     import torch
@@ -34,22 +39,31 @@ def activation(name: str) -> Function:
     Raises:
         RequirementError: unknown name.
     """
+    import torch
     from torch.nn import functional
+
+    def approximate_gelu(x: torch.Tensor) -> torch.Tensor:
+        return functional.gelu(x, approximate="tanh")
 
     table: dict[str, Function] = {
         "silu": lambda x: functional.silu(x, inplace=True),
-        "swish": lambda x: functional.silu(x, inplace=True),
         "gelu": functional.gelu,
-        "gelu_fast": lambda x: functional.gelu(x, approximate="tanh"),
-        "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
-        "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+        "gelu_10": lambda x: functional.gelu(x).clamp_(-10, 10),
+        "gelu_pytorch_tanh": approximate_gelu,
+        "hardswish": lambda x: functional.hardswish(x, inplace=True),
+        "laplace": lambda x: 0.5 * (1 + torch.erf((x - LAPLACE_MEAN) / (LAPLACE_DEVIATION * 2**0.5))),
+        "leaky_relu": functional.leaky_relu_,
+        "linear": lambda x: x,
+        "mish": lambda x: functional.mish(x, inplace=True),
+        "quick_gelu": lambda x: x * torch.sigmoid(QUICK_GELU_SLOPE * x),
         "relu": functional.relu_,
+        "relu2": lambda x: functional.relu_(x).square_(),
+        "relu6": lambda x: functional.relu6(x, inplace=True),
+        "sigmoid": torch.sigmoid_,
+        "sqrtsoftplus": lambda x: functional.softplus(x).sqrt_(),
+        "tanh": torch.tanh_,
     }
-    if name not in table:
-        raise RequirementError(
-            f"the torch decoder does not know the activation {name!r}", hint=f"it knows {', '.join(table)}"
-        )
-    return table[name]
+    return table[known_activation(name)]
 
 
 def _gated(kind: GatedMLP, weights: Weights) -> Function:

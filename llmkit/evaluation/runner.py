@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
 from llmkit.evaluation.identity import describe_model, versions
@@ -151,7 +152,7 @@ def evaluate(
         tasks=scores,
         continuations=lm.continuations,
         samples=samples if log_samples else {},
-        warnings=(*ckpt.warnings, *_unfit(ckpt), *_warnings(prepared, lm, subjects)),
+        warnings=(*ckpt.warnings, *doubts_of(ckpt, lm.decoder.backend), *_warnings(prepared, lm, subjects)),
     )
 
 
@@ -211,13 +212,6 @@ def _prepare(bench: Bench, folder: str | Path | None, shots: int | None, subject
     local = find_data(bench, folder)
     chosen = bench.select(subjects, local.subjects)
     return _Prepared(bench, shots, {s: local.read(s, shots=shots) for s in chosen}, local)
-
-
-def _unfit(ckpt: Checkpoint) -> list[str]:
-    from llmkit.tokenization.agreement import compare_vocabulary
-
-    warning = compare_vocabulary(ckpt).warning
-    return [warning] if warning else []
 
 
 def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequence[str]) -> list[str]:

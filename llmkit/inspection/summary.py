@@ -169,9 +169,10 @@ def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str], l
         if architecture is None:
             return None, None, [], [f"no plugin describes {claimed}: names and shapes are not checked"]
         model = architecture.bind(floats.config)
+        refused, said = list(model.unread.refused), list(model.unread.warnings)
         if floats.layout == onnx_folder.NAME:
-            return model, None, [], []  # a graph leaves out what it does not need, and has tensors of its own
-        return model, model.check({name: t.spec for name, t in floats.tensors.items()}), [], []
+            return model, None, refused, said  # a graph leaves out what it does not need, and has tensors of its own
+        return model, model.check({name: t.spec for name, t in floats.tensors.items()}), refused, said
     except LlmkitError as error:
         return None, None, [error.message], []
 

@@ -122,6 +122,7 @@ def weights_for(
     """
     label = f"--to {name}"
     model = registry.require(config, label).bind(config)
+    model.unread.raise_if_refused(label)
     differs = difference(model, registry.require(described, label).bind(described))
     if differs is None:
         try:

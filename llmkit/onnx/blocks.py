@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from llmkit.architecture.activations import LAPLACE_DEVIATION, LAPLACE_MEAN, QUICK_GELU_SLOPE, known_activation
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Block, GatedMLP, Parallel, PlainMLP, PostNorm, PreNorm, Sandwich, SharedParallel
-from llmkit.errors import RequirementError
 from llmkit.onnx.attention import emit_attention
 from llmkit.onnx.context import GraphContext
 from llmkit.onnx.graph import CONTRIB, Graph
@@ -20,6 +20,21 @@ if TYPE_CHECKING:
     Branch = Callable[[Any], Any]
 
 __all__ = ["activation", "emit_layer"]
+
+_CONTRIBUTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "silu": ("QuickGelu", {"alpha": 1.0}),
+    "quick_gelu": ("QuickGelu", {"alpha": QUICK_GELU_SLOPE}),
+    "gelu_pytorch_tanh": ("FastGelu", {}),
+    "gelu": ("Gelu", {}),
+}
+_STANDARD: dict[str, tuple[str, dict[str, Any]]] = {
+    "hardswish": ("HardSwish", {}),
+    "leaky_relu": ("LeakyRelu", {"alpha": 0.01}),
+    "mish": ("Mish", {}),
+    "relu": ("Relu", {}),
+    "sigmoid": ("Sigmoid", {}),
+    "tanh": ("Tanh", {}),
+}
 
 
 def emit_layer(
@@ -49,17 +64,33 @@ def activation(graph: Graph, name: str, x: Any) -> Any:
     Raises:
         RequirementError: unknown name.
     """
-    if name in ("silu", "swish"):
-        return graph.op("QuickGelu", x, domain=CONTRIB, alpha=1.0)
-    if name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
-        return graph.op("FastGelu", x, domain=CONTRIB)
-    if name == "gelu":
-        return graph.op("Gelu", x, domain=CONTRIB)
-    if name == "relu":
-        return graph.op("Relu", x)
-    raise RequirementError(
-        f"the ONNX export does not know the activation {name!r}", hint="it knows silu, gelu, gelu_new and relu"
-    )
+    g, found = graph, known_activation(name)
+    if found in _CONTRIBUTED:
+        op, attributes = _CONTRIBUTED[found]
+        return g.op(op, x, domain=CONTRIB, **attributes)
+    if found in _STANDARD:
+        op, attributes = _STANDARD[found]
+        return g.op(op, x, **attributes)
+    match found:
+        case "linear":
+            return x
+        case "gelu_10":
+            return g.op("Clip", g.op("Gelu", x, domain=CONTRIB), _like(g, -10, x), _like(g, 10, x))
+        case "relu2":
+            positive = g.op("Relu", x)
+            return g.op("Mul", positive, positive)
+        case "relu6":
+            return g.op("Clip", x, _like(g, 0, x), _like(g, 6, x))
+        case "sqrtsoftplus":
+            return g.op("Sqrt", g.op("Softplus", x))
+    spread = _like(g, LAPLACE_DEVIATION * 2**0.5, x)
+    erf = g.op("Erf", g.op("Div", g.op("Sub", x, _like(g, LAPLACE_MEAN, x)), spread))
+    return g.op("Mul", g.op("Add", erf, _like(g, 1, x)), _like(g, 0.5, x))
+
+
+def _like(g: Graph, number: float, x: Any) -> Any:
+    """A scalar in the element type of `x`."""
+    return g.op("CastLike", g.number(number), x)
 
 
 def _gated(kind: GatedMLP, weights: GraphWeights, x: Any) -> Any:

@@ -114,6 +114,7 @@ def export(
         | ({"kv_cache_dtype": kv_cache_dtype} if kv_cache_dtype is not None else {})
         | rounding.attrs(),
         notes=notes,
+        warnings=model.unread.warnings,
         container=OnnxFiles(graph, linked, sources),
     )
 
@@ -134,6 +135,7 @@ def _prepared(
     _refuse_unknown("--provider", provider, PROVIDERS)
     ckpt = reading.dequantized(ckpt)
     model = registry.require(dict(ckpt.config), ckpt.label).bind(dict(ckpt.config))
+    model.unread.raise_if_refused(ckpt.label)
     _refuse_changed(ckpt, model)
     report = model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()})
     report.raise_if_bad(ckpt.label)

@@ -7,7 +7,7 @@ makes the eps of later norms larger: that is all of it here.
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Embedding, Head, LayerNorm, PerLayer
 from llmkit.architecture.names import Names
@@ -17,10 +17,11 @@ from llmkit_plugins.rwkv.mix import TimeAndChannelMix
 from llmkit_plugins.rwkv.pth import PTH
 
 
-def _norm(config: Mapping[str, Any], layer: int) -> LayerNorm:
-    """norm(x / 2^n; eps) = norm(x; 4^n eps)."""
+def _norm(config: Mapping[str, Any], layer: int, eps: float | None = None) -> LayerNorm:
+    """norm(x / 2^n; eps) = norm(x; 4^n eps). The last norm has torch's own eps, whatever the config says."""
     every = int(config.get("rescale_every") or 0)
-    return LayerNorm(eps=float(config.get("layer_norm_epsilon", 1e-5)) * 4 ** (layer // every if every else 0))
+    stated = float(config.get("layer_norm_epsilon", 1e-5)) if eps is None else eps
+    return LayerNorm(eps=stated * 4 ** (layer // every if every else 0))
 
 
 def _ffn(config: Mapping[str, Any]) -> Any:
@@ -38,14 +39,17 @@ ARCHITECTURE = Architecture(
         hidden="hidden_size",
         layers="num_hidden_layers",
         heads=Key((), 1),
+        kv_heads=DERIVED,
+        head_dim=DERIVED,
         ffn=Computed(_ffn),
         vocab="vocab_size",
         context=Key("context_length", None),
-        extra={"mixed": Computed(lambda c: c.get("attention_hidden_size") or c["hidden_size"])},
     ),
     embedding=Embedding(norm=Computed(lambda config: _norm(config, 0))),
     block=PerLayer(lambda config, i: TimeAndChannelMix(_norm(config, i))),
-    final_norm=Computed(lambda config: _norm(config, int(config["num_hidden_layers"]))),
+    final_norm=Computed(lambda config: _norm(config, int(config["num_hidden_layers"]), 1e-5)),
+    unused=("is_causal",),
+    fixed={"attention_hidden_size": Key("hidden_size")},  # another runs in transformers, without its cache
     head=Head(tied=Key("tie_word_embeddings", False)),
     originals=(PTH,),
     names=Names(

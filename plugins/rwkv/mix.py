@@ -30,9 +30,9 @@ class TimeAndChannelMix(Kind):
         mixes = {"attn": ("key", "value", "receptance"), "mlp": ("key", "receptance")}
         for part, names in mixes.items():
             slots |= {f"{part}.mix_{name}": SlotShape(("1", "1", "hidden"), "parameter") for name in names}
-        slots |= {f"attn.{name}": SlotShape(("mixed",), "parameter") for name in ("decay", "first")}
-        linears = {"attn.k": ("mixed", "hidden"), "attn.v": ("mixed", "hidden"), "attn.r": ("mixed", "hidden"),
-                   "attn.o": ("hidden", "mixed"), "mlp.key": ("ffn", "hidden"), "mlp.value": ("hidden", "ffn"),
+        slots |= {f"attn.{name}": SlotShape(("hidden",), "parameter") for name in ("decay", "first")}
+        linears = {"attn.k": ("hidden", "hidden"), "attn.v": ("hidden", "hidden"), "attn.r": ("hidden", "hidden"),
+                   "attn.o": ("hidden", "hidden"), "mlp.key": ("ffn", "hidden"), "mlp.value": ("hidden", "ffn"),
                    "mlp.receptance": ("hidden", "hidden")}  # fmt: skip
         for name, (out, inside) in linears.items():
             slots |= linear_slots(name, out, inside, False)

@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from llmkit.architecture.activations import ACTIVATIONS, same_activation
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import GatedMLP, RMSNorm, Rope
 from llmkit.architecture.scaling import (
@@ -108,8 +109,11 @@ def test_what_the_reader_does_not_know_is_refused_by_name():
     with pytest.raises(RequirementError, match="RoPE scaling 'spiral'") as caught:
         frequencies(1e4, 32, UnknownScaling("spiral"))
     assert "longrope and yarn" in caught.value.hint
-    with pytest.raises(RequirementError, match="activation 'mish'"):
-        activation("mish")
+    with pytest.raises(RequirementError, match="no activation is called 'gelu_nwe'") as caught:
+        activation("gelu_nwe")
+    assert caught.value.hint == "did you mean 'gelu_new'?"
+    with pytest.raises(RequirementError, match="'xielu' has weights of its own"):
+        activation("xielu")
 
 
 def test_a_kind_without_a_reader_is_refused_and_a_plugins_own_reader_is_used():
@@ -141,9 +145,26 @@ def test_binding_reads_keys_strings_and_constants():
         GatedMLP("silu", bias="mlp_bias").bind({"mlp_bias": "yes"}).slots()
 
 
-@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
-def test_activations_equal_transformers(name):
-    from transformers.activations import ACT2FN
+WITH_WEIGHTS = {"prelu", "xielu"}
 
-    x = torch.linspace(-5, 5, 101)
-    assert torch.allclose(activation(name)(x.clone()), ACT2FN[name](x), atol=1e-6)
+
+@pytest.mark.parametrize("name", sorted(transformers.activations.ACT2FN.keys() - WITH_WEIGHTS))
+def test_activations_equal_transformers(name):
+    x = torch.linspace(-15, 15, 301)
+    wanted = transformers.activations.ACT2FN[name](x)
+    assert torch.allclose(activation(name)(x.clone()), wanted, atol=1e-6)
+    assert GatedMLP(name).bind({}) == GatedMLP(same_activation(name)).bind({})
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_of_graphs_equal_transformers(name):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+    from llmkit.onnx.blocks import activation as emit
+    from llmkit.onnx.graph import Graph
+
+    graph = Graph("activation")
+    x = torch.linspace(-15, 15, 301)
+    made = emit(graph, name, graph.input("x", "FLOAT", (301,)))
+    graph.output(graph.op("Identity", made), "y", "FLOAT", (301,))
+    (found,) = onnxruntime.InferenceSession(graph.model().SerializeToString()).run(None, {"x": x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), transformers.activations.ACT2FN[name](x), atol=2e-6)

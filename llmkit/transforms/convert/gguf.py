@@ -64,6 +64,8 @@ def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = No
             hint="--to hf or --to bin holds any",
         )
     model, notes = architecture.bind(config), []
+    model.unread.raise_if_refused(ckpt.label)
+    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
     why = family.refuses(model) if family.refuses is not None else None
     if why is not None:
         raise RequirementError(f"llama.cpp cannot run this {architecture.name} model: {why}", hint="--to hf holds any")
@@ -95,7 +97,7 @@ def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = No
         files={n: content for n, content in ckpt.files.items() if n in _KEPT_FILES},
         container=GgufContainer(name, metadata, types),
         notes=[*notes, f"{name}: {len(stored)} tensors, matrices as {kind}, vectors as F32"],
-        warnings=[*warnings, *more],
+        warnings=[*model.unread.warnings, *warnings, *more],
     )
 
 

@@ -43,6 +43,7 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
     ckpt = reading.dequantized(ckpt)
     config = source.equivalents[name](dict(ckpt.config))
     model = source.bind(dict(ckpt.config))
+    model.unread.raise_if_refused(ckpt.label)
     target = registry.require(config, ckpt.label).bind(config)
     plain = replace(model, head=replace(model.head, normalized=target.head.normalized))
     if (differs := difference(plain, target)) is not None:
@@ -58,7 +59,13 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
     if target.is_tied:
         weights.pop("head.weight", None)
     files, more = tokenizer_without_code(ckpt)
-    return ckpt.derive(tensors=tensors_of(weights, target), config=config, files=files, notes=[*notes, *more])
+    return ckpt.derive(
+        tensors=tensors_of(weights, target),
+        config=config,
+        files=files,
+        notes=[*notes, *more],
+        warnings=model.unread.warnings,
+    )
 
 
 def _pairs(model: Model) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.torch_zip import TorchFiles
@@ -54,11 +55,17 @@ def _foreign(write: Callable[..., Written]) -> Write:
 
     def changed(ckpt: Checkpoint, **options: Any) -> Checkpoint:
         written = write(ckpt.tensors, ckpt.config, **options)
+        unread = registry.require(ckpt.config, ckpt.label).bind(ckpt.config).unread
         config = (json.dumps(dict(ckpt.config), indent=2, ensure_ascii=False) + "\n").encode()
         files = {**ckpt.files, "config.json": FileContent(data=config)}
         files |= {name: FileContent(data=data) for name, data in written.files.items()}
         return ckpt.derive(
-            tensors=written.tensors, config={}, files=files, container=written.container, notes=written.notes
+            tensors=written.tensors,
+            config={},
+            files=files,
+            container=written.container,
+            notes=written.notes,
+            warnings=unread.warnings,
         )
 
     return changed

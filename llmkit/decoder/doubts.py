@@ -1,0 +1,21 @@
+"""What makes it doubtful that a model computes what its makers meant; said before its text or its scores."""
+
+from __future__ import annotations
+
+from llmkit.architecture.registry import find
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.tokenization.agreement import compare_vocabulary
+
+__all__ = ["doubts_of"]
+
+
+def doubts_of(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
+    """Tokens without rows, and keys of the config that nothing reads (transformers reads its own).
+
+    Raises:
+        SpecError: the config cannot be bound.
+    """
+    odd = compare_vocabulary(ckpt).warning
+    found = [odd] if odd else []
+    architecture = find(ckpt.config) if backend != "transformers" else None
+    return [*found, *architecture.bind(ckpt.config).unread.warnings] if architecture is not None else found

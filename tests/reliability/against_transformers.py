@@ -1,0 +1,125 @@
+"""One config, two computations: transformers' class of a model written to a folder, and llmkit's decoder of it.
+
+Weights follow from the seed, the tensor's name and its shape, so that two configs of the same sizes have the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.registry import default_registry, require
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.decoder.contract import one_thread
+from llmkit.decoder.foreign import quiet_transformers
+from llmkit.decoder.load import load_decoder
+from llmkit.errors import LlmkitError
+
+__all__ = ["PLUGINS", "Outcome", "Theirs", "described", "quietly", "their_model", "try_ours"]
+
+PLUGINS: dict[str, Architecture] = {
+    p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin
+}
+TOLERANCE = 2e-5  # relative to the largest logit; both sides compute in float32, in another order
+N_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """Transformers' model of one config: its logits, and the tensors that it would save."""
+
+    logits: torch.Tensor
+    tensors: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What llmkit made of it: the difference of logits, a refusal, or what was said beside the logits."""
+
+    difference: float | None = None
+    refusal: str | None = None
+    said: tuple[str, ...] = ()
+
+    @property
+    def is_equal(self) -> bool:
+        return self.difference is not None and self.difference <= TOLERANCE
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """One thread (models are small), nothing on the terminal."""
+    with one_thread(), quiet_transformers():
+        yield
+
+
+def described(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config in the words of a class of transformers; None where there is none for the family."""
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    if architecture.reference_config is not None:
+        config = dict(architecture.reference_config(config))
+    return dict(config) if config.get("model_type") in known else None
+
+
+def ids_of(vocab: int) -> torch.Tensor:
+    """Token ids [2, N_TOKENS]."""
+    return torch.randint(3, vocab, (2, N_TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def their_model(config: Mapping[str, Any], attention: str = "eager", seed: int = 0) -> Theirs:
+    """Transformers' model with seeded weights in which every part matters; whatever it raises is its own refusal."""
+    made = transformers.AutoConfig.for_model(**json.loads(json.dumps(dict(config))))
+    name = (config.get("architectures") or [None])[0]
+    maker = getattr(transformers, name)._from_config if name else transformers.AutoModelForCausalLM.from_config
+    model = maker(made, attn_implementation=attention).eval().float()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name} {tuple(weight.shape)}".encode()))
+            data = torch.randn(weight.shape, generator=generator)
+            if "norm" in name or "ln_" in name or ".ln" in name:
+                weight.copy_(0.3 * data if name.endswith("bias") else 1 + 0.2 * data)
+            else:
+                weight.copy_(data * (0.3 if name.endswith("bias") else weight.shape[-1] ** -0.5))
+    stored = _saved(model)  # before the first pass, in which some classes change their weights
+    with torch.inference_mode():
+        logits = model(ids_of(int(model.get_input_embeddings().weight.shape[0])), use_cache=False).logits.float()
+    return Theirs(logits, stored)
+
+
+def _saved(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors as `save_pretrained` names and chooses them."""
+    import tempfile
+
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(Path(folder) / "model.safetensors")
+
+
+def try_ours(theirs: Theirs, config: Mapping[str, Any], folder: Path) -> Outcome:
+    """Write the folder as a user would have it, and compute its logits with llmkit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(theirs.tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    try:
+        ckpt = open_checkpoint(folder)
+        said = require(ckpt.config, ckpt.label).bind(ckpt.config).unread.warnings
+        found = load_decoder(ckpt)(ids_of(theirs.logits.shape[-1])).float()
+    except LlmkitError as error:
+        return Outcome(refusal=error.message)
+    except Exception as error:  # noqa: BLE001 - a crash is the worst of differences
+        return Outcome(difference=float("inf"), said=(f"{type(error).__name__}: {error}",))
+    if found.shape != theirs.logits.shape:
+        return Outcome(difference=float("inf"), said=said)
+    scale = max(1.0, float(theirs.logits.abs().max()))
+    return Outcome(difference=float((found - theirs.logits).abs().max()) / scale, said=said)

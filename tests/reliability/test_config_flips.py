@@ -1,0 +1,34 @@
+"""No key of a config changes what transformers computes without llmkit computing it, refusing it, or naming it."""
+
+from __future__ import annotations
+
+import pytest
+
+from reliability.config_flips import FAMILIES, check_family
+
+# Refused although transformers computes the same: its class does not look at what the config says.
+DOUBTFUL = {("gpt_neox", "rope_theta"), ("gpt_neox", "partial_rotary_factor")}
+ODD = "rotary positions would turn"  # an odd number of dims
+
+
+def is_right(name, flip):
+    if flip.verdict == "refused needlessly":
+        return (name, flip.path) in DOUBTFUL or ODD in flip.outcome.refusal
+    return flip.verdict != "WRONG"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_key_of_a_family(name):
+    flips = list(check_family(name))
+    assert [f for f in flips if not is_right(name, f)] == []
+    assert sum(f.changes for f in flips) >= 8, "too few keys that matter: the check itself is broken"
+
+
+def test_a_key_that_is_not_read_is_found(monkeypatch):
+    """The check finds an ignored key: here llmkit's own refusal of it is taken away."""
+    monkeypatch.setattr("llmkit.architecture.unread._FIXED", {})
+    monkeypatch.setattr("llmkit.architecture.unread._HARMLESS", ("*",))
+    monkeypatch.setattr("reliability.config_flips.flips_of", lambda config, **_: iter([("is_causal", False)]))
+    found = next(f for f in check_family("llama") if f.path)
+    assert (found.verdict, found.changes) == ("WRONG", True)
