@@ -240,8 +240,8 @@ def _check_parts(label: str, module: str, parts: Mapping[str, Lazy]) -> None:
 
 
 def _rank_warnings(label: str, config: Mapping[str, Any], kind: str, ranks: Mapping[str, int]) -> list[str]:
-    if kind in ("ADALORA", "LOKR"):
-        return []  # pruned ranks are lists, and factors may be stored whole
+    if kind in ("ADALORA", "LOKR") or config.get("target_parameters"):
+        return []  # pruned ranks are lists, factors may be stored whole, and A of a stack has the ranks of all experts
     wrong = {m: r for m, r in ranks.items() if rules.rank_of(config, m) not in (None, r)}
     if not wrong:
         return []

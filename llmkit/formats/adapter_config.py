@@ -49,7 +49,6 @@ _UNMERGEABLE = {
     "monteclora_config": ("MonteCLoRA", "its update is a distribution, sampled at each step"),
     "kasa_config": ("KaSA", "it was trained on a truncated base and has a diagonal between A and B"),
     "use_bdlora": ("BD-LoRA", "its factors are block-diagonal and not laid out as A and B"),
-    "target_parameters": ("LoRA on bare parameters (target_parameters)", "the order of their axes is not in the file"),
 }  # fmt: skip
 
 
@@ -93,9 +92,8 @@ def refuse_unmergeable(config: Mapping[str, Any], label: str, *, force: bool) ->
         if config.get(key):
             raise RequirementError(
                 f"{label}: {name} cannot be merged into the weights of the base: {reason}",
-                hint="run it with peft; no merged model can compute the same" if key != "target_parameters"
-                else "merge it with peft (merge_and_unload), then use the merged folder",
-            )  # fmt: skip
+                hint="run it with peft; no merged model can compute the same",
+            )
     method = str(config.get("init_lora_weights", "")).lower()
     if method.startswith(_MUTATING):
         text = (

@@ -135,7 +135,6 @@ def test_tensors_that_are_no_adapter_are_an_error(tmp_path):
         ({"use_qalora": True}, "QA-LoRA cannot"),
         ({"monteclora_config": {}} | {"monteclora_config": {"num_samples": 4}}, "MonteCLoRA cannot"),
         ({"kasa_config": {"beta": 1}}, "KaSA cannot"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
         ({"peft_type": "VERA"}, "adapters of type VERA are not merged"),
         ({"peft_type": "OFT"}, "OFT"),
         ({"peft_type": "BOFT"}, "BOFT"),

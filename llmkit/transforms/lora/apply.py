@@ -18,6 +18,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
 from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
 from llmkit.transforms.lora.names import Paths, find_ends
+from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, wrapped
 from llmkit.transforms.lora.spelling import in_base_names
 from llmkit.transforms.lora.vocabulary import plan_vocabulary
 
@@ -78,7 +79,7 @@ class Application:
         self._replace(skipped)
         changed = 0
         for module, parts in self.adapter.modules.items():
-            if module not in skipped:
+            if module not in skipped and module == wrapped(module):  # wrappers of parameters go with their module
                 self._update(module, parts)
                 changed += 1
         for module, (ids, rows) in self.adapter.tokens.items():
@@ -233,6 +234,11 @@ class Application:
     def _update(self, module: str, parts: Mapping[str, Lazy]) -> None:
         name = f"{self._paths.module(module)}.weight"
         weight = self.tensors.get(name)
+        bare = targets_of(self.adapter.config, module) if "lora_A" in parts else []
+        if "weight" in bare or (bare and weight is None):
+            for update in parameter_updates(self.adapter, self.tensors, module, self._paths.module(module)):
+                self._update_parameter(update)
+            return
         if weight is None:
             raise self._paths.missing(self.adapter.label, module, listing(parts, 3))
         if weight.dtype not in _FLOATS:
@@ -240,6 +246,20 @@ class Application:
         observe = self.meter.observer(self.prefix + name, weight.node.n_rows) if self.meter is not None else None
         self.tensors[name] = self._updated(module, name, weight, parts, observe)
         self._update_bias(module, name.removesuffix("weight") + "bias", parts)
+
+    def _update_parameter(self, update: Update) -> None:
+        name, weight = update.name, self.tensors[update.name]
+        dtype, scale = self._final(name, weight), update.scale * self.factor
+        observe = self.meter.observer(self.prefix + name, weight.node.n_rows) if self.meter is not None else None
+        if len(weight.shape) == 3:
+            changed = arithmetic.add_experts(
+                weight, update.left, update.right, scale, dtype, name=name, observe=observe
+            )
+        else:
+            changed = arithmetic.add_low_rank(
+                weight, update.left, update.right, scale, dtype, name=name, rounds_update=True, observe=observe
+            )
+        self.tensors[name] = changed
 
     def _updated(
         self, module: str, name: str, weight: Lazy, parts: Mapping[str, Lazy], observe: Observe | None

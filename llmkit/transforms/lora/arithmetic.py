@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLOCK_ROWS",
+    "add_experts",
     "add_hadamard",
     "add_kronecker",
     "add_low_rank",
@@ -142,6 +143,22 @@ def add_low_rank(
         return _in_blocks(w, dtype, one, name, observe)
 
     return _node("dora", operands, per, rescale, weight.spec.with_dtype(dtype), attrs | {"by_column": by_column})
+
+
+def add_experts(
+    weight: Lazy, left: Lazy, right: Lazy, scale: float, dtype: DType, *, name: str, observe: Observe | None = None
+) -> Lazy:
+    """W[e] + scale * left[e] @ right[e] of stacked matrices, each update cast to the dtype of the weight first."""
+
+    def fn(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
+            return block + ((a[rows] @ b[rows]) * scale).to(dtype.torch).float()
+
+        return _in_blocks(w, dtype, one, name, observe, step=1)
+
+    operands = [weight, left.cast(_F32), right.cast(_F32)]
+    spec = weight.spec.with_dtype(dtype)
+    return Apply("lora", operands, spec, fn, {"scale": scale}, row_step=1, scratch=3.0).output()
 
 
 def add_hadamard(

@@ -134,6 +134,8 @@ def _checked(
             reason = "DoRA rescales each row, which no sum of updates does"
         elif odd:
             reason = f"it holds {listing(sorted(odd))}"
+        elif adapter.config.get("target_parameters"):
+            reason = "it changes bare parameters (target_parameters)"
         elif adapter.tokens:
             reason = "it replaces rows of trained tokens"
         if reason:
