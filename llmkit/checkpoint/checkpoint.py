@@ -32,11 +32,16 @@ _PASS_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """A small file that belongs to a checkpoint: on disk, new bytes made by a transform, or made when they are read."""
+    """A small file that belongs to a checkpoint: on disk, new bytes made by a transform, or made when they are read.
+
+    Attributes:
+        check: what is to be said of the bytes before they are written, where something is (a warning of the plan).
+    """
 
     path: Path | None = None
     data: bytes | None = None
     make: Callable[[], bytes] | None = None
+    check: Callable[[bytes], str | None] | None = None
 
     def read(self) -> bytes:
         """The bytes."""

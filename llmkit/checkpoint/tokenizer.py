@@ -34,6 +34,9 @@ def load_tokenizer(ckpt: Checkpoint) -> Any:
             hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",
         )
     settings = tokenizer_settings(files, ckpt.label)
+    made = _from_pieces(files, settings, ckpt.label)
+    if made is not None:
+        return made
     if not any(name in files for name in _PLAIN_NAMES):
         made = _from_published_file(ckpt, files, settings)
         if made is not None:
@@ -108,6 +111,22 @@ def _from_published_file(ckpt: Checkpoint, files: Mapping[str, FileContent], set
         return None
     data = {name: files[name].read() for name in (kind.file, "added_tokens.json") if name in files}
     return build_tokenizer(kind, data, settings, ckpt.config, ckpt.label)
+
+
+def _from_pieces(files: Mapping[str, FileContent], settings: Mapping[str, Any], label: str) -> Any:
+    """The tokenizer of a GGUF file's scored pieces, or None where SentencePiece cannot read them, or there are none.
+
+    There tokenizer.model and tokenizer.json are both made from the file; the former is exact.
+    """
+    pieces = files.get("tokenizer.model")
+    if pieces is None or pieces.make is None:
+        return None
+    from llmkit.tokenization.pieces_tokenizer import tokenizer_of_pieces
+
+    try:
+        return tokenizer_of_pieces(pieces.read(), settings, label)
+    except InputError:
+        return None  # two pieces of one text, an empty one: tokenizer.json bears them
 
 
 def _from_folder(folder: Path, label: str, settings: Mapping[str, Any]) -> Any:

@@ -181,6 +181,8 @@ def make_plan(
     if checkpoint.config:
         small["config.json"] = _json(dict(checkpoint.config))
     small |= {name: content.read() for name, content in checkpoint.files.items()}
+    checked = ((content.check, name) for name, content in checkpoint.files.items())
+    said = tuple(text for check, name in checked if check is not None and (text := check(small[name])) is not None)
     small |= layout.small_files
     if is_file:
         left = f" ({', '.join(small)} do not go along)" if small else ""
@@ -193,7 +195,7 @@ def make_plan(
         _steps(checkpoint, layout.files),
         small,
         checkpoint.notes + notes,
-        checkpoint.warnings + warnings,
+        checkpoint.warnings + warnings + said,
         layout.links,
         is_file,
     )

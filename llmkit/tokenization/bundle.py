@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from llmkit.architecture.tokenizers import SentencePieceFile
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent, open_checkpoint
 from llmkit.errors import InputError, RequirementError
+from llmkit.formats.folder import is_weight_file
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks, serialize_ranks
 
-__all__ = ["TokenizerFiles", "json_file", "read_tokenizer"]
+__all__ = ["TokenizerFiles", "json_file", "read_tokenizer", "tokenizer_contents"]
 
-_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "ice_text.model")
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "ice_text.model", "sp.model")
+_GGUF = b"GGUF"
 _TIKTOKEN = ("tokenizer.model", "qwen.tiktoken", "vocab.tiktoken")
 
 
@@ -191,6 +194,37 @@ def read_tokenizer(label: str, files: Mapping[str, FileContent]) -> TokenizerFil
         label, files, sp_name, sp, fast, ranks_name, ranks,
         _object(label, files, "tokenizer_config.json"), _object(label, files, "added_tokens.json"),
     )  # fmt: skip
+
+
+def tokenizer_contents(path: Path) -> dict[str, FileContent]:
+    """The tokenizer files at a path, by name; empty where there are none.
+
+    Args:
+        path: a folder, a weight file that carries a vocabulary (GGUF) or lies beside one, or a tokenizer file, which
+            gets the name of its kind.
+
+    Raises:
+        InputError: the path, or weights that might carry a vocabulary, cannot be read.
+    """
+    if path.is_dir():
+        names = {*TOKENIZER_FILES, *_SENTENCEPIECE}
+        inside = sorted(p for p in path.iterdir() if p.is_file())
+        files = {p.name: FileContent(path=p) for p in inside if p.name in names}
+        if _has_vocabulary(files) or not any(is_weight_file(p.name) for p in inside):
+            return files
+        return dict(open_checkpoint(path).files)
+    content = FileContent(path=path)
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head.startswith(_GGUF) or is_weight_file(path.name):
+        return dict(open_checkpoint(path).files)
+    is_json, is_ranks = head.lstrip()[:1] == b"{", looks_like_ranks(head)
+    return {"tokenizer.json" if is_json else "vocab.tiktoken" if is_ranks else "tokenizer.model": content}
+
+
+def _has_vocabulary(files: Collection[str]) -> bool:
+    """Whether one of the files is a vocabulary that can be read as tokens."""
+    return any(name in files for name in ("tokenizer.json", *_SENTENCEPIECE, *_TIKTOKEN))
 
 
 def _object(label: str, files: Mapping[str, FileContent], name: str) -> dict[str, Any] | None:

@@ -6,18 +6,21 @@ The large files are made when somebody reads them: opening a model does not pay 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import FileContent
 from llmkit.errors import InputError
 from llmkit.tokenization.bpe import implied_merges
+from llmkit.tokenization.fast import FastTokenizer
+from llmkit.tokenization.parity import compare, tied_texts
+from llmkit.tokenization.pieces_tokenizer import ADDED_SCORE, tokenizer_of_pieces
 from llmkit.tokenization.pretokenizers import pre_tokenizer_of
 from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind
 from llmkit.tokenization.wire import encode_field
 
-__all__ = ["tokenizer_files"]
+__all__ = ["reader_of", "tokenizer_files"]
 
 _WHOLE = (PieceKind.CONTROL, PieceKind.USER_DEFINED)
 # tokenizer.ggml.model -> what it is; named by GGUF after the first model of each kind.
@@ -45,11 +48,29 @@ def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> d
         return {}
     vocabulary = _Vocabulary(metadata)
     make = vocabulary.sentencepiece_json if vocabulary.is_sentencepiece else vocabulary.byte_level_json
-    files = {"tokenizer.json": FileContent(make=make)}
+    settings = vocabulary.config(config)
+    check = vocabulary.difference if vocabulary.is_sentencepiece else None
+    files = {"tokenizer.json": FileContent(make=make, check=check)}
     if vocabulary.is_sentencepiece:
         files["tokenizer.model"] = FileContent(make=vocabulary.sentencepiece_model)
-    files["tokenizer_config.json"] = FileContent(data=_json(vocabulary.config(config)))
+    files["tokenizer_config.json"] = FileContent(data=_json(settings))
     return files
+
+
+def reader_of(metadata: Mapping[str, Any], *, with_special: bool = True) -> Callable[[str], list[int]]:
+    """What an engine makes of the vocabulary: text -> ids, without bos and eos.
+
+    Args:
+        with_special: special and added tokens are looked for in text; byte-level ones always are.
+
+    Raises:
+        InputError: SentencePiece or the tokenizers library cannot read it.
+    """
+    vocabulary = _Vocabulary(metadata)
+    if vocabulary.is_sentencepiece:
+        return vocabulary.exact(with_special=with_special)
+    made = FastTokenizer.parse(vocabulary.byte_level_json(), "the GGUF vocabulary")
+    return FastTokenizer({**made.data, "normalizer": None}).encoder()  # llama.cpp normalizes no text
 
 
 def _json(data: Any) -> bytes:
@@ -124,7 +145,7 @@ class _Vocabulary:
             text: score
             for text, score, kind in zip(self.tokens, self.scores, self.types, strict=True)
             # Tokens that were added to a model have this score, and no merge makes them.
-            if kind == PieceKind.NORMAL or (kind == PieceKind.USER_DEFINED and score > -1000)
+            if kind == PieceKind.NORMAL or (kind == PieceKind.USER_DEFINED and score > ADDED_SCORE)
         }
         characters = {c for text in scores for c in text}
         vocab = self._vocab()
@@ -141,6 +162,25 @@ class _Vocabulary:
         normalizer = {"type": "Sequence", "normalizers": [*steps, replace]}
         return self._document(normalizer, None, None, {"type": "Sequence", "decoders": decoders}, model)
 
+    def exact(self, *, with_special: bool = True) -> Callable[[str], list[int]]:
+        """The encoder of the pieces."""
+        tokenizer = tokenizer_of_pieces(self.sentencepiece_model(), self.config({}), "the GGUF vocabulary")
+        if not with_special:
+            return tokenizer.codec.encode
+        return lambda text: tokenizer.encode(text, False, split_special_tokens=False)
+
+    def difference(self, made: bytes) -> str | None:
+        """What the tokenizer.json of these pieces cuts otherwise than they."""
+        scores = {t: s for t, s, k in zip(self.tokens, self.scores, self.types, strict=True) if k == PieceKind.NORMAL}
+        name = "tokenizer.json, made from the vocabulary of the GGUF file"
+        try:
+            found = compare(self.exact(), FastTokenizer.parse(made, name).encoder(), more=tied_texts(scores))
+        except InputError as error:
+            return f"{name}, could not be compared with it: {error.message}"
+        if found is None:
+            return None
+        return f"{name}: {found}; where the ids matter, read tokenizer.model with sentencepiece: that is exact"
+
     def _vocab(self) -> dict[str, int]:
         vocab: dict[str, int] = {}
         for i, (text, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
@@ -152,9 +192,15 @@ class _Vocabulary:
         whole = {i: text for i, text in enumerate(self.tokens) if self.types[i] in _WHOLE}
         if self.is_sentencepiece and (unknown := self._get("unknown_token_id")) is not None and self.token("unknown"):
             whole[unknown] = self.tokens[unknown]
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        flags = {"single_word": False, "lstrip": False, "rstrip": False}
         is_plain = [kind == PieceKind.USER_DEFINED for kind in self.types]
-        return [{"id": i, "content": text, **flags, "special": not is_plain[i]} for i, text in sorted(whole.items())]
+        # Looked for in normalized text, a run of spaces is found where the text has space marks, too; not where
+        # normalizing puts a space before the token itself.
+        is_late = self.is_sentencepiece and not self.adds_space
+        return [
+            {"id": i, "content": text, **flags, "normalized": is_plain[i] and is_late, "special": not is_plain[i]}
+            for i, text in sorted(whole.items())
+        ]
 
     def _document(
         self,
@@ -201,8 +247,9 @@ class _Vocabulary:
         known = {int(kind) for kind in PieceKind}
         kinds = [PieceKind(kind) if kind in known else PieceKind.NORMAL for kind in self.types]
         unknown = self._get("unknown_token_id", 0)
+        # User-defined pieces are stored with plain spaces.
         pieces = b"".join(
-            Piece(text, score, PieceKind.UNKNOWN if i == unknown else kind).encoded()
+            Piece(text.replace(" ", SPACE), score, PieceKind.UNKNOWN if i == unknown else kind).encoded()
             for i, (text, score, kind) in enumerate(zip(self.tokens, self.scores, kinds, strict=True))
         )
         # TrainerSpec: model_type BPE, vocab_size, byte_fallback, ids; NormalizerSpec: identity, spaces kept.

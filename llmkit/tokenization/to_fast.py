@@ -13,8 +13,10 @@ from typing import Any
 from llmkit.architecture.tokenizers import SentencePieceFile, TiktokenFile, TokenizerKind
 from llmkit.checkpoint.checkpoint import FileContent
 from llmkit.tokenization.bpe import implied_merges
-from llmkit.tokenization.file_codecs import RanksCodec
+from llmkit.tokenization.fast import FastTokenizer
+from llmkit.tokenization.file_codecs import RanksCodec, SentencePieceCodec
 from llmkit.tokenization.file_tokenizer import FileTokenizer
+from llmkit.tokenization.parity import compare, tied_texts
 from llmkit.tokenization.published import build_tokenizer, token_name
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
 from llmkit.tokenization.wire import read_fields
@@ -57,8 +59,21 @@ def fast_files(
         "clean_up_tokenization_spaces": False,
     }
 
+    read = {n: files[n].read() for n in (kind.file, "added_tokens.json") if n in files}
+
+    def check(made: bytes) -> str | None:
+        tokenizer = build_tokenizer(kind, read, settings, config, label)
+        more = []
+        if isinstance(tokenizer.codec, SentencePieceCodec):
+            more = tied_texts(SentencePieceModel.parse(read[kind.file], label).scores)
+        found = compare(
+            lambda text: tokenizer.encode(text, False, split_special_tokens=False),
+            FastTokenizer.parse(made, "tokenizer.json").encoder(),
+            more=[*more, *(f"a{t}b" for t in tokenizer.specials), *(f"a{t} b" for t in tokenizer.words)],
+        )
+        return None if found is None else f"tokenizer.json, made from {kind.file}, which is exact: {found}"
+
     def make() -> bytes:
-        read = {n: files[n].read() for n in (kind.file, "added_tokens.json") if n in files}
         tokenizer = build_tokenizer(kind, read, settings, config, label)
         if isinstance(tokenizer.codec, RanksCodec):
             document = json.loads(tokenizer.codec.tokenizer.to_str())
@@ -71,7 +86,7 @@ def fast_files(
         return json.dumps(document, ensure_ascii=False).encode()
 
     return {
-        "tokenizer.json": FileContent(make=make),
+        "tokenizer.json": FileContent(make=make, check=check),
         "tokenizer_config.json": FileContent(data=(json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()),
     }
 

@@ -15,17 +15,21 @@ from typing import Any
 
 from llmkit.architecture.tokenizers import TOKENIZERS, SentencePieceFile, TiktokenFile, TokenizerKind
 from llmkit.checkpoint.checkpoint import FileContent
+from llmkit.errors import LlmkitError
 from llmkit.tokenization.bpe import scores_of_merges
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
 from llmkit.tokenization.byte_level import from_bytes
 from llmkit.tokenization.fast import FastTokenizer
+from llmkit.tokenization.from_gguf import reader_of
+from llmkit.tokenization.parity import compare, tied_texts
+from llmkit.tokenization.pieces_tokenizer import ADDED_SCORE
 from llmkit.tokenization.pretokenizers import name_of, name_of_pattern
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
 
 __all__ = ["vocabulary_metadata"]
 
-_PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
+_PAD_SCORE = -10000.0
 _NO_NAME = "llama.cpp has no name for how the tokenizer cuts text into words: with its default some ids will differ"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
@@ -101,7 +105,20 @@ def vocabulary_metadata(
     metadata |= _special_ids(found, config, n_rows, entries, kind)
     metadata |= _added_around(found, kind, merges is not None)
     result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    if not warnings and found.ranks is None:
+        warnings += _differences(found, result)
     return result | _templates(found), warnings
+
+
+def _differences(found: TokenizerFiles, metadata: Mapping[str, Any]) -> list[str]:
+    """What an engine cuts otherwise by the vocabulary than the tokenizer that it was made from."""
+    scores = found.sp.scores if found.sp is not None else {}
+    try:
+        reader = reader_of(metadata, with_special=found.sp is None)  # which a SentencePiece model does not know in text
+        other = compare(found.encoder(), reader, more=tied_texts(scores))
+    except LlmkitError as error:
+        return [f"the vocabulary could not be compared with its source: {error.message}"]
+    return [] if other is None else [f"llama.cpp cuts text otherwise than {found.sp_name or 'tokenizer.json'}: {other}"]
 
 
 def _sentencepiece(
@@ -116,7 +133,7 @@ def _sentencepiece(
         for i, text in enumerate(kind.specials, len(sp.pieces)):
             entries.put(i, text, 0.0, PieceKind.CONTROL)
     for text, i in (found.added_json or {}).items():
-        entries.put(i, text, _ADDED_SCORE, PieceKind.USER_DEFINED)
+        entries.put(i, text, ADDED_SCORE, PieceKind.USER_DEFINED)
     decoder = (found.config or {}).get("added_tokens_decoder")
     stated = {int(i): t for i, t in decoder.items() if str(i).isdigit()} if isinstance(decoder, dict) else {}
     later = {i: t for i, t in found.added.items() if i >= len(sp.pieces)}
@@ -205,9 +222,9 @@ def _parts(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
 def _put_added(entries: _Entries, i: int, token: Mapping[str, Any]) -> None:
     text = str(token.get("content"))
     if token.get("special") or _LOOKS_SPECIAL.fullmatch(text):
-        entries.put(i, text, _ADDED_SCORE, PieceKind.CONTROL)
+        entries.put(i, text, ADDED_SCORE, PieceKind.CONTROL)
     else:
-        entries.put(i, text.replace(SPACE, " "), _ADDED_SCORE, PieceKind.USER_DEFINED)
+        entries.put(i, text.replace(SPACE, " "), ADDED_SCORE, PieceKind.USER_DEFINED)
 
 
 def _special_ids(

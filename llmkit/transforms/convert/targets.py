@@ -17,7 +17,8 @@ from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.torch_zip import TorchFiles
 from llmkit.layouts import litgpt, llama2c, meta
 from llmkit.layouts.layout import Written
-from llmkit.tokenization.scored_pieces import to_scored_pieces
+from llmkit.tokenization.parity import compare, tied_texts
+from llmkit.tokenization.scored_pieces import from_scored_pieces, to_scored_pieces
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.transforms.convert import gguf
 
@@ -77,8 +78,15 @@ def _with_pieces(ckpt: Checkpoint, **options: Any) -> Checkpoint:
     model = ckpt.files.get("tokenizer.model")
     if model is None:
         return written.derive(notes=["no tokenizer.bin: it is made of a SentencePiece model, tokenizer.model"])
-    pieces = to_scored_pieces(SentencePieceModel.parse(model.read(), f"{ckpt.label}: tokenizer.model"))
-    return written.derive(files={**written.files, "tokenizer.bin": FileContent(data=pieces)})
+    sp = SentencePieceModel.parse(model.read(), f"{ckpt.label}: tokenizer.model")
+
+    def check(made: bytes) -> str | None:
+        read = from_scored_pieces(made, len(sp.pieces), "tokenizer.bin")
+        found = compare(sp.encoder(), read.encoder(), more=tied_texts(sp.scores))
+        return None if found is None else f"llama2.c cuts text by tokenizer.bin otherwise than tokenizer.model: {found}"
+
+    pieces = FileContent(data=to_scored_pieces(sp), check=check)
+    return written.derive(files={**written.files, "tokenizer.bin": pieces})
 
 
 TARGETS: dict[str, Target] = {

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent, open_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.tokenization.agreement import embedding_rows
-from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
+from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer, tokenizer_contents
 from llmkit.tokenization.byte_level import from_bytes, to_bytes
 from llmkit.tokenization.scripts import script_of
 from llmkit.tokenization.sentencepiece_model import SPACE
-from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 from llmkit.transforms.vocab.trim import read_corpus
 
 __all__ = ["info", "open_tokenizer"]
@@ -61,21 +60,13 @@ def info(
 
 
 def open_tokenizer(path: str | Path) -> TokenizerFiles:
-    """The tokenizer of a model folder, of a folder with tokenizer files only, or of one tokenizer file.
+    """The tokenizer of a model (a folder, or a GGUF file), of a folder with tokenizer files only, or of one such file.
 
     Raises:
         InputError: nothing there, or no tokenizer.
     """
     where = resolve_path(path)
-    if where.is_dir():
-        files = {p.name: FileContent(path=p) for p in sorted(where.iterdir()) if p.name in TOKENIZER_FILES}
-    elif where.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"):
-        files = dict(open_checkpoint(where).files)
-    else:
-        content = FileContent(path=where)
-        data = content.read()
-        is_json, is_ranks = data[:1] == b"{", looks_like_ranks(data)
-        files = {"tokenizer.json" if is_json else "vocab.tiktoken" if is_ranks else "tokenizer.model": content}
+    files = tokenizer_contents(where)
     found = read_tokenizer(where.name, files)
     if found.sp is None and found.fast is None and found.ranks is None:
         raise InputError(

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import FileContent
 from llmkit.errors import InputError, listing
+from llmkit.tokenization.bundle import read_tokenizer, tokenizer_contents
 from llmkit.tokenization.byte_level import from_bytes, to_bytes
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
-from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks
+from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 
 __all__ = ["Entry", "Source", "read_source"]
 
@@ -80,29 +81,29 @@ def read_source(path: Path) -> Source:
         InputError: nothing there, or a kind that brings no tokens.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        inside = [path / name for name in _NAMES if (path / name).is_file()]
-        if not inside:
-            raise InputError(f"{path} holds no tokenizer: expected one of {listing(_NAMES, len(_NAMES))}")
-        path = inside[0]
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file", hint="give sp.model, tokenizer.json, a tiktoken file or a word list")
-    data = FileContent(path=path).read()
-    if looks_like_ranks(data):
-        ranks = parse_ranks(data, str(path))
-        ordered = sorted(ranks, key=lambda token: ranks[token])
-        return Source(path.name, "byte_level", tuple(Entry(from_bytes(t)) for t in ordered if len(t) > 1))
-    if path.suffix == ".json":
-        return _from_fast(FastTokenizer.parse(data, str(path)), path)
-    if path.suffix in (".txt", ".list", ".tsv"):
-        return _from_words(data, path)
-    return _from_sentencepiece(SentencePieceModel.parse(data, str(path)), path)
+    if path.is_file() and path.suffix in (".txt", ".list", ".tsv"):
+        data = FileContent(path=path).read()
+        if not looks_like_ranks(data):
+            return _from_words(data, path)
+    files = tokenizer_contents(path)
+    found = read_tokenizer(str(path), files)
+    label = path.name if path.is_file() else found.sp_name or found.ranks_name or "tokenizer.json"
+    if found.ranks is not None and found.sp is None:
+        ordered = sorted(found.ranks, key=found.ranks.__getitem__)
+        return Source(label, "byte_level", tuple(Entry(from_bytes(t)) for t in ordered if len(t) > 1))
+    if found.sp is not None:
+        return _from_sentencepiece(found.sp, label)
+    if found.fast is None:
+        raise InputError(f"{path} holds no tokenizer: expected one of {listing(_NAMES, len(_NAMES))}")
+    return _from_fast(found.fast, path if path.is_file() else path / label)
 
 
-def _from_sentencepiece(model: SentencePieceModel, path: Path) -> Source:
+def _from_sentencepiece(model: SentencePieceModel, label: str) -> Source:
     left_out = (PieceKind.UNKNOWN, PieceKind.BYTE, PieceKind.UNUSED)
     entries = tuple(Entry(p.text, p.score) for p in model.pieces if p.kind not in left_out)
-    return Source(path.name, "sentencepiece", entries, model.model_type)
+    return Source(label, "sentencepiece", entries, model.model_type)
 
 
 def _from_fast(fast: FastTokenizer, path: Path) -> Source:
