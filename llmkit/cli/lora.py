@@ -135,17 +135,22 @@ def extract(
     """Extract a LoRA adapter from a fully tuned model; prints how near it is, layer by layer.
 
     Both models are read once before the plan is made (also with --dry-run): which tensors differ, and with --energy how
-    large the ranks are, follows from the data.
+    large the ranks are, follows from the data. What was compared is kept in OUT.survey until OUT is written: the same
+    command goes on there after an interruption.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.cli.survey import Surveying
     from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 
     first, second = open_checkpoint(base), open_checkpoint(tuned)
-    found = lora.survey(first, second, rank=rank, energy=energy)
-    meter = Meter()
-    made = lora.extract(first, second, rank=rank, energy=energy, found=found, meter=meter)
-    write(out, made, writing, finish=_measured(out, meter, "relative error", "extracted"))
+    with Surveying(out, first, second, writing, {"rank": rank, "energy": energy}) as surveying:
+        found = lora.survey(first, second, rank=rank, energy=energy, known=surveying.known, tell=surveying.tell)
+        meter = Meter()
+        made = lora.extract(first, second, rank=rank, energy=energy, found=found, meter=meter)
+        surveying.end()
+        write(out, made, writing, finish=_measured(out, meter, "relative error", "extracted"))
+        surveying.forget()
 
 
 def _measured(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -101,3 +102,61 @@ def test_errors_leave_no_output(world, capsys):
     assert "error: one was initialised with pissa, which changes the base" in said
     assert "hint: save it converted" in said
     assert not (world / "out").exists()
+
+
+def differing(world):
+    """A model beside the base in which two layers and a norm differ."""
+    state = load_file(world / "base" / "model.safetensors")
+    for name in state:
+        if "q_proj" in name or name == "model.norm.weight":
+            state[name] = state[name] + 0.1 * torch.randn_like(state[name])
+    (world / "tuned").mkdir()
+    save_file(state, world / "tuned" / "model.safetensors")
+    (world / "tuned" / "config.json").write_bytes((world / "base" / "config.json").read_bytes())
+    return ["lora", "extract", str(world / "base"), str(world / "tuned"), "--energy", "0.9", "-o", str(world / "out")]
+
+
+def test_an_interrupted_extraction_keeps_what_it_compared(world, capsys, monkeypatch):
+    extract = importlib.import_module("llmkit.transforms.lora.extract")
+    args, compared, seen = differing(world), extract._compared, []
+
+    def stopped(*given):
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        seen.append(given)
+        return compared(*given)
+
+    monkeypatch.setattr(extract, "_compared", stopped)
+    assert main(args) == 130
+    assert "it goes on where it stopped: llmkit lora extract" in capsys.readouterr().err
+    assert (world / "out.survey").is_file()
+    monkeypatch.setattr(extract, "_compared", lambda *given: seen.append(given) or compared(*given))
+    assert main(args) == 0
+    assert len(seen) == len(load_file(world / "base" / "model.safetensors"))
+    assert "7 of 21 tensors were compared by the interrupted run" in capsys.readouterr().err
+    assert not (world / "out.survey").exists()
+    assert main([*args[:-1], str(world / "again"), "-q"]) == 0
+    found, again = (load_file(world / n / "adapter_model.safetensors") for n in ("out", "again"))
+    assert all(torch.equal(found[name], again[name]) for name in again)
+
+
+def test_a_survey_harms_nothing_and_reads_nothing_in_vain(world, capsys, monkeypatch):
+    extract = importlib.import_module("llmkit.transforms.lora.extract")
+    args = differing(world)
+    (world / "out.survey").write_text("mine")
+    assert main(args) == 2
+    assert "is no survey of llmkit's" in capsys.readouterr().err
+    assert (world / "out.survey").read_text() == "mine"
+    (world / "out.survey").unlink()
+    (world / "out").mkdir()
+    (world / "out" / "mine.txt").write_text("mine")
+    monkeypatch.setattr(extract, "_compared", None)  # nothing is compared
+    assert main(args) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert not (world / "out.survey").exists()
+
+
+def test_svd_says_what_it_lost(world, capsys):
+    args = ["lora", "combine", str(world / "one"), str(world / "two"), "--method", "svd", "--rank", "1"]
+    assert main([*args, "-o", str(world / "out")]) == 0
+    assert "1 module combined; relative error 0." in capsys.readouterr().out

@@ -12,9 +12,9 @@ plan is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ from llmkit.transforms.lora.bundle import bundle
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Survey", "extract", "survey"]
+__all__ = ["Finding", "Survey", "extract", "survey"]
 
 _SLICE_NBYTES = 2**22
 
@@ -49,12 +49,26 @@ class Survey:
     unchanged: int
 
 
-def survey(base: Checkpoint, tuned: Checkpoint, *, rank: int | None = None, energy: float | None = None) -> Survey:
+# What a survey finds of one tensor: no difference, one that is stored whole, or the rank of its approximation.
+Finding = Literal["equal", "whole"] | int
+
+
+def survey(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    known: Mapping[str, Finding] | None = None,
+    tell: Callable[[str, Finding], None] | None = None,
+) -> Survey:
     """Compare two models tensor by tensor and choose the ranks. Reads all data of both.
 
     Args:
         rank: the same for every layer (or what its shape allows).
         energy: for each layer the smallest rank that keeps this share of the sum of squared singular values.
+        known: what an earlier survey of the same two, which was interrupted, found: these tensors are not read again.
+        tell: is told of each tensor as soon as it is compared.
 
     Raises:
         RequirementError: quantized models, or an architecture that no plugin describes.
@@ -69,14 +83,26 @@ def survey(base: Checkpoint, tuned: Checkpoint, *, rank: int | None = None, ener
     saved: list[str] = []
     unchanged = 0
     for name, lazy in tuned.tensors.items():
-        old = base.tensors.get(name)
-        if old is not None and old.shape == lazy.shape and _is_equal(old, lazy):
+        finding = known[name] if known and name in known else None
+        if finding is None:
+            finding = _compared(base.tensors.get(name), lazy, name in linear, rank, energy)
+            if tell is not None:
+                tell(name, finding)
+        if finding == "equal":
             unchanged += 1
-        elif old is not None and old.shape == lazy.shape and name in linear:
-            ranks[name] = _rank(old, lazy, rank, energy)
-        else:
+        elif finding == "whole":
             saved.append(name)
+        else:
+            ranks[name] = finding
     return Survey(ranks, tuple(_with_siblings(tuned, ranks, saved)), unchanged)
+
+
+def _compared(old: Lazy | None, new: Lazy, is_linear: bool, rank: int | None, energy: float | None) -> Finding:
+    if old is None or old.shape != new.shape:
+        return "whole"
+    if _is_equal(old, new):
+        return "equal"
+    return _rank(old, new, rank, energy) if is_linear else "whole"
 
 
 def extract(
