@@ -7,6 +7,7 @@ bare answer (a path, a number) or nothing, and stderr only errors.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,7 +54,7 @@ class Output:
             brief: what `-q` prints.
         """
         if self.mode == Mode.JSON:
-            self._write(json.dumps(document, indent=1, ensure_ascii=False, default=_plain))
+            self._write(json.dumps(_finite(document), indent=1, ensure_ascii=False, default=_plain))
         elif self.mode == Mode.QUIET:
             if brief is not None:
                 self._write(brief)
@@ -165,6 +166,17 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     for row in rows:
         table.add_row(*row)
     Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(table)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
 
 
 def _plain(value: Any) -> Any:

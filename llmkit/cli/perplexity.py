@@ -48,9 +48,10 @@ def perplexity(
 ) -> None:
     """Measure the perplexity of a text: exp of the mean negative log-likelihood of a token.
 
-    The text is encoded whole and cut into windows; each token is predicted from those before it in its window.
+    Beyond the range of a float it is inf; the bits per token tell more then. The text is encoded whole and cut into windows; each token is predicted from those before it in its window.
     """
     from dataclasses import asdict
+    from math import isfinite, isnan
 
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.tokenizer import load_tokenizer
@@ -83,10 +84,14 @@ def perplexity(
         "elapsed_s": round(elapsed, 3),
     }
 
+    if isnan(found.nll):
+        out.warning(f"{ckpt.label} gives logits that are no numbers: its weights, or sums in {dtype}, are not finite")
+
     def render() -> None:
+        spread = f" ± {found.perplexity * found.stderr:.4f}" if isfinite(found.perplexity) else ""
         out.record(
             {
-                "perplexity": f"{found.perplexity:.4f} ± {found.perplexity * found.stderr:.4f}",
+                "perplexity": f"{found.perplexity:.4f}{spread}",
                 "bits per token": f"{found.bits_per_token:.4f}",
                 "tokens": f"{found.n_scored} scored of {found.n_tokens}, "
                 f"windows of {found.context} every {found.stride}",

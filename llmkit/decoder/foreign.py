@@ -21,6 +21,8 @@ __all__ = ["TransformersDecoder", "load_transformers", "quiet_transformers", "tr
 
 _PADDED_SHARE = 0.8  # sequences in one padded batch are at least this long, relative to the longest
 _GROWING = ("dynamic", "longrope")  # rotary frequencies that follow the longest sequence of a batch
+# What a cached step may differ by from the whole sequence, relative to the largest logit: rounding, no lost state.
+_STEP_TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 
 
 def transformers_model(
@@ -74,12 +76,18 @@ def transformers_model(
 
 
 class _Past:
-    """What transformers remembers of a batch of sequences."""
+    """What transformers remembers of a batch of sequences.
+
+    Attributes:
+        kept: argument of `forward` -> what the last call returned under that name: keys and values, or a state.
+        is_lost: a step with what is kept gave other logits than the whole sequence, which is computed from now on.
+    """
 
     def __init__(self) -> None:
         self.ids: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None
-        self.kept: Any = None
+        self.kept: dict[str, Any] = {}
+        self.is_lost = False
         self.rows: list[_Past] = []
 
 
@@ -87,6 +95,11 @@ class TransformersDecoder:
     """A model of transformers behind the interface of llmkit's decoder; no prefix is shared.
 
     Its "hidden states" are logits already: what a family does after its output matrix is the family's own.
+
+    What a model remembers has another name from family to family (`past_key_values`, `cache`, `cache_params`, `state`);
+    an unknown name would vanish in `**kwargs`. It is handed back under the names that both `forward` and its output
+    have, and the first step of each length is compared with the whole sequence: where it differs, every step computes
+    the whole.
     """
 
     backend = "transformers"
@@ -96,10 +109,18 @@ class TransformersDecoder:
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model = model.to(device)
         self.device = device
-        takes = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in takes and "attention_mask" in takes
-        self._n_vocab = int(model.get_input_embeddings().weight.shape[0])
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
         inner = model.config.get_text_config()
+        kinds = {str(kind) for kind in getattr(inner, "layer_types", None) or ()}
+        self._is_stateful = (
+            bool(getattr(model, "_is_stateful", False))
+            or not self._takes & {"cache", "past_key_values"}
+            or any("attention" not in kind or "linear" in kind for kind in kinds)
+        )
+        # A recurrence would take padding in.
+        self._takes_padding = self._takes >= {"position_ids", "attention_mask"} and not self._is_stateful
+        self._checked: set[int] = set()  # numbers of tokens in a step that was compared with the whole sequence
+        self._n_vocab = int(model.get_input_embeddings().weight.shape[0])
         self.context: int | None = getattr(inner, "max_position_embeddings", None)
         rope = getattr(inner, "rope_parameters", None) or getattr(inner, "rope_scaling", None) or {}
         is_growing = isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in _GROWING
@@ -134,7 +155,7 @@ class TransformersDecoder:
             if cache is None:
                 cache = _Past()
             is_padded = mask is not None and not bool(mask.all())
-            if cache.rows or (is_padded and not self._takes_positions):
+            if cache.rows or (is_padded and not self._takes_padding):
                 return self._one_by_one(ids, cache, mask)
             return self._continued(ids, cache, mask)
 
@@ -154,7 +175,7 @@ class TransformersDecoder:
             batch = ids.new_zeros(len(group), longest)
             for row, i in enumerate(group):
                 batch[row, : len(pieces[i])] = pieces[i]
-            logits = self._model(input_ids=batch, use_cache=False).logits
+            logits = self._run(batch, None)
             for row, i in enumerate(group):
                 found[i] = logits[row, : len(pieces[i])]
         return torch.cat(found)
@@ -168,14 +189,41 @@ class TransformersDecoder:
             past.ids, past.mask = ids, new if mask is None else mask.to(self.device)
         else:
             past.ids, past.mask = torch.cat([past.ids, ids], 1), torch.cat([past.mask, new], 1)  # type: ignore[list-item]
-        given = ids if past.kept is not None else past.ids  # all of it, where the model keeps no keys
-        more: dict[str, Any] = {"past_key_values": past.kept} if past.kept is not None else {}
-        if self._takes_positions and past.mask is not None:
-            positions = (past.mask.cumsum(-1) - 1).clamp_min(0)
-            more |= {"attention_mask": past.mask, "position_ids": positions[:, -given.shape[1] :]}
-        made = self._model(input_ids=given, use_cache=True, **more)
-        past.kept = getattr(made, "past_key_values", None)
-        logits: torch.Tensor = made.logits[:, -ids.shape[1] :]
+        whole, n_new = past.ids, ids.shape[1]
+        if self._is_stateful and n_new > 1:  # many classes begin their recurrence anew, or fail, at several tokens
+            past.kept = {}
+        if not past.kept or past.is_lost:
+            return self._run(whole, past)[:, -n_new:]
+        step = self._run(ids, past)
+        if n_new not in self._checked:
+            whole_again = self._run(whole, None, past.mask)[:, -n_new:]
+            if not _agree(step, whole_again):
+                past.is_lost, past.kept = True, {}
+                return whole_again
+            if not self._is_stateful:  # a state may be right after one prompt and wrong after a shorter one
+                self._checked.add(n_new)
+        return step
+
+    def _run(self, ids: torch.Tensor, past: _Past | None, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [B, S, vocab] of the last S tokens of a sequence; `past` takes in what the model remembers.
+
+        Args:
+            past: None computes without anything remembered, and `mask` is that of the whole sequence then.
+        """
+        import torch
+
+        mask = mask if past is None else past.mask
+        n_all = ids.shape[1] if mask is None else mask.shape[1]
+        keeps = past is not None and not past.is_lost
+        more: dict[str, Any] = {"use_cache": keeps, **(past.kept if past is not None else {})}
+        more["cache_position"] = torch.arange(n_all - ids.shape[1], n_all, device=self.device)
+        if mask is not None and self._takes >= {"position_ids", "attention_mask"}:
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)
+            more |= {"attention_mask": mask, "position_ids": positions[:, -ids.shape[1] :]}
+        made = self._model(input_ids=ids, **{name: value for name, value in more.items() if name in self._takes})
+        if past is not None and keeps:
+            past.kept = {name: made[name] for name in made.keys() & self._takes}
+        logits: torch.Tensor = made.logits
         return logits
 
     def _one_by_one(self, ids: torch.Tensor, past: _Past, mask: torch.Tensor | None) -> torch.Tensor:
@@ -192,6 +240,13 @@ class TransformersDecoder:
         return torch.stack(found)
 
 
+def _agree(step: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether logits differ by rounding only; NaN on both sides agrees."""
+    scale = max(1.0, float(whole.abs().nan_to_num(0.0).max()))
+    name = str(step.dtype).removeprefix("torch.")
+    return not bool(((step - whole).abs() > _STEP_TOLERANCE.get(name, 1e-3) * scale).any())
+
+
 def load_transformers(ckpt: Checkpoint, dtype: torch.dtype, device: torch.device) -> TransformersDecoder:
     """Transformers' model of a checkpoint's tensors; quantized ones are dequantized first."""
     from llmkit.quantization.reading import dequantized
@@ -203,7 +258,9 @@ def load_transformers(ckpt: Checkpoint, dtype: torch.dtype, device: torch.device
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars, and what it says about old configs."""
+    """Without transformers' progress bars, and what it says about old configs and names of arguments."""
+    import warnings
+
     import transformers
 
     logs = transformers.utils.logging
@@ -211,7 +268,10 @@ def quiet_transformers() -> Iterator[None]:
     logs.disable_progress_bar()
     logs.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         logs.set_verbosity(verbosity)
         if is_shown:

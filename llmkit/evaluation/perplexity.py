@@ -50,8 +50,11 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the mean."""
-        return math.exp(self.nll)
+        """The exponential of the mean; infinite beyond the range of a float (`bits_per_token` still tells)."""
+        try:
+            return math.exp(self.nll)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits_per_token(self) -> float:
