@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmkit.cli.command import command
+from llmkit.cli.folding import folded
 from llmkit.cli.output import Output
 
 __all__ = ["register"]
@@ -35,9 +36,10 @@ def diff(
 ) -> None:
     """Compare two models, tensor by tensor, worst first.
 
-    Shows what was added, removed and reshaped, then the largest absolute difference, the relative L2 distance and the
-    cosine of each tensor. Quantized models are compared by the floats they stand for. Exit code 1 when names, shapes
-    or values beyond --tol differ; other dtypes, config keys and files are shown and do not count.
+    Says first whether the architectures differ; shows what was added, removed and reshaped, with layers folded, then
+    the largest absolute difference, the relative L2 distance and the cosine of each tensor. Quantized models are
+    compared by the floats they stand for. Exit code 1 when names, shapes or values beyond --tol differ; other dtypes,
+    config keys and files are shown and do not count.
     """
     from dataclasses import asdict
 
@@ -49,7 +51,7 @@ def diff(
     beyond = found.beyond(tol)
     document = {"a": a, "b": b, "tol": tol, "same": is_same, "n_beyond": len(beyond), **asdict(found)}
     document["differences"] = [asdict(d) for d in found.differences]
-    out.answer(_finite(document), lambda: _render(out, document, top), brief="same" if is_same else "different")
+    out.answer(document, lambda: _render(out, document, top), brief="same" if is_same else "different")
     if not is_same:
         parts = [
             f"{len(values)} {word}"
@@ -64,25 +66,16 @@ def diff(
         out.refuse(f"{b} differs from {a}: {', '.join(parts)}")
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become text."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
-
-
 def _render(out: Output, d: Mapping[str, Any], top: int) -> None:
     if d["is_dequantized"]:
         out.line("quantized weights are compared by the floats they stand for\n")
+    if d["architectures"]:
+        out.line(f"the architectures differ: {' → '.join(d['architectures'])}\n")
     for word in ("removed", "added"):
-        for name in d[word]:
-            out.line(f"{word:<9} {name}")
-    for name, (before, after) in d["reshaped"].items():
-        out.line(f"{'reshaped':<9} {name}: {list(before)} → {list(after)}")
+        for line in folded((name, "") for name in d[word]):
+            out.line(f"{word:<9} {line}")
+    for line in folded((name, f": {list(before)} → {list(after)}") for name, (before, after) in d["reshaped"].items()):
+        out.line(f"{'reshaped':<9} {line}")
     retyped: dict[tuple[str, str], int] = {}
     for pair in d["retyped"].values():
         retyped[tuple(pair)] = retyped.get(tuple(pair), 0) + 1

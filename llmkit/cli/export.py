@@ -59,7 +59,9 @@ def export(
             "--attention",
             metavar="gqa|flash|attention|mha",
             help="The op that computes attention (default: the fastest that can). flash is gqa without a mask that is "
-            "added to scores, as CUDA's flash kernels want it: batches are padded on the right.",
+            "added to scores, as CUDA's flash kernels want it: batches are padded on the right. With gqa and flash, "
+            "ONNX Runtime takes a batch of several rows in one call for the whole prompt, then one token a call; "
+            "attention takes a prompt in several calls.",
         ),
     ] = None,
     dtype: Annotated[

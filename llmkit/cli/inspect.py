@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from llmkit.cli.command import command
 from llmkit.cli.decode import name_coded
+from llmkit.cli.folding import folded
 from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
 
@@ -182,16 +182,11 @@ def _cache(found: Mapping[str, Any] | None) -> str | None:
 
 def _values(values: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line a value; those of layers, which are alike, are shown once with how many there are."""
-    lines: dict[str, list[str]] = {}
-    for value in values:
-        shape = "?" if value["shape"] is None else " × ".join(map(str, value["shape"]))
-        numbers = re.findall(r"\d+", value["name"])
-        key = f"{re.sub(r'[0-9]+', 'N', value['name'])}  {value['dtype']}  {shape}"
-        lines.setdefault(key, []).extend(numbers[:1] or [""])
-    return [
-        key if found == [""] else f"{key}  (N = {found[0]}..{found[-1]})" if len(found) > 1 else key
-        for key, found in lines.items()
-    ]
+
+    def shape(value: Mapping[str, Any]) -> str:
+        return "?" if value["shape"] is None else " × ".join(map(str, value["shape"]))
+
+    return folded((value["name"], f"  {value['dtype']}  {shape(value)}") for value in values)
 
 
 def _render_identity(out: Output, d: Mapping[str, Any]) -> None:

@@ -118,12 +118,16 @@ class Output:
             self._say(f"hint: {hint}")
 
     def refuse(self, message: str, hint: str | None = None) -> NoReturn:
-        """It ran, and the answer is no: say so beside the answer that was given, and leave with exit code 1."""
+        """It ran, and the answer is no: say so beside the answer that was given, and leave with exit code 1.
+
+        An answer is no error, and is not called one.
+        """
         from typer import Exit
 
         if self.mode != Mode.JSON:
-            sys.stdout.flush()
-            self.error("verification", message, hint)
+            self._say(message)
+            if hint:
+                self._say(f"hint: {hint}")
         raise Exit(1)
 
     def progress(self) -> Progress:

@@ -48,7 +48,8 @@ def perplexity(
 ) -> None:
     """Measure the perplexity of a text: exp of the mean negative log-likelihood of a token.
 
-    Beyond the range of a float it is inf; the bits per token tell more then. The text is encoded whole and cut into windows; each token is predicted from those before it in its window.
+    Beyond the range of a float it is inf; the bits per token tell more then. The text is encoded whole and cut into
+    windows; each token is predicted from those before it in its window.
     """
     from dataclasses import asdict
     from math import isfinite, isnan

@@ -56,6 +56,7 @@ class Comparison:
     """What `llmkit diff` shows.
 
     Attributes:
+        architectures: what A and B say that they are, where that differs; else empty.
         removed: names only in A.
         added: names only in B.
         reshaped: name -> (shape in A, shape in B).
@@ -66,6 +67,7 @@ class Comparison:
         is_dequantized: a quantized side was compared by the floats it stands for.
     """
 
+    architectures: tuple[str, ...]
     removed: tuple[str, ...]
     added: tuple[str, ...]
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -99,6 +101,7 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
     alike = [n for n in shared if n not in reshaped]
     found = _differences(alike, left, right, progress)
     return Comparison(
+        architectures=_architectures(a, b),
         removed=tuple(n for n in left.tensors if n not in right.tensors),
         added=tuple(n for n in right.tensors if n not in left.tensors),
         reshaped=reshaped,
@@ -108,6 +111,12 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
         files=_changed_files(a, b),
         is_dequantized=left is not a or right is not b,
     )
+
+
+def _architectures(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
+    said = [c.config.get("architectures") or c.config.get("model_type") for c in (a, b)]
+    names = [", ".join(map(str, s)) if isinstance(s, list) else str(s) for s in said]
+    return tuple(names) if all(said) and names[0] != names[1] else ()
 
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

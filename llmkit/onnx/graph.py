@@ -162,14 +162,22 @@ class Graph:
         ends = [[_typed(value) for value in values] for values in (self.inputs, self.outputs)]
         return onnx.GraphProto(name=self.name, node=nodes, initializer=held, input=ends[0], output=ends[1])
 
-    def model(self, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
-        """The finished model."""
+    def model(self, metadata: dict[str, str] | None = None, about: str = "") -> onnx.ModelProto:
+        """The finished model.
+
+        Args:
+            about: its `doc_string`: what a user of the graph has to know.
+        """
         import onnx
 
         from llmkit.version import __version__
 
         made = onnx.ModelProto(
-            ir_version=IR_VERSION, producer_name="llmkit", producer_version=__version__, graph=self.proto()
+            ir_version=IR_VERSION,
+            producer_name="llmkit",
+            producer_version=__version__,
+            graph=self.proto(),
+            doc_string=about or None,
         )
         for domain, version in (("", OPSET), (CONTRIB, 1)):
             made.opset_import.add(domain=domain, version=version)

@@ -36,6 +36,12 @@ __all__ = ["ACCURACY", "build_graph"]
 ACCURACY = "llmkit.accuracy_level"
 """Metadata key: what products with integers are computed in; absent where there are none."""
 
+_IN_PLACE_DOC = (
+    "GroupQueryAttention computes a batch of several rows in one call for the whole prompt, and one token a call after "
+    "it. Several tokens that continue a past it takes for one row only: give one row a call then, or export with "
+    "`--attention attention`, whose op takes a batch in any stretches."
+)
+
 
 def build_graph(
     model: Model,
@@ -87,7 +93,8 @@ def build_graph(
     told |= {"hidden": str(hidden.name), "hidden_size": str(model.dims.hidden), "dtype": dtype}
     told |= {"state": json.dumps(context.state), "initial": json.dumps(context.initial)}
     about = {f"llmkit.{key}": value for key, value in told.items()}
-    return graph.model(about | ({ACCURACY: str(grids.accuracy_level)} if grids and grids.matrices else {}))
+    about |= {ACCURACY: str(grids.accuracy_level)} if grids and grids.matrices else {}
+    return graph.model(about, _IN_PLACE_DOC if attention in IN_PLACE else "")
 
 
 def _int8_cache(weights: GraphWeights, cache: CacheScales, attention: AttentionOp) -> Int8Cache:

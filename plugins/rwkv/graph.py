@@ -87,7 +87,7 @@ def _weighted_mean(g: Any, weights: Any, k: Any, v: Any, state: tuple[Any, ...],
     """The Scan; see `mix._weighted_mean` for the formula."""
     decay, first = (weights.single(weights.value(name)) for name in ("decay", "first"))
     decay = g.op("Neg", g.op("Exp", decay))
-    hidden = weights.model.dims.extra["mixed"]
+    hidden = weights.model.dims.hidden
     flat = [g.op("Squeeze", s, g.ints(1)) for s in state]
     body = _body(g, decay, first, hidden)
     above, below, largest, out = g.op(

@@ -108,3 +108,12 @@ def test_progress_counts_all_bytes(tmp_path):
     compare(checkpoint(tmp_path, "a", tensors), checkpoint(tmp_path, "b", tensors), progress=Progress())
     assert sum(seen) == 0
     assert seen[0] == 4060
+
+
+def test_architectures_that_differ_are_said(tmp_path):
+    llama, gpt2 = (
+        checkpoint(tmp_path, name, {"w": torch.ones(2)}, architectures=[name])
+        for name in ("LlamaForCausalLM", "GPT2LMHeadModel")
+    )
+    assert compare(llama, gpt2).architectures == ("LlamaForCausalLM", "GPT2LMHeadModel")
+    assert compare(llama, llama).architectures == ()
