@@ -13,7 +13,8 @@ from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.spelling import in_family_names
 from llmkit.errors import InputError
 from llmkit.formats.container import Container, SafetensorsFiles
-from llmkit.formats.folder import is_weight_file, read_json
+from llmkit.formats.folder import is_weight_file
+from llmkit.formats.json_text import read_object
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened
 from llmkit.layouts.opening import open_foreign
@@ -157,9 +158,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             path.stem, sort_tensors(tensors), config, origin=path, notes=(*candidate.wrapper_notes, *notes)
         )
     config_path = path / "config.json"
-    config = read_json(config_path) if config_path.is_file() else {}
-    if not isinstance(config, dict):
-        raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
+    config = read_object(config_path) if config_path.is_file() else {}
     warnings = [] if config else [f"{path} has no config.json: only tensor-wise work is possible"]
     files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _passes(p.name)}
     tensors, notes = in_family_names(candidate.tensors, config)
@@ -221,5 +220,4 @@ def _passes(name: str) -> bool:
 
 def _config_beside(path: Path) -> dict[str, Any]:
     beside = path.parent / "config.json"
-    config = read_json(beside) if beside.is_file() else {}
-    return config if isinstance(config, dict) else {}
+    return read_object(beside) if beside.is_file() else {}

@@ -8,13 +8,13 @@ Everything but the entry "run" is the same for the same inputs and recipe. Its "
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.formats.json_text import read_object
 
 __all__ = ["MANIFEST_NAME", "frame_hash", "is_sealed", "load_manifest", "recipe_of", "sealed", "versions"]
 
@@ -36,10 +36,10 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             hint=f"llmkit inspect {folder} checks what a checkpoint says of itself",
         )
     try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = read_object(path)
+    except InputError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+    if manifest.get("format") != MANIFEST_FORMAT:
         raise InputError(f"{path}: not a manifest of format {MANIFEST_FORMAT}")
     return manifest
 

@@ -12,6 +12,7 @@ from llmkit.architecture import registry
 from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
 from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent
 from llmkit.errors import InputError, LlmkitError, listing
+from llmkit.formats.json_text import parse_object
 
 __all__ = ["end_tokens", "load_tokenizer", "published_kind", "tokenizer_settings"]
 
@@ -68,11 +69,7 @@ def tokenizer_settings(files: Mapping[str, FileContent], label: str) -> dict[str
     """
     settings: dict[str, Any] = {}
     if "tokenizer_config.json" in files:
-        try:
-            found = json.loads(files["tokenizer_config.json"].read())
-        except ValueError as error:
-            raise InputError(f"{label}: tokenizer_config.json is not valid JSON: {error}") from error
-        settings = found if isinstance(found, dict) else {}
+        settings = parse_object(files["tokenizer_config.json"].read(), f"{label}: tokenizer_config.json")
     if "chat_template.jinja" in files:
         settings["chat_template"] = files["chat_template.jinja"].read().decode("utf-8")
     return settings
@@ -171,8 +168,8 @@ def end_tokens(ckpt: Checkpoint) -> list[int]:
     """The ids that end a generated text, as generation_config.json (else config.json) names them."""
     file = ckpt.files.get("generation_config.json")
     try:
-        generation = json.loads(file.read()) if file is not None else {}
-    except ValueError:
+        generation = parse_object(file.read(), "generation_config.json") if file is not None else {}
+    except InputError:
         generation = {}
-    named = (generation if isinstance(generation, dict) else {}).get("eos_token_id", ckpt.config.get("eos_token_id"))
+    named = generation.get("eos_token_id", ckpt.config.get("eos_token_id"))
     return [int(i) for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.cli.output import Output
 from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_json
 
 if TYPE_CHECKING:
     from llmkit.architecture.prompts import Message
@@ -68,8 +69,10 @@ def _read(file: Path) -> list[Message]:
 
 def _entries(file: Path, text: str) -> list[Any]:
     try:
-        data = json.loads(text)
-    except ValueError:
+        data = parse_json(text, str(file))
+    except InputError as error:
+        if not isinstance(error.__cause__, json.JSONDecodeError):
+            raise
         return [_line(file, i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     if isinstance(data, dict):
         data = data.get("messages", [data])
@@ -79,10 +82,7 @@ def _entries(file: Path, text: str) -> list[Any]:
 
 
 def _line(file: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{file}, line {number} is not valid JSON: {error}") from error
+    return parse_json(line, f"{file}, line {number}")
 
 
 def show_prompt(out: Output, tokenizer: Any, ids: list[int]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.statistics import Mean, macro, macro_of_groups, micro
+from llmkit.formats.json_text import read_json
 from llmkit.pipeline.files import check_file, write_file
 
 __all__ = ["BenchResult", "RunRecord", "SubjectResult", "check_record_path", "read_record"]
@@ -233,12 +234,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         InputError: not there, or not a run record.
     """
     path = Path(path)
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+    body = read_json(path)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise InputError(f"{path}: not a run record of llmkit eval", hint="llmkit eval MODEL --bench mini -o RUN.json")
     return body

@@ -15,7 +15,7 @@ from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.formats import adapter_config as rules
 from llmkit.formats.adapter_files import CONFIG_NAME, WEIGHTS_NAME, empty_adapter, find_weights, read_tensors
 from llmkit.formats.adapter_names import parse_name
-from llmkit.formats.folder import read_json
+from llmkit.formats.json_text import read_json
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "from_peft", "read_adapter"]

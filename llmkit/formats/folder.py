@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from llmkit.errors import InputError, listing
 from llmkit.formats import safetensors, torch_pickle
+from llmkit.formats.json_text import read_object
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["INDEX_NAMES", "SINGLE_NAMES", "is_weight_file", "read_file", "read_folder", "read_json"]
+__all__ = ["INDEX_NAMES", "SINGLE_NAMES", "is_weight_file", "read_file", "read_folder"]
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _NO_WEIGHTS = ("training_args", "rng_", "tokenizer.bin")
-MAX_JSON_NBYTES = 200_000_000
 
 
 def is_weight_file(name: str) -> bool:
     """Whether a file of this name holds weights (or their index), which a transform writes anew."""
     return name in INDEX_NAMES or (name.endswith(_WEIGHT_SUFFIXES) and not name.startswith(_NO_WEIGHTS))
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file of a checkpoint."""
-    try:
-        if path.stat().st_size > MAX_JSON_NBYTES:
-            raise InputError(f"{path} is {path.stat().st_size} bytes long; a JSON file of a checkpoint is far smaller")
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path} is not valid JSON: {error}", hint="copy the file from the model's source again"
-        ) from error
 
 
 def read_file(path: Path) -> dict[str, Lazy]:
@@ -88,8 +72,7 @@ def read_folder(folder: Path) -> dict[str, Lazy]:
 
 
 def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
-    data = read_json(index)
-    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError(f"{index}: no usable weight_map (expected an object of tensor name to file name)")
     files = dict.fromkeys(weight_map.values())

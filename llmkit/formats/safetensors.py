@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
@@ -58,13 +59,9 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
             hint="download or copy the file again",
         )
     try:
-        header = json.loads(source.read(8, n).decode("utf-8"), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, _DuplicateError) as error:
-        raise InputError(f"{path}: malformed header: {error}") from error
+        header = parse_object(source.read(8, n), f"{path}: the header", is_strict=True)
     finally:
         source.close()
-    if not isinstance(header, dict):
-        raise InputError(f"{path}: malformed header: expected an object, found {type(header).__name__}")
     metadata = header.pop("__metadata__", {})
     tensors: dict[str, Lazy] = {}
     spans = []
@@ -74,19 +71,6 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
         tensors[name] = Read(name, spec, source, 8 + n + begin).output()
     _check_coverage(path, spans, source.nbytes - 8 - n)
     return tensors, metadata if isinstance(metadata, dict) else {}
-
-
-class _DuplicateError(ValueError):
-    pass
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [k for k, _ in pairs]
-        twice = next(k for k in names if names.count(k) > 1)
-        raise _DuplicateError(f"key {twice!r} occurs twice")
-    return found
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:

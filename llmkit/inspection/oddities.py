@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmkit.architecture.check import Report
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import LlmkitError, listing
+from llmkit.errors import InputError, LlmkitError, listing
+from llmkit.formats.json_text import parse_object
 from llmkit.quantization.reading import is_quantized, model_dtype
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.spec import DType
@@ -63,10 +63,9 @@ def _generation(ckpt: Checkpoint) -> Mapping[str, Any]:
     if content is None:
         return {}
     try:
-        data = json.loads(content.read())
-    except ValueError:
+        return parse_object(content.read(), "generation_config.json")
+    except InputError:
         return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _tokenizer(ckpt: Checkpoint, vocabulary: Vocabulary | None, n_rows: int | None) -> Iterator[str]:

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import InputError
-from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES, is_weight_file, read_file, read_folder, read_json
+from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES, is_weight_file, read_file, read_folder
+from llmkit.formats.json_text import read_object
 from llmkit.formats.wrappers import without_wrappers
 from llmkit.tensors.lazy import Lazy
 
@@ -64,10 +64,7 @@ class Candidate:
         Raises:
             InputError: it is no JSON, or no object.
         """
-        found = read_json(self.folder / name)
-        if not isinstance(found, dict):
-            raise InputError(f"{self.folder / name}: expected an object, found {type(found).__name__}")
-        return found
+        return read_object(self.folder / name)
 
     @property
     def tensors(self) -> Mapping[str, Lazy]:

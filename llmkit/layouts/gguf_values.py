@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,6 +23,7 @@ from llmkit.architecture.scaling import (
     Yarn,
 )
 from llmkit.errors import InputError, RequirementError
+from llmkit.formats.json_text import parse_object
 
 __all__ = ["NOTED", "architecture_of", "config_of", "metadata_of", "rope_factors", "shortest"]
 
@@ -102,10 +102,9 @@ def config_of(
 
 def _noted(found: Metadata) -> dict[str, Any]:
     try:
-        noted = json.loads(found.get(NOTED, "{}"))
-    except (TypeError, ValueError):
+        return parse_object(str(found.get(NOTED, "{}")), NOTED)
+    except InputError:
         return {}
-    return noted if isinstance(noted, dict) else {}
 
 
 def shortest(value: float) -> float:

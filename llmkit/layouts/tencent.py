@@ -9,7 +9,7 @@ from typing import Any
 
 from llmkit.architecture.names import Names
 from llmkit.errors import InputError, listing
-from llmkit.formats.folder import read_json
+from llmkit.formats.json_text import read_json
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import assumed_config, with_config_beside
 from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, to_hf

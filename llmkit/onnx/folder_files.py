@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
-from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_object
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.onnx.stand_in import has_sizes, stand_in
 from llmkit.tokenization.without_code import tokenizer_without_code
@@ -59,12 +59,8 @@ def _known_config(config: dict[str, Any], label: str) -> dict[str, Any] | None:
 
 def _readable(file: FileContent) -> FileContent:
     """tokenizer_config.json with a class that transformers 4 knows, too."""
-    data = file.read()
-    try:
-        settings = json.loads(data)
-    except ValueError as error:
-        raise InputError(f"{_TOKENIZER_CONFIG} is not valid JSON: {error}") from error
-    stated = settings.get("tokenizer_class") if isinstance(settings, dict) else None
+    settings = parse_object(file.read(), _TOKENIZER_CONFIG)
+    stated = settings.get("tokenizer_class")
     if stated not in _CLASSES:
         return file
     return json_file({**settings, "tokenizer_class": _CLASSES[stated]})

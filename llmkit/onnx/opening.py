@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture import registry
 from llmkit.errors import InputError, RequirementError, nearest
-from llmkit.formats.folder import read_json
+from llmkit.formats.json_text import read_object
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.onnx.container import MODEL
 from llmkit.onnx.model import ACCURACY
@@ -45,7 +45,7 @@ def original_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json, which says what model it is",
             hint="copy the config.json of the model that it was exported from into it, or export the model again",
         )
-    config = read_json(folder / name)
+    config = read_object(folder / name)
     if not isinstance(config, dict):
         raise InputError(f"{folder / name}: expected an object, found {type(config).__name__}")
     return config

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats import safetensors
-from llmkit.formats.folder import INDEX_NAMES, MAX_JSON_NBYTES
+from llmkit.formats.folder import INDEX_NAMES
+from llmkit.formats.json_text import MAX_NBYTES, parse_json, parse_object
 from llmkit.releases.streams import Coded, Padded, SeekableCoded, combined
 from llmkit.releases.zip_sums import BROKEN_ZIP, Entry, read_directory
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
@@ -57,14 +57,14 @@ def probe(coded: Coded, *, culprit: str) -> tuple[Problem | None, list[Entry]]:
         return _safetensors_problem(coded, culprit), []
     if coded.name == "tokenizer.model":
         try:
-            SentencePieceModel.parse(coded.sample(0, MAX_JSON_NBYTES), coded.name)
+            SentencePieceModel.parse(coded.sample(0, MAX_NBYTES), coded.name)
         except LlmkitError:
             return Problem(f"{coded.label} decodes to no SentencePiece model: {culprit}"), []
     return None, []
 
 
 def _json_problem(coded: Coded, culprit: str) -> Problem | None:
-    text = coded.sample(0, MAX_JSON_NBYTES)
+    text = coded.sample(0, MAX_NBYTES)
     if _is_json(text):
         return None
     if coded.pad is None:
@@ -77,8 +77,8 @@ def _json_problem(coded: Coded, culprit: str) -> Problem | None:
 
 def _line_ends(coded: Coded, pad: Padded) -> Problem | None:
     """Windows line ends in one of the two: said only when undoing them gives JSON."""
-    payload = coded.sample_payload(0, MAX_JSON_NBYTES)
-    base = pad.source.read(0, min(pad.source.nbytes, MAX_JSON_NBYTES))
+    payload = coded.sample_payload(0, MAX_NBYTES)
+    base = pad.source.read(0, min(pad.source.nbytes, MAX_NBYTES))
     payload_lf, base_lf = payload.replace(b"\r\n", b"\n"), base.replace(b"\r\n", b"\n")
     if payload_lf != payload and _is_json(_decoded(payload_lf, base)):
         return Problem(
@@ -105,8 +105,8 @@ def _decoded(payload: bytes, base: bytes) -> bytes:
 
 def _is_json(text: bytes) -> bool:
     try:
-        json.loads(text.decode("utf-8"))
-    except ValueError:
+        parse_json(text, "a decoded file")
+    except InputError:
         return False
     return True
 
@@ -134,9 +134,9 @@ def _safetensors_problem(coded: Coded, culprit: str) -> Problem | None:
     n = int.from_bytes(head[:8], "little")
     header = coded.sample(8, n) if safetensors.looks_like(head) else b""
     try:
-        entries = [v for k, v in json.loads(header).items() if k != "__metadata__"]
+        entries = [v for k, v in parse_object(header, coded.label).items() if k != "__metadata__"]
         end = 8 + n + max((int(e["data_offsets"][1]) for e in entries), default=0)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (InputError, KeyError, TypeError, ValueError):
         return Problem(f"{coded.label} decodes to no safetensors file: {culprit}")
     if coded.nbytes is not None and end != coded.nbytes:
         return Problem(f"{coded.label} is truncated: it decodes to {coded.nbytes} bytes, its header promises {end}")
@@ -154,8 +154,8 @@ def check_index(files: Iterable[Coded]) -> None:
         if index not in by_name:
             continue
         try:
-            wanted = dict.fromkeys(json.loads(by_name[index].sample(0, MAX_JSON_NBYTES))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            wanted = dict.fromkeys(parse_object(by_name[index].sample(0, MAX_NBYTES), index)["weight_map"].values())
+        except (InputError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{by_name[index].label} decodes to an index without a usable weight_map") from error
         missing = [str(name) for name in wanted if name not in by_name]
         if missing:

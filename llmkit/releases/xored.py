@@ -13,14 +13,14 @@ Source: xor_codec.py as Open-Assistant and Pygmalion published it, in our own wo
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.manifest import MANIFEST_NAME
 from llmkit.errors import InputError, LlmkitError, RequirementError, listing
-from llmkit.formats.folder import MAX_JSON_NBYTES, is_weight_file
+from llmkit.formats.folder import is_weight_file
+from llmkit.formats.json_text import MAX_NBYTES, parse_json
 from llmkit.releases.decoding import Decoding
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
 from llmkit.releases.kinship import FEW, HALF, measure_kinship
@@ -155,8 +155,8 @@ def _length_note(coded: Coded, pad: Padded) -> list[str]:
 
 def _is_json(source: SourceFile) -> bool:
     try:
-        json.loads(source.read(0, min(source.nbytes, MAX_JSON_NBYTES)))
-    except (ValueError, RecursionError):
+        parse_json(source.read(0, min(source.nbytes, MAX_NBYTES)), str(source.path))
+    except InputError:
         return False
     return True
 

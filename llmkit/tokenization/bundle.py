@@ -13,6 +13,7 @@ from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent, open_checkpoint
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats.folder import is_weight_file
+from llmkit.formats.json_text import parse_object
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
@@ -230,13 +231,7 @@ def _has_vocabulary(files: Collection[str]) -> bool:
 def _object(label: str, files: Mapping[str, FileContent], name: str) -> dict[str, Any] | None:
     if name not in files:
         return None
-    try:
-        data = json.loads(files[name].read())
-    except ValueError as error:
-        raise InputError(f"{label}: {name} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{label}: {name}: expected an object, found {type(data).__name__}")
-    return data
+    return parse_object(files[name].read(), f"{label}: {name}")
 
 
 def _fixed_by_code(found: TokenizerFiles) -> str | None:

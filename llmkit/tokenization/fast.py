@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_object
 
 __all__ = ["FastTokenizer"]
 
@@ -32,11 +33,8 @@ class FastTokenizer:
         Raises:
             InputError: not a tokenizer.json.
         """
-        try:
-            document = json.loads(data)
-        except ValueError as error:
-            raise InputError(f"{where} is not valid JSON: {error}") from error
-        model = document.get("model") if isinstance(document, dict) else None
+        document = parse_object(data, where)
+        model = document.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
             raise InputError(f"{where}: no tokenizer.json (it has no model with a vocabulary)")
         return cls(document)

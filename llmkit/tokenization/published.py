@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from llmkit.architecture.tokenizers import (
     TokenizerKind,
 )
 from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_object
 from llmkit.tokenization.byte_trie import ByteTrie
 from llmkit.tokenization.file_codecs import Codec, RanksCodec, SentencePieceCodec
 from llmkit.tokenization.file_tokenizer import FileTokenizer
@@ -138,10 +138,7 @@ def _added(settings: Config, files: Mapping[str, bytes], where: str) -> dict[str
     special = {t.get("content") if isinstance(t, dict) else t for t in (extra if isinstance(extra, list) else ())}
     found: dict[str, tuple[int, bool]] = {}
     if "added_tokens.json" in files:
-        try:
-            stated = json.loads(files["added_tokens.json"])
-        except ValueError as error:
-            raise InputError(f"{where.partition(':')[0]}: added_tokens.json is not valid JSON: {error}") from error
+        stated = parse_object(files["added_tokens.json"], f"{where.partition(':')[0]}: added_tokens.json")
         found = {t: (i, t in special) for t, i in stated.items() if isinstance(i, int)}
     decoder = settings.get("added_tokens_decoder")
     for i, entry in decoder.items() if isinstance(decoder, dict) else ():

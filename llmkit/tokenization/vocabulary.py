@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_object
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 from llmkit.tokenization.wire import read_fields
@@ -89,13 +89,7 @@ def _of_its_code(ckpt: Checkpoint, config: Mapping[str, Any], name: str) -> tupl
 def _json(ckpt: Checkpoint, name: str) -> Mapping[str, Any]:
     if name not in ckpt.files:
         return {}
-    try:
-        data = json.loads(ckpt.files[name].read())
-    except ValueError as error:
-        raise InputError(f"{ckpt.label}: {name} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{ckpt.label}: {name}: expected an object, found {type(data).__name__}")
-    return data
+    return parse_object(ckpt.files[name].read(), f"{ckpt.label}: {name}")
 
 
 def _added_ids(ckpt: Checkpoint, config: Mapping[str, Any]) -> list[int]:

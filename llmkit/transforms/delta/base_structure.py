@@ -12,7 +12,8 @@ from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import recipe_of
-from llmkit.errors import LlmkitError, PluginError, RequirementError
+from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError
+from llmkit.formats.json_text import parse_object
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.detect import embedding_rows, main_dtype
 from llmkit.transforms.delta.marker import MARKER_NAME, Marker, specs_digest
@@ -170,14 +171,12 @@ def _tuned(base: Checkpoint, delta: Checkpoint, profile: Profile | None) -> list
 
 def _added_ids(checkpoint: Checkpoint, rows: int | None) -> list[int]:
     """Ids of added tokens at the very end of the vocabulary."""
-    import json
-
     content = checkpoint.files.get("added_tokens.json")
     if content is None or rows is None:
         return []
     try:
-        ids = sorted(int(i) for i in json.loads(content.read()).values())
-    except (ValueError, TypeError, AttributeError):
+        ids = sorted(int(i) for i in parse_object(content.read(), "added_tokens.json").values())
+    except (InputError, ValueError, TypeError):
         return []
     return ids if ids and ids == list(range(rows - len(ids), rows)) else []
 

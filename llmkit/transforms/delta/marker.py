@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
@@ -69,7 +69,7 @@ class Marker:
             )
         where = f"{delta.label}/{MARKER_NAME}"
         try:
-            body: dict[str, Any] = json.loads(delta.files[MARKER_NAME].read())
+            body = parse_object(delta.files[MARKER_NAME].read(), where)
             if (body["format"], body["arithmetic"]) != (MARKER_FORMAT, "ulp"):
                 raise InputError(
                     f"{where}: format {body['format']}, arithmetic {body['arithmetic']!r}; "

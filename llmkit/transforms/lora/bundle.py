@@ -11,6 +11,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError
 from llmkit.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, from_peft
 from llmkit.formats.container import SafetensorsFiles
+from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["adapter_of", "bundle"]
@@ -94,4 +95,6 @@ def adapter_of(ckpt: Checkpoint) -> Adapter:
     """
     if CONFIG_NAME not in ckpt.files:
         raise InputError(f"{ckpt.label} is no adapter: it has no {CONFIG_NAME}")
-    return from_peft(ckpt.label, json.loads(ckpt.files[CONFIG_NAME].read()), ckpt.tensors)
+    return from_peft(
+        ckpt.label, parse_object(ckpt.files[CONFIG_NAME].read(), f"{ckpt.label}/{CONFIG_NAME}"), ckpt.tensors
+    )

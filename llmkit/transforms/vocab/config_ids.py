@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
-from llmkit.errors import SpecError
+from llmkit.errors import InputError, SpecError
+from llmkit.formats.json_text import parse_object
 from llmkit.tokenization.bundle import json_file
 
 __all__ = ["SIZE_KEYS", "mentioned_ids", "renumbered_generation", "resized_config", "with_vocab_size"]
@@ -101,7 +101,6 @@ def _generation(files: Mapping[str, FileContent]) -> Mapping[str, Any]:
     if GENERATION not in files:
         return {}
     try:
-        data = json.loads(files[GENERATION].read())
-    except ValueError:
+        return parse_object(files[GENERATION].read(), GENERATION)
+    except InputError:
         return {}
-    return data if isinstance(data, dict) else {}

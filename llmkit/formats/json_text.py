@@ -1,0 +1,156 @@
+"""JSON from outside: read within a budget, and asked for values of the types that the reader needs.
+
+Nothing that a file holds reaches the rest of the program unchecked: its size, the depth and number of its objects and
+arrays, the digits of its numbers and its characters are bounded here, and the error is an `InputError` that names it.
+What a parsed document may cost follows from its size: some thirty times its bytes in memory, and linear time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import InputError
+
+__all__ = ["MAX_DEPTH", "MAX_NBYTES", "as_object", "parse_json", "parse_object", "read_json", "read_object"]
+
+MAX_NBYTES = 100_000_000  # of one document; the largest published tokenizer.json has some 35 MB
+MAX_DEPTH = 64  # what reads a document may recurse over it, and so may what writes it again
+MAX_DIGITS = 300  # of a whole number, so that it has a float; a tokenizer's model_max_length may have 31
+_MAX_CONTAINERS = 5_000_000  # objects and arrays; each takes some 64 bytes more than its text
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_REMEDY = "copy the file from the model's source again"
+
+
+def read_json(path: Path, *, max_nbytes: int = MAX_NBYTES, is_strict: bool = False) -> Any:
+    """The document in a file; `parse_json` says what is refused.
+
+    Raises:
+        InputError: it cannot be read, or is no JSON within the budget.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            raise InputError(f"{path} is no regular file; expected a JSON document")
+        nbytes = path.stat().st_size
+        if nbytes > max_nbytes:
+            raise InputError(f"{path} is {nbytes} bytes long; a JSON file of a checkpoint has at most {max_nbytes}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    return parse_json(data, str(path), max_nbytes=max_nbytes, is_strict=is_strict)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises:
+        InputError: it cannot be read, or holds no JSON object.
+    """
+    return as_object(read_json(path), str(path))
+
+
+def parse_json(data: bytes | str, where: str, *, max_nbytes: int = MAX_NBYTES, is_strict: bool = False) -> Any:
+    """A document whose objects have text as keys and whose values are Python's own.
+
+    Args:
+        data: the text, or its bytes in UTF-8.
+        where: the file, and what in it, for the error.
+        is_strict: what RFC 8259 leaves out is refused: NaN and infinities, in words or as 1e999, and a key that an
+            object has twice. Else the numbers are taken, as transformers writes them, and the last value of a key.
+
+    Raises:
+        InputError: more than `max_nbytes`, no UTF-8, no JSON, nested deeper than `MAX_DEPTH`, more objects and arrays
+            or digits than a checkpoint's files have, or half of a surrogate pair (which is no character).
+    """
+    if len(data) > max_nbytes:
+        raise InputError(f"{where}: {len(data)} bytes of JSON, expected at most {max_nbytes}")
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        n_containers = text.count("[") + text.count("{")
+        if n_containers > _MAX_CONTAINERS:
+            raise ValueError(f"{n_containers} objects and arrays, expected at most {_MAX_CONTAINERS}")
+        strict: dict[str, Any] = {}
+        if is_strict:
+            strict = {"parse_constant": _no_number, "parse_float": _finite, "object_pairs_hook": _unique}
+        document = json.loads(text, parse_int=_whole, **strict)
+        if n_containers > MAX_DEPTH:
+            _check_depth(document)
+        if _SURROGATE.search(text):
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise InputError(f"{where} is not valid JSON: nested deeper than {MAX_DEPTH}", hint=_REMEDY) from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where} is not valid JSON: it holds half of a surrogate pair", hint=_REMEDY) from None
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are of its kind
+        raise InputError(f"{where} is not valid JSON: {error}", hint=_REMEDY) from error
+    return document
+
+
+def parse_object(data: bytes | str, where: str, *, is_strict: bool = False) -> dict[str, Any]:
+    """The object that a text holds.
+
+    Raises:
+        InputError: no JSON within the budget, or no object.
+    """
+    return as_object(parse_json(data, where, is_strict=is_strict), where)
+
+
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """A value that has to be a JSON object.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, found {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits, expected at most {MAX_DIGITS}")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is beyond what a float holds")
+    return value
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: dict[str, None] = {}
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {key[:200]!r} occurs twice")
+            seen[key] = None
+    return found
+
+
+def _check_depth(document: Any) -> None:
+    level: list[Any] = [document]
+    for _ in range(MAX_DEPTH):
+        level = [inner for value in level for inner in _members(value) if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def _members(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
