@@ -1,9 +1,12 @@
 """Pickles that describe tensors, read as data: nothing of what they name is imported or called.
 
-The unpickler is the interpreter of the standard library with three bolts. Every global is looked up in a table of
+The unpickler is the interpreter of the standard library with five bolts. Every global is looked up in a table of
 inert stand-ins, and anything else is refused by name; opcodes that build objects in other ways, or that allocate what
-a length field says before reading it, are taken out; and the stream is bounded. What comes back is plain containers
-whose tensors are `TensorRef`: a storage, an offset, a shape and strides.
+a length field says before reading it, are taken out; the stream is bounded in bytes and in opcodes, each of which
+makes at most one small object; keys of dicts are text or numbers, or a short tuple of them, for hashing a tuple walks
+all that it holds; and attributes that a pickle sets on a container are dropped. What comes back is plain containers
+whose tensors are `TensorRef`: a storage, an offset, a shape and strides. Whoever walks a container has to expect one
+that holds itself, or another one twice; nothing of unknown depth is compared, hashed or printed here.
 
 Python's own interpreter is used rather than the C one, whose memo is an array that a single opcode can make 64 GB long.
 
@@ -16,7 +19,7 @@ import pickle
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 from llmkit.errors import InputError
 from llmkit.tensors.spec import DType
@@ -24,6 +27,10 @@ from llmkit.tensors.spec import DType
 __all__ = ["MAX_PICKLE_NBYTES", "StorageRef", "TensorRef", "load"]
 
 MAX_PICKLE_NBYTES = 256_000_000
+_MAX_READS = 20_000_000  # opcodes and their arguments; a tensor takes some sixty of them
+_MAX_DIMENSIONS = 64  # of a tensor, as in torch
+_MAX_KEY_PARTS = 16
+_Scalar = str | bytes | int | float | None
 
 
 class StorageRef(NamedTuple):
@@ -88,14 +95,23 @@ class _Opaque:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_key(value: Any) -> bool:
+    """Whether hashing and printing a value takes as long as it is: a tuple may hold itself a billion times over."""
+    if type(value) is tuple:
+        return len(value) <= _MAX_KEY_PARTS and all(isinstance(part, _Scalar) for part in value)
+    return isinstance(value, _Scalar)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: DType | None) -> TensorRef:
     if not isinstance(storage, StorageRef) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise pickle.UnpicklingError("a tensor is not made of a storage, a shape and strides")
-    if len(shape) != len(strides) or not all(_is_count(n) for n in (offset, *shape, *strides)):
-        raise pickle.UnpicklingError(f"offset {offset}, shape {shape} and strides {strides} do not describe a tensor")
+    if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
+        raise pickle.UnpicklingError(f"a tensor of {len(shape)} dimensions with {len(strides)} strides")
+    if not all(_is_count(n) for n in (offset, *shape, *strides)):
+        raise pickle.UnpicklingError("offset, shape and strides do not describe a tensor: not all are whole numbers")
     if dtype is None:
         raise pickle.UnpicklingError("a tensor over untyped bytes has no dtype")
     return TensorRef(storage, dtype, offset, tuple(shape), tuple(strides))
@@ -110,7 +126,8 @@ def _rebuild_tensor_v3(
 ) -> TensorRef:
     found = next((d for d in DType if isinstance(dtype, _TorchDType) and d.torch_name == dtype.name), None)
     if found is None:
-        raise pickle.UnpicklingError(f"dtype {getattr(dtype, 'name', dtype)} is not one that checkpoints store")
+        name = dtype.name if isinstance(dtype, _TorchDType) else type(dtype).__name__
+        raise pickle.UnpicklingError(f"dtype {name} is not one that checkpoints store")
     return _tensor(storage, offset, shape, strides, found)
 
 
@@ -129,12 +146,15 @@ def _size(values: Any = ()) -> tuple[Any, ...]:
 
 
 def _ordered(items: Any = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict(items)
+    pairs = list(items.items() if isinstance(items, dict) else items)
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 and _is_key(pair[0]) for pair in pairs):
+        raise pickle.UnpicklingError("an OrderedDict is not made of keys and values")
+    return OrderedDict(pairs)
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"_codecs.encode is only read for latin1, found {encoding!r}")
+        raise pickle.UnpicklingError("_codecs.encode is only read for text in latin1")
     return text.encode("latin1")
 
 
@@ -175,13 +195,17 @@ _REFUSED_OPCODES = (
 
 
 class _Bounded:
-    """A stream that ends with an error rather than give more than `limit` bytes."""
+    """A stream that ends with an error rather than give more than `limit` bytes, or be asked too often."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self._stream = stream
         self._left = limit
+        self._reads_left = _MAX_READS
 
     def _take(self, n: int) -> int:
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise pickle.UnpicklingError(f"the pickled description has more than {_MAX_READS} opcodes")
         if n < 0 or n > self._left:
             raise pickle.UnpicklingError(f"the pickled description is longer than {MAX_PICKLE_NBYTES} bytes")
         return n
@@ -197,8 +221,53 @@ class _Bounded:
         return data
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
-    dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if bytes([k]) not in _REFUSED_OPCODES}  # type: ignore[attr-defined, unused-ignore]  # noqa: RUF012
+_Interpreter: Any = pickle._Unpickler  # type: ignore[attr-defined, unused-ignore]  # typeshed leaves it out
+
+
+class _Unpickler(_Interpreter):  # type: ignore[misc]
+    dispatch: ClassVar = {k: v for k, v in _Interpreter.dispatch.items() if bytes([k]) not in _REFUSED_OPCODES}
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(self.stack[-1], key, value)
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        for i in range(0, len(items) - 1, 2):
+            self._set(self.stack[-1], items[i], items[i + 1])
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        for i in range(0, len(items) - 1, 2):
+            self._set(self.stack[-1], items[i], items[i + 1])
+
+    def load_build(self) -> None:
+        self.stack.pop()  # attributes of an object: nobody reads them, and one might be called like a method
+
+    def load_empty_set(self) -> None:
+        self.append(_Opaque())
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(_Opaque())
+
+    def load_additems(self) -> None:
+        self.pop_mark()
+
+    dispatch |= {
+        pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems, pickle.DICT[0]: load_dict,
+        pickle.BUILD[0]: load_build, pickle.EMPTY_SET[0]: load_empty_set, pickle.FROZENSET[0]: load_frozenset,
+        pickle.ADDITEMS[0]: load_additems,
+    }  # fmt: skip
+
+    def _set(self, container: Any, key: Any, value: Any) -> None:
+        if isinstance(container, dict):
+            if not _is_key(key):
+                raise pickle.UnpicklingError(f"a key is neither text nor a number, but a {type(key).__name__}")
+            container[key] = value
+        elif not isinstance(container, _Opaque):
+            raise pickle.UnpicklingError(f"items are set in a {type(container).__name__}")
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -214,7 +283,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
         raise _RefusedError(full)
 
     def persistent_load(self, pid: Any) -> StorageRef:
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or not isinstance(pid[0], str) or pid[0] != "storage":
             raise pickle.UnpicklingError("a persistent id does not name a storage")
         kind, key, numel, start = pid[1], pid[2], pid[4], 0
         if not isinstance(kind, _StorageType) or not isinstance(key, str) or not _is_count(numel):

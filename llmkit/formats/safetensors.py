@@ -62,7 +62,10 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
         header = parse_object(source.read(8, n), f"{path}: the header", is_strict=True)
     finally:
         source.close()
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise InputError(f"{path}: __metadata__ of the header: expected an object of texts")
     tensors: dict[str, Lazy] = {}
     spans = []
     for name, entry in header.items():
@@ -70,14 +73,17 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
         spans.append((begin, end, name))
         tensors[name] = Read(name, spec, source, 8 + n + begin).output()
     _check_coverage(path, spans, source.nbytes - 8 - n)
-    return tensors, metadata if isinstance(metadata, dict) else {}
+    return tensors, metadata
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
     try:
+        is_list = isinstance(entry["shape"], list) and isinstance(entry["data_offsets"], list)
+        if not is_list or not isinstance(entry["dtype"], str):
+            raise TypeError(entry)
         dtype, shape = _BY_NAME.get(entry["dtype"]), tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        is_sound = all(isinstance(x, int) and x >= 0 for x in (*shape, begin, end)) and begin <= end
+        is_sound = all(type(x) is int and 0 <= x < 2**64 for x in (*shape, begin, end)) and begin <= end
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: tensor {name!r}: malformed entry in the header") from error
     if dtype is None:

@@ -21,7 +21,7 @@ from llmkit.formats import safe_pickle
 from llmkit.formats.safe_pickle import MAX_PICKLE_NBYTES, StorageRef, TensorRef
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
-from llmkit.tensors.spec import TensorSpec
+from llmkit.tensors.spec import TensorSpec, format_bytes
 
 __all__ = ["looks_like", "read"]
 
@@ -29,6 +29,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _NESTING = ("state_dict", "model", "module", "model_state_dict")
 _MAX_NESTING = 4
+_MAX_VIEW_NBYTES = 2**24  # of a view that repeats what is stored (stride 0): buffers are so, weights are not
 _AGAIN = "download or copy the file again"
 
 # Where a storage lies in the file: absolute offset and bytes.
@@ -95,6 +96,8 @@ def _span(path: Path, file: IO[bytes], entry: zipfile.ZipInfo, file_nbytes: int)
             f"{path}: entry {entry.filename} is compressed or encrypted; PyTorch stores tensors as they are",
             hint="load the file with torch and save it again",
         )
+    if not 0 <= entry.header_offset < file_nbytes:
+        raise InputError(f"{path} is truncated or damaged: entry {entry.filename} lies outside the file", hint=_AGAIN)
     file.seek(entry.header_offset)
     local = file.read(30)
     if len(local) < 30 or local[:4] != b"PK\x03\x04":
@@ -130,7 +133,8 @@ def _read_legacy(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Span]]:
         )
     protocol = safe_pickle.load(file, where)
     if protocol != _PROTOCOL:
-        raise InputError(f"{path}: PyTorch's protocol {protocol!r} is not supported; expected {_PROTOCOL}")
+        found = protocol if isinstance(protocol, int) and 0 <= protocol < 2**63 else f"(a {type(protocol).__name__})"
+        raise InputError(f"{path}: PyTorch's protocol {found} is not supported; expected {_PROTOCOL}")
     system = safe_pickle.load(file, where)
     if isinstance(system, Mapping) and not system.get("little_endian", True):
         raise InputError(f"{path} was saved on a big-endian machine; only little-endian files are read")
@@ -184,8 +188,9 @@ def _tensor_dict(path: Path, top: Any) -> dict[str, TensorRef]:
             return tensors
         value = next((value[k] for k in _NESTING if isinstance(value.get(k), dict)), None)
     if isinstance(top, dict):
+        keys = [(key if isinstance(key, str) else repr(key))[:80] for key in top if not isinstance(key, int)]
         raise InputError(
-            f"{path} holds no tensors by name: found the keys {listing(map(str, top)) or '(none)'}; "
+            f"{path} holds no tensors by name: found the keys {listing(keys) or '(none)'}; "
             f"expected tensors, or a mapping under {', '.join(_NESTING)}"
         )
     kind = "one tensor" if isinstance(top, TensorRef) else f"a {type(top).__name__}"
@@ -209,6 +214,12 @@ def _lazy(path: Path, source: SourceFile, name: str, ref: TensorRef, spans: Mapp
     if first + reach * ref.dtype.itemsize > declared:
         raise InputError(
             f"{path}: tensor {name!r}: {spec} at offset {ref.offset} reaches beyond its storage of {declared} bytes"
+        )
+    if spec.nbytes > max(declared, _MAX_VIEW_NBYTES):
+        raise InputError(
+            f"{path}: tensor {name!r}: {spec} is a view that repeats its {format_bytes(declared)} of storage; "
+            f"strides {list(ref.strides)}",
+            hint="save it with torch as tensor.contiguous()",
         )
     strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
     return Read(name, spec, source, start + first, strides).output()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from llmkit.errors import InputError
@@ -73,7 +74,7 @@ def test_values_are_read_whole_and_in_rows(tmp_path):
         ({"a": entry(8, 0)}, b"x" * 8, "non-negative"),
         ({"a": {"dtype": "F32"}}, b"", "malformed entry"),
         ({"a": entry(0, 8, shape=(-2,))}, b"x" * 8, "non-negative"),
-        ("{not json", b"", "malformed header"),
+        ("{not json", b"", "the header is not valid JSON"),
         ("[1, 2]", b"", "expected an object"),
         ('{"a": 1, "a": 2}', b"", "'a' occurs twice"),
     ],
@@ -83,6 +84,36 @@ def test_malformed_files_are_refused(tmp_path, header, data, message):
     with pytest.raises(InputError, match=message) as error:
         safetensors.read(path)
     assert "m.safetensors" in error.value.message
+
+
+ODD_VALUES = ["true", "-1", "1.0", "1e1", "null", '"1"', "[]", "{}", "NaN", "1e999", "18446744073709551616", "0"]
+
+
+@pytest.mark.parametrize("odd", ODD_VALUES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}}',
+        '{"a":{"dtype":"F32","shape":%s,"data_offsets":[0,4]}}',
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[%s,4]}}',
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":%s}}',
+        '{"a":{"dtype":%s,"shape":[1],"data_offsets":[0,4]}}',
+        '{"a":%s}',
+        '{"__metadata__":%s,"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        '{"__metadata__":{"k":%s},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}}',
+    ],
+)
+def test_what_the_reference_refuses_is_refused(tmp_path, text, odd):
+    path = file_of(tmp_path / "m.safetensors", text.replace("%s", odd), b"1234")
+    try:
+        with safe_open(path, "pt") as file:
+            wanted = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception:  # noqa: BLE001 - its error is an exception of its own without a public name
+        with pytest.raises(InputError, match=r"m\.safetensors"):
+            safetensors.read(path)
+    else:
+        assert {name: lazy.spec.shape for name, lazy in safetensors.read(path)[0].items()} == wanted
 
 
 def test_header_lengths_are_bounded(tmp_path):
