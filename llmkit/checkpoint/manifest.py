@@ -8,6 +8,7 @@ Everything but the entry "run" is the same for the same inputs and recipe. Its "
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
