@@ -11,7 +11,7 @@ from typing import Any
 
 from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent, open_checkpoint
-from llmkit.errors import InputError, RequirementError
+from llmkit.errors import RequirementError
 from llmkit.formats.folder import is_weight_file
 from llmkit.formats.json_text import parse_object
 from llmkit.tokenization.fast import FastTokenizer
