@@ -96,7 +96,6 @@ ARCHITECTURE = Architecture(
         },
         outer={"embed_norm": "transformer.word_embeddings_layernorm"},
         ignored=("*.scale_mask_softmax.causal_mask",),
-        prefix="transformer.",
     ),
     gguf=GgufFamily(
         "bloom",

@@ -138,7 +138,6 @@ _NAMES = Names(
         "mlp.down": "mlp.dense_4h_to_h",
     },
     ignored=("*.rotary_emb.inv_freq", "*.rotary.inv_freq"),
-    prefix="transformer.",
 )
 _TINY = {
     "architectures": ["FalconForCausalLM"],

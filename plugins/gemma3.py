@@ -51,7 +51,7 @@ def _local_base(model: Model) -> float | None:
 ARCHITECTURE = Architecture(
     name="gemma3",
     releases=("Gemma 3 270M", "Gemma 3 1B"),
-    matches=("Gemma3ForCausalLM",),
+    matches=("Gemma3ForCausalLM", "Gemma3TextModel"),
     model_types=("gemma3_text",),
     dims=DIMS,
     embedding=EMBEDDING,

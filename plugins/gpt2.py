@@ -75,7 +75,6 @@ ARCHITECTURE = Architecture(
         },
         outer={"positions": "transformer.wpe"},
         ignored=("*.attn.bias", "*.attn.masked_bias"),
-        prefix="transformer.",
     ),
     gguf=GgufFamily(
         "gpt2",

@@ -55,7 +55,6 @@ ARCHITECTURE = Architecture(
             "mlp.down": "mlp.dense_4h_to_h",
         },
         ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
-        prefix="gpt_neox.",
         in_memory={"embed_out": "lm_head"},  # since transformers 5
     ),
     gguf=GgufFamily(

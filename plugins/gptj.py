@@ -58,7 +58,6 @@ ARCHITECTURE = Architecture(
             "mlp.down": "mlp.fc_out",
         },
         ignored=("*.attn.bias", "*.attn.masked_bias"),
-        prefix="transformer.",
     ),
     tiny={
         "architectures": ["GPTJForCausalLM"],

@@ -121,7 +121,6 @@ ARCHITECTURE = Architecture(
             "head_proj": "model.decoder.project_out",
         },
         ignored=("*decoder.version",),
-        prefix="model.",
     ),
     tiny={
         "architectures": ["OPTForCausalLM"],

@@ -61,7 +61,6 @@ class Names:
         slots: stem inside a block -> stem after the prefix (`"attn.q": "self_attn.q_proj"`), or how it is stored.
         outer: the same for what lies outside the blocks besides embed, final_norm and head.
         ignored: patterns of buffers that old files store and nothing needs.
-        prefix: what some published files leave out at the start of every name (`transformer.`).
         in_memory: stems that transformers renames when it reads a file, to what: lists of modules may use either.
     """
 
@@ -72,8 +71,13 @@ class Names:
     slots: Mapping[str, Entry] = field(default_factory=dict)
     outer: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    prefix: str = ""
     in_memory: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prefix(self) -> str:
+        """What files of the model without its head leave out at the start of every name (`transformer.`), or ""."""
+        first = {name.partition(".")[0] for name in (self.embed, self.final_norm, self.block)}
+        return f"{first.pop()}." if len(first) == 1 else ""
 
 
 class NameTable:

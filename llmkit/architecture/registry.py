@@ -184,10 +184,14 @@ def is_claimed(architecture: Architecture, config: Mapping[str, Any]) -> bool:
 def _is_named(architecture: Architecture, config: Mapping[str, Any]) -> bool:
     stated = config.get("architectures")
     if isinstance(stated, list) and stated:
-        matches = [_folded(m) for m in architecture.matches]
-        return any(_folded(str(a)) in matches for a in stated)
+        matches = [_folded(name) for m in architecture.matches for name in (m, _HEADED.sub("Model", m))]
+        return not isinstance(config.get("text_config"), Mapping) and any(_folded(str(a)) in matches for a in stated)
     model_type = config.get("model_type")
     return bool(model_type) and _folded(str(model_type)) in [_folded(m) for m in architecture.model_types]
+
+
+# A class with a head, and transformers' name for the same model without it.
+_HEADED = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 
 def _folded(text: str) -> str:

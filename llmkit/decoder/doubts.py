@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmkit.architecture.registry import find
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.text_part import text_part
 from llmkit.tokenization.agreement import compare_vocabulary
 
 __all__ = ["doubts_of"]
@@ -17,5 +18,6 @@ def doubts_of(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
     """
     odd = compare_vocabulary(ckpt).warning
     found = [odd] if odd else []
+    ckpt = text_part(ckpt)
     architecture = find(ckpt.config) if backend != "transformers" else None
     return [*found, *architecture.bind(ckpt.config).unread.warnings] if architecture is not None else found

@@ -10,6 +10,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.registry import require
 from llmkit.architecture.storage import parts_of
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.model import Decoder
 from llmkit.errors import InputError, RequirementError
@@ -45,6 +46,7 @@ def load_backend(
         from llmkit.decoder.foreign import load_transformers
 
         return load_transformers(ckpt, _compute_dtype(dtype).torch, _device(device))
+    ckpt = text_part(ckpt)
     try:
         architecture = require(ckpt.config, ckpt.label)
     except RequirementError as error:
@@ -81,6 +83,7 @@ def load_decoder(
 
     wanted = _compute_dtype(dtype)
     where = _device(device)
+    ckpt = text_part(ckpt)
     architecture = architecture or require(ckpt.config, ckpt.label)
     ckpt = dequantized(ckpt)
     model = architecture.bind(ckpt.config)

@@ -12,6 +12,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import recipe_of
+from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import LlmkitError
 from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.layouts import onnx_folder
@@ -167,6 +168,9 @@ def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str], l
     try:
         architecture = registry.find(floats.config)
         if architecture is None:
+            inner = text_part(floats)
+            if inner is not floats:
+                return *_bind(inner)[:3], list(inner.notes[-1:])
             return None, None, [], [f"no plugin describes {claimed}: names and shapes are not checked"]
         model = architecture.bind(floats.config)
         refused, said = list(model.unread.refused), list(model.unread.warnings)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, RequirementError, listing, nearest
 from llmkit.formats.folder import INDEX_NAMES
 from llmkit.layouts import onnx_folder
@@ -133,7 +134,7 @@ def _prepared(
     """The checkpoint in floats, its model, the compute dtype in ONNX's words, and what is computed from integers."""
     _refuse_unknown("--dtype", dtype, tuple(_COMPUTE))
     _refuse_unknown("--provider", provider, PROVIDERS)
-    ckpt = reading.dequantized(ckpt)
+    ckpt = reading.dequantized(text_part(ckpt))
     model = registry.require(dict(ckpt.config), ckpt.label).bind(dict(ckpt.config))
     model.unread.raise_if_refused(ckpt.label)
     _refuse_changed(ckpt, model)

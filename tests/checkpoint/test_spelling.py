@@ -15,7 +15,12 @@ from llmkit.decoder.load import load_decoder
 from llmkit.inspection.comparison import compare
 from llmkit.inspection.summary import summarize
 
-BARE = {"bloom": "BloomModel", "gpt2": "GPT2Model", "opt": "OPTModel", "falcon": "FalconModel"}
+BARE = {
+    "bloom": "BloomModel", "gpt2": "GPT2Model", "opt": "OPTModel", "falcon": "FalconModel", "llama": "LlamaModel",
+    "mistral": "MistralModel", "gpt_neox": "GPTNeoXModel", "qwen2": "Qwen2Model", "qwen3": "Qwen3Model",
+    "gemma": "GemmaModel", "gemma2": "Gemma2Model", "gemma3": "Gemma3TextModel", "phi3": "Phi3Model",
+    "stablelm": "StableLmModel", "glm": "GlmModel", "glm4": "Glm4Model", "rwkv": "RwkvModel",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +33,7 @@ def _quiet():
 def written(folder, family):
     """A tiny model saved whole and without its head: (folder with the prefix, folder without)."""
     architecture = next(default_registry().load(p) for p in default_registry().plugins if p.name == family)
-    config = architecture.tiny_config()
+    config = architecture.tiny_config() | {"tie_word_embeddings": True}  # without a head, there is the embedding
     torch.manual_seed(0)
     whole = getattr(transformers, config.pop("architectures")[0])(transformers.AutoConfig.for_model(**config))
     with torch.no_grad():

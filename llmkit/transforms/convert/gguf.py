@@ -15,6 +15,7 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, LlmkitError, RequirementError, nearest
 from llmkit.formats.gguf_blocks import quantized
 from llmkit.formats.gguf_container import GgufContainer
@@ -55,6 +56,7 @@ def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = No
         SpecError: the tensors do not fit the config.
     """
     kind = _type(type)
+    ckpt = text_part(ckpt)
     config = dict(ckpt.config)
     architecture = registry.require(config, ckpt.label)
     family = architecture.gguf

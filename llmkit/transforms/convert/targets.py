@@ -13,6 +13,7 @@ from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.text_part import text_part
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.torch_zip import TorchFiles
 from llmkit.layouts import litgpt, llama2c, meta
@@ -55,6 +56,7 @@ def _foreign(write: Callable[..., Written]) -> Write:
     """A layout of its own; the config goes along as a file for what its description of the model does not state."""
 
     def changed(ckpt: Checkpoint, **options: Any) -> Checkpoint:
+        ckpt = text_part(ckpt)
         written = write(ckpt.tensors, ckpt.config, **options)
         unread = registry.require(ckpt.config, ckpt.label).bind(ckpt.config).unread
         config = (json.dumps(dict(ckpt.config), indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,80 @@
+"""The language model inside a model of several modalities: `text_config`, and the tensors that are its own.
+
+transformers publishes such models as `XForConditionalGeneration`, whose config has the decoder's under `text_config`,
+and whose tensors have one of several beginnings. Text alone goes through the decoder alone: that is what is computed.
+Transforms that keep every tensor see the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.names import NameTable
+from llmkit.architecture.registry import find
+from llmkit.checkpoint.checkpoint import Checkpoint, sort_tensors
+from llmkit.errors import SpecError
+from llmkit.tensors.lazy import Lazy
+
+__all__ = ["text_part"]
+
+# How the names begin: with transformers 4.52 and later, before, and in files of the model without its head.
+_BEGINNINGS = (
+    {"model.language_model.": "model."},
+    {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
+    {"language_model.": "model."},
+)
+_SHARED = ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")
+
+
+def text_part(ckpt: Checkpoint) -> Checkpoint:
+    """The decoder of a model of several modalities, as a checkpoint of its family; any other checkpoint as it is."""
+    stated = ckpt.config.get("text_config")
+    if not isinstance(stated, Mapping) or find(ckpt.config) is not None:
+        return ckpt
+    architecture = find({"model_type": stated.get("model_type")})
+    if architecture is None:
+        return ckpt
+    outer = {key: ckpt.config[key] for key in _SHARED if ckpt.config.get(key) is not None}
+    tied = ckpt.config.get("tie_word_embeddings", stated.get("tie_word_embeddings"))
+    config = {**outer, **_whole(architecture, stated), "architectures": [architecture.matches[0]]}
+    if tied is not None:
+        config["tie_word_embeddings"] = tied
+    tensors = _decoder_tensors(architecture, ckpt.tensors)
+    left = len(ckpt.tensors) - len(tensors)
+    return ckpt.derive(
+        tensors=sort_tensors(tensors),
+        config=config,
+        notes=[f"the text part of {ckpt.label} ({architecture.name}); {left} tensors of other parts are left out"],
+    )
+
+
+def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what it leaves to the defaults of transformers' class (as Gemma 3's published ones do)."""
+    try:
+        architecture.bind(config)
+    except SpecError:
+        import transformers
+
+        known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+        if config.get("model_type") in known:
+            made = transformers.AutoConfig.for_model(**config).to_dict()
+            return {key: value for key, value in made.items() if not key.startswith("_")}
+    return dict(config)
+
+
+def _decoder_tensors(architecture: Architecture, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    """Those that the family's name table knows, under the beginning that finds most."""
+    table = NameTable(architecture.names)
+
+    def renamed(beginnings: Mapping[str, str]) -> dict[str, Lazy]:
+        found = {}
+        for name, lazy in tensors.items():
+            start = next((b for b in beginnings if name.startswith(b)), "")
+            whole = beginnings.get(start, "") + name.removeprefix(start)
+            if table.slot(whole) is not None:
+                found[whole] = lazy
+        return found
+
+    return max(map(renamed, _BEGINNINGS), key=len)

@@ -1,0 +1,94 @@
+"""The decoder inside a model of text and images, against transformers' whole model given text alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from llmkit.architecture.registry import default_registry
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.text_part import text_part
+from llmkit.decoder.foreign import quiet_transformers
+from llmkit.decoder.load import load_decoder
+from llmkit.errors import RequirementError
+from llmkit.inspection.summary import summarize
+from llmkit.transforms.convert import convert
+
+PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
+IMAGES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+          "image_size": 28, "patch_size": 14}  # fmt: skip
+WHOLE = {
+    "gemma3": ("Gemma3ForConditionalGeneration", "gemma3", {"mm_tokens_per_image": 4, "image_token_index": 90}),
+    "llama": ("LlavaForConditionalGeneration", "llava", {"image_token_index": 90}),
+    "mistral": ("Mistral3ForConditionalGeneration", "mistral3", {"image_token_index": 90}),
+}
+OLD = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
+       "model.vision_tower.": "vision_tower.", "model.multi_modal_projector.": "multi_modal_projector."}  # fmt: skip
+
+
+def written(folder, family):
+    name, model_type, more = WHOLE[family]
+    text = PLUGINS[family].tiny_config()
+    text.pop("architectures")
+    images = {"model_type": "pixtral" if family == "mistral" else "siglip_vision_model", **IMAGES}
+    config = transformers.AutoConfig.for_model(model_type, text_config=text, vision_config=images, **more)
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = getattr(transformers, name)._from_config(config, attn_implementation="eager").eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p) * 0.1)
+        model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("names", ["today's", "old"])
+@pytest.mark.parametrize("family", WHOLE)
+def test_text_is_computed_as_transformers_does(tmp_path, family, names):
+    model = written(tmp_path, family)
+    if names == "old":
+        stored = load_file(tmp_path / "model.safetensors")
+        start = {name: next((b for b in OLD if name.startswith(b)), "") for name in stored}
+        old = {OLD.get(start[n], "") + n.removeprefix(start[n]): t for n, t in stored.items()}
+        save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ckpt = open_checkpoint(tmp_path)
+    ids = torch.arange(3, 27).view(2, 12)
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits
+    torch.testing.assert_close(load_decoder(ckpt)(ids), wanted, atol=2e-5, rtol=2e-5)
+    part = text_part(ckpt)
+    (note,) = part.notes
+    assert note.startswith(f"the text part of {tmp_path.name} ({family}); ")
+    assert text_part(part) is part
+    shown = summarize(ckpt)
+    assert (shown.architecture, shown.problems) == (family, ())
+    assert note in shown.oddities
+    assert set(convert(ckpt, to="bin").tensors) == set(ckpt.tensors)  # of the whole nothing is lost
+
+
+def test_what_the_text_config_leaves_to_its_class_is_read_from_transformers(tmp_path):
+    model = written(tmp_path, "gemma3")
+    config = json.loads((tmp_path / "config.json").read_text())
+    default = transformers.Gemma3TextConfig().to_dict()
+    gone = [k for k in ("hidden_activation", "rms_norm_eps") if config["text_config"][k] == default[k]]
+    assert gone
+    for key in (*gone, "rope_local_base_freq"):
+        config["text_config"].pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ids = torch.arange(3, 15)[None]
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits
+    torch.testing.assert_close(load_decoder(open_checkpoint(tmp_path))(ids), wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_a_text_part_that_no_plugin_describes_is_refused(tmp_path):
+    written(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["model_type"] = "unheard"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RequirementError, match="LlavaForConditionalGeneration"):
+        load_decoder(open_checkpoint(tmp_path))
