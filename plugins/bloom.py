@@ -108,6 +108,8 @@ ARCHITECTURE = Architecture(
             "feed_forward_length": "",
             "attention.layer_norm_epsilon": "layer_norm_epsilon",
         },
+        # transformers' class has no such key, llama.cpp needs one; the models were trained with 2048 tokens.
+        write=lambda model, _: {"context_length": model.dims.context or 2048},
     ),
     tiny={
         "architectures": ["BloomForCausalLM"],

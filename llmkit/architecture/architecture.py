@@ -19,7 +19,7 @@ from llmkit.architecture.tokenizers import TokenizerKind
 from llmkit.architecture.unread import Recorded, unread_keys
 from llmkit.errors import PluginError, SpecError
 
-__all__ = ["DERIVED", "Architecture", "Dims"]
+__all__ = ["DERIVED", "LARGEST_SIZE", "Architecture", "Dims"]
 
 Size = str | Key | Computed
 DERIVED = Key((), None)
@@ -29,7 +29,7 @@ _HEAD_DIM = Key("head_dim", None)
 _CONTEXT = Key("max_position_embeddings", None)
 # Sizes are believed before the tensors are looked at: bounds far beyond any model keep the lists made of them small.
 _LARGEST = {"layers": 10_000, "heads": 100_000, "kv_heads": 100_000}
-_LARGEST_SIZE = 2**48
+LARGEST_SIZE = 2**48
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _whole(name: str, key: Key | Computed, config: Mapping[str, Any]) -> int | N
     if value is None:
         return None
     where = source_of(key, config) or next(iter(key.spellings), name)
-    largest = _LARGEST.get(name, _LARGEST_SIZE)
+    largest = _LARGEST.get(name, LARGEST_SIZE)
     size = as_float(value, where) if isinstance(value, float) else value
     if isinstance(size, bool) or not isinstance(size, int | float) or size != int(size) or not 1 <= size <= largest:
         limit = f" up to {largest:,}" if isinstance(size, int | float) and size > largest else ""

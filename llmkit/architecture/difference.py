@@ -7,11 +7,17 @@ import math
 from typing import Any
 
 from llmkit.architecture.model import Model
+from llmkit.architecture.scaling import Scaling, method_of
 
 __all__ = ["difference"]
 
 _SIZES = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
 _STORAGE = ("tied", "pairs")
+# Fields of kinds that config.json has a common name for.
+_IN_CONFIG = {
+    "position.scaling": "rope_scaling", "position.theta": "rope_theta", "position.share": "partial_rotary_factor",
+    "attention.window": "sliding_window",
+}  # fmt: skip
 
 # Some configs hold a float32 written out (9.999999747378752e-06); models compute in no more.
 _FLOAT32 = 1e-6
@@ -39,6 +45,7 @@ def _differs(a: Any, b: Any, at: str) -> str | None:
     for field in dataclasses.fields(a):
         if field.name not in _STORAGE:
             inner = f"{at}.{field.name}" if at else field.name
+            inner = _IN_CONFIG.get(inner, inner)
             text = _differs(getattr(a, field.name), getattr(b, field.name), inner)
             if text is not None:
                 return text
@@ -53,4 +60,6 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Scaling):
+        return repr(method_of(value))
     return type(value).__name__ if dataclasses.is_dataclass(value) and len(repr(value)) > 60 else repr(value)

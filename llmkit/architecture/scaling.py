@@ -19,6 +19,7 @@ __all__ = [
     "Scaling",
     "UnknownScaling",
     "Yarn",
+    "method_of",
     "scaling_of",
 ]
 
@@ -95,6 +96,17 @@ class UnknownScaling:
     """A method that no reader knows; it keeps its name so that a reader can refuse it."""
 
     name: str
+
+
+_METHODS: dict[type, str] = {
+    NoScaling: "none", LinearScaling: "linear", DynamicNTK: "dynamic", Llama3Scaling: "llama3", Yarn: "yarn",
+    LongRope: "longrope",
+}  # fmt: skip
+
+
+def method_of(scaling: Scaling) -> str:
+    """The method as config.json calls it, `none` without one."""
+    return scaling.name if isinstance(scaling, UnknownScaling) else _METHODS[type(scaling)]
 
 
 Scaling = NoScaling | LinearScaling | DynamicNTK | Llama3Scaling | LongRope | Yarn | UnknownScaling

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TransformersDecoder", "load_transformers", "quiet_transformers", "transformers_model"]
 
+_SHOWN = 300  # characters of another library's error
 _PADDED_SHARE = 0.8  # sequences in one padded batch are at least this long, relative to the longest
 _GROWING = ("dynamic", "longrope")  # rotary frequencies that follow the longest sequence of a batch
 # What a cached step may differ by from the whole sequence, relative to the largest logit: rounding, no lost state.
@@ -45,7 +46,7 @@ def transformers_model(
     made = None
     with quiet_transformers():
         if config.get("model_type") in known:
-            described = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
+            described = _described(config, label)
             stated = [getattr(transformers, n, None) for n in config.get("architectures") or ()]
             auto = transformers.AutoModelForCausalLM._model_mapping.get(type(described), None)
             usable = [c for c in (*stated, auto) if c is not None and c.can_generate()]
@@ -57,14 +58,20 @@ def transformers_model(
                 hint="code that a checkpoint carries is never run; a newer transformers may know it",
             )
         # As it reads files: in memory it has other names for some tensors.
-        model, report = made.from_pretrained(
-            None,
-            config=described,
-            state_dict=dict(weights),
-            dtype=dtype,
-            output_loading_info=True,
-            **({"attn_implementation": attention} if attention else {}),
-        )
+        try:
+            model, report = made.from_pretrained(
+                None,
+                config=described,
+                state_dict=dict(weights),
+                dtype=dtype,
+                output_loading_info=True,
+                **({"attn_implementation": attention} if attention else {}),
+            )
+        except (ArithmeticError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise SpecError(
+                f"{label}: transformers' {made.__name__} cannot be made of config.json: {_first_line(error)}",
+                hint="config.json must be the one these weights were saved with",
+            ) from error
     tied = model._tied_weights_keys or ()
     left = [m for m in report["missing_keys"] if m not in tied]
     if left or report["mismatched_keys"]:
@@ -73,6 +80,38 @@ def transformers_model(
     if report["unexpected_keys"]:
         raise SpecError(f"{label}: transformers' {made.__name__} has no {listing(list(report['unexpected_keys']), 3)}")
     return model.eval()
+
+
+def _described(config: Mapping[str, Any], label: str) -> Any:
+    """The config as an object of transformers' class, read as it reads config.json itself: infinities are objects.
+
+    Raises:
+        SpecError: the class does not take its values.
+    """
+    import transformers
+
+    kind = transformers.models.auto.configuration_auto.CONFIG_MAPPING[config["model_type"]]
+    stated = {k: _with_infinities(v) for k, v in config.items() if k != "architectures"}
+    try:
+        return kind.from_dict(stated)
+    except Exception as error:
+        raise SpecError(
+            f"{label}: transformers' {kind.__name__} does not take config.json: {_first_line(error)}",
+            hint="config.json must be the one these weights were saved with",
+        ) from error
+
+
+def _with_infinities(value: Any) -> Any:
+    """JSON has no infinities: transformers 5 writes {"__float__": "Infinity"}."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {k: _with_infinities(v) for k, v in value.items()}
+    return [_with_infinities(v) for v in value] if isinstance(value, list) else value
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_SHOWN]
 
 
 class _Past:

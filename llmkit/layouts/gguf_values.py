@@ -21,6 +21,7 @@ from llmkit.architecture.scaling import (
     NoScaling,
     Scaling,
     Yarn,
+    method_of,
 )
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats.json_text import parse_object
@@ -35,6 +36,8 @@ _YARN = {
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
+_CONTEXT = 2048  # where nothing states it
+_BETA_FAST, _BETA_SLOW = 32.0, 1.0
 # factor, low_freq_factor, high_freq_factor, original context of the published models with frequencies of Llama 3.1.
 _LLAMA3 = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192), (4.0, 1.0, 4.0, 8192))
 
@@ -228,6 +231,10 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
     found["final_logit_softcapping"] = model.head.softcap
     if family.write is not None:
         found |= family.write(model, config)
+    if found["context_length"] is None:
+        found["context_length"] = _CONTEXT
+        key = model.dims.keys["context"]
+        warnings.append(f"config.json states no context ({key}), which llama.cpp needs: {_CONTEXT} tokens are written")
     return {
         k if k.startswith("llmkit.") else f"{family.arch}.{k}": v for k, v in found.items() if v is not None
     }, warnings
@@ -268,6 +275,11 @@ def _scaling_metadata(scaling: Scaling, warnings: list[str]) -> dict[str, Any]:
             warnings.append(
                 "GGUF has no place for mscale and truncate of the YaRN scaling: llama.cpp will not see them"
             )
+        if (scaling.beta_fast, scaling.beta_slow) != (_BETA_FAST, _BETA_SLOW):
+            warnings.append(
+                "llama.cpp reads YaRN's beta_fast and beta_slow of few architectures: it runs others with "
+                f"{_BETA_FAST:g} and {_BETA_SLOW:g}, this model has {scaling.beta_fast:g} and {scaling.beta_slow:g}"
+            )
         return {
             "rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor,
             "rope.scaling.original_context_length": scaling.original_max_position,
@@ -278,8 +290,7 @@ def _scaling_metadata(scaling: Scaling, warnings: list[str]) -> dict[str, Any]:
             else scaling.attention_factor / (1 + 0.1 * math.log(scaling.factor)),
             "rope.scaling.yarn_beta_fast": scaling.beta_fast, "rope.scaling.yarn_beta_slow": scaling.beta_slow,
         }  # fmt: skip
-    name = getattr(scaling, "name", type(scaling).__name__)
-    warnings.append(f"GGUF has no place for the RoPE scaling {name}: llama.cpp will run without it")
+    warnings.append(f"GGUF has no place for the RoPE scaling {method_of(scaling)!r}: llama.cpp will run without it")
     return {}
 
 

@@ -60,6 +60,7 @@ _BY_COLUMNS = ("attn.o.weight", "mlp.down.weight")
 _BY_ROWS = (
     "attn.q.weight", "attn.k.weight", "attn.v.weight", "mlp.gate.weight", "mlp.up.weight", "head.weight",
 )  # fmt: skip
+_MOST_FILES = 100  # two digits in their names
 _ROWS_THETA = 500000.0  # of Llama 3, whose embedding is split by rows
 
 
@@ -89,10 +90,17 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
     folder = candidate.folder
     where = str(folder / _PARAMS)
     params = candidate.json(_PARAMS)
+    if not isinstance(params, dict):
+        raise InputError(f"{where}: expected keys and values, found {type(params).__name__}", hint="copy it again")
     numbers = [int(p.name[13:15]) for p in files]
     absent = [f"consolidated.{i:02d}.pth" for i in range(max(numbers) + 1) if i not in numbers]
     shards = [torch_pickle.read(p) for p in files]
     n = _count_expected(params, shards[0], len(files) + len(absent))
+    if n > _MOST_FILES:
+        raise InputError(
+            f"{where}: dim is {params['dim']!r:.60}, of which a file holds {params['dim'] // n}: more than {_MOST_FILES} files",
+            hint="give the params.json of this model",
+        )
     absent += [f"consolidated.{i:02d}.pth" for i in range(max(numbers) + 1, n)]
     if absent or n != len(files):
         what = f"{listing(absent)} missing" if absent else f"found {len(files)}"
@@ -126,7 +134,7 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
 def _count_expected(params: Mapping[str, Any], shard: Mapping[str, Lazy], found: int) -> int:
     """How many files there should be: the output projection takes `dim` columns in all."""
     lazy, dim = shard.get("layers.0.attention.wo.weight"), params.get("dim")
-    if lazy is None or len(lazy.shape) != 2 or not isinstance(dim, int) or dim % lazy.shape[1]:
+    if lazy is None or len(lazy.shape) != 2 or not isinstance(dim, int) or not lazy.shape[1] or dim % lazy.shape[1]:
         return found
     return dim // lazy.shape[1]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmkit.architecture.architecture import LARGEST_SIZE
 from llmkit.architecture.keys import as_float
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
@@ -18,6 +19,7 @@ from llmkit.tensors.spec import DType
 
 __all__ = ["config_of", "ffn_size", "params_of"]
 
+_LARGEST_NUMBER = 1e30
 _MULTIPLES = (256, 1024, 4096, 128, 64, 32, 16, 8, 4, 2, 1)
 _MULTIPLIERS = (None, 1.3, 1.5, 1.2, 1.0)
 _SCALED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -49,31 +51,33 @@ def config_of(where: str, params: Mapping[str, Any], vocab: int, ffn: int, dtype
             f"{where}: vocab_size is {stated}, the tensors have {vocab} rows", hint="give the params.json of this model"
         )
     if "multiple_of" in params:
-        expected = ffn_size(dim, _whole(where, params, "multiple_of"), params.get("ffn_dim_multiplier"))
+        multiplier = _number(where, params, "ffn_dim_multiplier", 0.0) or None
+        expected = ffn_size(dim, _whole(where, params, "multiple_of"), multiplier)
         if expected != ffn:
             raise InputError(
                 f"{where}: dim, multiple_of and ffn_dim_multiplier give feed-forward layers of {expected}, "
                 f"the tensors have {ffn}",
                 hint="give the params.json of this model",
             )
-    theta = float(params.get("rope_theta", 10000.0))
+    theta = _number(where, params, "rope_theta", 10000.0)
     scaled = bool(params.get("use_scaled_rope", False))
     has_many = vocab >= 128000  # Llama 3's ids of begin and end; SentencePiece has 1 and 2
     scaling = None
     if scaled:
-        factor = float(params.get("rope_scaling_factor") or _FACTOR_OF.get((dim, layers), _FACTOR))
+        factor = _number(where, params, "rope_scaling_factor", _FACTOR_OF.get((dim, layers), _FACTOR))
         scaling = {"rope_type": "llama3", "factor": factor, **_SCALED}
+    context = _SCALED_CONTEXT if scaled else _CONTEXT_OF.get(theta, 2048)
     return decoder_config(
         hidden=dim,
         ffn=ffn,
         layers=layers,
         heads=heads,
-        kv_heads=params.get("n_kv_heads"),
+        kv_heads=None if params.get("n_kv_heads") is None else _whole(where, params, "n_kv_heads"),
         vocab=vocab,
-        eps=params.get("norm_eps", 1e-5),
+        eps=_number(where, params, "norm_eps", 1e-5),
         theta=theta,
         scaling=scaling,
-        context=params.get("max_seq_len") or (_SCALED_CONTEXT if scaled else _CONTEXT_OF.get(theta, 2048)),
+        context=_whole(where, params, "max_seq_len") if params.get("max_seq_len") else context,
         dtype=dtype,
         bos=128000 if has_many else 1,
         eos=128001 if has_many else 2,
@@ -127,8 +131,21 @@ def _ffn_terms(dim: int, ffn: int) -> tuple[int, float | None]:
 
 def _whole(where: str, params: Mapping[str, Any], key: str) -> int:
     value = params.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
         raise InputError(
-            f"{where}: {key} is {value!r}, expected a positive whole number", hint="give the params.json of this model"
+            f"{where}: {key} is {value!r:.60}, expected a positive whole number",
+            hint="give the params.json of this model",
         )
     return value
+
+
+def _number(where: str, params: Mapping[str, Any], key: str, default: float) -> float:
+    """A number above 0; `default` where the key is absent or null."""
+    value = params.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_NUMBER:
+        raise InputError(
+            f"{where}: {key} is {value!r:.60}, expected a number above 0", hint="give the params.json of this model"
+        )
+    return float(value)

@@ -230,7 +230,7 @@ def test_shards_of_two_models(tmp_path):
     ("changes", "options", "kind", "message"),
     [
         ({"attention_bias": True}, {}, RequirementError, "cannot hold this llama model: attention.qkv_bias is True"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {}, RequirementError, "scaling is LinearScaling"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {}, RequirementError, "rope_scaling is 'linear'"),
         ({"head_dim": 16}, {}, RequirementError, "head_dim is 16, here 8"),
         ({}, {"model_parallel": 4}, InputError, "--model-parallel 4: 2 key/value heads do not divide into 4 files"),
         ({}, {"model_parallel": 0}, InputError, "--model-parallel 0"),
@@ -307,3 +307,33 @@ def test_from_shards_to_shards(tmp_path, size):
     llmkit.save(convert(llmkit.open_checkpoint(tmp_path / "meta"), to="hf"), tmp_path / "back", max_shard_size=size)
     assert (len(list((tmp_path / "back").glob("*.safetensors"))) == 1) == (size > 10**6)
     same(llmkit.open_checkpoint(tmp_path / "back"), state)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dim", 64 * 10**15),
+        ("dim", "64"),
+        ("n_layers", True),
+        ("n_heads", float("inf")),
+        ("n_kv_heads", "two"),
+        ("n_kv_heads", -2),
+        ("multiple_of", 0),
+        ("ffn_dim_multiplier", "x"),
+        ("ffn_dim_multiplier", float("nan")),
+        ("ffn_dim_multiplier", 1e999),
+        ("norm_eps", "x"),
+        ("norm_eps", False),
+        ("rope_theta", [1]),
+        ("rope_theta", 0),
+        ("max_seq_len", "long"),
+        ("rope_scaling_factor", {}),
+    ],
+)
+def test_values_that_are_no_sizes_are_named(tmp_path, key, value):
+    cfg = config(4, 2, 8, 2, ffn_size(32, 1, None))
+    more = {"multiple_of": 1, "use_scaled_rope": True, key: value}
+    folder = write_meta(tmp_path / "m", state_of(cfg), cfg, 1, **more)
+    with pytest.raises(InputError, match=rf"params\.json: {key} is ") as caught:
+        llmkit.open_checkpoint(folder)
+    assert len(caught.value.message) < 300

@@ -45,13 +45,13 @@ REFUSED = {
     ("gpt2", "by-layer"): "attention.scale is",
     ("gpt2", "unscaled"): "attention.scale is 1.0",
     ("gpt_neox", "no-bias"): "attention.qkv_bias is False, here True",
-    ("llama", "dynamic"): "position.scaling is DynamicNTK",
-    ("llama", "yarn-mscale"): "position.scaling.mscale is 1.0, here None",
-    ("qwen2", "window-above"): "attention.window is 7, here None",
-    ("qwen2", "window-layer-types"): "attention.window is 7, here None",
+    ("llama", "dynamic"): "rope_scaling is 'dynamic'",
+    ("llama", "yarn-mscale"): "rope_scaling.mscale is 1.0, here None",
+    ("qwen2", "window-above"): "sliding_window is 7, here None",
+    ("qwen2", "window-layer-types"): "sliding_window is 7, here None",
     ("qwen3", "attention-bias"): "attention.qkv_bias is True, here False",
-    ("qwen3", "window-above"): "attention.window is 7, here None",
-    ("qwen3", "transformers-5"): "attention.window is 7, here None",
+    ("qwen3", "window-above"): "sliding_window is 7, here None",
+    ("qwen3", "transformers-5"): "sliding_window is 7, here None",
     ("stablelm", "tied"): "its head is tied to the embedding",
 }
 CASES = [
@@ -361,3 +361,27 @@ def test_transformers_reads_smollm2_as_we_do(smollm2, tmp_path, type_):
         for token in new:
             assert int(model(torch.tensor([ids]))[0, -1].argmax()) == token
             ids.append(token)
+
+
+def of_keys(name, **keys):
+    """The metadata and warnings (of the tokenizer aside) of a tiny model with other keys; None takes one away."""
+    found = PLUGINS[name]
+    config = {k: v for k, v in {**found.tiny_config(), **keys}.items() if v is not None}
+    made = convert(random_checkpoint(found, config), to="gguf", type="f32")
+    return made.container.metadata, [w for w in made.warnings if "no tokenizer" not in w]
+
+
+def test_a_file_states_the_context_that_llama_cpp_needs():
+    metadata, warnings = of_keys("bloom", seq_length=None)
+    assert (metadata["bloom.context_length"], warnings) == (2048, [])
+    metadata, (said,) = of_keys("llama", max_position_embeddings=None)
+    assert metadata["llama.context_length"] == 2048
+    assert "config.json states no context (max_position_embeddings)" in said
+
+
+def test_betas_of_yarn_that_llama_cpp_does_not_read_are_said():
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    assert of_keys("llama", rope_scaling=rope)[1] == []
+    (said,) = of_keys("llama", rope_scaling=rope | {"beta_fast": 8.0})[1]
+    assert "YaRN's beta_fast and beta_slow" in said
+    assert "this model has 8 and 1" in said

@@ -1,0 +1,41 @@
+"""Configs for transformers' classes: infinities as it writes them, and values that its classes do not take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.decoder.foreign import load_transformers, quiet_transformers
+from llmkit.errors import SpecError
+
+SIZES = {"hidden_size": 32, "vocab_size": 50, "num_hidden_layers": 2}
+MODELS = {
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 16},
+    "bamba": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32, "attn_layer_indices": [1],
+              "mamba_n_heads": 8, "mamba_d_head": "auto", "mamba_d_state": 16, "mamba_n_groups": 1},
+    "falcon_h1": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32, "mamba_n_heads": 8,
+                  "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 16, "mamba_n_groups": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="4.x writes the bare word Infinity")
+def test_an_infinite_limit_is_read_as_transformers_reads_it(tmp_path, name):
+    with quiet_transformers():
+        config = transformers.AutoConfig.for_model(name, **SIZES, **MODELS[name])
+        config.time_step_limit = (0.0, float("inf"))
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        model.save_pretrained(tmp_path)
+    ckpt = open_checkpoint(tmp_path)
+    assert ckpt.config["time_step_limit"][1] == {"__float__": "Infinity"}
+    ids = torch.arange(3, 15)[None]
+    with torch.inference_mode():
+        wanted = model(ids, use_cache=False).logits
+    found = load_transformers(ckpt, torch.float32, torch.device("cpu"))(ids)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    broken = ckpt.derive(config={**ckpt.config, "hidden_size": "wide"})
+    with pytest.raises(SpecError, match=r"does not take config\.json: .*hidden_size"):
+        load_transformers(broken, torch.float32, torch.device("cpu"))
