@@ -98,7 +98,7 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
     n = _count_expected(params, shards[0], len(files) + len(absent))
     if n > _MOST_FILES:
         raise InputError(
-            f"{where}: dim is {params['dim']!r:.60}, of which a file holds {params['dim'] // n}: more than {_MOST_FILES} files",
+            f"{where}: dim is {params['dim']!r:.60}, of which a file holds {params['dim'] // n}: too many files",
             hint="give the params.json of this model",
         )
     absent += [f"consolidated.{i:02d}.pth" for i in range(max(numbers) + 1, n)]
