@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.plugin_file import architectures_in, given_files
 from llmkit.errors import PluginError, RequirementError
 
 __all__ = ["GROUP", "Plugin", "Registry", "default_registry", "find", "is_claimed", "require"]
@@ -32,12 +33,14 @@ class Plugin:
         target: `module:attribute`.
         origin: the distribution it comes from, with its version; the path for a checkout.
         is_builtin: it ships with llmkit.
+        is_given: a file that the user named; it goes before what is installed.
     """
 
     name: str
     target: str
     origin: str
     is_builtin: bool = False
+    is_given: bool = False
 
 
 class Registry:
@@ -47,9 +50,9 @@ class Registry:
     other distributions are always loaded, so that a clash between two cannot go unseen.
     """
 
-    def __init__(self, plugins: Iterable[Plugin]) -> None:
-        self.plugins = tuple(plugins)
-        self._loaded: dict[Plugin, Architecture | PluginError] = {}
+    def __init__(self, plugins: Iterable[Plugin], given: Mapping[Plugin, Architecture] | None = None) -> None:
+        self.plugins = (*(given or {}), *plugins)
+        self._loaded: dict[Plugin, Architecture | PluginError] = dict(given or {})
 
     def load(self, plugin: Plugin) -> Architecture:
         """The architecture of a plugin; a failure is remembered.
@@ -74,7 +77,8 @@ class Registry:
         if not wanted:
             return None
         hinted = [p for p in self.plugins if not p.is_builtin or any(_folded(p.name) in w for w in wanted)]
-        for candidates in (hinted, list(self.plugins)):
+        given = [p for p in self.plugins if p.is_given]
+        for candidates in (given, hinted, list(self.plugins)):
             claimants = self._claimants(candidates, config)
             if len(claimants) > 1:
                 names = " and ".join(f"{p.name} ({p.origin})" for p, _ in claimants)
@@ -115,7 +119,7 @@ class Registry:
         owners: dict[str, str] = {}
         clashes = []
         for plugin, found in self.load_all().items():
-            if isinstance(found, PluginError) or found.when is not None:
+            if isinstance(found, PluginError) or found.when is not None or plugin.is_given:
                 continue
             for claim in (*found.matches, *(f"model_type {m}" for m in found.model_types)):
                 other = owners.setdefault(_folded(claim), f"{plugin.name} ({plugin.origin})")
@@ -124,9 +128,17 @@ class Registry:
         return clashes
 
 
-@cache
 def default_registry() -> Registry:
-    """The registry of everything installed, and of the checkout that llmkit runs from."""
+    """The registry of everything installed, of the checkout that llmkit runs from, and of the files the user named.
+
+    Raises:
+        PluginError: a named file holds no plugin.
+    """
+    return _registry(given_files())
+
+
+@cache
+def _registry(files: tuple[Path, ...]) -> Registry:
     builtin = _checkout_plugins()
     names = {p.name for p in builtin}
     found = []
@@ -140,7 +152,12 @@ def default_registry() -> Registry:
             continue  # the checkout knows better than the metadata of an older install
         found.append(Plugin(entry.name, entry.value, f"{owner} {version}".strip(), owner == "llmkit"))
     unique = {(p.name, p.target, p.origin): p for p in [*builtin, *sorted(found, key=lambda p: (p.origin, p.name))]}
-    return Registry(unique.values())
+    given = {
+        Plugin(a.name, f"{file}:{attribute}", str(file), is_given=True): a
+        for file in files
+        for attribute, a in architectures_in(file).items()
+    }
+    return Registry(unique.values(), given)
 
 
 def find(config: Mapping[str, Any]) -> Architecture | None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import typer
 
+from llmkit.architecture.plugin_file import using
 from llmkit.cli.options import Common, Folder
 from llmkit.cli.output import Mode, Output
 
@@ -86,7 +87,8 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
         _log_to_stderr(common.verbose)
         try:
-            function(Output(mode, common.verbose), **values, **made)
+            with using(common.plugin or ()):
+                function(Output(mode, common.verbose), **values, **made)
             sys.stdout.flush()
         except KeyboardInterrupt:
             raise Interrupted(is_resumable=False) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,9 +47,11 @@ def new(
 ) -> None:
     """Draft a plugin from a checkpoint's headers and config: names, shapes and sizes that fit, mathematics to check.
 
-    Everything that headers cannot tell is marked `check:` in the draft, and the keys of config.json that it does not
-    use are listed in it. Reads no tensor data.
+    Every command takes the draft with --plugin FILE.py, or by the variable LLMKIT_PLUGINS; a package registers it by
+    the entry-point group llmkit.architectures. Everything that headers cannot tell is marked `check:` in the draft, and
+    the keys of config.json that it does not use are listed in it. Reads no tensor data.
     """
+    from llmkit.architecture.registry import GROUP
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.drafting.module import draft_plugin
     from llmkit.errors import InputError, OutputError
@@ -101,7 +104,13 @@ def new(
     for problem in problems:
         out.warning(f"the draft does not fit {ckpt.label}: {problem}")
     if output is not None:
-        out.hint(f"llmkit plugins check {output if '/' in str(output) else f'./{output}'} --model {model}")
+        file = shlex.quote(str(output) if "/" in str(output) else f"./{output}")
+        out.note(
+            f"use it at once: llmkit inspect {shlex.quote(model)} --plugin {file} (or export LLMKIT_PLUGINS={file})"
+        )
+        out.note("to install it, put it into a package whose pyproject.toml has these two lines:")
+        out.note(f'  [project.entry-points."{GROUP}"]\n  {wanted} = "{output.stem}:ARCHITECTURE"')
+        out.hint(f"llmkit plugins check {file} --model {shlex.quote(model)}")
 
 
 def _is_plugin(head: bytes) -> bool:
@@ -110,11 +119,11 @@ def _is_plugin(head: bytes) -> bool:
 
 def in_file(path: str) -> dict[Plugin, Architecture | PluginError]:
     """The architectures of a plugin file, as the registry has those that are installed."""
+    from llmkit.architecture.plugin_file import architectures_in
     from llmkit.architecture.registry import Plugin
-    from llmkit.drafting.module import architectures_in
 
     found = architectures_in(Path(path))
-    return {Plugin(a.name, f"{path}:{attribute}", path): a for attribute, a in found.items()}
+    return {Plugin(a.name, f"{path}:{attribute}", path, is_given=True): a for attribute, a in found.items()}
 
 
 def compare(architecture: Architecture, model: str) -> Check:

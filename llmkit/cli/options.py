@@ -102,3 +102,11 @@ class Common:
     verbose: Annotated[
         int, typer.Option("-v", "--verbose", count=True, show_default=False, help="Say more; -vv for debugging.")
     ] = 0
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--plugin",
+            metavar="FILE.py",
+            help="A plugin file that describes an architecture (may be repeated; LLMKIT_PLUGINS names some for good).",
+        ),
+    ] = None

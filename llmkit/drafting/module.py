@@ -1,22 +1,19 @@
-"""Plugin files: the architectures in one, and drafts that are written and at once read back and compared."""
+"""Drafts of plugins, written and at once read back and compared with what they were made of."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture
 from llmkit.drafting.draft import make_draft
 from llmkit.drafting.record import Draft
 from llmkit.drafting.text import plugin_text
-from llmkit.errors import LlmkitError, PluginError
+from llmkit.errors import LlmkitError
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["architectures_in", "draft_plugin"]
+__all__ = ["draft_plugin"]
 
 
 def draft_plugin(
@@ -51,28 +48,3 @@ def _problems(text: str, specs: Mapping[str, TensorSpec], config: Mapping[str, A
         return [error.message]
     finally:
         del sys.modules[module.__name__]
-
-
-def architectures_in(path: Path) -> dict[str, Architecture]:
-    """Import a plugin file: attribute -> architecture.
-
-    Raises:
-        PluginError: it cannot be imported, or holds none.
-    """
-    if not path.is_file():
-        raise PluginError(f"{path}: no such file", hint="llmkit plugins list shows the plugins that have a name")
-    module_name = f"llmkit_plugin_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is no Python module (expected NAME.py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise PluginError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    found = {k: v for k, v in vars(module).items() if isinstance(v, Architecture)}
-    if not found:
-        raise PluginError(f"{path} holds no Architecture", hint="llmkit plugins new MODEL -o FILE drafts one")
-    return found

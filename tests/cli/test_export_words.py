@@ -262,5 +262,5 @@ def test_what_is_shown_of_optimum(call, tiny, tmp_path, monkeypatch):
     failed = call("export", tiny, "--via", "optimum", "-o", out)
     assert failed.code == 1
     assert "passed" not in failed.out
-    assert failed.err.endswith("error: the exported model differs from transformers: prefill by 3.0e-03\n")
+    assert failed.err.endswith("the exported model differs from transformers: prefill by 3.0e-03\n")
     assert (out / "PARITY_FAILED").exists()

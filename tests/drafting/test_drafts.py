@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from llmkit.architecture import registry
+from llmkit.architecture.plugin_file import architectures_in
 from llmkit.cli.app import main
 from llmkit.decoder.contract import check_architecture, random_checkpoint, random_ids
 from llmkit.decoder.load import load_decoder
-from llmkit.drafting.module import architectures_in, draft_plugin
+from llmkit.drafting.module import draft_plugin
 
 BUILT_IN = registry.default_registry().load_all()
 CASES = [(p.name, v) for p, a in BUILT_IN.items() for v in (None, *a.variants)]
