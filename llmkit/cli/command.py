@@ -36,10 +36,10 @@ class Interrupted(Exception):
         hint: what to do, where the command line alone does not go on.
     """
 
-    def __init__(self, *, is_resumable: bool, message: str = "interrupted", hint: str | None = None) -> None:
+    def __init__(self, *, is_resumable: bool, message: str = "", hint: str | None = None) -> None:
         super().__init__()
         self.is_resumable = is_resumable
-        self.message = message
+        self.message = message or "interrupted; nothing is kept: the same command starts anew"
         self.hint = hint
 
 

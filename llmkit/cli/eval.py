@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.command import command
+from llmkit.cli.command import Interrupted, command
 from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, JsonPath, ModelArgument, ProviderOption
 from llmkit.cli.output import Output, duration
 
@@ -94,7 +97,10 @@ def evaluate(
 
     if output is not None:
         check_record_path(output)
-    record = run_evaluation(
+    asked = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, chat, chat_template, dtype, device]
+    keep = _kept_in(output, repr([*asked, backend, provider]))
+    score = partial(
+        run_evaluation,
         model,
         bench,
         data=data,
@@ -110,15 +116,45 @@ def evaluate(
         chat_template=chat_template or chat,
         log_samples=log_samples,
         progress=out.progress(),
+        keep=keep,
     )
+    try:
+        record = score()
+    except KeyboardInterrupt:
+        raise _interrupted(keep) from None
+    if record.n_reused:
+        out.note(f"went on from an interrupted run: {record.n_reused} of its answers were kept")
     if output is not None:
         record.write(output)
+    with suppress(OSError):
+        keep.unlink(missing_ok=True)
     for warning in record.warnings:
         out.warning(warning)
     brief = "\n".join(f"{name} {score:.4f}" for name, score in record.scores.items())
     out.answer(record.to_json(), lambda: _render(out, record, output), brief=brief)
     if fail_under is not None:
         _gate(out, record, fail_under)
+
+
+def _kept_in(output: Path | None, asked: str) -> Path:
+    """Where answers are kept until all are there: beside the record, or in the user's cache."""
+    if output is not None:
+        return output.with_name(output.name + ".answers")
+    import hashlib
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmkit"
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    return cache / f"{hashlib.sha256(f'{Path.cwd()} {asked}'.encode()).hexdigest()[:32]}.answers"
+
+
+def _interrupted(keep: Path) -> Interrupted:
+    from llmkit.pipeline.journal import read_journal
+
+    n = sum(len(e.get("reads", ())) + len(e.get("texts", ())) for e in read_journal(keep))
+    if not n:
+        return Interrupted(is_resumable=False)
+    return Interrupted(is_resumable=True, message=f"interrupted; {n} answers are kept in {keep}")
 
 
 def _gate(out: Output, record: RunRecord, fail_under: float) -> None:

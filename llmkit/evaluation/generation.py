@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError
+from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.pipeline.progress import Progress
 
@@ -47,6 +48,7 @@ def answer_requests(
     max_new: int,
     batch_tokens: int,
     progress: Progress,
+    answers: Answers | None = None,
 ) -> list[str]:
     """The answers, in the order of the requests: text up to the first stop string or end token.
 
@@ -60,6 +62,7 @@ def answer_requests(
         max_new: the longest answer where a request does not say.
         batch_tokens: prompts are batched while their padded lengths and answers stay below it.
         progress: told of answers as they are finished.
+        answers: where what is generated is kept; answers found there are not generated again.
 
     Raises:
         InputError: a request asks for more new tokens than the model takes.
@@ -69,16 +72,22 @@ def answer_requests(
         _read(index, ids, arguments, (*stops, encoder.eos_text), max_length, max_new)
         for index, (ids, (_, arguments)) in enumerate(zip(prompts, requests, strict=True))
     ]
-    answers = [""] * len(requests)
+    kept = (answers or Answers()).of_prompts((r.tokens, r.stops, r.max_new, r.sampling) for r in read)
+    found = [""] * len(requests)
     progress.begin(len(read), "generating", "answers")
     try:
         for batch in _batches(read, batch_tokens):
-            for request, text in zip(batch, _answer(decoder, encoder, eos_ids, batch), strict=True):
-                answers[request.index] = text
+            if all(request.index in kept.texts for request in batch):
+                texts = [kept.texts[request.index] for request in batch]
+            else:
+                texts = _answer(decoder, encoder, eos_ids, batch)
+                kept.add_texts({request.index: text for request, text in zip(batch, texts, strict=True)})
+            for request, text in zip(batch, texts, strict=True):
+                found[request.index] = text
             progress.advance(len(batch))
     finally:
         progress.end()
-    return answers
+    return found
 
 
 def _read(

@@ -11,7 +11,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.version import __version__
 
-__all__ = ["describe_model", "versions"]
+__all__ = ["describe_model", "digest_of", "versions"]
 
 _PACKAGES = ("lm-eval", "datasets", "transformers", "tokenizers", "torch", "numpy")
 
@@ -44,12 +44,13 @@ def describe_model(ckpt: Checkpoint) -> dict[str, Any]:
         "architectures": list(ckpt.config.get("architectures") or []),
         "quantization": quantization.get("quant_method"),
         "nbytes": ckpt.nbytes,
-        "header_digest": _digest([headers, dict(ckpt.config)]),
-        "source_digest": _digest(sources),
-        "tokenizer_digest": _digest(tokenizer),
+        "header_digest": digest_of([headers, dict(ckpt.config)]),
+        "source_digest": digest_of(sources),
+        "tokenizer_digest": digest_of(tokenizer),
         "history": [dict(step) for step in ckpt.history],
     }
 
 
-def _digest(body: Any) -> str:
+def digest_of(body: Any) -> str:
+    """Identifies plain data."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()

@@ -15,6 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Prompt, Turns
 from llmkit.errors import InputError
+from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import answer_requests
 from llmkit.evaluation.prefix import FORWARD_COST, Query
@@ -49,6 +50,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         prompt: the format that `apply_chat_template` writes; the tokenizer's own chat template when not given.
         chat_template_args: handed to the tokenizer's chat template.
         progress: told of tokens as they are computed.
+        answers: where what is scored is kept.
     """
 
     backend = "causal"
@@ -66,6 +68,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         prompt: Prompt | None = None,
         chat_template_args: Mapping[str, Any] | None = None,
         progress: Progress = NO_PROGRESS,
+        answers: Answers | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -73,7 +76,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.max_length = max_length
         self.max_gen_toks = 256
         self.progress = progress
-        self.scorer = Scorer(decoder, batch_tokens, forward_cost, progress)
+        self.scorer = Scorer(decoder, batch_tokens, forward_cost, progress, answers=answers or Answers())
         self.prompt = prompt
         ending = ending_of(tokenizer, prompt or ChatTemplate())
         self.encoder = Encoder(tokenizer, add_bos_token, is_templated=isinstance(prompt, ChatTemplate))
@@ -166,6 +169,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
             max_new=self.max_gen_toks,
             batch_tokens=self.scorer.batch_tokens,
             progress=self.progress,
+            answers=self.scorer.answers,
         )
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)

@@ -158,6 +158,7 @@ class RunRecord:
         continuations: token ids that were scored for each of the first distinct continuations (` A` -> [330]).
         samples: per question, by task name; empty unless they were asked for.
         warnings: what the user should know before quoting the figures.
+        n_reused: answers that an interrupted run had left.
     """
 
     model: Mapping[str, Any]
@@ -170,6 +171,7 @@ class RunRecord:
     continuations: Mapping[str, Sequence[int]]
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    n_reused: int = 0
 
     @property
     def scores(self) -> dict[str, float]:
@@ -198,6 +200,8 @@ class RunRecord:
             "elapsed_s": round(self.elapsed_s, 3),
             "warnings": list(self.warnings),
         }
+        if self.n_reused:
+            body["n_reused"] = self.n_reused
         if self.samples:
             body["samples"] = {k: list(v) for k, v in self.samples.items()}
         return body

@@ -6,6 +6,7 @@ Everything that can be wrong about names and files is found before the model is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
-from llmkit.evaluation.identity import describe_model, versions
+from llmkit.evaluation.identity import describe_model, digest_of, versions
 from llmkit.evaluation.layouts import Doc, LocalData, find_data
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.scoring import BATCH_TOKENS
@@ -57,6 +58,7 @@ def evaluate(
     chat_template: bool | str = False,
     log_samples: bool = False,
     progress: Progress = NO_PROGRESS,
+    keep: Path | None = None,
 ) -> RunRecord:
     """Score a model on benchmarks and lm-eval tasks.
 
@@ -79,6 +81,7 @@ def evaluate(
             a string names another format.
         log_samples: keep every question's document, log-probabilities and prompt digest in the record.
         progress: told of tokens as they are computed.
+        keep: a file in which answers are kept meanwhile; the same call goes on from one that was interrupted. It stays.
 
     Raises:
         InputError: unknown names, missing or malformed files, nothing to score.
@@ -98,6 +101,7 @@ def evaluate(
     prepared = [_prepare(b, folder, shots, subjects) for b, folder in zip(benches, folders, strict=True)]
     ckpt = model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
+    from llmkit.evaluation.answers import Answers
     from llmkit.evaluation.execution import run_bench, run_tasks
     from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks
     from llmkit.onnx.session import OrtDecoder
@@ -116,18 +120,22 @@ def evaluate(
         chat_template=chat_template,
         progress=progress,
     )
+    asked = [dtype, device, backend, provider, batch_tokens, lm.max_length, add_bos_token, chat_template, names, shots]
+    digest = digest_of([describe_model(ckpt), asked, limit, list(subjects), versions()])
     results: dict[str, BenchResult] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
-    for item, tasks in made:
-        missing = [s.name for s in item.bench.subjects if s.name not in tasks]
-        results[item.bench.name], logged = run_bench(
-            lm, item.bench, tasks, shots=item.shots, limit=limit, missing=missing, chat_template=bool(chat_template)
-        )
-        samples |= logged
     scores: dict[str, Any] = {}
-    if loaded is not None:
-        scores, logged = run_tasks(lm, loaded, shots=shots, limit=limit, chat_template=bool(chat_template))
-        samples |= logged
+    with closing(Answers(keep, digest)) as answers:
+        lm.scorer.answers = answers
+        for item, tasks in made:
+            missing = [s.name for s in item.bench.subjects if s.name not in tasks]
+            results[item.bench.name], logged = run_bench(
+                lm, item.bench, tasks, shots=item.shots, limit=limit, missing=missing, chat_template=bool(chat_template)
+            )
+            samples |= logged
+        if loaded is not None:
+            scores, logged = run_tasks(lm, loaded, shots=shots, limit=limit, chat_template=bool(chat_template))
+            samples |= logged
     settings = {
         "bench": names,
         "data": str(data) if data is not None else None,
@@ -152,6 +160,7 @@ def evaluate(
         tasks=scores,
         continuations=lm.continuations,
         samples=samples if log_samples else {},
+        n_reused=answers.n_reused,
         warnings=(*ckpt.warnings, *doubts_of(ckpt, lm.decoder.backend), *_warnings(prepared, lm, subjects)),
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmkit.evaluation.answers import Answers, KeptAnswers
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
@@ -81,6 +82,7 @@ class Scorer:
         batch_tokens: how many tokens one forward takes at most.
         forward_cost: what one more forward costs in tokens; a shared stretch that saves less is repeated.
         progress: told of tokens as they are computed.
+        answers: where what is scored is kept; answers found there are not computed again.
     """
 
     decoder: ScoringDecoder
@@ -88,6 +90,7 @@ class Scorer:
     forward_cost: int = FORWARD_COST
     progress: Progress = NO_PROGRESS
     usage: Usage = field(default_factory=Usage)
+    answers: Answers = field(default_factory=Answers)
     _n_vocab: int | None = field(default=None, init=False, repr=False)
 
     def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
@@ -96,7 +99,7 @@ class Scorer:
 
         roots = share_prefixes(queries, self.forward_cost, self.decoder.exact_sharing_limit)
         self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
-        sheet = _Sheet(queries)
+        sheet = _Sheet(queries, self.answers.of_queries(queries))
         self.progress.begin(count_tokens(roots), label, "tokens")
         try:
             with torch.inference_mode():
@@ -111,15 +114,25 @@ class Scorer:
         while pending:
             segments, cache = pending.pop()
             for batch in pack([s for s in segments if not s.children], self.batch_tokens):
-                self._compute(batch, cache, sheet, keep=False)
+                if not self._is_answered(batch, sheet):
+                    self._compute(batch, cache, sheet, keep=False)
             inner = [s for s in segments if s.children]
             if inner:
                 # one batch of inner segments now; the others wait until everything below these is done
                 batch = _affordable(next(pack(inner, self.batch_tokens)), KEPT_TOKENS)
                 if rest := inner[len(batch) :]:
                     pending.append((rest, cache))
+                if self._is_answered(batch, sheet):
+                    continue
                 kept = self._compute(batch, cache, sheet, keep=True)
                 pending += [(s.children, c) for s, c in zip(batch, kept, strict=True)]
+
+    def _is_answered(self, batch: list[Segment], sheet: _Sheet) -> bool:
+        """Whether an interrupted run has answered all that these segments and those below them are for."""
+        if not sheet.has_all(batch):
+            return False
+        self.progress.advance(count_tokens(batch))
+        return True
 
     def _compute(self, batch: list[Segment], cache: Any, sheet: _Sheet, *, keep: bool) -> list[Any]:
         """Compute segments that continue one cache, read their scores, hand back their caches if they are kept."""
@@ -173,9 +186,24 @@ class Scorer:
 class _Sheet:
     """The targets, and what has been read of them."""
 
-    def __init__(self, queries: Sequence[Query]) -> None:
+    def __init__(self, queries: Sequence[Query], kept: KeptAnswers) -> None:
         self._targets = [q.targets for q in queries]
         self._found: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(q.targets) for q in queries]
+        self._kept = kept
+        for (query, slot), answer in kept.reads.items():
+            self._found[query][slot] = answer
+
+    def has_all(self, segments: Sequence[Segment]) -> bool:
+        """Whether everything is known that is read in segments and below them."""
+        if not self._kept.reads:
+            return False
+        below = [*segments]
+        while below:
+            segment = below.pop()
+            if any((query, slot) not in self._kept.reads for _, query, slot in segment.reads):
+                return False
+            below += segment.children
+        return True
 
     def fill(self, logits: torch.Tensor, rows: list[int], reads: list[Read]) -> None:
         """Read `reads` from float32 logits [len(rows), V]."""
@@ -188,6 +216,9 @@ class _Sheet:
         is_greedy = (logits.argmax(-1)[where] == targets).tolist()
         for (_, query, slot), logprob, same in zip(reads, logprobs, is_greedy, strict=True):
             self._found[query][slot] = (logprob, same)
+        self._kept.add_reads(
+            [(q, slot, x, same) for (_, q, slot), x, same in zip(reads, logprobs, is_greedy, strict=True)]
+        )
 
     def scores(self) -> list[Score]:
         """One score a query: its targets' log-probabilities added up."""

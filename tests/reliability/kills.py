@@ -19,12 +19,14 @@ from pathlib import Path
 
 from tests.reliability.world import Command, World, snapshot
 
-__all__ = ["main", "killed"]
+__all__ = ["killed", "main"]
 
 _JOURNAL = ".journal.jsonl"
 
 
-def killed(world: World, command: Command, *, overwrite: bool, every: int = 1) -> Iterator[tuple[str, list[str]]]:
+def killed(
+    world: World, command: Command, *, overwrite: bool, every: int = 1, first: int = 1
+) -> Iterator[tuple[str, list[str]]]:
     """(the operation, what was wrong) for each kill point of a command."""
     world.reset(command, overwrite=overwrite)
     out = world.trial / command.out
@@ -36,7 +38,7 @@ def killed(world: World, command: Command, *, overwrite: bool, every: int = 1) -
     new = snapshot(out)
     inputs = snapshot(world.inputs)
     for at, operation in enumerate(whole.operations, 1):
-        if (at - 1) % every:
+        if (at - first) % every:
             continue
         for is_torn in (False, True) if "write" in operation.split()[0] else (False,):
             world.reset(command, overwrite=overwrite)
@@ -75,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--command", default="", help="only commands that contain this word")
     parser.add_argument("--every", type=int, default=1, help="only every n-th operation")
+    parser.add_argument("--first", type=int, default=1, help="with --every: the first of them")
     parser.add_argument("--short", action="store_true", help="a few points of each command")
     parser.add_argument("-v", "--verbose", action="store_true", help="a line for each command")
     options = parser.parse_args(argv)
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             if options.command not in command.name:
                 continue
             for overwrite in (False, True) if command.can_overwrite else (False,):
-                points = list(killed(world, command, overwrite=overwrite, every=every))
+                points = list(killed(world, command, overwrite=overwrite, every=every, first=options.first))
                 wrongs = [(at, wrong) for at, wrong in points if wrong]
                 n_points, bad = n_points + len(points), bad + len(wrongs)
                 label = command.name + " --overwrite" * overwrite

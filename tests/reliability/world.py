@@ -24,6 +24,7 @@ __all__ = ["Command", "Ended", "World", "snapshot"]
 
 _VOCAB, _HIDDEN, _FFN = 1536, 32, 64
 _SECONDS = 120
+_PASSING = ("elapsed_s", "mtime_ns", "tokens", "sharing", "n_reused")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ class World:
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            self._child(command.line(overwrite=overwrite), said, Shim(self.trial, at, is_full=is_full, is_torn=is_torn, log=log))
+            self._child(
+                command.line(overwrite=overwrite), said, Shim(self.trial, at, is_full=is_full, is_torn=is_torn, log=log)
+            )
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         self._import_as_well()
@@ -184,7 +187,7 @@ def _comparable(name: str, data: bytes) -> bytes:
 def _without_times(value: object) -> object:
     """Without how long it took, and how much was computed rather than taken up."""
     if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if k not in ("elapsed_s", "mtime_ns", "tokens", "sharing")}
+        return {k: _without_times(v) for k, v in value.items() if k not in _PASSING}
     return value
 
 
