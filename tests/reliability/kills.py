@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.reliability.world import Command, World, snapshot
 
-__all__ = ["killed", "main"]
+__all__ = ["killed", "main", "problems"]
 
 _JOURNAL = ".journal.jsonl"
 
@@ -46,15 +46,16 @@ def killed(
             wrong = []
             if ended.code != -9:
                 wrong.append(f"not killed: exit {ended.code}")
-            wrong += _problems(world, command, old, new, overwrite=overwrite)
+            wrong += problems(world, command, old, new, overwrite=overwrite)
             if snapshot(world.inputs) != inputs:
                 wrong.append("inputs changed")
             yield f"{at} {operation}{' (half)' * is_torn}", wrong
 
 
-def _problems(
+def problems(
     world: World, command: Command, old: dict[str, bytes], new: dict[str, bytes], *, overwrite: bool
 ) -> Iterator[str]:
+    """What is wrong with the trial after a disturbed run, and after the same command is run again."""
     out = world.trial / command.out
     found = snapshot(out)
     found.pop(_JOURNAL, None)
