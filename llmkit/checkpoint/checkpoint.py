@@ -11,9 +11,9 @@ from typing import Any
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.spelling import in_family_names
-from llmkit.errors import InputError
+from llmkit.errors import InputError, listing
 from llmkit.formats.container import Container, SafetensorsFiles
-from llmkit.formats.folder import is_weight_file
+from llmkit.formats.folder import is_weight_file, left_unread, weight_set
 from llmkit.formats.json_text import read_object
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened
@@ -160,6 +160,12 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     config_path = path / "config.json"
     config = read_object(config_path) if config_path.is_file() else {}
     warnings = [] if config else [f"{path} has no config.json: only tensor-wise work is possible"]
+    chosen, unread = weight_set(path), left_unread(path)
+    if chosen is not None and unread:
+        warnings.append(
+            f"{path} holds more weights than one set: {chosen.name} is read, as transformers does, and "
+            f"{listing(unread)} {'are' if len(unread) > 1 else 'is'} not"
+        )
     files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _passes(p.name)}
     tensors, notes = in_family_names(candidate.tensors, config)
     return Checkpoint(

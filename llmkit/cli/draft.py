@@ -53,6 +53,7 @@ def new(
     """
     from llmkit.architecture.registry import GROUP
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import require_model
     from llmkit.drafting.module import draft_plugin
     from llmkit.errors import InputError, OutputError
     from llmkit.pipeline.files import check_file, write_file
@@ -62,10 +63,10 @@ def new(
         if output.exists() and not overwrite:
             raise OutputError(f"{output} already exists", hint="choose another -o, or add --overwrite to replace it")
         check_file(output, _KIND, _is_plugin)
-    ckpt = open_checkpoint(model)
+    ckpt = require_model(open_checkpoint(model), "plugins new")
     if not ckpt.config:
         raise InputError(f"{model} has no config.json: a plugin cannot be drafted without it")
-    if is_quantized(ckpt.config):
+    if is_quantized(ckpt):
         raise InputError(
             f"{model} is quantized: its headers do not show the shapes of the float weights",
             hint="draft from the float model, then open this one with the plugin",

@@ -168,6 +168,7 @@ def export(
     graph is compared with the torch decoder of the same integers, a cache in int8 with one that rounds alike.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import require_model
     from llmkit.errors import InputError, nearest
     from llmkit.onnx.export import ATTENTIONS, computed_weights
     from llmkit.onnx.export import export as export_checkpoint
@@ -182,7 +183,7 @@ def export(
             f"--attention {attention!r} is unknown; expected {', '.join(ATTENTIONS)}",
             hint=f"did you mean {guess}?" if guess else "leave it out: llmkit takes the fastest that can",
         )
-    ckpt = open_checkpoint(model)
+    ckpt = require_model(open_checkpoint(model), "export")
     if via is not None:
         from llmkit.cli.export_via import export_via
 

@@ -72,6 +72,7 @@ def generate(
     """Generate text from a prompt, greedily or sampled, and print it as it is made."""
     from llmkit.architecture.prompts import Raw
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import require_model
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.cli.conversation import read_conversation, show_prompt
     from llmkit.decoder.doubts import doubts_of
@@ -82,7 +83,7 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     talk = read_conversation(prompt, system, messages)
-    ckpt = open_checkpoint(model)
+    ckpt = require_model(open_checkpoint(model), "generate")
     tokenizer = load_tokenizer(ckpt)
     for odd in doubts_of(ckpt, backend):
         out.warning(odd)

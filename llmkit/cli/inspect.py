@@ -86,7 +86,8 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
     out.record(
         {
             "model": f"{d['label']}  ({d['origin']})" if d["origin"] else d["label"],
-            "architecture": _architecture(d),
+            "contents": d["contents"] if d["kind"] != "model" else None,
+            "architecture": _architecture(d) if d["kind"] == "model" or d["claimed"] else None,
             "layout": d["layout"] if d["layout"] != "hf" else None,
             "sizes": _sizes(d["dims"]),
             "parameters": f"{_count(d['n_parameters'])}  ({d['n_parameters']:,})",

@@ -77,10 +77,11 @@ def merge(
     tensor of the adapter is used, or it is an error. Prints how many modules changed, and how much.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import require_model
     from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 
-    model = open_checkpoint(base)
+    model = require_model(open_checkpoint(base), "lora merge")
     opened = [lora.open_adapter(a, alpha=alpha, force=writing.force) for a in adapters]
     meter = Meter()
     merged = lora.merge(model, opened, weights=weight, dtype=dtype, meter=meter, force=writing.force)

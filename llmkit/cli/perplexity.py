@@ -55,6 +55,7 @@ def perplexity(
     from math import isfinite, isnan
 
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import require_model
     from llmkit.checkpoint.tokenizer import load_tokenizer
     from llmkit.decoder.doubts import doubts_of
     from llmkit.errors import InputError
@@ -67,7 +68,7 @@ def perplexity(
         raise InputError(f"cannot read {text}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{text} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    ckpt = open_checkpoint(model)
+    ckpt = require_model(open_checkpoint(model), "perplexity")
     for odd in doubts_of(ckpt, backend):
         out.warning(odd)
     ids = list(load_tokenizer(ckpt)(content, verbose=False)["input_ids"])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import require_model
 from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 
@@ -290,7 +291,7 @@ def load_transformers(ckpt: Checkpoint, dtype: torch.dtype, device: torch.device
     """Transformers' model of a checkpoint's tensors; quantized ones are dequantized first."""
     from llmkit.quantization.reading import dequantized
 
-    ckpt = dequantized(ckpt)
+    ckpt = dequantized(require_model(ckpt, "the decoder"))
     weights = {name: lazy.load() for name, lazy in ckpt.tensors.items()}
     return TransformersDecoder(transformers_model(ckpt.config, weights, ckpt.label, dtype=dtype), device)
 

@@ -10,6 +10,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.registry import require
 from llmkit.architecture.storage import parts_of
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.model import Decoder
@@ -46,7 +47,7 @@ def load_backend(
         from llmkit.decoder.foreign import load_transformers
 
         return load_transformers(ckpt, _compute_dtype(dtype).torch, _device(device))
-    ckpt = text_part(ckpt)
+    ckpt = text_part(require_model(ckpt, "the decoder"))
     try:
         architecture = require(ckpt.config, ckpt.label)
     except RequirementError as error:
@@ -83,7 +84,7 @@ def load_decoder(
 
     wanted = _compute_dtype(dtype)
     where = _device(device)
-    ckpt = text_part(ckpt)
+    ckpt = text_part(require_model(ckpt, "the decoder"))
     architecture = architecture or require(ckpt.config, ckpt.label)
     ckpt = dequantized(ckpt)
     model = architecture.bind(ckpt.config)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.checkpoint.contents import require_model
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
@@ -99,7 +100,7 @@ def evaluate(
     # a benchmark with questions of its own takes them, unless --data can only be meant for it
     folders = [b.own_data if b.own_data and (data is None or len(names) > 1) else data for b in benches]
     prepared = [_prepare(b, folder, shots, subjects) for b, folder in zip(benches, folders, strict=True)]
-    ckpt = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
 
     from llmkit.evaluation.answers import Answers
     from llmkit.evaluation.execution import run_bench, run_tasks

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from llmkit.formats.wrappers import unwrapped
 
-__all__ = ["FULL_PARTS", "TensorName", "parse_name"]
+__all__ = ["FULL_PARTS", "TensorName", "is_adapter_part", "parse_name"]
 
 _PREFIX = re.compile(r"^(?:module\.)*(?:base_model\.model\.|base_model\.)?(?:module\.)*")
 _PARTS = (
@@ -71,6 +71,12 @@ def parse_name(name: str) -> TensorName | None:
         inner = module.removesuffix("base_layer").removesuffix(".")
         return TensorName(inner, "base_weight" if leaf == "weight" else leaf)
     return TensorName(module, leaf)
+
+
+def is_adapter_part(name: str) -> bool:
+    """Whether a tensor of this name is part of an adapter's update, rather than a whole parameter."""
+    found = parse_name(name)
+    return found is not None and not found.is_replacement
 
 
 def _adapter_part(module: str, part: str, rest: str | None) -> TensorName:

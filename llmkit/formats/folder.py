@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +12,18 @@ from llmkit.formats import safetensors, torch_pickle
 from llmkit.formats.json_text import read_object
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["INDEX_NAMES", "SINGLE_NAMES", "is_weight_file", "read_file", "read_folder"]
+__all__ = [
+    "INDEX_NAMES", "SINGLE_NAMES", "WEIGHT_SETS", "is_weight_file", "left_unread", "read_file", "read_folder",
+    "weight_set",
+]  # fmt: skip
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_SETS = tuple(name for pair in zip(SINGLE_NAMES, INDEX_NAMES, strict=True) for name in pair)
+"""What a folder is read by, the first that is there, in the order in which transformers looks."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_NO_WEIGHTS = ("training_args", "rng_", "tokenizer.bin")
+_NO_WEIGHTS = ("training_args", "rng_", "tokenizer.bin", "optimizer.", "scheduler.", "scaler.")
+_NUMBERED = re.compile(r"(.*?)-?(\d+)-of-(\d+)(\.\w+)")
 
 
 def is_weight_file(name: str) -> bool:
@@ -45,53 +53,126 @@ def read_file(path: Path) -> dict[str, Lazy]:
 def read_folder(folder: Path) -> dict[str, Lazy]:
     """All tensors of a checkpoint folder, read from headers only.
 
-    An index is followed and checked: it may only name files inside the folder, every file must exist, and every
-    tensor must be in the file that the index says. safetensors win over pickles when a folder has both.
+    The set is the one transformers takes (`WEIGHT_SETS`): a single file before shards, safetensors before pickles. An
+    index is followed and checked: it may only name files inside the folder, every file must exist, and every tensor
+    must be in the file that the index says.
     """
-    for name in INDEX_NAMES:
-        index, single = folder / name, folder / SINGLE_NAMES[INDEX_NAMES.index(name)]
-        if index.is_file():
-            return _read_sharded(folder, index)
-        if single.is_file():
-            return read_file(single)
-    loose = sorted(p for p in folder.iterdir() if p.is_file() and is_weight_file(p.name) and p.suffix != ".gguf")
+    chosen = weight_set(folder)
+    if chosen is not None:
+        return _read_sharded(folder, chosen) if chosen.name in INDEX_NAMES else read_file(chosen)
+    loose = _loose(folder)
     if not loose:
         raise InputError(
             f"{folder} holds no weights: found no model.safetensors, pytorch_model.bin or index of shards",
             hint="give the folder that holds config.json and the weight files",
         )
+    _refuse_gaps(folder, loose)
+    return _joined(folder, loose)
+
+
+def left_unread(folder: Path) -> list[str]:
+    """Weight files of a folder that `read_folder` passes over: another set, or strays beside it."""
+    chosen = weight_set(folder)
+    if chosen is None:
+        return []
+    read = [chosen.name]
+    if chosen.name in INDEX_NAMES:
+        read += dict.fromkeys(_weight_map(chosen).values())
+    indexes = [name for name in INDEX_NAMES if (folder / name).is_file()]
+    return [name for name in [*indexes, *(p.name for p in _loose(folder))] if name not in read]
+
+
+def weight_set(folder: Path) -> Path | None:
+    """The file that says where a folder's weights are; None where their names are none of the usual."""
+    return next((folder / name for name in WEIGHT_SETS if (folder / name).is_file()), None)
+
+
+def _loose(folder: Path) -> list[Path]:
+    found = (p for p in folder.iterdir() if is_weight_file(p.name) and p.name not in INDEX_NAMES and p.is_file())
+    return sorted(p for p in found if p.suffix != ".gguf")
+
+
+def _refuse_gaps(folder: Path, files: list[Path]) -> None:
+    """Refuse shards without an index whose names say that there are more of them."""
+    sets: dict[tuple[str, str, str], list[int]] = {}
+    for path in files:
+        if m := _NUMBERED.fullmatch(path.name):
+            sets.setdefault((m[1], m[3], m[4]), []).append(int(m[2]))
+    for (_, n, _), numbers in sets.items():
+        if len(numbers) < int(n):
+            raise InputError(
+                f"{folder}: {len(numbers)} of {int(n)} shards are there: {listing(p.name for p in files)}; no index",
+                hint="download the missing files and the index",
+            )
+
+
+def _joined(folder: Path, files: list[Path]) -> dict[str, Lazy]:
     tensors: dict[str, Lazy] = {}
-    for path in loose:
-        for tensor_name, lazy in read_file(path).items():
-            if tensor_name in tensors:
+    for path in files:
+        for name, lazy in read_file(path).items():
+            if name in tensors:
                 raise InputError(
-                    f"{folder}: tensor {tensor_name!r} is in more than one of {listing(p.name for p in loose)}"
+                    f"{folder}: tensor {name!r} is in more than one of {listing(p.name for p in files)}",
+                    hint="keep one set of weights in the folder, or give one of the files",
                 )
-            tensors[tensor_name] = lazy
+            tensors[name] = lazy
     return tensors
 
 
-def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
+def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError(f"{index}: no usable weight_map (expected an object of tensor name to file name)")
-    files = dict.fromkeys(weight_map.values())
-    for name in files:
+    for name in dict.fromkeys(weight_map.values()):
         if Path(name).name != name or name in ("", ".", ".."):
             raise InputError(f"{index}: {name!r} points outside the folder; expected a plain file name")
+    return weight_map
+
+
+def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
+    weight_map = _weight_map(index)
+    files = dict.fromkeys(weight_map.values())
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
-        raise InputError(
-            f"{folder}: {len(missing)} of {len(files)} shards are missing: {listing(missing)}",
-            hint="download the missing files",
-        )
+        raise _missing(folder, index, weight_map, missing)
     shards = {name: read_file(folder / name) for name in files}
     tensors: dict[str, Lazy] = {}
     for tensor_name, file_name in weight_map.items():
         if tensor_name not in shards[file_name]:
-            raise InputError(f"{index}: tensor {tensor_name!r} should be in {file_name}, which does not hold it")
+            message = f"{index}: tensor {tensor_name!r} should be in {file_name}, which does not hold it"
+            there = {name for found in shards.values() for name in found}
+            if set(weight_map) <= there:
+                raise _stale(index, f"{message}; the files hold all its {len(weight_map)} tensors, in other places")
+            raise InputError(message)
         tensors[tensor_name] = shards[file_name][tensor_name]
     stray = [f"{t} ({f})" for f, found in shards.items() for t in found if t not in weight_map]
     if stray:
         raise InputError(f"{index}: {len(stray)} tensors of the shards are not in the index: {listing(stray)}")
     return tensors
+
+
+def _missing(folder: Path, index: Path, weight_map: dict[str, str], missing: list[str]) -> InputError:
+    """The error for shards that an index names and nobody finds; other files may hold their tensors."""
+    n_files = len(dict.fromkeys(weight_map.values()))
+    message = f"{folder}: {len(missing)} of {n_files} shards are missing: {listing(missing)}"
+    others = _loose(folder)
+    strays = [p for p in others if p.name not in weight_map.values()]
+    try:
+        _refuse_gaps(folder, others)
+        found = _joined(folder, others)
+    except InputError:
+        found = {}
+    if found.keys() == weight_map.keys():
+        return _stale(
+            index, f"{message}. {listing(p.name for p in others)} hold all {len(found)} tensors that {index.name} lists"
+        )
+    if strays:
+        message += f"; also there: {listing(p.name for p in strays)}, which the index does not name"
+    return InputError(message, hint="download the missing files")
+
+
+def _stale(index: Path, message: str) -> InputError:
+    command = f"mv {shlex.quote(str(index))} {shlex.quote(f'{index}.old')}"
+    return InputError(
+        f"{message}: the index is of other files", hint=f"{command}; without it the files are read as they are"
+    )

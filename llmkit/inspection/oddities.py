@@ -7,9 +7,10 @@ from typing import Any
 
 from llmkit.architecture.check import Report
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import quantization_of
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.json_text import parse_object
-from llmkit.quantization.reading import is_quantized, model_dtype
+from llmkit.quantization.reading import model_dtype
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.spec import DType
 from llmkit.tokenization.agreement import compare_counts
@@ -86,7 +87,7 @@ def _dtypes(ckpt: Checkpoint) -> Iterator[str]:
     except LlmkitError as error:
         yield f"config.json: {error.message}"
         return
-    if not sizes or is_quantized(ckpt.config):
+    if not sizes or quantization_of(ckpt) is not None:
         return
     main = max(sizes, key=lambda d: sizes[d])
     if len(sizes) > 1:

@@ -11,6 +11,7 @@ from llmkit.architecture.check import Report
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import contents_of
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import LlmkitError
@@ -18,7 +19,6 @@ from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.layouts import onnx_folder
 from llmkit.quantization.reading import dequantized, describe
 from llmkit.tensors.lazy import Lazy
-from llmkit.tensors.spec import DType
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Part", "Summary", "summarize"]
@@ -53,6 +53,7 @@ class Summary:
         recipe: what llmkit did to make it, when it did.
         layout: the file layout it was read from.
         details: what else its files say of themselves (`llmkit.layouts.layout.Opened`).
+        kind, contents: what it is, of which only a model can be run (`llmkit.checkpoint.contents.Contents`).
         problems: contradictions between config, tensors and tokenizer: it cannot be run as it is.
         oddities: what else is odd.
     """
@@ -73,6 +74,8 @@ class Summary:
     recipe: tuple[Mapping[str, Any], ...]
     problems: tuple[str, ...]
     oddities: tuple[str, ...]
+    kind: str = "model"
+    contents: str = "a model"
     layout: str = "hf"
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,6 +85,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
 
     A config that disagrees with the tensors, or that a plugin cannot read, is an oddity here, not an error.
     """
+    found = contents_of(ckpt)
     floats, trouble = _float_view(ckpt)
     model, report, more, unknown = _bind(floats)
     trouble += more
@@ -122,11 +126,13 @@ def summarize(ckpt: Checkpoint) -> Summary:
         dtypes=dict(sorted(dtypes.items(), key=lambda kv: -kv[1])),
         files=dict(sorted(files.items())),
         parts=parts if graph.get("n_parameters") is None else (),
-        quantization=describe(ckpt.config) or _mix(stored) or _grids(ckpt),
+        quantization=_grids(ckpt) or describe(ckpt),
         vocabulary=vocabulary,
         recipe=recipe_of(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else (),
         problems=tuple(dict.fromkeys(problems)),
         oddities=tuple(dict.fromkeys(oddities)),
+        kind=found.kind,
+        contents=found.words,
         layout=ckpt.layout,
         details=ckpt.details,
     )
@@ -136,12 +142,6 @@ def _grids(ckpt: Checkpoint) -> str | None:
     """The integers that an exported graph computes with, and the number of operators of each kind."""
     found: Mapping[str, int] = ckpt.details.get("onnx", {}).get("integers", {})
     return "; ".join(f"{n} × {words}" for words, n in found.items()) or None
-
-
-def _mix(stored: Mapping[str, Mapping[str, int]]) -> str | None:
-    """The types of blocks that a foreign layout has, with the number of tensors of each."""
-    blocks = {name: entry["tensors"] for name, entry in stored.items() if name not in DType.__members__}
-    return ", ".join(f"{name} × {n}" for name, n in blocks.items()) or None
 
 
 def _claimed(config: Mapping[str, Any]) -> str | None:

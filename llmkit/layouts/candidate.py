@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES, is_weight_file, read_file, read_folder
+from llmkit.formats.folder import INDEX_NAMES, WEIGHT_SETS, is_weight_file, read_file, read_folder
 from llmkit.formats.json_text import read_object
 from llmkit.formats.wrappers import without_wrappers
 from llmkit.tensors.lazy import Lazy
@@ -42,7 +42,7 @@ class Candidate:
         """The file that holds the weights: the one given, or the only one of the folder."""
         if self.path.is_file():
             return self.path
-        usual = [n for n in (*INDEX_NAMES, *SINGLE_NAMES) if n in self.names]
+        usual = [n for n in WEIGHT_SETS if n in self.names]
         loose = [n for n in self.names if is_weight_file(n)]
         chosen = usual[:1] if usual else loose if len(loose) == 1 else []
         return self.folder / chosen[0] if chosen and chosen[0] not in INDEX_NAMES else None

@@ -50,6 +50,8 @@ def read(path: Path) -> Opened:
     """A model by one of its files. A file whose architecture no plugin describes keeps its names and has no config."""
     model = read_model(path)
     tensors = {name: stored_tensor(file, tensor) for name, (file, tensor) in model.tensors.items()}
+    if model.metadata.get("general.type") == "adapter":
+        return Opened(NAME, tensors, {}, details=_details(model))
     arch = model.metadata.get("general.architecture")
     n_experts = model.metadata.get(f"{arch}.expert_count", 0)
     architecture = None if n_experts else architecture_of(model.metadata, tensors)

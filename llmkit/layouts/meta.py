@@ -20,7 +20,7 @@ from llmkit.architecture import registry
 from llmkit.architecture.names import Names, NameTable
 from llmkit.errors import InputError, listing
 from llmkit.formats import torch_pickle
-from llmkit.formats.folder import INDEX_NAMES, SINGLE_NAMES
+from llmkit.formats.folder import WEIGHT_SETS
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened, Spelling, Written, commonest_dtype, same_sizes, to_hf, weights_for
@@ -74,7 +74,7 @@ def find(candidate: Candidate) -> Opened | None:
     files = [folder / name for name in candidate.names if _FILE.fullmatch(name)]
     if not files or (candidate.path.is_file() and candidate.path not in files):
         return None
-    if any(name in candidate.names for name in (*INDEX_NAMES, *SINGLE_NAMES)):
+    if any(name in candidate.names for name in WEIGHT_SETS):
         return None
     if not (folder / _PARAMS).is_file():
         if len(files) == 1:

@@ -12,7 +12,7 @@ from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, RequirementError, listing, nearest
-from llmkit.formats.folder import INDEX_NAMES
+from llmkit.formats.folder import INDEX_NAMES, weight_set
 from llmkit.layouts import onnx_folder
 from llmkit.onnx.container import OnnxFiles, Place
 from llmkit.onnx.context import IN_PLACE, AttentionOp
@@ -231,8 +231,8 @@ def _index(ckpt: Checkpoint) -> dict[str, FileContent]:
     """The index of the shards that are linked: the folder is a checkpoint, too."""
     if ckpt.origin is None or not ckpt.origin.is_dir():
         return {}
-    found = [ckpt.origin / name for name in INDEX_NAMES if (ckpt.origin / name).is_file()]
-    return {path.name: FileContent(path=path) for path in found[:1]}
+    found = weight_set(ckpt.origin)
+    return {found.name: FileContent(path=found)} if found is not None and found.name in INDEX_NAMES else {}
 
 
 def _json(data: Any) -> FileContent:

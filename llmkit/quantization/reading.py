@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import LlmkitError, RequirementError, SpecError
+from llmkit.checkpoint.contents import quantization_of
+from llmkit.errors import RequirementError, SpecError
+from llmkit.formats.quantized import BLOCKS, CONFIG_KEYS, config_entry
 from llmkit.quantization import rtn
 from llmkit.quantization.packing import n_words, unpack
 from llmkit.quantization.schemes import METHOD, PACKED_FORMAT, Scheme
@@ -20,9 +22,8 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype"]
+__all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype", "refuse_unread"]
 
-_CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
 _INT_FORMATS = ("int-quantized", "naive-quantized")
 _PARAMETERS = (
     "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
@@ -42,35 +43,21 @@ def model_dtype(config: Mapping[str, Any]) -> DType | None:
     return None
 
 
-def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Whether config.json says that the weights are quantized, by whatever method."""
-    return _entry(config) is not None
+def is_quantized(ckpt: Checkpoint) -> bool:
+    """Whether the tensors are not the weights but what quantization made of them, by whatever method."""
+    found = quantization_of(ckpt)
+    return found is not None and found.method != BLOCKS  # a GGUF opens as the floats that its blocks stand for
 
 
-def describe(config: Mapping[str, Any]) -> str | None:
+def describe(ckpt: Checkpoint) -> str | None:
     """The quantization in a few words (`int4 group 64 symmetric, compressed-tensors`); None for a float model."""
-    entry = _entry(config)
-    if entry is None:
-        return None
-    method = str(entry.get("quant_method", "unknown method"))
-    if method != METHOD:
-        bits = entry.get("bits") or (8 if entry.get("load_in_8bit") else 4 if entry.get("load_in_4bit") else None)
-        return f"int{bits}, {method}" if bits else method
-    words = []
-    for group in _groups(entry):
-        try:
-            words.append(str(Scheme.from_weights(group.get("weights") or {})))
-        except LlmkitError:
-            weights = group.get("weights") or {}
-            words.append(
-                f"{weights.get('type', 'int')}{weights.get('num_bits', '?')} {weights.get('strategy', '')}".strip()
-            )
-    return ", ".join([*dict.fromkeys(words), method])
+    found = quantization_of(ckpt)
+    return None if found is None else found.words if found.method == BLOCKS else str(found)
 
 
 def kv_cache_scheme(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """How keys and values are to be cached, as compressed-tensors says it in config.json; None for in floats."""
-    scheme = (_entry(config) or {}).get("kv_cache_scheme")
+    scheme = (config_entry(config) or {}).get("kv_cache_scheme")
     return scheme if isinstance(scheme, Mapping) else None
 
 
@@ -87,13 +74,13 @@ def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
         RequirementError: another method than compressed-tensors, or a form of it that is not read.
         SpecError: tensors of a quantized layer are missing or do not fit together.
     """
-    entry = _entry(ckpt.config)
-    if entry is None:
+    if not is_quantized(ckpt):
         return ckpt
-    _refuse_unknown(ckpt.label, entry)
+    refuse_unread(ckpt)
+    entry = config_entry(ckpt.config) or {}
     groups = _groups(entry)
     wanted = dtype or model_dtype(ckpt.config)
-    config = {k: v for k, v in ckpt.config.items() if k not in _CONFIG_KEYS}
+    config = {k: v for k, v in ckpt.config.items() if k not in CONFIG_KEYS}
     shapes = _logical_shapes(config)
     modules = [k.removesuffix(".weight_scale") for k in ckpt.tensors if k.endswith(".weight_scale")]
     consumed = {f"{m}.{p}" for m in modules for p in _PARAMETERS}
@@ -124,23 +111,33 @@ def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
 _REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
 
 
-def _entry(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    for key in _CONFIG_KEYS:
-        entry = config.get(key)
-        if isinstance(entry, Mapping) and entry:
-            return entry
-    return None
-
-
 def _groups(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     groups = entry.get("config_groups")
     return [g for g in groups.values() if isinstance(g, Mapping)] if isinstance(groups, Mapping) else []
 
 
-def _refuse_unknown(label: str, entry: Mapping[str, Any]) -> None:
-    method = str(entry.get("quant_method", "unknown"))
-    if method != METHOD:
-        raise RequirementError(f"{label} is quantized by {method}, which is not read; expected {METHOD}", hint=_REMEDY)
+def refuse_unread(ckpt: Checkpoint) -> None:
+    """Refuse a quantization that `dequantized` does not read; nothing for a float checkpoint.
+
+    Raises:
+        RequirementError, SpecError: as of `dequantized`.
+    """
+    found, label, entry = quantization_of(ckpt), ckpt.label, config_entry(ckpt.config) or {}
+    if found is None or found.method == BLOCKS:
+        return
+    if found.method != METHOD:
+        message = f"{label} is quantized ({found}), which is not read; expected {METHOD}"
+        if found.n_weights:
+            raise RequirementError(f"{message} (seen: {found.seen})", hint=_REMEDY)
+        raise RequirementError(
+            f"{message}. Only {found.seen} says so, no tensor is stored so",
+            hint=f"where its weights are floats, remove quantization_config from config.json; else {_REMEDY}",
+        )
+    if not entry:
+        raise RequirementError(
+            f"{label} is quantized ({found}; seen: {found.seen}), and no config.json says by which scheme",
+            hint="put the config.json of this model, with its quantization_config, beside the weights",
+        )
     formats = [str(g.get("format") or entry.get("format")) for g in _groups(entry)]
     for layout in formats:
         if layout not in (PACKED_FORMAT, *_INT_FORMATS):

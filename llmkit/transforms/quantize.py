@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import require_model
 from llmkit.errors import InputError, RequirementError, SpecError, listing, nearest
 from llmkit.quantization.packing import n_words
 from llmkit.quantization.quality import Meter
-from llmkit.quantization.reading import describe, is_quantized, model_dtype
+from llmkit.quantization.reading import model_dtype
 from llmkit.quantization.rtn import Observe, quantize_packed
 from llmkit.quantization.schemes import GROUP_SIZES, Scheme
 from llmkit.tensors.lazy import Apply, Lazy
@@ -58,11 +59,7 @@ def quantize(
         RequirementError: already quantized; an architecture that no plugin describes (unless `only` names layers);
             layers that are stored transposed.
     """
-    if is_quantized(ckpt.config):
-        raise RequirementError(
-            f"{ckpt.label} is already quantized ({describe(ckpt.config)}); expected float weights",
-            hint="quantize the float checkpoint it was made from",
-        )
+    require_model(ckpt, "quantize", floats=True)
     chosen, left, targets = _choose(ckpt, keep, only)
     scheme, reason = _scheme(ckpt, chosen, bits, group_size, symmetric)
     tensors: dict[str, Lazy] = {}

@@ -69,8 +69,8 @@ def test_base_and_delta_are_the_same_folder(tmp_path: Path) -> None:
 def test_quantized_base(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "q", weights(), quantization_config={"quant_method": "gptq"})
     delta = checkpoint(tmp_path / "d", weights(seed=3))
-    error = refused(base, delta, r"q is quantized \(quantization_config in config.json\)", force=True)
-    assert error.hint == "give the float checkpoint as base"
+    error = refused(base, delta, r"q is already quantized \(gptq\); delta apply wants float weights", force=True)
+    assert (error.hint or "").startswith("take the float model")
 
 
 def test_padded_and_tuned_base_of_the_alpaca_kind(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ class TestLlmkitDeltas:
 
     def test_given_as_base(self, tmp_path: Path, made) -> None:
         delta = checkpoint(tmp_path / "d", weights(seed=3))
-        error = refused(made, delta, r"made is a delta itself \(llmkit_delta.json\)", force=True)
+        error = refused(made, delta, r"made is a delta itself \(a delta, differences from base\)", force=True)
         assert error.hint == "llmkit delta apply BASE DELTA -o OUT"
 
     def test_base_of_another_dtype(self, tmp_path: Path, made) -> None:

@@ -136,7 +136,7 @@ def test_what_changes_and_what_stays(model):
     assert entry["config_groups"]["group_0"]["targets"] == ["Linear"]
     assert "quantization_config" not in model.config
     assert out.history[-1]["transform"] == "quantize"
-    assert describe(out.config) == "int4 group 32 asymmetric, compressed-tensors"
+    assert describe(out) == "int4 group 32 asymmetric, compressed-tensors"
     assert any("14 linear layers to int4 group 32 asymmetric" in n for n in out.notes)
     siblings = [out.tensors[f"{BLOCK}mlp.up_proj.{p}"] for p in ("weight_packed", "weight_scale", "weight_zero_point")]
     assert len({id(s.node) for s in siblings}) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import MARKER_NAME, contents_of, require_model
 from llmkit.errors import InputError, nearest
 from llmkit.quantization import reading
 from llmkit.tensors.spec import DType
@@ -52,8 +53,9 @@ def convert(
         raise InputError(f"--to {to} stores matrices as --type says, not --dtype", hint="--type f16")
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
     step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}, **options}
-    if reading.is_quantized(ckpt.config) and (wanted is not None or not target.takes_quantized):
-        note = f"dequantized from {reading.describe(ckpt.config)}"
+    ckpt = _checked(ckpt)
+    if reading.is_quantized(ckpt) and (wanted is not None or not target.takes_quantized):
+        note = f"dequantized from {reading.describe(ckpt)}"
         ckpt = reading.dequantized(ckpt).derive(notes=[note])
     if architecture is not None:
         ckpt = as_architecture(ckpt, architecture)
@@ -64,6 +66,20 @@ def convert(
     if target.counts_overflow:
         options["overflow"] = overflow
     return target.write(ckpt.derive(step=step), **options)
+
+
+def _checked(ckpt: Checkpoint) -> Checkpoint:
+    """The checkpoint, if it can be converted: no adapter, and quantized in no way that is not read.
+
+    A delta in floats may change its layout, and stays a delta; one that counts ulps belongs to its own layout.
+    """
+    found = contents_of(ckpt)
+    if found.kind == "delta" and MARKER_NAME not in ckpt.files:
+        return ckpt.derive(warnings=[f"{ckpt.label} is {found.words}: what is written is one, too ({found.way_out})"])
+    require_model(ckpt, "convert")
+    if found.quantization is not None:
+        reading.refuse_unread(ckpt)
+    return ckpt
 
 
 def _target(to: str) -> Target:

@@ -11,6 +11,7 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import contents_of
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError
 from llmkit.formats.json_text import parse_object
@@ -22,7 +23,6 @@ from llmkit.transforms.delta.profiles import NewRows, Profile
 __all__ = ["Finding", "bound_model", "judge_structure", "raise_refusals", "size_of"]
 
 _DELTA_WORD = re.compile(r"(^|[-_./ ])(w?diff|delta)s?($|[-_./ 0-9v])", re.IGNORECASE)
-_PACKED = (".qweight", ".weight_packed", ".qzeros", ".weight_scale", ".SCB", ".quant_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def size_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
 def judge_structure(base: Checkpoint, delta: Checkpoint, profile: Profile | None) -> list[Finding]:
     """Findings about the pair, the most telling first. `profile` None is llmkit's own."""
     return [
-        *_same(base, delta), *_quantized(base), *_size(base, delta), *_family(base, delta, profile),
+        *_same(base, delta), *_size(base, delta), *_family(base, delta, profile),
         *_delta_as_base(base, delta), *_tuned(base, delta, profile), *_vocabulary(base, delta, profile),
         *_tokenizer(base, delta), *_rounded(base), *_marked(base, delta),
     ]  # fmt: skip
@@ -104,15 +104,6 @@ def _same(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
         return []
     message = f"base and delta are the same: {base.origin}"
     return [Finding("refuse", "same", message, "give the base model first, then the delta", can_force=False)]
-
-
-def _quantized(base: Checkpoint) -> list[Finding]:
-    packed = next((n for n in base.tensors if n.endswith(_PACKED)), None)
-    if "quantization_config" not in base.config and packed is None:
-        return []
-    what = f"tensor {packed}" if packed else "quantization_config in config.json"
-    message = f"{base.label} is quantized ({what}); a delta needs the float weights it was made from"
-    return [Finding("refuse", "quantized", message, "give the float checkpoint as base", can_force=False)]
 
 
 def _size(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
@@ -142,8 +133,9 @@ def _family(base: Checkpoint, delta: Checkpoint, profile: Profile | None) -> lis
 
 
 def _delta_as_base(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
-    if MARKER_NAME in base.files:
-        message = f"{base.label} is a delta itself ({MARKER_NAME}); the first argument is the base model"
+    found = contents_of(base)
+    if found.kind == "delta":
+        message = f"{base.label} is a delta itself ({found.words}); the first argument is the base model"
         return [Finding("refuse", "delta_as_base", message, "llmkit delta apply BASE DELTA -o OUT", can_force=False)]
     if _DELTA_WORD.search(base.label) and not _DELTA_WORD.search(delta.label):
         message = f"base {base.label} is called a delta, and delta {delta.label} is not: were they swapped?"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.contents import MARKER_NAME
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
@@ -15,7 +16,6 @@ from llmkit.tensors.spec import DType
 
 __all__ = ["MARKER_NAME", "Marker", "specs_digest"]
 
-MARKER_NAME = "llmkit_delta.json"
 MARKER_FORMAT = 1
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.contents import contents_of, require_model
 from llmkit.errors import RequirementError, listing
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
@@ -44,6 +45,7 @@ def apply(
         RequirementError: the base is not the one the delta was made from, or the profile cannot be told.
         SpecError: names or shapes that the profile has no rule for.
     """
+    _check_kinds(base, delta)
     found = _choose(base, delta, profile)
     findings = judge_structure(base, delta, found.profile)
     raise_refusals(findings, force=force)
@@ -91,6 +93,8 @@ def make(
         RequirementError: the two do not belong together.
         SpecError: names or shapes that the profile has no rule for.
     """
+    require_model(base, "delta make", floats=True)
+    require_model(tuned, "delta make", floats=True)
     rules = None if profile in (None, "llmkit") else find_profile(profile or "")
     findings = [f for f in judge_structure(base, tuned, rules) if f.code not in ("tuned", "bf16_rounded")]
     raise_refusals(findings, force=force)
@@ -120,6 +124,17 @@ def make(
         notes=[*base.notes, *split.notes],
         warnings=[*base.warnings, *_worded(findings), *split.warnings],
     )
+
+
+def _check_kinds(base: Checkpoint, delta: Checkpoint) -> None:
+    if contents_of(base).kind != "delta":  # the check of the base says that the two are swapped
+        require_model(base, "delta apply", floats=True)
+    found = contents_of(delta)
+    if found.kind not in ("delta", "model") or found.quantization is not None:
+        raise RequirementError(
+            f"{delta.label} is {found.words}; delta apply wants a delta of float weights",
+            hint=found.way_out or "give the delta as it was published",
+        )
 
 
 def _choose(base: Checkpoint, delta: Checkpoint, profile: str | None) -> Detection:

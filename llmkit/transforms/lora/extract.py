@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import require_model
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.quantization.quality import Meter
-from llmkit.quantization.reading import is_quantized
 from llmkit.tensors.lazy import Apply, Context, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
@@ -175,8 +175,7 @@ def _transposed_names(ckpt: Checkpoint) -> frozenset[str]:
 
 def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
     for ckpt in (base, tuned):
-        if is_quantized(ckpt.config):
-            raise RequirementError(f"{ckpt.label} is quantized", hint="give the float models")
+        require_model(ckpt, "lora extract", floats=True)
     architecture = registry.find(base.config) if base.config else None
     if architecture is None:
         raise RequirementError(

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import require_model
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.adapter import Adapter
 from llmkit.quantization.quality import Meter
-from llmkit.quantization.reading import describe, is_quantized
 from llmkit.tensors.spec import DType
 from llmkit.transforms.lora.apply import Application
 from llmkit.transforms.vocab.config_ids import with_vocab_size
@@ -48,11 +48,7 @@ def merge(
     """
     if not adapters:
         raise RequirementError("no adapter to merge", hint="llmkit lora merge BASE ADAPTER -o OUT")
-    if is_quantized(base.config):
-        raise RequirementError(
-            f"{base.label} is quantized ({describe(base.config)}): an adapter cannot be added to integers",
-            hint="merge into the float model it was quantized from, then quantize again",
-        )
+    require_model(base, "lora merge", floats=True)
     factors = list(weights) if weights else [1.0] * len(adapters)
     if len(factors) != len(adapters):
         raise RequirementError(

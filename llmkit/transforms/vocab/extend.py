@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import require_model
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.bundle import TokenizerFiles
@@ -47,6 +48,7 @@ def extend(
         RequirementError: the model's tokenizer is of a kind that cannot be extended, or its head is quantized.
     """
     check_init(init)
+    require_model(ckpt, "vocab extend")
     tokenizer = TokenizerFiles.of(ckpt)
     found = read_source(Path(source))
     change = _change(tokenizer, found, as_, scores)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import require_model
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.bpe import Priority, apply_bpe, by_rank, by_score
@@ -48,6 +49,7 @@ def trim(
         InputError: the corpus cannot be read, or an id is none.
         RequirementError: a kind of tokenizer that cannot be trimmed, or a quantized head.
     """
+    require_model(ckpt, "vocab trim")
     tokenizer = TokenizerFiles.of(ckpt)
     if tokenizer.kind not in ("sentencepiece", "unigram", "byte_level"):
         raise RequirementError(f"{ckpt.label} has a {tokenizer.kind} tokenizer; BPE and Unigram ones can be trimmed")

@@ -1,0 +1,161 @@
+"""What a checkpoint is: a model, a delta, an adapter; quantized or not. Every command asks here.
+
+Told from tensors, manifests and headers, so that what a folder is called or what its config.json claims decides nothing
+alone. A command that wants something else says what it was given, and which command works on that.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.manifest import recipe_of
+from llmkit.errors import LlmkitError, RequirementError
+from llmkit.formats.adapter_names import is_adapter_part
+from llmkit.formats.folder import left_unread
+from llmkit.formats.json_text import parse_object, read_object
+from llmkit.formats.quantized import BLOCKS, Quantization, find_quantization
+from llmkit.tensors.spec import DType
+
+__all__ = ["MARKER_NAME", "Contents", "contents_of", "quantization_of", "require_model"]
+
+MARKER_NAME = "llmkit_delta.json"
+ADAPTER_NAME = "adapter_config.json"
+_OTHER_ADAPTERS = ("adapter_query", "adapter_wte", "adapter_scale", "gating_factor", ".lora_")
+_STATES = (".exp_avg", ".exp_avg_sq", ".momentum_buffer")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint is.
+
+    Attributes:
+        kind: `model` is whatever has the tensors of one; `several` is a model and an adapter, of which transformers
+            loads another than the folder's weights.
+        words: what to call it in a message (`a LoRA adapter of rank 8 for llama-7b`).
+        way_out: a command, or an action, that works on it.
+        quantization: how its weights are quantized; None for floats.
+    """
+
+    kind: Literal["model", "delta", "adapter", "optimizer", "several"]
+    words: str
+    way_out: str
+    quantization: Quantization | None = None
+
+
+def quantization_of(ckpt: Checkpoint) -> Quantization | None:
+    """How the weights are quantized; None for floats. The blocks of a GGUF count, although it opens as floats."""
+    types: Mapping[str, Mapping[str, int]] = ckpt.details.get("types", {})
+    blocks = {name: entry["tensors"] for name, entry in types.items() if name not in DType.__members__}
+    if blocks:
+        words = ", ".join(f"{name} × {n}" for name, n in blocks.items())
+        return Quantization(BLOCKS, words, "the types in its header", n_weights=sum(blocks.values()))
+    is_graph = ckpt.layout == "onnx"  # its config may speak of how the source was quantized
+    specs = {name: lazy.spec for name, lazy in ckpt.tensors.items()}
+    return find_quantization(specs, {} if is_graph else ckpt.config)
+
+
+def contents_of(ckpt: Checkpoint) -> Contents:
+    """What a checkpoint is. Reads no tensor data."""
+    where = shlex.quote(str(ckpt.origin or ckpt.label))
+    return _delta(ckpt, where) or _adapter(ckpt, where) or _weights(ckpt)
+
+
+def _delta(ckpt: Checkpoint, where: str) -> Contents | None:
+    """A delta that llmkit made: its marker says so, or the recipe in its manifest. Others show in their data only."""
+    history = ckpt.history
+    if ckpt.origin is not None and ckpt.origin.is_file():
+        history = recipe_of(ckpt.origin.parent)
+    made = [step.get("transform") for step in history]
+    applied = max((i for i, name in enumerate(made) if name == "delta.apply"), default=-1)
+    step = next((s for s in history[applied + 1 :] if s.get("transform") == "delta.make"), None)
+    marker = _beside(ckpt, MARKER_NAME)
+    if step is None and marker is None:
+        return None
+    base = (step or {}).get("base") or "BASE"
+    if marker and isinstance(marker.get("base"), dict):
+        base = marker["base"].get("label") or base
+    words = f"a delta, differences from {'its base' if base == 'BASE' else base}"
+    return Contents("delta", words, f"llmkit delta apply {shlex.quote(str(base))} {where} -o OUT makes the model")
+
+
+def _weights(ckpt: Checkpoint) -> Contents:
+    if any(name.endswith(_STATES) for name in ckpt.tensors):
+        return Contents("optimizer", "the state of an optimizer, not weights", "give the model's own weight files")
+    quantization = quantization_of(ckpt)
+    words = f"a quantized model ({quantization})" if quantization else "a model"
+    return Contents("model", words, "", quantization)
+
+
+def require_model(ckpt: Checkpoint, use: str, *, floats: bool = False) -> Checkpoint:
+    """The checkpoint itself, if it is a model.
+
+    Args:
+        use: the command, for the message (`quantize`).
+        floats: its weights must not be quantized, GGUF's blocks included.
+
+    Raises:
+        RequirementError: it is something else, named with the command that works on it.
+    """
+    found = contents_of(ckpt)
+    if found.kind != "model":
+        raise RequirementError(f"{ckpt.label} is {found.words}; {use} wants a model", hint=found.way_out)
+    if floats and found.quantization is not None:
+        raise RequirementError(
+            f"{ckpt.label} is already quantized ({found.quantization}); {use} wants float weights",
+            hint=_way_to_floats(ckpt, found.quantization),
+        )
+    return ckpt
+
+
+def _way_to_floats(ckpt: Checkpoint, found: Quantization) -> str:
+    best = "take the float model that it was made from"
+    if not found.n_weights:
+        return f"{best}; where its weights are floats, remove quantization_config from config.json"
+    if found.method not in (BLOCKS, "compressed-tensors"):
+        return best
+    dtype = " --dtype float16" if found.method != BLOCKS else ""
+    command = f"llmkit convert {shlex.quote(str(ckpt.origin or ckpt.label))} --to hf{dtype} -o FLOATS"
+    return f"{best}; where that is lost, `{command}` writes what is left of its weights, rounded as they are"
+
+
+def _adapter(ckpt: Checkpoint, where: str) -> Contents | None:
+    """An adapter, or a model with one beside it; None for neither."""
+    config = _beside(ckpt, ADAPTER_NAME)
+    files = dict.fromkeys(read.source.path.name for lazy in ckpt.tensors.values() for read in lazy.reads())
+    parts = [n for n in ckpt.tensors if is_adapter_part(n) or any(w in n for w in _OTHER_ADAPTERS)]
+    is_gguf = ckpt.details.get("metadata", {}).get("general.type") == "adapter"
+    is_saved = config is not None and any(file.startswith("adapter") for file in files)
+    if not is_gguf and not is_saved and 2 * len(parts) < len(ckpt.tensors) + (config is not None):
+        unread = left_unread(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else []
+        if config is None or not any(name.startswith("adapter_model.") for name in unread):
+            return None
+        words = f"a model and an adapter at once ({' and '.join([*files][:1])} and {ADAPTER_NAME})"
+        way_out = f"move {ADAPTER_NAME} and adapter_model.* out of {where}: transformers would load the adapter's base"
+        return Contents("several", words, way_out)
+    config = config or {}
+    kind = str(config.get("peft_type") or "LORA").replace("LORA", "LoRA")
+    ranks = {s.shape[0] for n, s in ckpt.tensors.items() if "lora_A" in n and len(s.shape) == 2}
+    rank = next(iter(ranks)) if len(ranks) == 1 else config.get("r")
+    base = config.get("base_model_name_or_path")
+    words = f"{'an' if kind[:1] in 'AEIO' else 'a'} {kind} adapter" + (f" of rank {rank}" if rank is not None else "")
+    if isinstance(base, str) and base:
+        words += f" for {base}"
+    else:
+        base = "BASE"
+    return Contents("adapter", words, f"llmkit lora merge {shlex.quote(base)} {where} -o OUT makes a model of it")
+
+
+def _beside(ckpt: Checkpoint, name: str) -> dict[str, Any] | None:
+    """A JSON file of the checkpoint, or beside the single file that was opened; empty where it cannot be read."""
+    try:
+        if name in ckpt.files:
+            return parse_object(ckpt.files[name].read(), name)
+        if ckpt.origin is not None and ckpt.origin.is_file() and (ckpt.origin.parent / name).is_file():
+            return read_object(ckpt.origin.parent / name)
+    except LlmkitError:
+        return {}
+    return None

@@ -1,0 +1,194 @@
+"""Are the weights of a checkpoint quantized, and by which format? Told by names, dtypes and shapes of its tensors.
+
+What config.json says of a quantization only adds to that: releases of 2023 say nothing there, or under other keys.
+This is the one place that answers; `llmkit.quantization.reading` reads what it names, or refuses it by that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.tensors.spec import DType, TensorSpec
+
+__all__ = ["BLOCKS", "CONFIG_KEYS", "Quantization", "config_entry", "find_quantization"]
+
+CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
+BLOCKS = "GGUF blocks"
+_INTEGERS = (DType.I8, DType.U8, DType.I16, DType.I32)
+_BYTES = (DType.I8, DType.U8)
+_LAYOUTS = {"gptq", "awq", "bitsandbytes", "compressed-tensors", "hqq"}
+Specs = Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How weights are quantized.
+
+    Attributes:
+        method: the format's name, as `quant_method` spells it where it has one.
+        words: bits and groups in a few words (`int4 group 128`); empty where they cannot be told.
+        seen: what tells it, for messages.
+        is_stated: config.json says so.
+        n_weights: how many matrices are; 0 where config.json says so and the tensors do not.
+    """
+
+    method: str
+    words: str
+    seen: str
+    is_stated: bool = False
+    n_weights: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.words}, {self.method}" if self.words else self.method
+
+
+def config_entry(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What config.json says of the quantization; None for nothing."""
+    for key in CONFIG_KEYS:
+        entry = config.get(key)
+        if isinstance(entry, Mapping) and entry:
+            return entry
+    return None
+
+
+def find_quantization(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
+    """The quantization of tensors with these specs; None for floats.
+
+    Args:
+        specs: name in the file -> dtype and shape.
+        config: the contents of config.json; empty without one.
+    """
+    entry = config_entry(config)
+    stored = _stored(specs, config)
+    if entry is None:
+        return stored
+    method = str(entry.get("quant_method") or ("bitsandbytes" if _bnb_bits(entry) else "unknown method"))
+    bits = entry.get("bits") or entry.get("w_bit") or _bnb_bits(entry)
+    words = f"int{bits}" if isinstance(bits, int) and not isinstance(bits, bool) else _group_words(entry)
+    if stored is None:
+        return Quantization(method, words, "quantization_config in config.json", is_stated=True)
+    return Quantization(
+        method if _alike(method, stored.method) else f"{stored.method} (config.json says {method})",
+        words if "config_groups" in entry else stored.words or words,
+        stored.seen, is_stated=True, n_weights=stored.n_weights,
+    )  # fmt: skip
+
+
+def _group_words(entry: Mapping[str, Any]) -> str:
+    """The weights of compressed-tensors' config groups."""
+    groups, found = entry.get("config_groups"), []
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            size, strategy = weights.get("group_size"), weights.get("strategy")
+            how = f"group {size}" if isinstance(size, int) and size > 0 else f"per {strategy or 'channel'}"
+            symmetry = "symmetric" if weights.get("symmetric", True) else "asymmetric"
+            found.append(f"{weights.get('type', 'int')}{weights.get('num_bits', '?')} {how} {symmetry}")
+    return ", ".join(dict.fromkeys(found))
+
+
+def _bnb_bits(entry: Mapping[str, Any]) -> int | None:
+    return 8 if entry.get("load_in_8bit") else 4 if entry.get("load_in_4bit") else None
+
+
+def _alike(stated: str, stored: str) -> bool:
+    """Whether what config.json says may be what is stored; other methods store as one of these does."""
+    return stated == stored or not {stated, stored} <= _LAYOUTS
+
+
+def _stored(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
+    for leaf, describe in _BY_LEAF.items():
+        names = [name for name in specs if name.endswith(leaf)]
+        found = describe(names[0].removesuffix(leaf), specs) if names else None
+        if found is not None:
+            return Quantization(*found, seen=f"{names[0]} and {len(names) - 1} more like it", n_weights=len(names))
+    return _by_bytes(specs, config)
+
+
+Described = tuple[str, str]
+
+
+def _packed(stem: str, specs: Specs) -> Described | None:
+    """`qweight` and `scales`: GPTQ, or AWQ, by which side of the matrix is packed into words."""
+    words = specs[f"{stem}.qweight"]
+    scales, zeros = specs.get(f"{stem}.scales"), specs.get(f"{stem}.qzeros")
+    if len(words.shape) != 2 or words.dtype not in (DType.I32, DType.I16):
+        return ("qweight", "")
+    if scales is None or len(scales.shape) != 2:
+        return ("gptq", "")
+    groups, n_out = scales.shape
+    if zeros is None or len(zeros.shape) != 2:  # of March 2023: float zeros, scales [out, 1]
+        return ("gptq", "") if words.shape[1] in (groups, n_out) else ("awq", "int4")
+    if words.dtype is DType.I16:
+        return ("awq", "int4 (gemv_fast)")
+    if words.shape[1] == n_out and n_out:
+        bits = 32 * zeros.shape[1] // n_out
+        return ("gptq", f"int{bits} group {words.shape[0] * 32 // (bits * groups)}") if bits and groups else None
+    gemv = words.shape[0] == groups
+    group = 8 * words.shape[1] // max(zeros.shape[1] * 8, 1) if gemv else words.shape[0] // max(groups, 1)
+    return ("awq", f"int4 group {group}{' (gemv)' if gemv else ''}")
+
+
+def _plain(method: str, words: str = "") -> Callable[[str, Specs], Described]:
+    return lambda stem, specs: (method, words)
+
+
+# By the name of the packed tensor, the most telling first.
+_BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
+    ".qweight": _packed,
+    ".quant_weight": _plain("gptq", "as lit-llama stores it"),
+    ".weight_packed": lambda stem, specs: (
+        "compressed-tensors", "nvfp4" if specs[f"{stem}.weight_packed"].dtype is DType.U8 else ""
+    ),
+    ".weight.quant_state.bitsandbytes__nf4": _plain("bitsandbytes", "nf4"),
+    ".weight.quant_state.bitsandbytes__fp4": _plain("bitsandbytes", "fp4"),
+    ".weight.absmax": _plain("bitsandbytes", "4 bits"),
+    ".weight.quant_state": _plain("bitsandbytes", "4 bits"),
+    ".SCB": _plain("bitsandbytes", "int8"),
+    ".W_q": _plain("hqq"),
+    ".weight_scale_inv": _plain("fp8", "float8 blocks"),
+    ".weight._data": _plain("quanto"),
+    ".weight_scales": _plain("eetq", "int8"),
+    ".Qidxs": _plain("quip"),
+    ".codebooks": _plain("aqlm"),
+    ".q_weight": _plain("exl2"),
+    ".trellis": _plain("exl3"),
+    "_blocks": lambda stem, specs: ("mxfp4", "float4 blocks") if f"{stem}_scales" in specs else None,
+    ".weight_codes": _plain("an ONNX graph's integers"),
+}  # fmt: skip
+
+
+def _by_bytes(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
+    """A `weight` of integers, or of float8, with its scales under one of the names that go with it."""
+    found = [(n, s) for n, s in specs.items() if n.endswith(".weight") and len(s.shape) == 2]
+    small = [(n, s) for n, s in found if s.dtype.name.startswith("F8")]
+    if small:
+        seen = f"{small[0][0]} is {small[0][1].dtype.name}"
+        method = "compressed-tensors" if f"{small[0][0]}_scale" in specs else "fp8"
+        return Quantization(method, "float8", seen, n_weights=len(small))
+    for name, spec in found:
+        if spec.dtype not in _INTEGERS:
+            continue
+        scale = specs.get(f"{name}_scale") or specs.get(f"{name.removesuffix('weight')}scale")
+        if scale is None or not scale.dtype.is_float:
+            continue
+        n = sum(f"{k}_scale" in specs or f"{k.removesuffix('weight')}scale" in specs for k, _ in found)
+        seen = f"{name} is {spec.dtype.name}, with its scales beside it"
+        if len(scale.shape) != 1 or scale.shape == (1,):
+            return Quantization("compressed-tensors", "int8", seen, n_weights=n)
+        bits = config.get("quantization_bit") or (4 if spec.dtype is DType.I32 else _row_bits(specs, found))
+        how = f"a scale for each row{' (quantization_bit)' if config.get('quantization_bit') else ''}"
+        return Quantization(how, f"int{bits}" if isinstance(bits, int) else "", seen, n_weights=n)
+    whole = [(n, s) for n, s in found if s.dtype in _BYTES]
+    if whole and 2 * len(whole) >= len(found):
+        return Quantization("an unknown method", "", f"{whole[0][0]} is {whole[0][1].dtype.name}", n_weights=len(whole))
+    return None
+
+
+def _row_bits(specs: Specs, found: list[tuple[str, TensorSpec]]) -> int:
+    """4 where no row is as long as the model is wide, but half as long: two numbers lie in a byte."""
+    hidden = {s.shape[1] for _, s in found if s.dtype.is_float} or {s.shape[0] for s in specs.values() if s.shape}
+    rows = {s.shape[1] for _, s in found if s.dtype in _BYTES}
+    return 4 if not rows & hidden and rows & {n // 2 for n in hidden} else 8
