@@ -13,6 +13,7 @@ from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
 from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.json_text import parse_object
+from llmkit.tokenization.checked import read_tokenizer_json, without_panic
 
 __all__ = ["end_tokens", "load_tokenizer", "published_kind", "tokenizer_settings"]
 
@@ -65,13 +66,17 @@ def tokenizer_settings(files: Mapping[str, FileContent], label: str) -> dict[str
     """tokenizer_config.json, with the chat template that may lie in a file of its own.
 
     Raises:
-        InputError: it is not JSON.
+        InputError: malformed files.
     """
     settings: dict[str, Any] = {}
     if "tokenizer_config.json" in files:
-        settings = parse_object(files["tokenizer_config.json"].read(), f"{label}: tokenizer_config.json")
+        name = "tokenizer_config.json"
+        settings = read_tokenizer_json(name, files[name].read(), f"{label}: {name}")
     if "chat_template.jinja" in files:
-        settings["chat_template"] = files["chat_template.jinja"].read().decode("utf-8")
+        try:
+            settings["chat_template"] = files["chat_template.jinja"].read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{label}: chat_template.jinja is not UTF-8: {error}") from error
     return settings
 
 
@@ -130,7 +135,8 @@ def _from_folder(folder: Path, label: str, settings: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        with without_panic():
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
         if settings.get("auto_map") or (folder / "tokenizer.json").is_file():
             # a class that is remote code, or none at all: tokenizer.json needs no class
@@ -142,7 +148,8 @@ def _from_folder(folder: Path, label: str, settings: Mapping[str, Any]) -> Any:
 
 def _fast(fast_class: Any, folder: Path, label: str) -> Any:
     try:
-        return fast_class.from_pretrained(str(folder))
+        with without_panic():
+            return fast_class.from_pretrained(str(folder))
     except Exception as error:
         raise _unreadable(error, label) from error
 

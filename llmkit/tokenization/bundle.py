@@ -13,7 +13,7 @@ from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent, open_checkpoint
 from llmkit.errors import RequirementError
 from llmkit.formats.folder import is_weight_file
-from llmkit.formats.json_text import parse_object
+from llmkit.tokenization.checked import read_tokenizer_json
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
@@ -163,7 +163,9 @@ class TokenizerFiles:
             files["vocab.json"] = FileContent(data=json.dumps(dict(fast.vocab), ensure_ascii=False).encode())
         if "merges.txt" in files:
             head = files["merges.txt"].read().split(b"\n", 1)[0]
-            lines = ([head.decode()] if head.startswith(b"#version") else []) + [f"{a} {b}" for a, b in fast.merges]
+            lines = ([head.decode("utf-8", "replace")] if head.startswith(b"#version") else []) + [
+                f"{a} {b}" for a, b in fast.merges
+            ]
             files["merges.txt"] = FileContent(data=("\n".join(lines) + "\n").encode())
         if self.ranks_name is not None:
             from llmkit.tokenization.byte_level import to_bytes
@@ -231,7 +233,7 @@ def _has_vocabulary(files: Collection[str]) -> bool:
 def _object(label: str, files: Mapping[str, FileContent], name: str) -> dict[str, Any] | None:
     if name not in files:
         return None
-    return parse_object(files[name].read(), f"{label}: {name}")
+    return read_tokenizer_json(name, files[name].read(), f"{label}: {name}")
 
 
 def _fixed_by_code(found: TokenizerFiles) -> str | None:

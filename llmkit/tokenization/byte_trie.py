@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from llmkit.errors import InputError
+from llmkit.tokenization.checked import is_id
 
 __all__ = ["ByteTrie"]
 
@@ -41,10 +42,10 @@ class ByteTrie:
                 literal, length = rest.rsplit(" ", 1)
                 value = ast.literal_eval(literal.strip())
                 token = value.encode() if isinstance(value, str) else value
-                if not isinstance(token, bytes) or len(token) != int(length):
+                if not isinstance(token, bytes) or len(token) != int(length) or not is_id(int(first)):
                     raise ValueError(length)
                 tokens[int(first)] = token
-            except (ValueError, SyntaxError) as error:
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
                 raise InputError(
                     f"{where}, line {number}: expected an id, a literal and its length in bytes, found {line[:40]!r}"
                 ) from error

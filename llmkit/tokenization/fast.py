@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.formats.json_text import parse_object
+from llmkit.tokenization.checked import read_tokenizer_json, without_panic
 
 __all__ = ["FastTokenizer"]
 
@@ -33,11 +33,7 @@ class FastTokenizer:
         Raises:
             InputError: not a tokenizer.json.
         """
-        document = parse_object(data, where)
-        model = document.get("model")
-        if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
-            raise InputError(f"{where}: no tokenizer.json (it has no model with a vocabulary)")
-        return cls(document)
+        return cls(read_tokenizer_json("tokenizer.json", data, where))
 
     def serialized(self) -> bytes:
         """The bytes of the file, without the indentation that makes a megabyte of merges slow to write."""
@@ -135,7 +131,8 @@ class FastTokenizer:
         from tokenizers import Tokenizer
 
         try:
-            return Tokenizer.from_str(self.serialized().decode())
+            with without_panic():
+                return Tokenizer.from_str(self.serialized().decode())
         except Exception as error:  # the library raises bare Exception for a malformed file
             raise InputError(f"tokenizer.json cannot be read by the tokenizers library: {error}") from error
 
@@ -155,5 +152,5 @@ def _renumbered(item: Any, new_of: Mapping[int, int]) -> Any:
         return item
     mapped = {k: _renumbered(v, new_of) for k, v in item.items()}
     if isinstance(item.get("ids"), list):
-        mapped["ids"] = [new_of.get(i, i) for i in item["ids"]]
+        mapped["ids"] = [new_of.get(i, i) if isinstance(i, int) else i for i in item["ids"]]
     return mapped

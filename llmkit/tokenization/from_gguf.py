@@ -85,6 +85,9 @@ class _Vocabulary:
         self.types: Sequence[int] = self._get("token_type") or [PieceKind.NORMAL] * len(self.tokens)
         self.scores: Sequence[float] = self._get("scores") or [0.0] * len(self.tokens)
         kinds = {"tokens": (self.tokens, str), "token_type": (self.types, int), "scores": (self.scores, float)}
+        merges = self._get("merges", [])
+        if not isinstance(merges, list) or not all(isinstance(m, str) and " " in m for m in merges):
+            raise InputError("tokenizer.ggml.merges is no list of pairs, with a space between the two")
         for name, (values, kind) in kinds.items():
             if not isinstance(values, list) or not all(isinstance(v, kind) for v in values[:1]):
                 raise InputError(f"tokenizer.ggml.{name} is no list of {kind.__name__}")
@@ -259,8 +262,11 @@ class _Vocabulary:
             42: self._get("eos_token_id"),
             43: self._get("padding_token_id"),
         }
-        trainer = encode_field(3, 2) + encode_field(4, len(self.tokens))
+        n = len(self.tokens)  # an id of -1 is none
+        trainer = encode_field(3, 2) + encode_field(4, n)
         trainer += encode_field(35, int(PieceKind.BYTE in kinds))
-        trainer += b"".join(encode_field(number, i) for number, i in ids.items() if isinstance(i, int))
+        trainer += b"".join(
+            encode_field(number, i) for number, i in ids.items() if isinstance(i, int) and i in range(n)
+        )
         normalizer = encode_field(1, b"identity") + encode_field(3, int(self.adds_space)) + encode_field(4, 0)
         return pieces + encode_field(2, trainer) + encode_field(3, normalizer + encode_field(5, 1))

@@ -12,8 +12,8 @@ from llmkit.architecture.tokenizers import (
     TokenizerKind,
 )
 from llmkit.errors import InputError
-from llmkit.formats.json_text import parse_object
 from llmkit.tokenization.byte_trie import ByteTrie
+from llmkit.tokenization.checked import read_tokenizer_json
 from llmkit.tokenization.file_codecs import Codec, RanksCodec, SentencePieceCodec
 from llmkit.tokenization.file_tokenizer import FileTokenizer
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
@@ -138,8 +138,9 @@ def _added(settings: Config, files: Mapping[str, bytes], where: str) -> dict[str
     special = {t.get("content") if isinstance(t, dict) else t for t in (extra if isinstance(extra, list) else ())}
     found: dict[str, tuple[int, bool]] = {}
     if "added_tokens.json" in files:
-        stated = parse_object(files["added_tokens.json"], f"{where.partition(':')[0]}: added_tokens.json")
-        found = {t: (i, t in special) for t, i in stated.items() if isinstance(i, int)}
+        name = "added_tokens.json"
+        stated = read_tokenizer_json(name, files[name], f"{where.partition(':')[0]}: {name}")
+        found = {t: (i, t in special) for t, i in stated.items()}
     decoder = settings.get("added_tokens_decoder")
     for i, entry in decoder.items() if isinstance(decoder, dict) else ():
         if str(i).isdigit() and isinstance(entry, dict):

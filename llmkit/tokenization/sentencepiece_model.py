@@ -147,10 +147,18 @@ class SentencePieceModel:
         return lambda text: list(processor.encode(text))
 
     def processor(self) -> Any:
-        """SentencePiece's own processor of this model."""
+        """SentencePiece's own processor of this model.
+
+        Raises:
+            InputError: the library cannot read it.
+        """
         from sentencepiece import SentencePieceProcessor
 
-        return SentencePieceProcessor(model_proto=self.serialized())
+        try:
+            return SentencePieceProcessor(model_proto=self.serialized())
+        except Exception as error:
+            first = str(error).strip().splitlines()[-1:] or ["no reason given"]
+            raise InputError(f"sentencepiece cannot read the model: {first[0]}") from error
 
 
 def _piece(found: Field) -> Piece:

@@ -6,6 +6,7 @@ import base64
 import binascii
 
 from llmkit.errors import InputError
+from llmkit.tokenization.checked import is_id
 
 __all__ = ["looks_like_ranks", "parse_ranks", "serialize_ranks"]
 
@@ -34,6 +35,8 @@ def parse_ranks(data: bytes, where: str) -> dict[bytes, int]:
             continue
         try:
             token, rank = line.split()
+            if not is_id(int(rank)):
+                raise ValueError(rank)
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise InputError(f"{where}, line {number}: expected base64 and a rank, found {line[:40]!r}") from error

@@ -9,7 +9,7 @@ from typing import Any
 from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
-from llmkit.formats.json_text import parse_object
+from llmkit.tokenization.checked import MOST_IDS, read_tokenizer_json
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 from llmkit.tokenization.wire import read_fields
@@ -89,7 +89,7 @@ def _of_its_code(ckpt: Checkpoint, config: Mapping[str, Any], name: str) -> tupl
 def _json(ckpt: Checkpoint, name: str) -> Mapping[str, Any]:
     if name not in ckpt.files:
         return {}
-    return parse_object(ckpt.files[name].read(), f"{ckpt.label}: {name}")
+    return read_tokenizer_json(name, ckpt.files[name].read(), f"{ckpt.label}: {name}")
 
 
 def _added_ids(ckpt: Checkpoint, config: Mapping[str, Any]) -> list[int]:
@@ -124,7 +124,7 @@ def _model(ckpt: Checkpoint, name: str) -> Counted:
 
 def _numbered_lines(ckpt: Checkpoint, name: str) -> Counted:
     last = ckpt.files[name].read().rstrip().rsplit(b"\n", 1)[-1].split(b" ", 1)[0]
-    if not last.isdigit():
+    if not last.isdigit() or len(last) > len(str(MOST_IDS)):
         raise InputError(f"{ckpt.label}: the last line of {name} does not begin with an id: {last[:40]!r}")
     return "byte trie", int(last) + 1, []
 
