@@ -38,13 +38,14 @@ def _wrong(ended: Ended) -> Iterator[str]:
         yield f"a traceback: {ended.text.strip()[-300:]}"
 
 
-def full(world: World, count: int, seed: int, *, with_eval: bool) -> Iterator[tuple[str, list[str]]]:
+def full(world: World, count: int, seed: int, word: str, *, with_eval: bool) -> Iterator[tuple[str, list[str]]]:
     """(what was tried, what was wrong) for `count` random operations; each command gets its share."""
     rng = random.Random(seed)
     tries = [
         (command, overwrite)
         for command in world.commands(with_eval=with_eval)
         for overwrite in ((False, True) if command.can_overwrite else (False,))
+        if word in command.name
     ]
     inputs = snapshot(world.inputs)
     for i, (command, overwrite) in enumerate(tries):
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=240, help="full disks under the shim")
     parser.add_argument("--real", type=int, default=24, help="real small disks")
+    parser.add_argument("--command", default="", help="under the shim, only commands that contain this word")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="few of both")
     options = parser.parse_args(argv)
@@ -120,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="disks-") as folder:
         world = World(Path(folder) / "world")
-        found = list(full(world, count, options.seed, with_eval=not options.short))
+        found = list(full(world, count, options.seed, options.command, with_eval=not options.short))
         n_real = 0
         if can_mount():
             found += small(world, real, options.seed)
