@@ -64,8 +64,7 @@ class Answers:
     def close(self) -> None:
         """Let go of the journal; it stays."""
         if self._journal is not None:
-            with suppress(OSError):
-                self._journal.close()
+            self._journal.close()
         self._journal = None
 
     def _next(self, digest: str) -> KeptAnswers:

@@ -10,7 +10,6 @@ What a killed run left is read from the folders alone:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -204,8 +203,7 @@ class Partial:
 
     def close(self) -> None:
         """Release the lock; what was written stays for a resumed run."""
-        with contextlib.suppress(OSError):  # each line was written through; an error of closing tells nothing new
-            self._journal.close()
+        self._journal.close()
 
 
 def finish_earlier(target: Target, digest: str) -> Mapping[str, Any] | None:

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ class Journal:
         """Let another process have it; the file stays."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            with suppress(OSError):  # a network's disk may say only now that it is full: lines lost are done again
+                os.close(fd)
 
     def remove(self) -> None:
         """Remove the file: the work is done."""
