@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -121,6 +122,10 @@ def test_the_commands_shown_work(page, request, tmp_path, monkeypatch, capsys):
     source = request.getfixturevalue(WORLDS.get(page.name, "home"))
     shutil.copytree(source, tmp_path / "home", ignore=lambda at, _: written if Path(at) == source else [])
     monkeypatch.chdir(tmp_path / "home")
+    for block in blocks(page, "python"):
+        named = re.match(r"# (\w+\.py)\n", block)
+        if named is not None:  # a file that the page asks to save
+            Path(named[1]).write_text(block, encoding="utf-8")
     for args in calls:
         code = main(args)
         allowed = {0, 1} if any(word in args for word in ANSWER_MAY_BE_NO) else {0}
@@ -151,6 +156,17 @@ def test_readme_is_short_and_its_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (name_of(page), target)
+
+
+def test_the_site_builds(tmp_path):
+    """Every page is in the navigation, and every link leads to a page or a heading."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    config.validation.links.anchors = logging.WARNING
+    build(config)
+    assert (tmp_path / "plugins.html").is_file()
 
 
 def test_the_prompt_formats_are_listed():
