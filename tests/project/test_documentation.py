@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model for each name in the README: the mini model stands in."""
     folder = tmp_path_factory.mktemp("readme")
     mini = Path(str(files("llmkit_evalsets"))) / "mini"
-    names = {"base": ["llama-7b", "SmolLM2-135M"], "delta": ["vicuna-7b-delta-v1.1"]}
+    names = {"base": ["llama-7b", "SmolLM2-135M", "some-model"], "delta": ["vicuna-7b-delta-v1.1"]}
     names["adapter"] = ["math-lora", "code-lora", "my-lora", "alpaca-lora-7b"]
     names["adapter"] += ["chinese-llama-plus-lora-7b", "chinese-alpaca-plus-lora-7b"]
     for source, targets in names.items():
