@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,9 +134,11 @@ def trim(
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.transforms import vocab
 
-    result = vocab.trim(
-        open_checkpoint(model), corpus, keep_ids=keep_id or (), min_count=min_count, pad_to_multiple=pad_to_multiple
-    )
+    ckpt = open_checkpoint(model)
+    with _showing(out, "cutting the corpus") as tell:
+        result = vocab.trim(
+            ckpt, corpus, keep_ids=keep_id or (), min_count=min_count, pad_to_multiple=pad_to_multiple, tell=tell
+        )
     write(out, result, writing)
 
 
@@ -154,10 +157,30 @@ def info(
     """Show what a vocabulary holds: pieces by type and script, and how many tokens a text takes."""
     from llmkit.transforms import vocab
 
-    found = vocab.info(
-        vocab.open_tokenizer(model), text=text, against=vocab.open_tokenizer(against) if against else None
-    )
+    first, second = vocab.open_tokenizer(model), vocab.open_tokenizer(against) if against else None
+    with _showing(out, "cutting the text") as tell:
+        found = vocab.info(first, text=text, against=second, tell=tell)
     out.answer(found, lambda: _render(out, found), brief=str(found["n_tokens"]))
+
+
+@contextmanager
+def _showing(out: Output, label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many characters are done, of how many; 0 begins anew."""
+    progress, before = out.progress(), 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal before
+        if done == 0:
+            progress.end()
+            progress.begin(total, label, "characters")
+        else:
+            progress.advance(done - before)
+        before = done
+
+    try:
+        yield tell
+    finally:
+        progress.end()
 
 
 def _render(out: Output, d: Mapping[str, Any]) -> None:

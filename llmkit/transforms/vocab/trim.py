@@ -19,10 +19,13 @@ from llmkit.transforms.vocab.change import Change, resized
 from llmkit.transforms.vocab.config_ids import mentioned_ids
 from llmkit.transforms.vocab.initial import new_rows
 
-__all__ = ["read_corpus", "trim"]
+__all__ = ["Passes", "Tell", "read_corpus", "trim"]
+
+Tell = Callable[[int, int], None]
 
 _CHUNK_CHARS = 2**20
 _N_CHECKED = 1000
+_TOLD_CHARS = 2**16
 
 
 def trim(
@@ -32,6 +35,7 @@ def trim(
     keep_ids: Iterable[int] = (),
     min_count: int = 1,
     pad_to_multiple: int | None = None,
+    tell: Tell | None = None,
 ) -> Checkpoint:
     """The model with only the tokens that `corpus` needs, and those that nothing can do without.
 
@@ -44,6 +48,7 @@ def trim(
         keep_ids: further ids to keep.
         min_count: tokens that are rarer in the corpus are left out.
         pad_to_multiple: rows are filled up to a multiple of this.
+        tell: called with the characters of the corpus that are cut, of how many.
 
     Raises:
         InputError: the corpus cannot be read, or an id is none.
@@ -54,7 +59,7 @@ def trim(
     if tokenizer.kind not in ("sentencepiece", "unigram", "byte_level"):
         raise RequirementError(f"{ckpt.label} has a {tokenizer.kind} tokenizer; BPE and Unigram ones can be trimmed")
     lines = read_corpus(Path(corpus))
-    counts = _counts(tokenizer, lines)
+    counts = _counts(tokenizer, lines, tell)
     used = {i for i, n in counts.items() if n >= min_count}
     extra = set(keep_ids)
     if strangers := sorted(i for i in extra if not 0 <= i < tokenizer.n_tokens):
@@ -112,20 +117,45 @@ def read_corpus(path: Path) -> list[str]:
     return lines
 
 
+class Passes:
+    """Passes over texts, told of as they go on, some characters at a time.
+
+    Args:
+        total: characters of all passes, a line end for each text.
+        tell: called with those that are done, and the total.
+    """
+
+    def __init__(self, total: int, tell: Tell | None) -> None:
+        self._total, self._tell = total, tell or (lambda done, total: None)
+        self._done = self._told = 0
+        self._tell(0, total)
+
+    def over(self, texts: Iterable[str]) -> Iterator[str]:
+        """The texts, one after the other."""
+        for text in texts:
+            yield text
+            self._done += len(text) + 1
+            if self._done - self._told >= _TOLD_CHARS or self._done == self._total:
+                self._told = self._done
+                self._tell(self._done, self._total)
+
+
 def _encoders(tokenizer: TokenizerFiles) -> list[Callable[[str], list[int]]]:
     """Of both files where there are two: loaders differ in which they take."""
     return [source.encoder() for source in (tokenizer.sp, tokenizer.fast) if source is not None]
 
 
-def _counts(tokenizer: TokenizerFiles, lines: list[str]) -> Counter[int]:
+def _counts(tokenizer: TokenizerFiles, lines: list[str], tell: Tell | None) -> Counter[int]:
     """How often each id occurs, the text taken line by line and, for what spans lines, in long chunks."""
     counts: Counter[int] = Counter()
-    for encode in _encoders(tokenizer):
+    encoders = _encoders(tokenizer)
+    passes = Passes(2 * len(encoders) * sum(len(line) + 1 for line in lines), tell)
+    for encode in encoders:
         found: Counter[int] = Counter()
-        for line in lines:
+        for line in passes.over(lines):
             found.update(encode(line))
         spanning: Counter[int] = Counter()
-        for chunk in _chunks(lines):
+        for chunk in passes.over(_chunks(lines)):
             spanning.update(encode(chunk))
         counts |= found | spanning
     return counts
