@@ -129,7 +129,7 @@ class Checkpoint:
 
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts `layers.2` before `layers.10`."""
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
+    return [(int(p), "") if re.fullmatch(r"\d{1,300}", p) else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
 def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:

@@ -22,8 +22,10 @@ def resolve_path(model: str | Path) -> Path:
         InputError: no such path, and no such model on the hub (or no network).
     """
     path = Path(model).expanduser()
-    if path.exists():
+    if path.is_file() or path.is_dir():
         return path
+    if path.exists():
+        raise InputError(f"{model} is neither a folder nor a regular file (a pipe, a socket or a device)")
     text = str(model)
     if _HUB_ID.fullmatch(text) and not path.parent.exists():
         return _from_hub(text)

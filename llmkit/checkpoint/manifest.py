@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.formats.json_text import read_object
+from llmkit.tensors.spec import DType
 
 __all__ = ["MANIFEST_NAME", "frame_hash", "is_sealed", "load_manifest", "recipe_of", "sealed", "versions"]
 
@@ -42,7 +43,84 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from error
     if manifest.get("format") != MANIFEST_FORMAT:
         raise InputError(f"{path}: not a manifest of format {MANIFEST_FORMAT}")
+    odd = next(_oddities(manifest), None)
+    if odd is not None:
+        raise InputError(f"{path} is no manifest of llmkit's: {odd}", hint="it was damaged: make the folder again")
     return manifest
+
+
+def _oddities(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What in a manifest has another type than llmkit writes, so that whoever reads it need not ask."""
+    for key, kind in {"files": dict, "tensors": dict, "recipe": list, "inputs": list, "run": dict}.items():
+        value = manifest.get(key, None if key in ("files", "tensors", "recipe") else kind())
+        if not isinstance(value, kind):
+            yield f"{key} is {_shown(value)}, expected {'an object' if kind is dict else 'a list'}"
+            return
+    for name, entry in manifest["files"].items():
+        yield from _wrong(f"the file {name}", entry, {"nbytes": _count}, _FILE)
+        if not entry.keys() & {"header", "linked", "xxh3"}:
+            yield f"the file {name} has no hash"
+    for name, entry in manifest["tensors"].items():
+        yield from _wrong(f"the tensor {name}", entry, _TENSOR, {"offset": _count})
+        yield from (f"the tensor {name}: {odd}" for odd in _odd_expression(entry["from"]))
+    for n, step in enumerate(manifest["recipe"]):
+        yield from _wrong(f"step {n} of the recipe", step, {}, {"transform": _text})
+    for n, entry in enumerate(manifest.get("inputs", ())):
+        yield from _wrong(f"input {n}", entry, {"path": _text}, {"tensors": _texts})
+
+
+def _wrong(what: str, entry: Any, needed: Mapping[str, _Check], more: Mapping[str, _Check]) -> Iterator[str]:
+    """Entries of an object that are absent or of another type. Nothing may be read of it after the first."""
+    if not isinstance(entry, dict):
+        yield f"{what} is {_shown(entry)}, expected an object"
+        return
+    for key, is_right in {**needed, **more}.items():
+        if key in entry and not is_right(entry[key]):
+            yield f"{what}: {key} is {_shown(entry[key])}"
+        elif key in needed and key not in entry:
+            yield f"{what} has no {key}"
+
+
+def _odd_expression(node: Any) -> Iterator[str]:
+    if not isinstance(node, dict) or not isinstance(node.get("op"), str):
+        yield f"from is {_shown(node)}, expected an operation"
+        return
+    inputs = node.get("inputs", [])
+    if not isinstance(inputs, list):
+        yield f"the inputs of {node['op']} are {_shown(inputs)}"
+        return
+    if node["op"] == "read" and not all(isinstance(node.get(k, ""), str) for k in ("file", "tensor")):
+        yield "what it is read from is no text"
+    for each in inputs:
+        yield from _odd_expression(each)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60]
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+def _shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 16 and all(map(_count, value))
+
+
+_Check = Callable[[Any], bool]
+_FILE: dict[str, _Check] = {"header": _text, "xxh3": _text, "linked": _text, "sharing": _text, "mtime_ns": _count}
+_TENSOR: dict[str, _Check] = {
+    "file": _text, "dtype": lambda value: str(value) in DType.__members__, "shape": _shape, "xxh3": _text,
+    "from": lambda value: isinstance(value, dict),
+}  # fmt: skip
 
 
 def recipe_of(folder: Path) -> tuple[Mapping[str, Any], ...]:

@@ -38,8 +38,10 @@ from llmkit.cli import (
     vocab,
 )
 from llmkit.cli.command import Interrupted, PipeClosed
-from llmkit.cli.output import Mode, Output
+from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.cli.packages import missing_package
+from llmkit.cli.surroundings import as_refusal, check_arguments
+from llmkit.cli.terminal import open_streams
 from llmkit.errors import LlmkitError, nearest
 from llmkit.version import __version__
 
@@ -88,6 +90,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     out = Output(Mode.JSON if "--json" in args else Mode.HUMAN)
     try:
+        return _guarded(args, out)
+    except (BrokenPipeError, PipeClosed):
+        _drop_stdout()
+        return 0
+    except OSError as error:  # stdout or stderr cannot be written, so there is nowhere else to say it
+        _drop_stdout()
+        with contextlib.suppress(OSError, ValueError):
+            Output().error("output", f"cannot write the answer: {error.strerror or error}")
+        return EXIT_USAGE
+
+
+def _guarded(args: Sequence[str], out: Output) -> int:
+    try:
+        check_arguments(args)
         code = app(args=args, prog_name="llmkit", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -105,19 +121,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _interrupted(out, args, stop)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(out, args, Interrupted(is_resumable=False))
-    except (BrokenPipeError, PipeClosed):
-        _drop_stdout()
-        return 0
+    except (BrokenPipeError, PipeClosed, AnswerLost):
+        raise
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever else escapes is a bug and must be reported as one
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the boundary: whatever else escapes is a bug, a panic of Rust too
         if hasattr(error, "format_message"):
             return _usage(out, error)
-        return _bug(out, args, error)
+        refusal = as_refusal(error)
+        if refusal is None:
+            return _bug(out, args, error)
+        _show_stack_if_debugging()
+        out.error(refusal.kind, refusal.message, refusal.hint)
+        return refusal.exit_code
 
 
 def run() -> NoReturn:
     """The console script: `main`, then out at once, because tearing torch down would take another half second."""
+    open_streams()
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -164,7 +187,7 @@ def _intended(error: Any, message: str, context: Any) -> str | None:
     return None
 
 
-def _bug(out: Output, args: Sequence[str], error: Exception) -> int:
+def _bug(out: Output, args: Sequence[str], error: BaseException) -> int:
     from llmkit.cli.crash import write_crash_file
 
     _show_stack_if_debugging()

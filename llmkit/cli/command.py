@@ -20,7 +20,7 @@ import typer
 
 from llmkit.architecture.plugin_file import using
 from llmkit.cli.options import Common, Folder
-from llmkit.cli.output import Mode, Output
+from llmkit.cli.output import AnswerLost, Mode, Output
 
 __all__ = ["Interrupted", "PipeClosed", "command"]
 
@@ -89,7 +89,12 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         try:
             with using(common.plugin or ()):
                 function(Output(mode, common.verbose), **values, **made)
-            sys.stdout.flush()
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise AnswerLost(error.errno, error.strerror) from error
         except KeyboardInterrupt:
             raise Interrupted(is_resumable=False) from None
         except BrokenPipeError:

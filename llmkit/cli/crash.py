@@ -31,7 +31,7 @@ def write_crash_file(args: Sequence[str], error: BaseException) -> Path | None:
     ]
     try:
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", prefix="llmkit-crash-", suffix=".txt", delete=False
+            "w", encoding="utf-8", errors="backslashreplace", prefix="llmkit-crash-", suffix=".txt", delete=False
         ) as file:
             file.write("\n".join(lines))
             return Path(file.name)

@@ -11,13 +11,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llmkit.cli.terminal import clean, clean_json
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
-__all__ = ["Mode", "Output", "duration"]
+__all__ = ["AnswerLost", "Mode", "Output", "duration"]
 
 
 class Mode:
@@ -26,6 +28,10 @@ class Mode:
     HUMAN = "human"
     JSON = "json"
     QUIET = "quiet"
+
+
+class AnswerLost(OSError):
+    """stdout cannot be written: a full disk."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Output:
             brief: what `-q` prints.
         """
         if self.mode == Mode.JSON:
-            self._write(json.dumps(_finite(document), indent=1, ensure_ascii=False, default=_plain))
+            self._write_json(json.dumps(_finite(document), indent=1, ensure_ascii=False, default=_plain))
         elif self.mode == Mode.QUIET:
             if brief is not None:
                 self._write(brief)
@@ -66,9 +72,8 @@ class Output:
         self._write(text)
 
     def text(self, piece: str) -> None:
-        """A piece of streamed text, shown at once."""
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        """A piece of streamed text, shown at once; as it is where no terminal would obey it."""
+        self._put(clean(piece) if sys.stdout.isatty() else piece, flush=True)
 
     def record(self, pairs: Mapping[str, object]) -> None:
         """Names and values, one pair a line; None is left out."""
@@ -85,7 +90,7 @@ class Output:
 
         In a terminal the table fits the window; elsewhere each row is one line, whatever its length.
         """
-        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        cells = [["" if cell is None else clean(str(cell), is_line=True) for cell in row] for row in rows]
         if sys.stdout.isatty():
             _draw(columns, cells, right)
         else:
@@ -111,7 +116,7 @@ class Output:
         """Why the command did not do it."""
         if self.mode == Mode.JSON:
             document = {"error": {"kind": kind, "message": message, "hint": hint}}
-            self._write(json.dumps(document, indent=1, ensure_ascii=False))
+            self._write_json(json.dumps(document, indent=1, ensure_ascii=False))
             return
         self._say(f"error: {message}")
         if hint:
@@ -140,12 +145,29 @@ class Output:
         return Bar() if sys.stderr.isatty() and not is_dumb else Lines(self._say)
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text + "\n")
+        self._put(clean(text) + "\n")
+
+    def _write_json(self, text: str) -> None:
+        self._put(clean_json(text) + "\n")
+
+    @staticmethod
+    def _put(text: str, *, flush: bool = False) -> None:
+        try:
+            sys.stdout.write(text)
+            if flush:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise AnswerLost(error.errno, error.strerror) from error
 
     def _say(self, text: str) -> None:
-        sys.stdout.flush()
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        """A message; its further lines are indented, so that text from outside can make none that looks like ours."""
+        with suppress(OSError):  # an answer that is lost is told at the end
+            sys.stdout.flush()
+        with suppress(OSError):  # nobody listens; the exit code tells
+            sys.stderr.write(clean(text).replace("\n", "\n  ") + "\n")
+            sys.stderr.flush()
 
 
 def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterator[str]:

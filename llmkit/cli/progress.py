@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from llmkit.cli.terminal import clean, raw_stderr
 from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Bar:
         amount: list[ProgressColumn] = (
             [DownloadColumn(), TransferSpeedColumn()] if unit == "B" else [MofNCompleteColumn(), TextColumn(unit)]
         )
-        console = Console(stderr=True, highlight=False)
+        console = Console(file=raw_stderr(), highlight=False)
         bar_width = 28 if console.width >= _WIDE else 12
         self._room = max(0, min(40, console.width - len(label) - bar_width - _NUMBERS_WIDTH))
         self._rich = RichProgress(
@@ -60,14 +61,16 @@ class Bar:
             console=console,
             transient=True,
         )
-        self._task = self._rich.add_task(label, total=total, note="")
+        self._task = self._rich.add_task(clean(label, is_line=True), total=total, note="")
         self._rich.start()
 
     def advance(self, n: int, note: str = "") -> None:
         """Move the bar by `n` units."""
         with self._guard:
             if self._rich is not None and self._task is not None:
-                self._rich.update(self._task, advance=n, note=note[-self._room :] if self._room else "")
+                self._rich.update(
+                    self._task, advance=n, note=clean(note[-self._room :] if self._room else "", is_line=True)
+                )
 
     def end(self) -> None:
         """Remove the bar."""

@@ -23,6 +23,7 @@ WEIGHT_SETS = tuple(name for pair in zip(SINGLE_NAMES, INDEX_NAMES, strict=True)
 """What a folder is read by, the first that is there, in the order in which transformers looks."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _NO_WEIGHTS = ("training_args", "rng_", "tokenizer.bin", "optimizer.", "scheduler.", "scaler.")
+_MAX_NAME = 1024  # as GGUF's; a number in a name then is one that int() takes
 _NUMBERED = re.compile(r"(.*?)-?(\d+)-of-(\d+)(\.\w+)")
 
 
@@ -46,7 +47,11 @@ def read_file(path: Path) -> dict[str, Lazy]:
     ]
     for matches, read in readers:
         if matches(head):
-            return read(path)
+            tensors = read(path)
+            long = next((name for name in tensors if len(name) > _MAX_NAME), None)
+            if long is not None:
+                raise InputError(f"{path}: a tensor's name has {len(long)} characters, expected at most {_MAX_NAME}")
+            return tensors
     raise InputError(f"{path}: neither safetensors nor a torch pickle (first bytes {head[:8]!r})")
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError
+from llmkit.formats.onnx_graph import nodes_of, place_of, read_graph
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened
 from llmkit.tensors.lazy import Lazy, Read
@@ -51,7 +52,7 @@ def find(candidate: Candidate) -> Opened | None:
         return None
     if FILE not in candidate.names:
         return None
-    model = _read(path / FILE)
+    model = read_graph(path / FILE)
     tensors, inside = _tensors(path, model)
     config_name = ORIGINAL_CONFIG if ORIGINAL_CONFIG in candidate.names else "config.json"
     config = candidate.json(config_name) if config_name in candidate.names else {}
@@ -61,25 +62,10 @@ def find(candidate: Candidate) -> Opened | None:
     )  # fmt: skip
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-        if not model.graph.output:
-            raise ValueError("it has no graph")
-        return model
-    except (DecodeError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is no ONNX model, or is cut short: {str(error).splitlines()[0]}", hint="export the model again"
-        ) from error
-
-
 def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], Counter[str]]:
     """The initializers that lie in files beside the graph, and the bytes of those inside it by dtype."""
     tensors: dict[str, Lazy] = {}
-    sources: dict[str, SourceFile] = {}
+    sources: dict[Path, SourceFile] = {}
     inside: Counter[str] = Counter()
     for held in model.graph.initializer:
         name, shape, kind = held.name, tuple(held.dims), _kind(held.data_type)
@@ -88,23 +74,18 @@ def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], Cou
         if not held.external_data:
             inside[kind if dtype is None else dtype.name] += -(-math.prod(shape) * bits // 8)
             continue
-        place = {entry.key: entry.value for entry in held.external_data}
-        file = place.get("location", "")
-        path = folder / file
+        file, offset = place_of(folder / FILE, held)
         if file not in sources:
-            if not path.is_file():
-                raise InputError(f"{folder / FILE} needs {file}, which is not there", hint="export the model again")
-            sources[file] = SourceFile(path)
+            sources[file] = SourceFile(file)
         if dtype is None:
             if bits != 4 or len(shape) != 2 or shape[1] % 2:
                 continue  # elements smaller than a byte that have no whole bytes in a row
             dtype, shape = DType.U8, (shape[0], shape[1] // 2)
         spec = TensorSpec(dtype, shape)
-        offset = int(place.get("offset", 0))
         end = offset + spec.nbytes
         if end > sources[file].nbytes:
             raise InputError(
-                f"{path} has {sources[file].nbytes} bytes, but {name} ends at byte {end}",
+                f"{file} has {sources[file].nbytes} bytes, but {name} ends at byte {end}",
                 hint="the file was cut short or replaced: export the model again",
             )
         tensors[name] = Lazy(Read(name, spec, sources[file], offset))
@@ -116,9 +97,9 @@ def _described(
 ) -> dict[str, Any]:
     """What `inspect` says of the graph."""
     graph = model.graph
-    nodes = [*_all_nodes(graph.node)]
+    nodes = [*nodes_of(graph.node)]
     for function in model.functions:
-        nodes += _all_nodes(function.node)
+        nodes += nodes_of(function.node)
     ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
     weights: Counter[tuple[str, str]] = Counter()
     for lazy in tensors.values():
@@ -161,15 +142,6 @@ def _n_parameters(nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.T
         elif node.op_type == "DequantizeLinear":
             sizes |= {name: 0 for name in node.input[1:] if name}
     return sum(sizes.values())
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes, and those of the graphs inside them."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _all_nodes(inner.node)
 
 
 def _kind(number: int) -> str:

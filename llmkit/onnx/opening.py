@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.architecture import registry
 from llmkit.errors import InputError, RequirementError, nearest
 from llmkit.formats.json_text import read_object
+from llmkit.formats.onnx_graph import read_graph
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.onnx.container import MODEL
 from llmkit.onnx.model import ACCURACY
@@ -70,7 +71,7 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
     check_provider(provider)
     if not is_onnx_folder(folder):
         raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
-    graph = _graph(folder / MODEL)
+    graph = read_graph(folder / MODEL)
     known = {entry.key: entry.value for entry in graph.metadata_props}
     is_ours = "llmkit.state" in known
     if not is_ours:
@@ -111,16 +112,6 @@ def check_provider(provider: str) -> None:
             f"this ONNX Runtime has no provider {provider!r}; it has {found}",
             hint="pip uninstall onnxruntime && pip install 'llmkit[gpu]' on a machine with a GPU, or --provider cpu",
         )
-
-
-def _graph(path: Path) -> onnx.ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        return onnx.load_model(str(path), load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise InputError(f"{path} is no ONNX model, or is cut short: {str(error).splitlines()[0]}") from error
 
 
 def _refuse_right_padding(path: Path, proto: onnx.ModelProto) -> None:

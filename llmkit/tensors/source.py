@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
@@ -28,6 +29,8 @@ class SourceFile:
             stat = path.stat()
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
+        if not S_ISREG(stat.st_mode):
+            raise InputError(f"{path} is no regular file")
         self.nbytes = stat.st_size
         self.mtime_ns = stat.st_mtime_ns
         self._inode = (stat.st_dev, stat.st_ino)

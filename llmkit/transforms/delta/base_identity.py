@@ -39,8 +39,8 @@ def _base_read(expression: dict[str, Any]) -> dict[str, Any] | None:
     """The base's part of `ulp_subtract(base, tuned)`, when it is a plain read."""
     if expression.get("op") != "ulp_subtract":
         return None
-    first: dict[str, Any] = expression["inputs"][0]
-    return first if first.get("op") == "read" else None
+    first: dict[str, Any] = next(iter(expression.get("inputs", ())), {})
+    return first if first.get("op") == "read" and "file" in first and "tensor" in first else None
 
 
 def identity_findings(base: Checkpoint, delta: Checkpoint) -> list[Finding]:

@@ -1,0 +1,85 @@
+"""Errors that are no bugs wherever they come from: the machine, the file system and the arguments refuse.
+
+Readers and writers name what they can; these are what is left: any call may meet a full memory, a name that is too
+long for the file system, a folder without permission.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator, Sequence
+
+from llmkit.errors import InputError, LlmkitError, OutputError, RequirementError
+
+__all__ = ["as_refusal", "check_arguments"]
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad_?alloc|bad allocation|"
+    r"failed to allocate memory|failed to map segment|unable to allocate|memory allocation (of|failed)|"
+    r"can't start new thread|cannot allocate write\+execute|std::length_error",
+    re.IGNORECASE,
+)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_WORDS = {
+    errno.ENAMETOOLONG: "the name is too long for the file system",
+    errno.ELOOP: "a symbolic link leads back to itself",
+}
+
+
+def check_arguments(args: Sequence[str]) -> None:
+    """Refuse bytes that are no UTF-8: no tokenizer, manifest or JSON answer can hold them.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for number, arg in enumerate(args, 1):
+        if not arg.isascii():
+            try:
+                arg.encode("utf-8")
+            except UnicodeEncodeError:
+                raise InputError(
+                    f"argument {number} is not UTF-8 text: {arg!r}",
+                    hint="use a terminal in UTF-8; a file of such a name has to be renamed",
+                ) from None
+
+
+def as_refusal(error: BaseException) -> LlmkitError | None:
+    """What to say of an error that no code of llmkit is to blame for; None for a bug."""
+    for cause in _chain(error):
+        if isinstance(cause, LlmkitError):
+            continue
+        if _is_memory(cause):
+            first = str(cause).strip().splitlines()[:1]
+            return RequirementError(
+                f"too little memory: {first[0][:300] if first else 'an allocation failed'}",
+                hint="raise the limit (ulimit -v, the container's), close other programs, or use fewer --workers",
+            )
+    if isinstance(error, OSError):
+        return _of_file(error)
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(20):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    # torch, ONNX Runtime and the dynamic loader have no class of their own for it.
+    return isinstance(error, Exception) and bool(_NO_MEMORY.search(str(error)))
+
+
+def _of_file(error: OSError) -> LlmkitError:
+    names = [str(n) if len(str(n)) <= 200 else f"{str(n)[:200]}…" for n in (error.filename, error.filename2) if n]
+    reason = _WORDS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
+    if error.errno in _NO_SPACE:
+        return OutputError(f"cannot write{' ' + names[-1] if names else ''}: {reason}")
+    return InputError(f"cannot use {' or '.join(names)}: {reason}" if names else f"the system refuses: {reason}")

@@ -1,0 +1,101 @@
+"""What arguments, streams, memory and the file system refuse is never called a bug, and nothing odd is printed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli.app import main
+from llmkit.cli.output import Mode, Output
+from llmkit.cli.surroundings import as_refusal
+from llmkit.cli.terminal import clean, clean_json, clean_stream
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_too_little_memory_is_said(error: BaseException) -> None:
+    refusal = as_refusal(error)
+    assert refusal is not None
+    assert "memory" in refusal.message
+    assert refusal.exit_code == 2
+
+
+def test_memory_is_found_behind_another_error() -> None:
+    outer = KeyError("x")
+    outer.__cause__ = MemoryError()
+    assert as_refusal(outer) is not None
+    assert as_refusal(KeyError("x")) is None
+
+
+@pytest.mark.parametrize("code", [errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOSPC])
+def test_the_file_system_refuses(code: int) -> None:
+    refusal = as_refusal(OSError(code, os.strerror(code), "some/file"))
+    assert refusal is not None
+    assert "some/file" in refusal.message
+
+
+def test_an_argument_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", os.fsdecode(b"a\xffb")]) == 2
+    assert "argument 2 is not UTF-8" in capsys.readouterr().err
+
+
+def test_names_that_no_file_system_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    for model in ("x" * 5000, str(tmp_path / "loop"), str(tmp_path / "pipe"), "/dev/zero", "a\0b"):
+        for command in (["inspect", model], ["verify", model], ["explain", model, "t"], ["diff", model, model]):
+            assert main(command) == 2, command
+            assert "error:" in capsys.readouterr().err
+
+
+def test_control_characters_are_spelt_out() -> None:
+    assert clean("a\x1b[31mb\x9b\u202e\ud800\n") == "a\\x1b[31mb\\x9b\\u202e\\ud800\n"
+    assert clean("a\nb", is_line=True) == "a\\nb"
+    document = clean_json(json.dumps({"a": "\x1b\x9b\u202e"}, ensure_ascii=False))
+    assert document.isascii()
+    assert json.loads(document) == {"a": "\x1b\x9b\u202e"}
+
+
+def test_answers_and_messages_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output(Mode.HUMAN)
+    out.line("\x1b[1m")
+    out.record({"name": "\x07"})
+    out.table(["a"], [["b\nc\r"]])
+    out.warning("w\x1b\nhint: run this")
+    out.error("input", "e\x9b")
+    Output(Mode.JSON).answer({"a": "\x9b"}, lambda: None)
+    clean_stream(sys.stderr).write("a library's\x1b]0;title\x07\n")
+    found = capsys.readouterr()
+    assert not set(found.out + found.err) & set("\x1b\x07\x9b\r")
+    assert "b\\nc" in found.out
+    assert "\nhint: run" not in found.err
+
+
+def test_streams_that_are_closed_or_full(tmp_path: Path) -> None:
+    program = f"{sys.executable} -m llmkit"
+    cases = {
+        "plugins list >&-": 0,
+        "inspect nope 2>&-": 2,
+        "--version > /dev/full": 2,
+        "inspect nope 2> /dev/full": 2,
+    }
+    for words, code in cases.items():
+        line = f"{program} {words}"
+        made = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        assert made.returncode == code, (line, made)
+        assert "Traceback" not in made.stdout + made.stderr
