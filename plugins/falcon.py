@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +23,7 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.scaling import Scaling, scaling_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,7 @@ _LAYERS = Key(("num_hidden_layers", "n_layer"))
 _HEADS = Key(("num_attention_heads", "n_head"))
 _KV_HEADS = Key(("num_kv_heads", "n_head_kv"), None)
 _BIAS = Key("bias", False)
+CONTEXT = 2048  # tokens the models were trained with, and transformers' default; the published configs state none
 
 
 def _is_new(config: Mapping[str, Any]) -> bool:
@@ -118,6 +121,14 @@ def _today(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _scaling(config: Mapping[str, Any]) -> Scaling:
+    params = config.get("rope_scaling") or config.get("rope_parameters")
+    return scaling_of(params, ChainMap(config, {"max_position_embeddings": CONTEXT}))  # type: ignore[arg-type]
+
+
+_ROPE = Rope(scaling=Computed(_scaling))
+
+
 def _residual(config: Mapping[str, Any]) -> Kind:
     if not _is_parallel(config):
         return PreNorm()
@@ -190,8 +201,7 @@ GGUF = GgufFamily(
         "feed_forward_length": "ffn_hidden_size",
     },
     read=_from_gguf,
-    # The context is in no config; the models were trained with 2048 tokens.
-    write=lambda model, _: {"context_length": model.dims.context or 2048, "tensor_data_layout": "jploski"},
+    write=lambda model, _: {"context_length": model.dims.context or CONTEXT, "tensor_data_layout": "jploski"},
     config={"activation": "gelu"},
     noted=("activation",),
 )
@@ -213,7 +223,7 @@ ARCHITECTURE = Architecture(
     block=Block(
         norm=LayerNorm(eps=Key("layer_norm_epsilon", 1e-5)),
         attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS),
-        position=Computed(lambda config: CoarseAlibi() if config.get("alibi") else Rope()),
+        position=Computed(lambda config: CoarseAlibi() if config.get("alibi") else _ROPE),
         mlp=PlainMLP(Key("activation", "gelu"), bias=_BIAS),
         residual=Computed(_residual),
     ),

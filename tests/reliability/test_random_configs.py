@@ -1,0 +1,16 @@
+"""Twenty random configs of each family: transformers' logits, or a reason that llmkit states."""
+
+from __future__ import annotations
+
+import pytest
+
+from reliability.random_configs import FAMILIES, trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_configs(name):
+    found = list(trials(name, 20))
+    assert [t for t in found if t.verdict not in ("equal", "refused")] == []
+    assert len({str(t.config) for t in found}) == len(found)
+    assert sum(t.verdict == "equal" for t in found) >= 12
