@@ -140,7 +140,7 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def is_sealed(manifest: Mapping[str, Any]) -> bool | None:
     """Whether a manifest is as it was sealed; None for those of llmkit 0.1, which hold no hash of themselves."""
     run = manifest.get("run")
-    if not isinstance(run, Mapping) or "plan" not in run:
+    if not isinstance(run, Mapping) or not run.keys() & {"plan", "out", "xxh3"}:
         return None
     return bool(sealed(manifest)["run"]["xxh3"] == run.get("xxh3"))
 

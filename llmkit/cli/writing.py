@@ -112,7 +112,7 @@ def write(
             rate = f" ({format_bytes((plan.write_nbytes - resumed) / elapsed)}/s)" if elapsed > 0 else ""
         out.line(text + _shared(shared) + f", {duration(elapsed)}{rate}")
         render_more()
-        out.hint(hint.format(out=plan.out))
+        out.hint((f"llmkit inspect {plan.out}" if plan.is_file else hint).format(out=plan.out))
 
     out.answer(document, render, brief=str(plan.out))
 
@@ -121,8 +121,9 @@ def interrupted_run(out: Path, *, is_resumable: bool) -> Interrupted:
     """Ctrl-C while the output is written: what is kept."""
     from llmkit.pipeline.target import partial_path
 
-    kept = f"{partial_path(out)} keeps what is done" if is_resumable else "--no-resume keeps nothing"
-    return Interrupted(is_resumable=is_resumable, message=f"interrupted; {kept}", hint="the same command starts anew")
+    message = f"interrupted; {partial_path(out)} keeps what is done"
+    hint = "without --no-resume the same command goes on where it stopped; with it, it starts anew"
+    return Interrupted(is_resumable=is_resumable, message=message, hint=hint)
 
 
 def resumed_nbytes(out: Output, manifest: Mapping[str, Any]) -> int:

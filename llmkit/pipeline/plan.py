@@ -186,6 +186,8 @@ def make_plan(
     small |= layout.small_files
     if is_file:
         left = f" ({', '.join(small)} do not go along)" if small else ""
+        own = layout.files[0].name
+        checkpoint = replace(checkpoint, notes=tuple(n.replace(own, out.name) for n in checkpoint.notes))
         notes = (*notes, f"{out} is one file, without a manifest: a folder as -o has one{left}")
         layout, small = replace(layout, files=(replace(layout.files[0], name=out.name),)), {}
     return Plan(
@@ -211,9 +213,9 @@ def _is_lone_file(checkpoint: Checkpoint, layout: Layout, out: Path) -> bool:
     needs_more = (
         checkpoint.config or layout.links or layout.small_files or any(map(decides_what_opens, checkpoint.files))
     )
-    if len(names) == 1 and not needs_more and Path(names[0]).suffix == out.suffix:
+    if len(names) == 1 and not needs_more and Path(names[0]).suffix == out.suffix.lower():
         return True
-    if decides_what_opens(out.name) and out.suffix not in ("", ".model") and not out.is_dir():
+    if decides_what_opens(out.name.lower()) and out.suffix not in ("", ".model") and not out.is_dir():
         raise OutputError(
             f"{out} is named like a file, and what is written is a folder: weights and the files that belong to them",
             hint=f"name a folder: -o {out.with_suffix('')}",

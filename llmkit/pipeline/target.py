@@ -106,7 +106,7 @@ class Target:
         """A file gives way to one of its own kind."""
         with self.out.open("rb") as file:
             head = file.read(4)
-        if head != _HEADS.get(self.out.suffix) and not self.force:
+        if head != _HEADS.get(self.out.suffix.lower()) and not self.force:
             raise OutputError(
                 f"{self.out} is no {self.out.suffix.lstrip('.')} file, which --overwrite would replace",
                 hint="choose another -o; --overwrite --force deletes it",
