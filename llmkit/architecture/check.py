@@ -64,7 +64,7 @@ def compare(
     notes: list[str] = []
     heads = [slot.name for slot in expected.values() if slot.kind == "head"]
     if is_tied and any(name in specs for name in heads):
-        notes.append(f"{listing(heads)} is stored though the config ties it to the embedding, which is used instead")
+        notes.append(f"{listing(heads)} is stored, too: a copy of the embedding, to which the config ties it")
     if ignored:
         notes.append(f"{len(ignored)} buffers that nothing needs are ignored ({listing(ignored, 1)})")
     return Report(tuple(problems), tuple(notes), missing, extra, misshapen, ignored)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llmkit.checkpoint.ends import with_settled_ends
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.spelling import in_family_names
@@ -140,13 +141,17 @@ def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
 def open_checkpoint(model: str | Path) -> Checkpoint:
     """Open a checkpoint: a folder, a weight file, or a hub id already in the local cache (or downloadable).
 
-    Reads headers, config.json and the names of the other files; no tensor data. Tensors have the names of their family,
-    also where the file leaves the beginning out (`notes` says so).
+    Reads headers, config.json and the names of the other files; no tensor data, but where a head is stored that the
+    config ties to the embedding (`ends`). Tensors have the names of their family, also where the file leaves the
+    beginning out (`notes` says so).
 
     Raises:
         InputError: nothing there, no weights, or malformed files.
     """
-    path = resolve_path(model)
+    return with_settled_ends(_opened(resolve_path(model)))
+
+
+def _opened(path: Path) -> Checkpoint:
     candidate = Candidate(path)
     opened = open_foreign(candidate)
     if opened is not None:

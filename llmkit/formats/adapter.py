@@ -68,10 +68,9 @@ class Adapter:
 
     @property
     def base_copies(self) -> tuple[str, ...]:
-        """Replacements that PEFT saved only because an update of the same weight goes with them (embedding, head)."""
-        return tuple(
-            p for p in self.replacements if p.endswith(".weight") and p.removesuffix(".weight") in self.modules
-        )
+        """Replacements that PEFT saved only because an update, or trained rows, of the same weight go with them."""
+        changed = (*self.modules, *self.tokens)
+        return tuple(p for p in self.replacements if p.endswith(".weight") and p.removesuffix(".weight") in changed)
 
     def __repr__(self) -> str:
         return f"Adapter({self.label!r}, {self.kind}, {len(self.modules)} modules)"
@@ -131,7 +130,7 @@ def from_peft(
         )
     _refuse_empty(label, tensors)
     modules, replacements, deltas = _sorted(label, config, tensors)
-    if not modules and not deltas and not (kind == "LN_TUNING" and replacements):
+    if not modules and not deltas and not (kind == "LN_TUNING" and replacements) and not _saves(config, replacements):
         raise empty_adapter(label, tensors)
     for module, parts in modules.items():
         _check_parts(label, module, parts)
@@ -149,6 +148,13 @@ def from_peft(
         notes=tuple(_base_notes(label, config)),
         warnings=tuple(warnings),
     )
+
+
+def _saves(config: Mapping[str, Any], replacements: Iterable[str]) -> bool:
+    """Whether all that is there is what the config says it saved whole."""
+    named = tuple(config.get("modules_to_save") or ())
+    modules = [name.rpartition(".")[0] for name in replacements]
+    return bool(modules) and all(any(m == n or m.endswith(f".{n}") for n in named) for m in modules)
 
 
 def _refuse_empty(label: str, tensors: Mapping[str, Lazy]) -> None:
@@ -255,7 +261,9 @@ def _rank_warnings(label: str, config: Mapping[str, Any], kind: str, ranks: Mapp
 def _token_ids(label: str, config: Mapping[str, Any], module: str, rows: Lazy) -> tuple[int, ...]:
     given = config.get("trainable_token_indices") or config.get("token_indices")
     if isinstance(given, Mapping):
-        given = next((v for k, v in given.items() if module == k or module.endswith(f".{k}")), None)
+        # PEFT wraps a tied head, too, with the ids of the embedding, which alone is named.
+        of_tied = next(iter(given.values())) if len(given) == 1 else None
+        given = next((v for k, v in given.items() if module == k or module.endswith(f".{k}")), of_tied)
     if not isinstance(given, list) or not all(isinstance(i, int) for i in given):
         raise InputError(f"{label}: {CONFIG_NAME} does not say which tokens the rows of {module} belong to")
     if len(given) != rows.shape[0]:

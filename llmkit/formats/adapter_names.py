@@ -27,9 +27,7 @@ _SAVED = re.compile(
     r"^(?P<module>.+?)\.(?P<wrapper>modules_to_save|ln_tuning_layers)\.(?:(?P<adapter>[^.]+)\.)?(?P<leaf>[^.]+)$"
 )
 # Copies of base weights that wrappers keep beside the trained ones.
-_FROZEN = re.compile(
-    r"\.original_module\.|\.trainable_tokens_original|\.token_adapter\.base_layer\.|\.lora_velora_embed"
-)
+_FROZEN = re.compile(r"\.original_module\.|\.trainable_tokens_original|\.lora_velora_embed")
 
 FULL_PARTS = ("weight", "bias", "base_weight")
 
@@ -68,7 +66,7 @@ def parse_name(name: str) -> TensorName | None:
         return TensorName(saved["module"], saved["leaf"], saved["adapter"])
     module, _, leaf = path.rpartition(".")
     if module.endswith(".base_layer") or module == "base_layer":
-        inner = module.removesuffix("base_layer").removesuffix(".")
+        inner = module.removesuffix("base_layer").removesuffix(".").removesuffix(".token_adapter")
         return TensorName(inner, "base_weight" if leaf == "weight" else leaf)
     return TensorName(module, leaf)
 

@@ -62,5 +62,5 @@ def test_a_head_that_is_stored_though_it_is_tied_is_told(tmp_path):
     ckpt = random_checkpoint(architecture, architecture.tiny_config())
     save(ckpt.derive(config={**ckpt.config, "tie_word_embeddings": True}), tmp_path / "tied", force=True)
     plan = export(open_checkpoint(tmp_path / "tied"))
-    assert "lm_head.weight is stored though the config ties it to the embedding, which is used instead" in plan.notes
+    assert "lm_head.weight is stored, too: a copy of the embedding, to which the config ties it" in plan.notes
     assert "lm_head.weight" not in plan.container.linked

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture import registry
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.ends import find_ends
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_config import divisor_of, rounds_update
@@ -16,11 +17,11 @@ from llmkit.quantization.rtn import Observe
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
+from llmkit.transforms.lora.ends import settle
 from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
-from llmkit.transforms.lora.names import Paths, find_ends
+from llmkit.transforms.lora.names import Paths
 from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, wrapped
 from llmkit.transforms.lora.spelling import in_base_names
-from llmkit.transforms.lora.vocabulary import plan_vocabulary
 
 __all__ = ["Application"]
 
@@ -49,17 +50,11 @@ class Application:
         force: bool,
     ) -> None:
         self.ckpt = ckpt
-        self.adapter = adapter = in_base_names(adapter, ckpt)
+        adapter = in_base_names(adapter, ckpt)
         self.factor = factor
         self.meter = meter
         self.prefix = prefix
-        self.force = force
-        self.tensors: dict[str, Lazy] = dict(ckpt.tensors)
-        self.files: Mapping[str, FileContent] = ckpt.files
         self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.n_rows: int | None = None
-        self.unties = False
         self.config_changes: dict[str, Any] = {}
         self._ends = find_ends(ckpt)
         architecture = registry.find(ckpt.config) if ckpt.config else None
@@ -68,22 +63,26 @@ class Application:
         self._paths = Paths(ckpt, self._ends, [*adapter.modules, *adapter.tokens, *replaced])
         if self._paths.note:
             self.notes.append(self._paths.note)
+        settled = settle(ckpt, adapter, self._ends, self._paths, force=force)
+        self.adapter, self.tensors, self.files = settled.adapter, settled.tensors, settled.files
+        self.n_rows, self.unties = settled.n_rows, settled.unties
+        self.notes += settled.notes
+        self.warnings = settled.warnings
 
     def run(self) -> dict[str, Lazy]:
-        """Everything the adapter does: replacements first, then updates, then trained rows.
+        """Everything the adapter does: whole tensors first, then trained rows, then updates.
 
         Raises:
             SpecError: a tensor of the adapter has no place in the base, or does not fit.
         """
-        skipped = self._settle_ends()
-        self._replace(skipped)
-        changed = 0
-        for module, parts in self.adapter.modules.items():
-            if module not in skipped and module == wrapped(module):  # wrappers of parameters go with their module
-                self._update(module, parts)
-                changed += 1
+        self._replace()
         for module, (ids, rows) in self.adapter.tokens.items():
             self._replace_rows(module, ids, rows)
+        changed = 0
+        for module, parts in self.adapter.modules.items():
+            if module == wrapped(module):  # wrappers of parameters go with their module
+                self._update(module, parts)
+                changed += 1
         self._check_ends()
         if self.adapter.kind == FOLDED:
             self.config_changes, zeros = missing_biases(self.ckpt, self.tensors)
@@ -100,76 +99,6 @@ class Application:
             stored = self.ckpt.tensors[self._ends.embed]
         return tensor.dtype if stored is None else stored.dtype
 
-    # Which of embedding and head the adapter changes, and whether they can stay one.
-
-    def _settle_ends(self) -> set[str]:
-        """Untie the head if the adapter needs it; the module paths whose parts repeat others and are not applied."""
-        ends, adapter = self._ends, self.adapter
-        if ends.embed is None:
-            return set()
-        at_embed, at_head = self._changes_of(ends.embed), self._changes_of(ends.head)
-        embed = self.tensors.get(ends.embed)
-        if embed is None:
-            raise SpecError(f"{self.ckpt.label}: its embedding {ends.embed} is missing")
-        brought = adapter.replacements.get(f"{at_embed}.weight") if at_embed is not None else None
-        if brought is None and at_head is not None:
-            brought = adapter.replacements.get(f"{at_head}.weight")
-        vocabulary = plan_vocabulary(
-            self.ckpt, adapter, embed.shape[0], None if brought is None else brought.shape[0], force=self.force
-        )
-        self.n_rows, self.files = vocabulary.n_rows, vocabulary.files
-        self.notes += vocabulary.notes
-        self.warnings += vocabulary.warnings
-        if not ends.is_tied or ends.head is None or (at_embed is None and at_head is None):
-            return set()
-        if adapter.config.get("ensure_weight_tying") and at_embed is not None:
-            self.notes.append("the head stays tied to the embedding, as it was in training (ensure_weight_tying)")
-            return self._stay_tied(at_head)
-        if at_embed is not None and brought is not None and self._was_only_resized(at_embed):
-            self.notes.append("the head stays tied: the adapter holds both only because the vocabulary was resized")
-            return self._stay_tied(at_head)
-        is_only_rows = at_head is None and at_embed not in adapter.modules and at_embed in adapter.tokens
-        if is_only_rows:
-            self.notes.append("the head stays tied to the embedding: it gets the trained rows too")
-            return self._stay_tied(None)
-        if at_head is None and self.n_rows is not None:
-            self.warnings.append(
-                f"{adapter.label} resizes the embedding of a model whose head is tied to it, and holds no head: it "
-                "stays "
-                "tied, which is right only if it was in training"
-            )
-            return self._stay_tied(None)
-        self.unties = True
-        self.tensors[ends.head] = embed
-        self.notes.append(
-            f"the head is untied from the embedding: the adapter changes {'both' if at_head and at_embed else 'one'} "
-            "of "
-            "them on its own, as the live model does; tie_word_embeddings becomes false"
-        )
-        return set()
-
-    def _stay_tied(self, at_head: str | None) -> set[str]:
-        if self._ends.head is not None:
-            self.tensors.pop(self._ends.head, None)  # a stored copy would no longer agree
-        return set() if at_head is None else {at_head}
-
-    def _was_only_resized(self, at_embed: str) -> bool:
-        """PEFT saves embedding and head when their size changed; both are then copies of one tensor."""
-        named = self.adapter.config.get("modules_to_save") or []
-        is_trained = any(at_embed == m or at_embed.endswith(m) for m in named)
-        return not is_trained and at_embed not in self.adapter.modules
-
-    def _changes_of(self, name: str | None) -> str | None:
-        """The adapter's path of what it does to the tensor `name`."""
-        if name is None:
-            return None
-        module = name.rpartition(".")[0]
-        replaced = [n.removesuffix(".weight") for n in self.adapter.replacements if n.endswith(".weight")]
-        for path in (*self.adapter.modules, *self.adapter.tokens, *replaced):
-            if self._paths.module(path) == module:
-                return path
-        return None
-
     def _check_ends(self) -> None:
         ends = self._ends
         if ends.embed is None or self.n_rows is None:
@@ -184,13 +113,11 @@ class Application:
 
     # What the adapter holds, part by part.
 
-    def _replace(self, skipped: set[str]) -> None:
+    def _replace(self) -> None:
         named = self.adapter.config.get("modules_to_save") or []
         unnamed = []
         for path, tensor in self.adapter.replacements.items():
             module, _, leaf = path.rpartition(".")
-            if module in skipped:
-                continue
             name = f"{self._paths.module(module)}.{leaf}" if module else leaf
             if name not in self.tensors and path.endswith(_BUFFERS):
                 self.notes.append(f"{path} is a buffer that nothing needs: left out")
@@ -221,7 +148,8 @@ class Application:
         weight = self.tensors.get(name)
         if weight is None:
             raise self._paths.missing(self.adapter.label, module, "trained rows")
-        bad = [i for i in ids if not 0 <= i < weight.shape[0]]
+        n_rows = max(weight.shape[0], self.n_rows or 0)  # rows that the vocabulary grew by are all among these
+        bad = [i for i in ids if not 0 <= i < n_rows]
         if bad or rows.shape[1:] != weight.shape[1:]:
             raise SpecError(
                 f"{self.adapter.label}: rows {listing(map(str, bad or ids), 3)} of width {list(rows.shape[1:])} have "

@@ -237,7 +237,10 @@ def add_vector(
 
 
 def replace_rows(weight: Lazy, rows: Sequence[int], values: Lazy) -> Lazy:
-    """The weight with row `rows[i]` replaced by `values[i]`; of equal ids the last one counts."""
+    """The weight with row `rows[i]` replaced by `values[i]`; of equal ids the last one counts.
+
+    Rows below the last one of the weight are added; there may be no gap between them.
+    """
     source = {row: i for i, row in enumerate(rows)}
     values = values.cast(weight.dtype)
     pieces: list[Lazy] = []

@@ -11,17 +11,18 @@ plan is made.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.ends import find_ends
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.quantization.quality import Meter
-from llmkit.tensors.lazy import Apply, Context, Lazy
+from llmkit.tensors.equality import are_equal
+from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora.bundle import bundle
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Finding", "Survey", "extract", "survey"]
-
-_SLICE_NBYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ def survey(
         raise RequirementError("give either a rank or an energy", hint="--rank 16, or --energy 0.9")
     if (rank is not None and rank < 1) or (energy is not None and not 0 < energy <= 1):
         raise RequirementError("a rank is 1 or more, an energy above 0, at most 1", hint="--rank 16, or --energy 0.9")
+    base, tuned = _with_heads(base), _with_heads(tuned)
     linear = frozenset(_linear_names(base, tuned))
     ranks: dict[str, int] = {}
     saved: list[str] = []
@@ -100,7 +100,7 @@ def survey(
 def _compared(old: Lazy | None, new: Lazy, is_linear: bool, rank: int | None, energy: float | None) -> Finding:
     if old is None or old.shape != new.shape:
         return "whole"
-    if _is_equal(old, new):
+    if are_equal(old, new):
         return "equal"
     return _rank(old, new, rank, energy) if is_linear else "whole"
 
@@ -127,6 +127,7 @@ def extract(
         SpecError: two models of different shapes.
     """
     found = found or survey(base, tuned, rank=rank, energy=energy)
+    base, tuned = _with_heads(base), _with_heads(tuned)
     if not found.ranks and not found.saved:
         raise RequirementError(f"{tuned.label} and {base.label} are equal: there is nothing to extract")
     modules: dict[str, dict[str, Lazy]] = {}
@@ -151,6 +152,9 @@ def extract(
     if saved:
         notes.append(f"changed, and stored whole (modules_to_save): {listing(saved)}")
     step = {"transform": "lora.extract", "base": base.label, "tuned": tuned.label, "rank": rank, "energy": energy}
+    architecture = registry.find(base.config)
+    loaded = architecture.names.in_memory if architecture is not None else {}  # PEFT sees what transformers makes
+    modules = {loaded.get(m, m): parts for m, parts in modules.items()}
     return bundle(
         f"{tuned.label}-lora",
         modules,
@@ -159,11 +163,27 @@ def extract(
             "base_model_name_or_path": base.config.get("_name_or_path") or base.label,
             "fan_in_fan_out": any(name in flipped for name in found.ranks),
         },
-        saved=saved,
+        saved={_in_memory(name, loaded): t for name, t in saved.items()},
         files=tuned.tokenizer_files if grown else {},
         step={k: v for k, v in step.items() if v is not None},
         notes=notes,
     )
+
+
+def _in_memory(name: str, loaded: Mapping[str, str]) -> str:
+    module, _, leaf = name.rpartition(".")
+    return f"{loaded[module]}.{leaf}" if module in loaded else name
+
+
+def _with_heads(ckpt: Checkpoint) -> Checkpoint:
+    """The checkpoint with its head as a tensor, also where it is the embedding.
+
+    Readers of an adapter that holds a tied embedding alone would leave the old one as the head; both are stored, then.
+    """
+    ends = find_ends(ckpt)
+    if not ends.is_tied or ends.head is None or ends.embed not in ckpt.tensors:
+        return ckpt
+    return replace(ckpt, tensors={**ckpt.tensors, ends.head: ckpt.tensors[ends.embed]})
 
 
 def _transposed_names(ckpt: Checkpoint) -> frozenset[str]:
@@ -207,20 +227,6 @@ def _with_siblings(tuned: Checkpoint, ranks: dict[str, int], saved: list[str]) -
                 whole.setdefault(other)
                 ranks.pop(other, None)
     return list(whole)
-
-
-def _is_equal(a: Lazy, b: Lazy) -> bool:
-    import torch
-
-    step = math.lcm(a.node.row_step or 0, b.node.row_step or 0)
-    n = a.node.n_rows
-    rows = n if step == 0 else max(_SLICE_NBYTES // max(a.spec.row_nbytes, 1) // step, 1) * step
-    for start in range(0, n, max(rows, 1)):
-        part = (start, min(start + rows, n))
-        x, y = Context().rows(a, part), Context().rows(b, part)
-        if not torch.equal(x.float(), y.float()):
-            return False
-    return True
 
 
 def _gram(base: Lazy, tuned: Lazy) -> tuple[torch.Tensor, torch.Tensor, bool]:

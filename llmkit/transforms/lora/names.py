@@ -1,59 +1,19 @@
-"""From module paths of the model that was trained to tensor names of the base, and which tensors are its two ends."""
+"""From module paths of the model that was trained to tensor names of the base."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.ends import Ends
 from llmkit.errors import SpecError, nearest
-from llmkit.tensors.lazy import Lazy
 
-__all__ = ["Ends", "Paths", "find_ends"]
+__all__ = ["Paths"]
 
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embedding", "embeddings")
 # Heads of classes other than the causal one: transformers', and TRL's value head.
 _TASK_HEADS = ("score", "classifier", "qa_outputs", "classification_head", "reward_head", "value_head", "v_head")
-_HEADS = ("lm_head", "output", "embed_out", "output_layer")
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """The embedding and the output head of a checkpoint.
-
-    Attributes:
-        embed: tensor name of the embedding; None when it cannot be told.
-        head: tensor name of the head, which a tied model need not store.
-        is_tied: the head is the embedding.
-    """
-
-    embed: str | None
-    head: str | None
-    is_tied: bool
-
-
-def find_ends(ckpt: Checkpoint) -> Ends:
-    """The two ends, by the architecture where a plugin describes it, otherwise by name and size."""
-    architecture = registry.find(ckpt.config) if ckpt.config else None
-    if architecture is not None:
-        model = architecture.bind(ckpt.config)
-        heads = [s.name for s in model.tensors().values() if s.kind == "head" and s.name.endswith("weight")]
-        return Ends(model.name_of("embed.weight"), heads[0] if heads else None, model.is_tied)
-    embed = _by_last(ckpt.tensors, _EMBEDDINGS)
-    head = _by_last(ckpt.tensors, _HEADS)
-    stated = ckpt.config.get("tie_word_embeddings")
-    is_tied = head is None if stated is None else bool(stated)
-    return Ends(embed, head or ("lm_head.weight" if is_tied else None), is_tied)
-
-
-def _by_last(tensors: Mapping[str, Lazy], words: Iterable[str]) -> str | None:
-    for word in words:
-        for name, lazy in tensors.items():
-            if name.split(".")[-2:] == [word, "weight"] and len(lazy.shape) == 2:
-                return name
-    return None
 
 
 class Paths:

@@ -1,0 +1,65 @@
+"""Embedding, head and what else is tied, by the class that the installed transformers has for a config.
+
+For models that no plugin describes: their heads have names of their own (`cls.predictions.decoder`, `proj_out`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+__all__ = ["class_ends"]
+
+
+def class_ends(config: Mapping[str, Any], stored: Collection[str]) -> tuple[str, str | None, dict[str, str]] | None:
+    """Names of embedding and head, and of every parameter that the class ties -> the stored one that it is tied to.
+
+    The class is made without memory for its weights; tied is what is one parameter. None where transformers has no
+    such class, cannot make it of this config, or names the embedding otherwise than the files.
+    """
+    model = _without_weights(config)
+    if model is None:
+        return None
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    output = model.get_output_embeddings()
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    names = groups.get(id(embedding), [])
+    embed = next((n for n in names if n in stored), None)
+    if embed is None:
+        return None
+    module = next((n for n, m in model.named_modules() if output is not None and m is output), None)
+    head = f"{module}.weight" if module else None
+    shares = {}
+    for group in groups.values():
+        source = embed if embed in group else next((n for n in group if n in stored), None)
+        shares |= {n: source for n in group if source is not None and n != source}
+    return embed, head, shares
+
+
+def _without_weights(config: Mapping[str, Any]) -> Any:
+    if not config.get("model_type"):
+        return None
+    import torch
+    import transformers
+
+    if config["model_type"] not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
+        return None
+    logs = transformers.utils.logging
+    verbosity = logs.get_verbosity()
+    logs.set_verbosity_error()
+    try:
+        made = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
+        named = [getattr(transformers, n, None) for n in config.get("architectures") or () if isinstance(n, str)]
+        kind = next((c for c in named if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)), None)
+        if kind is None:
+            return None
+        with torch.device("meta"):
+            model = kind(made)
+        model.tie_weights()
+    except (AttributeError, ImportError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return None  # a config that this class does not take: names decide
+    finally:
+        logs.set_verbosity(verbosity)
+    return model

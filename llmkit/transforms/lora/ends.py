@@ -1,0 +1,187 @@
+"""What an adapter makes of the two ends of a model: whether embedding and head stay one, from what its file holds.
+
+Where base and head are one matrix, PEFT loads into that matrix what is frozen in training (weights under an update),
+whichever end the file has it for, and the rows of trained tokens; an update or a whole module that it saved belongs to
+its own end. Both ends changed alike, as PEFT leaves them where it ties the changes too, stay one. What a config says
+of it (`ensure_weight_tying`) decides nothing: PEFT itself may not have been able to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.ends import Ends
+from llmkit.errors import RequirementError, SpecError, listing
+from llmkit.formats.adapter import Adapter
+from llmkit.tensors.equality import are_equal
+from llmkit.tensors.lazy import Lazy
+from llmkit.transforms.lora.arithmetic import transposed
+from llmkit.transforms.lora.names import Paths
+from llmkit.transforms.lora.vocabulary import plan_vocabulary
+
+__all__ = ["Settlement", "settle"]
+
+
+@dataclass
+class Settlement:
+    """What becomes of the ends.
+
+    Attributes:
+        adapter: what is left to do: what repeats the other end's change is taken out, shared rows are put in.
+        tensors: of the base before anything of that is done: without a copy of a tied head, or with the head that is
+            a matrix of its own from now on.
+        files: of the checkpoint afterwards.
+        n_rows: rows of the vocabulary afterwards; None when they stay.
+        unties: the head is no longer the embedding.
+    """
+
+    adapter: Adapter
+    tensors: dict[str, Lazy]
+    files: Mapping[str, FileContent]
+    n_rows: int | None = None
+    unties: bool = False
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def settle(ckpt: Checkpoint, adapter: Adapter, ends: Ends, paths: Paths, *, force: bool) -> Settlement:
+    """Decide about the ends, and about the vocabulary that the adapter brings.
+
+    Raises:
+        RequirementError: counts of tokens that do not belong together, or a head that cannot be told apart.
+        SpecError: the base has no embedding.
+    """
+    made = Settlement(adapter, dict(ckpt.tensors), ckpt.files)
+    if ends.embed is None:
+        return made
+    embed = made.tensors.get(ends.embed)
+    if embed is None:
+        raise SpecError(f"{ckpt.label}: its embedding {ends.embed} is missing")
+    at_embed, at_head = _path_to(ends.embed, adapter, paths), _path_to(ends.head, adapter, paths)
+    brought = _rows_brought(adapter, at_embed, at_head, embed.shape[0])
+    vocabulary = plan_vocabulary(ckpt, adapter, embed.shape[0], brought, force=force)
+    made.n_rows, made.files = vocabulary.n_rows, vocabulary.files
+    made.notes += vocabulary.notes
+    made.warnings += vocabulary.warnings
+    if ends.is_tied and (at_embed is not None or at_head is not None):
+        _settle_tied(made, ckpt, ends, at_embed or _module(ends.embed), at_head)
+    return made
+
+
+def _settle_tied(made: Settlement, ckpt: Checkpoint, ends: Ends, at_embed: str, at_head: str | None) -> None:
+    """Tied before: load what is frozen into the one matrix, then see whether what remains is the same at both ends."""
+    head = ends.head
+    adapter = made.adapter
+    embed = str(ends.embed)
+    at_other = at_head or (_module(head) if head is not None else "")
+    whole = dict(adapter.replacements)
+    frozen = [whole.pop(f"{m}.weight") for m in (at_other, at_embed) if _is_frozen(adapter, m)]
+    is_only_embedding = at_head is None and made.n_rows is not None and f"{at_embed}.weight" in whole
+    if is_only_embedding and not _is_saved(adapter, at_embed):
+        frozen.append(whole.pop(f"{at_embed}.weight"))
+        made.warnings.append(
+            f"{adapter.label} resizes the embedding of a model whose head is tied to it, and holds no head: it stays "
+            "tied, which is right only if it was in training"
+        )
+    if frozen:
+        made.tensors[embed] = frozen[-1].cast(made.tensors[embed].dtype)
+    tokens = dict(adapter.tokens)
+    if at_embed in tokens and at_other:
+        tokens.setdefault(at_other, tokens[at_embed])
+    adapter = replace(adapter, replacements=whole, tokens=tokens)
+    if _changes_alike(adapter, at_embed, at_other):
+        if head is not None:
+            made.tensors.pop(head, None)  # a stored copy would no longer agree
+        made.notes.append("the head stays tied to the embedding: the adapter changes both alike, or only rows of both")
+        made.adapter = _without(adapter, at_other)
+        return
+    if head is None:
+        raise RequirementError(
+            f"{made.adapter.label} changes the embedding of {ckpt.label} on its own; its head is tied to that, and "
+            "under which name it would be stored is not known",
+            hint="describe the model first: llmkit plugins new",
+        )
+    others = [n for n, source in ends.shares.items() if source == embed and n != head]
+    if others:
+        raise RequirementError(
+            f"{made.adapter.label} changes one end of {ckpt.label} on its own; tied to it are {head} and "
+            f"{listing(others)}, and its class computes otherwise when they are not",
+            hint="merge it with peft",
+        )
+    for name, source in ends.shares.items():
+        made.tensors.setdefault(name, made.tensors[source])
+    made.tensors[head] = made.tensors[embed]
+    made.adapter, made.unties = adapter, True
+    made.notes.append(
+        f"the head is untied from the embedding: the adapter changes {'both' if at_head else 'one'} of them on its "
+        "own, as the live model does; tie_word_embeddings becomes false"
+    )
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _path_to(name: str | None, adapter: Adapter, paths: Paths) -> str | None:
+    """The adapter's path of what it does to the tensor `name`."""
+    if name is None:
+        return None
+    replaced = [n.removesuffix(".weight") for n in adapter.replacements if n.endswith(".weight")]
+    return next((p for p in (*adapter.modules, *adapter.tokens, *replaced) if paths.module(p) == _module(name)), None)
+
+
+def _rows_brought(adapter: Adapter, at_embed: str | None, at_head: str | None, n_rows: int) -> int | None:
+    """Rows of the vocabulary that the adapter was trained with, where it holds all that the base lacks."""
+    for path in (at_embed, at_head):
+        if path is not None and f"{path}.weight" in adapter.replacements:
+            return adapter.replacements[f"{path}.weight"].shape[0]
+    ids = frozenset(adapter.tokens[at_embed][0]) if at_embed in adapter.tokens else frozenset()
+    last = max(ids, default=-1) + 1
+    return last if last > n_rows and ids.issuperset(range(n_rows, last)) else None
+
+
+def _is_frozen(adapter: Adapter, path: str) -> bool:
+    """Whether the whole weight at a path is what lay under an update in training."""
+    return f"{path}.weight" in adapter.base_copies
+
+
+def _is_saved(adapter: Adapter, path: str) -> bool:
+    """Whether a module was trained whole. PEFT saves both ends, too, when the vocabulary was resized."""
+    return any(path == m or path.endswith(f".{m}") for m in adapter.config.get("modules_to_save") or ())
+
+
+def _changes_alike(adapter: Adapter, at_embed: str, at_head: str) -> bool:
+    """Whether an adapter does the same to both ends."""
+    mine, other = (adapter.replacements.get(f"{m}.weight") for m in (at_embed, at_head))
+    if (mine is None) != (other is None) or (mine is not None and other is not None and not are_equal(mine, other)):
+        return False
+    rows, others = adapter.tokens.get(at_embed), adapter.tokens.get(at_head)
+    if (rows is None) != (others is None):
+        return False
+    if rows is not None and others is not None and not (rows[0] == others[0] and are_equal(rows[1], others[1])):
+        return False
+    parts, given = adapter.modules.get(at_embed), adapter.modules.get(at_head)
+    if parts is None and given is None:
+        return True
+    left, right = _low_rank(parts or {}), _low_rank(given or {})
+    if left is None or right is None or adapter.scaling.get(at_embed) != adapter.scaling.get(at_head):
+        return False
+    return all(are_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _low_rank(parts: Mapping[str, Lazy]) -> tuple[Lazy, Lazy] | None:
+    """The factors [vocab, r] and [r, hidden] of an update of an end; None for any other change."""
+    if set(parts) == {"lora_embedding_A", "lora_embedding_B"}:
+        return transposed(parts["lora_embedding_A"]), transposed(parts["lora_embedding_B"])
+    return (parts["lora_B"], parts["lora_A"]) if set(parts) == {"lora_A", "lora_B"} else None
+
+
+def _without(adapter: Adapter, path: str) -> Adapter:
+    return replace(
+        adapter,
+        modules={m: p for m, p in adapter.modules.items() if m != path},
+        tokens={m: t for m, t in adapter.tokens.items() if m != path},
+        replacements={n: t for n, t in adapter.replacements.items() if n != f"{path}.weight"},
+    )
