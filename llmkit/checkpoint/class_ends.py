@@ -31,7 +31,7 @@ def class_ends(config: Mapping[str, Any], stored: Collection[str]) -> tuple[str,
         return None
     module = next((n for n, m in model.named_modules() if output is not None and m is output), None)
     head = f"{module}.weight" if module else None
-    shares = {}
+    shares: dict[str, str] = {}
     for group in groups.values():
         source = embed if embed in group else next((n for n in group if n in stored), None)
         shares |= {n: source for n in group if source is not None and n != source}

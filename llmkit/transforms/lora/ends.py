@@ -137,7 +137,7 @@ def _rows_brought(adapter: Adapter, at_embed: str | None, at_head: str | None, n
     for path in (at_embed, at_head):
         if path is not None and f"{path}.weight" in adapter.replacements:
             return adapter.replacements[f"{path}.weight"].shape[0]
-    ids = frozenset(adapter.tokens[at_embed][0]) if at_embed in adapter.tokens else frozenset()
+    ids = frozenset(adapter.tokens[at_embed][0] if at_embed is not None and at_embed in adapter.tokens else ())
     last = max(ids, default=-1) + 1
     return last if last > n_rows and ids.issuperset(range(n_rows, last)) else None
 

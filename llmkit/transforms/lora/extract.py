@@ -181,7 +181,7 @@ def _with_heads(ckpt: Checkpoint) -> Checkpoint:
     Readers of an adapter that holds a tied embedding alone would leave the old one as the head; both are stored, then.
     """
     ends = find_ends(ckpt)
-    if not ends.is_tied or ends.head is None or ends.embed not in ckpt.tensors:
+    if not ends.is_tied or ends.head is None or ends.embed is None or ends.embed not in ckpt.tensors:
         return ckpt
     return replace(ckpt, tensors={**ckpt.tensors, ends.head: ckpt.tensors[ends.embed]})
 
