@@ -56,11 +56,17 @@ def test_files_of_a_size(ckpt, tmp_path, most):
     assert all(torch.equal(read[name].load(), lazy.load()) for name, lazy in ckpt.tensors.items())
 
 
-def test_a_head_that_is_stored_though_it_is_tied_is_told(tmp_path):
-    """transformers 5 takes the stored one where the two differ, so this must be said."""
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_a_head_that_is_stored_though_the_config_ties_it(tmp_path, is_copy):
+    """As in transformers 5: a copy is tied, another matrix is the head."""
     architecture = default_registry().load(next(p for p in default_registry().plugins if p.name == "llama"))
     ckpt = random_checkpoint(architecture, architecture.tiny_config())
-    save(ckpt.derive(config={**ckpt.config, "tie_word_embeddings": True}), tmp_path / "tied", force=True)
+    tensors = dict(ckpt.tensors)
+    if is_copy:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tied = ckpt.derive(tensors=tensors, config={**ckpt.config, "tie_word_embeddings": True})
+    save(tied, tmp_path / "tied", force=True)
     plan = export(open_checkpoint(tmp_path / "tied"))
-    assert "lm_head.weight is stored, too: a copy of the embedding, to which the config ties it" in plan.notes
-    assert "lm_head.weight" not in plan.container.linked
+    told = "is stored, too: a copy of the embedding" if is_copy else "tie_word_embeddings becomes false"
+    assert any(told in note for note in plan.notes)
+    assert ("lm_head.weight" in plan.container.linked) is not is_copy
