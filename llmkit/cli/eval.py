@@ -94,6 +94,7 @@ def evaluate(
     from llmkit.evaluation.record import check_record_path
     from llmkit.evaluation.runner import evaluate as run_evaluation
     from llmkit.evaluation.scoring import BATCH_TOKENS
+    from llmkit.pipeline.journal import is_journal
 
     if output is not None:
         check_record_path(output)
@@ -126,8 +127,9 @@ def evaluate(
         out.note(f"went on from an interrupted run: {record.n_reused} of its answers were kept")
     if output is not None:
         record.write(output)
-    with suppress(OSError):
-        keep.unlink(missing_ok=True)
+    if is_journal(keep):
+        with suppress(OSError):
+            keep.unlink()
     for warning in record.warnings:
         out.warning(warning)
     brief = "\n".join(f"{name} {score:.4f}" for name, score in record.scores.items())

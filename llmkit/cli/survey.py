@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard
 from llmkit.cli.command import Interrupted
 from llmkit.cli.options import Writing
 from llmkit.cli.output import Output
-from llmkit.errors import OutputError, RequirementError, SpecError
+from llmkit.errors import RequirementError, SpecError
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ class Surveying:
     def __init__(
         self, out: Output, base: Checkpoint, tuned: Checkpoint, writing: Writing, options: Mapping[str, Any]
     ) -> None:
-        from llmkit.pipeline.journal import Journal, read_journal
+        from llmkit.pipeline.journal import Journal, is_journal
         from llmkit.pipeline.target import Target, disk_errors, partial_path
 
         self._tensors = tuned.tensors
@@ -43,15 +43,10 @@ class Surveying:
         place = Path(writing.output)
         path = partial_path(place).with_suffix(".survey")
         if not os.path.lexists(partial_path(place)):
-            if os.path.lexists(place) and read_journal(path) and not (writing.dry_run or writing.overwrite):
+            if os.path.lexists(place) and is_journal(path) and not (writing.dry_run or writing.overwrite):
                 path.unlink()  # the run that it belongs to was finished, and stopped before it could forget it
             Target(place, writing.overwrite, writing.force, tuple(writing.inputs)).check(0)
         if not writing.dry_run:
-            if os.path.lexists(path) and not read_journal(path):
-                raise OutputError(
-                    f"{path} exists and is no survey of llmkit's, which would be written there",
-                    hint="move it away, or choose another -o",
-                )
             with disk_errors(path):
                 digest = _digest(base, tuned, options)
                 self._journal = Journal(path, digest, resume=not writing.no_resume, subject=str(place))

@@ -17,7 +17,9 @@ from typing import Any
 
 from llmkit.errors import OutputError
 
-__all__ = ["Journal", "read_journal"]
+__all__ = ["Journal", "is_journal", "read_journal"]
+
+_START = b'{"plan": "'
 
 
 class Journal:
@@ -34,7 +36,7 @@ class Journal:
         entries: what earlier runs of the same work wrote, in order.
 
     Raises:
-        OutputError: another process has it open.
+        OutputError: another process has it open, or it is a file of another kind.
         OSError: it cannot be opened or written.
     """
 
@@ -53,7 +55,13 @@ class Journal:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND, 0o644)
         try:
             self._lock(subject or str(path))
-            entries, sound_nbytes = _parse(_read(self._fd))
+            data = _read(self._fd)
+            if not _starts(data):
+                raise OutputError(
+                    f"{path} exists and is no journal of llmkit's, which would be written there",
+                    hint="move it away, or choose another -o",
+                )
+            entries, sound_nbytes = _parse(data)
             if resume and entries and entries[0].get("plan") == digest:
                 self.entries = entries[1:]
                 os.ftruncate(self._fd, sound_nbytes)
@@ -97,6 +105,21 @@ class Journal:
         """Remove the file: the work is done."""
         self.path.unlink(missing_ok=True)
         self.close()
+
+
+def is_journal(path: Path) -> bool:
+    """Whether there is a journal, or the beginning of one: what a run leaves that was killed at its first line."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return _starts(file.read(len(_START)))
+    except OSError:
+        return False
+
+
+def _starts(data: bytes) -> bool:
+    return data.startswith(_START) or _START.startswith(data)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -145,7 +145,7 @@ def test_a_survey_harms_nothing_and_reads_nothing_in_vain(world, capsys, monkeyp
     args = differing(world)
     (world / "out.survey").write_text("mine")
     assert main(args) == 2
-    assert "is no survey of llmkit's" in capsys.readouterr().err
+    assert "is no journal of llmkit's" in capsys.readouterr().err
     assert (world / "out.survey").read_text() == "mine"
     (world / "out.survey").unlink()
     (world / "out").mkdir()

@@ -14,6 +14,7 @@ from llmkit.checkpoint.membership import belongs_to_model, decides_what_opens
 from llmkit.errors import InputError, OutputError
 from llmkit.pipeline import commit, rename
 from llmkit.pipeline.commit import JOURNAL, Partial, finish_earlier
+from llmkit.pipeline.journal import Journal, is_journal
 from llmkit.pipeline.rename import exchange, rename_new
 from llmkit.pipeline.runner import run_plan
 from llmkit.pipeline.target import Target, partial_path
@@ -293,3 +294,17 @@ def test_what_does_not(name):
 def test_code_of_the_user_is_no_models():
     assert belongs_to_model("modeling_chatglm.py")
     assert not belongs_to_model("train.py")
+
+
+def test_a_file_that_is_no_journal_is_not_written_over(tmp_path):
+    path = tmp_path / "run.json.answers"
+    path.write_text("42\n")
+    with pytest.raises(OutputError, match="is no journal of llmkit's"):
+        Journal(path, "digest")
+    assert path.read_text() == "42\n"
+    assert not is_journal(path)
+    for torn in ("", '{"pl'):  # killed at its first line
+        path.write_text(torn)
+        assert is_journal(path)
+        Journal(path, "digest").close()
+        assert path.read_text() == '{"plan": "digest"}\n'
