@@ -31,6 +31,10 @@ __all__ = [
     "nearest",
 ]
 
+# Of difflib's ratio; one letter of three, or two of five, may be wrong.
+_ALIKE, _ALIKE_SHORT, _SHORT = 0.65, 0.66, 4
+_BEGINNING = 3  # letters of a name that stand for it
+
 
 class LlmkitError(Exception):
     """An error that a user can cause and can mend."""
@@ -86,6 +90,15 @@ def listing(names: Iterable[str], limit: int = 5) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name most like `word`, or None when none is close."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """The known name most like `word`, or None when none is close.
+
+    Close is a slip of the fingers or a beginning: another word that shares some letters is no help. Case and leading
+    dashes do not count.
+    """
+    folded = {name.lstrip("-").lower(): name for name in known}
+    wanted = word.lstrip("-").lower()
+    cutoff = _ALIKE_SHORT if len(wanted) <= _SHORT else _ALIKE
+    if matches := difflib.get_close_matches(wanted, folded, n=1, cutoff=cutoff):
+        return folded[matches[0]]
+    begun = [name for name in folded if len(wanted) >= _BEGINNING and name.startswith(wanted)]
+    return folded[min(begun, key=len)] if begun else None

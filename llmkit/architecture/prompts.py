@@ -314,6 +314,7 @@ def choose_prompt(name: str | None, *, has_chat_template: bool, family: Prompt |
         )
     if isinstance(FORMATS[name], ChatTemplate) and not has_chat_template:
         raise InputError(
-            "this checkpoint has no chat template", hint="use --format raw, or another format: " + ", ".join(FORMATS)
+            "this checkpoint has no chat template",
+            hint="use --chat-template raw, or another format: " + ", ".join(FORMATS),
         )
     return FORMATS[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,16 @@ class Checkpoint:
     container: Container = field(default_factory=SafetensorsFiles)
     layout: str = "hf"
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Lazy:
+        """The tensor of a name; KeyError where there is none."""
+        return self.tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
 
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:

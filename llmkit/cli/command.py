@@ -8,7 +8,6 @@ reach the command as one object. `out` is made from `--json`, `-q` and `-v`, whi
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import typer
 
 from llmkit.architecture.plugin_file import using
+from llmkit.cli.libraries import libraries
 from llmkit.cli.options import Common, Folder
 from llmkit.cli.output import AnswerLost, Mode, Output
 
@@ -66,7 +66,7 @@ def command(app: typer.Typer, name: str, *, examples: Sequence[str]) -> Callable
 def _flatten(function: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type] = {"": Common}
-    parameters: list[inspect.Parameter] = []
+    parameters = [inspect.Parameter("called", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for p in inspect.signature(function).parameters.values():
         hint = hints[p.name]
         if hint is Output:
@@ -79,16 +79,16 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         parameters += _options(group)
 
     def run(**values: Any) -> None:
+        given = _given(values.pop("called"))
         made = {name: _take(group, values) for name, group in groups.items()}
         common = made.pop("")
         for options in made.values():
             if isinstance(options, Folder):
                 object.__setattr__(options, "inputs", _inputs(parameters, values))
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
-        _log_to_stderr(common.verbose)
         try:
-            with using(common.plugin or ()):
-                function(Output(mode, common.verbose), **values, **made)
+            with libraries(common.verbose), using(common.plugin or ()):
+                function(Output(mode, common.verbose, given), **values, **made)
             try:
                 sys.stdout.flush()
             except BrokenPipeError:
@@ -105,6 +105,16 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _given(context: typer.Context) -> dict[str, str]:
+    """The parameters that stand on the command line, and how each is spelt."""
+    found = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name else None
+        if source is not None and source.name == "COMMANDLINE" and parameter.name:
+            found[parameter.name] = max(parameter.opts, key=len)
+    return found
 
 
 def _inputs(parameters: Sequence[inspect.Parameter], values: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -138,14 +148,3 @@ def _options(group: type) -> list[inspect.Parameter]:
 def _take(group: type, values: dict[str, Any]) -> Any:
     found: Mapping[str, Any] = {f.name: values.pop(f.name) for f in fields(group) if f.init}
     return group(**found)
-
-
-def _log_to_stderr(verbosity: int) -> None:
-    if not verbosity:
-        return
-    logger = logging.getLogger("llmkit")
-    logger.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)

@@ -110,7 +110,8 @@ def new(
             f"use it at once: llmkit inspect {shlex.quote(model)} --plugin {file} (or export LLMKIT_PLUGINS={file})"
         )
         out.note("to install it, put it into a package whose pyproject.toml has these two lines:")
-        out.note(f'  [project.entry-points."{GROUP}"]\n  {wanted} = "{output.stem}:ARCHITECTURE"')
+        out.note(f'  [project.entry-points."{GROUP}"]')
+        out.note(f'  {wanted} = "{output.stem}:ARCHITECTURE"')
         out.hint(f"llmkit plugins check {file} --model {shlex.quote(model)}")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.command import Interrupted, command
-from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, JsonPath, ModelArgument, ProviderOption
+from llmkit.cli.options import BackendOption, Chat, DeviceOption, DtypeOption, JsonPath, ModelArgument, ProviderOption
 from llmkit.cli.output import Output, duration
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def evaluate(
     bench: Annotated[
         str, typer.Option("--bench", metavar="NAME[,NAME]", help="mmlu, ceval, mini, or any task or group of lm-eval.")
     ],
+    templates: Chat,
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
@@ -65,13 +66,6 @@ def evaluate(
     ] = None,
     max_length: Annotated[
         int | None, typer.Option("--max-length", metavar="N", min=2, help="The longest prompt (default: the model's).")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put prompts in the model's chat format, shots as turns.")
-    ] = False,
-    chat_template: Annotated[
-        str | None,
-        typer.Option("--chat-template", metavar="NAME", help="In another chat format: alpaca, vicuna, chatglm2, …"),
     ] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
@@ -98,7 +92,7 @@ def evaluate(
 
     if output is not None:
         check_record_path(output)
-    asked = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, chat, chat_template, dtype, device]
+    asked = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, templates, dtype, device]
     keep = _kept_in(output, repr([*asked, backend, provider]))
     score = partial(
         run_evaluation,
@@ -114,7 +108,7 @@ def evaluate(
         backend=backend,
         provider=provider,
         max_length=max_length,
-        chat_template=chat_template or chat,
+        chat_template=templates.name or templates.chat,
         log_samples=log_samples,
         progress=out.progress(),
         keep=keep,

@@ -187,10 +187,7 @@ def export(
     if via is not None:
         from llmkit.cli.export_via import export_via
 
-        refused: dict[str, object] = {"--attention": attention, "--weights": weights, "--bits": bits, "--keep": keep}
-        refused |= {"--only": only, "--dtype": None if dtype == "float32" else dtype}
-        refused |= {"--kv-cache-dtype": kv_cache_dtype, "--calibrate": calibrate}
-        export_via(out, ckpt, writing, via, refused=refused, check=not no_check)
+        export_via(out, ckpt, writing, via, check=not no_check)
         return
     _described(ckpt)
     if not (no_check or writing.dry_run):

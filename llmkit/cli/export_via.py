@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmkit.cli.options import Writing
 from llmkit.cli.output import Output, duration
@@ -13,19 +12,24 @@ from llmkit.cli.writing import interrupted_check, mark_failed
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
 
-__all__ = ["export_via"]
+__all__ = ["HONOURED", "export_via"]
 
+# What this way takes of the options of `export`. `--no-resume` asks for what it does anyway.
+HONOURED = frozenset(
+    {"model", "to", "via", "output", "overwrite", "force", "dry_run", "no_resume", "no_check"}
+    | {"json", "quiet", "verbose", "plugin"}
+)
 _TOLERANCE = 1e-4  # float32, as tracing leaves it
 
 
-def export_via(
-    out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, refused: Mapping[str, Any], check: bool
-) -> None:
+def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, check: bool) -> None:
     """Let another exporter write the folder, and compare it with transformers.
 
     Args:
-        refused: options that this exporter does not have -> what was given, None where nothing was.
         check: compare logits afterwards.
+
+    Raises:
+        InputError: no such exporter, or an option that it does not have.
     """
     from llmkit.errors import InputError
     from llmkit.onnx.via import VIA, compare_with_transformers, export_by_optimum
@@ -33,12 +37,8 @@ def export_via(
 
     if via not in VIA:
         raise InputError(f"--via {via!r} is unknown; expected {', '.join(VIA)}", hint="--via optimum")
-    given = [option for option, value in refused.items() if value is not None]
-    if given:
-        raise InputError(
-            f"{given[0]} is not for --via {via}, which traces the model as transformers computes it",
-            hint=f"leave {given[0]} out, or --via {via}",
-        )
+    path = f"--via {via}, which traces the model as transformers computes it"
+    out.refuse_options(set(out.given) - HONOURED, path)
     if writing.dry_run:
         document = {"dry_run": True, "out": str(writing.output), "via": via, "peak_nbytes": 2 * ckpt.nbytes}
         out.answer(document, lambda: out.record({"plan": f"{writing.output}, by {via}: {ckpt.label} whole in memory"}))

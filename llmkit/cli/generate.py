@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, ModelArgument, ProviderOption, SeedOption
+from llmkit.cli.options import BackendOption, Chat, DeviceOption, DtypeOption, ModelArgument, ProviderOption, SeedOption
 from llmkit.cli.output import Output
 
 __all__ = ["register"]
@@ -33,15 +33,9 @@ def register(app: typer.Typer) -> None:
 def generate(
     out: Output,
     model: ModelArgument,
+    templates: Chat,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads it from stdin.")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put the prompt in the model's chat format (its template, or its family's).")
-    ] = False,
-    prompt_format: Annotated[
-        str | None,
-        typer.Option("--format", metavar="NAME", help="Another format: alpaca, vicuna, chatglm2, chat-template, raw …"),
     ] = None,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="The system message; implies --chat.")
@@ -82,15 +76,21 @@ def generate(
     from llmkit.tokenization.chat import encode_chat, ending_of, prompt_of
 
     sampling = Sampling(temperature, top_k, top_p, seed)
+    if temperature == 0:
+        out.refuse_options(
+            {"top_k", "top_p"}, "greedy text (--temperature 0)", "add --temperature 0.8, or another above 0"
+        )
     talk = read_conversation(prompt, system, messages)
     ckpt = require_model(open_checkpoint(model), "generate")
     tokenizer = load_tokenizer(ckpt)
     for odd in doubts_of(ckpt, backend):
         out.warning(odd)
-    is_chat = chat or prompt_format is not None or len(talk) > 1
-    form = prompt_of(ckpt, tokenizer, prompt_format) if is_chat else Raw()
-    if is_chat and prompt_format is None and isinstance(form, Raw):
-        out.warning(f"{ckpt.label} has no chat template, and no plugin a format for it: choose one with --format NAME")
+    is_chat = templates.chat or templates.name is not None or len(talk) > 1
+    form = prompt_of(ckpt, tokenizer, templates.name) if is_chat else Raw()
+    if is_chat and templates.name is None and isinstance(form, Raw):
+        out.warning(
+            f"{ckpt.label} has no chat template, and no plugin a format for it: choose one with --chat-template NAME"
+        )
     # text without a format is encoded as transformers would, special tokens in it included
     ids = list(tokenizer(talk[-1].content)["input_ids"]) if not is_chat else encode_chat(tokenizer, form, talk)
     if show:

@@ -10,6 +10,7 @@ import typer
 
 __all__ = [
     "BackendOption",
+    "Chat",
     "Device",
     "DeviceOption",
     "DtypeOption",
@@ -91,6 +92,29 @@ class Writing(Folder):
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Begin a new file beyond this size: 5GB, 700MiB.")
     ] = "5GB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """The options of every command that puts prompts in a chat format."""
+
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts in the model's chat format (its template, or its family's).")
+    ] = False
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template",
+            metavar="NAME",
+            help="In another chat format: alpaca, vicuna, chatglm2, …; chat-template is the model's own, raw is none.",
+        ),
+    ] = None
+    format: Annotated[str | None, typer.Option("--format", metavar="NAME", hidden=True)] = None  # as it was called once
+
+    @property
+    def name(self) -> str | None:
+        """The format that was named."""
+        return self.chat_template or self.format
 
 
 @dataclass(frozen=True, kw_only=True)

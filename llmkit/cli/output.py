@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,10 +41,12 @@ class Output:
     Attributes:
         mode: one of `Mode`.
         verbosity: 0, or the number of `-v`.
+        given: parameters that stood on the command line -> the option, as it is spelt.
     """
 
     mode: str = Mode.HUMAN
     verbosity: int = 0
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_human(self) -> bool:
@@ -121,6 +123,23 @@ class Output:
         self._say(f"error: {message}")
         if hint:
             self._say(f"hint: {hint}")
+
+    def refuse_options(self, unhonoured: Iterable[str], path: str, hint: str | None = None) -> None:
+        """Refuse options of the command line that the way it goes now would ignore, whatever their value.
+
+        Args:
+            unhonoured: names of parameters.
+            path: the way, in words.
+
+        Raises:
+            InputError: one of them was given.
+        """
+        from llmkit.errors import InputError, listing
+
+        ignored = [self.given[name] for name in sorted(unhonoured) if name in self.given]
+        if ignored:
+            verb = "is" if len(ignored) == 1 else "are"
+            raise InputError(f"{listing(ignored)} {verb} not for {path}", hint=hint or f"leave {ignored[0]} out")
 
     def refuse(self, message: str, hint: str | None = None) -> NoReturn:
         """It ran, and the answer is no: say so beside the answer that was given, and leave with exit code 1.

@@ -47,7 +47,12 @@ def write(
         hash_links: read files that are shared with the source, for `verify`.
         hint: what to do next; `{out}` is the folder.
     """
+    from llmkit.formats.container import SafetensorsFiles
+    from llmkit.formats.torch_zip import TorchFiles
     from llmkit.pipeline.plan import make_plan
+
+    if not isinstance(checkpoint.container, SafetensorsFiles | TorchFiles):
+        out.refuse_options({"max_shard_size"}, "this layout, whose files its format gives")
     from llmkit.pipeline.target import partial_path
     from llmkit.tensors.spec import format_bytes, parse_bytes
 

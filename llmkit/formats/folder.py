@@ -52,7 +52,10 @@ def read_file(path: Path) -> dict[str, Lazy]:
             if long is not None:
                 raise InputError(f"{path}: a tensor's name has {len(long)} characters, expected at most {_MAX_NAME}")
             return tensors
-    raise InputError(f"{path}: neither safetensors nor a torch pickle (first bytes {head[:8]!r})")
+    # A file of a model's folder that has no weights: the folder is what opens.
+    is_beside = (path.parent / "config.json").is_file()
+    hint = f"give the folder: {path.parent}" if is_beside else "give a model folder, or a file of weights"
+    raise InputError(f"{path}: neither safetensors nor a torch pickle (first bytes {head[:8]!r})", hint=hint)
 
 
 def read_folder(folder: Path) -> dict[str, Lazy]:

@@ -180,7 +180,7 @@ def _required(tokenizer: Any, token: Token) -> int:
     if found is None:
         raise InputError(
             f"the prompt format is made of the token {token.text}, which this tokenizer has not",
-            hint="choose another format, or `--format raw`",
+            hint="choose another format, or `--chat-template raw`",
         )
     return found
 

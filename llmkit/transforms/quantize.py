@@ -190,9 +190,9 @@ def must_match(ckpt: Checkpoint, glob: str) -> None:
         return
     known = dict.fromkeys(n for name in ckpt.tensors for n in (name.rpartition(".")[0], name))
     guess = nearest(glob, known)
+    listed = f"`llmkit inspect {ckpt.origin or ckpt.label} --tensors` lists the names; * stands for any characters"
     raise SpecError(
-        f"{ckpt.label}: {glob!r} matches no module and no tensor",
-        hint=f"did you mean {guess}?" if guess else "`llmkit inspect` lists the names; * stands for any characters",
+        f"{ckpt.label}: {glob!r} matches no module and no tensor", hint=f"did you mean {guess}?" if guess else listed
     )
 
 

@@ -125,7 +125,7 @@ def test_raw_text_without_a_format_is_warned_of(call, chatty, tiny):
     assert done.out.split() == [str(i) for i in (n + 1, n + 3, *sp.encode("the fox"))]
     warned = call("generate", tiny, "w1", "--chat", "--show-prompt").err
     assert "tiny has no chat template" in warned
-    assert "--format NAME" in warned
+    assert "--chat-template NAME" in warned
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,13 @@ def test_other_mistakes(call, tiny, chatty, tmp_path):
         ([tiny], "nothing to answer: no prompt", "--messages FILE"),
         ([tiny, "--messages", absent], f"cannot read {absent}", None),
         ([tiny, "w1", "--format", "vicunna"], "unknown prompt format 'vicunna'", "did you mean vicuna?"),
-        ([tiny, "w1", "--format", "chatglm3"], "the token <|user|>, which this tokenizer has not", "--format raw"),
+        (
+            [tiny, "w1", "--format", "chatglm3"],
+            "the token <|user|>, which this tokenizer has not",
+            "--chat-template raw",
+        ),
         ([tiny, "w1", "--format", "chatglm2", "--system", "x"], "no place for a system message", "first question"),
-        ([tiny, "w1", "--format", "chat-template"], "this checkpoint has no chat template", "--format raw"),
+        ([tiny, "w1", "--format", "chat-template"], "this checkpoint has no chat template", "--chat-template raw"),
         ([tiny, "w1", "--format", "alpaca", "--system", "x"], "takes one question and no history", "conversations"),
     ):
         done = call("generate", *args, "--json")

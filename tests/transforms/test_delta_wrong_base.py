@@ -63,7 +63,7 @@ def test_the_spelling_of_early_conversions_is_no_other_family(tmp_path: Path) ->
 
 def test_base_and_delta_are_the_same_folder(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", weights())
-    assert "the base model first" in (refused(base, base, "base and delta are the same", force=True).hint or "")
+    assert "the base model first" in (refused(base, base, "both models are the same", force=True).hint or "")
 
 
 def test_quantized_base(tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def judge_structure(base: Checkpoint, delta: Checkpoint, profile: Profile | None
 def _same(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
     if base.origin is None or delta.origin is None or base.origin.resolve() != delta.origin.resolve():
         return []
-    message = f"base and delta are the same: {base.origin}"
-    return [Finding("refuse", "same", message, "give the base model first, then the delta", can_force=False)]
+    message = f"both models are the same: {base.origin}"
+    return [Finding("refuse", "same", message, "give two: the base model first", can_force=False)]
 
 
 def _size(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
