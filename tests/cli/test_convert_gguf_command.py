@@ -46,7 +46,7 @@ def test_what_llama_cpp_does_not_know_leaves_nothing(call, model, tmp_path):
     (model / "config.json").write_text(json.dumps({**config, "rope_scaling": {"type": "dynamic", "factor": 2.0}}))
     done = call("convert", model, "--to", "gguf", "-o", tmp_path / "out")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("error: --to gguf cannot hold this llama model: position.scaling is DynamicNTK(")
+    assert done.err.startswith("error: --to gguf cannot hold this llama model: rope_scaling is 'dynamic', ")
     assert done.err.endswith("hint: --to hf or --to bin holds any\n")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
