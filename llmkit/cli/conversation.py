@@ -38,22 +38,25 @@ def read_conversation(prompt: str | None, system: str | None, file: Path | None)
             raise InputError(f"{file} has a system message, and --system gives another", hint="leave one of them out")
         messages.insert(0, Message("system", system))
     if prompt is not None:
-        messages.append(Message("user", sys.stdin.read() if prompt == "-" else prompt))
+        messages.append(Message("user", _stdin() if prompt == "-" else prompt))
     if not messages or messages[-1].role != "user":
         last = f"the last message of {file} is the {messages[-1].role}'s" if file and messages else "no prompt"
         raise InputError(f"nothing to answer: {last}", hint="give a PROMPT (or - for stdin), or --messages FILE")
     return messages
 
 
+def _stdin() -> str:
+    from llmkit.formats.text_file import decoded
+
+    raw = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read() if raw is None else decoded(raw.read(), "stdin")
+
+
 def _read(file: Path) -> list[Message]:
     from llmkit.architecture.prompts import Message
+    from llmkit.formats.text_file import read_text
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    text = read_text(file)
     found = []
     for i, entry in enumerate(_entries(file, text), 1):
         role = entry.get("role") if isinstance(entry, dict) else None

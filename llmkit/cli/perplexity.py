@@ -58,16 +58,11 @@ def perplexity(
     from llmkit.checkpoint.contents import require_model
     from llmkit.checkpoint.tokenizer import load_tokenizer
     from llmkit.decoder.doubts import doubts_of
-    from llmkit.errors import InputError
     from llmkit.evaluation.perplexity import measure_perplexity
+    from llmkit.formats.text_file import read_text
     from llmkit.onnx.backend import load_backend
 
-    try:
-        content = text.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {text}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{text} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    content = read_text(text)
     ckpt = require_model(open_checkpoint(model), "perplexity")
     for odd in doubts_of(ckpt, backend):
         out.warning(odd)

@@ -150,6 +150,8 @@ def _letter(path: Path, line: int, cell: str, hint: str | None) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
     """Rows that are not blank, each with the line it begins on."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: no regular file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)

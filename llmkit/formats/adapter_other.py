@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.formats.adapter import CONFIG_NAME, Adapter
 from llmkit.formats.adapter_files import empty_adapter
+from llmkit.formats.text_file import read_yaml
 from llmkit.tensors.lazy import Apply, Concat, Lazy
 from llmkit.tensors.spec import TensorSpec
 
@@ -197,10 +198,5 @@ def _folded(file: Path, tensors: Mapping[str, Lazy], label: str, *, force: bool)
 def _yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    data = read_yaml(path)
     return data if isinstance(data, dict) else {}

@@ -20,6 +20,7 @@ from llmkit.architecture.positions import Rope
 from llmkit.architecture.scaling import LinearScaling, Llama3Scaling
 from llmkit.architecture.storage import tensors_of
 from llmkit.errors import InputError
+from llmkit.formats.text_file import read_yaml
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config, with_config_beside
@@ -132,12 +133,7 @@ def _config(candidate: Candidate, name: str, tensors: Mapping[str, Lazy]) -> dic
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}", hint="copy it again") from error
+    found = read_yaml(path)
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected keys and values, found {type(found).__name__}", hint="copy it again")
     return found

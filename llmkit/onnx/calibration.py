@@ -23,6 +23,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.errors import InputError
+from llmkit.formats import text_file
 from llmkit.pipeline.pool import n_cores
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Node, Rows
@@ -80,12 +81,7 @@ def read_text(path: Path) -> CalibrationText:
     Raises:
         InputError: there is no such file, it is no text, or too short to tell ranges from.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", hint=_HINT) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", hint=_HINT) from error
+    content = text_file.read_text(path, hint=_HINT)
     if len(content.strip()) < _LEAST_CHARACTERS:
         raise InputError(
             f"{path} has {len(content.strip())} characters, too few to calibrate on; at least {_LEAST_CHARACTERS}",

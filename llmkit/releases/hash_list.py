@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.errors import InputError, RequirementError
+from llmkit.formats.text_file import read_text
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.hashing import hash_files
 
@@ -33,14 +34,7 @@ def read_hash_list(path: Path) -> dict[str, Expected]:
     Raises:
         InputError: unreadable, a line of another form, or two hashes of one kind for one name.
     """
-    try:
-        if path.stat().st_size > _MAX_NBYTES:
-            raise InputError(f"{path} is {path.stat().st_size} bytes long, no list of hashes")
-        lines = path.read_text("utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no list of hashes: it is no text") from error
+    lines = read_text(path, max_nbytes=_MAX_NBYTES).splitlines()
     found: dict[str, Expected] = {}
     for number, line in enumerate(lines, 1):
         text = line.strip()

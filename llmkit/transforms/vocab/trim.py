@@ -9,6 +9,7 @@ from pathlib import Path
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.errors import InputError, RequirementError
+from llmkit.formats.text_file import read_text
 from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.bpe import Priority, apply_bpe, by_rank, by_score
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
@@ -105,12 +106,7 @@ def read_corpus(path: Path) -> list[str]:
     Raises:
         InputError: no such file, not UTF-8, or nothing in it.
     """
-    try:
-        text = path.expanduser().read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    text = read_text(path)
     lines = text.split("\n")
     if not text.strip():
         raise InputError(f"{path} has no text in it")

@@ -1,0 +1,97 @@
+"""Text from outside: a file, or what a pipe hands over, as UTF-8."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from pathlib import Path
+
+from llmkit.errors import InputError
+
+__all__ = ["decoded", "read_text", "read_yaml"]
+
+_PIPE_NBYTES = 1 << 30  # of what comes from a pipe, whose length nothing tells
+_YAML_NBYTES = 1_000_000  # a description of sizes; the parser is slow, and recurses
+_YAML_DEPTH = 32
+_YAML_ALIASES = 16  # each pair may double what a reader sees
+
+
+def read_text(path: Path, *, hint: str | None = None, max_nbytes: int | None = None) -> str:
+    """The text of a regular file, or of a pipe that somebody writes to (`<(zcat …)`); a byte order mark is left out.
+
+    Budget: the memory of the file twice; of a pipe a gigabyte.
+
+    Raises:
+        InputError: no such file, a device, a pipe without a writer, too much, or no UTF-8.
+    """
+    try:
+        fd = os.open(path.expanduser(), os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            mode, nbytes = os.fstat(fd).st_mode, os.fstat(fd).st_size
+            if max_nbytes is not None and nbytes > max_nbytes:
+                raise InputError(f"{path} is {nbytes} bytes long, expected at most {max_nbytes}", hint=hint)
+            if stat.S_ISREG(mode):
+                data = file.readall()
+            elif stat.S_ISFIFO(mode):
+                data = _piped(path, fd, hint)
+            else:
+                kind = "a folder" if stat.S_ISDIR(mode) else "a device or socket"
+                raise InputError(f"cannot read {path}: it is {kind}, expected a text file", hint=hint)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint=hint) from error
+    return decoded(data, str(path), hint=hint)
+
+
+def decoded(data: bytes, where: str, *, hint: str | None = None) -> str:
+    """Bytes as the text that they are in UTF-8.
+
+    Raises:
+        InputError: they are no UTF-8.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}", hint=hint) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python's text files do
+
+
+def read_yaml(path: Path) -> object:
+    """The document of a small YAML file.
+
+    Raises:
+        InputError: too large, no YAML, nested too deep, or with more aliases than writers make.
+    """
+    import yaml
+
+    text = read_text(path, max_nbytes=_YAML_NBYTES)
+    try:
+        depth = n_aliases = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.events.CollectionStartEvent)
+            depth -= isinstance(event, yaml.events.CollectionEndEvent)
+            n_aliases += isinstance(event, yaml.events.AliasEvent)
+            if depth > _YAML_DEPTH or n_aliases > _YAML_ALIASES:
+                raise InputError(f"{path}: YAML nested deeper than {_YAML_DEPTH}, or with over {_YAML_ALIASES} aliases")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is not YAML: {first[:200]}") from error
+
+
+def _piped(path: Path, fd: int, hint: str | None) -> bytes:
+    pieces: list[bytes] = []
+    nbytes = 0
+    while nbytes <= _PIPE_NBYTES:
+        try:
+            piece = os.read(fd, 1 << 20)
+        except BlockingIOError:
+            select.select([fd], [], [])
+            continue
+        if not piece:
+            if not pieces:
+                raise InputError(f"{path} is a pipe that nobody writes to", hint=hint)
+            return b"".join(pieces)
+        pieces.append(piece)
+        nbytes += len(piece)
+    raise InputError(f"{path}: more than {_PIPE_NBYTES} bytes come from the pipe", hint="write them to a file first")
