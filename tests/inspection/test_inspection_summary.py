@@ -64,7 +64,12 @@ ODD = {
         "oddities",
         "1 buffers that nothing needs are ignored",
     ),
-    "tied head": (tensors, {"tie_word_embeddings": True}, "oddities", "is stored though the config ties it"),
+    "tied head": (
+        tensors,
+        {"tie_word_embeddings": True},
+        "oddities",
+        "is stored, too: a copy of the embedding",
+    ),
     "bf16 labelled float16": (lambda: tensors(torch.bfloat16), {}, "oddities", "lost 3 bits"),
     "float32 labelled float16": (lambda: tensors(torch.float32), {}, "oddities", "stored as float32, config.json says"),
     "special id": (tensors, {"pad_token_id": 40}, "oddities", "pad_token_id 40 of config.json is no row"),
