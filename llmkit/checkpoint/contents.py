@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.differences import looks_like_differences
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError, RequirementError
 from llmkit.formats.adapter_names import is_adapter_part
@@ -59,7 +60,7 @@ def quantization_of(ckpt: Checkpoint) -> Quantization | None:
 
 
 def contents_of(ckpt: Checkpoint) -> Contents:
-    """What a checkpoint is. Reads no tensor data."""
+    """What a checkpoint is. Reads no tensor data but a few values of norms, which tell a delta from a model."""
     where = shlex.quote(str(ckpt.origin or ckpt.label))
     return _delta(ckpt, where) or _adapter(ckpt, where) or _weights(ckpt)
 
@@ -86,6 +87,10 @@ def _weights(ckpt: Checkpoint) -> Contents:
     if any(name.endswith(_STATES) for name in ckpt.tensors):
         return Contents("optimizer", "the state of an optimizer, not weights", "give the model's own weight files")
     quantization = quantization_of(ckpt)
+    if quantization is None and looks_like_differences(ckpt):
+        words = "a delta by its norms, whose weights are small and of both signs"
+        where = shlex.quote(str(ckpt.origin or ckpt.label))
+        return Contents("delta", words, f"llmkit delta apply BASE {where} -o OUT makes the model")
     words = f"a quantized model ({quantization})" if quantization else "a model"
     return Contents("model", words, "", quantization)
 

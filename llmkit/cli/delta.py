@@ -76,9 +76,6 @@ def apply(
     decode.refuse_coded(base, delta)
     first, second = open_checkpoint(base), open_checkpoint(delta)
     result = deltas.apply(first, second, profile=profile, dtype=dtype, expected_sum=expected_sum, force=writing.force)
-    if writing.dry_run:
-        write(out, result, writing, details={"base check": "when it is written: it samples the data of both"})
-        return
     findings = _sampled(first, second, profile, force=writing.force)
     result = result.derive(notes=_worded(findings, "note"), warnings=_worded(findings, "warn", "refuse"))
     expected = _expected(result)

@@ -14,7 +14,7 @@ from llmkit.tensors.lazy import Lazy
 
 __all__ = [
     "INDEX_NAMES", "SINGLE_NAMES", "WEIGHT_SETS", "is_weight_file", "left_unread", "read_file", "read_folder",
-    "weight_set",
+    "refuse_gaps", "weight_set",
 ]  # fmt: skip
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -74,7 +74,7 @@ def read_folder(folder: Path) -> dict[str, Lazy]:
             f"{folder} holds no weights: found no model.safetensors, pytorch_model.bin or index of shards",
             hint="give the folder that holds config.json and the weight files",
         )
-    _refuse_gaps(folder, loose)
+    refuse_gaps(folder, loose)
     return _joined(folder, loose)
 
 
@@ -100,7 +100,7 @@ def _loose(folder: Path) -> list[Path]:
     return sorted(p for p in found if p.suffix != ".gguf")
 
 
-def _refuse_gaps(folder: Path, files: list[Path]) -> None:
+def refuse_gaps(folder: Path, files: list[Path]) -> None:
     """Refuse shards without an index whose names say that there are more of them."""
     sets: dict[tuple[str, str, str], list[int]] = {}
     for path in files:
@@ -166,7 +166,7 @@ def _missing(folder: Path, index: Path, weight_map: dict[str, str], missing: lis
     others = _loose(folder)
     strays = [p for p in others if p.name not in weight_map.values()]
     try:
-        _refuse_gaps(folder, others)
+        refuse_gaps(folder, others)
         found = _joined(folder, others)
     except InputError:
         found = {}

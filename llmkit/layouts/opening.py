@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llmkit.layouts import easylm, gguf, lit, litgpt, llama2c, meta, onnx_folder, originals, tencent
+from llmkit.layouts import consolidated, easylm, gguf, lit, litgpt, llama2c, meta, onnx_folder, originals, tencent
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened
 
@@ -13,8 +13,8 @@ __all__ = ["open_foreign"]
 # Each looks at a candidate and says None, or what it holds. Those with a format of their own come first: the others
 # look at `candidate.tensors`, which fails for what is neither safetensors nor a torch file.
 _FINDERS: Sequence[Callable[[Candidate], Opened | None]] = (
-    onnx_folder.find, gguf.find, llama2c.find, easylm.find, meta.find, lit.find, litgpt.find, tencent.find,
-    originals.find,
+    onnx_folder.find, gguf.find, llama2c.find, easylm.find, meta.find, consolidated.find, lit.find, litgpt.find,
+    tencent.find, originals.find,
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from llmkit.errors import InputError, RequirementError
 from llmkit.layouts.described import decoder_config
 from llmkit.tensors.spec import DType
 
-__all__ = ["config_of", "ffn_size", "params_of"]
+__all__ = ["config_of", "ffn_size", "number", "params_of", "whole"]
 
 _LARGEST_NUMBER = 1e30
 _MULTIPLES = (256, 1024, 4096, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -44,27 +44,27 @@ def config_of(where: str, params: Mapping[str, Any], vocab: int, ffn: int, dtype
     Raises:
         InputError: a key is missing or no number, or contradicts the tensors.
     """
-    dim, layers, heads = (_whole(where, params, key) for key in ("dim", "n_layers", "n_heads"))
+    dim, layers, heads = (whole(where, params, key) for key in ("dim", "n_layers", "n_heads"))
     stated = params.get("vocab_size", -1)
     if stated not in (-1, vocab):
         raise InputError(
             f"{where}: vocab_size is {stated}, the tensors have {vocab} rows", hint="give the params.json of this model"
         )
     if "multiple_of" in params:
-        multiplier = _number(where, params, "ffn_dim_multiplier", 0.0) or None
-        expected = ffn_size(dim, _whole(where, params, "multiple_of"), multiplier)
+        multiplier = number(where, params, "ffn_dim_multiplier", 0.0) or None
+        expected = ffn_size(dim, whole(where, params, "multiple_of"), multiplier)
         if expected != ffn:
             raise InputError(
                 f"{where}: dim, multiple_of and ffn_dim_multiplier give feed-forward layers of {expected}, "
                 f"the tensors have {ffn}",
                 hint="give the params.json of this model",
             )
-    theta = _number(where, params, "rope_theta", 10000.0)
+    theta = number(where, params, "rope_theta", 10000.0)
     scaled = bool(params.get("use_scaled_rope", False))
     has_many = vocab >= 128000  # Llama 3's ids of begin and end; SentencePiece has 1 and 2
     scaling = None
     if scaled:
-        factor = _number(where, params, "rope_scaling_factor", _FACTOR_OF.get((dim, layers), _FACTOR))
+        factor = number(where, params, "rope_scaling_factor", _FACTOR_OF.get((dim, layers), _FACTOR))
         scaling = {"rope_type": "llama3", "factor": factor, **_SCALED}
     context = _SCALED_CONTEXT if scaled else _CONTEXT_OF.get(theta, 2048)
     return decoder_config(
@@ -72,12 +72,12 @@ def config_of(where: str, params: Mapping[str, Any], vocab: int, ffn: int, dtype
         ffn=ffn,
         layers=layers,
         heads=heads,
-        kv_heads=None if params.get("n_kv_heads") is None else _whole(where, params, "n_kv_heads"),
+        kv_heads=None if params.get("n_kv_heads") is None else whole(where, params, "n_kv_heads"),
         vocab=vocab,
-        eps=_number(where, params, "norm_eps", 1e-5),
+        eps=number(where, params, "norm_eps", 1e-5),
         theta=theta,
         scaling=scaling,
-        context=_whole(where, params, "max_seq_len") if params.get("max_seq_len") else context,
+        context=whole(where, params, "max_seq_len") if params.get("max_seq_len") else context,
         dtype=dtype,
         bos=128000 if has_many else 1,
         eos=128001 if has_many else 2,
@@ -129,7 +129,8 @@ def _ffn_terms(dim: int, ffn: int) -> tuple[int, float | None]:
     )
 
 
-def _whole(where: str, params: Mapping[str, Any], key: str) -> int:
+def whole(where: str, params: Mapping[str, Any], key: str) -> int:
+    """A positive whole number; InputError for anything else."""
     value = params.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
         raise InputError(
@@ -139,7 +140,7 @@ def _whole(where: str, params: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _number(where: str, params: Mapping[str, Any], key: str, default: float) -> float:
+def number(where: str, params: Mapping[str, Any], key: str, default: float) -> float:
     """A number above 0; `default` where the key is absent or null."""
     value = params.get(key)
     if value is None:
