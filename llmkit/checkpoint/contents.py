@@ -54,9 +54,10 @@ def quantization_of(ckpt: Checkpoint) -> Quantization | None:
     if blocks:
         words = ", ".join(f"{name} × {n}" for name, n in blocks.items())
         return Quantization(BLOCKS, words, "the types in its header", n_weights=sum(blocks.values()))
-    is_graph = ckpt.layout == "onnx"  # its config may speak of how the source was quantized
     specs = {name: lazy.spec for name, lazy in ckpt.tensors.items()}
-    return find_quantization(specs, {} if is_graph else ckpt.config)
+    if ckpt.layout == "onnx":  # its config may speak of how the source was quantized
+        return find_quantization({name: spec for name, spec in specs.items() if name.endswith(".weight_codes")}, {})
+    return find_quantization(specs, ckpt.config)
 
 
 def contents_of(ckpt: Checkpoint) -> Contents:

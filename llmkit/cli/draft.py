@@ -57,18 +57,18 @@ def new(
     from llmkit.drafting.module import draft_plugin
     from llmkit.errors import InputError, OutputError
     from llmkit.pipeline.files import check_file, write_file
-    from llmkit.quantization.reading import is_quantized
+    from llmkit.quantization.reading import describe, is_quantized
 
     if output is not None:
         if output.exists() and not overwrite:
             raise OutputError(f"{output} already exists", hint="choose another -o, or add --overwrite to replace it")
         check_file(output, _KIND, _is_plugin)
     ckpt = require_model(open_checkpoint(model), "plugins new")
-    if not ckpt.config:
+    if not ckpt.config and not is_quantized(ckpt):
         raise InputError(f"{model} has no config.json: a plugin cannot be drafted without it")
     if is_quantized(ckpt):
         raise InputError(
-            f"{model} is quantized: its headers do not show the shapes of the float weights",
+            f"{model} is quantized ({describe(ckpt)}): its headers do not show the shapes of the float weights",
             hint="draft from the float model, then open this one with the plugin",
         )
     if known := _known(ckpt.config):

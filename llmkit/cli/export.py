@@ -173,6 +173,7 @@ def export(
     from llmkit.onnx.export import ATTENTIONS, computed_weights
     from llmkit.onnx.export import export as export_checkpoint
     from llmkit.onnx.precision import Rounding
+    from llmkit.quantization.reading import refuse_unread
 
     if to != "onnx":
         hint = "did you mean onnx?" if nearest(to, ["onnx"]) else "llmkit convert --help shows other formats"
@@ -184,6 +185,7 @@ def export(
             hint=f"did you mean {guess}?" if guess else "leave it out: llmkit takes the fastest that can",
         )
     ckpt = require_model(open_checkpoint(model), "export")
+    refuse_unread(ckpt)
     if via is not None:
         from llmkit.cli.export_via import export_via
 

@@ -73,6 +73,7 @@ def generate(
     from llmkit.decoder.generate import Sampling, stream
     from llmkit.decoder.stopping import TextStream
     from llmkit.onnx.backend import load_backend
+    from llmkit.quantization.reading import refuse_unread
     from llmkit.tokenization.chat import encode_chat, ending_of, prompt_of
 
     sampling = Sampling(temperature, top_k, top_p, seed)
@@ -82,6 +83,7 @@ def generate(
         )
     talk = read_conversation(prompt, system, messages)
     ckpt = require_model(open_checkpoint(model), "generate")
+    refuse_unread(ckpt)
     tokenizer = load_tokenizer(ckpt)
     for odd in doubts_of(ckpt, backend):
         out.warning(odd)

@@ -61,9 +61,11 @@ def perplexity(
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.formats.text_file import read_text
     from llmkit.onnx.backend import load_backend
+    from llmkit.quantization.reading import refuse_unread
 
     content = read_text(text)
     ckpt = require_model(open_checkpoint(model), "perplexity")
+    refuse_unread(ckpt)
     for odd in doubts_of(ckpt, backend):
         out.warning(odd)
     ids = list(load_tokenizer(ckpt)(content, verbose=False)["input_ids"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from llmkit.errors import InputError, listing
 from llmkit.formats import safetensors, torch_pickle
 from llmkit.formats.json_text import read_object
+from llmkit.formats.unreadable import no_weight_file, no_weights
 from llmkit.tensors.lazy import Lazy
 
 __all__ = [
@@ -52,10 +53,7 @@ def read_file(path: Path) -> dict[str, Lazy]:
             if long is not None:
                 raise InputError(f"{path}: a tensor's name has {len(long)} characters, expected at most {_MAX_NAME}")
             return tensors
-    # A file of a model's folder that has no weights: the folder is what opens.
-    is_beside = (path.parent / "config.json").is_file()
-    hint = f"give the folder: {path.parent}" if is_beside else "give a model folder, or a file of weights"
-    raise InputError(f"{path}: neither safetensors nor a torch pickle (first bytes {head[:8]!r})", hint=hint)
+    raise no_weight_file(path, head)
 
 
 def read_folder(folder: Path) -> dict[str, Lazy]:
@@ -70,10 +68,7 @@ def read_folder(folder: Path) -> dict[str, Lazy]:
         return _read_sharded(folder, chosen) if chosen.name in INDEX_NAMES else read_file(chosen)
     loose = _loose(folder)
     if not loose:
-        raise InputError(
-            f"{folder} holds no weights: found no model.safetensors, pytorch_model.bin or index of shards",
-            hint="give the folder that holds config.json and the weight files",
-        )
+        raise no_weights(folder)
     refuse_gaps(folder, loose)
     return _joined(folder, loose)
 

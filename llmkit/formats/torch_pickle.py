@@ -73,7 +73,10 @@ def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Span]]:
         ) from error
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise InputError(f"{path} is a zip but no PyTorch checkpoint: it has {len(pickles)} data.pkl, expected 1")
+        raise InputError(
+            f"{path} is a zip but no PyTorch checkpoint: it has {len(pickles)} data.pkl, expected 1",
+            hint="where it is an archive of a model, unpack it and give the folder",
+        )
     root = pickles[0].removesuffix("data.pkl")
     nbytes = path.stat().st_size
     order = entries.get(f"{root}byteorder")
@@ -191,7 +194,8 @@ def _tensor_dict(path: Path, top: Any) -> dict[str, TensorRef]:
         keys = [(key if isinstance(key, str) else repr(key))[:80] for key in top if not isinstance(key, int)]
         raise InputError(
             f"{path} holds no tensors by name: found the keys {listing(keys) or '(none)'}; "
-            f"expected tensors, or a mapping under {', '.join(_NESTING)}"
+            f"expected tensors, or a mapping under {', '.join(_NESTING)}",
+            hint="give the file of the model's weights; an optimizer's state is none",
         )
     kind = "one tensor" if isinstance(top, TensorRef) else f"a {type(top).__name__}"
     raise InputError(f"{path} holds {kind}; expected a mapping of names to tensors")

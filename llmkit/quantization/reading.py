@@ -46,6 +46,8 @@ def model_dtype(config: Mapping[str, Any]) -> DType | None:
 def is_quantized(ckpt: Checkpoint) -> bool:
     """Whether the tensors are not the weights but what quantization made of them, by whatever method."""
     found = quantization_of(ckpt)
+    if ckpt.layout == "onnx":
+        return False  # its tensors are the graph's
     return found is not None and found.method != BLOCKS  # a GGUF opens as the floats that its blocks stand for
 
 
@@ -123,7 +125,7 @@ def refuse_unread(ckpt: Checkpoint) -> None:
         RequirementError, SpecError: as of `dequantized`.
     """
     found, label, entry = quantization_of(ckpt), ckpt.label, config_entry(ckpt.config) or {}
-    if found is None or found.method == BLOCKS:
+    if found is None or not is_quantized(ckpt):
         return
     if found.method != METHOD:
         message = f"{label} is quantized ({found}), which is not read; expected {METHOD}"

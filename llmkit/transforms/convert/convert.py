@@ -53,7 +53,7 @@ def convert(
         raise InputError(f"--to {to} stores matrices as --type says, not --dtype", hint="--type f16")
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
     step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}, **options}
-    ckpt = _checked(ckpt)
+    ckpt = _checked(ckpt, to, options.get("type"))
     if reading.is_quantized(ckpt) and (wanted is not None or not target.takes_quantized):
         note = f"dequantized from {reading.describe(ckpt)}"
         ckpt = reading.dequantized(ckpt).derive(notes=[note])
@@ -68,7 +68,7 @@ def convert(
     return target.write(ckpt.derive(step=step), **options)
 
 
-def _checked(ckpt: Checkpoint) -> Checkpoint:
+def _checked(ckpt: Checkpoint, to: str, kind: object) -> Checkpoint:
     """The checkpoint, if it can be converted: no adapter, and quantized in no way that is not read.
 
     A delta in floats may change its layout, and stays a delta; one that counts ulps belongs to its own layout.
@@ -77,9 +77,13 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
     if found.kind == "delta" and MARKER_NAME not in ckpt.files:
         return ckpt.derive(warnings=[f"{ckpt.label} is {found.words}: what is written is one, too ({found.way_out})"])
     require_model(ckpt, "convert")
-    if found.quantization is not None:
-        reading.refuse_unread(ckpt)
-    return ckpt
+    if found.quantization is None:
+        return ckpt
+    reading.refuse_unread(ckpt)
+    if reading.is_quantized(ckpt) or to != "gguf" or str(kind).lower() in ("none", "f32", "f16", "bf16"):
+        return ckpt
+    again = f"{ckpt.label} was rounded to {found.quantization.words}: --type {kind} rounds what is left of it again"
+    return ckpt.derive(warnings=[f"{again}; --type f16 keeps it"])
 
 
 def _target(to: str) -> Target:

@@ -1,0 +1,64 @@
+"""What a path without readable weights is instead, in words for a message, and what to do about it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from llmkit.errors import InputError
+
+__all__ = ["no_weight_file", "no_weights"]
+
+_HEADS = (
+    (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"GIF8", "a GIF image"), (b"%PDF", "a PDF"),
+    (b"PK\x03\x04", "a zip archive, and none of torch's"), (b"\x1f\x8b", "gzipped"), (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"), (b"7z\xbc\xaf", "a 7z archive"), (b"\xfd7zXZ", "an xz archive"),
+    (b"ggml", "GGML of before GGUF"), (b"ggjt", "GGML of before GGUF"), (b"tjgg", "GGML of before GGUF"),
+    (b"lmgg", "GGML of before GGUF"),
+)  # fmt: skip
+_OTHER_WEIGHTS = (".msgpack", ".h5", ".npz", ".ckpt.index", ".distcp", ".ot", ".mlmodel", ".tflite", ".onnx")
+_ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".xz")
+_MARKS = ("config.json", "adapter_config.json", "params.json", "model.safetensors", "pytorch_model.bin")
+_STATE = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args", "trainer_state")
+
+
+def no_weight_file(path: Path, head: bytes) -> InputError:
+    """The error for a file that is no weight file, by its first bytes."""
+    named = next((words for start, words in _HEADS if head.startswith(start)), None)
+    if named is None and head and all(b in b"\t\n\r\x1b" or b >= 32 for b in head):
+        named = "text, not weights"
+    if not head:
+        named = "empty"
+    hint = "give a model folder, or a file of weights"
+    if named is not None and "archive" in named:
+        hint = "unpack it, and give the folder"
+    elif (path.parent / "config.json").is_file():  # a file beside the weights: the folder is what opens
+        hint = f"give the folder: {path.parent}"
+    found = f"is {named}" if named else f"begins with {head[:8]!r}"
+    return InputError(f"{path} {found}: neither safetensors nor a torch pickle", hint=hint)
+
+
+def no_weights(folder: Path) -> InputError:
+    """The error for a folder without weight files, by what lies in it."""
+    names = sorted(p.name for p in folder.iterdir())
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in _MARKS))
+    message = f"{folder} holds no weights: found no model.safetensors, pytorch_model.bin or index of shards"
+    hint = "give the folder that holds config.json and the weight files"
+    others = [n for n in names if n.endswith(_OTHER_WEIGHTS)]
+    if not names:
+        message = f"{folder} holds no weights: it is empty"
+    elif "model_index.json" in names:
+        message += "; it is a pipeline of diffusers, whose models lie in folders of their own"
+    elif others:
+        message += f"; {others[0]} is of a format that is not read"
+        hint = "save the model with transformers as safetensors: model.save_pretrained"
+    elif inner:
+        message += f"; models may lie in its folders, such as {folder.name}/{inner[-1].name}"
+        hint = f"give {shlex.quote(str(inner[-1]))}"
+    elif any(n.endswith(_ARCHIVES) for n in names):
+        hint = "unpack the archive in it"
+    elif any(n.startswith("tokenizer") or n == "vocab.json" for n in names):
+        message += "; it holds a tokenizer"
+    elif any(n.startswith(_STATE) for n in names):
+        message += "; it holds the state of a training run"
+    return InputError(message, hint=hint)
