@@ -27,7 +27,7 @@ def looks_like_differences(ckpt: Checkpoint) -> bool:
     try:
         architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
         model = architecture.bind(dict(ckpt.config)) if architecture is not None else None
-        if model is None or getattr(model.final_norm, "offset", 0):  # weights less 1 are small in models, too
+        if model is None or getattr(model.final_norm, "offset", 0.0) != 0:  # weights less 1 are small in models, too
             return False
         names = [n for n, slot in model.tensors().items() if slot.kind == "norm" and n in ckpt.tensors]
     except LlmkitError:
