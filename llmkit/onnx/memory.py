@@ -6,11 +6,11 @@ takes the past ones and gives longer ones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_object
 from llmkit.onnx.context import IN_PLACE
 from llmkit.onnx.parts import Parts
 
@@ -40,11 +40,11 @@ class Memory:
 
     def __init__(self, parts: Parts) -> None:
         self._parts, known = parts, parts.metadata
-        self.state: dict[str, str] = json.loads(known["llmkit.state"]) if "llmkit.state" in known else _paired(parts)
+        self.state: dict[str, str] = _stated(parts) if "llmkit.state" in known else _paired(parts)
         self.pasts = [name for name in self.state if len(parts.inputs[name].shape) == 4]
         self.in_place = known.get("llmkit.attention") in IN_PLACE and bool(self.pasts)
         self.width = sum(int(parts.inputs[n].shape[1]) * int(parts.inputs[n].shape[3]) for n in self.pasts)
-        self._initial: dict[str, list[float]] = json.loads(known.get("llmkit.initial", "{}"))
+        self._initial = _initial(parts)
 
     def roomy(
         self,
@@ -94,6 +94,30 @@ class Memory:
         if room is not None:
             sizes.insert(2, room)
         return torch.zeros(sizes, dtype=getattr(torch, port.dtype), device=self._parts.device)
+
+
+def _stated(parts: Parts) -> dict[str, str]:
+    """What llmkit's own graph says of the inputs that go on from call to call."""
+    state = parse_object(parts.metadata["llmkit.state"], "the graph's llmkit.state")
+    for name, output in state.items():
+        if name not in parts.inputs or not isinstance(output, str) or output not in parts.outputs:
+            raise _damaged(f"llmkit.state pairs {name!r} with {str(output)[:60]!r}, of which it has not both")
+        shape = parts.inputs[name].shape
+        if len(shape) == 4 and not all(isinstance(n, int) for n in (shape[1], shape[3])):
+            raise _damaged(f"its input {name!r} states no heads or no width")
+    return state
+
+
+def _initial(parts: Parts) -> dict[str, list[float]]:
+    values = parse_object(parts.metadata.get("llmkit.initial", "{}"), "the graph's llmkit.initial")
+    for name, numbers in values.items():
+        if not isinstance(numbers, list) or not all(type(n) in (int, float) for n in numbers):
+            raise _damaged(f"llmkit.initial of {name!r} is no list of numbers")
+    return values
+
+
+def _damaged(what: str) -> InputError:
+    return InputError(f"the graph contradicts itself: {what}", hint="export the model again")
 
 
 def _paired(parts: Parts) -> dict[str, str]:

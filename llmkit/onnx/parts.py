@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llmkit.errors import InputError
 from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.split import HIDDEN, last_column, split_head
 
@@ -84,7 +85,10 @@ class Parts:
 def _port(value: onnx.ValueInfoProto) -> Port:
     import onnx
 
-    kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    number = value.type.tensor_type.elem_type
+    if number not in onnx.TensorProto.DataType.values():
+        raise InputError(f"the graph's {value.name} is of element type {number}, which is not known")
+    kind = onnx.TensorProto.DataType.Name(number)
     dims = value.type.tensor_type.shape.dim
     shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims)
     return Port(torch_name(kind), shape)
