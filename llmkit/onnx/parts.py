@@ -58,6 +58,26 @@ class Parts:
         self.inputs = {value.name: _port(value) for value in graph.graph.input}
         self.outputs = {value.name: _port(value) for value in graph.graph.output}
         self.is_divided = HIDDEN in self.metadata
+        self._check()
+
+    def _check(self) -> None:
+        """What the parts are made by: the logits, and where it is marked the value that enters the head."""
+        import onnx
+
+        odd = None
+        if "logits" not in self.outputs:
+            odd = "it has no output named logits"
+        elif self.is_divided:
+            known = self.metadata
+            size = known.get("llmkit.hidden_size", "")
+            if not any(known[HIDDEN] in node.input for node in self._graph.graph.node):
+                odd = f"no node reads {known[HIDDEN][:60]!r}, which {HIDDEN} names"
+            elif not (size.isascii() and size.isdigit() and len(size) < 10):
+                odd = f"llmkit.hidden_size is {size[:60]!r}, expected a number"
+            elif known.get("llmkit.dtype") not in onnx.TensorProto.DataType.keys():  # noqa: SIM118 - no mapping
+                odd = f"llmkit.dtype is {known.get('llmkit.dtype', '')[:60]!r}"
+        if odd is not None:
+            raise InputError(f"the graph cannot be run: {odd}", hint="export the model again")
 
     @cached_property
     def body(self) -> BoundSession:
