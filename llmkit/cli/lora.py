@@ -74,7 +74,8 @@ def merge(
     """Merge adapters into a base, one after the other: LoRA, DoRA, IA3, AdaLoRA, LoHa, LoKr, saved modules and tokens.
 
     An adapter that brings a larger vocabulary resizes embedding, head, config and tokenizer in the same step. Every
-    tensor of the adapter is used, or it is an error. Prints how many modules changed, and how much.
+    tensor of the adapter is used, or it is an error. The weights are those of peft's merge_and_unload, bit for bit;
+    with --dtype the base is cast before anything is added. Prints how many modules changed, and how much.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import require_model

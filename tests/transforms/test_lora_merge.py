@@ -137,3 +137,20 @@ def test_products_in_blocks_have_the_bits_of_the_whole(shape):
     flipped = [slice(i, i + BLOCK_ROWS) for i in range(0, n_in, BLOCK_ROWS)]
     left, right = a.T.contiguous(), b.T.contiguous()
     assert torch.equal(torch.cat([_rows_of(left, r, right) for r in flipped]), (b @ a).T)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_an_undescribed_model_is_transposed_where_its_shapes_say_so(tmp_path, flag):
+    """A family of Conv1D layers without a plugin; the config's flag is only what PEFT was told."""
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    torch.manual_seed(0)
+    config = OpenAIGPTConfig(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    model = world.spread(OpenAIGPTLMHeadModel(config).eval())
+    base = world.save_base(model, tmp_path / "base")
+    made = LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    world.train(model, made, tmp_path / "a")
+    expected = world.peft_merge(base, tmp_path / "a", torch.float32)
+    adapter = open_adapter(world.edit_config(tmp_path / "a", fan_in_fan_out=flag))
+    for name, tensor in world.loaded(merge(world.open_base(base), [adapter])).items():
+        assert torch.equal(tensor, expected[name]), name

@@ -20,6 +20,7 @@ from llmkit.transforms.lora import arithmetic
 from llmkit.transforms.lora.ends import settle
 from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
 from llmkit.transforms.lora.names import Paths
+from llmkit.transforms.lora.orientation import stored_flipped
 from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, wrapped
 from llmkit.transforms.lora.spelling import in_base_names
 
@@ -228,9 +229,15 @@ class Application:
         )  # fmt: skip
 
     def _is_flipped(self, name: str) -> bool:
-        """Whether a weight is stored [in, out]: the family tells, as the layer tells PEFT, not the config."""
+        """Whether a weight is stored [in, out]: the family tells, as the layer tells PEFT, else the shapes."""
         slot = self._slots.get(name)
-        return self.adapter.is_transposed if slot is None else slot.is_transposed
+        if slot is not None:
+            return slot.is_transposed
+        at = {self._weight_name(module): module for module in self.adapter.modules}
+        return stored_flipped(self.adapter, at[name], lambda m: self.ckpt.tensors.get(self._weight_name(m)))
+
+    def _weight_name(self, module: str) -> str:
+        return f"{self._paths.module(module)}.weight"
 
     def _factor(self, parts: Mapping[str, Lazy], stem: str) -> Lazy:
         return parts[stem] if stem in parts else arithmetic.product(parts[f"{stem}_a"], parts[f"{stem}_b"])

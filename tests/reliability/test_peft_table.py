@@ -1,0 +1,47 @@
+"""The table of PEFT's configurations × families: a few cells always, a diagonal of all with the slow tests.
+
+The whole, a quarter of an hour, is a command: python tests/reliability/peft_table.py
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from reliability.peft_kinds import KINDS
+from reliability.peft_table import FAMILIES, check
+
+BY_NAME = {kind.name: kind for kind in KINDS}
+N_DIAGONALS = 12
+FEW = [
+    ("mistral", "lora bfloat16"), ("phi3", "rslora"), ("gpt2", "dora float16"), ("gpt_neox", "bias all"),
+    ("qwen2", "patterns by regex"), ("opt", "loha, patterns"), ("bloom", "ia3"), ("qwen3", "lokr, both"),
+    ("falcon", "pissa, converted"), ("stablelm", "modules_to_save both bfloat16"), ("gptj", "adalora"),
+    ("mixtral", "all-linear"), ("gpt_bigcode", "fan_in_fan_out"), ("llama", "vera"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "name"), FEW)
+def test_a_cell(family, name):
+    if family not in FAMILIES:
+        pytest.skip(f"this transformers has no {family}")
+    cell = check(family, BY_NAME[name])
+    assert cell.verdict in ("bits", "refused" if BY_NAME[name].is_refused else "bits"), cell
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_diagonal_of_the_table(family):
+    """Every twelfth configuration, beginning elsewhere for each family: all configurations, all families."""
+    kinds = KINDS[FAMILIES.index(family) % N_DIAGONALS :: N_DIAGONALS]
+    assert [cell for kind in kinds if not (cell := check(family, kind)).is_right] == []
+
+
+def test_a_wrong_merge_is_found(monkeypatch):
+    """The table finds a scale that is folded into a factor: here llmkit's own order is changed."""
+    from llmkit.transforms.lora import arithmetic
+
+    def folded(left, rows, right):
+        return left[rows] @ right * 1.001
+
+    monkeypatch.setattr(arithmetic, "_rows_of", folded)
+    assert check("llama", BY_NAME["dora"]).verdict == "WRONG"
