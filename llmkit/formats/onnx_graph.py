@@ -6,6 +6,7 @@ it every tensor that lies in a file of its own is inside the graph's folder and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,12 +65,12 @@ def place_of(path: Path, tensor: onnx.TensorProto) -> tuple[Path, int]:
     file = folder / location
     if not location or "\0" in location or len(location) > 1024:
         raise InputError(f"{path}: {tensor.name} lies at no usable location: {location[:80]!r}", hint=_REMEDY)
-    home = folder.resolve()
+    home = Path(os.path.realpath(folder))  # unlike resolve, no error for a link that leads to itself
     roots = [home]
     if home.parent.name == "snapshots":  # the hub's cache keeps a snapshot's files beside it
         roots.append(home.parent.parent / "blobs")
     is_plain = not Path(location).is_absolute() and ".." not in Path(location).parts
-    if not is_plain or not any(file.resolve().is_relative_to(root) for root in roots):
+    if not is_plain or not any(Path(os.path.realpath(file)).is_relative_to(root) for root in roots):
         raise InputError(
             f"{path}: the location of {tensor.name}, {location!r}, is outside the graph's folder",
             hint="do not use this graph, or move the file beside it and correct the location",
