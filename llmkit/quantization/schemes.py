@@ -127,8 +127,14 @@ class Scheme:
         Raises:
             SpecError: floats, dynamic grids, or strategies other than group and channel.
         """
+        if not isinstance(weights, Mapping):
+            raise SpecError(f"compressed-tensors weights are {str(weights)[:60]!r}, expected an object")
         kind, strategy = weights.get("type", "int"), weights.get("strategy")
-        group_size = weights.get("group_size")
+        group_size, bits = weights.get("group_size"), weights.get("num_bits")
+        if type(bits) is not int or type(group_size) not in (int, type(None)):
+            raise SpecError(
+                f"compressed-tensors weights of num_bits {str(bits)[:60]!r}, group_size {str(group_size)[:60]!r}"
+            )
         if strategy is None:  # as compressed-tensors infers it
             strategy = "group" if group_size and group_size > 0 else "channel" if group_size == -1 else "tensor"
         if kind != "int" or strategy not in ("group", "channel") or weights.get("dynamic"):
@@ -136,10 +142,10 @@ class Scheme:
                 f"compressed-tensors weights of type {kind!r}, strategy {strategy!r}"
                 f"{', dynamic' if weights.get('dynamic') else ''} are not read; expected int, group or channel, static"
             )
-        if strategy == "group" and not isinstance(group_size, int):
+        if strategy == "group" and (group_size is None or group_size < 1):
             raise SpecError(f"compressed-tensors weights of strategy 'group' with group_size {group_size!r}")
         return cls(
-            int(weights["num_bits"]),
+            bits,
             group_size if strategy == "group" else None,
             bool(weights.get("symmetric", True)),
         )

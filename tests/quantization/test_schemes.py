@@ -55,3 +55,16 @@ def test_the_config_is_what_compressed_tensors_understands(scheme):
 def test_what_is_not_read_is_refused_by_name(weights):
     with pytest.raises(SpecError, match="are not read; expected int, group or channel, static"):
         Scheme.from_weights(weights)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "x", 5, [], {"type": "int", "strategy": "channel"}, {"num_bits": "8", "strategy": "channel"},
+        {"num_bits": True, "strategy": "channel"}, {"num_bits": 8, "strategy": "group", "group_size": "32"},
+        {"num_bits": 8, "strategy": "group", "group_size": 0}, {"num_bits": 8, "group_size": [32]},
+    ],
+)  # fmt: skip
+def test_values_of_other_types_are_refused(weights):
+    with pytest.raises(SpecError, match="compressed-tensors weights"):
+        Scheme.from_weights(weights)
