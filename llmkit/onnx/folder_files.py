@@ -61,7 +61,7 @@ def _readable(file: FileContent) -> FileContent:
     """tokenizer_config.json with a class that transformers 4 knows, too."""
     settings = parse_object(file.read(), _TOKENIZER_CONFIG)
     stated = settings.get("tokenizer_class")
-    if stated not in _CLASSES:
+    if not isinstance(stated, str) or stated not in _CLASSES:
         return file
     return json_file({**settings, "tokenizer_class": _CLASSES[stated]})
 

@@ -81,6 +81,8 @@ class _Vocabulary:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self.tokens: Sequence[str] = self._get("tokens", [])
+        if not isinstance(self.tokens, list):
+            raise InputError("tokenizer.ggml.tokens is no list of str")
         self.is_sentencepiece = _KINDS[self._get("model")] == "sentencepiece"
         self.types: Sequence[int] = self._get("token_type") or [PieceKind.NORMAL] * len(self.tokens)
         self.scores: Sequence[float] = self._get("scores") or [0.0] * len(self.tokens)
@@ -89,7 +91,7 @@ class _Vocabulary:
         if not isinstance(merges, list) or not all(isinstance(m, str) and " " in m for m in merges):
             raise InputError("tokenizer.ggml.merges is no list of pairs, with a space between the two")
         for name, (values, kind) in kinds.items():
-            if not isinstance(values, list) or not all(isinstance(v, kind) for v in values[:1]):
+            if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
                 raise InputError(f"tokenizer.ggml.{name} is no list of {kind.__name__}")
             if len(values) != len(self.tokens):
                 raise InputError(f"tokenizer.ggml.{name} has {len(values)} values for {len(self.tokens)} tokens")
