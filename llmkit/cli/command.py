@@ -79,7 +79,8 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         parameters += _options(group)
 
     def run(**values: Any) -> None:
-        given = _given(values.pop("called"))
+        called = values.pop("called")
+        given = _given(called)
         made = {name: _take(group, values) for name, group in groups.items()}
         common = made.pop("")
         for options in made.values():
@@ -87,8 +88,9 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
                 object.__setattr__(options, "inputs", _inputs(parameters, values))
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
         try:
-            with libraries(common.verbose), using(common.plugin or ()):
-                function(Output(mode, common.verbose, given), **values, **made)
+            out = Output(mode, common.verbose, given).at_work(called.command_path)
+            with out.waiting, libraries(common.verbose), using(common.plugin or ()):
+                function(out, **values, **made)
             try:
                 sys.stdout.flush()
             except BrokenPipeError:

@@ -227,6 +227,7 @@ def export(
             why = f"not compared with the torch decoder: ONNX Runtime has no provider {runner!r} here"
             return {"parity": None, "unchecked": why}, lambda: out.warning(why)
         reference = computed_weights(ckpt, dtype=dtype, rounding=rounding, provider=provider)
+        out.doing("comparing with the torch decoder")
         checked = check_folder(writing.output, reference, dtype=dtype, provider=runner)
         failed.extend(checked.failed)
         return checked.as_dict(), lambda: _render(out, checked)

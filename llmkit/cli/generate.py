@@ -81,7 +81,9 @@ def generate(
         out.refuse_options(
             {"top_k", "top_p"}, "greedy text (--temperature 0)", "add --temperature 0.8, or another above 0"
         )
+    out.waiting.hold()  # what is typed stands in the terminal
     talk = read_conversation(prompt, system, messages)
+    out.waiting.release()
     ckpt = require_model(open_checkpoint(model), "generate")
     refuse_unread(ckpt)
     tokenizer = load_tokenizer(ckpt)
@@ -99,7 +101,9 @@ def generate(
         show_prompt(out, tokenizer, ids)
         return
     ending = ending_of(tokenizer, form)
+    out.doing(f"loading {ckpt.label}")
     decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider)
+    out.doing("reading the prompt")
     started = time.monotonic()
     new = TextStream(lambda some: str(tokenizer.decode(some, skip_special_tokens=True)), ending.texts, ending.finish)
     ends = {*end_tokens(ckpt), *ending.ids}

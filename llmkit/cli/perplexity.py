@@ -69,6 +69,7 @@ def perplexity(
     for odd in doubts_of(ckpt, backend):
         out.warning(odd)
     ids = list(load_tokenizer(ckpt)(content, verbose=False)["input_ids"])
+    out.doing(f"loading {ckpt.label}")
     decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider)
     n_context = context or min(decoder.context or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
     if decoder.context is not None and n_context > decoder.context:

@@ -1,11 +1,16 @@
-"""Two ways to show progress: a bar in a terminal, and a line each 10 % or 30 s elsewhere."""
+"""Two ways to show progress: a bar in a terminal, and a line each 10 % or 30 s elsewhere.
+
+Between bars, a line in the terminal says that a command is at work: none stays quiet there for more than two seconds.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING
 
 from llmkit.cli.terminal import clean, raw_stderr
 from llmkit.tensors.spec import format_bytes
@@ -14,18 +19,101 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Bar", "Lines"]
+__all__ = ["Bar", "Lines", "Waiting"]
 
 _LINE_EVERY_S = 30.0
 _LINE_EVERY_SHARE = 0.1
 _WIDE = 110  # columns; narrower terminals get a shorter bar, and one line all the same
+_QUIET_S = 1.0  # after so long without a word the line of `Waiting` appears
+_USUAL = 80  # columns, where a terminal does not say
 _NUMBERS_WIDTH = 40  # "1000.0/1000.0 MB", "1000.0 MB/s", "0:00:00" and the spaces around them
 
 
-class Bar:
-    """A bar with the amount done, the rate, the time left and what is being worked on."""
+class Waiting:
+    """`loading vicuna-7b, 3 s`: the last line of a terminal while nothing else is written to it.
 
-    def __init__(self) -> None:
+    Whoever writes to the terminal does so inside `writing` or `held`, so that the line is gone before.
+
+    Args:
+        label: what is being done.
+        stream: the terminal; None draws nothing.
+    """
+
+    def __init__(self, label: str = "", stream: IO[str] | None = None) -> None:
+        self.label = label
+        self._stream = stream
+        self._guard = threading.RLock()
+        self._done = threading.Event()
+        self._n_holders = 0
+        self._is_drawn = self._is_amid_line = False
+        self._began = self._last = time.monotonic()
+
+    def __enter__(self) -> Waiting:
+        if self._stream is not None:
+            threading.Thread(target=self._run, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        with self.writing():
+            pass
+
+    def doing(self, label: str) -> None:
+        """From now on this is being done."""
+        with self._guard:
+            self.label, self._began = label, time.monotonic()
+
+    @contextmanager
+    def writing(self, *, ends_line: bool = True) -> Iterator[None]:
+        """Something is written to the terminal; with `ends_line` false the cursor then stands within a line."""
+        with self._guard:
+            self._clear()
+            self._is_amid_line = not ends_line
+            yield
+            self._last = time.monotonic()
+
+    def hold(self) -> None:
+        """Draw nothing: a bar is there, or the user types."""
+        with self._guard:
+            self._clear()
+            self._n_holders += 1
+
+    def release(self) -> None:
+        """End one `hold`."""
+        with self._guard:
+            self._n_holders -= 1
+            self._last = time.monotonic()
+
+    def _run(self) -> None:
+        while not self._done.wait(0.25):
+            with self._guard:
+                now = time.monotonic()
+                is_free = not (self._n_holders or self._is_amid_line or self._done.is_set())
+                if is_free and now - self._last >= _QUIET_S:
+                    self._draw(f"{self.label}, {now - self._began:.0f} s")
+
+    def _draw(self, text: str) -> None:
+        if self._stream is not None:
+            with suppress(OSError, ValueError):  # nobody looks
+                room = (os.get_terminal_size(self._stream.fileno()).columns or _USUAL) - 1
+                self._stream.write(f"\r{clean(text, is_line=True)[:room]}\x1b[K")
+                self._stream.flush()
+        self._is_drawn = bool(text)
+
+    def _clear(self) -> None:
+        if self._is_drawn:
+            self._draw("")
+
+
+class Bar:
+    """A bar with the amount done, the rate, the time left and what is being worked on.
+
+    Args:
+        waiting: the line that stands there between bars.
+    """
+
+    def __init__(self, waiting: Waiting | None = None) -> None:
+        self._waiting = waiting or Waiting()
         self._rich: RichProgress | None = None
         self._task: TaskID | None = None
         self._guard = threading.Lock()
@@ -62,6 +150,7 @@ class Bar:
             transient=True,
         )
         self._task = self._rich.add_task(clean(label, is_line=True), total=total, note="")
+        self._waiting.hold()
         self._rich.start()
 
     def advance(self, n: int, note: str = "") -> None:
@@ -77,6 +166,7 @@ class Bar:
         with self._guard:
             if self._rich is not None:
                 self._rich.stop()
+                self._waiting.release()
             self._rich = None
 
 

@@ -1,0 +1,85 @@
+"""In a terminal no command is quiet for more than two seconds, and what says so is gone before anything else is."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import sys
+import time
+
+import pytest
+
+from llmkit.cli.output import Mode, Output
+from llmkit.cli.progress import Bar
+
+
+class Terminal(io.TextIOWrapper):
+    """One end of a pseudo-terminal; `read_all` gives what was written to it."""
+
+    def __init__(self) -> None:
+        self.master, slave = pty.openpty()
+        super().__init__(io.FileIO(slave, "w"), encoding="utf-8", write_through=True)
+
+    def read_all(self) -> str:
+        os.set_blocking(self.master, False)
+        try:
+            return os.read(self.master, 65536).decode()
+        except BlockingIOError:
+            return ""
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.delenv("LLMKIT_NO_PROGRESS", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    made = Terminal()
+
+    def take() -> Terminal:  # in the test itself: pytest sets both anew after the fixtures
+        monkeypatch.setattr(sys, "stdout", made)
+        monkeypatch.setattr(sys, "stderr", made)
+        return made
+
+    yield take
+    os.close(made.master)
+
+
+def test_a_quiet_command_says_that_it_is_at_work(terminal):
+    screen = terminal()
+    out = Output().at_work("llmkit verify")
+    with out.waiting:
+        time.sleep(1.6)
+        assert re.fullmatch(r"(\rllmkit verify, \d s\x1b\[K)+", screen.read_all())
+        out.doing("loading vicuna-7b")
+        time.sleep(0.4)
+        assert "\rloading vicuna-7b, 0 s\x1b[K" in screen.read_all()
+        out.line("done")
+    assert screen.read_all() == "\r\x1b[Kdone\r\n"
+
+
+def test_nothing_is_drawn_over_a_bar_or_within_a_line(terminal):
+    screen = terminal()
+    out = Output().at_work("llmkit verify")
+    with out.waiting:
+        out.text("half a line")
+        time.sleep(1.4)
+        assert screen.read_all() == "half a line"
+        out.line()
+        bar = out.progress()
+        assert isinstance(bar, Bar)
+        bar.begin(2, "reading")
+        time.sleep(1.4)
+        bar.end()
+        bar.end()
+        assert "llmkit verify" not in screen.read_all()
+        time.sleep(1.4)
+    assert "\rllmkit verify, " in screen.read_all()
+
+
+@pytest.mark.parametrize("mode", [Mode.JSON, Mode.QUIET])
+def test_nothing_is_drawn_where_it_is_not_wanted(terminal, mode):
+    screen = terminal()
+    with Output(mode).at_work("llmkit verify").waiting:
+        time.sleep(1.3)
+    assert screen.read_all() == ""
