@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument, OutDtypeOption, Writing
 from llmkit.cli.output import Output
@@ -39,6 +40,7 @@ def convert(
         typer.Option(
             "--to",
             metavar="LAYOUT",
+            autocompletion=completion.layouts,
             help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json. "
             "litgpt: lit_model.pth with model_config.yaml. llama2c: model.bin and tokenizer.bin. "
             "gguf: one file for llama.cpp.",
@@ -55,7 +57,10 @@ def convert(
     type_: Annotated[
         str | None,
         typer.Option(
-            "--type", metavar="TYPE", help="With --to gguf: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1 or q4_0."
+            "--type",
+            metavar="TYPE",
+            autocompletion=completion.gguf_types,
+            help="With --to gguf: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.",
         ),
     ] = None,
     architecture: Annotated[
@@ -63,6 +68,7 @@ def convert(
         typer.Option(
             "--as",
             metavar="NAME",
+            autocompletion=completion.plugins,
             help="Store it as another architecture that computes the same, such as glm (ChatGLM2, ChatGLM3, GLM-4) or "
             "llama (Baichuan 7B); `llmkit plugins show` names them.",
         ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli import decode
+from llmkit.cli import completion, decode
 from llmkit.cli.command import command
 from llmkit.cli.options import OutDtypeOption, Writing
 from llmkit.cli.output import Output
@@ -24,7 +24,10 @@ BaseArgument = Annotated[str, typer.Argument(metavar="BASE", help="The model tha
 ProfileOption = Annotated[
     str | None,
     typer.Option(
-        "--profile", metavar="NAME", help="The convention: alpaca, vicuna, vicuna-v0, … (default: found out, and said)."
+        "--profile",
+        metavar="NAME",
+        autocompletion=completion.profiles,
+        help="The convention: alpaca, vicuna, vicuna-v0, … (default: found out, and said).",
     ),
 ]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmkit.cli import completion
 from llmkit.cli.command import Interrupted, command
 from llmkit.cli.options import BackendOption, Chat, DeviceOption, DtypeOption, JsonPath, ModelArgument, ProviderOption
 from llmkit.cli.output import Output, duration
@@ -40,7 +41,13 @@ def evaluate(
     out: Output,
     model: ModelArgument,
     bench: Annotated[
-        str, typer.Option("--bench", metavar="NAME[,NAME]", help="mmlu, ceval, mini, or any task or group of lm-eval.")
+        str,
+        typer.Option(
+            "--bench",
+            metavar="NAME[,NAME]",
+            autocompletion=completion.benches,
+            help="mmlu, ceval, mini, or any task or group of lm-eval.",
+        ),
     ],
     templates: Chat,
     data: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Output
@@ -42,12 +43,16 @@ def export(
     out: Output,
     model: ModelArgument,
     writing: Writing,
-    to: Annotated[str, typer.Option("--to", metavar="onnx", help="The format to export to.")] = "onnx",
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="onnx", autocompletion=completion.among("onnx"), help="The format to export to."),
+    ] = "onnx",
     weights: Annotated[
         str | None,
         typer.Option(
             "--weights",
             metavar="link|copy",
+            autocompletion=completion.among("link", "copy"),
             help="link: the graph refers to the model's own files, which OUT shares (reflinks where the disk can, else "
             "hard links). copy: OUT has weights of its own (onnx.checker refuses hard links, runtimes take them). By "
             "default files are linked of which most is used.",
@@ -58,6 +63,7 @@ def export(
         typer.Option(
             "--attention",
             metavar="gqa|flash|attention|mha",
+            autocompletion=completion.attentions,
             help="The op that computes attention (default: the fastest that can). flash is gqa without a mask that is "
             "added to scores, as CUDA's flash kernels want it: batches are padded on the right. With gqa and flash, "
             "ONNX Runtime takes a batch of several rows in one call for the whole prompt, then one token a call; "
@@ -65,22 +71,35 @@ def export(
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="DTYPE", help="Compute in float32, float16 or bfloat16.")
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            autocompletion=completion.dtypes,
+            help="Compute in float32, float16 or bfloat16.",
+        ),
     ] = "float32",
     via: Annotated[
         str | None,
         typer.Option(
-            "--via", metavar="optimum", help="Let Optimum trace transformers' model: where no plugin describes it."
+            "--via",
+            metavar="optimum",
+            autocompletion=completion.among("optimum"),
+            help="Let Optimum trace transformers' model: where no plugin describes it.",
         ),
     ] = None,
     provider: Annotated[
-        str, typer.Option("--provider", metavar="cpu|cuda", help="What the graph shall run on.")
+        str,
+        typer.Option(
+            "--provider", metavar="cpu|cuda", autocompletion=completion.providers, help="What the graph shall run on."
+        ),
     ] = "cpu",
     bits: Annotated[
         int | None,
         typer.Option(
             "--bits",
             metavar="8|4",
+            autocompletion=completion.among("8", "4"),
             help="Round the linear layers to nearest. A quantized model keeps its grids without it, and with it those "
             "of no more bits.",
         ),
@@ -90,6 +109,7 @@ def export(
         typer.Option(
             "--group-size",
             metavar="N|channel|auto",
+            autocompletion=completion.among("auto", "channel", "16", "32", "64", "128", "256"),
             help="Input columns that share a scale: 16, 32, 64, 128, 256, or channel for one scale a row. auto: the "
             "largest of 64, 32 that divides every row, with 8 bits of 128, too.",
         ),
@@ -113,6 +133,7 @@ def export(
         typer.Option(
             "--embedding-bits",
             metavar="4|8|16",
+            autocompletion=completion.among("4", "8", "16"),
             help="Bits of the embedding and the head, which share bytes where they are tied; 16 leaves them in floats. "
             "By default 8 with --bits: perplexity does not notice them, and the head is read for every token.",
         ),
@@ -130,6 +151,7 @@ def export(
         typer.Option(
             "--accuracy-level",
             metavar="0|1|4",
+            autocompletion=completion.among("0", "1", "4"),
             help="What products with integers are computed in: 4 is int8 (the default on the CPU, and several times as "
             "fast), 1 float32, 0 as the compute dtype.",
         ),
@@ -139,6 +161,7 @@ def export(
         typer.Option(
             "--kv-cache-dtype",
             metavar="int8",
+            autocompletion=completion.among("int8"),
             help="Keep keys and values in int8: a quarter of the memory, faster steps at long contexts, slower prompts "
             "(default: the compute dtype).",
         ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import OutDtypeOption, SeedOption, Writing
 from llmkit.cli.output import Output
@@ -98,6 +99,7 @@ def combine(
         typer.Option(
             "--method",
             metavar="M",
+            autocompletion=completion.methods,
             help="cat (the exact sum), svd, linear, ties, dare_linear, dare_ties or magnitude_prune.",
         ),
     ] = "cat",

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli import completion
+
 __all__ = [
     "BackendOption",
     "Chat",
@@ -24,26 +26,48 @@ __all__ = [
 ]
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a weight file or a hub id.")]
-DtypeOption = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Compute in float32, bfloat16 or float16.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype", metavar="DTYPE", autocompletion=completion.dtypes, help="Compute in float32, bfloat16 or float16."
+    ),
+]
 OutDtypeOption = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="DTYPE", help="Store floats as float32, bfloat16 or float16 (default: as now)."),
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        autocompletion=completion.dtypes,
+        help="Store floats as float32, bfloat16 or float16 (default: as now).",
+    ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, or auto.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        autocompletion=completion.among("cpu", "cuda", "auto"),
+        help="Where to compute: cpu, cuda, cuda:1, or auto.",
+    ),
 ]
 BackendOption = Annotated[
     str,
     typer.Option(
         "--backend",
         metavar="NAME",
+        autocompletion=completion.backends,
         help="What computes the model: llmkit, transformers (where no plugin describes it), onnx (an exported folder), "
         "or auto (onnx or llmkit).",
     ),
 ]
 ProviderOption = Annotated[
     str | None,
-    typer.Option("--provider", metavar="NAME", help="For an exported folder: ONNX Runtime's cpu (default) or cuda."),
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        autocompletion=completion.providers,
+        help="For an exported folder: ONNX Runtime's cpu (default) or cuda.",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 OutputOption = Annotated[
@@ -106,10 +130,13 @@ class Chat:
         typer.Option(
             "--chat-template",
             metavar="NAME",
+            autocompletion=completion.formats,
             help="In another chat format: alpaca, vicuna, chatglm2, …; chat-template is the model's own, raw is none.",
         ),
     ] = None
-    format: Annotated[str | None, typer.Option("--format", metavar="NAME", hidden=True)] = None  # as it was called once
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", autocompletion=completion.formats, hidden=True)
+    ] = None  # as it was called once
 
     @property
     def name(self) -> str | None:

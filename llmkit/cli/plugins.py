@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli import draft
+from llmkit.cli import completion, draft
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of a plugin.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", autocompletion=completion.plugins, help="The name of a plugin.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -118,7 +120,12 @@ def show(out: Output, name: NameArgument) -> None:
 def check(
     out: Output,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The name of a plugin, or a plugin file (default: all).")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            autocompletion=completion.plugins,
+            help="The name of a plugin, or a plugin file (default: all).",
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every plugin, one line for each.")] = False,
     model: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Output
@@ -34,13 +35,17 @@ def register(app: typer.Typer) -> None:
 def quantize(
     out: Output,
     model: ModelArgument,
-    bits: Annotated[int, typer.Option("--bits", metavar="8|4", help="Bits of each weight.")],
+    bits: Annotated[
+        int,
+        typer.Option("--bits", metavar="8|4", autocompletion=completion.among("8", "4"), help="Bits of each weight."),
+    ],
     writing: Writing,
     group_size: Annotated[
         str,
         typer.Option(
             "--group-size",
             metavar="N|channel|auto",
+            autocompletion=completion.among("auto", "channel", "32", "64", "128"),
             help="Input columns that share a scale: 32, 64, 128, or channel for one scale a row. auto: channel for "
             "8 bits, the largest that divides every row for 4.",
         ),

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument, SeedOption, Writing
 from llmkit.cli.output import Output
@@ -64,13 +65,20 @@ def extend(
     ],
     writing: Writing,
     init: Annotated[
-        str, typer.Option("--init", metavar="NAME", help="How new rows begin: mean, pieces, zero, normal or focus.")
+        str,
+        typer.Option(
+            "--init",
+            metavar="NAME",
+            autocompletion=completion.inits,
+            help="How new rows begin: mean, pieces, zero, normal or focus.",
+        ),
     ] = "mean",
     as_: Annotated[
         str | None,
         typer.Option(
             "--as",
             metavar="pieces|added",
+            autocompletion=completion.among("pieces", "added"),
             help="Enter them with merges, or as added tokens that are matched first (default: added for a text file).",
         ),
     ] = None,
@@ -79,6 +87,7 @@ def extend(
         typer.Option(
             "--scores",
             metavar="zero|own|after",
+            autocompletion=completion.scores,
             help="Scores of new SentencePiece pieces: 0 as Chinese-LLaMA, their own, or after all old ones, where "
             "tokenizer.json and tokenizer.model agree on every text.",
         ),
