@@ -147,7 +147,7 @@ def test_a_record_that_cannot_be_written_or_read(record, tmp_path):
     with pytest.raises(InputError, match="not a run record"):
         read_record(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="is not valid JSON"):
         read_record(tmp_path / "x.json")
     assert not list(tmp_path.glob("*.partial"))
 
