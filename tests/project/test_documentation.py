@@ -173,5 +173,5 @@ def test_the_prompt_formats_are_listed():
     from llmkit.architecture.prompts import FORMATS
 
     page = (ROOT / "docs" / "guides" / "prompts.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"[a-z0-9-]+", page[page.index("name one:") : page.index("Special tokens")]))
+    listed = set(re.findall(r"[a-z0-9-]+", page[page.index("names one:") : page.index("Special tokens")]))
     assert listed >= set(FORMATS) - {"raw", "chat-template"}

@@ -124,7 +124,7 @@ def test_tokens_are_looked_up_by_name_or_id(llama, glm):
     with pytest.raises(InputError) as caught:
         encode_chat(llama, FORMATS["stablelm-tuned"], ASK)
     assert caught.value.message == ("the prompt format is made of the token <|SYSTEM|>, which this tokenizer has not")
-    assert "--format raw" in caught.value.hint
+    assert "--chat-template raw" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["vicuna", "llama-2-chat", "chatglm3", "chatglm2", "baichuan-chat", "belle"])
