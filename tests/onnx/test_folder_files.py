@@ -96,7 +96,9 @@ def test_a_linked_export_shares_the_vocabulary_too(weights, tmp_path):
     from llmkit.cli.app import main
 
     source = exported("llama", tmp_path).with_name("llama")
-    (source / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}, "filler": " " * 200_000}))
+    (source / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}, "filler": " " * 200_000})
+    )
     (source / "tokenizer_config.json").write_text("{}")
     out = tmp_path / "out"
     args = ["export", str(source), "--to", "onnx", "--weights", weights, "--no-check", "-q", "-o", str(out)]
