@@ -152,7 +152,7 @@ def test_what_cannot_be_is_refused(tmp_path, case):
     with pytest.raises(InputError, match="cannot read"):
         vocab.trim(case.ckpt, tmp_path / "absent.txt")
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
-    with pytest.raises(InputError, match="is not UTF-8: invalid start byte at byte 3"):
+    with pytest.raises(InputError, match="is not UTF-8 text: invalid start byte at byte 3"):
         vocab.trim(case.ckpt, tmp_path / "bad.txt")
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(InputError, match="has no text"):
