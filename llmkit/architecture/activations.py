@@ -50,5 +50,5 @@ def known_activation(name: str) -> str:
     guess = nearest(name, known)
     raise RequirementError(
         f"config.json: no activation is called {name!r}",
-        hint=f"did you mean {guess!r}?" if guess else f"llmkit knows {', '.join(sorted(known))}",
+        hint=f"did you mean {guess!r}?" if guess else f"known: {', '.join(sorted(known))}",
     )

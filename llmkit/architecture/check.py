@@ -48,7 +48,7 @@ class Report:
         if self.problems:
             raise SpecError(
                 f"{label}: the tensors do not fit config.json: " + "; ".join(self.problems),
-                hint="`llmkit inspect` shows every tensor; config.json must be the one these weights were saved with",
+                hint="put the config.json there that these weights were saved with (`llmkit inspect MODEL --tensors`)",
             )
 
 

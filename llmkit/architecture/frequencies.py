@@ -70,7 +70,7 @@ def frequencies(
             return _yarn(theta, dim, power(theta, exponents), scaling), _yarn_factor(scaling)
     raise RequirementError(
         f"no reader knows the RoPE scaling {scaling.name!r}",
-        hint="llmkit knows linear, dynamic, llama3, longrope and yarn",
+        hint="correct rope_scaling: known are linear, dynamic, llama3, longrope and yarn",
     )
 
 

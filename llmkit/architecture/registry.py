@@ -176,7 +176,7 @@ def require(config: Mapping[str, Any], label: str) -> Architecture:
         claims = ", ".join(_claims(config)) or "nothing (config.json names no architecture)"
         raise RequirementError(
             f"{label}: no plugin describes its architecture: {claims}",
-            hint="`llmkit plugins list` shows those there are; tensor-wise commands work without one",
+            hint="llmkit plugins new MODEL -o FILE.py drafts one for --plugin; `llmkit plugins list` shows what there is",
         )
     return found
 
@@ -224,7 +224,10 @@ def _load(plugin: Plugin) -> Architecture | PluginError:
             _make_importable(module_name.partition(".")[0])
         found = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # noqa: BLE001 - a plugin is foreign code; its failure must not break the rest
-        return PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}", hint="llmkit plugins list")
+        hint = (
+            "install llmkit again, as its README says" if plugin.is_builtin else f"update or uninstall {plugin.origin}"
+        )
+        return PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}", hint=hint)
     if not isinstance(found, Architecture):
         return PluginError(f"{where}: {plugin.target} is a {type(found).__name__}, expected an Architecture")
     return found

@@ -8,12 +8,13 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from llmkit.cli.packages import installed_version, requirements
+from llmkit.cli.packages import installed_version, requirements, source
 from llmkit.errors import LlmkitError
 from llmkit.pipeline.pool import n_cores
 from llmkit.tensors.spec import format_bytes
@@ -61,7 +62,9 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     except LlmkitError as error:
         return [Finding(name, "wrong", error.message, error.hint)]
     except Exception as error:  # noqa: BLE001 - whatever is broken here is what the user wants to know
-        return [Finding(name, "wrong", f"{type(error).__name__}: {error}", "LLMKIT_DEBUG=1 shows where")]
+        if os.environ.get("LLMKIT_DEBUG") == "1":
+            traceback.print_exc()
+        return [Finding(name, "wrong", f"{type(error).__name__}: {error}", "LLMKIT_DEBUG=1 llmkit doctor shows where")]
 
 
 def _python() -> Iterator[Finding]:
@@ -96,7 +99,8 @@ def _packages() -> Iterator[Finding]:
     for extra, names in missing_extras.items():
         if extra not in ("dev", "cpu", "gpu"):
             is_apart = any(" is not " in name for name in names)  # it would change what is here
-            remedy = f"pip install 'llmkit[{extra}]'" + (" in an environment of its own" if is_apart else "")
+            apart = f"pip install '{source()}[cpu,{extra}]' in an environment of its own"
+            remedy = apart if is_apart else f"pip install 'llmkit[{extra}]'"
             yield Finding(f"extra {extra}", "note", f"not here: {', '.join(names)}", remedy)
 
 
@@ -111,7 +115,10 @@ def _torch() -> Iterator[Finding]:
         yield Finding("threads", "note", f"{n_threads} threads on {cores} cores", f"export OMP_NUM_THREADS={cores}")
     if torch.version.cuda and not torch.cuda.is_available():
         yield Finding(
-            "gpu", "note", "torch is built for CUDA but sees no device", "check nvidia-smi, or install the cpu extra"
+            "gpu",
+            "note",
+            "torch is built for CUDA but sees no device",
+            "nvidia-smi tells whether the driver is there; llmkit computes on the CPU meanwhile",
         )
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
@@ -156,7 +163,12 @@ def _disk() -> Iterator[Finding]:
         if not os.access(folder, os.W_OK):
             yield Finding(name, "note", f"{folder} cannot be written", "work in another folder, or set TMPDIR")
         elif free < _MIN_FREE_NBYTES:
-            yield Finding(name, "note", f"{folder}: only {format_bytes(free)} free", "a 7B model takes 13.5 GB in half")
+            yield Finding(
+                name,
+                "note",
+                f"{folder}: only {format_bytes(free)} free",
+                "free some space, or work on another disk: a 7B model takes 13.5 GB in half precision",
+            )
         else:
             yield Finding(name, "ok", f"{folder}: {format_bytes(free)} free")
 
@@ -168,7 +180,12 @@ def _plugins() -> Iterator[Finding]:
     registry = default_registry()
     loaded = registry.load_all()
     good = [p.name for p, found in loaded.items() if not isinstance(found, PluginError)]
-    yield Finding("plugins", "ok" if good else "wrong", ", ".join(good) or "none", None if good else "install llmkit")
+    yield Finding(
+        "plugins",
+        "ok" if good else "wrong",
+        ", ".join(good) or "none",
+        None if good else f"pip install --force-reinstall --no-deps '{source()}'",
+    )
     for plugin, found in loaded.items():
         if isinstance(found, PluginError):
             yield Finding(f"plugin {plugin.name}", "wrong", found.message, f"update or uninstall {plugin.origin}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
-from importlib.metadata import PackageNotFoundError, requires, version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from llmkit.errors import RequirementError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-__all__ = ["installed_version", "missing_package", "requirements"]
+__all__ = ["installed_version", "missing_package", "requirements", "source"]
 
 
 def requirements() -> list[tuple[Requirement, str | None]]:
@@ -48,6 +52,15 @@ def installed_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def source() -> str:
+    """What pip installs llmkit from in another environment: the folder that it came from, or its name in an index."""
+    with suppress(PackageNotFoundError, ValueError):
+        url = json.loads(distribution("llmkit").read_text("direct_url.json") or "{}").get("url")
+        if isinstance(url, str):
+            return url2pathname(urlsplit(url).path) if url.startswith("file:") else f"llmkit @ {url}"
+    return "llmkit"
 
 
 def _extra_of(marker: str) -> str | None:

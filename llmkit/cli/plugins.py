@@ -148,7 +148,7 @@ def check(
     registry = default_registry()
     if model and not name:
         raise InputError(
-            f"--model {model} needs the plugin to compare it with", hint="llmkit plugins check NAME --model …"
+            f"--model {model} needs the plugin to compare it with", hint=f"llmkit plugins check NAME --model {model}"
         )
     is_file = name is not None and (name.endswith(".py") or "/" in name)
     chosen = draft.in_file(name) if is_file and name else dict([_find(name)]) if name else registry.load_all()

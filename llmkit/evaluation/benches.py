@@ -149,7 +149,7 @@ def load_bench(name: str) -> Bench:
         guess = nearest(name, bench_names())
         raise InputError(
             f"no benchmark {name!r}; known are {', '.join(bench_names())}",
-            hint=f"did you mean --bench {guess}?" if guess else None,
+            hint=f"did you mean --bench {guess}?" if guess else "--bench mini needs no data of its own",
         )
     body: dict[str, Any] = json.loads((files("llmkit_evalsets") / name / "bench.json").read_text(encoding="utf-8"))
     labels: dict[str, str] = body.get("names", {})

@@ -161,7 +161,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
                     yield line, row
                 line = reader.line_num + 1
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file", hint="the folder lacks a split of this subject") from error
+        raise InputError(
+            f"{path}: no such file", hint="add the file, or leave the subject out of --subjects"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -240,7 +240,10 @@ def _check_parts(label: str, module: str, parts: Mapping[str, Lazy]) -> None:
     for part, partners in _NEEDED.items():
         missing = [p for p in partners if part in parts and p not in parts]
         if missing:
-            raise InputError(f"{label}: {module} has {part} but no {listing(missing)}", hint="the file is incomplete")
+            raise InputError(
+                f"{label}: {module} has {part} but no {listing(missing)}",
+                hint="the file is incomplete: save or download it again",
+            )
     if any(p in parts for p in ("hada_t1", "hada_t2", "lokr_t2")):
         raise RequirementError(f"{label}: {module} is a convolution; only matrices are merged")
 

@@ -186,7 +186,8 @@ def scaling_of(config: Mapping[str, Any], kind: str, module: str, rank: int) -> 
     alpha = number(stated)
     if alpha is None:
         raise InputError(
-            f"adapter_config.json: {key} is {stated!r}; expected a number", hint="it is in the training script"
+            f"adapter_config.json: {key} is {stated!r}; expected a number",
+            hint="correct it there: the training script has the value",
         )
     if kind == "ADALORA":
         return alpha if alpha > 0 else _initial_rank(config, rank)

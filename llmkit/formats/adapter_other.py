@@ -79,7 +79,9 @@ def _lit(file: Path, tensors: Mapping[str, Lazy], label: str, alpha: float | Non
         module = name.removesuffix(".lora_A").removesuffix(".linear")
         b = tensors.get(name.removesuffix("A") + "B")
         if b is None:
-            raise InputError(f"{label}: {module} has lora_A but no lora_B", hint="the file is incomplete")
+            raise InputError(
+                f"{label}: {module} has lora_A but no lora_B", hint="the file is incomplete: save or download it again"
+            )
         rank = b.shape[1]
         rows, note = _rows_of(file, module, a.shape[0] // rank, b.shape[0], settings)
         if note:

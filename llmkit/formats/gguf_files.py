@@ -91,5 +91,7 @@ def read_model(path: Path) -> GgufModel:
                 raise InputError(f"{file.source.path}: tensor {tensor.name!r} is also in another part")
             tensors[tensor.name] = (file, tensor)
     if not tensors:
-        raise InputError(f"{path} holds no tensors", hint="a file of a vocabulary alone is no model")
+        raise InputError(
+            f"{path} holds no tensors", hint="give the GGUF of a model: a file of a vocabulary alone is none"
+        )
     return GgufModel(label, files, files[0].metadata, tensors)

@@ -109,7 +109,9 @@ def to_hf(where: str, tensors: Mapping[str, Lazy], config: Mapping[str, Any], sp
             weights = rotary_pairs(weights, model, to=own)
         return tensors_of(weights, model)
     except SpecError as error:
-        raise InputError(f"{where}: {error.message}", hint=error.hint or "the files must belong together") from error
+        raise InputError(
+            f"{where}: {error.message}", hint=error.hint or "take config.json and weights from one release"
+        ) from error
 
 
 def weights_for(

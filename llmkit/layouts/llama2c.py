@@ -182,7 +182,9 @@ def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
         raise InputError(
             f"{path}: its header (llama2.c version {header.version}, dim {header.dim}, {header.layers} layers) "
             f"needs {position} bytes, the file has {source.nbytes}",
-            hint="download or export it again" if position > source.nbytes else "is it a llama2.c file?",
+            hint="download or export it again"
+            if position > source.nbytes
+            else "give a file that llama2.c's export.py wrote, or llmkit convert --to llama2c",
         )
     return found
 

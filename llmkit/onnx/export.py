@@ -156,7 +156,8 @@ def _refuse_changed(ckpt: Checkpoint, model: Model) -> None:
     if missing:
         raise InputError(
             f"{ckpt.label} is an exported folder, and {len(missing)} of its weights were changed for its graph",
-            hint="export the model that it was made from; `llmkit inspect` shows how it was made",
+            hint=f"export the model that it was made from; llmkit inspect {ckpt.origin or ckpt.label} shows how it was "
+            "made",
         )
 
 
@@ -165,7 +166,7 @@ def _refuse_unknown(option: str, value: str, known: Sequence[str]) -> None:
         guess = "cuda" if value == "gpu" else nearest(value, known)
         raise InputError(
             f"{option} {value!r} is unknown; expected {', '.join(known)}",
-            hint=f"did you mean {guess}?" if guess else "llmkit export --help",
+            hint=f"did you mean {guess}?" if guess else f"{option} {known[0]}, or leave it out",
         )
 
 

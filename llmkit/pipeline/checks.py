@@ -33,7 +33,7 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
     if report.problems and not force:
         raise SpecError(
             f"{checkpoint.label}: the tensors do not fit the config: {listing(report.problems, 3)}",
-            hint="correct config.json, or use the weights it was written for; `llmkit inspect` shows both",
+            hint="correct config.json, or use the weights it was written for (`llmkit inspect MODEL --tensors`)",
         )
     from llmkit.tokenization.agreement import (
         compare_vocabulary,  # an export has nothing to check, nor reads a vocabulary

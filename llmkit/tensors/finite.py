@@ -36,7 +36,7 @@ def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = ""
     if not torch.isfinite(weights).all():
         raise InputError(
             f"{whose}the {what} hold NaN or infinities, which no grid can represent",
-            hint="the checkpoint is damaged, or its training diverged",
+            hint="download it again; where its training diverged, take an earlier checkpoint",
         )
     largest = float(weights.abs().max())
     raise InputError(

@@ -92,7 +92,10 @@ def build_tokenizer(
         if found is not None:
             specials[text] = found
         elif text in (*kind.prefix, *kind.suffix):
-            raise InputError(f"{where} has no token {text!r}, which its tokenizer needs", hint="is it another file?")
+            raise InputError(
+                f"{where} has no token {text!r}, which its tokenizer needs",
+                hint="copy the tokenizer of this model from its release again",
+            )
     names = {n: t if t in specials else None for n, t in names.items()}
     prefix, suffix = list(kind.prefix), list(kind.suffix)
     if isinstance(kind, SentencePieceFile):
@@ -125,7 +128,7 @@ def _sentencepiece(
             token, id_ = told[key]
             raise InputError(
                 f"{where}: {token} has the id {id_ - difference + offset}, but config.json says {key} {id_}",
-                hint=f"is it the tokenizer of another release? tokenizer_config.json says {kind.offset_key} {stated}",
+                hint=f"copy both files from one release; tokenizer_config.json says {kind.offset_key} {stated}",
             )
     codec.offset = offset
     held = {t: i for t in kind.reserved if (i := codec.find(t)) is not None}

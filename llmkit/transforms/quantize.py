@@ -130,7 +130,7 @@ def _choose_blindly(
         claims = listing(map(str, ckpt.config.get("architectures") or ["its architecture"]))
         raise RequirementError(
             f"{ckpt.label}: no plugin describes {claims}, so its linear layers are not known",
-            hint="name them with --only 'model.layers.*.mlp.*', or see `llmkit plugins list`",
+            hint="name them: --only 'model.layers.*.mlp.*' (`llmkit inspect MODEL --tensors` shows their names)",
         )
     chosen = {
         name: None
@@ -238,7 +238,7 @@ def _scale_dtype(ckpt: Checkpoint, name: str) -> DType:
     if stored not in _FLOATS:
         raise SpecError(
             f"{name} is {stored.name}; expected float32, float16 or bfloat16 weights",
-            hint="convert the weights to one of these first",
+            hint="llmkit convert MODEL --to hf --dtype bfloat16 -o OUT, then quantize that",
         )
     dtype = model_dtype(ckpt.config)
     return dtype if dtype in _FLOATS else stored

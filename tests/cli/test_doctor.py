@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import metadata
+
 import pytest
 
 from llmkit.cli import health
+from llmkit.cli.packages import source
 
 
 def findings(monkeypatch, **versions):
@@ -37,4 +41,15 @@ def test_the_one_that_is_here_tells_its_providers(monkeypatch):
 def test_an_extra_that_would_change_what_is_here_goes_elsewhere(monkeypatch):
     found = findings(monkeypatch, transformers="5.23.0", optimum_onnx=None)["extra optimum"]
     assert "optimum-onnx, transformers 5.23.0 is not " in found.text
-    assert found.remedy == "pip install 'llmkit[optimum]' in an environment of its own"
+    assert found.remedy == f"pip install '{source()}[cpu,optimum]' in an environment of its own"
+
+
+def test_every_remedy_offers_what_there_is(monkeypatch):
+    """Every package is absent: whatever is offered then is an extra of the metadata."""
+    monkeypatch.setattr(health, "installed_version", lambda name: None)
+    extras = set(metadata("llmkit").get_all("Provides-Extra"))
+    remedies = [f.remedy for look in (health._packages, health._onnx_runtime) for f in look() if f.remedy]
+    offered = [extra for r in remedies for names in re.findall(r"\[([a-z,]+)\]", r) for extra in names.split(",")]
+    assert {"cpu", "gpu", "eval", "onnx", "optimum"} <= set(offered)
+    assert set(offered) <= extras
+    assert all(r.startswith("pip install '") for r in remedies)

@@ -188,7 +188,7 @@ def test_an_exported_folder_of_integers_is_no_source(call, tiny, tmp_path):
     assert done.code == 2
     assert done.err == (
         "error: int4 is an exported folder, and 16 of its weights were changed for its graph\n"
-        "hint: export the model that it was made from; `llmkit inspect` shows how it was made\n"
+        f"hint: export the model that it was made from; llmkit inspect {tmp_path}/int4 shows how it was made\n"
     )
     assert not (tmp_path / "out").exists()
 

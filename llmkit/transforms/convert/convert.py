@@ -46,7 +46,7 @@ def convert(
             homes = [f"--to {n}" for n, t in TARGETS.items() if name in t.options]
             raise InputError(
                 f"--to {to} has no option --{name.replace('_', '-')}; it goes with {' or '.join(homes) or 'no layout'}",
-                hint="llmkit convert --help",
+                hint=f"leave it out, or write {homes[0]}" if homes else "leave it out",
             )
     wanted = _dtype(dtype)
     if wanted is not None and target.counts_overflow:
@@ -92,7 +92,7 @@ def _target(to: str) -> Target:
     guess = nearest(to, TARGETS)
     raise InputError(
         f"--to {to!r} is no layout that llmkit writes; expected {', '.join(TARGETS)}",
-        hint=f"did you mean --to {guess}?" if guess else "llmkit convert --help",
+        hint=f"did you mean --to {guess}?" if guess else "--to hf writes safetensors, --to gguf a file for llama.cpp",
     )
 
 

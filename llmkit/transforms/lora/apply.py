@@ -19,7 +19,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
 from llmkit.transforms.lora.ends import settle
 from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
-from llmkit.transforms.lora.names import Paths
+from llmkit.transforms.lora.names import OTHER_BASE, Paths
 from llmkit.transforms.lora.orientation import stored_flipped
 from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, wrapped
 from llmkit.transforms.lora.spelling import in_base_names
@@ -131,7 +131,7 @@ class Application:
                 raise SpecError(
                     f"{self.adapter.label}: {path} is {list(tensor.shape)}, {name} of {self.ckpt.label} "
                     f"{list(old.shape)}",
-                    hint="was the adapter trained on another model?",
+                    hint=OTHER_BASE,
                 )
             if leaf != "bias" and not is_end and not any(module.endswith(m) for m in named):
                 unnamed.append(path)
@@ -280,7 +280,7 @@ class Application:
     def _fit(self, module: str, name: str, weight: Lazy, shape: tuple[int, ...]) -> None:
         if weight.shape == shape:
             return
-        hint = "was the adapter trained on another model?"
+        hint = OTHER_BASE
         if name in (self._ends.embed, self._ends.head) and weight.shape[1:] == shape[1:]:
             hint = (
                 f"it was trained with {shape[0]} rows of vocabulary, {self.ckpt.label} has {weight.shape[0]}: merge "

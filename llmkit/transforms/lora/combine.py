@@ -172,7 +172,7 @@ def _check_shapes(path: str, method: str, labels: Sequence[str], pairs: Sequence
     if len(set(shapes)) > 1:
         raise SpecError(
             f"{path}: the updates of {listing(labels)} are {listing(str(list(s)) for s in shapes)}",
-            hint="were they trained on models of different size or vocabulary?",
+            hint="combine adapters of one base: those of another size or vocabulary go into a base of their own",
         )
     ranks = [a.shape[0] for a, _ in pairs]
     if method not in ("cat", "svd") and len(set(ranks)) > 1:

@@ -101,7 +101,7 @@ def _settle_tied(made: Settlement, ckpt: Checkpoint, ends: Ends, at_embed: str, 
         raise RequirementError(
             f"{made.adapter.label} changes the embedding of {ckpt.label} on its own; its head is tied to that, and "
             "under which name it would be stored is not known",
-            hint="describe the model first: llmkit plugins new",
+            hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
         )
     others = [n for n, source in ends.shares.items() if source == embed and n != head]
     if others:

@@ -200,7 +200,7 @@ def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
     if architecture is None:
         raise RequirementError(
             f"{base.label}: no plugin describes its architecture, so its linear layers are not known",
-            hint="`llmkit plugins list` shows those that are",
+            hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
         )
     model = architecture.bind(base.config)
     slots = model.tensors()

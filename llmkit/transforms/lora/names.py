@@ -10,7 +10,9 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.ends import Ends
 from llmkit.errors import SpecError, nearest
 
-__all__ = ["Paths"]
+__all__ = ["OTHER_BASE", "Paths"]
+
+OTHER_BASE = "merge it into the model that it was trained on: base_model_name_or_path of its adapter_config.json"
 
 # Heads of classes other than the causal one: transformers', and TRL's value head.
 _TASK_HEADS = ("score", "classifier", "qa_outputs", "classification_head", "reward_head", "value_head", "v_head")
@@ -86,7 +88,7 @@ class Paths:
         )
         return SpecError(
             f"{label}: {what} of {path} has no place in {self._label}, which has no such tensor",
-            hint=told + "was the adapter trained on another model?",
+            hint=told + OTHER_BASE,
         )
 
     def _alike(self, path: str) -> str | None:

@@ -22,6 +22,7 @@ from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_config import scaling_of
 from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
 from llmkit.tensors.spec import TensorSpec
+from llmkit.transforms.lora.names import OTHER_BASE
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ def parameter_updates(adapter: Adapter, tensors: Mapping[str, Lazy], module: str
         shapes = [f"[{parts['lora_B'].shape[0]}, {parts['lora_A'].shape[1]}]" for parts in levels]
         raise SpecError(
             f"{adapter.label}: updates of {module} ({listing(targets)}) are {listing(shapes)}; the base {have}",
-            hint="was the adapter trained on another model?",
+            hint=OTHER_BASE,
         )
     if len(fitting) > 1:
         raise RequirementError(

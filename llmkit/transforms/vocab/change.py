@@ -65,7 +65,7 @@ def resized(
         raise RequirementError(
             f"{ckpt.label}: the tokenizer has {n_tokens_before} tokens, the embedding {found.n_rows} rows; "
             "which rows belong to which tokens cannot be told",
-            hint="use the tokenizer that these weights were trained with; `llmkit inspect` shows both",
+            hint="put the tokenizer that these weights were trained with into the folder",
         )
     old_of = list(change.old_of)
     n_rows = max(len(old_of), found.n_rows) if keep_padding else len(old_of)

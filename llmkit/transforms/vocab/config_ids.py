@@ -51,7 +51,7 @@ def resized_config(
         found = ", ".join(f"{k} {v}" for k, v in sizes) or "none of " + ", ".join(SIZE_KEYS)
         raise SpecError(
             f"{label}: the embedding has {n_old} rows, config.json says {found}",
-            hint="correct config.json; `llmkit inspect` shows both",
+            hint=f"correct config.json: vocab_size {n_old}",
         )
     return _mapped(config, new_of, n_old, n_new)
 

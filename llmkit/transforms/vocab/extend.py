@@ -55,7 +55,7 @@ def extend(
     if not change.parts:
         raise InputError(
             f"{found.label} brings no token that {ckpt.label} lacks ({len(found.entries)} looked at)",
-            hint="nothing to do; to fill up the embedding alone, convert the model",
+            hint="nothing is to be done; tokens that it lacks come from another file: --with FILE",
         )
     step = {
         "transform": "vocab.extend", "model": ckpt.label, "with": found.label, "init": init,

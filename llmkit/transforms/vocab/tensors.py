@@ -76,6 +76,6 @@ def _by_size(ckpt: Checkpoint) -> tuple[str, ...]:
         raise RequirementError(
             f"{ckpt.label}: no plugin describes it, and {len(matrices)} matrices have {size} rows "
             f"({listing(matrices, 3)}): which are embedding and head cannot be told",
-            hint="llmkit plugins list",
+            hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
         )
     return names
