@@ -176,7 +176,7 @@ def require(config: Mapping[str, Any], label: str) -> Architecture:
         claims = ", ".join(_claims(config)) or "nothing (config.json names no architecture)"
         raise RequirementError(
             f"{label}: no plugin describes its architecture: {claims}",
-            hint="llmkit plugins new MODEL -o FILE.py drafts one for --plugin; `llmkit plugins list` shows what there is",
+            hint="llmkit plugins new MODEL -o FILE.py drafts one for --plugin; `llmkit plugins list` shows others",
         )
     return found
 
