@@ -64,7 +64,8 @@ def _read(file: Path) -> list[Message]:
         if role not in _ROLES or not isinstance(content, str):
             shown = json.dumps(entry, ensure_ascii=False)[:60]
             raise InputError(
-                f"{file}, message {i}: expected a role ({', '.join(_ROLES)}) and a content of text, found {shown}"
+                f"{file}, message {i}: expected a role ({', '.join(_ROLES)}) and a content of text, found {shown}",
+                hint='a message is {"role": "user", "content": "…"}',
             )
         found.append(Message(str(role), content))
     return found
@@ -80,7 +81,10 @@ def _entries(file: Path, text: str) -> list[Any]:
     if isinstance(data, dict):
         data = data.get("messages", [data])
     if not isinstance(data, list):
-        raise InputError(f"{file}: expected a list of messages, found {type(data).__name__}")
+        raise InputError(
+            f"{file}: expected a list of messages, found {type(data).__name__}",
+            hint='a message is {"role": "user", "content": "…"}',
+        )
     return data
 
 

@@ -12,12 +12,13 @@ from llmkit.errors import InputError
 __all__ = ["decoded", "read_text", "read_yaml"]
 
 _PIPE_NBYTES = 1 << 30  # of what comes from a pipe, whose length nothing tells
+_HINT = "give a text file in UTF-8"
 _YAML_NBYTES = 1_000_000  # a description of sizes; the parser is slow, and recurses
 _YAML_DEPTH = 32
 _YAML_ALIASES = 16  # each pair may double what a reader sees
 
 
-def read_text(path: Path, *, hint: str | None = None, max_nbytes: int | None = None) -> str:
+def read_text(path: Path, *, hint: str | None = _HINT, max_nbytes: int | None = None) -> str:
     """The text of a regular file, or of a pipe that somebody writes to (`<(zcat …)`); a byte order mark is left out.
 
     Budget: the memory of the file twice; of a pipe a gigabyte.
@@ -43,7 +44,7 @@ def read_text(path: Path, *, hint: str | None = None, max_nbytes: int | None = N
     return decoded(data, str(path), hint=hint)
 
 
-def decoded(data: bytes, where: str, *, hint: str | None = None) -> str:
+def decoded(data: bytes, where: str, *, hint: str | None = _HINT) -> str:
     """Bytes as the text that they are in UTF-8.
 
     Raises:

@@ -84,7 +84,9 @@ def _listed(key: Path, encrypted: Sequence[Path]) -> tuple[list[Path], list[str]
                 notes.append(f"{len(others)} other files of {path} are left alone: {listing(others, 3)}")
             paths += [p for p in found if p.suffix == ".enc"]
         elif not path.exists():
-            raise InputError(f"{path}: no such file or folder")
+            raise InputError(
+                f"{path}: no such file or folder", hint="give NAME.<sha256>.enc files, or the folder that holds them"
+            )
         elif path.suffix != ".enc":
             swapped = key.suffix == ".enc" or (key.is_dir() and release_kind(key) == ENCRYPTED)
             raise RequirementError(

@@ -84,7 +84,9 @@ def _tokenizer(document: Mapping[str, Any], where: str) -> None:
     model = document.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(vocab, dict | list):
-        raise InputError(f"{where}: no tokenizer.json (it has no model with a vocabulary)")
+        raise InputError(
+            f"{where}: no tokenizer.json (it has no model with a vocabulary)", hint="give the tokenizer.json of a model"
+        )
     if isinstance(vocab, dict):
         _ids(vocab, where)
     else:

@@ -96,7 +96,10 @@ def read_source(path: Path) -> Source:
     if found.sp is not None:
         return _from_sentencepiece(found.sp, label)
     if found.fast is None:
-        raise InputError(f"{path} holds no tokenizer: expected one of {listing(_NAMES, len(_NAMES))}")
+        raise InputError(
+            f"{path} holds no tokenizer: expected one of {listing(_NAMES, len(_NAMES))}",
+            hint="give a folder with one of them, or a text file with one token a line",
+        )
     return _from_fast(found.fast, path if path.is_file() else path / label)
 
 

@@ -58,7 +58,10 @@ def trim(
     require_model(ckpt, "vocab trim")
     tokenizer = TokenizerFiles.of(ckpt)
     if tokenizer.kind not in ("sentencepiece", "unigram", "byte_level"):
-        raise RequirementError(f"{ckpt.label} has a {tokenizer.kind} tokenizer; BPE and Unigram ones can be trimmed")
+        raise RequirementError(
+            f"{ckpt.label} has a {tokenizer.kind} tokenizer; BPE and Unigram ones can be trimmed",
+            hint=f"llmkit vocab info {ckpt.origin or ckpt.label} shows what it is",
+        )
     lines = read_corpus(Path(corpus))
     counts = _counts(tokenizer, lines, tell)
     used = {i for i, n in counts.items() if n >= min_count}

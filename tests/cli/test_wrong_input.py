@@ -1,0 +1,150 @@
+"""Every command with wrong input: one line and a hint, exit code 2, one JSON document, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+
+from llmkit.cli.app import app
+
+# The commands with the places of their inputs; {} is the wrong one, M a model, T a text, OUT a new folder.
+INPUTS = [
+    "inspect {}",
+    "verify {}",
+    "explain {} some.weight",
+    "diff {} M",
+    "diff M {}",
+    "convert {} --to hf -o OUT",
+    "quantize {} --bits 8 -o OUT",
+    "export {} -o OUT --no-check",
+    "eval {} --bench mini",
+    "perplexity {} --text T",
+    "perplexity M --text {}",
+    "generate {} w1",
+    "generate M --messages {}",
+    "delta apply M {} -o OUT",
+    "delta apply {} M -o OUT",
+    "delta make M {} -o OUT",
+    "delta make {} M -o OUT",
+    "delta xor {} {} -o OUT",
+    "delta decrypt {} {} -o OUT",
+    "lora merge M {} -o OUT",
+    "lora merge {} {} -o OUT",
+    "lora combine {} {} -o OUT",
+    "lora extract M {} --rank 1 -o OUT",
+    "lora extract {} M --rank 1 -o OUT",
+    "vocab extend M --with {} -o OUT",
+    "vocab extend {} --with T -o OUT",
+    "vocab trim {} --corpus T -o OUT",
+    "vocab trim M --corpus {} -o OUT",
+    "vocab info {}",
+    "plugins new {}",
+    "plugins check llama --model {}",
+]  # fmt: skip
+UNKNOWN = [
+    ("convert M --to hff -o OUT", "--to"),
+    ("convert M --to hf --dtype float9 -o OUT", "dtype"),
+    ("convert M --to gguf --type q9 -o OUT", "--type"),
+    ("convert M --to hf --as nothing -o OUT", "nothing"),
+    ("quantize M --bits 5 -o OUT", "5 bits"),
+    ("quantize M --bits 8 --group-size many -o OUT", "--group-size"),
+    ("quantize M --bits 8 --keep nothing -o OUT", "nothing"),
+    ("export M --to onx -o OUT", "--to"),
+    ("export M --attention fast -o OUT", "--attention"),
+    ("export M --provider gpu -o OUT", "--provider"),
+    ("export M --weights move -o OUT", "--weights"),
+    ("export M --kv-cache-dtype int3 -o OUT", "int3"),
+    ("export M --via magic -o OUT", "--via"),
+    ("eval M --bench mini --subjects nothing", "nothing"),
+    ("eval M --bench mini --chat-template nothing", "nothing"),
+    ("perplexity M --text T --dtype int8", "int8"),
+    ("perplexity M --text T --backend fast", "fast"),
+    ("generate M w1 --device tpu", "tpu"),
+    ("generate M w1 --provider cuda", "--provider"),
+    ("generate M w1 --temperature -1", "temperature"),
+    ("delta apply M M --profile nothing -o OUT", "nothing"),
+    ("vocab extend M --with T --init some -o OUT", "some"),
+    ("vocab extend M --with T --as words -o OUT", "words"),
+    ("plugins show lama", "lama"),
+    ("plugins check lama", "lama"),
+    ("convert M --to hf --max-shard-size big -o OUT", "big"),
+]
+
+
+def _refused(call, words, tmp_path):
+    done = call(*words)
+    assert done.code == 2, done
+    assert done.out == ""
+    lines = [line for line in done.err.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 2, done.err
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("hint: ")
+    as_json = call(*words, "--json")
+    assert as_json.code == 2
+    assert as_json.document["error"] == {
+        "kind": as_json.document["error"]["kind"], "message": lines[0][7:], "hint": lines[1][6:]
+    }  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    return lines[0]
+
+
+@pytest.fixture
+def words(tiny, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("w1 w2 w3 w4\n" * 8)
+
+    def fill(line: str, wrong: object = "") -> list[object]:
+        known = {"{}": wrong, "M": tiny, "T": text, "OUT": tmp_path / "out"}
+        return [known.get(word, word) for word in line.split()]
+
+    return fill
+
+
+def _missing(folder):
+    return folder / "nope"
+
+
+def _of_something_else(folder):
+    (folder / "other").mkdir()
+    (folder / "other" / "notes.md").write_text("# notes\n")
+    return folder / "other"
+
+
+def _a_table(folder):
+    (folder / "table.json").write_text(json.dumps({"rows": [1, 2]}))
+    return folder / "table.json"
+
+
+WRONG = [
+    pytest.param(line, wrong, id=f"{line}-{wrong.__name__[1:]}")
+    for line in INPUTS
+    for wrong in (_missing, _of_something_else, _a_table)
+    # any text can be measured; any two folders are combined byte by byte
+    if not ((line.endswith("--text {}") and wrong is _a_table) or ("xor" in line and wrong is _of_something_else))
+]
+
+
+@pytest.mark.parametrize(("line", "wrong"), WRONG)
+def test_a_wrong_input(call, words, tmp_path, monkeypatch, line, wrong):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    _refused(call, words(line, wrong(tmp_path)), tmp_path)
+
+
+@pytest.mark.parametrize(("line", "told"), UNKNOWN)
+def test_a_wrong_value(call, words, tmp_path, monkeypatch, line, told):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    assert told in _refused(call, words(line), tmp_path)
+
+
+def test_every_command_with_an_input_is_tried():
+    def leaves(node, path=()):
+        for name, each in getattr(node, "commands", {}).items():
+            yield from leaves(each, (*path, name)) if hasattr(each, "commands") else [(*path, name)]
+
+    tried = {tuple(line.split()[: len(path)]) for path in leaves(typer.main.get_command(app)) for line in INPUTS}
+    free = {("demo",), ("doctor",), ("plugins", "list"), ("plugins", "show")}
+    assert set(leaves(typer.main.get_command(app))) - free <= tried
