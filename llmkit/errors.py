@@ -92,13 +92,21 @@ def listing(names: Iterable[str], limit: int = 5) -> str:
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known name most like `word`, or None when none is close.
 
-    Close is a slip of the fingers or a beginning: another word that shares some letters is no help. Case and leading
-    dashes do not count.
+    Close is a slip of the fingers or a beginning: another word that shares some letters is no help, and neither is one
+    with another number (int4 is not int8). Case and leading dashes do not count.
     """
-    folded = {name.lstrip("-").lower(): name for name in known}
     wanted = word.lstrip("-").lower()
+    folded = {name.lstrip("-").lower(): name for name in known}
+    folded = {name: spelt for name, spelt in folded.items() if not _is_other_number(name, wanted)}
     cutoff = _ALIKE_SHORT if len(wanted) <= _SHORT else _ALIKE
     if matches := difflib.get_close_matches(wanted, folded, n=1, cutoff=cutoff):
         return folded[matches[0]]
     begun = [name for name in folded if len(wanted) >= _BEGINNING and name.startswith(wanted)]
     return folded[min(begun, key=len)] if begun else None
+
+
+def _is_other_number(a: str, b: str) -> bool:
+    """Whether two words differ in their digits alone, which are not the same in another order."""
+    digits = [sorted(filter(str.isdigit, word)) for word in (a, b)]
+    letters = [[c for c in word if not c.isdigit()] for word in (a, b)]
+    return letters[0] == letters[1] and all(digits) and digits[0] != digits[1]

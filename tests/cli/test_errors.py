@@ -210,3 +210,19 @@ def test_a_full_disk_is_refused_in_the_plan(call, tiny, tmp_path, monkeypatch):
     assert done.code == 2
     assert "the disk has 1 kB free" in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "found"),
+    [
+        ("flaot16", ["float16", "float32"], "float16"),
+        ("float61", ["float16", "float32"], "float16"),
+        ("int4", ["int8"], None),
+        ("q4_1", ["q4_0", "q8_0"], None),
+        ("llama3", ["llama", "opt"], "llama"),
+    ],
+)
+def test_another_number_is_no_slip(word, known, found):
+    from llmkit.errors import nearest
+
+    assert nearest(word, known) == found
