@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.formats.gguf_metadata import check_types
 from llmkit.formats.gguf_types import TYPES, GgufType
 from llmkit.tensors.source import SourceFile
 
@@ -89,8 +90,9 @@ def read_header(path: Path) -> GgufFile:
             if key in metadata:
                 raise InputError(f"{path}: malformed header: metadata key {key!r} comes twice")
             metadata[key] = cursor.value(cursor.scalar("I"), key)
+        check_types(path, metadata)
         alignment = metadata.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        if alignment < 1 or alignment & (alignment - 1):
             raise InputError(f"{path}: malformed header: general.alignment is {alignment!r}, expected a power of two")
         infos = [_tensor_info(cursor) for _ in range(n_tensors)]
         start = -(-cursor.position // alignment) * alignment

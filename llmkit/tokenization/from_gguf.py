@@ -81,18 +81,12 @@ class _Vocabulary:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self.tokens: Sequence[str] = self._get("tokens", [])
-        if not isinstance(self.tokens, list):
-            raise InputError("tokenizer.ggml.tokens is no list of str")
         self.is_sentencepiece = _KINDS[self._get("model")] == "sentencepiece"
         self.types: Sequence[int] = self._get("token_type") or [PieceKind.NORMAL] * len(self.tokens)
         self.scores: Sequence[float] = self._get("scores") or [0.0] * len(self.tokens)
-        kinds = {"tokens": (self.tokens, str), "token_type": (self.types, int), "scores": (self.scores, float)}
-        merges = self._get("merges", [])
-        if not isinstance(merges, list) or not all(isinstance(m, str) and " " in m for m in merges):
+        if not all(" " in m for m in self._get("merges", [])):
             raise InputError("tokenizer.ggml.merges is no list of pairs, with a space between the two")
-        for name, (values, kind) in kinds.items():
-            if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
-                raise InputError(f"tokenizer.ggml.{name} is no list of {kind.__name__}")
+        for name, values in {"token_type": self.types, "scores": self.scores}.items():
             if len(values) != len(self.tokens):
                 raise InputError(f"tokenizer.ggml.{name} has {len(values)} values for {len(self.tokens)} tokens")
 
