@@ -18,7 +18,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.plugin_file import architectures_in, given_files
 from llmkit.errors import PluginError, RequirementError
 
-__all__ = ["GROUP", "Plugin", "Registry", "default_registry", "find", "is_claimed", "require"]
+__all__ = ["GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "require"]
 
 GROUP = "llmkit.architectures"
 _HOME = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ class Registry:
             if len(claimants) > 1:
                 names = " and ".join(f"{p.name} ({p.origin})" for p, _ in claimants)
                 raise PluginError(
-                    f"two plugins claim {', '.join(_claims(config))}: {names}",
+                    f"two plugins claim {', '.join(claims(config))}: {names}",
                     hint="uninstall one of them; `llmkit plugins list` shows all",
                 )
             if claimants:
@@ -173,15 +173,16 @@ def require(config: Mapping[str, Any], label: str) -> Architecture:
     """
     found = find(config)
     if found is None:
-        claims = ", ".join(_claims(config)) or "nothing (config.json names no architecture)"
+        names = ", ".join(claims(config)) or "nothing (config.json names no architecture)"
         raise RequirementError(
-            f"{label}: no plugin describes its architecture: {claims}",
+            f"{label}: no plugin describes its architecture: {names}",
             hint="llmkit plugins new MODEL -o FILE.py drafts one for --plugin; `llmkit plugins list` shows others",
         )
     return found
 
 
-def _claims(config: Mapping[str, Any]) -> list[str]:
+def claims(config: Mapping[str, Any]) -> list[str]:
+    """What a config calls its architecture, in words: its `architectures`, else its `model_type`; empty for neither."""
     stated = config.get("architectures")
     if isinstance(stated, list) and stated:
         return [str(a) for a in stated]
@@ -189,7 +190,7 @@ def _claims(config: Mapping[str, Any]) -> list[str]:
 
 
 def _wanted(config: Mapping[str, Any]) -> list[str]:
-    words = [*_claims(config), str(config.get("model_type") or "")]
+    words = [*claims(config), str(config.get("model_type") or "")]
     return [_folded(w) for w in words if w]
 
 

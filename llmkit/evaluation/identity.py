@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.formats.quantized import config_entry
 from llmkit.version import __version__
 
 __all__ = ["describe_model", "digest_of", "versions"]
@@ -37,12 +38,12 @@ def describe_model(ckpt: Checkpoint) -> dict[str, Any]:
     headers = [[name, str(lazy.spec)] for name, lazy in ckpt.tensors.items()]
     sources = [[name, lazy.node.fingerprint(), lazy.index] for name, lazy in ckpt.tensors.items()]
     tokenizer = [[name, hashlib.sha256(f.read()).hexdigest()] for name, f in sorted(ckpt.tokenizer_files.items())]
-    quantization = ckpt.config.get("quantization_config") or {}
+    stated = ckpt.config.get("architectures")
     return {
         "label": ckpt.label,
         "path": str(ckpt.origin.resolve()) if ckpt.origin is not None else None,
-        "architectures": list(ckpt.config.get("architectures") or []),
-        "quantization": quantization.get("quant_method"),
+        "architectures": stated if isinstance(stated, list) else [],
+        "quantization": (config_entry(ckpt.config) or {}).get("quant_method"),
         "nbytes": ckpt.nbytes,
         "header_digest": digest_of([headers, dict(ckpt.config)]),
         "source_digest": digest_of(sources),

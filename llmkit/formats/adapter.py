@@ -152,7 +152,8 @@ def from_peft(
 
 def _saves(config: Mapping[str, Any], replacements: Iterable[str]) -> bool:
     """Whether all that is there is what the config says it saved whole."""
-    named = tuple(config.get("modules_to_save") or ())
+    stated = config.get("modules_to_save")
+    named = stated if isinstance(stated, list) else []
     modules = [name.rpartition(".")[0] for name in replacements]
     return bool(modules) and all(any(m == n or m.endswith(f".{n}") for n in named) for m in modules)
 

@@ -23,8 +23,8 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
         return (), ()
     architecture = registry.find(dict(checkpoint.config))
     if architecture is None:
-        names = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "unknown")]
-        return (f"no plugin describes {listing(map(str, names))}: names and shapes are not checked",), ()
+        names = listing(registry.claims(checkpoint.config)) or "its architecture"
+        return (f"no plugin describes {names}: names and shapes are not checked",), ()
     floats = reading.dequantized(checkpoint) if "quantization_config" in checkpoint.config else checkpoint
     report = architecture.bind(dict(floats.config)).check({k: t.spec for k, t in floats.tensors.items()})
     notes: tuple[str, ...] = (

@@ -168,9 +168,13 @@ def _activation_warnings(entry: Mapping[str, Any], groups: Sequence[Mapping[str,
 
 def _group_of(module: str, groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The config group of a module: exact names win over patterns, patterns over classes (`Linear`)."""
-    targets = [(str(target), group) for group in groups for target in group.get("targets", ())]
+    named = [(group.get("targets"), group) for group in groups]
+    targets = [(str(target), group) for listed, group in named if isinstance(listed, list) for target in listed]
     exact = [group for target, group in targets if target == module]
-    patterns = [group for target, group in targets if target.startswith("re:") and re.match(target[3:], module)]
+    try:
+        patterns = [group for target, group in targets if target.startswith("re:") and re.match(target[3:], module)]
+    except re.error as error:
+        raise SpecError(f"quantization_config: a target is no regular expression: {error}") from error
     classes = [group for target, group in targets if target.isidentifier()]
     for group in (*exact, *patterns, *classes):
         return group

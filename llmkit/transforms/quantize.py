@@ -127,7 +127,7 @@ def _choose_blindly(
 ) -> tuple[dict[str, None], list[str], list[str]]:
     """Without a plugin a matrix may as well be an embedding or a transposed layer: the user must name the layers."""
     if not only:
-        claims = listing(map(str, ckpt.config.get("architectures") or ["its architecture"]))
+        claims = listing(registry.claims(ckpt.config)) or "its architecture"
         raise RequirementError(
             f"{ckpt.label}: no plugin describes {claims}, so its linear layers are not known",
             hint="name them: --only 'model.layers.*.mlp.*' (`llmkit inspect MODEL --tensors` shows their names)",

@@ -139,6 +139,20 @@ def test_groups_with_other_schemes_and_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("targets", "message"),
+    [(7, "no config group has it"), (None, "no config group has it"), (["re:("], "a target is no regular expression")],
+)
+def test_targets_of_other_types_are_refused(tmp_path, targets, message):
+    scheme = Scheme(4, 32)
+    folder = write(tmp_path / "m", module_tensors(scheme, "pack-quantized", torch.float32), scheme, "pack-quantized")
+    entry = scheme.quantization_config(targets=["Linear"])
+    entry["config_groups"]["group_0"]["targets"] = targets
+    (folder / "config.json").write_text(json.dumps({"quantization_config": entry}))
+    with pytest.raises(SpecError, match=message):
+        dequantized(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize(
     ("entry", "message", "shown"),
     [
         ({"quant_method": "gptq", "bits": 4}, r"quantized \(int4, gptq\), which is not read", "int4, gptq"),

@@ -274,6 +274,9 @@ def test_without_a_plugin_the_layers_must_be_named(tmp_path):
     with pytest.raises(RequirementError, match="no plugin describes OkapiForCausalLM") as caught:
         quantize(ckpt, bits=8)
     assert "--only" in caught.value.hint
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": 7}))
+    with pytest.raises(RequirementError, match="no plugin describes its architecture"):
+        quantize(llmkit.open_checkpoint(tmp_path), bits=8)
     out = quantize(ckpt, bits=8, only=["a.lin"])
     assert "a.lin.weight_packed" in out.tensors
     assert "a.emb.weight" in out.tensors
