@@ -152,8 +152,7 @@ def from_peft(
 
 def _saves(config: Mapping[str, Any], replacements: Iterable[str]) -> bool:
     """Whether all that is there is what the config says it saved whole."""
-    stated = config.get("modules_to_save")
-    named = stated if isinstance(stated, list) else []
+    named = rules.saved_modules(config)
     modules = [name.rpartition(".")[0] for name in replacements]
     return bool(modules) and all(any(m == n or m.endswith(f".{n}") for n in named) for m in modules)
 

@@ -14,7 +14,7 @@ from llmkit.errors import InputError, RequirementError
 
 __all__ = [
     "MERGEABLE", "divisor_of", "kind_of", "matched", "normal_values", "number", "rank_of", "refuse_unmergeable",
-    "rounds_update", "scaling_of", "unknown_keys",
+    "rounds_update", "saved_modules", "scaling_of", "unknown_keys",
 ]  # fmt: skip
 
 # peft_type -> what it is called in messages.
@@ -134,6 +134,12 @@ def rounds_update(config: Mapping[str, Any]) -> bool:
     return str(config.get("init_lora_weights", "")).lower() == "mica"
 
 
+def saved_modules(config: Mapping[str, Any]) -> list[str]:
+    """The names in `modules_to_save`; none where it is no list."""
+    stated = config.get("modules_to_save")
+    return [str(name) for name in stated] if isinstance(stated, list) else []
+
+
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     """Keys that no version of PEFT known here writes: their meaning is not considered."""
     return [key for key in config if key not in _KNOWN_KEYS]
@@ -187,6 +193,11 @@ def scaling_of(config: Mapping[str, Any], kind: str, module: str, rank: int) -> 
     if alpha is None:
         raise InputError(
             f"adapter_config.json: {key} is {stated!r}; expected a number",
+            hint="correct it there: the training script has the value",
+        )
+    if rank < 1:  # of a LoKr whose factors are stored whole, as the config states it
+        raise InputError(
+            f"adapter_config.json: r is {rank}; expected a positive whole number",
             hint="correct it there: the training script has the value",
         )
     if kind == "ADALORA":

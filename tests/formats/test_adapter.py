@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.formats.adapter import from_peft, read_adapter
-from llmkit.formats.adapter_config import divisor_of, scaling_of
+from llmkit.formats.adapter_config import divisor_of, saved_modules, scaling_of
 from llmkit.formats.adapter_names import TensorName, parse_name
 
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
@@ -96,6 +96,14 @@ def test_scaling():
     assert scaling_of({"alpha": 5}, "LOHA", "x", 2) == 2.5
     with pytest.raises(InputError, match="lora_alpha is None"):
         scaling_of({}, "LORA", "x", 2)
+    with pytest.raises(InputError, match="r is 0; expected a positive whole number"):
+        scaling_of({"alpha": 5, "r": 0}, "LOKR", "x", 0)
+
+
+@pytest.mark.parametrize("value", [7, "lm_head", {"lm_head": 1}, [7]])
+def test_modules_to_save_of_another_type_name_none(value):
+    assert "lm_head" not in saved_modules({"modules_to_save": value})
+    assert from_peft("x", LORA | {"modules_to_save": value}, tensors()).ranks == {PATH: 2}
 
 
 def test_rank_is_that_of_the_tensors_and_old_or_unknown_keys_are_told_apart(tmp_path):

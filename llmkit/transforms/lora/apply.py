@@ -10,7 +10,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.ends import find_ends
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
-from llmkit.formats.adapter_config import divisor_of, rounds_update
+from llmkit.formats.adapter_config import divisor_of, rounds_update, saved_modules
 from llmkit.formats.adapter_other import FOLDED
 from llmkit.quantization.quality import Meter
 from llmkit.quantization.rtn import Observe
@@ -115,7 +115,7 @@ class Application:
     # What the adapter holds, part by part.
 
     def _replace(self) -> None:
-        named = self.adapter.config.get("modules_to_save") or []
+        named = saved_modules(self.adapter.config)
         unnamed = []
         for path, tensor in self.adapter.replacements.items():
             module, _, leaf = path.rpartition(".")

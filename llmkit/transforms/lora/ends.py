@@ -15,6 +15,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.checkpoint.ends import Ends
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
+from llmkit.formats.adapter_config import saved_modules
 from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Lazy
 from llmkit.transforms.lora.arithmetic import transposed
@@ -149,7 +150,7 @@ def _is_frozen(adapter: Adapter, path: str) -> bool:
 
 def _is_saved(adapter: Adapter, path: str) -> bool:
     """Whether a module was trained whole. PEFT saves both ends, too, when the vocabulary was resized."""
-    return any(path == m or path.endswith(f".{m}") for m in adapter.config.get("modules_to_save") or ())
+    return any(path == m or path.endswith(f".{m}") for m in saved_modules(adapter.config))
 
 
 def _changes_alike(adapter: Adapter, at_embed: str, at_head: str) -> bool:
