@@ -18,7 +18,9 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.plugin_file import architectures_in, given_files
 from llmkit.errors import PluginError, RequirementError
 
-__all__ = ["GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "require"]
+__all__ = [
+    "GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "model_type_of", "require",
+]  # fmt: skip
 
 GROUP = "llmkit.architectures"
 _HOME = Path(__file__).resolve().parents[2]
@@ -192,6 +194,12 @@ def claims(config: Mapping[str, Any]) -> list[str]:
 def _wanted(config: Mapping[str, Any]) -> list[str]:
     words = [*claims(config), str(config.get("model_type") or "")]
     return [_folded(w) for w in words if w]
+
+
+def model_type_of(config: Mapping[str, Any]) -> str:
+    """The `model_type` of a config; empty where there is none or it is no text, as no class has it."""
+    stated = config.get("model_type")
+    return stated if isinstance(stated, str) else ""
 
 
 def is_claimed(architecture: Architecture, config: Mapping[str, Any]) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from llmkit.architecture.registry import model_type_of
+
 __all__ = ["class_ends"]
 
 
@@ -39,12 +41,13 @@ def class_ends(config: Mapping[str, Any], stored: Collection[str]) -> tuple[str,
 
 
 def _without_weights(config: Mapping[str, Any]) -> Any:
-    if not config.get("model_type"):
+    stated = model_type_of(config)
+    if not stated:
         return None
     import torch
     import transformers
 
-    if config["model_type"] not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
+    if stated not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
         return None
     logs = transformers.utils.logging
     verbosity = logs.get_verbosity()

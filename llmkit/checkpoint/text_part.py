@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import NameTable
-from llmkit.architecture.registry import find
+from llmkit.architecture.registry import find, model_type_of
 from llmkit.checkpoint.checkpoint import Checkpoint, sort_tensors
 from llmkit.errors import SpecError
 from llmkit.tensors.lazy import Lazy
@@ -58,7 +58,7 @@ def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, A
         import transformers
 
         known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-        if config.get("model_type") in known:
+        if model_type_of(config) in known:
             made = transformers.AutoConfig.for_model(**config).to_dict()
             return {key: value for key, value in made.items() if not key.startswith("_")}
     return dict(config)

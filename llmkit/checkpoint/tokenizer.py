@@ -13,7 +13,7 @@ from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
 from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.json_text import parse_object
-from llmkit.tokenization.checked import read_tokenizer_json, without_panic
+from llmkit.tokenization.checked import read_tokenizer_json, template_text, without_panic
 
 __all__ = ["end_tokens", "load_tokenizer", "published_kind", "tokenizer_settings"]
 
@@ -73,10 +73,8 @@ def tokenizer_settings(files: Mapping[str, FileContent], label: str) -> dict[str
         name = "tokenizer_config.json"
         settings = read_tokenizer_json(name, files[name].read(), f"{label}: {name}")
     if "chat_template.jinja" in files:
-        try:
-            settings["chat_template"] = files["chat_template.jinja"].read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{label}: chat_template.jinja is not UTF-8: {error}") from error
+        name = "chat_template.jinja"
+        settings["chat_template"] = template_text(files[name].read(), f"{label}: {name}")
     return settings
 
 

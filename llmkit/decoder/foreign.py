@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.decoder.packed import Packed
@@ -46,9 +47,9 @@ def transformers_model(
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     made = None
     with quiet_transformers():
-        if config.get("model_type") in known:
+        if registry.model_type_of(config) in known:
             described = _described(config, label)
-            stated = [getattr(transformers, n, None) for n in config.get("architectures") or ()]
+            stated = [getattr(transformers, n, None) for n in registry.claims(config)]
             auto = transformers.AutoModelForCausalLM._model_mapping.get(type(described), None)
             usable = [c for c in (*stated, auto) if c is not None and c.can_generate()]
             made = usable[0] if usable and not described.is_encoder_decoder else None

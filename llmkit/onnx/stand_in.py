@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmkit.architecture.registry import model_type_of
 from llmkit.architecture.sizes import Sizes
 
 __all__ = ["has_sizes", "stand_in"]
@@ -27,7 +28,7 @@ _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", 
 
 def has_sizes(config: Mapping[str, Any], dims: Sizes) -> bool:
     """Whether Optimum gets the sizes of keys and values from a config that transformers knows."""
-    kind = config.get("model_type")
+    kind = model_type_of(config)
     head_dim = dims.head_dim if kind in _HEAD_DIM_IS_ASKED else dims.hidden // dims.heads
     kv_heads = dims.kv_heads if kind in _KEY_HEADS_ARE_ASKED else dims.heads
     return (head_dim, kv_heads) == (dims.head_dim, dims.kv_heads)

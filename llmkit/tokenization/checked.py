@@ -19,7 +19,7 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 
-__all__ = ["MOST_IDS", "is_id", "read_tokenizer_json", "without_panic"]
+__all__ = ["MOST_IDS", "is_id", "read_tokenizer_json", "template_text", "without_panic"]
 
 MOST_IDS = 10_000_000
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -149,6 +149,18 @@ def _settings(document: Mapping[str, Any], where: str) -> None:
         _expect(isinstance(text, str), where, "one of additional_special_tokens", token, "text")
     longest = document.get("model_max_length")
     _expect(longest is None or _is_number(longest), where, "model_max_length", longest, "a finite number")
+
+
+def template_text(data: bytes, where: str) -> str:
+    """A chat template that lies in a file of its own.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8: {error}", hint="download or copy the file again") from error
 
 
 def _is_number(value: Any) -> bool:

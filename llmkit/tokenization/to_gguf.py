@@ -19,6 +19,7 @@ from llmkit.errors import LlmkitError
 from llmkit.tokenization.bpe import scores_of_merges
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
 from llmkit.tokenization.byte_level import from_bytes
+from llmkit.tokenization.checked import template_text
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.from_gguf import reader_of
 from llmkit.tokenization.parity import compare, tied_texts
@@ -277,7 +278,7 @@ def _template(data: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
 def _templates(found: TokenizerFiles) -> dict[str, Any]:
     template = (found.config or {}).get("chat_template")
     if "chat_template.jinja" in found.files and template is None:
-        template = found.files["chat_template.jinja"].read().decode("utf-8")
+        template = template_text(found.files["chat_template.jinja"].read(), "chat_template.jinja")
     if isinstance(template, list):
         named = {str(t.get("name")): str(t.get("template")) for t in template if isinstance(t, dict)}
         others = {f"tokenizer.chat_template.{name}": text for name, text in named.items() if name != "default"}

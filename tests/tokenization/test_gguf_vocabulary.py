@@ -9,6 +9,7 @@ import pytest
 
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.checkpoint.checkpoint import FileContent
+from llmkit.errors import InputError
 from llmkit.tokenization.from_gguf import tokenizer_files
 from llmkit.tokenization.pretokenizers import NAMES, name_of, pre_tokenizer_of
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
@@ -19,6 +20,7 @@ TEXTS = [
     "def add(x, y): return x+y", "don't I'LL they've",
 ]  # fmt: skip
 KEY = "tokenizer.ggml."
+BAD_TEMPLATE = {"chat_template.jinja": FileContent(data=b"\xff")}
 
 
 def content(files):
@@ -245,3 +247,9 @@ def test_the_tokenizer_of_llama(shared):
     fast = fast_tokenizer(files)
     for text in TEXTS:
         assert rebuilt.encode(text) == fast.encode(text).ids == sp.encode(text), text
+
+
+def test_a_template_file_that_is_no_text_is_refused(world):
+    fast = world.fast_of(world.sp_model(world.ENGLISH, 400))
+    with pytest.raises(InputError, match=r"chat_template\.jinja is not UTF-8"):
+        vocabulary_metadata("tiny", content({"tokenizer.json": fast}) | BAD_TEMPLATE, {}, 400)
