@@ -206,6 +206,8 @@ def _model(folder: Path, rng: np.random.Generator, base: dict[str, np.ndarray] |
     shapes |= {at + "post_attention_layernorm": (_HIDDEN,), "model.norm": (_HIDDEN,)}
     scale = 0.1 if base is None else 0.01
     made = {f"{n}.weight": rng.standard_normal(s).astype(np.float32) * scale for n, s in shapes.items()}
+    if base is None:  # norms of a model are near one; those of a delta are not, and that tells them apart
+        made = {n: t + 1 if "norm" in n else t for n, t in made.items()}
     if base is not None:
         made = {n: base[n] + t for n, t in made.items()}
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
