@@ -63,7 +63,7 @@ def test_not_found(config):
 def test_a_clash_names_both(plugin):
     registry = Registry([BUILTIN, plugin("mine", CLONE.format(match="LLAMAForCausalLM"))])
     with pytest.raises(PluginError, match=r"two plugins claim LlamaForCausalLM: llama \(.*\) and mine \(other 1.0\)"):
-        find({"architectures": ["LlamaForCausalLM"]})
+        registry.find({"architectures": ["LlamaForCausalLM"]})
     assert registry.find({"model_type": "clone"}).name == "clone"
     (clash,) = registry.clashes()
     assert "LLAMAForCausalLM is claimed by llama" in clash
@@ -73,7 +73,7 @@ def test_a_clash_names_both(plugin):
 def test_a_failing_plugin_is_kept_with_its_error(plugin):
     broken = plugin("broken", "raise OSError('no such thing')")
     registry = Registry([broken, BUILTIN])
-    assert find({"architectures": ["LlamaForCausalLM"]}).name == "llama"
+    assert registry.find({"architectures": ["LlamaForCausalLM"]}).name == "llama"
     error = registry.load_all()[broken]
     assert isinstance(error, PluginError)
     assert "plugin broken (other 1.0) cannot be loaded: OSError: no such thing" in error.message
@@ -87,7 +87,7 @@ def test_a_failing_plugin_is_kept_with_its_error(plugin):
 def test_builtin_plugins_are_loaded_only_when_needed(plugin):
     other = replace(plugin("loaded_too_early", "raise OSError"), is_builtin=True)
     registry = Registry([other, BUILTIN])
-    assert find({"architectures": ["LlamaForCausalLM"]}).name == "llama"
+    assert registry.find({"architectures": ["LlamaForCausalLM"]}).name == "llama"
     assert list(registry._loaded) == [BUILTIN]
 
 

@@ -162,7 +162,10 @@ def test_logits_are_those_of_the_published_computation(tmp_path, version):
 def test_what_is_cut_or_too_long(tmp_path):
     cfg = config(max_position_embeddings=24)
     whole = packed(state_of(cfg), cfg, 1)
-    for data, hint in ((whole[:-4], "download or export it again"), (whole + b"1234", "is it a llama2.c file?")):
+    for data, hint in (
+        (whole[:-4], "download or export it again"),
+        (whole + b"1234", "give a file that llama2.c's export.py wrote, or llmkit convert --to llama2c"),
+    ):
         (tmp_path / "m.bin").write_bytes(data)
         with pytest.raises(InputError) as caught:
             llmkit.open_checkpoint(tmp_path / "m.bin")
