@@ -63,7 +63,7 @@ def quantization_of(ckpt: Checkpoint) -> Quantization | None:
 def contents_of(ckpt: Checkpoint) -> Contents:
     """What a checkpoint is. Reads no tensor data but a few values of norms, which tell a delta from a model."""
     where = shlex.quote(str(ckpt.origin or ckpt.label))
-    return _delta(ckpt, where) or _adapter(ckpt, where) or _weights(ckpt)
+    return _delta(ckpt, where) or _adapter(ckpt, where) or _weights(ckpt, where)
 
 
 def _delta(ckpt: Checkpoint, where: str) -> Contents | None:
@@ -84,13 +84,12 @@ def _delta(ckpt: Checkpoint, where: str) -> Contents | None:
     return Contents("delta", words, f"llmkit delta apply {shlex.quote(str(base))} {where} -o OUT makes the model")
 
 
-def _weights(ckpt: Checkpoint) -> Contents:
+def _weights(ckpt: Checkpoint, where: str) -> Contents:
     if any(name.endswith(_STATES) for name in ckpt.tensors):
         return Contents("optimizer", "the state of an optimizer, not weights", "give the model's own weight files")
     quantization = quantization_of(ckpt)
     if quantization is None and looks_like_differences(ckpt):
         words = "a delta by its norms, whose weights are small and of both signs"
-        where = shlex.quote(str(ckpt.origin or ckpt.label))
         return Contents("delta", words, f"llmkit delta apply BASE {where} -o OUT makes the model")
     words = f"a quantized model ({quantization})" if quantization else "a model"
     return Contents("model", words, "", quantization)

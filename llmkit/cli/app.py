@@ -39,7 +39,6 @@ from llmkit.cli import (
 )
 from llmkit.cli.command import Interrupted, PipeClosed
 from llmkit.cli.output import AnswerLost, Mode, Output
-from llmkit.cli.packages import missing_package
 from llmkit.cli.surroundings import as_refusal, check_arguments
 from llmkit.cli.terminal import open_streams
 from llmkit.errors import LlmkitError, nearest
@@ -111,12 +110,6 @@ def _guarded(args: Sequence[str], out: Output) -> int:
         _show_stack_if_debugging()
         out.error(error.kind, error.message, error.hint)
         return error.exit_code
-    except ModuleNotFoundError as error:
-        missing = missing_package(error)
-        if missing is None:
-            return _bug(out, args, error)
-        out.error(missing.kind, missing.message, missing.hint)
-        return missing.exit_code
     except Interrupted as stop:
         return _interrupted(out, args, stop)
     except (KeyboardInterrupt, typer.Abort):

@@ -1,4 +1,4 @@
-"""Errors that are no bugs wherever they come from: the machine, the file system and the arguments refuse.
+"""Errors that are no bugs wherever they come from: machine, file system, arguments and installation refuse.
 
 Readers and writers name what they can; these are what is left: any call may meet a full memory, a name that is too
 long for the file system, a folder without permission.
@@ -10,6 +10,7 @@ import errno
 import re
 from collections.abc import Iterator, Sequence
 
+from llmkit.cli.packages import missing_package
 from llmkit.errors import InputError, LlmkitError, OutputError, RequirementError
 
 __all__ = ["as_refusal", "check_arguments"]
@@ -55,9 +56,9 @@ def as_refusal(error: BaseException) -> LlmkitError | None:
                 f"too little memory: {first[0][:300] if first else 'an allocation failed'}",
                 hint="raise the limit (ulimit -v, the container's), close other programs, or use fewer --workers",
             )
-    if isinstance(error, OSError):
-        return _of_file(error)
-    return None
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package(error)
+    return _of_file(error) if isinstance(error, OSError) else None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,15 @@ class Candidate:
         loose = [n for n in self.names if is_weight_file(n)]
         chosen = usual[:1] if usual else loose if len(loose) == 1 else []
         return self.folder / chosen[0] if chosen and chosen[0] not in INDEX_NAMES else None
+
+    def own_files(self, pattern: re.Pattern[str]) -> list[Path]:
+        """The folder's files of a layout that names its weights so, by name.
+
+        Empty where the path is another file, or where the folder has weights under transformers' names, which go first.
+        """
+        files = [self.folder / name for name in self.names if pattern.fullmatch(name)]
+        is_other = self.path.is_file() and self.path not in files
+        return [] if is_other or any(name in self.names for name in WEIGHT_SETS) else files
 
     @cached_property
     def head(self) -> bytes:

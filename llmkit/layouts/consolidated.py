@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from llmkit.errors import InputError, RequirementError, listing
-from llmkit.formats.folder import WEIGHT_SETS, read_file, refuse_gaps
+from llmkit.formats.folder import read_file, refuse_gaps
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config
 from llmkit.layouts.layout import Opened, commonest_dtype, same_sizes, to_hf
@@ -40,11 +40,8 @@ def find(candidate: Candidate) -> Opened | None:
         InputError: params.json is missing, or it contradicts the tensors.
         RequirementError: params.json asks for what a plain decoder does not compute, named.
     """
-    folder = candidate.folder
-    files = [folder / name for name in candidate.names if _FILE.fullmatch(name)]
-    if not files or (candidate.path.is_file() and candidate.path not in files):
-        return None
-    if any(name in candidate.names for name in WEIGHT_SETS):
+    folder, files = candidate.folder, candidate.own_files(_FILE)
+    if not files:
         return None
     where = str(folder / _PARAMS)
     if _PARAMS not in candidate.names:

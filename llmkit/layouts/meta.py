@@ -20,7 +20,6 @@ from llmkit.architecture import registry
 from llmkit.architecture.names import Names, NameTable
 from llmkit.errors import InputError, listing
 from llmkit.formats import torch_pickle
-from llmkit.formats.folder import WEIGHT_SETS
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened, Spelling, Written, commonest_dtype, same_sizes, to_hf, weights_for
@@ -70,11 +69,8 @@ def find(candidate: Candidate) -> Opened | None:
     Raises:
         InputError: a file is missing, params.json is, or it contradicts the tensors.
     """
-    folder = candidate.folder
-    files = [folder / name for name in candidate.names if _FILE.fullmatch(name)]
-    if not files or (candidate.path.is_file() and candidate.path not in files):
-        return None
-    if any(name in candidate.names for name in WEIGHT_SETS):
+    folder, files = candidate.folder, candidate.own_files(_FILE)
+    if not files:
         return None
     if not (folder / _PARAMS).is_file():
         if len(files) == 1:

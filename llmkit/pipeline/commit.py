@@ -25,7 +25,7 @@ from llmkit.pipeline.sharing import Sharing, share_file
 from llmkit.pipeline.target import Target, disk_errors, partial_path, replaced_path
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["JOURNAL", "Partial", "finish_earlier"]
+__all__ = ["JOURNAL", "Partial", "finish_earlier", "sync_data"]
 
 JOURNAL = ".journal.jsonl"
 
@@ -250,6 +250,9 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 def sync_folder(path: Path) -> None:

@@ -17,7 +17,7 @@ from xxhash import xxh3_128
 from llmkit.checkpoint.manifest import MANIFEST_FORMAT, frame_hash, versions
 from llmkit.errors import SpecError
 from llmkit.formats.container import OutputFile
-from llmkit.pipeline.commit import Partial, finish_earlier
+from llmkit.pipeline.commit import Partial, finish_earlier, sync_data
 from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
 from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
 from llmkit.pipeline.plan import Placement, Plan, Step
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WriteObserver", "run_plan"]
 
-_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none
 COPY_NBYTES = 2**20  # of a tensor that only moves: read, hashed and written while it is in the second-level cache
 
 
@@ -183,7 +182,7 @@ class _Run:
         while not self._computed.wait(0.25):
             for fd in self._fds.values():
                 with contextlib.suppress(OSError):  # the fsync at the end reports it
-                    _fdatasync(fd)
+                    sync_data(fd)
 
     def _run_step(self, step: Step) -> None:
         import torch

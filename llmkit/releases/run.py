@@ -16,7 +16,7 @@ from typing import Any
 from llmkit.checkpoint.manifest import MANIFEST_FORMAT, versions
 from llmkit.errors import InputError
 from llmkit.formats.torch_pickle import looks_like
-from llmkit.pipeline.commit import Partial, finish_earlier
+from llmkit.pipeline.commit import Partial, finish_earlier, sync_data
 from llmkit.pipeline.pool import default_workers, run_all
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.pipeline.target import Target, disk_errors
@@ -32,7 +32,6 @@ __all__ = ["CHUNK_NBYTES", "run_decoding"]
 # Fits the second-level cache with its pad; three are in use for each file.
 CHUNK_NBYTES = 2**20
 _RING = 3
-_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
 
 def run_decoding(
@@ -133,7 +132,7 @@ class _Run:
                 fds = [os.dup(fd) for fd in self._flushed]
             for fd in fds:
                 with contextlib.suppress(OSError):  # the fsync at the end reports it
-                    _fdatasync(fd)
+                    sync_data(fd)
                 os.close(fd)
 
     def _decode(self, coded: Coded) -> None:
