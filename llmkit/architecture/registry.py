@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import importlib.util
 import re
-import sys
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +11,8 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.plugin_file import architectures_in, given_files
+from llmkit.entry_points import EntryPoint, entries
+from llmkit.entry_points import load as load_entry
 from llmkit.errors import PluginError, RequirementError
 
 __all__ = [
@@ -23,25 +20,16 @@ __all__ = [
 ]  # fmt: skip
 
 GROUP = "llmkit.architectures"
-_HOME = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
-class Plugin:
+class Plugin(EntryPoint):
     """An entry point that promises an architecture.
 
     Attributes:
-        name: of the entry point.
-        target: `module:attribute`.
-        origin: the distribution it comes from, with its version; the path for a checkout.
-        is_builtin: it ships with llmkit.
         is_given: a file that the user named; it goes before what is installed.
     """
 
-    name: str
-    target: str
-    origin: str
-    is_builtin: bool = False
     is_given: bool = False
 
 
@@ -141,25 +129,13 @@ def default_registry() -> Registry:
 
 @cache
 def _registry(files: tuple[Path, ...]) -> Registry:
-    builtin = _checkout_plugins()
-    names = {p.name for p in builtin}
-    found = []
-    owners: dict[int, tuple[str, str]] = {}  # a distribution reads its metadata anew for each question
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        dist = entry.dist
-        if id(dist) not in owners:
-            owners[id(dist)] = (dist.name, dist.version) if dist is not None else ("unknown", "")
-        owner, version = owners[id(dist)]
-        if owner == "llmkit" and (builtin or entry.name in names):
-            continue  # the checkout knows better than the metadata of an older install
-        found.append(Plugin(entry.name, entry.value, f"{owner} {version}".strip(), owner == "llmkit"))
-    unique = {(p.name, p.target, p.origin): p for p in [*builtin, *sorted(found, key=lambda p: (p.origin, p.name))]}
+    unique = [Plugin(e.name, e.target, e.origin, e.is_builtin) for e in entries(GROUP)]
     given = {
         Plugin(a.name, f"{file}:{attribute}", str(file), is_given=True): a
         for file in files
         for attribute, a in architectures_in(file).items()
     }
-    return Registry(unique.values(), given)
+    return Registry(unique, given)
 
 
 def find(config: Mapping[str, Any]) -> Architecture | None:
@@ -226,42 +202,11 @@ def _folded(text: str) -> str:
 
 
 def _load(plugin: Plugin) -> Architecture | PluginError:
-    module_name, _, attribute = plugin.target.partition(":")
-    where = f"plugin {plugin.name} ({plugin.origin})"
     try:
-        if plugin.is_builtin:
-            _make_importable(module_name.partition(".")[0])
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # noqa: BLE001 - a plugin is foreign code; its failure must not break the rest
-        hint = (
-            "install llmkit again, as its README says" if plugin.is_builtin else f"update or uninstall {plugin.origin}"
-        )
-        return PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}", hint=hint)
+        found = load_entry(plugin)
+    except PluginError as error:
+        return error
     if not isinstance(found, Architecture):
+        where = f"plugin {plugin.name} ({plugin.origin})"
         return PluginError(f"{where}: {plugin.target} is a {type(found).__name__}, expected an Architecture")
     return found
-
-
-def _checkout_plugins() -> list[Plugin]:
-    """The built-in plugins of the checkout this module lies in; empty when it is installed."""
-    project = _HOME / "pyproject.toml"
-    if not project.is_file() or not (_HOME / "plugins" / "__init__.py").is_file():
-        return []
-    table = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
-    if table.get("name") != "llmkit":
-        return []
-    entries = table.get("entry-points", {}).get(GROUP, {})
-    return [Plugin(name, target, str(_HOME / "plugins"), True) for name, target in sorted(entries.items())]
-
-
-def _make_importable(package: str) -> None:
-    """In a checkout that is not installed, `llmkit_plugins` is the folder `plugins`."""
-    if package in sys.modules or importlib.util.find_spec(package) is not None:
-        return
-    init = _HOME / "plugins" / "__init__.py"
-    spec = importlib.util.spec_from_file_location(package, init, submodule_search_locations=[str(init.parent)])
-    if spec is None or spec.loader is None:
-        return
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[package] = module
-    spec.loader.exec_module(module)

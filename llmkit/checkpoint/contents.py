@@ -18,7 +18,7 @@ from llmkit.errors import LlmkitError, RequirementError
 from llmkit.formats.adapter_names import is_adapter_part
 from llmkit.formats.folder import left_unread
 from llmkit.formats.json_text import parse_object, read_object
-from llmkit.formats.quantized import BLOCKS, Quantization, find_quantization
+from llmkit.quantization.recognition import BLOCKS, Quantization, find_quantization
 from llmkit.tensors.spec import DType
 
 __all__ = ["MARKER_NAME", "Contents", "contents_of", "quantization_of", "require_model"]

@@ -15,6 +15,7 @@ from llmkit.architecture.names import NameTable
 from llmkit.architecture.registry import find, model_type_of
 from llmkit.checkpoint.checkpoint import Checkpoint, sort_tensors
 from llmkit.errors import SpecError
+from llmkit.quantization.codec import CONFIG_KEYS
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["text_part"]
@@ -25,7 +26,7 @@ _BEGINNINGS = (
     {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
     {"language_model.": "model."},
 )
-_SHARED = ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")
+_SHARED = ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", *CONFIG_KEYS)
 
 
 def text_part(ckpt: Checkpoint) -> Checkpoint:

@@ -91,11 +91,11 @@ def _run(out: Output, folder: Path) -> list[dict[str, Any]]:
 
 
 def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
+    from llmkit.checkpoint.quantized import dequantized
     from llmkit.checkpoint.tokenizer import load_tokenizer
     from llmkit.decoder import load_decoder
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.evaluation.runner import evaluate
-    from llmkit.quantization.reading import dequantized
 
     started = time.monotonic()
     bench = evaluate(ckpt, "mini", progress=progress).benches["mini"]

@@ -54,10 +54,10 @@ def new(
     from llmkit.architecture.registry import GROUP
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import require_model
+    from llmkit.checkpoint.quantized import describe, is_quantized
     from llmkit.drafting.module import draft_plugin
     from llmkit.errors import InputError, OutputError
     from llmkit.pipeline.files import check_file, write_file
-    from llmkit.quantization.reading import describe, is_quantized
 
     if output is not None:
         if output.exists() and not overwrite:

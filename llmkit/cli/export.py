@@ -192,11 +192,11 @@ def export(
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import require_model
+    from llmkit.checkpoint.quantized import refuse_unread
     from llmkit.errors import InputError, nearest
     from llmkit.onnx.export import ATTENTIONS, computed_weights
     from llmkit.onnx.export import export as export_checkpoint
     from llmkit.onnx.precision import Rounding
-    from llmkit.quantization.reading import refuse_unread
 
     if to != "onnx":
         hint = "did you mean onnx?" if nearest(to, ["onnx"]) else "llmkit convert --help shows other formats"

@@ -67,13 +67,13 @@ def generate(
     from llmkit.architecture.prompts import Raw
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import require_model
+    from llmkit.checkpoint.quantized import refuse_unread
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.cli.conversation import read_conversation, show_prompt
     from llmkit.decoder.doubts import doubts_of
     from llmkit.decoder.generate import Sampling, stream
     from llmkit.decoder.stopping import TextStream
     from llmkit.onnx.backend import load_backend
-    from llmkit.quantization.reading import refuse_unread
     from llmkit.tokenization.chat import encode_chat, ending_of, prompt_of
 
     sampling = Sampling(temperature, top_k, top_p, seed)

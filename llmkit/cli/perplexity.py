@@ -56,12 +56,12 @@ def perplexity(
 
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import require_model
+    from llmkit.checkpoint.quantized import refuse_unread
     from llmkit.checkpoint.tokenizer import load_tokenizer
     from llmkit.decoder.doubts import doubts_of
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.formats.text_file import read_text
     from llmkit.onnx.backend import load_backend
-    from llmkit.quantization.reading import refuse_unread
 
     content = read_text(text)
     ckpt = require_model(open_checkpoint(model), "perplexity")

@@ -14,7 +14,7 @@ from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
 if TYPE_CHECKING:
-    from llmkit.transforms.quantize import GroupSize
+    from llmkit.transforms.layers import GroupSize
 
 __all__ = ["parse_group_size", "register"]
 
@@ -79,7 +79,7 @@ def quantize(
         only=only or (),
         meter=meter,
     )
-    saved = sizes(before, after)
+    saved = sizes(before.tensors, after.tensors)
     size_text = (
         f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "
         f"({saved.after_nbytes / saved.before_nbytes:.0%}), {saved.bits_per_weight:.2f} bits per weight, "

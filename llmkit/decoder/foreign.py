@@ -290,7 +290,7 @@ def _agree(step: torch.Tensor, whole: torch.Tensor) -> bool:
 
 def load_transformers(ckpt: Checkpoint, dtype: torch.dtype, device: torch.device) -> TransformersDecoder:
     """Transformers' model of a checkpoint's tensors; quantized ones are dequantized first."""
-    from llmkit.quantization.reading import dequantized
+    from llmkit.checkpoint.quantized import dequantized
 
     ckpt = dequantized(require_model(ckpt, "the decoder"))
     weights = {name: lazy.load() for name, lazy in ckpt.tensors.items()}

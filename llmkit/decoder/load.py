@@ -80,7 +80,7 @@ def load_decoder(
     """
     import torch
 
-    from llmkit.quantization.reading import dequantized
+    from llmkit.checkpoint.quantized import dequantized
 
     wanted = _compute_dtype(dtype)
     where = _device(device)

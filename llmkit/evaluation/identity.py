@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.formats.quantized import config_entry
+from llmkit.quantization.codec import config_entry
 from llmkit.version import __version__
 
 __all__ = ["describe_model", "digest_of", "versions"]

@@ -10,9 +10,9 @@ from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.quantization.reading import dequantized
 from llmkit.tensors.lazy import Context, Lazy
 
 if TYPE_CHECKING:

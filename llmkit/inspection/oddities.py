@@ -8,9 +8,9 @@ from typing import Any
 from llmkit.architecture.check import Report
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import quantization_of
+from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.json_text import parse_object
-from llmkit.quantization.reading import model_dtype
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.spec import DType
 from llmkit.tokenization.agreement import compare_counts

@@ -13,11 +13,11 @@ from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import contents_of
 from llmkit.checkpoint.manifest import recipe_of
+from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import LlmkitError
 from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.layouts import onnx_folder
-from llmkit.quantization.reading import dequantized, describe
 from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 

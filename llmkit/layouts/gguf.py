@@ -11,12 +11,12 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import CONSTANT_TENSORS, GgufFamily
 from llmkit.errors import InputError, SpecError
 from llmkit.formats.folder import is_weight_file
-from llmkit.formats.gguf_blocks import stored_tensor
 from llmkit.formats.gguf_files import GgufModel, find_gguf, looks_like, read_model
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.gguf_values import architecture_of, config_of
 from llmkit.layouts.gguf_weights import from_gguf
 from llmkit.layouts.layout import Opened, plain_model
+from llmkit.quantization.codecs.gguf import stored_tensor
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 from llmkit.tensors.vectors import cast_vector

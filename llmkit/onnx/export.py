@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, RequirementError, listing, nearest
 from llmkit.formats.folder import INDEX_NAMES, weight_set
@@ -23,7 +24,6 @@ from llmkit.onnx.kv_cache import CacheScales, choose_scales
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.precision import Rounding, choose_grids, restored
 from llmkit.onnx.weights import DataOf
-from llmkit.quantization import reading
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
 
@@ -134,7 +134,7 @@ def _prepared(
     """The checkpoint in floats, its model, the compute dtype in ONNX's words, and what is computed from integers."""
     _refuse_unknown("--dtype", dtype, tuple(_COMPUTE))
     _refuse_unknown("--provider", provider, PROVIDERS)
-    ckpt = reading.dequantized(text_part(ckpt))
+    ckpt = dequantized(text_part(ckpt))
     model = registry.require(dict(ckpt.config), ckpt.label).bind(dict(ckpt.config))
     model.unread.raise_if_refused(ckpt.label)
     _refuse_changed(ckpt, model)

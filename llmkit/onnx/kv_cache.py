@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.checkpoint.quantized import kv_cache_scheme
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.errors import InputError, RequirementError, SpecError, nearest
 from llmkit.onnx.calibration import MOST_TOKENS, Calibration, CalibrationText, own_text, read_text
-from llmkit.quantization.reading import kv_cache_scheme
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType

@@ -4,34 +4,48 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, SpecError, listing
-from llmkit.onnx.grids import Grids
-from llmkit.onnx.nbits import BLOCKS, NBits, columns_of, rounded, taken, unit_rows
-from llmkit.onnx.rounding import ACCURACY_LEVELS, AUTO_GROUPS, Rounding
-from llmkit.quantization.schemes import Scheme
-from llmkit.tensors.codes import codes_of, decoded_from, is_decoded
-from llmkit.tensors.lazy import Lazy
+from llmkit.onnx.grids import Grids, Integers
+from llmkit.onnx.rounding import ACCURACY_LEVELS, Rounding
+from llmkit.quantization.codecs.nbits import CODEC
+from llmkit.quantization.matrix import Grid, QuantizedMatrix, dequantized_from, is_dequantized, matrix_of
+from llmkit.quantization.method import method_named, quantized
+from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
-from llmkit.transforms.quantize import matches, must_match
+from llmkit.transforms.layers import choose_grid, matches, must_match
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Rounding", "choose_grids", "restored"]
 
 
 @dataclass
 class _Chosen:
-    matrices: dict[str, NBits] = field(default_factory=dict)
-    kept: list[NBits] = field(default_factory=list)
+    """Matrices by what becomes of them.
+
+    Attributes:
+        integers: computed from integers; `kept` are those that were before.
+        to_round: floats that become integers.
+        widened: what it is stored as, of quantized matrices that become floats.
+        rounded_again: of `to_round`, those that are on another grid.
+        left: why matrices stay in floats: their names.
+    """
+
+    integers: dict[str, Integers] = field(default_factory=dict)
+    kept: list[QuantizedMatrix] = field(default_factory=list)
     to_round: dict[str, tuple[Slot, Lazy]] = field(default_factory=dict)
-    widened: dict[str, str] = field(default_factory=dict)  # name: what it is stored as
+    widened: dict[str, str] = field(default_factory=dict)
     rounded_again: list[str] = field(default_factory=list)
-    left: dict[str, list[str]] = field(default_factory=dict)  # why: names of matrices
+    left: dict[str, list[str]] = field(default_factory=dict)
 
 
 def choose_grids(
@@ -40,13 +54,13 @@ def choose_grids(
     """The matrices on integer grids, and what to tell of them.
 
     Args:
-        ckpt: with float tensors, which remember their codes (`llmkit.tensors.codes`).
+        ckpt: with float tensors, which remember their codes (`llmkit.quantization.matrix`).
         scale_dtype: of new scales: the compute dtype.
         provider: what the graph is for: cpu or cuda.
 
     Raises:
-        InputError: bits, a group size or an accuracy level that the kernels do not have; nothing to apply options to.
-        SpecError: a glob that matches nothing, nothing left to round.
+        InputError: an accuracy level that the kernels do not have; options that nothing applies to.
+        SpecError: bits or a group size that they do not have, a glob that matches nothing, nothing left to round.
     """
     asked.refuse_unknown()
     ends = asked.bits_of_ends(provider)
@@ -57,9 +71,9 @@ def choose_grids(
     for slot in model.slots.values():
         if slot.name in ckpt.tensors and len(slot.shape) == 2 and not (slot.kind == "head" and model.is_tied):
             _sort(chosen, slot, model, ckpt.tensors[slot.name], asked, provider)
-    if asked.bits is None and not chosen.matrices and (asked.keep or asked.only or asked.symmetric is not None):
+    if asked.bits is None and not chosen.integers and (asked.keep or asked.only or asked.symmetric is not None):
         raise InputError(f"{ckpt.label} has float weights, which nothing rounds", hint="give --bits 4 or --bits 8")
-    if asked.bits is not None and not chosen.matrices and not chosen.to_round:
+    if asked.bits is not None and not chosen.integers and not chosen.to_round:
         raise SpecError(
             f"{ckpt.label}: nothing is left to quantize (only: {listing(asked.only) or 'all linear layers'}; keep: "
             f"{listing(asked.keep) or 'nothing'})",
@@ -68,28 +82,51 @@ def choose_grids(
     notes = _notes_of_kept(chosen, scale_dtype)
     if asked.bits is not None:
         notes += _round(chosen, asked, asked.bits, ends or asked.bits, scale_dtype)
-    if head in chosen.matrices and as_bool(model.head.normalized):
-        chosen.matrices[head] = unit_rows(chosen.matrices[head])
+    integers = chosen.integers
+    if head in integers and as_bool(model.head.normalized):
+        integers[head] = replace(integers[head], matrix=_unit_rows(integers[head].matrix))
     level = asked.level(provider)
-    if chosen.matrices:
+    if integers:
         notes.append(f"MatMulNBits computes in {ACCURACY_LEVELS[level]} (accuracy level {level})")
-        if provider == "cpu" and level != 4 and any(m.bits == 8 for m in chosen.matrices.values()):
+        if provider == "cpu" and level != 4 and any(m.bits == 8 for m in integers.values()):
             notes.append("8 bits at this level are slow on the CPU: every call restores the matrix (use level 4)")
-    order = [s.name for s in model.slots.values() if s.name in chosen.matrices]
+    order = [s.name for s in model.slots.values() if s.name in integers]
     if asked.is_qdq:
-        left = [name for name in order if columns_of(chosen.matrices[name]) is None]
+        left = [name for name in order if integers[name].columns is None]
         if left:
             notes.append(f"{len(left)} matrices have no QDQ form and stay operators on integers ({listing(left, 2)})")
-    return Grids({name: chosen.matrices[name] for name in order}, level, asked.is_qdq), notes
+    return Grids({name: integers[name] for name in order}, level, asked.is_qdq), notes
 
 
 def restored(tensors: Mapping[str, Lazy], model: Model, grids: Grids) -> dict[str, Lazy]:
     """The tensors with every matrix on a grid as the float32 one that its integers stand for."""
     transposed = {s.name for s in model.slots.values() if s.is_transposed}
     found = dict(tensors)
-    for name, matrix in grids.matrices.items():
-        found[name] = transpose(matrix.restored()) if name in transposed else matrix.restored()
+    for name, integers in grids.matrices.items():
+        floats = integers.matrix.dequantized(DType.F32)
+        found[name] = transpose(floats) if name in transposed else floats
     return found
+
+
+def _unit_rows(matrix: QuantizedMatrix) -> QuantizedMatrix:
+    """The same codes with scales that make every row one of length 1, for heads that divide rows by their norms.
+
+    The grid is that of the rows as they were: rounding to nearest does not depend on their length.
+    """
+    floats = matrix.dequantized(DType.F32)
+
+    def fn(rows: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
+        return part.double().div_(lengths.clamp_(min=1e-12)).float()
+
+    def divided(part: Lazy) -> Lazy:
+        wide = part.cast(DType.F32)
+        return Apply("row / norm", [floats, wide], wide.spec, fn, scratch=4.0).output()
+
+    offsets = divided(matrix.offsets) if matrix.offsets is not None else None
+    return replace(matrix, scales=divided(matrix.scales), offsets=offsets)
 
 
 def _is_table(slot: Slot) -> bool:
@@ -110,7 +147,7 @@ def _why_left(slot: Slot, model: Model, columns: int, asked: Rounding) -> str | 
         return "looked up or multiplied element by element"
     if _is_table(slot) and model.is_tied and as_bool(model.head.normalized):
         return "its rows are normalized for the head alone"
-    if _is_table(slot) and all(columns % block for block in BLOCKS):
+    if _is_table(slot) and all(columns % block for block in CODEC.group_sizes):
         return f"no block divides its rows of {columns}"
     return None
 
@@ -121,19 +158,19 @@ def _sort(chosen: _Chosen, slot: Slot, model: Model, lazy: Lazy, asked: Rounding
     if slot.is_transposed:
         lazy = transpose(lazy)
     why = _why_left(slot, model, lazy.shape[1], asked)
-    codes = codes_of(lazy) if why is None else None
-    if codes is not None and (asked.bits is None or (bits is not None and codes.bits <= bits)):
-        found = taken(codes, is_table=_is_table(slot))
-        if found is not None and not (_is_table(slot) and codes.columns % found.block):
-            chosen.matrices[slot.name] = found
+    matrix = matrix_of(lazy) if why is None else None
+    if matrix is not None and (asked.bits is None or (bits is not None and matrix.bits <= bits)):
+        found = CODEC.fitted(matrix)
+        if found is not None and not (_is_table(slot) and lazy.shape[1] % found.group):
+            chosen.integers[slot.name] = Integers(found, _is_table(slot))
             chosen.kept.append(found)
             return
     if why is None and bits is not None:
         chosen.to_round[slot.name] = (slot, lazy)
-        if is_decoded(lazy):
+        if is_dequantized(lazy):
             chosen.rounded_again.append(slot.name)
-    elif is_decoded(lazy):
-        chosen.widened[slot.name] = decoded_from(lazy)
+    elif is_dequantized(lazy):
+        chosen.widened[slot.name] = dequantized_from(lazy)
     else:
         why = why or asked.why_float_ends(provider)
         chosen.left.setdefault(str(why), []).append(slot.name)
@@ -141,19 +178,23 @@ def _sort(chosen: _Chosen, slot: Slot, model: Model, lazy: Lazy, asked: Rounding
 
 def _round(chosen: _Chosen, asked: Rounding, bits: int, ends: int, scale_dtype: DType) -> list[str]:
     """Round what is to be rounded, and say so."""
-    scheme, reason = _scheme(bits, asked, chosen.to_round)
-    n_layers, schemes = 0, {}
+    rows = {name: lazy.shape[1] for name, (slot, lazy) in chosen.to_round.items() if not _is_table(slot)}
+    grid, reason = choose_grid(CODEC, bits, asked.group_size, asked.symmetric, rows)
+    method, n_layers, of_ends = method_named(asked.method), 0, {}
     for name, (slot, lazy) in chosen.to_round.items():
-        own = asked.scheme(ends, scheme.group_size) if _is_end(slot) else scheme
+        own = replace(grid, bits=ends) if _is_end(slot) else grid
         if _is_table(slot):
-            own = _of_table(own, lazy)
-        chosen.matrices[name] = rounded(name, lazy, own, scale_dtype, is_table=_is_table(slot))
+            own = _of_table(own, lazy.shape[1])
+        found = CODEC.fitted(quantized(lazy, method, own, scale_dtype, name=name))
+        if found is None:
+            raise SpecError(f"{name}: {own} does not divide into blocks of MatMulNBits", hint="--group-size 64")
+        chosen.integers[name] = Integers(found, _is_table(slot))
         if _is_end(slot):
-            schemes[name] = own
+            of_ends[name] = own
         else:
             n_layers += 1
-    notes = [f"{n_layers} matrices to {scheme}{reason}, rounded to nearest"] if n_layers else []
-    notes += [f"{name} to {own}" for name, own in schemes.items()]
+    notes = [f"{n_layers} matrices to {grid}{reason}, {method.words}"] if n_layers else []
+    notes += [f"{name} to {own}" for name, own in of_ends.items()]
     left = [f"{listing(names, 2)} ({why})" for why, names in chosen.left.items() if why != "--only"]
     return notes + ([f"matrices left in floats: {'; '.join(left)}"] if left else [])
 
@@ -161,7 +202,7 @@ def _round(chosen: _Chosen, asked: Rounding, bits: int, ends: int, scale_dtype: 
 def _notes_of_kept(chosen: _Chosen, scale_dtype: DType) -> list[str]:
     notes = []
     if chosen.kept:
-        kinds = listing(dict.fromkeys(m.described for m in chosen.kept))
+        kinds = listing(dict.fromkeys(str(m) for m in chosen.kept))
         notes.append(f"{len(chosen.kept)} matrices stay on the grid that they are stored on ({kinds}), bit for bit")
         finer = [m for m in chosen.kept if m.scales.dtype.bits > scale_dtype.bits]
         if finer:  # MatMulNBits and GatherBlockQuantized have one type for scales, offsets and activations
@@ -189,30 +230,10 @@ def _example(model: Model) -> str:
     return found.removesuffix(".weight")
 
 
-def _scheme(bits: int, asked: Rounding, matrices: Mapping[str, tuple[Slot, Lazy]]) -> tuple[Scheme, str]:
-    """The scheme of what is rounded, and in words why an automatic group size was taken."""
-    size = asked.group_size
-    if size == "channel":
-        return asked.scheme(bits, None), ""
-    if size != "auto":
-        return asked.scheme(bits, size), ""
-    rows = {name: lazy.shape[1] for name, (slot, lazy) in matrices.items() if not _is_table(slot)}
-    sizes = AUTO_GROUPS[bits]
-    for group in sizes:
-        odd = [name for name, n in rows.items() if n % group]
-        if not odd:
-            larger = next((g for g in sizes[::-1] if g > group and any(n % g for n in rows.values())), None)
-            name = next((name for name, n in rows.items() if larger and n % larger), "")
-            why = f" ({larger} does not divide: {name} has rows of {rows[name]})" if larger else ""
-            return asked.scheme(bits, group), why
-    filled = next(name for name, n in rows.items() if n % sizes[-1])
-    return asked.scheme(bits, sizes[-1]), f" (rows of {rows[filled]} are filled up: {filled})"
-
-
-def _of_table(scheme: Scheme, lazy: Lazy) -> Scheme:
+def _of_table(grid: Grid, columns: int) -> Grid:
     """GatherBlockQuantized has whole blocks only."""
-    columns, size = lazy.shape[1], scheme.group_size
+    size = grid.group_size
     if size is None or columns % size == 0:
-        return scheme
-    fitting = [b for b in BLOCKS if columns % b == 0 and b < size] or [b for b in BLOCKS if columns % b == 0]
-    return Scheme(scheme.bits, fitting[-1], scheme.is_symmetric)
+        return grid
+    fitting = [b for b in CODEC.group_sizes if columns % b == 0]
+    return replace(grid, group_size=([b for b in fitting if b < size] or fitting)[-1])

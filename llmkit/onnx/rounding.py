@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.onnx.nbits import BLOCKS
-from llmkit.quantization.schemes import Scheme
-from llmkit.transforms.quantize import GroupSize
+from llmkit.transforms.layers import GroupSize
 
-__all__ = ["ACCURACY_LEVELS", "AUTO_GROUPS", "Rounding"]
+__all__ = ["ACCURACY_LEVELS", "Rounding"]
 
 # What MatMulNBits computes products in. With 0 and 1 the CPU's kernel for 8 bits restores the whole matrix in each call
 # (350 times the time of level 4, measured at one token), and that for 4 bits takes 4 times as long.
 ACCURACY_LEVELS = {0: "the dtype of activations", 1: "float32", 4: "int8 activations"}
-# By bits, the best first. SmolLM2-135M in asymmetric int4, the rest in floats: perplexity 24.0 in groups of 32, 24.7 of
-# 64, 25.8 of 128 (18.4 in float32), and 64 take 11 % fewer bytes than 32; a product of one token 145 us for 156.
-AUTO_GROUPS = {4: (64, 32), 8: (128, 64, 32)}
 _FLOATS = 16
 
 
@@ -28,11 +23,7 @@ class Rounding:
 
     Attributes:
         bits: 4 or 8: round the linear layers; None: only keep what the checkpoint has on grids already.
-        group_size: columns that share a scale: 16 to 256, "channel" for one scale a row, or "auto": the largest of
-            64, 32 that divides every row, with 8 bits 128, too.
-        symmetric: no zero points; None: with 8 bits. (With 4 bits zero points cost 2 % of the bytes and no time, and
-            take 30 % off what rounding adds to the perplexity of SmolLM2-135M: 26.4 to 24.0, of 18.4 in float32.)
-        keep, only: globs of tensors or modules, as of `llmkit quantize`.
+        group_size, symmetric, keep, only, method: as of `llmkit.transforms.quantize.quantize`.
         embedding_bits: of the embedding and the head: 4, 8, or 16 for floats as they are. None: 8 where `bits` is
             given and products are fast in 8 bits.
         accuracy_level: of MatMulNBits (`ACCURACY_LEVELS`); None: 4 for the CPU.
@@ -47,18 +38,15 @@ class Rounding:
     embedding_bits: int | None = None
     accuracy_level: int | None = None
     is_qdq: bool = False
+    method: str = "rtn"
 
     def attrs(self) -> dict[str, Any]:
         """What was asked, for the history; empty for nothing."""
-        asked = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
-        asked |= {"embedding_bits": self.embedding_bits, "qdq": self.is_qdq}
+        asked: dict[str, Any] = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+        asked |= {"method": self.method, "embedding_bits": self.embedding_bits, "qdq": self.is_qdq}
         return (asked if self.bits is not None else {}) | {
             name: list(globs) for name, globs in (("keep", self.keep), ("only", self.only)) if globs
         }
-
-    def scheme(self, bits: int, group_size: int | None) -> Scheme:
-        """The grid of a matrix."""
-        return Scheme(bits, group_size, bits == 8 if self.symmetric is None else self.symmetric)
 
     def level(self, provider: str) -> int:
         """The accuracy level on a provider."""
@@ -90,15 +78,9 @@ class Rounding:
         Raises:
             InputError: bits, a group size or an accuracy level that there is not; options that nothing applies to.
         """
-        if self.bits not in (None, 4, 8):
-            raise InputError(f"--bits {self.bits}: expected 4 or 8", hint="--bits 4 or --bits 8")
         if self.embedding_bits not in (None, 4, 8, _FLOATS):
             what = f"--embedding-bits {self.embedding_bits}: expected 4, 8, or {_FLOATS} for floats"
             raise InputError(what, hint="--embedding-bits 8")
-        if self.group_size not in ("auto", "channel", *BLOCKS):
-            sizes = ", ".join(map(str, BLOCKS))
-            what = f"--group-size {self.group_size}: expected {sizes}, channel or auto"
-            raise InputError(what, hint="--group-size 64")
         if self.accuracy_level not in (None, *ACCURACY_LEVELS):
             levels = ", ".join(f"{level} ({what})" for level, what in ACCURACY_LEVELS.items())
             raise InputError(f"--accuracy-level {self.accuracy_level}: expected {levels}", hint="--accuracy-level 4")

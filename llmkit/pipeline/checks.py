@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.errors import SpecError, listing
-from llmkit.quantization import reading
+from llmkit.quantization.codec import config_entry
 
 __all__ = ["check_structure"]
 
@@ -25,7 +26,7 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
     if architecture is None:
         names = listing(registry.claims(checkpoint.config)) or "its architecture"
         return (f"no plugin describes {names}: names and shapes are not checked",), ()
-    floats = reading.dequantized(checkpoint) if "quantization_config" in checkpoint.config else checkpoint
+    floats = dequantized(checkpoint) if config_entry(checkpoint.config) is not None else checkpoint
     report = architecture.bind(dict(floats.config)).check({k: t.spec for k, t in floats.tensors.items()})
     notes: tuple[str, ...] = (
         f"{architecture.name} architecture: {len(floats.tensors)} tensors checked against the config",

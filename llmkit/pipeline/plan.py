@@ -261,7 +261,7 @@ def slice_rows(node: Node, slice_nbytes: int = SLICE_NBYTES) -> tuple[Rows, ...]
     n = node.n_rows
     if node.row_step is None or n <= node.row_step:
         return ((0, n),)
-    sliced_inputs = [i.spec.nbytes for i in node.inputs if i.spec.n_rows == n]
+    sliced_inputs = [i.spec.nbytes for i in node.widest_inputs() if i.spec.n_rows == n]
     widest = max([node.slice_nbytes(n), *sliced_inputs])
     rows = max(slice_nbytes * n // max(widest, 1) // node.row_step * node.row_step, node.row_step)
     return tuple((start, min(start + rows, n)) for start in range(0, n, rows)) or ((0, 0),)

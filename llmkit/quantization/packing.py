@@ -1,14 +1,7 @@
-"""Small integers in int32 words, as compressed-tensors stores them.
+"""Codes of quantized matrices as bytes: two in a byte where they have at most four bits, the first in the low ones.
 
-A word holds 32 // bits values, the first in the lowest bits. Each is stored as value + 2^(bits-1), so that -8…7 becomes
-0…15. Weights are packed along the input columns, zero points along the output rows:
-
-    weight_packed      [out, ceil(in / per_word)]
-    weight_zero_point  [ceil(out / per_word), groups]
-
-A last word that is not full is filled up with zero bits.
-
-Source: compressed_tensors/compressors/pack_quantized/helpers.py.
+It is how MatMulNBits has them, how compressed-tensors does (read as int32 words), and how all methods and codecs here
+hand them on. Codes count from 0; a grid that is centred on zero has the code 2^(bits-1) there.
 """
 
 from __future__ import annotations
@@ -18,57 +11,88 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["n_words", "pack", "pack_into", "unpack"]
+__all__ = ["n_bytes", "n_words", "pack", "pack_into", "pack_words", "unpack", "unpack_words", "width"]
 
 
-def n_words(n: int, bits: int) -> int:
-    """Words that `n` values take."""
-    return -(-n // (32 // bits))
+def width(bits: int) -> int:
+    """Bits that a code takes: 4 or 8."""
+    return 4 if bits <= 4 else 8
 
 
-def pack(values: torch.Tensor, bits: int, *, dim: int = 1) -> torch.Tensor:
-    """An int8 matrix of values -2^(bits-1) … 2^(bits-1)-1 as int32 words along `dim` (0 or 1)."""
+def n_bytes(n: int, bits: int) -> int:
+    """Bytes that a row of `n` codes takes."""
+    return -(-n * width(bits) // 8)
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes, uint8 [rows, n], as bytes, uint8 [rows, n_bytes(n)]; missing ones in the last byte are 0."""
     import torch
 
-    if dim == 0:
-        return pack(values.t(), bits).t().contiguous()
-    missing = -values.shape[1] % (32 // bits)
-    if missing:
-        values = torch.nn.functional.pad(values, (0, missing), value=-(1 << (bits - 1)))
-    words = torch.empty((values.shape[0], values.shape[1] * bits // 32), dtype=torch.int32)
-    pack_into(words, values.clone(memory_format=torch.contiguous_format), bits)
-    return words
+    if width(bits) == 8:
+        return codes
+    if codes.shape[1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    pairs = codes.contiguous().view(-1).view(torch.int16)
+    return (pairs | (pairs >> 4)).to(torch.uint8).view(len(codes), -1)  # the low byte of each pair
 
 
-def pack_into(words: torch.Tensor, values: torch.Tensor, bits: int) -> None:
-    """Pack rows that fill their words, into `words`; both contiguous, and `values` (int8) is scratch afterwards.
+def pack_into(stored: torch.Tensor, signed: torch.Tensor, bits: int) -> None:
+    """Pack numbers -2^(bits-1) … 2^(bits-1)-1 (int8 [rows, n], n even for 4 bits) into `stored`; both contiguous.
 
-    Works on bytes in pairs: flip the sign bit (which adds the offset), then move the second nibble beside the first. No
-    loop over elements and no gather. A machine that stores low bytes first is assumed, as everywhere in safetensors.
+    `signed` is scratch afterwards. Works on pairs of bytes: flip the sign bit (which adds 2^(bits-1)), then move the
+    second code beside the first. A machine that stores low bytes first is assumed, as everywhere in safetensors.
     """
     import torch
 
-    # Flat, because torch leaves odd strides on dimensions of length 1, and then refuses to view bytes as words.
-    flat, into = values.view(-1), words.view(-1).view(torch.uint8)
+    sign, mask = 1 << (bits - 1), (1 << bits) - 1
+    # Flat, because torch leaves odd strides on dimensions of length 1, and then refuses to view bytes as pairs.
+    flat, into = signed.view(-1), stored.view(-1)
     if bits == 8:
-        torch.bitwise_xor(flat.view(torch.uint8), 0x80, out=into)
-        return
-    pairs = flat.view(torch.int16).bitwise_xor_(0x0808).bitwise_and_(0x0F0F)
-    pairs.bitwise_or_(pairs >> 4)
-    into.copy_(pairs)  # keeps the low byte of each pair
+        torch.bitwise_xor(flat.view(torch.uint8), sign, out=into)
+    elif width(bits) == 8:
+        into.copy_(flat.view(torch.uint8).bitwise_xor_(sign).bitwise_and_(mask))
+    else:
+        pairs = flat.view(torch.int16).bitwise_xor_(sign * 0x0101).bitwise_and_(mask * 0x0101)
+        into.copy_(pairs.bitwise_or_(pairs >> 4))
 
 
-def unpack(words: torch.Tensor, bits: int, n: int, *, dim: int = 1) -> torch.Tensor:
-    """The first `n` values along `dim` of int32 words, as int8."""
+def unpack(stored: torch.Tensor, bits: int, n: int) -> torch.Tensor:
+    """The first `n` codes of each row, uint8 [rows, n], of bytes [rows, n_bytes(n)]."""
     import torch
 
-    if dim == 0:
-        return unpack(words.t(), bits, n).t().contiguous()
-    n_rows = words.shape[0]
-    stored = words.contiguous().view(-1).view(torch.uint8)
-    if bits == 8:
-        return stored.view(n_rows, -1)[:, :n].bitwise_xor(0x80).view(torch.int8)
-    values = torch.empty((*stored.shape, 2), dtype=torch.int8)
-    values[:, 0] = stored & 0x0F
-    values[:, 1] = stored >> 4
-    return values.sub_(8).view(n_rows, -1)[:, :n]
+    if width(bits) == 8:
+        return stored[:, :n]
+    return torch.stack([stored & 0x0F, stored >> 4], -1).flatten(1)[:, :n]
+
+
+def n_words(n: int, bits: int) -> int:
+    """Int32 words that `n` codes take one after the other."""
+    return -(-n * bits // 32)
+
+
+def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes, uint8 [rows, n], as int32 [rows, n_words(n)]: the bits of all, each code from its lowest, without gaps."""
+    import torch
+
+    n = codes.shape[1]
+    eight = torch.nn.functional.pad(codes, (0, -n % 32)).view(len(codes), -1, 8).long()
+    together = (eight << torch.arange(0, 8 * bits, bits)).sum(-1)  # eight codes are `bits` bytes
+    stored = together.unsqueeze(-1).view(torch.uint8)[..., :bits].flatten(1).contiguous()
+    return stored.view(torch.int32)[:, : n_words(n, bits)].contiguous()
+
+
+def unpack_words(words: torch.Tensor, bits: int, n: int) -> torch.Tensor:
+    """The first `n` codes of each row of int32 words, uint8 [rows, n].
+
+    Without gaps, or 32 // bits in a word, which is another number of words where `bits` does not divide 32.
+    """
+    import torch
+
+    if words.shape[1] == n_words(n, bits):
+        stored = torch.nn.functional.pad(words, (0, -words.shape[1] % bits)).contiguous().view(torch.uint8)
+        together = torch.nn.functional.pad(stored.view(len(words), -1, bits), (0, 8 - bits)).view(torch.int64)
+        count = 8
+    else:
+        together, count = words.unsqueeze(-1), 32 // bits
+    codes = (together >> torch.arange(0, bits * count, bits)) & ((1 << bits) - 1)
+    return codes.to(torch.uint8).flatten(1)[:, :n]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.quantization.reading import dequantized
-from llmkit.quantization.rtn import Observe
-from llmkit.tensors.lazy import Context
+from llmkit.quantization.method import Observe
+from llmkit.tensors.lazy import Lazy
 
-__all__ = ["Measured", "Meter", "Sizes", "relative_errors", "sizes"]
+__all__ = ["Measured", "Meter", "Sizes", "sizes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +79,6 @@ def _root_ratio(seen: Iterable[tuple[float, float, int]]) -> float:
     return math.sqrt(math.fsum(s[0] for s in seen) / norm) if norm else 0.0
 
 
-def relative_errors(before: Checkpoint, after: Checkpoint, names: Iterable[str] | None = None) -> list[Measured]:
-    """The errors of weights of `after` (quantized) against `before` (float), read again in row slices, worst first.
-
-    Args:
-        names: tensor names of the float model; default: every quantized weight.
-    """
-    import torch
-
-    floats = dequantized(after)
-    wanted = [n for n in floats.tensors if n not in after.tensors] if names is None else list(names)
-    found = []
-    for name in wanted:
-        ours, theirs = floats.tensors[name], before.tensors[name]
-        sums = []
-        for start, stop in _slices(ours.node.n_rows, ours.node.row_step, ours.spec.row_nbytes):
-            w = Context().rows(theirs, (start, stop)).double()
-            error = Context().rows(ours, (start, stop)).double().sub_(w)
-            sums.append((float(torch.sum(error * error)), float(torch.sum(w * w)), stop - start))
-        found.append(Measured(name, _root_ratio(sums)))
-    return sorted(found, key=lambda m: (-m.relative_error, m.name))
-
-
-def _slices(n_rows: int, step: int | None, row_nbytes: int) -> list[tuple[int, int]]:
-    if step is None:
-        return [(0, n_rows)]
-    n = max(2**22 // max(row_nbytes, 1) // step, 1) * step
-    return [(start, min(start + n, n_rows)) for start in range(0, n_rows, n)]
-
-
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Bytes of all tensors before and after, and stored bits for each weight.
@@ -130,20 +99,20 @@ class Sizes:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
 
-def sizes(before: Checkpoint, after: Checkpoint) -> Sizes:
-    """What quantization saved, from specs alone."""
-    n_parameters = sum(t.spec.numel for t in before.tensors.values())
-    replaced = [t.spec for name, t in before.tensors.items() if name not in after.tensors]
-    added = [t.spec for name, t in after.tensors.items() if name not in before.tensors]
-    n_quantized = sum(s.numel for s in replaced)
+def sizes(before: Mapping[str, Lazy], after: Mapping[str, Lazy]) -> Sizes:
+    """What quantization saved, from the specs of the tensors alone."""
+    n_parameters = sum(t.spec.numel for t in before.values())
+    n_quantized = sum(t.spec.numel for name, t in before.items() if name not in after)
+    added_nbytes = sum(t.spec.nbytes for name, t in after.items() if name not in before)
+    after_nbytes = sum(t.spec.nbytes for t in after.values())
     return Sizes(
-        before_nbytes=before.nbytes,
-        after_nbytes=after.nbytes,
+        before_nbytes=sum(t.spec.nbytes for t in before.values()),
+        after_nbytes=after_nbytes,
         n_parameters=n_parameters,
         n_quantized=n_quantized,
-        bits_per_weight=8 * after.nbytes / n_parameters if n_parameters else 0.0,
-        linear_bits_per_weight=8 * sum(s.nbytes for s in added) / n_quantized if n_quantized else 0.0,
+        bits_per_weight=8 * after_nbytes / n_parameters if n_parameters else 0.0,
+        linear_bits_per_weight=8 * added_nbytes / n_quantized if n_quantized else 0.0,
     )

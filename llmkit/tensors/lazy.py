@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import TYPE_CHECKING, Any, Protocol
@@ -101,6 +101,10 @@ class Node(ABC):
     def over(self, inputs: Sequence[Lazy]) -> Lazy | None:
         """Other inputs with their rows moved in the same way; None for a node that does more than move rows."""
         return None
+
+    def widest_inputs(self) -> Iterable[Lazy]:
+        """What slices are measured by, besides the outputs."""
+        return self.inputs
 
     def slice_nbytes(self, n_rows: int) -> int:
         """Bytes of the outputs of `n_rows` rows."""

@@ -60,7 +60,7 @@ def test_quantize_verify_inspect_and_diff(call, tiny, tmp_path):
     assert "relative error" in done.out
     assert call("verify", out).code == 0
     assert call("verify", out, "-q").out == "ok\n"
-    assert "int8 per channel symmetric, compressed-tensors" in call("inspect", out).out
+    assert "int8 per channel asymmetric, compressed-tensors" in call("inspect", out).out
     strict = call("diff", tiny, out, "--json")
     assert strict.code == 1
     assert strict.document["n_beyond"] == 14

@@ -285,7 +285,7 @@ def test_a_cast_on_the_way(tmp_path, n):
 
 
 def test_a_quantized_model_is_dequantized(tmp_path):
-    from llmkit.quantization.reading import dequantized
+    from llmkit.checkpoint.quantized import dequantized
     from llmkit.transforms.quantize import quantize
 
     cfg = config()

@@ -13,15 +13,15 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.onnx.export import computed_weights, export
 from llmkit.onnx.parity import compare_decoders
 from llmkit.onnx.precision import Rounding
-from llmkit.quantization.packing import unpack
-from llmkit.quantization.reading import dequantized
 from llmkit.tensors.spec import DType
 from llmkit.transforms.quantize import quantize
 
@@ -99,7 +99,7 @@ def test_packed_weights(tmp_path, bits, group, symmetric, dtype):
 
 def test_packed_words_stay_in_their_file(tmp_path):
     """Groups that are blocks: the words of compressed-tensors are the codes of MatMulNBits, byte for byte."""
-    save(quantize(tiny(tmp_path), bits=4, group_size=32), tmp_path / "q")
+    save(quantize(tiny(tmp_path), bits=4, group_size=32, symmetric=True), tmp_path / "q")
     plan = export(open_checkpoint(tmp_path / "q"))
     assert plan.tensors == {}
     save(plan, tmp_path / "out")
@@ -109,7 +109,7 @@ def test_packed_words_stay_in_their_file(tmp_path):
 def test_signed_int8(tmp_path):
     """`int-quantized`: int8 as numbers, written anew with 128 added."""
     ckpt = tiny(tmp_path)
-    made = quantize(ckpt, bits=8, group_size="channel")
+    made = quantize(ckpt, bits=8, group_size="channel", symmetric=True)
     save(made, tmp_path / "q")
     packed = open_checkpoint(tmp_path / "q")
     from safetensors.torch import load_file, save_file
@@ -118,7 +118,7 @@ def test_signed_int8(tmp_path):
     for name in [n for n in tensors if n.endswith("weight_packed")]:
         stem = name.removesuffix("_packed")
         n_in = int(tensors.pop(f"{stem}_shape")[1])
-        tensors[stem] = unpack(tensors.pop(name), 8, n_in).contiguous()
+        tensors[stem] = unpack_from_int32(tensors.pop(name), 8, (0, n_in)).contiguous()
     config = json.loads((tmp_path / "q" / "config.json").read_text())
     config["quantization_config"]["format"] = "int-quantized"
     (tmp_path / "i").mkdir()
@@ -140,7 +140,7 @@ def test_columns_in_another_order_become_floats(tmp_path):
     save_file(tensors, tmp_path / "q" / "model.safetensors")
     ckpt = open_checkpoint(tmp_path / "q")
     plan = export(ckpt)
-    said = "1 quantized matrix becomes floats (1 int4 group 32 symmetric, columns in another order: model.layers.0."
+    said = "1 quantized matrix becomes floats (1 int4 group 32 asymmetric, columns in another order: model.layers.0."
     assert said in " ".join(plan.notes)
     save(plan, tmp_path / "out")
     assert len(matrices_in(tmp_path / "out")) == 13

@@ -97,7 +97,7 @@ def test_tied_embedding_and_head_share_their_bytes():
     assert kinds.count("GatherBlockQuantized") == 1
     assert "FusedMatMul" not in kinds
     tables = [n for n in sizes if "embed" in n or "head" in n]
-    assert sorted(tables) == ["model.embed_tokens.weight_codes", "model.embed_tokens.weight_scales"]
+    assert sorted(tables) == [f"model.embed_tokens.weight_{part}" for part in ("codes", "scales", "zeros")]
     head = next(n for n in found if n.op_type == "MatMulNBits" and n.name.startswith("/head"))
     assert head.inputs[1].producer().op_type == "Reshape"
     assert head.inputs[1].producer().inputs[0].name == "model.embed_tokens.weight_codes"

@@ -18,12 +18,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Floors from the ground up; a module may import its own floor and those below.
 FLOORS = [
     ["errors", "version"],
+    ["entry_points"],
     ["tensors"],
     ["formats"],
+    ["quantization"],
     ["architecture"],
     ["layouts"],
     ["checkpoint", "tokenization"],
-    ["quantization"],
     ["transforms"],
     ["pipeline", "api"],
     ["releases", "drafting"],

@@ -109,7 +109,7 @@ def test_overflow_is_counted_as_torch_casts(tmp_path, stored, to, values, n):
 
 
 def test_a_quantized_checkpoint_goes_as_it_is_or_is_dequantized(source, tmp_path):
-    from llmkit.quantization.reading import dequantized
+    from llmkit.checkpoint.quantized import dequantized
     from llmkit.transforms.quantize import quantize
 
     folder, _ = source

@@ -12,12 +12,12 @@ from family_world import CASES, IDS, VOCAB, loaded
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.decoder.contract import random_ids
 from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
 from llmkit.evaluation.runner import make_lm
 from llmkit.inspection.comparison import compare
-from llmkit.quantization.reading import dequantized
 from llmkit.transforms.delta.transform import apply, make
 from llmkit.transforms.lora import extract, merge, open_adapter
 from llmkit.transforms.quantize import quantize

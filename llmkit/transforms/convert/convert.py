@@ -6,8 +6,8 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import MARKER_NAME, contents_of, require_model
+from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, refuse_unread
 from llmkit.errors import InputError, nearest
-from llmkit.quantization import reading
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
 from llmkit.transforms.convert.native import as_architecture
@@ -54,9 +54,9 @@ def convert(
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
     step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}, **options}
     ckpt = _checked(ckpt, to, options.get("type"))
-    if reading.is_quantized(ckpt) and (wanted is not None or not target.takes_quantized):
-        note = f"dequantized from {reading.describe(ckpt)}"
-        ckpt = reading.dequantized(ckpt).derive(notes=[note])
+    if is_quantized(ckpt) and (wanted is not None or not target.takes_quantized):
+        note = f"dequantized from {describe(ckpt)}"
+        ckpt = dequantized(ckpt).derive(notes=[note])
     if architecture is not None:
         ckpt = as_architecture(ckpt, architecture)
     if wanted is not None:
@@ -79,8 +79,8 @@ def _checked(ckpt: Checkpoint, to: str, kind: object) -> Checkpoint:
     require_model(ckpt, "convert")
     if found.quantization is None:
         return ckpt
-    reading.refuse_unread(ckpt)
-    if reading.is_quantized(ckpt) or to != "gguf" or str(kind).lower() in ("none", "f32", "f16", "bf16"):
+    refuse_unread(ckpt)
+    if is_quantized(ckpt) or to != "gguf" or str(kind).lower() in ("none", "f32", "f16", "bf16"):
         return ckpt
     again = f"{ckpt.label} was rounded to {found.quantization.words}: --type {kind} rounds what is left of it again"
     return ckpt.derive(warnings=[f"{again}; --type f16 keeps it"])

@@ -17,12 +17,12 @@ from llmkit.architecture.storage import normalized_rows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, LlmkitError, RequirementError, nearest
-from llmkit.formats.gguf_blocks import quantized
 from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
+from llmkit.quantization.codecs.gguf import quantized
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.vectors import cast_vector

@@ -17,8 +17,8 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.storage import normalized_rows, rotary_pairs, tensors_of, weights_of
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.errors import RequirementError, SpecError
-from llmkit.quantization import reading
 from llmkit.tokenization.without_code import tokenizer_without_code
 
 __all__ = ["as_architecture"]
@@ -40,7 +40,7 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
             f"{ckpt.label} is of the {source.name} architecture, which cannot be stored as {name!r}",
             hint=f"it can as {known}" if known else "leave --as out: no other architecture computes the same",
         )
-    ckpt = reading.dequantized(ckpt)
+    ckpt = dequantized(ckpt)
     config = source.equivalents[name](dict(ckpt.config))
     model = source.bind(dict(ckpt.config))
     model.unread.raise_if_refused(ckpt.label)

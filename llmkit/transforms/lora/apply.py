@@ -12,8 +12,8 @@ from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_config import divisor_of, rounds_update, saved_modules
 from llmkit.formats.adapter_other import FOLDED
+from llmkit.quantization.method import Observe
 from llmkit.quantization.quality import Meter
-from llmkit.quantization.rtn import Observe
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic

@@ -20,7 +20,7 @@ from math import lcm
 from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
-from llmkit.quantization.rtn import Observe
+from llmkit.quantization.method import Observe
 from llmkit.tensors.lazy import Apply, Concat, Context, Lazy, Node, Rows, TakeRows
 from llmkit.tensors.spec import DType, TensorSpec
 

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
+from llmkit.quantization.method import Observe
 from llmkit.quantization.quality import Meter
-from llmkit.quantization.rtn import Observe
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora.bundle import bundle

@@ -9,10 +9,12 @@ import torch
 from gguf import quants
 from test_gguf_blocks import written
 
-from llmkit.formats.gguf_codes import _FORMATS
 from llmkit.formats.gguf_types import TYPE_BY_NAME
-from llmkit.tensors.codes import codes_of
+from llmkit.quantization.codecs.gguf_grids import GRIDS
+from llmkit.quantization.matrix import matrix_of
+from llmkit.quantization.packing import unpack
 from llmkit.tensors.lazy import Context
+from llmkit.tensors.spec import DType
 
 # Bytes of a block that hold float16 numbers: random bits there would make NaN and infinities.
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
@@ -32,32 +34,36 @@ def random_blocks(kind, n_rows, n_blocks):
     return raw.reshape(n_rows, -1)
 
 
-def restored(codes):
-    """The float32 matrix, in the order of operations that `Codes` states."""
-    values, scales = codes.values.load().numpy(), codes.scales.load().float().numpy()
-    if codes.bits == 4:
-        values = np.stack([values & 15, values >> 4], -1).reshape(len(values), -1)
-    base = codes.base if codes.offsets is not None else 1 << (codes.bits - 1)
-    values = (values.astype(np.int64) - base).astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]
-    if codes.offsets is not None:
-        values = values + codes.offsets.load().numpy()[..., None]
+def restored(matrix):
+    """The float32 matrix, in the order of operations that `QuantizedMatrix` states."""
+    values = unpack(matrix.codes.load(), matrix.bits, matrix.shape[1]).numpy().astype(np.int64)
+    scales = matrix.scales.load().float().numpy()
+    if matrix.table is not None:
+        values = np.array(matrix.table)[values]
+    elif matrix.offsets is None:
+        values = values - (1 << (matrix.bits - 1))
+    values = values.astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]
+    if matrix.offsets is not None:
+        values = values + matrix.offsets.load().float().numpy()[..., None]
     return values.reshape(len(values), -1)
 
 
-@pytest.mark.parametrize("name", _FORMATS)
+@pytest.mark.parametrize("name", GRIDS)
 def test_codes_are_the_matrix_of_the_library(tmp_path, name):
     kind = TYPE_BY_NAME[name]
     raw = random_blocks(kind, 9, 3)
-    codes = codes_of(written(tmp_path / "x.gguf", "t", raw, kind.code))
-    assert codes.columns == 3 * kind.block
-    assert np.array_equal(restored(codes), quants.dequantize(raw, gguf.GGMLQuantizationType(kind.code)))
+    matrix = matrix_of(written(tmp_path / "x.gguf", "t", raw, kind.code))
+    wanted = quants.dequantize(raw, gguf.GGMLQuantizationType(kind.code))
+    assert matrix.shape == wanted.shape
+    assert np.array_equal(restored(matrix), wanted)
+    assert np.array_equal(matrix.dequantized(DType.F32).load().numpy(), wanted)
 
 
-@pytest.mark.parametrize("name", _FORMATS)
+@pytest.mark.parametrize("name", GRIDS)
 def test_codes_in_slices_of_rows(tmp_path, name):
     kind = TYPE_BY_NAME[name]
-    codes = codes_of(written(tmp_path / "x.gguf", "t", random_blocks(kind, 7, 2), kind.code))
-    for part in (codes.values, codes.scales, codes.offsets):
+    matrix = matrix_of(written(tmp_path / "x.gguf", "t", random_blocks(kind, 7, 2), kind.code))
+    for part in (matrix.codes, matrix.scales, matrix.offsets):
         if part is not None:
             pieces = [Context().rows(part, rows) for rows in ((0, 3), (3, 7))]
             assert torch.equal(torch.cat(pieces), part.load())
@@ -66,4 +72,4 @@ def test_codes_in_slices_of_rows(tmp_path, name):
 def test_types_that_are_no_even_grid_have_no_codes(tmp_path):
     kind = TYPE_BY_NAME["IQ2_XXS"]
     raw = np.zeros((2, kind.nbytes), dtype=np.uint8)
-    assert codes_of(written(tmp_path / "x.gguf", "t", raw, kind.code)) is None
+    assert matrix_of(written(tmp_path / "x.gguf", "t", raw, kind.code)) is None

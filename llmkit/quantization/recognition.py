@@ -1,25 +1,24 @@
 """Are the weights of a checkpoint quantized, and by which format? Told by names, dtypes and shapes of its tensors.
 
 What config.json says of a quantization only adds to that: releases of 2023 say nothing there, or under other keys.
-This is the one place that answers; `llmkit.quantization.reading` reads what it names, or refuses it by that name.
+This is the one place that answers. Codecs recognise what they read; the tables here name what none reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.quantization.codec import Specs, config_entry, folder_codecs
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["BLOCKS", "CONFIG_KEYS", "Quantization", "config_entry", "find_quantization"]
+__all__ = ["BLOCKS", "Quantization", "find_quantization"]
 
-CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
 BLOCKS = "GGUF blocks"
 _INTEGERS = (DType.I8, DType.U8, DType.I16, DType.I32)
 _BYTES = (DType.I8, DType.U8)
 _LAYOUTS = {"gptq", "awq", "bitsandbytes", "compressed-tensors", "hqq"}
-Specs = Mapping[str, TensorSpec]
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,6 @@ class Quantization:
         return f"{self.words}, {self.method}" if self.words else self.method
 
 
-def config_entry(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What config.json says of the quantization; None for nothing."""
-    for key in CONFIG_KEYS:
-        entry = config.get(key)
-        if isinstance(entry, Mapping) and entry:
-            return entry
-    return None
-
-
 def find_quantization(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
     """The quantization of tensors with these specs; None for floats.
 
@@ -64,7 +54,8 @@ def find_quantization(specs: Specs, config: Mapping[str, Any]) -> Quantization |
     stored = _stored(specs, config)
     if entry is None:
         return stored
-    method = str(entry.get("quant_method") or ("bitsandbytes" if _bnb_bits(entry) else "unknown method"))
+    implied = {"bitsandbytes": _bnb_bits(entry), "compressed-tensors": "config_groups" in entry, "unknown method": True}
+    method = str(entry.get("quant_method") or next(name for name, is_implied in implied.items() if is_implied))
     bits = entry.get("bits") or entry.get("w_bit") or _bnb_bits(entry)
     words = f"int{bits}" if isinstance(bits, int) and not isinstance(bits, bool) else _group_words(entry)
     if stored is None:
@@ -99,12 +90,21 @@ def _alike(stated: str, stored: str) -> bool:
 
 
 def _stored(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
+    for codec in folder_codecs():
+        recognised = codec.recognise(specs, config)
+        if recognised is not None:
+            words, names = recognised
+            return Quantization(codec.name, words, _seen(names), n_weights=len(names))
     for leaf, describe in _BY_LEAF.items():
         names = [name for name in specs if name.endswith(leaf)]
         found = describe(names[0].removesuffix(leaf), specs) if names else None
         if found is not None:
-            return Quantization(*found, seen=f"{names[0]} and {len(names) - 1} more like it", n_weights=len(names))
+            return Quantization(*found, seen=_seen(names), n_weights=len(names))
     return _by_bytes(specs, config)
+
+
+def _seen(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more like it"
 
 
 Described = tuple[str, str]
@@ -139,9 +139,7 @@ def _plain(method: str, words: str = "") -> Callable[[str, Specs], Described]:
 _BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
     ".qweight": _packed,
     ".quant_weight": _plain("gptq", "as lit-llama stores it"),
-    ".weight_packed": lambda stem, specs: (
-        "compressed-tensors", "nvfp4" if specs[f"{stem}.weight_packed"].dtype is DType.U8 else ""
-    ),
+    ".weight_packed": _plain("compressed-tensors", "nvfp4"),  # of bytes; words are its codec's
     ".weight.quant_state.bitsandbytes__nf4": _plain("bitsandbytes", "nf4"),
     ".weight.quant_state.bitsandbytes__fp4": _plain("bitsandbytes", "fp4"),
     ".weight.absmax": _plain("bitsandbytes", "4 bits"),
@@ -176,8 +174,6 @@ def _by_bytes(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
             continue
         n = sum(f"{k}_scale" in specs or f"{k.removesuffix('weight')}scale" in specs for k, _ in found)
         seen = f"{name} is {spec.dtype.name}, with its scales beside it"
-        if len(scale.shape) != 1 or scale.shape == (1,):
-            return Quantization("compressed-tensors", "int8", seen, n_weights=n)
         bits = config.get("quantization_bit") or (4 if spec.dtype is DType.I32 else _row_bits(specs, found))
         how = f"a scale for each row{' (quantization_bit)' if config.get('quantization_bit') else ''}"
         return Quantization(how, f"int{bits}" if isinstance(bits, int) else "", seen, n_weights=n)

@@ -9,9 +9,9 @@ import torch
 from gguf import quants
 
 from llmkit.errors import InputError, RequirementError
-from llmkit.formats.gguf_blocks import quantized, stored_tensor
 from llmkit.formats.gguf_header import read_header
 from llmkit.formats.gguf_types import TYPE_BY_NAME, TYPES
+from llmkit.quantization.codecs.gguf import quantized, stored_tensor
 from llmkit.tensors.lazy import Context, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec

@@ -1,16 +1,15 @@
-"""The integers in blocks of GGUF files: codes, scales and minima, where a type is a grid of evenly spaced points.
+"""Blocks of GGUF files whose points are a grid, or a table: how their bytes are codes, scales and minima.
 
-    type                        weight              codes    columns with one scale
-    Q4_0, Q5_0, Q8_0            d q                 4, 5, 8  32
+    type                        weight              bits     columns with one scale
+    Q4_0, Q5_0, Q8_0            d q                 4, 5, 8  32      q counts from the middle of its range
     Q4_1, Q5_1                  d q + m             4, 5     32
-    Q3_K, Q6_K                  (d s) q             3, 6     16
+    Q3_K, Q6_K                  (d s) q             3, 6     16      q counts from the middle of its range
     Q4_K, Q5_K                  (d s) q - (e t)     4, 5     32
     Q2_K                        (d s) q - (e t)     2        16
-    IQ4_NL, IQ4_XS, MXFP4       d q, (d s) q, 2^e q 8        32      q from a table of 16 integers
+    IQ4_NL, IQ4_XS, MXFP4       d v, (d s) v, 2^e v 4        32      v from a table of 16 integers
 
-d, m, e are float16, s and t integers of at most 8 bits: their products are exact in float32. Codes of 5 and 6 bits
-are stored in 8, those of 2 and 3 in 4. Source: ggml-common.h and ggml-quants.c of ggml-org/ggml; the tests hold every
-type to `gguf.quants`, bit for bit.
+d, m, e are float16, s and t integers of at most 8 bits: their products are exact in float32. Source: ggml-common.h and
+ggml-quants.c of ggml-org/ggml; the tests hold every type to `gguf.quants`, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmkit.formats.gguf_types import GgufType
-from llmkit.tensors.codes import Codes
-from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.spec import DType
 
 if TYPE_CHECKING:
     import torch
@@ -30,65 +26,29 @@ if TYPE_CHECKING:
     # Bytes of blocks, uint8 [rows, blocks, bytes], to numbers [rows, blocks, n].
     Unpack = Callable[[torch.Tensor], torch.Tensor]
 
-__all__ = ["block_codes"]
+__all__ = ["GRIDS", "BlockGrid"]
 
 
 @dataclass(frozen=True)
-class _Format:
+class BlockGrid:
     """How the blocks of a type are laid out.
 
     Attributes:
-        bits: that codes are stored in: 4 or 8.
+        bits: of a code.
         group: columns with one scale.
-        middle: the number that stands for zero; with minima, one in the middle.
-        numbers: q of all elements, uint8.
-        scales: [rows, blocks, block / group], float16 or float32.
-        minima: float32, likewise; None for types without.
+        codes: of all elements, uint8 [rows, blocks, block].
+        scales: [rows, blocks, block / group], of `scale_dtype`.
+        minima: likewise, what is added; None for types without.
+        table: what codes stand for; None for the codes themselves.
     """
 
     bits: int
     group: int
-    middle: int
-    numbers: Unpack
+    codes: Unpack
     scales: Unpack
     minima: Unpack | None = None
     scale_dtype: DType = DType.F32
-
-
-def block_codes(raw: Lazy, kind: GgufType, columns: int) -> Codes | None:
-    """What a matrix of blocks is made of; None for types that are no such grid.
-
-    Args:
-        raw: uint8 [rows, bytes of a row].
-        kind: its type.
-        columns: of the matrix.
-    """
-    layout = _FORMATS.get(kind.name)
-    if layout is None:
-        return None
-    n_rows, n_blocks, n_groups = raw.spec.n_rows, columns // kind.block, columns // layout.group
-    shift = (1 << (layout.bits - 1)) - layout.middle
-
-    def blocks(x: torch.Tensor) -> torch.Tensor:
-        return x.view(len(x), n_blocks, kind.nbytes)
-
-    def codes(x: torch.Tensor) -> torch.Tensor:
-        q = layout.numbers(blocks(x)).reshape(len(x), columns)
-        q = q + shift if shift else q  # of uint8: it wraps around
-        return q[:, ::2] | (q[:, 1::2] << 4) if layout.bits == 4 else q
-
-    def of_groups(numbers: Unpack) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda x: numbers(blocks(x)).reshape(len(x), n_groups)
-
-    attrs, shape = {"type": kind.name}, (n_rows, n_groups)
-    packed = TensorSpec(DType.U8, (n_rows, columns * layout.bits // 8))
-    values = Apply("codes", [raw], packed, codes, attrs, scratch=1.0).output()
-    scales = Apply("scales", [raw], TensorSpec(layout.scale_dtype, shape), of_groups(layout.scales), attrs).output()
-    offsets = None
-    if layout.minima is not None:
-        offsets = Apply("minima", [raw], TensorSpec(DType.F32, shape), of_groups(layout.minima), attrs).output()
-    base = None if offsets is None else shift
-    return Codes(layout.bits, layout.group, columns, values, scales, None, kind.name, offsets, base or 0)
+    table: tuple[float, ...] | None = None
 
 
 def _halves(x: torch.Tensor, start: int) -> torch.Tensor:
@@ -100,10 +60,6 @@ def _halves(x: torch.Tensor, start: int) -> torch.Tensor:
 
 def _half(start: int) -> Unpack:
     return lambda x: _halves(x, start)
-
-
-def _single(start: int) -> Unpack:
-    return lambda x: _halves(x, start).float()
 
 
 def _nibbles(q: torch.Tensor) -> torch.Tensor:
@@ -208,16 +164,9 @@ _NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the values of E2M1
 
 
-def _from_table(table: tuple[int, ...], start: int) -> Unpack:
-    """Nibbles that number the entries of a table, by 32 elements."""
-
-    def numbers(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        q = _nibbles(x[..., start:].reshape(*x.shape[:2], -1, 16)).flatten(-2)
-        return (torch.tensor(table, dtype=torch.int16) + 128).to(torch.uint8)[q.int()]
-
-    return numbers
+def _by_32(start: int) -> Unpack:
+    """Nibbles of 32 elements after those of the next 32."""
+    return lambda x: _nibbles(x[..., start:].reshape(*x.shape[:2], -1, 16)).flatten(-2)
 
 
 def _xs_scales(x: torch.Tensor) -> torch.Tensor:
@@ -233,18 +182,18 @@ def _fp4_scales(x: torch.Tensor) -> torch.Tensor:
     return torch.ldexp(torch.ones(exponents.shape), exponents)
 
 
-_FORMATS = {
-    "Q4_0": _Format(4, 32, 8, _four(2), _half(0), scale_dtype=DType.F16),
-    "Q4_1": _Format(4, 32, 8, _four(4), _half(0), _single(2), DType.F16),
-    "Q5_0": _Format(8, 32, 16, _five(2), _half(0), scale_dtype=DType.F16),
-    "Q5_1": _Format(8, 32, 16, _five(4), _half(0), _single(2), DType.F16),
-    "Q8_0": _Format(8, 32, 128, _eight, _half(0), scale_dtype=DType.F16),
-    "Q2_K": _Format(4, 16, 2, _two_k(16), _two_k_scales, _two_k_minima),
-    "Q3_K": _Format(4, 16, 4, _three_k, _three_k_scales),
-    "Q4_K": _Format(4, 32, 8, _four_k, _k_scales, _k_minima),
-    "Q5_K": _Format(8, 32, 16, _five_k, _k_scales, _k_minima),
-    "Q6_K": _Format(8, 16, 32, _six_k, _six_k_scales),
-    "IQ4_NL": _Format(8, 32, 128, _from_table(_NL, 2), _half(0), scale_dtype=DType.F16),
-    "IQ4_XS": _Format(8, 32, 128, _from_table(_NL, 8), _xs_scales),
-    "MXFP4": _Format(8, 32, 128, _from_table(_FP4, 1), _fp4_scales),
+GRIDS = {
+    "Q4_0": BlockGrid(4, 32, _four(2), _half(0), scale_dtype=DType.F16),
+    "Q4_1": BlockGrid(4, 32, _four(4), _half(0), _half(2), DType.F16),
+    "Q5_0": BlockGrid(5, 32, _five(2), _half(0), scale_dtype=DType.F16),
+    "Q5_1": BlockGrid(5, 32, _five(4), _half(0), _half(2), DType.F16),
+    "Q8_0": BlockGrid(8, 32, _eight, _half(0), scale_dtype=DType.F16),
+    "Q2_K": BlockGrid(2, 16, _two_k(16), _two_k_scales, _two_k_minima),
+    "Q3_K": BlockGrid(3, 16, _three_k, _three_k_scales),
+    "Q4_K": BlockGrid(4, 32, _four_k, _k_scales, _k_minima),
+    "Q5_K": BlockGrid(5, 32, _five_k, _k_scales, _k_minima),
+    "Q6_K": BlockGrid(6, 16, _six_k, _six_k_scales),
+    "IQ4_NL": BlockGrid(4, 32, _by_32(2), _half(0), scale_dtype=DType.F16, table=_NL),
+    "IQ4_XS": BlockGrid(4, 32, _by_32(8), _xs_scales, table=_NL),
+    "MXFP4": BlockGrid(4, 32, _by_32(1), _fp4_scales, table=_FP4),
 }

@@ -1,45 +1,45 @@
-"""Schemes: validation, sizes, and a config that compressed-tensors itself accepts."""
+"""Grids: validation, and a config that compressed-tensors itself accepts."""
 
 import pytest
-import torch
 from compressed_tensors.quantization import QuantizationConfig, QuantizationStrategy
 
-from llmkit.errors import SpecError
-from llmkit.quantization import rtn
-from llmkit.quantization.schemes import Scheme
+from llmkit.errors import RequirementError, SpecError
+from llmkit.quantization.codecs.compressed_tensors import CODEC, grid_of
+from llmkit.quantization.matrix import Grid
 
 
-@pytest.mark.parametrize("bits", [2, 3, 16, 0])
+@pytest.mark.parametrize("bits", [0, 9, 16])
 def test_other_bits_are_refused(bits):
     with pytest.raises(SpecError, match=f"weights of {bits} bits"):
-        Scheme(bits)
+        Grid(bits)
 
 
 def test_group_size_is_positive():
     with pytest.raises(SpecError, match="group size 0"):
-        Scheme(4, 0)
+        Grid(4, 0)
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 64), Scheme(4, 32, False), Scheme(8), Scheme(8, 128, False)], ids=str)
-@pytest.mark.parametrize("shape", [(64, 256), (20, 384)])
-def test_bits_per_weight_are_those_of_the_tensors(scheme, shape):
-    w = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
-    stored = sum(t.nbytes for t in rtn.quantize_packed(w, scheme, torch.float16)) + 16
-    assert scheme.bits_per_weight(shape, 16) == pytest.approx(8 * stored / w.numel())
-
-
-@pytest.mark.parametrize("scheme", [Scheme(4, 64), Scheme(4, None, False), Scheme(8), Scheme(8, 128, False)], ids=str)
-def test_the_config_is_what_compressed_tensors_understands(scheme):
-    written = scheme.quantization_config(ignore=["lm_head"])
+@pytest.mark.parametrize("grid", [Grid(4, 64), Grid(4, None, False), Grid(8), Grid(3, 128, False)], ids=str)
+def test_the_config_is_what_compressed_tensors_understands(grid):
+    written = CODEC.describe({"a": grid, "b": grid}, ["lm_head"], are_all=True)
     written.pop("run_compressed", None)  # transformers takes it out before
     parsed = QuantizationConfig.model_validate(written)
     args = parsed.config_groups["group_0"].weights
-    assert (args.num_bits, args.group_size, args.symmetric) == (scheme.bits, scheme.group_size, scheme.is_symmetric)
-    is_channel = scheme.group_size is None
+    assert (args.num_bits, args.group_size, args.symmetric) == (grid.bits, grid.group_size, grid.is_symmetric)
+    is_channel = grid.group_size is None
     assert args.strategy == (QuantizationStrategy.CHANNEL if is_channel else QuantizationStrategy.GROUP)
+    assert parsed.config_groups["group_0"].targets == ["Linear"]
     assert parsed.ignore == ["lm_head"]
     assert parsed.format == "pack-quantized"
-    assert Scheme.from_weights(parsed.model_dump()["config_groups"]["group_0"]["weights"]) == scheme
+    assert grid_of(parsed.model_dump()["config_groups"]["group_0"]["weights"]) == grid
+
+
+def test_several_grids_are_several_groups():
+    grids = {"a": Grid(4, 64), "b": Grid(8), "c": Grid(4, 64)}
+    groups = CODEC.describe(grids, [], are_all=True)["config_groups"]
+    assert [(g["targets"], g["weights"]["num_bits"]) for g in groups.values()] == [(["Linear"], 4), (["b"], 8)]
+    groups = CODEC.describe(grids, [], are_all=False)["config_groups"]
+    assert [g["targets"] for g in groups.values()] == [["a", "c"], ["b"]]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_the_config_is_what_compressed_tensors_understands(scheme):
     ],
 )
 def test_what_is_not_read_is_refused_by_name(weights):
-    with pytest.raises(SpecError, match="are not read; expected int, group or channel, static"):
-        Scheme.from_weights(weights)
+    with pytest.raises(RequirementError, match="are not read; expected int, group or channel, static"):
+        grid_of(weights)
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_what_is_not_read_is_refused_by_name(weights):
 )  # fmt: skip
 def test_values_of_other_types_are_refused(weights):
     with pytest.raises(SpecError, match="compressed-tensors weights"):
-        Scheme.from_weights(weights)
+        grid_of(weights)

@@ -11,32 +11,32 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from llmkit.errors import InputError
-from llmkit.onnx.nbits import rounded, taken
-from llmkit.quantization.rtn import dequantize, grid
-from llmkit.quantization.schemes import Scheme
-from llmkit.tensors.codes import Codes
-from llmkit.tensors.lazy import Apply, Context
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.onnx.grids import Integers
+from llmkit.quantization.codecs.nbits import CODEC
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.method import quantized
+from llmkit.quantization.methods.rtn import METHOD, scales_and_zeros
+from llmkit.quantization.packing import width
+from llmkit.tensors.lazy import Context
+from llmkit.tensors.spec import DType
+from tests.quantization.lazies import held
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 
 
-def held(data):
-    """A tensor in memory as a lazy one, sliceable by rows."""
-    spec = TensorSpec(DType.of(data.dtype), tuple(data.shape))
-    counted = Apply("count", [], TensorSpec(DType.I64, (len(data),)), lambda: torch.arange(len(data)), output_rows=[1])
-    counted.evaluate = lambda rows, context: (torch.arange(*rows),)
-    return Apply("held", [counted.output()], spec, lambda rows: data[rows]).output()
+def rounded(name, weight, grid, scale_dtype):
+    """A float matrix as the graph would have it."""
+    return CODEC.fitted(quantized(weight, METHOD, grid, scale_dtype, name=name))
 
 
 def seen_by_the_kernel(matrix, *, as_table=False):
     """The float32 matrix [N, K] that ONNX Runtime computes with."""
     n, k = matrix.shape
-    parts = {"codes": matrix.codes, "scales": matrix.scales, "zeros": matrix.zeros}
-    arrays = {name: lazy.load().numpy() for name, lazy in parts.items() if lazy is not None}
+    parts = Integers(matrix, as_table).parts
+    arrays = {name.removeprefix("weight_"): lazy.load().numpy() for name, lazy in parts.items()}
     arrays["scales"] = arrays["scales"].astype(np.float32)
     initializers = [numpy_helper.from_array(a, name) for name, a in arrays.items()]
-    about = {"bits": matrix.bits, "block_size": matrix.block, "domain": "com.microsoft"}
+    about = {"bits": width(matrix.bits), "block_size": matrix.group, "domain": "com.microsoft"}
     if as_table:
         node = helper.make_node("GatherBlockQuantized", ["codes", "A", *list(arrays)[1:]], ["Y"], gather_axis=0,
                                 quantize_axis=1, **about)  # fmt: skip
@@ -64,14 +64,14 @@ def weights(n, k, seed=0):
 @pytest.mark.parametrize("k", [256, 200, 33])
 def test_the_kernel_sees_the_grid_of_round_to_nearest(bits, group, symmetric, k):
     weight = weights(24, k)
-    matrix = rounded("w", held(weight), Scheme(bits, group, symmetric), DType.F32)
+    matrix = rounded("w", held(weight), Grid(bits, group, symmetric), DType.F32)
     found = seen_by_the_kernel(matrix)
-    assert np.array_equal(found, matrix.restored().load().numpy())
+    assert np.array_equal(found, matrix.dequantized(DType.F32).load().numpy())
     # Independently, from the grid of every group: each value the nearest point, and the distance what it may be.
     size = group or k
     for start in range(0, k, size):
         part = weight[:, start : start + size]
-        scale, zero = grid(part[:, None], Scheme(bits, None, symmetric), torch.float32)
+        scale, zero = scales_and_zeros(part[:, None], Grid(bits, None, symmetric), torch.float32)
         zero = torch.zeros_like(scale) if zero is None else zero.float()
         q = torch.from_numpy(found[:, start : start + size].copy()) / scale + zero
         assert torch.allclose(q, q.round(), atol=1e-3)
@@ -83,9 +83,9 @@ def test_the_kernel_sees_the_grid_of_round_to_nearest(bits, group, symmetric, k)
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 16), (4, None), (8, 64)])
 def test_a_table_is_read_by_rows_and_multiplied(bits, group, symmetric):
     weight = weights(30, 192)
-    matrix = rounded("w", held(weight), Scheme(bits, group, symmetric), DType.F32, is_table=True)
-    assert len(matrix.codes.shape) == 2
-    assert np.array_equal(seen_by_the_kernel(matrix, as_table=True), matrix.restored().load().numpy())
+    matrix = rounded("w", held(weight), Grid(bits, group, symmetric), DType.F32)
+    assert len(Integers(matrix, is_table=True).parts["weight_codes"].shape) == 2
+    assert np.array_equal(seen_by_the_kernel(matrix, as_table=True), matrix.dequantized(DType.F32).load().numpy())
 
 
 def test_zero_points_and_codes_are_those_of_onnxruntime():
@@ -105,12 +105,12 @@ def test_zero_points_and_codes_are_those_of_onnxruntime():
     quantizer.process()
     theirs = {i.name: numpy_helper.to_array(i) for i in quantizer.model.graph().initializer}
     codes, scales, zeros = (next(a for name, a in theirs.items() if end in name) for end in ("Q4", "scale", "zero"))
-    matrix = rounded("w", held(weight), Scheme(4, 32, is_symmetric=False), DType.F32)
-    assert codes.shape == matrix.codes.shape
-    assert np.allclose(scales.reshape(64, 8), matrix.scales.load(), rtol=1e-6)
-    assert np.array_equal(zeros.reshape(64, 4), matrix.zeros.load())
-    own = matrix.codes.load().numpy()
-    assert (codes == own).mean() > 0.999
+    matrix = rounded("w", held(weight), Grid(4, 32, is_symmetric=False), DType.F32)
+    written = {name: part.load().numpy() for name, part in CODEC.write(matrix).items()}
+    assert codes.shape == written["weight_codes"].shape
+    assert np.allclose(scales.reshape(64, 8), written["weight_scales"], rtol=1e-6)
+    assert np.array_equal(zeros.reshape(64, 4), written["weight_zeros"])
+    assert (codes == written["weight_codes"]).mean() > 0.999
 
 
 def codes_of(n, k, bits, group, symmetric, seed=0):
@@ -123,7 +123,8 @@ def codes_of(n, k, bits, group, symmetric, seed=0):
     wanted = (q.float().view(n, -1, group) - middle.float()[..., None]) * scales[..., None]
     stored = q if bits == 8 else torch.nn.functional.pad(q, (0, k % 2)).view(n, -1, 2)
     stored = stored if bits == 8 else stored[..., 0] | (stored[..., 1] << 4)
-    made = Codes(bits, group, k, held(stored), held(scales), None if zeros is None else held(zeros), "made")
+    zero_points = None if zeros is None else held(zeros)
+    made = QuantizedMatrix(Grid(bits, group, symmetric), (n, k), held(stored), held(scales), zero_points)
     return made, wanted.view(n, k).numpy()
 
 
@@ -135,22 +136,22 @@ def codes_of(n, k, bits, group, symmetric, seed=0):
 )
 def test_codes_that_are_there_stay_bit_for_bit(bits, symmetric, k, group, block):
     codes, wanted = codes_of(10, k, bits, group, symmetric)
-    matrix = taken(codes)
-    assert matrix.block == block
+    matrix = CODEC.fitted(codes)
+    assert matrix.group == block
     assert np.array_equal(seen_by_the_kernel(matrix), wanted)
-    assert np.array_equal(matrix.restored().load().numpy(), wanted)
+    assert np.array_equal(matrix.dequantized(DType.F32).load().numpy(), wanted)
 
 
-def test_groups_that_no_block_divides_are_not_taken():
-    assert taken(codes_of(4, 48, 4, 24, True)[0]) is None
-    assert taken(codes_of(4, 40, 8, 8, True)[0]) is None
+def test_groups_that_no_block_divides_are_not_fitted():
+    assert CODEC.fitted(codes_of(4, 48, 4, 24, True)[0]) is None
+    assert CODEC.fitted(codes_of(4, 40, 8, 8, True)[0]) is None
 
 
 @pytest.mark.parametrize(("symmetric", "group"), [(True, 64), (False, 32), (False, None)])
 def test_slices_of_rows_give_the_same_bytes(symmetric, group):
     """The runner computes a matrix in slices; nothing may depend on where they begin."""
-    matrix = rounded("w", held(weights(37, 100)), Scheme(4, group, symmetric), DType.F32)
-    for lazy in (matrix.codes, matrix.scales, *([matrix.zeros] if matrix.zeros is not None else [])):
+    matrix = rounded("w", held(weights(37, 100)), Grid(4, group, symmetric), DType.F32)
+    for lazy in CODEC.write(matrix).values():
         assert lazy.node.row_step == 1
         pieces = [Context().rows(lazy, rows) for rows in ((0, 5), (5, 6), (6, 37))]
         assert torch.equal(torch.cat(pieces), lazy.load())
@@ -160,15 +161,15 @@ def test_what_no_grid_holds_is_named():
     weight = weights(4, 64)
     weight[2, 3] = float("nan")
     with pytest.raises(InputError, match=r"layers\.0\.w: the weights hold NaN"):
-        rounded("layers.0.w", held(weight), Scheme(4, 32), DType.F32).codes.load()
+        rounded("layers.0.w", held(weight), Grid(4, 32), DType.F32).codes.load()
 
 
 def test_scales_in_half_precision_are_the_ones_that_are_used():
     weight = weights(8, 64)
-    matrix = rounded("w", held(weight), Scheme(8, 32), DType.F16)
+    matrix = rounded("w", held(weight), Grid(8, 32), DType.F16)
     scales = matrix.scales.load()
     assert scales.dtype is torch.float16
-    codes = (matrix.codes.load().flatten(1).to(torch.int16) - 128).to(torch.int8)
-    wanted = dequantize(codes.view(8, 2, 32), scales.float(), None).flatten(1)
-    assert torch.equal(matrix.restored().load(), wanted)
+    codes = matrix.codes.load().float().sub_(128).view(8, 2, 32)
+    wanted = codes.mul_(scales.float().unsqueeze(-1)).flatten(1)
+    assert torch.equal(matrix.dequantized(DType.F32).load(), wanted)
     assert float((wanted - weight).abs().max()) < 1e-2

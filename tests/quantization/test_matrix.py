@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.tensors.codes import Codes, Decoded, codes_of, is_decoded
+from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, is_dequantized, matrix_of
 from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
 from llmkit.tensors.rearrange import gather_rows, permute_blocks, take_columns, transpose, viewed
 from llmkit.tensors.spec import DType, TensorSpec
@@ -28,7 +28,7 @@ def decoded(seed: int = 0, group: int = 4, *, zeros: bool = True) -> Lazy:
         return restored(q, s, z[0] if z else None)
 
     node = Decoded("decode", parts, TensorSpec(DType.F32, (8, 8)), fn, row_step=None)
-    node.codes = Codes(8, group, 8, parts[0], parts[1], parts[2] if zeros else None, "made")
+    node.matrix = QuantizedMatrix(Grid(8, group, not zeros), (8, 8), *parts)
     return node.output()
 
 
@@ -53,11 +53,11 @@ MOVES = {
 @pytest.mark.parametrize("move", MOVES)
 def test_codes_move_with_their_rows(move, zeros):
     moved = MOVES[move](decoded(1, zeros=zeros), decoded(2, zeros=zeros))
-    codes = codes_of(moved)
-    assert codes is not None
-    found = restored(codes.values.load(), codes.scales.load(), codes.zeros.load() if codes.zeros else None)
+    matrix = matrix_of(moved)
+    assert matrix is not None
+    found = restored(matrix.codes.load(), matrix.scales.load(), matrix.zeros.load() if matrix.zeros else None)
     assert torch.equal(found.to(moved.dtype.torch), moved.load())
-    assert codes.n_rows == moved.spec.n_rows
+    assert matrix.shape == moved.shape
 
 
 def test_what_is_no_movement_of_rows_has_none():
@@ -69,11 +69,11 @@ def test_what_is_no_movement_of_rows_has_none():
         Concat([one, decoded(3, zeros=False)]).output(),
         Apply("add", [one], one.spec, lambda x: x + 1).output(),
     ):
-        assert codes_of(changed) is None
-        assert is_decoded(changed)
-    assert codes_of(constant(torch.ones(2, 2))) is None
-    assert not is_decoded(constant(torch.ones(2, 2)))
-    assert codes_of(transpose(transpose(one))) is not None
+        assert matrix_of(changed) is None
+        assert is_dequantized(changed)
+    assert matrix_of(constant(torch.ones(2, 2))) is None
+    assert not is_dequantized(constant(torch.ones(2, 2)))
+    assert matrix_of(transpose(transpose(one))) is not None
 
 
 def test_viewed_keeps_bytes():

@@ -1,0 +1,121 @@
+"""Quantized checkpoints as float ones: lazy, sliceable by rows, with the names and the config of the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture import registry
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import quantization_of
+from llmkit.errors import RequirementError
+from llmkit.quantization.codec import CONFIG_KEYS, FolderCodec, Stored, config_entry, folder_codecs
+from llmkit.quantization.recognition import BLOCKS, Quantization
+from llmkit.tensors.spec import DType
+
+__all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype", "refuse_unread"]
+
+_REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
+
+
+def model_dtype(config: Mapping[str, Any]) -> DType | None:
+    """The dtype that config.json gives the model (`dtype`, before transformers 5 `torch_dtype`), if it is a float."""
+    for key in ("dtype", "torch_dtype"):
+        text = config.get(key)
+        if isinstance(text, str) and text != "auto":
+            dtype = DType.parse(text)
+            return dtype if dtype.is_float else None
+    return None
+
+
+def is_quantized(ckpt: Checkpoint) -> bool:
+    """Whether the tensors are not the weights but what quantization made of them, by whatever method."""
+    return _folder_quantization(ckpt) is not None
+
+
+def _folder_quantization(ckpt: Checkpoint) -> Quantization | None:
+    """How the tensors are quantized. A GGUF opens as floats, and the tensors of an ONNX folder are its graph's."""
+    found = quantization_of(ckpt)
+    return None if found is None or found.method == BLOCKS or ckpt.layout == "onnx" else found
+
+
+def describe(ckpt: Checkpoint) -> str | None:
+    """The quantization in a few words (`int4 group 64 symmetric, compressed-tensors`); None for a float model."""
+    found = quantization_of(ckpt)
+    return None if found is None else found.words if found.method == BLOCKS else str(found)
+
+
+def kv_cache_scheme(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How keys and values are to be cached, as compressed-tensors says it in config.json; None for in floats."""
+    scheme = (config_entry(config) or {}).get("kv_cache_scheme")
+    return scheme if isinstance(scheme, Mapping) else None
+
+
+def refuse_unread(ckpt: Checkpoint) -> None:
+    """Refuse a quantization that `dequantized` does not read; nothing for a float checkpoint.
+
+    Raises:
+        RequirementError, SpecError: as of `dequantized`.
+    """
+    found = _folder_quantization(ckpt)
+    if found is not None:
+        _reader(ckpt, found).refuse_unread(_stored(ckpt))
+
+
+def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
+    """The float view of a quantized checkpoint; a float checkpoint is returned as it is.
+
+    Each weight is what the layout's own library restores at that dtype, bit for bit, and remembers its codes
+    (`llmkit.quantization.matrix.matrix_of`). No data is read until a tensor is loaded.
+
+    Args:
+        dtype: of the restored weights; default: the model's (config.json), or that of the scales.
+
+    Raises:
+        RequirementError: a layout that no codec reads, or a form of one that its codec does not read.
+        SpecError: tensors of a quantized layer are missing or do not fit together.
+    """
+    found = _folder_quantization(ckpt)
+    if found is None:
+        return ckpt
+    codec, stored = _reader(ckpt, found), _stored(ckpt)
+    codec.refuse_unread(stored)
+    matrices, used = codec.matrices(stored)
+    wanted = dtype or model_dtype(ckpt.config)
+    tensors = {name: lazy for name, lazy in ckpt.tensors.items() if name not in used}
+    tensors |= {name: matrix.dequantized(wanted) for name, matrix in matrices.items()}
+    return ckpt.derive(
+        tensors=tensors,
+        config=_float_config(ckpt.config),
+        step={"transform": "dequantize"},
+        warnings=codec.warnings(stored),
+    )
+
+
+def _float_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in CONFIG_KEYS}
+
+
+def _reader(ckpt: Checkpoint, found: Quantization) -> FolderCodec:
+    """The codec of a layout.
+
+    Raises:
+        RequirementError: there is none.
+    """
+    codecs = {codec.name: codec for codec in folder_codecs()}
+    if found.method in codecs:
+        return codecs[found.method]
+    message = f"{ckpt.label} is quantized ({found}), which is not read; expected {' or '.join(codecs)}"
+    if found.n_weights:
+        raise RequirementError(f"{message} (seen: {found.seen})", hint=_REMEDY)
+    raise RequirementError(
+        f"{message}. Only {found.seen} says so, no tensor is stored so",
+        hint=f"where its weights are floats, remove quantization_config from config.json; else {_REMEDY}",
+    )
+
+
+def _stored(ckpt: Checkpoint) -> Stored:
+    config = _float_config(ckpt.config)
+    architecture = registry.find(config)
+    slots = architecture.bind(config).tensors() if architecture is not None else {}
+    return Stored(ckpt.label, ckpt.tensors, ckpt.config, {name: slot.shape for name, slot in slots.items()})

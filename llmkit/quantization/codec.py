@@ -1,0 +1,228 @@
+"""What a codec is: one published layout of quantized matrices, read and written.
+
+A codec is one module with an entry point in the group `llmkit.codecs`. It says which grids the layout can hold, which
+stored tensors make a matrix, and back; a `FolderCodec` also how config.json describes them and how a folder that has
+them is recognised. It knows no method and no decoder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar
+
+from llmkit import entry_points
+from llmkit.errors import InputError, PluginError, RequirementError
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType, TensorSpec
+
+__all__ = [
+    "CONFIG_KEYS", "GROUP", "Codec", "FolderCodec", "Specs", "Stored", "alternatives", "codec_named", "config_entry",
+    "folder_codec", "folder_codecs",
+]  # fmt: skip
+
+GROUP = "llmkit.codecs"
+CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
+Specs = Mapping[str, TensorSpec]
+
+
+def config_entry(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What config.json says of the quantization, under either key; None for nothing."""
+    for key in CONFIG_KEYS:
+        entry = config.get(key)
+        if isinstance(entry, Mapping) and entry:
+            return entry
+    return None
+
+
+class Codec(ABC):
+    """A layout of quantized matrices.
+
+    Attributes:
+        name: as `--format`, and `quant_method` in config.json, spell it.
+        bits: of codes.
+        group_sizes: columns that share a scale, the sizes that are offered; besides, one scale a row ("channel").
+        holds_zeros: groups may have zero points.
+        holds_offsets, holds_table, holds_order: it has a place for these parts of a `QuantizedMatrix`.
+        fills_rows: the last group of a row may be for fewer columns.
+    """
+
+    name: ClassVar[str]
+    bits: ClassVar[tuple[int, ...]]
+    group_sizes: ClassVar[tuple[int, ...]]
+    holds_zeros: ClassVar[bool] = True
+    holds_offsets: ClassVar[bool] = False
+    holds_table: ClassVar[bool] = False
+    holds_order: ClassVar[bool] = False
+    fills_rows: ClassVar[bool] = False
+
+    def refuses(self, grid: Grid, n_columns: int) -> str | None:
+        """Why the layout cannot hold rows of `n_columns` weights on a grid; None where it can."""
+        if grid.bits not in self.bits:
+            return f"{self.name} has no codes of {grid.bits} bits (it has {alternatives(self.bits)})"
+        if not grid.is_symmetric and not self.holds_zeros:
+            return f"{self.name} has no zero points"
+        if not self.fills_rows and not grid.divides(n_columns):
+            return f"rows of {n_columns} weights do not fall into groups of {grid.group_size}"
+        return None
+
+    def refuses_matrix(self, matrix: QuantizedMatrix) -> str | None:
+        """Why the layout cannot hold a matrix code for code; None where it can."""
+        parts = {
+            "offsets": matrix.offsets is not None and not self.holds_offsets,
+            "a table of values": matrix.table is not None and not self.holds_table,
+            "columns in another order": matrix.order is not None and not self.holds_order,
+            "zero points between two codes": matrix.zeros is not None and matrix.zeros.dtype is not DType.U8,
+        }
+        lacking = [name for name, is_lacking in parts.items() if is_lacking]
+        if lacking:
+            return f"{self.name} has no {' and no '.join(lacking)}"
+        return self.refuses(matrix.grid, matrix.shape[1])
+
+    @abstractmethod
+    def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
+        """The stored tensors of a matrix which `refuses_matrix` does not refuse, by the end of their names.
+
+        The end follows the name of the module and a dot (`weight_packed`).
+        """
+
+    @abstractmethod
+    def read(
+        self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
+    ) -> QuantizedMatrix:
+        """The matrix of stored tensors.
+
+        Args:
+            parts: by the end of their names.
+            settings: what the file says of the layout outside of tensors (a config group, a block type).
+            shape: [out, in] of the float matrix, where it is known.
+
+        Raises:
+            SpecError: tensors are missing, or do not fit together.
+        """
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The tensors of a folder, and what its config says of them.
+
+    Attributes:
+        label: the folder, for messages.
+        tensors: by name.
+        config: the contents of config.json.
+        shapes: of the float model's tensors, where a plugin describes it.
+    """
+
+    label: str
+    tensors: Mapping[str, Lazy]
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        """The quantization entry of config.json; empty for none."""
+        return config_entry(self.config) or {}
+
+    def parts(self, module: str, ends: Sequence[str]) -> dict[str, Lazy]:
+        """The tensors of a module, by the ends of their names."""
+        return {end: self.tensors[f"{module}.{end}"] for end in ends if f"{module}.{end}" in self.tensors}
+
+
+class FolderCodec(Codec):
+    """A layout of the tensors in a folder with a config.json."""
+
+    @abstractmethod
+    def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
+        """Whether tensors are stored so, told by names, dtypes and shapes.
+
+        Returns:
+            Bits and groups in a few words, where the specs tell them, and the names that tell; None for other layouts.
+        """
+
+    def refuse_unread(self, stored: Stored) -> None:
+        """Refuse forms of the layout that `matrices` does not read; nothing is by default.
+
+        Raises:
+            RequirementError, SpecError: with the form, and what to do.
+        """
+        if not stored.entry:
+            raise RequirementError(
+                f"{stored.label} is quantized ({self.name}), and no config.json says by which scheme",
+                hint="put the config.json of this model, with its quantization_config, beside the weights",
+            )
+
+    @abstractmethod
+    def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
+        """The quantized matrices by the names of the weights they stand for, and the names of all they are made of.
+
+        Raises:
+            RequirementError: a form that is not read.
+            SpecError: tensors are missing, or do not fit together.
+        """
+
+    @abstractmethod
+    def describe(self, grids: Mapping[str, Grid], ignore: Sequence[str], *, are_all: bool) -> dict[str, Any]:
+        """The quantization_config of config.json.
+
+        Args:
+            grids: by the names of the modules.
+            ignore: linear modules that stay in floats.
+            are_all: `grids` and `ignore` are all linear modules there are.
+        """
+
+    def warnings(self, stored: Stored) -> list[str]:
+        """What else the layout asks of who computes with it, and is not done here."""
+        return []
+
+    def notes(self, grids: Mapping[str, Grid]) -> list[str]:
+        """What the user of such a folder should know of these grids."""
+        return []
+
+
+def codec_named(name: str) -> Codec:
+    """The codec that `--format NAME` means.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    found: Codec = entry_points.by_name(GROUP, name, "--format")
+    return found
+
+
+def folder_codec(name: str) -> FolderCodec:
+    """The codec of a folder that `--format NAME` means.
+
+    Raises:
+        InputError: there is none of that name, or it is no layout of folders.
+    """
+    found = codec_named(name)
+    if isinstance(found, FolderCodec):
+        return found
+    known = ", ".join(codec.name for codec in folder_codecs())
+    raise InputError(f"--format {name} is no layout that this command writes; expected {known}")
+
+
+def folder_codecs() -> tuple[FolderCodec, ...]:
+    """All layouts of folders that can be read. One that cannot be loaded is left out; `llmkit doctor` names it."""
+    return _folder_codecs(entry_points.entries(GROUP))
+
+
+@cache
+def _folder_codecs(entries: tuple[entry_points.EntryPoint, ...]) -> tuple[FolderCodec, ...]:
+    found = []
+    for entry in entries:
+        try:
+            codec = entry_points.load(entry)
+        except PluginError:
+            continue
+        if isinstance(codec, FolderCodec):
+            found.append(codec)
+    return tuple(found)
+
+
+def alternatives(numbers: Sequence[int]) -> str:
+    """`2, 4 or 8`."""
+    return " or ".join([", ".join(map(str, numbers[:-1])), str(numbers[-1])]) if len(numbers) > 1 else str(numbers[0])

@@ -1,0 +1,366 @@
+"""compressed-tensors: what transformers and vLLM load without a further package.
+
+    pack-quantized   weight_packed      int32 [out, ceil(in * bits / 32)]: the bits of all codes, the first lowest
+                     weight_scale       floats [out, groups]
+                     weight_zero_point  int32 [ceil(out * bits / 32), groups], packed along the output rows
+                     weight_shape       int64 [2]
+                     weight_g_idx       int32 [in], the group of each column (act-order)
+    int-quantized    weight             int8 [out, in], codes minus 2^(bits-1)
+                     weight_zero_point  int8 [out, groups], likewise
+
+Both are read, and codes that do not divide a word in the older form with gaps, too (32 // bits in a word).
+`pack-quantized` is written, of 8 bits too: it is what the library infers for weight-only integers, and what servers
+read as W8A16. Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed-tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import RequirementError, SpecError
+from llmkit.quantization.codec import FolderCodec, Specs, Stored
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack, unpack_words, width
+from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.rearrange import take_columns, viewed
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CODEC", "CompressedTensors"]
+
+_PACKED = "pack-quantized"
+_INTEGERS = ("int-quantized", "naive-quantized")
+_ENDS = (
+    "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
+    "input_zero_point", "output_scale", "output_zero_point",
+)  # fmt: skip
+_OF_CACHE = tuple(f".{part}_{what}" for part in "qkv" for what in ("scale", "zero_point"))
+_REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
+
+
+class CompressedTensors(FolderCodec):
+    """Weight-only integers, packed; activations that were meant to be quantized stay floats here."""
+
+    name = "compressed-tensors"
+    bits = (2, 3, 4, 5, 6, 7, 8)
+    group_sizes = (16, 32, 64, 128, 256)
+    holds_order = True
+
+    def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
+        n_out, bits = matrix.shape[0], matrix.bits
+        parts = {"weight_packed": _words(matrix), "weight_scale": matrix.scales, "weight_shape": _shape(matrix.shape)}
+        if matrix.zeros is not None:
+            per = _rows_in_word(bits)
+
+            def fn(zeros: torch.Tensor) -> torch.Tensor:
+                return pack_words(zeros.t(), bits).t().contiguous()
+
+            spec = TensorSpec(DType.I32, (n_words(n_out, bits), matrix.n_groups))
+            node = Apply("pack rows", [matrix.zeros], spec, fn, {"bits": bits}, row_step=per, output_rows=[per or 0])
+            parts["weight_zero_point"] = node.output()
+        if matrix.order is not None:
+            parts["weight_g_idx"] = matrix.order
+        return parts
+
+    def read(
+        self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
+    ) -> QuantizedMatrix:
+        grid = grid_of(settings.get("weights") or {})
+        is_packed = settings.get("format") == _PACKED
+        scales = _need(parts, "weight_scale")
+        zeros = None if grid.is_symmetric else _need(parts, "weight_zero_point")
+        stored = _need(parts, "weight_packed" if is_packed else "weight")
+        n_out = stored.spec.n_rows
+        if is_packed:
+            n_in = _n_columns(parts, grid, shape)
+            expected = TensorSpec(DType.I32, (n_out, _n_words_like(stored.shape[-1], n_in, grid.bits)))
+        else:
+            n_in = stored.spec.row_nbytes
+            expected = TensorSpec(DType.I8, (n_out, n_in))
+        if stored.spec != expected:
+            name = "weight_packed" if is_packed else "weight"
+            raise SpecError(f"{name} is {stored.spec}; expected {expected} for {n_in} columns, {grid}")
+        n_groups = grid.n_groups(n_in)
+        if scales.shape not in ((n_out, n_groups), (n_out,)) or not scales.dtype.is_float:
+            raise SpecError(f"weight_scale is {scales.spec}; expected floats [{n_out}, {n_groups}]")
+        scales = viewed(scales, scales.dtype, (n_out, n_groups))
+        return QuantizedMatrix(
+            grid,
+            (n_out, n_in),
+            _codes(stored, grid.bits, n_in) if is_packed else _unsigned(stored, grid.bits, are_weights=True),
+            scales,
+            _zeros(zeros, grid, scales, is_packed=is_packed) if zeros is not None else None,
+            order=parts.get("weight_g_idx"),
+        )
+
+    def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
+        packed = [n for n, spec in specs.items() if n.endswith(".weight_packed") and spec.dtype is not DType.U8]
+        if packed:
+            return "", packed
+        signed = [n for n, spec in specs.items() if n.endswith(".weight") and spec.dtype is DType.I8]
+        scales = [specs.get(f"{n}_scale") for n in signed]
+        # ChatGLM's have one number a row, and no second dimension.
+        are_ours = [s is not None and s.dtype.is_float and len(s.shape) == 2 for s in scales]
+        named = [name for name, is_ours in zip(signed, are_ours, strict=True) if is_ours]
+        return ("int8", named) if named else None
+
+    def refuse_unread(self, stored: Stored) -> None:
+        super().refuse_unread(stored)
+        label, entry = stored.label, stored.entry
+        formats = [str(g.get("format")) for g in _groups(entry)]
+        for layout in formats:
+            if layout not in (_PACKED, *_INTEGERS):
+                raise RequirementError(
+                    f"{label}: the {self.name} format {layout!r} is not read; expected {_PACKED} or {_INTEGERS[0]}",
+                    hint=_REMEDY,
+                )
+        if entry.get("transform_config"):
+            raise RequirementError(
+                f"{label}: its weights were rotated (transform_config), which is not undone", hint=_REMEDY
+            )
+        if not formats and not entry.get("kv_cache_scheme"):
+            raise SpecError(f"{label}: quantization_config has no config_groups")
+
+    def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
+        entry, tensors = stored.entry, stored.tensors
+        groups = _groups(entry)
+        modules = [k.removesuffix(".weight_scale") for k in tensors if k.endswith(".weight_scale")]
+        used = {f"{module}.{end}" for module in modules for end in _ENDS}
+        found = {}
+        for module in modules:
+            name = f"{module}.weight"
+            shape = stored.shapes.get(name, ())
+            try:
+                settings = _group_of(module, groups)
+                known = (shape[0], shape[1]) if len(shape) == 2 else None
+                found[name] = self.read(stored.parts(module, _ENDS), settings, known)
+            except RequirementError as error:
+                raise RequirementError(f"{stored.label}: {module}: {error.message}", hint=_REMEDY) from error
+            except SpecError as error:
+                raise SpecError(f"{module}: {error.message}", hint=error.hint) from error
+        left = [k for k in tensors if k.endswith((".weight_packed", ".weight_shape")) and k not in used]
+        if left:
+            raise SpecError(f"{stored.label}: {left[0]} has no weight_scale beside it")
+        if isinstance(entry.get("kv_cache_scheme"), Mapping):
+            used |= {name for name in tensors if name.endswith(_OF_CACHE)}
+        return found, used
+
+    def describe(self, grids: Mapping[str, Grid], ignore: Sequence[str], *, are_all: bool) -> dict[str, Any]:
+        # The most frequent grid has the class where it can, the others the names of their modules, which go first.
+        order = [grid for grid, _ in Counter(grids.values()).most_common()]
+        named = {grid: [module for module, own in grids.items() if own == grid] for grid in order}
+        targets = [["Linear"] if are_all and i == 0 else named[grid] for i, grid in enumerate(order)]
+        # transformers 5 decompresses while it loads. Left packed, modules have no `weight`, which the classes of some
+        # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
+        # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17.
+        return {
+            "quant_method": self.name,
+            "format": _PACKED,
+            "quantization_status": "compressed",
+            "config_groups": {
+                f"group_{i}": {
+                    "targets": list(those), "weights": _weights(grid), "input_activations": None,
+                    "output_activations": None,
+                }
+                for i, (grid, those) in enumerate(zip(order, targets, strict=True))
+            },
+            "ignore": list(ignore),
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+            "run_compressed": False,
+        }  # fmt: skip
+
+    def warnings(self, stored: Stored) -> list[str]:
+        keys = ("input_activations", "output_activations")
+        found = [key for group in _groups(stored.entry) for key in keys if group.get(key)]
+        found += ["kv_cache_scheme"] if stored.entry.get("kv_cache_scheme") else []
+        if not found:
+            return []
+        return [
+            f"the model was meant to run with quantized {', '.join(dict.fromkeys(found))}; here only its weights are: "
+            "expect slightly other scores"
+        ]
+
+    def notes(self, grids: Mapping[str, Grid]) -> list[str]:
+        found = []
+        if any(not grid.is_symmetric for grid in grids.values()):
+            found.append(
+                "zero points load in transformers 5; transformers 4.57 needs compressed-tensors 0.14 to 0.17 for them"
+            )
+        odd = {grid.group_size for grid in grids.values()} - {None, 32, 64, 128}
+        if odd or any(grid.bits not in (4, 8) for grid in grids.values()):
+            found.append("vLLM's kernels read 4 and 8 bits in groups of 32, 64, 128 or a row; transformers reads all")
+        return found
+
+
+def _weights(grid: Grid) -> dict[str, Any]:
+    """The `weights` entry of a config group."""
+    return {
+        "num_bits": grid.bits,
+        "type": "int",
+        "symmetric": grid.is_symmetric,
+        "strategy": "channel" if grid.group_size is None else "group",
+        "group_size": grid.group_size,
+        "block_structure": None,
+        "dynamic": False,
+        "actorder": None,
+        "observer": "minmax",
+        "observer_kwargs": {},
+    }
+
+
+def grid_of(weights: Mapping[str, Any]) -> Grid:
+    """The grid of the `weights` entry of a config group.
+
+    Raises:
+        RequirementError: floats, dynamic grids, or strategies other than group and channel.
+        SpecError: it is malformed.
+    """
+    if not isinstance(weights, Mapping):
+        raise SpecError(f"compressed-tensors weights are {str(weights)[:60]!r}, expected an object")
+    kind, strategy = weights.get("type", "int"), weights.get("strategy")
+    group_size, bits = weights.get("group_size"), weights.get("num_bits")
+    if type(bits) is not int or type(group_size) not in (int, type(None)):
+        raise SpecError(
+            f"compressed-tensors weights of num_bits {str(bits)[:60]!r}, group_size {str(group_size)[:60]!r}"
+        )
+    if strategy is None:  # as compressed-tensors infers it
+        strategy = "group" if group_size and group_size > 0 else "channel" if group_size == -1 else "tensor"
+    if kind != "int" or strategy not in ("group", "channel") or weights.get("dynamic"):
+        raise RequirementError(
+            f"compressed-tensors weights of type {kind!r}, strategy {strategy!r}"
+            f"{', dynamic' if weights.get('dynamic') else ''} are not read; expected int, group or channel, static"
+        )
+    if strategy == "group" and (group_size is None or group_size < 1):
+        raise SpecError(f"compressed-tensors weights of strategy 'group' with group_size {group_size!r}")
+    return Grid(bits, group_size if strategy == "group" else None, bool(weights.get("symmetric", True)))
+
+
+def _groups(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The config groups, each with its `format`."""
+    groups = entry.get("config_groups")
+    listed = groups.values() if isinstance(groups, Mapping) else ()
+    return [{**g, "format": g.get("format") or entry.get("format")} for g in listed if isinstance(g, Mapping)]
+
+
+def _group_of(module: str, groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The config group of a module: exact names win over patterns, patterns over classes (`Linear`)."""
+    named = [(group.get("targets"), group) for group in groups]
+    targets = [(str(target), group) for listed, group in named if isinstance(listed, list) for target in listed]
+    exact = [group for target, group in targets if target == module]
+    try:
+        patterns = [group for target, group in targets if target.startswith("re:") and re.match(target[3:], module)]
+    except re.error as error:
+        raise SpecError(f"quantization_config: a target is no regular expression: {error}") from error
+    classes = [group for target, group in targets if target.isidentifier()]
+    for group in (*exact, *patterns, *classes):
+        return group
+    raise SpecError("it is quantized, but no config group has it as a target")
+
+
+def _need(parts: Mapping[str, Lazy], name: str) -> Lazy:
+    if name not in parts:
+        raise SpecError(f"{name} is missing; found {', '.join(parts)}")
+    return parts[name]
+
+
+def _n_columns(parts: Mapping[str, Lazy], grid: Grid, shape: tuple[int, int] | None) -> int:
+    """Columns of the float weight. Words may be padded, so a row of words alone does not tell."""
+    n = parts["weight_packed"].shape[-1]
+    if grid.group_size is not None:
+        return parts["weight_scale"].shape[-1] * grid.group_size
+    if shape is not None and _n_words_like(n, shape[1], grid.bits) == n:
+        return shape[1]
+    stored = parts.get("weight_shape")
+    if stored is not None and isinstance(stored.node, Read):  # two numbers, no data to speak of
+        return int(stored.load()[-1])
+    return n * 32 // grid.bits
+
+
+def _n_words_like(found: int, n: int, bits: int) -> int:
+    """Words that `n` codes take: without gaps, or with, where that is what was found."""
+    with_gaps = -(-n // (32 // bits))
+    return with_gaps if found == with_gaps else n_words(n, bits)
+
+
+def _rows_in_word(bits: int) -> int | None:
+    """Output rows whose zero points share a word; None where they cross words."""
+    return None if 32 % bits else 32 // bits
+
+
+def _shape(shape: tuple[int, int]) -> Lazy:
+    def fn() -> torch.Tensor:
+        import torch
+
+        return torch.tensor(shape)
+
+    attrs = {"shape": list(shape)}
+    return Apply("constant", [], TensorSpec(DType.I64, (2,)), fn, attrs, row_step=1, output_rows=[0]).output()
+
+
+def _words(matrix: QuantizedMatrix) -> Lazy:
+    """Codes as int32 words; the bytes as they are where a code takes a whole number of them, or half of one."""
+    (n_out, n_in), bits = matrix.shape, matrix.bits
+    spec = TensorSpec(DType.I32, (n_out, n_words(n_in, bits)))
+    if bits == width(bits) and matrix.codes.spec.row_nbytes == spec.row_nbytes:
+        return viewed(matrix.codes, spec.dtype, spec.shape)
+
+    def fn(codes: torch.Tensor) -> torch.Tensor:
+        return pack_words(unpack(codes, bits, n_in), bits)
+
+    return Apply("words", [matrix.codes], spec, fn, {"bits": bits}, scratch=8.0).output()
+
+
+def _codes(words: Lazy, bits: int, n_in: int) -> Lazy:
+    """Int32 words as codes: byte by byte as they lie in the file, or packed anew."""
+    n_out = words.spec.n_rows
+    if bits == width(bits):
+        return take_columns(viewed(words, DType.U8, (n_out, 4 * words.shape[1])), 0, n_bytes(n_in, bits))
+
+    def fn(stored: torch.Tensor) -> torch.Tensor:
+        return pack(unpack_words(stored, bits, n_in), bits)
+
+    return Apply("codes", [words], TensorSpec(DType.U8, (n_out, n_bytes(n_in, bits))), fn, {"bits": bits}).output()
+
+
+def _unsigned(stored: Lazy, bits: int, *, are_weights: bool) -> Lazy:
+    """Signed numbers (int8 [rows, n]) as codes: packed for weights, one in a byte for zero points."""
+
+    def fn(q: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        codes = (q.view(torch.uint8) + (1 << (bits - 1))) & ((1 << bits) - 1)
+        return pack(codes, bits) if are_weights else codes
+
+    n_out, n = stored.shape
+    spec = TensorSpec(DType.U8, (n_out, n_bytes(n, bits) if are_weights else n))
+    return Apply("offset", [stored], spec, fn, {"bits": bits}).output()
+
+
+def _zeros(stored: Lazy, grid: Grid, scales: Lazy, *, is_packed: bool) -> Lazy:
+    """Zero points, uint8 [out, groups]."""
+    (n_out, n_groups), per = scales.shape, _rows_in_word(grid.bits)
+    expected = TensorSpec(DType.I8, scales.shape)
+    if is_packed:
+        expected = TensorSpec(DType.I32, (_n_words_like(stored.spec.n_rows, n_out, grid.bits), n_groups))
+    if stored.spec != expected:
+        raise SpecError(f"weight_zero_point is {stored.spec}; expected {expected}")
+    if not is_packed:
+        return _unsigned(stored, grid.bits, are_weights=False)
+
+    def fn(words: torch.Tensor, of_rows: torch.Tensor) -> torch.Tensor:
+        return unpack_words(words.t(), grid.bits, len(of_rows)).t().contiguous()
+
+    # The scales tell how many rows a slice has: the last word may be for fewer than it has codes.
+    spec = TensorSpec(DType.U8, scales.shape)
+    step = None if per is None else 1
+    attrs, input_rows = grid.attrs(), [per or 0, 1]
+    return Apply("zero points", [stored, scales], spec, fn, attrs, row_step=step, input_rows=input_rows).output()
+
+
+CODEC = CompressedTensors()

@@ -1,0 +1,181 @@
+"""Blocks of GGUF files: read and dequantized row by row, written from matrices on their grids, or from floats.
+
+Floats are made, and blocks made of floats, by `gguf.quants`, so that the bits are those of the gguf library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import RequirementError, SpecError
+from llmkit.formats.gguf_header import GgufFile, GgufTensor
+from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
+from llmkit.quantization.codec import Codec
+from llmkit.quantization.codecs.gguf_grids import GRIDS
+from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix
+from llmkit.quantization.packing import n_bytes, pack, unpack
+from llmkit.tensors.finite import require_finite
+from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CODEC", "DEQUANTIZE", "QUANTIZE", "GgufBlocks", "quantized", "stored_tensor"]
+
+DEQUANTIZE, QUANTIZE = "dequantize blocks", "quantize blocks"
+
+
+class GgufBlocks(Codec):
+    """Rows of blocks, each with its scale; all types that are a grid or a table are read, the plain ones written."""
+
+    name = "gguf"
+    bits = (4, 5, 8)
+    group_sizes = (32,)
+    holds_zeros = False
+    holds_offsets = True
+
+    def type_of(self, matrix: QuantizedMatrix) -> str | None:
+        """The type of blocks that holds a matrix code for code; None for none."""
+        name = f"Q{matrix.bits}_{'0' if matrix.offsets is None else '1'}"
+        parts = [part for part in (matrix.scales, matrix.offsets) if part is not None]
+        is_exact = all(part.dtype is DType.F16 for part in parts)
+        return name if name in _WRITTEN and is_exact and matrix.group == 32 else None
+
+    def refuses_matrix(self, matrix: QuantizedMatrix) -> str | None:
+        why = super().refuses_matrix(matrix)
+        return why or (None if self.type_of(matrix) else "GGUF has no such blocks, or not with scales of that dtype")
+
+    def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
+        """The rows of blocks, uint8 [out, bytes], as one tensor without an end of its own."""
+        kind = TYPE_BY_NAME[str(self.type_of(matrix))]
+        n_out, n_in = matrix.shape
+        halves = [part for part in (matrix.scales, matrix.offsets) if part is not None]
+
+        def fn(codes: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
+            import torch
+
+            q = unpack(codes, matrix.bits, n_in).view(len(codes), -1, kind.block)
+            heads = [x.unsqueeze(-1).view(torch.uint8) for x in numbers]
+            return torch.cat([*heads, _bytes_of(q, matrix.bits)], -1).flatten(1)
+
+        spec = TensorSpec(DType.U8, (n_out, kind.row_nbytes(n_in)))
+        inputs = [matrix.codes, *halves]
+        return {"": Apply("blocks", inputs, spec, fn, {"type": kind.name}, scratch=2.0).output()}
+
+    def read(
+        self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
+    ) -> QuantizedMatrix:
+        """The matrix of raw bytes, uint8 [out, bytes of a row], and its `type`."""
+        raw, kind = parts[""], TYPE_BY_NAME[settings["type"]]
+        layout = GRIDS.get(kind.name)
+        if layout is None:
+            raise SpecError(f"{kind.name} is no grid")
+        n_out, n_in = raw.spec.n_rows, raw.spec.row_nbytes // kind.nbytes * kind.block
+        n_groups, bits, attrs = n_in // layout.group, layout.bits, {"type": kind.name}
+
+        def of_blocks(unpacked: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda x: unpacked(x.view(len(x), -1, kind.nbytes)).reshape(len(x), -1)
+
+        def codes(x: torch.Tensor) -> torch.Tensor:
+            return pack(of_blocks(layout.codes)(x), bits)
+
+        def part(op: str, fn: Callable[[torch.Tensor], torch.Tensor], dtype: DType, n: int) -> Lazy:
+            return Apply(op, [raw], TensorSpec(dtype, (n_out, n)), fn, attrs, scratch=1.0).output()
+
+        minima = (
+            part("minima", of_blocks(layout.minima), layout.scale_dtype, n_groups)
+            if layout.minima is not None
+            else None
+        )
+        return QuantizedMatrix(
+            Grid(bits, layout.group, minima is None and layout.table is None),
+            (n_out, n_in),
+            part("codes", codes, DType.U8, n_bytes(n_in, bits)),
+            part("scales", of_blocks(layout.scales), layout.scale_dtype, n_groups),
+            offsets=minima,
+            table=layout.table,
+            source=kind.name,
+        )
+
+
+CODEC = GgufBlocks()
+_WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+
+
+def _bytes_of(q: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes [rows, blocks, 32] as the bytes of blocks after their scales."""
+    import torch
+
+    if bits == 8:
+        return q ^ 0x80
+    nibbles = (q[..., :16] & 0x0F) | (q[..., 16:] << 4)
+    if bits == 4:
+        return nibbles
+    fifth = (q >> 4).view(*q.shape[:2], 4, 8) << torch.arange(8, dtype=torch.uint8)
+    return torch.cat([fifth.sum(-1, dtype=torch.uint8), nibbles], -1)
+
+
+def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
+    """The tensor as floats: plain types as they are, blocks as float32.
+
+    Raises:
+        RequirementError: a type that nothing here dequantizes.
+    """
+    kind, shape = tensor.type, tensor.shape
+    if kind.dtype is not None:
+        return Read(tensor.name, TensorSpec(kind.dtype, shape), file.source, tensor.offset).output()
+    if not kind.is_known:
+        raise RequirementError(
+            f"{file.source.path}: {tensor.name} is {kind.name}, which is not dequantized",
+            hint="take a file of another quantization",
+        )
+    # A row of the raw bytes for each row of the tensor; a vector is one row.
+    rows = shape[0] if len(shape) > 1 else 1
+    raw = TensorSpec(DType.U8, (rows, tensor.nbytes // rows))
+    read = Read(tensor.name, raw, file.source, tensor.offset).output()
+    step = 1 if len(shape) > 1 else None
+    spec = TensorSpec(DType.F32, shape)
+    node = Decoded(DEQUANTIZE, [read], spec, _dequantize(kind, shape), {"type": kind.name}, row_step=step)
+    node.source = kind.name
+    if len(shape) == 2 and kind.name in GRIDS:
+        node.matrix = CODEC.read({"": read}, {"type": kind.name}, (shape[0], shape[1]))
+    return node.output()
+
+
+def _dequantize(kind: GgufType, shape: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def fn(raw: torch.Tensor) -> torch.Tensor:
+        values = _call("dequantize", raw.view(-1, kind.row_nbytes(shape[-1])), kind)
+        return values.view(-1, *shape[1:]) if len(shape) > 1 else values.view(shape)
+
+    return fn
+
+
+def quantized(lazy: Lazy, kind_name: str, name: str) -> Lazy:
+    """A matrix as the bytes of its rows in blocks of type `kind_name`, which the row length is a multiple of.
+
+    Evaluated, it raises InputError where a block's scale is not finite; `name` is the matrix's.
+    """
+    kind = TYPE_BY_NAME[kind_name]
+    n_halves = 2 if kind_name.endswith("_1") else 1  # the scale, and the minimum
+    spec = TensorSpec(DType.U8, (*lazy.shape[:-1], kind.row_nbytes(lazy.shape[-1])))
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        made = _call("quantize", x.float(), kind)
+        halves = made.view(-1, kind.nbytes)[:, : 2 * n_halves].contiguous().view(torch.float16)
+        require_finite(x, halves, name=name)
+        return made
+
+    return Apply(QUANTIZE, [lazy], spec, fn, {"type": kind_name}, scratch=4.0).output()
+
+
+def _call(name: str, x: torch.Tensor, kind: GgufType) -> torch.Tensor:
+    import numpy as np
+    import torch
+    from gguf import GGMLQuantizationType, quants
+
+    with np.errstate(all="ignore"):  # damaged scales become NaN, and large ones infinite: no reason for a warning
+        return torch.from_numpy(getattr(quants, name)(x.numpy(), GGMLQuantizationType(kind.code)))

@@ -1,0 +1,260 @@
+"""A matrix on a grid: codes, scales and what else says which number a code stands for, whatever file stores it.
+
+    w = (code - zero) * scale + offset        or        w = table[code] * scale
+
+computed in the dtype that is asked for. Methods make such matrices, codecs read and write them, and a float matrix
+that was computed from one remembers it (`matrix_of`), also where its rows were taken, joined or put in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import SpecError
+from llmkit.quantization.packing import unpack
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BLOCK_NBYTES", "Decoded", "Grid", "QuantizedMatrix", "dequantized_from", "is_dequantized", "matrix_of"]
+
+# Float32 bytes handled at a time: every pass over a block of rows finds it in the second-level cache.
+BLOCK_NBYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Evenly spaced points, for each group of input columns.
+
+    Attributes:
+        bits: of a code: 1 to 8.
+        group_size: input columns that share a scale; None for one scale an output row ("per channel").
+        is_symmetric: zero is the code 2^(bits-1) everywhere; otherwise each group has a zero point.
+
+    Raises:
+        SpecError: bits or a group size that cannot be.
+    """
+
+    bits: int
+    group_size: int | None = None
+    is_symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise SpecError(f"weights of {self.bits} bits are no grid; expected 1 to 8", hint="--bits 4 or --bits 8")
+        if self.group_size is not None and self.group_size < 1:
+            raise SpecError(f"group size {self.group_size} is not a positive number of columns")
+
+    @property
+    def middle(self) -> int:
+        """The code of zero on a symmetric grid."""
+        return 1 << (self.bits - 1)
+
+    def n_groups(self, n_columns: int) -> int:
+        """Scales in a row of `n_columns` weights; the last may be for fewer columns."""
+        return 1 if self.group_size is None else -(-n_columns // self.group_size)
+
+    def divides(self, n_columns: int) -> bool:
+        """Whether rows of this length fall into whole groups."""
+        return self.group_size is None or n_columns % self.group_size == 0
+
+    def __str__(self) -> str:
+        groups = "per channel" if self.group_size is None else f"group {self.group_size}"
+        return f"int{self.bits} {groups} {'symmetric' if self.is_symmetric else 'asymmetric'}"
+
+    def attrs(self) -> dict[str, Any]:
+        """Plain data, for `explain`, the digest and the history."""
+        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.is_symmetric}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedMatrix:
+    """A weight [out, in] on a grid. All parts are lazy, with one row for each output.
+
+    Attributes:
+        grid: bits, group size, symmetry.
+        shape: (out, in).
+        codes: uint8 [out, n_bytes(in)]: 0 … 2^bits - 1, as of `llmkit.quantization.packing`.
+        scales: floats [out, groups].
+        zeros: uint8 or floats [out, groups], the code (or what lies between two) that stands for zero; None: the middle
+            of a symmetric grid, or 0 where there are offsets.
+        offsets: floats [out, groups], added to all columns of a group.
+        table: the numbers that codes stand for before they are scaled; there are no zeros and no offsets then.
+        order: int32 [in], the group of each column; None: they follow each other.
+        source: what stores it, in a few words, where the grid does not say it (`Q4_K`).
+    """
+
+    grid: Grid
+    shape: tuple[int, int]
+    codes: Lazy
+    scales: Lazy
+    zeros: Lazy | None = None
+    offsets: Lazy | None = None
+    table: tuple[float, ...] | None = None
+    order: Lazy | None = None
+    source: str = ""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.grid.bits
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.grid.group_size or self.shape[1]
+
+    @property
+    def n_groups(self) -> int:
+        """Scales in a row."""
+        return self.grid.n_groups(self.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts as they are here, which is not always what a layout stores."""
+        parts = (self.codes, self.scales, self.zeros, self.offsets, self.order)
+        return sum(part.spec.nbytes for part in parts if part is not None)
+
+    def __str__(self) -> str:
+        words = self.source or str(self.grid)
+        return words if self.order is None else f"{words}, columns in another order"
+
+    def dequantized(self, dtype: DType | None = None) -> Lazy:
+        """The float matrix [out, in]; it remembers what it comes from.
+
+        Scales are cast to `dtype` and everything is computed in it, as compressed-tensors and ggml do.
+
+        Args:
+            dtype: default: that of the scales.
+        """
+        dtype = dtype or self.scales.dtype
+        parts = {"zeros": self.zeros, "offsets": self.offsets, "order": self.order}
+        given = {name: part for name, part in parts.items() if part is not None}
+
+        def fn(codes: torch.Tensor, scales: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            return self._restored(codes, scales.to(dtype.torch), **dict(zip(given, rest, strict=True)))
+
+        inputs = [self.codes, self.scales, *given.values()]
+        input_rows = [0 if name == "order" else 1 for name in ("codes", "scales", *given)]
+        spec, attrs = TensorSpec(dtype, self.shape), self.grid.attrs()
+        node = Decoded("dequantize", inputs, spec, fn, attrs, input_rows=input_rows, scratch=1.0)
+        node.matrix, node.source = self, str(self)
+        return node.output()
+
+    def _restored(
+        self,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        zeros: torch.Tensor | None = None,
+        offsets: torch.Tensor | None = None,
+        order: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Weights [rows, in] in the dtype of `scales`, some rows at a time."""
+        import torch
+
+        n_rows, n_in = len(codes), self.shape[1]
+        weight = torch.empty((n_rows, n_in), dtype=scales.dtype)
+        step = max(BLOCK_NBYTES // (4 * max(n_in, 1)), 1)
+        index = order.long() if order is not None else None
+        plain = None
+        if zeros is None and offsets is None:
+            plain = self.grid.middle
+        table = torch.tensor(self.table, dtype=scales.dtype) if self.table is not None else None
+
+        def spread(part: torch.Tensor) -> torch.Tensor:
+            """A number for each group as one that goes with `q`."""
+            part = part.to(scales.dtype)
+            return part.unsqueeze(-1) if index is None else part[:, index]
+
+        for start in range(0, n_rows, step):
+            rows = slice(start, min(start + step, n_rows))
+            q = unpack(codes[rows], self.bits, n_in)
+            values = q.to(scales.dtype) if table is None else table[q.int()]
+            if index is None:
+                values = _grouped(values, self.group)
+            if table is None and plain is not None:
+                values = values.sub_(plain)
+            elif zeros is not None:
+                values = values.sub_(spread(zeros[rows]))
+            values = values.mul_(spread(scales[rows]))
+            if offsets is not None:
+                values = values.add_(spread(offsets[rows]))
+            weight[rows] = values.flatten(1)[:, :n_in]
+        return weight
+
+
+def _grouped(values: torch.Tensor, group: int) -> torch.Tensor:
+    """[rows, in] as [rows, groups, group]; what the last group lacks is 0."""
+    import torch
+
+    missing = -values.shape[1] % group
+    if missing:
+        values = torch.nn.functional.pad(values, (0, missing))
+    return values.view(len(values), -1, group)
+
+
+class Decoded(Apply):
+    """A float matrix computed from codes.
+
+    Attributes:
+        matrix: what it is made of; None where that is no grid and no table.
+        source: what stores it, in a few words.
+    """
+
+    matrix: QuantizedMatrix | None = None
+    source: str = "quantized"
+
+
+def matrix_of(lazy: Lazy) -> QuantizedMatrix | None:
+    """The quantized matrix behind a float one whose rows come from one or several on the same grid; None for others.
+
+    A cast does not matter: codes and scales are what is stored, whatever the product was rounded to.
+    """
+    node = lazy.node
+    if isinstance(node, Decoded):
+        return node.matrix
+    if node.op == "cast" and node.inputs and node.inputs[0].dtype.is_float and lazy.dtype.is_float:
+        return matrix_of(node.inputs[0])
+    found = [m for m in map(matrix_of, node.inputs) if m is not None]
+    if not found or len(found) != len(node.inputs) or len(node.specs) != 1 or len(lazy.shape) != 2:
+        return None
+    first = found[0]
+    if any(_kind(m) != _kind(first) for m in found[1:]):
+        return None
+
+    def moved(pick: Callable[[QuantizedMatrix], Lazy | None]) -> Lazy | None:
+        given = [part for part in map(pick, found) if part is not None]
+        return node.over(given) if given else None
+
+    codes, scales = moved(lambda m: m.codes), moved(lambda m: m.scales)
+    if codes is None or scales is None:
+        return None
+    zeros, offsets = moved(lambda m: m.zeros), moved(lambda m: m.offsets)
+    shape = (lazy.shape[0], first.shape[1])
+    return replace(first, shape=shape, codes=codes, scales=scales, zeros=zeros, offsets=offsets)
+
+
+def _kind(m: QuantizedMatrix) -> tuple[Any, ...]:
+    """What has to agree for rows of two matrices to be rows of one."""
+    dtypes = [part.dtype if part is not None else None for part in (m.scales, m.zeros, m.offsets)]
+    return m.grid, m.shape[1], m.table, *dtypes, id(m.order) if m.order is not None else None
+
+
+def dequantized_from(lazy: Lazy) -> str:
+    """What stores the codes that a tensor comes from (`IQ2_XXS`; `Q4_K and Q6_K` where it is made of both)."""
+    return " and ".join(dict.fromkeys(_sources(lazy)))
+
+
+def _sources(lazy: Lazy) -> list[str]:
+    if isinstance(lazy.node, Decoded):
+        return [lazy.node.source]
+    return [source for i in lazy.node.inputs for source in _sources(i)]
+
+
+def is_dequantized(lazy: Lazy) -> bool:
+    """Whether a tensor comes from codes at all."""
+    return isinstance(lazy.node, Decoded) or any(is_dequantized(i) for i in lazy.node.inputs)
