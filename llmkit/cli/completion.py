@@ -11,7 +11,7 @@ from llmkit.errors import LlmkitError
 
 __all__ = [
     "among", "attentions", "backends", "benches", "dtypes", "formats", "gguf_types", "inits", "layouts", "methods",
-    "plugins", "profiles", "providers", "scores",
+    "plugins", "profiles", "providers", "quantization_formats", "quantization_methods", "scores",
 ]  # fmt: skip
 
 
@@ -105,6 +105,19 @@ def _scores() -> Iterable[str]:
     return SCORES
 
 
+def _quantization_methods() -> Iterable[str]:
+    from llmkit.entry_points import entries
+    from llmkit.quantization.method import GROUP
+
+    return [entry.name for entry in entries(GROUP)]
+
+
+def _quantization_formats() -> Iterable[str]:
+    from llmkit.quantization.codec import folder_codecs
+
+    return [codec.name for codec in folder_codecs()]
+
+
 def _plugins() -> Iterable[str]:
     from llmkit.architecture.registry import default_registry
 
@@ -115,3 +128,4 @@ attentions, backends, benches, dtypes = map(offering, (_attentions, _backends, _
 formats, gguf_types, inits, layouts = map(offering, (_formats, _gguf_types, _inits, _layouts))
 methods, plugins, profiles = map(offering, (_methods, _plugins, _profiles))
 providers, scores = map(offering, (_providers, _scores))
+quantization_formats, quantization_methods = map(offering, (_quantization_formats, _quantization_methods))

@@ -10,9 +10,8 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import ModelArgument, Writing
+from llmkit.cli.options import Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
-from llmkit.cli.quantize import parse_group_size
 from llmkit.cli.writing import mark_failed, write
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ def export(
     out: Output,
     model: ModelArgument,
     writing: Writing,
+    grids: Grids,
     to: Annotated[
         str,
         typer.Option("--to", metavar="onnx", autocompletion=completion.among("onnx"), help="The format to export to."),
@@ -100,33 +100,9 @@ def export(
             "--bits",
             metavar="8|4",
             autocompletion=completion.among("8", "4"),
-            help="Round the linear layers to nearest. A quantized model keeps its grids without it, and with it those "
-            "of no more bits.",
+            help="Put the linear layers on a grid of so many bits. A quantized model keeps its grids without it, and "
+            "with it those of no more bits.",
         ),
-    ] = None,
-    group_size: Annotated[
-        str,
-        typer.Option(
-            "--group-size",
-            metavar="N|channel|auto",
-            autocompletion=completion.among("auto", "channel", "16", "32", "64", "128", "256"),
-            help="Input columns that share a scale: 16, 32, 64, 128, 256, or channel for one scale a row. auto: the "
-            "largest of 64, 32 that divides every row, with 8 bits of 128, too.",
-        ),
-    ] = "auto",
-    asymmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--asymmetric/--symmetric",
-            help="Give each group a zero point, or none (default: one with 4 bits, which costs 2 % of the bytes).",
-            show_default=False,
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option("--keep", metavar="GLOB", help="Leave modules in floats (may be repeated).")
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="GLOB", help="Quantize these modules (may be repeated).")
     ] = None,
     embedding_bits: Annotated[
         int | None,
@@ -217,16 +193,7 @@ def export(
     _described(ckpt)
     if not (no_check or writing.dry_run):
         _runtime()
-    rounding = Rounding(
-        bits,
-        parse_group_size(group_size),
-        None if asymmetric is None else not asymmetric,
-        keep or (),
-        only or (),
-        embedding_bits,
-        accuracy_level,
-        qdq,
-    )
+    rounding = Rounding(bits, embedding_bits=embedding_bits, accuracy_level=accuracy_level, is_qdq=qdq, **grids.asked)
     after = export_checkpoint(
         ckpt,
         weights=weights,  # type: ignore[arg-type]

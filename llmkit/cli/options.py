@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llmkit.cli import completion
+from llmkit.errors import InputError
 
 __all__ = [
     "BackendOption",
@@ -17,6 +18,7 @@ __all__ = [
     "DeviceOption",
     "DtypeOption",
     "Folder",
+    "Grids",
     "JsonPath",
     "ModelArgument",
     "OutDtypeOption",
@@ -116,6 +118,66 @@ class Writing(Folder):
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Begin a new file beyond this size: 5GB, 700MiB.")
     ] = "5GB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grids:
+    """The options of every command that puts weights on a grid, besides `--bits`."""
+
+    group_size: Annotated[
+        str,
+        typer.Option(
+            "--group-size",
+            metavar="N|channel|auto",
+            autocompletion=completion.among("auto", "channel", "16", "32", "64", "128", "256"),
+            help="Input columns that share a scale: 16, 32, 64, 128, 256, or channel for one scale a row. auto: the "
+            "largest of 64 and 32 that divides every row; for 8 bits 128, too.",
+        ),
+    ] = "auto"
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Centre the grid on zero, or give each group a zero point (default: a zero point, where the format "
+            "has them; with 4 bits it costs 2 % of the bytes).",
+            show_default=False,
+        ),
+    ] = None
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="GLOB", help="Leave modules in floats (may be repeated).")
+    ] = None
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="GLOB", help="Quantize these modules (may be repeated).")
+    ] = None
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            autocompletion=completion.quantization_methods,
+            help="How weights are put on the grid: rtn rounds to nearest.",
+        ),
+    ] = "rtn"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The same as arguments of a transform.
+
+        Raises:
+            InputError: a group size that is none.
+        """
+        return {
+            "group_size": _group_size(self.group_size), "symmetric": self.symmetric, "keep": self.keep or (),
+            "only": self.only or (), "method": self.method,
+        }  # fmt: skip
+
+
+def _group_size(text: str) -> int | str:
+    if text in ("auto", "channel"):
+        return text
+    if text.isdigit():
+        return int(text)
+    raise InputError(f"--group-size {text!r}: expected a number, channel or auto", hint="--group-size 64")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,19 @@
-"""`llmkit quantize`: linear layers to int8 or int4."""
+"""`llmkit quantize`: linear layers to integers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import ModelArgument, Writing
+from llmkit.cli.options import Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
-if TYPE_CHECKING:
-    from llmkit.transforms.layers import GroupSize
-
-__all__ = ["parse_group_size", "register"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +24,7 @@ def register(app: typer.Typer) -> None:
         examples=[
             "llmkit quantize vicuna-7b --bits 4 -o vicuna-7b-int4",
             "llmkit quantize vicuna-7b --bits 8 -o vicuna-7b-int8 --dry-run",
-            "llmkit quantize vicuna-7b --bits 4 --group-size 32 --asymmetric --keep '*.down_proj' -o out",
+            "llmkit quantize vicuna-7b --bits 4 --group-size 32 --symmetric --keep '*.down_proj' -o out",
         ],
     )(quantize)
 
@@ -37,28 +34,26 @@ def quantize(
     model: ModelArgument,
     bits: Annotated[
         int,
-        typer.Option("--bits", metavar="8|4", autocompletion=completion.among("8", "4"), help="Bits of each weight."),
+        typer.Option(
+            "--bits",
+            metavar="2|3|4|8",
+            autocompletion=completion.among("8", "4", "3", "2"),
+            help="Bits of each weight.",
+        ),
     ],
     writing: Writing,
-    group_size: Annotated[
+    grids: Grids,
+    format: Annotated[
         str,
         typer.Option(
-            "--group-size",
-            metavar="N|channel|auto",
-            autocompletion=completion.among("auto", "channel", "32", "64", "128"),
-            help="Input columns that share a scale: 32, 64, 128, or channel for one scale a row. auto: channel for "
-            "8 bits, the largest that divides every row for 4.",
+            "--format",
+            metavar="NAME",
+            autocompletion=completion.quantization_formats,
+            help="The layout of what is written.",
         ),
-    ] = "auto",
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Give each group a zero point.")] = False,
-    keep: Annotated[
-        list[str] | None, typer.Option("--keep", metavar="GLOB", help="Leave modules as they are (may be repeated).")
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="GLOB", help="Quantize these modules (may be repeated).")
-    ] = None,
+    ] = "compressed-tensors",
 ) -> None:
-    """Quantize the linear layers of a model to int8 or int4, rounding to nearest.
+    """Quantize the linear layers of a model to integers of 2 to 8 bits.
 
     Embeddings, norms, biases and the head stay as they are. The result is in the compressed-tensors layout, which
     transformers and vLLM load unchanged. Prints the sizes, bits per weight and the layers with the largest error.
@@ -70,15 +65,7 @@ def quantize(
 
     before = open_checkpoint(model)
     meter = Meter()
-    after = quantize_checkpoint(
-        before,
-        bits=bits,
-        group_size=parse_group_size(group_size),
-        symmetric=not asymmetric,
-        keep=keep or (),
-        only=only or (),
-        meter=meter,
-    )
+    after = quantize_checkpoint(before, bits=bits, format=format, meter=meter, **grids.asked)
     saved = sizes(before.tensors, after.tensors)
     size_text = (
         f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "
@@ -108,16 +95,3 @@ def quantize(
         return document, render
 
     write(out, after, writing, details={"size": size_text}, finish=finish)
-
-
-def parse_group_size(text: str) -> GroupSize:
-    """What `--group-size` says."""
-    from llmkit.errors import InputError
-
-    if text == "auto":
-        return "auto"
-    if text == "channel":
-        return "channel"
-    if text.isdigit():
-        return int(text)
-    raise InputError(f"--group-size {text!r}: expected a number, channel or auto", hint="--group-size 64")

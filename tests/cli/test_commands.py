@@ -53,14 +53,14 @@ def test_inspect(call, tiny):
 
 def test_quantize_verify_inspect_and_diff(call, tiny, tmp_path):
     out = tmp_path / "int8"
-    done = call("quantize", tiny, "--bits", "8", "-o", out)
+    done = call("quantize", tiny, "--bits", "8", "--symmetric", "--group-size", "channel", "-o", out)
     assert done.code == 0
     assert done.out.startswith(f"wrote {out}: ")
     assert "bits per weight" in done.out
     assert "relative error" in done.out
     assert call("verify", out).code == 0
     assert call("verify", out, "-q").out == "ok\n"
-    assert "int8 per channel asymmetric, compressed-tensors" in call("inspect", out).out
+    assert "int8 per channel symmetric, compressed-tensors" in call("inspect", out).out
     strict = call("diff", tiny, out, "--json")
     assert strict.code == 1
     assert strict.document["n_beyond"] == 14

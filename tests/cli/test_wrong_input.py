@@ -48,7 +48,7 @@ UNKNOWN = [
     ("convert M --to hf --dtype float9 -o OUT", "dtype"),
     ("convert M --to gguf --type q9 -o OUT", "--type"),
     ("convert M --to hf --as nothing -o OUT", "nothing"),
-    ("quantize M --bits 5 -o OUT", "5 bits"),
+    ("quantize M --bits 16 -o OUT", "bits 16: expected"),
     ("quantize M --bits 8 --group-size many -o OUT", "--group-size"),
     ("quantize M --bits 8 --keep nothing -o OUT", "nothing"),
     ("export M --to onx -o OUT", "--to"),

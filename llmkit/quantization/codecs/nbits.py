@@ -113,7 +113,7 @@ class NBits(Codec):
             middle, spec = 1 << (bits - 1), TensorSpec(DType.F32, offsets.shape)
 
             def fn(offsets: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-                return offsets - middle * scales.float()
+                return offsets.sub(scales.float(), alpha=middle)
 
             offsets = Apply("offset", [offsets, scales], spec, fn, {"steps": -middle}).output()
         grid = Grid(bits, block, zeros is None and offsets is None)
