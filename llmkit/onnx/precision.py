@@ -20,7 +20,7 @@ from llmkit.quantization.method import method_named, quantized
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
-from llmkit.transforms.layers import choose_grid, matches, must_match
+from llmkit.transforms.layers import choose_grid, nothing_left, why_left
 
 if TYPE_CHECKING:
     import torch
@@ -65,20 +65,13 @@ def choose_grids(
     asked.refuse_unknown()
     ends = asked.bits_of_ends(provider)
     head = model.slots["head.weight"].name if "head.weight" in model.slots else ""
-    for glob in (*asked.keep, *asked.only):
-        must_match(ckpt, glob)
-    chosen = _Chosen()
-    for slot in model.slots.values():
-        if slot.name in ckpt.tensors and len(slot.shape) == 2 and not (slot.kind == "head" and model.is_tied):
-            _sort(chosen, slot, model, ckpt.tensors[slot.name], asked, provider)
+    chosen, slots = _Chosen(), model.tensors()
+    for name, why in why_left(ckpt, model, asked.keep, asked.only, has_tables=True).items():
+        _sort(chosen, slots[name], model, ckpt.tensors[name], asked, provider, why)
     if asked.bits is None and not chosen.integers and (asked.keep or asked.only or asked.symmetric is not None):
         raise InputError(f"{ckpt.label} has float weights, which nothing rounds", hint="give --bits 4 or --bits 8")
     if asked.bits is not None and not chosen.integers and not chosen.to_round:
-        raise SpecError(
-            f"{ckpt.label}: nothing is left to quantize (only: {listing(asked.only) or 'all linear layers'}; keep: "
-            f"{listing(asked.keep) or 'nothing'})",
-            hint=f"name linear layers, such as {_example(model)}",
-        )
+        raise nothing_left(ckpt, model, asked.keep, asked.only)
     notes = _notes_of_kept(chosen, scale_dtype)
     if asked.bits is not None:
         notes += _round(chosen, asked, asked.bits, ends or asked.bits, scale_dtype)
@@ -137,27 +130,23 @@ def _is_end(slot: Slot) -> bool:
     return slot.kind == "head" or _is_table(slot)
 
 
-def _why_left(slot: Slot, model: Model, columns: int, asked: Rounding) -> str | None:
-    """Why no grid takes a matrix, whatever bits are asked for; None where one does."""
-    if matches(slot.name, asked.keep):
-        return "--keep"
-    if asked.only and not matches(slot.name, asked.only):
-        return "--only"
-    if slot.kind != "linear" and not _is_end(slot):
-        return "looked up or multiplied element by element"
-    if _is_table(slot) and model.is_tied and as_bool(model.head.normalized):
+def _why_no_table(model: Model, columns: int) -> str | None:
+    """Why the embedding cannot be looked up in integers; None where it can."""
+    if model.is_tied and as_bool(model.head.normalized):
         return "its rows are normalized for the head alone"
-    if _is_table(slot) and all(columns % block for block in CODEC.group_sizes):
+    if all(columns % block for block in CODEC.group_sizes):
         return f"no block divides its rows of {columns}"
     return None
 
 
-def _sort(chosen: _Chosen, slot: Slot, model: Model, lazy: Lazy, asked: Rounding, provider: str) -> None:
-    """Put a matrix where it belongs: kept on its grid, to be rounded, or left."""
+def _sort(
+    chosen: _Chosen, slot: Slot, model: Model, lazy: Lazy, asked: Rounding, provider: str, why: str | None
+) -> None:
+    """Put a matrix where it belongs: kept on its grid, to be rounded, or left, where there is a reason why."""
     bits = asked.bits_of_ends(provider) if _is_end(slot) else asked.bits
     if slot.is_transposed:
         lazy = transpose(lazy)
-    why = _why_left(slot, model, lazy.shape[1], asked)
+    why = why or (_why_no_table(model, lazy.shape[1]) if _is_table(slot) else None)
     matrix = matrix_of(lazy) if why is None else None
     if matrix is not None and (asked.bits is None or (bits is not None and matrix.bits <= bits)):
         found = CODEC.fitted(matrix)
@@ -223,11 +212,6 @@ def _notes_of_kept(chosen: _Chosen, scale_dtype: DType) -> list[str]:
             "rounded a second time"
         )
     return notes
-
-
-def _example(model: Model) -> str:
-    found = next((s.name for s in model.slots.values() if s.kind == "linear"), "lm_head.weight")
-    return found.removesuffix(".weight")
 
 
 def _of_table(grid: Grid, columns: int) -> Grid:

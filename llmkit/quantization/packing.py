@@ -76,7 +76,8 @@ def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
     n = codes.shape[1]
     if bits == width(bits):
-        return pack(torch.nn.functional.pad(codes, (0, -n % (32 // bits))), bits).contiguous().view(torch.int32)
+        filled = pack(torch.nn.functional.pad(codes, (0, -n % (32 // bits))), bits)
+        return filled.reshape(-1).view(torch.int32).view(len(codes), -1)  # flat: see pack_into
     eight = torch.nn.functional.pad(codes, (0, -n % 32)).view(len(codes), -1, 8).long()
     together = (eight << torch.arange(0, 8 * bits, bits)).sum(-1)  # eight codes are `bits` bytes
     stored = together.unsqueeze(-1).view(torch.uint8)[..., :bits].flatten(1).contiguous()

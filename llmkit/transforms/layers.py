@@ -9,12 +9,13 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from llmkit.architecture import registry
+from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, RequirementError, SpecError, listing, nearest
 from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
 
-__all__ = ["GroupSize", "Layers", "choose_grid", "choose_layers", "matches", "must_match"]
+__all__ = ["GroupSize", "Layers", "choose_grid", "choose_layers", "nothing_left", "why_left"]
 
 GroupSize = int | Literal["auto", "channel"]
 
@@ -37,37 +38,69 @@ class Layers:
     are_all: bool
 
 
+def why_left(
+    ckpt: Checkpoint, model: Model, keep: Sequence[str], only: Sequence[str], *, has_tables: bool = False
+) -> dict[str, str | None]:
+    """Every matrix of a model that can have a grid of its own, and why it stays in floats; None where it need not.
+
+    Args:
+        keep: globs of tensors or modules that stay.
+        only: globs of those that do not; empty for all.
+        has_tables: rows of an embedding can be looked up in the layout.
+
+    Raises:
+        SpecError: a glob that matches nothing.
+    """
+    for glob in (*keep, *only):
+        _must_match(ckpt, glob)
+    found: dict[str, str | None] = {}
+    for slot in model.slots.values():
+        is_tied_head = slot.kind == "head" and model.is_tied
+        if slot.name not in ckpt.tensors or len(slot.shape) != 2 or is_tied_head:
+            continue
+        reasons = {
+            "--keep": _matches(slot.name, keep),
+            "--only": bool(only) and not _matches(slot.name, only),
+            "looked up or multiplied element by element": slot.kind not in ("linear", "head")
+            and not (has_tables and slot.id == "embed.weight"),
+        }
+        found[slot.name] = next((reason for reason, holds in reasons.items() if holds), None)
+    return found
+
+
+def nothing_left(ckpt: Checkpoint, model: Model, keep: Sequence[str], only: Sequence[str]) -> SpecError:
+    """The error of globs that leave nothing to quantize."""
+    example = next((slot.name for slot in model.slots.values() if slot.kind == "linear"), "lm_head.weight")
+    return SpecError(
+        f"{ckpt.label}: nothing is left to quantize (only: {listing(only) or 'all linear layers'}; keep: "
+        f"{listing(keep) or 'nothing'}); norms never are, and a head that is tied to the embedding is part of it",
+        hint=f"name linear layers, such as {example.removesuffix('.weight')}",
+    )
+
+
 def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) -> Layers:
-    """The linear layers without those that `keep` names, or the ones that `only` names.
+    """The linear layers without those that `keep` names, or the ones that `only` names, which may be the head.
 
     Raises:
         SpecError: a glob that matches nothing, or nothing left to quantize.
         RequirementError: no plugin tells which layers are linear and `only` names none, or they are stored transposed.
     """
     architecture = registry.find(ckpt.config)
-    for glob in (*keep, *only):
-        must_match(ckpt, glob)
     if architecture is None:
+        for glob in (*keep, *only):
+            _must_match(ckpt, glob)
         return _choose_blindly(ckpt, keep, only)
     model = architecture.bind(ckpt.config)
-    slots = {name: slot for name, slot in model.tensors().items() if slot.kind in ("linear", "head")}
-    chosen: dict[str, None] = {}
-    for name, slot in slots.items():
-        is_there = name in ckpt.tensors and len(slot.shape) == 2
-        is_tied_head = slot.kind == "head" and model.is_tied
-        is_wanted = matches(name, only) if only else slot.kind == "linear"
-        if is_there and is_wanted and not is_tied_head and not matches(name, keep):
-            chosen[name] = None
+    slots = model.tensors()
+    reasons = why_left(ckpt, model, keep, only)
+    chosen = [name for name, why in reasons.items() if why is None and (only or slots[name].kind == "linear")]
     if not chosen:
-        raise SpecError(
-            f"{ckpt.label}: nothing is left to quantize (only: {listing(only) or 'all linear layers'}; "
-            f"keep: {listing(keep) or 'nothing'}); embeddings, norms and a head tied to the embedding never are",
-            hint=f"name linear layers, such as {next(iter(slots)).removesuffix('.weight')}",
-        )
+        raise nothing_left(ckpt, model, keep, only)
     _refuse_transposed(ckpt, [name for name in chosen if slots[name].is_transposed])
-    left = [n.removesuffix(".weight") for n, s in slots.items() if n not in chosen and n.endswith(".weight")]
+    linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
+    left = [name.removesuffix(".weight") for name in linear if name not in chosen]
     left += [architecture.names.in_memory[module] for module in left if module in architecture.names.in_memory]
-    return Layers(list(chosen), left, True)
+    return Layers(chosen, left, True)
 
 
 def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str]) -> None:
@@ -91,7 +124,7 @@ def _choose_blindly(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) 
     chosen = {
         name: None
         for name, lazy in ckpt.tensors.items()
-        if name.endswith(".weight") and len(lazy.shape) == 2 and matches(name, only) and not matches(name, keep)
+        if name.endswith(".weight") and len(lazy.shape) == 2 and _matches(name, only) and not _matches(name, keep)
     }
     if not chosen:
         raise SpecError(f"{ckpt.label}: --only {listing(only)} matches no matrix whose name ends in .weight")
@@ -130,19 +163,19 @@ def _globs(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys("'" + re.sub(r"\.\d+(?=\.)", ".*", module) + "'" for module in modules))
 
 
-def matches(name: str, globs: Sequence[str]) -> bool:
+def _matches(name: str, globs: Sequence[str]) -> bool:
     """Whether one of the globs names the tensor or its module."""
     module = name.rpartition(".")[0]
     return any(fnmatchcase(name, glob) or fnmatchcase(module, glob) for glob in globs)
 
 
-def must_match(ckpt: Checkpoint, glob: str) -> None:
+def _must_match(ckpt: Checkpoint, glob: str) -> None:
     """Refuse a glob that names nothing.
 
     Raises:
         SpecError: it matches no module and no tensor.
     """
-    if any(matches(name, [glob]) for name in ckpt.tensors):
+    if any(_matches(name, [glob]) for name in ckpt.tensors):
         return
     known = dict.fromkeys(n for name in ckpt.tensors for n in (name.rpartition(".")[0], name))
     guess = nearest(glob, known)
