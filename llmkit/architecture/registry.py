@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.model import Model
 from llmkit.architecture.plugin_file import architectures_in, given_files
 from llmkit.entry_points import EntryPoint, entries
 from llmkit.entry_points import load as load_entry
 from llmkit.errors import PluginError, RequirementError
 
 __all__ = [
-    "GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "model_type_of", "require",
+    "GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "model_of", "model_type_of",
+    "require", "require_model",
 ]  # fmt: skip
 
 GROUP = "llmkit.architectures"
@@ -157,6 +159,27 @@ def require(config: Mapping[str, Any], label: str) -> Architecture:
             hint="llmkit plugins new MODEL -o FILE.py drafts one for --plugin; `llmkit plugins list` shows others",
         )
     return found
+
+
+def model_of(config: Mapping[str, Any]) -> Model | None:
+    """The model that a config describes; None where no plugin claims it.
+
+    Raises:
+        PluginError: two plugins claim it.
+        SpecError: the config lacks a key or contradicts itself.
+    """
+    architecture = find(config)
+    return None if architecture is None else architecture.bind(config)
+
+
+def require_model(config: Mapping[str, Any], label: str) -> Model:
+    """The model that a config describes.
+
+    Raises:
+        RequirementError: no plugin describes it.
+        SpecError: the config lacks a key or contradicts itself.
+    """
+    return require(config, label).bind(config)
 
 
 def claims(config: Mapping[str, Any]) -> list[str]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmkit.architecture import registry
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.model import Model
 from llmkit.checkpoint.ends import with_settled_ends
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
@@ -98,6 +102,33 @@ class Checkpoint:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
+
+    @cached_property
+    def architecture(self) -> Architecture | None:
+        """The architecture that claims the config; None where no plugin does.
+
+        Raises:
+            PluginError: two plugins claim it.
+        """
+        return registry.find(self.config)
+
+    @cached_property
+    def model(self) -> Model | None:
+        """The architecture with the sizes of this config: slots, names, shapes. None where no plugin describes it.
+
+        Raises:
+            PluginError: two plugins claim it.
+            SpecError: the config lacks a key or contradicts itself.
+        """
+        return None if self.architecture is None else self.architecture.bind(self.config)
+
+    def require_model(self) -> Model:
+        """The model, where the work cannot go on without.
+
+        Raises:
+            RequirementError: no plugin describes it.
+        """
+        return self.model or registry.require_model(self.config, self.label)
 
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:

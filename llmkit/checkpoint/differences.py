@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import LlmkitError
 from llmkit.tensors.lazy import Lazy, Read
@@ -25,8 +24,7 @@ _CODES = {DType.F16: "e", DType.F32: "f"}
 def looks_like_differences(ckpt: Checkpoint) -> bool:
     """Whether the norms of a model that a plugin describes are those of a delta. False where that cannot be told."""
     try:
-        architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
-        model = architecture.bind(dict(ckpt.config)) if architecture is not None else None
+        model = ckpt.model
         if model is None or getattr(model.final_norm, "offset", 0.0) != 0:  # weights less 1 are small in models, too
             return False
         names = [n for n, slot in model.tensors().items() if slot.kind == "norm" and n in ckpt.tensors]

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from llmkit.architecture import registry
 from llmkit.architecture.keys import Key, as_bool, as_key, lookup, source_of
 from llmkit.architecture.names import NameTable
 from llmkit.checkpoint.class_ends import class_ends
@@ -54,9 +53,8 @@ class Ends:
 
 def find_ends(ckpt: Checkpoint) -> Ends:
     """The two ends of an opened checkpoint: by its architecture, else by the class of transformers, else by name."""
-    architecture = registry.find(ckpt.config) if ckpt.config else None
-    if architecture is not None:
-        model = architecture.bind(ckpt.config)
+    model = ckpt.model
+    if model is not None:
         heads = [s.name for s in model.tensors().values() if s.kind == "head" and s.name.endswith("weight")]
         embed, head = model.name_of("embed.weight"), heads[0] if heads else None
         return Ends(embed, head, model.is_tied, {head: embed} if model.is_tied and head else {})
@@ -134,7 +132,7 @@ class _Stated:
 def _stated(ckpt: Checkpoint) -> _Stated | None:
     if not ckpt.config:
         return None
-    architecture = registry.find(ckpt.config)
+    architecture = ckpt.architecture
     if architecture is None:
         embed, head = _by_name(ckpt.tensors)
         if embed is None or head is None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llmkit.architecture import registry
 from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
 from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent
 from llmkit.errors import InputError, LlmkitError, listing
@@ -96,7 +95,7 @@ def published_kind(ckpt: Checkpoint, files: Mapping[str, FileContent] | None = N
 
 def _own_kind(ckpt: Checkpoint) -> TokenizerKind | None:
     try:
-        architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
+        architecture = ckpt.architecture
     except LlmkitError:
         return None  # two plugins that clash: the files may tell as much
     return architecture.tokenizer if architecture is not None else None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkit.architecture import registry
 from llmkit.architecture.check import Report
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
@@ -166,13 +165,12 @@ def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str], l
     if claimed is None:
         return None, None, [], []
     try:
-        architecture = registry.find(floats.config)
-        if architecture is None:
+        model = floats.model
+        if model is None:
             inner = text_part(floats)
             if inner is not floats:
                 return *_bind(inner)[:3], list(inner.notes[-1:])
             return None, None, [], [f"no plugin describes {claimed}: names and shapes are not checked"]
-        model = architecture.bind(floats.config)
         refused, said = list(model.unread.refused), list(model.unread.warnings)
         if floats.layout == onnx_folder.NAME:
             return model, None, refused, said  # a graph leaves out what it does not need, and has tensors of its own

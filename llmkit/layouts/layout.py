@@ -123,9 +123,9 @@ def weights_for(
         RequirementError: the layout cannot say what the model is; the first difference is named.
     """
     label = f"--to {name}"
-    model = registry.require(config, label).bind(config)
+    model = registry.require_model(config, label)
     model.unread.raise_if_refused(label)
-    differs = difference(model, registry.require(described, label).bind(described))
+    differs = difference(model, registry.require_model(described, label))
     if differs is None:
         try:
             _ = model.spelled(spelling.names).slots  # every weight has a name
@@ -150,7 +150,7 @@ def rotary_order(model: Model) -> Pairs | None:
 def plain_model(where: str, config: Mapping[str, Any]) -> Model:
     """The model of a config that a layout's description was translated to."""
     try:
-        return registry.require(config, where).bind(config)
+        return registry.require_model(config, where)
     except LlmkitError as error:
         if isinstance(error, SpecError):
             raise InputError(f"{where}: its description of the model does not hold: {error.message}") from error

@@ -147,7 +147,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> Written:
     """
     import yaml
 
-    plain = registry.require(config, f"--to {NAME}").bind(config)
+    plain = registry.require_model(config, f"--to {NAME}")
     settings, scaling = _settings(plain)
     d = plain.dims
     described = decoder_config(

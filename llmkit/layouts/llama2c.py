@@ -202,7 +202,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
     version = file_version
     if version not in (0, 1, 2):
         raise InputError(f"--file-version {version}: llama2.c has versions 0, 1 and 2", hint="--file-version 1")
-    d = registry.require(config, f"--to {NAME}").bind(config).dims
+    d = registry.require_model(config, f"--to {NAME}").dims
     header = _Header(version, d.hidden, d.ffn, d.layers, d.heads, d.kv_heads, d.vocab, d.context or 2048, False)
     model, weights = weights_for(NAME, tensors, config, header.config(), meta.SPELLING)
     header = replace(header, is_tied=model.is_tied, group_size=group_size_for(model.dims.hidden))

@@ -168,7 +168,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel
         RequirementError: a model that params.json cannot describe.
         InputError: a number of files that does not divide the model.
     """
-    plain = registry.require(config, f"--to {NAME}").bind(config)
+    plain = registry.require_model(config, f"--to {NAME}")
     params = params_of(plain)
     described = config_of(_PARAMS, params, plain.dims.vocab, plain.dims.ffn, DType.F32)
     model, weights = weights_for(NAME, tensors, config, described, SPELLING)

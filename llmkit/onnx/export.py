@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.checkpoint.quantized import dequantized
@@ -135,7 +134,7 @@ def _prepared(
     _refuse_unknown("--dtype", dtype, tuple(_COMPUTE))
     _refuse_unknown("--provider", provider, PROVIDERS)
     ckpt = dequantized(text_part(ckpt))
-    model = registry.require(dict(ckpt.config), ckpt.label).bind(dict(ckpt.config))
+    model = ckpt.require_model()
     model.unread.raise_if_refused(ckpt.label)
     _refuse_changed(ckpt, model)
     report = model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()})

@@ -79,8 +79,7 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
     config = original_config(folder)
     if exact:
         _make_exact(graph)
-    architecture = registry.require(config, folder.name) if is_ours else None
-    model = architecture.bind(config) if architecture is not None else None
+    model = registry.require_model(config, folder.name) if is_ours else None
     options = partial(_options, folder, threads, "0" if exact else known.get(ACCURACY, "4"))
     whole = graph.SerializeToString() if exact else str(folder / MODEL)
     parts = Parts(graph, lambda part: _session(folder, part or whole, provider, options()), _device(provider))

@@ -22,14 +22,13 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
     """
     if not checkpoint.config:
         return (), ()
-    architecture = registry.find(dict(checkpoint.config))
-    if architecture is None:
+    if checkpoint.architecture is None:
         names = listing(registry.claims(checkpoint.config)) or "its architecture"
         return (f"no plugin describes {names}: names and shapes are not checked",), ()
     floats = dequantized(checkpoint) if config_entry(checkpoint.config) is not None else checkpoint
-    report = architecture.bind(dict(floats.config)).check({k: t.spec for k, t in floats.tensors.items()})
+    report = floats.require_model().check({k: t.spec for k, t in floats.tensors.items()})
     notes: tuple[str, ...] = (
-        f"{architecture.name} architecture: {len(floats.tensors)} tensors checked against the config",
+        f"{checkpoint.architecture.name} architecture: {len(floats.tensors)} tensors checked against the config",
     )
     if report.problems and not force:
         raise SpecError(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, SpecError
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Agreement", "compare_counts", "compare_vocabulary", "embedding_rows"]
@@ -53,11 +52,8 @@ def compare_vocabulary(ckpt: Checkpoint) -> Agreement:
 
 def embedding_rows(ckpt: Checkpoint) -> int | None:
     """Rows of the embedding, where a plugin says which tensor it is."""
-    architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
-    if architecture is None:
-        return None
     try:
-        name = architecture.bind(dict(ckpt.config)).name_of("embed.weight")
-    except LlmkitError:
+        embedding = ckpt.tensors.get(ckpt.model.name_of("embed.weight")) if ckpt.model is not None else None
+    except SpecError:
         return None
-    return ckpt.tensors[name].spec.n_rows if name in ckpt.tensors else None
+    return embedding.spec.n_rows if embedding is not None else None

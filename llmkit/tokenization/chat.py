@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.architecture import registry
 from llmkit.architecture.prompt_kinds import NO_FINISH, Cut, Finish
 from llmkit.architecture.prompts import ChatTemplate, Message, Piece, Prompt, Token, Turns, choose_prompt
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -60,11 +59,10 @@ def prompt_of(ckpt: Checkpoint, tokenizer: Any, name: str | None = None) -> Prom
         InputError: no format of that name.
         PluginError: two plugins claim the checkpoint.
     """
-    architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
     return choose_prompt(
         name,
         has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
-        family=architecture.prompt_of(dict(ckpt.config)) if architecture is not None else None,
+        family=ckpt.architecture.prompt_of(ckpt.config) if ckpt.architecture is not None else None,
     )
 
 

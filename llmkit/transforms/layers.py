@@ -85,12 +85,11 @@ def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) ->
         SpecError: a glob that matches nothing, or nothing left to quantize.
         RequirementError: no plugin tells which layers are linear and `only` names none, or they are stored transposed.
     """
-    architecture = registry.find(ckpt.config)
-    if architecture is None:
+    model = ckpt.model
+    if model is None:
         for glob in (*keep, *only):
             _must_match(ckpt, glob)
         return _choose_blindly(ckpt, keep, only)
-    model = architecture.bind(ckpt.config)
     slots = model.tensors()
     reasons = why_left(ckpt, model, keep, only)
     chosen = [name for name, why in reasons.items() if why is None and (only or slots[name].kind == "linear")]
@@ -99,7 +98,7 @@ def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) ->
     _refuse_transposed(ckpt, [name for name in chosen if slots[name].is_transposed])
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
     left = [name.removesuffix(".weight") for name in linear if name not in chosen]
-    left += [architecture.names.in_memory[module] for module in left if module in architecture.names.in_memory]
+    left += [model.names.in_memory[module] for module in left if module in model.names.in_memory]
     return Layers(chosen, left, True)
 
 

@@ -65,7 +65,7 @@ def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = No
             f"{ckpt.label} is of the {architecture.name} architecture, which llama.cpp does not know",
             hint="--to hf or --to bin holds any",
         )
-    model, notes = architecture.bind(config), []
+    model, notes = ckpt.require_model(), []
     model.unread.raise_if_refused(ckpt.label)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
     why = family.refuses(model) if family.refuses is not None else None

@@ -31,7 +31,7 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
         RequirementError: no plugin describes the checkpoint, or its family has no equivalent of that name.
         SpecError: this checkpoint has something that the other architecture cannot express.
     """
-    source = registry.require(dict(ckpt.config), ckpt.label)
+    source = registry.require(ckpt.config, ckpt.label)
     if name == source.name:
         return ckpt
     if name not in source.equivalents:
@@ -42,9 +42,9 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
         )
     ckpt = dequantized(ckpt)
     config = source.equivalents[name](dict(ckpt.config))
-    model = source.bind(dict(ckpt.config))
+    model = ckpt.require_model()
     model.unread.raise_if_refused(ckpt.label)
-    target = registry.require(config, ckpt.label).bind(config)
+    target = registry.require_model(config, ckpt.label)
     plain = replace(model, head=replace(model.head, normalized=target.head.normalized))
     if (differs := difference(plain, target)) is not None:
         raise SpecError(f"{ckpt.label} cannot be stored as {name}: {differs}", hint="leave --as out")

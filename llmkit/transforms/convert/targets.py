@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.checkpoint.text_part import text_part
 from llmkit.formats.container import Container, SafetensorsFiles
@@ -58,7 +57,7 @@ def _foreign(write: Callable[..., Written]) -> Write:
     def changed(ckpt: Checkpoint, **options: Any) -> Checkpoint:
         ckpt = text_part(ckpt)
         written = write(ckpt.tensors, ckpt.config, **options)
-        unread = registry.require(ckpt.config, ckpt.label).bind(ckpt.config).unread
+        unread = ckpt.require_model().unread
         config = (json.dumps(dict(ckpt.config), indent=2, ensure_ascii=False) + "\n").encode()
         files = {**ckpt.files, "config.json": FileContent(data=config)}
         files |= {name: FileContent(data=data) for name, data in written.files.items()}

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import contents_of
@@ -67,8 +66,7 @@ def raise_refusals(findings: Iterable[Finding], *, force: bool = False) -> None:
 def bound_model(checkpoint: Checkpoint) -> Model | None:
     """The architecture bound to the config; None where no plugin describes it or the config is incomplete."""
     try:
-        found = registry.find(dict(checkpoint.config))
-        return None if found is None else found.bind(dict(checkpoint.config))
+        return checkpoint.model
     except PluginError:
         raise
     except LlmkitError:

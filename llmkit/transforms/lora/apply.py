@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.ends import find_ends
 from llmkit.errors import RequirementError, SpecError, listing
@@ -58,8 +57,7 @@ class Application:
         self.notes: list[str] = []
         self.config_changes: dict[str, Any] = {}
         self._ends = find_ends(ckpt)
-        architecture = registry.find(ckpt.config) if ckpt.config else None
-        self._slots = architecture.bind(ckpt.config).tensors() if architecture is not None else {}
+        self._slots = ckpt.model.tensors() if ckpt.model is not None else {}
         replaced = [name.rpartition(".")[0] for name in adapter.replacements]
         self._paths = Paths(ckpt, self._ends, [*adapter.modules, *adapter.tokens, *replaced])
         if self._paths.note:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.ends import find_ends
@@ -152,8 +151,7 @@ def extract(
     if saved:
         notes.append(f"changed, and stored whole (modules_to_save): {listing(saved)}")
     step = {"transform": "lora.extract", "base": base.label, "tuned": tuned.label, "rank": rank, "energy": energy}
-    architecture = registry.find(base.config)
-    loaded = architecture.names.in_memory if architecture is not None else {}  # PEFT sees what transformers makes
+    loaded = base.model.names.in_memory if base.model is not None else {}  # PEFT sees what transformers makes
     modules = {loaded.get(m, m): parts for m, parts in modules.items()}
     return bundle(
         f"{tuned.label}-lora",
@@ -188,21 +186,19 @@ def _with_heads(ckpt: Checkpoint) -> Checkpoint:
 
 def _transposed_names(ckpt: Checkpoint) -> frozenset[str]:
     """Weights that are stored [in, out]."""
-    architecture = registry.find(ckpt.config) if ckpt.config else None
-    slots = architecture.bind(ckpt.config).tensors() if architecture is not None else {}
+    slots = ckpt.model.tensors() if ckpt.model is not None else {}
     return frozenset(name for name, slot in slots.items() if slot.is_transposed)
 
 
 def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
     for ckpt in (base, tuned):
         require_model(ckpt, "lora extract", floats=True)
-    architecture = registry.find(base.config) if base.config else None
-    if architecture is None:
+    model = base.model
+    if model is None:
         raise RequirementError(
             f"{base.label}: no plugin describes its architecture, so its linear layers are not known",
             hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
         )
-    model = architecture.bind(base.config)
     slots = model.tensors()
     missing = [n for n in base.tensors if n not in tuned.tensors and n in slots and not slots[n].is_optional]
     if missing:

@@ -46,17 +46,16 @@ def fold_bias(bias: Lazy | None, parts: Mapping[str, Lazy], dtype: DType, name: 
 def missing_biases(ckpt: Checkpoint, tensors: Mapping[str, Lazy]) -> tuple[dict[str, object], dict[str, Lazy]]:
     """Config keys and zero biases that a base without biases needs, once some of its layers have one."""
     added = [n for n in tensors if n.endswith(".bias") and n not in ckpt.tensors]
-    architecture = registry.find(ckpt.config) if ckpt.config and added else None
-    if architecture is None:
+    if not added or ckpt.model is None:
         return {}, {}
-    slots = {name: s.id for name, s in architecture.bind(dict(ckpt.config)).tensors().items()}
+    slots = {name: s.id for name, s in ckpt.model.tensors().items()}
     ids = [slots.get(n.removesuffix("bias") + "weight", "") for n in added]
     keys: dict[str, object] = {}
     if any(".attn." in i for i in ids):
         keys["attention_bias"] = True
     if any(".mlp." in i for i in ids):
         keys["mlp_bias"] = True
-    bound = architecture.bind({**ckpt.config, **keys})
+    bound = registry.require_model({**ckpt.config, **keys}, ckpt.label)
     zeros: dict[str, Lazy] = {}
     for name, slot in bound.tensors().items():
         if slot.kind == "bias" and name not in tensors and not slot.is_optional:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.ends import Ends
 from llmkit.errors import SpecError, nearest
@@ -29,8 +28,7 @@ class Paths:
         self._label = ckpt.label
         self._modules = dict.fromkeys(name.rpartition(".")[0] for name in ckpt.tensors)
         self._head = ends.head.rpartition(".")[0] if ends.head else None
-        architecture = registry.find(ckpt.config) if ckpt.config else None
-        renamed = architecture.names.in_memory if architecture is not None else {}
+        renamed = ckpt.architecture.names.in_memory if ckpt.architecture is not None else {}
         self._in_files = {loaded: stored for stored, loaded in renamed.items()}
         wanted = [m for m in modules if not self._is_head(m)]
         candidates = [(0, ""), *((n, "") for n in (1, 2)), *((0, p) for p in self._prefixes())]

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.architecture.storage import parts_of, rotary_pairs, stored
@@ -43,8 +42,7 @@ def in_base_names(adapter: Adapter, ckpt: Checkpoint) -> Adapter:
     paths = [*(f"{m}.weight" for m in adapter.modules), *adapter.replacements]
     if adapter.layout == "hf" or all(path in ckpt.tensors for path in paths):
         return adapter
-    architecture = registry.find(ckpt.config) if ckpt.config else None
-    model = architecture.bind(ckpt.config) if architecture is not None else None
+    model = ckpt.model
     for spelling in _SPELLINGS if model is not None else ():
         slots = _slots(model, spelling) if model is not None else {}
         if model is not None and all(path in slots for path in paths):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.transforms.vocab.config_ids import SIZE_KEYS
@@ -36,10 +35,9 @@ def vocabulary_tensors(ckpt: Checkpoint) -> VocabularyTensors:
         RequirementError: they are quantized, or cannot be told.
         SpecError: they have different numbers of rows.
     """
-    architecture = registry.find(dict(ckpt.config)) if ckpt.config else None
     note = None
-    if architecture is not None:
-        slots = architecture.bind(dict(ckpt.config)).slots
+    if ckpt.model is not None:
+        slots = ckpt.model.slots
         wanted = [s.name for i, s in slots.items() if i == "embed.weight" or i.startswith("head.")]
         names = tuple(n for n in wanted if n in ckpt.tensors)
         for name in wanted:
