@@ -28,8 +28,12 @@ from llmkit.layouts import meta
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config
 from llmkit.layouts.layout import Opened, Written, same_sizes, to_hf, weights_for
-from llmkit.layouts.q8 import dequantized, group_size_for, quantized
-from llmkit.tensors.lazy import Lazy, Read
+from llmkit.quantization.codecs.q8 import CODEC
+from llmkit.quantization.matrix import Grid
+from llmkit.quantization.method import quantized
+from llmkit.quantization.methods.rtn import NARROW
+from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.siblings import siblings
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -40,6 +44,7 @@ FILE = "model.bin"
 _MAGIC = b"24ka"  # 0x616b3432, little-endian
 _HEADER_NBYTES = 256
 _EPS, _THETA = 1e-5, 10000.0
+_GROUP_SIZE = 64  # of int8, or what divides the width
 _MATRICES = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
 _FFN = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
@@ -167,12 +172,14 @@ def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
     for name, shape in _order(header):
         spec = TensorSpec(DType.F32, shape)
         if header.version == 2 and len(shape) == 2:
-            values = TensorSpec(DType.I8, shape)
-            if values.numel % header.group_size:
+            if spec.numel % header.group_size:
                 raise InputError(f"{path}: {name} does not divide into groups of {header.group_size}: a damaged header")
-            scales = TensorSpec(DType.F32, (values.numel // header.group_size,))
-            stored = Read(name, values, source, position).output()
-            found[name] = dequantized(stored, source, position + values.nbytes, scales)
+            rows, columns = _whole_groups(shape, header.group_size)
+            values = TensorSpec(DType.I8, (rows, columns))
+            scales = TensorSpec(DType.F32, (rows, columns // header.group_size))
+            ends = {"int8": (values, position), "scale": (scales, position + values.nbytes)}
+            parts = {end: Read(f"{name}/{end}", part, source, at).output() for end, (part, at) in ends.items()}
+            found[name] = _reshaped(CODEC.read(parts, {}, None).dequantized(), shape)
             position += values.nbytes + scales.nbytes
         else:
             if not name.startswith("rope."):
@@ -205,7 +212,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
     d = registry.require_model(config, f"--to {NAME}").dims
     header = _Header(version, d.hidden, d.ffn, d.layers, d.heads, d.kv_heads, d.vocab, d.context or 2048, False)
     model, weights = weights_for(NAME, tensors, config, header.config(), meta.SPELLING)
-    header = replace(header, is_tied=model.is_tied, group_size=group_size_for(model.dims.hidden))
+    header = replace(header, is_tied=model.is_tied, group_size=math.gcd(_GROUP_SIZE, model.dims.hidden))
     named = {model.spelled(meta.SPELLING.names).table.name(slot): lazy for slot, lazy in weights.items()}
     parts: list[bytes | str] = [header.packed()]
     written: dict[str, Lazy] = {}
@@ -213,9 +220,11 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
         if name.startswith("rope."):
             parts.append(_table(model, header, math.cos if name.endswith("cos") else math.sin))
         elif version == 2 and len(shape) == 2:
-            pieces = quantized(named[name], header.group_size, name)
-            written |= {f"{name}/int8": pieces[0], f"{name}/scale": pieces[1]}
-            parts += [f"{name}/int8", f"{name}/scale"]
+            weight = _reshaped(named[name], _whole_groups(shape, header.group_size))
+            matrix = quantized(weight, NARROW, Grid(8, header.group_size), DType.F32, name=name)
+            pieces = siblings({f"{name}/{end}": part for end, part in CODEC.write(matrix).items()})
+            written |= pieces
+            parts += pieces
         else:
             written[name] = named[name].cast(DType.F32)
             parts.append(name)
@@ -223,6 +232,18 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
         raise RequirementError("--to llama2c writes float32; the weights are no floats of 16 or 32 bits")
     notes = [f"llama2.c version {version}"]
     return Written(written, StreamFile(FILE, parts), notes=tuple(notes))
+
+
+def _whole_groups(shape: tuple[int, ...], group_size: int) -> tuple[int, int]:
+    """A shape of the same elements whose rows are whole groups: a group a row, where groups cross the rows."""
+    rows, columns = shape
+    return (rows, columns) if columns % group_size == 0 else (rows * columns // group_size, group_size)
+
+
+def _reshaped(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
+    if lazy.shape == shape:
+        return lazy
+    return Apply("reshape", [lazy], TensorSpec(lazy.dtype, shape), lambda x: x.reshape(shape), row_step=None).output()
 
 
 def _table(model: Model, header: _Header, function: Any) -> bytes:

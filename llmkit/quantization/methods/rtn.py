@@ -27,14 +27,21 @@ from llmkit.tensors.finite import require_finite
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["METHOD", "RoundToNearest", "scales_and_zeros"]
+__all__ = ["METHOD", "NARROW", "RoundToNearest", "scales_and_zeros"]
 
 
 class RoundToNearest(Method):
-    """Every row from itself alone."""
+    """Every row from itself alone.
+
+    Args:
+        is_narrow: a symmetric grid ends at -(2^(bits-1) - 1), and the scale is absmax / (2^(bits-1) - 1).
+    """
 
     name = "rtn"
     words = "rounded to nearest"
+
+    def __init__(self, is_narrow: bool = False) -> None:
+        self._is_narrow = is_narrow
 
     def quantize(
         self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None = None
@@ -52,7 +59,7 @@ class RoundToNearest(Method):
         for start in range(0, n_out, n_rows):
             rows = slice(start, min(start + n_rows, n_out))
             block.load(weight[rows])
-            scale, zero = scales_and_zeros(block.weight, grid, scale_dtype)
+            scale, zero = scales_and_zeros(block.weight, grid, scale_dtype, is_narrow=self._is_narrow)
             block.round(scale, zero)
             scales[rows] = scale
             if zeros is not None and zero is not None:
@@ -64,7 +71,7 @@ class RoundToNearest(Method):
 
 
 def scales_and_zeros(
-    weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype
+    weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, *, is_narrow: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The scale of each group of float32 weights [out, groups, size], and its zero point.
 
@@ -81,7 +88,7 @@ def scales_and_zeros(
     high = weight.amax(-1).clamp_(min=0)
     require_finite(weight, high - low)
     if grid.is_symmetric:
-        scale, zero = torch.maximum(-low, high) / (n_steps / 2), None
+        scale, zero = torch.maximum(-low, high) / (grid.middle - 1 if is_narrow else n_steps / 2), None
     else:
         scale = (high - low) / n_steps
         # A group of zeros gives 0/0; any zero point represents it, 0 is the plain choice.
@@ -155,4 +162,4 @@ def _unsigned(q: torch.Tensor, grid: Grid) -> torch.Tensor:
     return (q.contiguous().view(torch.uint8) + grid.middle) & (2 * grid.middle - 1)
 
 
-METHOD = RoundToNearest()
+METHOD, NARROW = RoundToNearest(), RoundToNearest(is_narrow=True)
