@@ -109,10 +109,7 @@ class Grids:
         y = g.op(
             "MatMulNBits", *inputs,
             domain=CONTRIB,
-            K=matrix.shape[1],
-            N=matrix.shape[0],
-            bits=integers.bits,
-            block_size=matrix.group,
+            **CODEC.settings(matrix),
             accuracy_level=self.accuracy_level,
         )  # fmt: skip
         if offsets is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -75,12 +75,13 @@ class Codec(ABC):
             "offsets": matrix.offsets is not None and not self.holds_offsets,
             "a table of values": matrix.table is not None and not self.holds_table,
             "columns in another order": matrix.order is not None and not self.holds_order,
+            "zero points": matrix.zeros is not None and not self.holds_zeros,
             "zero points between two codes": matrix.zeros is not None and matrix.zeros.dtype is not DType.U8,
         }
         lacking = [name for name, is_lacking in parts.items() if is_lacking]
         if lacking:
             return f"{self.name} has no {' and no '.join(lacking)}"
-        return self.refuses(matrix.grid, matrix.shape[1])
+        return self.refuses(replace(matrix.grid, is_symmetric=True), matrix.shape[1])
 
     @abstractmethod
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
@@ -88,6 +89,10 @@ class Codec(ABC):
 
         The end follows the name of the module and a dot (`weight_packed`).
         """
+
+    def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
+        """What `read` has to know besides the tensors that `write` gives; nothing for most."""
+        return {}
 
     @abstractmethod
     def read(
@@ -97,7 +102,7 @@ class Codec(ABC):
 
         Args:
             parts: by the end of their names.
-            settings: what the file says of the layout outside of tensors (a config group, a block type).
+            settings: what the file says of them elsewhere (a config group, a type of blocks, attributes of a node).
             shape: [out, in] of the float matrix, where it is known.
 
         Raises:

@@ -221,3 +221,27 @@ def test_model_dtype():
     assert model_dtype({"dtype": "bfloat16", "torch_dtype": "float16"}) is DType.BF16
     assert model_dtype({"torch_dtype": "auto"}) is None
     assert model_dtype({}) is None
+
+
+def test_the_older_key_of_the_config_is_read_everywhere(tmp_path):
+    """Before 0.4 compressed-tensors wrote `compression_config`, without a quant_method."""
+    from llmkit.api import save
+    from llmkit.transforms.convert.convert import convert
+    from llmkit.transforms.quantize import quantize
+    from tests.transforms.test_quantize import write_model
+
+    write_model(tmp_path / "float")
+    save(quantize(open_checkpoint(tmp_path / "float"), bits=4), tmp_path / "q")
+    floats = dequantized(open_checkpoint(tmp_path / "q")).tensors
+    config = json.loads((tmp_path / "q" / "config.json").read_text())
+    entry = config.pop("quantization_config")
+    del entry["quant_method"]
+    (tmp_path / "q" / "config.json").write_text(json.dumps(config | {"compression_config": entry}))
+    ckpt = open_checkpoint(tmp_path / "q")
+    assert describe(ckpt) == "int4 group 32 asymmetric, compressed-tensors"
+    save(convert(ckpt, to="hf"), tmp_path / "same")  # as it is
+    assert "compression_config" in json.loads((tmp_path / "same" / "config.json").read_text())
+    save(convert(ckpt, to="hf", dtype="float32"), tmp_path / "back")
+    back = open_checkpoint(tmp_path / "back")
+    assert "compression_config" not in back.config
+    assert all(torch.equal(back.tensors[name].load(), lazy.load()) for name, lazy in floats.items())

@@ -67,6 +67,9 @@ class CompressedTensors(FolderCodec):
             parts["weight_g_idx"] = matrix.order
         return parts
 
+    def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
+        return {"format": _PACKED, "weights": _weights(matrix.grid)}
+
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
     ) -> QuantizedMatrix:

@@ -64,6 +64,9 @@ class GgufBlocks(Codec):
         inputs = [matrix.codes, *halves]
         return {"": Apply("blocks", inputs, spec, fn, {"type": kind.name}, scratch=2.0).output()}
 
+    def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
+        return {"type": self.type_of(matrix)}
+
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
     ) -> QuantizedMatrix:

@@ -95,6 +95,11 @@ class NBits(Codec):
             ).output()
         return parts
 
+    def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
+        """The attributes of MatMulNBits."""
+        n, k = matrix.shape
+        return {"K": k, "N": n, "bits": width(matrix.bits), "block_size": matrix.group}
+
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
     ) -> QuantizedMatrix:
