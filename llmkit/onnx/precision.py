@@ -148,12 +148,13 @@ def _sort(
         lazy = transpose(lazy)
     why = why or (_why_no_table(model, lazy.shape[1]) if _is_table(slot) else None)
     matrix = matrix_of(lazy) if why is None else None
-    if matrix is not None and (asked.bits is None or (bits is not None and matrix.bits <= bits)):
-        found = CODEC.fitted(matrix)
-        if found is not None and not (_is_table(slot) and lazy.shape[1] % found.group):
-            chosen.integers[slot.name] = Integers(found, _is_table(slot))
-            chosen.kept.append(found)
-            return
+    found = CODEC.fitted(matrix) if matrix is not None else None
+    if found is not None and _is_table(slot) and lazy.shape[1] % found.group:
+        found = None  # GatherBlockQuantized has whole blocks only
+    if found is not None and (asked.bits is None or (bits is not None and found.bits <= bits)):
+        chosen.integers[slot.name] = Integers(found, _is_table(slot))
+        chosen.kept.append(found)
+        return
     if why is None and bits is not None:
         chosen.to_round[slot.name] = (slot, lazy)
         if is_dequantized(lazy):

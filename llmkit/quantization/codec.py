@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
@@ -20,8 +20,8 @@ from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = [
-    "CONFIG_KEYS", "GROUP", "Codec", "FolderCodec", "Specs", "Stored", "alternatives", "codec_named", "config_entry",
-    "folder_codec", "folder_codecs",
+    "CONFIG_KEYS", "GROUP", "Codec", "FolderCodec", "Specs", "Stored", "alternatives", "config_entry", "folder_codec",
+    "folder_codecs",
 ]  # fmt: skip
 
 GROUP = "llmkit.codecs"
@@ -59,33 +59,26 @@ class Codec(ABC):
     holds_order: ClassVar[bool] = False
     fills_rows: ClassVar[bool] = False
 
-    def refuses(self, grid: Grid, n_columns: int) -> str | None:
-        """Why the layout cannot hold rows of `n_columns` weights on a grid; None where it can."""
-        if grid.bits not in self.bits:
-            return f"{self.name} has no codes of {grid.bits} bits (it has {alternatives(self.bits)})"
-        if not grid.is_symmetric and not self.holds_zeros:
-            return f"{self.name} has no zero points"
-        if not self.fills_rows and not grid.divides(n_columns):
-            return f"rows of {n_columns} weights do not fall into groups of {grid.group_size}"
-        return None
-
-    def refuses_matrix(self, matrix: QuantizedMatrix) -> str | None:
+    def refuses(self, matrix: QuantizedMatrix) -> str | None:
         """Why the layout cannot hold a matrix code for code; None where it can."""
-        parts = {
-            "offsets": matrix.offsets is not None and not self.holds_offsets,
-            "a table of values": matrix.table is not None and not self.holds_table,
-            "columns in another order": matrix.order is not None and not self.holds_order,
+        lacking = {
+            f"codes of {matrix.bits} bits": matrix.bits not in self.bits,
             "zero points": matrix.zeros is not None and not self.holds_zeros,
             "zero points between two codes": matrix.zeros is not None and matrix.zeros.dtype is not DType.U8,
+            "offsets": matrix.offsets is not None and not self.holds_offsets,
+            "table of values": matrix.table is not None and not self.holds_table,
+            "columns in another order": matrix.order is not None and not self.holds_order,
         }
-        lacking = [name for name, is_lacking in parts.items() if is_lacking]
-        if lacking:
-            return f"{self.name} has no {' and no '.join(lacking)}"
-        return self.refuses(replace(matrix.grid, is_symmetric=True), matrix.shape[1])
+        found = [what for what, lacks in lacking.items() if lacks]
+        if found:
+            return f"{self.name} has no {' and no '.join(found)}"
+        if not self.fills_rows and not matrix.grid.divides(matrix.shape[1]):
+            return f"rows of {matrix.shape[1]} weights do not fall into groups of {matrix.group}"
+        return None
 
     @abstractmethod
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
-        """The stored tensors of a matrix which `refuses_matrix` does not refuse, by the end of their names.
+        """The stored tensors of a matrix that it does not refuse, by the end of their names.
 
         The end follows the name of the module and a dot (`weight_packed`).
         """
@@ -187,27 +180,17 @@ class FolderCodec(Codec):
         return []
 
 
-def codec_named(name: str) -> Codec:
-    """The codec that `--format NAME` means.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    found: Codec = entry_points.by_name(GROUP, name, "--format")
-    return found
-
-
 def folder_codec(name: str) -> FolderCodec:
-    """The codec of a folder that `--format NAME` means.
+    """The codec that `--format NAME` means.
 
     Raises:
         InputError: there is none of that name, or it is no layout of folders.
     """
-    found = codec_named(name)
+    found = entry_points.by_name(GROUP, name, "--format")
     if isinstance(found, FolderCodec):
         return found
     known = ", ".join(codec.name for codec in folder_codecs())
-    raise InputError(f"--format {name} is no layout that this command writes; expected {known}")
+    raise InputError(f"--format {name} is no layout of folders; expected {known}")
 
 
 def folder_codecs() -> tuple[FolderCodec, ...]:

@@ -113,12 +113,6 @@ class QuantizedMatrix:
         """Scales in a row."""
         return self.grid.n_groups(self.shape[1])
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts as they are here, which is not always what a layout stores."""
-        parts = (self.codes, self.scales, self.zeros, self.offsets, self.order)
-        return sum(part.spec.nbytes for part in parts if part is not None)
-
     def __str__(self) -> str:
         words = self.source or str(self.grid)
         return words if self.order is None else f"{words}, columns in another order"

@@ -186,8 +186,7 @@ def _must_match(ckpt: Checkpoint, glob: str) -> None:
 
 # What `--group-size auto` tries, the best first. SmolLM2-135M in asymmetric int4, the rest in floats: perplexity 24.0
 # in groups of 32, 24.7 of 64, 25.8 of 128 (18.4 in float32), and 64 take 11 % fewer bytes than 32.
-_AUTO_GROUPS = (64, 32)
-_AUTO_GROUPS_OF_8 = (128, 64, 32)
+_AUTO_GROUPS, _AUTO_GROUPS_OF_8 = (64, 32), (128, 64, 32)
 
 
 def choose_grid(
@@ -206,52 +205,44 @@ def choose_grid(
         InputError: bits or a group size that the layout does not have.
         SpecError: groups that a row does not fall into.
     """
-    symmetric = not codec.holds_zeros if symmetric is None else symmetric
     if bits not in codec.bits:
         near = min(codec.bits, key=lambda known: abs(known - bits))
         raise InputError(f"--bits {bits}: expected {alternatives(codec.bits)}", hint=f"--bits {near}")
-    if group_size == "channel":
-        return Grid(bits, None, symmetric), ""
-    if group_size == "auto":
-        return _automatic(codec, bits, symmetric, rows)
-    sizes = codec.group_sizes
-    if type(group_size) is not int or group_size not in sizes:
-        raise InputError(
-            f"--group-size {group_size}: expected {', '.join(map(str, sizes))}, channel or auto", hint="--group-size 64"
-        )
-    grid = Grid(bits, group_size, symmetric)
+    size, reason = group_size, ""
+    if size == "auto":
+        size, reason = _automatic(codec, bits, rows)
+    elif size != "channel" and (type(size) is not int or size not in codec.group_sizes):
+        sizes = ", ".join(map(str, codec.group_sizes))
+        raise InputError(f"--group-size {size}: expected {sizes}, channel or auto", hint="--group-size 64")
+    symmetric = not codec.holds_zeros if symmetric is None else symmetric
+    grid = Grid(bits, size if isinstance(size, int) else None, symmetric)
     odd = {name: n for name, n in rows.items() if not grid.divides(n)}
     if odd and not codec.fills_rows:
-        raise _odd_rows(codec, group_size, rows, odd)
-    return grid, ""
+        raise _odd_rows(codec, grid, rows, odd)
+    return grid, reason
 
 
-def _automatic(codec: Codec, bits: int, symmetric: bool, rows: Mapping[str, int]) -> tuple[Grid, str]:
-    sizes = _AUTO_GROUPS_OF_8 if bits == 8 else _AUTO_GROUPS
-    larger = None
+def _automatic(codec: Codec, bits: int, rows: Mapping[str, int]) -> tuple[GroupSize, str]:
+    sizes, larger = _AUTO_GROUPS_OF_8 if bits == 8 else _AUTO_GROUPS, ""
     for size in sizes:
         name = next((name for name, n in rows.items() if n % size), None)
         if name is None:
-            why = f" ({larger[0]} does not divide: {larger[1]} has rows of {rows[larger[1]]})" if larger else ""
-            return Grid(bits, size, symmetric), why
-        larger = size, name
-    odd = {name: n for name, n in rows.items() if n % sizes[-1]}
-    name = next(iter(odd))
+            return size, larger
+        larger = f" ({size} does not divide: {name} has rows of {rows[name]})"
+        filled = f" (rows of {rows[name]} are filled up: {name})"
     if codec.fills_rows:
-        return Grid(bits, sizes[-1], symmetric), f" (rows of {rows[name]} are filled up: {name})"
-    if bits == 8:  # one scale a row is fine enough then
-        return Grid(bits, None, symmetric), f" ({sizes[-1]} does not divide: {name} has rows of {rows[name]})"
-    raise _odd_rows(codec, sizes[-1], rows, odd)
+        return sizes[-1], filled
+    return ("channel", larger) if bits == 8 else (sizes[-1], "")  # one scale a row is fine enough for 8 bits
 
 
-def _odd_rows(codec: Codec, group_size: int, rows: Mapping[str, int], odd: Mapping[str, int]) -> SpecError:
+def _odd_rows(codec: Codec, grid: Grid, rows: Mapping[str, int], odd: Mapping[str, int]) -> SpecError:
     """Rows that do not fall into groups, with the sizes that fit."""
     own = [str(g) for g in codec.group_sizes if all(n % g == 0 for n in odd.values())]
     fitting = [g for g in codec.group_sizes if all(n % g == 0 for n in rows.values())]
     lengths = " or ".join(map(str, sorted(set(odd.values()))[:3]))
     return SpecError(
         f"{len(odd)} of {len(rows)} layers have rows of {lengths} weights, which do not fall into groups of "
-        f"{group_size}: {listing(odd, 2)}; sizes that divide them: {', '.join([*own, 'channel'])}",
+        f"{grid.group_size}: {listing(odd, 2)}; sizes that divide them: {', '.join([*own, 'channel'])}",
         hint=f"--group-size {fitting[-1] if fitting else 'channel'} fits every layer; or leave these in floats: "
         f"--keep {' --keep '.join(_globs(odd))}",
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.errors import InputError, PluginError
-from llmkit.quantization.codec import codec_named
+from llmkit.quantization.codec import folder_codec
 from llmkit.quantization.method import method_named
 
 METHOD = """
@@ -74,6 +76,8 @@ def installed(folder, monkeypatch, **entries):
     text = "".join(f"[llmkit.{g}]\n{entries[g]} = third_{g}:{target}\n" for g, target in groups.items() if g in entries)
     (info / "entry_points.txt").write_text(text)
     monkeypatch.syspath_prepend(folder)
+    for group in groups:  # of another test
+        monkeypatch.delitem(sys.modules, f"third_{group}", raising=False)
 
 
 def test_the_commands_take_a_method_and_a_codec_of_one_module_each(call, tiny, tmp_path, monkeypatch):
@@ -110,7 +114,7 @@ def test_names_that_nothing_registers():
         method_named("rnt")
     assert caught.value.hint == "did you mean --method rtn?"
     with pytest.raises(InputError, match="--format 'marlin' is unknown; expected compressed-tensors"):
-        codec_named("marlin")
+        folder_codec("marlin")
 
 
 def test_two_of_one_name_and_one_that_is_broken(tiny, tmp_path, monkeypatch):
@@ -118,5 +122,5 @@ def test_two_of_one_name_and_one_that_is_broken(tiny, tmp_path, monkeypatch):
     with pytest.raises(PluginError, match=r"--method rtn is registered by .* and third 1\.0"):
         method_named("rtn")
     with pytest.raises(PluginError, match=r"plugin broken \(third 1\.0\) cannot be loaded"):
-        codec_named("broken")
+        folder_codec("broken")
     assert describe(open_checkpoint(tiny)) is None  # opening goes on without it

@@ -43,8 +43,8 @@ class GgufBlocks(Codec):
         is_exact = all(part.dtype is DType.F16 for part in parts)
         return name if name in _WRITTEN and is_exact and matrix.group == 32 else None
 
-    def refuses_matrix(self, matrix: QuantizedMatrix) -> str | None:
-        why = super().refuses_matrix(matrix)
+    def refuses(self, matrix: QuantizedMatrix) -> str | None:
+        why = super().refuses(matrix)
         return why or (None if self.type_of(matrix) else "GGUF has no such blocks, or not with scales of that dtype")
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:

@@ -72,7 +72,7 @@ class NBits(Codec):
         grid = replace(plain.grid, group_size=block)
         return replace(plain, grid=grid, scales=scales or plain.scales, zeros=zeros, offsets=offsets)
 
-    def refuses_matrix(self, matrix: QuantizedMatrix) -> str | None:
+    def refuses(self, matrix: QuantizedMatrix) -> str | None:
         return None if self.fitted(matrix) is not None else f"{self.name} has no blocks for {matrix}"
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
