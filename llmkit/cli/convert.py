@@ -43,7 +43,7 @@ def convert(
             autocompletion=completion.layouts,
             help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json. "
             "litgpt: lit_model.pth with model_config.yaml. llama2c: model.bin and tokenizer.bin. "
-            "gguf: one file for llama.cpp.",
+            "gguf: one file for llama.cpp. Meta's, litgpt's and llama2.c's hold what computes as Llama does.",
         ),
     ],
     writing: Writing,

@@ -82,7 +82,7 @@ def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) ->
     """The linear layers without those that `keep` names, or the ones that `only` names, which may be the head.
 
     Raises:
-        SpecError: a glob that matches nothing, or nothing left to quantize.
+        SpecError: a glob that matches nothing, nothing left to quantize, or tensors that do not fit config.json.
         RequirementError: no plugin tells which layers are linear and `only` names none, or they are stored transposed.
     """
     model = ckpt.model
@@ -94,6 +94,7 @@ def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) ->
     reasons = why_left(ckpt, model, keep, only)
     chosen = [name for name, why in reasons.items() if why is None and (only or slots[name].kind == "linear")]
     if not chosen:
+        model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
         raise nothing_left(ckpt, model, keep, only)
     _refuse_transposed(ckpt, [name for name in chosen if slots[name].is_transposed])
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]

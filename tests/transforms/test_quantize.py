@@ -261,6 +261,14 @@ def test_a_tied_head_is_never_quantized(tmp_path):
     assert "lm_head.weight" in quantize(ckpt, bits=8, only=["lm_head", "*.q_proj"]).tensors
 
 
+def test_tensors_of_another_architecture_than_the_config_states(tmp_path):
+    state = write_model(tmp_path / "m")
+    renamed = {name.replace("model.layers.", "transformer.h."): tensor for name, tensor in state.items()}
+    save_file(renamed, tmp_path / "m/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SpecError, match=r"the tensors do not fit config\.json: .* that the model does not have"):
+        quantize(llmkit.open_checkpoint(tmp_path / "m"), bits=8)
+
+
 def test_already_quantized(model):
     once = quantize(model, bits=8)
     with pytest.raises(RequirementError, match=r"already quantized \(int8 group 32 asymmetric, compressed-tensors\)"):
