@@ -14,12 +14,13 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmkit.errors import InputError, PluginError, nearest
 
 __all__ = ["EntryPoint", "by_name", "entries", "load"]
 
+T = TypeVar("T")
 _HOME = Path(__file__).resolve().parents[1]
 
 
@@ -77,15 +78,16 @@ def load(entry: EntryPoint) -> Any:
         raise PluginError(message, hint=hint) from error
 
 
-def by_name(group: str, name: str, what: str) -> Any:
+def by_name(group: str, name: str, what: str, kind: type[T]) -> T:
     """The object of the entry `name` of a group.
 
     Args:
         what: the option that names it, for messages (`--method`).
+        kind: what it has to be.
 
     Raises:
         InputError: no such entry.
-        PluginError: two distributions register the name, or it cannot be loaded.
+        PluginError: two distributions register the name, it cannot be loaded, or is something else.
     """
     found = [e for e in entries(group) if e.name == name]
     if len(found) > 1:
@@ -96,7 +98,10 @@ def by_name(group: str, name: str, what: str) -> Any:
         guess = nearest(name, known)
         hint = f"did you mean {what} {guess}?" if guess else f"{what} {known[0]}" if known else None
         raise InputError(f"{what} {name!r} is unknown; expected {', '.join(known)}", hint=hint)
-    return load(found[0])
+    loaded = load(found[0])
+    if not isinstance(loaded, kind):
+        raise PluginError(f"{what} {name}: {found[0].target} is a {type(loaded).__name__}, expected a {kind.__name__}")
+    return loaded
 
 
 @cache

@@ -174,8 +174,10 @@ def _disk() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
+    from llmkit import entry_points
     from llmkit.architecture.registry import default_registry
     from llmkit.errors import PluginError
+    from llmkit.quantization import codec, method
 
     registry = default_registry()
     loaded = registry.load_all()
@@ -189,6 +191,11 @@ def _plugins() -> Iterator[Finding]:
     for plugin, found in loaded.items():
         if isinstance(found, PluginError):
             yield Finding(f"plugin {plugin.name}", "wrong", found.message, f"update or uninstall {plugin.origin}")
+    for entry in (*entry_points.entries(method.GROUP), *entry_points.entries(codec.GROUP)):
+        try:
+            entry_points.load(entry)
+        except PluginError as error:
+            yield Finding(f"plugin {entry.name}", "wrong", error.message, error.hint)
     for clash in registry.clashes():
         yield Finding("plugins", "wrong", clash, "uninstall one of them")
 

@@ -14,7 +14,8 @@ from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import SpecError, listing
 from llmkit.layouts.layout import rotary_order
 from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.rearrange import reshaped
+from llmkit.tensors.spec import DType
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ def _stacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]
         else:
             found[name] = lazy
     for name, parts in rows.items():
-        found[name] = _reshaped(Concat(parts).output(), (len(parts), *parts[0].shape))
+        found[name] = reshaped(Concat(parts).output(), (len(parts), *parts[0].shape))
     return found
 
 
@@ -101,9 +102,5 @@ def _unstacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Laz
             found[name] = lazy
             continue
         for j in range(lazy.shape[0]):
-            found[f"{match[1]}.{j}.weight"] = _reshaped(TakeRows(lazy, j, j + 1).output(), lazy.shape[1:])
+            found[f"{match[1]}.{j}.weight"] = reshaped(TakeRows(lazy, j, j + 1).output(), lazy.shape[1:])
     return found
-
-
-def _reshaped(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
-    return Apply("reshape", [lazy], TensorSpec(lazy.dtype, shape), lambda x: x.reshape(shape), row_step=None).output()

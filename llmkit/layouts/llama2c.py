@@ -32,7 +32,8 @@ from llmkit.quantization.codecs.q8 import CODEC
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import quantized
 from llmkit.quantization.methods.rtn import NARROW
-from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.lazy import Lazy, Read
+from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.siblings import siblings
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
@@ -179,7 +180,7 @@ def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
             scales = TensorSpec(DType.F32, (rows, columns // header.group_size))
             ends = {"int8": (values, position), "scale": (scales, position + values.nbytes)}
             parts = {end: Read(f"{name}/{end}", part, source, at).output() for end, (part, at) in ends.items()}
-            found[name] = _reshaped(CODEC.read(parts, {}, None).dequantized(), shape)
+            found[name] = reshaped(CODEC.read(parts, {}, None).dequantized(), shape)
             position += values.nbytes + scales.nbytes
         else:
             if not name.startswith("rope."):
@@ -220,7 +221,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
         if name.startswith("rope."):
             parts.append(_table(model, header, math.cos if name.endswith("cos") else math.sin))
         elif version == 2 and len(shape) == 2:
-            weight = _reshaped(named[name], _whole_groups(shape, header.group_size))
+            weight = reshaped(named[name], _whole_groups(shape, header.group_size))
             matrix = quantized(weight, NARROW, Grid(8, header.group_size), DType.F32, name=name)
             pieces = siblings({f"{name}/{end}": part for end, part in CODEC.write(matrix).items()})
             written |= pieces
@@ -238,12 +239,6 @@ def _whole_groups(shape: tuple[int, ...], group_size: int) -> tuple[int, int]:
     """A shape of the same elements whose rows are whole groups: a group a row, where groups cross the rows."""
     rows, columns = shape
     return (rows, columns) if columns % group_size == 0 else (rows * columns // group_size, group_size)
-
-
-def _reshaped(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
-    if lazy.shape == shape:
-        return lazy
-    return Apply("reshape", [lazy], TensorSpec(lazy.dtype, shape), lambda x: x.reshape(shape), row_step=None).output()
 
 
 def _table(model: Model, header: _Header, function: Any) -> bytes:

@@ -186,7 +186,7 @@ def folder_codec(name: str) -> FolderCodec:
     Raises:
         InputError: there is none of that name, or it is no layout of folders.
     """
-    found = entry_points.by_name(GROUP, name, "--format")
+    found = entry_points.by_name(GROUP, name, "--format", Codec)  # type: ignore[type-abstract]
     if isinstance(found, FolderCodec):
         return found
     known = ", ".join(codec.name for codec in folder_codecs())

@@ -15,7 +15,7 @@ from llmkit import entry_points
 from llmkit.errors import InputError
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes
-from llmkit.quantization.statistics import Statistics
+from llmkit.quantization.statistics import Statistics, StatisticsOf
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -86,8 +86,7 @@ def method_named(name: str) -> Method:
     Raises:
         InputError: there is none of that name.
     """
-    found: Method = entry_points.by_name(GROUP, name, "--method")
-    return found
+    return entry_points.by_name(GROUP, name, "--method", Method)  # type: ignore[type-abstract]
 
 
 def quantized(
@@ -97,14 +96,14 @@ def quantized(
     scale_dtype: DType,
     *,
     name: str = "",
-    statistics: Callable[[], Statistics | None] = lambda: None,
+    statistics: StatisticsOf | None = None,
     observe: Observe | None = None,
 ) -> QuantizedMatrix:
     """A float matrix [out, in] as it is on the grid; computed when its parts are.
 
     Args:
         scale_dtype: of the scales.
-        name: for messages.
+        name: of the weight, for messages and statistics.
         statistics: asked when the matrix is computed.
         observe: told of the error of each slice.
     """
@@ -121,7 +120,8 @@ def quantized(
 
     def fn(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:
-            made = method.quantize(rows, grid, scale_dtype.torch, statistics())
+            measured = statistics(name) if statistics is not None else None
+            made = method.quantize(rows, grid, scale_dtype.torch, measured)
         except InputError as error:
             raise InputError(f"{name}: {error.message}" if name else error.message, hint=error.hint) from error
         if observe is not None:

@@ -14,7 +14,16 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["gather_rows", "join_columns", "permute_blocks", "split_columns", "take_columns", "transpose", "viewed"]
+__all__ = [
+    "gather_rows",
+    "join_columns",
+    "permute_blocks",
+    "reshaped",
+    "split_columns",
+    "take_columns",
+    "transpose",
+    "viewed",
+]
 
 Run = tuple[int, int, int]
 
@@ -130,6 +139,13 @@ def viewed(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
         return x.reshape(len(x), -1).contiguous().view(torch.uint8).view(dtype.torch).view(-1, *shape[1:])
 
     return Moved("view", [lazy], spec, fn, lambda pieces, n: (pieces[0],), {"as": str(spec)}).output()
+
+
+def reshaped(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
+    """The same elements in another shape; computed whole where it is another."""
+    if lazy.shape == shape:
+        return lazy
+    return Apply("reshape", [lazy], TensorSpec(lazy.dtype, shape), lambda x: x.reshape(shape), row_step=None).output()
 
 
 def transpose(lazy: Lazy) -> Lazy:

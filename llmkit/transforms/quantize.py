@@ -11,7 +11,7 @@ from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.quantization.codec import folder_codec
 from llmkit.quantization.method import method_named, quantized
 from llmkit.quantization.quality import Meter
-from llmkit.quantization.statistics import Statistics, StatisticsOf
+from llmkit.quantization.statistics import StatisticsOf
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.siblings import siblings
 from llmkit.tensors.spec import DType
@@ -70,12 +70,11 @@ def quantize(
         if name not in rows:
             tensors[name] = lazy
             continue
-
-        def measured(name: str = name) -> Statistics | None:
-            return statistics(name) if statistics is not None else None
-
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
-        matrix = quantized(lazy, way, grid, _scale_dtype(ckpt, name), name=name, statistics=measured, observe=observe)
+        matrix = quantized(lazy, way, grid, _scale_dtype(ckpt, name), name=name, statistics=statistics, observe=observe)
+        why = codec.refuses(matrix)
+        if why is not None:
+            raise SpecError(f"{name} does not fit in --format {format}: {why}")
         stem = name.removesuffix("weight")
         tensors |= siblings({stem + end: part for end, part in codec.write(matrix).items()})
     grids = {name.removesuffix(".weight"): grid for name in rows}

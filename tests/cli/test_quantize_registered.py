@@ -117,10 +117,11 @@ def test_names_that_nothing_registers():
         folder_codec("marlin")
 
 
-def test_two_of_one_name_and_one_that_is_broken(tiny, tmp_path, monkeypatch):
+def test_two_of_one_name_and_one_that_is_broken(call, tiny, tmp_path, monkeypatch):
     installed(tmp_path, monkeypatch, methods="rtn", codecs="broken")
     with pytest.raises(PluginError, match=r"--method rtn is registered by .* and third 1\.0"):
         method_named("rtn")
     with pytest.raises(PluginError, match=r"plugin broken \(third 1\.0\) cannot be loaded"):
         folder_codec("broken")
+    assert "plugin broken (third 1.0) cannot be loaded: ModuleNotFoundError" in call("doctor").out
     assert describe(open_checkpoint(tiny)) is None  # opening goes on without it
