@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,11 @@ class FileContent:
     data: bytes | None = None
     make: Callable[[], bytes] | None = None
     check: Callable[[bytes], str | None] | None = None
+
+    @classmethod
+    def of_json(cls, data: Any) -> FileContent:
+        """JSON as transformers lays it out."""
+        return cls(data=(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
     def read(self) -> bytes:
         """The bytes."""

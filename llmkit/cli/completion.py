@@ -40,9 +40,9 @@ def _benches() -> Iterable[str]:
 
 
 def _layouts() -> Iterable[str]:
-    from llmkit.transforms.convert.targets import TARGETS
+    from llmkit.transforms.convert.targets import targets
 
-    return TARGETS
+    return targets()
 
 
 def _gguf_types() -> Iterable[str]:

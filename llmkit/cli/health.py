@@ -176,6 +176,7 @@ def _disk() -> Iterator[Finding]:
 def _plugins() -> Iterator[Finding]:
     from llmkit import entry_points
     from llmkit.architecture.registry import default_registry
+    from llmkit.entry_points import entries, load
     from llmkit.errors import PluginError
     from llmkit.quantization import codec, method
 
@@ -198,6 +199,12 @@ def _plugins() -> Iterator[Finding]:
             yield Finding(f"plugin {entry.name}", "wrong", error.message, error.hint)
     for clash in registry.clashes():
         yield Finding("plugins", "wrong", clash, "uninstall one of them")
+    for group in ("llmkit.layouts", "llmkit.codecs", "llmkit.methods"):
+        for entry in entries(group):
+            try:
+                load(entry)
+            except PluginError as error:
+                yield Finding(f"{group} {entry.name}", "wrong", error.message, error.hint)
 
 
 def _end_to_end() -> Iterator[Finding]:

@@ -24,8 +24,8 @@ from llmkit.tensors.spec import TensorSpec
 __all__ = [
     "Chunks",
     "Container",
-    "Layout",
     "OutputFile",
+    "OutputFiles",
     "SafetensorsFiles",
     "index_json",
     "must_cover",
@@ -64,7 +64,7 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class OutputFiles:
     """All weight files, and what belongs to them.
 
     Attributes:
@@ -80,7 +80,7 @@ class Layout:
 class Container(Protocol):
     """A way to lay tensors out in files. Equal containers give equal layouts."""
 
-    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> Layout:
+    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
         """Files for the tensors `specs`, in this order; a new file begins before one would exceed `max_nbytes`.
 
         A container whose files are given by the format ignores `max_nbytes`.
@@ -130,13 +130,13 @@ class SafetensorsFiles:
 
     name: str = "model.safetensors"
 
-    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> Layout:
+    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
         shards = shard(specs, max_nbytes)
         files = []
         for name, held in zip(shard_names(self.name, len(shards)), shards, strict=True):
             header, offsets, nbytes = safetensors.layout(held, {"format": "pt"})
             files.append(OutputFile(name, nbytes, offsets, ((0, header),)))
-        return Layout(tuple(files), index_json(self.name, files, specs))
+        return OutputFiles(tuple(files), index_json(self.name, files, specs))
 
 
 def must_cover(specs: Mapping[str, TensorSpec], placed: Iterable[str], what: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.errors import SpecError
-from llmkit.formats.container import Layout, OutputFile, must_cover
+from llmkit.formats.container import OutputFile, OutputFiles, must_cover
 from llmkit.formats.gguf_header import encode_header
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
 from llmkit.tensors.spec import TensorSpec
@@ -29,13 +29,13 @@ class GgufContainer:
     metadata: Mapping[str, Any]
     types: Mapping[str, str]
 
-    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> Layout:
+    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
         must_cover(specs, self.types, self.name)
         tensors = [
             (name, kind := TYPE_BY_NAME[self.types[name]], _shape(name, kind, spec)) for name, spec in specs.items()
         ]
         header, offsets, nbytes = encode_header(self.metadata, tensors)
-        return Layout((OutputFile(self.name, nbytes, offsets, ((0, header),)),))
+        return OutputFiles((OutputFile(self.name, nbytes, offsets, ((0, header),)),))
 
 
 def _shape(name: str, kind: GgufType, spec: TensorSpec) -> tuple[int, ...]:

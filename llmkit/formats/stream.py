@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmkit.formats.container import Layout, OutputFile, must_cover
+from llmkit.formats.container import OutputFile, OutputFiles, must_cover
 from llmkit.tensors.spec import TensorSpec
 
 __all__ = ["StreamFile"]
@@ -23,7 +23,7 @@ class StreamFile:
     name: str
     parts: Sequence[bytes | str]
 
-    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> Layout:
+    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
         must_cover(specs, (p for p in self.parts if isinstance(p, str)), self.name)
         fixed, offsets, position = [], {}, 0
         for part in self.parts:
@@ -33,4 +33,4 @@ class StreamFile:
             else:
                 offsets[part] = position
                 position += specs[part].nbytes
-        return Layout((OutputFile(self.name, position, offsets, tuple(fixed)),))
+        return OutputFiles((OutputFile(self.name, position, offsets, tuple(fixed)),))

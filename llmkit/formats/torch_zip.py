@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmkit.errors import SpecError
-from llmkit.formats.container import Chunks, Layout, OutputFile, index_json, must_cover, shard, shard_names
+from llmkit.formats.container import Chunks, OutputFile, OutputFiles, index_json, must_cover, shard, shard_names
 from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = ["TorchFiles", "TorchNamedFiles"]
@@ -41,11 +41,11 @@ class TorchFiles:
 
     name: str = "pytorch_model.bin"
 
-    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> Layout:
+    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
         shards = shard(specs, max_nbytes)
         names = shard_names(self.name, len(shards))
         files = [_file(n, {t: t for t in held}, held) for n, held in zip(names, shards, strict=True)]
-        return Layout(tuple(files), index_json(self.name, files, specs))
+        return OutputFiles(tuple(files), index_json(self.name, files, specs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class TorchNamedFiles:
 
     files: Mapping[str, Sequence[tuple[str, str]]]
 
-    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> Layout:
+    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
         must_cover(specs, (key for held in self.files.values() for key, _ in held), " and ".join(self.files))
-        return Layout(tuple(_file(name, dict(held), specs) for name, held in self.files.items()))
+        return OutputFiles(tuple(_file(name, dict(held), specs) for name, held in self.files.items()))
 
 
 def _file(name: str, stored: Mapping[str, str], specs: Mapping[str, TensorSpec]) -> OutputFile:

@@ -14,12 +14,12 @@ from llmkit.errors import InputError, RequirementError, listing
 from llmkit.formats.folder import read_file, refuse_gaps
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config
-from llmkit.layouts.layout import Opened, commonest_dtype, same_sizes, to_hf
+from llmkit.layouts.layout import Layout, Opened, commonest_dtype, same_sizes, to_hf
 from llmkit.layouts.meta import SPELLING
 from llmkit.layouts.params import number, whole
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["NAME", "find"]
+__all__ = ["LAYOUT", "NAME", "find"]
 
 NAME = "consolidated"
 _PARAMS = "params.json"
@@ -85,3 +85,6 @@ def find(candidate: Candidate) -> Opened | None:
     elif not isinstance(context, int):
         notes.append(f"{_PARAMS} does not state the context: {_CONTEXT} tokens assumed")
     return Opened(NAME, to_hf(str(folder), tensors, config, SPELLING), config, own=(_PARAMS,), notes=tuple(notes))
+
+
+LAYOUT = Layout(NAME, find, has_own_format=True)

@@ -15,11 +15,11 @@ from llmkit.formats import msgpack_stream
 from llmkit.formats.folder import is_weight_file
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import assumed_config, with_config_beside
-from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, to_hf
+from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
 
-__all__ = ["NAME", "find"]
+__all__ = ["LAYOUT", "NAME", "find"]
 
 NAME = "easylm"
 _SLOTS = {
@@ -99,3 +99,6 @@ def _named(where: str, stored: Mapping[str, Lazy]) -> dict[str, Lazy]:
     if "lm_head.weight" in found:
         found["lm_head.weight"] = transpose(found["lm_head.weight"])
     return found
+
+
+LAYOUT = Layout(NAME, find, spellings=(SPELLING,), has_own_format=True)

@@ -15,13 +15,13 @@ from llmkit.formats.gguf_files import GgufModel, find_gguf, looks_like, read_mod
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.gguf_values import architecture_of, config_of
 from llmkit.layouts.gguf_weights import from_gguf
-from llmkit.layouts.layout import Opened, plain_model
+from llmkit.layouts.layout import Layout, Opened, plain_model
 from llmkit.quantization.codecs.gguf import stored_tensor
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 from llmkit.tensors.vectors import cast_vector
 
-__all__ = ["NAME", "SOURCE_DTYPE", "find", "read"]
+__all__ = ["LAYOUT", "NAME", "SOURCE_DTYPE", "find", "read"]
 
 NAME = "gguf"
 SOURCE_DTYPE = "llmkit.source_dtype"
@@ -133,3 +133,6 @@ def _generation(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
     if len(ends) > 1:
         ids["eos_token_id"] = ends
     return {"generation_config.json": (json.dumps(ids, indent=2) + "\n").encode()} if ids else {}
+
+
+LAYOUT = Layout(NAME, find, has_own_format=True)

@@ -1,13 +1,14 @@
-"""What a layout module gives: a foreign file seen as transformers would lay it out, or the other way round.
+"""What a layout module gives: a `Layout`, which sees files of another program as transformers would lay them out.
 
 A layout is a spelling (a `Names` table), the order of rotary pairs in the rows of q and k, and a translation of its
 description of the model to a config.json and back. Everything else follows: weights are taken out of one spelling
-and put into the other, lazily, so that one step at a time is in memory.
+and put into the other, lazily, so that one step at a time is in memory. Layouts are registered as entry points of the
+group `llmkit.layouts`: one of another distribution is opened, and written by `convert --to`, like those here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,12 @@ from llmkit.architecture.positions import Rope
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError, SpecError
 from llmkit.formats.container import Container
+from llmkit.layouts.candidate import Candidate
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
 __all__ = [
+    "Layout",
     "Opened",
     "Spelling",
     "Written",
@@ -91,6 +94,33 @@ class Spelling:
 
     names: Names
     pairs: Pairs | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of files.
+
+    Attributes:
+        name: as `inspect` shows it, and `--to` spells it where it can be written.
+        find: what a path holds; None where the files are of another layout.
+        write: a checkpoint of transformers' layout (tensors, config.json) in this one; None for a layout that is read
+            only. `options` are its further keyword arguments.
+        summary: which files these are, in a few words, for help.
+        options: names of the options of `write`.
+        spellings: how it names tensors; adapters and drafts of plugins know the names by them.
+        has_own_format: it is recognised by file names and first bytes. Others look at `Candidate.tensors`, which fails
+            for what is neither safetensors nor a torch file, so they are asked last.
+        pieces: the file of scored pieces that its programs read instead of a tokenizer.model, where they do.
+    """
+
+    name: str
+    find: Callable[[Candidate], Opened | None]
+    write: Callable[..., Written] | None = None
+    summary: str = ""
+    options: tuple[str, ...] = ()
+    spellings: tuple[Spelling, ...] = ()
+    has_own_format: bool = False
+    pieces: str | None = None
 
 
 def to_hf(where: str, tensors: Mapping[str, Lazy], config: Mapping[str, Any], spelling: Spelling) -> dict[str, Lazy]:

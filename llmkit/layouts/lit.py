@@ -8,9 +8,9 @@ from __future__ import annotations
 from llmkit.architecture.names import Fused, Names
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import assumed_config, with_config_beside
-from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, to_hf
+from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
 
-__all__ = ["NAME", "SPELLING", "find"]
+__all__ = ["LAYOUT", "NAME", "SPELLING", "find"]
 
 NAME = "lit-llama"
 SPELLING = Spelling(
@@ -54,3 +54,6 @@ def find(candidate: Candidate) -> Opened | None:
         )  # fmt: skip
         notes += assumed
     return Opened(NAME, to_hf(where, tensors, config, SPELLING), config, notes=tuple(notes))
+
+
+LAYOUT = Layout(NAME, find, spellings=(SPELLING,))

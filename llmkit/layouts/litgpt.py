@@ -24,11 +24,11 @@ from llmkit.formats.text_file import read_yaml
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config, with_config_beside
-from llmkit.layouts.layout import Opened, Spelling, Written, commonest_dtype, to_hf, weights_for
+from llmkit.layouts.layout import Layout, Opened, Spelling, Written, commonest_dtype, to_hf, weights_for
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = ["NAME", "SPELLINGS", "find", "write"]
+__all__ = ["LAYOUT", "NAME", "SPELLINGS", "find", "write"]
 
 NAME = "litgpt"
 _FILE = "lit_model.pth"
@@ -188,3 +188,6 @@ def _settings(model: Model) -> tuple[dict[str, Any], dict[str, Any] | None]:
         settings["rope_condense_ratio"] = int(found.factor)
         scaling = {"rope_type": "linear", "factor": found.factor}
     return settings, scaling
+
+
+LAYOUT = Layout(NAME, find, write, "litgpt's lit_model.pth and model_config.yaml", spellings=SPELLINGS)

@@ -27,7 +27,7 @@ from llmkit.formats.stream import StreamFile
 from llmkit.layouts import meta
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config
-from llmkit.layouts.layout import Opened, Written, same_sizes, to_hf, weights_for
+from llmkit.layouts.layout import Layout, Opened, Written, same_sizes, to_hf, weights_for
 from llmkit.quantization.codecs.q8 import CODEC
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import quantized
@@ -38,7 +38,7 @@ from llmkit.tensors.siblings import siblings
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["FILE", "NAME", "find", "write"]
+__all__ = ["FILE", "LAYOUT", "NAME", "find", "write"]
 
 NAME = "llama2c"
 FILE = "model.bin"
@@ -246,3 +246,14 @@ def _table(model: Model, header: _Header, function: Any) -> bytes:
     half = model.dims.head_dim // 2
     turns = [_THETA ** (-j / half) for j in range(half)]
     return array("f", [function(t * turn) for t in range(header.seq_len) for turn in turns]).tobytes()
+
+
+LAYOUT = Layout(
+    NAME,
+    find,
+    write,
+    "llama2.c's model.bin and tokenizer.bin",
+    ("file_version",),
+    has_own_format=True,
+    pieces="tokenizer.bin",
+)

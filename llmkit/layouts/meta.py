@@ -22,13 +22,13 @@ from llmkit.errors import InputError, listing
 from llmkit.formats import torch_pickle
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Opened, Spelling, Written, commonest_dtype, same_sizes, to_hf, weights_for
+from llmkit.layouts.layout import Layout, Opened, Spelling, Written, commonest_dtype, same_sizes, to_hf, weights_for
 from llmkit.layouts.params import config_of, params_of
 from llmkit.tensors.lazy import Lazy, TakeRows
 from llmkit.tensors.rearrange import gather_rows, join_columns, split_columns
 from llmkit.tensors.spec import DType
 
-__all__ = ["NAME", "SPELLING", "find", "write"]
+__all__ = ["LAYOUT", "NAME", "SPELLING", "find", "write"]
 
 NAME = "meta"
 _PARAMS = "params.json"
@@ -208,3 +208,14 @@ def _pieces(slot_id: str, lazy: Lazy, n: int, is_embedding_by_rows: bool) -> Seq
         edges = [*(i * share for i in range(n)), lazy.spec.n_rows]
         return [TakeRows(lazy, a, b).output() if n > 1 else lazy for a, b in pairwise(edges)]
     return [lazy] * n
+
+
+LAYOUT = Layout(
+    NAME,
+    find,
+    write,
+    "Meta's consolidated.NN.pth and params.json",
+    ("model_parallel",),
+    (SPELLING,),
+    has_own_format=True,
+)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import InputError
 from llmkit.formats.onnx_graph import nodes_of, place_of, read_graph
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Opened
+from llmkit.layouts.layout import Layout, Opened
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
@@ -23,7 +23,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FILE", "NAME", "ORIGINAL_CONFIG", "STATE", "find"]
+__all__ = ["FILE", "LAYOUT", "NAME", "ORIGINAL_CONFIG", "STATE", "find"]
 
 NAME = "onnx"
 FILE = "model.onnx"
@@ -197,3 +197,6 @@ def _typed(value: onnx.ValueInfoProto) -> dict[str, Any]:
         "dtype": _kind(kind.elem_type) if kind.elem_type else None,
         "shape": shape if kind.HasField("shape") else None,
     }
+
+
+LAYOUT = Layout(NAME, find, has_own_format=True)

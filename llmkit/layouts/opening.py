@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from functools import cache
 
-from llmkit.layouts import consolidated, easylm, gguf, lit, litgpt, llama2c, meta, onnx_folder, originals, tencent
+from llmkit.entry_points import EntryPoint, entries, load
+from llmkit.errors import PluginError
+from llmkit.layouts import originals
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Opened
+from llmkit.layouts.layout import Layout, Opened
 
-__all__ = ["open_foreign"]
+__all__ = ["GROUP", "layouts", "open_foreign"]
 
-# Each looks at a candidate and says None, or what it holds. Those with a format of their own come first: the others
-# look at `candidate.tensors`, which fails for what is neither safetensors nor a torch file.
-_FINDERS: Sequence[Callable[[Candidate], Opened | None]] = (
-    onnx_folder.find, gguf.find, llama2c.find, easylm.find, meta.find, consolidated.find, lit.find, litgpt.find,
-    tencent.find, originals.find,
-)  # fmt: skip
+GROUP = "llmkit.layouts"
 
 
 def open_foreign(candidate: Candidate) -> Opened | None:
@@ -24,4 +21,27 @@ def open_foreign(candidate: Candidate) -> Opened | None:
     Raises:
         InputError: a layout is recognised and its files are damaged, incomplete or contradict one another.
     """
-    return next((opened for find in _FINDERS if (opened := find(candidate)) is not None), None)
+    finders = (*(layout.find for layout in layouts()), originals.find)
+    return next((opened for find in finders if (opened := find(candidate)) is not None), None)
+
+
+def layouts() -> tuple[Layout, ...]:
+    """All registered layouts, in the order in which they are asked.
+
+    Raises:
+        PluginError: one of llmkit's own cannot be loaded. One of another distribution is left out; `llmkit doctor`
+            names it.
+    """
+    return _layouts(entries(GROUP))
+
+
+@cache
+def _layouts(registered: tuple[EntryPoint, ...]) -> tuple[Layout, ...]:
+    found: list[Layout] = []
+    for entry in registered:
+        try:
+            found.append(load(entry))
+        except PluginError:
+            if entry.is_builtin:
+                raise
+    return tuple(sorted(found, key=lambda layout: not layout.has_own_format))

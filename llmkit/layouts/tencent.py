@@ -12,9 +12,9 @@ from llmkit.errors import InputError, listing
 from llmkit.formats.json_text import read_json
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import assumed_config, with_config_beside
-from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, to_hf
+from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
 
-__all__ = ["NAME", "find"]
+__all__ = ["LAYOUT", "NAME", "find"]
 
 NAME = "tencentpretrain"
 _EMBEDDINGS = ("embedding.word.embedding", "embedding.word_embedding")
@@ -101,3 +101,6 @@ def _check(where: str, config: dict[str, Any], stated: dict[str, Any]) -> None:
                 f"{where}: {theirs} is {stated[theirs]}, the tensors have {config[ours]}",
                 hint="give the JSON of this model",
             )
+
+
+LAYOUT = Layout(NAME, find, spellings=tuple(map(_spelling, _EMBEDDINGS)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.formats.container import Layout, OutputFile, shard_names
+from llmkit.formats.container import OutputFile, OutputFiles, shard_names
 from llmkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class OnnxFiles:
     linked: Mapping[str, Place]
     sources: Mapping[str, Path]
 
-    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> Layout:
+    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
         held: list[dict[str, int]] = [{}]
         ends = [0]
         for name, spec in specs.items():
@@ -56,7 +56,7 @@ class OnnxFiles:
         names = shard_names(DATA, len(held))
         files = [OutputFile(*file, ()) for file in zip(names, ends, held, strict=True)] if specs else []
         places = {name: Place(f.name, at, specs[name].nbytes) for f in files for name, at in f.offsets.items()}
-        return Layout(tuple(files), {MODEL: _serialized(self.model, {**self.linked, **places})}, self.sources)
+        return OutputFiles(tuple(files), {MODEL: _serialized(self.model, {**self.linked, **places})}, self.sources)
 
 
 def _serialized(model: onnx.ModelProto, places: Mapping[str, Place]) -> bytes:

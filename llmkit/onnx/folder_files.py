@@ -7,7 +7,6 @@ its sizes: Optimum reads no more), beside the original, which llmkit reads.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.onnx.stand_in import has_sizes, stand_in
 from llmkit.tokenization.without_code import tokenizer_without_code
 
-__all__ = ["json_file", "large_files", "runtime_files"]
+__all__ = ["large_files", "runtime_files"]
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _LINKED_NBYTES = 1 << 17
@@ -33,12 +32,12 @@ def runtime_files(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
     config = dict(ckpt.config)
     known = _known_config(config, ckpt.label)
     if known is not None:
-        files[ORIGINAL_CONFIG] = json_file(config)
+        files[ORIGINAL_CONFIG] = FileContent.of_json(config)
         notes.append(
             f"config.json is that of transformers' {known['architectures'][0]}, for Optimum; {ORIGINAL_CONFIG} is the "
             "model's own"
         )
-    files["config.json"] = json_file(config if known is None else known)
+    files["config.json"] = FileContent.of_json(config if known is None else known)
     if _TOKENIZER_CONFIG in files:
         files[_TOKENIZER_CONFIG] = _readable(files[_TOKENIZER_CONFIG])
     return files, notes
@@ -63,15 +62,10 @@ def _readable(file: FileContent) -> FileContent:
     stated = settings.get("tokenizer_class")
     if not isinstance(stated, str) or stated not in _CLASSES:
         return file
-    return json_file({**settings, "tokenizer_class": _CLASSES[stated]})
+    return FileContent.of_json({**settings, "tokenizer_class": _CLASSES[stated]})
 
 
 def large_files(files: Mapping[str, FileContent]) -> dict[str, Path]:
     """Those that go along as they are and are large enough to be shared with the source, like its weights."""
     found = {name: content.path for name, content in files.items() if content.path is not None}
     return {name: path for name, path in found.items() if path.is_file() and path.stat().st_size >= _LINKED_NBYTES}
-
-
-def json_file(data: Mapping[str, Any]) -> FileContent:
-    """A file of new JSON."""
-    return FileContent(data=(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())

@@ -13,7 +13,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.membership import decides_what_opens
 from llmkit.errors import OutputError, SpecError
-from llmkit.formats.container import Chunks, Layout, OutputFile
+from llmkit.formats.container import Chunks, OutputFile, OutputFiles
 from llmkit.pipeline.checks import check_structure
 from llmkit.pipeline.target import Target
 from llmkit.tensors.lazy import Node, Rows
@@ -203,7 +203,7 @@ def make_plan(
     )
 
 
-def _is_lone_file(checkpoint: Checkpoint, layout: Layout, out: Path) -> bool:
+def _is_lone_file(checkpoint: Checkpoint, layout: OutputFiles, out: Path) -> bool:
     """Whether `out` names the one file that a format such as GGUF consists of.
 
     Raises:

@@ -19,16 +19,11 @@ from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks, serialize_ranks
 
-__all__ = ["TokenizerFiles", "json_file", "read_tokenizer", "tokenizer_contents"]
+__all__ = ["TokenizerFiles", "read_tokenizer", "tokenizer_contents"]
 
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "ice_text.model", "sp.model")
 _GGUF = b"GGUF"
 _TIKTOKEN = ("tokenizer.model", "qwen.tiktoken", "vocab.tiktoken")
-
-
-def json_file(data: Any) -> FileContent:
-    """A JSON file as transformers lays it out."""
-    return FileContent(data=(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -151,10 +146,12 @@ class TokenizerFiles:
             if isinstance(decoder, dict) or (new_added and self.fast is None):
                 kept = {new_of[int(i)]: t for i, t in (decoder or {}).items() if int(i) in new_of}
                 config["added_tokens_decoder"] = {str(i): t for i, t in sorted({**kept, **new_added}.items())}
-            files["tokenizer_config.json"] = json_file(config)
+            files["tokenizer_config.json"] = FileContent.of_json(config)
         if self.added_json is not None or (new_added and self.fast is None):
             kept_ids = {t: new_of[i] for t, i in (self.added_json or {}).items() if i in new_of}
-            files["added_tokens.json"] = json_file({**kept_ids, **{t["content"]: i for i, t in new_added.items()}})
+            files["added_tokens.json"] = FileContent.of_json(
+                {**kept_ids, **{t["content"]: i for i, t in new_added.items()}}
+            )
         return files
 
     def _rewrite_slow(self, files: dict[str, FileContent], fast: FastTokenizer) -> None:

@@ -60,10 +60,10 @@ def test_a_wrong_layout_leaves_nothing(call, tiny, tmp_path):
 
 
 def test_the_help_names_every_layout(call):
-    from llmkit.transforms.convert import TARGETS
+    from llmkit.transforms.convert import targets
 
     text = " ".join(call("convert", "--help").out.split())
-    for name, target in TARGETS.items():
+    for name, target in targets().items():
         assert f"{name}: " in text
         for option in target.options:
             assert f"--{option.replace('_', '-')} " in text

@@ -2,6 +2,6 @@
 
 from llmkit.transforms.convert.casting import Overflow
 from llmkit.transforms.convert.convert import convert
-from llmkit.transforms.convert.targets import TARGETS
+from llmkit.transforms.convert.targets import targets
 
-__all__ = ["TARGETS", "Overflow", "convert"]
+__all__ = ["Overflow", "convert", "targets"]

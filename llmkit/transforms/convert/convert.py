@@ -11,7 +11,7 @@ from llmkit.errors import InputError, nearest
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
 from llmkit.transforms.convert.native import as_architecture
-from llmkit.transforms.convert.targets import TARGETS, Target
+from llmkit.transforms.convert.targets import Target, targets
 
 __all__ = ["convert"]
 
@@ -30,7 +30,7 @@ def convert(
     A quantized checkpoint is dequantized where a dtype is asked for, or where the layout holds floats only.
 
     Args:
-        to: a name in `TARGETS`.
+        to: a name of `targets()`.
         dtype: store floats as float32, float16 or bfloat16 (default: as they are).
         architecture: store it as this one, where it computes the same (`llmkit.transforms.convert.native`).
         overflow: counts values that the new dtype cannot hold, while they are written.
@@ -43,7 +43,7 @@ def convert(
     target = _target(to)
     for name in options:
         if name not in target.options:
-            homes = [f"--to {n}" for n, t in TARGETS.items() if name in t.options]
+            homes = [f"--to {n}" for n, t in targets().items() if name in t.options]
             raise InputError(
                 f"--to {to} has no option --{name.replace('_', '-')}; it goes with {' or '.join(homes) or 'no layout'}",
                 hint=f"leave it out, or write {homes[0]}" if homes else "leave it out",
@@ -87,11 +87,12 @@ def _checked(ckpt: Checkpoint, to: str, kind: object) -> Checkpoint:
 
 
 def _target(to: str) -> Target:
-    if to in TARGETS:
-        return TARGETS[to]
-    guess = nearest(to, TARGETS)
+    known = targets()
+    if to in known:
+        return known[to]
+    guess = nearest(to, known)
     raise InputError(
-        f"--to {to!r} is no layout that llmkit writes; expected {', '.join(TARGETS)}",
+        f"--to {to!r} is no layout that llmkit writes; expected {', '.join(known)}",
         hint=f"did you mean --to {guess}?" if guess else "--to hf writes safetensors, --to gguf a file for llama.cpp",
     )
 

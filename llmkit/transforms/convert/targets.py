@@ -6,7 +6,6 @@ config, files and container are those of the layout.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,14 @@ from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.checkpoint.text_part import text_part
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.torch_zip import TorchFiles
-from llmkit.layouts import litgpt, llama2c, meta
-from llmkit.layouts.layout import Written
+from llmkit.layouts.layout import Layout
+from llmkit.layouts.opening import layouts
 from llmkit.tokenization.parity import compare, tied_texts
 from llmkit.tokenization.scored_pieces import from_scored_pieces, to_scored_pieces
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.transforms.convert import gguf
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["Target", "targets"]
 
 Write = Callable[..., Checkpoint]
 
@@ -51,50 +50,55 @@ def _contained(container: Container) -> Write:
     return lambda ckpt: ckpt.derive(container=container)
 
 
-def _foreign(write: Callable[..., Written]) -> Write:
+def _foreign(layout: Layout) -> Write:
     """A layout of its own; the config goes along as a file for what its description of the model does not state."""
 
     def changed(ckpt: Checkpoint, **options: Any) -> Checkpoint:
         ckpt = text_part(ckpt)
-        written = write(ckpt.tensors, ckpt.config, **options)
-        unread = ckpt.require_model().unread
-        config = (json.dumps(dict(ckpt.config), indent=2, ensure_ascii=False) + "\n").encode()
-        files = {**ckpt.files, "config.json": FileContent(data=config)}
+        assert layout.write is not None  # noqa: S101 - `targets` takes those that have one
+        written = layout.write(ckpt.tensors, ckpt.config, **options)
+        files = {**ckpt.files, "config.json": FileContent.of_json(dict(ckpt.config))}
         files |= {name: FileContent(data=data) for name, data in written.files.items()}
+        notes = list(written.notes)
+        if layout.pieces is not None:
+            found = _scored_pieces(ckpt, layout.pieces, layout.name)
+            files |= {} if found is None else {layout.pieces: found}
+            if found is None:
+                notes.append(f"no {layout.pieces}: it is made of a SentencePiece model, tokenizer.model")
         return ckpt.derive(
             tensors=written.tensors,
             config={},
             files=files,
             container=written.container,
-            notes=written.notes,
-            warnings=unread.warnings,
+            notes=notes,
+            warnings=ckpt.require_model().unread.warnings,
         )
 
     return changed
 
 
-def _with_pieces(ckpt: Checkpoint, **options: Any) -> Checkpoint:
-    """llama2.c's layout, with its tokenizer.bin where the tokenizer is a SentencePiece model."""
-    written = _foreign(llama2c.write)(ckpt, **options)
-    model = ckpt.files.get("tokenizer.model")
-    if model is None:
-        return written.derive(notes=["no tokenizer.bin: it is made of a SentencePiece model, tokenizer.model"])
-    sp = SentencePieceModel.parse(model.read(), f"{ckpt.label}: tokenizer.model")
+def _scored_pieces(ckpt: Checkpoint, name: str, layout: str) -> FileContent | None:
+    """A file of scored pieces made from the SentencePiece model; None where there is none."""
+    if "tokenizer.model" not in ckpt.files:
+        return None
+    sp = SentencePieceModel.parse(ckpt.files["tokenizer.model"].read(), f"{ckpt.label}: tokenizer.model")
 
     def check(made: bytes) -> str | None:
-        read = from_scored_pieces(made, len(sp.pieces), "tokenizer.bin")
+        read = from_scored_pieces(made, len(sp.pieces), name)
         found = compare(sp.encoder(), read.encoder(), more=tied_texts(sp.scores))
-        return None if found is None else f"llama2.c cuts text by tokenizer.bin otherwise than tokenizer.model: {found}"
+        return None if found is None else f"{layout} cuts text by {name} otherwise than tokenizer.model: {found}"
 
-    pieces = FileContent(data=to_scored_pieces(sp), check=check)
-    return written.derive(files={**written.files, "tokenizer.bin": pieces})
+    return FileContent(data=to_scored_pieces(sp), check=check)
 
 
-TARGETS: dict[str, Target] = {
+_OWN = {
     "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
     "gguf": Target("GGUF, as llama.cpp reads it", gguf.write, ("type",), counts_overflow=True),
-    "meta": Target("Meta's consolidated.NN.pth and params.json", _foreign(meta.write), ("model_parallel",)),
-    "litgpt": Target("litgpt's lit_model.pth and model_config.yaml", _foreign(litgpt.write)),
-    "llama2c": Target("llama2.c's model.bin and tokenizer.bin", _with_pieces, ("file_version",)),
 }
+
+
+def targets() -> dict[str, Target]:
+    """What can be written, by the name that `--to` takes: transformers' own files, GGUF, and registered layouts."""
+    written = [layout for layout in layouts() if layout.write is not None]
+    return _OWN | {layout.name: Target(layout.summary, _foreign(layout), layout.options) for layout in written}

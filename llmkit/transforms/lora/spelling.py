@@ -19,8 +19,8 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import PluginError, RequirementError
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_other import FOLDED
-from llmkit.layouts import lit, litgpt, meta
 from llmkit.layouts.layout import Spelling, rotary_order
+from llmkit.layouts.opening import layouts
 from llmkit.tensors.lazy import Apply, Concat, Lazy
 from llmkit.tensors.spec import TensorSpec
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["in_base_names"]
 
-_SPELLINGS = (meta.SPELLING, lit.SPELLING, *litgpt.SPELLINGS)
 _OF_ROWS = ("lora_B", "new_bias", "scale_out", "inner_bias")
 
 
@@ -43,7 +42,7 @@ def in_base_names(adapter: Adapter, ckpt: Checkpoint) -> Adapter:
     if adapter.layout == "hf" or all(path in ckpt.tensors for path in paths):
         return adapter
     model = ckpt.model
-    for spelling in _SPELLINGS if model is not None else ():
+    for spelling in (s for layout in layouts() for s in layout.spellings):
         slots = _slots(model, spelling) if model is not None else {}
         if model is not None and all(path in slots for path in paths):
             return _translated(adapter, model, spelling, slots)

@@ -8,7 +8,6 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError, SpecError
 from llmkit.formats.json_text import parse_object
-from llmkit.tokenization.bundle import json_file
 
 __all__ = ["SIZE_KEYS", "mentioned_ids", "renumbered_generation", "resized_config", "with_vocab_size"]
 
@@ -62,7 +61,7 @@ def renumbered_generation(files: Mapping[str, FileContent], new_of: Mapping[int,
     if not config:
         return dict(files)
     mapped = _mapped(config, new_of, -1, -1)
-    return dict(files) if mapped == config else {**files, GENERATION: json_file(mapped)}
+    return dict(files) if mapped == config else {**files, GENERATION: FileContent.of_json(mapped)}
 
 
 def _mapped(config: Mapping[str, Any], new_of: Mapping[int, int], n_old: int, n_new: int) -> dict[str, Any]:
