@@ -45,17 +45,18 @@ def new(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.py.")] = False,
 ) -> None:
-    """Draft a plugin from a checkpoint's headers and config: names, shapes and sizes that fit, mathematics to check.
+    """Draft a plugin from a checkpoint's headers and config, after the plugin whose name table fits best.
 
-    Every command takes the draft with --plugin FILE.py, or by the variable LLMKIT_PLUGINS; a package registers it by
-    the entry-point group llmkit.architectures. Everything that headers cannot tell is marked `check:` in the draft, and
-    the keys of config.json that it does not use are listed in it. Reads no tensor data.
+    It has that plugin's computation with the names, sizes and keys of this checkpoint: `check:` marks what headers
+    cannot tell, and it lists tensors and keys of config.json that it does not know. Every command takes it with
+    --plugin FILE.py, or by the variable LLMKIT_PLUGINS. Reads no tensor data.
     """
     from llmkit.architecture.registry import GROUP
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import require_model
     from llmkit.checkpoint.quantized import describe, is_quantized
-    from llmkit.drafting.module import draft_plugin
+    from llmkit.drafting.draft import draft_plugin
+    from llmkit.drafting.text import plugin_text
     from llmkit.errors import InputError, OutputError
     from llmkit.pipeline.files import check_file, write_file
 
@@ -75,7 +76,8 @@ def new(
         out.note(f"the plugin {known} describes this model already; this is another draft of it")
     wanted = _identifier(name or str(ckpt.config.get("model_type") or ckpt.label))
     specs = {n: t.spec for n, t in ckpt.tensors.items()}
-    text, draft, problems = draft_plugin(specs, ckpt.config, name=wanted, label=ckpt.label)
+    draft = draft_plugin(specs, ckpt.config, name=wanted, label=ckpt.label)
+    text, problems = plugin_text(draft, ckpt.label), list(draft.problems)
     if output is not None:
         write_file(output, text.encode(), _KIND, _is_plugin)
     document = {
@@ -85,8 +87,9 @@ def new(
         "fits": not problems,
         "problems": problems,
         "checks": [line.strip() for line in text.splitlines() if "# check:" in line],
-        "special": [*draft.special, *draft.remarks],
-        "unused_keys": draft.config.unexplained(),
+        "after": draft.after,
+        "special": list(draft.unknown),
+        "unused_keys": dict(draft.unread),
     }
 
     def render() -> None:
@@ -95,12 +98,11 @@ def new(
             return
         n = len(document["checks"]) if isinstance(document["checks"], list) else 0
         fits = "names and shapes fit" if not problems else "names and shapes do not fit yet"
-        out.line(
-            f"wrote {output}: {fits} {ckpt.label}; {n} lines to check, {len(draft.config.unexplained())} keys unused"
-        )
+        left = f"{n} lines to check, {len(draft.unread)} keys unread"
+        out.line(f"wrote {output}, after {draft.after}: {fits} {ckpt.label}; {left}")
 
     out.answer(document, render, brief=str(output) if output else text.rstrip("\n"))
-    for text_line in [*draft.special, *draft.remarks]:
+    for text_line in draft.unknown:
         out.warning(text_line)
     for problem in problems:
         out.warning(f"the draft does not fit {ckpt.label}: {problem}")

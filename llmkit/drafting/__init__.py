@@ -1,1 +1,1 @@
-"""Drafts of plugins: what headers and config of an unknown model tell of its architecture."""
+"""Drafts of plugins: a foreign checkpoint, matched with the name tables and kinds of those that are installed."""

@@ -1,98 +1,102 @@
-"""Which slot a stem names, by the words that published decoders use."""
+"""Which slot each tensor of a checkpoint is, by the name tables of the plugins and by shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from llmkit.drafting.layout import Layout, Tensors
+from llmkit.architecture.names import Fused, Names, Transposed, stem_of
+from llmkit.drafting.headers import Headers, Tensors
+from llmkit.drafting.known import Entry, Known, likeness, outer_stems
 
-__all__ = ["assign_inner", "assign_outer"]
+__all__ = ["names_like", "other_side"]
 
-_NORMS = {
-    "attn_norm": ("input_layernorm", "ln_1", "ln1", "attention_norm", "ln_attn", "self_attn_layer_norm", "norm_1",
-                  "norm1", "attn_norm", "input_norm", "pre_attention_layernorm"),
-    "mlp_norm": ("post_attention_layernorm", "ln_2", "ln2", "ffn_norm", "ln_mlp", "final_layer_norm", "norm_2",
-                 "norm2", "mlp_norm", "pre_feedforward_layernorm", "pre_mlp_layernorm"),
-    "attn_post_norm": ("post_self_attn_layernorm", "attn_post_norm", "post_attention_norm"),
-    "mlp_post_norm": ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp_post_norm", "post_mlp_norm"),
-}  # fmt: skip
-_ATTENTION = {
-    "attn.q": ("q_proj", "query", "wq", "q", "q_lin", "to_q"),
-    "attn.k": ("k_proj", "key", "wk", "k", "k_lin", "to_k"),
-    "attn.v": ("v_proj", "value", "wv", "v", "v_lin", "to_v"),
-    "attn.o": ("o_proj", "out_proj", "dense", "c_proj", "wo", "out", "out_lin", "to_out", "proj", "output"),
-    "attn.qkv": ("query_key_value", "qkv_proj", "w_pack", "c_attn", "qkv", "wqkv", "in_proj", "attn"),
-    "attn.q_norm": ("q_norm", "q_layernorm", "query_norm", "q_ln"),
-    "attn.k_norm": ("k_norm", "k_layernorm", "key_norm", "k_ln"),
-}
-_MLP = {
-    "mlp.gate": ("gate_proj", "w1", "gate", "w_gate", "linear_gate"),
-    "mlp.up": ("up_proj", "w3", "dense_h_to_4h", "c_fc", "fc1", "fc_in", "up", "w_up", "linear_in", "wi"),
-    "mlp.down": ("down_proj", "w2", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "down", "w_down", "linear_out", "wo"),
-    "mlp.gate_up": ("gate_up_proj", "gate_up", "up_gate_proj", "gate_and_up"),
-}
-_OUTER = {
-    "embed": ("embed_tokens", "word_embeddings", "wte", "embed_in", "embeddings", "tok_embeddings", "token_embedding",
-              "embed", "emb", "tok_emb", "token"),
-    "positions": ("wpe", "embed_positions", "position_embeddings", "pos_emb", "position_embedding"),
-    "head": ("lm_head", "embed_out", "output_layer", "output", "head"),
-    "final_norm": ("norm", "ln_f", "final_layernorm", "final_layer_norm", "ln_out", "final_norm", "norm_f",
-                   "out_norm"),
-    "embed_norm": ("word_embeddings_layernorm", "embed_norm", "embedding_norm", "pre_ln", "ln0", "emb_norm"),
-    "embed_proj": ("project_in",),
-    "head_proj": ("project_out",),
-}  # fmt: skip
+_LEAST = 0.6  # how like a known stem an unknown one must be
+_OWN = 1.0  # what the table that is tried first counts more
 
 
-def assign_inner(tensors: Tensors) -> dict[str, str]:
-    """Stem in a block -> slot; what no word fits is left out."""
+def names_like(headers: Headers, known: Known, first: Names) -> tuple[Names, dict[str, str]]:
+    """The name table of a checkpoint, and what of it is not certain: slot -> why.
+
+    Args:
+        first: the table that is preferred where several know a name.
+    """
+    inner = _assigned(headers.inner, known.inner, {slot: stem_of(e) for slot, e in first.slots.items()})
+    outer = _assigned(headers.outer, known.outer, outer_stems(first))
+    tables = {s: t["weight"][0] for s, t in headers.outer.items() if len(t.get("weight", ())) == 2 and s not in outer}
+    if "embed" not in outer.values() and tables:
+        outer[max(tables, key=lambda stem: tables[stem])] = "embed"
+    by_slot = {slot: stem for stem, slot in outer.items()}
+    checks: dict[str, str] = {}
+    slots: dict[str, Entry] = {}
+    order = list(known.inner)
+    hidden = _hidden(headers, by_slot)
+    is_transposed = _is_transposed(headers, {slot: stem for stem, slot in inner.items()}, hidden)
+    for stem, slot in sorted(inner.items(), key=lambda item: order.index(item[1])):
+        like = max(known.inner[slot], key=lambda e: likeness(stem, e) + _OWN * (e == first.slots.get(slot)))
+        entry: Entry = like.stored if isinstance(like, Transposed) else like
+        if isinstance(entry, Fused):
+            checks[slot] = 'the order of rows (layout="stacked" or "per_group"), and of its parts'
+        entry = replace(entry, name=stem) if isinstance(entry, Fused) else stem
+        if is_transposed and len(headers.inner[stem].get("weight", ())) == 2:
+            entry = Transposed(entry)
+        if likeness(stem, like) < 1:
+            checks[slot] = f"told by its name, which is like {stem_of(like)}"
+        slots[slot] = entry
+    return Names(
+        embed=by_slot.pop("embed", ""),
+        final_norm=by_slot.pop("final_norm", "final_norm"),
+        head=by_slot.pop("head", "lm_head"),
+        block=headers.block,
+        slots=slots,
+        outer=by_slot,
+        ignored=headers.ignored,
+    ), checks  # fmt: skip
+
+
+def _assigned(tensors: Tensors, known: Mapping[str, Iterable[Entry]], own: Mapping[str, str]) -> dict[str, str]:
+    """Stem -> slot, each slot once, the likest pairs first."""
+    pairs = [
+        (max(likeness(stem, e) for e in entries) + _OWN * (own.get(slot) == stem) + _same_part(stem, slot), stem, slot)
+        for stem, leaves in tensors.items()
+        for slot, entries in known.items()
+        if _can_be(slot, leaves) and _same_part(stem, slot) >= 0
+    ]  # fmt: skip
     found: dict[str, str] = {}
-    lasts = {stem.rpartition(".")[2].lower() for stem in tensors}
-    for stem, leaves in tensors.items():
-        slot = _inner_slot(stem, leaves, lasts)
-        if slot is not None and slot not in found.values():
+    for score, stem, slot in sorted(pairs, key=lambda pair: -pair[0]):
+        if score >= _LEAST and stem not in found and slot not in found.values():
             found[stem] = slot
     return found
 
 
-def _inner_slot(stem: str, leaves: Mapping[str, tuple[int, ...]], lasts: set[str]) -> str | None:
-    *parents, last = stem.lower().split(".")
-    is_vector = all(len(shape) <= 1 for shape in leaves.values())
-    if is_vector and not parents:
-        if last == "post_attention_layernorm" and lasts & {"pre_feedforward_layernorm", "pre_mlp_layernorm"}:
-            return "attn_post_norm"
-        return _lookup(_NORMS, last)
-    if any("attn" in p or "attention" in p for p in parents):
-        return _lookup(_ATTENTION, last)
-    if any(p in ("mlp", "ffn", "feed_forward", "ff", "feedforward") for p in parents):
-        if last == "w1" and "w3" not in lasts:
-            return "mlp.up"
-        return _lookup(_MLP, last)
-    if not parents:
-        return _lookup({k: v for k, v in _MLP.items() if k != "mlp.gate_up"}, last) or _lookup(_ATTENTION, last)
-    return None
+def _can_be(slot: str, leaves: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the shapes allow it: norms are vectors, what is multiplied is a matrix."""
+    is_vector = all(len(shape) == 1 for shape in leaves.values())
+    return is_vector == slot.endswith("norm")
 
 
-def assign_outer(layout: Layout) -> dict[str, str]:
-    """Stem outside the blocks -> slot; the embedding is the widest table where no word fits."""
-    found: dict[str, str] = {}
-    names = list(layout.outer)
-    for slot in _OUTER:
-        for stem in names:
-            if stem not in found and stem.lower().rpartition(".")[2] in _OUTER[slot]:
-                found[stem] = slot
-                break
-    for stem in layout.first_only:
-        if _lookup(_OUTER, stem.lower().rpartition(".")[2]) == "embed_norm":
-            found[layout.block.format(i=0) + stem] = "embed_norm"
-    tables = [s for s in names if s not in found and len(layout.outer[s].get("weight", ())) == 2]
-    if "embed" not in found.values() and tables:
-        found[max(tables, key=lambda s: layout.outer[s]["weight"][0])] = "embed"
-    norms = [s for s in names if s not in found and len(layout.outer[s].get("weight", ())) == 1]
-    if "final_norm" not in found.values() and norms:
-        found[norms[-1]] = "final_norm"
-    return found
+def _same_part(stem: str, slot: str) -> float:
+    """Whether the modules around a tensor are those of the slot: -1 for the other half of a layer, 0 for unknown."""
+    around, part = stem.lower().rpartition(".")[0], slot.partition(".")[0]
+    is_attention, is_mlp = "att" in around, any(word in around for word in ("mlp", "ff", "feed"))
+    if part not in ("attn", "mlp") or not (is_attention or is_mlp):
+        return 0.0
+    return 0.5 if (part == "attn") == is_attention else -1.0
 
 
-def _lookup(table: Mapping[str, tuple[str, ...]], word: str) -> str | None:
-    return next((slot for slot, words in table.items() if word in words), None)
+def _hidden(headers: Headers, outer: Mapping[str, str]) -> int:
+    """The width of hidden states: of the norm before the head, else of the embedding."""
+    stem = outer.get("final_norm") or outer.get("embed", "")
+    shapes = list(headers.outer.get(stem, {}).values())
+    return shapes[0][-1] if shapes else 0
+
+
+def _is_transposed(headers: Headers, inner: Mapping[str, str], hidden: int) -> bool:
+    """Whether matrices are stored [in, out]: told by the last of the MLP, where it is not square."""
+    down = headers.inner.get(inner.get("mlp.down", ""), {}).get("weight", ())
+    return len(down) == 2 and down[1] == hidden != down[0]
+
+
+def other_side(shape: tuple[int, ...], hidden: int) -> int:
+    """The length of a matrix [out, in], or one stored [in, out], that is not the hidden one."""
+    return shape[0] if shape[-1] == hidden else shape[-1]
