@@ -176,8 +176,8 @@ def _disk() -> Iterator[Finding]:
 def _plugins() -> Iterator[Finding]:
     from llmkit import entry_points
     from llmkit.architecture.registry import default_registry
-    from llmkit.entry_points import entries, load
     from llmkit.errors import PluginError
+    from llmkit.layouts import opening
     from llmkit.quantization import codec, method
 
     registry = default_registry()
@@ -192,19 +192,13 @@ def _plugins() -> Iterator[Finding]:
     for plugin, found in loaded.items():
         if isinstance(found, PluginError):
             yield Finding(f"plugin {plugin.name}", "wrong", found.message, f"update or uninstall {plugin.origin}")
-    for entry in (*entry_points.entries(method.GROUP), *entry_points.entries(codec.GROUP)):
+    for entry in (e for group in (opening.GROUP, method.GROUP, codec.GROUP) for e in entry_points.entries(group)):
         try:
             entry_points.load(entry)
         except PluginError as error:
             yield Finding(f"plugin {entry.name}", "wrong", error.message, error.hint)
     for clash in registry.clashes():
         yield Finding("plugins", "wrong", clash, "uninstall one of them")
-    for group in ("llmkit.layouts", "llmkit.codecs", "llmkit.methods"):
-        for entry in entries(group):
-            try:
-                load(entry)
-            except PluginError as error:
-                yield Finding(f"{group} {entry.name}", "wrong", error.message, error.hint)
 
 
 def _end_to_end() -> Iterator[Finding]:
