@@ -12,7 +12,7 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.gguf_header import GgufFile, GgufTensor
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
 from llmkit.quantization.codec import Codec
-from llmkit.quantization.codecs.gguf_grids import GRIDS
+from llmkit.quantization.codecs.gguf_grids import GRIDS, pack_planes, unpack_planes
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack
 from llmkit.tensors.finite import require_finite
@@ -57,8 +57,11 @@ class GgufBlocks(Codec):
             import torch
 
             q = unpack(codes, matrix.bits, n_in).view(len(codes), -1, kind.block)
-            heads = [x.unsqueeze(-1).view(torch.uint8) for x in numbers]
-            return torch.cat([*heads, _bytes_of(q, matrix.bits)], -1).flatten(1)
+            blocks = torch.zeros((*q.shape[:2], kind.nbytes), dtype=torch.uint8)
+            pack_planes(blocks, q ^ _sign(matrix.bits), GRIDS[kind.name].codes)
+            for i, x in enumerate(numbers):
+                blocks[..., 2 * i : 2 * i + 2] = x.unsqueeze(-1).view(torch.uint8)
+            return blocks.flatten(1)
 
         spec = TensorSpec(DType.U8, (n_out, kind.row_nbytes(n_in)))
         inputs = [matrix.codes, *halves]
@@ -82,7 +85,8 @@ class GgufBlocks(Codec):
             return lambda x: unpacked(x.view(len(x), -1, kind.nbytes)).reshape(len(x), -1)
 
         def codes(x: torch.Tensor) -> torch.Tensor:
-            return pack(of_blocks(layout.codes)(x), bits)
+            q = unpack_planes(x.view(len(x), -1, kind.nbytes), layout.codes)
+            return pack(q.reshape(len(x), n_in) ^ _sign(bits), bits)
 
         def part(op: str, fn: Callable[[torch.Tensor], torch.Tensor], dtype: DType, n: int) -> Lazy:
             return Apply(op, [raw], TensorSpec(dtype, (n_out, n)), fn, attrs, scratch=1.0).output()
@@ -104,20 +108,14 @@ class GgufBlocks(Codec):
 
 
 CODEC = GgufBlocks()
+
+
+def _sign(bits: int) -> int:
+    """Eight bits are signed numbers in blocks: this bit the other way round, they are codes."""
+    return 0x80 if bits == 8 else 0
+
+
 _WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-
-
-def _bytes_of(q: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes [rows, blocks, 32] as the bytes of blocks after their scales."""
-    import torch
-
-    if bits == 8:
-        return q ^ 0x80
-    nibbles = (q[..., :16] & 0x0F) | (q[..., 16:] << 4)
-    if bits == 4:
-        return nibbles
-    fifth = (q >> 4).view(*q.shape[:2], 4, 8) << torch.arange(8, dtype=torch.uint8)
-    return torch.cat([fifth.sum(-1, dtype=torch.uint8), nibbles], -1)
 
 
 def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
