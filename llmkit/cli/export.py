@@ -172,7 +172,7 @@ def export(
     from llmkit.errors import InputError, nearest
     from llmkit.onnx.export import ATTENTIONS, computed_weights
     from llmkit.onnx.export import export as export_checkpoint
-    from llmkit.onnx.precision import Rounding
+    from llmkit.onnx.precision import Precision
 
     if to != "onnx":
         hint = "did you mean onnx?" if nearest(to, ["onnx"]) else "llmkit convert --help shows other formats"
@@ -193,13 +193,15 @@ def export(
     _described(ckpt)
     if not (no_check or writing.dry_run):
         _runtime()
-    rounding = Rounding(bits, embedding_bits=embedding_bits, accuracy_level=accuracy_level, is_qdq=qdq, **grids.asked)
+    precision = Precision(
+        bits, embedding_bits=embedding_bits, accuracy_level=accuracy_level, is_qdq=qdq, **grids.arguments
+    )
     after = export_checkpoint(
         ckpt,
         weights=weights,  # type: ignore[arg-type]
         dtype=dtype,
         attention=attention,
-        rounding=rounding,
+        precision=precision,
         provider=provider,
         kv_cache_dtype=kv_cache_dtype,
         calibrate=calibrate,
@@ -216,7 +218,7 @@ def export(
         if runner != "cpu" and not has_provider(runner):
             why = f"not compared with the torch decoder: ONNX Runtime has no provider {runner!r} here"
             return {"parity": None, "unchecked": why}, lambda: out.warning(why)
-        reference = computed_weights(ckpt, dtype=dtype, rounding=rounding, provider=provider)
+        reference = computed_weights(ckpt, dtype=dtype, precision=precision, provider=provider)
         out.doing("comparing with the torch decoder")
         checked = check_folder(writing.output, reference, dtype=dtype, provider=runner)
         failed.extend(checked.failed)

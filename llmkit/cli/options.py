@@ -160,7 +160,7 @@ class Grids:
     ] = "rtn"
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The same as arguments of a transform.
 
         Raises:

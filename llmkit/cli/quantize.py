@@ -65,7 +65,7 @@ def quantize(
 
     before = open_checkpoint(model)
     meter = Meter()
-    after = quantize_checkpoint(before, bits=bits, format=format, meter=meter, **grids.asked)
+    after = quantize_checkpoint(before, bits=bits, format=format, meter=meter, **grids.arguments)
     saved = sizes(before.tensors, after.tensors)
     size_text = (
         f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "

@@ -21,7 +21,8 @@ from llmkit.onnx.genai import genai_config, unfed_inputs
 from llmkit.onnx.grids import Grids
 from llmkit.onnx.kv_cache import CacheScales, choose_scales
 from llmkit.onnx.model import build_graph
-from llmkit.onnx.precision import Rounding, choose_grids, restored
+from llmkit.onnx.precision import Precision
+from llmkit.onnx.quantized_weights import choose_grids, restored
 from llmkit.onnx.weights import DataOf
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
@@ -41,7 +42,7 @@ _FASTEST: dict[str, tuple[AttentionOp, ...]] = {
 }
 _COMPUTE = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 _SCALES = {"FLOAT": DType.F32, "FLOAT16": DType.F16, "BFLOAT16": DType.BF16}
-_FLOATS = Rounding()
+_FLOATS = Precision()
 
 
 def export(
@@ -50,7 +51,7 @@ def export(
     weights: Weights | None = None,
     dtype: str = "float32",
     attention: AttentionOp | None = None,
-    rounding: Rounding = _FLOATS,
+    precision: Precision = _FLOATS,
     provider: str = "cpu",
     kv_cache_dtype: str | None = None,
     calibrate: Path | None = None,
@@ -62,7 +63,7 @@ def export(
             files are linked of which most is used.
         dtype: the compute dtype; weights keep the dtype they are stored in.
         attention: the op that computes attention; by default the fastest that can compute the model.
-        rounding: which matrices are computed from integers. Those of a quantized checkpoint stay as they are.
+        precision: which matrices are computed from integers. Those of a quantized checkpoint stay as they are.
         provider: what the graph is for, `cpu` or `cuda`. The CPU computes bfloat16 weights in float32.
         kv_cache_dtype: of keys and values between calls: int8; None: the compute dtype.
         calibrate: a text that tells the ranges of an int8 cache; None: the checkpoint's scales, or llmkit's own text.
@@ -74,7 +75,7 @@ def export(
     """
     _refuse_unknown("--weights", weights or WEIGHTS[0], WEIGHTS)
     opened = ckpt
-    ckpt, model, compute, grids, notes = _prepared(opened, dtype, rounding, provider)
+    ckpt, model, compute, grids, notes = _prepared(opened, dtype, precision, provider)
     cache = None
     if kv_cache_dtype is not None:
         floats = ckpt.derive(tensors=restored(ckpt.tensors, model, grids))
@@ -112,7 +113,7 @@ def export(
         step={"transform": "export", "to": "onnx", "weights": "link" if linked else "copy", "dtype": dtype}
         | {"attention": chosen, "provider": provider}
         | ({"kv_cache_dtype": kv_cache_dtype} if kv_cache_dtype is not None else {})
-        | rounding.attrs(),
+        | precision.attrs(),
         notes=notes,
         warnings=model.unread.warnings,
         container=OnnxFiles(graph, linked, sources),
@@ -120,15 +121,15 @@ def export(
 
 
 def computed_weights(
-    ckpt: Checkpoint, *, dtype: str = "float32", rounding: Rounding = _FLOATS, provider: str = "cpu"
+    ckpt: Checkpoint, *, dtype: str = "float32", precision: Precision = _FLOATS, provider: str = "cpu"
 ) -> Checkpoint:
     """The float checkpoint of the weights that a graph exported with the same options computes with."""
-    found, model, _, grids, _ = _prepared(ckpt, dtype, rounding, provider)
+    found, model, _, grids, _ = _prepared(ckpt, dtype, precision, provider)
     return found.derive(tensors=restored(found.tensors, model, grids))
 
 
 def _prepared(
-    ckpt: Checkpoint, dtype: str, rounding: Rounding, provider: str
+    ckpt: Checkpoint, dtype: str, precision: Precision, provider: str
 ) -> tuple[Checkpoint, Model, str, Grids, list[str]]:
     """The checkpoint in floats, its model, the compute dtype in ONNX's words, and what is computed from integers."""
     _refuse_unknown("--dtype", dtype, tuple(_COMPUTE))
@@ -145,7 +146,7 @@ def _prepared(
         notes.append("the CPU has no bfloat16 arithmetic: the graph computes in float32, weights stay as they are")
     elif provider == "cpu" and compute == "FLOAT16":
         notes.append("the CPU multiplies float16 matrices in float32: results are rounded to float16, nothing is saved")
-    grids, more = choose_grids(ckpt, model, rounding, scale_dtype=_SCALES[compute], provider=provider)
+    grids, more = choose_grids(ckpt, model, precision, scale_dtype=_SCALES[compute], provider=provider)
     return ckpt, model, compute, grids, [*notes, *more, *report.notes]
 
 

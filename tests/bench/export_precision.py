@@ -86,7 +86,7 @@ def perplexities(model: str, text: str, work: Path, context: int, n_windows: int
     from llmkit.decoder import load_decoder
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.onnx.export import computed_weights, export
-    from llmkit.onnx.precision import Rounding
+    from llmkit.onnx.precision import Precision
     from llmkit.onnx.session import load_onnx
     from llmkit.pipeline.plan import make_plan
     from llmkit.pipeline.runner import run_plan
@@ -102,11 +102,11 @@ def perplexities(model: str, text: str, work: Path, context: int, n_windows: int
     for bits, group, symmetric, ends in cases:
         found = {}
         for level in (0, 4):
-            rounding = Rounding(bits, group, symmetric, embedding_bits=ends, accuracy_level=level)
+            rounding = Precision(bits, group, symmetric, embedding_bits=ends, accuracy_level=level)
             folder = work / f"p{bits}_{group}_{symmetric}_{ends}_{level}"
-            run_plan(make_plan(export(ckpt, rounding=rounding), folder), overwrite=True)
+            run_plan(make_plan(export(ckpt, precision=rounding), folder), overwrite=True)
             found[level] = measure_perplexity(load_onnx(folder), ids, context=context).perplexity
-        decoder = load_decoder(computed_weights(ckpt, rounding=rounding))
+        decoder = load_decoder(computed_weights(ckpt, precision=rounding))
         wanted = measure_perplexity(decoder, ids, context=context).perplexity
         seconds, rss = memory_of_load(folder)
         what = f"int{bits} group {group} {'symmetric' if symmetric else 'asymmetric'}, embedding {ends}"

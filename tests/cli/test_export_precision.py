@@ -204,12 +204,12 @@ def test_the_standard_computes_the_same_of_qdq(call, tiny, tmp_path):
 
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.onnx.export import computed_weights
-    from llmkit.onnx.precision import Rounding
+    from llmkit.onnx.precision import Precision
 
     out = tmp_path / "out"
     args = ["--bits", "4", "--asymmetric", "--group-size", "16", "--qdq", "--no-check"]
     assert call("export", tiny, "--to", "onnx", *args, "-o", out).code == 0
-    wanted = computed_weights(open_checkpoint(tiny), rounding=Rounding(4, 16, symmetric=False)).tensors
+    wanted = computed_weights(open_checkpoint(tiny), precision=Precision(4, 16, symmetric=False)).tensors
     model = onnx.load(out / "model.onnx")
     parts = {i.name: i for i in model.graph.initializer}
     nodes = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]

@@ -21,7 +21,7 @@ from llmkit.checkpoint.quantized import dequantized
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.onnx.export import computed_weights, export
 from llmkit.onnx.parity import compare_decoders
-from llmkit.onnx.precision import Rounding
+from llmkit.onnx.precision import Precision
 from llmkit.tensors.spec import DType
 from llmkit.transforms.quantize import quantize
 
@@ -151,10 +151,10 @@ def test_columns_in_another_order_become_floats(tmp_path):
 def test_other_bits_are_rounded_a_second_time_and_said(tmp_path):
     save(quantize(tiny(tmp_path), bits=8, group_size="channel"), tmp_path / "q")
     ckpt = open_checkpoint(tmp_path / "q")
-    notes = " ".join(export(ckpt, rounding=Rounding(4, 32)).notes)
+    notes = " ".join(export(ckpt, precision=Precision(4, 32)).notes)
     assert "14 matrices were on another grid" in notes
     assert "14 matrices to int4 group 32 asymmetric" in notes
-    assert "stay on the grid" in " ".join(export(ckpt, rounding=Rounding(8)).notes)
+    assert "stay on the grid" in " ".join(export(ckpt, precision=Precision(8)).notes)
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("q4_0", 4), ("q8_0", 8)])

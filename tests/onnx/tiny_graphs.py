@@ -9,7 +9,7 @@ from llmkit.decoder.contract import random_checkpoint
 from llmkit.onnx.contract import held, running
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.opening import load_onnx
-from llmkit.onnx.precision import choose_grids, restored
+from llmkit.onnx.quantized_weights import choose_grids, restored
 from llmkit.tensors.spec import DType
 
 PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
@@ -41,13 +41,13 @@ def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
     return running(graph, model), load_decoder(ckpt, architecture=architecture), architecture.ends_of(config)
 
 
-def made_on_grids(name, rounding, variant=None, attention="attention", dtype="FLOAT"):
+def made_on_grids(name, precision, variant=None, attention="attention", dtype="FLOAT"):
     """The same for matrices on integer grids: the torch decoder has the floats that the integers stand for."""
     architecture = PLUGINS[name]
     config = architecture.tiny_config(variant)
     ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
     scale_dtype = {"FLOAT": DType.F32, "FLOAT16": DType.F16}[dtype]
-    grids, _ = choose_grids(ckpt, model, rounding, scale_dtype=scale_dtype, provider="cpu")
+    grids, _ = choose_grids(ckpt, model, precision, scale_dtype=scale_dtype, provider="cpu")
     graph = build_graph(model, ckpt.tensors, held, attention=attention, dtype=dtype, grids=grids)
     wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=architecture)
     return running(graph, model), wanted, architecture.ends_of(config)
