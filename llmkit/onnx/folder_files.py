@@ -1,8 +1,8 @@
 """The small files of an exported folder, as every runtime can read them.
 
 Optimum loads config.json and the tokenizer by transformers' own classes. A model that was published with code of its
-own, or whose sizes Optimum does not get from its config, gets the config of the architecture that is the same (or has
-its sizes: Optimum reads no more), beside the original, which llmkit reads.
+own, or whose sizes Optimum does not get from its config, gets the config of the architecture that is the same, or
+one that holds for its sizes (Optimum reads no more), beside the original, which llmkit reads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.formats.json_text import parse_object
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
-from llmkit.onnx.stand_in import has_sizes, stand_in
+from llmkit.onnx.stand_in import has_sizes, sizes_only, stand_in
 from llmkit.tokenization.without_code import tokenizer_without_code
 
 __all__ = ["large_files", "runtime_files"]
@@ -33,8 +33,9 @@ def runtime_files(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
     known = _known_config(config, ckpt.label)
     if known is not None:
         files[ORIGINAL_CONFIG] = FileContent.of_json(config)
+        what = "states sizes as" if "_purpose" in known else "describes the same model as"
         notes.append(
-            f"config.json is that of transformers' {known['architectures'][0]}, for Optimum; {ORIGINAL_CONFIG} is the "
+            f"config.json {what} transformers' {known['model_type']} does, for Optimum; {ORIGINAL_CONFIG} is the "
             "model's own"
         )
     files["config.json"] = FileContent.of_json(config if known is None else known)
@@ -46,8 +47,10 @@ def runtime_files(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
 def _known_config(config: dict[str, Any], label: str) -> dict[str, Any] | None:
     """The config for Optimum; None where that is the model's own."""
     architecture = registry.require(config, label)
-    describe = next(iter(architecture.equivalents.values()), architecture.described_as)
-    known = describe(config) if describe is not None else None
+    same = next(iter(architecture.equivalents.values()), None)
+    known = same(config) if same is not None else None
+    if known is None and architecture.described_as is not None:
+        known = sizes_only(architecture.described_as(config), config)
     if known is None and architecture.reference_config is not None:
         today = dict(architecture.reference_config(config))
         if today.get("model_type") != config.get("model_type"):  # of a release older than transformers' class

@@ -1,8 +1,9 @@
-"""A config.json from which Optimum gets the sizes of the empty past.
+"""A config.json from which Optimum gets the sizes of the empty past, and which claims nothing else.
 
 Optimum knows the shapes of the first call's keys and values by the config's `model_type`: heads of hidden / heads dims
-and as many key heads as heads, unless the type is one of those below. A model of other sizes gets the config of a type
-whose head size and key heads are both asked for. Source: optimum-onnx 0.1.0, onnxruntime/modeling_decoder.py.
+and as many key heads as heads, unless the type is one of those below. A model of other sizes gets a config with a type
+whose head size and key heads are both asked for; its `architectures` stay the model's own, and a key says what the file
+is for. Source: optimum-onnx 0.1.0, onnxruntime/modeling_decoder.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from llmkit.architecture.registry import model_type_of
 from llmkit.architecture.sizes import Sizes
 
-__all__ = ["has_sizes", "stand_in"]
+__all__ = ["has_sizes", "sizes_only", "stand_in"]
 
 _HEAD_DIM_IS_ASKED = frozenset({"gemma", "gemma3_text", "gpt_oss", "nemotron"})
 _KEY_HEADS_ARE_ASKED = frozenset(
@@ -22,7 +23,8 @@ _KEY_HEADS_ARE_ASKED = frozenset(
         "nemotron", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm",
     }
 )  # fmt: skip
-_STAND_IN = {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}
+_STAND_IN_TYPE = "gemma"
+_PURPOSE = "sizes of keys and values, which Optimum takes by model_type; the model's own config is beside it"
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype", "dtype")
 
 
@@ -36,8 +38,8 @@ def has_sizes(config: Mapping[str, Any], dims: Sizes) -> bool:
 
 def stand_in(config: Mapping[str, Any], dims: Sizes) -> dict[str, Any]:
     """The sizes of a model and its special tokens in the words of a type that Optimum asks for all sizes."""
-    return {
-        **_STAND_IN,
+    sizes = {
+        "model_type": _STAND_IN_TYPE,
         "head_dim": dims.head_dim,
         "hidden_size": dims.hidden,
         "intermediate_size": dims.ffn,
@@ -48,3 +50,10 @@ def stand_in(config: Mapping[str, Any], dims: Sizes) -> dict[str, Any]:
         "vocab_size": dims.vocab,
         **{key: config[key] for key in _KEPT if key in config},
     }
+    return sizes_only(sizes, config)
+
+
+def sizes_only(sizes: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that holds for its sizes: with the `architectures` of the model's own config, and saying so."""
+    own = {"architectures": config["architectures"]} if config.get("architectures") else {}
+    return {**own, **{k: v for k, v in sizes.items() if k != "architectures"}, "_purpose": _PURPOSE}

@@ -48,7 +48,8 @@ def test_a_config_whose_sizes_optimum_asks_for(name, tmp_path):
     assert open_checkpoint(folder).config == original
     known, dims = transformers.AutoConfig.from_pretrained(folder), load_onnx(folder).model.dims
     assert known.model_type == "gemma"
-    assert known.architectures == ["GemmaForCausalLM"]
+    assert known.architectures == original.get("architectures")
+    assert "sizes" in known._purpose
     assert (known.num_key_value_heads, known.head_dim) == (dims.kv_heads, dims.head_dim)
     found = (known.num_hidden_layers, known.hidden_size, known.num_attention_heads, known.intermediate_size)
     assert found == (dims.layers, dims.hidden, dims.heads, dims.ffn)
