@@ -21,18 +21,14 @@ from llmkit.errors import InputError, listing
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.folder import is_weight_file, left_unread, weight_set
 from llmkit.formats.json_text import read_object
+from llmkit.formats.tokenizer_files import TOKENIZER_FILES
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened
 from llmkit.layouts.opening import open_foreign
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["TOKENIZER_FILES", "Checkpoint", "FileContent", "natural_key", "open_checkpoint"]
+__all__ = ["Checkpoint", "FileContent", "natural_key", "open_checkpoint"]
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
-    "ice_text.model", "qwen.tiktoken", "vocab.tiktoken", "20B_tokenizer.json", "rwkv_vocab_v20230424.txt",
-)  # fmt: skip
 _PASS_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
 _PASS_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from llmkit.checkpoint.checkpoint import TOKENIZER_FILES
 from llmkit.formats.folder import is_weight_file
+from llmkit.formats.tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["belongs_to_model", "decides_what_opens"]
 

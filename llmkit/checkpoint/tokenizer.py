@@ -9,14 +9,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
-from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.json_text import parse_object
+from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.checked import read_tokenizer_json, template_text, without_panic
 
 __all__ = ["end_tokens", "load_tokenizer", "published_kind", "tokenizer_settings"]
 
-_PLAIN_NAMES = ("tokenizer.json", "20B_tokenizer.json")
+_PLAIN_NAMES = names_of(FileKind.FAST)
 
 
 def load_tokenizer(ckpt: Checkpoint) -> Any:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.architecture.tokenizers import SentencePieceFile
-from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent, open_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent, open_checkpoint
 from llmkit.errors import RequirementError
 from llmkit.formats.folder import is_weight_file
+from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
+from llmkit.tokenization.added_tokens import added_tokens
 from llmkit.tokenization.checked import read_tokenizer_json
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.published import choose_kind
@@ -21,9 +23,9 @@ from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks, se
 
 __all__ = ["TokenizerFiles", "read_tokenizer", "tokenizer_contents"]
 
-_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "ice_text.model", "sp.model")
+_SENTENCEPIECE = names_of(FileKind.SENTENCEPIECE_OR_RANKS, FileKind.SENTENCEPIECE)
 _GGUF = b"GGUF"
-_TIKTOKEN = ("tokenizer.model", "qwen.tiktoken", "vocab.tiktoken")
+_TIKTOKEN = names_of(FileKind.SENTENCEPIECE_OR_RANKS, FileKind.RANKS)
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,7 @@ class TokenizerFiles:
     @cached_property
     def added(self) -> Mapping[int, Mapping[str, Any]]:
         """Id -> description of every token that is matched as a whole, specials of the model included."""
-        found: dict[int, dict[str, Any]] = {i: {"content": t} for t, i in (self.added_json or {}).items()}
-        decoder = (self.config or {}).get("added_tokens_decoder") or {}
-        found |= {int(i): dict(t) for i, t in decoder.items() if str(i).isdigit() and isinstance(t, dict)}
-        for token in self.fast.added if self.fast is not None else ():
-            found[token["id"]] = {k: v for k, v in token.items() if k != "id"}
-        return dict(sorted(found.items()))
+        return added_tokens(self.added_json, self.config, self.fast.data if self.fast is not None else None)
 
     @cached_property
     def n_tokens(self) -> int:
@@ -207,9 +204,8 @@ def tokenizer_contents(path: Path) -> dict[str, FileContent]:
         InputError: the path, or weights that might carry a vocabulary, cannot be read.
     """
     if path.is_dir():
-        names = {*TOKENIZER_FILES, *_SENTENCEPIECE}
         inside = sorted(p for p in path.iterdir() if p.is_file())
-        files = {p.name: FileContent(path=p) for p in inside if p.name in names}
+        files = {p.name: FileContent(path=p) for p in inside if p.name in TOKENIZER_FILES}
         if _has_vocabulary(files) or not any(is_weight_file(p.name) for p in inside):
             return files
         return dict(open_checkpoint(path).files)

@@ -18,6 +18,7 @@ from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
+from llmkit.formats.tokenizer_files import FileKind, names_of
 
 __all__ = ["MOST_IDS", "is_id", "read_tokenizer_json", "template_text", "without_panic"]
 
@@ -168,9 +169,7 @@ def _is_number(value: Any) -> bool:
 
 
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any], str], None]] = {
-    "tokenizer.json": _tokenizer,
-    "20B_tokenizer.json": _tokenizer,
-    "tokenizer_config.json": _settings,
-    "added_tokens.json": _ids,
-    "vocab.json": _ids,
+    **dict.fromkeys(names_of(FileKind.FAST), _tokenizer),
+    **dict.fromkeys(names_of(FileKind.SETTINGS), _settings),
+    **dict.fromkeys(names_of(FileKind.ADDED, FileKind.VOCABULARY), _ids),
 }

@@ -12,6 +12,7 @@ from llmkit.architecture.tokenizers import (
     TokenizerKind,
 )
 from llmkit.errors import InputError
+from llmkit.tokenization.added_tokens import added_tokens, special_texts
 from llmkit.tokenization.byte_trie import ByteTrie
 from llmkit.tokenization.checked import read_tokenizer_json
 from llmkit.tokenization.file_codecs import Codec, RanksCodec, SentencePieceCodec
@@ -137,19 +138,12 @@ def _sentencepiece(
 
 def _added(settings: Config, files: Mapping[str, bytes], where: str) -> dict[str, tuple[int, bool]]:
     """Token -> its id, and whether it is a special one, of the tokens that were added to the published file."""
-    extra = settings.get("additional_special_tokens")
-    special = {t.get("content") if isinstance(t, dict) else t for t in (extra if isinstance(extra, list) else ())}
-    found: dict[str, tuple[int, bool]] = {}
-    if "added_tokens.json" in files:
-        name = "added_tokens.json"
-        stated = read_tokenizer_json(name, files[name], f"{where.partition(':')[0]}: {name}")
-        found = {t: (i, t in special) for t, i in stated.items()}
-    decoder = settings.get("added_tokens_decoder")
-    for i, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if str(i).isdigit() and isinstance(entry, dict):
-            token = str(entry["content"])
-            found[token] = (int(i), bool(entry.get("special")) or token in special)
-    return found
+    name, listed = "added_tokens.json", None
+    if name in files:
+        listed = read_tokenizer_json(name, files[name], f"{where.partition(':')[0]}: {name}")
+    special = special_texts(settings)
+    found = added_tokens(listed, settings)
+    return {t["content"]: (i, bool(t.get("special")) or t["content"] in special) for i, t in found.items()}
 
 
 def token_name(settings: Config, name: str, default: str | None) -> str | None:

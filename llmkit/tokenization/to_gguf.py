@@ -10,13 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from llmkit.architecture.tokenizers import TOKENIZERS, SentencePieceFile, TiktokenFile, TokenizerKind
 from llmkit.checkpoint.checkpoint import FileContent
 from llmkit.errors import LlmkitError
-from llmkit.tokenization.bpe import scores_of_merges
+from llmkit.tokenization.bpe import apply_bpe, scores_of_merges
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
 from llmkit.tokenization.byte_level import from_bytes
 from llmkit.tokenization.checked import template_text
@@ -193,11 +192,13 @@ def _ranks(found: TokenizerFiles, ranks: Mapping[bytes, int], n_rows: int, kind:
     """A tiktoken file: the merge that makes a token is of what the lower ranks leave of its bytes."""
     entries = _Entries(n_rows)
     merges = []
+    by_text: dict[str, float] = {}  # those of lower rank: what can have been merged before
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        entries.put(rank, from_bytes(token), 0.0, PieceKind.NORMAL)
-        if len(token) > 1:
-            parts = _parts(token, ranks, rank)
-            merges += [" ".join(map(from_bytes, parts))] if len(parts) == 2 else []
+        text = from_bytes(token)
+        entries.put(rank, text, 0.0, PieceKind.NORMAL)
+        parts = apply_bpe(text, lambda left, right: by_text.get(left + right)).parts
+        merges += [" ".join(parts)] if len(parts) == 2 else []
+        by_text[text] = rank
     for i, text in enumerate(kind.specials, len(ranks)):
         entries.put(i, text, 0.0, PieceKind.CONTROL)
     for i, token_data in found.added.items():
@@ -205,19 +206,6 @@ def _ranks(found: TokenizerFiles, ranks: Mapping[bytes, int], n_rows: int, kind:
     name = name_of_pattern(kind.pattern)
     warnings = [] if name is not None else [_NO_NAME]
     return {"model": "gpt2", "pre": name or "default", "merges": merges}, entries, warnings
-
-
-def _parts(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
-    """What BPE makes of a token with the merges of ranks below `limit`."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        found = [ranks.get(a + b, limit) for a, b in pairwise(parts)]
-        best = min(found)
-        if best >= limit:
-            break
-        at = found.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
 
 
 def _put_added(entries: _Entries, i: int, token: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
+from llmkit.formats.tokenizer_files import VOCABULARIES, FileKind, names_of
+from llmkit.tokenization.added_tokens import added_tokens
 from llmkit.tokenization.checked import MOST_IDS, read_tokenizer_json
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
@@ -47,38 +49,49 @@ def read_vocabulary(ckpt: Checkpoint) -> Vocabulary | None:
     Raises:
         InputError: a tokenizer file is malformed.
     """
-    files = ckpt.files
-    config = _json(ckpt, "tokenizer_config.json")
-    has_template = "chat_template.jinja" in files or "chat_template.json" in files or bool(config.get("chat_template"))
-    added = _added_ids(ckpt, config)
-    for name, count in (
-        ("tokenizer.json", _fast),
-        ("20B_tokenizer.json", _fast),
-        ("tokenizer.model", _model),
-        ("spiece.model", _sentencepiece),
-        ("ice_text.model", _sentencepiece),
-        ("vocab.json", _vocab_json),
-        ("qwen.tiktoken", _tiktoken),
-        ("vocab.tiktoken", _tiktoken),
-        ("rwkv_vocab_v20230424.txt", _numbered_lines),
-        ("vocab.txt", _lines),
-    ):
-        if name in files:
-            kind, n_model, more = count(ckpt, name)
-            offset, n_specials = _of_its_code(ckpt, config, name)
-            n_model += offset
-            more = [*more, *range(n_model, n_model + n_specials)]
-            ids = [i for i in {*added, *more} if i >= n_model]
-            return Vocabulary(name, kind, max([n_model, *(i + 1 for i in ids)]), len(ids), has_template)
-    return None
+    settings = _json(ckpt, "tokenizer_config.json")
+    has_template = bool(settings.get("chat_template")) or any(n in ckpt.files for n in names_of(FileKind.TEMPLATE))
+    name = next((n for n in VOCABULARIES if n in ckpt.files), None)
+    if name is None:
+        return None
+    kind = VOCABULARIES[name]
+    if kind is FileKind.SENTENCEPIECE_OR_RANKS:
+        kind = FileKind.RANKS if looks_like_ranks(ckpt.files[name].read()) else FileKind.SENTENCEPIECE
+    document = _json(ckpt, name) if kind in (FileKind.FAST, FileKind.VOCABULARY) else {}
+    words, n_model = _counted(kind, document, ckpt.files[name].read(), f"{ckpt.label}: {name}")
+    before, after = _of_its_code(ckpt, settings, name) if kind is not FileKind.FAST else (0, 0)
+    n_model += before
+    listed = added_tokens(_json(ckpt, "added_tokens.json"), settings, document if kind is FileKind.FAST else None)
+    added = [i for i in {*listed, *range(n_model, n_model + after)} if i >= n_model]
+    return Vocabulary(name, words, max([n_model, *(i + 1 for i in added)]), len(added), has_template)
 
 
-Counted = tuple[str, int, list[int]]
+def _counted(kind: FileKind, document: Mapping[str, Any], data: bytes, where: str) -> tuple[str, int]:
+    """What a vocabulary is, in words, and the number of ids of its file."""
+    if kind is FileKind.FAST:
+        vocab = document["model"]["vocab"]
+        ids: Iterable[int] = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        return str(document["model"].get("type") or "fast tokenizer"), max(ids, default=-1) + 1
+    if kind is FileKind.VOCABULARY:
+        return "BPE", max(document.values(), default=-1) + 1
+    if kind is FileKind.RANKS:
+        return "tiktoken", len(data.split(b"\n")) - 1
+    if kind is FileKind.WORDS:
+        return "word list", len(data.splitlines())
+    if kind is FileKind.BYTE_STRINGS:
+        last = data.rstrip().rsplit(b"\n", 1)[-1].split(b" ", 1)[0]
+        if not last.isdigit() or len(last) > len(str(MOST_IDS)):
+            raise InputError(f"{where}: the last line does not begin with an id: {last[:40]!r}")
+        return "byte trie", int(last) + 1
+    try:
+        return "SentencePiece", count_pieces(data)
+    except IndexError as error:
+        raise InputError(f"{where} is truncated or no SentencePiece model") from error
 
 
 def _of_its_code(ckpt: Checkpoint, config: Mapping[str, Any], name: str) -> tuple[int, int]:
     """What the code of a published tokenizer adds: ids before the file's first, special tokens after its last."""
-    kind = choose_kind(config, {name: ckpt.files[name].read()}) if name != "tokenizer.json" else None
+    kind = choose_kind(config, {name: ckpt.files[name].read()})
     if kind is None:
         return 0, 0
     key = kind.offset_key if isinstance(kind, SentencePieceFile) else None
@@ -90,54 +103,6 @@ def _json(ckpt: Checkpoint, name: str) -> Mapping[str, Any]:
     if name not in ckpt.files:
         return {}
     return read_tokenizer_json(name, ckpt.files[name].read(), f"{ckpt.label}: {name}")
-
-
-def _added_ids(ckpt: Checkpoint, config: Mapping[str, Any]) -> list[int]:
-    decoder = config.get("added_tokens_decoder")
-    ids = [int(i) for i in decoder if str(i).isdigit()] if isinstance(decoder, dict) else []
-    return ids + [i for i in _json(ckpt, "added_tokens.json").values() if isinstance(i, int)]
-
-
-def _fast(ckpt: Checkpoint, name: str) -> Counted:
-    data = _json(ckpt, name)
-    model = data.get("model")
-    model = model if isinstance(model, dict) else {}
-    vocab = model.get("vocab") or []
-    ids: Iterable[Any] = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
-    added = data.get("added_tokens") or []
-    more = [t["id"] for t in added if isinstance(t, dict) and isinstance(t.get("id"), int)]
-    return str(model.get("type") or "fast tokenizer"), max((int(i) for i in ids), default=-1) + 1, more
-
-
-def _vocab_json(ckpt: Checkpoint, name: str) -> Counted:
-    return "BPE", max((i for i in _json(ckpt, name).values() if isinstance(i, int)), default=-1) + 1, []
-
-
-def _tiktoken(ckpt: Checkpoint, name: str) -> Counted:
-    return "tiktoken", len(ckpt.files[name].read().split(b"\n")) - 1, []
-
-
-def _model(ckpt: Checkpoint, name: str) -> Counted:
-    """tokenizer.model is either; Llama 3 and GLM-4 call their ranks so."""
-    return (_tiktoken if looks_like_ranks(ckpt.files[name].read()) else _sentencepiece)(ckpt, name)
-
-
-def _numbered_lines(ckpt: Checkpoint, name: str) -> Counted:
-    last = ckpt.files[name].read().rstrip().rsplit(b"\n", 1)[-1].split(b" ", 1)[0]
-    if not last.isdigit() or len(last) > len(str(MOST_IDS)):
-        raise InputError(f"{ckpt.label}: the last line of {name} does not begin with an id: {last[:40]!r}")
-    return "byte trie", int(last) + 1, []
-
-
-def _lines(ckpt: Checkpoint, name: str) -> Counted:
-    return "word list", len(ckpt.files[name].read().splitlines()), []
-
-
-def _sentencepiece(ckpt: Checkpoint, name: str) -> Counted:
-    try:
-        return "SentencePiece", count_pieces(ckpt.files[name].read()), []
-    except IndexError as error:
-        raise InputError(f"{ckpt.label}: {name} is truncated or no SentencePiece model") from error
 
 
 def count_pieces(data: bytes) -> int:

@@ -41,5 +41,5 @@ def test_the_count_is_that_of_the_tokenizer(world):
 
 
 def test_a_file_that_ends_otherwise():
-    with pytest.raises(InputError, match=r"m: the last line of rwkv_vocab_v20230424.txt does not begin with an id"):
+    with pytest.raises(InputError, match=r"m: rwkv_vocab_v20230424.txt: the last line does not begin with an id"):
         read_vocabulary(ckpt("rwkv_vocab_v20230424.txt", TRIE.encode() + b"trunc"))

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmkit.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
 from llmkit.errors import RequirementError
 from llmkit.formats.adapter import Adapter
+from llmkit.formats.tokenizer_files import TOKENIZER_FILES
 from llmkit.tokenization.vocabulary import read_vocabulary
 
 __all__ = ["VocabularyChange", "plan_vocabulary"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import FileContent
 from llmkit.errors import InputError, listing
+from llmkit.formats.tokenizer_files import FileKind, names_of
 from llmkit.tokenization.bundle import read_tokenizer, tokenizer_contents
 from llmkit.tokenization.byte_level import from_bytes, to_bytes
 from llmkit.tokenization.fast import FastTokenizer
@@ -15,7 +16,7 @@ from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 
 __all__ = ["Entry", "Source", "read_source"]
 
-_NAMES = ("tokenizer.model", "tokenizer.json", "spiece.model", "sp.model", "qwen.tiktoken", "vocab.tiktoken")
+_NAMES = names_of(FileKind.FAST, FileKind.SENTENCEPIECE_OR_RANKS, FileKind.SENTENCEPIECE, FileKind.RANKS)
 
 
 @dataclass(frozen=True, slots=True)
