@@ -119,6 +119,7 @@ def combine(
     from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 
+    lora.require_method(method)
     opened = [lora.open_adapter(a) for a in adapters]
     meter = Meter()
     made = lora.combine(opened, method=method, weights=weight, density=density, rank=rank, seed=seed, meter=meter)

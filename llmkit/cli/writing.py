@@ -90,6 +90,9 @@ def write(
         raise interrupted_run(plan.out, is_resumable=not writing.no_resume) from None
     elapsed = time.monotonic() - started
     resumed = resumed_nbytes(out, manifest)
+    not_finite = manifest["run"].get("not_finite", {})
+    if not_finite and "overflow" not in manifest["run"]:
+        out.warning(_not_finite(not_finite, plan))
     try:
         more, render_more = finish(manifest) if finish is not None else ({}, lambda: None)
     except KeyboardInterrupt:
@@ -103,6 +106,7 @@ def write(
         "files": {name: entry["nbytes"] for name, entry in manifest["files"].items()},
         "elapsed_s": round(elapsed, 3),
         "resumed_nbytes": resumed,
+        "not_finite": not_finite,
         "recipe": manifest["recipe"],
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
@@ -157,6 +161,19 @@ def mark_failed(folder: Path, whose: str) -> None:
 
     text = f"The logits of this model differ from {whose}.\n"
     write_file(folder / "PARITY_FAILED", text.encode(), "llmkit's mark", lambda head: head.startswith(b"The logits"))
+
+
+def _not_finite(found: Mapping[str, int], plan: Plan) -> str:
+    """Values that are no numbers in what was computed: the inputs had them, or the dtype holds no larger ones."""
+    from llmkit.errors import listing
+    from llmkit.tensors.spec import DType
+
+    most = sorted(found.items(), key=lambda entry: -entry[1])
+    values = "1 value is" if sum(found.values()) == 1 else f"{sum(found.values())} values are"
+    text = f"{values} NaN or infinite in what was written: {listing((f'{name} ({n})' for name, n in most), 3)}"
+    if any(plan.checkpoint.tensors[name].dtype is DType.F16 for name in found):
+        text += "; float16 holds none beyond 65504, bfloat16 does"
+    return text
 
 
 def _shared(entries: Mapping[str, Mapping[str, Any]]) -> str:

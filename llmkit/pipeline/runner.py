@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from llmkit.pipeline.pool import default_workers, run_all
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.pipeline.sharing import SharedFiles
 from llmkit.pipeline.target import disk_errors
+from llmkit.tensors.finite import count_not_finite
 from llmkit.tensors.lazy import Context, Read, Rows
 from llmkit.tensors.loading import import_torch
 from llmkit.tensors.moving import Mover, is_moved
@@ -98,6 +100,7 @@ def run_plan(
                 manifest["files"][name] = shared.entry(name, partial.link(name, source))
             manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
             manifest["run"] |= {"nbytes_resumed": run.nbytes_resumed} | dict(findings() if findings is not None else {})
+            manifest["run"] |= {"not_finite": dict(sorted(run.not_finite.items()))} if run.not_finite else {}
             partial.finish(manifest, plan.sources)
     finally:
         progress.end()
@@ -121,6 +124,7 @@ class _Run:
         self._crcs: dict[str, int] = {}
         self._with_crc = {f.name for f in plan.files if f.finish is not None}
         self.read_hashes: dict[str, dict[str, str]] = {}
+        self.not_finite: dict[str, int] = {}
         self.n_resumed = 0
         self.nbytes_resumed = 0
         self._stop = threading.Event()
@@ -191,6 +195,7 @@ class _Run:
             return
         hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
         reads: dict[int, ReadHash] = {}
+        not_finite: Counter[str] = Counter()
         context = Context(lambda node, rows, data: observe_read(reads, node, rows, _bytes_of(data)), self._stop.is_set)
         with torch.inference_mode():
             for rows in step.slices:
@@ -203,7 +208,9 @@ class _Run:
                     return
                 for placement in step.placements:
                     self._write(step, placement, rows, results[placement.index], hashers[placement.name])
-        self._finish_step(step, hashers, ((r.node, r.digest) for r in reads.values()))
+                    if not is_moved(step.node):
+                        not_finite[placement.name] += count_not_finite(results[placement.index])
+        self._finish_step(step, hashers, ((r.node, r.digest) for r in reads.values()), +not_finite)
 
     def _move_step(self, step: Step) -> None:
         """A step that only moves bytes, without torch."""
@@ -239,12 +246,19 @@ class _Run:
             self._write_bytes(placement, placement.offset + start, view, hasher)
         self._finish_step(step, {step.name: hasher}, [(node, hasher.hexdigest())])
 
-    def _finish_step(self, step: Step, hashers: Mapping[str, Hasher], reads: Iterable[tuple[Read, str | None]]) -> None:
+    def _finish_step(
+        self,
+        step: Step,
+        hashers: Mapping[str, Hasher],
+        reads: Iterable[tuple[Read, str | None]],
+        not_finite: Mapping[str, int] | None = None,
+    ) -> None:
         """Note the hashes of what was written, and of the stored tensors that it was made from."""
         entry = {
             "tensors": {name: h.hexdigest() for name, h in hashers.items()},
             "crc32": {name: h.crc for name, h in hashers.items() if h.crc is not None},
             "reads": [[str(node.source.path), node.name, digest] for node, digest in reads if digest is not None],
+            "not_finite": dict(not_finite or {}),
         }
         self.partial.record(step.name, entry)
         self._keep(entry)
@@ -309,6 +323,7 @@ class _Run:
         with self._guard:
             self.hashes.update(entry["tensors"])
             self._crcs.update(entry["crc32"])
+            self.not_finite.update(entry.get("not_finite", {}))
             for path, name, digest in entry["reads"]:
                 self.read_hashes.setdefault(path, {})[name] = digest
 

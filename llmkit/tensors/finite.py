@@ -13,7 +13,7 @@ from llmkit.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["require_finite"]
+__all__ = ["count_not_finite", "require_finite"]
 
 
 def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = "", what: str = "weights") -> None:
@@ -43,3 +43,13 @@ def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = ""
         f"{whose}the {what} reach {largest:.3g}: the scale of such a group is beyond the dtype of the scales",
         hint="leave this matrix in floats (quantize --keep), or store a wider type (convert --to gguf --type f32)",
     )
+
+
+def count_not_finite(values: torch.Tensor) -> int:
+    """How many elements of a float tensor are NaN or infinite; 0 for integers.
+
+    The sum tells in one pass, many times as fast as a look at each element: it is finite only where all of them are.
+    """
+    if not values.is_floating_point() or values.element_size() < 2 or bool(values.sum().isfinite()):
+        return 0
+    return int((~values.isfinite()).sum())

@@ -56,6 +56,16 @@ def test_merge_prints_how_much_changed(world, capsys):
     assert torch.allclose(q(world / "out"), q(world / "base") + 2 * b @ a, atol=1e-5)
 
 
+def test_a_merge_says_which_values_its_dtype_does_not_hold(world, capsys):
+    adapter = world / "one/adapter_model.safetensors"
+    save_file({k: v * 200 for k, v in load_file(adapter).items()}, adapter)
+    line = ["lora", "merge", str(world / "base"), str(world / "one"), "--dtype", "float16", "-o", str(world / "out")]
+    assert main(line) == 0
+    n = int(q(world / "out").isinf().sum())
+    assert n > 1
+    assert f"warning: {n} values are NaN or infinite in what was written: model.layers.0" in capsys.readouterr().err
+
+
 def test_merge_as_json_with_weights(world, capsys):
     args = ["lora", "merge", *(str(world / n) for n in ("base", "one", "two")), "--weight", "0.5", "--weight", "-1"]
     assert main([*args, "-o", str(world / "out"), "--json"]) == 0
@@ -102,6 +112,11 @@ def test_errors_leave_no_output(world, capsys):
     assert "error: one was initialised with pissa, which changes the base" in said
     assert "hint: save it converted" in said
     assert not (world / "out").exists()
+
+
+def test_a_method_is_looked_at_before_the_adapters(world, capsys):
+    assert main(["lora", "combine", str(world / "none"), "--method", "svdd", "-o", str(world / "out")]) == 2
+    assert "did you mean --method svd?" in capsys.readouterr().err
 
 
 def differing(world):

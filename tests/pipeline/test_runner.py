@@ -90,6 +90,18 @@ def test_slices_and_workers_do_not_change_the_bytes(source, tmp_path, monkeypatc
     assert reads.keys() == tensors.keys()
 
 
+def test_values_that_are_no_numbers_are_counted_where_something_is_computed(source, tmp_path):
+    folder, tensors = source
+    name = "layers.1.w"
+    tensors[name].view(-1)[:3] = torch.tensor([60000.0, -60000.0, torch.nan])
+    tensors["layers.0.w"].view(-1)[0] = torch.inf
+    save_file(tensors, folder / "model.safetensors")
+    ckpt = copy_of(folder)
+    manifest = llmkit.save(ckpt.derive(tensors={**ckpt.tensors, name: doubled(ckpt.tensors[name])}), tmp_path / "out")
+    assert manifest["run"]["not_finite"] == {name: 3}
+    assert "not_finite" not in llmkit.save(ckpt, tmp_path / "copy")["run"]
+
+
 def test_siblings_are_written_together_in_slices(source, tmp_path, monkeypatch):
     folder, tensors = source
     monkeypatch.setattr(planning.slice_rows, "__defaults__", (300,))

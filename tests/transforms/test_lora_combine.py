@@ -11,8 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel
 
 import llmkit
-from llmkit.errors import RequirementError, SpecError
+from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.quantization.quality import Meter
+from llmkit.tensors.lazy import Apply
 from llmkit.transforms.lora import adapter_of, combine, extract, merge, open_adapter, survey
 
 TARGETS = ["q_proj", "down_proj"]
@@ -196,6 +197,26 @@ def test_extract_of_full_rank_gives_the_tuned_model_in_peft(tuned, tmp_path):
     assert any("model.norm.weight" in n and "model.embed_tokens.weight" in n for n in made.notes)
 
 
+@pytest.mark.parametrize("part", ["q_proj", "q_proj.bias", "norm"])
+def test_what_is_stored_whole_loads_in_peft(tmp_path, part):
+    model = world.llama(biased=True)
+    base = world.save_base(model, tmp_path / "base")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if part in name:
+                p.add_(0.1 * torch.randn_like(p))
+    tuned = world.save_base(model, tmp_path / "tuned")
+    llmkit.save(extract(world.open_base(base), world.open_base(tuned), rank=64), tmp_path / "adapter")
+    ids = torch.arange(12).view(2, 6)
+    expected = world.folder_logits(tuned, ids)
+    assert (world.live_logits(base, tmp_path / "adapter", ids) - expected).abs().max() < 1e-4
+    again = combine([open_adapter(tmp_path / "adapter")])
+    llmkit.save(again, tmp_path / "again")
+    assert (world.live_logits(base, tmp_path / "again", ids) - expected).abs().max() < 1e-4
+    llmkit.save(merge(world.open_base(base), [open_adapter(tmp_path / "again")]), tmp_path / "out")
+    assert (world.folder_logits(tmp_path / "out", ids) - expected).abs().max() < 1e-4
+
+
 def test_extract_is_the_best_of_its_rank_and_says_how_near(tuned):
     base, target = world.open_base(tuned / "base"), world.open_base(tuned / "tuned")
     meter = Meter()
@@ -229,4 +250,11 @@ def test_extract_refuses(tuned):
         extract(base, base, rank=2)
     with pytest.raises(RequirementError, match="either a rank or an energy") as caught:
         extract(base, world.open_base(tuned / "tuned"))
+    broken = world.open_base(tuned / "tuned")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    lazy = broken.tensors[name]
+    nan = Apply("nan", [lazy], lazy.spec, lambda x: x.masked_fill(x == x[0, 0], torch.nan)).output()
+    adapter = extract(base, broken.derive(tensors={**broken.tensors, name: nan}), rank=2)
+    with pytest.raises(InputError, match="q_proj: its weights, or those it was tuned from, hold NaN"):
+        adapter.tensors[f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight"].load()
     assert "--rank 16" in caught.value.hint

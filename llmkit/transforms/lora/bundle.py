@@ -37,7 +37,7 @@ def bundle(
         modules: module path -> `lora_A` and `lora_B`, or their embedding forms.
         alphas: module path -> alpha; the scaling is alpha / rank.
         config: keys of adapter_config.json that do not follow from the tensors.
-        saved: parameter path -> whole tensor (modules_to_save).
+        saved: parameter path -> whole tensor (modules_to_save; a bias alone, or of an adapted layer, as `bias="all"`).
         files: tokenizer files that belong to the adapter.
     """
     saved = dict(saved or {})
@@ -48,11 +48,15 @@ def bundle(
             is_bare = part.startswith("lora_embedding_")
             tensors[f"{_PREFIX}{module}.{part}{'' if is_bare else '.weight'}"] = lazy
         ranks[module] = next(t.shape[0] for p, t in parts.items() if p.endswith("_A"))
-    whole = []
+    whole, with_biases = [], False
     for path, lazy in saved.items():
         module, _, leaf = path.rpartition(".")
-        if module in modules and leaf == "weight":  # PEFT's own place for the weight under an adapted embedding or head
-            tensors[f"{_PREFIX}{module}.base_layer.weight"] = lazy
+        is_bias = leaf == "bias" and (module in modules or f"{module}.weight" not in saved)
+        with_biases = with_biases or is_bias
+        if module in modules and leaf in ("weight", "bias"):  # PEFT's own place for what is under an adapted layer
+            tensors[f"{_PREFIX}{module}.base_layer.{leaf}"] = lazy
+        elif is_bias:
+            tensors[_PREFIX + path] = lazy
         else:
             tensors[_PREFIX + path] = lazy
             whole.append(module)
@@ -62,7 +66,7 @@ def bundle(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "bias": "none",
+        "bias": "all" if with_biases else "none",
         "lora_dropout": 0.0,
         "init_lora_weights": True,
         "use_rslora": False,

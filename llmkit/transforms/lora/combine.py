@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import RequirementError, SpecError, listing
+from llmkit.errors import RequirementError, SpecError, listing, nearest
 from llmkit.formats.adapter import Adapter
 from llmkit.quantization.method import Observe
 from llmkit.quantization.quality import Meter
@@ -37,7 +37,7 @@ from llmkit.transforms.lora.bundle import bundle
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["METHODS", "Method", "combine"]
+__all__ = ["METHODS", "Method", "combine", "require_method"]
 
 Method = Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -104,13 +104,26 @@ def combine(
     )  # fmt: skip
 
 
+def require_method(method: str) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        RequirementError: no method has this name.
+    """
+    if method not in METHODS:
+        guess = nearest(method, METHODS)
+        raise RequirementError(
+            f"unknown method {method!r}; expected one of {', '.join(METHODS)}",
+            hint=f"did you mean --method {guess}?" if guess else "--method cat is the exact sum",
+        )
+
+
 def _checked(
     adapters: Sequence[Adapter], method: str, weights: Sequence[float] | None, density: float | None, rank: int | None
 ) -> list[float]:
     if not adapters:
         raise RequirementError("no adapter to combine", hint="llmkit lora combine ADAPTER… -o OUT")
-    if method not in METHODS:
-        raise RequirementError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    require_method(method)
     factors = [float(w) for w in weights] if weights else [1.0] * len(adapters)
     if len(factors) != len(adapters) or not all(math.isfinite(w) for w in factors):
         raise RequirementError(f"{len(factors)} weights for {len(adapters)} adapters; expected a number for each")

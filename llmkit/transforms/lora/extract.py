@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.ends import find_ends
-from llmkit.errors import RequirementError, SpecError, listing
+from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
@@ -137,19 +137,23 @@ def extract(
         old, new = base.tensors[name], tuned.tensors[name]
         if name in flipped:
             old, new = transpose(old), transpose(new)
-        low, high = _factors(old, new, r, observe)
+        low, high = _factors(module, old, new, r, observe)
         modules[module] = {"lora_A": low, "lora_B": high}
     saved = {name: tuned.tensors[name] for name in found.saved}
+    if not modules:  # PEFT makes no adapter that adapts no layer
+        name = _linear_names(base, tuned)[0]
+        n_out, n_in = base.tensors[name].shape[:: -1 if name in flipped else 1]
+        modules[name.removesuffix(".weight")] = {"lora_A": _zeros(1, n_in), "lora_B": _zeros(n_out, 1)}
     ranks = sorted(set(found.ranks.values()))
     notes = [
-        f"{len(modules)} layers of rank {ranks[0]}{f' to {ranks[-1]}' if len(ranks) > 1 else ''}, "
+        f"{len(found.ranks)} layers of rank {ranks[0]}{f' to {ranks[-1]}' if len(ranks) > 1 else ''}, "
         f"{found.unchanged} tensors equal"
         if ranks
         else f"no linear layer differs, {found.unchanged} tensors equal"
     ]
     grown = any(base.tensors[n].shape != t.shape for n, t in saved.items() if n in base.tensors)
     if saved:
-        notes.append(f"changed, and stored whole (modules_to_save): {listing(saved)}")
+        notes.append(f"changed, and stored whole: {listing(saved)}")
     step = {"transform": "lora.extract", "base": base.label, "tuned": tuned.label, "rank": rank, "energy": energy}
     loaded = base.model.names.in_memory if base.model is not None else {}  # PEFT sees what transformers makes
     modules = {loaded.get(m, m): parts for m, parts in modules.items()}
@@ -214,15 +218,24 @@ def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
 
 
 def _with_siblings(tuned: Checkpoint, ranks: dict[str, int], saved: list[str]) -> list[str]:
-    """A bias cannot be saved beside the LoRA of its weight: PEFT saves modules, so the weight goes with it."""
+    """PEFT saves modules whole: all tensors of one go together, but for biases, which may be saved alone."""
     whole = dict.fromkeys(saved)
     for name in saved:
-        module = name.rpartition(".")[0]
-        for other in tuned.tensors:
+        module, _, leaf = name.rpartition(".")
+        for other in tuned.tensors if leaf != "bias" else ():
             if other.rpartition(".")[0] == module:
                 whole.setdefault(other)
                 ranks.pop(other, None)
     return list(whole)
+
+
+def _zeros(n_rows: int, n_columns: int) -> Lazy:
+    def fn() -> torch.Tensor:
+        import torch
+
+        return torch.zeros(n_rows, n_columns)
+
+    return Apply("zeros", [], TensorSpec(DType.F32, (n_rows, n_columns)), fn, row_step=None).output()
 
 
 def _gram(base: Lazy, tuned: Lazy) -> tuple[torch.Tensor, torch.Tensor, bool]:
@@ -245,7 +258,7 @@ def _rank(base: Lazy, tuned: Lazy, rank: int | None, energy: float | None) -> in
     return min(int((kept < (energy or 1.0) - 1e-12).sum()) + 1, largest)
 
 
-def _factors(base: Lazy, tuned: Lazy, rank: int, observe: object) -> tuple[Lazy, Lazy]:
+def _factors(module: str, base: Lazy, tuned: Lazy, rank: int, observe: object) -> tuple[Lazy, Lazy]:
     n_out, n_in = base.shape
     specs = (TensorSpec(DType.F32, (rank, n_in)), TensorSpec(DType.F32, (n_out, rank)))
 
@@ -253,6 +266,11 @@ def _factors(base: Lazy, tuned: Lazy, rank: int, observe: object) -> tuple[Lazy,
         import torch
 
         delta = t.double() - w.double()
+        if not delta.sum().isfinite():
+            raise InputError(
+                f"{module}: its weights, or those it was tuned from, hold NaN or infinities, which no low rank holds",
+                hint="download them again; where the training diverged, take an earlier checkpoint",
+            )
         is_tall = n_out >= n_in
         squares, vectors = torch.linalg.eigh(delta.T @ delta if is_tall else delta @ delta.T)
         chosen = vectors.flip(1)[:, :rank]
