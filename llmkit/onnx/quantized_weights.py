@@ -29,7 +29,7 @@ __all__ = ["choose_grids", "restored"]
 
 
 @dataclass
-class _Sorted:
+class _WeightPlan:
     """The matrices of a model by name, and what becomes of them.
 
     Attributes:
@@ -60,18 +60,18 @@ def choose_grids(
         SpecError: a glob that matches nothing, nothing left to quantize.
     """
     precision.refuse_unknown()
-    them = _sorted(ckpt, model, precision, provider)
+    plan = _plan_weights(ckpt, model, precision, provider)
     if (
         precision.bits is None
-        and not them.kept
+        and not plan.kept
         and (precision.keep or precision.only or precision.symmetric is not None)
     ):
         raise InputError(f"{ckpt.label} has float weights, which nothing rounds", hint="give --bits 4 or --bits 8")
-    if precision.bits is not None and not them.kept and not them.floats:
+    if precision.bits is not None and not plan.kept and not plan.floats:
         raise nothing_left(ckpt, model, precision.keep, precision.only)
-    integers, notes = dict(them.kept), _notes(them, scale_dtype)
+    integers, notes = dict(plan.kept), _notes(plan, scale_dtype)
     if precision.bits is not None:
-        made, more = _quantized(them, model.tensors(), precision, provider, scale_dtype)
+        made, more = _quantized(plan, model.tensors(), precision, provider, scale_dtype)
         integers |= made
         notes += more
     head = model.slots.get("head.weight")
@@ -122,8 +122,8 @@ def _is_table(slot: Slot) -> bool:
     return slot.id == "embed.weight"
 
 
-def _sorted(ckpt: Checkpoint, model: Model, precision: Precision, provider: str) -> _Sorted:
-    them, slots = _Sorted(), model.tensors()
+def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider: str) -> _WeightPlan:
+    plan, slots = _WeightPlan(), model.tensors()
     for name, why in why_left(ckpt, model, precision.keep, precision.only, has_tables=True).items():
         slot, lazy = slots[name], ckpt.tensors[name]
         lazy = transpose(lazy) if slot.is_transposed else lazy
@@ -135,14 +135,14 @@ def _sorted(ckpt: Checkpoint, model: Model, precision: Precision, provider: str)
         if fitted is not None and _is_table(slot) and lazy.shape[1] % fitted.group:
             fitted = None  # GatherBlockQuantized has whole blocks only
         if fitted is not None and (precision.bits is None or (bits is not None and fitted.bits <= bits)):
-            them.kept[name] = Integers(fitted, _is_table(slot))
+            plan.kept[name] = Integers(fitted, _is_table(slot))
         elif why is None and bits is not None:
-            them.floats[name] = lazy
+            plan.floats[name] = lazy
         elif is_dequantized(lazy):
-            them.widened[name] = dequantized_from(lazy)
+            plan.widened[name] = dequantized_from(lazy)
         else:
-            them.left.setdefault(str(why or precision.why_float_embedding(provider)), []).append(name)
-    return them
+            plan.left.setdefault(str(why or precision.why_float_embedding(provider)), []).append(name)
+    return plan
 
 
 def _why_no_table(model: Model, columns: int) -> str | None:
@@ -155,15 +155,15 @@ def _why_no_table(model: Model, columns: int) -> str | None:
 
 
 def _quantized(
-    them: _Sorted, slots: Mapping[str, Slot], precision: Precision, provider: str, scale_dtype: DType
+    plan: _WeightPlan, slots: Mapping[str, Slot], precision: Precision, provider: str, scale_dtype: DType
 ) -> tuple[dict[str, Integers], list[str]]:
     """Quantize what is to be quantized, and say so."""
     bits, method = precision.bits or 0, method_named(precision.method)
-    rows = {name: lazy.shape[1] for name, lazy in them.floats.items() if not _is_table(slots[name])}
+    rows = {name: lazy.shape[1] for name, lazy in plan.floats.items() if not _is_table(slots[name])}
     grid, reason = choose_grid(CODEC, bits, precision.group_size, precision.symmetric, rows)
     of_embedding = replace(grid, bits=precision.bits_of_embedding(provider) or bits)
     made, notes = {}, []
-    for name, lazy in them.floats.items():
+    for name, lazy in plan.floats.items():
         is_table, own = _is_table(slots[name]), grid if slots[name].kind == "linear" else of_embedding
         own = _of_table(own, lazy.shape[1]) if is_table else own
         fitted = CODEC.fitted(quantized(lazy, method, own, scale_dtype, name=name))
@@ -175,7 +175,7 @@ def _quantized(
     n_layers = len(made) - len(notes)
     if n_layers:
         notes.insert(0, f"{n_layers} matrices to {grid}{reason}, {method.words}")
-    left = [f"{listing(names, 2)} ({why})" for why, names in them.left.items() if why != "--only"]
+    left = [f"{listing(names, 2)} ({why})" for why, names in plan.left.items() if why != "--only"]
     return made, notes + ([f"matrices left in floats: {'; '.join(left)}"] if left else [])
 
 
@@ -188,9 +188,9 @@ def _of_table(grid: Grid, columns: int) -> Grid:
     return replace(grid, group_size=([b for b in fitting if b < size] or fitting)[-1])
 
 
-def _notes(them: _Sorted, scale_dtype: DType) -> list[str]:
+def _notes(plan: _WeightPlan, scale_dtype: DType) -> list[str]:
     """What is said of matrices that were quantized before."""
-    notes, kept = [], [integers.matrix for integers in them.kept.values()]
+    notes, kept = [], [integers.matrix for integers in plan.kept.values()]
     if kept:
         kinds = listing(dict.fromkeys(map(str, kept)))
         notes.append(f"{len(kept)} matrices stay on the grid that they are stored on ({kinds}), bit for bit")
@@ -200,12 +200,12 @@ def _notes(them: _Sorted, scale_dtype: DType) -> list[str]:
                 f"{len(finer)} of them have finer scales than {scale_dtype.torch_name}, in which the operators take "
                 "them: those are rounded to it (--dtype float32 keeps them)"
             )
-    if them.widened:
-        types = ", ".join(f"{n} {kind}" for kind, n in Counter(them.widened.values()).items())
-        become = "matrix becomes" if len(them.widened) == 1 else "matrices become"
-        names = listing(list(them.widened), 2)
-        notes.append(f"{len(them.widened)} quantized {become} floats ({types}: {names}): MatMulNBits has no such grid")
-    again = [name for name, lazy in them.floats.items() if is_dequantized(lazy)]
+    if plan.widened:
+        types = ", ".join(f"{n} {kind}" for kind, n in Counter(plan.widened.values()).items())
+        become = "matrix becomes" if len(plan.widened) == 1 else "matrices become"
+        names = listing(list(plan.widened), 2)
+        notes.append(f"{len(plan.widened)} quantized {become} floats ({types}: {names}): MatMulNBits has no such grid")
+    again = [name for name, lazy in plan.floats.items() if is_dequantized(lazy)]
     if again:
         notes.append(f"{len(again)} matrices were on another grid ({listing(again, 2)}) and are rounded a second time")
     return notes
