@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
 from llmkit.quantization.codecs.compressed_tensors import CODEC
 from llmkit.quantization.matrix import Grid
@@ -11,6 +12,9 @@ from llmkit.quantization.methods.rtn import METHOD
 from llmkit.tensors.lazy import Apply, Context, Lazy
 from llmkit.tensors.siblings import siblings
 from llmkit.tensors.spec import DType, TensorSpec
+
+LIBRARY_HAS_GAPS = pack_to_int32(torch.zeros((1, 32), dtype=torch.int8), 3).shape[1] != 3
+"""compressed-tensors before 0.18 packs ten codes of 3 bits in a word; later ones, and llmkit, leave no gaps."""
 
 
 def held(data: torch.Tensor) -> Lazy:

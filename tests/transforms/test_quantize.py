@@ -17,7 +17,7 @@ from llmkit.tensors.lazy import Context
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType
 from llmkit.transforms.quantize import quantize
-from tests.quantization.lazies import compressed
+from tests.quantization.lazies import LIBRARY_HAS_GAPS, compressed
 
 BLOCK = "model.layers.0."
 LINEAR = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
@@ -89,6 +89,8 @@ def hf_logits(folder):
 )
 def test_transformers_loads_the_folder_and_computes_what_we_restore(tmp_path, bits, group_size, symmetric, ffn, tied):
     skip_if_zero_points_cannot_load(symmetric)
+    if bits == 3 and LIBRARY_HAS_GAPS:
+        pytest.skip("this compressed-tensors packs 3 bits otherwise")
     state = write_model(tmp_path / "float", ffn=ffn, tied=tied)
     ckpt = llmkit.open_checkpoint(tmp_path / "float")
     llmkit.save(quantize(ckpt, bits=bits, group_size=group_size, symmetric=symmetric), tmp_path / "quantized")

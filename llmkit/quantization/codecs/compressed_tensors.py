@@ -8,7 +8,7 @@
     int-quantized    weight             int8 [out, in], codes minus 2^(bits-1)
                      weight_zero_point  int8 [out, groups], likewise
 
-Both are read, and codes that do not divide a word in the older form with gaps, too (32 // bits in a word).
+Both are read, and codes that do not divide a word also in the form before 0.18, with gaps: 32 // bits in a word.
 `pack-quantized` is written, of 8 bits too: it is what the library infers for weight-only integers, and what servers
 read as W8A16. Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed-tensors.
 """
@@ -195,6 +195,8 @@ class CompressedTensors(FolderCodec):
             found.append(
                 "zero points load in transformers 5; transformers 4.57 needs compressed-tensors 0.14 to 0.17 for them"
             )
+        if any(32 % grid.bits for grid in grids.values()):
+            found.append("codes of 3, 5, 6 and 7 bits load with compressed-tensors 0.18 and later")
         odd = {grid.group_size for grid in grids.values()} - {None, 32, 64, 128}
         if odd or any(grid.bits not in (4, 8) for grid in grids.values()):
             found.append("vLLM's kernels read 4 and 8 bits in groups of 32, 64, 128 or a row; transformers reads all")
