@@ -7,17 +7,18 @@ biases. What a layout does not state is taken from a config.json beside it, or i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from llmkit.architecture.names import Names, NameTable, Transposed
 from llmkit.errors import InputError
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import same_sizes
+from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, same_sizes, to_hf
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = ["assumed_config", "decoder_config", "with_config_beside"]
+__all__ = ["decoder_config", "opened_by_names", "with_config_beside"]
 
 _HEAD_DIM, _EPS, _CONTEXT = 128, 1e-6, 2048
 
@@ -66,26 +67,45 @@ def decoder_config(
     return config
 
 
-def assumed_config(
-    where: str,
+def opened_by_names(
+    layout: str,
+    candidate: Candidate,
+    path: Path,
     tensors: Mapping[str, Lazy],
+    spelling: Spelling,
     *,
-    embed: str,
-    gate: str,
-    block: str,
-    dtype: DType,
     heads: int | None = None,
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A config from shapes alone, and a note that says what was assumed.
+    stated: Mapping[str, Any] | None = None,
+    own: tuple[str, ...] = (),
+) -> Opened:
+    """Files that say little or nothing of the model besides its tensors; a config.json beside them goes before.
 
     Args:
-        embed, gate: names of the embedding [vocab, hidden] and of the first layer's gate [ffn, hidden].
-        block: a pattern with one group, the number of a layer.
-        heads: where they are stated; otherwise heads of 128 dims.
+        layout: its name.
+        path: the file with the weights.
+        tensors: by the names of `spelling`.
+        heads: their number where it is stated; otherwise heads of 128 dims.
+        stated: keys of config.json that the files state.
+        own: small files of the layout.
 
     Raises:
-        InputError: tensors are missing, or the size of the heads cannot be told.
+        InputError: the tensors are not those of one model, or the size of the heads cannot be told.
     """
+    notes: tuple[str, ...] = (f"read from the layout {layout} ({path.name})",)
+    config = with_config_beside(candidate, str(path), {}, is_stated=False)
+    if config is None:
+        config, assumed = _assumed(str(path), tensors, spelling.names, heads)
+        config |= stated or {}
+        notes += assumed
+    return Opened(layout, to_hf(str(path), tensors, config, spelling), config, own=own, notes=notes)
+
+
+def _assumed(
+    where: str, tensors: Mapping[str, Lazy], names: Names, heads: int | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A config from shapes alone, and a note that says what was assumed."""
+    table = NameTable(names)
+    embed, gate = table.name("embed.weight"), table.name("layers.0.mlp.gate.weight")
     absent = [name for name in (embed, gate) if name not in tensors or len(tensors[name].shape) != 2]
     if absent:
         raise InputError(f"{where}: no matrix {absent[0]}: not a whole model", hint="download or copy the file again")
@@ -95,14 +115,15 @@ def assumed_config(
             f"{where}: the number of heads is not stated, and hidden size {hidden} is no multiple of {_HEAD_DIM}",
             hint="put the config.json of this model beside the file",
         )
-    found = [int(m[1]) for name in tensors if (m := re.match(block, name))]
+    layers = {slot.split(".")[1] for name in tensors if (slot := table.slot(name) or "").startswith("layers.")}
+    is_transposed = isinstance(names.slots["mlp.gate"], Transposed)
     config = decoder_config(
         hidden=hidden,
-        ffn=tensors[gate].spec.n_rows,
-        layers=max(found, default=-1) + 1,
+        ffn=tensors[gate].shape[1 if is_transposed else 0],
+        layers=max(map(int, layers), default=-1) + 1,
         heads=heads or hidden // _HEAD_DIM,
         vocab=vocab,
-        dtype=dtype,
+        dtype=commonest_dtype(tensors),
     )
     assumed = f"epsilon {_EPS}, {_CONTEXT} tokens of context" + (f", heads of {_HEAD_DIM} dims" if not heads else "")
     return config, (f"not stated in the file, as in the first releases: {assumed} (a config.json beside it wins)",)

@@ -14,8 +14,8 @@ from llmkit.errors import InputError, listing
 from llmkit.formats import msgpack_stream
 from llmkit.formats.folder import is_weight_file
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.described import assumed_config, with_config_beside
-from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
+from llmkit.layouts.described import opened_by_names
+from llmkit.layouts.layout import Layout, Opened, Spelling
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
 
@@ -48,19 +48,7 @@ def find(candidate: Candidate) -> Opened | None:
     path = _stream(candidate)
     if path is None:
         return None
-    where = str(path)
-    tensors = _named(where, msgpack_stream.read(path))
-    dtype = commonest_dtype(tensors)
-    notes = [f"read from EasyLM's layout ({path.name})"]
-    config = with_config_beside(candidate, where, {}, is_stated=False)
-    if config is None:
-        gate = "transformer.h.0.feed_forward.w1.weight"
-        shown = {**tensors, gate: transpose(tensors[gate])} if gate in tensors else tensors
-        config, assumed = assumed_config(
-            where, shown, embed="transformer.wte.weight", gate=gate, block=r"transformer\.h\.(\d+)\.", dtype=dtype
-        )
-        notes += assumed
-    return Opened(NAME, to_hf(where, tensors, config, SPELLING), config, notes=tuple(notes))
+    return opened_by_names(NAME, candidate, path, _named(str(path), msgpack_stream.read(path)), SPELLING)
 
 
 def _stream(candidate: Candidate) -> Path | None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from llmkit.architecture.names import Fused, Names
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.described import assumed_config, with_config_beside
-from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
+from llmkit.layouts.described import opened_by_names
+from llmkit.layouts.layout import Layout, Opened, Spelling
 
 __all__ = ["LAYOUT", "NAME", "SPELLING", "find"]
 
@@ -44,16 +44,7 @@ def find(candidate: Candidate) -> Opened | None:
     """
     if candidate.main is None or not all(mark in candidate.tensors for mark in _MARKS):
         return None
-    where, tensors = str(candidate.main), candidate.tensors
-    notes = [f"read from lit-llama's layout ({candidate.main.name})"]
-    config = with_config_beside(candidate, where, {}, is_stated=False)
-    if config is None:
-        config, assumed = assumed_config(
-            where, tensors, embed="transformer.wte.weight", gate="transformer.h.0.mlp.c_fc1.weight",
-            block=r"transformer\.h\.(\d+)\.", dtype=commonest_dtype(tensors),
-        )  # fmt: skip
-        notes += assumed
-    return Opened(NAME, to_hf(where, tensors, config, SPELLING), config, notes=tuple(notes))
+    return opened_by_names(NAME, candidate, candidate.main, candidate.tensors, SPELLING)
 
 
 LAYOUT = Layout(NAME, find, spellings=(SPELLING,))

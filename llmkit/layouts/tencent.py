@@ -11,8 +11,8 @@ from llmkit.architecture.names import Names
 from llmkit.errors import InputError, listing
 from llmkit.formats.json_text import read_json
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.described import assumed_config, with_config_beside
-from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
+from llmkit.layouts.described import opened_by_names
+from llmkit.layouts.layout import Layout, Opened, Spelling
 
 __all__ = ["LAYOUT", "NAME", "find"]
 
@@ -20,6 +20,7 @@ NAME = "tencentpretrain"
 _EMBEDDINGS = ("embedding.word.embedding", "embedding.word_embedding")
 _MARK = "encoder.transformer.0.self_attn.linear_layers.0.weight"
 _KEYS = ("heads_num", "layers_num", "emb_size")
+_SIZES = {"emb_size": "hidden_size", "layers_num": "num_hidden_layers", "feedforward_size": "intermediate_size"}
 
 
 def _spelling(embed: str) -> Spelling:
@@ -53,23 +54,21 @@ def find(candidate: Candidate) -> Opened | None:
     """
     if candidate.main is None or _MARK not in candidate.tensors:
         return None
-    tensors, where = candidate.tensors, str(candidate.main)
+    tensors = candidate.tensors
     embed = next((name for name in _EMBEDDINGS if f"{name}.weight" in tensors), _EMBEDDINGS[0])
-    notes = [f"read from TencentPretrain's layout ({candidate.main.name})"]
     name, stated = _description(candidate)
-    config, assumed = assumed_config(
-        where, tensors, embed=f"{embed}.weight", gate="encoder.transformer.0.feed_forward.linear_gate.weight",
-        block=r"encoder\.transformer\.(\d+)\.", dtype=commonest_dtype(tensors),
-        heads=stated.get("heads_num") or _heads_beside(candidate),
+    context = {"max_position_embeddings": stated["max_seq_length"]} if stated.get("max_seq_length") else {}
+    opened = opened_by_names(
+        NAME, candidate, candidate.main, tensors, _spelling(embed), heads=stated.get("heads_num"), stated=context,
+        own=(name,) if name else (),
     )  # fmt: skip
-    _check(f"{candidate.folder / name}" if name else where, config, stated)
-    config["max_position_embeddings"] = stated.get("max_seq_length") or config["max_position_embeddings"]
-    beside = with_config_beside(candidate, where, config, is_stated=False)
-    if beside is None:
-        notes += assumed
-    found = beside if beside is not None else config
-    own = (name,) if name else ()
-    return Opened(NAME, to_hf(where, tensors, found, _spelling(embed)), found, own=own, notes=tuple(notes))
+    for theirs, ours in _SIZES.items():
+        if theirs in stated and stated[theirs] != opened.config[ours]:
+            raise InputError(
+                f"{candidate.folder / name}: {theirs} is {stated[theirs]}, the tensors have {opened.config[ours]}",
+                hint="give the JSON of this model",
+            )
+    return opened
 
 
 def _description(candidate: Candidate) -> tuple[str, dict[str, Any]]:
@@ -86,21 +85,6 @@ def _description(candidate: Candidate) -> tuple[str, dict[str, Any]]:
             hint="leave the one of this model there",
         )
     return next(iter(found.items()), ("", {}))
-
-
-def _heads_beside(candidate: Candidate) -> int | None:
-    found = candidate.json("config.json").get("num_attention_heads") if "config.json" in candidate.names else None
-    return found if isinstance(found, int) else None
-
-
-def _check(where: str, config: dict[str, Any], stated: dict[str, Any]) -> None:
-    pairs = {"emb_size": "hidden_size", "layers_num": "num_hidden_layers", "feedforward_size": "intermediate_size"}
-    for theirs, ours in pairs.items():
-        if theirs in stated and stated[theirs] != config[ours]:
-            raise InputError(
-                f"{where}: {theirs} is {stated[theirs]}, the tensors have {config[ours]}",
-                hint="give the JSON of this model",
-            )
 
 
 LAYOUT = Layout(NAME, find, spellings=tuple(map(_spelling, _EMBEDDINGS)))
