@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import FileContent
 from llmkit.errors import InputError
 from llmkit.tokenization.bpe import implied_merges
+from llmkit.tokenization.documents import bpe_model, document, sentencepiece_steps, template_processing
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.parity import compare, tied_texts
 from llmkit.tokenization.pieces_tokenizer import ADDED_SCORE, tokenizer_of_pieces
@@ -30,12 +31,6 @@ _KINDS = {"llama": "sentencepiece", "gpt2": "byte_level"}
 _IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4")
 _ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 _IS_NORMALIZED = ("qwen2", "olmo", "deepseek-r1-qwen")
-_BPE: Mapping[str, Any] = {
-    "type": "BPE",
-    "dropout": None,
-    "continuing_subword_prefix": None,
-    "end_of_word_suffix": None,
-}
 
 
 def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, FileContent]:
@@ -130,13 +125,13 @@ class _Vocabulary:
         pre_tokenizer = pre_tokenizer_of(pre) or pre_tokenizer_of("gpt-2")
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
         merges = [m.split(" ", 1) for m in self._get("merges", [])]
-        model = {
-            **_BPE, "unk_token": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": pre in _IGNORES_MERGES, "vocab": self._vocab(), "merges": merges,
-        }  # fmt: skip
-        normalizer = {"type": "NFC"} if pre in _IS_NORMALIZED else None
-        decoder = {**byte_level, "trim_offsets": True, "use_regex": True}
-        return self._document(normalizer, pre_tokenizer, byte_level, decoder, model)
+        return self._json(
+            bpe_model(self._vocab(), merges, ignores_merges=pre in _IGNORES_MERGES),
+            normalizer={"type": "NFC"} if pre in _IS_NORMALIZED else None,
+            pre_tokenizer=pre_tokenizer,
+            post_processor=byte_level,
+            decoder={**byte_level, "trim_offsets": True, "use_regex": True},
+        )
 
     def sentencepiece_json(self) -> bytes:
         """tokenizer.json of SentencePiece's BPE: merges in the order of the scores."""
@@ -148,18 +143,14 @@ class _Vocabulary:
         }
         characters = {c for text in scores for c in text}
         vocab = self._vocab()
-        merges = [[a, b] for a, b in implied_merges(scores, {*scores, *characters & vocab.keys()})]
-        model = {
-            **_BPE, "unk_token": self.token("unknown") or "<unk>", "fuse_unk": True, "byte_fallback": True,
-            "ignore_merges": False, "vocab": vocab, "merges": merges,
-        }  # fmt: skip
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-        steps: list[Mapping[str, Any]] = [{"type": "Prepend", "prepend": SPACE}] if self.adds_space else []
-        spaces = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-        decoders: list[Mapping[str, Any]] = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
-        decoders += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if self.adds_space else []
-        normalizer = {"type": "Sequence", "normalizers": [*steps, replace]}
-        return self._document(normalizer, None, None, {"type": "Sequence", "decoders": decoders}, model)
+        merges = implied_merges(scores, {*scores, *characters & vocab.keys()})
+        unknown = self.token("unknown") or "<unk>"
+        normalizer, decoder = sentencepiece_steps(adds_space=self.adds_space)
+        return self._json(
+            bpe_model(vocab, merges, unknown=unknown, fuses_unknown=True, has_byte_fallback=True),
+            normalizer=normalizer,
+            decoder=decoder,
+        )
 
     def exact(self, *, with_special: bool = True) -> Callable[[str], list[int]]:
         """The encoder of the pieces."""
@@ -201,45 +192,18 @@ class _Vocabulary:
             for i, text in sorted(whole.items())
         ]
 
-    def _document(
-        self,
-        normalizer: Mapping[str, Any] | None,
-        pre_tokenizer: Mapping[str, Any] | None,
-        post_processor: Mapping[str, Any] | None,
-        decoder: Mapping[str, Any],
-        model: Mapping[str, Any],
-    ) -> bytes:
-        template = self._template()
-        if template is not None:
-            steps = [post_processor, template]
-            post_processor = template if post_processor is None else {"type": "Sequence", "processors": steps}
-        return _json(
-            {
-                "version": "1.0", "truncation": None, "padding": None, "added_tokens": self._added(),
-                "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": post_processor,
-                "decoder": decoder, "model": model,
-            }
-        )  # fmt: skip
-
-    def _template(self) -> dict[str, Any] | None:
-        """The post-processor that puts bos and eos around a text."""
-        around = {kind: text for kind in ("bos", "eos") if self.adds(kind) and (text := self.token(kind)) is not None}
-        if not around:
-            return None
-
-        def of(sequence: str, type_id: int) -> list[dict[str, Any]]:
-            middle = {"Sequence": {"id": sequence, "type_id": type_id}}
-            special = {kind: {"SpecialToken": {"id": text, "type_id": type_id}} for kind, text in around.items()}
-            return [x for x in (special.get("bos"), middle, special.get("eos")) if x is not None]
-
-        ids = {text: self._get(f"{kind}_token_id") for kind, text in around.items()}
-        tokens = {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in ids.items()}
-        return {
-            "type": "TemplateProcessing",
-            "single": of("A", 0),
-            "pair": of("A", 0) + of("B", 1),
-            "special_tokens": tokens,
-        }
+    def _json(self, model: Mapping[str, Any], *, post_processor: Any = None, **steps: Any) -> bytes:
+        """A tokenizer.json with the added tokens, which puts bos and eos around a text."""
+        bos, eos = (
+            [(text, self._get(f"{kind}_token_id"))]
+            if self.adds(kind) and (text := self.token(kind)) is not None
+            else []
+            for kind in ("bos", "eos")
+        )
+        template = template_processing(bos, eos)
+        if template is not None and post_processor is not None:
+            post_processor = {"type": "Sequence", "processors": [post_processor, template]}
+        return _json(document(model, added=self._added(), post_processor=post_processor or template, **steps))
 
     def sentencepiece_model(self) -> bytes:
         """tokenizer.model: a ModelProto of these pieces, of type BPE."""

@@ -7,7 +7,6 @@ the token does not have; here nothing is put before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import inf
 
 from llmkit.tokenization.bpe import Priority, apply_bpe, by_rank, by_score, scores_of_merges
 from llmkit.tokenization.bundle import TokenizerFiles
@@ -34,8 +33,11 @@ def segmenter(tokenizer: TokenizerFiles) -> Callable[[str], tuple[int, ...]]:
     """Token, spelled as in the vocabulary (▁ or byte characters) -> ids of its parts."""
     ids = tokenizer.sp.ids if tokenizer.sp is not None else tokenizer.fast.vocab if tokenizer.fast is not None else {}
     if tokenizer.kind == "unigram" and tokenizer.sp is not None:
-        scores = tokenizer.sp.scores
-        return lambda token: _ids(_viterbi(token, scores), ids)
+        from tokenizers.models import Unigram
+
+        # What no piece covers costs ten less than the rarest one, in SentencePiece as in the tokenizers library.
+        model = Unigram([("", 0.0), *tokenizer.sp.scores.items()], unk_id=0)
+        return lambda token: _ids([part.value for part in model.tokenize(token)], ids)
     priority = merge_priority(tokenizer)
     return lambda token: _ids(apply_bpe(token, priority).parts, ids)
 
@@ -57,22 +59,3 @@ def _ids(parts: tuple[str, ...] | list[str], ids: Mapping[str, int]) -> tuple[in
         else:  # byte fallback; without byte pieces nothing stands for it
             found += [ids[name] for byte in part.encode() if (name := f"<0x{byte:02X}>") in ids]
     return tuple(found)
-
-
-def _viterbi(token: str, scores: Mapping[str, float]) -> list[str]:
-    """The most probable cut under a Unigram model; an unknown character costs ten more than the rarest piece."""
-    unknown = min(scores.values(), default=0.0) - 10.0
-    longest = max(map(len, scores), default=1)
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    for stop in range(1, len(token) + 1):
-        found = (-inf, stop - 1)
-        for start in range(max(0, stop - longest), stop):
-            score = scores.get(token[start:stop], unknown if start == stop - 1 else -inf)
-            found = max(found, (best[start][0] + score, start), key=lambda item: item[0])
-        best.append(found)
-    parts, stop = [], len(token)
-    while stop:
-        start = best[stop][1]
-        parts.append(token[start:stop])
-        stop = start
-    return parts[::-1]

@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.architecture.tokenizers import SentencePieceFile, TiktokenFile, TokenizerKind
 from llmkit.checkpoint.checkpoint import FileContent
 from llmkit.tokenization.bpe import implied_merges
+from llmkit.tokenization.documents import bpe_model, document, sentencepiece_steps, template_processing
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.file_codecs import RanksCodec, SentencePieceCodec
 from llmkit.tokenization.file_tokenizer import FileTokenizer
@@ -76,18 +77,20 @@ def fast_files(
     def make() -> bytes:
         tokenizer = build_tokenizer(kind, read, settings, config, label)
         if isinstance(tokenizer.codec, RanksCodec):
-            document = json.loads(tokenizer.codec.tokenizer.to_str())
+            made = json.loads(tokenizer.codec.tokenizer.to_str())
             plain: list[tuple[int, str]] = []
         else:
             model = SentencePieceModel.parse(read[kind.file], f"{label}: {kind.file}")
-            document, plain = _sentencepiece(model), _whole_pieces(model, tokenizer)
-        document["added_tokens"] = _added(tokenizer, plain)
-        document["post_processor"] = _template(tokenizer) or document.get("post_processor")
-        return json.dumps(document, ensure_ascii=False).encode()
+            made, plain = _sentencepiece(model), _whole_pieces(model, tokenizer)
+        made["added_tokens"] = _added(tokenizer, plain)
+        names = [(str(tokenizer.convert_ids_to_tokens(i)), i) for i in (*tokenizer.prefix_ids, *tokenizer.suffix_ids)]
+        n = len(tokenizer.prefix_ids)
+        made["post_processor"] = template_processing(names[:n], names[n:]) or made.get("post_processor")
+        return json.dumps(made, ensure_ascii=False).encode()
 
     return {
         "tokenizer.json": FileContent(make=make, check=check),
-        "tokenizer_config.json": FileContent(data=(json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()),
+        "tokenizer_config.json": FileContent.of_json(kept),
     }
 
 
@@ -99,30 +102,17 @@ def _sentencepiece(model: SentencePieceModel) -> dict[str, Any]:
         inner["byte_fallback"] = model.has_byte_fallback
     else:
         merges = implied_merges(model.scores, model.ids)
-        inner = {
-            "type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-            "unk_token": unknown, "fuse_unk": True, "byte_fallback": model.has_byte_fallback, "ignore_merges": False,
-            "vocab": dict(model.ids), "merges": [[a, b] for a, b in merges],
-        }  # fmt: skip
+        inner = bpe_model(
+            model.ids, merges, unknown=unknown, fuses_unknown=True, has_byte_fallback=model.has_byte_fallback
+        )
     steps: list[dict[str, Any]] = []
     if charsmap := _charsmap(model):
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
     if model.trims_spaces:
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
-    steps += [{"type": "Prepend", "prepend": SPACE}] if model.has_dummy_prefix else []
-    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
-    decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    decoders += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if model.has_dummy_prefix else []
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": {"type": "Sequence", "normalizers": steps}, "pre_tokenizer": None, "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": decoders}, "model": inner,
-    }  # fmt: skip
+    normalizer, decoder = sentencepiece_steps(adds_space=model.has_dummy_prefix, before=steps)
+    return document(inner, normalizer=normalizer, decoder=decoder)
 
 
 def _charsmap(model: SentencePieceModel) -> bytes:
@@ -151,25 +141,3 @@ def _added(tokenizer: FileTokenizer, plain: Sequence[tuple[int, str]]) -> list[d
         {"id": i, "content": text, **_FLAGS, "special": i in special}
         for i, text in sorted({**words, **special}.items())
     ]
-
-
-def _template(tokenizer: FileTokenizer) -> dict[str, Any] | None:
-    """The post-processor that puts prefix and suffix around a text."""
-    around = [*tokenizer.prefix_ids, *tokenizer.suffix_ids]
-    if not around:
-        return None
-    names = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in around}
-
-    def of(ids: Sequence[int], type_id: int) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": names[i], "type_id": type_id}} for i in ids]
-
-    def one(sequence: str, type_id: int) -> list[dict[str, Any]]:
-        middle = [{"Sequence": {"id": sequence, "type_id": type_id}}]
-        return of(tokenizer.prefix_ids, type_id) + middle + of(tokenizer.suffix_ids, type_id)
-
-    return {
-        "type": "TemplateProcessing",
-        "single": one("A", 0),
-        "pair": one("A", 0) + one("B", 1),
-        "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]} for i, text in names.items()},
-    }
