@@ -17,7 +17,7 @@ from llmkit.entry_points import load as load_entry
 from llmkit.errors import PluginError, RequirementError
 
 __all__ = [
-    "GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "model_of", "model_type_of",
+    "GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "model_type_of",
     "require", "require_model",
 ]  # fmt: skip
 
@@ -159,17 +159,6 @@ def require(config: Mapping[str, Any], label: str) -> Architecture:
             hint="llmkit plugins new MODEL -o FILE.py drafts one for --plugin; `llmkit plugins list` shows others",
         )
     return found
-
-
-def model_of(config: Mapping[str, Any]) -> Model | None:
-    """The model that a config describes; None where no plugin claims it.
-
-    Raises:
-        PluginError: two plugins claim it.
-        SpecError: the config lacks a key or contradicts itself.
-    """
-    architecture = find(config)
-    return None if architecture is None else architecture.bind(config)
 
 
 def require_model(config: Mapping[str, Any], label: str) -> Model:

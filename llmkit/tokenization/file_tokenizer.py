@@ -67,39 +67,11 @@ class FileTokenizer:
         self._word_of = {i: text for text, i in self.words.items()}
         self._words_in = _any_of(self.words)
         self._tokens_in = _any_of([*self.words, *self.specials])
+        self.bos_token_id, self.eos_token_id = self._id(self.bos_token), self._id(self.eos_token)
+        self.pad_token_id, self.unk_token_id = self._id(self.pad_token), self._id(self.unk_token)
 
     def __len__(self) -> int:
         return max([self.codec.n_tokens, *(i + 1 for i in (*self._string_of, *self._word_of))])
-
-    @property
-    def vocab_size(self) -> int:
-        """Largest id + 1."""
-        return len(self)
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The id of the beginning token."""
-        return self._id(self.bos_token)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The id of the end token."""
-        return self._id(self.eos_token)
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The id of the padding token."""
-        return self._id(self.pad_token)
-
-    @property
-    def unk_token_id(self) -> int | None:
-        """The id of the token for what nothing else covers."""
-        return self._id(self.unk_token)
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """The ids that `skip_special_tokens` leaves out."""
-        return sorted(self._string_of)
 
     def __call__(
         self,
@@ -158,10 +130,6 @@ class FileTokenizer:
             parts += [known[i] for i in stretch if not (skip_special_tokens and i in self._string_of)]
         return "".join(parts)
 
-    def batch_decode(self, rows: Iterable[Sequence[int]], skip_special_tokens: bool = False, **_: Any) -> list[str]:
-        """The text of each row."""
-        return [self.decode(row, skip_special_tokens) for row in rows]
-
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> Any:
         """The string of an id, or of each of many."""
         if isinstance(ids, int):
@@ -174,10 +142,6 @@ class FileTokenizer:
             found = self._id(tokens)
             return self.unk_token_id if found is None else found
         return [self.convert_tokens_to_ids(t) for t in tokens]
-
-    def get_vocab(self) -> dict[str, int]:
-        """String -> id of everything."""
-        return {self.codec.piece(i): i for i in range(self.codec.n_tokens)} | self.words | self.specials
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
