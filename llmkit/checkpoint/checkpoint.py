@@ -13,7 +13,7 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
-from llmkit.checkpoint.ends import with_settled_ends
+from llmkit.checkpoint.embeddings import with_settled_tying
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.spelling import in_family_names
@@ -185,13 +185,13 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     """Open a checkpoint: a folder, a weight file, or a hub id already in the local cache (or downloadable).
 
     Reads headers, config.json and the names of the other files; no tensor data, but where a head is stored that the
-    config ties to the embedding (`ends`). Tensors have the names of their family, also where the file leaves the
+    config ties to the embedding (`embeddings`). Tensors have the names of their family, also where the file leaves the
     beginning out (`notes` says so).
 
     Raises:
         InputError: nothing there, no weights, or malformed files.
     """
-    return with_settled_ends(_opened(resolve_path(model)))
+    return with_settled_tying(_opened(resolve_path(model)))
 
 
 def _opened(path: Path) -> Checkpoint:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.ends import find_ends
+from llmkit.checkpoint.embeddings import find_embeddings
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_config import divisor_of, rounds_update, saved_modules
@@ -16,12 +16,12 @@ from llmkit.quantization.quality import Meter
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
-from llmkit.transforms.lora.ends import settle
 from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
 from llmkit.transforms.lora.names import OTHER_BASE, Paths
 from llmkit.transforms.lora.orientation import stored_flipped
 from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, wrapped
 from llmkit.transforms.lora.spelling import in_base_names
+from llmkit.transforms.lora.tying import settle
 
 __all__ = ["Application"]
 
@@ -56,13 +56,13 @@ class Application:
         self.prefix = prefix
         self.notes: list[str] = []
         self.config_changes: dict[str, Any] = {}
-        self._ends = find_ends(ckpt)
+        self._embeddings = find_embeddings(ckpt)
         self._slots = ckpt.model.tensors() if ckpt.model is not None else {}
         replaced = [name.rpartition(".")[0] for name in adapter.replacements]
-        self._paths = Paths(ckpt, self._ends, [*adapter.modules, *adapter.tokens, *replaced])
+        self._paths = Paths(ckpt, self._embeddings, [*adapter.modules, *adapter.tokens, *replaced])
         if self._paths.note:
             self.notes.append(self._paths.note)
-        settled = settle(ckpt, adapter, self._ends, self._paths, force=force)
+        settled = settle(ckpt, adapter, self._embeddings, self._paths, force=force)
         self.adapter, self.tensors, self.files = settled.adapter, settled.tensors, settled.files
         self.n_rows, self.unties = settled.n_rows, settled.unties
         self.notes += settled.notes
@@ -82,7 +82,7 @@ class Application:
             if module == wrapped(module):  # wrappers of parameters go with their module
                 self._update(module, parts)
                 changed += 1
-        self._check_ends()
+        self._check_vocabulary()
         if self.adapter.kind == FOLDED:
             self.config_changes, zeros = missing_biases(self.ckpt, self.tensors)
             self.tensors.update(zeros)
@@ -94,18 +94,18 @@ class Application:
         if not tensor.dtype.is_float:
             return tensor.dtype
         stored = self.ckpt.tensors.get(name)
-        if stored is None and self._ends.embed is not None:
-            stored = self.ckpt.tensors[self._ends.embed]
+        if stored is None and self._embeddings.embed is not None:
+            stored = self.ckpt.tensors[self._embeddings.embed]
         return tensor.dtype if stored is None else stored.dtype
 
-    def _check_ends(self) -> None:
-        ends = self._ends
-        if ends.embed is None or self.n_rows is None:
+    def _check_vocabulary(self) -> None:
+        embeddings = self._embeddings
+        if embeddings.embed is None or self.n_rows is None:
             return
-        for name in (ends.embed, ends.head):
+        for name in (embeddings.embed, embeddings.head):
             if name in self.tensors and self.tensors[name].shape[0] != self.n_rows:
                 raise RequirementError(
-                    f"{self.adapter.label} brings {self.n_rows} rows for one end of the model; {name} has "
+                    f"{self.adapter.label} brings {self.n_rows} rows for embedding or head alone; {name} has "
                     f"{self.tensors[name].shape[0]}, and the adapter has none for it",
                     hint="save the adapter with embedding and head (modules_to_save), or extend the base first",
                 )
@@ -124,14 +124,14 @@ class Application:
             if name not in self.tensors:
                 raise self._paths.missing(self.adapter.label, path, "the tensor")
             old = self.tensors[name]
-            is_end = name in (self._ends.embed, self._ends.head)
-            if old.shape[1:] != tensor.shape[1:] or (old.shape != tensor.shape and not is_end):
+            is_vocabulary = name in (self._embeddings.embed, self._embeddings.head)
+            if old.shape[1:] != tensor.shape[1:] or (old.shape != tensor.shape and not is_vocabulary):
                 raise SpecError(
                     f"{self.adapter.label}: {path} is {list(tensor.shape)}, {name} of {self.ckpt.label} "
                     f"{list(old.shape)}",
                     hint=OTHER_BASE,
                 )
-            if leaf != "bias" and not is_end and not any(module.endswith(m) for m in named):
+            if leaf != "bias" and not is_vocabulary and not any(module.endswith(m) for m in named):
                 unnamed.append(path)
             # As PEFT loads it: in the base's precision, also where an update follows.
             self.tensors[name] = tensor.cast(self._final(name, tensor))
@@ -279,7 +279,7 @@ class Application:
         if weight.shape == shape:
             return
         hint = OTHER_BASE
-        if name in (self._ends.embed, self._ends.head) and weight.shape[1:] == shape[1:]:
+        if name in (self._embeddings.embed, self._embeddings.head) and weight.shape[1:] == shape[1:]:
             hint = (
                 f"it was trained with {shape[0]} rows of vocabulary, {self.ckpt.label} has {weight.shape[0]}: merge "
                 "the "

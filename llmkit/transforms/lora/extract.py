@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
-from llmkit.checkpoint.ends import find_ends
+from llmkit.checkpoint.embeddings import find_embeddings
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.equality import are_equal
@@ -182,10 +182,10 @@ def _with_heads(ckpt: Checkpoint) -> Checkpoint:
 
     Readers of an adapter that holds a tied embedding alone would leave the old one as the head; both are stored, then.
     """
-    ends = find_ends(ckpt)
-    if not ends.is_tied or ends.head is None or ends.embed is None or ends.embed not in ckpt.tensors:
+    found = find_embeddings(ckpt)
+    if not found.is_tied or found.head is None or found.embed is None or found.embed not in ckpt.tensors:
         return ckpt
-    return replace(ckpt, tensors={**ckpt.tensors, ends.head: ckpt.tensors[ends.embed]})
+    return replace(ckpt, tensors={**ckpt.tensors, found.head: ckpt.tensors[found.embed]})
 
 
 def _transposed_names(ckpt: Checkpoint) -> frozenset[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.ends import Ends
+from llmkit.checkpoint.embeddings import Embeddings
 from llmkit.errors import SpecError, nearest
 
 __all__ = ["OTHER_BASE", "Paths"]
@@ -24,10 +24,10 @@ class Paths:
         note: what was stripped or added to make the names agree; None when they agree as they are.
     """
 
-    def __init__(self, ckpt: Checkpoint, ends: Ends, modules: Iterable[str]) -> None:
+    def __init__(self, ckpt: Checkpoint, embeddings: Embeddings, modules: Iterable[str]) -> None:
         self._label = ckpt.label
         self._modules = dict.fromkeys(name.rpartition(".")[0] for name in ckpt.tensors)
-        self._head = ends.head.rpartition(".")[0] if ends.head else None
+        self._head = embeddings.head.rpartition(".")[0] if embeddings.head else None
         renamed = ckpt.architecture.names.in_memory if ckpt.architecture is not None else {}
         self._in_files = {loaded: stored for stored, loaded in renamed.items()}
         wanted = [m for m in modules if not self._is_head(m)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.keys import Key, as_bool, as_key, lookup, source_of
 from llmkit.architecture.names import NameTable
-from llmkit.checkpoint.class_ends import class_ends
+from llmkit.checkpoint.class_embeddings import class_embeddings
 from llmkit.errors import InputError, PluginError, SpecError
 from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llmkit.checkpoint.checkpoint import Checkpoint
 
-__all__ = ["Ends", "find_ends", "with_settled_ends"]
+__all__ = ["Embeddings", "find_embeddings", "with_settled_tying"]
 
 _FLAG = "tie_word_embeddings"
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embedding", "embeddings")
@@ -34,7 +34,7 @@ _OPENING_NBYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class Embeddings:
     """The embedding and the output head of a checkpoint.
 
     Attributes:
@@ -51,33 +51,33 @@ class Ends:
     shares: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_ends(ckpt: Checkpoint) -> Ends:
-    """The two ends of an opened checkpoint: by its architecture, else by the class of transformers, else by name."""
+def find_embeddings(ckpt: Checkpoint) -> Embeddings:
+    """Embedding and head of an opened checkpoint: by its architecture, else by transformers' class, else by name."""
     model = ckpt.model
     if model is not None:
         heads = [s.name for s in model.tensors().values() if s.kind == "head" and s.name.endswith("weight")]
         embed, head = model.name_of("embed.weight"), heads[0] if heads else None
-        return Ends(embed, head, model.is_tied, {head: embed} if model.is_tied and head else {})
-    known = class_ends(ckpt.config, ckpt.tensors)
+        return Embeddings(embed, head, model.is_tied, {head: embed} if model.is_tied and head else {})
+    known = class_embeddings(ckpt.config, ckpt.tensors)
     if known is not None:
         embed, head, shares = known
         is_stored = head in ckpt.tensors
         is_tied = head is not None and head in shares
         if is_tied and head is not None and is_stored:
             is_tied = bool(are_equal(ckpt.tensors[embed], ckpt.tensors[head]))
-        return Ends(embed, head, is_tied, shares)
+        return Embeddings(embed, head, is_tied, shares)
     found, head = _by_name(ckpt.tensors)
     if found is None:
-        return Ends(None, head, False)
+        return Embeddings(None, head, False)
     stated = ckpt.config.get(_FLAG)
     is_tied = head is None if stated is None else bool(stated)
     if head is not None and is_tied:
         is_tied = bool(are_equal(ckpt.tensors[found], ckpt.tensors[head]))
-    return Ends(found, head, is_tied, {head: found} if is_tied and head else {})
+    return Embeddings(found, head, is_tied, {head: found} if is_tied and head else {})
 
 
-def with_settled_ends(ckpt: Checkpoint) -> Checkpoint:
-    """The checkpoint with a config that says of the two ends what the files show.
+def with_settled_tying(ckpt: Checkpoint) -> Checkpoint:
+    """The checkpoint with a config that says of embedding and head what the files show.
 
     Where the config ties them and both are stored, their first bytes are compared, and the rest of very large ones
     when they are read. A head without an embedding is taken for both.

@@ -10,10 +10,12 @@ from typing import Any
 
 from llmkit.architecture.registry import model_type_of
 
-__all__ = ["class_ends"]
+__all__ = ["class_embeddings"]
 
 
-def class_ends(config: Mapping[str, Any], stored: Collection[str]) -> tuple[str, str | None, dict[str, str]] | None:
+def class_embeddings(
+    config: Mapping[str, Any], stored: Collection[str]
+) -> tuple[str, str | None, dict[str, str]] | None:
     """Names of embedding and head, and of every parameter that the class ties -> the stored one that it is tied to.
 
     The class is made without memory for its weights; tied is what is one parameter. None where transformers has no

@@ -1,9 +1,9 @@
-"""What an adapter makes of the two ends of a model: whether embedding and head stay one, from what its file holds.
+"""What an adapter makes of embedding and head: whether they stay one matrix, from what its file holds.
 
 Where base and head are one matrix, PEFT loads into that matrix what is frozen in training (weights under an update),
-whichever end the file has it for, and the rows of trained tokens; an update or a whole module that it saved belongs to
-its own end. Both ends changed alike, as PEFT leaves them where it ties the changes too, stay one. What a config says
-of it (`ensure_weight_tying`) decides nothing: PEFT itself may not have been able to.
+whether the file has it for the embedding or the head, and the rows of trained tokens; an update or a whole module that
+it saved belongs to the one of the two that it names. Both changed alike, as PEFT leaves them where it ties the changes
+too, stay one. What a config says of it (`ensure_weight_tying`) decides nothing: PEFT itself may not have been able to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
-from llmkit.checkpoint.ends import Ends
+from llmkit.checkpoint.embeddings import Embeddings
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_config import saved_modules
@@ -27,10 +27,10 @@ __all__ = ["Settlement", "settle"]
 
 @dataclass
 class Settlement:
-    """What becomes of the ends.
+    """What becomes of embedding and head.
 
     Attributes:
-        adapter: what is left to do: what repeats the other end's change is taken out, shared rows are put in.
+        adapter: what is left to do: what repeats the other one's change is taken out, shared rows are put in.
         tensors: of the base before anything of that is done: without a copy of a tied head, or with the head that is
             a matrix of its own from now on.
         files: of the checkpoint afterwards.
@@ -47,35 +47,37 @@ class Settlement:
     warnings: list[str] = field(default_factory=list)
 
 
-def settle(ckpt: Checkpoint, adapter: Adapter, ends: Ends, paths: Paths, *, force: bool) -> Settlement:
-    """Decide about the ends, and about the vocabulary that the adapter brings.
+def settle(ckpt: Checkpoint, adapter: Adapter, embeddings: Embeddings, paths: Paths, *, force: bool) -> Settlement:
+    """Decide about embedding and head, and about the vocabulary that the adapter brings.
 
     Raises:
         RequirementError: counts of tokens that do not belong together, or a head that cannot be told apart.
         SpecError: the base has no embedding.
     """
     made = Settlement(adapter, dict(ckpt.tensors), ckpt.files)
-    if ends.embed is None:
+    if embeddings.embed is None:
         return made
-    embed = made.tensors.get(ends.embed)
+    embed = made.tensors.get(embeddings.embed)
     if embed is None:
-        raise SpecError(f"{ckpt.label}: its embedding {ends.embed} is missing")
-    at_embed, at_head = _path_to(ends.embed, adapter, paths), _path_to(ends.head, adapter, paths)
+        raise SpecError(f"{ckpt.label}: its embedding {embeddings.embed} is missing")
+    at_embed, at_head = _path_to(embeddings.embed, adapter, paths), _path_to(embeddings.head, adapter, paths)
     brought = _rows_brought(adapter, at_embed, at_head, embed.shape[0])
     vocabulary = plan_vocabulary(ckpt, adapter, embed.shape[0], brought, force=force)
     made.n_rows, made.files = vocabulary.n_rows, vocabulary.files
     made.notes += vocabulary.notes
     made.warnings += vocabulary.warnings
-    if ends.is_tied and (at_embed is not None or at_head is not None):
-        _settle_tied(made, ckpt, ends, at_embed or _module(ends.embed), at_head)
+    if embeddings.is_tied and (at_embed is not None or at_head is not None):
+        _settle_tied(made, ckpt, embeddings, at_embed or _module(embeddings.embed), at_head)
     return made
 
 
-def _settle_tied(made: Settlement, ckpt: Checkpoint, ends: Ends, at_embed: str, at_head: str | None) -> None:
-    """Tied before: load what is frozen into the one matrix, then see whether what remains is the same at both ends."""
-    head = ends.head
+def _settle_tied(
+    made: Settlement, ckpt: Checkpoint, embeddings: Embeddings, at_embed: str, at_head: str | None
+) -> None:
+    """Tied before: load what is frozen into the one matrix, then see whether what remains is the same for both."""
+    head = embeddings.head
     adapter = made.adapter
-    embed = str(ends.embed)
+    embed = str(embeddings.embed)
     at_other = at_head or (_module(head) if head is not None else "")
     whole = dict(adapter.replacements)
     frozen = [whole.pop(f"{m}.weight") for m in (at_other, at_embed) if _is_frozen(adapter, m)]
@@ -104,14 +106,14 @@ def _settle_tied(made: Settlement, ckpt: Checkpoint, ends: Ends, at_embed: str, 
             "under which name it would be stored is not known",
             hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
         )
-    others = [n for n, source in ends.shares.items() if source == embed and n != head]
+    others = [n for n, source in embeddings.shares.items() if source == embed and n != head]
     if others:
         raise RequirementError(
-            f"{made.adapter.label} changes one end of {ckpt.label} on its own; tied to it are {head} and "
+            f"{made.adapter.label} changes embedding or head of {ckpt.label} on its own; tied to it are {head} and "
             f"{listing(others)}, and its class computes otherwise when they are not",
             hint="merge it with peft",
         )
-    for name, source in ends.shares.items():
+    for name, source in embeddings.shares.items():
         made.tensors.setdefault(name, made.tensors[source])
     made.tensors[head] = made.tensors[embed]
     made.adapter, made.unties = adapter, True
@@ -149,12 +151,12 @@ def _is_frozen(adapter: Adapter, path: str) -> bool:
 
 
 def _is_saved(adapter: Adapter, path: str) -> bool:
-    """Whether a module was trained whole. PEFT saves both ends, too, when the vocabulary was resized."""
+    """Whether a module was trained whole. PEFT saves both, too, when the vocabulary was resized."""
     return any(path == m or path.endswith(f".{m}") for m in saved_modules(adapter.config))
 
 
 def _changes_alike(adapter: Adapter, at_embed: str, at_head: str) -> bool:
-    """Whether an adapter does the same to both ends."""
+    """Whether an adapter does the same to both."""
     mine, other = (adapter.replacements.get(f"{m}.weight") for m in (at_embed, at_head))
     if (mine is None) != (other is None) or (mine is not None and other is not None and not are_equal(mine, other)):
         return False
@@ -173,7 +175,7 @@ def _changes_alike(adapter: Adapter, at_embed: str, at_head: str) -> bool:
 
 
 def _low_rank(parts: Mapping[str, Lazy]) -> tuple[Lazy, Lazy] | None:
-    """The factors [vocab, r] and [r, hidden] of an update of an end; None for any other change."""
+    """The factors [vocab, r] and [r, hidden] of an update of one of the two; None for any other change."""
     if set(parts) == {"lora_embedding_A", "lora_embedding_B"}:
         return transposed(parts["lora_embedding_A"]), transposed(parts["lora_embedding_B"])
     return (parts["lora_B"], parts["lora_A"]) if set(parts) == {"lora_A", "lora_B"} else None

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import llmkit
 from llmkit.architecture.registry import default_registry
-from llmkit.checkpoint import ends
+from llmkit.checkpoint import embeddings
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.ends import find_ends
+from llmkit.checkpoint.embeddings import find_embeddings
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.equality import are_equal
@@ -72,7 +72,7 @@ def test_every_command_uses_the_head_that_transformers_uses(tmp_path, family, st
     ids = torch.arange(12).view(1, 12)
     expected = by_transformers(folder, ids)
     ckpt = open_checkpoint(folder)
-    is_tied = stored != "other" and find_ends(ckpt).is_tied
+    is_tied = stored != "other" and find_embeddings(ckpt).is_tied
     assert is_tied is (stored != "other" and (says is not None or family != "gpt_neox"))
     assert any("becomes false" in n for n in ckpt.notes) is (
         stored == "other" and (says or (says is None and family in ("gpt2", "bloom", "gemma2"))) is True
@@ -109,8 +109,8 @@ def test_a_delta_between_a_tied_and_an_untied_model(tmp_path, before, after):
 def test_large_matrices_are_compared_where_they_are_read(tmp_path, monkeypatch):
     """Opening reads some of both; a difference elsewhere is found by whoever reads the embedding."""
     folder = written(tmp_path / "m", "llama", "copy")
-    monkeypatch.setattr(ends, "_OPENING_NBYTES", 2**12)
-    assert find_ends(open_checkpoint(folder)).is_tied
+    monkeypatch.setattr(embeddings, "_OPENING_NBYTES", 2**12)
+    assert find_embeddings(open_checkpoint(folder)).is_tied
     llmkit.load_decoder(open_checkpoint(folder))
     tensors = load_file(folder / "model.safetensors")
     seen = {}
