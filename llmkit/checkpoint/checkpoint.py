@@ -79,7 +79,7 @@ class Checkpoint:
         notes: what was decided on the way and the user should see in the plan.
         warnings: what the user should act on.
         container: how its tensors are laid out in files when it is written.
-        layout: the file layout it was read from.
+        layout: the file layout it was read from; `hf` when it was made from others.
         details: what else its files say of themselves (`llmkit.layouts.layout.Opened`).
     """
 
@@ -164,6 +164,7 @@ class Checkpoint:
             notes=self.notes + tuple(notes),
             warnings=self.warnings + tuple(warnings),
             container=self.container if container is None else container,
+            layout="hf",
             details={},
         )
 

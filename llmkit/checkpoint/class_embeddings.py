@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from llmkit.architecture.registry import model_type_of
+from llmkit.checkpoint.spelling import spellings
 
 __all__ = ["class_embeddings"]
 
@@ -30,15 +31,16 @@ def class_embeddings(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     names = groups.get(id(embedding), [])
-    embed = next((n for n in names if n in stored), None)
+    own, embed = next(((name, n) for name in names for n in (name, *spellings(name)) if n in stored), (None, None))
     if embed is None:
         return None
     module = next((n for n, m in model.named_modules() if output is not None and m is output), None)
     head = f"{module}.weight" if module else None
+    head = head and next((n for n in (head, *spellings(head)) if n in stored), head)
     shares: dict[str, str] = {}
-    for group in groups.values():
-        source = embed if embed in group else next((n for n in group if n in stored), None)
-        shares |= {n: source for n in group if source is not None and n != source}
+    for key, group in groups.items():
+        source = embed if key == id(embedding) else next((n for n in group if n in stored), None)
+        shares |= {n: source for n in group if source is not None and n not in (own, source)}
     return embed, head, shares
 
 

@@ -1,8 +1,8 @@
-"""Tensor names as the family spells them, where a published file left their beginning out."""
+"""Tensor names as the family, or another version of transformers, spells them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmkit.architecture.names import NameTable
@@ -10,7 +10,15 @@ from llmkit.architecture.registry import find
 from llmkit.errors import PluginError, listing
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["in_family_names"]
+__all__ = ["BEGINNINGS", "in_family_names", "spellings"]
+
+# How the names of a language model inside one of several modalities begin: with transformers 4.52 and later, before,
+# and in files of the model without its head.
+BEGINNINGS = (
+    {"model.language_model.": "model."},
+    {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
+    {"language_model.": "model."},
+)
 
 
 def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> tuple[dict[str, Lazy], list[str]]:
@@ -41,3 +49,15 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
     return found, [
         f"{len(changed)} names are read with {prefix!r} before them, as the family has it ({listing(changed, 1)})"
     ]
+
+
+def spellings(module: str) -> Iterator[str]:
+    """Other paths that a module of a model of several modalities has in files or memory of other versions."""
+    plain = {f"{module}."}
+    for beginnings in BEGINNINGS:
+        plain |= {after + f"{module}.".removeprefix(b) for b, after in beginnings.items() if f"{module}.".startswith(b)}
+    for text in plain:
+        yield text[:-1]
+        for beginnings in BEGINNINGS:
+            yield from (b + text.removeprefix(a)[:-1] for b, a in beginnings.items() if text.startswith(a))
+    yield module.removeprefix("model.") if module.startswith("model.") else f"model.{module}"

@@ -14,18 +14,13 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import NameTable
 from llmkit.architecture.registry import find, model_type_of
 from llmkit.checkpoint.checkpoint import Checkpoint, sort_tensors
+from llmkit.checkpoint.spelling import BEGINNINGS
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["text_part"]
 
-# How the names begin: with transformers 4.52 and later, before, and in files of the model without its head.
-_BEGINNINGS = (
-    {"model.language_model.": "model."},
-    {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
-    {"language_model.": "model."},
-)
 _SHARED = ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", *CONFIG_KEYS)
 
 
@@ -78,4 +73,4 @@ def _decoder_tensors(architecture: Architecture, tensors: Mapping[str, Lazy]) ->
                 found[whole] = lazy
         return found
 
-    return max(map(renamed, _BEGINNINGS), key=len)
+    return max(map(renamed, BEGINNINGS), key=len)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llmkit.api import save
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.errors import RequirementError
 from llmkit.onnx.export import export
+from llmkit.onnx.precision import Precision
+from llmkit.transforms.convert import convert
+from llmkit.transforms.quantize import quantize
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 PAGE = 4096
@@ -70,3 +75,16 @@ def test_a_head_that_is_stored_though_the_config_ties_it(tmp_path, is_copy):
     told = "is stored, too: a copy of the embedding" if is_copy else "tie_word_embeddings becomes false"
     assert any(told in note for note in plan.notes)
     assert ("lm_head.weight" in plan.container.linked) is not is_copy
+
+
+def test_a_graph_in_floats_is_an_input_like_any_other_and_one_of_integers_is_none(ckpt, tmp_path):
+    save(export(ckpt, weights="copy"), tmp_path / "floats")
+    save(export(ckpt, weights="copy", precision=Precision(8, 16)), tmp_path / "integers")
+    for name, source in (("of a graph", open_checkpoint(tmp_path / "floats")), ("of a model", ckpt)):
+        save(quantize(source, bits=8, group_size=8), tmp_path / name)
+    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("of a graph", "of a model"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], expected[n]) for n in expected)
+    for to in ("hf", "gguf"):
+        with pytest.raises(RequirementError, match="already quantized .an ONNX graph's integers.; convert wants float"):
+            convert(open_checkpoint(tmp_path / "integers"), to=to)

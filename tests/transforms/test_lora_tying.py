@@ -10,7 +10,16 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BloomConfig, GPTNeoXConfig, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BloomConfig,
+    Gemma3Config,
+    GPTNeoXConfig,
+    T5Config,
+)  # fmt: skip
 
 import llmkit
 from llmkit.checkpoint.checkpoint import open_checkpoint
@@ -271,3 +280,35 @@ def test_a_tuning_that_changed_the_tie_is_extracted(tmp_path, before, after):
     llmkit.save(extract(open_checkpoint(base), open_checkpoint(tuned), rank=128), tmp_path / "adapter")
     found, _ = merged_logits(base, tmp_path / "adapter", tmp_path / "out")
     assert (found - logits(tuned_model)).abs().max() < 1e-3
+
+
+# The language model inside one of several modalities: files name it as older transformers did, PEFT as today's.
+
+
+def gemma3(tied):
+    text = {"model_type": "gemma3_text", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    images = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=images, mm_tokens_per_image=4, tie_word_embeddings=tied)
+    return made(config, AutoModelForImageTextToText)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"]}, {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4], "modules_to_save": ["multi_modal_projector"]},
+    ],
+    ids=["vision too", "head", "embedding", "ends saved", "rows, projector saved"],
+)  # fmt: skip
+def test_parts_of_a_model_of_several_modalities_are_found(tmp_path, options, tied):
+    model = gemma3(tied)
+    base = world.save_base(model, tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        live = world.train(model, LoraConfig(r=4, **options), tmp_path / "adapter")
+    found, _ = merged_logits(base, tmp_path / "adapter", tmp_path / "out", auto=AutoModelForImageTextToText)
+    assert (found - logits(live)).abs().max() < 1e-4

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.embeddings import Embeddings
+from llmkit.checkpoint.spelling import spellings
 from llmkit.errors import SpecError, nearest
 
 __all__ = ["OTHER_BASE", "Paths"]
@@ -27,10 +28,11 @@ class Paths:
     def __init__(self, ckpt: Checkpoint, embeddings: Embeddings, modules: Iterable[str]) -> None:
         self._label = ckpt.label
         self._modules = dict.fromkeys(name.rpartition(".")[0] for name in ckpt.tensors)
+        self._has_parts = "text_config" in ckpt.config
         self._head = embeddings.head.rpartition(".")[0] if embeddings.head else None
         renamed = ckpt.architecture.names.in_memory if ckpt.architecture is not None else {}
         self._in_files = {loaded: stored for stored, loaded in renamed.items()}
-        wanted = [m for m in modules if not self._is_head(m)]
+        wanted = [m for m in modules if not self._is_head(m) and not self._has_parts]
         candidates = [(0, ""), *((n, "") for n in (1, 2)), *((0, p) for p in self._prefixes())]
         hits = [(sum(self._rename(m, c) in self._modules for m in wanted), -i) for i, c in enumerate(candidates)]
         self._change = candidates[-max(hits, default=(0, 0))[1]]
@@ -67,6 +69,8 @@ class Paths:
             return path
         if self._is_head(path) and self._head is not None:
             return self._head
+        if self._has_parts:
+            return next((other for other in spellings(path) if other in self._modules), path)
         return self._rename(path, self._change)
 
     def missing(self, label: str, path: str, what: str) -> SpecError:
