@@ -86,5 +86,5 @@ def test_a_graph_in_floats_is_an_input_like_any_other_and_one_of_integers_is_non
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[n], expected[n]) for n in expected)
     for to in ("hf", "gguf"):
-        with pytest.raises(RequirementError, match="already quantized .an ONNX graph's integers.; convert wants float"):
+        with pytest.raises(RequirementError, match=r"already quantized .an ONNX graph's integers.; convert wants"):
             convert(open_checkpoint(tmp_path / "integers"), to=to)
