@@ -71,7 +71,7 @@ def build_graph(
     ids = graph.input("input_ids", "INT64", ["batch_size", "sequence_length"])
     mask = graph.input("attention_mask", "INT64", ["batch_size", "total_sequence_length"])
     positions = graph.input("position_ids", "INT64", ["batch_size", "sequence_length"])
-    weights = GraphWeights(graph, model, tensors, data_of, dtype, grids=grids)
+    weights = GraphWeights(graph, model, tensors, data_of, dtype, grids or Grids())
     int8 = _int8_cache(weights, cache, attention) if cache is not None else None
     context = GraphContext(graph, model, dtype, attention, ids, mask, positions, int8)
     stream = Stream(weights, _embedded(context, weights))

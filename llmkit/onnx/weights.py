@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmkit.architecture.model import Model
@@ -18,53 +19,47 @@ __all__ = ["DataOf", "GraphWeights"]
 DataOf = Callable[[str, Lazy], bytes | None]
 
 
+@dataclass(eq=False)
 class GraphWeights:
     """Values of weights by slot, and the products with them.
 
-    Args:
+    Attributes:
         graph: where nodes go.
         model: what slots there are.
         tensors: the checkpoint's tensors by name.
         data_of: the data of an initializer.
         dtype: the compute dtype, in ONNX's words; what is stored in another is cast once, when a session starts.
         grids: matrices that are computed from integers.
+        stem: what the names of weights begin with.
+        casts: names of initializers, and their values in the compute dtype.
+        sums: of blocks of an input, by it and the block.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        model: Model,
-        tensors: Mapping[str, Lazy],
-        data_of: DataOf,
-        dtype: str,
-        stem: str = "",
-        grids: Grids | None = None,
-    ) -> None:
-        self.graph, self.model, self.dtype = graph, model, dtype
-        self._grids = grids or Grids()
-        self._tensors, self._data_of, self._stem = tensors, data_of, stem
-        self._cast: dict[str, Value] = {}
-        self._sums: dict[tuple[Value, int], Value] = {}
+    graph: Graph
+    model: Model
+    tensors: Mapping[str, Lazy]
+    data_of: DataOf
+    dtype: str
+    grids: Grids = field(default_factory=Grids)
+    stem: str = ""
+    casts: dict[str, Value] = field(default_factory=dict)
+    sums: dict[tuple[Value, int], Value] = field(default_factory=dict)
 
     def under(self, stem: str) -> GraphWeights:
         """The weights below `stem`."""
-        inner = GraphWeights(
-            self.graph, self.model, self._tensors, self._data_of, self.dtype, f"{self._stem}{stem}.", self._grids
-        )
-        inner._cast, inner._sums = self._cast, self._sums
-        return inner
+        return replace(self, stem=f"{self.stem}{stem}.")
 
     def has(self, leaf: str) -> bool:
         """True when the model has that weight."""
-        return self._stem + leaf in self.model.stored_in
+        return self.stem + leaf in self.model.stored_in
 
     def slot(self, leaf: str) -> Slot:
         """The slot that holds a weight."""
-        return self.model.slots[self.model.stored_in[self._stem + leaf]]
+        return self.model.slots[self.model.stored_in[self.stem + leaf]]
 
     def lazy(self, slot: Slot) -> Lazy:
         """A slot's tensor."""
-        return self._tensors[slot.name]
+        return self.tensors[slot.name]
 
     def value(self, leaf: str) -> Value:
         """The tensor of a weight that has a slot to itself, in the compute dtype."""
@@ -73,14 +68,14 @@ class GraphWeights:
     def rows(self, leaf: str, at: Value) -> Any:
         """Rows of a table, [..., width] in the compute dtype. The table itself stays as it is stored, in the file."""
         slot = self.slot(leaf)
-        if slot.name in self._grids.matrices:
-            return self._grids.rows(self, slot.name, at)
+        if slot.name in self.grids.matrices:
+            return self.grids.rows(self, slot.name, at)
         rows = self.graph.op("Gather", self._stored(slot), at)
-        return rows if self._is_computed(self._tensors[slot.name]) else self._to(rows, self.dtype)
+        return rows if self._is_computed(self.tensors[slot.name]) else self._to(rows, self.dtype)
 
     def is_on_grid(self, slot: Slot) -> bool:
         """Whether a slot's matrix is computed from integers."""
-        return slot.name in self._grids.matrices
+        return slot.name in self.grids.matrices
 
     def number(self, value: float) -> Value:
         """A constant scalar in the compute dtype."""
@@ -101,10 +96,10 @@ class GraphWeights:
     def block_sums(self, x: Value, block: int, n_blocks: int) -> Value:
         """The sums of blocks of x [B, S, K]: [B, S, blocks]; made once for all products with it."""
         key = (x, block)
-        if key not in self._sums:
+        if key not in self.sums:
             blocks = self.graph.op("Reshape", x, self.graph.ints(0, 0, n_blocks, block))
-            self._sums[key] = self.graph.op("ReduceSum", blocks, self.graph.ints(-1), keepdims=0)
-        return self._sums[key]
+            self.sums[key] = self.graph.op("ReduceSum", blocks, self.graph.ints(-1), keepdims=0)
+        return self.sums[key]
 
     def derived(self, name: str, lazy: Lazy) -> Value:
         """A weight that the checkpoint does not hold as it is needed."""
@@ -121,21 +116,21 @@ class GraphWeights:
                 f"{name}: the ONNX export has no {lazy.dtype.name} weights; expected F32, F16 or BF16",
                 hint="llmkit convert MODEL --to hf --dtype float32 -o OUT",
             )
-        return self.graph.initializer(name, ELEMENTS[lazy.dtype.name], lazy.shape, self._data_of(name, lazy))
+        return self.graph.initializer(name, ELEMENTS[lazy.dtype.name], lazy.shape, self.data_of(name, lazy))
 
     def _stored(self, slot: Slot) -> Value:
-        return self.initializer(slot.name, self._tensors[slot.name])
+        return self.initializer(slot.name, self.tensors[slot.name])
 
     def _value(self, slot: Slot) -> Value:
-        return self._as_computed(self._stored(slot), self._tensors[slot.name])
+        return self._as_computed(self._stored(slot), self.tensors[slot.name])
 
     def _as_computed(self, value: Value, lazy: Lazy) -> Value:
         if self._is_computed(lazy):
             return value
         name = str(value.name)
-        if name not in self._cast:
-            self._cast[name] = self._to(value, self.dtype)
-        return self._cast[name]
+        if name not in self.casts:
+            self.casts[name] = self._to(value, self.dtype)
+        return self.casts[name]
 
     def _is_computed(self, lazy: Lazy) -> bool:
         return ELEMENTS.get(lazy.dtype.name) == self.dtype
@@ -145,9 +140,9 @@ class GraphWeights:
         found: dict[str, Any] = {}
         for name in names:
             slot = self.slot(f"{name}.weight")
-            if self._stem + name not in found:
+            if self.stem + name not in found:
                 found |= self._outputs(x, slot)
-        return [found[self._stem + name] for name in names]
+        return [found[self.stem + name] for name in names]
 
     def linear(self, x: Value, name: str) -> Value:
         """One linear layer."""
@@ -170,8 +165,8 @@ class GraphWeights:
 
     def product(self, x: Value, slot: Slot, bias: Value | None = None) -> Any:
         """X [B, S, in] with a stored matrix: [B, S, out]. ONNX Runtime takes [out, in] as it is."""
-        if slot.name in self._grids.matrices:
-            return self._grids.product(self, x, slot.name, bias)
+        if slot.name in self.grids.matrices:
+            return self.grids.product(self, x, slot.name, bias)
         if slot.is_transposed:
             y = self.graph.op("MatMul", x, self._value(slot))
         else:
