@@ -81,7 +81,7 @@ def test_a_graph_in_floats_is_an_input_like_any_other_and_one_of_integers_is_non
     save(export(ckpt, weights="copy"), tmp_path / "floats")
     save(export(ckpt, weights="copy", precision=Precision(8, 16)), tmp_path / "integers")
     for name, source in (("of a graph", open_checkpoint(tmp_path / "floats")), ("of a model", ckpt)):
-        save(quantize(source, bits=8, group_size=8), tmp_path / name)
+        save(quantize(source, bits=8), tmp_path / name)
     found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("of a graph", "of a model"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[n], expected[n]) for n in expected)
