@@ -78,7 +78,7 @@ def _after(
     name: str,
 ) -> Draft:  # fmt: skip
     """The draft with the computation of one plugin."""
-    names, unsure = names_like(headers, known, like.names)
+    names, unsure = names_like(headers, known, like)
     keys = Keys(config, known.keys)
     sizes = _sizes(headers, names, keys)
     dims = _dims(sizes, keys)
@@ -142,7 +142,8 @@ def _sizes(headers: Headers, names: Names, keys: Keys) -> dict[str, int]:
     hidden = norm[0][0] if norm else width
     heads_key = keys.of_size("heads", None)
     heads = int(keys.config[heads_key.spellings[0]]) if heads_key.spellings else 1
-    head_dim = max(other_side(shapes["attn.o"], hidden) // heads, 1) if "attn.o" in shapes else hidden // heads
+    heads_wide = shapes.get("attn.q") or shapes.get("attn.o")  # heads * head_dim beside the hidden size
+    head_dim = max(other_side(heads_wide, hidden) // heads, 1) if heads_wide else hidden // heads
     kv_heads = heads
     if "attn.k" in shapes:
         kv_heads = other_side(shapes["attn.k"], hidden) // head_dim

@@ -67,7 +67,9 @@ class Keys:
             else:
                 changes[field.name] = self.in_kind(value, where, tiny)
                 is_usual = is_dataclass(value) or field.default in (value, MISSING)
-            self.n_assumed += not is_usual
+            if not is_usual:
+                self.n_assumed += 1
+                self.checks.setdefault(where, "not in config.json: as that plugin has it")
         return replace(kind, **changes)
 
     def _of_field(self, name: str, key: Key, where: str, tiny: Mapping[str, Any]) -> Any:

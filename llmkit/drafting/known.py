@@ -13,9 +13,10 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed, Key, as_key
 from llmkit.architecture.kinds import PerLayer
 from llmkit.architecture.names import Fused, Names, Transposed, stem_of
-from llmkit.architecture.registry import default_registry
+from llmkit.architecture.registry import Registry, default_registry
+from llmkit.entry_points import EntryPoint, entries
 from llmkit.errors import PluginError
-from llmkit.layouts.opening import layouts
+from llmkit.layouts.opening import GROUP, layouts
 
 __all__ = ["Known", "known_plugins", "likeness", "without_computed"]
 
@@ -30,19 +31,27 @@ class Known:
 
     Attributes:
         architectures: those of the plugins, the one that most others are equivalent to first.
+        layer_slots: name of each -> the weights that its layers have in any of its variants, and their stems.
         inner, outer: slot -> the entries that name tables have for it, in a layer and outside.
         keys: name of a size, or of a field of a kind -> spellings in config.json.
     """
 
     architectures: tuple[Architecture, ...]
+    layer_slots: Mapping[str, frozenset[str]]
     inner: Mapping[str, tuple[Entry, ...]]
     outer: Mapping[str, tuple[Entry, ...]]
     keys: Mapping[str, tuple[str, ...]]
 
 
 def known_plugins() -> Known:
-    """The tables of all plugins that load."""
-    loaded = [a for a in default_registry().load_all().values() if not isinstance(a, PluginError)]
+    """The tables of all plugins and layouts that load."""
+    return _known(default_registry(), entries(GROUP))
+
+
+@cache
+def _known(registry: Registry, _: tuple[EntryPoint, ...]) -> Known:
+    """The same, made once for what is registered."""
+    loaded = [a for a in registry.load_all().values() if not isinstance(a, PluginError)]
     n_equivalent = {a.name: sum(a.name in other.equivalents for other in loaded) for a in loaded}
     loaded.sort(key=lambda a: -n_equivalent[a.name])
     inner: dict[str, dict[Entry, None]] = {}
@@ -60,10 +69,17 @@ def known_plugins() -> Known:
             keys.setdefault(name, {}).update(dict.fromkeys(key.spellings))
     return Known(
         tuple(loaded),
+        {a.name: _layer_slots(a) for a in loaded},
         {slot: tuple(entries) for slot, entries in inner.items()},
         {slot: tuple(entries) for slot, entries in outer.items()},
         {name: tuple(spellings) for name, spellings in keys.items()},
     )
+
+
+def _layer_slots(architecture: Architecture) -> frozenset[str]:
+    variants = (None, *architecture.variants)
+    leaves = {leaf for v in variants for leaf in architecture.bind(architecture.tiny_config(v)).block.slots()}
+    return frozenset(leaves | {leaf.rpartition(".")[0] for leaf in leaves})
 
 
 def outer_stems(names: Names) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import Fused, Names, Transposed, stem_of
 from llmkit.drafting.headers import Headers, Tensors
 from llmkit.drafting.known import Entry, Known, likeness, outer_stems
@@ -15,13 +16,15 @@ _LEAST = 0.6  # how like a known stem an unknown one must be
 _OWN = 1.0  # what the table that is tried first counts more
 
 
-def names_like(headers: Headers, known: Known, first: Names) -> tuple[Names, dict[str, str]]:
+def names_like(headers: Headers, known: Known, like: Architecture) -> tuple[Names, dict[str, str]]:
     """The name table of a checkpoint, and what of it is not certain: slot -> why.
 
     Args:
-        first: the table that is preferred where several know a name.
+        like: whose layers' weights they are; its own table is preferred where several know a name.
     """
-    inner = _assigned(headers.inner, known.inner, {slot: stem_of(e) for slot, e in first.slots.items()})
+    first, needed = like.names, known.layer_slots[like.name]
+    entries = {slot: [e for e in known.inner[slot] if needed >= _stored_in(slot, e)] for slot in known.inner}
+    inner = _assigned(headers.inner, entries, {slot: stem_of(e) for slot, e in first.slots.items()})
     outer = _assigned(headers.outer, known.outer, outer_stems(first))
     tables = {s: t["weight"][0] for s, t in headers.outer.items() if len(t.get("weight", ())) == 2 and s not in outer}
     if "embed" not in outer.values() and tables:
@@ -33,15 +36,15 @@ def names_like(headers: Headers, known: Known, first: Names) -> tuple[Names, dic
     hidden = _hidden(headers, by_slot)
     is_transposed = _is_transposed(headers, {slot: stem for stem, slot in inner.items()}, hidden)
     for stem, slot in sorted(inner.items(), key=lambda item: order.index(item[1])):
-        like = max(known.inner[slot], key=lambda e: likeness(stem, e) + _OWN * (e == first.slots.get(slot)))
-        entry: Entry = like.stored if isinstance(like, Transposed) else like
+        nearest = max(entries[slot], key=lambda e: likeness(stem, e) + _OWN * (e == first.slots.get(slot)))
+        entry: Entry = nearest.stored if isinstance(nearest, Transposed) else nearest
         if isinstance(entry, Fused):
             checks[slot] = 'the order of rows (layout="stacked" or "per_group"), and of its parts'
         entry = replace(entry, name=stem) if isinstance(entry, Fused) else stem
         if is_transposed and len(headers.inner[stem].get("weight", ())) == 2:
             entry = Transposed(entry)
-        if likeness(stem, like) < 1:
-            checks[slot] = f"told by its name, which is like {stem_of(like)}"
+        if likeness(stem, nearest) < 1:
+            checks[slot] = f"told by its name, which is like {stem_of(nearest)}"
         slots[slot] = entry
     return Names(
         embed=by_slot.pop("embed", ""),
@@ -54,14 +57,21 @@ def names_like(headers: Headers, known: Known, first: Names) -> tuple[Names, dic
     ), checks  # fmt: skip
 
 
-def _assigned(tensors: Tensors, known: Mapping[str, Iterable[Entry]], own: Mapping[str, str]) -> dict[str, str]:
+def _stored_in(slot: str, entry: Entry) -> set[str]:
+    """The stems of the weights that an entry stores."""
+    fused = entry.stored if isinstance(entry, Transposed) else entry
+    return {f"{slot.rpartition('.')[0]}.{part}" for part in fused.parts} if isinstance(fused, Fused) else {slot}
+
+
+def _assigned(tensors: Tensors, known: Mapping[str, Sequence[Entry]], own: Mapping[str, str]) -> dict[str, str]:
     """Stem -> slot, each slot once, the likest pairs first."""
-    pairs = [
-        (max(likeness(stem, e) for e in entries) + _OWN * (own.get(slot) == stem) + _same_part(stem, slot), stem, slot)
-        for stem, leaves in tensors.items()
-        for slot, entries in known.items()
-        if _can_be(slot, leaves) and _same_part(stem, slot) >= 0
-    ]  # fmt: skip
+    pairs = []
+    for stem, leaves in tensors.items():
+        for slot, entries in known.items():
+            around = _same_part(stem, slot)
+            if entries and around >= 0 and _can_be(slot, leaves):
+                alike = max(likeness(stem, entry) for entry in entries)
+                pairs.append((alike + around + _OWN * (own.get(slot) == stem), stem, slot))
     found: dict[str, str] = {}
     for score, stem, slot in sorted(pairs, key=lambda pair: -pair[0]):
         if score >= _LEAST and stem not in found and slot not in found.values():

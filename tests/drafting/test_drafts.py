@@ -19,6 +19,7 @@ from llmkit.decoder.contract import check_architecture, random_checkpoint, rando
 from llmkit.decoder.load import load_decoder
 from llmkit.drafting.draft import draft_plugin
 from llmkit.drafting.text import plugin_text
+from llmkit.tensors.spec import DType, TensorSpec
 
 BUILT_IN = {p.name: a for p, a in registry.default_registry().load_all().items()}
 # Families with a computation that headers and config do not tell apart from another's, and what a draft says of it.
@@ -65,6 +66,41 @@ def test_a_draft_computes_what_the_family_does(tmp_path, name, variant):
 def test_a_draft_says_what_it_does_not_know(tmp_path, name):
     _, text, _, _ = drafted(name, None, tmp_path)
     assert SAID[name] in " ".join(text.split())
+
+
+def of_transformers(model_type, **more):
+    """A tiny random model of a family that no plugin describes, its stored tensors and its config."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        model_type, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=96, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0, **more,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    state = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight" or not config.tie_word_embeddings}
+    return model, state, {**config.to_dict(), "architectures": [type(model).__name__]}
+
+
+def test_a_family_without_a_plugin_computes_what_transformers_does(tmp_path):
+    """Multi-query GPT-2 with matrices that are not transposed."""
+    model, state, config = of_transformers("gpt_bigcode", n_inner=128, max_position_embeddings=64)
+    save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config, default=str))
+    ckpt, ids = open_checkpoint(tmp_path), torch.arange(24).reshape(2, 12)
+    draft = draft_plugin({n: t.spec for n, t in ckpt.tensors.items()}, ckpt.config, name="m", label="m")
+    assert (draft.after, draft.problems) == ("gpt2", ())
+    assert torch.allclose(load_decoder(ckpt, architecture=draft.architecture)(ids), model(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [("granite", "attention_multiplier"), ("olmo2", "k_norm"), ("nemotron", "headers do not show"),
+     ("starcoder2", "not in config.json: as that plugin has it")],
+)  # fmt: skip
+def test_a_family_of_another_computation_is_not_passed_over(model_type, said):
+    sizes = {"intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    _, state, config = of_transformers(model_type, **sizes)
+    specs = {n: TensorSpec(DType.F32, tuple(t.shape)) for n, t in state.items()}
+    assert said in plugin_text(draft_plugin(specs, config, name="m", label="m"), "m")
 
 
 @pytest.mark.parametrize("name", ["qwen2", pytest.param("gpt_neox", marks=pytest.mark.slow), "gpt2"])
