@@ -2,8 +2,8 @@
 
     w = (code - zero) * scale + offset        or        w = table[code] * scale
 
-computed in the dtype that is asked for. Methods make such matrices, codecs read and write them, and a float matrix
-that was computed from one remembers it (`matrix_of`), also where its rows were taken, joined or put in another order.
+Methods make such matrices, codecs read and write them, and a float matrix that was computed from one remembers it
+(`matrix_of`), also where its rows were cut, joined or put in another order.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class QuantizedMatrix:
     def dequantized(self, dtype: DType | None = None) -> Lazy:
         """The float matrix [out, in]; it remembers what it comes from.
 
-        Scales are cast to `dtype` and everything is computed in it, as compressed-tensors and ggml do.
+        Scales are cast to `dtype` and everything is computed in it, as compressed-tensors and ggml do; but entries of a
+        table, which are no integers, in float32, as bitsandbytes does.
 
         Args:
             dtype: default: that of the scales.
@@ -130,7 +131,9 @@ class QuantizedMatrix:
         given = {name: part for name, part in parts.items() if part is not None}
 
         def fn(codes: torch.Tensor, scales: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-            return self._restored(codes, scales.to(dtype.torch), **dict(zip(given, rest, strict=True)))
+            wide = dtype if self.table is None else DType.F32
+            restored = self._restored(codes, scales.to(wide.torch), **dict(zip(given, rest, strict=True)))
+            return restored.to(dtype.torch)
 
         inputs = [self.codes, self.scales, *given.values()]
         input_rows = [0 if name == "order" else 1 for name in ("codes", "scales", *given)]
@@ -154,10 +157,8 @@ class QuantizedMatrix:
         weight = torch.empty((n_rows, n_in), dtype=scales.dtype)
         step = max(BLOCK_NBYTES // (4 * max(n_in, 1)), 1)
         index = order.long() if order is not None else None
-        plain = None
-        if zeros is None and offsets is None:
-            plain = self.grid.middle
         table = torch.tensor(self.table, dtype=scales.dtype) if self.table is not None else None
+        is_centred = table is None and zeros is None and offsets is None
 
         def spread(part: torch.Tensor) -> torch.Tensor:
             """A number for each group as one that goes with `q`."""
@@ -170,8 +171,8 @@ class QuantizedMatrix:
             values = q.to(scales.dtype) if table is None else table[q.int()]
             if index is None:
                 values = _grouped(values, self.group)
-            if table is None and plain is not None:
-                values = values.sub_(plain)
+            if is_centred:
+                values = values.sub_(self.grid.middle)
             elif zeros is not None:
                 values = values.sub_(spread(zeros[rows]))
             values = values.mul_(spread(scales[rows]))

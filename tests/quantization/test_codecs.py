@@ -83,6 +83,15 @@ def test_what_no_layout_holds_is_said():
     assert CODECS["onnx"].refuses(matrix(Grid(4, 24), (4, 48))).startswith("onnx has no blocks for int4 group 24")
 
 
+def test_a_table_is_multiplied_in_float32_and_rounded_once():
+    table = tuple(float(i) / 7 for i in range(16))
+    made = matrix(Grid(4, 32), (4, 64), table=table)
+    q = torch.stack([made.codes.load() & 15, made.codes.load() >> 4], -1).flatten(1)
+    wanted = torch.tensor(table)[q.long()] * made.scales.load().float().repeat_interleave(32, 1)
+    assert torch.equal(made.dequantized(DType.F32).load(), wanted)
+    assert torch.equal(made.dequantized(DType.BF16).load(), wanted.bfloat16())
+
+
 def test_codecs_of_folders_say_what_they_write():
     folders = [codec for codec in CODECS.values() if isinstance(codec, FolderCodec)]
     assert folders
