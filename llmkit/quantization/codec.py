@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from llmkit import entry_points
 from llmkit.errors import InputError, PluginError, RequirementError
-from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -162,21 +162,23 @@ class FolderCodec(Codec):
         """
 
     @abstractmethod
-    def describe(self, grids: Mapping[str, Grid], ignore: Sequence[str], *, are_all: bool) -> dict[str, Any]:
+    def describe(
+        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+    ) -> dict[str, Any]:
         """The quantization_config of config.json.
 
         Args:
-            grids: by the names of the modules.
+            matrices: by the names of the modules.
             ignore: linear modules that stay in floats.
-            are_all: `grids` and `ignore` are all linear modules there are.
+            are_all: `matrices` and `ignore` are all linear modules there are.
         """
 
     def warnings(self, stored: Stored) -> list[str]:
         """What else the layout asks of who computes with it, and is not done here."""
         return []
 
-    def notes(self, grids: Mapping[str, Grid]) -> list[str]:
-        """What the user of such a folder should know of these grids."""
+    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+        """What the user of a folder with these matrices should know."""
         return []
 
 

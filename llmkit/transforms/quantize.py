@@ -9,6 +9,7 @@ from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.quantization.codec import folder_codec
+from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import method_named, quantized
 from llmkit.quantization.quality import Meter
 from llmkit.quantization.statistics import StatisticsOf
@@ -65,6 +66,7 @@ def quantize(
     chosen = choose_layers(ckpt, keep, only)
     rows = {name: ckpt.tensors[name].shape[1] for name in chosen.names}
     grid, reason = choose_grid(codec, bits, group_size, symmetric, rows)
+    matrices: dict[str, QuantizedMatrix] = {}
     tensors: dict[str, Lazy] = {}
     for name, lazy in ckpt.tensors.items():
         if name not in rows:
@@ -75,12 +77,12 @@ def quantize(
         why = codec.refuses(matrix)
         if why is not None:
             raise SpecError(f"{name} does not fit in --format {format}: {why}")
+        matrices[name.removesuffix(".weight")] = matrix
         stem = name.removesuffix("weight")
         tensors |= siblings({stem + end: part for end, part in codec.write(matrix).items()})
-    grids = {name.removesuffix(".weight"): grid for name in rows}
     config = dict(ckpt.config)
-    config["quantization_config"] = codec.describe(grids, chosen.left, are_all=chosen.are_all)
-    notes = [f"{len(rows)} linear layers to {grid}{reason}, {way.words}", *codec.notes(grids)]
+    config["quantization_config"] = codec.describe(matrices, chosen.left, are_all=chosen.are_all)
+    notes = [f"{len(rows)} linear layers to {grid}{reason}, {way.words}", *codec.notes(matrices)]
     if chosen.left:
         notes.append(f"linear layers kept as they are: {listing(chosen.left)}")
     step = {

@@ -59,8 +59,8 @@ class Nibbles(FolderCodec):
         found = {f"{m}.weight": self.read(stored.parts(m, ends), stored.entry, None) for m in modules}
         return found, {f"{m}.{end}" for m in modules for end in ends}
 
-    def describe(self, grids, ignore, *, are_all):
-        return {"quant_method": self.name, "modules": sorted(grids)}
+    def describe(self, matrices, ignore, *, are_all):
+        return {"quant_method": self.name, "modules": sorted(matrices)}
 
 
 CODEC = Nibbles()

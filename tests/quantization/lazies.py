@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
 from llmkit.quantization.codecs.compressed_tensors import CODEC
-from llmkit.quantization.matrix import Grid
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.method import Observe, quantized
 from llmkit.quantization.methods.rtn import METHOD
+from llmkit.quantization.packing import n_bytes
 from llmkit.tensors.lazy import Apply, Context, Lazy
 from llmkit.tensors.siblings import siblings
 from llmkit.tensors.spec import DType, TensorSpec
@@ -34,7 +37,19 @@ def compressed(
     return {end: context.rows(part, (0, part.node.n_rows)) for end, part in parts.items()}
 
 
-def library_weights(grid: Grid) -> dict[str, object]:
+def zeros_on(grid: Grid, **parts: Lazy) -> QuantizedMatrix:
+    """A matrix of two rows, to speak of its grid."""
+    size = grid.group_size or 32
+    zero_points = None if grid.is_symmetric else held(torch.zeros((2, 1), dtype=torch.uint8))
+    codes = held(torch.zeros((2, n_bytes(size, grid.bits)), dtype=torch.uint8))
+    return QuantizedMatrix(grid, (2, size), codes, held(torch.ones(2, 1)), zero_points, **parts)
+
+
+def entry_of(*grids: Grid) -> dict[str, Any]:
+    """The quantization_config of linear layers on these grids."""
+    return CODEC.describe({f"m{i}": zeros_on(grid) for i, grid in enumerate(grids)}, [], are_all=True)
+
+
+def library_weights(grid: Grid) -> dict[str, Any]:
     """The `weights` entry of a config group."""
-    entry = CODEC.describe({"m": grid}, [], are_all=True)
-    return entry["config_groups"]["group_0"]["weights"]
+    return CODEC.settings(zeros_on(grid))["weights"]

@@ -18,7 +18,7 @@ from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import pack
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.spec import DType
-from tests.quantization.lazies import held
+from tests.quantization.lazies import held, zeros_on
 
 CODECS: dict[str, Codec] = {e.name: entry_points.load(e) for e in entry_points.entries(GROUP) if e.is_builtin}
 
@@ -96,7 +96,7 @@ def test_codecs_of_folders_say_what_they_write():
     folders = [codec for codec in CODECS.values() if isinstance(codec, FolderCodec)]
     assert folders
     for codec in folders:
-        entry = codec.describe({"a": Grid(4, 32), "b": Grid(8)}, ["c"], are_all=True)
+        entry = codec.describe({"a": zeros_on(Grid(4, 32)), "b": zeros_on(Grid(8))}, ["c"], are_all=True)
         assert entry["quant_method"] == codec.name
 
 
@@ -106,6 +106,9 @@ def test_columns_in_another_order():
     made = matrix(Grid(4, 32, False), (6, 96), order=held(order))
     codec = CODECS["compressed-tensors"]
     found = codec.read(codec.write(made), codec.settings(made), made.shape)
+    assert codec.settings(made)["weights"]["actorder"] == "group"
+    entry = codec.describe({"a": made, "b": matrix(made.grid, (6, 96))}, [], are_all=False)["config_groups"]
+    assert [(g["targets"], g["weights"]["actorder"]) for g in entry.values()] == [(["a"], "group"), (["b"], None)]
     assert torch.equal(found.order.load(), order)
     q = torch.stack([found.codes.load() & 15, found.codes.load() >> 4], -1).flatten(1).half()
     wanted = (q - found.zeros.load().half()[:, order.long()]) * found.scales.load()[:, order.long()]

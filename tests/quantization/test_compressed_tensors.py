@@ -12,13 +12,12 @@ from safetensors.torch import save_file
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.quantized import dequantized, describe, model_dtype
 from llmkit.errors import RequirementError, SpecError
-from llmkit.quantization.codecs.compressed_tensors import CODEC
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.packing import pack_words
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType
-from tests.quantization.lazies import LIBRARY_HAS_GAPS
+from tests.quantization.lazies import LIBRARY_HAS_GAPS, entry_of
 
 BITS = (4, 8) if LIBRARY_HAS_GAPS else (3, 4, 8)
 GRIDS = [Grid(b, g, s) for b in BITS for g in (None, 32) for s in (True, False)]
@@ -42,10 +41,6 @@ def module_tensors(grid: Grid, layout: str, dtype: torch.dtype, shape=(20, 96)) 
     else:
         tensors["weight"] = q
     return tensors if grid.is_symmetric else tensors | {"weight_zero_point": zero}
-
-
-def entry_of(grid: Grid) -> dict:
-    return CODEC.describe({"m": grid}, [], are_all=True)
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], grid: Grid, layout: str, **config) -> Path:

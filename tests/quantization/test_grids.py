@@ -6,6 +6,7 @@ from compressed_tensors.quantization import QuantizationConfig, QuantizationStra
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codecs.compressed_tensors import CODEC, grid_of
 from llmkit.quantization.matrix import Grid
+from tests.quantization.lazies import zeros_on
 
 
 @pytest.mark.parametrize("bits", [0, 9, 16])
@@ -21,7 +22,7 @@ def test_group_size_is_positive():
 
 @pytest.mark.parametrize("grid", [Grid(4, 64), Grid(4, None, False), Grid(8), Grid(3, 128, False)], ids=str)
 def test_the_config_is_what_compressed_tensors_understands(grid):
-    written = CODEC.describe({"a": grid, "b": grid}, ["lm_head"], are_all=True)
+    written = CODEC.describe({"a": zeros_on(grid), "b": zeros_on(grid)}, ["lm_head"], are_all=True)
     written.pop("run_compressed", None)  # transformers takes it out before
     parsed = QuantizationConfig.model_validate(written)
     args = parsed.config_groups["group_0"].weights
@@ -35,7 +36,7 @@ def test_the_config_is_what_compressed_tensors_understands(grid):
 
 
 def test_several_grids_are_several_groups():
-    grids = {"a": Grid(4, 64), "b": Grid(8), "c": Grid(4, 64)}
+    grids = {"a": zeros_on(Grid(4, 64)), "b": zeros_on(Grid(8)), "c": zeros_on(Grid(4, 64))}
     groups = CODEC.describe(grids, [], are_all=True)["config_groups"]
     assert [(g["targets"], g["weights"]["num_bits"]) for g in groups.values()] == [(["Linear"], 4), (["b"], 8)]
     groups = CODEC.describe(grids, [], are_all=False)["config_groups"]

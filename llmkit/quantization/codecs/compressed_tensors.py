@@ -68,7 +68,7 @@ class CompressedTensors(FolderCodec):
         return parts
 
     def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
-        return {"format": _PACKED, "weights": _weights(matrix.grid)}
+        return {"format": _PACKED, "weights": _weights(matrix.grid, has_order=matrix.order is not None)}
 
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
@@ -153,11 +153,14 @@ class CompressedTensors(FolderCodec):
             used |= {name for name in tensors if name.endswith(_OF_CACHE)}
         return found, used
 
-    def describe(self, grids: Mapping[str, Grid], ignore: Sequence[str], *, are_all: bool) -> dict[str, Any]:
-        # The most frequent grid has the class where it can, the others the names of their modules, which go first.
-        order = [grid for grid, _ in Counter(grids.values()).most_common()]
-        named = {grid: [module for module, own in grids.items() if own == grid] for grid in order}
-        targets = [["Linear"] if are_all and i == 0 else named[grid] for i, grid in enumerate(order)]
+    def describe(
+        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+    ) -> dict[str, Any]:
+        # The most frequent kind has the class where it can, the others the names of their modules, which go first.
+        kinds = {module: (matrix.grid, matrix.order is not None) for module, matrix in matrices.items()}
+        ranked = [kind for kind, _ in Counter(kinds.values()).most_common()]
+        named = {kind: [module for module, own in kinds.items() if own == kind] for kind in ranked}
+        targets = [["Linear"] if are_all and i == 0 else named[kind] for i, kind in enumerate(ranked)]
         # transformers 5 decompresses while it loads. Left packed, modules have no `weight`, which the classes of some
         # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
         # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17.
@@ -167,10 +170,10 @@ class CompressedTensors(FolderCodec):
             "quantization_status": "compressed",
             "config_groups": {
                 f"group_{i}": {
-                    "targets": list(those), "weights": _weights(grid), "input_activations": None,
+                    "targets": those, "weights": _weights(grid, has_order=has_order), "input_activations": None,
                     "output_activations": None,
                 }
-                for i, (grid, those) in enumerate(zip(order, targets, strict=True))
+                for i, ((grid, has_order), those) in enumerate(zip(ranked, targets, strict=True))
             },
             "ignore": list(ignore),
             "kv_cache_scheme": None,
@@ -189,21 +192,20 @@ class CompressedTensors(FolderCodec):
             "expect slightly other scores"
         ]
 
-    def notes(self, grids: Mapping[str, Grid]) -> list[str]:
-        found = []
-        if any(not grid.is_symmetric for grid in grids.values()):
+    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+        found, grids = [], {matrix.grid for matrix in matrices.values()}
+        if any(not grid.is_symmetric for grid in grids):
             found.append(
                 "zero points load in transformers 5; transformers 4.57 needs compressed-tensors 0.14 to 0.17 for them"
             )
-        if any(32 % grid.bits for grid in grids.values()):
+        if any(32 % grid.bits for grid in grids):
             found.append("codes of 3, 5, 6 and 7 bits load with compressed-tensors 0.18 and later")
-        odd = {grid.group_size for grid in grids.values()} - {None, 32, 64, 128}
-        if odd or any(grid.bits not in (4, 8) for grid in grids.values()):
+        if any(grid.group_size not in (None, 32, 64, 128) or grid.bits not in (4, 8) for grid in grids):
             found.append("vLLM's kernels read 4 and 8 bits in groups of 32, 64, 128 or a row; transformers reads all")
         return found
 
 
-def _weights(grid: Grid) -> dict[str, Any]:
+def _weights(grid: Grid, *, has_order: bool) -> dict[str, Any]:
     """The `weights` entry of a config group."""
     return {
         "num_bits": grid.bits,
@@ -213,7 +215,7 @@ def _weights(grid: Grid) -> dict[str, Any]:
         "group_size": grid.group_size,
         "block_structure": None,
         "dynamic": False,
-        "actorder": None,
+        "actorder": "group" if has_order else None,
         "observer": "minmax",
         "observer_kwargs": {},
     }
