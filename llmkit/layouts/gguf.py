@@ -128,10 +128,10 @@ def _details(model: GgufModel) -> dict[str, Any]:
 def _generation(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Path | bytes]:
     """generation_config.json: the ids that end a text, those of turns too."""
     ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
-    ends = [metadata.get(f"tokenizer.ggml.{k}_token_id") for k in ("eos", "eot", "eom")]
-    ends = [*dict.fromkeys(i for i in ends if isinstance(i, int))]
-    if len(ends) > 1:
-        ids["eos_token_id"] = ends
+    eos_ids = [metadata.get(f"tokenizer.ggml.{k}_token_id") for k in ("eos", "eot", "eom")]
+    eos_ids = [*dict.fromkeys(i for i in eos_ids if isinstance(i, int))]
+    if len(eos_ids) > 1:
+        ids["eos_token_id"] = eos_ids
     return {"generation_config.json": (json.dumps(ids, indent=2) + "\n").encode()} if ids else {}
 
 

@@ -46,15 +46,15 @@ class OnnxFiles:
 
     def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
         held: list[dict[str, int]] = [{}]
-        ends = [0]
+        sizes = [0]
         for name, spec in specs.items():
-            offset = -(-ends[-1] // _ALIGNMENT) * _ALIGNMENT
+            offset = -(-sizes[-1] // _ALIGNMENT) * _ALIGNMENT
             if held[-1] and offset + spec.nbytes > max_nbytes:
                 held.append({})
-                ends.append(offset := 0)
-            held[-1][name], ends[-1] = offset, offset + spec.nbytes
+                sizes.append(offset := 0)
+            held[-1][name], sizes[-1] = offset, offset + spec.nbytes
         names = shard_names(DATA, len(held))
-        files = [OutputFile(*file, ()) for file in zip(names, ends, held, strict=True)] if specs else []
+        files = [OutputFile(*file, ()) for file in zip(names, sizes, held, strict=True)] if specs else []
         places = {name: Place(f.name, at, specs[name].nbytes) for f in files for name, at in f.offsets.items()}
         return OutputFiles(tuple(files), {MODEL: _serialized(self.model, {**self.linked, **places})}, self.sources)
 

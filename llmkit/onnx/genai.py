@@ -39,7 +39,7 @@ def genai_config(
     returns a longer cache each time.
     """
     dims, config = model.dims, ckpt.config
-    ends = end_tokens(ckpt) or [0]
+    eos_ids = end_tokens(ckpt) or [0]
     inputs = {name: name for name in _FED}
     cache = dict(zip(("past_key_names", "past_value_names"), _CACHE, strict=True))
     context = dims.context or 2048
@@ -47,9 +47,9 @@ def genai_config(
     return {
         "model": {
             "type": "decoder",
-            "bos_token_id": _id(config.get("bos_token_id"), ends[0]),
-            "eos_token_id": ends if len(ends) > 1 else ends[0],
-            "pad_token_id": _id(config.get("pad_token_id"), ends[0]),
+            "bos_token_id": _id(config.get("bos_token_id"), eos_ids[0]),
+            "eos_token_id": eos_ids if len(eos_ids) > 1 else eos_ids[0],
+            "pad_token_id": _id(config.get("pad_token_id"), eos_ids[0]),
             "context_length": context,
             "vocab_size": dims.vocab,
             "decoder": {

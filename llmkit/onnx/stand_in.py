@@ -2,7 +2,7 @@
 
 Optimum knows the shapes of the first call's keys and values by the config's `model_type`: heads of hidden / heads dims
 and as many key heads as heads, unless the type is one of those below. A model of other sizes gets a config with a type
-whose head size and key heads are both asked for; its `architectures` stay the model's own, and a key says what the file
+of which it reads both head_dim and key heads; its `architectures` stay the model's own, and a key says what the file
 is for. Source: optimum-onnx 0.1.0, onnxruntime/modeling_decoder.py.
 """
 
@@ -16,8 +16,8 @@ from llmkit.architecture.sizes import Sizes
 
 __all__ = ["has_sizes", "sizes_only", "stand_in"]
 
-_HEAD_DIM_IS_ASKED = frozenset({"gemma", "gemma3_text", "gpt_oss", "nemotron"})
-_KEY_HEADS_ARE_ASKED = frozenset(
+_HEAD_DIM_IS_READ = frozenset({"gemma", "gemma3_text", "gpt_oss", "nemotron"})
+_KEY_HEADS_ARE_READ = frozenset(
     {
         "arcee", "cohere", "falcon", "gemma", "gemma3_text", "glm", "gpt_oss", "granite", "helium", "llama", "mistral",
         "nemotron", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm",
@@ -31,13 +31,13 @@ _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", 
 def has_sizes(config: Mapping[str, Any], dims: Sizes) -> bool:
     """Whether Optimum gets the sizes of keys and values from a config that transformers knows."""
     kind = model_type_of(config)
-    head_dim = dims.head_dim if kind in _HEAD_DIM_IS_ASKED else dims.hidden // dims.heads
-    kv_heads = dims.kv_heads if kind in _KEY_HEADS_ARE_ASKED else dims.heads
+    head_dim = dims.head_dim if kind in _HEAD_DIM_IS_READ else dims.hidden // dims.heads
+    kv_heads = dims.kv_heads if kind in _KEY_HEADS_ARE_READ else dims.heads
     return (head_dim, kv_heads) == (dims.head_dim, dims.kv_heads)
 
 
 def stand_in(config: Mapping[str, Any], dims: Sizes) -> dict[str, Any]:
-    """The sizes of a model and its special tokens in the words of a type that Optimum asks for all sizes."""
+    """The sizes of a model and its special tokens in the words of a type of which Optimum reads all sizes."""
     sizes = {
         "model_type": _STAND_IN_TYPE,
         "head_dim": dims.head_dim,

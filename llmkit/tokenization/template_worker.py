@@ -3,8 +3,8 @@
 A template is a program that came with a file. Jinja's sandbox holds back what it reaches, not what it uses, so it runs
 where the operating system counts its time and memory. Rendered is with transformers' own environment.
 
-Protocol, on stdin and stdout: 4 bytes of length (big endian), then JSON. Asked: `seconds`, `memory_bytes`,
-`output_chars`, `arguments`; answered: `text`, or `error` with `kind` (`template`, `budget`, `other`) and `message`.
+Protocol, on stdin and stdout: 4 bytes of length (big endian), then JSON. A request has `seconds`, `memory_bytes`,
+`output_chars`, `arguments`; the answer `text`, or `error` with `kind` (`template`, `budget`, `other`) and `message`.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def _limits(seconds: float, memory_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (hard_space, hard_space))
 
 
-def _answer(asked: Any) -> dict[str, Any]:
+def _answer(request: Any) -> dict[str, Any]:
     from jinja2.exceptions import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        with _limits(asked["seconds"], asked["memory_bytes"]):
-            made = render_jinja_template(**asked["arguments"])[0][0]
-            if len(made) <= asked["output_chars"]:
+        with _limits(request["seconds"], request["memory_bytes"]):
+            made = render_jinja_template(**request["arguments"])[0][0]
+            if len(made) <= request["output_chars"]:
                 return {"text": made}
             return {"error": "budget", "message": f"it writes {len(made)} characters"}
     except MemoryError:
@@ -86,8 +86,8 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     import transformers.utils.chat_template_utils  # noqa: F401  # before the first limits are set
 
-    while (asked := receive(source)) is not None:
-        send(target, _answer(asked))
+    while (request := receive(source)) is not None:
+        send(target, _answer(request))
 
 
 if __name__ == "__main__":

@@ -65,13 +65,13 @@ def render(
     }
     plain = json.dumps(arguments, default=str)
     n = len(plain)
-    asked = {
+    request = {
         "seconds": 2 + n / 100_000,
         "memory_bytes": (256 << 20) + 64 * n,
         "output_chars": (1 << 20) + 16 * n,
         "arguments": json.loads(plain),
     }
-    answer = _Worker.current().ask(asked)
+    answer = _Worker.current().ask(request)
     if answer is None:
         answer = {"error": "budget", "message": "it takes more time or memory"}
     if "text" in answer:
@@ -80,7 +80,7 @@ def render(
         raise TemplateRefusal(f"the chat template refuses this conversation: {answer['message']}", hint=_HINT)
     if answer["error"] == "other":
         raise InputError(f"the chat template fails: {answer['message']}", hint=_HINT)
-    budget = f"{asked['seconds']:.0f} s, {asked['memory_bytes'] >> 20} MiB, {asked['output_chars']} characters"
+    budget = f"{request['seconds']:.0f} s, {request['memory_bytes'] >> 20} MiB, {request['output_chars']} characters"
     raise InputError(f"the chat template goes beyond its budget ({budget}): {answer['message']}", hint=_HINT)
 
 
@@ -121,12 +121,12 @@ class _Worker:
             worker = _started()
         return worker
 
-    def ask(self, asked: Mapping[str, Any]) -> Any:
+    def ask(self, request: Mapping[str, Any]) -> Any:
         """The answer; None where the process ended or did not answer in time."""
         questions, answers = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
         try:
-            template_worker.send(questions, asked)
-            ready, _, _ = select.select([answers], [], [], _WAIT_S + 10 * asked["seconds"])
+            template_worker.send(questions, request)
+            ready, _, _ = select.select([answers], [], [], _WAIT_S + 10 * request["seconds"])
             answer = template_worker.receive(answers) if ready else None
         except (OSError, ValueError):
             answer = None

@@ -232,8 +232,9 @@ def _special_ids(
             value = entries.tokens.index(usual)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < n_rows:
             ids[f"{key}_token_id"] = value
-    ends = config.get("eos_token_id")
-    others = [i for i in ends if isinstance(i, int) and i != ids.get("eos_token_id")] if isinstance(ends, list) else []
+    stated = config.get("eos_token_id")
+    eos_ids = stated if isinstance(stated, list) else []
+    others = [i for i in eos_ids if isinstance(i, int) and i != ids.get("eos_token_id")]
     return ids | {f"{key}_token_id": i for key, i in zip(("eot", "eom"), others, strict=False)}
 
 

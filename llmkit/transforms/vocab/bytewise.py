@@ -42,8 +42,7 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
         make_reachable(token, token, priority, known, learn)
     if not all(apply_bpe(t, priority).parts == (t,) for t in new):
         raise RequirementError(f"{tokenizer.label}: some new tokens cannot be reached by merges")  # cannot happen
-    asked = set(wanted)
-    n_between = sum(t not in asked for t in new)
+    n_between = len(new.keys() - set(wanted))
     made = fast.with_model({**fast.vocab, **new}, list(ranks))
     old_of = (*range(first), *[None] * len(new))
     files = tokenizer.rewritten({i: i for i in range(first)}, fast=made)
