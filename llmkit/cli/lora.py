@@ -120,7 +120,7 @@ def combine(
     from llmkit.transforms import lora
 
     lora.require_method(method)
-    opened = [lora.open_adapter(a) for a in adapters]
+    opened = [lora.open_adapter(a, alpha=1.0) for a in adapters]  # files that state none are refused for their names
     meter = Meter()
     made = lora.combine(opened, method=method, weights=weight, density=density, rank=rank, seed=seed, meter=meter)
     write(out, made, writing, finish=_measured(out, meter, "relative error", "combined") if method == "svd" else None)

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +66,16 @@ class Report:
 
 
 def run_mutations(
-    count: int, seed: int, *, workers: int = 2, first: int = 0, folder: Path | None = None, show: bool = False
+    count: int,
+    seed: int,
+    *,
+    workers: int = 2,
+    first: int = 0,
+    folder: Path | None = None,
+    show: bool = False,
+    kinds: Collection[str] = (),
 ) -> Report:
-    """Run inputs `first` to `first + count` of a seed."""
+    """Run inputs `first` to `first + count` of a seed, of some kinds or of all."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="llmkit-mutations-", dir=folder) as name:
         work = Path(name)
@@ -77,7 +84,7 @@ def run_mutations(
         batches = [range(i, min(i + BATCH, first + count)) for i in range(first, first + count, BATCH)]
         codes: Counter[str] = Counter()
         bad: list[Bad] = []
-        for found in _watched(batches, seed, work, workers):
+        for found in _watched(batches, seed, work, workers, sorted(kinds or COMMANDS)):
             codes[found.what] += 1
             if sum(codes.values()) % 1000 == 0:
                 print(f"{sum(codes.values())} of {count}, {time.monotonic() - started:.0f} s", flush=True)
@@ -98,6 +105,7 @@ def _import() -> None:
     import transformers.models.llama.modeling_llama
 
     import llmkit.cli.app
+    import llmkit.evaluation.runner
     import llmkit.onnx.session
 
     torch.set_num_threads(1)
@@ -141,10 +149,10 @@ def _state(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _one(number: int, seed: int, work: Path, home: Path) -> Bad:
+def _one(number: int, seed: int, work: Path, home: Path, kinds: list[str]) -> Bad:
     """Make one input, run it, judge it."""
     rng = random.Random(f"{seed}/{number}")
-    kind = rng.choice(sorted(COMMANDS))
+    kind = rng.choice(kinds)
     seeds, x, out = work / "seeds", home / "x", home / "out"
     for path in (x, out):
         shutil.rmtree(path, ignore_errors=True)
@@ -152,7 +160,14 @@ def _one(number: int, seed: int, work: Path, home: Path) -> Bad:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     shutil.copytree(seeds / kind, x)
     change = f"{kind}: {mutate(x, rng, seeds)}"
-    names = {"x": x, "out": out, "base": seeds / "hf", "delta": seeds / "delta", "adapter": seeds / "adapter"}
+    names = {
+        "x": x,
+        "out": out,
+        "seeds": seeds,
+        "base": seeds / "hf",
+        "delta": seeds / "delta",
+        "adapter": seeds / "adapter",
+    }
     line = rng.choice(COMMANDS[kind])
     words = [w.format(**names, corpus=seeds / "texts/text.txt") for w in line.split()]
     if rng.random() < 0.1:
@@ -178,7 +193,7 @@ def _one(number: int, seed: int, work: Path, home: Path) -> Bad:
     return Bad(number, what, " ".join(words), change, " ".join(text.split())[-400:])
 
 
-def _work(numbers: Iterable[int], seed: int, work: Path, home: Path, pipe: int) -> None:
+def _work(numbers: Iterable[int], seed: int, work: Path, home: Path, pipe: int, kinds: list[str]) -> None:
     silent = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(silent, fd)
@@ -188,7 +203,7 @@ def _work(numbers: Iterable[int], seed: int, work: Path, home: Path, pipe: int) 
     for number in numbers:
         os.write(pipe, f'{{"begin": {number}}}\n'.encode())
         try:
-            found = _one(number, seed, work, home)
+            found = _one(number, seed, work, home, kinds)
         except BaseException as error:  # noqa: BLE001 - a fault of this program
             found = Bad(number, f"broken {type(error).__name__}", "", "", str(error)[:300])
         os.write(pipe, json.dumps(vars(found)).encode() + b"\n")
@@ -198,7 +213,7 @@ def _work(numbers: Iterable[int], seed: int, work: Path, home: Path, pipe: int) 
 class _Worker:
     """A forked process with a batch of inputs, watched from outside."""
 
-    def __init__(self, numbers: list[int], seed: int, work: Path, slot: int) -> None:
+    def __init__(self, numbers: list[int], seed: int, work: Path, slot: int, kinds: list[str]) -> None:
         self.left, self.slot, self.buffer = numbers, slot, b""
         home = work / f"w{slot}"
         home.mkdir(exist_ok=True)
@@ -207,7 +222,7 @@ class _Worker:
         if not self.pid:
             os.close(self.pipe)
             os.setpgid(0, 0)
-            _work(numbers, seed, work, home, end)
+            _work(numbers, seed, work, home, end, kinds)
         os.close(end)
         self.began, self.current = time.monotonic(), numbers[0]
         self.base = self.resident()
@@ -233,14 +248,14 @@ class _Worker:
         return os.waitpid(self.pid, 0)[1]
 
 
-def _watched(batches: list[range], seed: int, work: Path, n_workers: int) -> Iterator[Bad]:
+def _watched(batches: list[range], seed: int, work: Path, n_workers: int, kinds: list[str]) -> Iterator[Bad]:
     waiting = [list(b) for b in reversed(batches)]
     free = list(range(n_workers))
     running: list[_Worker] = []
     with selectors.DefaultSelector() as selector:
         while waiting or running:
             while waiting and free:
-                worker = _Worker(waiting.pop(), seed, work, free.pop())
+                worker = _Worker(waiting.pop(), seed, work, free.pop(), kinds)
                 running.append(worker)
                 selector.register(worker.pipe, selectors.EVENT_READ, worker)
             ready = {key.data for key, _ in selector.select(0.2)}
@@ -271,15 +286,10 @@ def _watched(batches: list[range], seed: int, work: Path, n_workers: int) -> Ite
                 if worker.left:
                     if what == "ended":
                         what = f"signal {status & 127}" if status & 127 else f"code {status >> 8} of the process"
-                    yield Bad(worker.current, what, *_described(worker.current, seed), "")
+                    yield Bad(worker.current, what, f"(--only {worker.current} --seed {seed} shows it)", "", "")
                     worker.left.remove(worker.current)
                     if worker.left:
                         waiting.append(worker.left)
-
-
-def _described(number: int, seed: int) -> tuple[str, str]:
-    rng = random.Random(f"{seed}/{number}")
-    return f"(--only {number} --seed {seed} shows it)", rng.choice(sorted(COMMANDS))
 
 
 def main() -> int:
@@ -290,16 +300,24 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--kind", action="append", choices=sorted(COMMANDS), help="only these: numbers are theirs")
     parser.add_argument("--short", action="store_true", help="120 inputs")
     options = parser.parse_args()
     if options.short:
         options.count = 120
     first, count = (options.first, options.count) if options.only is None else (options.only, 1)
-    report = run_mutations(count, options.seed, workers=options.workers, first=first, show=options.only is not None)
+    report = run_mutations(
+        count,
+        options.seed,
+        workers=options.workers,
+        first=first,
+        show=options.only is not None,
+        kinds=options.kind or (),
+    )
     print(", ".join(f"{what}: {n}" for what, n in report.codes.most_common()))
     n_bad = sum(n for what, n in report.codes.items() if not what.startswith("exit"))
-    kinds = f"{len(COMMANDS)} kinds, seed {options.seed}, {report.elapsed_s:.0f} s"
-    print(f"{n_bad} bad of {report.count} changed inputs of {kinds}")
+    of = f"{len(options.kind or COMMANDS)} kinds, seed {options.seed}, {report.elapsed_s:.0f} s"
+    print(f"{n_bad} bad of {report.count} changed inputs of {of}")
     return int(n_bad > 0)
 
 

@@ -29,7 +29,7 @@ def mutate(folder: Path, rng: random.Random, seeds: Path) -> str:
     """Change one file of `folder`, or a few; what was done."""
     done = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        files = sorted(p for p in folder.iterdir() if p.is_file() and not p.is_symlink())
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
         if not files:
             break
         path = rng.choice(files)

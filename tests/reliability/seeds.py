@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tests.reliability import foreign_seeds
+
 __all__ = ["COMMANDS", "make_seeds"]
 
 _LOOK = ("inspect {x}", "inspect {x} --tensors", "diff {x} {x}", "convert {x} --to hf -o {out} --dry-run")
@@ -26,7 +28,7 @@ _TEXT = (
     "generate {x} hi --max-tokens 1", "perplexity {x} --text {corpus}",
 )  # fmt: skip
 _MODEL = (*_LOOK, *_WRITE, *_TEXT)
-# Seed -> the commands that it is given to. {x}: the changed input.
+# Seed -> the commands that it is given to. {x}: the changed input; {seeds}: all sound ones.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "hf": _MODEL,
     "sharded": (*_LOOK, *_WRITE),
@@ -57,6 +59,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "vocab trim {base} --corpus {x}/text.txt -o {out} --dry-run",
         "convert {base} --to hf -o {x}/other --dry-run",
     ),
+    **foreign_seeds.COMMANDS,
 }  # fmt: skip
 
 
@@ -92,6 +95,7 @@ def make_seeds(folder: Path, run: Callable[[list[str]], int]) -> None:
     (folder / "texts/talk.json").write_text(json.dumps(talk))
     (folder / "texts/talk.jsonl").write_text("\n".join(map(json.dumps, talk)))
     (folder / "texts/text.txt").write_text("some text of a few words\n" * 4)
+    foreign_seeds.make_foreign_seeds(folder)
 
 
 def _model(out: Path) -> None:

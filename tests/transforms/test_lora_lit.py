@@ -8,7 +8,7 @@ import yaml
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import RequirementError
-from llmkit.transforms.lora import merge, open_adapter
+from llmkit.transforms.lora import combine, merge, open_adapter
 
 H, F, V, L, HEADS = 256, 96, 48, 2, 2
 
@@ -71,6 +71,8 @@ def test_lora_of_lit_llama(tmp_path):
         (tmp_path / name).mkdir()
         torch.save(tensors, tmp_path / name / "lit-llama.pth")
     adapter = open_adapter(tmp_path / "lora.pth", alpha=16)
+    with pytest.raises(RequirementError, match=r"names .transformer.h.0.attn.c_attn. are those of another program"):
+        combine([adapter])
     expected = open_checkpoint(tmp_path / "merged" / "lit-llama.pth")
     same(merge(open_checkpoint(tmp_path / "base" / "lit-llama.pth"), [adapter]), expected)
     same(merge(in_hf(tmp_path / "base" / "lit-llama.pth", tmp_path), [adapter]), expected)

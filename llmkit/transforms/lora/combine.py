@@ -143,6 +143,8 @@ def _checked(
         reason = None
         if adapter.kind != "LORA":
             reason = f"it is of type {adapter.kind}"
+        elif adapter.layout != "hf":
+            reason = f"its names ({next(iter(adapter.modules), '')}) are those of another program than peft"
         elif "lora_magnitude_vector" in odd:
             reason = "DoRA rescales each row, which no sum of updates does"
         elif odd:
