@@ -12,7 +12,6 @@ from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Block, Embedding, Head, PerLayer
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Names
-from llmkit.architecture.original import Original
 from llmkit.architecture.prompts import Prompt
 from llmkit.architecture.sizes import Sizes
 from llmkit.architecture.tokenizers import TokenizerKind
@@ -119,7 +118,6 @@ class Architecture:
         equivalents: name of another architecture -> the config with which it is the same model.
         described_as: a config that transformers knows with the same sizes, for runtimes that read no more of it, where
             no other architecture is equivalent.
-        originals: other spellings that its weights were published in.
         prompt_ends: ids without which the model cannot be run: every prompt ends with them.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
@@ -146,7 +144,6 @@ class Architecture:
     tokenizer: TokenizerKind | None = None
     equivalents: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     described_as: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    originals: tuple[Original, ...] = ()
     prompt_ends: Computed | tuple[int, ...] = ()
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None

@@ -57,7 +57,7 @@ def _known(registry: Registry, _: tuple[EntryPoint, ...]) -> Known:
     inner: dict[str, dict[Entry, None]] = {}
     outer: dict[str, dict[Entry, None]] = {}
     keys: dict[str, dict[str, None]] = {}
-    tables = [a.names for a in loaded] + [o.names for a in loaded for o in a.originals]
+    tables = [a.names for a in loaded]
     tables += [spelling.names for layout in layouts() for spelling in layout.spellings]
     for table in tables:
         for slot, entry in table.slots.items():

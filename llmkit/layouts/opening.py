@@ -6,7 +6,6 @@ from functools import cache
 
 from llmkit.entry_points import EntryPoint, entries, load
 from llmkit.errors import PluginError
-from llmkit.layouts import originals
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Layout, Opened
 
@@ -21,8 +20,7 @@ def open_foreign(candidate: Candidate) -> Opened | None:
     Raises:
         InputError: a layout is recognised and its files are damaged, incomplete or contradict one another.
     """
-    finders = (*(layout.find for layout in layouts()), originals.find)
-    return next((opened for find in finders if (opened := find(candidate)) is not None), None)
+    return next((opened for layout in layouts() if (opened := layout.find(candidate)) is not None), None)
 
 
 def layouts() -> tuple[Layout, ...]:

@@ -14,7 +14,6 @@ from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit_plugins.rwkv.mix import TimeAndChannelMix
-from llmkit_plugins.rwkv.pth import PTH
 
 
 def _norm(config: Mapping[str, Any], layer: int, eps: float | None = None) -> LayerNorm:
@@ -51,7 +50,6 @@ ARCHITECTURE = Architecture(
     unused=("is_causal",),
     fixed={"attention_hidden_size": Key("hidden_size")},  # another runs in transformers, without its cache
     head=Head(tied=Key("tie_word_embeddings", False)),
-    originals=(PTH,),
     names=Names(
         embed="rwkv.embeddings",
         final_norm="rwkv.ln_out",

@@ -1,18 +1,21 @@
-"""The .pth files that RWKV-4 was published in (BlinkDL/rwkv-4-pile-*, -raven, -world)."""
+"""The .pth files that RWKV-4 was published in (BlinkDL/rwkv-4-pile-*, -raven, -world): weights and nothing else."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.names import Names
-from llmkit.architecture.original import Original
-from llmkit.errors import SpecError
+from llmkit.errors import InputError
+from llmkit.layouts.candidate import Candidate
+from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
+
+NAME = "RWKV .pth"
 
 
-def _config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _config(where: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The config of one of the published .pth files (ChatRWKV computes float32 and bfloat16 without halving)."""
     if len(shapes["blocks.0.att.time_decay"]) != 1:
-        raise SpecError(
-            "blocks.0.att.time_decay has more than one dimension: an RWKV of version 5 or later, "
+        raise InputError(
+            f"{where}: blocks.0.att.time_decay has more than one dimension: an RWKV of version 5 or later, "
             "which no plugin describes"
         )
     vocab, hidden = shapes["emb.weight"]
@@ -34,11 +37,9 @@ def _config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 _MIXES = {"key": "time_mix_k", "value": "time_mix_v", "receptance": "time_mix_r"}
-PTH = Original(
-    name="RWKV .pth",
-    marks=("emb.weight", "blocks.0.att.time_decay", "blocks.0.ffn.key.weight"),
-    config=_config,
-    names=Names(
+_MARKS = ("emb.weight", "blocks.0.att.time_decay", "blocks.0.ffn.key.weight")
+SPELLING = Spelling(
+    Names(
         embed="emb",
         final_norm="ln_out",
         head="head",
@@ -61,3 +62,22 @@ PTH = Original(
         },
     ),
 )
+
+
+def find(candidate: Candidate) -> Opened | None:
+    """What such a file holds; None for anything else, and where a config.json lies beside it.
+
+    Raises:
+        InputError: the tensors are not those of one model of version 4.
+    """
+    if candidate.main is None or "config.json" in candidate.names:
+        return None
+    tensors, where = candidate.tensors, str(candidate.main)
+    if not all(mark in tensors for mark in _MARKS):
+        return None
+    config = _config(where, {name: lazy.shape for name, lazy in tensors.items()})
+    config["torch_dtype"] = commonest_dtype(tensors).torch_name
+    return Opened(NAME, to_hf(where, tensors, config, SPELLING), config, notes=(f"read from {NAME}",))
+
+
+LAYOUT = Layout(NAME, find, spellings=(SPELLING,))
