@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import lcm
-from typing import TYPE_CHECKING
 
-from llmkit.tensors.lazy import Context, Lazy, Node, Read, Rows
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.tensors.lazy import Apply, Lazy, Node, Read
 
 __all__ = ["siblings"]
 
@@ -34,33 +29,16 @@ def _is_constant(lazy: Lazy) -> bool:
     return not lazy.node.inputs and not isinstance(lazy.node, Read)
 
 
-class _Siblings(Node):
-    op = "together"
-
+class _Siblings(Apply):
     def __init__(self, lazies: Sequence[Lazy]) -> None:
-        self.inputs = tuple(lazies)
-        self.specs = tuple(lazy.spec for lazy in lazies)
-        self.attrs = {}
-        sliced = [lazy for lazy in lazies if not _is_constant(lazy)]
-        self.n_rows = sliced[0].node.n_rows
-        steps = [lazy.node.row_step for lazy in sliced]
-        self.row_step = None if None in steps else lcm(*(s for s in steps if s is not None))
-
-    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        return tuple(
-            context.whole(lazy) if _is_constant(lazy) else context.rows(lazy, self._rows_of(lazy, rows))
-            for lazy in self.inputs
+        super().__init__(
+            "together",
+            lazies,
+            [lazy.spec for lazy in lazies],
+            lambda *parts: parts,
+            input_rows=[0 if _is_constant(lazy) else 1 for lazy in lazies],
+            output_rows=[0 if _is_constant(lazy) else _rows_in_one(lazy) for lazy in lazies],
         )
-
-    def _rows_of(self, lazy: Lazy, rows: Rows) -> Rows:
-        """The same rows in the row space of one: another only where all are computed whole."""
-        return (0, lazy.node.n_rows) if rows == (0, self.n_rows) else rows
-
-    def output_rows(self, index: int, rows: Rows) -> Rows:
-        lazy = self.inputs[index]
-        if _is_constant(lazy):  # complete in the first slice
-            return (0, lazy.spec.n_rows if rows[0] == 0 else 0)
-        return lazy.node.output_rows(lazy.index, self._rows_of(lazy, rows))
 
     def widest_inputs(self) -> list[Lazy]:
         found, pending = [], list(self.inputs)
@@ -70,5 +48,11 @@ class _Siblings(Node):
             pending.extend(lazy.node.inputs)
         return found
 
-    def peak_nbytes(self, n_rows: int) -> int:
-        return max(x.node.peak_nbytes(n_rows) for x in self.inputs) + self.slice_nbytes(n_rows)
+
+def _rows_in_one(lazy: Lazy) -> int:
+    """Rows of the node's row space that one row of the tensor covers."""
+    node = lazy.node
+    if node.row_step is None:
+        return 1
+    start, stop = node.output_rows(lazy.index, (0, node.row_step))
+    return node.row_step // max(stop - start, 1)
