@@ -29,15 +29,19 @@ class Linear:
 
 def linear(weights: Weights, name: str) -> Linear:
     """The linear layer whose leaves are `<name>.weight` and, where the model has it, `<name>.bias`."""
-    bias = weights(f"{name}.bias") if weights.has(f"{name}.bias") else None
-    return Linear(weights(f"{name}.weight"), bias)
+    return weights.watched(_linear(weights, name), [name])
 
 
 def fused_linear(weights: Weights, names: Sequence[str]) -> Linear:
     """Several linear layers of one input as one product, their outputs side by side."""
     import torch
 
-    parts = [linear(weights, name) for name in names]
+    parts = [_linear(weights, name) for name in names]
     weight = torch.cat([p.weight for p in parts])
     biases = [p.bias for p in parts if p.bias is not None]
-    return Linear(weight, torch.cat(biases) if len(biases) == len(parts) else None)
+    return weights.watched(Linear(weight, torch.cat(biases) if len(biases) == len(parts) else None), names)
+
+
+def _linear(weights: Weights, name: str) -> Linear:
+    bias = weights(f"{name}.bias") if weights.has(f"{name}.bias") else None
+    return Linear(weights(f"{name}.weight"), bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llmkit.architecture.architecture import Architecture
@@ -13,7 +13,9 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.language_model import LanguageModel
+from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
+from llmkit.decoder.readers import Weights
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
@@ -21,7 +23,7 @@ from llmkit.tensors.spec import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BACKENDS", "load_backend", "load_decoder"]
+__all__ = ["BACKENDS", "load_backend", "load_blocks", "load_decoder"]
 
 BACKENDS = ("auto", "llmkit", "transformers")
 
@@ -78,6 +80,21 @@ def load_decoder(
             is known to change the numbers, or the device is not there.
         SpecError: the tensors do not fit the config.
     """
+    return _loaded(ckpt, dtype, device, architecture, streamed)[0]
+
+
+def load_blocks(ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> tuple[Decoder, Weights]:
+    """A decoder whose layers are made one by one (`Decoder.layer`), and the weights to make them of.
+
+    Raises:
+        RequirementError, SpecError: as of `load_decoder`.
+    """
+    return _loaded(ckpt, dtype, device, None, True)
+
+
+def _loaded(
+    ckpt: Checkpoint, dtype: str, device: str, architecture: Architecture | None, streamed: bool
+) -> tuple[Decoder, Weights]:
     import torch
 
     from llmkit.checkpoint.quantized import dequantized
@@ -92,7 +109,7 @@ def load_decoder(
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
     with torch.inference_mode():
         weights = _Stored(model, ckpt.tensors, wanted, where)
-        return Decoder(model, weights, wanted.torch, where, streamed=streamed)
+        return Decoder(model, weights, wanted.torch, where, streamed=streamed), weights
 
 
 class _Stored:
@@ -113,6 +130,9 @@ class _Stored:
 
     def under(self, stem: str) -> _Stored:
         return _Stored(self._model, self._tensors, self._dtype, self._device, f"{self._stem}{stem}.")
+
+    def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
+        return layer
 
 
 def _compute_dtype(name: str) -> DType:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.kinds import Block, Kind, NoPositions
 from llmkit.architecture.model import Model
 from llmkit.decoder.attention import build_attention
 from llmkit.decoder.embedding import EmbeddingReader
 from llmkit.decoder.head import OutputHead
-from llmkit.decoder.kv import Cache, KVCache
+from llmkit.decoder.kv import Cache, KVCache, Places
 from llmkit.decoder.linear import linear
 from llmkit.decoder.mlp import build_mlp
 from llmkit.decoder.norms import build_norm
@@ -52,13 +52,12 @@ class Decoder:
         kinds = [getattr(block, "position", NoPositions()) for block in model.blocks]
         self._positions = {kind: build_positions(kind, model.dims, dtype, device) for kind in kinds}
 
-        def layer(i: int) -> tuple[Kind, Layer]:
-            made = _build_layer(model.blocks[i], model, weights.under(f"layers.{i}"), i, self._positions[kinds[i]])
-            return kinds[i], made
-
+        self._kinds = kinds
         n_layers = len(model.blocks)
         self._layers: Iterable[tuple[Kind, Layer]] = (
-            _Streamed(layer, n_layers) if streamed else [layer(i) for i in range(n_layers)]
+            _Streamed(lambda i: (kinds[i], self.layer(weights, i)), n_layers)
+            if streamed
+            else [(kinds[i], self.layer(weights, i)) for i in range(n_layers)]
         )
         self._final_norm = build_norm(model.final_norm, weights.under("final_norm"))
         self._head = OutputHead(
@@ -120,13 +119,30 @@ class Decoder:
                 )
             used: Cache = cache if cache is not None else KVCache(keep=False)
             places = used.begin(ids, mask)
-            tables = {kind: p.table(ids, places, used) for kind, p in self._positions.items()}
-            x = self._embed(ids, places.positions)
+            tables = self.tables(ids, places, used)
+            x = self.embed(ids, places)
             for kind, layer in self._layers:
                 x = layer(x, tables[kind], used)
                 del layer  # a streamed one makes room for the next
             used.end()
             return self._final_norm(x)
+
+    def embed(self, ids: torch.Tensor, places: Places) -> torch.Tensor:
+        """What the first layer takes, [B, S, hidden], of ids [B, S]."""
+        return self._embed(ids, places.positions)
+
+    def tables(self, ids: torch.Tensor, places: Places, cache: Cache) -> dict[Kind, Any]:
+        """What each position kind of the model gives the layers for one pass over ids [B, S]."""
+        return {kind: p.table(ids, places, cache) for kind, p in self._positions.items()}
+
+    def position_kind(self, index: int) -> Kind:
+        """The position kind of a layer: the key of its table."""
+        return self._kinds[index]
+
+    def layer(self, weights: Weights, index: int) -> Layer:
+        """One layer, made of `weights`: (x [B, S, hidden], its table, cache) -> x."""
+        positions = self._positions[self._kinds[index]]
+        return _build_layer(self.model.blocks[index], self.model, weights.under(f"layers.{index}"), index, positions)
 
     def next_logits(
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None

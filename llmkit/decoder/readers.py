@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.architecture.kinds import Kind
@@ -10,6 +10,8 @@ from llmkit.errors import RequirementError
 
 if TYPE_CHECKING:
     import torch
+
+    from llmkit.decoder.linear import Linear
 
 __all__ = ["Readers", "Weights", "reader_of"]
 
@@ -27,6 +29,9 @@ class Weights(Protocol):
 
     def under(self, stem: str) -> Weights:
         """The weights below `stem`."""
+
+    def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
+        """A linear layer made of the weights `<name>.weight`, as it is to be called: calibration sees its inputs."""
 
 
 def reader_of(kind: Kind, readers: Readers) -> Callable[..., Any]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.model import Model
+from llmkit.calibration.key_values import MOST_TOKENS, KeyValueScales
+from llmkit.calibration.texts import CalibrationText, own_text, read_text
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.quantized import kv_cache_scheme
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.errors import InputError, RequirementError, SpecError, nearest
-from llmkit.onnx.calibration import MOST_TOKENS, Calibration, CalibrationText, own_text, read_text
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
@@ -95,7 +96,7 @@ def _calibrated(
             f"{ckpt.label} has no tokenizer, and the scales of an int8 cache are calibrated on a text",
             hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",
         )
-    found = Calibration(floats, model, ckpt, text).outputs()
+    found = KeyValueScales(floats, model, ckpt, text).outputs()
     note = (
         f"keys and values in int8, a scale for each channel: calibrated on {text.label} (at most {MOST_TOKENS} "
         "tokens), which runs the whole model once in torch, a layer in memory at a time"

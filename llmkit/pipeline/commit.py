@@ -28,6 +28,7 @@ from llmkit.tensors.source import SourceFile
 __all__ = ["JOURNAL", "Partial", "finish_earlier", "sync_data"]
 
 JOURNAL = ".journal.jsonl"
+WORKSPACE = ".blocks"
 
 
 class Partial:
@@ -78,6 +79,22 @@ class Partial:
         for path in self.path.iterdir():
             if path.name != JOURNAL:
                 _remove(path)
+
+    @property
+    def workspace(self) -> Path:
+        """A folder for what steps keep until all are done; the first that needs it makes it."""
+        return self.path / WORKSPACE
+
+    def clear_workspace(self) -> None:
+        """All steps are done."""
+        if self.workspace.exists():
+            with disk_errors(self.path):
+                _remove(self.workspace)
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether anything is there that a resumed run would take."""
+        return self.has_records or self.workspace.exists()
 
     def record(self, step: str, entry: dict[str, Any]) -> None:
         """Note that a step is written. Its hashes are checked again before a resumed run trusts it."""
@@ -189,7 +206,7 @@ class Partial:
         """What stays of an unfinished run: all after Ctrl-C, finished steps after a full disk, nothing otherwise."""
         if kind is None:
             return
-        is_kept = issubclass(kind, KeyboardInterrupt) or (issubclass(kind, OutputError) and self.has_records)
+        is_kept = issubclass(kind, KeyboardInterrupt) or (issubclass(kind, OutputError) and self._has_work)
         if is_kept:
             self.close()
         else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["default_workers", "n_cores", "run_all"]
+__all__ = ["all_cores", "default_workers", "n_cores", "run_all"]
 
 T = TypeVar("T")
 
@@ -17,6 +18,19 @@ def n_cores() -> int:
     """The cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)  # macOS has none
     return len(usable(0)) if usable is not None else os.cpu_count() or 1
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Torch uses every core: the runner computes with one thread a step, and this one is nearly all there is to do."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_workers() -> int:

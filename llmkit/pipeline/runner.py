@@ -93,6 +93,7 @@ def run_plan(
                 return _resumed_whole(plan, partial.finished)
             run = _Run(plan, partial, progress, observe)
             run.execute(workers or default_workers())
+            partial.clear_workspace()
             manifest = _manifest(plan, run)
             for name, data in plan.small_files.items():
                 partial.write_file(name, data)
@@ -197,6 +198,7 @@ class _Run:
         reads: dict[int, ReadHash] = {}
         not_finite: Counter[str] = Counter()
         context = Context(lambda node, rows, data: observe_read(reads, node, rows, _bytes_of(data)), self._stop.is_set)
+        context.workspace = self.partial.workspace
         with torch.inference_mode():
             for rows in step.slices:
                 if self._stop.is_set():

@@ -22,11 +22,12 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GROUP", "Method", "Observe", "QuantizedRows", "method_named", "quantized"]
+__all__ = ["GROUP", "Method", "Observe", "QuantizedRows", "Specs", "method_named", "part_specs", "quantized"]
 
 GROUP = "llmkit.methods"
 # Receives (squared error, squared norm, rows) of what was just quantized.
 Observe = Callable[[float, float, int], None]
+Specs = dict[str, tuple[TensorSpec, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,21 @@ def method_named(name: str) -> Method:
     return entry_points.by_name(GROUP, name, "--method", Method)  # type: ignore[type-abstract]
 
 
+def part_specs(shape: tuple[int, ...], method: Method, grid: Grid, scale_dtype: DType) -> Specs:
+    """The parts of a quantized matrix [out, in]: name -> spec, and rows of the weight for one of its own (0: whole)."""
+    n_out, n_in = shape
+    n_groups = grid.n_groups(n_in)
+    parts = {
+        "codes": (TensorSpec(DType.U8, (n_out, n_bytes(n_in, grid.bits))), 1),
+        "scales": (TensorSpec(scale_dtype, (n_out, n_groups)), 1),
+    }
+    if not grid.is_symmetric:
+        parts["zeros"] = (TensorSpec(DType.U8, (n_out, n_groups)), 1)
+    if method.gives_order:
+        parts["order"] = (TensorSpec(DType.I32, (n_in,)), 0)
+    return parts
+
+
 def quantized(
     weight: Lazy,
     method: Method,
@@ -107,16 +123,7 @@ def quantized(
         statistics: asked when the matrix is computed.
         observe: told of the error of each slice.
     """
-    n_out, n_in = weight.shape
-    n_groups = grid.n_groups(n_in)
-    parts = {
-        "codes": (TensorSpec(DType.U8, (n_out, n_bytes(n_in, grid.bits))), 1),
-        "scales": (TensorSpec(scale_dtype, (n_out, n_groups)), 1),
-    }
-    if not grid.is_symmetric:
-        parts["zeros"] = (TensorSpec(DType.U8, (n_out, n_groups)), 1)
-    if method.gives_order:
-        parts["order"] = (TensorSpec(DType.I32, (n_in,)), 0)
+    parts = part_specs(weight.shape, method, grid, scale_dtype)
 
     def fn(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:
@@ -140,5 +147,5 @@ def quantized(
     )
     made = dict(zip(parts, node.outputs(), strict=True))
     return QuantizedMatrix(
-        grid, (n_out, n_in), made["codes"], made["scales"], made.get("zeros"), order=made.get("order")
+        grid, weight.shape, made["codes"], made["scales"], made.get("zeros"), order=made.get("order")
     )

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.errors import SpecError
@@ -38,7 +39,10 @@ class Context:
     """What one step remembers while it runs: whole inputs of sliced steps, and siblings within one slice.
 
     `is_stopped` tells a step that takes long that its result is not wanted any more: it raises `Stopped` then.
+    `workspace` is a folder for what such a step keeps until the whole run is over; None: in memory.
     """
+
+    workspace: Path | None = None
 
     def __init__(self, observe: ReadObserver | None = None, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self.observe, self.is_stopped = observe, is_stopped

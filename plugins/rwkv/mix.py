@@ -55,14 +55,14 @@ class TimeAndChannelMix(Kind):
 
 def _layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
     import torch
-    from torch.nn.functional import linear
 
+    from llmkit.decoder.linear import linear
     from llmkit.decoder.norms import build_norm
 
     attn, mlp = weights.under("attn"), weights.under("mlp")
     norms = [build_norm(kind.norm, weights.under(name)) for name in ("attn_norm", "mlp_norm")]
-    w = {n: attn(f"{n}.weight") for n in ("k", "v", "r", "o")}
-    w |= {n: mlp(f"{n}.weight") for n in ("key", "value", "receptance")}
+    product = {n: linear(attn, n) for n in ("k", "v", "r", "o")}
+    product |= {n: linear(mlp, n) for n in ("key", "value", "receptance")}
     mixes = {n: attn(f"mix_{n}").view(-1) for n in ("key", "value", "receptance")}
     channel = {n: mlp(f"mix_{n}").view(-1) for n in ("key", "receptance")}
     decay, first = -attn("decay").float().exp(), attn("first").float()
@@ -75,16 +75,16 @@ def _layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
         y = norms[0](x)
         before, last_y = _shifted(y, state[:, 1], earlier)
         k, v, r = (
-            linear(y * mixes[n] + before * (1 - mixes[n]), w[m])
+            product[m](y * mixes[n] + before * (1 - mixes[n]))
             for n, m in (("key", "k"), ("value", "v"), ("receptance", "r"))
         )
         mean, held = _weighted_mean(k.float(), v.float(), decay, first, state[:, 2:], real)
-        x = x + linear(r.sigmoid() * mean.to(x.dtype), w["o"])
+        x = x + product["o"](r.sigmoid() * mean.to(x.dtype))
         z = norms[1](x)
         before, last_z = _shifted(z, state[:, 0], earlier)
-        key = linear(z * channel["key"] + before * (1 - channel["key"]), w["key"]).relu().square()
-        gate = linear(z * channel["receptance"] + before * (1 - channel["receptance"]), w["receptance"]).sigmoid()
-        x = x + gate * linear(key, w["value"])
+        key = product["key"](z * channel["key"] + before * (1 - channel["key"])).relu().square()
+        gate = product["receptance"](z * channel["receptance"] + before * (1 - channel["receptance"])).sigmoid()
+        x = x + gate * product["value"](key)
         return x, torch.cat([last_z.float(), last_y.float(), held], 1)
 
     def layer(x: torch.Tensor, table: Any, cache: Any) -> Any:

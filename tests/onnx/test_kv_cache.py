@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_graphs import PLUGINS
 
+from llmkit.calibration.key_values import measure_ranges
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
-from llmkit.onnx.calibration import measure_ranges
 from llmkit.onnx.contract import held, running
 from llmkit.onnx.kv_cache import CacheScales, RoundedDecoder
 from llmkit.onnx.model import build_graph

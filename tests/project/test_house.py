@@ -30,6 +30,7 @@ FLOORS = [
     ["releases", "drafting"],
     ["inspection"],
     ["decoder"],
+    ["calibration"],
     ["onnx"],
     ["evaluation"],
     ["report"],

@@ -27,7 +27,7 @@ from llmkit.tensors.finite import require_finite
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["METHOD", "NARROW", "RoundToNearest", "scales_and_zeros"]
+__all__ = ["METHOD", "NARROW", "RoundToNearest", "scales_and_zeros", "to_codes"]
 
 
 class RoundToNearest(Method):
@@ -59,15 +59,21 @@ class RoundToNearest(Method):
         for start in range(0, n_out, n_rows):
             rows = slice(start, min(start + n_rows, n_out))
             block.load(weight[rows])
-            scale, zero = scales_and_zeros(block.weight, grid, scale_dtype, is_narrow=self._is_narrow)
+            scale, zero = self.scales(block.weight, grid, scale_dtype, statistics)
             block.round(scale, zero)
             scales[rows] = scale
             if zeros is not None and zero is not None:
-                zeros[rows] = _unsigned(zero, grid)
+                zeros[rows] = to_codes(zero, grid)
             errors = block.error(scale, zero)
             error, norm = error + errors[0], norm + errors[1]
             block.pack_into(codes[rows])
         return QuantizedRows(codes, scales, zeros, error, norm)
+
+    def scales(
+        self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scales and zero points of float32 weights [out, groups, size], as of `scales_and_zeros`."""
+        return scales_and_zeros(weight, grid, scale_dtype, is_narrow=self._is_narrow)
 
 
 def scales_and_zeros(
@@ -150,12 +156,12 @@ class _Block:
     def pack_into(self, codes: torch.Tensor) -> None:
         """The codes of the weights, as bytes; `q` is scratch afterwards."""
         if self._missing or codes.shape[1] * 8 != self._n_in * width(self._grid.bits):
-            codes.copy_(pack(_unsigned(self.q.flatten(1)[:, : self._n_in], self._grid), self._grid.bits))
+            codes.copy_(pack(to_codes(self.q.flatten(1)[:, : self._n_in], self._grid), self._grid.bits))
         else:
             pack_into(codes, self.q, self._grid.bits)
 
 
-def _unsigned(q: torch.Tensor, grid: Grid) -> torch.Tensor:
+def to_codes(q: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Grid points (int8) as codes (uint8)."""
     import torch
 

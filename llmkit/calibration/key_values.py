@@ -1,4 +1,4 @@
-"""The ranges of keys and values over a text: a step that runs the torch decoder, one layer in memory at a time.
+"""The ranges of keys and values over a text, for an int8 cache: one layer in memory at a time.
 
 Keys are cached after their rotation. In a window of two thousand tokens the slow rotary pairs hardly turn, so that the
 range of a channel there says little of places further on; but the length of a pair is the same at every place. The
@@ -8,23 +8,18 @@ no key that differs from those seen by its place alone is clipped. (Measured on 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture import registry
 from llmkit.architecture.kinds import NoPositions
 from llmkit.architecture.model import Model
+from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
-from llmkit.errors import InputError
-from llmkit.formats import text_file
-from llmkit.pipeline.pool import n_cores
+from llmkit.pipeline.pool import all_cores
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Node, Rows
 from llmkit.tensors.spec import DType, TensorSpec
@@ -36,61 +31,19 @@ if TYPE_CHECKING:
     # The largest key and value of a layer by head and channel, [kv_heads, head_dim] each.
     Ranges = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
-__all__ = ["MOST_TOKENS", "Calibration", "CalibrationText", "measure_ranges", "own_text", "read_text"]
+__all__ = ["MOST_TOKENS", "KeyValueScales", "measure_ranges"]
 
 MOST_TOKENS = 2048
 INT8_MOST = 127
-_OWN = "calibration.txt"
-_LEAST_CHARACTERS = 500
 # Values of other texts go further than those seen. Measured on SmolLM2, on prose and on code: with a quarter more room
 # int8 changes up to a quarter less (Kullback-Leibler divergence). Keys have theirs from the lengths of pairs.
 _VALUE_MARGIN = 1.25
 _SMALL_NBYTES = 1 << 26  # smaller models are computed sooner in one thread
-_HINT = f"give a text of some pages (its first {MOST_TOKENS} tokens count), or leave --calibrate out"
 # A channel that was silent in the text may speak in another one: it gets this share of the widest channel's range.
 _LEAST_SHARE = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationText:
-    """A text to calibrate on.
-
-    Attributes:
-        label: how notes call it.
-        content: the text.
-    """
-
-    label: str
-    content: str
-
-    @property
-    def digest(self) -> str:
-        """Tells texts apart in a plan."""
-        return hashlib.sha256(self.content.encode()).hexdigest()
-
-
-def own_text() -> CalibrationText:
-    """The text that llmkit brings: prose, a conversation, code, JSON and tables, in eleven languages."""
-    content = resources.files("llmkit.onnx").joinpath(_OWN).read_text(encoding="utf-8")
-    return CalibrationText("llmkit's own text", content)
-
-
-def read_text(path: Path) -> CalibrationText:
-    """The text of a file.
-
-    Raises:
-        InputError: there is no such file, it is no text, or too short to tell ranges from.
-    """
-    content = text_file.read_text(path, hint=_HINT)
-    if len(content.strip()) < _LEAST_CHARACTERS:
-        raise InputError(
-            f"{path} has {len(content.strip())} characters, too few to calibrate on; at least {_LEAST_CHARACTERS}",
-            hint=_HINT,
-        )
-    return CalibrationText(path.name, content)
-
-
-class Calibration(Node):
+class KeyValueScales(Node):
     """Scales of an int8 cache: for each layer that of keys, then that of values, [kv_heads, 1, head_dim] each.
 
     Args:
@@ -114,9 +67,9 @@ class Calibration(Node):
         from llmkit.decoder.load import load_decoder
 
         ends = registry.require(self._ckpt.config, self._ckpt.label).ends_of(self._ckpt.config)
-        ids = list(load_tokenizer(self._tokenized)(self._text.content, verbose=False)["input_ids"])[:MOST_TOKENS]
+        ids = token_ids(self._text, load_tokenizer(self._tokenized))[:MOST_TOKENS]
         is_large = sum(lazy.spec.nbytes for lazy in self.inputs) > _SMALL_NBYTES
-        with _all_cores() if is_large else nullcontext():
+        with all_cores() if is_large else nullcontext():
             found = measure_ranges(load_decoder(self._ckpt, streamed=True), ids, ends=ends, context=context)
         pairs = [found[layer] for layer in range(self._model.dims.layers)]
         return tuple(_scales(w) for keys, values in pairs for w in (keys, values * _VALUE_MARGIN))
@@ -162,9 +115,7 @@ def measure_ranges(
     """
     import torch
 
-    ids = [i for i in ids if i not in ends]
-    window = min(decoder.context or MOST_TOKENS, len(ids) + len(ends)) - len(ends)
-    rows = [[*ids[start : start + window], *ends] for start in range(0, len(ids) - window + 1, window)]
+    rows = windows(ids, decoder.context or MOST_TOKENS, ends=ends)
     cache = _Ranging(_mixing(decoder, ends), context)
     decoder.hidden(torch.tensor(rows), cache)
     return cache.found
@@ -207,16 +158,3 @@ def _mixing(decoder: Any, ends: tuple[int, ...]) -> dict[int, torch.Tensor]:
         turned = positions.turn(units, table)[0]  # [S, channel of the unit vector, channel]
         found[kind] = (turned.abs().amax(0) > 0).float()
     return {layer: found[kind] for layer, kind in enumerate(kinds)}
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    """The runner computes with one thread a step; this one is nearly all there is to do."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_cores())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,149 @@
+"""A decoder over many sequences, one block at a time: the hidden states of all of them are carried from block to block.
+
+Whoever looks on sees the inputs of each linear layer, [tokens, in], and may give it another weight once it has seen all
+of them; the layers after it in the same block, and the blocks after it, then get what the new weight makes of them. In
+memory are one block and the hidden states.
+
+Sequences go through a block in chunks. A linear layer that gets a new weight is complete only when every chunk has
+reached it: the chunks before the last stop there, and start again later, with the weights that are settled by then. A
+model whose activations fit into one chunk passes through each block once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Protocol
+
+from llmkit.decoder.kv import KVCache
+from llmkit.decoder.linear import Linear
+from llmkit.decoder.model import Decoder
+from llmkit.decoder.readers import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Blocks", "Onlooker"]
+
+_CHUNK_NBYTES = 2**31
+
+
+class Onlooker(Protocol):
+    """Sees the linear layers of one block. Layers of one product (q, k and v) share their inputs and come together."""
+
+    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
+        """Inputs x [tokens, in] of the layers with these weights (`layers.3.attn.q.weight`)."""
+
+    def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
+        """All of their inputs were seen: what to compute with from now on, in place of `values`.
+
+        Both are the weights one below the other, [sum of out, in], in the compute dtype.
+        """
+
+
+class Blocks:
+    """The blocks of a decoder, and the sequences that pass through them.
+
+    Args:
+        decoder: loaded as `streamed`: its layers are made here.
+        weights: of the decoder.
+        ids: [B, S] tokens, no padding.
+    """
+
+    def __init__(self, decoder: Decoder, weights: Weights, ids: torch.Tensor) -> None:
+        self._decoder, self._weights, self._ids = decoder, weights, ids
+        dims = decoder.model.dims
+        per_token = 4 * (10 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
+        self._n_rows = max(_CHUNK_NBYTES // (per_token * ids.shape[1]), 1)
+
+    def __len__(self) -> int:
+        return len(self._decoder.model.blocks)
+
+    def embedded(self) -> torch.Tensor:
+        """The hidden states before the first block, [B, S, hidden]."""
+        import torch
+
+        with torch.inference_mode():
+            places = KVCache(keep=False).begin(self._ids, None)
+            return self._decoder.embed(self._ids, places)
+
+    def run(self, index: int, hidden: torch.Tensor, onlooker: Onlooker) -> torch.Tensor:
+        """The hidden states after a block, from those before it; both [B, S, hidden] in the compute dtype."""
+        import torch
+
+        cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
+        watch = _Watch(onlooker, len(cuts))
+        with torch.inference_mode():
+            layer = self._decoder.layer(_Watched(self._weights, watch), index)
+
+            def passed(cut: slice) -> torch.Tensor:
+                ids, cache = self._ids[cut], KVCache(keep=False)
+                places = cache.begin(ids, None)
+                table = self._decoder.tables(ids, places, cache)[self._decoder.position_kind(index)]
+                return layer(hidden[cut], table, cache)
+
+            for cut in cycle(cuts):
+                try:
+                    last, out = cut, passed(cut)
+                except _NotComplete:
+                    continue
+                break
+            if len(cuts) == 1:
+                return out
+            return torch.cat([out if cut is last else passed(cut) for cut in cuts])
+
+
+class _NotComplete(Exception):
+    """Other chunks have to reach this linear layer, too."""
+
+
+class _Watch:
+    """Which linear layers of a block are settled."""
+
+    def __init__(self, onlooker: Onlooker, n_chunks: int) -> None:
+        self._onlooker, self._n_chunks = onlooker, n_chunks
+        self._n_seen: dict[tuple[str, ...], int] = {}
+        self._settled: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """What to compute with.
+
+        Raises:
+            _NotComplete: it is not known yet.
+        """
+        if weights not in self._settled:
+            self._onlooker.see(weights, x.flatten(0, -2))
+            self._n_seen[weights] = self._n_seen.get(weights, 0) + 1
+            if self._n_seen[weights] < self._n_chunks:
+                raise _NotComplete
+            self._settled[weights] = self._onlooker.settle(weights, values)
+        return self._settled[weights]
+
+
+class _Watched:
+    """Weights whose linear layers are looked at."""
+
+    def __init__(self, weights: Weights, watch: _Watch, stem: str = "") -> None:
+        self._weights, self._watch, self._stem = weights, watch, stem
+
+    def __call__(self, leaf: str) -> torch.Tensor:
+        return self._weights(leaf)
+
+    def has(self, leaf: str) -> bool:
+        return self._weights.has(leaf)
+
+    def under(self, stem: str) -> _Watched:
+        return _Watched(self._weights.under(stem), self._watch, f"{self._stem}{stem}.")
+
+    def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
+        return _WatchedLinear(layer, tuple(f"{self._stem}{name}.weight" for name in names), self._watch)
+
+
+class _WatchedLinear(Linear):
+    def __init__(self, layer: Linear, names: tuple[str, ...], watch: _Watch) -> None:
+        super().__init__(layer.weight, layer.bias)
+        self._names, self._watch = names, watch
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight = self._watch.settled(self._names, self.weight, x)
+        return super().__call__(x)

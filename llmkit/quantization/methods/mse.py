@@ -1,0 +1,30 @@
+"""Round to nearest on the grid with the least squared error, weighted by the inputs where they were measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkit.quantization.matrix import Grid
+from llmkit.quantization.methods.rtn import RoundToNearest
+from llmkit.quantization.search import importance_of, searched_scales
+from llmkit.quantization.statistics import Statistics
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["METHOD", "LeastSquares"]
+
+
+class LeastSquares(RoundToNearest):
+    """Every row from itself and the mean of x^2 of each input channel."""
+
+    name = "mse"
+    words = "rounded to nearest on the grid with the least squared error"
+
+    def scales(
+        self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return searched_scales(weight, grid, scale_dtype, importance_of(statistics, weight.shape[1:]))
+
+
+METHOD = LeastSquares()

@@ -1,0 +1,107 @@
+"""Scales and zero points with the least squared error, each column weighted by how large its inputs are.
+
+The range of a group is shrunk by several factors; for each, every weight is rounded and the error
+
+    sum over columns of importance * (w - w')^2
+
+is compared. Importance is the mean of x^2 over calibration tokens, or 1 where nothing was measured. With zero points
+both whole numbers beside the exact one are tried. The scale is rounded to its stored dtype before it is judged.
+
+Sources: llama.cpp's `make_qx_quants` (weights of the error), AWQ (Lin et al. 2023, arXiv:2306.00978, clipping).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
+from llmkit.quantization.methods.rtn import scales_and_zeros
+from llmkit.quantization.statistics import Statistics
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["importance_of", "searched_scales"]
+
+_N_FACTORS, _SMALLEST = 24, 0.5
+
+
+def importance_of(statistics: Statistics | None, shape: tuple[int, int] | torch.Size) -> torch.Tensor | None:
+    """The mean of x^2 of each input channel as float32 [groups, size], 0 where the last group has no column.
+
+    None where it was not measured, or no input was ever other than zero.
+    """
+    import torch
+
+    if statistics is None:
+        return None
+    squares = statistics.squares
+    if squares is None and statistics.second_moments is not None:
+        squares = statistics.second_moments.diagonal()
+    if squares is None or not bool((squares > 0).any()):
+        return None
+    mean = squares.float() / max(statistics.n_tokens, 1)
+    n_groups, size = shape
+    return torch.nn.functional.pad(mean, (0, n_groups * size - len(mean))).view(n_groups, size)
+
+
+def searched_scales(
+    weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, importance: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The best scale of each group of float32 weights [out, groups, size], and its zero point.
+
+    Args:
+        importance: float32 [groups, size], of each column; None: all count the same.
+
+    Returns:
+        As `scales_and_zeros`: scales in `scale_dtype`, zero points as q (int8) or None; both [out, groups].
+    """
+    import torch
+
+    n_out, n_groups, size = weight.shape
+    scales = torch.empty((n_out, n_groups), dtype=scale_dtype)
+    zeros = None if grid.is_symmetric else torch.empty((n_out, n_groups), dtype=torch.int8)
+    step = max(BLOCK_NBYTES // (4 * n_groups * size), 1)
+    for start in range(0, n_out, step):
+        rows = slice(start, start + step)
+        scale, zero = _best_of_rows(weight[rows], grid, scale_dtype, importance)
+        scales[rows] = scale
+        if zeros is not None and zero is not None:
+            zeros[rows] = zero
+    return scales, zeros
+
+
+def _best_of_rows(
+    weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, importance: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    import torch
+
+    widest, zero = scales_and_zeros(weight, grid, scale_dtype)
+    q_min, q_max = -grid.middle, grid.middle - 1
+    tiny = torch.finfo(scale_dtype).tiny
+    candidates: list[torch.Tensor | None] = [None]
+    if zero is not None:
+        low, high = weight.amin(-1).clamp_(max=0), weight.amax(-1).clamp_(min=0)
+        exact = (q_min - low * (q_max - q_min) / (high - low)).nan_to_num_(nan=float(q_min))
+        candidates = [exact.floor().clamp_(q_min, q_max), exact.ceil().clamp_(q_min, q_max)]
+    best, best_zero = widest, zero
+    least = torch.full_like(widest, torch.inf, dtype=torch.float32)
+    work = torch.empty_like(weight)
+    for factor in torch.linspace(1, _SMALLEST, _N_FACTORS).tolist():
+        scale = (widest.float() * factor).to(scale_dtype).clamp_(min=tiny)
+        wide = scale.float().unsqueeze(-1)
+        for candidate in candidates:
+            torch.div(weight, wide, out=work).round_()
+            if candidate is None:
+                work.clamp_(q_min, q_max)
+            else:
+                offset = candidate.unsqueeze(-1)
+                work.clamp_(q_min - offset, q_max - offset)
+            error = work.mul_(wide).sub_(weight).square_()
+            total = error.sum(-1) if importance is None else (error * importance).sum(-1)
+            is_better = total < least
+            least = torch.where(is_better, total, least)
+            best = torch.where(is_better, scale, best)
+            if best_zero is not None and candidate is not None:
+                best_zero = torch.where(is_better, candidate.to(torch.int8), best_zero)
+    return best, best_zero
