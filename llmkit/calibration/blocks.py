@@ -23,9 +23,9 @@ from llmkit.decoder.readers import Weights
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Blocks", "Onlooker"]
+__all__ = ["CHUNK_NBYTES", "Blocks", "Onlooker"]
 
-_CHUNK_NBYTES = 2**31
+CHUNK_NBYTES = 2**31
 
 
 class Onlooker(Protocol):
@@ -54,7 +54,7 @@ class Blocks:
         self._decoder, self._weights, self._ids = decoder, weights, ids
         dims = decoder.model.dims
         per_token = 4 * (10 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
-        self._n_rows = max(_CHUNK_NBYTES // (per_token * ids.shape[1]), 1)
+        self._n_rows = max(CHUNK_NBYTES // (per_token * ids.shape[1]), 1)
 
     def __len__(self) -> int:
         return len(self._decoder.model.blocks)

@@ -1,7 +1,7 @@
-"""Weights quantized one block after the other: each from what its inputs are once the layers before it are quantized.
+"""Weights quantized one block after the other: each for the inputs it has once the layers before it are quantized.
 
-All matrices are planned at once and computed when the first of them is written: the runner asks for one, and every block
-up to its own is done, in order, in the run's workspace (`llmkit.pipeline.stage`), from where the others are read. An
+All matrices are planned at once. When the runner asks for the parts of one, every block up to its own is computed, in
+order, and kept in the run's workspace (`llmkit.pipeline.stage`), from where those of the others are read. An
 interrupted run goes on behind the last whole block.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.slots import Slot
 from llmkit.architecture.storage import parts_of
-from llmkit.calibration.blocks import Blocks
+from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
 from llmkit.calibration.observers import Observer
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from llmkit.errors import InputError, RequirementError
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Stage
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.method import Method, Observe, QuantizedRows, Specs, part_specs
+from llmkit.quantization.method import Method, Observe, QuantizedRows, Specs, matrix_from, part_specs
 from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.stopped import Stopped
@@ -134,9 +134,7 @@ class CalibratedQuantizer:
         specs = part_specs(weight.shape, method, grid, scale_dtype)
         self._jobs[name] = _Job(weight, slot, method, grid, scale_dtype, observe, specs)
         made = dict(zip(specs, _Calibrated(self, name, self._jobs[name]).outputs(), strict=True))
-        return QuantizedMatrix(
-            grid, weight.shape, made["codes"], made["scales"], made.get("zeros"), order=made.get("order")
-        )
+        return matrix_from(made, grid, weight.shape)
 
     def parts(self, name: str, context: Context) -> dict[str, torch.Tensor]:
         """The parts of one matrix; computes the blocks up to its own where that is not done."""
@@ -150,11 +148,26 @@ class CalibratedQuantizer:
             self._compute(block, context)
             found = self._stage.results(block)
             if job.observe is not None:
-                job.observe(*self._stage.note(block)[name], job.weight.shape[0])
+                error, norm = self._stage.note(block)[name]
+                job.observe(error, norm, job.weight.shape[0])
             return {part: found[f"{name}.{part}"] for part in job.specs}
 
+    def peak_nbytes(self, name: str) -> int:
+        """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
+
+        In float32 a block and its widest matrix four times over (the weight, its second moments, their factors), and
+        the hidden states of all samples before and after it.
+        """
+        if name != next(iter(self._jobs)):
+            return 0
+        dims = self._ckpt.require_model().dims
+        block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
+        widest = max(max(job.weight.spec.numel, job.weight.shape[1] ** 2) for job in self._jobs.values())
+        hidden = self._samples.n * self._samples.length * dims.hidden
+        return 4 * (block + 4 * widest + 2 * hidden) + min(CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden))
+
     def _digest(self) -> str:
-        body = [self._samples.attrs(), {n: t.node.fingerprint() for n, t in self._ckpt.tensors.items()}]
+        body: list[Any] = [self._samples.attrs(), {n: t.node.fingerprint() for n, t in self._ckpt.tensors.items()}]
         body += [[n, j.method.name, j.grid.attrs(), j.scale_dtype.name] for n, j in self._jobs.items()]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -227,10 +240,7 @@ class _Quantizing:
             self.results |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
             self.errors[name] = made.squared_error, made.squared_norm
             constant = {part: _constant(tensor) for part, tensor in parts.items()}
-            matrix = QuantizedMatrix(
-                job.grid, job.weight.shape, constant["codes"], constant["scales"], constant.get("zeros"),
-                order=constant.get("order"),
-            )  # fmt: skip
+            matrix = matrix_from(constant, job.grid, job.weight.shape)
             restored = parts_of(matrix.dequantized(job.scale_dtype), job.slot)
             replaced |= {weight: lazy.load().to(values.dtype) for weight, lazy in restored.items() if weight in weights}
         own = dict(zip(weights, values.split([self._heights[weight] for weight in weights]), strict=True))
@@ -278,4 +288,4 @@ class _Calibrated(Node):
         return (0, self.specs[index].n_rows)
 
     def peak_nbytes(self, n_rows: int) -> int:
-        return self.slice_nbytes(n_rows) + 12 * self._job.weight.spec.numel
+        return self.slice_nbytes(n_rows) + self._quantizer.peak_nbytes(self._name)

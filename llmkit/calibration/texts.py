@@ -77,7 +77,7 @@ def windows(
     """
     ids = [i for i in ids if i not in ends]
     length = min(length - len(ends), len(ids))
-    starts = range(0, len(ids) - length + 1, length)
+    starts: Sequence[int] = range(0, len(ids) - length + 1, length)
     if samples is not None and samples < len(starts):
         starts = sorted(random.Random(seed).sample(starts, samples))
     return [[*ids[start : start + length], *ends] for start in starts]

@@ -150,14 +150,16 @@ class Grids:
         list[str] | None, typer.Option("--only", metavar="GLOB", help="Quantize these modules (may be repeated).")
     ] = None
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--method",
             metavar="NAME",
             autocompletion=completion.quantization_methods,
-            help="How weights are put on the grid: rtn rounds to nearest.",
+            help="How weights are put on the grid: rtn rounds to nearest, mse on the grid with the least error, gptq "
+            "lets later columns take up the error of earlier ones (default: gptq with --calibration, else rtn).",
+            show_default=False,
         ),
-    ] = "rtn"
+    ] = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -168,8 +170,42 @@ class Grids:
         """
         return {
             "group_size": _group_size(self.group_size), "symmetric": self.symmetric, "keep": self.keep or (),
-            "only": self.only or (), "method": self.method,
+            "only": self.only or (), "method": self.method or "rtn",
         }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrating:
+    """The options of every command that looks at the inputs of layers while the model reads a text."""
+
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", metavar="FILE", help="A text that the model reads, to weigh errors by its inputs."
+        ),
+    ] = None
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=1, help="With --calibration: windows of the text.")
+    ] = 128
+    length: Annotated[
+        int, typer.Option("--length", metavar="N", min=8, help="With --calibration: tokens of each window.")
+    ] = 512
+    seed: SeedOption = 0
+
+    def quantizer(self, ckpt: Any) -> Any:
+        """What quantizes with the inputs known; None where no text was given.
+
+        Raises:
+            InputError: no such text, or one too short.
+            RequirementError: no plugin describes the model.
+        """
+        if self.calibration is None:
+            return None
+        from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
+        from llmkit.calibration.texts import read_text
+
+        samples = Samples(read_text(self.calibration), self.samples, self.length, self.seed)
+        return CalibratedQuantizer(ckpt, samples)
 
 
 def _group_size(text: str) -> int | str:

@@ -9,7 +9,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import Grids, ModelArgument, Writing
+from llmkit.cli.options import Calibrating, Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
@@ -43,6 +43,7 @@ def quantize(
     ],
     writing: Writing,
     grids: Grids,
+    calibrating: Calibrating,
     format: Annotated[
         str,
         typer.Option(
@@ -65,7 +66,9 @@ def quantize(
 
     before = open_checkpoint(model)
     meter = Meter()
-    after = quantize_checkpoint(before, bits=bits, format=format, meter=meter, **grids.arguments)
+    quantizer = calibrating.quantizer(before)
+    chosen = {**grids.arguments, "method": grids.method or ("gptq" if quantizer is not None else "rtn")}
+    after = quantize_checkpoint(before, bits=bits, format=format, meter=meter, quantizer=quantizer, **chosen)
     saved = sizes(before.tensors, after.tensors)
     size_text = (
         f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "

@@ -13,7 +13,6 @@ folder is removed before the output is finished.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -133,13 +132,14 @@ class Stage:
             return dict(self._kept[block][0 if kind == "results" else 1])
         from safetensors.torch import load_file
 
-        return load_file(self._path(block, kind))
+        loaded: dict[str, torch.Tensor] = load_file(self._path(block, kind))
+        return loaded
 
 
 def _digest(path: Path) -> str | None:
     hasher = xxh3_128()
     try:
-        with path.open("rb", opener=lambda p, flags: os.open(p, flags | os.O_NOFOLLOW)) as file:
+        with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 hasher.update(chunk)
     except OSError:

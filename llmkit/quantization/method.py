@@ -7,22 +7,32 @@ are quantized is decided in `llmkit.transforms.layers`, how the result is stored
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llmkit import entry_points
 from llmkit.errors import InputError
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes
-from llmkit.quantization.statistics import Statistics, StatisticsOf
+from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GROUP", "Method", "Observe", "QuantizedRows", "Specs", "method_named", "part_specs", "quantized"]
+__all__ = [
+    "GROUP",
+    "Method",
+    "Observe",
+    "QuantizedRows",
+    "Quantizer",
+    "Specs",
+    "method_named",
+    "part_specs",
+    "quantized",
+]
 
 GROUP = "llmkit.methods"
 # Receives (squared error, squared norm, rows) of what was just quantized.
@@ -49,6 +59,25 @@ class QuantizedRows:
     squared_error: float
     squared_norm: float
     order: torch.Tensor | None = None
+
+
+class Quantizer(Protocol):
+    """Makes a quantized matrix of a weight: `quantized`, or one that knows the inputs of each weight."""
+
+    def __call__(
+        self,
+        weight: Lazy,
+        method: Method,
+        grid: Grid,
+        scale_dtype: DType,
+        *,
+        name: str = "",
+        observe: Observe | None = None,
+    ) -> QuantizedMatrix:
+        """As of `quantized`."""
+
+    def attrs(self) -> Mapping[str, Any]:
+        """What it knows the inputs from, as plain data for the history."""
 
 
 class Method(ABC):
@@ -105,6 +134,13 @@ def part_specs(shape: tuple[int, ...], method: Method, grid: Grid, scale_dtype: 
     return parts
 
 
+def matrix_from(parts: Mapping[str, Lazy], grid: Grid, shape: tuple[int, ...]) -> QuantizedMatrix:
+    """The matrix [out, in] of the parts that `part_specs` names."""
+    n_out, n_in = shape
+    zeros, order = parts.get("zeros"), parts.get("order")
+    return QuantizedMatrix(grid, (n_out, n_in), parts["codes"], parts["scales"], zeros, order=order)
+
+
 def quantized(
     weight: Lazy,
     method: Method,
@@ -112,23 +148,20 @@ def quantized(
     scale_dtype: DType,
     *,
     name: str = "",
-    statistics: StatisticsOf | None = None,
     observe: Observe | None = None,
 ) -> QuantizedMatrix:
     """A float matrix [out, in] as it is on the grid; computed when its parts are.
 
     Args:
         scale_dtype: of the scales.
-        name: of the weight, for messages and statistics.
-        statistics: asked when the matrix is computed.
+        name: of the weight, for messages.
         observe: told of the error of each slice.
     """
     parts = part_specs(weight.shape, method, grid, scale_dtype)
 
     def fn(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:
-            measured = statistics(name) if statistics is not None else None
-            made = method.quantize(rows, grid, scale_dtype.torch, measured)
+            made = method.quantize(rows, grid, scale_dtype.torch)
         except InputError as error:
             raise InputError(f"{name}: {error.message}" if name else error.message, hint=error.hint) from error
         if observe is not None:
@@ -146,6 +179,4 @@ def quantized(
         scratch=1.0,
     )
     made = dict(zip(parts, node.outputs(), strict=True))
-    return QuantizedMatrix(
-        grid, weight.shape, made["codes"], made["scales"], made.get("zeros"), order=made.get("order")
-    )
+    return matrix_from(made, grid, weight.shape)

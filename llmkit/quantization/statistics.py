@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Statistics", "StatisticsOf"]
+__all__ = ["Statistics"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +28,3 @@ class Statistics:
     squares: torch.Tensor | None = None
     maxima: torch.Tensor | None = None
     inputs: torch.Tensor | None = None
-
-
-# By the name of the weight. Asked when the weight is quantized, not when that is planned: the layers before may have to
-# be quantized first.
-StatisticsOf = Callable[[str], Statistics | None]

@@ -38,8 +38,7 @@ class ReadObserver(Protocol):
 class Context:
     """What one step remembers while it runs: whole inputs of sliced steps, and siblings within one slice.
 
-    `is_stopped` tells a step that takes long that its result is not wanted any more: it raises `Stopped` then.
-    `workspace` is a folder for what such a step keeps until the whole run is over; None: in memory.
+    `is_stopped` tells a long step to raise `Stopped`; `workspace`: a folder for what it keeps (None: in memory).
     """
 
     workspace: Path | None = None
@@ -186,8 +185,7 @@ class Lazy:
         """The expression in one line: `add(base:model.norm.weight, delta:model.norm.weight)`."""
         if isinstance(self.node, Read):
             return f"{self.node.source.path.parent.name}/{self.node.name}"
-        inside = [i.formula() for i in self.node.inputs]
-        inside += [f"{k}={v}" for k, v in self.node.attrs.items()]
+        inside = [i.formula() for i in self.node.inputs] + [f"{k}={v}" for k, v in self.node.attrs.items()]
         return f"{self.node.op}({', '.join(inside)})"
 
     def reads(self) -> list[Read]:

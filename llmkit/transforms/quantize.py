@@ -10,9 +10,8 @@ from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.quantization.codec import folder_codec
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import method_named, quantized
+from llmkit.quantization.method import Quantizer, method_named, quantized
 from llmkit.quantization.quality import Meter
-from llmkit.quantization.statistics import StatisticsOf
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.siblings import siblings
 from llmkit.tensors.spec import DType
@@ -33,7 +32,7 @@ def quantize(
     only: Sequence[str] = (),
     method: str = "rtn",
     format: str = "compressed-tensors",
-    statistics: StatisticsOf | None = None,
+    quantizer: Quantizer | None = None,
     meter: Meter | None = None,
 ) -> Checkpoint:
     """Put the weights of the linear layers on a grid; embeddings, norms, biases and the head stay as they are.
@@ -50,7 +49,7 @@ def quantize(
         only: globs of the modules to quantize, instead of all linear layers; may name the head.
         method: the name of an entry point in `llmkit.methods`.
         format: the name of an entry point in `llmkit.codecs`, of a layout of folders.
-        statistics: of the inputs of a weight, by its name; asked while the result is written.
+        quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
         meter: collects the relative error of every weight while it is written.
 
     Raises:
@@ -61,19 +60,23 @@ def quantize(
     """
     require_model(ckpt, "quantize", floats=True)
     way, codec = method_named(method), folder_codec(format)
-    if way.needs and statistics is None:
-        raise RequirementError(f"--method {method} needs {' and '.join(sorted(way.needs))} of the inputs of each layer")
+    if way.needs and quantizer is None:
+        raise RequirementError(
+            f"--method {method} needs {' and '.join(sorted(way.needs)).replace('_', ' ')} of the inputs of each layer",
+            hint="--calibration FILE measures them while the model reads a text",
+        )
     chosen = choose_layers(ckpt, keep, only)
     rows = {name: ckpt.tensors[name].shape[1] for name in chosen.names}
     grid, reason = choose_grid(codec, bits, group_size, symmetric, rows)
     matrices: dict[str, QuantizedMatrix] = {}
+    make = quantizer or quantized
     tensors: dict[str, Lazy] = {}
     for name, lazy in ckpt.tensors.items():
         if name not in rows:
             tensors[name] = lazy
             continue
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
-        matrix = quantized(lazy, way, grid, _scale_dtype(ckpt, name), name=name, statistics=statistics, observe=observe)
+        matrix = make(lazy, way, grid, _scale_dtype(ckpt, name), name=name, observe=observe)
         why = codec.refuses(matrix)
         if why is not None:
             raise SpecError(f"{name} does not fit in --format {format}: {why}")
@@ -87,7 +90,7 @@ def quantize(
         notes.append(f"linear layers kept as they are: {listing(chosen.left)}")
     step = {
         "transform": "quantize", "method": method, "format": format, **grid.attrs(), "keep": list(keep),
-        "only": list(only),
+        "only": list(only), **(quantizer.attrs() if quantizer is not None else {}),
     }  # fmt: skip
     return ckpt.derive(tensors=tensors, config=config, step=step, notes=notes)
 

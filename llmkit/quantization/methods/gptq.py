@@ -94,7 +94,8 @@ def _factor(moments: torch.Tensor) -> torch.Tensor:
             if not int(failed) and bool(torch.isfinite(upper).all()):
                 if damping > _DAMPING:
                     _log.warning("GPTQ: the second moments of a layer are damped by %g of their mean", damping)
-                return upper
+                factor: torch.Tensor = upper
+                return factor
         damping *= 10
     raise InputError(
         "the second moments of the inputs cannot be factored", hint="calibrate on a longer text, or use --method mse"

@@ -1,0 +1,108 @@
+"""Blocks one at a time: what onlookers see is what hooks on transformers' modules see; chunks change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.architecture.registry import default_registry
+from llmkit.calibration import blocks as blocks_module
+from llmkit.calibration.blocks import Blocks
+from llmkit.calibration.observers import Observer
+from llmkit.decoder import load_decoder
+from llmkit.decoder.contract import random_checkpoint, random_ids
+from llmkit.decoder.foreign import transformers_model
+from llmkit.decoder.load import load_blocks
+from llmkit.errors import RequirementError
+
+ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
+
+
+class Recorder:
+    """Second moments of the inputs of every linear layer, by weight; weights stay or are scaled."""
+
+    def __init__(self, factor=1.0):
+        self.observers: dict[str, Observer] = {}
+        self.factor = factor
+
+    def see(self, weights, x):
+        for weight in weights:
+            self.observers.setdefault(weight, Observer({"second_moments", "maxima"})).see(x)
+
+    def settle(self, weights, values):
+        return values * self.factor
+
+
+def passed(ckpt, ids, onlooker):
+    decoder, weights = load_blocks(ckpt)
+    blocks = Blocks(decoder, weights, ids)
+    hidden = blocks.embedded()
+    for i in range(len(blocks)):
+        hidden = blocks.run(i, hidden, onlooker)
+    return hidden
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda a: a.name)
+def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
+    config = architecture.tiny_config()
+    ckpt, ids = random_checkpoint(architecture, config), random_ids(architecture, config)
+    recorder = Recorder()
+    passed(ckpt, ids, recorder)
+    model = ckpt.require_model()
+    linear = [slot for slot in model.slots.values() if slot.kind == "linear" and slot.layer is not None]
+    assert {part.id for slot in linear for part in slot.parts} == set(recorder.observers)
+    try:
+        reference = dict(architecture.reference_config(config)) if architecture.reference_config else dict(config)
+        weights = {n: t.load() for n, t in ckpt.tensors.items()}
+        theirs = transformers_model(
+            reference, weights, ckpt.label, dtype=torch.float32, attention=architecture.reference_attention
+        )
+    except RequirementError:
+        pytest.skip(f"transformers has no class for {architecture.name}")
+    seen = {}
+
+    def hook(name):
+        return lambda module, args: seen.__setitem__(name, args[0].flatten(0, -2))
+
+    modules = dict(theirs.named_modules())
+    for slot in linear:
+        name = slot.name.removesuffix(".weight")
+        modules[model.names.in_memory.get(name, name)].register_forward_pre_hook(hook(slot.name))
+    with torch.inference_mode():
+        theirs(ids)
+    for slot in linear:
+        x = seen[slot.name]
+        for part in slot.parts:
+            ours = recorder.observers[part.id].statistics()
+            assert ours.n_tokens == ids.numel()
+            torch.testing.assert_close(ours.second_moments, x.T @ x, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ours.maxima, x.abs().amax(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom", "gpt2", "falcon", "rwkv", "chatglm2"])
+@pytest.mark.parametrize("factor", [1.0, 0.9])
+def test_chunks_give_what_the_whole_gives(monkeypatch, name, factor):
+    """With weights that stay, and with weights that change as soon as their inputs are complete."""
+    architecture = ARCHITECTURES[name]
+    config = architecture.tiny_config()
+    ckpt = random_checkpoint(architecture, config)
+    ids = random_ids(architecture, config).repeat(3, 1)[:5]
+    whole, cut = Recorder(factor), Recorder(factor)
+    expected = passed(ckpt, ids, whole)
+    monkeypatch.setattr(blocks_module, "CHUNK_NBYTES", 1)
+    found = passed(ckpt, ids, cut)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for weight, observer in whole.observers.items():
+        mine, theirs = cut.observers[weight].statistics(), observer.statistics()
+        assert mine.n_tokens == theirs.n_tokens
+        torch.testing.assert_close(mine.second_moments, theirs.second_moments, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_stay_give_the_hidden_states_of_the_decoder():
+    architecture = ARCHITECTURES["llama"]
+    config = architecture.tiny_config()
+    ckpt, ids = random_checkpoint(architecture, config), random_ids(architecture, config)
+    decoder = load_decoder(ckpt)
+    with torch.inference_mode():
+        hidden = decoder._final_norm(passed(ckpt, ids, Recorder()))
+    torch.testing.assert_close(hidden, decoder.hidden(ids), rtol=0, atol=0)

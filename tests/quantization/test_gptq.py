@@ -1,0 +1,121 @@
+"""GPTQ against its definition: after each column the rest is re-solved with the inverse of what is left of H."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.errors import InputError
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.methods.gptq import METHOD as GPTQ
+from llmkit.quantization.methods.mse import METHOD as MSE
+from llmkit.quantization.methods.rtn import METHOD as RTN
+from llmkit.quantization.packing import unpack
+from llmkit.quantization.search import searched_scales
+from llmkit.quantization.statistics import Statistics
+from llmkit.tensors.lazy import Apply
+from llmkit.tensors.spec import DType, TensorSpec
+
+
+def constant(tensor):
+    spec = TensorSpec(DType.of(tensor.dtype), tuple(tensor.shape))
+    return Apply("constant", [], spec, lambda: tensor, row_step=None, output_rows=[0]).output()
+
+
+def restored(rows, grid, shape):
+    zeros = None if rows.zeros is None else constant(rows.zeros)
+    return QuantizedMatrix(grid, shape, constant(rows.codes), constant(rows.scales), zeros).dequantized().load()
+
+
+def case(n_out=24, n_in=96, n_tokens=400, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(n_in, n_in, generator=g) * torch.rand(n_in, generator=g)
+    x = torch.randn(n_tokens, n_in, generator=g) @ mixing
+    weight = torch.randn(n_out, n_in, generator=g) * 0.05
+    return weight, x, Statistics(n_tokens, second_moments=x.T @ x)
+
+
+def loss(weight, other, x):
+    return float((x.double() @ (weight - other).double().T).square().sum())
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 32), Grid(4, 32, False), Grid(3, None, False), Grid(2, 64, False)], ids=str)
+def test_codes_are_those_of_the_definition(grid):
+    weight, _, statistics = case()
+    made = GPTQ.quantize(weight, grid, torch.float32, statistics)
+    h = statistics.second_moments.double()
+    order = torch.argsort(h.diagonal(), descending=True, stable=True)
+    h = h + 0.01 * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
+    size = grid.group_size or weight.shape[1]
+    left, rest = weight.double(), order.tolist()
+    codes = torch.zeros(weight.shape, dtype=torch.float64)
+    zeros = torch.full_like(made.scales, grid.middle) if made.zeros is None else made.zeros.float()
+    while rest:
+        j = rest[0]
+        scale, zero = made.scales[:, j // size].double(), zeros[:, j // size].double()
+        codes[:, j] = (left[:, j] / scale + zero).round().clamp(0, 2**grid.bits - 1)
+        error = left[:, j] - (codes[:, j] - zero) * scale
+        inverse = torch.linalg.inv(h[rest][:, rest])
+        left[:, rest] -= error[:, None] * inverse[0] / inverse[0, 0]
+        rest = rest[1:]
+    found = unpack(made.codes, grid.bits, weight.shape[1]).double()
+    assert (found != codes).double().mean() < 0.005  # a tie that float32 breaks the other way
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_each_method_errs_less_than_the_one_before(symmetric):
+    grid = Grid(3, 32, symmetric)
+    weight, x, statistics = case(64, 128, 600, seed=1)
+    losses = [
+        loss(weight, restored(m.quantize(weight, grid, torch.float32, statistics), grid, weight.shape), x)
+        for m in (RTN, MSE, GPTQ)
+    ]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_columns_that_no_token_reached_are_rounded_to_nearest():
+    weight, x, _ = case()
+    x[:, [3, 50]] = 0
+    statistics = Statistics(len(x), second_moments=x.T @ x)
+    grid = Grid(4, 32, False)
+    found = restored(GPTQ.quantize(weight, grid, torch.float32, statistics), grid, weight.shape)
+    assert float((found[:, [3, 50]] - weight[:, [3, 50]]).abs().max()) < float(weight.abs().max()) / 4
+    assert (found[:, [3, 50]] != 0).any()
+
+
+def test_moments_of_few_tokens_are_factored_all_the_same():
+    weight, x, _ = case(n_tokens=4)
+    statistics = Statistics(len(x), second_moments=x.T @ x)
+    grid = Grid(4, 32)
+    found = restored(GPTQ.quantize(weight, grid, torch.float32, statistics), grid, weight.shape)
+    assert loss(weight, found, x) < loss(
+        weight, restored(RTN.quantize(weight, grid, torch.float32), grid, weight.shape), x
+    )
+
+
+def test_activations_that_are_no_numbers():
+    weight, x, _ = case()
+    x[0, 0] = float("nan")
+    with pytest.raises(InputError, match="the activations of the calibration text hold NaN or infinities"):
+        GPTQ.quantize(weight, Grid(4, 32), torch.float32, Statistics(len(x), second_moments=x.T @ x))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_no_factor_of_the_search_is_better_than_the_chosen_one(symmetric, dtype):
+    """Against all scales of the range and all zero points, one by one."""
+    grid, g = Grid(3, 16, symmetric), torch.Generator().manual_seed(2)
+    weight = torch.randn(6, 2, 16, generator=g)
+    importance = torch.rand(2, 16, generator=g)
+    scales, zeros = searched_scales(weight, grid, dtype, importance)
+
+    def errors(scale, zero):
+        q = (weight / scale[..., None] + zero[..., None]).round().clamp(-4, 3)
+        return ((((q - zero[..., None]) * scale[..., None]) - weight).square() * importance).sum(-1)
+
+    zero = torch.zeros_like(scales, dtype=torch.float32) if zeros is None else zeros.float()
+    chosen = errors(scales.float(), zero)
+    plain, plain_zero = RTN.scales(weight, grid, dtype, None)
+    widest = errors(plain.float(), zero * 0 if plain_zero is None else plain_zero.float())
+    assert bool((chosen <= widest * (1 + 1e-5)).all())
+    assert float(chosen.sum()) < 0.95 * float(widest.sum())

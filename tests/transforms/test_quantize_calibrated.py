@@ -1,0 +1,164 @@
+"""Quantizing block after block: what is written, from where an interrupted run goes on, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import family_world as world
+import pytest
+import torch
+import vocab_world
+
+import llmkit
+from llmkit.calibration.blocks import Blocks
+from llmkit.calibration.observers import Observer
+from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
+from llmkit.calibration.texts import CalibrationText, token_ids, windows
+from llmkit.checkpoint.quantized import dequantized
+from llmkit.checkpoint.tokenizer import load_tokenizer
+from llmkit.decoder import load_decoder
+from llmkit.decoder.load import load_blocks
+from llmkit.errors import InputError, RequirementError
+from llmkit.pipeline.stage import Stage
+from llmkit.quantization.matrix import Grid
+from llmkit.quantization.methods.gptq import METHOD as GPTQ
+from llmkit.quantization.packing import unpack
+from llmkit.tensors.lazy import Apply
+from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.transforms.quantize import quantize
+
+TEXT = CalibrationText("english", "\n".join(vocab_world.ENGLISH) * 4)
+SAMPLES = Samples(TEXT, n=12, length=24, seed=1)
+FAMILIES = ["llama", "bloom", "falcon", "gpt_neox", "rwkv", "qwen3", "opt", "phi3", "chatglm2"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    return lambda family="llama": llmkit.open_checkpoint(world.written(tmp_path / family, family, None))
+
+
+def calibrated(ckpt, samples=SAMPLES, **more):
+    given = {"bits": 3, "group_size": "channel", "symmetric": False, "method": "gptq"} | more
+    return quantize(ckpt, quantizer=CalibratedQuantizer(ckpt, samples), **given)
+
+
+class Recorder:
+    def __init__(self):
+        self.observers = {}
+
+    def see(self, weights, x):
+        for weight in weights:
+            self.observers.setdefault(weight, Observer({"second_moments"})).see(x)
+
+    def settle(self, weights, values):
+        return values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_codes_are_those_for_the_inputs_in_the_quantized_model(tmp_path, model, family):
+    """Each layer was quantized for the inputs that it has now that all layers before it are quantized."""
+    base = model(family)
+    llmkit.save(calibrated(base), tmp_path / "q")
+    floats = dequantized(llmkit.open_checkpoint(tmp_path / "q"))
+    decoder, weights = load_blocks(floats)
+    architecture = base.architecture
+    rows = windows(
+        token_ids(TEXT, load_tokenizer(base)), 24, samples=12, seed=1, ends=architecture.ends_of(base.config)
+    )
+    blocks, recorder = Blocks(decoder, weights, torch.tensor(rows)), Recorder()
+    hidden = blocks.embedded()
+    for i in range(len(blocks)):
+        hidden = blocks.run(i, hidden, recorder)
+    n = 0
+    for slot in base.require_model().slots.values():
+        if slot.kind != "linear" or slot.layer is None:
+            continue
+        weight = base.tensors[slot.name].load()
+        statistics = recorder.observers[slot.parts[0].id].statistics()
+        made = GPTQ.quantize(weight, Grid(3, None, False), torch.float32, statistics)
+        codes = unpack(made.codes, 3, weight.shape[1]).float() - made.zeros.float()
+        found = floats.tensors[slot.name].load()
+        differing = ((codes * made.scales - found).abs() > 1e-6).float().mean()
+        assert differing < 0.02, (slot.name, float(differing))
+        n += 1
+    assert n >= 4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_the_model_is_nearer_than_rounded_to_nearest(tmp_path, model, family):
+    base = model(family)
+    ids = torch.tensor(windows(token_ids(TEXT, load_tokenizer(base)), 24))
+    whole = load_decoder(base)(ids)
+    errors = {}
+    for name, made in {"rtn": quantize(base, bits=3, group_size="channel"), "gptq": calibrated(base)}.items():
+        llmkit.save(made, tmp_path / name)
+        errors[name] = float((load_decoder(llmkit.open_checkpoint(tmp_path / name))(ids) - whole).square().mean())
+    assert errors["gptq"] < errors["rtn"] * 0.9
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, monkeypatch, block):
+    base = model()
+    llmkit.save(calibrated(base), tmp_path / "whole")
+    commit, reused = Stage.commit, []
+
+    def interrupted(self, *args, **kwargs):
+        reused.append(self.n_reused)
+        if self.n_done == block and len(reused) == block + 1:
+            raise KeyboardInterrupt
+        commit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stage, "commit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llmkit.save(calibrated(base), tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+    llmkit.save(calibrated(base), tmp_path / "q")
+    assert reused[-1] == block
+    names = {p.name for p in (tmp_path / "whole").iterdir()}
+    assert {p.name for p in (tmp_path / "q").iterdir()} == names
+    for name in names - {"llmkit.json"}:
+        assert (tmp_path / "q" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not Path(f"{tmp_path / 'q'}.partial").exists()
+
+
+def test_any_number_of_workers_and_samples_in_the_history(tmp_path, model):
+    base = model()
+    for workers in (1, 4):
+        llmkit.save(calibrated(base), tmp_path / f"w{workers}", workers=workers)
+    one, four = (tmp_path / f"w{n}/model.safetensors" for n in (1, 4))
+    assert one.read_bytes() == four.read_bytes()
+    step = llmkit.open_checkpoint(tmp_path / "w1").history[-1]
+    assert {k: step[k] for k in ("method", "calibration", "sha256", "samples", "length", "seed")} == {
+        "method": "gptq", "calibration": "english", "sha256": TEXT.digest, "samples": 12, "length": 24, "seed": 1,
+    }  # fmt: skip
+
+
+def test_a_text_shorter_than_a_sample(tmp_path, model):
+    short = Samples(CalibrationText("short.txt", "A few words."), n=4, length=64)
+    with pytest.raises(InputError, match=r"short\.txt has \d+ tokens, fewer than one sample of 64"):
+        llmkit.save(calibrated(model(), short), tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+    assert not (tmp_path / "q.partial").exists()
+
+
+def test_the_head_has_inputs_that_are_not_measured(model):
+    with pytest.raises(RequirementError, match=r"lm_head\.weight is in no layer that is calibrated"):
+        calibrated(model(), only=["lm_head"])
+
+
+def test_gptq_without_a_text(model):
+    with pytest.raises(RequirementError, match="--method gptq needs second moments of the inputs of each layer"):
+        quantize(model(), bits=4, method="gptq")
+
+
+def test_nan_in_a_weight_names_the_layer(tmp_path, model):
+    base = model()
+    name = "model.layers.1.mlp.up_proj.weight"
+    bad = base.tensors[name].load()
+    bad[0, 0] = float("nan")
+    spec = TensorSpec(DType.F32, tuple(bad.shape))
+    constant = Apply("constant", [], spec, lambda: bad, row_step=None, output_rows=[0]).output()
+    broken = base.derive(tensors={**base.tensors, name: constant})
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: the weights hold NaN"):
+        llmkit.save(calibrated(broken), tmp_path / "q")
+    assert not (tmp_path / "q.partial").exists()
