@@ -5,17 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from llmkit.architecture.architecture import Architecture
 from llmkit.errors import PluginError
 
-if TYPE_CHECKING:
-    from llmkit.architecture.architecture import Architecture
-
-__all__ = ["VARIABLE", "architectures_in", "given_files", "using"]
+__all__ = ["VARIABLE", "architectures_in", "given_files"]
 
 VARIABLE = "LLMKIT_PLUGINS"
 """Plugin files, separated as the folders of PATH are."""
@@ -26,40 +21,12 @@ def given_files() -> tuple[Path, ...]:
     return tuple(Path(p).expanduser() for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p)
 
 
-@contextmanager
-def using(files: Sequence[Path]) -> Iterator[None]:
-    """Add plugin files to those of the environment: threads and child processes have them, too.
-
-    Raises:
-        PluginError: one of them is not there, or is no plugin.
-    """
-    for file in files:
-        if not file.is_file():
-            raise PluginError(f"--plugin {file}: no such file", hint="llmkit plugins new MODEL -o FILE.py drafts one")
-    before = os.environ.get(VARIABLE)
-    if files:
-        os.environ[VARIABLE] = os.pathsep.join([*map(str, files), *([before] if before else [])])
-    try:
-        if files:
-            from llmkit.architecture.registry import default_registry
-
-            default_registry()  # a file that is no plugin is refused before the work
-        yield
-    finally:
-        if files:
-            os.environ.pop(VARIABLE)
-            if before is not None:
-                os.environ[VARIABLE] = before
-
-
 def architectures_in(path: Path) -> dict[str, Architecture]:
     """Import a plugin file: attribute -> architecture.
 
     Raises:
         PluginError: it cannot be imported, or holds none.
     """
-    from llmkit.architecture.architecture import Architecture
-
     if not path.is_file():
         raise PluginError(
             f"{path}: no such file",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,14 +13,14 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
-from llmkit.architecture.plugin_file import architectures_in, given_files
+from llmkit.architecture.plugin_file import VARIABLE, architectures_in, given_files
 from llmkit.entry_points import EntryPoint, entries
 from llmkit.entry_points import load as load_entry
 from llmkit.errors import PluginError, RequirementError
 
 __all__ = [
     "GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "model_type_of",
-    "require", "require_model",
+    "require", "require_model", "using",
 ]  # fmt: skip
 
 GROUP = "llmkit.architectures"
@@ -138,6 +140,30 @@ def _registry(files: tuple[Path, ...]) -> Registry:
         for attribute, a in architectures_in(file).items()
     }
     return Registry(unique, given)
+
+
+@contextmanager
+def using(files: Sequence[Path]) -> Iterator[None]:
+    """Add plugin files to those of the environment: threads and child processes have them, too.
+
+    Raises:
+        PluginError: one of them is not there, or is no plugin.
+    """
+    for file in files:
+        if not file.is_file():
+            raise PluginError(f"--plugin {file}: no such file", hint="llmkit plugins new MODEL -o FILE.py drafts one")
+    before = os.environ.get(VARIABLE)
+    if files:
+        os.environ[VARIABLE] = os.pathsep.join([*map(str, files), *([before] if before else [])])
+    try:
+        if files:
+            default_registry()  # a file that is no plugin is refused before the work
+        yield
+    finally:
+        if files:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
 
 
 def find(config: Mapping[str, Any]) -> Architecture | None:

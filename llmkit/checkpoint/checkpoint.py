@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
+from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.embeddings import with_settled_tying
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.spelling import in_family_names
-from llmkit.errors import InputError, listing
+from llmkit.errors import listing
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.folder import is_weight_file, left_unread, weight_set
 from llmkit.formats.json_text import read_object
@@ -27,42 +27,10 @@ from llmkit.layouts.layout import Opened
 from llmkit.layouts.opening import open_foreign
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["Checkpoint", "FileContent", "natural_key", "open_checkpoint"]
+__all__ = ["Checkpoint", "natural_key", "open_checkpoint"]
 
 _PASS_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
 _PASS_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
-
-
-@dataclass(frozen=True, slots=True)
-class FileContent:
-    """A small file that belongs to a checkpoint: on disk, new bytes made by a transform, or made when they are read.
-
-    Attributes:
-        check: what is to be said of the bytes before they are written, where something is (a warning of the plan).
-    """
-
-    path: Path | None = None
-    data: bytes | None = None
-    make: Callable[[], bytes] | None = None
-    check: Callable[[bytes], str | None] | None = None
-
-    @classmethod
-    def of_json(cls, data: Any) -> FileContent:
-        """JSON as transformers lays it out."""
-        return cls(data=(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
-
-    def read(self) -> bytes:
-        """The bytes."""
-        if self.data is not None:
-            return self.data
-        if self.make is not None:
-            return self.make()
-        if self.path is None:
-            return b""
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

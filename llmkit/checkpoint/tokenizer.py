@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.json_text import parse_object
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of

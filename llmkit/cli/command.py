@@ -17,7 +17,6 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-from llmkit.architecture.plugin_file import using
 from llmkit.cli.libraries import libraries
 from llmkit.cli.options import Common, Folder
 from llmkit.cli.output import AnswerLost, Mode, Output
@@ -87,6 +86,8 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
             if isinstance(options, Folder):
                 object.__setattr__(options, "inputs", _inputs(parameters, values))
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
+        from llmkit.architecture.registry import using  # the command line's own start needs no registry
+
         try:
             out = Output(mode, common.verbose, given).at_work(called.command_path)
             with out.waiting, libraries(common.verbose), using(common.plugin or ()):

@@ -1,24 +1,23 @@
-"""Adapters as files: PEFT folders in every saved form, and the files of other trainers, as one table.
+"""An adapter as one table of tensors, and how PEFT's config and tensors become it.
 
-Reading an adapter reads its header and config only. What it means for the weights of a base is the business of
+What it means for the weights of a base is the business of
 `llmkit.transforms.lora`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.formats import adapter_config as rules
-from llmkit.formats.adapter_files import CONFIG_NAME, WEIGHTS_NAME, empty_adapter, find_weights, read_tensors
+from llmkit.formats.adapter_files import CONFIG_NAME, empty_adapter
 from llmkit.formats.adapter_names import parse_name
-from llmkit.formats.json_text import read_json
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "from_peft", "read_adapter"]
+__all__ = ["Adapter", "from_peft"]
 
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 _NEEDED = {
@@ -74,36 +73,6 @@ class Adapter:
 
     def __repr__(self) -> str:
         return f"Adapter({self.label!r}, {self.kind}, {len(self.modules)} modules)"
-
-
-def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
-    """Read an adapter: a PEFT folder, or a weight file with its config beside it.
-
-    Args:
-        alpha: the scaling numerator of a file that has no config (LoRA files of lit-llama).
-        force: take on trust that the base is the changed one an adapter needs.
-
-    Raises:
-        InputError: no adapter there, one without tensors, or malformed files.
-        RequirementError: an adapter that no merged weights can express, named.
-    """
-    file, notes = find_weights(path)
-    folder = file.parent
-    tensors = read_tensors(file)
-    label = folder.name if path.is_dir() else f"{folder.name}/{file.name}"
-    config_path = folder / CONFIG_NAME
-    config = read_json(config_path) if config_path.is_file() else {}
-    if not isinstance(config, dict):
-        raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
-    from llmkit.formats import adapter_mlx, adapter_other
-
-    if adapter_mlx.is_mlx(config, tensors):
-        found = adapter_mlx.from_mlx(label, config, tensors, folder=folder)
-    elif config_path.is_file():
-        found = from_peft(label, config, tensors, folder=folder, force=force)
-    else:
-        found = adapter_other.read(file, tensors, label, alpha=alpha, force=force)
-    return replace(found, notes=(*notes, *found.notes))
 
 
 def from_peft(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError, RequirementError, listing
-from llmkit.formats.adapter import CONFIG_NAME, Adapter
-from llmkit.formats.adapter_files import empty_adapter
+from llmkit.formats.adapter import Adapter
+from llmkit.formats.adapter_files import CONFIG_NAME, empty_adapter
 from llmkit.formats.text_file import read_yaml
 from llmkit.tensors.lazy import Apply, Concat, Lazy
 from llmkit.tensors.spec import TensorSpec

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.architecture.model import Model
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, RequirementError, listing, nearest

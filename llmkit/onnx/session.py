@@ -19,13 +19,12 @@ from llmkit.errors import InputError
 from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.compact import run_compact
 from llmkit.onnx.memory import Memory, stacked
-from llmkit.onnx.opening import PROVIDERS, is_onnx_folder, load_onnx
 from llmkit.onnx.parts import Parts, torch_name
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PROVIDERS", "OrtDecoder", "is_onnx_folder", "load_onnx"]
+__all__ = ["OrtDecoder"]
 
 _SCORES_NBYTES = 256 << 20  # scores and their bias in memory at a time: longer prompts are computed in stretches
 _LEAST_STEP = 64

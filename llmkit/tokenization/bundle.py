@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.architecture.tokenizers import SentencePieceFile
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent, open_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.errors import RequirementError
 from llmkit.formats.folder import is_weight_file
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of

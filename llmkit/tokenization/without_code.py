@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.tokenizer import published_kind, tokenizer_settings
 
 __all__ = ["tokenizer_without_code"]

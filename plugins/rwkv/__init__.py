@@ -13,7 +13,7 @@ from llmkit.architecture.kinds import Embedding, Head, LayerNorm, PerLayer
 from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.tokenizers import TOKENIZERS
-from llmkit_plugins.rwkv.mix import TimeAndChannelMix
+from llmkit_plugins.rwkv.kind import TimeAndChannelMix
 
 
 def _norm(config: Mapping[str, Any], layer: int, eps: float | None = None) -> LayerNorm:

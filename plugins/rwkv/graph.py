@@ -5,9 +5,12 @@ The recurrence and its state are float32 in every compute dtype, as in the origi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmkit_plugins.rwkv.mix import SMALLEST, TimeAndChannelMix
+from llmkit_plugins.rwkv.mix import SMALLEST
+
+if TYPE_CHECKING:
+    from llmkit_plugins.rwkv.kind import TimeAndChannelMix
 
 
 def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, stream: Any) -> None:

@@ -6,54 +6,18 @@ denominator and largest exponent of the weighted mean. Source: the paper, and Bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from llmkit.architecture.kind import linear_slots, under
-from llmkit.architecture.kinds import Kind, NoPositions, SlotShape
 
 if TYPE_CHECKING:
     import torch
 
+    from llmkit_plugins.rwkv.kind import TimeAndChannelMix
+
 SMALLEST = -1e38  # the largest exponent before the first token
 
 
-@dataclass(frozen=True)
-class TimeAndChannelMix(Kind):
-    """One layer: x + time_mix(norm(x)), then x + channel_mix(norm(x))."""
-
-    norm: Kind
-    position: Kind = field(default_factory=NoPositions)
-
-    def slots(self) -> dict[str, SlotShape]:
-        slots = under("attn_norm", self.norm) | under("mlp_norm", self.norm)
-        mixes = {"attn": ("key", "value", "receptance"), "mlp": ("key", "receptance")}
-        for part, names in mixes.items():
-            slots |= {f"{part}.mix_{name}": SlotShape(("1", "1", "hidden"), "parameter") for name in names}
-        slots |= {f"attn.{name}": SlotShape(("hidden",), "parameter") for name in ("decay", "first")}
-        linears = {"attn.k": ("hidden", "hidden"), "attn.v": ("hidden", "hidden"), "attn.r": ("hidden", "hidden"),
-                   "attn.o": ("hidden", "hidden"), "mlp.key": ("ffn", "hidden"), "mlp.value": ("hidden", "ffn"),
-                   "mlp.receptance": ("hidden", "hidden")}  # fmt: skip
-        for name, (out, inside) in linears.items():
-            slots |= linear_slots(name, out, inside, False)
-        return slots
-
-    @staticmethod
-    def torch_reader(kind: TimeAndChannelMix, model: Any, weights: Any, index: int, positions: Any) -> Any:
-        """The layer of the torch decoder."""
-        return _layer(kind, weights, index)
-
-    @staticmethod
-    def onnx_emitter(
-        kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, positions: Any, stream: Any
-    ) -> None:
-        """The layer in a graph."""
-        from llmkit_plugins.rwkv.graph import emit_layer
-
-        emit_layer(kind, context, weights, layer, stream)
-
-
-def _layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
+def build_layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
+    """The layer of the torch decoder: (x [B, S, hidden], positions' table, cache) -> x."""
     import torch
 
     from llmkit.decoder.linear import linear

@@ -86,8 +86,8 @@ def perplexities(model: str, text: str, work: Path, context: int, n_windows: int
     from llmkit.decoder import load_decoder
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.onnx.export import computed_weights, export
+    from llmkit.onnx.opening import load_onnx
     from llmkit.onnx.precision import Precision
-    from llmkit.onnx.session import load_onnx
     from llmkit.pipeline.plan import make_plan
     from llmkit.pipeline.runner import run_plan
 

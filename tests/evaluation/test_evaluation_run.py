@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from llmkit.checkpoint.checkpoint import FileContent, open_checkpoint
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.errors import InputError, OutputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.record import BenchResult, RunRecord, SubjectResult, read_record

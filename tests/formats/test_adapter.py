@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from llmkit.errors import InputError, RequirementError, SpecError
-from llmkit.formats.adapter import from_peft, read_adapter
+from llmkit.formats.adapter import from_peft
 from llmkit.formats.adapter_config import divisor_of, saved_modules, scaling_of
 from llmkit.formats.adapter_names import TensorName, parse_name
+from llmkit.formats.adapter_opening import read_adapter
 
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
 PATH = "model.layers.0.self_attn.q_proj"

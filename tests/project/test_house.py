@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "llmkit"
+PLUGINS = ROOT / "plugins"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Floors from the ground up; a module may import its own floor and those below.
 FLOORS = [
@@ -66,6 +67,62 @@ def test_imports_point_down(path):
         if name is None or (mine, name) in UPWARD:
             continue
         assert FLOOR_OF[name] <= FLOOR_OF[mine], f"{path}:{line}: {mine} imports {name}, which is above it"
+
+
+def module_name(path: Path) -> str:
+    package = "llmkit" if path.is_relative_to(PACKAGE) else "llmkit_plugins"
+    folder = PACKAGE if package == "llmkit" else PLUGINS
+    return ".".join([package, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def needed_modules(tree: ast.AST, modules) -> set[str]:
+    """The modules that a module imports when it runs: at its top or in a function, not for a type checker."""
+    needed, rest = set(), [tree]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            rest += node.orelse
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            needed |= {name if name in modules else node.module for name in inner}
+        elif isinstance(node, ast.Import):
+            needed |= {alias.name for alias in node.names}
+        rest += ast.iter_child_nodes(node)
+    return needed & modules.keys()
+
+
+def circles(imports: dict[str, set[str]]) -> list[str]:
+    """One line for each import that leads back to the module it stands in."""
+
+    def reached(start: str) -> set[str]:
+        seen, rest = set(), [start]
+        while rest:
+            new = imports[rest.pop()] - seen
+            seen |= new
+            rest += new
+        return seen
+
+    below = {name: reached(name) for name in imports}
+    return sorted(f"{a} <-> {b}" for a, own in imports.items() for b in own if a != b and a in below[b])
+
+
+def test_no_imports_go_in_circles():
+    paths = {module_name(p): p for p in [*MODULES, *sorted(PLUGINS.rglob("*.py"))]}
+    imports = {name: needed_modules(ast.parse(path.read_text()), paths) for name, path in paths.items()}
+    assert circles(imports) == []
+
+
+def test_a_circle_is_seen():
+    sources = {
+        "a": "from b import x",
+        "b": "def f():\n    import c",
+        "c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import b\nelse:\n    import a",
+        "d": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import e",
+        "e": "import d",
+    }
+    imports = {name: needed_modules(ast.parse(text), sources) for name, text in sources.items()}
+    assert circles(imports) == ["a <-> b", "b <-> c", "c <-> a"]
 
 
 def test_no_module_is_over_400_lines_and_the_median_is_small():

@@ -106,6 +106,7 @@ def _import() -> None:
 
     import llmkit.cli.app
     import llmkit.evaluation.runner
+    import llmkit.onnx.opening
     import llmkit.onnx.session
 
     torch.set_num_threads(1)

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from llmkit.architecture.tokenizers import TOKENIZERS
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.errors import InputError
 from llmkit.tokenization.vocabulary import read_vocabulary

@@ -17,7 +17,8 @@ import vocab_world
 from llmkit.api import save
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.registry import default_registry, require
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent, open_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.decoder.contract import random_checkpoint
 
 TOKENIZER = vocab_world.byte_level(vocab_world.ENGLISH, 300)

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.contents import MARKER_NAME
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.contents import contents_of, require_model
 from llmkit.errors import RequirementError, listing
 from llmkit.tensors.lazy import Lazy

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.errors import InputError
-from llmkit.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, from_peft
+from llmkit.formats.adapter import Adapter, from_peft
+from llmkit.formats.adapter_files import CONFIG_NAME, WEIGHTS_NAME
 from llmkit.formats.container import SafetensorsFiles
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy

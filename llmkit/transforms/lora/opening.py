@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmkit.checkpoint.hub import resolve_path
-from llmkit.formats.adapter import Adapter, read_adapter
+from llmkit.formats.adapter import Adapter
+from llmkit.formats.adapter_opening import read_adapter
 
 __all__ = ["open_adapter"]
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmkit.checkpoint.checkpoint import Checkpoint, FileContent
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.content import FileContent
 from llmkit.errors import RequirementError
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES

@@ -1,0 +1,45 @@
+"""Adapters as files: PEFT folders in every saved form, and the files of other trainers.
+
+Reading an adapter reads its header and config only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from llmkit.errors import InputError
+from llmkit.formats import adapter_mlx, adapter_other
+from llmkit.formats.adapter import Adapter, from_peft
+from llmkit.formats.adapter_files import CONFIG_NAME, find_weights, read_tensors
+from llmkit.formats.json_text import read_json
+
+__all__ = ["read_adapter"]
+
+
+def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
+    """Read an adapter: a PEFT folder, or a weight file with its config beside it.
+
+    Args:
+        alpha: the scaling numerator of a file that has no config (LoRA files of lit-llama).
+        force: take on trust that the base is the changed one an adapter needs.
+
+    Raises:
+        InputError: no adapter there, one without tensors, or malformed files.
+        RequirementError: an adapter that no merged weights can express, named.
+    """
+    file, notes = find_weights(path)
+    folder = file.parent
+    tensors = read_tensors(file)
+    label = folder.name if path.is_dir() else f"{folder.name}/{file.name}"
+    config_path = folder / CONFIG_NAME
+    config = read_json(config_path) if config_path.is_file() else {}
+    if not isinstance(config, dict):
+        raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
+    if adapter_mlx.is_mlx(config, tensors):
+        found = adapter_mlx.from_mlx(label, config, tensors, folder=folder)
+    elif config_path.is_file():
+        found = from_peft(label, config, tensors, folder=folder, force=force)
+    else:
+        found = adapter_other.read(file, tensors, label, alpha=alpha, force=force)
+    return replace(found, notes=(*notes, *found.notes))
