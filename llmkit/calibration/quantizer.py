@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.slots import Slot
@@ -22,7 +23,7 @@ from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, RequirementError
 from llmkit.pipeline.pool import all_cores
-from llmkit.pipeline.stage import Stage
+from llmkit.pipeline.stage import Block, Computed, Stage
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.method import Method, Observe, QuantizedRows, Specs, matrix_from, part_specs
 from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
@@ -103,7 +104,8 @@ class CalibratedQuantizer:
         self._heights = {part.id: part.shape[0] for slot in self._slots.values() for part in slot.parts if part.shape}
         self._jobs: dict[str, _Job] = {}
         self._guard = threading.Lock()
-        self._stage: Stage | None = None
+        self._run: Iterator[Block] | None = None
+        self._done: list[Block] = []
         self._blocks: Blocks | None = None
 
     def attrs(self) -> dict[str, Any]:
@@ -139,18 +141,14 @@ class CalibratedQuantizer:
     def parts(self, name: str, context: Context) -> dict[str, torch.Tensor]:
         """The parts of one matrix; computes the blocks up to its own where that is not done."""
         with self._guard, all_cores():
-            if self._stage is None:
-                self._stage = Stage(context.workspace, self._digest())
             job = self._jobs[name]
-            block = job.slot.layer
-            if block is None:
+            if job.slot.layer is None:
                 return _parts(job, job.method.quantize(job.weight.load(), job.grid, job.scale_dtype.torch))
-            self._compute(block, context)
-            found = self._stage.results(block)
+            block = self._block(job.slot.layer, context)
             if job.observe is not None:
-                error, norm = self._stage.note(block)[name]
+                error, norm = block.result[name]
                 job.observe(error, norm, job.weight.shape[0])
-            return {part: found[f"{name}.{part}"] for part in job.specs}
+            return {part: block.kept[f"{name}.{part}"].load() for part in job.specs}
 
     def peak_nbytes(self, name: str) -> int:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
@@ -171,19 +169,29 @@ class CalibratedQuantizer:
         body += [[n, j.method.name, j.grid.attrs(), j.scale_dtype.name] for n, j in self._jobs.items()]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
-    def _compute(self, block: int, context: Context) -> None:
-        """Do the blocks up to this one."""
-        if self._stage is None or self._stage.n_done > block:
-            return
-        blocks, hidden = self._begin(), self._stage.state().get("hidden")
-        if hidden is None:
-            hidden = blocks.embedded()
-        for index in range(self._stage.n_done, block + 1):
-            jobs = {n: j for n, j in self._jobs.items() if j.slot.layer == index}
-            onlooker = _Quantizing(jobs, self._heights, context)
-            hidden = blocks.run(index, hidden, onlooker)
-            onlooker.require_all()
-            self._stage.commit(onlooker.results, {"hidden": hidden}, onlooker.errors)
+    def _block(self, index: int, context: Context) -> Block:
+        """A layer, computed after those before it where that is not done."""
+        if self._run is None:
+            path = context.workspace / "layers" if context.workspace is not None else None
+            stage = Stage(path, self._digest(), in_workspace=path is not None)
+            n_layers = 1 + max(job.slot.layer for job in self._jobs.values() if job.slot.layer is not None)
+            self._run = stage.run([str(i) for i in range(n_layers)], partial(self._computed, context))
+        while len(self._done) <= index:
+            block = next(self._run, None)
+            if block is None:  # the layer failed, or the run was stopped in it, for whoever asked first
+                raise Stopped
+            self._done.append(block)
+        return self._done[index]
+
+    def _computed(self, context: Context, name: str, state: Mapping[str, Lazy]) -> Computed:
+        """One layer quantized: its parts are kept, its hidden states go on to the next."""
+        index, blocks = int(name), self._begin()
+        hidden = state["hidden"].load() if state else blocks.embedded()
+        jobs = {n: j for n, j in self._jobs.items() if j.slot.layer == index}
+        onlooker = _Quantizing(jobs, self._heights, context)
+        hidden = blocks.run(index, hidden, onlooker)
+        onlooker.require_all()
+        return Computed(onlooker.errors, [("hidden", hidden)], onlooker.results.items())
 
     def _begin(self) -> Blocks:
         if self._blocks is None:

@@ -152,9 +152,9 @@ def _kept_in(output: Path | None, asked: str) -> Path:
 
 
 def _interrupted(keep: Path) -> Interrupted:
-    from llmkit.pipeline.journal import read_journal
+    from llmkit.evaluation.answers import count_answers
 
-    n = sum(len(e.get("reads", ())) + len(e.get("texts", ())) for e in read_journal(keep))
+    n = count_answers(keep)
     if not n:
         return Interrupted(is_resumable=False)
     return Interrupted(is_resumable=True, message=f"interrupted; {n} answers are kept in {keep}")

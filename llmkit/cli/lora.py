@@ -150,7 +150,7 @@ def extract(
 
     first, second = open_checkpoint(base), open_checkpoint(tuned)
     with Surveying(out, first, second, writing, {"rank": rank, "energy": energy}) as surveying:
-        found = lora.survey(first, second, rank=rank, energy=energy, known=surveying.known, tell=surveying.tell)
+        found = lora.survey(first, second, rank=rank, energy=energy, through=surveying.findings)
         meter = Meter()
         made = lora.extract(first, second, rank=rank, energy=energy, found=found, meter=meter)
         surveying.end()

@@ -7,16 +7,17 @@ whole run and leaves out those whose every answer is known: its scores are those
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import OutputError
 from llmkit.evaluation.prefix import Query
-from llmkit.pipeline.journal import Journal
+from llmkit.pipeline.journal import read_journal
+from llmkit.pipeline.stage import Stage
 
-__all__ = ["Answers", "KeptAnswers", "Read"]
+__all__ = ["Answers", "KeptAnswers", "Read", "count_answers"]
 
 Read = tuple[int, int, float, bool]
 """(query, slot, log-probability, whether it is the greedy choice) of one target token."""
@@ -36,14 +37,14 @@ class Answers:
     def __init__(self, path: Path | None = None, digest: str = "") -> None:
         self.n_reused = 0
         self._n_calls = 0
-        self._journal: Journal | None = None
+        self._stage: Stage | None = None
         if path is not None:
-            with suppress(OSError, OutputError):  # a full disk, no permission, or the same run in another process
-                self._journal = Journal(path, digest)
+            with suppress(OutputError):  # a full disk, no permission, or the same run in another process
+                self._stage = Stage(path, digest)
 
     def of_queries(self, queries: Sequence[Query]) -> KeptAnswers:
         """Those of the next call, which scores `queries`."""
-        if self._journal is None:
+        if self._stage is None:
             return KeptAnswers(self, "")
         from xxhash import xxh3_128
 
@@ -55,7 +56,7 @@ class Answers:
 
     def of_prompts(self, requests: Iterable[object]) -> KeptAnswers:
         """Those of the next call, which generates answers to `requests`."""
-        if self._journal is None:
+        if self._stage is None:
             return KeptAnswers(self, "")
         from xxhash import xxh3_128
 
@@ -63,23 +64,23 @@ class Answers:
 
     def close(self) -> None:
         """Let go of the journal; it stays."""
-        if self._journal is not None:
-            self._journal.close()
-        self._journal = None
+        if self._stage is not None:
+            self._stage.close()
+        self._stage = None
 
     def _next(self, digest: str) -> KeptAnswers:
         self._n_calls += 1
         call = f"{self._n_calls} {digest}"
-        entries = self._journal.entries if self._journal is not None else []
-        return KeptAnswers(self, call, [e for e in entries if e.get("call") == call])
+        entries = self._stage.entries if self._stage is not None else []
+        return KeptAnswers(self, call, [result for name, result in entries if name == call])
 
-    def append(self, entry: dict[str, Any]) -> None:
-        """One more line; a disk that takes none ends the keeping, not the scoring."""
-        if self._journal is None:
+    def append(self, call: str, answers: Mapping[str, Any]) -> None:
+        """More answers to a call; a disk that takes none ends the keeping, not the scoring."""
+        if self._stage is None:
             return
         try:
-            self._journal.append(entry)
-        except OSError:
+            self._stage.append(call, answers)
+        except OutputError:
             self.close()
 
 
@@ -91,20 +92,26 @@ class KeptAnswers:
         texts: request -> generated text.
     """
 
-    def __init__(self, answers: Answers, call: str, entries: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(self, answers: Answers, call: str, results: Sequence[Mapping[str, Any]] = ()) -> None:
         self._answers = answers
         self._call = call
         self.reads: dict[tuple[int, int], tuple[float, bool]] = {}
         self.texts: dict[int, str] = {}
-        for entry in entries:
-            self.reads |= {(query, slot): (logprob, same) for query, slot, logprob, same in entry.get("reads", ())}
-            self.texts |= {int(request): text for request, text in entry.get("texts", {}).items()}
+        for result in results:
+            self.reads |= {(query, slot): (logprob, same) for query, slot, logprob, same in result.get("reads", ())}
+            self.texts |= {int(request): text for request, text in result.get("texts", {}).items()}
         answers.n_reused += len(self.reads) + len(self.texts)
 
     def add_reads(self, reads: Sequence[Read]) -> None:
         """Keep what one forward has answered."""
-        self._answers.append({"call": self._call, "reads": reads})
+        self._answers.append(self._call, {"reads": reads})
 
     def add_texts(self, texts: dict[int, str]) -> None:
         """Keep what one batch has answered."""
-        self._answers.append({"call": self._call, "texts": texts})
+        self._answers.append(self._call, {"texts": texts})
+
+
+def count_answers(path: Path) -> int:
+    """The answers that a journal holds."""
+    results = [entry.get("result", {}) for entry in read_journal(path)]
+    return sum(len(result.get("reads", ())) + len(result.get("texts", ())) for result in results)

@@ -30,6 +30,7 @@ from llmkit.tensors.finite import count_not_finite
 from llmkit.tensors.lazy import Context, Read, Rows
 from llmkit.tensors.loading import import_torch
 from llmkit.tensors.moving import Mover, is_moved
+from llmkit.tensors.source import bytes_of
 from llmkit.tensors.stopped import Stopped
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class _Run:
         hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
         reads: dict[int, ReadHash] = {}
         not_finite: Counter[str] = Counter()
-        context = Context(lambda node, rows, data: observe_read(reads, node, rows, _bytes_of(data)), self._stop.is_set)
+        context = Context(lambda node, rows, data: observe_read(reads, node, rows, bytes_of(data)), self._stop.is_set)
         context.workspace = self.partial.workspace
         with torch.inference_mode():
             for rows in step.slices:
@@ -277,7 +278,7 @@ class _Run:
             )
         if self.observe is not None:
             self.observe(placement.name, start, data)
-        self._write_bytes(placement, placement.offset + start * placement.spec.row_nbytes, _bytes_of(data), hasher)
+        self._write_bytes(placement, placement.offset + start * placement.spec.row_nbytes, bytes_of(data), hasher)
 
     def _write_bytes(self, placement: Placement, offset: int, view: memoryview, hasher: Hasher) -> None:
         """Write bytes of a tensor at an offset of its file."""
@@ -328,13 +329,6 @@ class _Run:
             self.not_finite.update(entry.get("not_finite", {}))
             for path, name, digest in entry["reads"]:
                 self.read_hashes.setdefault(path, {})[name] = digest
-
-
-def _bytes_of(data: torch.Tensor) -> memoryview:
-    import torch
-
-    flat = data.contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _pwrite(fd: int, view: memoryview, offset: int) -> None:

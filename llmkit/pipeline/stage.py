@@ -1,147 +1,302 @@
-"""An ordered stage: blocks computed one after the other, each from the state that the one before it left.
+"""An ordered stage: blocks computed one after the other, a state handed from each to the next, resumed per block.
 
-A step of a plan may need work whose parts build on each other (a layer is calibrated with the layers before it
-quantized). Such work keeps what it made in a folder inside `OUT.partial/`, block by block:
+For work whose results are needed before a plan can be made: comparing two models, calibrating layer by layer,
+scoring. On disk it is a journal, and where blocks have tensors a folder beside it:
 
-    blocks.jsonl              a journal: a line for each block that is whole, with the hashes of its two files
-    000007.results.safetensors
-    000007.state.safetensors  what block 8 starts from; that of block 6 is removed then
+    PATH             one line per finished block: its name, its result, the hashes of its files
+    PATH.data/       N.state  the tensors that the next block begins with; only those of the last block are there
+                     N.kept   the tensors that are kept until the stage is removed
 
-Killed anywhere, a block is done or not done, and a rerun of the same work goes on behind the last one that is done. The
-folder is removed before the output is finished.
+A block's files are synced before its line is written, and the state that it began with is removed after that. A run
+killed at any point therefore finds the block done or not done, and the files of every block that counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from xxhash import xxh3_128
-
-from llmkit.pipeline.commit import sync_folder, write_synced
+from llmkit.errors import InputError, LlmkitError
+from llmkit.pipeline.commit import sync_folder
+from llmkit.pipeline.hashing import Hasher, hash_of
 from llmkit.pipeline.journal import Journal
 from llmkit.pipeline.target import disk_errors
+from llmkit.tensors.lazy import Lazy, Read
+from llmkit.tensors.source import SourceFile, bytes_of
+from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Stage"]
+__all__ = ["Block", "Compute", "Computed", "Stage"]
 
-_JOURNAL = "blocks.jsonl"
+_DATA_FILE = re.compile(r"\d+\.(state|kept)")
 
-Tensors = Mapping[str, "torch.Tensor"]
+
+@dataclass(frozen=True)
+class Computed:
+    """What one block gives.
+
+    Attributes:
+        result: what is noted in the journal; JSON. Read after the tensors, so that it may hold what was counted
+            while they were made.
+        state: (name, tensor of any dtype and shape) for the next block. A generator is written tensor by tensor, so
+            that no more than one of them is in memory; it may read the state that this block began with.
+        kept: tensors that are wanted later; written before `state`.
+    """
+
+    result: Mapping[str, Any] = field(default_factory=dict)
+    state: Iterable[tuple[str, torch.Tensor]] = ()
+    kept: Iterable[tuple[str, torch.Tensor]] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished block.
+
+    Attributes:
+        kept: its kept tensors, read from the disk when they are loaded; valid until the stage is removed.
+        is_reused: an earlier run computed it.
+    """
+
+    name: str
+    result: Mapping[str, Any]
+    kept: Mapping[str, Lazy]
+    is_reused: bool
+
+
+Compute = Callable[[str, Mapping[str, Lazy]], Computed]
+"""Gets a block's name and the state of the block before it (empty for the first), which it may load in part."""
 
 
 class Stage:
-    """The blocks of one piece of work.
+    """The blocks of one piece of work, in order.
+
+        with Stage(out.with_name("OUT.calibration"), digest) as stage:
+            for block in stage.run(["embedding", "layer 0", "layer 1"], compute):
+                use(block.result, block.kept)
+            write_output()
+            stage.remove()
+
+    Leaving the `with` releases the lock and keeps the files, so that the same work goes on in another run.
 
     Args:
-        folder: where they are kept; made where there is none, inside a folder that exists. None keeps them in memory.
-        digest: identifies the work: blocks of other work are dropped.
+        path: the journal; its folder must exist. None keeps nothing: tensors go to a temporary folder.
+        digest: identifies the work: inputs, settings, versions. Blocks of other work are dropped, their files removed.
+        resume: take the blocks of an earlier run.
+        subject: what is made, for messages.
+        in_workspace: it lies in the workspace of a run, whose lock is enough: the journal is open only while a line
+            is written.
 
     Attributes:
-        n_done: blocks that are whole.
-        n_reused: those that an earlier run had done.
+        entries: (name, result) of every block that earlier runs noted, in order, whether or not it is reused.
 
     Raises:
-        OutputError: the disk is full.
+        OutputError: another process has it open, `path` is a file of another kind, or cannot be written.
     """
 
-    def __init__(self, folder: Path | None, digest: str) -> None:
-        self._folder, self._work = folder, digest
-        self._kept: list[tuple[Tensors, Tensors]] = []
-        self._notes: list[Mapping[str, Any]] = []
-        if folder is not None:
-            with disk_errors(folder):
-                folder.mkdir(exist_ok=True)
-                with closing(self._journal()) as journal:
-                    self._notes = self._sound(journal.entries)
-                if len(self._notes) < len(journal.entries):  # files were damaged: all of it anew
-                    self._journal(resume=False).close()
-        self.n_reused = len(self._notes)
+    def __init__(
+        self, path: Path | None, digest: str, *, resume: bool = True, subject: str = "", in_workspace: bool = False
+    ) -> None:
+        self._digest = digest
+        self._in_workspace = in_workspace
+        self._folder = path.with_name(path.name + ".data") if path is not None else None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._journal: Journal | None = None
+        self._lines: list[dict[str, Any]] = []
+        if path is not None:
+            with disk_errors(path):
+                if in_workspace:
+                    path.parent.mkdir(exist_ok=True)
+                self._journal = Journal(path, digest, resume=resume, subject=subject, clear=self._remove_data)
+            self._lines = [line for line in self._journal.entries if _is_line(line)]
+            if in_workspace:
+                self._journal.close()
+        self.entries: list[tuple[str, Mapping[str, Any]]] = [(line["block"], line["result"]) for line in self._lines]
 
-    def _journal(self, *, resume: bool = True) -> Journal:
-        """Open while a line is written: the folder around this one has the lock."""
-        return Journal(self._path_of(_JOURNAL), self._work, resume=resume)
-
-    @property
-    def n_done(self) -> int:
-        """Blocks that are whole."""
-        return len(self._notes)
-
-    def _sound(self, entries: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
-        """The entries, if every file that is still needed is as it was written; else none."""
-        last = len(entries) - 1
-        for i, entry in enumerate(entries):
-            kinds = ("results", "state") if i == last else ("results",)
-            if entry.get("block") != i or any(_digest(self._path(i, kind)) != entry.get(kind) for kind in kinds):
-                return []
-        return list(entries)
-
-    def _path(self, block: int, kind: str) -> Path:
-        return self._path_of(f"{block:06}.{kind}.safetensors")
-
-    def _path_of(self, name: str) -> Path:
-        return (self._folder or Path()) / name
-
-    def commit(self, results: Tensors, state: Tensors, note: Mapping[str, Any] | None = None) -> None:
-        """The next block is whole.
+    def run(
+        self,
+        blocks: Sequence[str],
+        compute: Compute,
+        *,
+        is_valid: Callable[[Mapping[str, Any]], bool] = lambda result: True,
+    ) -> Iterator[Block]:
+        """Every block in order: first those that an earlier run finished, then the others as they are computed.
 
         Args:
-            results: what it made.
-            state: what the block after it starts from.
-            note: plain data to keep with it.
+            blocks: their names, each once.
+            compute: called for each block that is not reused.
+            is_valid: a noted result for which this is false is not reused, nor any block after it.
+
+        Raises:
+            OutputError: the disk is full; finished blocks stay.
         """
-        block = self.n_done
-        entry = {"block": block, "note": dict(note or {})}
-        if self._folder is None:
-            self._kept = [*((r, {}) for r, _ in self._kept), (dict(results), dict(state))]
-        else:
-            from safetensors.torch import save
+        lines = self._reusable(blocks, is_valid)
+        before = lines[-1].get("state") if lines else None
+        self._remove_data(file["file"] for file in (before, *(line.get("kept") for line in lines)) if file is not None)
+        for line in lines:
+            yield Block(line["block"], line["result"], self._opened(line.get("kept")), is_reused=True)
+        for name in blocks[len(lines) :]:
+            state = self._opened(before)
+            line = self._note(name, compute(name, state))
+            if before is not None:
+                for source in {id(r.source): r.source for lazy in state.values() for r in lazy.reads()}.values():
+                    source.close()
+                with suppress(OSError):
+                    self._data_path(before["file"]).unlink()
+            before = line.get("state")
+            yield Block(name, line["result"], self._opened(line.get("kept")), is_reused=False)
 
-            for kind, tensors in (("results", results), ("state", state)):
-                path, data = self._path(block, kind), save({k: t.contiguous() for k, t in tensors.items()})
+    def n_reusable(
+        self, blocks: Sequence[str], is_valid: Callable[[Mapping[str, Any]], bool] = lambda result: True
+    ) -> int:
+        """How many of `blocks`, from the first on, `run` will take from an earlier run. Reads their files."""
+        return len(self._reusable(blocks, is_valid))
+
+    def append(self, name: str, result: Mapping[str, Any]) -> None:
+        """Note a block that has no tensors and that no other one begins with; names may come again.
+
+        Raises:
+            OutputError: the disk takes no more.
+        """
+        self._note(name, Computed(result))
+
+    def close(self) -> None:
+        """Let another process have it; the files stay."""
+        if self._journal is not None:
+            self._journal.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def remove(self) -> None:
+        """Remove the files: what was computed is of no more use."""
+        self._remove_data()
+        if self._journal is not None:
+            self._journal.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _reusable(self, blocks: Sequence[str], is_valid: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
+        """The lines of the first blocks, as far as all that is needed of them is whole on the disk."""
+        latest: list[dict[str, Any]] = []
+        for line in self._lines:  # a block that was computed again takes the place of all that followed from the first
+            at = next((i for i, known in enumerate(latest) if known["block"] == line["block"]), len(latest))
+            latest[at:] = [line]
+        lines: list[dict[str, Any]] = []
+        for name, line in zip(blocks, latest, strict=False):
+            if line["block"] != name or not is_valid(line["result"]) or not self._is_whole(line.get("kept")):
+                break
+            lines.append(line)
+        if len(lines) < len(blocks):
+            while lines and not self._is_whole(lines[-1].get("state")):
+                lines.pop()
+        return lines
+
+    def _note(self, name: str, computed: Computed) -> dict[str, Any]:
+        number = len(self._lines)
+        line: dict[str, Any] = {"block": name}
+        for kind, tensors in (("kept", computed.kept), ("state", computed.state)):
+            if (file := self._write(f"{number}.{kind}", tensors)) is not None:
+                line[kind] = file
+        line["result"] = dict(computed.result)
+        if self._journal is not None:
+            path = self._journal.path
+            with disk_errors(path):
+                if self._in_workspace:
+                    with closing(Journal(path, self._digest)) as journal:
+                        journal.append(line)
+                else:
+                    self._journal.append(line)
+        self._lines.append(line)
+        return line
+
+    def _write(self, name: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any] | None:
+        """Write tensors behind one another; where they lie, and the hash of the file. None where there are none."""
+        places: dict[str, list[Any]] = {}
+        hasher, offset, fd = Hasher(False), 0, -1
+        path = None
+        try:
+            for tensor_name, tensor in tensors:
+                view = bytes_of(tensor.detach().cpu())
+                path = path or self._data_path(name)
+                places[tensor_name] = [DType.of(tensor.dtype).name, list(tensor.shape), offset]
+                hasher.update(view)
+                offset += len(view)
                 with disk_errors(path):
-                    write_synced(path, data)
-                entry[kind] = xxh3_128(data).hexdigest()
-            with disk_errors(self._folder):
-                sync_folder(self._folder)
-                with closing(self._journal()) as journal:
-                    journal.append(entry)
-                if block:
-                    self._path(block - 1, "state").unlink(missing_ok=True)
-        self._notes.append(entry)
+                    if fd < 0:
+                        path.parent.mkdir(exist_ok=True)
+                        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+                    while len(view):
+                        view = view[os.write(fd, view) :]
+            if path is None:
+                return None
+            with disk_errors(path):
+                os.fsync(fd)
+        finally:
+            if path is not None and fd >= 0:
+                with disk_errors(path):
+                    os.close(fd)
+        with disk_errors(path):
+            sync_folder(path.parent)
+        return {"file": name, "nbytes": offset, "xxh3": hasher.hexdigest(), "tensors": places}
 
-    def results(self, block: int) -> dict[str, torch.Tensor]:
-        """What a block made, that is done."""
-        return self._load(block, "results")
+    def _is_whole(self, file: Mapping[str, Any] | None) -> bool:
+        """Whether a noted file is there with the bytes that were written."""
+        if file is None:
+            return True
+        try:
+            source = SourceFile(self._data_path(file["file"]))
+            found = hash_of(source.fileno(), 0, source.nbytes) if source.nbytes == file["nbytes"] else None
+        except (LlmkitError, OSError):
+            return False
+        return found is not None and found.hexdigest() == file["xxh3"]
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """What the last block that is done left; nothing before the first."""
-        return self._load(self.n_done - 1, "state") if self.n_done else {}
+    def _opened(self, file: Mapping[str, Any] | None) -> dict[str, Lazy]:
+        """The tensors of a noted file, to be loaded from it."""
+        if file is None:
+            return {}
+        source = SourceFile(self._data_path(file["file"]))
+        return {
+            name: Read(name, TensorSpec(DType[dtype], tuple(shape)), source, offset).output()
+            for name, (dtype, shape, offset) in file["tensors"].items()
+        }
 
-    def note(self, block: int) -> Mapping[str, Any]:
-        """The plain data kept with a block."""
-        found: Mapping[str, Any] = self._notes[block]["note"]
-        return found
-
-    def _load(self, block: int, kind: str) -> dict[str, torch.Tensor]:
+    def _data_path(self, name: str) -> Path:
         if self._folder is None:
-            return dict(self._kept[block][0 if kind == "results" else 1])
-        from safetensors.torch import load_file
+            self._temporary = tempfile.TemporaryDirectory(prefix="llmkit-stage-")
+            self._folder = Path(self._temporary.name)
+        if self._folder.is_symlink():
+            raise InputError(f"{self._folder} is a link to elsewhere", hint=f"remove it: rm {self._folder}")
+        return self._folder / name
 
-        loaded: dict[str, torch.Tensor] = load_file(self._path(block, kind))
-        return loaded
+    def _remove_data(self, keep: Iterable[str] = ()) -> None:
+        """Remove the files of blocks but for `keep`, and the folder when it is empty; nothing that others put there."""
+        folder, kept = self._folder, set(keep)
+        if folder is None or folder.is_symlink() or not folder.is_dir():
+            return
+        with disk_errors(folder):
+            for path in list(folder.iterdir()):
+                if _DATA_FILE.fullmatch(path.name) and path.name not in kept:
+                    path.unlink()
+            if not any(folder.iterdir()) and self._temporary is None:
+                folder.rmdir()
 
 
-def _digest(path: Path) -> str | None:
-    hasher = xxh3_128()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                hasher.update(chunk)
-    except OSError:
-        return None
-    return hasher.hexdigest()
+def _is_line(line: Mapping[str, Any]) -> bool:
+    """Whether a line of the journal has the form that `Stage` writes."""
+    return (
+        isinstance(line.get("block"), str)
+        and isinstance(line.get("result"), dict)
+        and all(isinstance(line[kind], dict) for kind in ("kept", "state") if kind in line)
+        and all(_DATA_FILE.fullmatch(str(line[kind].get("file"))) for kind in ("kept", "state") if kind in line)
+    )

@@ -13,7 +13,7 @@ from llmkit.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SourceFile"]
+__all__ = ["SourceFile", "bytes_of"]
 
 
 class SourceFile:
@@ -119,3 +119,11 @@ class SourceFile:
 
     def __repr__(self) -> str:
         return f"SourceFile({str(self.path)!r})"
+
+
+def bytes_of(data: torch.Tensor) -> memoryview:
+    """The bytes of a CPU tensor of any dtype and shape, in row-major order; without a copy where it is contiguous."""
+    import torch
+
+    flat = data.contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

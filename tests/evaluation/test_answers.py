@@ -37,7 +37,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path, monkeypat
     monkeypatch.setattr(Scorer, "_forward", forward)
     with pytest.raises(KeyboardInterrupt):
         evaluate(BASE, "mini", keep=keep, **options)
-    n_kept = sum(len(json.loads(line).get("reads", [])) for line in keep.read_text().splitlines())
+    n_kept = sum(len(json.loads(line).get("result", {}).get("reads", [])) for line in keep.read_text().splitlines())
     assert n_kept > 0
     calls.clear()
     calls += [None] * 1000

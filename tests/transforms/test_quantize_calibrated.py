@@ -100,20 +100,20 @@ def test_the_model_is_nearer_than_rounded_to_nearest(tmp_path, model, family):
 def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, monkeypatch, block):
     base = model()
     llmkit.save(calibrated(base), tmp_path / "whole")
-    commit, reused = Stage.commit, []
+    note, computed = Stage._note, []
 
-    def interrupted(self, *args, **kwargs):
-        reused.append(self.n_reused)
-        if self.n_done == block and len(reused) == block + 1:
+    def interrupted(self, name, result):
+        computed.append(name)
+        if len(computed) == block + 1:
             raise KeyboardInterrupt
-        commit(self, *args, **kwargs)
+        return note(self, name, result)
 
-    monkeypatch.setattr(Stage, "commit", interrupted)
+    monkeypatch.setattr(Stage, "_note", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llmkit.save(calibrated(base), tmp_path / "q")
     assert not (tmp_path / "q").exists()
     llmkit.save(calibrated(base), tmp_path / "q")
-    assert reused[-1] == block
+    assert computed[block + 1] == str(block)  # the first that the rerun computes
     names = {p.name for p in (tmp_path / "whole").iterdir()}
     assert {p.name for p in (tmp_path / "q").iterdir()} == names
     for name in names - {"llmkit.json"}:

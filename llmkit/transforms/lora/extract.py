@@ -11,7 +11,7 @@ plan is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,7 @@ from llmkit.transforms.lora.bundle import bundle
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Finding", "Survey", "extract", "survey"]
+__all__ = ["Compare", "Finding", "Survey", "extract", "survey"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Survey:
 
 # What a survey finds of one tensor: no difference, one that is stored whole, or the rank of its approximation.
 Finding = Literal["equal", "whole"] | int
+Compare = Callable[[str], Finding]
+
+
+def _through(names: Sequence[str], compare: Compare) -> Iterable[tuple[str, Finding]]:
+    return ((name, compare(name)) for name in names)
 
 
 def survey(
@@ -57,16 +62,14 @@ def survey(
     *,
     rank: int | None = None,
     energy: float | None = None,
-    known: Mapping[str, Finding] | None = None,
-    tell: Callable[[str, Finding], None] | None = None,
+    through: Callable[[Sequence[str], Compare], Iterable[tuple[str, Finding]]] = _through,
 ) -> Survey:
     """Compare two models tensor by tensor and choose the ranks. Reads all data of both.
 
     Args:
         rank: the same for every layer (or what its shape allows).
         energy: for each layer the smallest rank that keeps this share of the sum of squared singular values.
-        known: what an earlier survey of the same two, which was interrupted, found: these tensors are not read again.
-        tell: is told of each tensor as soon as it is compared.
+        through: calls the comparison for every name, or takes what an interrupted survey of the same two found.
 
     Raises:
         RequirementError: quantized models, or an architecture that no plugin describes.
@@ -81,12 +84,11 @@ def survey(
     ranks: dict[str, int] = {}
     saved: list[str] = []
     unchanged = 0
-    for name, lazy in tuned.tensors.items():
-        finding = known[name] if known and name in known else None
-        if finding is None:
-            finding = _compared(base.tensors.get(name), lazy, name in linear, rank, energy)
-            if tell is not None:
-                tell(name, finding)
+
+    def compare(name: str) -> Finding:
+        return _compared(base.tensors.get(name), tuned.tensors[name], name in linear, rank, energy)
+
+    for name, finding in through(list(tuned.tensors), compare):
         if finding == "equal":
             unchanged += 1
         elif finding == "whole":
