@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ def load_decoder(
     architecture: Architecture | None = None,
     streamed: bool = False,
 ) -> Decoder:
-    """The torch decoder of a checkpoint, float or quantized.
+    """The torch decoder of a checkpoint, float or quantized; warns of keys of the config that no kind reads.
 
     Args:
         ckpt: the checkpoint; a quantized one is computed with its dequantized weights.
@@ -107,6 +108,8 @@ def _loaded(
     model = architecture.bind(ckpt.config)
     model.unread.raise_if_refused(ckpt.label)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+    for text in model.unread.warnings:  # commands say it themselves (`doubts_of`)
+        warnings.warn(text, stacklevel=3)
     with torch.inference_mode():
         weights = _Stored(model, ckpt.tensors, wanted, where)
         return Decoder(model, weights, wanted.torch, where, streamed=streamed), weights

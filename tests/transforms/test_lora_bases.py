@@ -237,6 +237,21 @@ def test_delta_then_adapters_in_one_plan_is_staged_bit_for_bit(pair, tmp_path):
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "staged" / name).read_bytes(), name
 
 
+def test_an_adapter_that_takes_back_what_another_changed_says_so(tmp_path):
+    base = world.save_base(world.llama(), tmp_path / "base")
+    for name, seed in (("one", 1), ("two", 2)):
+        world.train(world.llama(), LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]), tmp_path / name, seed)
+    one, two = (open_adapter(tmp_path / name) for name in ("one", "two"))
+    assert not merge(world.open_base(base), [one]).warnings
+    merged = merge(world.open_base(base), [one, two])
+    assert "two holds the model.embed_tokens.weight that it was trained on" in merged.warnings[0]
+    rows = load_file(tmp_path / "two/adapter_model.safetensors")
+    update = rows["base_model.model.model.embed_tokens.lora_embedding_B"].cpu()
+    update = (update @ rows["base_model.model.model.embed_tokens.lora_embedding_A"]).T * 2
+    kept = world.open_base(base).tensors["model.embed_tokens.weight"].load() + update
+    assert torch.allclose(merged.tensors["model.embed_tokens.weight"].load(), kept, atol=1e-5)
+
+
 def test_a_slice_has_the_bits_of_the_whole(tmp_path):
     torch.manual_seed(0)
     weight, a, b = torch.randn(333, 130).half(), torch.randn(7, 130), torch.randn(333, 7)

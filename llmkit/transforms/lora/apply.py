@@ -13,6 +13,7 @@ from llmkit.formats.adapter_config import divisor_of, rounds_update, saved_modul
 from llmkit.formats.adapter_other import FOLDED
 from llmkit.quantization.method import Observe
 from llmkit.quantization.quality import Meter
+from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
@@ -26,6 +27,7 @@ from llmkit.transforms.lora.tying import settle
 __all__ = ["Application"]
 
 _FLOATS = (DType.F32, DType.F16, DType.BF16, DType.F64)
+_COMPARED_NBYTES = 2**25  # of a copy of the base's embedding or head; its ends first
 # Buffers that old checkpoints carry and that nothing reads.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
@@ -134,7 +136,16 @@ class Application:
             if leaf != "bias" and not is_vocabulary and not any(module.endswith(m) for m in named):
                 unnamed.append(path)
             # As PEFT loads it: in the base's precision, also where an update follows.
-            self.tensors[name] = tensor.cast(self._final(name, tensor))
+            whole = tensor.cast(self._final(name, tensor))
+            # A vocabulary that grew is said elsewhere.
+            is_copy = path in self.adapter.base_copies and old.shape == whole.shape
+            if is_copy and are_equal(whole, old, _COMPARED_NBYTES) is False:
+                self.warnings.append(
+                    f"{self.adapter.label} holds the {name} that it was trained on, which is not that of "
+                    f"{self.ckpt.label} and takes its place, as in peft: what another adapter or training changed "
+                    "there is lost (the updates of several adapters of one base: llmkit lora combine)"
+                )
+            self.tensors[name] = whole
         if unnamed and self.adapter.kind not in ("LN_TUNING", FOLDED):
             self.warnings.append(
                 f"{self.adapter.label} holds {len(unnamed)} whole tensors that modules_to_save does not name; they "
