@@ -14,14 +14,13 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.options import Folder
 from llmkit.cli.output import Output, duration
-from llmkit.cli.writing import interrupted_run, resumed_nbytes
+from llmkit.cli.writing import described_step, interrupted_run, resumed_nbytes
 
 if TYPE_CHECKING:
-    from llmkit.pipeline.target import Target
     from llmkit.releases.decoding import Decoding
     from llmkit.releases.hash_list import Expected
 
-__all__ = ["name_coded", "refuse_coded", "register"]
+__all__ = ["refuse_coded", "register"]
 
 HashesOption = Annotated[
     Path | None,
@@ -94,8 +93,8 @@ def decrypt(
     _decode(out, plan_decrypt(key, encrypted), folder, hashes, expect)
 
 
-def name_coded(model: str) -> None:
-    """Say what a coded release is where it was taken for a model.
+def refuse_coded(given: str, why: str, base: str, release: str) -> None:
+    """Point at the command that decodes a coded release, where `given` is one and no command takes it as it is.
 
     Raises:
         RequirementError: it is one.
@@ -103,36 +102,17 @@ def name_coded(model: str) -> None:
     from llmkit.errors import RequirementError
     from llmkit.releases.kind import XORED, command_for, release_kind
 
-    kind = release_kind(Path(model))
+    kind = release_kind(Path(given))
     if kind is not None:
         what = "an XOR release" if kind == XORED else "an encrypted release"
-        raise RequirementError(f"{model} is {what}: it must be decoded first", hint=command_for(kind, "BASE", model))
-
-
-def refuse_coded(base: str, delta: str) -> None:
-    """Point at the right command where `delta apply` is given a coded release.
-
-    Raises:
-        RequirementError: it is one.
-    """
-    from llmkit.errors import RequirementError
-    from llmkit.releases.kind import XORED, command_for, release_kind
-
-    kind = release_kind(Path(delta))
-    if kind is not None:
-        what = "an XOR release" if kind == XORED else "an encrypted release"
-        raise RequirementError(f"{delta} is {what}, not a delta of weights", hint=command_for(kind, base, delta))
-    if (kind := release_kind(Path(base))) is not None:
-        what = "an XOR release" if kind == XORED else "an encrypted release"
-        raise RequirementError(
-            f"{base} is {what}, not a base model: the base comes first", hint=command_for(kind, delta, base)
-        )
+        raise RequirementError(f"{given} is {what}{why}", hint=command_for(kind, base, release))
 
 
 def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None, expect: Path | None) -> None:
     from llmkit.pipeline.target import Target, partial_path
     from llmkit.releases.decoding import check_pads, check_samples
     from llmkit.releases.hash_list import read_hash_list
+    from llmkit.releases.run import run_decoding
 
     inputs = (*map(Path, decoding.inputs), *folder.inputs)
     target = Target(folder.output, folder.overwrite, folder.force, inputs)
@@ -156,7 +136,15 @@ def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None
             left = check_pads(decoding, stated, hashes, workers=folder.workers, progress=out.progress())
             n = sum(c.pad is not None for c in decoding.files)
             out.note(f"{hashes} confirms {'the key' if decoding.is_keyed else f'{n - len(left)} of {n} base files'}")
-        manifest = _run(out, decoding, target, folder, expected, is_confirmed=hashes is not None)
+        manifest = run_decoding(
+            decoding,
+            target,
+            expect=expected,
+            is_confirmed=hashes is not None,
+            resume=not folder.no_resume,
+            workers=folder.workers,
+            progress=out.progress(),
+        )
     except KeyboardInterrupt:
         raise interrupted_run(folder.output, is_resumable=not folder.no_resume) from None
     resumed_nbytes(out, manifest)
@@ -165,28 +153,6 @@ def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None
         out.warning(warning)
     elapsed = time.monotonic() - started
     _sum_up(out, decoding, folder.output, manifest, elapsed, warnings=warnings, n_expected=len(expected))
-
-
-def _run(
-    out: Output,
-    decoding: Decoding,
-    target: Target,
-    folder: Folder,
-    expected: Mapping[str, Expected],
-    *,
-    is_confirmed: bool,
-) -> dict[str, Any]:
-    from llmkit.releases.run import run_decoding
-
-    return run_decoding(
-        decoding,
-        target,
-        expect=expected,
-        is_confirmed=is_confirmed,
-        resume=not folder.no_resume,
-        workers=folder.workers,
-        progress=out.progress(),
-    )
 
 
 def _expected(out: Output, decoding: Decoding, path: Path | None) -> dict[str, Expected]:
@@ -276,11 +242,10 @@ def _plan_document(
 def _render_plan(out: Output, d: Mapping[str, Any]) -> None:
     from llmkit.tensors.spec import format_bytes
 
-    step = d["recipe"][0]
     out.record(
         {
             "plan": f"{d['out']} (dry run: nothing is written)",
-            "recipe": " ".join([step["transform"], *(f"{k}={v}" for k, v in step.items() if k != "transform")]),
+            "recipe": described_step(d["recipe"][0]),
             "notes": "\n".join(d["notes"]) or None,
             "samples": f"pieces of all {len(d['files'])} files decode to what they should be",
             "hashes": f"{d['hashes']} is compared when it is written" if d["hashes"] else None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +13,6 @@ from llmkit.cli.command import command
 from llmkit.cli.options import OutDtypeOption, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
-
-if TYPE_CHECKING:
-    from llmkit.checkpoint.checkpoint import Checkpoint
-    from llmkit.transforms.delta.base_structure import Finding
 
 __all__ = ["register"]
 
@@ -74,30 +70,39 @@ def apply(
     with the measured figure where only statistics can tell.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.tensors.loading import import_torch
     from llmkit.transforms import delta as deltas
+    from llmkit.transforms.delta.base_check import check_base
+    from llmkit.transforms.delta.base_structure import raise_refusals
+    from llmkit.transforms.delta.checksum import ChecksumMeter, ExpectedSum, judge_sum
 
-    decode.refuse_coded(base, delta)
+    decode.refuse_coded(delta, ", not a delta of weights", base, delta)
+    decode.refuse_coded(base, ", not a base model: the base comes first", delta, base)
     first, second = open_checkpoint(base), open_checkpoint(delta)
     result = deltas.apply(first, second, profile=profile, dtype=dtype, expected_sum=expected_sum, force=writing.force)
-    findings = _sampled(first, second, profile, force=writing.force)
-    result = result.derive(notes=_worded(findings, "note"), warnings=_worded(findings, "warn", "refuse"))
-    expected = _expected(result)
-    if not expected:
-        write(out, result, writing, finish=_findings_document(findings))
-        return
-    from llmkit.transforms.delta.checksum import ChecksumMeter, judge_sum
-
+    import_torch()
+    findings = check_base(first, second, profile=profile)
+    raise_refusals(findings, force=writing.force)
+    result = result.derive(
+        notes=[f.words for f in findings if f.level == "note"],
+        warnings=[f.words for f in findings if f.level != "note"],
+    )
+    stated = result.history[-1].get("expected_sums", ()) if result.history else ()
+    expected = [ExpectedSum(**entry) for entry in stated]
     meter = ChecksumMeter()
 
     def finish(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
-        document, _ = _findings_document(findings)(manifest)
+        document: dict[str, Any] = {"base_check": [asdict(f) for f in findings]}
+        if not expected:
+            return document, lambda: None
         if manifest.get("run", {}).get("steps_resumed"):
             text = "the sum of all weights was not compared: an interrupted run had written a part of them"
             return document | {"checksum": None}, lambda: out.line(text)
         verdict = judge_sum(meter.total, expected)
-        return document | {"checksum": asdict(verdict)}, lambda: _show(out, verdict)
+        say = out.line if verdict.level == "note" else out.warning
+        return document | {"checksum": asdict(verdict)}, lambda: say(verdict.words)
 
-    write(out, result, writing, observe=meter.update, finish=finish)
+    write(out, result, writing, observe=meter.update if expected else None, finish=finish)
 
 
 def make(
@@ -133,42 +138,3 @@ def make(
         return {"round_trip": asdict(found)}, lambda: say(f"applied to its base again: {found.describe()}")
 
     write(out, result, writing, finish=finish)
-
-
-def _sampled(base: Checkpoint, delta: Checkpoint, profile: str | None, *, force: bool) -> list[Finding]:
-    from llmkit.tensors.loading import import_torch
-    from llmkit.transforms.delta.base_check import check_base
-    from llmkit.transforms.delta.base_structure import raise_refusals
-
-    import_torch()
-    findings = check_base(base, delta, profile=profile)
-    raise_refusals(findings, force=force)
-    return findings
-
-
-def _worded(findings: Iterable[Finding], *levels: str) -> list[str]:
-    return [
-        ("forced: " if f.level == "refuse" else "") + f.message + (f" ({f.hint})" if f.hint else "")
-        for f in findings
-        if f.level in levels
-    ]
-
-
-def _expected(result: Checkpoint) -> list[Any]:
-    from llmkit.transforms.delta.checksum import ExpectedSum
-
-    last = result.history[-1] if result.history else {}
-    return [ExpectedSum(**entry) for entry in last.get("expected_sums", ())]
-
-
-def _findings_document(
-    findings: list[Finding],
-) -> Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], None]]]:
-    return lambda _manifest: ({"base_check": [asdict(f) for f in findings]}, lambda: None)
-
-
-def _show(out: Output, verdict: Finding) -> None:
-    if verdict.level == "note":
-        out.line(verdict.message)
-    else:
-        out.warning(verdict.message + (f" ({verdict.hint})" if verdict.hint else ""))

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.decode import name_coded
+from llmkit.cli.decode import refuse_coded
 from llmkit.cli.folding import folded
 from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
+from llmkit.cli.writing import described_step
 
 __all__ = ["register"]
 
@@ -55,7 +56,7 @@ def inspect(
     try:
         ckpt = open_checkpoint(model)
     except InputError:
-        name_coded(model)
+        refuse_coded(model, ": it must be decoded first", "BASE", model)
         raise
     summary = summarize(ckpt)
     document: dict[str, Any] = asdict(summary)
@@ -96,7 +97,7 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
             + ", ".join(f"{k} {format_bytes(v)}" if len(d["dtypes"]) > 1 else k for k, v in d["dtypes"].items()),
             "quantization": (d["quantization"] or "none").replace("; ", "\n"),
             "tokenizer": _tokenizer(vocabulary) if vocabulary else "none found",
-            "made by": "\n".join(_step(s) for s in d["recipe"]) or None,
+            "made by": "\n".join(described_step(s) for s in d["recipe"]) or None,
         }
     )
     if d["parts"]:
@@ -234,11 +235,6 @@ def _tokenizer(v: Mapping[str, Any]) -> str:
     added = f", {v['n_added']} of them added" if v["n_added"] else ""
     template = ", chat template" if v["has_chat_template"] else ", no chat template"
     return f"{v['kind']} ({v['file']}), {v['n_tokens']} tokens{added}{template}"
-
-
-def _step(step: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{k}={v}" for k, v in step.items() if k != "transform" and isinstance(v, str | int | float))
-    return f"{step.get('transform', '?')} {rest}".rstrip()
 
 
 def _count(n: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from typing import TYPE_CHECKING
@@ -27,17 +26,19 @@ def requirements() -> list[tuple[Requirement, str | None]]:
     from packaging.requirements import Requirement
 
     found = [Requirement(text) for text in requires("llmkit") or ()]
-    return [(r, _extra_of(str(r.marker or ""))) for r in found if _folded(r.name) != "llmkit"]
+    return [(r, _extra_of(str(r.marker or ""))) for r in found if r.name != "llmkit"]
 
 
 def missing_package(error: ModuleNotFoundError) -> RequirementError | None:
     """The line for a package that llmkit names and that is not installed; None where another module is missing."""
-    name = _folded((error.name or "").partition(".")[0])
+    from packaging.utils import canonicalize_name
+
+    name = canonicalize_name((error.name or "").partition(".")[0])
     try:
         known = requirements()
     except PackageNotFoundError:
         return None
-    extras = [extra for requirement, extra in known if _folded(requirement.name) == name]
+    extras = [extra for requirement, extra in known if canonicalize_name(requirement.name) == name]
     if not extras:
         return None
     extra = next((e for e in extras if e != "dev"), extras[0])
@@ -66,8 +67,3 @@ def source() -> str:
 def _extra_of(marker: str) -> str | None:
     _, found, rest = marker.partition("extra == ")
     return rest.strip("\"' ") if found else None
-
-
-def _folded(name: str) -> str:
-    """One spelling for distributions and the modules that have their names (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()

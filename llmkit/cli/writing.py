@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # What a command adds when the model is written: entries of the document, and their rendering.
     Finish = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], None]]]
 
-__all__ = ["interrupted_check", "interrupted_run", "mark_failed", "resumed_nbytes", "write"]
+__all__ = ["described_step", "interrupted_check", "interrupted_run", "mark_failed", "resumed_nbytes", "write"]
 
 
 def write(
@@ -221,7 +221,7 @@ def _render_plan(out: Output, d: Mapping[str, Any]) -> None:
     out.record(
         {
             "plan": f"{d['out']} (dry run: nothing is written)",
-            "recipe": "\n".join(_step(s) for s in d["recipe"]) or "copy",
+            "recipe": "\n".join(described_step(s) for s in d["recipe"]) or "copy",
             **d["details"],
             "notes": "\n".join(d["notes"]) or None,
             "reads": format_bytes(d["read_nbytes"]),
@@ -254,7 +254,8 @@ def _planned_links(d: Mapping[str, Any]) -> str | None:
     return text + (f" ({format_bytes(copied)} are copied: the source is on another disk)" if copied else "")
 
 
-def _step(step: Mapping[str, Any]) -> str:
+def described_step(step: Mapping[str, Any]) -> str:
+    """A step of a recipe in one line: its name, then its parameters that are no lists or tables."""
     shown = {k: v for k, v in step.items() if k != "transform" and isinstance(v, str | int | float | bool)}
     return " ".join([str(step.get("transform", "?")), *(f"{k}={v}" for k, v in shown.items())])
 

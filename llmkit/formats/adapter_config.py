@@ -98,8 +98,7 @@ def refuse_unmergeable(config: Mapping[str, Any], label: str, *, force: bool) ->
     if method.startswith(_MUTATING):
         text = (
             f"{label} was initialised with {config['init_lora_weights']}, which changes the base before training: it "
-            "is "
-            "right only on that changed base"
+            "is right only on that changed base"
         )
         if not force:
             raise RequirementError(

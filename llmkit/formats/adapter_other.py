@@ -164,9 +164,8 @@ def _placed(b: Lazy, blocks: Blocks, rank: int) -> Lazy:
 def _folded(file: Path, tensors: Mapping[str, Lazy], label: str, *, force: bool) -> Adapter:
     gated = [n for n in tensors if _GATED.search(n)]
     text = (
-        f"{label} has gated prompts ({listing(gated, 3)}): every layer attends to a learned prompt with a softmax "
-        "and a "
-        "gate of its own, which no weights of the base can express"
+        f"{label} has gated prompts ({listing(gated, 3)}): every layer attends to a learned prompt with a softmax and "
+        "a gate of its own, which no weights of the base can express"
     )
     modules: dict[str, dict[str, Lazy]] = {}
     replacements: dict[str, Lazy] = {}

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xxhash import xxh3_128
-
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.manifest import MANIFEST_NAME, frame_hash, is_sealed, load_manifest
 from llmkit.checkpoint.membership import decides_what_opens
@@ -26,8 +24,6 @@ from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = ["Verdict", "check_output"]
-
-_CHUNK_NBYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     sound = [name for name in files if _has_size(folder, name, files[name], problems)]
     weights = {n: SourceFile(folder / n) for n in sound if "header" in files[n]}
     for name in (n for n in sound if n not in weights and "linked" not in files[n]):
-        if _file_hash(folder / name) != files[name]["xxh3"]:
+        source = SourceFile(folder / name)
+        if hash_range(source, 0, source.nbytes, "xxh3") != files[name]["xxh3"]:
             problems.append(f"{name} was changed: its content has another hash than in {MANIFEST_NAME}")
     stored = _stored(manifest["tensors"], weights, problems)
     for name, source in weights.items():
@@ -108,11 +105,6 @@ def _has_size(folder: Path, name: str, entry: Mapping[str, Any], problems: list[
         problems.append(f"{name} is {found} bytes long, expected {entry['nbytes']}")
         return False
     return True
-
-
-def _file_hash(path: Path) -> str:
-    source = SourceFile(path)
-    return hash_range(source, 0, source.nbytes, "xxh3")
 
 
 def _check_linked(
@@ -216,14 +208,8 @@ def _check_tensors(
     return total
 
 
-def _hash(stored: _Stored, name: str, progress: Progress) -> str:
-    hasher = xxh3_128()
-    end = stored.start + stored.nbytes
-    for start in range(stored.start, end, _CHUNK_NBYTES):
-        n = min(_CHUNK_NBYTES, end - start)
-        hasher.update(stored.source.read(start, n))
-        progress.advance(n, name)
-    return hasher.hexdigest()
+def _hash(stored: _Stored, name: str, progress: Progress = NO_PROGRESS) -> str:
+    return hash_range(stored.source, stored.start, stored.nbytes, "xxh3", progress, name)
 
 
 def _fit(folder: Path) -> list[str]:

@@ -102,7 +102,7 @@ def test_share_of_weights_on_the_coarse_grid(tmp_path: Path) -> None:
     """12.6 % of genuine float16 values of N(0, 0.02) have three zero low bits (simulated for the facts)."""
     states = world(0.02, F16)
     pair = checkpoint(tmp_path / "b", states["right"]), checkpoint(tmp_path / "d", states["delta"])
-    assert measure(*pair, find_profile("vicuna")).bf16_share == pytest.approx(0.126, abs=0.01)
+    assert measure(*pair, find_profile("vicuna")).matrices.bf16_share == pytest.approx(0.126, abs=0.01)
 
 
 def test_half_precision_weights_in_a_float32_delta(tmp_path: Path) -> None:
@@ -263,4 +263,4 @@ def test_whole_heads_are_sampled_in_layouts_that_turn_rotary_pairs(tmp_path, lay
                 assert torch.equal(Context().rows(lazy, (start, stop)), state[name][start:stop]), (name, start, stop)
                 seen += (start, stop) != (0, mine.spec.n_rows)
     assert seen  # a sample is not always the whole
-    assert measure(*opened, find_profile("plain")).ratio == pytest.approx(0.01, rel=0.05)
+    assert measure(*opened, find_profile("plain")).matrices.ratio == pytest.approx(0.01, rel=0.05)

@@ -42,37 +42,15 @@ BF16_ROUNDED = 0.9
 
 @dataclass
 class Measurement:
-    """What the samples say.
+    """What the samples of the matrices and of the norm weights say.
 
     Attributes:
-        n_samples: weights compared.
-        ratio: rms(delta) / rms(base) over the matrices.
-        correlation: of base and base + delta.
-        base_delta_correlation: of base and delta.
-        n_grid: samples the exactness was measured on.
-        inexact: share of base + delta that needs rounding.
-        inexact_back: share of base - delta that needs rounding.
-        norm_ratio: rms(delta) / rms(base) over the norm weights; None without any.
-        base_positive: share of the base's norm weights above zero.
-        delta_positive: share of the delta's norm weights above zero.
-        flipped: share of the norm weights whose sign the delta changes.
-        bf16_share: share of a half-precision base's weights that bfloat16 holds too; None for other dtypes.
-        leaves_half: the base is on no half-precision grid, base - delta is: it is the tuned model in float32.
+        matrices: sums over the sampled blocks of matrices.
+        norms: sums over norm weights; `norms.n` is 0 without any.
     """
 
-    n_samples: int = 0
-    ratio: float = 0.0
-    correlation: float = 1.0
-    base_delta_correlation: float = 0.0
-    n_grid: int = 0
-    inexact: float = 0.0
-    inexact_back: float = 0.0
-    norm_ratio: float | None = None
-    base_positive: float = 1.0
-    delta_positive: float = 0.0
-    flipped: float = 0.0
-    bf16_share: float | None = None
-    leaves_half: bool = False
+    matrices: _Sums
+    norms: _Sums
 
 
 def check_base(base: Checkpoint, delta: Checkpoint, *, profile: str | None = None) -> list[Finding]:
@@ -92,15 +70,16 @@ def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measuremen
     """Sample the tensors that the profile adds, and compute the figures."""
     import torch
 
-    sums, norms = _Sums(), _Sums()
+    found = Measurement(_Sums(), _Sums())
     with torch.inference_mode():
         for name, mine, theirs in _pairs(base, delta, profile):
             arithmetic = profile.arithmetic_of(theirs.dtype, mine.dtype)
-            into = sums if len(theirs.shape) > 1 else norms
-            for rows in sample_blocks(mine, name, theirs) if len(theirs.shape) > 1 else [(0, theirs.spec.n_rows)]:
+            is_matrix = len(theirs.shape) > 1
+            into = found.matrices if is_matrix else found.norms
+            for rows in sample_blocks(mine, name, theirs) if is_matrix else [(0, theirs.spec.n_rows)]:
                 b, d = Context().rows(mine, rows), Context().rows(theirs, rows)
                 into.add(b, d, arithmetic)
-    return _summed(sums, norms)
+    return found
 
 
 def bf16_share(ckpt: Checkpoint) -> float | None:
@@ -156,7 +135,18 @@ def sample_blocks(lazy: Lazy, name: str, other: Lazy | None = None) -> list[tupl
 
 @dataclass
 class _Sums:
-    """Running sums over samples."""
+    """Running sums over samples b of the base and d of the delta, and the figures that follow from them.
+
+    Attributes:
+        n: weights compared.
+        bb, dd, bd, b, d: sums of squares, products and values.
+        positive_b, positive_d: weights of the base and of the delta above zero.
+        flipped: weights whose sign the delta changes.
+        n_grid: samples that the exactness is measured on; of them
+        n_inexact, n_inexact_back: base + delta, base - delta needs rounding.
+        n_half, n_on_bf16: non-zero weights of a float16 base, and those of them that bfloat16 holds too.
+        n_wide, n_wide_off, n_back_off: of a float32 base: samples, base and base - delta that half precision lacks.
+    """
 
     n: int = 0
     bb: float = 0.0
@@ -168,13 +158,45 @@ class _Sums:
     positive_d: int = 0
     flipped: int = 0
     n_grid: int = 0
-    inexact: int = 0
-    inexact_back: int = 0
+    n_inexact: int = 0
+    n_inexact_back: int = 0
     n_half: int = 0
-    on_bf16: int = 0
+    n_on_bf16: int = 0
     n_wide: int = 0
-    wide_off: int = 0
-    back_off: int = 0
+    n_wide_off: int = 0
+    n_back_off: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """rms(delta) / rms(base)."""
+        return (self.dd / self.bb) ** 0.5 if self.bb > 0 else (float("inf") if self.dd > 0 else 0.0)
+
+    @property
+    def correlation(self) -> float:
+        """Of base and base + delta."""
+        squares = self.bb + 2 * self.bd + self.dd
+        return _correlation(self.n, self.b, self.b + self.d, self.bb, squares, self.bb + self.bd)
+
+    @property
+    def delta_correlation(self) -> float:
+        """Of base and delta."""
+        return _correlation(self.n, self.b, self.d, self.bb, self.dd, self.bd)
+
+    @property
+    def inexact(self) -> float:
+        """The share of base + delta that needs rounding."""
+        return self.n_inexact / max(self.n_grid, 1)
+
+    @property
+    def bf16_share(self) -> float:
+        """The share of a float16 base's weights that bfloat16 holds too; 0 for other dtypes."""
+        return self.n_on_bf16 / max(self.n_half, 1)
+
+    @property
+    def leaves_half(self) -> bool:
+        """The base is of no half precision, base - delta is: it is the tuned model in float32."""
+        n = max(self.n_wide, 1)
+        return self.n_wide >= MIN_SAMPLES and self.n_wide_off / n > 0.5 and self.n_back_off / n < INEXACT
 
     def add(self, base: torch.Tensor, delta: torch.Tensor, arithmetic: DType) -> None:
         """Take in one block of both."""
@@ -190,16 +212,16 @@ class _Sums:
         exact = (d != 0) & (d.abs() <= 0.49 * b.abs())
         self.n_grid += int(exact.sum())
         grid = self._grid(b, d, exact, dtype)
-        self.inexact += int((_is_off(b, d, grid) & exact).sum())
-        self.inexact_back += int((_is_off(b, -d, grid) & exact).sum())
+        self.n_inexact += int((_is_off(b, d, grid) & exact).sum())
+        self.n_inexact_back += int((_is_off(b, -d, grid) & exact).sum())
         if stored is DType.F16:
             self.n_half += int((b != 0).sum())
-            self.on_bf16 += int(((b.bfloat16().double() == b) & (b != 0)).sum())
+            self.n_on_bf16 += int(((b.bfloat16().double() == b) & (b != 0)).sum())
         if stored is DType.F32:
             self.n_wide += int(exact.sum())
-            self.wide_off += int(((b.half().double() != b) & exact).sum())
+            self.n_wide_off += int(((b.half().double() != b) & exact).sum())
             back = b - d
-            self.back_off += int(((back.half().double() != back) & (back.bfloat16().double() != back) & exact).sum())
+            self.n_back_off += int(((back.half().double() != back) & (back.bfloat16().double() != back) & exact).sum())
 
     @staticmethod
     def _grid(b: torch.Tensor, d: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -221,32 +243,6 @@ def _is_off(b: torch.Tensor, d: torch.Tensor, grid: torch.dtype) -> torch.Tensor
     return (total.to(grid).double() != total) | (total - b != d)
 
 
-def _summed(sums: _Sums, norms: _Sums) -> Measurement:
-    found = Measurement(n_samples=sums.n + norms.n)
-    if sums.n:
-        found.ratio = _root(sums.dd, sums.bb)
-        found.base_delta_correlation = _correlation(sums.n, sums.b, sums.d, sums.bb, sums.dd, sums.bd)
-        tt = sums.bb + 2 * sums.bd + sums.dd
-        found.correlation = _correlation(sums.n, sums.b, sums.b + sums.d, sums.bb, tt, sums.bb + sums.bd)
-        found.n_grid = sums.n_grid
-        found.inexact = sums.inexact / max(sums.n_grid, 1)
-        found.inexact_back = sums.inexact_back / max(sums.n_grid, 1)
-        if sums.n_half:
-            found.bf16_share = sums.on_bf16 / sums.n_half
-        off, back = sums.wide_off / max(sums.n_wide, 1), sums.back_off / max(sums.n_wide, 1)
-        found.leaves_half = sums.n_wide >= MIN_SAMPLES and off > 0.5 and back < INEXACT
-    if norms.n:
-        found.norm_ratio = _root(norms.dd, norms.bb)
-        found.base_positive = norms.positive_b / norms.n
-        found.delta_positive = norms.positive_d / norms.n
-        found.flipped = norms.flipped / norms.n
-    return found
-
-
-def _root(a: float, b: float) -> float:
-    return (a / b) ** 0.5 if b > 0 else (float("inf") if a > 0 else 0.0)
-
-
 def _correlation(n: int, sx: float, sy: float, sxx: float, syy: float, sxy: float) -> float:
     vx, vy = sxx - sx * sx / n, syy - sy * sy / n
     return (sxy - sx * sy / n) / (vx * vy) ** 0.5 if vx > 0 and vy > 0 else 0.0
@@ -254,41 +250,43 @@ def _correlation(n: int, sx: float, sy: float, sxx: float, syy: float, sxy: floa
 
 def judge(found: Measurement, base: str, delta: str) -> list[Finding]:
     """What the figures mean, certain findings first."""
-    if found.n_samples == 0:
+    n_samples = found.matrices.n + found.norms.n
+    if n_samples == 0:
         return [Finding("note", "unmeasured", f"{base} and {delta} share no float tensors that could be sampled")]
-    if found.ratio == 0:
-        return [Finding("warn", "zero", f"{delta} is zero in all {found.n_samples} samples", "check the delta", 0.0)]
-    return [*_roles(found, base, delta), *_exactness(found, base, delta)]
+    if found.matrices.ratio == 0:
+        return [Finding("warn", "zero", f"{delta} is zero in all {n_samples} samples", "check the delta", 0.0)]
+    return [*_roles(found, base, delta), *_exactness(found.matrices, found.norms, base, delta)]
 
 
 def _roles(found: Measurement, base: str, delta: str) -> list[Finding]:
     """Full weights where a delta should be, and the other way round."""
-    has_norms = found.norm_ratio is not None
-    if found.ratio > 0.5 and (found.base_positive < 0.8 if has_norms else found.ratio > 5):
-        message = (
-            f"{base} looks like a delta: its weights have {1 / found.ratio:.3g} times the size of those of {delta}"
-            + (f", and only {found.base_positive:.0%} of its norm weights are positive" if has_norms else "")
+    matrices, norms = found.matrices, found.norms
+    ratio, n = matrices.ratio, max(norms.n, 1)
+    base_positive, delta_positive = norms.positive_b / n, norms.positive_d / n
+    if ratio > 0.5 and (base_positive < 0.8 if norms.n else ratio > 5):
+        message = f"{base} looks like a delta: its weights have {1 / ratio:.3g} times the size of those of {delta}" + (
+            f", and only {base_positive:.0%} of its norm weights are positive" if norms.n else ""
         )
         hint = "llmkit delta apply BASE DELTA -o OUT: the base model comes first"
-        return [Finding("refuse", "delta_as_base", message, hint, found.ratio, 0.5)]
-    is_model = found.delta_positive > 0.9 and (found.norm_ratio or 0) > 0.3
-    if found.ratio > 0.3 and (is_model if has_norms else found.base_delta_correlation > 0.8):
+        return [Finding("refuse", "delta_as_base", message, hint, ratio, 0.5)]
+    is_model = delta_positive > 0.9 and norms.ratio > 0.3
+    if ratio > 0.3 and (is_model if norms.n else matrices.delta_correlation > 0.8):
         message = (
-            f"{delta} looks like a full model: its weights have {found.ratio:.3g} times the size of those of {base}, "
-            f"correlation {found.base_delta_correlation:.3f}"
-            + (f", {found.delta_positive:.0%} of its norm weights are positive" if has_norms else "")
+            f"{delta} looks like a full model: its weights have {ratio:.3g} times the size of those of {base}, "
+            f"correlation {matrices.delta_correlation:.3f}"
+            + (f", {delta_positive:.0%} of its norm weights are positive" if norms.n else "")
         )
-        return [Finding("refuse", "model_as_delta", message, "use it as it is: it needs no base", found.ratio, 0.3)]
+        return [Finding("refuse", "model_as_delta", message, "use it as it is: it needs no base", ratio, 0.3)]
     return []
 
 
-def _exactness(found: Measurement, base: str, delta: str) -> list[Finding]:
+def _exactness(found: _Sums, norms: _Sums, base: str, delta: str) -> list[Finding]:
     figure = f"{found.inexact:.2%} of {found.n_grid} sampled sums need rounding, for the right base none does"
     if found.leaves_half:
         message = f"{base} is already tuned with {delta}: only without the delta are its weights of half precision"
         return [Finding("refuse", "tuned", message, "give the untouched base", found.inexact, INEXACT)]
     if found.n_grid < MIN_SAMPLES:
-        return _shape_of_result(found, base)
+        return _shape_of_result(found, norms, base)
     if found.inexact <= INEXACT:
         message = (
             f"base check: 0 of {found.n_grid} sampled sums need rounding, as for the base a delta was made from"
@@ -296,10 +294,10 @@ def _exactness(found: Measurement, base: str, delta: str) -> list[Finding]:
             else f"base check: {figure}"
         )
         return [Finding("note", "exact", message, None, found.inexact, INEXACT)]
-    if found.inexact_back <= INEXACT:
+    if found.n_inexact_back <= INEXACT * found.n_grid:
         message = f"{base} is already tuned with {delta}: base - delta is exact, base + delta is not ({figure})"
         return [Finding("refuse", "tuned", message, "give the untouched base", found.inexact, INEXACT)]
-    if found.bf16_share is not None and found.bf16_share > BF16_ROUNDED:
+    if found.bf16_share > BF16_ROUNDED:
         message = (
             f"{base} was rounded to bfloat16 and stored as float16 ({found.bf16_share:.1%} of its weights have three "
             f"zero low bits, usually 13 %): the result differs from the published model in the low bits ({figure})"
@@ -311,15 +309,16 @@ def _exactness(found: Measurement, base: str, delta: str) -> list[Finding]:
     else:
         what, hint = "is probably another version of the base, such as a tuned one,", "give the untouched base"
     message = f"{base} {what} that {delta} was made from: {figure} (unless the delta was rounded after it was made)"
-    return [Finding("warn", "inexact", message, hint, found.inexact, INEXACT), *_shape_of_result(found, base)]
+    return [Finding("warn", "inexact", message, hint, found.inexact, INEXACT), *_shape_of_result(found, norms, base)]
 
 
-def _shape_of_result(found: Measurement, base: str) -> list[Finding]:
+def _shape_of_result(found: _Sums, norms: _Sums, base: str) -> list[Finding]:
     findings = []
+    flipped = norms.flipped / max(norms.n, 1)
     if found.correlation < 0.95:
         message = f"the result is far from {base}: correlation {found.correlation:.3f}, usually above 0.95"
         findings.append(Finding("warn", "far", message, "check base and delta", found.correlation, 0.95))
-    if found.flipped > 0.01:
-        message = f"the delta changes the sign of {found.flipped:.1%} of the norm weights of {base}, usually of none"
-        findings.append(Finding("warn", "norms", message, "check base and delta", found.flipped, 0.01))
+    if flipped > 0.01:
+        message = f"the delta changes the sign of {flipped:.1%} of the norm weights of {base}, usually of none"
+        findings.append(Finding("warn", "norms", message, "check base and delta", flipped, 0.01))
     return findings

@@ -46,6 +46,12 @@ class Finding:
     threshold: float | None = None
     can_force: bool = True
 
+    @property
+    def words(self) -> str:
+        """The message of a finding that stops nothing, with what to do."""
+        forced = "forced: " if self.level == "refuse" else ""
+        return forced + self.message + (f" ({self.hint})" if self.hint and self.level == "warn" else "")
+
 
 def raise_refusals(findings: Iterable[Finding], *, force: bool = False) -> None:
     """Raise the first refusal that `force` does not override; the others are named in its message.

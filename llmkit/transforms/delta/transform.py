@@ -11,7 +11,7 @@ from llmkit.checkpoint.contents import contents_of, require_model
 from llmkit.errors import RequirementError, listing
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
-from llmkit.transforms.delta.base_structure import Finding, judge_structure, raise_refusals, size_of
+from llmkit.transforms.delta.base_structure import judge_structure, raise_refusals, size_of
 from llmkit.transforms.delta.checksum import expected_sums
 from llmkit.transforms.delta.detect import Detection, detect, embedding_rows
 from llmkit.transforms.delta.marker import MARKER_NAME, Marker
@@ -69,8 +69,8 @@ def apply(
         config=_config(base, delta, tensors),
         files=files,
         step=step,
-        notes=[*(n for n in delta.notes), *notes, *file_notes],
-        warnings=[*delta.warnings, *_worded(findings), *merge.warnings, *file_warnings],
+        notes=[*delta.notes, *notes, *file_notes],
+        warnings=[*delta.warnings, *(f.words for f in findings if f.level != "note"), *merge.warnings, *file_warnings],
     )
 
 
@@ -123,7 +123,7 @@ def make(
         files=files,
         step={**step, "profile": "llmkit" if rules is None else rules.name},
         notes=[*base.notes, *split.notes],
-        warnings=[*base.warnings, *_worded(findings), *split.warnings],
+        warnings=[*base.warnings, *(f.words for f in findings if f.level != "note"), *split.warnings],
     )
 
 
@@ -163,11 +163,6 @@ def _chosen_note(found: Detection, *, forced: bool) -> str:
     if found.alternatives:
         text += f"; if that is wrong, force {listing(found.alternatives)}"
     return text + (f". {found.profile.caveat}" if found.profile.caveat else "")
-
-
-def _worded(findings: list[Finding]) -> list[str]:
-    forced = [f"forced: {f.message}" for f in findings if f.level == "refuse"]
-    return forced + [f.message + (f" ({f.hint})" if f.hint else "") for f in findings if f.level == "warn"]
 
 
 def _config(base: Checkpoint, delta: Checkpoint, tensors: Mapping[str, Lazy]) -> dict[str, Any]:

@@ -149,8 +149,7 @@ class Application:
         if unnamed and self.adapter.kind not in ("LN_TUNING", FOLDED):
             self.warnings.append(
                 f"{self.adapter.label} holds {len(unnamed)} whole tensors that modules_to_save does not name; they "
-                "take "
-                f"the base's place, as in peft: {listing(unnamed, 3)}"
+                f"take the base's place, as in peft: {listing(unnamed, 3)}"
             )
 
     def _replace_rows(self, module: str, ids: tuple[int, ...], rows: Lazy) -> None:
@@ -163,8 +162,7 @@ class Application:
         if bad or rows.shape[1:] != weight.shape[1:]:
             raise SpecError(
                 f"{self.adapter.label}: rows {listing(map(str, bad or ids), 3)} of width {list(rows.shape[1:])} have "
-                "no place "
-                f"in {name} {list(weight.shape)}",
+                f"no place in {name} {list(weight.shape)}",
                 hint="the base needs the vocabulary that the adapter was trained with",
             )
         self.tensors[name] = arithmetic.replace_rows(weight, ids, rows)
@@ -293,8 +291,7 @@ class Application:
         if name in (self._embeddings.embed, self._embeddings.head) and weight.shape[1:] == shape[1:]:
             hint = (
                 f"it was trained with {shape[0]} rows of vocabulary, {self.ckpt.label} has {weight.shape[0]}: merge "
-                "the "
-                "adapter that brings them first, or extend the vocabulary"
+                "the adapter that brings them first, or extend the vocabulary"
             )
         elif weight.shape == shape[::-1] and len(shape) == 2:
             hint = "the weight is stored the other way round: fan_in_fan_out of adapter_config.json is wrong"

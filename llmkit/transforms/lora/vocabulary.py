@@ -103,8 +103,7 @@ def _problem(
     if brought > n_rows and n_own is None:
         return (
             f"{adapter.label} brings {brought} rows, the model has {n_rows}, and there is no tokenizer beside the "
-            "adapter: "
-            "the result would have tokens that nothing writes",
+            "adapter: the result would have tokens that nothing writes",
             "put the tokenizer that was published with this adapter into its folder",
         )
     return None
@@ -131,8 +130,7 @@ def _without_rows(
     if n_own > n_rows:
         change.warnings.append(
             f"{adapter.label}: the tokenizer beside it has {n_own} tokens, the model {n_rows} rows, and the adapter "
-            "brings "
-            f"no rows: the tokenizer of {ckpt.label} is kept"
+            f"brings no rows: the tokenizer of {ckpt.label} is kept"
         )
     elif n_base is None or n_own > n_base:
         _take(ckpt, adapter, change, own)
