@@ -21,6 +21,7 @@ __all__ = ["Adapter", "from_peft"]
 
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 _NEEDED = {
+    **{a: (b,) for a, b in _PAIRS}, **{b: (a,) for a, b in _PAIRS},
     "hada_w1_a": ("hada_w1_b", "hada_w2_a", "hada_w2_b"), "lokr_w1_a": ("lokr_w1_b",), "lokr_w2_a": ("lokr_w2_b",),
 }  # fmt: skip
 
@@ -54,6 +55,10 @@ class Adapter:
     layout: str = "hf"
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for module, parts in self.modules.items():
+            _check_parts(self.label, module, parts)
 
     @property
     def is_transposed(self) -> bool:
@@ -101,8 +106,6 @@ def from_peft(
     modules, replacements, deltas = _sorted(label, config, tensors)
     if not modules and not deltas and not (kind == "LN_TUNING" and replacements) and not _saves(config, replacements):
         raise empty_adapter(label, tensors)
-    for module, parts in modules.items():
-        _check_parts(label, module, parts)
     ranks = {m: r for m, parts in modules.items() if (r := _rank(parts) or _stated_rank(config, parts, m)) is not None}
     warnings += _rank_warnings(label, config, kind, ranks)
     return Adapter(
@@ -188,12 +191,14 @@ def _stated_rank(config: Mapping[str, Any], parts: Mapping[str, Lazy], module: s
 
 
 def _check_parts(label: str, module: str, parts: Mapping[str, Lazy]) -> None:
-    for first, second in _PAIRS:
-        if (first in parts) != (second in parts):
-            there, gone = (first, second) if first in parts else (second, first)
+    for part, partners in _NEEDED.items():
+        missing = [p for p in partners if part in parts and p not in parts]
+        if missing:
             raise InputError(
-                f"{label}: {module} has {there} but no {gone}", hint="the file is incomplete: save it again"
+                f"{label}: {module} has {part} but no {listing(missing)}",
+                hint="the file is incomplete: save or download it again",
             )
+    for first, second in _PAIRS:
         if first in parts:
             a, b = parts[first].shape, parts[second].shape
             if len(a) != 2 or len(b) != 2:
@@ -206,13 +211,6 @@ def _check_parts(label: str, module: str, parts: Mapping[str, Lazy]) -> None:
                 raise SpecError(
                     f"{label}: {module}: {first} {list(a)} has rank {a[0]}, {second} {list(b)} has rank {b[1]}"
                 )
-    for part, partners in _NEEDED.items():
-        missing = [p for p in partners if part in parts and p not in parts]
-        if missing:
-            raise InputError(
-                f"{label}: {module} has {part} but no {listing(missing)}",
-                hint="the file is incomplete: save or download it again",
-            )
     if any(p in parts for p in ("hada_t1", "hada_t2", "lokr_t2")):
         raise RequirementError(f"{label}: {module} is a convolution; only matrices are merged")
 

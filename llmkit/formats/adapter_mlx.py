@@ -59,12 +59,6 @@ def from_mlx(label: str, config: Mapping[str, Any], tensors: Mapping[str, Lazy],
         modules.setdefault(module, {})[known] = lazy if part == "m" else transpose(lazy)
     if strange:
         raise InputError(f"{label}: tensors that are not known in an adapter of MLX: {listing(strange, 3)}")
-    for module, parts in modules.items():
-        if len([p for p in parts if p != "lora_magnitude_vector"]) != 2:
-            raise InputError(
-                f"{label}: {module} holds only {listing(parts)}",
-                hint="the file is incomplete: save or download it again",
-            )
     stated = {"peft_type": "LORA", **config}
     scaling = dict.fromkeys(modules, scale)
     notes = (f"{label} is an adapter of MLX: scale {scale:g}",)

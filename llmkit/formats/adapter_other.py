@@ -10,17 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_files import CONFIG_NAME, empty_adapter
 from llmkit.formats.text_file import read_yaml
-from llmkit.tensors.lazy import Apply, Concat, Lazy
-from llmkit.tensors.spec import TensorSpec
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.rearrange import placed
 
 __all__ = ["FOLDED", "read"]
 
@@ -77,16 +74,18 @@ def _lit(file: Path, tensors: Mapping[str, Lazy], label: str, alpha: float | Non
         if not name.endswith(".lora_A"):
             continue
         module = name.removesuffix(".lora_A").removesuffix(".linear")
+        modules[module] = {"lora_A": a}
         b = tensors.get(name.removesuffix("A") + "B")
         if b is None:
-            raise InputError(
-                f"{label}: {module} has lora_A but no lora_B", hint="the file is incomplete: save or download it again"
-            )
+            continue  # which `Adapter` refuses
         rank = b.shape[1]
         rows, note = _rows_of(file, module, a.shape[0] // rank, b.shape[0], settings)
         if note:
             notes.setdefault(note)
-        modules[module] = {"lora_A": a, "lora_B": b if rows is None else _placed(b, rows, rank)}
+        if rows is not None:
+            blocks, n_rows = rows
+            b = placed(b, (n_rows, rank * len(blocks)), [(block, j * rank) for j, block in enumerate(blocks)])
+        modules[module]["lora_B"] = b
         scaling[module] = alpha / rank
     biases = {n: t for n, t in tensors.items() if n.endswith(".bias")}
     config = {"peft_type": "LORA", "lora_alpha": alpha, "bias": "all" if biases else "none"}
@@ -140,25 +139,6 @@ def _rows_of(
     starts = [0, sizes[0], sizes[0] + sizes[1]]
     ranges = [range(s, s + n) for s, n, on in zip(starts, sizes, enabled, strict=True) if on]
     return (list(ranges), total), "fused q, k, v one after the other (litgpt)"
-
-
-def _placed(b: Lazy, blocks: Blocks, rank: int) -> Lazy:
-    """B with block j in its rows of the whole matrix and in columns j * rank and on; zeros elsewhere."""
-    rows, total = blocks
-    spec = TensorSpec(b.dtype, (total, rank * len(rows)))
-
-    def fn(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        out = torch.zeros(spec.shape, dtype=x.dtype)
-        start = 0
-        for j, where in enumerate(rows):
-            out[torch.tensor(list(where)), j * rank : (j + 1) * rank] = x[start : start + len(where)]
-            start += len(where)
-        return out
-
-    attrs = {"blocks": [[r[0], r[-1], len(r)] for r in rows], "rank": rank}
-    return Concat([Apply("place blocks", [b], spec, fn, attrs, row_step=None).output()]).output()
 
 
 def _folded(file: Path, tensors: Mapping[str, Lazy], label: str, *, force: bool) -> Adapter:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmkit.errors import SpecError
-from llmkit.tensors.lazy import Apply, Context, Lazy, Read
+from llmkit.tensors.lazy import Apply, Concat, Context, Lazy, Read
 from llmkit.tensors.moving import Gathered, Moved
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -18,11 +18,13 @@ __all__ = [
     "gather_rows",
     "join_columns",
     "permute_blocks",
+    "placed",
     "reshaped",
     "split_columns",
     "take_columns",
     "transpose",
     "viewed",
+    "zeros",
 ]
 
 Run = tuple[int, int, int]
@@ -154,6 +156,40 @@ def transpose(lazy: Lazy) -> Lazy:
         return lazy.node.inputs[0]
     spec = TensorSpec(lazy.dtype, lazy.shape[::-1])
     return Apply("transpose", [lazy], spec, lambda x: x.t().contiguous(), row_step=None).output()
+
+
+def zeros(spec: TensorSpec) -> Lazy:
+    """A tensor of zeros; computed whole."""
+
+    def fn() -> torch.Tensor:
+        import torch
+
+        return torch.zeros(spec.shape, dtype=spec.dtype.torch)
+
+    return Apply("zeros", [], spec, fn, row_step=None).output()
+
+
+def placed(lazy: Lazy, shape: tuple[int, int], places: Sequence[tuple[Sequence[int], int]]) -> Lazy:
+    """The rows of a matrix in a larger one of zeros; computed whole and cut into rows.
+
+    Args:
+        lazy: [sum of the numbers of rows in `places`, width].
+        places: for the next rows of `lazy`, the rows [n] of the result and the first of the `width` columns.
+    """
+    spec = TensorSpec(lazy.dtype, shape)
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        out = torch.zeros(shape, dtype=x.dtype)
+        done = 0
+        for rows, column in places:
+            out[torch.tensor(list(rows)), column : column + x.shape[1]] = x[done : done + len(rows)]
+            done += len(rows)
+        return out
+
+    attrs = {"places": [[rows[0], rows[-1], len(rows), column] for rows, column in places]}
+    return Concat([Apply("place", [lazy], spec, fn, attrs, row_step=None).output()]).output()
 
 
 def join_columns(parts: Sequence[Lazy]) -> Lazy:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
+from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.delta.profiles import NewRows
 
@@ -72,17 +73,8 @@ def extended(base: Lazy, n_rows: int, new_rows: NewRows, dtype: DType) -> Lazy:
     if n_new <= 0:
         return base if n_new == 0 else TakeRows(base, 0, n_rows).output()
     spec = TensorSpec(dtype, (n_new, *base.shape[1:]))
-    added = _mean_rows(base, spec) if new_rows is NewRows.MEAN else _zeros(spec)
+    added = _mean_rows(base, spec) if new_rows is NewRows.MEAN else zeros(spec)
     return Concat([base.cast(dtype), added]).output()
-
-
-def _zeros(spec: TensorSpec) -> Lazy:
-    def compute() -> torch.Tensor:
-        import torch
-
-        return torch.zeros(spec.shape, dtype=spec.dtype.torch)
-
-    return Apply("zeros", [], spec, compute, row_step=None).output()
 
 
 def _mean_rows(base: Lazy, spec: TensorSpec) -> Lazy:

@@ -19,10 +19,9 @@ from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
 from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
 from llmkit.transforms.lora.names import OTHER_BASE, Paths
-from llmkit.transforms.lora.orientation import stored_flipped
 from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, wrapped
 from llmkit.transforms.lora.spelling import in_base_names
-from llmkit.transforms.lora.tying import settle
+from llmkit.transforms.lora.tying import plan_embeddings
 
 __all__ = ["Application"]
 
@@ -64,11 +63,11 @@ class Application:
         self._paths = Paths(ckpt, self._embeddings, [*adapter.modules, *adapter.tokens, *replaced])
         if self._paths.note:
             self.notes.append(self._paths.note)
-        settled = settle(ckpt, adapter, self._embeddings, self._paths, force=force)
-        self.adapter, self.tensors, self.files = settled.adapter, settled.tensors, settled.files
-        self.n_rows, self.unties = settled.n_rows, settled.unties
-        self.notes += settled.notes
-        self.warnings = settled.warnings
+        plan = plan_embeddings(ckpt, adapter, self._embeddings, self._paths, force=force)
+        self.adapter, self.tensors, self.files = plan.adapter, plan.tensors, plan.files
+        self.n_rows, self.unties = plan.n_rows, plan.unties
+        self.notes += plan.notes
+        self.warnings = plan.warnings
 
     def run(self) -> dict[str, Lazy]:
         """Everything the adapter does: whole tensors first, then trained rows, then updates.
@@ -202,7 +201,7 @@ class Application:
     ) -> Lazy:
         dtype = self._final(name, weight)
         scale = self.adapter.scaling.get(module, 1.0) * self.factor
-        is_flipped = self._is_flipped(name)
+        is_transposed = self._is_transposed(name)
         if self.adapter.kind == FOLDED:
             weight = fold_scale(weight, parts, DType.F32 if "lora_A" in parts else dtype, name)
             if "lora_A" not in parts:
@@ -223,28 +222,39 @@ class Application:
             right = arithmetic.transposed(parts["lora_embedding_B"])
         elif "lora_A" in parts:
             left, right = parts["lora_B"], _with_singular_values(parts)
-            if is_flipped:
+            if is_transposed:
                 left, right = arithmetic.transposed(right), arithmetic.transposed(left)
         else:
             raise SpecError(f"{self.adapter.label}: {module} holds only {listing(parts)}: no update is made of that")
         self._fit(module, name, weight, (left.shape[0], right.shape[1]))
         return arithmetic.add_low_rank(
             weight, left, right, scale, dtype, name=name, observe=observe,
-            magnitude=parts.get("lora_magnitude_vector"), by_column=is_flipped or "lora_embedding_A" in parts,
+            magnitude=parts.get("lora_magnitude_vector"), by_column=is_transposed or "lora_embedding_A" in parts,
             rounds_update="lora_embedding_A" in parts or rounds_update(self.adapter.config),
             divisor=divisor_of(self.adapter.config, self.adapter.kind, right.shape[0]),
         )  # fmt: skip
 
-    def _is_flipped(self, name: str) -> bool:
-        """Whether a weight is stored [in, out]: the family tells, as the layer tells PEFT, else the shapes."""
+    def _is_transposed(self, name: str) -> bool:
+        """Whether a weight is stored [in, out]: the family tells, as the class of the layer tells PEFT.
+
+        Without one its own shape beside its update's does; if it is square the most of the others; else the config.
+        """
         slot = self._slots.get(name)
         if slot is not None:
             return slot.is_transposed
-        at = {self._weight_name(module): module for module in self.adapter.modules}
-        return stored_flipped(self.adapter, at[name], lambda m: self.ckpt.tensors.get(self._weight_name(m)))
+        shown = {f"{self._paths.module(m)}.weight": self._shows_transposed(m) for m in self.adapter.modules}
+        votes = [vote for vote in shown.values() if vote is not None]
+        own = shown[name]
+        return own if own is not None else 2 * sum(votes) > len(votes) if votes else self.adapter.is_transposed
 
-    def _weight_name(self, module: str) -> str:
-        return f"{self._paths.module(module)}.weight"
+    def _shows_transposed(self, module: str) -> bool | None:
+        weight = self.ckpt.tensors.get(f"{self._paths.module(module)}.weight")
+        parts = self.adapter.modules[module]
+        if "lora_A" not in parts or "lora_B" not in parts or weight is None:
+            return None
+        update = (parts["lora_B"].shape[0], parts["lora_A"].shape[1])
+        is_square = update[0] == update[1]
+        return None if is_square or weight.shape not in (update, update[::-1]) else weight.shape != update
 
     def _factor(self, parts: Mapping[str, Lazy], stem: str) -> Lazy:
         return parts[stem] if stem in parts else arithmetic.product(parts[f"{stem}_a"], parts[f"{stem}_b"])
@@ -254,7 +264,7 @@ class Application:
     ) -> Lazy:
         """IA3: [1, in] scales the input of a feed-forward layer, [out, 1] the output of another."""
         is_input = factor.shape[0] == 1
-        by_column = is_input != self._is_flipped(name)
+        by_column = is_input != self._is_transposed(name)
         if factor.spec.numel != weight.shape[1 if by_column else 0]:
             self._fit(module, name, weight, tuple(max(a, b) for a, b in zip(factor.shape, weight.shape, strict=True)))
             raise SpecError(

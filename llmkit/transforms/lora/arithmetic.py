@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from llmkit.errors import InputError
 from llmkit.quantization.method import Observe
 from llmkit.tensors.lazy import Apply, Concat, Context, Lazy, Node, Rows, TakeRows
+from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ _F32 = DType.F32
 
 def transposed(lazy: Lazy) -> Lazy:
     """The transpose of a small matrix, computed whole once a step and cut into rows."""
-    spec = TensorSpec(lazy.dtype, (lazy.shape[1], lazy.shape[0]))
-    whole = Apply("transpose", [lazy], spec, lambda x: x.T.contiguous(), row_step=None).output()
-    return Concat([whole]).output()
+    return Concat([transpose(lazy)]).output()
 
 
 def product(left: Lazy, right: Lazy) -> Lazy:

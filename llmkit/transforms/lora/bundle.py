@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.hub import resolve_path
 from llmkit.errors import InputError
 from llmkit.formats.adapter import Adapter, from_peft
 from llmkit.formats.adapter_files import CONFIG_NAME, WEIGHTS_NAME
+from llmkit.formats.adapter_opening import read_adapter
 from llmkit.formats.container import SafetensorsFiles
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["adapter_of", "bundle"]
+__all__ = ["adapter_of", "bundle", "open_adapter"]
 
 _PREFIX = "base_model.model."
 
@@ -91,6 +94,11 @@ def bundle(
 
 def _plain(alpha: float) -> float | int:
     return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def open_adapter(adapter: str | Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
+    """Open an adapter: a folder, a file, or a hub id. Arguments and errors are those of `read_adapter`."""
+    return read_adapter(resolve_path(adapter), alpha=alpha, force=force)
 
 
 def adapter_of(ckpt: Checkpoint) -> Adapter:

@@ -22,7 +22,7 @@ from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import transpose
+from llmkit.tensors.rearrange import transpose, zeros
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora.bundle import bundle
 
@@ -145,7 +145,10 @@ def extract(
     if not modules:  # PEFT makes no adapter that adapts no layer
         name = _linear_names(base, tuned)[0]
         n_out, n_in = base.tensors[name].shape[:: -1 if name in flipped else 1]
-        modules[name.removesuffix(".weight")] = {"lora_A": _zeros(1, n_in), "lora_B": _zeros(n_out, 1)}
+        modules[name.removesuffix(".weight")] = {
+            "lora_A": zeros(TensorSpec(DType.F32, (1, n_in))),
+            "lora_B": zeros(TensorSpec(DType.F32, (n_out, 1))),
+        }
     ranks = sorted(set(found.ranks.values()))
     notes = [
         f"{len(found.ranks)} layers of rank {ranks[0]}{f' to {ranks[-1]}' if len(ranks) > 1 else ''}, "
@@ -229,15 +232,6 @@ def _with_siblings(tuned: Checkpoint, ranks: dict[str, int], saved: list[str]) -
                 whole.setdefault(other)
                 ranks.pop(other, None)
     return list(whole)
-
-
-def _zeros(n_rows: int, n_columns: int) -> Lazy:
-    def fn() -> torch.Tensor:
-        import torch
-
-        return torch.zeros(n_rows, n_columns)
-
-    return Apply("zeros", [], TensorSpec(DType.F32, (n_rows, n_columns)), fn, row_step=None).output()
 
 
 def _gram(base: Lazy, tuned: Lazy) -> tuple[torch.Tensor, torch.Tensor, bool]:

@@ -7,16 +7,13 @@ y = scale * (W x + b + bias) becomes W' = scale[:, None] * W, b' = scale * (b + 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["fold_bias", "fold_scale", "missing_biases"]
 
@@ -56,18 +53,9 @@ def missing_biases(ckpt: Checkpoint, tensors: Mapping[str, Lazy]) -> tuple[dict[
     if any(".mlp." in i for i in ids):
         keys["mlp_bias"] = True
     bound = registry.require_model({**ckpt.config, **keys}, ckpt.label)
-    zeros: dict[str, Lazy] = {}
-    for name, slot in bound.tensors().items():
-        if slot.kind == "bias" and name not in tensors and not slot.is_optional:
-            spec = TensorSpec(tensors[added[0]].dtype, slot.shape)
-            zeros[name] = _zeros(spec)
-    return keys, zeros
-
-
-def _zeros(spec: TensorSpec) -> Lazy:
-    def fn() -> torch.Tensor:
-        import torch
-
-        return torch.zeros(spec.shape, dtype=spec.dtype.torch)
-
-    return Apply("zeros", [], spec, fn, row_step=None).output()
+    dtype = tensors[added[0]].dtype
+    return keys, {
+        name: zeros(TensorSpec(dtype, slot.shape))
+        for name, slot in bound.tensors().items()
+        if slot.kind == "bias" and name not in tensors and not slot.is_optional
+    }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
@@ -21,11 +20,9 @@ from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_other import FOLDED
 from llmkit.layouts.layout import Spelling, rotary_order
 from llmkit.layouts.opening import layouts
-from llmkit.tensors.lazy import Apply, Concat, Lazy
+from llmkit.tensors.lazy import Concat, Lazy
+from llmkit.tensors.rearrange import placed, zeros
 from llmkit.tensors.spec import TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["in_base_names"]
 
@@ -111,28 +108,13 @@ def _joined(label: str, slot: Slot, changed: Mapping[str, Mapping[str, Lazy]]) -
     for key, lazy in inputs.items():
         starts[key] = rank
         rank += lazy.shape[0]
+    dtype = next(iter(changed.values()))["lora_B"].dtype
     columns = {}
     for part in slot.parts:
-        parts = changed.get(part.id)
-        given = next(iter(changed.values()))["lora_B"] if parts is None else parts["lora_B"]
-        start = None if parts is None else starts[id(parts["lora_A"].node)]
-        columns[part.id] = _widened(given, part.shape[0], rank, start)
+        shape, parts = (part.shape[0], rank), changed.get(part.id)
+        if parts is None:
+            columns[part.id] = zeros(TensorSpec(dtype, shape))
+        else:
+            columns[part.id] = placed(parts["lora_B"], shape, [(range(shape[0]), starts[id(parts["lora_A"].node)])])
     left = stored(columns, replace(slot, is_transposed=False))
     return {"lora_A": Concat(list(inputs.values())).output(), "lora_B": left}
-
-
-def _widened(lazy: Lazy, n_rows: int, n_columns: int, start: int | None) -> Lazy:
-    """A matrix of zeros with the columns of `lazy` from `start` on (none of them without a start)."""
-    spec = TensorSpec(lazy.dtype, (n_rows, n_columns))
-
-    def fn(*given: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        out = torch.zeros(spec.shape, dtype=spec.dtype.torch)
-        for x in given:
-            out[:, start : (start or 0) + x.shape[1]] = x
-        return out
-
-    inputs = [] if start is None else [lazy]
-    whole = Apply("widen", inputs, spec, fn, {"start": start}, row_step=None).output()
-    return Concat([whole]).output()

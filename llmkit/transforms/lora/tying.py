@@ -9,10 +9,9 @@ too, stay one. What a config says of it (`ensure_weight_tying`) decides nothing:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.embeddings import Embeddings
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
@@ -21,59 +20,52 @@ from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Lazy
 from llmkit.transforms.lora.arithmetic import transposed
 from llmkit.transforms.lora.names import Paths
-from llmkit.transforms.lora.vocabulary import plan_vocabulary
+from llmkit.transforms.lora.vocabulary import VocabularyChange, plan_vocabulary
 
-__all__ = ["Settlement", "settle"]
+__all__ = ["EmbeddingPlan", "plan_embeddings"]
 
 
-@dataclass
-class Settlement:
-    """What becomes of embedding and head.
+@dataclass(kw_only=True)
+class EmbeddingPlan(VocabularyChange):
+    """What becomes of the vocabulary, of embedding and head.
 
     Attributes:
         adapter: what is left to do: what repeats the other one's change is taken out, shared rows are put in.
         tensors: of the base before anything of that is done: without a copy of a tied head, or with the head that is
             a matrix of its own from now on.
-        files: of the checkpoint afterwards.
-        n_rows: rows of the vocabulary afterwards; None when they stay.
         unties: the head is no longer the embedding.
     """
 
     adapter: Adapter
     tensors: dict[str, Lazy]
-    files: Mapping[str, FileContent]
-    n_rows: int | None = None
     unties: bool = False
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
-def settle(ckpt: Checkpoint, adapter: Adapter, embeddings: Embeddings, paths: Paths, *, force: bool) -> Settlement:
+def plan_embeddings(
+    ckpt: Checkpoint, adapter: Adapter, embeddings: Embeddings, paths: Paths, *, force: bool
+) -> EmbeddingPlan:
     """Decide about embedding and head, and about the vocabulary that the adapter brings.
 
     Raises:
         RequirementError: counts of tokens that do not belong together, or a head that cannot be told apart.
         SpecError: the base has no embedding.
     """
-    made = Settlement(adapter, dict(ckpt.tensors), ckpt.files)
     if embeddings.embed is None:
-        return made
-    embed = made.tensors.get(embeddings.embed)
+        return EmbeddingPlan(None, ckpt.files, adapter=adapter, tensors=dict(ckpt.tensors))
+    embed = ckpt.tensors.get(embeddings.embed)
     if embed is None:
         raise SpecError(f"{ckpt.label}: its embedding {embeddings.embed} is missing")
     at_embed, at_head = _path_to(embeddings.embed, adapter, paths), _path_to(embeddings.head, adapter, paths)
     brought = _rows_brought(adapter, at_embed, at_head, embed.shape[0])
     vocabulary = plan_vocabulary(ckpt, adapter, embed.shape[0], brought, force=force)
-    made.n_rows, made.files = vocabulary.n_rows, vocabulary.files
-    made.notes += vocabulary.notes
-    made.warnings += vocabulary.warnings
+    made = EmbeddingPlan(**vars(vocabulary), adapter=adapter, tensors=dict(ckpt.tensors))
     if embeddings.is_tied and (at_embed is not None or at_head is not None):
-        _settle_tied(made, ckpt, embeddings, at_embed or _module(embeddings.embed), at_head)
+        _plan_tied(made, ckpt, embeddings, at_embed or _module(embeddings.embed), at_head)
     return made
 
 
-def _settle_tied(
-    made: Settlement, ckpt: Checkpoint, embeddings: Embeddings, at_embed: str, at_head: str | None
+def _plan_tied(
+    made: EmbeddingPlan, ckpt: Checkpoint, embeddings: Embeddings, at_embed: str, at_head: str | None
 ) -> None:
     """Tied before: load what is frozen into the one matrix, then see whether what remains is the same for both."""
     head = embeddings.head
