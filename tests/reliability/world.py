@@ -89,7 +89,9 @@ class World:
             "vocab extend @base --with @words.txt", "vocab trim @base --corpus @corpus.txt",
             "convert @base --to hf --dtype bfloat16", "convert @base --to bin", "convert @base --to meta",
             "convert @base --to litgpt", "convert @base --to llama2c", "convert @base --to gguf --type q8_0",
-            "quantize @base --bits 4 --group-size 32", "export @base --to onnx --no-check",
+            "quantize @base --bits 4 --group-size 32",
+            "quantize @base --bits 4 --group-size 32 --calibration @corpus.txt --samples 4 --length 16",
+            "export @base --to onnx --no-check",
             "convert @base --to hf --max-shard-size 40KB",
             "delta xor @hf @xor", "delta decrypt @7B/consolidated.00.pth @enc",
         ):  # fmt: skip
