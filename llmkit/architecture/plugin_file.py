@@ -40,7 +40,7 @@ def architectures_in(path: Path) -> dict[str, Architecture]:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise PluginError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     found = {k: v for k, v in vars(module).items() if isinstance(v, Architecture)}

@@ -56,8 +56,13 @@ def test_a_file_goes_before_an_installed_plugin(call, tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "no such file"), ("x = 1", "holds no Architecture"), ("1 / 0", "cannot be imported: ZeroDivisionError")],
-)
+    [
+        (None, "no such file"),
+        ("x = 1", "holds no Architecture"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("raise SystemExit(5)", "cannot be imported"),
+    ],
+)  # fmt: skip
 def test_a_file_that_is_no_plugin_is_refused(call, tiny, tmp_path, text, message):
     file = tmp_path / "bad.py"
     if text is not None:
