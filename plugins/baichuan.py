@@ -45,6 +45,14 @@ def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_BLOCK = Block(
+    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+    attention=GroupedQuery(),
+    position=Rope(theta=10000.0, scaling=NoScaling()),
+    mlp=GatedMLP(Key("hidden_act", "silu")),
+)
+_GGUF = GgufFamily("baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT})
+
 BAICHUAN_7B = Architecture(
     name="baichuan",
     releases=("Baichuan-7B", "Baichuan2-7B"),
@@ -60,12 +68,7 @@ BAICHUAN_7B = Architecture(
         context=Key(("max_position_embeddings", "model_max_length"), None),
     ),
     equivalents={"llama": _as_llama},
-    block=Block(
-        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
-        attention=GroupedQuery(),
-        position=Rope(theta=10000.0, scaling=NoScaling()),
-        mlp=GatedMLP(Key("hidden_act", "silu")),
-    ),
+    block=_BLOCK,
     head=Head(tied=Key("tie_word_embeddings", False), normalized=Computed(has_norm_head)),
     prompt=Computed(lambda config: FORMATS["baichuan2-chat" if has_norm_head(config) else "baichuan-chat"]),
     tokenizer=TOKENIZERS["baichuan"],
@@ -85,7 +88,7 @@ BAICHUAN_7B = Architecture(
         },
         ignored=("*.rotary_emb.inv_freq",),
     ),
-    gguf=GgufFamily("baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT}),
+    gguf=_GGUF,
     tiny={
         "architectures": ["BaiChuanForCausalLM"],
         "model_type": "baichuan",
@@ -114,9 +117,9 @@ BAICHUAN_13B = replace(
     described_as=lambda config: (
         _as_llama(config) | {"max_position_embeddings": config.get("model_max_length", _CONTEXT_13B)}
     ),
-    block=replace(BAICHUAN_7B.block, position=Alibi()),
+    block=replace(_BLOCK, position=Alibi()),
     gguf=replace(
-        BAICHUAN_7B.gguf,
+        _GGUF,
         keys={"context_length": "model_max_length"},
         claims=lambda metadata, _: "attention.max_alibi_bias" in metadata or metadata.get("block_count") == 40,
         has_pairs_without_rope=True,

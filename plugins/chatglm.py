@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.hooks import GraphFunction, Layer, TensorFunction
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, Kind, LayerNorm, PlainMLP
 from llmkit.architecture.names import Fused, Names
@@ -22,6 +23,16 @@ from llmkit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from llmkit.architecture.sizes import Sizes
+    from llmkit.decoder.kv import Cache, Places
+    from llmkit.decoder.positions import Positions
+    from llmkit.decoder.scores import Scores
+    from llmkit.onnx.context import GraphContext
+    from llmkit.onnx.graph import Value
+    from llmkit.onnx.norms import Stream
+    from llmkit.onnx.positions import GraphPositions
+    from llmkit.onnx.weights import GraphWeights
 
 # The original makes every layer with its default of 28 layers, whatever the config says.
 ALPHA = (2 * 28) ** 0.5
@@ -42,22 +53,18 @@ class TwoDimensionalRope(Kind):
     gmask: Key | int
     mask: Key | int
 
-    @staticmethod
-    def torch_reader(kind: TwoDimensionalRope, dims: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    def torch_reader(self, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
         """The positions of the torch decoder."""
-        return _reader(kind, dims.head_dim, dtype, device)
-
-    onnx_sharing_limit: ClassVar[int] = 0
+        return _reader(self, dims.head_dim, dtype, device)
 
     def onnx_feeds(self, ids: list[int]) -> dict[str, int]:
         """What a graph is told of a prompt."""
         prefix, mask = _places(self, ids)
         return {"prefix_length": prefix, "mask_position": mask}
 
-    @staticmethod
-    def onnx_emitter(kind: TwoDimensionalRope) -> Any:
+    def onnx_emitter(self) -> GraphPositions:
         """The positions of a graph."""
-        return _emitter(kind)
+        return _emitter()
 
 
 @dataclass(frozen=True)
@@ -67,25 +74,25 @@ class ScaledNormed(Kind):
     alpha: float
     norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
 
-    @staticmethod
-    def torch_reader(kind: ScaledNormed, norms: Sequence[Any], attention: Any, mlp: Any) -> Any:
+    def torch_reader(self, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
         """The layer of the torch decoder."""
         attn_norm, mlp_norm = norms
 
-        def layer(x: torch.Tensor, table: Any, cache: Any) -> torch.Tensor:
+        def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
             y = attn_norm(x)
-            x = kind.alpha * y + attention(y, table, cache)
+            x = self.alpha * y + attention(y, table, cache)
             y = mlp_norm(x)
-            return kind.alpha * y + mlp(y)
+            return self.alpha * y + mlp(y)
 
         return layer
 
-    @staticmethod
-    def onnx_emitter(block: Any, weights: Any, stream: Any, attention: Any, mlp: Any) -> None:
+    def onnx_emitter(
+        self, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+    ) -> None:
         """The layer of a graph."""
-        alpha = weights.number(block.residual.alpha)
-        for norm, branch in (("attn_norm", attention), ("mlp_norm", mlp)):
-            y = stream.normed(block.norm, weights.under(norm))
+        alpha = weights.number(self.alpha)
+        for name, branch in (("attn_norm", attention), ("mlp_norm", mlp)):
+            y = stream.normed(norm, weights.under(name))
             stream.replace(weights.graph.op("Mul", y, alpha))
             stream.add(branch(y))
 
@@ -97,7 +104,7 @@ class _Table:
     prefix: torch.Tensor
 
 
-def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device: torch.device) -> Any:
+def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device: torch.device) -> Positions:
     import torch
 
     from llmkit.decoder.positions import Positions, frequencies
@@ -110,7 +117,7 @@ def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device:
     class Reader(Positions):
         exact_sharing_limit = 0  # what stands before <sop> is not the same for a longer prompt
 
-        def table(self, input_ids: torch.Tensor, places: Any, cache: Any) -> _Table:
+        def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> _Table:
             memory = cache.memory
             if "prefix" not in memory:
                 found = [_places(kind, tokens) for tokens in places.tokens(input_ids)]
@@ -131,21 +138,21 @@ def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device:
             turned = torch.cat([x1 * table.cos - x2 * table.sin, x2 * table.cos + x1 * table.sin], -1)
             return turned.flatten(-2)
 
-        def score(self, scores: Any, table: _Table) -> Any:
+        def score(self, scores: Scores, table: _Table) -> Scores:
             return replace(scores, prefix=table.prefix)
 
     return Reader()
 
 
-def _emitter(kind: TwoDimensionalRope) -> Any:
+def _emitter() -> GraphPositions:
     """Two more inputs say of each sequence where <sop> and the mask stand; one rotary op serves each half of a head."""
     from llmkit.onnx.positions import GraphPositions
 
     class Emitter(GraphPositions):
-        def prefix(self, context: Any) -> Any:
+        def prefix(self, context: GraphContext) -> Any:
             return context.once("prefix", lambda: context.graph.input("prefix_length", "INT64", ["batch_size"]))
 
-        def turn(self, context: Any, x: Any, n_heads: int) -> Any:
+        def turn(self, context: GraphContext, x: Value, n_heads: int) -> Any:
             g, half = context.graph, context.model.dims.head_dim // 2
             tables = context.once("2-D rope", lambda: self._tables(context))
             parts = g.op("Reshape", x, g.ints(0, 0, n_heads, 2, half))
@@ -156,13 +163,13 @@ def _emitter(kind: TwoDimensionalRope) -> Any:
                 turned.append(g.op("Reshape", out, g.ints(0, 0, n_heads, half)))
             return g.op("Reshape", g.op("Concat", *turned, axis=3), g.ints(0, 0, n_heads * half * 2))
 
-        def _tables(self, context: Any) -> Any:
+        def _tables(self, context: GraphContext) -> Any:
             from llmkit.architecture.frequencies import frequencies
             from llmkit.onnx.positions import in_compute_dtype
 
             g = context.graph
-            inverse = frequencies(10000.0, context.model.dims.head_dim // 2, NoScaling())[0]
-            inverse = g.constant(inverse.astype("float16").astype("float32"))
+            exact = frequencies(10000.0, context.model.dims.head_dim // 2, NoScaling())[0]
+            inverse = g.constant(exact.astype("float16").astype("float32"))
             prefix = g.op("Unsqueeze", self.prefix(context), g.ints(1))
             mask = g.op("Unsqueeze", g.input("mask_position", "INT64", ["batch_size"]), g.ints(1))
             in_prompt = g.op("Where", g.op("Less", context.positions, prefix), context.positions, mask)

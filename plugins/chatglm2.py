@@ -16,7 +16,8 @@ from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.scaling import LinearScaling, NoScaling, Scaling
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import SpecError
-from llmkit_plugins.glm import has_odd_heads, release_prompt
+
+from .glm import has_odd_heads, release_prompt
 
 
 def _norm(config: Mapping[str, Any]) -> Kind:

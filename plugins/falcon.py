@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
@@ -23,10 +23,17 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import Scaling, scaling_of
 
 if TYPE_CHECKING:
     import torch
+
+    from llmkit.architecture.sizes import Sizes
+    from llmkit.decoder.positions import Positions
+    from llmkit.decoder.scores import Scores
+    from llmkit.onnx.context import GraphContext
+    from llmkit.onnx.positions import GraphPositions
 
 _HIDDEN = Key(("hidden_size", "n_embed"))
 _LAYERS = Key(("num_hidden_layers", "n_layer"))
@@ -56,34 +63,34 @@ def _kv_heads(config: Mapping[str, Any]) -> Any:
     return 1 if lookup(Key("multi_query", True), config) else None
 
 
-def _coarse_alibi(kind: Kind, dims: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def _coarse_alibi(dims: Sizes, device: torch.device) -> Positions:
     import torch
 
-    from llmkit.decoder.positions import Positions, alibi_slopes
+    from llmkit.decoder.positions import Positions
 
     slopes = torch.tensor(alibi_slopes(dims.heads), device=device).bfloat16()
 
+    scale = float(dims.head_dim**-0.5)
+
     def bias(positions: torch.Tensor) -> torch.Tensor:
-        return (slopes[:, None] * positions[:, None]).float() * dims.head_dim**-0.5
+        return (slopes[:, None] * positions[:, None]).float() * scale
 
     class Biased(Positions):
-        def score(self, scores: Any, table: Any) -> Any:
+        def score(self, scores: Scores, table: Any) -> Scores:
             return replace(scores, key_bias=bias)
 
     return Biased()
 
 
-def _emit_coarse_alibi(kind: Kind) -> Any:
+def _emit_coarse_alibi() -> GraphPositions:
     from llmkit.onnx.positions import GraphPositions
 
     class Biased(GraphPositions):
-        def key_bias(self, context: Any) -> Any:
+        def key_bias(self, context: GraphContext) -> Any:
             return context.once("coarse alibi", lambda: self._made(context))
 
-        def _made(self, context: Any) -> Any:
+        def _made(self, context: GraphContext) -> Any:
             import numpy as np
-
-            from llmkit.decoder.positions import alibi_slopes
 
             g, dims = context.graph, context.model.dims
             slopes = _rounded(g, g.constant(np.array(alibi_slopes(dims.heads), dtype=np.float32)[:, None]))
@@ -107,8 +114,11 @@ class CoarseAlibi(Kind):
     position, and the bias of a key depends on its absolute position.
     """
 
-    torch_reader: ClassVar[Callable[..., Any]] = staticmethod(_coarse_alibi)
-    onnx_emitter: ClassVar[Callable[..., Any]] = staticmethod(_emit_coarse_alibi)
+    def torch_reader(self, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
+        return _coarse_alibi(dims, device)
+
+    def onnx_emitter(self) -> GraphPositions:
+        return _emit_coarse_alibi()
 
 
 def _today(config: Mapping[str, Any]) -> dict[str, Any]:

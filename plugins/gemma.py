@@ -8,8 +8,9 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Embedding, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
-from llmkit_plugins.llama import DIMS as LLAMA_DIMS
-from llmkit_plugins.llama import NAMES
+
+from .llama import DIMS as LLAMA_DIMS
+from .llama import NAMES
 
 DIMS = replace(LLAMA_DIMS, head_dim=Key("head_dim", 256))
 NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-6), offset=1.0)
@@ -30,7 +31,7 @@ TINY = {
 
 
 def _scale(config: Mapping[str, Any]) -> float:
-    return float(config["hidden_size"]) ** 0.5
+    return float(float(config["hidden_size"]) ** 0.5)
 
 
 EMBEDDING = Embedding(scale=Computed(_scale))

@@ -6,11 +6,12 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, Rope, Sandwich
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, PerLayer, Rope, Sandwich
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
-from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
-from llmkit_plugins.llama import NAMES as LLAMA_NAMES
+
+from .gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
+from .llama import NAMES as LLAMA_NAMES
 
 _NORMS = {
     "attn_norm": "input_layernorm",
@@ -70,9 +71,15 @@ def usual_windows(layers: int, pattern: int) -> list[bool]:
     return [bool((i + 1) % pattern) for i in range(layers)]
 
 
+def has_window(block: Kind) -> bool:
+    """Whether a layer sees its last tokens only."""
+    attention = block.attention if isinstance(block, Block) else None
+    return isinstance(attention, GroupedQuery) and attention.window is not None
+
+
 def to_gguf(model: Model, pattern: int) -> dict[str, Any]:
     """Which layers have a window, where it is not as llama.cpp takes it for the family."""
-    windows = [block.attention.window is not None for block in model.blocks]
+    windows = [has_window(block) for block in model.blocks]
     is_usual = not any(windows) or windows == usual_windows(len(windows), pattern)
     return {} if is_usual else {"attention.sliding_window_pattern": windows}
 

@@ -12,8 +12,9 @@ from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, Rope, Sandwich
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
-from llmkit_plugins.gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
-from llmkit_plugins.gemma2 import ACTIVATION, NAMES, SCALE, cap, from_gguf, to_gguf
+
+from .gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
+from .gemma2 import ACTIVATION, NAMES, SCALE, cap, from_gguf, has_window, to_gguf
 
 _NORMS = {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
 _LOCAL = Rope(
@@ -45,7 +46,8 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
 
 
 def _local_base(model: Model) -> float | None:
-    return next((float(b.position.theta) for b in model.blocks if b.attention.window is not None), None)
+    positions = [block.position for block in model.blocks if isinstance(block, Block) and has_window(block)]
+    return next((position.base for position in positions if isinstance(position, Rope)), None)
 
 
 ARCHITECTURE = Architecture(

@@ -12,8 +12,9 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused
 from llmkit.architecture.prompts import FORMATS, Prompt
 from llmkit.architecture.tokenizers import TOKENIZERS
-from llmkit_plugins.llama import DIMS as LLAMA_DIMS
-from llmkit_plugins.llama import NAMES as LLAMA_NAMES
+
+from .llama import DIMS as LLAMA_DIMS
+from .llama import NAMES as LLAMA_NAMES
 
 DIMS = replace(LLAMA_DIMS, head_dim=Key("head_dim", 128))
 _FUSED = {"mlp.gate_up": Fused("mlp.gate_up_proj", ("gate", "up"))}
@@ -43,7 +44,7 @@ TINY = {
     "eos_token_id": [2, 3],
     "pad_token_id": 0,
 }
-VARIANTS = {
+VARIANTS: dict[str, Mapping[str, Any]] = {
     "theta": {"rope_theta": 5000000.0},
     "no-biases": {"attention_bias": False},
     "whole-heads": {"partial_rotary_factor": 1.0},

@@ -5,7 +5,8 @@ from dataclasses import replace
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Head, Sandwich
-from llmkit_plugins.glm import BLOCK, DIMS, GGUF, NAMES, TINY, VARIANTS
+
+from .glm import BLOCK, DIMS, GGUF, NAMES, TINY, VARIANTS
 
 _NORMS = {
     "attn_norm": "input_layernorm",

@@ -5,7 +5,8 @@ from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
-from llmkit_plugins.llama import DIMS, NAMES
+
+from .llama import DIMS, NAMES
 
 ARCHITECTURE = Architecture(
     name="mistral",

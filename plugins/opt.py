@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
     Block,
@@ -24,6 +25,10 @@ from llmkit.architecture.kinds import (
 )
 from llmkit.architecture.names import Names
 
+if TYPE_CHECKING:
+    from llmkit.onnx.graph import Value
+    from llmkit.onnx.weights import GraphWeights
+
 _BIAS = Key("enable_bias", True)
 _IS_PRE = Key("do_layer_norm_before", True)
 _IS_AFFINE = Key("layer_norm_elementwise_affine", True)
@@ -31,27 +36,23 @@ _HIDDEN = Key("hidden_size")
 _OFFSET = 2  # the rows before the first position stood for padding
 
 
-def _standardize(kind: Standardize, weights: Any) -> Callable[..., Any]:
-    from torch.nn.functional import layer_norm
-
-    return lambda x: layer_norm(x, x.shape[-1:], eps=kind.eps)
-
-
-def _emit_standardize(kind: Standardize, weights: Any, x: Any) -> Any:
-    import numpy as np
-
-    ones = weights.computed(weights.graph.constant(np.ones(weights.model.dims.hidden, dtype=np.float32)))
-    return weights.graph.op("LayerNormalization", x, ones, axis=-1, epsilon=kind.eps)
-
-
 @dataclass(frozen=True)
 class Standardize(Kind):
     """(x - mean) / sqrt(var + eps): a layer norm without weights."""
 
-    torch_reader: ClassVar[Callable[..., Any]] = staticmethod(_standardize)
-    onnx_emitter: ClassVar[Callable[..., Any]] = staticmethod(_emit_standardize)
-
     eps: float = 1e-5
+
+    def torch_reader(self, weights: Weights) -> TensorFunction:
+        from torch.nn.functional import layer_norm
+
+        return lambda x: layer_norm(x, x.shape[-1:], eps=self.eps)
+
+    def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
+        import numpy as np
+
+        ones = weights.computed(weights.graph.constant(np.ones(weights.model.dims.hidden, dtype=np.float32)))
+        normed: Value = weights.graph.op("LayerNormalization", x, ones, axis=-1, epsilon=self.eps)
+        return normed
 
 
 def _norm(config: Mapping[str, Any]) -> Kind:

@@ -10,12 +10,13 @@ from llmkit.architecture.gguf import QKV, GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
 from llmkit.architecture.layer_types import window_of
-from llmkit.architecture.names import Fused
+from llmkit.architecture.names import Fused, Transposed
 from llmkit.architecture.scaling import Scaling, scaling_of
-from llmkit_plugins.llama import DIMS
-from llmkit_plugins.llama import NAMES as LLAMA_NAMES
 
-_SLOTS = {
+from .llama import DIMS
+from .llama import NAMES as LLAMA_NAMES
+
+_SLOTS: dict[str, str | Fused | Transposed] = {
     "attn_norm": "input_layernorm",
     "attn.qkv": Fused("self_attn.qkv_proj", ("q", "k", "v")),
     "attn.o": "self_attn.o_proj",
@@ -30,7 +31,8 @@ def _scaling(config: Mapping[str, Any]) -> Scaling:
     if params.get("rope_type", params.get("type")) in ("su", "yarn"):
         params = ChainMap({"rope_type": "longrope"}, params)  # its names in the first releases
     original = config.get("original_max_position_embeddings") or 4096
-    return scaling_of(params, ChainMap({"original_max_position_embeddings": original}, config))
+    # No copy: it would count every key as read. A ChainMap only reads.
+    return scaling_of(params, ChainMap({"original_max_position_embeddings": original}, config))  # type: ignore[arg-type]
 
 
 ARCHITECTURE = Architecture(

@@ -8,7 +8,8 @@ from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
-from llmkit_plugins.llama import DIMS, NAMES
+
+from .llama import DIMS, NAMES
 
 WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")  # where `use_sliding_window` is false
 

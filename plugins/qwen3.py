@@ -8,8 +8,9 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
-from llmkit_plugins.llama import DIMS, NAMES
-from llmkit_plugins.qwen2 import WINDOW_KEYS, window
+
+from .llama import DIMS, NAMES
+from .qwen2 import WINDOW_KEYS, window
 
 _EPS = Key("rms_norm_eps", 1e-6)
 _BIAS = Key("attention_bias", False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, rotary_share
+from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
     Block,
@@ -25,10 +26,14 @@ from llmkit.architecture.kinds import (
     SlotShape,
     rotated_share,
 )
-from llmkit_plugins.llama import DIMS, NAMES
+
+from .llama import DIMS, NAMES
 
 if TYPE_CHECKING:
     import torch
+
+    from llmkit.onnx.graph import Value
+    from llmkit.onnx.weights import GraphWeights
 
 # The second spellings are those of the repositories' own code, before transformers had the class.
 _EPS = Key(("layer_norm_eps", "norm_eps"), 1e-5)
@@ -45,29 +50,28 @@ class NormOfEachHead(Kind):
     def slots(self) -> dict[str, SlotShape]:
         return {f"{j}.weight": SlotShape(("head_dim",), "norm") for j in range(self.heads)}
 
-    @staticmethod
-    def torch_reader(kind: NormOfEachHead, weights: Any) -> Any:
+    def torch_reader(self, weights: Weights) -> TensorFunction:
         """The norm of the torch decoder, over [B, S, heads, head_dim]."""
         import torch
         from torch.nn.functional import layer_norm
 
-        scale = torch.stack([weights(f"{j}.weight") for j in range(kind.heads)])
+        scale = torch.stack([weights(f"{j}.weight") for j in range(self.heads)])
 
         def norm(x: torch.Tensor) -> torch.Tensor:
-            return layer_norm(x, x.shape[-1:], eps=kind.eps) * scale
+            return layer_norm(x, x.shape[-1:], eps=self.eps) * scale
 
         return norm
 
-    @staticmethod
-    def onnx_emitter(kind: NormOfEachHead, weights: Any, x: Any) -> Any:
+    def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
         """The same in a graph."""
         import numpy as np
 
         g, size = weights.graph, weights.model.dims.head_dim
         ones = weights.computed(g.constant(np.ones(size, dtype=np.float32)))
-        scale = g.op("Concat", *(weights.value(f"{j}.weight") for j in range(kind.heads)), axis=0)
-        scale = g.op("Reshape", scale, g.ints(kind.heads, size))
-        return g.op("Mul", g.op("LayerNormalization", x, ones, axis=-1, epsilon=kind.eps), scale)
+        scale = g.op("Concat", *(weights.value(f"{j}.weight") for j in range(self.heads)), axis=0)
+        scale = g.op("Reshape", scale, g.ints(self.heads, size))
+        normed: Value = g.op("Mul", g.op("LayerNormalization", x, ones, axis=-1, epsilon=self.eps), scale)
+        return normed
 
 
 def _head_norm(heads: str) -> Computed:

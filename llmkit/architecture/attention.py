@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkit.architecture.keys import Computed, Flag, Key, Number
+from llmkit.architecture.keys import Computed, Flag, Key, Number, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
 
-__all__ = ["GroupedQuery"]
+__all__ = ["GroupedQuery", "ScoreRule"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """score = cap(q.k * scale) for the keys in the window.
+
+    Attributes:
+        scale: multiplies the products.
+        softcap: cap(x) = c * tanh(x / c); None for x.
+        window: a query sees the last `window` keys, its own included; None for all before it.
+    """
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,11 @@ class GroupedQuery(Kind):
         if self.norms is not None:
             slots |= under("q_norm", self.norms[0]) | under("k_norm", self.norms[1])
         return slots
+
+    def score_rule(self, head_dim: int) -> ScoreRule:
+        """How a bound kind makes scores."""
+        scale = head_dim**-0.5 if self.scale is None else as_float(self.scale)
+        return ScoreRule(scale, as_optional(self.softcap), self.window if isinstance(self.window, int) else None)
 
     @property
     def norms(self) -> tuple[Kind, Kind] | None:

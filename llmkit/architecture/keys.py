@@ -19,6 +19,7 @@ __all__ = [
     "as_bool",
     "as_float",
     "as_key",
+    "as_optional",
     "as_text",
     "bind_fields",
     "lookup",
@@ -140,6 +141,15 @@ def as_float(value: Number, name: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise SpecError(_expected("a finite number", value, name))
     return float(value)
+
+
+def as_optional(value: Number | None, name: str = "") -> float | None:
+    """The number of a bound field that may have none.
+
+    Raises:
+        SpecError: config.json holds something else there.
+    """
+    return None if value is None else as_float(value, name)
 
 
 def as_bool(value: Flag, name: str = "") -> bool:

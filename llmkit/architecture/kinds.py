@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from llmkit.architecture.activations import same_activation
 from llmkit.architecture.attention import GroupedQuery
-from llmkit.architecture.keys import Flag, Number, as_bool
+from llmkit.architecture.keys import Flag, Number, as_bool, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotKind, SlotShape, linear_slots, under
 from llmkit.architecture.positions import Alibi, LearnedPositions, NoPositions, Rope, rotated_share
 
@@ -59,6 +59,11 @@ class RMSNorm(Kind):
     width: str = "hidden"
     offset: float = 0.0
 
+    @property
+    def epsilon(self) -> float:
+        """The eps of a bound kind."""
+        return as_float(self.eps)
+
     def slots(self) -> dict[str, SlotShape]:
         return {"weight": SlotShape((self.width,), "norm")}
 
@@ -72,6 +77,11 @@ class LayerNorm(Kind):
     eps: Number
     bias: Flag = True
     width: str = "hidden"
+
+    @property
+    def epsilon(self) -> float:
+        """The eps of a bound kind."""
+        return as_float(self.eps)
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {"weight": SlotShape((self.width,), "norm")}
@@ -211,8 +221,13 @@ class Embedding(Kind):
 
     width: str | Any = "hidden"
     scale: Number | None = None
-    norm: Kind = field(default_factory=NoNorm)
+    norm: Kind | Any = field(default_factory=NoNorm)
     positions: Kind = field(default_factory=NoPositions)
+
+    @property
+    def multiplier(self) -> float | None:
+        """The scale of a bound kind; None for none."""
+        return as_optional(self.scale)
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {"embed.weight": SlotShape(("vocab", self.width), "embedding")}
@@ -239,6 +254,16 @@ class Head(Kind):
     softcap: Number | None = None
     normalized: Flag = False
     width: str | Any = "hidden"
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether a bound kind divides rows by their norms."""
+        return as_bool(self.normalized)
+
+    @property
+    def cap(self) -> float | None:
+        """The softcap of a bound kind; None for none."""
+        return as_optional(self.softcap)
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {"head.weight": SlotShape(("vocab", self.width), "head", is_optional=as_bool(self.tied))}

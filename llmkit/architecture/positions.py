@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -12,7 +13,7 @@ from llmkit.architecture.kind import Kind, SlotShape
 from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
 from llmkit.errors import SpecError
 
-__all__ = ["Alibi", "LearnedPositions", "NoPositions", "Rope", "rotated_share"]
+__all__ = ["Alibi", "LearnedPositions", "NoPositions", "Rope", "alibi_slopes", "rotated_share"]
 
 # transformers 4 writes rope_theta and rope_scaling, transformers 5 one object; what is inside the object wins.
 _THETA = Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 10000.0)
@@ -58,6 +59,11 @@ class Rope(Kind):
         return bound
 
     @property
+    def base(self) -> float:
+        """The base of a bound kind."""
+        return as_float(self.theta)
+
+    @property
     def bound_scaling(self) -> Scaling:
         """The scaling of a bound kind."""
         return NoScaling() if isinstance(self.scaling, Key | Computed) else self.scaling
@@ -80,6 +86,14 @@ class Alibi(Kind):
 
     Softmax does not see a shift, so this equals slope_h * (j - i). Slopes are the paper's for any number of heads.
     """
+
+
+def alibi_slopes(n_heads: int) -> list[float]:
+    """The slopes of the paper, [n_heads]: a geometric series for a power of two, and every other one of the next."""
+    whole = 2 ** math.floor(math.log2(n_heads))
+    ratio, between = 2.0 ** (-8.0 / whole), 2.0 ** (-8.0 / (2 * whole))
+    slopes = [ratio ** (i + 1) for i in range(whole)]
+    return slopes + [between ** (2 * i + 1) for i in range(n_heads - whole)]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
+from llmkit.architecture.hooks import Weights
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
-from llmkit.decoder.readers import Weights
 
 if TYPE_CHECKING:
     import torch

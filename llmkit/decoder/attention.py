@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from llmkit.architecture.keys import as_float
+from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.norms import build_norm
-from llmkit.decoder.readers import Readers, Weights, reader_of
 from llmkit.decoder.scores import Scores
 
 if TYPE_CHECKING:
     import torch
 
     from llmkit.decoder.kv import Cache
-    from llmkit.decoder.norms import Norm
     from llmkit.decoder.positions import Positions
 
-__all__ = ["Attention", "build_attention"]
+__all__ = ["build_attention"]
 
 
-class Attention(Protocol):
-    """One layer's attention."""
-
-    def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        """[B, S, hidden] -> [B, S, hidden]."""
-
-
-def build_attention(kind: Kind, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> Attention:
+def build_attention(kind: Kind, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> Layer:
     """The attention of one layer, with its weights.
 
     Raises:
         RequirementError: no torch reader for the kind.
     """
-    made: Attention = reader_of(kind, _READERS)(kind, weights, dims, layer, positions)
-    return made
+    return reader_of(kind, _READERS)(weights, dims, layer, positions)
 
 
 class _GroupedQuery:
@@ -46,10 +36,9 @@ class _GroupedQuery:
         self._dims = dims
         self._layer = layer
         self._positions = positions
-        scale = dims.head_dim**-0.5 if kind.scale is None else as_float(kind.scale)
-        softcap = None if kind.softcap is None else as_float(kind.softcap)
-        self._scores = Scores(scale, softcap, kind.window if isinstance(kind.window, int) else None)
-        self._norms: tuple[Norm, Norm] | None = None
+        rule = kind.score_rule(dims.head_dim)
+        self._scores = Scores(rule.scale, rule.softcap, rule.window)
+        self._norms: tuple[TensorFunction, TensorFunction] | None = None
         if kind.norms is not None:
             q, k = kind.norms
             self._norms = build_norm(q, weights.under("q_norm")), build_norm(k, weights.under("k_norm"))
@@ -71,4 +60,4 @@ class _GroupedQuery:
         return self._out(mixed.transpose(1, 2).reshape(batch, length, n_q * self._dims.head_dim))
 
 
-_READERS: Readers = {GroupedQuery: _GroupedQuery}
+_READERS: Hooks[Layer] = {GroupedQuery: _GroupedQuery}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmkit.architecture.keys import as_float
+from llmkit.architecture.hooks import Weights
 from llmkit.architecture.kinds import Embedding, LearnedPositions, NoPositions
 from llmkit.decoder.linear import linear
 from llmkit.decoder.norms import build_norm
-from llmkit.decoder.readers import Weights
 from llmkit.errors import InputError, RequirementError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class EmbeddingReader:
 
         self.weight = weights("embed.weight")
         # Rounded to the compute dtype first: the published models were trained that way.
-        scale = None if kind.scale is None else torch.tensor(as_float(kind.scale), dtype=self.weight.dtype)
+        scale = None if kind.multiplier is None else torch.tensor(kind.multiplier, dtype=self.weight.dtype)
         self._scale = None if scale is None else float(scale)
         self._project = linear(weights, "embed_proj") if weights.has("embed_proj.weight") else None
         self._norm = build_norm(kind.norm, weights.under("embed_norm"))

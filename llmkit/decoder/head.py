@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmkit.architecture.keys import as_bool, as_float
 from llmkit.architecture.kinds import Head
 
 if TYPE_CHECKING:
@@ -33,13 +32,13 @@ class OutputHead:
     def __init__(
         self, kind: Head, weight: torch.Tensor, bias: torch.Tensor | None = None, project: Linear | None = None
     ) -> None:
-        if as_bool(kind.normalized):
+        if kind.is_normalized:
             weight = _normalized(weight)
         is_kept = weight.device.type == "cpu" and weight.numel() * 4 <= _KEPT_NBYTES
         self.weight = weight.float() if is_kept else weight
         self._bias = bias.float() if bias is not None else None
         self._project = project
-        self._softcap = None if kind.softcap is None else as_float(kind.softcap)
+        self._softcap = kind.cap
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._project is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmkit.decoder.readers import Weights
+from llmkit.architecture.hooks import Weights
 
 if TYPE_CHECKING:
     import torch

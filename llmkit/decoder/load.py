@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.hooks import Weights
 from llmkit.architecture.model import Model
 from llmkit.architecture.registry import require
 from llmkit.architecture.storage import parts_of
@@ -16,7 +17,6 @@ from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
-from llmkit.decoder.readers import Weights
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmkit.architecture.activations import (
@@ -11,29 +10,26 @@ from llmkit.architecture.activations import (
     QUICK_GELU_SLOPE,
     known_activation,
 )
+from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import GatedMLP, Kind, PlainMLP
 from llmkit.decoder.linear import fused_linear, linear
-from llmkit.decoder.readers import Readers, Weights, reader_of
 
 if TYPE_CHECKING:
     import torch
 
-    Function = Callable[[torch.Tensor], torch.Tensor]
-
 __all__ = ["activation", "build_mlp"]
 
 
-def build_mlp(kind: Kind, weights: Weights) -> Function:
+def build_mlp(kind: Kind, weights: Weights) -> TensorFunction:
     """The function of an MLP kind, with its weights.
 
     Raises:
         RequirementError: no torch reader for the kind or its activation.
     """
-    made: Function = reader_of(kind, _READERS)(kind, weights)
-    return made
+    return reader_of(kind, _READERS)(weights)
 
 
-def activation(name: str) -> Function:
+def activation(name: str) -> TensorFunction:
     """The activation that configs call `name`; it may overwrite its argument.
 
     Raises:
@@ -45,7 +41,7 @@ def activation(name: str) -> Function:
     def approximate_gelu(x: torch.Tensor) -> torch.Tensor:
         return functional.gelu(x, approximate="tanh")
 
-    table: dict[str, Function] = {
+    table: dict[str, TensorFunction] = {
         "silu": lambda x: functional.silu(x, inplace=True),
         "gelu": functional.gelu,
         "gelu_10": lambda x: functional.gelu(x).clamp_(-10, 10),
@@ -66,7 +62,7 @@ def activation(name: str) -> Function:
     return table[known_activation(name)]
 
 
-def _gated(kind: GatedMLP, weights: Weights) -> Function:
+def _gated(kind: GatedMLP, weights: Weights) -> TensorFunction:
     act = activation(str(kind.act))
     both = fused_linear(weights, ("gate", "up"))
     down = linear(weights, "down")
@@ -78,10 +74,10 @@ def _gated(kind: GatedMLP, weights: Weights) -> Function:
     return gated
 
 
-def _plain(kind: PlainMLP, weights: Weights) -> Function:
+def _plain(kind: PlainMLP, weights: Weights) -> TensorFunction:
     act = activation(str(kind.act))
     up, down = linear(weights, "up"), linear(weights, "down")
     return lambda x: down(act(up(x)))
 
 
-_READERS: Readers = {GatedMLP: _gated, PlainMLP: _plain}
+_READERS: Hooks[TensorFunction] = {GatedMLP: _gated, PlainMLP: _plain}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from llmkit.architecture.hooks import Hooks, Layer, Weights, reader_of
 from llmkit.architecture.kinds import Block, Kind, NoPositions
 from llmkit.architecture.model import Model
 from llmkit.decoder.attention import build_attention
@@ -15,14 +16,12 @@ from llmkit.decoder.linear import linear
 from llmkit.decoder.mlp import build_mlp
 from llmkit.decoder.norms import build_norm
 from llmkit.decoder.positions import Positions, build_positions, limits
-from llmkit.decoder.readers import Readers, Weights, reader_of
 from llmkit.decoder.residuals import build_residual
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from llmkit.decoder.residuals import Layer
 
 __all__ = ["Decoder"]
 
@@ -169,8 +168,7 @@ class _Streamed:
 
 
 def _build_layer(block: Kind, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
-    made: Layer = reader_of(block, _BLOCKS)(block, model, weights, index, positions)
-    return made
+    return reader_of(block, _BLOCKS)(model, weights, index, positions)
 
 
 def _attention_block(block: Block, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
@@ -180,4 +178,4 @@ def _attention_block(block: Block, model: Model, weights: Weights, index: int, p
     return build_residual(block.residual, norms, attention, mlp)
 
 
-_BLOCKS: Readers = {Block: _attention_block}
+_BLOCKS: Hooks[Layer] = {Block: _attention_block}

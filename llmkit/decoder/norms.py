@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llmkit.architecture.keys import as_float
+from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import Kind, LayerNorm, NoNorm, RMSNorm
-from llmkit.decoder.readers import Readers, Weights, reader_of
 
 if TYPE_CHECKING:
     import torch
 
-    Norm = Callable[[torch.Tensor], torch.Tensor]
-
 __all__ = ["build_norm"]
 
 
-def build_norm(kind: Kind, weights: Weights) -> Norm:
+def build_norm(kind: Kind, weights: Weights) -> TensorFunction:
     """The function of a norm kind, with its weights.
 
     Raises:
         RequirementError: no torch reader for the kind.
     """
-    made: Norm = reader_of(kind, _READERS)(kind, weights)
-    return made
+    return reader_of(kind, _READERS)(weights)
 
 
-def _rms(kind: RMSNorm, weights: Weights) -> Norm:
+def _rms(kind: RMSNorm, weights: Weights) -> TensorFunction:
     import torch
     from torch.nn.functional import rms_norm
 
     weight = weights("weight")
-    eps = as_float(kind.eps)
+    eps = kind.epsilon
     if kind.offset:
         scale = weight.float() + kind.offset
         return lambda x: rms_norm(x.float(), scale.shape, scale, eps).to(x.dtype)
@@ -46,17 +41,17 @@ def _rms(kind: RMSNorm, weights: Weights) -> Norm:
     return narrow
 
 
-def _layer_norm(kind: LayerNorm, weights: Weights) -> Norm:
+def _layer_norm(kind: LayerNorm, weights: Weights) -> TensorFunction:
     from torch.nn.functional import layer_norm
 
     weight = weights("weight")
     bias = weights("bias") if weights.has("bias") else None
-    eps = as_float(kind.eps)
+    eps = kind.epsilon
     return lambda x: layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def _none(kind: NoNorm, weights: Weights) -> Norm:
+def _none(kind: NoNorm, weights: Weights) -> TensorFunction:
     return lambda x: x
 
 
-_READERS: Readers = {RMSNorm: _rms, LayerNorm: _layer_norm, NoNorm: _none}
+_READERS: Hooks[TensorFunction] = {RMSNorm: _rms, LayerNorm: _layer_norm, NoNorm: _none}

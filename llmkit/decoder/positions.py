@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.frequencies import frequencies as computed_frequencies
-from llmkit.architecture.keys import as_float
+from llmkit.architecture.hooks import Hooks, reader_of
 from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
+from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
 from llmkit.architecture.sizes import Sizes
-from llmkit.decoder.readers import Readers, reader_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from llmkit.decoder.kv import Cache, Places
     from llmkit.decoder.scores import Scores
 
-__all__ = ["AlibiBias", "Positions", "Rotary", "alibi_slopes", "build_positions", "frequencies", "limits"]
+__all__ = ["AlibiBias", "Positions", "Rotary", "build_positions", "frequencies", "limits"]
 
 
 class Positions:
@@ -56,8 +55,7 @@ def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.d
     Raises:
         RequirementError: no torch reader for the kind or its scaling.
     """
-    made: Positions = reader_of(kind, _READERS)(kind, dims, dtype, device)
-    return made
+    return reader_of(kind, _READERS)(dims, dtype, device)
 
 
 def limits(readers: Iterable[Positions]) -> tuple[int | None, int | None]:
@@ -66,14 +64,6 @@ def limits(readers: Iterable[Positions]) -> tuple[int | None, int | None]:
     sharing = [r.exact_sharing_limit for r in found if r.exact_sharing_limit is not None]
     rebuilt = [r.rebuilt_past for r in found if r.rebuilt_past is not None]
     return min(sharing, default=None), min(rebuilt, default=None)
-
-
-def alibi_slopes(n_heads: int) -> list[float]:
-    """The slopes of the paper, [n_heads]: a geometric series for a power of two, and every other one of the next."""
-    whole = 2 ** math.floor(math.log2(n_heads))
-    ratio, between = 2.0 ** (-8.0 / whole), 2.0 ** (-8.0 / (2 * whole))
-    slopes = [ratio ** (i + 1) for i in range(whole)]
-    return slopes + [between ** (2 * i + 1) for i in range(n_heads - whole)]
 
 
 class AlibiBias(Positions):
@@ -100,7 +90,7 @@ class Rotary(Positions):
     """Rotary positions: angles, cos and sin in float32, then the compute dtype, as the published models have it."""
 
     def __init__(self, kind: Rope, dims: Sizes, dtype: torch.dtype, device: torch.device) -> None:
-        self._theta = as_float(kind.theta)
+        self._theta = kind.base
         self._scaling = kind.bound_scaling
         self._dim = kind.rotated(dims.head_dim)
         self._is_interleaved = kind.pairs == "interleaved"
@@ -167,4 +157,4 @@ def _power(base: float, exponents: Any) -> Any:
     return (base ** torch.from_numpy(exponents)).numpy()
 
 
-_READERS: Readers = {Rope: Rotary, Alibi: AlibiBias, NoPositions: _none}
+_READERS: Hooks[Positions] = {Rope: Rotary, Alibi: AlibiBias, NoPositions: _none}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, reader_of
 from llmkit.architecture.kinds import Kind, Parallel, PostNorm, PreNorm, Sandwich, SharedParallel
 from llmkit.decoder.kv import Cache
-from llmkit.decoder.readers import Readers, reader_of
 
 if TYPE_CHECKING:
     import torch
 
-    Layer = Callable[[torch.Tensor, Any, Cache], torch.Tensor]
-    Function = Callable[[torch.Tensor], torch.Tensor]
-
 __all__ = ["build_residual"]
 
 
-def build_residual(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+def build_residual(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     """The function of one layer: (x [B, S, hidden], positions' table, cache) -> x.
 
     Args:
@@ -27,11 +24,10 @@ def build_residual(kind: Kind, norms: Sequence[Function], attention: Layer, mlp:
     Raises:
         RequirementError: no torch reader for the kind.
     """
-    made: Layer = reader_of(kind, _READERS)(kind, norms, attention, mlp)
-    return made
+    return reader_of(kind, _READERS)(norms, attention, mlp)
 
 
-def _pre_norm(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+def _pre_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, mlp_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
@@ -41,7 +37,7 @@ def _pre_norm(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Func
     return layer
 
 
-def _post_norm(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+def _post_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, mlp_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
@@ -51,7 +47,7 @@ def _post_norm(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Fun
     return layer
 
 
-def _parallel(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+def _parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, mlp_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
@@ -60,7 +56,7 @@ def _parallel(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Func
     return layer
 
 
-def _shared_parallel(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+def _shared_parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     (norm,) = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
@@ -70,7 +66,7 @@ def _shared_parallel(kind: Kind, norms: Sequence[Function], attention: Layer, ml
     return layer
 
 
-def _sandwich(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Function) -> Layer:
+def _sandwich(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, attn_post_norm, mlp_norm, mlp_post_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
@@ -80,7 +76,7 @@ def _sandwich(kind: Kind, norms: Sequence[Function], attention: Layer, mlp: Func
     return layer
 
 
-_READERS: Readers = {
+_READERS: Hooks[Layer] = {
     PreNorm: _pre_norm,
     PostNorm: _post_norm,
     Parallel: _parallel,

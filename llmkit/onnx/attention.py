@@ -8,9 +8,11 @@ its MultiHeadAttention, which every version and provider has, for models whose q
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from llmkit.architecture.keys import as_float
+from llmkit.architecture.attention import ScoreRule
+from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import GroupedQuery
 from llmkit.errors import RequirementError
@@ -19,7 +21,6 @@ from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.masks import score_bias
 from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.positions import GraphPositions
-from llmkit.onnx.readers import Emitters, emitter_of
 from llmkit.onnx.weights import GraphWeights
 
 __all__ = ["emit_attention"]
@@ -35,8 +36,7 @@ def emit_attention(
     Raises:
         RequirementError: no emitter for the kind, or the chosen op cannot compute it.
     """
-    found: Value = emitter_of(kind, _EMITTERS)(kind, context, weights, layer, positions, x)
-    return found
+    return emitter_of(kind, _EMITTERS)(context, weights, layer, positions, x)
 
 
 def _grouped_query(
@@ -48,11 +48,8 @@ def _grouped_query(
         q = _head_norm(kind.norms[0], weights.under("q_norm"), q, dims.heads, dims.head_dim)
         k = _head_norm(kind.norms[1], weights.under("k_norm"), k, dims.kv_heads, dims.head_dim)
     q, k = positions.turn(context, q, dims.heads), positions.turn(context, k, dims.kv_heads)
-    scale = dims.head_dim**-0.5 if kind.scale is None else as_float(kind.scale)
-    softcap = None if kind.softcap is None else as_float(kind.softcap)
-    window = kind.window if isinstance(kind.window, int) else None
-    mixed = _OPS[context.attention](context, layer, (q, k, v), positions, scale, softcap, window)
-    return weights.linear(mixed, "o")
+    rule = kind.score_rule(dims.head_dim)
+    return weights.linear(_OPS[context.attention](context, layer, (q, k, v), positions, rule), "o")
 
 
 def _head_norm(kind: Kind, weights: GraphWeights, x: Any, heads: int, size: int) -> Any:
@@ -79,27 +76,25 @@ def _present(context: GraphContext, layer: int, key: Any, value: Any) -> None:
 
 
 def _attention(
-    context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
+    context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: ScoreRule
 ) -> Any:
     past = _cache(context, layer)
     has_prefix = positions.prefix(context) is not None
-    bias = score_bias(context, positions, window, causal=has_prefix)
+    bias = score_bias(context, positions, rule.window, causal=has_prefix)
     out, key, value = context.graph.op(
         "Attention", *qkv, bias, *past,
         n=3,
         is_causal=int(not has_prefix),
         q_num_heads=context.model.dims.heads,
         kv_num_heads=context.model.dims.kv_heads,
-        scale=scale,
-        softcap=softcap,
+        scale=rule.scale,
+        softcap=rule.softcap,
     )  # fmt: skip
     _present(context, layer, key, value)
     return out
 
 
-def _gqa(
-    context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
-) -> Any:
+def _gqa(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: ScoreRule) -> Any:
     dims = context.model.dims
     if dims.head_dim % 8:
         other = "leave --kv-cache-dtype out" if context.cache is not None else "export with --attention attention"
@@ -108,10 +103,10 @@ def _gqa(
         )
     past = _cache(context, layer)
     has_prefix = positions.prefix(context) is not None
-    bias = score_bias(context, positions, window, causal=has_prefix)
+    bias = score_bias(context, positions, rule.window, causal=has_prefix)
     lengths, total = context.once("gqa lengths", lambda: _lengths(context))
     inputs = [*qkv, *past, lengths, total, None, None, None, bias]
-    return _grouped(context, layer, inputs, scale=scale, softcap=softcap, causal=0 if has_prefix else None)
+    return _grouped(context, layer, inputs, scale=rule.scale, softcap=rule.softcap, causal=0 if has_prefix else None)
 
 
 def _grouped(context: GraphContext, layer: int, inputs: list[Any], **attributes: Any) -> Any:
@@ -126,9 +121,7 @@ def _grouped(context: GraphContext, layer: int, inputs: list[Any], **attributes:
     return out
 
 
-def _flash(
-    context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
-) -> Any:
+def _flash(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: ScoreRule) -> Any:
     dims = context.model.dims
     if positions.prefix(context) is not None or positions.key_bias(context) is not None:
         raise RequirementError(
@@ -143,7 +136,7 @@ def _flash(
     past = _cache(context, layer)
     lengths, total = context.once("flash lengths", lambda: _row_lengths(context))
     inputs = [*qkv, *past, lengths, total]
-    return _grouped(context, layer, inputs, scale=scale, softcap=softcap, local_window_size=window)
+    return _grouped(context, layer, inputs, scale=rule.scale, softcap=rule.softcap, local_window_size=rule.window)
 
 
 def _row_lengths(context: GraphContext) -> tuple[Any, Any]:
@@ -162,23 +155,23 @@ def _lengths(context: GraphContext) -> tuple[Any, Any]:
     return g.cast(last, "INT32"), total
 
 
-def _mha(
-    context: GraphContext, layer: int, qkv: Any, positions: Any, scale: float, softcap: float | None, window: int | None
-) -> Any:
+def _mha(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: ScoreRule) -> Any:
     g, dims = context.graph, context.model.dims
-    if dims.heads != dims.kv_heads or softcap is not None:
-        what = "a cap on its scores" if softcap is not None else f"{dims.heads} query and {dims.kv_heads} key heads"
+    if dims.heads != dims.kv_heads or rule.softcap is not None:
+        what = (
+            "a cap on its scores" if rule.softcap is not None else f"{dims.heads} query and {dims.kv_heads} key heads"
+        )
         raise RequirementError(
             f"MultiHeadAttention cannot compute this model: it has {what}", hint="export with --attention attention"
         )
     past = _cache(context, layer)
-    bias = score_bias(context, positions, window, causal=True)
+    bias = score_bias(context, positions, rule.window, causal=True)
     out, key, value = g.op(
-        "MultiHeadAttention", *qkv, None, None, bias, *past, domain=CONTRIB, n=3, num_heads=dims.heads, scale=scale
+        "MultiHeadAttention", *qkv, None, None, bias, *past, domain=CONTRIB, n=3, num_heads=dims.heads, scale=rule.scale
     )
     _present(context, layer, key, value)
     return out
 
 
 _OPS = {"attention": _attention, "flash": _flash, "gqa": _gqa, "mha": _mha}
-_EMITTERS: Emitters = {GroupedQuery: _grouped_query}
+_EMITTERS: Hooks[Value] = {GroupedQuery: _grouped_query}

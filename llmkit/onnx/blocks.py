@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.activations import LAPLACE_DEVIATION, LAPLACE_MEAN, QUICK_GELU_SLOPE, known_activation
+from llmkit.architecture.hooks import GraphFunction, Hooks, emitter_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Block, GatedMLP, Parallel, PlainMLP, PostNorm, PreNorm, Sandwich, SharedParallel
 from llmkit.onnx.attention import emit_attention
 from llmkit.onnx.context import GraphContext
-from llmkit.onnx.graph import CONTRIB, Graph
+from llmkit.onnx.graph import CONTRIB, Graph, Value
 from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import GraphPositions
-from llmkit.onnx.readers import Emitters, emitter_of
 from llmkit.onnx.weights import GraphWeights
-
-if TYPE_CHECKING:
-    Branch = Callable[[Any], Any]
 
 __all__ = ["activation", "emit_layer"]
 
@@ -41,7 +37,7 @@ def emit_layer(
     block: Kind, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, stream: Stream
 ) -> None:
     """One layer on the stream of hidden states."""
-    emitter_of(block, _BLOCKS)(block, context, weights, layer, positions, stream)
+    emitter_of(block, _BLOCKS)(context, weights, layer, positions, stream)
 
 
 def _attention_block(
@@ -53,9 +49,9 @@ def _attention_block(
 
     def mlp(x: Any) -> Any:
         with context.graph.scope("mlp"):
-            return emitter_of(block.mlp, _MLPS)(block.mlp, weights.under("mlp"), x)
+            return emitter_of(block.mlp, _MLPS)(weights.under("mlp"), x)
 
-    emitter_of(block.residual, _RESIDUALS)(block, weights, stream, attention, mlp)
+    emitter_of(block.residual, _RESIDUALS)(block.norm, weights, stream, attention, mlp)
 
 
 def activation(graph: Graph, name: str, x: Any) -> Any:
@@ -103,44 +99,54 @@ def _plain(kind: PlainMLP, weights: GraphWeights, x: Any) -> Any:
     return weights.linear(activation(weights.graph, str(kind.act), weights.linear(x, "up")), "down")
 
 
-def _pre_norm(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
-    stream.add(attention(stream.normed(block.norm, weights.under("attn_norm"))))
-    stream.add(mlp(stream.normed(block.norm, weights.under("mlp_norm"))))
+def _pre_norm(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+) -> None:
+    stream.add(attention(stream.normed(norm, weights.under("attn_norm"))))
+    stream.add(mlp(stream.normed(norm, weights.under("mlp_norm"))))
 
 
-def _post_norm(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
+def _post_norm(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+) -> None:
     stream.add(attention(stream.value()))
-    stream.replace(stream.normed(block.norm, weights.under("attn_norm")))
+    stream.replace(stream.normed(norm, weights.under("attn_norm")))
     stream.add(mlp(stream.value()))
-    stream.replace(stream.normed(block.norm, weights.under("mlp_norm")))
+    stream.replace(stream.normed(norm, weights.under("mlp_norm")))
 
 
-def _parallel(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
-    one = stream.normed(block.norm, weights.under("attn_norm"))
-    other = emit_norm(block.norm, weights.under("mlp_norm"), stream.value())
+def _parallel(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+) -> None:
+    one = stream.normed(norm, weights.under("attn_norm"))
+    other = emit_norm(norm, weights.under("mlp_norm"), stream.value())
     stream.add(attention(one))
     stream.add(mlp(other))
 
 
-def _shared_parallel(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
-    y = stream.normed(block.norm, weights.under("attn_norm"))
+def _shared_parallel(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+) -> None:
+    y = stream.normed(norm, weights.under("attn_norm"))
     stream.add(attention(y))
     stream.add(mlp(y))
 
 
-def _sandwich(block: Block, weights: GraphWeights, stream: Stream, attention: Branch, mlp: Branch) -> None:
-    out = attention(stream.normed(block.norm, weights.under("attn_norm")))
-    stream.add(emit_norm(block.norm, weights.under("attn_post_norm"), out))
-    out = mlp(stream.normed(block.norm, weights.under("mlp_norm")))
-    stream.add(emit_norm(block.norm, weights.under("mlp_post_norm"), out))
+def _sandwich(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+) -> None:
+    out = attention(stream.normed(norm, weights.under("attn_norm")))
+    stream.add(emit_norm(norm, weights.under("attn_post_norm"), out))
+    out = mlp(stream.normed(norm, weights.under("mlp_norm")))
+    stream.add(emit_norm(norm, weights.under("mlp_post_norm"), out))
 
 
-_MLPS: Emitters = {GatedMLP: _gated, PlainMLP: _plain}
-_RESIDUALS: Emitters = {
+_MLPS: Hooks[Value] = {GatedMLP: _gated, PlainMLP: _plain}
+_RESIDUALS: Hooks[None] = {
     PreNorm: _pre_norm,
     PostNorm: _post_norm,
     Parallel: _parallel,
     SharedParallel: _shared_parallel,
     Sandwich: _sandwich,
 }
-_BLOCKS: Emitters = {Block: _attention_block}
+_BLOCKS: Hooks[None] = {Block: _attention_block}

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmkit.architecture.keys import as_bool, as_float
 from llmkit.architecture.kinds import LearnedPositions, NoPositions
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
@@ -115,8 +114,8 @@ def _embedded(context: GraphContext, weights: GraphWeights) -> Any:
     kind, g = context.model.embedding, context.graph
     with g.scope("embed"):
         x = weights.rows("embed.weight", context.ids)
-        if kind.scale is not None:
-            x = g.op("Mul", x, weights.number(as_float(kind.scale)))
+        if kind.multiplier is not None:
+            x = g.op("Mul", x, weights.number(kind.multiplier))
         if weights.has("embed_proj.weight"):
             x = weights.linear(x, "embed_proj")
         if isinstance(kind.positions, LearnedPositions):
@@ -135,7 +134,7 @@ def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
         x = weights.linear(x, "head_proj")
     leaf = "embed.weight" if context.model.is_tied else "head.weight"
     slot = weights.slot(leaf)
-    if as_bool(kind.normalized) and not weights.is_on_grid(slot):
+    if kind.is_normalized and not weights.is_on_grid(slot):
         matrix = weights.derived(f"{slot.name}.normalized", normalized_rows(weights.lazy(slot)))
         logits = g.op("FusedMatMul", x, matrix, domain=CONTRIB, transB=1)
     else:
@@ -143,7 +142,7 @@ def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
     if weights.has("head.bias"):
         logits = g.op("Add", logits, weights.value("head.bias"))
     logits = weights.single(logits)
-    if kind.softcap is not None:
-        cap = g.number(as_float(kind.softcap))
+    if kind.cap is not None:
+        cap = g.number(kind.cap)
         logits = g.op("Mul", g.op("Tanh", g.op("Div", logits, cap)), cap)
     return logits

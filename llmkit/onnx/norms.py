@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import cast
 
-from llmkit.architecture.keys import as_float
+from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import LayerNorm, NoNorm, RMSNorm
 from llmkit.onnx.graph import CONTRIB, Value
-from llmkit.onnx.readers import Emitters, emitter_of
 from llmkit.onnx.weights import GraphWeights
 
 __all__ = ["Stream", "emit_norm"]
@@ -16,8 +15,7 @@ __all__ = ["Stream", "emit_norm"]
 
 def emit_norm(kind: Kind, weights: GraphWeights, x: Value) -> Value:
     """X [..., width] normed over its last dimension."""
-    found: Value = emitter_of(kind, _EMITTERS)(kind, weights, x)
-    return found
+    return emitter_of(kind, _EMITTERS)(weights, x)
 
 
 class Stream:
@@ -55,7 +53,7 @@ class Stream:
             op, own = "SkipLayerNormalization", [weights.value("weight")]
             own += [weights.value("bias")] if weights.has("bias") else []
         out, mean, deviation, self._value = self._graph.op(
-            op, self._value, branch, *own, domain=CONTRIB, n=4, epsilon=as_float(kind.eps)
+            op, self._value, branch, *own, domain=CONTRIB, n=4, epsilon=kind.epsilon
         )
         mean.name = deviation.name = ""  # outputs that nothing reads are left out
         return cast("Value", out)
@@ -67,16 +65,14 @@ def _rms_weight(kind: RMSNorm, weights: GraphWeights) -> Value:
 
 
 def _rms(kind: RMSNorm, weights: GraphWeights, x: Value) -> Value:
-    found: Value = weights.graph.op(
-        "RMSNormalization", x, _rms_weight(kind, weights), axis=-1, epsilon=as_float(kind.eps)
-    )
+    found: Value = weights.graph.op("RMSNormalization", x, _rms_weight(kind, weights), axis=-1, epsilon=kind.epsilon)
     return found
 
 
 def _layer_norm(kind: LayerNorm, weights: GraphWeights, x: Value) -> Value:
     bias = weights.value("bias") if weights.has("bias") else None
     found: Value = weights.graph.op(
-        "LayerNormalization", x, weights.value("weight"), bias, axis=-1, epsilon=as_float(kind.eps)
+        "LayerNormalization", x, weights.value("weight"), bias, axis=-1, epsilon=kind.epsilon
     )
     return found
 
@@ -85,4 +81,4 @@ def _none(kind: NoNorm, weights: GraphWeights, x: Value) -> Value:
     return x
 
 
-_EMITTERS: Emitters = {RMSNorm: _rms, LayerNorm: _layer_norm, NoNorm: _none}
+_EMITTERS: Hooks[Value] = {RMSNorm: _rms, LayerNorm: _layer_norm, NoNorm: _none}

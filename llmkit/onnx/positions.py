@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.frequencies import frequencies
-from llmkit.architecture.keys import as_float
+from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Alibi, NoPositions, Rope
+from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope
 from llmkit.onnx.context import GraphContext
-from llmkit.onnx.readers import Emitters, emitter_of
 
 if TYPE_CHECKING:
     from llmkit.onnx.graph import Value
@@ -36,8 +36,7 @@ class GraphPositions:
 
 def build_positions(kind: Kind) -> GraphPositions:
     """The reader of a position kind."""
-    made: GraphPositions = emitter_of(kind, _EMITTERS)(kind)
-    return made
+    return emitter_of(kind, _EMITTERS)()
 
 
 class _Rotary(GraphPositions):
@@ -75,7 +74,7 @@ class _Rotary(GraphPositions):
     def _frequencies(self, context: GraphContext) -> tuple[Any, float]:
         """The angular frequencies, [R / 2] or [B, 1, R / 2] where they follow the length, and the factor."""
         g, scaling = context.graph, self._kind.bound_scaling
-        dim, theta = self._kind.rotated(context.model.dims.head_dim), as_float(self._kind.theta)
+        dim, theta = self._kind.rotated(context.model.dims.head_dim), self._kind.base
         inverse, factor = frequencies(theta, dim, scaling)
         plain = g.constant(inverse)
         if not isinstance(scaling, DynamicNTK | LongRope):
@@ -103,8 +102,6 @@ class _Alibi(GraphPositions):
         def make() -> Any:
             import numpy as np
 
-            from llmkit.decoder.positions import alibi_slopes
-
             g = context.graph
             slopes = g.constant(np.array(alibi_slopes(context.model.dims.heads), dtype=np.float32)[:, None])
             at = g.op("Unsqueeze", g.cast(context.key_positions(), "FLOAT"), g.ints(1))
@@ -118,4 +115,4 @@ def in_compute_dtype(context: GraphContext, value: Any) -> Any:
     return value if context.dtype == "FLOAT" else context.graph.cast(value, context.dtype)
 
 
-_EMITTERS: Emitters = {Rope: _Rotary, Alibi: _Alibi, NoPositions: lambda kind: GraphPositions()}
+_EMITTERS: Hooks[GraphPositions] = {Rope: _Rotary, Alibi: _Alibi, NoPositions: lambda kind: GraphPositions()}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -75,7 +74,7 @@ def choose_grids(
         integers |= made
         notes += more
     head = model.slots.get("head.weight")
-    if head is not None and head.name in integers and as_bool(model.head.normalized):
+    if head is not None and head.name in integers and model.head.is_normalized:
         integers[head.name] = replace(integers[head.name], matrix=_unit_rows(integers[head.name].matrix))
     level = precision.level(provider)
     if integers:
@@ -147,7 +146,7 @@ def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider
 
 def _why_no_table(model: Model, columns: int) -> str | None:
     """Why the embedding cannot be looked up in integers; None where it can."""
-    if model.is_tied and as_bool(model.head.normalized):
+    if model.is_tied and model.head.is_normalized:
         return "its rows are normalized for the head alone"
     if all(columns % block for block in CODEC.group_sizes):
         return f"no block divides its rows of {columns}"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from llmkit.architecture.hooks import FeedsGraph
 from llmkit.architecture.model import Model
 from llmkit.decoder.kv import Cache, KVCache, Places
 from llmkit.decoder.packed import Packed
@@ -62,7 +63,7 @@ class OrtDecoder:
         self._heads = model.dims.heads if model is not None else int(parts.inputs[self._memory.pasts[0]].shape[1])
         self.n_vocab = model.dims.vocab if model is not None else int(parts.outputs["logits"].shape[-1])
         kinds: set[Any] = {getattr(block, "position", None) for block in model.blocks} - {None} if model else set()
-        self._feeders = [kind for kind in kinds if hasattr(kind, "onnx_feeds")]
+        self._feeders = [kind for kind in kinds if isinstance(kind, FeedsGraph)]
         readers = [build_positions(k, model.dims, torch.float32, self.device) for k in kinds] if model else []
         self.exact_sharing_limit, self.rebuilt_past = limits(readers)
 

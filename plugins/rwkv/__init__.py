@@ -13,7 +13,8 @@ from llmkit.architecture.kinds import Embedding, Head, LayerNorm, PerLayer
 from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.tokenizers import TOKENIZERS
-from llmkit_plugins.rwkv.kind import TimeAndChannelMix
+
+from .kind import TimeAndChannelMix
 
 
 def _norm(config: Mapping[str, Any], layer: int, eps: float | None = None) -> LayerNorm:

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmkit_plugins.rwkv.mix import SMALLEST
+from .mix import SMALLEST
 
 if TYPE_CHECKING:
-    from llmkit_plugins.rwkv.kind import TimeAndChannelMix
+    from llmkit.onnx.context import GraphContext
+    from llmkit.onnx.norms import Stream
+    from llmkit.onnx.weights import GraphWeights
+
+    from .kind import TimeAndChannelMix
 
 
-def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, stream: Any) -> None:
+def emit_layer(
+    kind: TimeAndChannelMix, context: GraphContext, weights: GraphWeights, layer: int, stream: Stream
+) -> None:
     """One layer on the stream; `past_state.N` and `present_state.N` are [B, 5, hidden] as in `mix.py`."""
     g, hidden = context.graph, context.model.dims.hidden
     state = g.input(f"past_state.{layer}", "FLOAT", ["batch_size", 5, hidden])
@@ -45,20 +51,20 @@ def emit_layer(kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, 
     context.initial[f"past_state.{layer}"] = [0.0, 0.0, 0.0, 0.0, SMALLEST]
 
 
-def _new(context: Any) -> Any:
+def _new(context: GraphContext) -> Any:
     """[B, S] int64: 1 for new tokens, 0 for padding."""
     g = context.graph
     first = g.op("Sub", context.total(), context.length())
     return context.once("new", lambda: g.op("Slice", context.mask, first, context.total(), g.ints(1)))
 
 
-def _real(context: Any) -> Any:
+def _real(context: GraphContext) -> Any:
     """[B, S, 1] float32: 1 for tokens, 0 for padding."""
     g = context.graph
     return g.op("Unsqueeze", g.op("Cast", _new(context), to=1), g.ints(2))
 
 
-def _earlier(context: Any) -> Any:
+def _earlier(context: GraphContext) -> Any:
     """[B, S + 1, 1] int64: the token before each one and before what comes next, counted from 1; 0: the past's last.
 
     ONNX has no running maximum: the tokens' places in order (TopK), looked up by how many tokens there were before.
@@ -105,7 +111,7 @@ def _body(outer: Any, decay: Any, first: Any, hidden: int) -> Any:
     from llmkit.onnx.graph import Graph
 
     b = Graph("token")
-    shape = ["batch_size", hidden]
+    shape: list[int | str] = ["batch_size", hidden]
     above, below, largest, k, v = (b.input(n, "FLOAT", shape) for n in ("above", "below", "largest", "key", "value"))
     real = b.cast(b.input("real", "FLOAT", ["batch_size", 1]), "BOOL")
     bonus = b.op("Add", k, first)

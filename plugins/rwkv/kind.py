@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llmkit.architecture.kind import linear_slots, under
 from llmkit.architecture.kinds import Kind, NoPositions, SlotShape
+
+if TYPE_CHECKING:
+    from llmkit.architecture.hooks import Layer, Weights
+    from llmkit.architecture.model import Model
+    from llmkit.decoder.positions import Positions
+    from llmkit.onnx.context import GraphContext
+    from llmkit.onnx.norms import Stream
+    from llmkit.onnx.positions import GraphPositions
+    from llmkit.onnx.weights import GraphWeights
 
 __all__ = ["TimeAndChannelMix"]
 
@@ -31,18 +40,16 @@ class TimeAndChannelMix(Kind):
             slots |= linear_slots(name, out, inside, False)
         return slots
 
-    @staticmethod
-    def torch_reader(kind: TimeAndChannelMix, model: Any, weights: Any, index: int, positions: Any) -> Any:
+    def torch_reader(self, model: Model, weights: Weights, layer: int, positions: Positions) -> Layer:
         """The layer of the torch decoder."""
-        from llmkit_plugins.rwkv.mix import build_layer
+        from .mix import build_layer
 
-        return build_layer(kind, weights, index)
+        return build_layer(self, weights, layer)
 
-    @staticmethod
     def onnx_emitter(
-        kind: TimeAndChannelMix, context: Any, weights: Any, layer: int, positions: Any, stream: Any
+        self, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, stream: Stream
     ) -> None:
         """The layer in a graph."""
-        from llmkit_plugins.rwkv.graph import emit_layer
+        from .graph import emit_layer
 
-        emit_layer(kind, context, weights, layer, stream)
+        emit_layer(self, context, weights, layer, stream)

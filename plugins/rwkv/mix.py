@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from llmkit_plugins.rwkv.kind import TimeAndChannelMix
+    from llmkit.architecture.hooks import Layer, Weights
+    from llmkit.decoder.kv import Cache
+
+    from .kind import TimeAndChannelMix
 
 SMALLEST = -1e38  # the largest exponent before the first token
 
 
-def build_layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
+def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
     """The layer of the torch decoder: (x [B, S, hidden], positions' table, cache) -> x."""
     import torch
 
@@ -51,7 +54,7 @@ def build_layer(kind: TimeAndChannelMix, weights: Any, index: int) -> Any:
         x = x + gate * product["value"](key)
         return x, torch.cat([last_z.float(), last_y.float(), held], 1)
 
-    def layer(x: torch.Tensor, table: Any, cache: Any) -> Any:
+    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         return cache.recur(index, run, x)
 
     return layer

@@ -128,7 +128,7 @@ def test_a_kind_without_a_reader_is_refused_and_a_plugins_own_reader_is_used():
 
     @dataclass(frozen=True)
     class Own(Kind):
-        def torch_reader(self, kind, weights):
+        def torch_reader(self, weights):
             return lambda x: 2 * x
 
     with pytest.raises(RequirementError, match="no reader for the kind Strange"):

@@ -43,9 +43,8 @@ def test_a_graph_that_computes_something_else_breaks_it(monkeypatch):
 class Odd(GatedMLP):
     """A kind that torch can read, and the graph reader cannot."""
 
-    @staticmethod
-    def torch_reader(kind, weights):
-        return build_mlp(GatedMLP(kind.act), weights)
+    def torch_reader(self, weights):
+        return build_mlp(GatedMLP(self.act), weights)
 
 
 def test_a_kind_without_an_emitter_is_noted_not_blamed():
