@@ -4,10 +4,8 @@
     ├── InputError         2  a missing, unreadable, truncated or malformed input
     ├── SpecError          2  names, shapes or dtypes that do not fit together
     ├── RequirementError   2  a missing extra, a step that cannot follow another, a wrong base
-    ├── RecipeError        2  a recipe file that cannot be read or run
     ├── PluginError        2  a plugin that cannot be loaded or that clashes with another
-    ├── OutputError        2  the output exists, the disk is full, the folder cannot be written
-    └── VerificationError  1  it ran, and the answer is no
+    └── OutputError        2  the output exists, the disk is full, the folder cannot be written
 
 A message says what, where, found and expected, in that order; the hint is a command to run.
 Only `llmkit.cli.app` turns an error into an exit code. Everything else that escapes is a bug (exit code 3).
@@ -23,10 +21,8 @@ __all__ = [
     "LlmkitError",
     "OutputError",
     "PluginError",
-    "RecipeError",
     "RequirementError",
     "SpecError",
-    "VerificationError",
     "listing",
     "nearest",
 ]
@@ -64,22 +60,12 @@ class RequirementError(LlmkitError):
     """Something needed is not there: an extra, a float weight, the right base."""
 
 
-class RecipeError(LlmkitError):
-    """A recipe that cannot be read or run."""
-
-
 class PluginError(LlmkitError):
     """A plugin that cannot be loaded or that clashes with another."""
 
 
 class OutputError(LlmkitError):
     """The output exists, or cannot be written."""
-
-
-class VerificationError(LlmkitError):
-    """It ran, and the answer is no."""
-
-    exit_code = 1
 
 
 def listing(names: Iterable[str], limit: int = 5) -> str:

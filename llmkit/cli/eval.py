@@ -99,8 +99,8 @@ def evaluate(
 
     if output is not None:
         check_record_path(output)
-    asked = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, templates, dtype, device]
-    keep = _kept_in(output, repr([*asked, backend, provider]))
+    settings = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, templates, dtype, device]
+    keep = _kept_in(output, repr([*settings, backend, provider]))
     score = partial(
         run_evaluation,
         model,
@@ -139,7 +139,7 @@ def evaluate(
         _gate(out, record, fail_under)
 
 
-def _kept_in(output: Path | None, asked: str) -> Path:
+def _kept_in(output: Path | None, settings: str) -> Path:
     """Where answers are kept until all are there: beside the record, or in the user's cache."""
     if output is not None:
         return output.with_name(output.name + ".answers")
@@ -148,7 +148,7 @@ def _kept_in(output: Path | None, asked: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmkit"
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-    return cache / f"{hashlib.sha256(f'{Path.cwd()} {asked}'.encode()).hexdigest()[:32]}.answers"
+    return cache / f"{hashlib.sha256(f'{Path.cwd()} {settings}'.encode()).hexdigest()[:32]}.answers"
 
 
 def _interrupted(keep: Path) -> Interrupted:

@@ -121,8 +121,19 @@ def evaluate(
         chat_template=chat_template,
         progress=progress,
     )
-    asked = [dtype, device, backend, provider, batch_tokens, lm.max_length, add_bos_token, chat_template, names, shots]
-    digest = digest_of([describe_model(ckpt), asked, limit, list(subjects), versions()])
+    scored_with = [
+        dtype,
+        device,
+        backend,
+        provider,
+        batch_tokens,
+        lm.max_length,
+        add_bos_token,
+        chat_template,
+        names,
+        shots,
+    ]
+    digest = digest_of([describe_model(ckpt), scored_with, limit, list(subjects), versions()])
     results: dict[str, BenchResult] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
     scores: dict[str, Any] = {}

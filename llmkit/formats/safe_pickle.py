@@ -24,7 +24,7 @@ from typing import IO, Any, ClassVar, NamedTuple
 from llmkit.errors import InputError
 from llmkit.tensors.spec import DType
 
-__all__ = ["MAX_PICKLE_NBYTES", "StorageRef", "TensorRef", "load"]
+__all__ = ["MAX_PICKLE_NBYTES", "STORAGES", "StorageRef", "TensorRef", "load"]
 
 MAX_PICKLE_NBYTES = 256_000_000
 _MAX_READS = 20_000_000  # opcodes and their arguments; a tensor takes some sixty of them
@@ -158,7 +158,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": DType.F64, "FloatStorage": DType.F32, "HalfStorage": DType.F16, "BFloat16Storage": DType.BF16,
     "LongStorage": DType.I64, "IntStorage": DType.I32, "ShortStorage": DType.I16, "CharStorage": DType.I8,
     "ByteStorage": DType.U8, "BoolStorage": DType.BOOL, "ComplexFloatStorage": DType.C64,
@@ -274,8 +274,8 @@ class _Unpickler(_Interpreter):  # type: ignore[misc]
         if full in _FUNCTIONS:
             return _Callable(full, _FUNCTIONS[full])
         if module in ("torch", "torch.storage", "torch.cuda"):
-            if name in _STORAGES:
-                return _StorageType(_STORAGES[name])
+            if name in STORAGES:
+                return _StorageType(STORAGES[name])
             if name == "UntypedStorage":
                 return _StorageType(None)
             if any(name == d.torch_name for d in DType):

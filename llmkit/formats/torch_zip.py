@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from llmkit.errors import SpecError
 from llmkit.formats.container import Chunks, OutputFile, OutputFiles, index_json, must_cover, shard, shard_names
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.formats.safe_pickle import STORAGES
+from llmkit.tensors.spec import TensorSpec
 
 __all__ = ["TorchFiles", "TorchNamedFiles"]
 
@@ -25,10 +26,7 @@ _ALIGNMENT = 64
 _ROOT = "archive"  # torch finds the folder by the first entry; a fixed name keeps a renamed file readable everywhere
 _LIMIT = 0xFFFFFFFF
 _DATE = 0x21  # 1 January 1980, the first day a zip can say: the same bytes whenever it is written
-_STORAGES = {
-    DType.F64: "Double", DType.F32: "Float", DType.F16: "Half", DType.BF16: "BFloat16", DType.I64: "Long",
-    DType.I32: "Int", DType.I16: "Short", DType.I8: "Char", DType.U8: "Byte", DType.BOOL: "Bool",
-}  # fmt: skip
+_STORAGES = {dtype: name for name, dtype in STORAGES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,7 @@ def _pickled(tensors: Iterable[tuple[str, TensorSpec]]) -> bytes:
             raise SpecError(
                 f"{name} is {spec.dtype.name}, which a torch file's storages do not know", hint="convert with --to hf"
             )
-        storage = _text("storage") + f"ctorch\n{kind}Storage\n".encode() + _text(str(i)) + _text("cpu")
+        storage = _text("storage") + f"ctorch\n{kind}\n".encode() + _text(str(i)) + _text("cpu")
         out += [
             _text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(",
             b"(" + storage + _int(spec.numel) + b"tQ", _int(0),

@@ -25,7 +25,7 @@ _MEAN_COLUMNS = 512
 
 
 def combined(sign: int, left: Lazy, right: Lazy, arithmetic: DType, output: DType) -> Lazy:
-    """`left + right` (or `left - right` for sign -1), each cast to `arithmetic` first, the result cast to `output`."""
+    """`left + right` (`left - right` for sign -1) of one shape, each cast to `arithmetic` first, as `output`."""
 
     def compute(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         a, b = x.to(arithmetic.torch), y.to(arithmetic.torch)
@@ -115,7 +115,7 @@ def _ordinals(data: torch.Tensor, dtype: DType) -> torch.Tensor:
 
 
 def ulp_subtracted(tuned: Lazy, base: Lazy) -> Lazy:
-    """The signed number of representable values from `base` (cast to tuned's dtype) to `tuned`, modulo the word."""
+    """How many representable values lie from `base` (cast to tuned's dtype) to `tuned`: integers of its width."""
     dtype = tuned.dtype
 
     def compute(b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

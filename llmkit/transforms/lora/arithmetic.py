@@ -47,12 +47,12 @@ _F32 = DType.F32
 
 
 def transposed(lazy: Lazy) -> Lazy:
-    """The transpose of a small matrix, computed whole once a step and cut into rows."""
+    """[a, b] -> [b, a] of a small matrix, in its own dtype; computed whole once a step and cut into rows."""
     return Concat([transpose(lazy)]).output()
 
 
 def product(left: Lazy, right: Lazy) -> Lazy:
-    """The product of two small matrices in float32, computed whole."""
+    """[a, r] and [r, b] -> their product [a, b] in float32; computed whole."""
     spec = TensorSpec(_F32, (left.shape[0], right.shape[1]))
     whole = Apply("matmul", [left, right], spec, lambda a, b: a.float() @ b.float(), row_step=None).output()
     return Concat([whole]).output()
@@ -147,7 +147,14 @@ def add_low_rank(
 def add_experts(
     weight: Lazy, left: Lazy, right: Lazy, scale: float, dtype: DType, *, name: str, observe: Observe | None = None
 ) -> Lazy:
-    """W[e] + scale * left[e] @ right[e] of stacked matrices, each update cast to the dtype of the weight first."""
+    """W[e] + scale * left[e] @ right[e] of stacked matrices, each update cast to `dtype` first.
+
+    Args:
+        weight: [E, rows, columns], a float type.
+        left: [E, rows, r].
+        right: [E, r, columns].
+        dtype: of the result, which has the shape of the weight.
+    """
 
     def fn(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -169,7 +176,12 @@ def add_hadamard(
     name: str,
     observe: Observe | None = None,
 ) -> Lazy:
-    """W + scale * (w1_a @ w1_b) * (w2_a @ w2_b), the second product elementwise (LoHa); `factors` in that order."""
+    """W + scale * (w1_a @ w1_b) * (w2_a @ w2_b), the second product elementwise (LoHa), as `dtype`.
+
+    Args:
+        weight: [rows, columns], a float type.
+        factors: w1_a [rows, r], w1_b [r, columns], w2_a and w2_b alike.
+    """
     parts = [f.cast(_F32) for f in factors]
 
     def fn(w: torch.Tensor, a1: torch.Tensor, b1: torch.Tensor, a2: torch.Tensor, b2: torch.Tensor) -> torch.Tensor:
@@ -226,7 +238,7 @@ def scale_columns(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observ
 def add_vector(
     vector: Lazy, addend: Lazy, scale: float, dtype: DType, *, name: str, observe: Observe | None = None
 ) -> Lazy:
-    """The vector plus scale times another."""
+    """[n] plus scale times another [n], summed in float32 and stored as `dtype`."""
 
     def fn(b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return _in_blocks(b, dtype, lambda block, rows: block + x[rows] * scale, name, observe)
