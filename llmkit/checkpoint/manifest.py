@@ -3,6 +3,8 @@
 Hashes are XXH3 (128 bits) of the raw bytes of a tensor (or of a small file), computed while streaming.
 They find what is damaged or not the same; they are no signature against somebody who forges. (A delta of a 1.1B pair
 took 3.6 to 5.0 s on two cores with BLAKE3, 2.9 to 3.6 s with XXH3.)
+"nodes" holds the expressions of all tensors, each node once (`llmkit.tensors.nodes`); "from" of a tensor is an id in
+it. Manifests of format 1 hold the whole expression there, inputs within inputs, and are read as well.
 Everything but the entry "run" is the same for the same inputs and recipe. Its "xxh3" is the hash of all the rest.
 """
 
@@ -18,10 +20,12 @@ from llmkit.errors import InputError
 from llmkit.formats.json_text import read_object
 from llmkit.tensors.spec import DType
 
-__all__ = ["MANIFEST_NAME", "frame_hash", "is_sealed", "load_manifest", "recipe_of", "sealed", "versions"]
+__all__ = ["MANIFEST_NAME", "frame_hash", "is_sealed", "load_manifest", "node_of", "recipe_of", "sealed", "versions"]
 
 MANIFEST_NAME = "llmkit.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
+_READ_FORMATS = (1, MANIFEST_FORMAT)
+_MAX_EXPRESSION = 100_000  # nodes of one expression, written out: more than any that a command makes
 _CHUNK_NBYTES = 4 * 2**20
 
 
@@ -41,8 +45,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_object(path)
     except InputError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    if manifest.get("format") != MANIFEST_FORMAT:
-        raise InputError(f"{path}: not a manifest of format {MANIFEST_FORMAT}")
+    if manifest.get("format") not in _READ_FORMATS:
+        raise InputError(f"{path}: not a manifest of format {' or '.join(map(str, _READ_FORMATS))}")
     odd = next(_oddities(manifest), None)
     if odd is not None:
         raise InputError(f"{path} is no manifest of llmkit's: {odd}", hint="it was damaged: make the folder again")
@@ -51,7 +55,14 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 def _oddities(manifest: Mapping[str, Any]) -> Iterator[str]:
     """What in a manifest has another type than llmkit writes, so that whoever reads it need not ask."""
-    for key, kind in {"files": dict, "tensors": dict, "recipe": list, "inputs": list, "run": dict}.items():
+    for key, kind in {
+        "files": dict,
+        "tensors": dict,
+        "recipe": list,
+        "inputs": list,
+        "nodes": list,
+        "run": dict,
+    }.items():
         value = manifest.get(key, None if key in ("files", "tensors", "recipe") else kind())
         if not isinstance(value, kind):
             yield f"{key} is {_shown(value)}, expected {'an object' if kind is dict else 'a list'}"
@@ -60,9 +71,11 @@ def _oddities(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield from _wrong(f"the file {name}", entry, {"nbytes": _count}, _FILE)
         if not entry.keys() & {"header", "linked", "xxh3"}:
             yield f"the file {name} has no hash"
+    nodes = manifest.get("nodes", [])
+    yield from _odd_nodes(nodes)
     for name, entry in manifest["tensors"].items():
         yield from _wrong(f"the tensor {name}", entry, _TENSOR, {"offset": _count})
-        yield from (f"the tensor {name}: {odd}" for odd in _odd_expression(entry["from"]))
+        yield from (f"the tensor {name}: {odd}" for odd in _odd_expression(entry["from"], len(nodes)))
     for n, step in enumerate(manifest["recipe"]):
         yield from _wrong(f"step {n} of the recipe", step, {}, {"transform": _text})
     for n, entry in enumerate(manifest.get("inputs", ())):
@@ -81,18 +94,36 @@ def _wrong(what: str, entry: Any, needed: Mapping[str, _Check], more: Mapping[st
             yield f"{what} has no {key}"
 
 
-def _odd_expression(node: Any) -> Iterator[str]:
+def _odd_nodes(nodes: list[Any]) -> Iterator[str]:
+    sizes: list[int] = []
+    for number, node in enumerate(nodes):
+        odd = next(_odd_expression(node, number, is_entry=True), None)
+        if odd is not None:
+            yield f"node {number}: {odd}"
+            return
+        sizes.append(1 + sum(sizes[i] for i in node.get("inputs", ())))
+        if sizes[-1] > _MAX_EXPRESSION:
+            yield f"node {number} is made of {sizes[-1]} nodes"
+            return
+
+
+def _odd_expression(node: Any, n_before: int, *, is_entry: bool = False) -> Iterator[str]:
+    """What is wrong with an expression, or with the entry of a table, whose inputs are `n_before` entries before it."""
+    if _count(node) and not is_entry:
+        if node >= n_before:
+            yield f"node {node} is not in the table"
+        return
     if not isinstance(node, dict) or not isinstance(node.get("op"), str):
         yield f"from is {_shown(node)}, expected an operation"
         return
     inputs = node.get("inputs", [])
-    if not isinstance(inputs, list):
+    if not isinstance(inputs, list) or (is_entry and not all(_count(i) for i in inputs)):
         yield f"the inputs of {node['op']} are {_shown(inputs)}"
         return
     if node["op"] == "read" and not all(isinstance(node.get(k, ""), str) for k in ("file", "tensor")):
         yield "what it is read from is no text"
     for each in inputs:
-        yield from _odd_expression(each)
+        yield from _odd_expression(each, n_before if is_entry else 0)
 
 
 def _shown(value: Any) -> str:
@@ -119,8 +150,14 @@ _Check = Callable[[Any], bool]
 _FILE: dict[str, _Check] = {"header": _text, "xxh3": _text, "linked": _text, "sharing": _text, "mtime_ns": _count}
 _TENSOR: dict[str, _Check] = {
     "file": _text, "dtype": lambda value: str(value) in DType.__members__, "shape": _shape, "xxh3": _text,
-    "from": lambda value: isinstance(value, dict),
+    "from": lambda value: isinstance(value, dict) or _count(value),
 }  # fmt: skip
+
+
+def node_of(manifest: Mapping[str, Any], reference: Any) -> dict[str, Any]:
+    """A node of an expression: `reference` is its id, or, in a manifest of format 1, the node itself."""
+    found: Mapping[str, Any] = reference if isinstance(reference, Mapping) else manifest["nodes"][reference]
+    return dict(found)
 
 
 def recipe_of(folder: Path) -> tuple[Mapping[str, Any], ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint.manifest import load_manifest
+from llmkit.checkpoint.manifest import load_manifest, node_of
 from llmkit.errors import InputError, nearest
 
 __all__ = ["explain", "tree_lines"]
@@ -43,28 +43,33 @@ def explain(folder: Path, tensor: str) -> dict[str, Any]:
         "shape": entry["shape"],
         "xxh3": entry["xxh3"],
         "recipe": manifest["recipe"],
-        "from": _followed(entry["from"], {}, _MAX_DEPTH),
+        "from": _followed(manifest, entry["from"], {}, _MAX_DEPTH),
     }
 
 
-def _followed(node: Mapping[str, Any], manifests: dict[Path, Mapping[str, Any] | None], depth: int) -> dict[str, Any]:
-    found = dict(node)
-    if found.get("op") == "read" and depth and "file" in found:
-        made = _made(Path(found["file"]).parent, manifests).get(str(found.get("tensor")))
-        if made is not None:
-            found["inputs"] = [_followed(made["from"], manifests, depth - 1)]
-    elif "inputs" in found:
-        found["inputs"] = [_followed(i, manifests, depth) for i in found["inputs"]]
-    return found
+def _followed(
+    manifest: Mapping[str, Any], reference: Any, manifests: dict[Path, Mapping[str, Any] | None], depth: int
+) -> dict[str, Any]:
+    """An expression of a manifest with its inputs within it, and below a read what that tensor was made from."""
+    node = node_of(manifest, reference)
+    if node["op"] == "read" and depth and "file" in node:
+        other = _manifest_beside(Path(node["file"]), manifests)
+        made = other["tensors"].get(node.get("tensor")) if other is not None else None
+        if other is not None and made is not None:
+            node["inputs"] = [_followed(other, made["from"], manifests, depth - 1)]
+    elif "inputs" in node:
+        node["inputs"] = [_followed(manifest, i, manifests, depth) for i in node["inputs"]]
+    return node
 
 
-def _made(folder: Path, manifests: dict[Path, Mapping[str, Any] | None]) -> Mapping[str, Any]:
+def _manifest_beside(file: Path, manifests: dict[Path, Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    folder = file.parent
     if folder not in manifests:
         try:
-            manifests[folder] = load_manifest(folder)["tensors"]
+            manifests[folder] = load_manifest(folder)
         except InputError:
             manifests[folder] = None
-    return manifests[folder] or {}
+    return manifests[folder]
 
 
 def tree_lines(node: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ from llmkit.tensors.finite import count_not_finite
 from llmkit.tensors.lazy import Context, Read, Rows
 from llmkit.tensors.loading import import_torch
 from llmkit.tensors.moving import Mover, is_moved
+from llmkit.tensors.nodes import NodeTable
 from llmkit.tensors.source import bytes_of
 from llmkit.tensors.stopped import Stopped
 
@@ -341,12 +342,12 @@ def _manifest(plan: Plan, run: _Run) -> dict[str, Any]:
     checkpoint = plan.checkpoint
     tensors = {}
     stored = {name: inner for f in plan.files for name, inner in f.stored.items()}
+    table = NodeTable()
     for step in plan.steps:
         for p in step.placements:
-            lazy = checkpoint.tensors[p.name]
             tensors[p.name] = {
                 "file": p.file, "dtype": p.spec.dtype.name, "shape": list(p.spec.shape),
-                "offset": p.offset, "xxh3": run.hashes[p.name], "from": lazy.explain(),
+                "offset": p.offset, "xxh3": run.hashes[p.name], "from": table.add(checkpoint.tensors[p.name]),
             }  # fmt: skip
             if p.name in stored:
                 tensors[p.name]["stored_as"] = stored[p.name]
@@ -362,4 +363,5 @@ def _manifest(plan: Plan, run: _Run) -> dict[str, Any]:
         | {name: {"nbytes": len(data), "xxh3": xxh3_128(data).hexdigest()}
            for name, data in plan.small_files.items()},
         "tensors": dict(sorted(tensors.items())),
+        "nodes": table.nodes,
     }  # fmt: skip

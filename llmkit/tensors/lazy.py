@@ -174,13 +174,6 @@ class Lazy:
             "cast", [self], self.spec.with_dtype(dtype), lambda x: x.to(target.torch), {"to": dtype.name}
         ).output()
 
-    def explain(self) -> dict[str, Any]:
-        """The expression that makes this tensor, as nested dicts: op, parameters, spec, inputs."""
-        described: dict[str, Any] = {"op": self.node.op, **self.node.attrs, "spec": str(self.spec)}
-        if self.node.inputs:
-            described["inputs"] = [i.explain() for i in self.node.inputs]
-        return described
-
     def formula(self) -> str:
         """The expression in one line: `add(base:model.norm.weight, delta:model.norm.weight)`."""
         if isinstance(self.node, Read):

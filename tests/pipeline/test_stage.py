@@ -95,6 +95,7 @@ print(n)
 """
 
 
+@pytest.mark.slow
 def test_killed_anywhere_the_same_stage_goes_on_and_computes_no_finished_block_again(tmp_path):
     (tmp_path / "k").mkdir()
     done = subprocess.run(

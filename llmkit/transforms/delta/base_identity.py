@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.manifest import load_manifest
+from llmkit.checkpoint.manifest import load_manifest, node_of
 from llmkit.errors import InputError, listing
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.transforms.delta.base_structure import Finding
@@ -28,19 +29,20 @@ def recorded_hashes(delta: Checkpoint) -> dict[str, str]:
     hashes = {str(entry["path"]): entry.get("tensors", {}) for entry in manifest.get("inputs", ())}
     found: dict[str, str] = {}
     for name, tensor in manifest.get("tensors", {}).items():
-        first = _base_read(tensor.get("from", {}))
+        first = _base_read(manifest, tensor["from"])
         digest = None if first is None else hashes.get(str(first["file"]), {}).get(first["tensor"])
         if digest is not None:
             found[name] = digest
     return found
 
 
-def _base_read(expression: dict[str, Any]) -> dict[str, Any] | None:
+def _base_read(manifest: Mapping[str, Any], reference: Any) -> dict[str, Any] | None:
     """The base's part of `ulp_subtract(base, tuned)`, when it is a plain read."""
-    if expression.get("op") != "ulp_subtract":
+    expression = node_of(manifest, reference)
+    if expression["op"] != "ulp_subtract" or not expression.get("inputs"):
         return None
-    first: dict[str, Any] = next(iter(expression.get("inputs", ())), {})
-    return first if first.get("op") == "read" and "file" in first and "tensor" in first else None
+    first = node_of(manifest, expression["inputs"][0])
+    return first if first["op"] == "read" and "file" in first and "tensor" in first else None
 
 
 def identity_findings(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
