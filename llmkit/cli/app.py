@@ -161,7 +161,7 @@ def _usage(out: Output, error: Any) -> int:
         else:
             sys.stderr.write(message + "\n")
             return EXIT_USAGE
-    message = re.sub(r"\s*(\(Possible options|Did you mean|\(Did you mean).*", "", message, flags=re.S).rstrip(".")
+    message = re.sub(r"[\s(']*(Possible options|Did you mean).*", "", message, flags=re.S).rstrip(".")
     guess = _intended(error, message, context)
     out.error("usage", message[0].lower() + message[1:], f"did you mean {guess}?" if guess else f"{path} --help")
     return EXIT_USAGE

@@ -29,12 +29,14 @@ _WORDS = {
 
 
 def check_arguments(args: Sequence[str]) -> None:
-    """Refuse bytes that are no UTF-8: no tokenizer, manifest or JSON answer can hold them.
+    """Refuse bytes that are no UTF-8, which no tokenizer, manifest or JSON answer can hold, and NUL, which no path can.
 
     Raises:
         InputError: naming the argument.
     """
     for number, arg in enumerate(args, 1):
+        if "\0" in arg:
+            raise InputError(f"argument {number} has a NUL character: {arg!r}", hint="leave it out")
         if not arg.isascii():
             try:
                 arg.encode("utf-8")

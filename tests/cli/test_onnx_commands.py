@@ -287,16 +287,17 @@ def test_what_no_plugin_describes_is_pointed_to_optimum(call, model, tmp_path):
 
 
 def test_the_graph_passes_the_checker_and_the_strict_load(exported):
-    """onnx's checker refuses files with several names, which linked weights have; ONNX Runtime does not mind."""
+    """onnx's checker may refuse files with several names, which linked weights have; ONNX Runtime does not mind."""
     import onnx
     import onnxruntime
 
     path = exported / "model.onnx"
-    if "link" in exported.name:
-        with pytest.raises(Exception, match="hard link"):
-            onnx.checker.check_model(str(path))
-    else:
+    refusal = ""
+    try:
         onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        refusal = str(error)
+    assert not refusal or ("link" in exported.name and "hard link" in refusal)  # newer versions of onnx refuse links
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.strict_shape_type_inference", "1")
     session = onnxruntime.InferenceSession(str(path), options)
