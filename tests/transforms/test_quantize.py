@@ -89,8 +89,8 @@ def hf_logits(folder):
 )
 def test_transformers_loads_the_folder_and_computes_what_we_restore(tmp_path, bits, group_size, symmetric, ffn, tied):
     skip_if_zero_points_cannot_load(symmetric)
-    if bits == 3 and LIBRARY_HAS_GAPS:
-        pytest.skip("this compressed-tensors packs 3 bits otherwise")
+    if bits < 4 and LIBRARY_HAS_GAPS:
+        pytest.skip("this compressed-tensors packs 3 bits otherwise, and transformers 4 loads no 2 with it")
     state = write_model(tmp_path / "float", ffn=ffn, tied=tied)
     ckpt = llmkit.open_checkpoint(tmp_path / "float")
     llmkit.save(quantize(ckpt, bits=bits, group_size=group_size, symmetric=symmetric), tmp_path / "quantized")
