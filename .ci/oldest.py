@@ -19,6 +19,6 @@ wanted += [r for r in extras["dev"] if r.startswith(COMPARED)]
 pins = {}
 for requirement in wanted:
     name, _, low = re.match(r"([\w.-]+)(>=|==)([\d.]+)", requirement).groups()
-    pins[name] = low if low.count(".") == 2 else low + ".0"
+    pins[name] = low if low.count(".") >= 2 else low + ".0"
 pins["torch"] = re.search(r"torch==([\d.]+)", " ".join(extras["cpu"]))[1]  # older ones have no CPU build on PyPI
 sys.stdout.writelines(f"{name}=={version}\n" for name, version in sorted(pins.items()))
