@@ -144,8 +144,9 @@ def test_every_package_is_packaged():
     roots = {"llmkit": PACKAGE, "llmkit_plugins": ROOT / "plugins", "llmkit_evalsets": ROOT / "evalsets"}
     found = set()
     for name, folder in roots.items():
-        for init in folder.rglob("__init__.py"):
-            found.add(".".join([name, *init.parent.relative_to(folder).parts]))
+        for file in folder.rglob("*"):  # folders of data, too: setuptools warns of those it is not told of
+            if file.is_file() and "__pycache__" not in file.parts:
+                found.add(".".join([name, *file.parent.relative_to(folder).parts]))
     assert listed == found
 
 
