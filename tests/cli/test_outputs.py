@@ -96,7 +96,7 @@ def test_ctrl_c_while_scoring_says_what_is_kept(call, tiny, tmp_path, monkeypatc
     def interrupted(*_args, keep, answers, **_options):
         journal = Journal(keep, "digest")
         if answers:
-            journal.append({"call": "1", "reads": [[0, 0, -1.5, True], [1, 0, -2.5, False]]})
+            journal.append({"call": "1", "result": {"reads": [[0, 0, -1.5, True], [1, 0, -2.5, False]]}})
         journal.close()
         raise KeyboardInterrupt
 
