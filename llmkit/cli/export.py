@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
             "llmkit export vicuna-7b --to onnx --bits 4 -o vicuna-7b-onnx-int4",
             "llmkit export vicuna-7b --to onnx --bits 4 --embedding-bits 4 --keep '*.down_proj' -o out",
             "llmkit export vicuna-7b --to onnx --weights copy --attention attention -o out",
-            "llmkit export vicuna-7b --to onnx --kv-cache-dtype int8 --calibrate chats.txt -o out",
+            "llmkit export vicuna-7b --to onnx --kv-cache-dtype int8 --calibration chats.txt -o out",
         ],
     )(export)
 
@@ -142,10 +142,11 @@ def export(
             "(default: the compute dtype).",
         ),
     ] = None,
-    calibrate: Annotated[
+    calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibrate",
+            "--calibration",
+            "--calibrate",  # as it was called once
             metavar="FILE",
             help="A text whose first 2048 tokens tell the ranges of keys and values (default: the checkpoint's own "
             "scales, or a text that llmkit brings).",
@@ -204,7 +205,7 @@ def export(
         precision=precision,
         provider=provider,
         kv_cache_dtype=kv_cache_dtype,
-        calibrate=calibrate,
+        calibration=calibration,
     )
     failed: list[Difference] = []
 

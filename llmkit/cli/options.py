@@ -156,7 +156,7 @@ class Grids:
             metavar="NAME",
             autocompletion=completion.quantization_methods,
             help="How weights are put on the grid: rtn rounds to nearest, mse on the grid with the least error, gptq "
-            "lets later columns take up the error of earlier ones (default: gptq with --calibration, else rtn).",
+            "lets later columns take up earlier errors (default: rtn; in quantize, with --calibration, gptq).",
             show_default=False,
         ),
     ] = None

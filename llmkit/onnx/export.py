@@ -55,7 +55,7 @@ def export(
     precision: Precision = _FLOATS,
     provider: str = "cpu",
     kv_cache_dtype: str | None = None,
-    calibrate: Path | None = None,
+    calibration: Path | None = None,
 ) -> Checkpoint:
     """The checkpoint as an ONNX folder.
 
@@ -67,7 +67,7 @@ def export(
         precision: which matrices are computed from integers. Those of a quantized checkpoint stay as they are.
         provider: what the graph is for, `cpu` or `cuda`. The CPU computes bfloat16 weights in float32.
         kv_cache_dtype: of keys and values between calls: int8; None: the compute dtype.
-        calibrate: a text that tells the ranges of an int8 cache; None: the checkpoint's scales, or llmkit's own text.
+        calibration: a text that tells the ranges of an int8 cache; None: the checkpoint's scales, or llmkit's own text.
 
     Raises:
         InputError: an option that is unknown, or that the kernels do not have.
@@ -80,11 +80,13 @@ def export(
     cache = None
     if kv_cache_dtype is not None:
         floats = ckpt.derive(tensors=restored(ckpt.tensors, model, grids))
-        cache, more = choose_scales(opened, floats, model, dtype=kv_cache_dtype, calibrate=calibrate, provider=provider)
+        cache, more = choose_scales(
+            opened, floats, model, dtype=kv_cache_dtype, calibration=calibration, provider=provider
+        )
         notes += more
         attention = attention or "gqa"
-    elif calibrate is not None:
-        raise InputError("--calibrate is for a cache in integers", hint="give --kv-cache-dtype int8, too")
+    elif calibration is not None:
+        raise InputError("--calibration is for a cache in integers", hint="give --kv-cache-dtype int8, too")
     used: dict[str, Lazy] = {}
 
     def note_use(name: str, lazy: Lazy) -> None:

@@ -51,7 +51,7 @@ class CacheScales:
 
 
 def choose_scales(
-    ckpt: Checkpoint, floats: Checkpoint, model: Model, *, dtype: str, calibrate: Path | None, provider: str
+    ckpt: Checkpoint, floats: Checkpoint, model: Model, *, dtype: str, calibration: Path | None, provider: str
 ) -> tuple[CacheScales, list[str]]:
     """The scales, and what to tell of them: of a file to calibrate on, of the checkpoint, or of llmkit's own text.
 
@@ -59,7 +59,7 @@ def choose_scales(
         ckpt: as it was opened: with the tokenizer, and with scales where it was published with them.
         floats: what the graph computes with.
         dtype: of the cache: int8.
-        calibrate: a text; None for what there is.
+        calibration: a text; None for what there is.
         provider: what the graph is for.
 
     Raises:
@@ -79,7 +79,7 @@ def choose_scales(
             "beside one, and what it computes without was never compared",
             hint="export for --provider cpu, or leave --kv-cache-dtype out",
         )
-    text = read_text(calibrate) if calibrate is not None else None
+    text = read_text(calibration) if calibration is not None else None
     if text is None:
         stated = _stored(ckpt, model)
         if stated is not None:
@@ -125,7 +125,7 @@ def _stored(ckpt: Checkpoint, model: Model) -> CacheScales | None:
     if missing:
         raise SpecError(
             f"{ckpt.label}: its kv_cache_scheme is int8, but layer {missing[0][1]} has no scale for {missing[0][0]}",
-            hint="--calibrate FILE computes scales",
+            hint="--calibration FILE computes scales",
         )
     keys, values = (tuple(_checked(found[part, i].cast(DType.F32)) for i in layers) for part in _PART.values())
     return CacheScales(keys, values)

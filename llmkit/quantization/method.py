@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llmkit import entry_points
-from llmkit.errors import InputError
+from llmkit.errors import InputError, RequirementError
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes
 from llmkit.quantization.statistics import Statistics
@@ -110,13 +110,23 @@ class Method(ABC):
         """
 
 
-def method_named(name: str) -> Method:
+def method_named(name: str, *, is_calibrated: bool = False) -> Method:
     """The method that `--method NAME` means.
+
+    Args:
+        is_calibrated: the inputs of layers are measured.
 
     Raises:
         InputError: there is none of that name.
+        RequirementError: it needs to know the inputs of layers, and they are not measured.
     """
-    return entry_points.by_name(GROUP, name, "--method", Method)  # type: ignore[type-abstract]
+    found = entry_points.by_name(GROUP, name, "--method", Method)  # type: ignore[type-abstract]
+    if found.needs and not is_calibrated:
+        raise RequirementError(
+            f"--method {name} needs {' and '.join(sorted(found.needs)).replace('_', ' ')} of the inputs of each layer",
+            hint=f"llmkit quantize MODEL --bits 4 --method {name} --calibration FILE -o OUT measures them",
+        )
+    return found
 
 
 def part_specs(shape: tuple[int, ...], method: Method, grid: Grid, scale_dtype: DType) -> Specs:

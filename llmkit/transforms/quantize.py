@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.quantized import model_dtype
-from llmkit.errors import RequirementError, SpecError, listing
+from llmkit.errors import SpecError, listing
 from llmkit.quantization.codec import folder_codec
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import Quantizer, method_named, quantized
@@ -59,12 +59,7 @@ def quantize(
             layers that are stored transposed; a method that needs statistics, and there are none.
     """
     require_model(ckpt, "quantize", floats=True)
-    way, codec = method_named(method), folder_codec(format)
-    if way.needs and quantizer is None:
-        raise RequirementError(
-            f"--method {method} needs {' and '.join(sorted(way.needs)).replace('_', ' ')} of the inputs of each layer",
-            hint="--calibration FILE measures them while the model reads a text",
-        )
+    way, codec = method_named(method, is_calibrated=quantizer is not None), folder_codec(format)
     chosen = choose_layers(ckpt, keep, only)
     rows = {name: ckpt.tensors[name].shape[1] for name in chosen.names}
     grid, reason = choose_grid(codec, bits, group_size, symmetric, rows)
