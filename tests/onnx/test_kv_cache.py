@@ -219,7 +219,7 @@ def test_scales_of_the_checkpoint(tmp_path, capsys):
         (["--kv-cache-dtype", "int8", "--calibrate", "nowhere.txt"], "cannot read nowhere.txt: No such file"),
         (["--kv-cache-dtype", "int8", "--calibrate", str(MINI)], "Is a directory"),
         (["--kv-cache-dtype", "int8", "--calibrate", str(MINI / "model.safetensors")], "is not UTF-8 text"),
-        (["--calibrate", "text.txt"], "--calibrate is for a cache in integers"),
+        (["--calibrate", "text.txt"], "--calibration is for a cache in integers"),
     ],
 )
 def test_what_is_refused(options, message, tmp_path, capsys):
@@ -289,7 +289,7 @@ def test_which_scales_of_a_checkpoint_are_taken(change, shape):
     scheme = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "tensor", "dynamic": False} | change
     config = {**ckpt.config, "quantization_config": {"quant_method": "compressed-tensors", "kv_cache_scheme": scheme}}
     stored = ckpt.derive(tensors={**ckpt.tensors, **dict.fromkeys(names, scale)}, config=config)
-    found, notes = choose_scales(stored, ckpt, model, dtype="int8", calibrate=None, provider="cpu")
+    found, notes = choose_scales(stored, ckpt, model, dtype="int8", calibration=None, provider="cpu")
     is_taken = not change and shape == (1,)
     assert found.kind == ("PER_TENSOR" if is_taken else "PER_CHANNEL")
     assert ("the checkpoint's own" in notes[0]) is is_taken
