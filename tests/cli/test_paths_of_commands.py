@@ -10,7 +10,8 @@ from llmkit.cli.export_via import HONOURED
 
 VALUES = {
     "attention": "gqa", "weights": "copy", "dtype": "float32", "provider": "cpu", "bits": "8", "group_size": "auto",
-    "keep": "*", "only": "*", "embedding_bits": "8", "accuracy_level": "4", "kv_cache_dtype": "int8", "calibration": "f",
+    "keep": "*", "only": "*", "embedding_bits": "8", "accuracy_level": "4", "kv_cache_dtype": "int8",
+    "calibration": "f",
     "workers": "1", "max_shard_size": "5GB", "method": "rtn",
 }  # fmt: skip
 FLAGS = {"symmetric", "qdq"}
