@@ -199,6 +199,7 @@ class _Run:
         hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
         reads: dict[int, ReadHash] = {}
         not_finite: Counter[str] = Counter()
+        is_computed = not is_moved(step.node)
         context = Context(lambda node, rows, data: observe_read(reads, node, rows, bytes_of(data)), self._stop.is_set)
         context.workspace = self.partial.workspace
         with torch.inference_mode():
@@ -212,7 +213,7 @@ class _Run:
                     return
                 for placement in step.placements:
                     self._write(step, placement, rows, results[placement.index], hashers[placement.name])
-                    if not is_moved(step.node):
+                    if is_computed:
                         not_finite[placement.name] += count_not_finite(results[placement.index])
         self._finish_step(step, hashers, ((r.node, r.digest) for r in reads.values()), +not_finite)
 
