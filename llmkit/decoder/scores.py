@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from llmkit.architecture.attention import ScoreRule
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,20 +18,14 @@ __all__ = ["Scores"]
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class Scores(ScoreRule):
     """score = cap(q.k * scale) + key_bias, for the keys that a query sees; float32.
 
     Attributes:
-        scale: multiplies the products.
-        softcap: cap(x) = c * tanh(x / c); None for x.
-        window: a query sees the last `window` keys, its own included; None for all before it.
         key_bias: a bias for each key by its position (ALiBi).
         prefix: [B] int64, keys at positions below it are seen by every query (prefix-LM); None for causal.
     """
 
-    scale: float
-    softcap: float | None = None
-    window: int | None = None
     key_bias: KeyBias | None = None
     prefix: torch.Tensor | None = None
 
