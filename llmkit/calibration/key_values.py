@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from llmkit.architecture import registry
-from llmkit.architecture.kinds import NoPositions
 from llmkit.architecture.model import Model
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -66,11 +64,12 @@ class KeyValueScales(Node):
         from llmkit.checkpoint.tokenizer import load_tokenizer
         from llmkit.decoder.load import load_decoder
 
-        ends = registry.require(self._ckpt.config, self._ckpt.label).ends_of(self._ckpt.config)
         ids = token_ids(self._text, load_tokenizer(self._tokenized))[:MOST_TOKENS]
         is_large = sum(lazy.spec.nbytes for lazy in self.inputs) > _SMALL_NBYTES
         with all_cores() if is_large else nullcontext():
-            found = measure_ranges(load_decoder(self._ckpt, streamed=True), ids, ends=ends, context=context)
+            found = measure_ranges(
+                load_decoder(self._ckpt, streamed=True), ids, ends=self._ckpt.ends(), context=context
+            )
         pairs = [found[layer] for layer in range(self._model.dims.layers)]
         return tuple(_scales(w) for keys, values in pairs for w in (keys, values * _VALUE_MARGIN))
 
@@ -148,7 +147,7 @@ def _mixing(decoder: Any, ends: tuple[int, ...]) -> dict[int, torch.Tensor]:
     from llmkit.decoder.positions import build_positions
 
     model, size = decoder.model, decoder.model.dims.head_dim
-    kinds = [getattr(block, "position", NoPositions()) for block in model.blocks]
+    kinds = [decoder.position_kind(i) for i in range(len(model.blocks))]
     found: dict[Any, torch.Tensor] = {}
     for kind in dict.fromkeys(kinds):
         cache, positions = KVCache(keep=False), build_positions(kind, model.dims, torch.float32, decoder.device)

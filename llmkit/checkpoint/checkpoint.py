@@ -100,6 +100,14 @@ class Checkpoint:
         """
         return self.model or registry.require_model(self.config, self.label)
 
+    def ends(self) -> tuple[int, ...]:
+        """Ids that every prompt of the model ends with; none where no plugin says so."""
+        return () if self.architecture is None else self.architecture.ends_of(self.config)
+
+    def fingerprints(self) -> list[list[str | int]]:
+        """Name, digest of the expression and index of each tensor: tells checkpoints apart, but not by content."""
+        return [[name, lazy.node.fingerprint(), lazy.index] for name, lazy in self.tensors.items()]
+
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:
         """The files that belong to the tokenizer."""

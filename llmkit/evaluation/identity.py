@@ -36,7 +36,6 @@ def describe_model(ckpt: Checkpoint) -> dict[str, Any]:
     `tokenizer_digest` covers the contents of the tokenizer's files.
     """
     headers = [[name, str(lazy.spec)] for name, lazy in ckpt.tensors.items()]
-    sources = [[name, lazy.node.fingerprint(), lazy.index] for name, lazy in ckpt.tensors.items()]
     tokenizer = [[name, hashlib.sha256(f.read()).hexdigest()] for name, f in sorted(ckpt.tokenizer_files.items())]
     stated = ckpt.config.get("architectures")
     return {
@@ -46,7 +45,7 @@ def describe_model(ckpt: Checkpoint) -> dict[str, Any]:
         "quantization": (config_entry(ckpt.config) or {}).get("quant_method"),
         "nbytes": ckpt.nbytes,
         "header_digest": digest_of([headers, dict(ckpt.config)]),
-        "source_digest": digest_of(sources),
+        "source_digest": digest_of(ckpt.fingerprints()),
         "tokenizer_digest": digest_of(tokenizer),
         "history": [dict(step) for step in ckpt.history],
     }
