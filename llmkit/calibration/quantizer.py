@@ -12,7 +12,8 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.slots import Slot
@@ -24,8 +25,8 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, RequirementError
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Block, Computed, Stage
-from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.method import Method, Observe, QuantizedRows, Specs, matrix_from, part_specs
+from llmkit.quantization.matrix import QuantizedMatrix
+from llmkit.quantization.method import Task
 from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.stopped import Stopped
@@ -76,119 +77,104 @@ class Samples:
         return windows(ids, length, samples=self.n, seed=self.seed, ends=ends)
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    weight: Lazy
-    slot: Slot
-    method: Method
-    grid: Grid
-    scale_dtype: DType
-    observe: Observe | None
-    specs: Specs
-
-
 class CalibratedQuantizer:
     """Makes quantized matrices of the linear layers of one model; takes the place of `quantized`.
 
     Args:
         ckpt: float tensors, and the tokenizer.
         samples: what it is calibrated on.
-
-    Raises:
-        RequirementError: no plugin describes the model.
     """
 
     def __init__(self, ckpt: Checkpoint, samples: Samples) -> None:
         self._ckpt, self._samples = ckpt, samples
-        self._slots = ckpt.require_model().tensors()
-        self._heights = {part.id: part.shape[0] for slot in self._slots.values() for part in slot.parts if part.shape}
-        self._jobs: dict[str, _Job] = {}
+        self._tasks: dict[str, Task] = {}
         self._guard = threading.Lock()
+        self._path: Path | None = None
         self._run: Iterator[Block] | None = None
         self._done: list[Block] = []
         self._blocks: Blocks | None = None
+
+    @cached_property
+    def _slots(self) -> Mapping[str, Slot]:
+        return self._ckpt.require_model().tensors()
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for the history."""
         return self._samples.attrs()
 
-    def __call__(
-        self,
-        weight: Lazy,
-        method: Method,
-        grid: Grid,
-        scale_dtype: DType,
-        *,
-        name: str = "",
-        observe: Observe | None = None,
-    ) -> QuantizedMatrix:
+    def __call__(self, task: Task) -> QuantizedMatrix:
         """As `llmkit.quantization.method.quantized`.
 
         Raises:
-            RequirementError: the weight is in no block, and the method cannot do without statistics.
+            RequirementError: no plugin describes the model; or the weight is in no block, and the method cannot do
+                without statistics.
         """
-        slot = self._slots[name]
-        if slot.layer is None and method.needs:
+        if self._slots[task.name].layer is None and task.method.needs:
             raise RequirementError(
-                f"{name} is in no layer that is calibrated, and --method {method.name} needs to see its inputs",
-                hint=f"leave it in floats (--keep {name.removesuffix('.weight')}), or take --method mse",
+                f"{task.name} is in no layer that is calibrated, and --method {task.method.name} needs to see its "
+                "inputs",
+                hint=f"leave it in floats (--keep {task.name.removesuffix('.weight')}), or take --method mse",
             )
-        specs = part_specs(weight.shape, method, grid, scale_dtype)
-        self._jobs[name] = _Job(weight, slot, method, grid, scale_dtype, observe, specs)
-        made = dict(zip(specs, _Calibrated(self, name, self._jobs[name]).outputs(), strict=True))
-        return matrix_from(made, grid, weight.shape)
+        self._tasks[task.name] = task
+        return task.matrix(_Calibrated(self, task).outputs())
 
-    def parts(self, name: str, context: Context) -> dict[str, torch.Tensor]:
+    def parts(self, task: Task, context: Context) -> dict[str, torch.Tensor]:
         """The parts of one matrix; computes the blocks up to its own where that is not done."""
+        layer = self._slots[task.name].layer
         with self._guard, all_cores():
-            job = self._jobs[name]
-            if job.slot.layer is None:
-                return _parts(job, job.method.quantize(job.weight.load(), job.grid, job.scale_dtype.torch))
-            block = self._block(job.slot.layer, context)
-            if job.observe is not None:
-                error, norm = block.result[name]
-                job.observe(error, norm, job.weight.shape[0])
-            return {part: block.kept[f"{name}.{part}"].load() for part in job.specs}
+            if context.is_stopped():
+                raise Stopped
+            if layer is None:
+                return task.parts(task.quantize(task.weight.load()))
+            block = self._block(layer, context)
+            if task.observe is not None:
+                error, norm = block.result[task.name]
+                task.observe(error, norm, task.weight.shape[0])
+            return {part: block.kept[f"{task.name}.{part}"].load() for part in task.specs}
 
-    def peak_nbytes(self, name: str) -> int:
+    def peak_nbytes(self, task: Task) -> int:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
 
         In float32 a block and its widest matrix four times over (the weight, its second moments, their factors), and
         the hidden states of all samples before and after it.
         """
-        if name != next(iter(self._jobs)):
+        if task is not next(iter(self._tasks.values())):
             return 0
         dims = self._ckpt.require_model().dims
         block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
-        widest = max(max(job.weight.spec.numel, job.weight.shape[1] ** 2) for job in self._jobs.values())
+        widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self._samples.n * self._samples.length * dims.hidden
         return 4 * (block + 4 * widest + 2 * hidden) + min(CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden))
 
     def _digest(self) -> str:
-        body: list[Any] = [self._samples.attrs(), {n: t.node.fingerprint() for n, t in self._ckpt.tensors.items()}]
-        body += [[n, j.method.name, j.grid.attrs(), j.scale_dtype.name] for n, j in self._jobs.items()]
+        tasks = [[name, task.attrs(), task.scale_dtype.name] for name, task in self._tasks.items()]
+        body = [self._samples.attrs(), self._ckpt.fingerprints(), tasks]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     def _block(self, index: int, context: Context) -> Block:
         """A layer, computed after those before it where that is not done."""
+        path = context.workspace / "layers" if context.workspace is not None else None
+        if path != self._path or (path is not None and not path.exists()):  # another run, which has its own workspace
+            self._run, self._done = None, []
         if self._run is None:
-            path = context.workspace / "layers" if context.workspace is not None else None
+            self._path = path
             stage = Stage(path, self._digest(), in_workspace=path is not None)
-            n_layers = 1 + max(job.slot.layer for job in self._jobs.values() if job.slot.layer is not None)
-            self._run = stage.run([str(i) for i in range(n_layers)], partial(self._computed, context))
-        while len(self._done) <= index:
-            block = next(self._run, None)
-            if block is None:  # the layer failed, or the run was stopped in it, for whoever asked first
-                raise Stopped
-            self._done.append(block)
+            layers = [layer for name in self._tasks if (layer := self._slots[name].layer) is not None]
+            self._run = stage.run([str(i) for i in range(1 + max(layers))], partial(self._computed, context))
+        try:
+            while len(self._done) <= index:
+                self._done.append(next(self._run))
+        except BaseException:  # who asks next, perhaps another run, begins behind the last block that is whole
+            self._run, self._done = None, []
+            raise
         return self._done[index]
 
     def _computed(self, context: Context, name: str, state: Mapping[str, Lazy]) -> Computed:
         """One layer quantized: its parts are kept, its hidden states go on to the next."""
         index, blocks = int(name), self._begin()
         hidden = state["hidden"].load() if state else blocks.embedded()
-        jobs = {n: j for n, j in self._jobs.items() if j.slot.layer == index}
-        onlooker = _Quantizing(jobs, self._heights, context)
+        tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == index}
+        onlooker = _Quantizing(tasks, self._slots, context)
         hidden = blocks.run(index, hidden, onlooker)
         onlooker.require_all()
         return Computed(onlooker.errors, [("hidden", hidden)], onlooker.results.items())
@@ -200,9 +186,7 @@ class CalibratedQuantizer:
             from llmkit.decoder.load import load_blocks
 
             decoder, weights = load_blocks(self._ckpt)
-            model = self._ckpt.require_model()
-            ends = self._ckpt.architecture.ends_of(self._ckpt.config) if self._ckpt.architecture else ()
-            rows = self._samples.rows(self._ckpt, ends, model.dims.context)
+            rows = self._samples.rows(self._ckpt, self._ckpt.ends(), decoder.context)
             self._blocks = Blocks(decoder, weights, torch.tensor(rows))
         return self._blocks
 
@@ -210,49 +194,45 @@ class CalibratedQuantizer:
 class _Quantizing:
     """Quantizes the layers of one block as their inputs become complete."""
 
-    def __init__(self, jobs: Mapping[str, _Job], heights: Mapping[str, int], context: Context) -> None:
-        self._jobs, self._heights, self._context = jobs, heights, context
-        self._of_weight = {part.id: name for name, job in jobs.items() for part in job.slot.parts}
+    def __init__(self, tasks: Mapping[str, Task], slots: Mapping[str, Slot], context: Context) -> None:
+        self._tasks, self._slots, self._context = tasks, slots, context
+        self._of_weight = {part.id: name for name in tasks for part in slots[name].parts}
+        self._n_rows = {part.id: part.shape[0] for slot in slots.values() for part in slot.parts if part.shape}
         self._observers: dict[tuple[str, ...], Observer] = {}
         self.results: dict[str, torch.Tensor] = {}
         self.errors: dict[str, tuple[float, float]] = {}
 
-    def _names(self, weights: Sequence[str]) -> list[str]:
-        return list(dict.fromkeys(self._of_weight[w] for w in weights if w in self._of_weight))
+    def _named(self, weights: Sequence[str]) -> list[Task]:
+        names = dict.fromkeys(self._of_weight[weight] for weight in weights if weight in self._of_weight)
+        return [self._tasks[name] for name in names]
 
     def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
         if self._context.is_stopped():
             raise Stopped
-        names = self._names(weights)
-        if names:
-            needs = frozenset[str]().union(*(self._jobs[n].method.needs | {"squares"} for n in names))
-            self._observers.setdefault(tuple(weights), Observer(needs)).see(x)
+        tasks = self._named(weights)
+        if tasks:
+            measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
+            self._observers.setdefault(tuple(weights), Observer(measured)).see(x)
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
         import torch
 
-        names = self._names(weights)
-        if not names:
+        tasks = self._named(weights)
+        if not tasks:
             return values
         statistics = self._observers.pop(tuple(weights)).statistics()
-        replaced: dict[str, torch.Tensor] = {}
-        for name in names:
+        now: dict[str, torch.Tensor] = {}
+        for task in tasks:
             if self._context.is_stopped():
                 raise Stopped
-            job = self._jobs[name]
-            try:
-                made = job.method.quantize(job.weight.load(), job.grid, job.scale_dtype.torch, statistics)
-            except InputError as error:
-                raise InputError(f"{name}: {error.message}", hint=error.hint) from error
-            parts = _parts(job, made)
-            self.results |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
-            self.errors[name] = made.squared_error, made.squared_norm
-            constant = {part: _constant(tensor) for part, tensor in parts.items()}
-            matrix = matrix_from(constant, job.grid, job.weight.shape)
-            restored = parts_of(matrix.dequantized(job.scale_dtype), job.slot)
-            replaced |= {weight: lazy.load().to(values.dtype) for weight, lazy in restored.items() if weight in weights}
-        own = dict(zip(weights, values.split([self._heights[weight] for weight in weights]), strict=True))
-        return torch.cat([replaced.get(weight, own[weight]) for weight in weights])
+            made = task.quantize(task.weight.load(), statistics)
+            parts = task.parts(made)
+            self.results |= {f"{task.name}.{part}": tensor for part, tensor in parts.items()}
+            self.errors[task.name] = made.squared_error, made.squared_norm
+            restored = task.matrix(map(_constant, parts.values())).dequantized(task.scale_dtype)
+            now |= {w: lazy.load().to(values.dtype) for w, lazy in parts_of(restored, self._slots[task.name]).items()}
+        own = values.split([self._n_rows[weight] for weight in weights])
+        return torch.cat([now.get(weight, rows) for weight, rows in zip(weights, own, strict=True)])
 
     def require_all(self) -> None:
         """Refuse a layer that the decoder never called.
@@ -260,16 +240,12 @@ class _Quantizing:
         Raises:
             RequirementError: naming it.
         """
-        missing = [name for name in self._jobs if name not in self.errors]
+        missing = [name for name in self._tasks if name not in self.errors]
         if missing:
             raise RequirementError(
                 f"{missing[0]} has inputs that calibration does not see",
                 hint=f"leave it in floats: --keep {missing[0].removesuffix('.weight')}",
             )
-
-
-def _parts(job: _Job, made: QuantizedRows) -> dict[str, torch.Tensor]:
-    return {part: getattr(made, part) for part in job.specs}
 
 
 def _constant(tensor: torch.Tensor) -> Lazy:
@@ -282,18 +258,18 @@ class _Calibrated(Node):
 
     op = "quantize"
 
-    def __init__(self, quantizer: CalibratedQuantizer, name: str, job: _Job) -> None:
-        self._quantizer, self._name, self._job = quantizer, name, job
-        self.inputs = (job.weight,)
-        self.specs = tuple(spec for spec, _ in job.specs.values())
-        self.attrs = {"method": job.method.name, **job.grid.attrs(), **quantizer.attrs()}
-        self.n_rows, self.row_step = job.weight.spec.n_rows, None
+    def __init__(self, quantizer: CalibratedQuantizer, task: Task) -> None:
+        self._quantizer, self._task = quantizer, task
+        self.inputs = (task.weight,)
+        self.specs = tuple(spec for spec, _ in task.specs.values())
+        self.attrs = {**task.attrs(), **quantizer.attrs()}
+        self.n_rows, self.row_step = task.weight.spec.n_rows, None
 
     def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        return tuple(self._quantizer.parts(self._name, context).values())
+        return tuple(self._quantizer.parts(self._task, context).values())
 
     def output_rows(self, index: int, rows: Rows) -> Rows:
         return (0, self.specs[index].n_rows)
 
     def peak_nbytes(self, n_rows: int) -> int:
-        return self.slice_nbytes(n_rows) + self._quantizer.peak_nbytes(self._name)
+        return self.slice_nbytes(n_rows) + self._quantizer.peak_nbytes(self._task)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmkit.cli import completion
 from llmkit.errors import InputError
+
+if TYPE_CHECKING:
+    from llmkit.checkpoint.checkpoint import Checkpoint
+    from llmkit.cli.output import Output
+    from llmkit.quantization.method import Quantizer
 
 __all__ = [
     "BackendOption",
@@ -192,14 +197,14 @@ class Calibrating:
     ] = 512
     seed: SeedOption = 0
 
-    def quantizer(self, ckpt: Any) -> Any:
+    def quantizer(self, out: Output, ckpt: Checkpoint) -> Quantizer | None:
         """What quantizes with the inputs known; None where no text was given.
 
         Raises:
-            InputError: no such text, or one too short.
-            RequirementError: no plugin describes the model.
+            InputError: no such text, one too short, or options for one that was not given.
         """
         if self.calibration is None:
+            out.refuse_options({"samples", "length", "seed"}, "a run without --calibration", "add --calibration FILE")
             return None
         from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
         from llmkit.calibration.texts import read_text

@@ -66,7 +66,7 @@ def quantize(
 
     before = open_checkpoint(model)
     meter = Meter()
-    quantizer = calibrating.quantizer(before)
+    quantizer = calibrating.quantizer(out, before)
     chosen = {**grids.arguments, "method": grids.method or ("gptq" if quantizer is not None else "rtn")}
     after = quantize_checkpoint(before, bits=bits, format=format, meter=meter, quantizer=quantizer, **chosen)
     saved = sizes(before.tensors, after.tensors)

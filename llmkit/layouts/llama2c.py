@@ -30,7 +30,7 @@ from llmkit.layouts.described import decoder_config
 from llmkit.layouts.layout import Layout, Opened, Written, same_sizes, to_hf, weights_for
 from llmkit.quantization.codecs.q8 import CODEC
 from llmkit.quantization.matrix import Grid
-from llmkit.quantization.method import quantized
+from llmkit.quantization.method import Task, quantized
 from llmkit.quantization.methods.rtn import NARROW
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.rearrange import reshaped
@@ -222,7 +222,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
             parts.append(_table(model, header, math.cos if name.endswith("cos") else math.sin))
         elif version == 2 and len(shape) == 2:
             weight = reshaped(named[name], _whole_groups(shape, header.group_size))
-            matrix = quantized(weight, NARROW, Grid(8, header.group_size), DType.F32, name=name)
+            matrix = quantized(Task(weight, NARROW, Grid(8, header.group_size), DType.F32, name))
             pieces = siblings({f"{name}/{end}": part for end, part in CODEC.write(matrix).items()})
             written |= pieces
             parts += pieces

@@ -15,7 +15,7 @@ from llmkit.onnx.grids import Grids, Integers
 from llmkit.onnx.precision import ACCURACY_LEVELS, Precision
 from llmkit.quantization.codecs.nbits import CODEC
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, dequantized_from, is_dequantized, matrix_of
-from llmkit.quantization.method import method_named, quantized
+from llmkit.quantization.method import Task, method_named, quantized
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
@@ -165,7 +165,7 @@ def _quantized(
     for name, lazy in plan.floats.items():
         is_table, own = _is_table(slots[name]), grid if slots[name].kind == "linear" else of_embedding
         own = _of_table(own, lazy.shape[1]) if is_table else own
-        fitted = CODEC.fitted(quantized(lazy, method, own, scale_dtype, name=name))
+        fitted = CODEC.fitted(quantized(Task(lazy, method, own, scale_dtype, name)))
         if fitted is None:
             raise SpecError(f"{name}: MatMulNBits has no blocks for {own}", hint="--group-size 64")
         made[name] = Integers(fitted, is_table)

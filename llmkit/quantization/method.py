@@ -7,8 +7,9 @@ are quantized is decided in `llmkit.transforms.layers`, how the result is stored
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llmkit import entry_points
@@ -22,22 +23,11 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "GROUP",
-    "Method",
-    "Observe",
-    "QuantizedRows",
-    "Quantizer",
-    "Specs",
-    "method_named",
-    "part_specs",
-    "quantized",
-]
+__all__ = ["GROUP", "Method", "Observe", "QuantizedRows", "Quantizer", "Task", "method_named", "quantized"]
 
 GROUP = "llmkit.methods"
 # Receives (squared error, squared norm, rows) of what was just quantized.
 Observe = Callable[[float, float, int], None]
-Specs = dict[str, tuple[TensorSpec, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,25 +51,6 @@ class QuantizedRows:
     order: torch.Tensor | None = None
 
 
-class Quantizer(Protocol):
-    """Makes a quantized matrix of a weight: `quantized`, or one that knows the inputs of each weight."""
-
-    def __call__(
-        self,
-        weight: Lazy,
-        method: Method,
-        grid: Grid,
-        scale_dtype: DType,
-        *,
-        name: str = "",
-        observe: Observe | None = None,
-    ) -> QuantizedMatrix:
-        """As of `quantized`."""
-
-    def attrs(self) -> Mapping[str, Any]:
-        """What it knows the inputs from, as plain data for the history."""
-
-
 class Method(ABC):
     """A way to put a weight on a grid.
 
@@ -87,6 +58,7 @@ class Method(ABC):
         name: as `--method` spells it.
         words: what it does, for the plan (`rounded to nearest`).
         needs: which fields of `Statistics` it cannot do without.
+        uses: which others it looks at where they are there.
         is_row_wise: rows may be quantized in slices; each is computed from itself and the statistics alone.
         gives_order: groups are not of neighbouring columns; there is an `order`, and `is_row_wise` is False.
     """
@@ -94,6 +66,7 @@ class Method(ABC):
     name: ClassVar[str]
     words: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[frozenset[str]] = frozenset()
     is_row_wise: ClassVar[bool] = True
     gives_order: ClassVar[bool] = False
 
@@ -117,7 +90,7 @@ def method_named(name: str, *, is_calibrated: bool = False) -> Method:
         is_calibrated: the inputs of layers are measured.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or it has no use for what is measured.
         RequirementError: it needs to know the inputs of layers, and they are not measured.
     """
     found = entry_points.by_name(GROUP, name, "--method", Method)  # type: ignore[type-abstract]
@@ -126,67 +99,103 @@ def method_named(name: str, *, is_calibrated: bool = False) -> Method:
             f"--method {name} needs {' and '.join(sorted(found.needs)).replace('_', ' ')} of the inputs of each layer",
             hint=f"llmkit quantize MODEL --bits 4 --method {name} --calibration FILE -o OUT measures them",
         )
+    if is_calibrated and not found.needs | found.uses:
+        raise InputError(
+            f"--method {name} does not look at the inputs of layers, which --calibration measures",
+            hint="leave --method out (gptq), or --calibration",
+        )
     return found
 
 
-def part_specs(shape: tuple[int, ...], method: Method, grid: Grid, scale_dtype: DType) -> Specs:
-    """The parts of a quantized matrix [out, in]: name -> spec, and rows of the weight for one of its own (0: whole)."""
-    n_out, n_in = shape
-    n_groups = grid.n_groups(n_in)
-    parts = {
-        "codes": (TensorSpec(DType.U8, (n_out, n_bytes(n_in, grid.bits))), 1),
-        "scales": (TensorSpec(scale_dtype, (n_out, n_groups)), 1),
-    }
-    if not grid.is_symmetric:
-        parts["zeros"] = (TensorSpec(DType.U8, (n_out, n_groups)), 1)
-    if method.gives_order:
-        parts["order"] = (TensorSpec(DType.I32, (n_in,)), 0)
-    return parts
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One weight to be quantized.
 
-
-def matrix_from(parts: Mapping[str, Lazy], grid: Grid, shape: tuple[int, ...]) -> QuantizedMatrix:
-    """The matrix [out, in] of the parts that `part_specs` names."""
-    n_out, n_in = shape
-    zeros, order = parts.get("zeros"), parts.get("order")
-    return QuantizedMatrix(grid, (n_out, n_in), parts["codes"], parts["scales"], zeros, order=order)
-
-
-def quantized(
-    weight: Lazy,
-    method: Method,
-    grid: Grid,
-    scale_dtype: DType,
-    *,
-    name: str = "",
-    observe: Observe | None = None,
-) -> QuantizedMatrix:
-    """A float matrix [out, in] as it is on the grid; computed when its parts are.
-
-    Args:
+    Attributes:
+        weight: floats [out, in].
+        method, grid: how, and on which points.
         scale_dtype: of the scales.
         name: of the weight, for messages.
         observe: told of the error of each slice.
     """
-    parts = part_specs(weight.shape, method, grid, scale_dtype)
+
+    weight: Lazy
+    method: Method
+    grid: Grid
+    scale_dtype: DType
+    name: str = ""
+    observe: Observe | None = None
+
+    @cached_property
+    def specs(self) -> dict[str, tuple[TensorSpec, int]]:
+        """The parts of the matrix: name -> spec, and rows of the weight for one of its own (0: whole)."""
+        n_out, n_in = self.weight.shape
+        n_groups = self.grid.n_groups(n_in)
+        specs = {
+            "codes": (TensorSpec(DType.U8, (n_out, n_bytes(n_in, self.grid.bits))), 1),
+            "scales": (TensorSpec(self.scale_dtype, (n_out, n_groups)), 1),
+        }
+        if not self.grid.is_symmetric:
+            specs["zeros"] = (TensorSpec(DType.U8, (n_out, n_groups)), 1)
+        if self.method.gives_order:
+            specs["order"] = (TensorSpec(DType.I32, (n_in,)), 0)
+        return specs
+
+    def attrs(self) -> dict[str, Any]:
+        """Plain data, for `explain` and the digest."""
+        return {"method": self.method.name, **self.grid.attrs()}
+
+    def quantize(self, rows: torch.Tensor, statistics: Statistics | None = None) -> QuantizedRows:
+        """Rows of the weight on the grid.
+
+        Raises:
+            InputError: as of `Method.quantize`, naming the weight.
+        """
+        try:
+            return self.method.quantize(rows, self.grid, self.scale_dtype.torch, statistics)
+        except InputError as error:
+            whose = f"{self.name}: " if self.name else ""
+            raise InputError(whose + error.message, hint=error.hint) from error
+
+    def parts(self, made: QuantizedRows) -> dict[str, torch.Tensor]:
+        """The parts of rows, by the names of `specs`."""
+        return {part: getattr(made, part) for part in self.specs}
+
+    def matrix(self, parts: Iterable[Lazy]) -> QuantizedMatrix:
+        """The matrix of its parts, which are in the order of `specs`."""
+        n_out, n_in = self.weight.shape
+        named = dict(zip(self.specs, parts, strict=True))
+        zeros, order = named.get("zeros"), named.get("order")
+        return QuantizedMatrix(self.grid, (n_out, n_in), named["codes"], named["scales"], zeros, order=order)
+
+
+class Quantizer(Protocol):
+    """Makes the matrix of a task: `quantized`, or one that knows the inputs of each weight."""
+
+    def __call__(self, task: Task) -> QuantizedMatrix:
+        """As of `quantized`."""
+
+    def attrs(self) -> Mapping[str, Any]:
+        """What it knows the inputs from, as plain data for the history."""
+
+
+def quantized(task: Task) -> QuantizedMatrix:
+    """A float matrix [out, in] as it is on the grid; computed when its parts are."""
 
     def fn(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        try:
-            made = method.quantize(rows, grid, scale_dtype.torch)
-        except InputError as error:
-            raise InputError(f"{name}: {error.message}" if name else error.message, hint=error.hint) from error
-        if observe is not None:
-            observe(made.squared_error, made.squared_norm, len(rows))
-        return tuple(getattr(made, part) for part in parts)
+        made = task.quantize(rows)
+        if task.observe is not None:
+            task.observe(made.squared_error, made.squared_norm, len(rows))
+        return tuple(task.parts(made).values())
 
     node = Apply(
         "quantize",
-        [weight],
-        [spec for spec, _ in parts.values()],
+        [task.weight],
+        [spec for spec, _ in task.specs.values()],
         fn,
-        {"method": method.name, **grid.attrs()},
-        row_step=1 if method.is_row_wise else None,
-        output_rows=[per for _, per in parts.values()],
+        task.attrs(),
+        row_step=1 if task.method.is_row_wise else None,
+        output_rows=[per for _, per in task.specs.values()],
         scratch=1.0,
     )
-    made = dict(zip(parts, node.outputs(), strict=True))
-    return matrix_from(made, grid, weight.shape)
+    return task.matrix(node.outputs())

@@ -10,7 +10,7 @@ from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import SpecError, listing
 from llmkit.quantization.codec import folder_codec
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import Quantizer, method_named, quantized
+from llmkit.quantization.method import Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.siblings import siblings
@@ -71,7 +71,7 @@ def quantize(
             tensors[name] = lazy
             continue
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
-        matrix = make(lazy, way, grid, _scale_dtype(ckpt, name), name=name, observe=observe)
+        matrix = make(Task(lazy, way, grid, _scale_dtype(ckpt, name), name, observe))
         why = codec.refuses(matrix)
         if why is not None:
             raise SpecError(f"{name} does not fit in --format {format}: {why}")

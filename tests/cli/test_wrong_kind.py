@@ -136,6 +136,7 @@ def commands(x, d, out):
         ("generate", x, "t1", "--max-tokens", "1"), ("generate", x, "t1", "--backend", "transformers"),
         ("perplexity", x, "--text", d / "text.txt"), ("export", x, "--no-check", "-o", out),
         ("quantize", x, "--bits", "8", "-o", out), ("convert", x, "--to", "hf", "-o", out),
+        ("quantize", x, "--bits", "8", "--calibration", d / "text.txt", "-o", out),
         ("convert", x, "--to", "gguf", "-o", out), ("lora", "merge", x, adapter, "-o", out),
         ("lora", "extract", model, x, "--rank", "2", "-o", out), ("delta", "make", model, x, "-o", out),
         ("delta", "make", x, model, "-o", out), ("delta", "apply", x, d / "published_delta", "-o", out),

@@ -9,7 +9,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
 from llmkit.quantization.codecs.compressed_tensors import CODEC
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.method import Observe, quantized
+from llmkit.quantization.method import Observe, Task, quantized
 from llmkit.quantization.methods.rtn import METHOD
 from llmkit.quantization.packing import n_bytes
 from llmkit.tensors.lazy import Apply, Context, Lazy
@@ -32,7 +32,7 @@ def compressed(
     weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, observe: Observe | None = None
 ) -> dict[str, torch.Tensor]:
     """A weight rounded to nearest, as compressed-tensors stores it."""
-    matrix = quantized(held(weight), METHOD, grid, DType.of(scale_dtype), observe=observe)
+    matrix = quantized(Task(held(weight), METHOD, grid, DType.of(scale_dtype), observe=observe))
     parts, context = siblings(CODEC.write(matrix)), Context()
     return {end: context.rows(part, (0, part.node.n_rows)) for end, part in parts.items()}
 

@@ -14,7 +14,7 @@ from llmkit.errors import InputError
 from llmkit.onnx.grids import Integers
 from llmkit.quantization.codecs.nbits import CODEC
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.method import quantized
+from llmkit.quantization.method import Task, quantized
 from llmkit.quantization.methods.rtn import METHOD, scales_and_zeros
 from llmkit.quantization.packing import width
 from llmkit.tensors.lazy import Context
@@ -26,7 +26,7 @@ ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)"
 
 def rounded(name, weight, grid, scale_dtype):
     """A float matrix as the graph would have it."""
-    return CODEC.fitted(quantized(weight, METHOD, grid, scale_dtype, name=name))
+    return CODEC.fitted(quantized(Task(weight, METHOD, grid, scale_dtype, name)))
 
 
 def seen_by_the_kernel(matrix, *, as_table=False):

@@ -121,6 +121,23 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, m
     assert not Path(f"{tmp_path / 'q'}.partial").exists()
 
 
+def test_the_same_checkpoint_is_written_twice_and_after_an_interruption(tmp_path, model, monkeypatch):
+    made, note, n_noted = calibrated(model()), Stage._note, []
+
+    def interrupted(self, *args):
+        n_noted.append(1)
+        if len(n_noted) == 2:
+            raise KeyboardInterrupt
+        return note(self, *args)
+
+    monkeypatch.setattr(Stage, "_note", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llmkit.save(made, tmp_path / "a")
+    for name in ("a", "b"):
+        llmkit.save(made, tmp_path / name)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
 def test_any_number_of_workers_and_samples_in_the_history(tmp_path, model):
     base = model()
     for workers in (1, 4):
@@ -149,6 +166,11 @@ def test_the_head_has_inputs_that_are_not_measured(model):
 def test_gptq_without_a_text(model):
     with pytest.raises(RequirementError, match="--method gptq needs second moments of the inputs of each layer"):
         quantize(model(), bits=4, method="gptq")
+
+
+def test_a_method_that_does_not_look_at_inputs_is_not_calibrated(model):
+    with pytest.raises(InputError, match="--method rtn does not look at the inputs of layers"):
+        calibrated(model(), method="rtn")
 
 
 def test_nan_in_a_weight_names_the_layer(tmp_path, model):

@@ -20,6 +20,7 @@ class LeastSquares(RoundToNearest):
 
     name = "mse"
     words = "rounded to nearest on the grid with the least squared error"
+    uses = frozenset({"squares"})
 
     def scales(
         self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None
