@@ -62,9 +62,9 @@ class GPTQ(Method):
         q = _rounded(original[:, order].T.contiguous(), _factor(moments[order][:, order]), scales, zeros, groups, grid)
         in_place = torch.empty((n_out, n_in), dtype=torch.int8)
         in_place[:, order] = q.T
-        wide = scales.float()[:, torch.arange(n_in) // size]
-        offset = 0 if zeros is None else zeros.float()[:, torch.arange(n_in) // size]
-        error = (in_place.float() - offset).mul_(wide).sub_(original)
+        group = torch.arange(n_in) // size
+        offset = 0 if zeros is None else zeros.float()[:, group]
+        error = (in_place.float() - offset).mul_(scales.float()[:, group]).sub_(original)
         return QuantizedRows(
             pack(to_codes(in_place, grid), grid.bits),
             scales,
