@@ -21,10 +21,12 @@ import typer
 
 from llmkit.cli import (
     convert,
+    decode,
     delta,
     demo,
     diff,
     doctor,
+    draft,
     eval,
     explain,
     export,
@@ -77,11 +79,31 @@ def _root(
     pass
 
 
-for _module in (
-    delta, lora, vocab, convert, quantize, export, eval, perplexity, generate, inspect, diff, verify, explain, plugins,
-    doctor, demo,
-):  # fmt: skip
-    _module.register(app)
+_COMMANDS = (
+    convert.convert, quantize.quantize, export.export, eval.evaluate, perplexity.perplexity, generate.generate,
+    inspect.inspect, diff.diff, verify.verify, explain.explain, doctor.doctor, demo.demo,
+)  # fmt: skip
+_GROUPS = {
+    "delta": ("Apply and make weight deltas; decode XOR and encrypted releases.",
+              (delta.apply, delta.make, decode.xor, decode.decrypt)),
+    "lora": ("Merge, combine and extract adapters (LoRA and its kin).", (lora.merge, lora.combine, lora.extract)),
+    "vocab": ("Extend, trim and describe vocabularies.", (vocab.extend, vocab.trim, vocab.info)),
+    "plugins": ("List, show, check and draft the architecture plugins.",
+                (plugins.list_plugins, plugins.show, plugins.check, draft.new)),
+}  # fmt: skip
+
+
+def _assemble() -> None:
+    for command in _COMMANDS:
+        command.add_to(app)
+    for name, (text, members) in _GROUPS.items():
+        group = typer.Typer(help=text, no_args_is_help=True)
+        for command in members:
+            command.add_to(group)
+        app.add_typer(group, name=name)
+
+
+_assemble()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

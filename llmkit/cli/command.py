@@ -11,9 +11,9 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import typer
 
@@ -21,9 +21,7 @@ from llmkit.cli.libraries import libraries
 from llmkit.cli.options import Common, Folder
 from llmkit.cli.output import AnswerLost, Mode, Output
 
-__all__ = ["Interrupted", "PipeClosed", "command"]
-
-F = TypeVar("F", bound=Callable[..., None])
+__all__ = ["Command", "Interrupted", "PipeClosed", "command"]
 
 
 class Interrupted(Exception):
@@ -46,20 +44,30 @@ class PipeClosed(Exception):
     """The reader of stdout has gone (`| head`). Typer would make it the exit code 1, which means another thing here."""
 
 
-def command(app: typer.Typer, name: str, *, examples: Sequence[str]) -> Callable[[F], F]:
-    """Register a function as the command `name` of `app`.
+@dataclass(frozen=True)
+class Command:
+    """A function that the command line calls, and what its help text shows besides its docstring."""
+
+    function: Callable[..., None]
+    name: str
+    examples: tuple[str, ...]
+
+    def add_to(self, app: typer.Typer) -> None:
+        """Register it with a program or a group of commands."""
+        examples = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in self.examples)
+        text = inspect.getdoc(self.function) or ""
+        register = app.command(self.name, help=text, short_help=text.partition("\n")[0], epilog=examples)
+        register(_flatten(self.function))
+
+
+def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], Command]:
+    """Make a function a command.
 
     Args:
         examples: command lines for the help text.
+        name: where it is not the function's.
     """
-
-    def register(function: F) -> F:
-        shown = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples)
-        text = inspect.getdoc(function) or ""
-        app.command(name, help=text, short_help=text.partition("\n")[0], epilog=shown)(_flatten(function))
-        return function
-
-    return register
+    return lambda function: Command(function, name or function.__name__, examples)
 
 
 def _flatten(function: Callable[..., None]) -> Callable[..., None]:

@@ -6,6 +6,7 @@ Paths are not here: where nothing is offered, the shell goes on with its own com
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 
 from llmkit.errors import LlmkitError
 
@@ -33,99 +34,66 @@ def among(*known: str) -> Callable[[str], list[str]]:
     return offering(lambda: known)
 
 
-def _benches() -> Iterable[str]:
-    from llmkit.evaluation.benches import bench_names
+def _table(target: str) -> Callable[[str], list[str]]:
+    """A completion of the names in a table, or in what a function gives: `module:attribute`, imported when asked."""
+    module, _, attribute = target.partition(":")
 
-    return bench_names()
+    def known() -> Iterable[str]:
+        table = getattr(import_module(f"llmkit.{module}"), attribute)
+        names: Iterable[str] = table() if callable(table) else table
+        return names
 
-
-def _layouts() -> Iterable[str]:
-    from llmkit.transforms.convert.targets import targets
-
-    return targets()
-
-
-def _gguf_types() -> Iterable[str]:
-    from llmkit.transforms.convert.gguf import TYPE_NAMES
-
-    return TYPE_NAMES
+    return offering(known)
 
 
-def _dtypes() -> Iterable[str]:
+attentions = _table("onnx.export:ATTENTIONS")
+backends = _table("onnx.backend:BACKENDS")
+benches = _table("evaluation.benches:bench_names")
+formats = _table("architecture.prompts:FORMATS")
+gguf_types = _table("transforms.convert.gguf:TYPE_NAMES")
+inits = _table("transforms.vocab.initial:INITS")
+layouts = _table("transforms.convert.targets:targets")
+methods = _table("transforms.lora.combine:METHODS")
+providers = _table("onnx.opening:PROVIDERS")
+scores = _table("transforms.vocab.merged:SCORES")
+
+
+@offering
+def dtypes() -> Iterable[str]:
+    """Those that floats are cast to."""
     from llmkit.transforms.convert.casting import CAST_DTYPES
 
     return [dtype.torch_name for dtype in CAST_DTYPES]
 
 
-def _methods() -> Iterable[str]:
-    from llmkit.transforms.lora.combine import METHODS
-
-    return METHODS
-
-
-def _attentions() -> Iterable[str]:
-    from llmkit.onnx.export import ATTENTIONS
-
-    return ATTENTIONS
-
-
-def _providers() -> Iterable[str]:
-    from llmkit.onnx.opening import PROVIDERS
-
-    return PROVIDERS
-
-
-def _backends() -> Iterable[str]:
-    from llmkit.onnx.backend import BACKENDS
-
-    return BACKENDS
-
-
-def _formats() -> Iterable[str]:
-    from llmkit.architecture.prompts import FORMATS
-
-    return FORMATS
-
-
-def _profiles() -> Iterable[str]:
+@offering
+def profiles() -> Iterable[str]:
+    """Conventions of deltas."""
     from llmkit.transforms.delta.profiles import PROFILES
 
     return [*(profile.name for profile in PROFILES), "llmkit"]
 
 
-def _inits() -> Iterable[str]:
-    from llmkit.transforms.vocab.initial import INITS
-
-    return INITS
-
-
-def _scores() -> Iterable[str]:
-    from llmkit.transforms.vocab.merged import SCORES
-
-    return SCORES
-
-
-def _quantization_methods() -> Iterable[str]:
+@offering
+def quantization_methods() -> Iterable[str]:
+    """What registered itself as a method."""
     from llmkit.entry_points import entries
     from llmkit.quantization.method import GROUP
 
     return [entry.name for entry in entries(GROUP)]
 
 
-def _quantization_formats() -> Iterable[str]:
+@offering
+def quantization_formats() -> Iterable[str]:
+    """Codecs that write folders."""
     from llmkit.quantization.codec import folder_codecs
 
     return [codec.name for codec in folder_codecs()]
 
 
-def _plugins() -> Iterable[str]:
+@offering
+def plugins() -> Iterable[str]:
+    """Architectures."""
     from llmkit.architecture.registry import default_registry
 
     return [plugin.name for plugin in default_registry().plugins]
-
-
-attentions, backends, benches, dtypes = map(offering, (_attentions, _backends, _benches, _dtypes))
-formats, gguf_types, inits, layouts = map(offering, (_formats, _gguf_types, _inits, _layouts))
-methods, plugins, profiles = map(offering, (_methods, _plugins, _profiles))
-providers, scores = map(offering, (_providers, _scores))
-quantization_formats, quantization_methods = map(offering, (_quantization_formats, _quantization_methods))

@@ -13,25 +13,17 @@ from llmkit.cli.options import ModelArgument, OutDtypeOption, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
-__all__ = ["register"]
+__all__ = ["convert"]
 
 _N_WORST = 5
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "convert",
-        examples=[
-            "llmkit convert vicuna-7b --to bin -o vicuna-7b-bin",
-            "llmkit convert vicuna-7b-bin --to hf --dtype float16 -o vicuna-7b",
-            "llmkit convert chatglm3-6b --to hf --as glm -o chatglm3-6b-glm",
-            "llmkit convert vicuna-7b --to gguf --type q8_0 -o vicuna-7b-gguf",
-        ],
-    )(convert)
-
-
+@command(
+    "llmkit convert vicuna-7b --to bin -o vicuna-7b-bin",
+    "llmkit convert vicuna-7b-bin --to hf --dtype float16 -o vicuna-7b",
+    "llmkit convert chatglm3-6b --to hf --as glm -o chatglm3-6b-glm",
+    "llmkit convert vicuna-7b --to gguf --type q8_0 -o vicuna-7b-gguf",
+)
 def convert(
     out: Output,
     model: ModelArgument,

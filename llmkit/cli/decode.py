@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmkit.releases.decoding import Decoding
     from llmkit.releases.hash_list import Expected
 
-__all__ = ["refuse_coded", "register"]
+__all__ = ["decrypt", "refuse_coded", "xor"]
 
 HashesOption = Annotated[
     Path | None,
@@ -32,26 +32,10 @@ ExpectOption = Annotated[
 ]
 
 
-def register(group: typer.Typer) -> None:
-    """Add the commands."""
-    command(
-        group,
-        "xor",
-        examples=[
-            "llmkit delta xor llama-7b-hf pygmalion-7b/xor_encoded_files -o pygmalion-7b-hf",
-            "llmkit delta xor llama-30b-hf oasst-sft-6-llama-30b-xor --hashes base.md5 -o oasst-30b",
-        ],
-    )(xor)
-    command(
-        group,
-        "decrypt",
-        examples=[
-            "llmkit delta decrypt LLaMA/7B/consolidated.00.pth BELLE-LLaMA-7B-2M-enc -o belle-7b",
-            "llmkit delta decrypt 7B/consolidated.00.pth *.enc -o point-alpaca --dry-run",
-        ],
-    )(decrypt)
-
-
+@command(
+    "llmkit delta xor llama-7b-hf pygmalion-7b/xor_encoded_files -o pygmalion-7b-hf",
+    "llmkit delta xor llama-30b-hf oasst-sft-6-llama-30b-xor --hashes base.md5 -o oasst-30b",
+)
 def xor(
     out: Output,
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the release was made from, as a folder.")],
@@ -73,6 +57,10 @@ def xor(
     _decode(out, plan_xor(resolve_path(base), payload), folder, hashes, expect)
 
 
+@command(
+    "llmkit delta decrypt LLaMA/7B/consolidated.00.pth BELLE-LLaMA-7B-2M-enc -o belle-7b",
+    "llmkit delta decrypt 7B/consolidated.00.pth *.enc -o point-alpaca --dry-run",
+)
 def decrypt(
     out: Output,
     key: Annotated[Path, typer.Argument(metavar="KEY", help="The key file: LLaMA-7B's consolidated.00.pth.")],

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from llmkit.cli import completion, decode
+from llmkit.cli import completion
 from llmkit.cli.command import command
+from llmkit.cli.decode import refuse_coded
 from llmkit.cli.options import OutDtypeOption, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
-__all__ = ["register"]
+__all__ = ["apply", "make"]
 
 BaseArgument = Annotated[str, typer.Argument(metavar="BASE", help="The model that the delta was made from.")]
 ProfileOption = Annotated[
@@ -28,30 +29,11 @@ ProfileOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(help="Apply and make weight deltas; decode XOR and encrypted releases.", no_args_is_help=True)
-    command(
-        group,
-        "apply",
-        examples=[
-            "llmkit delta apply llama-7b vicuna-7b-delta-v1.1 -o vicuna-7b",
-            "llmkit delta apply llama-7b alpaca-7b-wdiff -o alpaca-7b --dry-run",
-            "llmkit delta apply llama-7b some-delta --profile vicuna-v0 -o out",
-        ],
-    )(apply)
-    command(
-        group,
-        "make",
-        examples=[
-            "llmkit delta make llama-7b my-tuned-7b -o my-delta",
-            "llmkit delta make llama-7b my-tuned-7b --profile vicuna -o my-delta",
-        ],
-    )(make)
-    decode.register(group)
-    app.add_typer(group, name="delta")
-
-
+@command(
+    "llmkit delta apply llama-7b vicuna-7b-delta-v1.1 -o vicuna-7b",
+    "llmkit delta apply llama-7b alpaca-7b-wdiff -o alpaca-7b --dry-run",
+    "llmkit delta apply llama-7b some-delta --profile vicuna-v0 -o out",
+)
 def apply(
     out: Output,
     base: BaseArgument,
@@ -76,8 +58,8 @@ def apply(
     from llmkit.transforms.delta.base_structure import raise_refusals
     from llmkit.transforms.delta.checksum import ChecksumMeter, ExpectedSum, judge_sum
 
-    decode.refuse_coded(delta, ", not a delta of weights", base, delta)
-    decode.refuse_coded(base, ", not a base model: the base comes first", delta, base)
+    refuse_coded(delta, ", not a delta of weights", base, delta)
+    refuse_coded(base, ", not a base model: the base comes first", delta, base)
     first, second = open_checkpoint(base), open_checkpoint(delta)
     result = deltas.apply(first, second, profile=profile, dtype=dtype, expected_sum=expected_sum, force=writing.force)
     import_torch()
@@ -105,6 +87,10 @@ def apply(
     write(out, result, writing, observe=meter.update if expected else None, finish=finish)
 
 
+@command(
+    "llmkit delta make llama-7b my-tuned-7b -o my-delta",
+    "llmkit delta make llama-7b my-tuned-7b --profile vicuna -o my-delta",
+)
 def make(
     out: Output,
     base: BaseArgument,

@@ -17,17 +17,13 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.pipeline.progress import Progress
 
-__all__ = ["register"]
+__all__ = ["demo"]
 
 _CONTEXT = 256
 _NEW_SUBJECT = "star_lore"  # what only the adapter teaches
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(app, "demo", examples=["llmkit demo", "llmkit demo --keep mini-models"])(demo)
-
-
+@command("llmkit demo", "llmkit demo --keep mini-models")
 def demo(
     out: Output,
     keep: Annotated[

@@ -11,20 +11,12 @@ from llmkit.cli.command import command
 from llmkit.cli.folding import folded
 from llmkit.cli.output import Output
 
-__all__ = ["register"]
+__all__ = ["diff"]
 
 _MOST_CONFIG_KEYS = 12
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "diff",
-        examples=["llmkit diff llama-7b vicuna-7b", "llmkit diff vicuna-7b vicuna-7b-int8 --tol 0.02 --top 20"],
-    )(diff)
-
-
+@command("llmkit diff llama-7b vicuna-7b", "llmkit diff vicuna-7b vicuna-7b-int8 --tol 0.02 --top 20")
 def diff(
     out: Output,
     a: Annotated[str, typer.Argument(metavar="A", help="The model that is compared with.")],

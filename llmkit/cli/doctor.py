@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import typer
-
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
-__all__ = ["register"]
+__all__ = ["doctor"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(app, "doctor", examples=["llmkit doctor", "llmkit doctor --json"])(doctor)
-
-
+@command("llmkit doctor", "llmkit doctor --json")
 def doctor(out: Output) -> None:
     """Check the installation: versions, extras, torch, memory and disk, then a small model from end to end.
 

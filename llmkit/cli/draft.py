@@ -19,20 +19,12 @@ if TYPE_CHECKING:
     from llmkit.decoder.contract import Check
     from llmkit.errors import PluginError
 
-__all__ = ["compare", "in_file", "register"]
+__all__ = ["compare", "in_file", "new"]
 
 _KIND = "a plugin of llmkit"
 
 
-def register(group: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        group,
-        "new",
-        examples=["llmkit plugins new some-model -o my_family.py", "llmkit plugins new some-model | less"],
-    )(new)
-
-
+@command("llmkit plugins new some-model -o my_family.py", "llmkit plugins new some-model | less")
 def new(
     out: Output,
     model: ModelArgument,

@@ -20,23 +20,16 @@ if TYPE_CHECKING:
     from llmkit.evaluation.record import BenchResult, RunRecord
     from llmkit.evaluation.statistics import Mean
 
-__all__ = ["register"]
+__all__ = ["evaluate"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "eval",
-        examples=[
-            "llmkit eval vicuna-7b --bench mmlu --data mmlu/data -o vicuna-7b.mmlu.json",
-            "llmkit eval vicuna-7b-int4 --bench mmlu,ceval --dtype bfloat16 --limit 100",
-            "llmkit eval vicuna-7b --bench ceval --subjects STEM,law --shots 5",
-            "llmkit eval vicuna-7b --bench mini --fail-under 0.45",
-        ],
-    )(evaluate)
-
-
+@command(
+    "llmkit eval vicuna-7b --bench mmlu --data mmlu/data -o vicuna-7b.mmlu.json",
+    "llmkit eval vicuna-7b-int4 --bench mmlu,ceval --dtype bfloat16 --limit 100",
+    "llmkit eval vicuna-7b --bench ceval --subjects STEM,law --shots 5",
+    "llmkit eval vicuna-7b --bench mini --fail-under 0.45",
+    name="eval",
+)
 def evaluate(
     out: Output,
     model: ModelArgument,

@@ -10,16 +10,10 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
-__all__ = ["register"]
+__all__ = ["explain"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(app, "explain", examples=["llmkit explain vicuna-7b-int4 model.layers.0.self_attn.q_proj.weight_packed"])(
-        explain
-    )
-
-
+@command("llmkit explain vicuna-7b-int4 model.layers.0.self_attn.q_proj.weight_packed")
 def explain(
     out: Output,
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that llmkit wrote.")],

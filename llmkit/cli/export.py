@@ -18,26 +18,18 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.onnx.parity import Checked, Difference
 
-__all__ = ["register"]
+__all__ = ["export"]
 
 _NEXT = "llmkit generate {out} PROMPT"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "export",
-        examples=[
-            "llmkit export vicuna-7b --to onnx -o vicuna-7b-onnx",
-            "llmkit export vicuna-7b --to onnx --bits 4 -o vicuna-7b-onnx-int4",
-            "llmkit export vicuna-7b --to onnx --bits 4 --embedding-bits 4 --keep '*.down_proj' -o out",
-            "llmkit export vicuna-7b --to onnx --weights copy --attention attention -o out",
-            "llmkit export vicuna-7b --to onnx --kv-cache-dtype int8 --calibration chats.txt -o out",
-        ],
-    )(export)
-
-
+@command(
+    "llmkit export vicuna-7b --to onnx -o vicuna-7b-onnx",
+    "llmkit export vicuna-7b --to onnx --bits 4 -o vicuna-7b-onnx-int4",
+    "llmkit export vicuna-7b --to onnx --bits 4 --embedding-bits 4 --keep '*.down_proj' -o out",
+    "llmkit export vicuna-7b --to onnx --weights copy --attention attention -o out",
+    "llmkit export vicuna-7b --to onnx --kv-cache-dtype int8 --calibration chats.txt -o out",
+)
 def export(
     out: Output,
     model: ModelArgument,

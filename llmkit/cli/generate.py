@@ -12,24 +12,16 @@ from llmkit.cli.command import command
 from llmkit.cli.options import BackendOption, Chat, DeviceOption, DtypeOption, ModelArgument, ProviderOption, SeedOption
 from llmkit.cli.output import Output
 
-__all__ = ["register"]
+__all__ = ["generate"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "generate",
-        examples=[
-            "llmkit generate vicuna-7b 'The capital of France is' --max-tokens 20",
-            "llmkit generate vicuna-7b 'Tell me a joke.' --chat --temperature 0.8 --top-p 0.95 --seed 7",
-            "llmkit generate chatglm3-6b --messages talk.json --system 'Answer in one sentence.'",
-            "llmkit generate vicuna-7b 'Tell me a joke.' --chat --show-prompt",
-            "echo 'Once upon a time' | llmkit generate vicuna-7b -",
-        ],
-    )(generate)
-
-
+@command(
+    "llmkit generate vicuna-7b 'The capital of France is' --max-tokens 20",
+    "llmkit generate vicuna-7b 'Tell me a joke.' --chat --temperature 0.8 --top-p 0.95 --seed 7",
+    "llmkit generate chatglm3-6b --messages talk.json --system 'Answer in one sentence.'",
+    "llmkit generate vicuna-7b 'Tell me a joke.' --chat --show-prompt",
+    "echo 'Once upon a time' | llmkit generate vicuna-7b -",
+)
 def generate(
     out: Output,
     model: ModelArgument,

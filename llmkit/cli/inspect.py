@@ -14,24 +14,12 @@ from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
 from llmkit.cli.writing import described_step
 
-__all__ = ["register"]
+__all__ = ["inspect"]
 
 _MAX_VALUE = 60
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "inspect",
-        examples=[
-            "llmkit inspect vicuna-7b",
-            "llmkit inspect vicuna-7b --tensors --json",
-            "llmkit inspect LLaMA/7B --identify",
-        ],
-    )(inspect)
-
-
+@command("llmkit inspect vicuna-7b", "llmkit inspect vicuna-7b --tensors --json", "llmkit inspect LLaMA/7B --identify")
 def inspect(
     out: Output,
     model: ModelArgument,

@@ -16,7 +16,7 @@ from llmkit.cli.writing import write
 if TYPE_CHECKING:
     from llmkit.quantization.quality import Meter
 
-__all__ = ["register"]
+__all__ = ["combine", "extract", "merge"]
 
 AdaptersArgument = Annotated[
     list[str], typer.Argument(metavar="ADAPTER…", help="Adapter folders or files, in the order they are taken.")
@@ -27,39 +27,11 @@ WeightOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(help="Merge, combine and extract adapters (LoRA and its kin).", no_args_is_help=True)
-    command(
-        group,
-        "merge",
-        examples=[
-            "llmkit lora merge llama-7b alpaca-lora-7b -o alpaca-7b",
-            "llmkit lora merge llama-7b chinese-llama-plus-lora-7b chinese-alpaca-plus-lora-7b -o "
-            "chinese-alpaca-plus-7b",
-            "llmkit lora merge base style-lora --weight 0.5 -o out --dry-run",
-        ],
-    )(merge)
-    command(
-        group,
-        "combine",
-        examples=[
-            "llmkit lora combine math-lora code-lora -o both",
-            "llmkit lora combine a b --method svd --rank 16 --weight 0.7 --weight 0.3 -o mixed",
-            "llmkit lora combine a b c --method ties --density 0.2 -o merged",
-        ],
-    )(combine)
-    command(
-        group,
-        "extract",
-        examples=[
-            "llmkit lora extract llama-7b my-tuned-7b --rank 32 -o my-lora",
-            "llmkit lora extract llama-7b my-tuned-7b --energy 0.9 -o my-lora",
-        ],
-    )(extract)
-    app.add_typer(group, name="lora")
-
-
+@command(
+    "llmkit lora merge llama-7b alpaca-lora-7b -o alpaca-7b",
+    "llmkit lora merge llama-7b chinese-llama-plus-lora-7b chinese-alpaca-plus-lora-7b -o chinese-alpaca-plus-7b",
+    "llmkit lora merge base style-lora --weight 0.5 -o out --dry-run",
+)
 def merge(
     out: Output,
     base: Annotated[str, typer.Argument(metavar="BASE", help="The float model that the adapter was trained on.")],
@@ -90,6 +62,11 @@ def merge(
     write(out, merged, writing, finish=_measured(out, meter, "change", "changed"))
 
 
+@command(
+    "llmkit lora combine math-lora code-lora -o both",
+    "llmkit lora combine a b --method svd --rank 16 --weight 0.7 --weight 0.3 -o mixed",
+    "llmkit lora combine a b c --method ties --density 0.2 -o merged",
+)
 def combine(
     out: Output,
     adapters: AdaptersArgument,
@@ -126,6 +103,10 @@ def combine(
     write(out, made, writing, finish=_measured(out, meter, "relative error", "combined") if method == "svd" else None)
 
 
+@command(
+    "llmkit lora extract llama-7b my-tuned-7b --rank 32 -o my-lora",
+    "llmkit lora extract llama-7b my-tuned-7b --energy 0.9 -o my-lora",
+)
 def extract(
     out: Output,
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was tuned.")],

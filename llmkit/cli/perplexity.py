@@ -12,23 +12,15 @@ from llmkit.cli.command import command
 from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, ModelArgument, ProviderOption
 from llmkit.cli.output import Output, duration
 
-__all__ = ["register"]
+__all__ = ["perplexity"]
 
 _DEFAULT_CONTEXT = 2048
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "perplexity",
-        examples=[
-            "llmkit perplexity vicuna-7b --text wiki.test.txt",
-            "llmkit perplexity vicuna-7b-int4 --text wiki.test.txt --context 1024 --stride 512",
-        ],
-    )(perplexity)
-
-
+@command(
+    "llmkit perplexity vicuna-7b --text wiki.test.txt",
+    "llmkit perplexity vicuna-7b-int4 --text wiki.test.txt --context 1024 --stride 512",
+)
 def perplexity(
     out: Output,
     model: ModelArgument,

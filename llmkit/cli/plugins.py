@@ -16,31 +16,14 @@ if TYPE_CHECKING:
     from llmkit.architecture.registry import Plugin
     from llmkit.decoder.contract import Check
 
-__all__ = ["register"]
+__all__ = ["check", "list_plugins", "show"]
 
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", autocompletion=completion.plugins, help="The name of a plugin.")
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(help="List, show, check and draft the architecture plugins.", no_args_is_help=True)
-    command(group, "list", examples=["llmkit plugins list"])(list_plugins)
-    command(group, "show", examples=["llmkit plugins show llama"])(show)
-    command(
-        group,
-        "check",
-        examples=[
-            "llmkit plugins check llama",
-            "llmkit plugins check --all --json",
-            "llmkit plugins check ./my_family.py --model some-model",
-        ],
-    )(check)
-    draft.register(group)
-    app.add_typer(group, name="plugins")
-
-
+@command("llmkit plugins list", name="list")
 def list_plugins(out: Output) -> None:
     """List the plugins: what they describe and where they come from."""
     from llmkit.architecture.registry import default_registry
@@ -69,6 +52,7 @@ def list_plugins(out: Output) -> None:
     out.answer({"plugins": entries, "clashes": clashes}, render, brief="\n".join(e["name"] for e in entries))
 
 
+@command("llmkit plugins show llama")
 def show(out: Output, name: NameArgument) -> None:
     """Show what a plugin says: kinds, name table and the tiny model's tensors."""
     from llmkit.architecture.prompts import name_of
@@ -117,6 +101,11 @@ def show(out: Output, name: NameArgument) -> None:
     out.answer(document, render)
 
 
+@command(
+    "llmkit plugins check llama",
+    "llmkit plugins check --all --json",
+    "llmkit plugins check ./my_family.py --model some-model",
+)
 def check(
     out: Output,
     name: Annotated[

@@ -13,22 +13,14 @@ from llmkit.cli.options import Calibrating, Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
-__all__ = ["register"]
+__all__ = ["quantize"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "quantize",
-        examples=[
-            "llmkit quantize vicuna-7b --bits 4 -o vicuna-7b-int4",
-            "llmkit quantize vicuna-7b --bits 8 -o vicuna-7b-int8 --dry-run",
-            "llmkit quantize vicuna-7b --bits 4 --group-size 32 --symmetric --keep '*.down_proj' -o out",
-        ],
-    )(quantize)
-
-
+@command(
+    "llmkit quantize vicuna-7b --bits 4 -o vicuna-7b-int4",
+    "llmkit quantize vicuna-7b --bits 8 -o vicuna-7b-int8 --dry-run",
+    "llmkit quantize vicuna-7b --bits 4 --group-size 32 --symmetric --keep '*.down_proj' -o out",
+)
 def quantize(
     out: Output,
     model: ModelArgument,

@@ -10,14 +10,10 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
-__all__ = ["register"]
+__all__ = ["verify"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(app, "verify", examples=["llmkit verify vicuna-7b", "llmkit verify vicuna-7b -q && echo sound"])(verify)
-
-
+@command("llmkit verify vicuna-7b", "llmkit verify vicuna-7b -q && echo sound")
 def verify(
     out: Output,
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that llmkit wrote.")],

@@ -15,7 +15,7 @@ from llmkit.cli.options import ModelArgument, SeedOption, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
-__all__ = ["register"]
+__all__ = ["extend", "info", "trim"]
 
 PadOption = Annotated[
     int | None, typer.Option("--pad-to-multiple", metavar="N", min=1, help="Fill up the rows to a multiple of N.")
@@ -23,34 +23,11 @@ PadOption = Annotated[
 _N_SCRIPTS = 12
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(help="Extend, trim and describe vocabularies.", no_args_is_help=True)
-    command(
-        group,
-        "extend",
-        examples=[
-            "llmkit vocab extend vicuna-7b --with chinese_sp.model --init pieces -o vicuna-7b-zh",
-            "llmkit vocab extend SmolLM2-135M --with words.txt --pad-to-multiple 64 -o out",
-            "llmkit vocab extend SmolLM2-135M --with other/tokenizer.json --init mean -o out --dry-run",
-        ],
-    )(extend)
-    command(
-        group,
-        "trim",
-        examples=["llmkit vocab trim SmolLM2-135M --corpus my.txt -o small", "llmkit vocab trim M --corpus a.txt -o o"],
-    )(trim)
-    command(
-        group,
-        "info",
-        examples=[
-            "llmkit vocab info vicuna-7b --text chinese.txt --against vicuna-7b-zh",
-            "llmkit vocab info tokenizer.model --json",
-        ],
-    )(info)
-    app.add_typer(group, name="vocab")
-
-
+@command(
+    "llmkit vocab extend vicuna-7b --with chinese_sp.model --init pieces -o vicuna-7b-zh",
+    "llmkit vocab extend SmolLM2-135M --with words.txt --pad-to-multiple 64 -o out",
+    "llmkit vocab extend SmolLM2-135M --with other/tokenizer.json --init mean -o out --dry-run",
+)
 def extend(
     out: Output,
     model: ModelArgument,
@@ -120,6 +97,7 @@ def extend(
     write(out, result, writing)
 
 
+@command("llmkit vocab trim SmolLM2-135M --corpus my.txt -o small", "llmkit vocab trim M --corpus a.txt -o o")
 def trim(
     out: Output,
     model: ModelArgument,
@@ -151,6 +129,9 @@ def trim(
     write(out, result, writing)
 
 
+@command(
+    "llmkit vocab info vicuna-7b --text chinese.txt --against vicuna-7b-zh", "llmkit vocab info tokenizer.model --json"
+)
 def info(
     out: Output,
     model: Annotated[
