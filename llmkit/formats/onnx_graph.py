@@ -15,6 +15,7 @@ from llmkit.errors import InputError
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
 __all__ = ["nodes_of", "place_of", "read_graph"]
 
@@ -42,6 +43,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
         if not model.graph.output:
             raise ValueError("it has no graph")
+        _check_text(path, model)
         _check_nodes(path, model)
         for tensor in _tensors(model):
             if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -97,6 +99,28 @@ def nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from nodes_of(inner.node)
+
+
+def _check_text(path: Path, message: Message) -> None:
+    """Refuse text that is no UTF-8: protobuf gives it as bytes, in one graph among thousands of strings."""
+    import onnx
+    from google.protobuf.message import Message
+
+    if isinstance(message, onnx.TensorProto):  # not its data, which would be copied
+        texts: list[str | bytes] = [message.name, *(t for e in message.external_data for t in (e.key, e.value))]
+        inner: list[Message] = []
+    else:
+        texts, inner = [], []
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_STRING:
+                texts += [value] if isinstance(value, str | bytes) else value
+            elif field.type == field.TYPE_MESSAGE:
+                inner += [value] if isinstance(value, Message) else value
+    for text in texts:
+        if isinstance(text, bytes):
+            raise InputError(f"{path}: a name in the graph is no UTF-8: {text[:40]!r}", hint=_REMEDY)
+    for one in inner:
+        _check_text(path, one)
 
 
 def _check_nodes(path: Path, model: onnx.ModelProto) -> None:

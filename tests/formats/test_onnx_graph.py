@@ -89,3 +89,11 @@ def test_text_that_is_no_graph(tmp_path: Path) -> None:
         (tmp_path / str(n)).write_bytes(data)
         with pytest.raises(InputError):
             read_graph(tmp_path / str(n))
+
+
+def test_text_that_is_no_utf8(tmp_path: Path) -> None:
+    """protobuf gives such a string as bytes."""
+    path = graph(tmp_path / "x", lambda model: setattr(model.graph.node[0], "name", "a_node_name"))
+    path.write_bytes(path.read_bytes().replace(b"a_node_name", b"a_\xffode_name"))
+    with pytest.raises(InputError, match="a name in the graph is no UTF-8"):
+        read_graph(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from delta_world import checkpoint, loaded, tuned_of, weights
+from safetensors.torch import load_file, save_file
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
@@ -108,6 +109,23 @@ class TestLlmkitDeltas:
         error = refused(other, made, "other has other names, dtypes or shapes than the base the delta was made from")
         assert (error.hint or "").startswith("give base as it was")
         delta_transform.apply(other, made, force=True)
+
+
+@pytest.mark.parametrize("profile", ["llmkit", "vicuna"])
+def test_integers_where_the_other_side_has_floats(tmp_path: Path, profile: str) -> None:
+    """Of a delta in ulps, other integers or floats; of a published one, integers at a place of floats."""
+    base = checkpoint(tmp_path / "base", weights())
+    name = "model.layers.0.mlp.up_proj.weight"
+    if profile == "llmkit":
+        save(delta_transform.make(base, checkpoint(tmp_path / "tuned", tuned_of(weights()))), tmp_path / "d")
+        file = tmp_path / "d" / "model.safetensors"
+        state = load_file(file)
+        save_file({**state, name: state[name].to(torch.int32)}, file)
+        delta = open_checkpoint(tmp_path / "d")
+    else:
+        delta = checkpoint(tmp_path / "d", {**weights(seed=3), name: weights()[name].to(torch.int16)})
+    with pytest.raises(SpecError, match=rf"{name}: (d has I32|base has F16\[96, 64\], d I16)"):
+        delta_transform.apply(base, delta, force=True)
 
 
 def test_swapped_names_are_warned_of(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import SpecError, listing
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
-from llmkit.transforms.delta.arithmetic import combined, extended, overlapped, ulp_added, ulp_subtracted
+from llmkit.transforms.delta.arithmetic import combined, extended, overlapped, ulp_added, ulp_dtype, ulp_subtracted
 from llmkit.transforms.delta.base_structure import bound_model
 from llmkit.transforms.delta.detect import main_dtype
 from llmkit.transforms.delta.marker import Marker, specs_digest
@@ -60,6 +60,8 @@ class Merge:
         return tensors
 
     def _one(self, name: str, profile: Profile, rule: Rule, mine: Lazy | None, theirs: Lazy, sign: int) -> Lazy:
+        if mine is not None and rule is not Rule.COPY and mine.dtype.is_float != theirs.dtype.is_float:
+            raise self._misfit(name, profile, mine, theirs)
         if not theirs.dtype.is_float:
             return theirs
         arithmetic = profile.arithmetic_of(theirs.dtype, mine.dtype if mine is not None else None)
@@ -183,6 +185,7 @@ class Merge:
                 missing.append(name)
             else:
                 dtype = marker.dtype_of(name)
+                self._check_ulps(name, mine, theirs, dtype)
                 whole = extended(mine, theirs.spec.n_rows, NewRows.ZERO, dtype)
                 tensors[name] = ulp_added(whole, theirs, dtype)
             if name in tensors and self.dtype is not None and tensors[name].dtype.is_float:
@@ -193,6 +196,14 @@ class Merge:
                 hint=f"give {marker.base_label}, from which the delta was made",
             )
         return tensors
+
+    def _check_ulps(self, name: str, mine: Lazy, theirs: Lazy, dtype: DType) -> None:
+        if theirs.dtype is not ulp_dtype(dtype) or mine.shape[1:] != theirs.shape[1:]:
+            raise SpecError(
+                f"{name}: {self.other.label} has {theirs.spec}; expected {ulp_dtype(dtype).name} of the base's shape, "
+                f"{mine.spec}, as its llmkit.json says",
+                hint="the delta's files are not of one delta: take them again from where it was published",
+            )
 
 
 def _without_buffers(checkpoint: Checkpoint) -> dict[str, Lazy]:
