@@ -35,12 +35,9 @@ def importance_of(statistics: Statistics | None, shape: tuple[int, int] | torch.
 
     if statistics is None:
         return None
-    squares = statistics.squares
-    if squares is None and statistics.second_moments is not None:
-        squares = statistics.second_moments.diagonal()
-    if squares is None or not bool((squares > 0).any()):
+    mean = statistics.mean_squares
+    if mean is None:
         return None
-    mean = squares.float() / max(statistics.n_tokens, 1)
     n_groups, size = shape
     return torch.nn.functional.pad(mean, (0, n_groups * size - len(mean))).view(n_groups, size)
 

@@ -1,0 +1,146 @@
+"""Statistics of the inputs of a model's weights in a file: llmkit's own, or an importance matrix of llama.cpp.
+
+llmkit's file is safetensors: tensors `WEIGHT.FIELD`, where WEIGHT is the canonical id of a weight
+(`layers.3.attn.q.weight`, the same in every layout of a model) and FIELD one of `Statistics`; its metadata hold the
+tokens that were seen, and which text. An importance matrix names tensors as GGUF files do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from llmkit.architecture.model import Model
+from llmkit.architecture.registry import require
+from llmkit.architecture.slots import Slot
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.errors import InputError, RequirementError, SpecError, listing
+from llmkit.formats import imatrix, safetensors
+from llmkit.formats.json_text import parse_object
+from llmkit.quantization.statistics import Statistics
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.rearrange import reshaped
+
+__all__ = ["KEY", "StoredStatistics", "gguf_spelling", "open_statistics"]
+
+KEY = "llmkit.statistics"
+"""Metadata key of llmkit's own files: JSON with `tokens`, and what the model had read."""
+_FIELDS = tuple(f.name for f in fields(Statistics) if f.name != "n_tokens")
+
+
+@dataclass(frozen=True)
+class StoredStatistics:
+    """Statistics by weight, read when they are asked for.
+
+    Attributes:
+        label: the file, for messages.
+        parts: by the canonical id of the weight, then by field of `Statistics`.
+        n_tokens: what sums are divided by for a mean, by the id of the weight.
+        about: what the model had read, as plain data.
+    """
+
+    label: str
+    parts: Mapping[str, Mapping[str, Lazy]]
+    n_tokens: Mapping[str, float]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def known(self, slot: Slot) -> frozenset[str]:
+        """Which fields of `Statistics` there are of the inputs of a stored tensor; the headers tell."""
+        return frozenset(next((self.parts[part.id] for part in slot.parts if part.id in self.parts), {}))
+
+    def of(self, slot: Slot) -> Statistics | None:
+        """Of the inputs of a stored tensor, whose weights have the same ones; None where nothing is known."""
+        name = next((part.id for part in slot.parts if part.id in self.parts), None)
+        if name is None:
+            return None
+        loaded = {part: lazy.load() for part, lazy in self.parts[name].items()}
+        return Statistics(self.n_tokens[name], **loaded)
+
+
+def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:
+    """The statistics in a file, for the weights of a model. Reads headers only.
+
+    Raises:
+        InputError: no such file, or it holds no statistics.
+        RequirementError: no plugin describes the model, or llama.cpp does not know it.
+        SpecError: they are of a model with other sizes.
+    """
+    model = ckpt.require_model()
+    is_own = safetensors.looks_like(_head(path))
+    found = _own(path) if is_own else _from_imatrix(path, imatrix.read(path), ckpt, model)
+    for slot in model.slots.values():
+        for part in slot.parts:
+            for name, lazy in found.parts.get(part.id, {}).items():
+                expected = (part.shape[-1],) * len(lazy.shape)
+                if lazy.shape != expected or len(lazy.shape) not in (1, 2):
+                    raise SpecError(
+                        f"{path}: {name} of {part.id} has shape {list(lazy.shape)}, and the inputs of {slot.name} are "
+                        f"{part.shape[-1]} wide: they were measured with another model",
+                        hint=f"llmkit quantize observe {ckpt.origin or ckpt.label} -o FILE measures them anew",
+                    )
+    strange = [name for name in found.parts if name not in model.stored_in]
+    if strange:
+        raise SpecError(f"{path} has statistics of {listing(strange, 3)}, which {ckpt.label} does not have")
+    return found
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(9)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _own(path: Path) -> StoredStatistics:
+    tensors, metadata = safetensors.read(path)
+    if KEY not in metadata:
+        raise InputError(
+            f"{path} holds no statistics: its metadata have no {KEY}", hint="llmkit quantize observe MODEL -o FILE"
+        )
+    about = parse_object(metadata[KEY], f"{path}: {KEY}")
+    n_tokens = about.get("tokens")
+    if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 1:
+        raise InputError(f"{path}: {KEY} has tokens {json.dumps(n_tokens)[:40]}; expected a positive number")
+    parts: dict[str, dict[str, Lazy]] = {}
+    for name, lazy in tensors.items():
+        weight, _, part = name.rpartition(".")
+        if part not in _FIELDS or not lazy.dtype.is_float:
+            raise InputError(f"{path}: tensor {name!r} is no statistic; expected {' or '.join(_FIELDS)} in floats")
+        parts.setdefault(weight, {})[part] = lazy
+    return StoredStatistics(path.name, parts, dict.fromkeys(parts, float(n_tokens)), about)
+
+
+def _from_imatrix(path: Path, found: imatrix.Imatrix, ckpt: Checkpoint, model: Model) -> StoredStatistics:
+    slots = {slot.name: slot for slot in gguf_spelling(ckpt, model).slots.values()}
+    parts: dict[str, Mapping[str, Lazy]] = {}
+    n_tokens: dict[str, float] = {}
+    for name, entry in found.entries.items():
+        slot = slots.get(name)
+        if slot is None:
+            raise SpecError(f"{path} has importance of {name}, which {ckpt.label} does not have")
+        if len(entry.counts) != 1:
+            raise RequirementError(f"{path}: {name} stacks {len(entry.counts)} experts, which no plugin describes")
+        if entry.counts[0] > 0:
+            squares = reshaped(entry.sums, (entry.sums.shape[1],))
+            parts |= {part.id: {"squares": squares} for part in slot.parts}
+            n_tokens |= {part.id: entry.counts[0] for part in slot.parts}
+    return StoredStatistics(path.name, parts, n_tokens, {"datasets": list(found.datasets)})
+
+
+def gguf_spelling(ckpt: Checkpoint, model: Model) -> Model:
+    """The model with the names that its tensors have in GGUF files.
+
+    Raises:
+        RequirementError: llama.cpp does not know the family.
+    """
+    family = require(ckpt.config, ckpt.label).gguf
+    if family is None:
+        raise RequirementError(
+            f"{ckpt.label}: llama.cpp does not know its architecture, and has no names for its tensors",
+            hint="llmkit quantize observe MODEL -o FILE.safetensors keeps statistics of any",
+        )
+    return model.spelled(family.names)
