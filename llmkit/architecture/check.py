@@ -60,7 +60,10 @@ def compare(
     extra = tuple(name for name in specs if name not in expected and not table.is_ignored(name))
     missing = tuple(name for name, slot in expected.items() if name not in specs and not slot.is_optional)
     misshapen = tuple(name for name, slot in expected.items() if name in specs and specs[name].shape != slot.shape)
-    problems = _missing(missing, extra, expected) + _extra(extra) + _misshapen(misshapen, specs, expected)
+    problems = _missing(missing, extra, expected)
+    if extra:
+        problems.append(f"{_count(extra, 'tensor')} that the model does not have: {listing(extra)}")
+    problems += _misshapen(misshapen, specs, expected)
     notes: list[str] = []
     heads = [slot.name for slot in expected.values() if slot.kind == "head"]
     if is_tied and any(name in specs for name in heads):
@@ -84,10 +87,6 @@ def _missing(missing: Sequence[str], extra: Sequence[str], expected: Mapping[str
         tail = f" (there is {guess}, which the model does not have)" if guess else ""
         problems.append(f"{_count(rest, 'tensor')} missing: {listing(rest)}{tail}")
     return problems
-
-
-def _extra(extra: Sequence[str]) -> list[str]:
-    return [f"{_count(extra, 'tensor')} that the model does not have: {listing(extra)}"] if extra else []
 
 
 def _misshapen(names: Sequence[str], specs: Mapping[str, TensorSpec], expected: Mapping[str, Slot]) -> list[str]:

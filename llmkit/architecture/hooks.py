@@ -143,13 +143,8 @@ def reader_of(kind: Kind, readers: Hooks[R]) -> Callable[..., R]:
     Raises:
         RequirementError: there is neither.
     """
-    found = _hook(kind, readers, "torch_reader")
-    if found is None:
-        raise RequirementError(
-            f"the torch decoder has no reader for the kind {type(kind).__name__}",
-            hint="give the kind a `torch_reader` in its plugin",
-        )
-    return found
+    hint = "give the kind a `torch_reader` in its plugin"
+    return _hook(kind, readers, "torch_reader", "the torch decoder has no reader", hint)
 
 
 def emitter_of(kind: Kind, emitters: Hooks[R]) -> Callable[..., R]:
@@ -158,18 +153,15 @@ def emitter_of(kind: Kind, emitters: Hooks[R]) -> Callable[..., R]:
     Raises:
         RequirementError: there is neither.
     """
-    found = _hook(kind, emitters, "onnx_emitter")
-    if found is None:
-        raise RequirementError(
-            f"the ONNX export has no emitter for the kind {type(kind).__name__}",
-            hint="give the kind an `onnx_emitter` in its plugin, or export with --via optimum",
-        )
-    return found
+    hint = "give the kind an `onnx_emitter` in its plugin, or export with --via optimum"
+    return _hook(kind, emitters, "onnx_emitter", "the ONNX export has no emitter", hint)
 
 
-def _hook(kind: Kind, known: Hooks[R], name: str) -> Callable[..., R] | None:
+def _hook(kind: Kind, known: Hooks[R], name: str, lack: str, hint: str) -> Callable[..., R]:
     function = known.get(type(kind))
     if function is not None:
         return lambda *given: function(kind, *given)
     own: Callable[..., R] | None = getattr(kind, name, None)
+    if own is None:
+        raise RequirementError(f"{lack} for the kind {type(kind).__name__}", hint=hint)
     return own

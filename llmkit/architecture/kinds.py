@@ -45,7 +45,23 @@ class NoNorm(Kind):
 
 
 @dataclass(frozen=True)
-class RMSNorm(Kind):
+class _Norm(Kind):
+    """What norms with a weight have in common.
+
+    Attributes:
+        eps: added to the variance, or to the mean square.
+    """
+
+    eps: Number
+
+    @property
+    def epsilon(self) -> float:
+        """The eps of a bound kind."""
+        return as_float(self.eps)
+
+
+@dataclass(frozen=True)
+class RMSNorm(_Norm):
     """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 (Zhang & Sennrich 2019, arXiv:1910.07467).
 
     Attributes:
@@ -55,33 +71,21 @@ class RMSNorm(Kind):
 
     string_keys = ("eps",)
 
-    eps: Number
     width: str = "hidden"
     offset: float = 0.0
-
-    @property
-    def epsilon(self) -> float:
-        """The eps of a bound kind."""
-        return as_float(self.eps)
 
     def slots(self) -> dict[str, SlotShape]:
         return {"weight": SlotShape((self.width,), "norm")}
 
 
 @dataclass(frozen=True)
-class LayerNorm(Kind):
+class LayerNorm(_Norm):
     """(x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016, arXiv:1607.06450)."""
 
     string_keys = ("eps", "bias")
 
-    eps: Number
     bias: Flag = True
     width: str = "hidden"
-
-    @property
-    def epsilon(self) -> float:
-        """The eps of a bound kind."""
-        return as_float(self.eps)
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {"weight": SlotShape((self.width,), "norm")}
@@ -91,22 +95,31 @@ class LayerNorm(Kind):
 
 
 @dataclass(frozen=True)
-class GatedMLP(Kind):
-    """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202).
+class _MLP(Kind):
+    """What MLPs have in common.
 
     Attributes:
         act: the name of the activation, or a `Key` that holds it.
-        bias: whether all three have biases.
     """
 
     string_keys = ("bias",)
 
     act: str | Any
-    bias: Flag = False
 
     def bind(self, config: Mapping[str, Any]) -> Self:
         bound = super().bind(config)
         return replace(bound, act=same_activation(bound.act))
+
+
+@dataclass(frozen=True)
+class GatedMLP(_MLP):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202).
+
+    Attributes:
+        bias: whether all three have biases.
+    """
+
+    bias: Flag = False
 
     def slots(self) -> dict[str, SlotShape]:
         return {
@@ -117,22 +130,14 @@ class GatedMLP(Kind):
 
 
 @dataclass(frozen=True)
-class PlainMLP(Kind):
+class PlainMLP(_MLP):
     """down(act(up(x))).
 
     Attributes:
-        act: the name of the activation, or a `Key` that holds it.
         bias: whether both have biases.
     """
 
-    string_keys = ("bias",)
-
-    act: str | Any
     bias: Flag = True
-
-    def bind(self, config: Mapping[str, Any]) -> Self:
-        bound = super().bind(config)
-        return replace(bound, act=same_activation(bound.act))
 
     def slots(self) -> dict[str, SlotShape]:
         return {

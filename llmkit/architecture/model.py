@@ -125,11 +125,6 @@ class Model:
         """The tensor name of a slot id; of a weight inside a slot, the name of the tensor that holds it."""
         return self.table.name(self.stored_in.get(slot, slot))
 
-    def slot_of(self, name: str) -> str | None:
-        """The slot id of a tensor name; None when this model has no such tensor."""
-        slot = self.table.slot(name)
-        return slot if slot in self.slots else None
-
     def spelled(self, names: Names) -> Model:
         """The same model in another spelling: other names, other fusions."""
         return replace(self, names=names)

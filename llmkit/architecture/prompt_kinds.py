@@ -139,15 +139,15 @@ class Instruction:
         return (self.render(_only_question(messages, "this prompt format")),)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turns:
     """A format for conversations. A template is text, or texts and tokens in their order.
 
     Attributes:
-        system: put before the first turn, with `{system}`; None where the format has no place for it.
-        default_system: the system message when the conversation has none; None for no system text at all.
         user: a question, with `{question}` and `{round}`; it ends where the answer starts.
         assistant: an answer of the history, with `{answer}`.
+        system: put before the first turn, with `{system}`; None where the format has no place for it.
+        default_system: the system message when the conversation has none; None for no system text at all.
         user_again: a later question; None for the same as `user`.
         lone_user: the question of a conversation that is nothing else; None for the same as `user`.
         system_goes_inside: the system text is part of the first question instead of before it.
@@ -157,10 +157,10 @@ class Turns:
         finish: what is done to the text of an answer.
     """
 
-    system: Template | None
-    default_system: str | None
     user: Template
     assistant: Template
+    system: Template | None = None
+    default_system: str | None = None
     user_again: Template | None = None
     lone_user: Template | None = None
     system_goes_inside: bool = False

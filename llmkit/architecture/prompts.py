@@ -82,7 +82,6 @@ _BAICHUAN = {
 
 _LLAMA_2 = Turns(
     system="<<SYS>>\n{system}\n<</SYS>>\n\n",
-    default_system=None,
     user="[INST] {question} [/INST]",
     assistant=(" {answer} ", _END),
     user_again=(_BEGIN, "[INST] {question} [/INST]"),
@@ -103,7 +102,6 @@ _BESIDE_CHINESE = tuple(
 # ChatGLM3 and GLM-4: role token, a line for metadata (empty here), content; the last two encoded each on its own.
 _ROLES = Turns(
     system=(_SYSTEM, "\n", CUT, "{system}"),
-    default_system=None,
     user=(_USER, "\n", CUT, "{question}", _ASSISTANT),
     assistant=("\n", CUT, "{answer}"),
     stops=(_USER, Token("<|observation|>"), _END_OF_TEXT, _END),
@@ -147,8 +145,6 @@ FORMATS: dict[str, Prompt] = {
     "chinese-alpaca-2": replace(_LLAMA_2, default_system=_HELPFUL),
     # THUDM, modeling_chatglm.py: chat; [gMASK] and <sop> are the tokenizer's
     "chatglm": Turns(
-        system=None,
-        default_system=None,
         user="[Round {round}]\n问：{question}\n答：",
         assistant="{answer}\n",
         lone_user="{question}",
@@ -156,8 +152,6 @@ FORMATS: dict[str, Prompt] = {
     ),
     # THUDM, modeling_chatglm.py of ChatGLM2-6B: build_inputs
     "chatglm2": Turns(
-        system=None,
-        default_system=None,
         user="[Round {round}]\n\n问：{question}\n\n答：",
         assistant="{answer}\n\n",
         first_round=1,
@@ -169,8 +163,6 @@ FORMATS: dict[str, Prompt] = {
     "glm-4": _ROLES,
     # Baichuan-13B, modeling_baichuan.py: _build_chat_input
     "baichuan-chat": Turns(
-        system=None,
-        default_system=None,
         user=(_BAICHUAN[""][0], "{question}", _BAICHUAN[""][1]),
         assistant=("{answer}", _END),
         stops=_BAICHUAN[""],
@@ -178,23 +170,18 @@ FORMATS: dict[str, Prompt] = {
     # Baichuan2, generation_utils.py: build_chat_input
     "baichuan2-chat": Turns(
         system="{system}",
-        default_system=None,
         user=(_BAICHUAN["2"][0], "{question}", _BAICHUAN["2"][1]),
         assistant="{answer}",
         stops=_BAICHUAN["2"],
     ),
     # BELLE, train and inference scripts
     "belle": Turns(
-        system=None,
-        default_system=None,
         user="Human: \n{question}\n\nAssistant: \n",
         assistant="{answer}\n\n",
         stops=("\n\nHuman:",),
     ),
     # BELLE-7B-2M, model card and GPTQ script
     "belle-2m": Turns(
-        system=None,
-        default_system=None,
         user="Human: {question}\n\nAssistant:",
         assistant="{answer}\n\n",
         stops=("\n\nHuman:",),
@@ -231,22 +218,16 @@ FORMATS: dict[str, Prompt] = {
     ),
     # RedPajama-INCITE-Chat, model card
     "redpajama-chat": Turns(
-        system=None,
-        default_system=None,
         user="<human>: {question}\n<bot>:",
         assistant=" {answer}\n",
         stops=("<human>",),
     ),
     # Open-Assistant, model cards of the Pythia and the LLaMA models
     "oasst": Turns(
-        system=None,
-        default_system=None,
         user=(Token("<|prompter|>"), "{question}", _END_OF_TEXT, _ASSISTANT),
         assistant=("{answer}", _END_OF_TEXT),
     ),
     "oasst-llama": Turns(
-        system=None,
-        default_system=None,
         user=(Token("<|prompter|>"), "{question}", _END, _ASSISTANT),
         assistant=("{answer}", _END),
     ),
@@ -261,30 +242,24 @@ FORMATS: dict[str, Prompt] = {
     # Falcon-7B-Instruct and 40B-Instruct, model cards; Falcon-180B-chat, its demo
     "falcon-instruct": Turns(
         system="{system}\n",
-        default_system=None,
         user="User: {question}\nAssistant:",
         assistant=" {answer}\n",
         stops=("\nUser",),
     ),
     "falcon-180b-chat": Turns(
         system="System: {system}\n",
-        default_system=None,
         user="User: {question}\nFalcon:",
         assistant=" {answer}\n",
         stops=("\nUser:",),
     ),
     # ChatRWKV, model cards of Raven and World
     "rwkv-raven": Turns(
-        system=None,
-        default_system=None,
         user="Bob: {question}\n\nAlice:",
         assistant=" {answer}\n\n",
         joins_paragraphs=True,
         stops=("\n\n",),
     ),
     "rwkv-world": Turns(
-        system=None,
-        default_system=None,
         user="User: {question}\n\nAssistant:",
         assistant=" {answer}\n\n",
         joins_paragraphs=True,

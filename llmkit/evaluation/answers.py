@@ -17,10 +17,10 @@ from llmkit.evaluation.prefix import Query
 from llmkit.pipeline.journal import read_journal
 from llmkit.pipeline.stage import Stage
 
-__all__ = ["Answers", "KeptAnswers", "Read", "count_answers"]
+__all__ = ["Answers", "KeptAnswers", "TargetScore", "count_answers"]
 
-Read = tuple[int, int, float, bool]
-"""(query, slot, log-probability, whether it is the greedy choice) of one target token."""
+TargetScore = tuple[int, int, float, bool]
+"""One target token: (query, slot among its targets, log-probability, whether greedy decoding would choose it)."""
 
 
 class Answers:
@@ -102,7 +102,7 @@ class KeptAnswers:
             self.texts |= {int(request): text for request, text in result.get("texts", {}).items()}
         answers.n_reused += len(self.reads) + len(self.texts)
 
-    def add_reads(self, reads: Sequence[Read]) -> None:
+    def add_reads(self, reads: Sequence[TargetScore]) -> None:
         """Keep what one forward has answered."""
         self._answers.append(self._call, {"reads": reads})
 

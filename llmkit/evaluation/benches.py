@@ -78,21 +78,20 @@ class Bench:
 
     def categories(self, subjects: Iterable[str]) -> dict[str, list[str]]:
         """The given subjects by category, in published order; empty for a benchmark without categories."""
-        present = list(subjects)
-        found: dict[str, list[str]] = {}
-        for subject in self.subjects:
-            if subject.category and subject.name in present:
-                found.setdefault(subject.category, []).append(subject.name)
-        return found
+        return self._grouped(subjects, {s.name: s.category for s in self.subjects})
 
     def subcategories(self, subjects: Iterable[str]) -> dict[str, list[str]]:
         """The given subjects by subcategory, in published order; empty where they are the categories."""
-        present = list(subjects)
-        found: dict[str, list[str]] = {}
-        for subject in self.subjects:
-            if subject.subcategory != subject.category and subject.name in present:
-                found.setdefault(subject.subcategory, []).append(subject.name)
-        return found
+        own = {s.name: s.subcategory if s.subcategory != s.category else "" for s in self.subjects}
+        return self._grouped(subjects, own)
+
+    def _grouped(self, subjects: Iterable[str], group_of: Mapping[str, str]) -> dict[str, list[str]]:
+        present = set(subjects)
+        groups: dict[str, list[str]] = {}
+        for name, group in group_of.items():
+            if group and name in present:
+                groups.setdefault(group, []).append(name)
+        return groups
 
     def select(self, wanted: Sequence[str], available: Sequence[str]) -> list[str]:
         """The subjects that `--subjects` means: names of subjects, categories, subcategories or subsets.
@@ -159,16 +158,11 @@ def load_bench(name: str) -> Bench:
         for subcategory, members in groups.items()
         for subject in members
     )
+    given = {k: body[k] for k in ("title", "task", "definition", "layout", "split", "shots_split", "shots")}
     return Bench(
         name=name,
-        title=body["title"],
         subjects=subjects,
         subsets={k: tuple(v) for k, v in body.get("subsets", {}).items()},
-        task=body["task"],
-        definition=body["definition"],
         description=body.get("description", ""),
-        layout=body["layout"],
-        split=body["split"],
-        shots_split=body["shots_split"],
-        shots=body["shots"],
+        **given,
     )

@@ -20,7 +20,7 @@ from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.lm import SharedPrefixLM
 from llmkit.evaluation.record import BenchResult, SubjectResult
 from llmkit.evaluation.statistics import mean
-from llmkit.evaluation.tasks import leaf_tasks, lean, set_shots
+from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, set_shots
 
 __all__ = ["run_bench", "run_tasks"]
 
@@ -84,7 +84,7 @@ def run_tasks(
 
 
 def _evaluate(lm: SharedPrefixLM, tasks: Any, *, limit: float | None, chat_template: bool, bootstrap_iters: int) -> Any:
-    with lean():
+    with quiet_lm_eval():
         try:
             return lm_evaluate(
                 lm,
@@ -103,10 +103,7 @@ def _evaluate(lm: SharedPrefixLM, tasks: Any, *, limit: float | None, chat_templ
 def _subject(subject: Subject, samples: Sequence[Mapping[str, Any]]) -> SubjectResult:
     metrics = [m for m in samples[0]["metrics"] if m != "acc"]
     return SubjectResult(
-        name=subject.name,
-        label=subject.label,
-        category=subject.category,
-        subcategory=subject.subcategory,
+        subject=subject,
         acc=mean([float(s["acc"]) for s in samples]),
         choices="".join(_LETTERS[_choice(s)] for s in samples),
         targets="".join(_LETTERS[int(s["target"])] for s in samples),

@@ -15,10 +15,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Prompt, Turns
 from llmkit.errors import InputError
-from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import answer_requests
-from llmkit.evaluation.prefix import FORWARD_COST, Query
+from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.tokenization.chat import ending_of, is_marked, marked_lead, marked_text
@@ -44,13 +43,10 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         tokenizer: a transformers tokenizer.
         max_length: the longest input in tokens; longer ones lose tokens on the left.
         batch_tokens: how many tokens one forward takes at most.
-        forward_cost: see `Scorer`.
         add_bos_token: None leaves it to the tokenizer, as the `hf` backend does.
         eos_ids: tokens that end a generated text besides the tokenizer's end token.
         prompt: the format that `apply_chat_template` writes; the tokenizer's own chat template when not given.
-        chat_template_args: handed to the tokenizer's chat template.
         progress: told of tokens as they are computed.
-        answers: where what is scored is kept.
     """
 
     backend = "causal"
@@ -62,13 +58,10 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         *,
         max_length: int,
         batch_tokens: int = BATCH_TOKENS,
-        forward_cost: int = FORWARD_COST,
         add_bos_token: bool | None = None,
         eos_ids: Sequence[int] = (),
         prompt: Prompt | None = None,
-        chat_template_args: Mapping[str, Any] | None = None,
         progress: Progress = NO_PROGRESS,
-        answers: Answers | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -76,7 +69,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.max_length = max_length
         self.max_gen_toks = 256
         self.progress = progress
-        self.scorer = Scorer(decoder, batch_tokens, forward_cost, progress, answers=answers or Answers())
+        self.scorer = Scorer(decoder, batch_tokens, progress=progress)
         self.prompt = prompt
         ending = ending_of(tokenizer, prompt or ChatTemplate())
         self.encoder = Encoder(tokenizer, add_bos_token, is_templated=isinstance(prompt, ChatTemplate))
@@ -85,7 +78,6 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self._lead = marked_lead(tokenizer, prompt)
         self.n_truncated = 0
         self.continuations: dict[str, tuple[int, ...]] = {}
-        self._chat_template_args = dict(chat_template_args or {})
         self._device = decoder.device
 
     @property
@@ -192,11 +184,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
                     hint="evaluate it without --chat-template",
                 )
             return marked_text(self.tokenizer, self.prompt.pieces(_placed(chat_history, self.prompt)))
-        options = {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": not add_generation_prompt,
-            **self._chat_template_args,
-        }
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
             return render(self.tokenizer, chat_history, **options)
         except TemplateRefusal:

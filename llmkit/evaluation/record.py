@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.evaluation.benches import Bench
+from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.statistics import Mean, macro, macro_of_groups, micro
 from llmkit.formats.json_text import read_json
 from llmkit.pipeline.files import check_file, write_file
@@ -25,26 +25,29 @@ class SubjectResult:
     """One subject's scores.
 
     Attributes:
+        subject: name, label and categories.
         acc: share of questions whose best-scored choice is right.
         choices, targets: the chosen and the right letter of each question, in order of the file.
         metrics: lm-eval's other per-question metrics (C-Eval's acc_norm).
     """
 
-    name: str
-    label: str
-    category: str
-    subcategory: str
+    subject: Subject
     acc: Mean
     choices: str
     targets: str
     metrics: Mapping[str, Mean] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Of the subject."""
+        return self.subject.name
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {
-            "label": self.label,
-            "category": self.category,
-            "subcategory": self.subcategory,
+            "label": self.subject.label,
+            "category": self.subject.category,
+            "subcategory": self.subject.subcategory,
             "n": self.acc.n,
             "acc": self.acc.value,
             "stderr": self.acc.stderr,

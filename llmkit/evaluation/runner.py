@@ -121,19 +121,19 @@ def evaluate(
         chat_template=chat_template,
         progress=progress,
     )
-    scored_with = [
-        dtype,
-        device,
-        backend,
-        provider,
-        batch_tokens,
-        lm.max_length,
-        add_bos_token,
-        chat_template,
-        names,
-        shots,
-    ]
-    digest = digest_of([describe_model(ckpt), scored_with, limit, list(subjects), versions()])
+    settings = {
+        "bench": names,
+        "data": str(data) if data is not None else None,
+        "shots": shots,
+        "limit": limit,
+        "subjects": list(subjects),
+        "batch_tokens": batch_tokens,
+        "max_length": lm.max_length,
+        "add_bos_token": add_bos_token,
+        "chat_template": chat_template,
+        "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
+    }
+    digest = digest_of([describe_model(ckpt), settings, dtype, device, backend, provider, versions()])
     results: dict[str, BenchResult] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
     scores: dict[str, Any] = {}
@@ -148,18 +148,6 @@ def evaluate(
         if loaded is not None:
             scores, logged = run_tasks(lm, loaded, shots=shots, limit=limit, chat_template=bool(chat_template))
             samples |= logged
-    settings = {
-        "bench": names,
-        "data": str(data) if data is not None else None,
-        "shots": shots,
-        "limit": limit,
-        "subjects": list(subjects),
-        "batch_tokens": batch_tokens,
-        "max_length": lm.max_length,
-        "add_bos_token": add_bos_token,
-        "chat_template": chat_template,
-        "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
-    }
     return RunRecord(
         model=describe_model(ckpt)
         | {"dtype": dtype, "device": str(lm.decoder.device), "backend": lm.decoder.backend}

@@ -26,7 +26,7 @@ KEPT_TOKENS = 4 * BATCH_TOKENS  # tokens of the caches that one forward leaves b
 _LOGITS_NBYTES = 64 << 20  # the float32 logits in memory at a time
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
 
-Read = tuple[int, int, int]
+HeadRead = tuple[int, int, int]
 """(row, query, slot): target `slot` of query `query` is read from row `row`."""
 
 
@@ -82,7 +82,7 @@ class Scorer:
         batch_tokens: how many tokens one forward takes at most.
         forward_cost: what one more forward costs in tokens; a shared stretch that saves less is repeated.
         progress: told of tokens as they are computed.
-        answers: where what is scored is kept; answers found there are not computed again.
+        answers: where what is scored is kept; answers targets there are not computed again.
     """
 
     decoder: ScoringDecoder
@@ -99,56 +99,56 @@ class Scorer:
 
         roots = share_prefixes(queries, self.forward_cost, self.decoder.exact_sharing_limit)
         self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
-        sheet = _Sheet(queries, self.answers.of_queries(queries))
+        targets = _Targets(queries, self.answers.of_queries(queries))
         self.progress.begin(count_tokens(roots), label, "tokens")
         try:
             with torch.inference_mode():
-                self._walk(roots, sheet)
+                self._walk(roots, targets)
         finally:
             self.progress.end()
-        return sheet.scores()
+        return targets.scores()
 
-    def _walk(self, roots: list[Segment], sheet: _Sheet) -> None:
+    def _walk(self, roots: list[Segment], targets: _Targets) -> None:
         """Depth first, so that the caches alive at a time are those of one path and its siblings in one batch."""
         pending: list[tuple[list[Segment], Any]] = [(roots, None)]
         while pending:
             segments, cache = pending.pop()
             for batch in pack([s for s in segments if not s.children], self.batch_tokens):
-                if not self._is_answered(batch, sheet):
-                    self._compute(batch, cache, sheet, keep=False)
+                if not self._is_answered(batch, targets):
+                    self._compute(batch, cache, targets, keep=False)
             inner = [s for s in segments if s.children]
             if inner:
                 # one batch of inner segments now; the others wait until everything below these is done
                 batch = _affordable(next(pack(inner, self.batch_tokens)), KEPT_TOKENS)
                 if rest := inner[len(batch) :]:
                     pending.append((rest, cache))
-                if self._is_answered(batch, sheet):
+                if self._is_answered(batch, targets):
                     continue
-                kept = self._compute(batch, cache, sheet, keep=True)
+                kept = self._compute(batch, cache, targets, keep=True)
                 pending += [(s.children, c) for s, c in zip(batch, kept, strict=True)]
 
-    def _is_answered(self, batch: list[Segment], sheet: _Sheet) -> bool:
+    def _is_answered(self, batch: list[Segment], targets: _Targets) -> bool:
         """Whether an interrupted run has answered all that these segments and those below them are for."""
-        if not sheet.has_all(batch):
+        if not targets.has_all(batch):
             return False
         self.progress.advance(count_tokens(batch))
         return True
 
-    def _compute(self, batch: list[Segment], cache: Any, sheet: _Sheet, *, keep: bool) -> list[Any]:
+    def _compute(self, batch: list[Segment], cache: Any, targets: _Targets, *, keep: bool) -> list[Any]:
         """Compute segments that continue one cache, read their scores, hand back their caches if they are kept."""
         if len(batch) > 1:
-            return self._forward([(s, s.start, s.stop) for s in batch], cache, sheet, keep=keep)
+            return self._forward([(s, s.start, s.stop) for s in batch], cache, targets, keep=keep)
         (segment,) = batch
         if segment.is_whole:
-            return self._forward([(segment, 0, segment.stop)], cache, sheet, keep=keep)
+            return self._forward([(segment, 0, segment.stop)], cache, targets, keep=keep)
         for start in range(segment.start, segment.stop, self.batch_tokens):
             stop = min(start + self.batch_tokens, segment.stop)
-            caches = self._forward([(segment, start, stop)], cache, sheet, keep=keep or stop < segment.stop)
+            caches = self._forward([(segment, start, stop)], cache, targets, keep=keep or stop < segment.stop)
             cache = caches[0] if caches else None
         return [cache]
 
     def _forward(
-        self, stretches: list[tuple[Segment, int, int]], cache: Any, sheet: _Sheet, *, keep: bool
+        self, stretches: list[tuple[Segment, int, int]], cache: Any, targets: _Targets, *, keep: bool
     ) -> list[Any]:
         """One forward over stretches (segment, start, stop), without padding."""
         import torch
@@ -156,7 +156,7 @@ class Scorer:
         from llmkit.decoder.packed import Packed
 
         tokens: list[int] = []
-        reads: list[Read] = []
+        reads: list[HeadRead] = []
         for segment, start, stop in stretches:
             shift = len(tokens) - start
             reads += [(p + shift, query, slot) for p, query, slot in segment.reads if start <= p < stop]
@@ -167,11 +167,11 @@ class Scorer:
         self.usage.forwards += 1
         self.usage.tokens += len(tokens)
         if reads:
-            self._read(hidden, reads, sheet)
+            self._read(hidden, reads, targets)
         self.progress.advance(len(tokens))
         return [packed.segment(i) for i in range(len(stretches))] if keep else []
 
-    def _read(self, hidden: torch.Tensor, reads: list[Read], sheet: _Sheet) -> None:
+    def _read(self, hidden: torch.Tensor, reads: list[HeadRead], targets: _Targets) -> None:
         """Read targets from hidden states [T, d]; the head sees each row once, some rows at a time."""
         import torch
 
@@ -180,11 +180,11 @@ class Scorer:
             logits = self.decoder.logits(hidden[torch.tensor(rows, device=hidden.device)]).float()
             self._n_vocab = logits.shape[-1]
             self.usage.head_rows += len(rows)
-            sheet.fill(logits, rows, some)
+            targets.fill(logits, rows, some)
 
 
-class _Sheet:
-    """The targets, and what has been read of them."""
+class _Targets:
+    """The target tokens of all queries, and the log-probability of each that is known."""
 
     def __init__(self, queries: Sequence[Query], kept: KeptAnswers) -> None:
         self._targets = [q.targets for q in queries]
@@ -205,7 +205,7 @@ class _Sheet:
             below += segment.children
         return True
 
-    def fill(self, logits: torch.Tensor, rows: list[int], reads: list[Read]) -> None:
+    def fill(self, logits: torch.Tensor, rows: list[int], reads: list[HeadRead]) -> None:
         """Read `reads` from float32 logits [len(rows), V]."""
         import torch
 
@@ -231,10 +231,10 @@ def _affordable(batch: list[Segment], n_tokens: int) -> list[Segment]:
     return batch[: max(1, bisect_right(held, n_tokens))]
 
 
-def _in_pieces(reads: list[Read], n_rows: int) -> Iterator[tuple[list[int], list[Read]]]:
+def _in_pieces(reads: list[HeadRead], n_rows: int) -> Iterator[tuple[list[int], list[HeadRead]]]:
     """Reads in groups of at most `n_rows` distinct rows: (the rows, the reads)."""
     rows: list[int] = []
-    some: list[Read] = []
+    some: list[HeadRead] = []
     for read in sorted(reads):
         if not rows or read[0] != rows[-1]:
             if len(rows) == n_rows:

@@ -21,9 +21,10 @@ from lm_eval.api.task import ConfigurableTask
 from llmkit.errors import InputError, RequirementError, listing, nearest
 from llmkit.evaluation.benches import Bench, bench_names
 
-__all__ = ["LocalTask", "bench_task", "leaf_tasks", "lean", "load_lm_eval_tasks", "set_shots"]
+__all__ = ["LocalTask", "bench_task", "leaf_tasks", "load_lm_eval_tasks", "quiet_lm_eval", "set_shots"]
 
 Docs = Mapping[str, Sequence[Mapping[str, Any]]]
+_SHOTS_SEED = 1234  # lm-eval's own
 _NOT_TASK_CONFIG = ("include", "tag", "group", "task_list", "dataset_kwargs")
 
 
@@ -119,18 +120,18 @@ def leaf_tasks(loaded: Any) -> Iterator[Any]:
             yield value
 
 
-def set_shots(task: Any, shots: int | None, seed: int = 1234) -> None:
+def set_shots(task: Any, shots: int | None) -> None:
     """The number of shots, by lm-eval's own rules: what a task fixes at 0 stays 0, and what nobody sets is 0."""
     fixed = task.get_config("num_fewshot")
     if shots is not None and fixed != 0:
         task.set_config(key="num_fewshot", value=shots)
     elif fixed is None:
         task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=seed)
+    task.set_fewshot_seed(seed=_SHOTS_SEED)
 
 
 @contextmanager
-def lean() -> Iterator[None]:
+def quiet_lm_eval() -> Iterator[None]:
     """Run lm-eval without bars and informational log lines, and compile each prompt template once.
 
     lm-eval compiles the template anew for every shot of every question (6 ms a question, a tenth of what SmolLM2 needs

@@ -23,7 +23,7 @@ def test_bijective(architecture, variant):
     assert model.table.faults(model.slots) == []
     assert len(model.tensors()) == len(model.slots)
     for name, slot in model.tensors().items():
-        assert model.slot_of(name) == slot.id
+        assert model.table.slot(name) == slot.id
         assert model.name_of(slot.id) == name
 
 

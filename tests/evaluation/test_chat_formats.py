@@ -184,7 +184,7 @@ def test_smollm2_in_its_chat_template_scores_as_lm_evals_hf_backend(shared, smol
 
     from llmkit.evaluation.benches import load_bench
     from llmkit.evaluation.layouts import find_data
-    from llmkit.evaluation.tasks import bench_task, lean, set_shots
+    from llmkit.evaluation.tasks import bench_task, quiet_lm_eval, set_shots
 
     bench = load_bench("mmlu")
     found = find_data(bench, shared / "data" / "mmlu")
@@ -192,7 +192,7 @@ def test_smollm2_in_its_chat_template_scores_as_lm_evals_hf_backend(shared, smol
     def run(lm):
         task = bench_task(bench, "anatomy", found.read("anatomy", shots=1))
         set_shots(task, 1)
-        with lean():
+        with quiet_lm_eval():
             done = lm_evaluate(
                 lm,
                 {"mmlu_anatomy": task},

@@ -43,14 +43,14 @@ def test_results_are_those_of_lm_evals_hf_backend(record, tiny_llama, data):
     from lm_eval.models.huggingface import HFLM
 
     from llmkit.evaluation.layouts import find_data
-    from llmkit.evaluation.tasks import bench_task, lean, set_shots
+    from llmkit.evaluation.tasks import bench_task, quiet_lm_eval, set_shots
 
     bench = load_bench("mmlu")
     found = find_data(bench, data)
     tasks = {f"mmlu_{s}": bench_task(bench, s, found.read(s, shots=1)) for s in found.subjects}
     for task in tasks.values():
         set_shots(task, 1)
-    with lean():
+    with quiet_lm_eval():
         theirs = lm_evaluate(HFLM(pretrained=str(tiny_llama), device="cpu", dtype="float32"), tasks)
     result = record.benches["mmlu"]
     assert [s.name for s in result.subjects] == ["abstract_algebra", "virology"]
@@ -158,7 +158,7 @@ def test_averages_of_categories_and_the_hard_subset():
 
     def subject(name, value, n):
         s = ceval.by_name[name]
-        return SubjectResult(name, s.label, s.category, s.subcategory, Mean(value, 0.1, n), "", "")
+        return SubjectResult(s, Mean(value, 0.1, n), "", "")
 
     made = [subject("college_physics", 0.2, 10), subject("logic", 0.6, 30), subject("law", 0.3, 10)]
     result = BenchResult(ceval, tuple(made), (), 5, 0, "2.0", "", 1.0, {})
@@ -176,7 +176,7 @@ def test_other_lm_eval_tasks_run_as_with_hflm(tiny_llama):
 
     from llmkit.evaluation.execution import run_tasks
     from llmkit.evaluation.runner import make_lm
-    from llmkit.evaluation.tasks import LocalTask, lean
+    from llmkit.evaluation.tasks import LocalTask, quiet_lm_eval
 
     docs = {"test": [{"text": "Which of these is a fruit? " * n, "answer": "apple"} for n in (1, 3, 7)]}
     rolling = {
@@ -205,7 +205,7 @@ def test_other_lm_eval_tasks_run_as_with_hflm(tiny_llama):
 
     options = {"shots": None, "limit": None, "chat_template": False}
     scores, samples = run_tasks(make_lm(open_checkpoint(tiny_llama)), tasks(), **options)
-    with lean():
+    with quiet_lm_eval():
         theirs = lm_evaluate(
             HFLM(pretrained=str(tiny_llama), device="cpu", dtype="float32"), tasks(), bootstrap_iters=0
         )
@@ -233,7 +233,7 @@ def test_smollm2_scores_as_lm_evals_hf_backend_does(shared, smollm2, bench, patt
     from lm_eval.models.huggingface import HFLM
 
     from llmkit.evaluation.layouts import find_data
-    from llmkit.evaluation.tasks import bench_task, lean, set_shots
+    from llmkit.evaluation.tasks import bench_task, quiet_lm_eval, set_shots
 
     subjects = {"mmlu": ["econometrics", "global_facts"], "ceval": ["law", "high_school_physics"]}[bench]
     known = load_bench(bench)
@@ -242,7 +242,7 @@ def test_smollm2_scores_as_lm_evals_hf_backend_does(shared, smollm2, bench, patt
     tasks = {f"{pattern}{s}": bench_task(known, s, found.read(s, shots=5)) for s in subjects}
     for task in tasks.values():
         set_shots(task, 5)
-    with lean():
+    with quiet_lm_eval():
         theirs = lm_evaluate(HFLM(pretrained=str(smollm2), device="cpu", dtype="float32"), tasks, limit=2)
     for name in tasks:
         their = sorted(theirs["samples"][name], key=lambda s: s["doc_id"])

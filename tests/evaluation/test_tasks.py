@@ -11,7 +11,7 @@ from lm_eval.api.task import ConfigurableTask
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.layouts import find_data
-from llmkit.evaluation.tasks import bench_task, lean, load_lm_eval_tasks, set_shots
+from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks, quiet_lm_eval, set_shots
 
 MMLU = {
     "dev": [(f" shot {i}? ", "0.50", "None", f"c{i}", 'say "d"', "ABCDA"[i]) for i in range(5)],
@@ -42,7 +42,7 @@ def data(tmp_path):
 
 def built(task, shots):
     set_shots(task, shots)
-    with lean():
+    with quiet_lm_eval():
         task.build_all_requests()
     return [instance.args for instance in task.instances]
 
@@ -176,7 +176,7 @@ def test_lean_leaves_lm_eval_as_it_was():
     import lm_eval.utils
 
     before = (lm_eval.api.task.tqdm, lm_eval.utils.apply_template)
-    with lean():
+    with quiet_lm_eval():
         assert lm_eval.utils.apply_template("{{a}}-{{b|upper}}\n", {"a": 1, "b": "x"}) == "1-X\n"
         assert before != (lm_eval.api.task.tqdm, lm_eval.utils.apply_template)
     assert before == (lm_eval.api.task.tqdm, lm_eval.utils.apply_template)
