@@ -12,7 +12,7 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.content import FileContent, read_generation_config
 from llmkit.checkpoint.embeddings import with_settled_tying
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
@@ -107,6 +107,11 @@ class Checkpoint:
     def fingerprints(self) -> list[list[str | int]]:
         """Name, digest of the expression and index of each tensor: tells checkpoints apart, but not by content."""
         return [[name, lazy.node.fingerprint(), lazy.index] for name, lazy in self.tensors.items()]
+
+    @cached_property
+    def generation_config(self) -> Mapping[str, Any]:
+        """The contents of generation_config.json; empty where there is none that can be read."""
+        return read_generation_config(self.files)
 
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:

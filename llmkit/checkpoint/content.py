@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.formats.json_text import parse_object
 
-__all__ = ["FileContent"]
+__all__ = ["GENERATION_CONFIG", "FileContent", "read_generation_config"]
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +46,13 @@ class FileContent:
             return self.path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+
+
+def read_generation_config(files: Mapping[str, FileContent]) -> Mapping[str, Any]:
+    """The contents of generation_config.json among the files of a checkpoint; empty where none can be read."""
+    if GENERATION_CONFIG not in files:
+        return {}
+    try:
+        return parse_object(files[GENERATION_CONFIG].read(), GENERATION_CONFIG)
+    except InputError:
+        return {}

@@ -12,7 +12,6 @@ from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
 from llmkit.errors import InputError, LlmkitError, listing
-from llmkit.formats.json_text import parse_object
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.checked import read_tokenizer_json, template_text, without_panic
 
@@ -172,10 +171,5 @@ def _unknown_class(settings: Mapping[str, Any], label: str) -> InputError:
 
 def end_tokens(ckpt: Checkpoint) -> list[int]:
     """The ids that end a generated text, as generation_config.json (else config.json) names them."""
-    file = ckpt.files.get("generation_config.json")
-    try:
-        generation = parse_object(file.read(), "generation_config.json") if file is not None else {}
-    except InputError:
-        generation = {}
-    named = generation.get("eos_token_id", ckpt.config.get("eos_token_id"))
+    named = ckpt.generation_config.get("eos_token_id", ckpt.config.get("eos_token_id"))
     return [int(i) for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)]

@@ -12,16 +12,7 @@ from llmkit.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Sampling", "eos_ids", "generate", "stream"]
-
-
-def eos_ids(*configs: object) -> tuple[int, ...]:
-    """The ids that end a text, by the first config (generation_config.json, config.json) that names any."""
-    for config in configs:
-        found = config.get("eos_token_id") if isinstance(config, dict) else None
-        if found is not None:
-            return tuple(int(i) for i in found) if isinstance(found, list) else (int(found),)
-    return ()
+__all__ = ["Sampling", "generate", "stream"]
 
 
 def generate(

@@ -25,7 +25,7 @@ from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.transforms.delta.base_check import BF16_ROUNDED, bf16_share
 
-__all__ = ["FileIdentity", "Identity", "content_hash", "identify_model"]
+__all__ = ["FileIdentity", "Identity", "identify_model"]
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,6 @@ def identify_model(ckpt: Checkpoint, *, workers: int | None = None, progress: Pr
         bf16_share=share,
         notes=tuple(_notes(found, share)),
     )
-
-
-def content_hash(ckpt: Checkpoint, *, workers: int | None = None, progress: Progress = NO_PROGRESS) -> str:
-    """The content hash alone: the same for the same weights in any container."""
-    with _Jobs(workers, progress, ckpt.nbytes) as jobs:
-        tensors = {n: jobs.submit(_tensor_hash, n, t, progress) for n, t in ckpt.tensors.items()}
-        jobs.wait(list(tensors.values()))
-    return _combined(ckpt, {name: future.result() for name, future in tensors.items()})
 
 
 def _combined(ckpt: Checkpoint, digests: dict[str, str]) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from llmkit.architecture.check import Report
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import quantization_of
 from llmkit.checkpoint.quantized import model_dtype
-from llmkit.errors import InputError, LlmkitError, listing
-from llmkit.formats.json_text import parse_object
+from llmkit.errors import LlmkitError, listing
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.spec import DType
 from llmkit.tokenization.agreement import compare_counts
@@ -51,22 +49,12 @@ def find_oddities(
 def _special_ids(ckpt: Checkpoint, n_rows: int | None) -> Iterator[str]:
     if n_rows is None:
         return
-    for file, config in (("config.json", ckpt.config), ("generation_config.json", _generation(ckpt))):
+    for file, config in (("config.json", ckpt.config), ("generation_config.json", ckpt.generation_config)):
         for key in _SPECIAL:
             value = config.get(key)
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, int) and not isinstance(one, bool) and not 0 <= one < n_rows:
                     yield f"{key} {one} of {file} is no row of the embedding, which has {n_rows}"
-
-
-def _generation(ckpt: Checkpoint) -> Mapping[str, Any]:
-    content = ckpt.files.get("generation_config.json")
-    if content is None:
-        return {}
-    try:
-        return parse_object(content.read(), "generation_config.json")
-    except InputError:
-        return {}
 
 
 def _tokenizer(ckpt: Checkpoint, vocabulary: Vocabulary | None, n_rows: int | None) -> Iterator[str]:

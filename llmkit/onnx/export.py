@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -22,6 +21,7 @@ from llmkit.onnx.genai import genai_config, unfed_inputs
 from llmkit.onnx.grids import Grids
 from llmkit.onnx.kv_cache import CacheScales, choose_scales
 from llmkit.onnx.model import build_graph
+from llmkit.onnx.opening import PROVIDERS
 from llmkit.onnx.precision import Precision
 from llmkit.onnx.quantized_weights import choose_grids, restored
 from llmkit.onnx.weights import DataOf
@@ -35,7 +35,6 @@ __all__ = ["ATTENTIONS", "WEIGHTS", "Weights", "computed_weights", "export"]
 
 Weights = Literal["link", "copy"]
 WEIGHTS: tuple[Weights, ...] = ("link", "copy")
-PROVIDERS = ("cpu", "cuda")
 ATTENTIONS: tuple[AttentionOp, ...] = ("gqa", "flash", "attention", "mha")
 _FASTEST: dict[str, tuple[AttentionOp, ...]] = {
     "cpu": ("gqa", "attention", "mha"),
@@ -43,7 +42,7 @@ _FASTEST: dict[str, tuple[AttentionOp, ...]] = {
 }
 _COMPUTE = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 _SCALES = {"FLOAT": DType.F32, "FLOAT16": DType.F16, "BFLOAT16": DType.BF16}
-_FLOATS = Precision()
+_FLOAT_PRECISION = Precision()
 
 
 def export(
@@ -52,7 +51,7 @@ def export(
     weights: Weights | None = None,
     dtype: str = "float32",
     attention: AttentionOp | None = None,
-    precision: Precision = _FLOATS,
+    precision: Precision = _FLOAT_PRECISION,
     provider: str = "cpu",
     kv_cache_dtype: str | None = None,
     calibration: Path | None = None,
@@ -102,7 +101,7 @@ def export(
     if unfed := unfed_inputs(graph, model):
         notes.append(f"for llmkit only: no other runtime feeds {listing(unfed, 2)} to the graph; no genai_config.json")
     else:
-        files["genai_config.json"] = _json(genai_config(ckpt, model, graph, chosen, provider))
+        files["genai_config.json"] = FileContent.of_json(genai_config(ckpt, model, graph, chosen, provider))
     if sources:
         files |= _index(ckpt)
         notes.append(f"{len(linked)} tensors stay in {', '.join(sources)}, shared with the source")
@@ -124,7 +123,7 @@ def export(
 
 
 def computed_weights(
-    ckpt: Checkpoint, *, dtype: str = "float32", precision: Precision = _FLOATS, provider: str = "cpu"
+    ckpt: Checkpoint, *, dtype: str = "float32", precision: Precision = _FLOAT_PRECISION, provider: str = "cpu"
 ) -> Checkpoint:
     """The float checkpoint of the weights that a graph exported with the same options computes with."""
     found, model, _, grids, _ = _prepared(ckpt, dtype, precision, provider)
@@ -136,7 +135,7 @@ def _prepared(
 ) -> tuple[Checkpoint, Model, str, Grids, list[str]]:
     """The checkpoint in floats, its model, the compute dtype in ONNX's words, and what is computed from integers."""
     _refuse_unknown("--dtype", dtype, tuple(_COMPUTE))
-    _refuse_unknown("--provider", provider, PROVIDERS)
+    _refuse_unknown("--provider", provider, tuple(PROVIDERS))
     ckpt = dequantized(text_part(ckpt))
     model = ckpt.require_model()
     model.unread.raise_if_refused(ckpt.label)
@@ -237,7 +236,3 @@ def _index(ckpt: Checkpoint) -> dict[str, FileContent]:
         return {}
     found = weight_set(ckpt.origin)
     return {found.name: FileContent(path=found)} if found is not None and found.name in INDEX_NAMES else {}
-
-
-def _json(data: Any) -> FileContent:
-    return FileContent(data=(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())

@@ -46,10 +46,7 @@ def original_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json, which says what model it is",
             hint="copy the config.json of the model that it was exported from into it, or export the model again",
         )
-    config = read_object(folder / name)
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / name}: expected an object, found {type(config).__name__}")
-    return config
+    return read_object(folder / name)
 
 
 def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None, exact: bool = False) -> OrtDecoder:

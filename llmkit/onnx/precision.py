@@ -14,7 +14,7 @@ __all__ = ["ACCURACY_LEVELS", "Precision"]
 # What MatMulNBits computes products in. With 0 and 1 the CPU's kernel for 8 bits restores the whole matrix in each call
 # (350 times the time of level 4, measured at one token), and that for 4 bits takes 4 times as long.
 ACCURACY_LEVELS = {0: "the dtype of activations", 1: "float32", 4: "int8 activations"}
-_FLOATS = 16
+_FLOAT_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Precision:
     def why_float_embedding(self, provider: str) -> str | None:
         """Why embedding and head stay in floats; None where they do not."""
         if self.embedding_bits is not None:
-            return f"--embedding-bits {_FLOATS}" if self.embedding_bits == _FLOATS else None
+            return f"--embedding-bits {_FLOAT_BITS}" if self.embedding_bits == _FLOAT_BITS else None
         if self.is_qdq:
             return "the standard has no operator for rows of integers"
         level = self.level(provider)
@@ -78,8 +78,8 @@ class Precision:
         Raises:
             InputError: bits of the embedding or an accuracy level that there is not; options that apply to nothing.
         """
-        if self.embedding_bits not in (None, 4, 8, _FLOATS):
-            what = f"--embedding-bits {self.embedding_bits}: expected 4, 8, or {_FLOATS} for floats"
+        if self.embedding_bits not in (None, 4, 8, _FLOAT_BITS):
+            what = f"--embedding-bits {self.embedding_bits}: expected 4, 8, or {_FLOAT_BITS} for floats"
             raise InputError(what, hint="--embedding-bits 8")
         if self.accuracy_level not in (None, *ACCURACY_LEVELS):
             levels = ", ".join(f"{level} ({what})" for level, what in ACCURACY_LEVELS.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +17,13 @@ from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.onnx.parity import Difference, difference_of
 from llmkit.pipeline.commit import Partial, finish_earlier
 from llmkit.pipeline.target import Target
+from llmkit.releases.hashing import hash_range
+from llmkit.tensors.source import SourceFile
 
 __all__ = ["VIA", "compare_with_transformers", "export_by_optimum"]
 
 VIA = ("optimum",)
 _TASK = "text-generation-with-past"
-_CHUNK_NBYTES = 16 << 20
 _N_TOKENS = 24
 
 
@@ -86,13 +88,8 @@ def export_by_optimum(ckpt: Checkpoint, target: Target) -> dict[str, Any]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    from xxhash import xxh3_128
-
-    hasher = xxh3_128()
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK_NBYTES):
-            hasher.update(data)
-    return {"nbytes": path.stat().st_size, "xxh3": hasher.hexdigest()}
+    with closing(SourceFile(path)) as source:
+        return {"nbytes": source.nbytes, "xxh3": hash_range(source, 0, source.nbytes, "xxh3")}
 
 
 def compare_with_transformers(ckpt: Checkpoint, folder: Path) -> list[Difference]:

@@ -58,6 +58,11 @@ class DType(Enum):
         return self.name.startswith(("F", "BF"))
 
     @property
+    def is_arithmetic(self) -> bool:
+        """True for the floating-point types that sums are computed in: all but those of 8 bits."""
+        return self.is_float and self.bits > 8
+
+    @property
     def torch(self) -> TorchDtype:
         """The torch dtype (imports torch)."""
         import torch

@@ -8,7 +8,7 @@ protobuf runtime older than the one it was generated with, and counting pieces m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -136,10 +136,7 @@ class SentencePieceModel:
 
     def with_pieces(self, pieces: Sequence[Piece]) -> SentencePieceModel:
         """The same model with other pieces."""
-        return SentencePieceModel(
-            tuple(pieces), self.rest, self.model_type, self.normalizer,
-            self.has_dummy_prefix, self.trims_spaces, self.has_byte_fallback,
-        )  # fmt: skip
+        return replace(self, pieces=tuple(pieces))
 
     def encoder(self) -> Callable[[str], list[int]]:
         """SentencePiece's own encoder of this model: text -> ids, without bos and eos."""

@@ -37,11 +37,6 @@ class Vocabulary:
     n_added: int
     has_chat_template: bool
 
-    def __str__(self) -> str:
-        added = f" ({self.n_added} added)" if self.n_added else ""
-        template = ", chat template" if self.has_chat_template else ""
-        return f"{self.kind} ({self.file}), {self.n_tokens} tokens{added}{template}"
-
 
 def read_vocabulary(ckpt: Checkpoint) -> Vocabulary | None:
     """The vocabulary of a checkpoint, or None when it has no tokenizer files that are known.

@@ -9,7 +9,7 @@ import transformers
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
-from llmkit.decoder.generate import eos_ids, generate, stream
+from llmkit.decoder.generate import generate, stream
 from llmkit.decoder.sampling import Sampling, choose_tokens, filter_logits
 from llmkit.errors import InputError
 
@@ -108,12 +108,6 @@ def test_refusals(pair):
     for wrong in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
         with pytest.raises(InputError):
             Sampling(**wrong)
-
-
-def test_eos_ids():
-    assert eos_ids({"eos_token_id": [2, 5]}, {"eos_token_id": 1}) == (2, 5)
-    assert eos_ids({}, {"eos_token_id": 1}) == (1,)
-    assert eos_ids(None, {}) == ()
 
 
 def test_a_sequence_that_outgrows_the_first_set_of_frequencies_is_computed_anew(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.cli.app import main
-from llmkit.inspection.identity import content_hash, identify_model
+from llmkit.inspection.identity import identify_model
 from llmkit.releases import published
 from llmkit.releases.published import Known
 
@@ -61,14 +61,14 @@ def write(folder: Path, state: dict[str, torch.Tensor], n_shards: int, *, pickle
 def test_no_container_changes_the_content_hash(tmp_path_factory, seed, n, n_shards, pickled, workers):
     state = random_state(seed, n)
     folder = write(tmp_path_factory.mktemp("m") / "model", state, min(n_shards, n), pickled=pickled)
-    assert content_hash(open_checkpoint(folder), workers=workers) == expected_hash(state)
+    assert identify_model(open_checkpoint(folder), workers=workers).content == expected_hash(state)
 
 
 def test_a_view_has_the_hash_of_its_values(tmp_path):
     x = torch.randn(6, 4)
     (tmp_path / "a").mkdir()
     torch.save({"w": x.T}, tmp_path / "a" / "pytorch_model.bin")
-    assert content_hash(open_checkpoint(tmp_path / "a")) == expected_hash({"w": x.T.contiguous()})
+    assert identify_model(open_checkpoint(tmp_path / "a")).content == expected_hash({"w": x.T.contiguous()})
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_view_has_the_hash_of_its_values(tmp_path):
 def test_what_changes_the_content_hash(tmp_path, change):
     state = {"w": torch.randn(2, 8).half()}
     hashes = [
-        content_hash(open_checkpoint(write(tmp_path / str(i), s, 1, pickled=False)))
+        identify_model(open_checkpoint(write(tmp_path / str(i), s, 1, pickled=False))).content
         for i, s in enumerate([state, change(state)])
     ]
     assert hashes[0] != hashes[1]

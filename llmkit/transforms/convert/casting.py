@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["CAST_DTYPES", "Overflow", "cast", "config_with_dtype"]
 
 CAST_DTYPES = (DType.F32, DType.F16, DType.BF16)
-_FLOATS = (DType.F64, *CAST_DTYPES)
 _LARGEST = {DType.F64: 1.7976931348623157e308, DType.F32: 3.4028234663852886e38, DType.BF16: 3.3895313892515355e38,
             DType.F16: 65504.0}  # fmt: skip
 _DTYPE_KEYS = ("torch_dtype", "dtype")
@@ -66,7 +65,7 @@ class Overflow:
 def cast(tensors: Mapping[str, Lazy], dtype: DType, overflow: Overflow) -> dict[str, Lazy]:
     """Every float tensor in `dtype`; integers, booleans and 8-bit floats stay as they are."""
     return {
-        name: _cast(name, lazy, dtype, overflow) if lazy.dtype in _FLOATS else lazy for name, lazy in tensors.items()
+        name: _cast(name, lazy, dtype, overflow) if lazy.dtype.is_arithmetic else lazy for name, lazy in tensors.items()
     }
 
 

@@ -11,6 +11,7 @@ from llmkit.checkpoint.contents import contents_of, require_model
 from llmkit.errors import RequirementError, listing
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
+from llmkit.transforms.convert.casting import config_with_dtype
 from llmkit.transforms.delta.base_structure import judge_structure, raise_refusals, size_of
 from llmkit.transforms.delta.checksum import expected_sums
 from llmkit.transforms.delta.detect import Detection, detect, embedding_rows
@@ -175,10 +176,7 @@ def _config(base: Checkpoint, delta: Checkpoint, tensors: Mapping[str, Lazy]) ->
     if config and not delta.config and rows is not None:
         config = with_vocab_size(config, rows)
     written = {t.dtype for t in tensors.values() if t.dtype.is_float}
-    if config and len(written) == 1:
-        key = "dtype" if "dtype" in config else "torch_dtype"
-        config[key] = next(iter(written)).torch_name
-    return config
+    return config_with_dtype(config, written.pop()) if config and len(written) == 1 else config
 
 
 def _files(base: Checkpoint, delta: Checkpoint, side: str) -> tuple[dict[str, FileContent], list[str], list[str]]:

@@ -25,7 +25,6 @@ from llmkit.transforms.lora.tying import plan_embeddings
 
 __all__ = ["Application"]
 
-_FLOATS = (DType.F32, DType.F16, DType.BF16, DType.F64)
 _COMPARED_NBYTES = 2**25  # of a copy of the base's embedding or head; its ends first
 # Buffers that old checkpoints carry and that nothing reads.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
@@ -176,7 +175,7 @@ class Application:
             return
         if weight is None:
             raise self._paths.missing(self.adapter.label, module, listing(parts, 3))
-        if weight.dtype not in _FLOATS:
+        if not weight.dtype.is_arithmetic:
             raise RequirementError(f"{name} is {weight.dtype.name}: adapters are merged into float weights")
         observe = self.meter.observer(self.prefix + name, weight.node.n_rows) if self.meter is not None else None
         self.tensors[name] = self._updated(module, name, weight, parts, observe)

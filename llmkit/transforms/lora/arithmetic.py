@@ -235,13 +235,11 @@ def scale_columns(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observ
     return _node("scale columns", [weight, factor.cast(_F32)], [1, 0], fn, weight.spec.with_dtype(dtype), {})
 
 
-def add_vector(
-    vector: Lazy, addend: Lazy, scale: float, dtype: DType, *, name: str, observe: Observe | None = None
-) -> Lazy:
+def add_vector(vector: Lazy, addend: Lazy, scale: float, dtype: DType, *, name: str) -> Lazy:
     """[n] plus scale times another [n], summed in float32 and stored as `dtype`."""
 
     def fn(b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return _in_blocks(b, dtype, lambda block, rows: block + x[rows] * scale, name, observe)
+        return _in_blocks(b, dtype, lambda block, rows: block + x[rows] * scale, name, None)
 
     spec = vector.spec.with_dtype(dtype)
     return _node("add", [vector, addend.cast(_F32)], [1, 1], fn, spec, {"scale": scale})

@@ -12,6 +12,7 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.adapter import Adapter
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.spec import DType
+from llmkit.transforms.convert.casting import config_with_dtype
 from llmkit.transforms.lora.apply import Application
 from llmkit.transforms.vocab.config_ids import with_vocab_size
 
@@ -132,6 +133,4 @@ def _config(config: Mapping[str, Any], work: Application, dtype: DType | None) -
     if work.unties:
         changed["tie_word_embeddings"] = False
     changed.update(work.config_changes)
-    if dtype is not None:
-        changed["dtype" if "dtype" in changed else "torch_dtype"] = dtype.torch_name
-    return changed
+    return changed if dtype is None else config_with_dtype(changed, dtype)

@@ -8,6 +8,7 @@ from llmkit.errors import RequirementError
 from llmkit.tokenization.bpe import apply_bpe, by_rank
 from llmkit.tokenization.bundle import TokenizerFiles
 from llmkit.tokenization.byte_level import to_bytes
+from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.segment import segmenter, spelled
 from llmkit.transforms.vocab.change import Change
 from llmkit.transforms.vocab.reach import make_reachable
@@ -63,12 +64,8 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
     return Change(old_of, tuple(cut_before(t) for t in new), files, tuple(notes), (), figures)
 
 
-def _measured(fast: object, new: dict[str, int]) -> tuple[int, int]:
+def _measured(fast: FastTokenizer, new: dict[str, int]) -> tuple[int, int]:
     """Of the new tokens that are valid text: how many there are, and how many their text becomes."""
-    from llmkit.tokenization.fast import FastTokenizer
-
-    if not isinstance(fast, FastTokenizer):
-        return 0, 0
     texts: list[tuple[str, int]] = []
     for token, i in new.items():
         data = to_bytes(token)
@@ -77,8 +74,8 @@ def _measured(fast: object, new: dict[str, int]) -> tuple[int, int]:
         except UnicodeDecodeError:
             continue
     tokenizer = fast.tokenizer()
-    found = tokenizer.encode_batch([t for t, _ in texts], add_special_tokens=False)
-    return len(texts), sum(e.ids == [i] for e, (_, i) in zip(found, texts, strict=True))
+    encoded = tokenizer.encode_batch([t for t, _ in texts], add_special_tokens=False)
+    return len(texts), sum(e.ids == [i] for e, (_, i) in zip(encoded, texts, strict=True))
 
 
 def extend_added(tokenizer: TokenizerFiles, words: Sequence[str]) -> Change:

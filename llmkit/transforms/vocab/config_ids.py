@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
-from llmkit.errors import InputError, SpecError
-from llmkit.formats.json_text import parse_object
+from llmkit.checkpoint.content import GENERATION_CONFIG, FileContent, read_generation_config
+from llmkit.errors import SpecError
 
 __all__ = ["SIZE_KEYS", "mentioned_ids", "renumbered_generation", "resized_config", "with_vocab_size"]
 
 SIZE_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "bad_words_ids", "sequence_bias")
-GENERATION = "generation_config.json"
 
 
 def with_vocab_size(config: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
@@ -26,7 +24,7 @@ def with_vocab_size(config: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
 def mentioned_ids(ckpt: Checkpoint) -> list[int]:
     """Every token id that the configs name."""
     found: list[int] = []
-    for config in (ckpt.config, _generation(ckpt.files)):
+    for config in (ckpt.config, ckpt.generation_config):
         for key, value in config.items():
             if _holds_ids(key):
                 found += _integers(value)
@@ -58,11 +56,11 @@ def resized_config(
 
 def renumbered_generation(files: Mapping[str, FileContent], new_of: Mapping[int, int]) -> dict[str, FileContent]:
     """The same files with the ids of generation_config.json mapped."""
-    config = _generation(files)
+    config = read_generation_config(files)
     if not config:
         return dict(files)
     mapped = _mapped(config, new_of, -1, -1)
-    return dict(files) if mapped == config else {**files, GENERATION: FileContent.of_json(mapped)}
+    return dict(files) if mapped == config else {**files, GENERATION_CONFIG: FileContent.of_json(mapped)}
 
 
 def _mapped(config: Mapping[str, Any], new_of: Mapping[int, int], n_old: int, n_new: int) -> dict[str, Any]:
@@ -95,12 +93,3 @@ def _replaced(value: Any, new_of: Mapping[int, int]) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return new_of.get(value, value)
     return [_replaced(v, new_of) for v in value] if isinstance(value, list) else value
-
-
-def _generation(files: Mapping[str, FileContent]) -> Mapping[str, Any]:
-    if GENERATION not in files:
-        return {}
-    try:
-        return parse_object(files[GENERATION].read(), GENERATION)
-    except InputError:
-        return {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError, nearest
 from llmkit.tensors.lazy import Context, Lazy, Rows
+from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.vocab.rows import (
     BLOCK_ROWS,
@@ -16,7 +17,6 @@ from llmkit.transforms.vocab.rows import (
     digest_of,
     gather,
     read_rows,
-    zero_rows,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def new_rows(matrix: Lazy, init: str, parts: Sequence[tuple[int, ...]], *, seed:
     """
     spec = matrix.spec.with_rows(len(parts))
     if init == "zero":
-        return zero_rows(spec)
+        return zeros(spec)
     if init == "normal" and len(spec.shape) == 2:
         return _normal(matrix, spec, seed)
     groups = [even(p) for p in parts] if init == "pieces" else [((), ())] * len(parts)

@@ -14,7 +14,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MakeRows", "arranged", "blocks", "column_mean", "digest_of", "gather", "read_rows", "zero_rows"]
+__all__ = ["MakeRows", "arranged", "blocks", "column_mean", "digest_of", "gather", "read_rows"]
 
 # Rows that are read at a time where a whole matrix passes by (a mean): near 2 MiB of a 4096-wide bfloat16 one.
 BLOCK_ROWS = 256
@@ -74,17 +74,6 @@ def read_rows(context: Context, lazy: Lazy, start: int, stop: int) -> torch.Tens
 def blocks(n_rows: int) -> list[Rows]:
     """Fixed row blocks of a matrix."""
     return [(start, min(start + BLOCK_ROWS, n_rows)) for start in range(0, n_rows, BLOCK_ROWS)]
-
-
-def zero_rows(spec: TensorSpec) -> Lazy:
-    """Rows of zeros."""
-
-    def compute(rows: Rows, _: Context) -> torch.Tensor:
-        import torch
-
-        return torch.zeros((rows[1] - rows[0], *spec.shape[1:]), dtype=spec.dtype.torch)
-
-    return MakeRows("zeros", spec, compute).output()
 
 
 def arranged(matrix: Lazy, old_of: Sequence[int | None], made: Lazy | None) -> Lazy:
