@@ -48,13 +48,14 @@ class Blocks:
         decoder: loaded as `streamed`: its layers are made here.
         weights: of the decoder.
         ids: [B, S] tokens, no padding.
+        chunk_nbytes: memory for the activations of the sequences that are computed at a time.
     """
 
-    def __init__(self, decoder: Decoder, weights: Weights, ids: torch.Tensor) -> None:
+    def __init__(self, decoder: Decoder, weights: Weights, ids: torch.Tensor, chunk_nbytes: int = CHUNK_NBYTES) -> None:
         self._decoder, self._weights, self._ids = decoder, weights, ids
         dims = decoder.model.dims
         per_token = 4 * (10 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
-        self._n_rows = max(CHUNK_NBYTES // (per_token * ids.shape[1]), 1)
+        self._n_rows = max(chunk_nbytes // (per_token * ids.shape[1]), 1)
 
     def __len__(self) -> int:
         return len(self._decoder.model.blocks)

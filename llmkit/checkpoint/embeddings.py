@@ -29,8 +29,6 @@ __all__ = ["Embeddings", "find_embeddings", "with_settled_tying"]
 _FLAG = "tie_word_embeddings"
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embedding", "embeddings")
 _HEADS = ("lm_head", "embed_out", "output_layer", "output", "proj_out", "decoder")
-# Bytes of each matrix that opening a checkpoint compares; equal so far, the rest is compared where it is read.
-_OPENING_NBYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +74,14 @@ def find_embeddings(ckpt: Checkpoint) -> Embeddings:
     return Embeddings(found, head, is_tied, {head: found} if is_tied and head else {})
 
 
-def with_settled_tying(ckpt: Checkpoint) -> Checkpoint:
+def with_settled_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
     """The checkpoint with a config that says of embedding and head what the files show.
 
     Where the config ties them and both are stored, their first bytes are compared, and the rest of very large ones
     when they are read. A head without an embedding is taken for both.
+
+    Args:
+        limit: at most this many bytes are read of each now.
 
     Raises:
         InputError: the family always ties, and the files hold another head.
@@ -101,7 +102,7 @@ def with_settled_tying(ckpt: Checkpoint) -> Checkpoint:
         return replace(ckpt, tensors=tensors, notes=(*ckpt.notes, note))
     if embed is None or (head is None and not is_packed):
         return ckpt
-    is_equal = False if head is None else are_equal(embed, head, _OPENING_NBYTES)
+    is_equal = False if head is None else are_equal(embed, head, limit)
     if is_equal:
         return ckpt
     if is_equal is None and head is not None:

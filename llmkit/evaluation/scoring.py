@@ -23,7 +23,6 @@ __all__ = ["Score", "Scorer", "ScoringDecoder", "Usage"]
 
 BATCH_TOKENS = 2048
 KEPT_TOKENS = 4 * BATCH_TOKENS  # tokens of the caches that one forward leaves behind, a shared prefix counted for each
-_LOGITS_NBYTES = 64 << 20  # the float32 logits in memory at a time
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
 
 HeadRead = tuple[int, int, int]
@@ -82,7 +81,8 @@ class Scorer:
         batch_tokens: how many tokens one forward takes at most.
         forward_cost: what one more forward costs in tokens; a shared stretch that saves less is repeated.
         progress: told of tokens as they are computed.
-        answers: where what is scored is kept; answers targets there are not computed again.
+        answers: where what is scored is kept; answers found there are not computed again.
+        logits_nbytes: float32 logits in memory at a time.
     """
 
     decoder: ScoringDecoder
@@ -91,6 +91,7 @@ class Scorer:
     progress: Progress = NO_PROGRESS
     usage: Usage = field(default_factory=Usage)
     answers: Answers = field(default_factory=Answers)
+    logits_nbytes: int = 64 << 20
     _n_vocab: int | None = field(default=None, init=False, repr=False)
 
     def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
@@ -175,7 +176,7 @@ class Scorer:
         """Read targets from hidden states [T, d]; the head sees each row once, some rows at a time."""
         import torch
 
-        n_rows = _FIRST_ROWS if self._n_vocab is None else max(1, _LOGITS_NBYTES // (4 * self._n_vocab))
+        n_rows = _FIRST_ROWS if self._n_vocab is None else max(1, self.logits_nbytes // (4 * self._n_vocab))
         for rows, some in _in_pieces(reads, n_rows):
             logits = self.decoder.logits(hidden[torch.tensor(rows, device=hidden.device)]).float()
             self._n_vocab = logits.shape[-1]

@@ -195,19 +195,19 @@ _REFUSED_OPCODES = (
 
 
 class _Bounded:
-    """A stream that ends with an error rather than give more than `limit` bytes, or be asked too often."""
+    """A stream that raises rather than give more than `max_nbytes`, or be asked more than `max_reads` times."""
 
-    def __init__(self, stream: IO[bytes], limit: int) -> None:
+    def __init__(self, stream: IO[bytes], max_nbytes: int, max_reads: int) -> None:
         self._stream = stream
-        self._left = limit
-        self._reads_left = _MAX_READS
+        self._max_nbytes, self._left = max_nbytes, max_nbytes
+        self._max_reads, self._reads_left = max_reads, max_reads
 
     def _take(self, n: int) -> int:
         self._reads_left -= 1
         if self._reads_left < 0:
-            raise pickle.UnpicklingError(f"the pickled description has more than {_MAX_READS} opcodes")
+            raise pickle.UnpicklingError(f"the pickled description has more than {self._max_reads} opcodes")
         if n < 0 or n > self._left:
-            raise pickle.UnpicklingError(f"the pickled description is longer than {MAX_PICKLE_NBYTES} bytes")
+            raise pickle.UnpicklingError(f"the pickled description is longer than {self._max_nbytes} bytes")
         return n
 
     def read(self, n: int) -> bytes:
@@ -301,17 +301,18 @@ _MALFORMED = (
 )  # fmt: skip
 
 
-def load(stream: IO[bytes], where: str) -> Any:
+def load(stream: IO[bytes], where: str, *, max_nbytes: int = MAX_PICKLE_NBYTES, max_reads: int = _MAX_READS) -> Any:
     """The next pickle of a stream, with `TensorRef` for tensors.
 
     Args:
         where: what is being read, for messages.
+        max_nbytes, max_reads: where a pickle is too long, in bytes and in opcodes and their arguments.
 
     Raises:
         InputError: a global that is not on the list, or a pickle that is malformed or too long.
     """
     try:
-        return _Unpickler(_Bounded(stream, MAX_PICKLE_NBYTES), encoding="latin1").load()
+        return _Unpickler(_Bounded(stream, max_nbytes, max_reads), encoding="latin1").load()
     except _RefusedError as refused:
         raise InputError(
             f"{where} refuses to load: its pickle wants to run {refused}, which is no part of a tensor",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.hashing import hash_range
-from llmkit.releases.published import Known, identify
+from llmkit.releases.published import KNOWN, Known, identify
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.transforms.delta.base_check import BF16_ROUNDED, bf16_share
@@ -67,8 +67,18 @@ class Identity:
     notes: tuple[str, ...]
 
 
-def identify_model(ckpt: Checkpoint, *, workers: int | None = None, progress: Progress = NO_PROGRESS) -> Identity:
-    """Hash every file and every tensor of a checkpoint. Reads all of it, twice; the second time from the page cache."""
+def identify_model(
+    ckpt: Checkpoint,
+    *,
+    workers: int | None = None,
+    progress: Progress = NO_PROGRESS,
+    table: Sequence[Known] = KNOWN,
+) -> Identity:
+    """Hash every file and every tensor of a checkpoint. Reads all of it, twice; the second time from the page cache.
+
+    Args:
+        table: published files, to be recognized.
+    """
     weights = _weight_files(ckpt)
     paths = [*weights, *(c.path for c in ckpt.files.values() if c.path is not None)]
     sources = {p: SourceFile(p) for p in dict.fromkeys(paths)}
@@ -86,7 +96,7 @@ def identify_model(ckpt: Checkpoint, *, workers: int | None = None, progress: Pr
             tensors[name] = jobs.submit(_tensor_hash, name, ckpt.tensors[name], progress)
         jobs.wait([*files.values(), *tensors.values()])
     found = tuple(
-        _file_identity(path, sources[path].nbytes, future.result(), path in weights) for path, future in files.items()
+        _file_identity(sources[path], future.result(), path in weights, table) for path, future in files.items()
     )
     releases: dict[str, int] = {}
     for file in found:
@@ -163,11 +173,11 @@ def _by_first_file(ckpt: Checkpoint) -> dict[Path | None, list[str]]:
     return found
 
 
-def _file_identity(path: Path, nbytes: int, sha256: str, is_weights: bool) -> FileIdentity:
-    known: Known | None = identify(sha256)
+def _file_identity(file: SourceFile, sha256: str, is_weights: bool, table: Sequence[Known]) -> FileIdentity:
+    name, known = file.path.name, identify(sha256, table)
     if known is None:
-        return FileIdentity(path.name, nbytes, sha256, is_weights)
-    return FileIdentity(path.name, nbytes, sha256, is_weights, known.release, known.file, known.is_partial, known.where)
+        return FileIdentity(name, file.nbytes, sha256, is_weights)
+    return FileIdentity(name, file.nbytes, sha256, is_weights, known.release, known.file, known.is_partial, known.where)
 
 
 def _notes(files: tuple[FileIdentity, ...], share: float | None) -> Iterator[str]:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OrtDecoder"]
 
-_SCORES_NBYTES = 256 << 20  # scores and their bias in memory at a time: longer prompts are computed in stretches
 _LEAST_STEP = 64
 
 
@@ -45,6 +44,7 @@ class OrtDecoder:
         device: where inputs and outputs are.
         n_vocab: the number of tokens.
         runtime: what a run record says of it: provider, version, and the dtype where the graph tells.
+        scores_nbytes: memory for attention scores and their bias; longer prompts are computed in stretches.
     """
 
     backend = "onnx"
@@ -55,6 +55,7 @@ class OrtDecoder:
         import torch
 
         self.parts, self.model, self.device = parts, model, parts.device
+        self.scores_nbytes = 256 << 20
         known = parts.metadata
         self.runtime = _runtime(provider, known.get("llmkit.dtype"))
         self._memory = Memory(parts)
@@ -180,7 +181,7 @@ class OrtDecoder:
         for length in sorted(set(cache.lengths)):
             same = [i for i, n in enumerate(cache.lengths) if n == length]
             total = cache.past + length
-            n = max(1, _SCORES_NBYTES // (4 * total * (self._heads * length + self._memory.width)))
+            n = max(1, self.scores_nbytes // (4 * total * (self._heads * length + self._memory.width)))
             groups += [same[i : i + n] for i in range(0, len(same), n)]
         return groups
 
@@ -231,7 +232,7 @@ class OrtDecoder:
         limit = self.exact_sharing_limit
         if limit is not None and total > limit:
             return total
-        return max(_LEAST_STEP, _SCORES_NBYTES // (4 * batch * self._heads * total))
+        return max(_LEAST_STEP, self.scores_nbytes // (4 * batch * self._heads * total))
 
     def _call(
         self,

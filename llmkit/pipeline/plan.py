@@ -160,13 +160,19 @@ class Plan:
 
 
 def make_plan(
-    checkpoint: Checkpoint, out: str | Path, *, max_shard_size: int = DEFAULT_MAX_SHARD_NBYTES, force: bool = False
+    checkpoint: Checkpoint,
+    out: str | Path,
+    *,
+    max_shard_size: int = DEFAULT_MAX_SHARD_NBYTES,
+    force: bool = False,
+    slice_nbytes: int = SLICE_NBYTES,
 ) -> Plan:
     """Plan the writing of `checkpoint` as a folder of files, laid out by its container.
 
     Args:
         max_shard_size: a new file begins before a tensor that would make the current one larger (bytes).
         force: turn structural problems into warnings.
+        slice_nbytes: what is computed at a time of a large tensor; the values written do not depend on it.
 
     Raises:
         SpecError: the tensors do not fit the config, there are none, or the container cannot hold them.
@@ -194,7 +200,7 @@ def make_plan(
         checkpoint,
         out,
         layout.files,
-        _steps(checkpoint, layout.files),
+        _steps(checkpoint, layout.files, slice_nbytes),
         small,
         checkpoint.notes + notes,
         checkpoint.warnings + warnings + said,
@@ -238,7 +244,7 @@ def _place(placement: Placement) -> list[Any]:
     return [placement.name, placement.index, placement.file, placement.offset]
 
 
-def _steps(checkpoint: Checkpoint, files: Sequence[OutputFile]) -> tuple[Step, ...]:
+def _steps(checkpoint: Checkpoint, files: Sequence[OutputFile], slice_nbytes: int) -> tuple[Step, ...]:
     grouped: dict[int, list[Placement]] = {}
     nodes: dict[int, Node] = {}
     for file in files:
@@ -250,13 +256,13 @@ def _steps(checkpoint: Checkpoint, files: Sequence[OutputFile]) -> tuple[Step, .
     steps = []
     for key, placements in grouped.items():
         node = nodes[key]
-        slices = slice_rows(node)
+        slices = slice_rows(node, slice_nbytes)
         longest = max((stop - start for start, stop in slices), default=0)
         steps.append(Step(node, tuple(placements), slices, node.peak_nbytes(longest)))
     return tuple(steps)
 
 
-def slice_rows(node: Node, slice_nbytes: int = SLICE_NBYTES) -> tuple[Rows, ...]:
+def slice_rows(node: Node, slice_nbytes: int) -> tuple[Rows, ...]:
     """The row slices of a node: multiples of its row step, near `slice_nbytes` of the wider of inputs and outputs."""
     n = node.n_rows
     if node.row_step is None or n <= node.row_step:

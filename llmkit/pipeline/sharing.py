@@ -23,7 +23,6 @@ __all__ = ["SharedFiles", "Sharing", "share_file"]
 
 Sharing = Literal["reflink", "hard link", "copy"]
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int); where its number is another one, it is refused as unknown
-_SMALL_NBYTES = 64 << 20  # always hashed: 10 ms
 _CHUNK_NBYTES = 1 << 20
 
 
@@ -74,11 +73,14 @@ class SharedFiles:
         files: where they lie, by the name they get.
         hash_all: hash large ones, too: as long as reading them takes.
         progress: is told of the bytes of large files.
+        small_nbytes: how long a file is hashed at any rate: 64 MiB take 10 ms.
     """
 
-    def __init__(self, files: Mapping[str, Path], *, hash_all: bool, progress: Progress) -> None:
+    def __init__(
+        self, files: Mapping[str, Path], *, hash_all: bool, progress: Progress, small_nbytes: int = 64 << 20
+    ) -> None:
         self._sources = {name: SourceFile(path) for name, path in files.items()}
-        self._hashed = [n for n, s in self._sources.items() if hash_all or s.nbytes <= _SMALL_NBYTES]
+        self._hashed = [n for n, s in self._sources.items() if hash_all or s.nbytes <= small_nbytes]
         self._progress = progress
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="hashing") if self._hashed else None

@@ -20,7 +20,7 @@ from llmkit.releases.decoding import Decoding
 from llmkit.releases.hashing import hash_files
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
 from llmkit.releases.probe import LFS_HEAD
-from llmkit.releases.published import KEY_FILE, identify
+from llmkit.releases.published import KEY_FILE, KNOWN, Known, identify
 from llmkit.releases.streams import Coded, DealtKey
 from llmkit.tensors.source import SourceFile
 
@@ -30,8 +30,11 @@ HEADER_NBYTES = 32
 _NAME = re.compile(r"(.+?)(?:\.([0-9a-fA-F]{64}))?\.enc")
 
 
-def plan_decrypt(key: Path, encrypted: Sequence[Path]) -> Decoding:
+def plan_decrypt(key: Path, encrypted: Sequence[Path], *, table: Sequence[Known] = KNOWN) -> Decoding:
     """Read the headers of encrypted files; a folder stands for the `.enc` files in it.
+
+    Args:
+        table: published files, of which the first is the key of these releases; a wrong key is looked up there.
 
     Raises:
         InputError: a missing, truncated or renamed file, two for one output, or no key file.
@@ -48,7 +51,8 @@ def plan_decrypt(key: Path, encrypted: Sequence[Path]) -> Decoding:
         notes += more
 
     def explain(progress: Progress = NO_PROGRESS) -> str:
-        return _explained(source.path, hash_files([source.path], "sha256", progress=progress)[source.path])
+        sha256 = hash_files([source.path], "sha256", progress=progress)[source.path]
+        return _explained(source.path, sha256, table)
 
     return Decoding(
         step={"transform": "delta.decrypt", "key": source.path.name, "files": len(files)},
@@ -140,12 +144,12 @@ def _coded(path: Path, pad: DealtKey) -> tuple[Coded, list[str]]:
     return Coded(named[1], payload, HEADER_NBYTES, pad, head.hex()), notes
 
 
-def _explained(key: Path, sha256: str) -> str:
+def _explained(key: Path, sha256: str, table: Sequence[Known]) -> str:
     """What the key is, once it has failed."""
-    known = identify(sha256)
-    if known is KEY_FILE:
-        return f"{key} is the right key ({KEY_FILE.file} of {KEY_FILE.release}): download the encrypted file again"
-    wanted = f"{KEY_FILE.file} of {KEY_FILE.release} (sha256 {KEY_FILE.sha256})"
+    known, right = identify(sha256, table), table[0]
+    if known is right:
+        return f"{key} is the right key ({right.file} of {right.release}): download the encrypted file again"
+    wanted = f"{right.file} of {right.release} (sha256 {right.sha256})"
     if known is not None and not known.is_partial:
         return f"{key} is {known.file} of {known.release}; the key of these releases is {wanted}"
     return f"{key} has sha256 {sha256}; the key of these releases is {wanted}"

@@ -14,9 +14,7 @@ from typing import Protocol
 from llmkit.errors import InputError
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["BLOCK_NBYTES", "Coded", "DealtKey", "Pad", "Padded", "SeekableCoded", "combined"]
-
-BLOCK_NBYTES = 10 * 2**20
+__all__ = ["Coded", "DealtKey", "Pad", "Padded", "SeekableCoded", "combined"]
 
 
 class Pad(Protocol):
@@ -55,14 +53,15 @@ class DealtKey:
     """
 
     source: SourceFile
+    block_nbytes: int = 10 * 2**20
 
     def fill(self, view: memoryview, position: int) -> None:
-        n_blocks = -(-self.source.nbytes // BLOCK_NBYTES)
+        n_blocks = -(-self.source.nbytes // self.block_nbytes)
         while len(view):
-            block, inside = divmod(position, BLOCK_NBYTES)
-            start = block % n_blocks * BLOCK_NBYTES
-            length = min(BLOCK_NBYTES, self.source.nbytes - start)
-            n = min(len(view), BLOCK_NBYTES - inside)
+            block, inside = divmod(position, self.block_nbytes)
+            start = block % n_blocks * self.block_nbytes
+            length = min(self.block_nbytes, self.source.nbytes - start)
+            n = min(len(view), self.block_nbytes - inside)
             self._fill_cycled(view[:n], start, length, inside % length)
             view, position = view[n:], position + n
 

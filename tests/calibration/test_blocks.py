@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from llmkit.architecture.registry import default_registry
-from llmkit.calibration import blocks as blocks_module
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.observers import Observer
 from llmkit.decoder import load_decoder
@@ -33,9 +32,9 @@ class Recorder:
         return values * self.factor
 
 
-def passed(ckpt, ids, onlooker):
+def passed(ckpt, ids, onlooker, **options):
     decoder, weights = load_blocks(ckpt)
-    blocks = Blocks(decoder, weights, ids)
+    blocks = Blocks(decoder, weights, ids, **options)
     hidden = blocks.embedded()
     for i in range(len(blocks)):
         hidden = blocks.run(i, hidden, onlooker)
@@ -81,7 +80,7 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "gpt2", "falcon", "rwkv", "chatglm2"])
 @pytest.mark.parametrize("factor", [1.0, 0.9])
-def test_chunks_give_what_the_whole_gives(monkeypatch, name, factor):
+def test_chunks_give_what_the_whole_gives(name, factor):
     """With weights that stay, and with weights that change as soon as their inputs are complete."""
     architecture = ARCHITECTURES[name]
     config = architecture.tiny_config()
@@ -89,8 +88,7 @@ def test_chunks_give_what_the_whole_gives(monkeypatch, name, factor):
     ids = random_ids(architecture, config).repeat(3, 1)[:5]
     whole, cut = Recorder(factor), Recorder(factor)
     expected = passed(ckpt, ids, whole)
-    monkeypatch.setattr(blocks_module, "CHUNK_NBYTES", 1)
-    found = passed(ckpt, ids, cut)
+    found = passed(ckpt, ids, cut, chunk_nbytes=1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for weight, observer in whole.observers.items():
         mine, theirs = cut.observers[weight].statistics(), observer.statistics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import llmkit
 from llmkit.architecture.registry import default_registry
-from llmkit.checkpoint import embeddings
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.embeddings import find_embeddings
+from llmkit.checkpoint.embeddings import find_embeddings, with_settled_tying
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.equality import are_equal
@@ -106,19 +106,23 @@ def test_a_delta_between_a_tied_and_an_untied_model(tmp_path, before, after):
     assert (by_transformers(tmp_path / "out", ids) - by_transformers(tuned, ids)).abs().max() < 1e-3
 
 
-def test_large_matrices_are_compared_where_they_are_read(tmp_path, monkeypatch):
+def test_large_matrices_are_compared_where_they_are_read(tmp_path):
     """Opening reads some of both; a difference elsewhere is found by whoever reads the embedding."""
     folder = written(tmp_path / "m", "llama", "copy")
-    monkeypatch.setattr(embeddings, "_OPENING_NBYTES", 2**12)
-    assert find_embeddings(open_checkpoint(folder)).is_tied
-    llmkit.load_decoder(open_checkpoint(folder))
+    stated = open_checkpoint(folder).config
+
+    def opened():
+        return with_settled_tying(replace(open_checkpoint(folder), config=stated), limit=2**12)
+
+    assert find_embeddings(opened()).is_tied
+    llmkit.load_decoder(opened())
     tensors = load_file(folder / "model.safetensors")
     seen = {}
     for row in range(len(tensors["lm_head.weight"])):
         changed = tensors["lm_head.weight"].clone()
         changed[row] += 1
         save_file(tensors | {"lm_head.weight": changed}, folder / "model.safetensors", metadata={"format": "pt"})
-        ckpt = open_checkpoint(folder)
+        ckpt = opened()
         seen[row] = ckpt.config["tie_word_embeddings"]
         if seen[row]:
             with pytest.raises(InputError, match="differs in some rows") as caught:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmkit.cli.app import main
+from llmkit.pipeline.journal import Journal
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 40, "rms_norm_eps": 1e-6}  # fmt: skip
@@ -132,22 +132,20 @@ def differing(world):
 
 
 def test_an_interrupted_extraction_keeps_what_it_compared(world, capsys, monkeypatch):
-    extract = importlib.import_module("llmkit.transforms.lora.extract")
-    args, compared, seen = differing(world), extract._compared, []
+    args, append, seen = differing(world), Journal.append, []
 
-    def stopped(*given):
+    def stopped(self, line):
         if len(seen) == 7:
             raise KeyboardInterrupt
-        seen.append(given)
-        return compared(*given)
+        seen.extend([line["block"]] if "block" in line else [])
+        return append(self, line)
 
-    monkeypatch.setattr(extract, "_compared", stopped)
-    assert main(args) == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", stopped)
+        assert main(args) == 130
     assert "it goes on where it stopped: llmkit lora extract" in capsys.readouterr().err
     assert (world / "out.survey").is_file()
-    monkeypatch.setattr(extract, "_compared", lambda *given: seen.append(given) or compared(*given))
     assert main(args) == 0
-    assert len(seen) == len(load_file(world / "base" / "model.safetensors"))
     assert "7 of 21 tensors were compared by the interrupted run" in capsys.readouterr().err
     assert not (world / "out.survey").exists()
     assert main([*args[:-1], str(world / "again"), "-q"]) == 0
@@ -156,7 +154,6 @@ def test_an_interrupted_extraction_keeps_what_it_compared(world, capsys, monkeyp
 
 
 def test_a_survey_harms_nothing_and_reads_nothing_in_vain(world, capsys, monkeypatch):
-    extract = importlib.import_module("llmkit.transforms.lora.extract")
     args = differing(world)
     (world / "out.survey").write_text("mine")
     assert main(args) == 2
@@ -165,7 +162,7 @@ def test_a_survey_harms_nothing_and_reads_nothing_in_vain(world, capsys, monkeyp
     (world / "out.survey").unlink()
     (world / "out").mkdir()
     (world / "out" / "mine.txt").write_text("mine")
-    monkeypatch.setattr(extract, "_compared", None)  # nothing is compared
+    monkeypatch.setattr(Journal, "append", lambda *_: pytest.fail("something was compared"))
     assert main(args) == 2
     assert "already exists" in capsys.readouterr().err
     assert not (world / "out.survey").exists()

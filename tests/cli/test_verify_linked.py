@@ -6,13 +6,26 @@ import json
 import os
 
 import pytest
-
-from llmkit.pipeline import sharing
+import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("onnx")
 
 
 pytestmark = pytest.mark.usefixtures("hard_links")
+
+
+@pytest.fixture
+def large(model):
+    """One whose weights are a file of more than 64 MiB."""
+    tensors = load_file(model / "model.safetensors")
+    del tensors["lm_head.weight"]
+    tensors["model.embed_tokens.weight"] = torch.zeros(2**18, 64)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    config |= {"vocab_size": 2**18, "tie_word_embeddings": True}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
 
 
 @pytest.fixture
@@ -67,23 +80,22 @@ def test_a_missing_file(call, model, exported):
     assert (model / "model.safetensors").exists()
 
 
-def test_what_was_not_hashed_is_told_by_its_time(call, model, tmp_path, monkeypatch):
+def test_what_was_not_hashed_is_told_by_its_time(call, large, tmp_path):
     """--no-check does not read large files."""
-    monkeypatch.setattr(sharing, "_SMALL_NBYTES", 0)
     out = tmp_path / "out"
-    assert call("export", model, "--to", "onnx", "--no-check", "-o", out).code == 0
+    assert call("export", large, "--to", "onnx", "--no-check", "-o", out).code == 0
     found = call("verify", out, "--json")
     assert found.code == 0
     assert found.document["notes"] == [
-        f"model.safetensors (shared with {model}/model.safetensors) was not hashed (--no-check): size and time are "
+        f"model.safetensors (shared with {large}/model.safetensors) was not hashed (--no-check): size and time are "
         "those of the export"
     ]
-    change_byte(model / "model.safetensors")
-    os.utime(model / "model.safetensors")
+    change_byte(large / "model.safetensors")
+    os.utime(large / "model.safetensors")
     found = call("verify", out, "--json")
     assert found.code == 1
     assert found.document["problems"] == [
-        f"model.safetensors (shared with {model}/model.safetensors) may have been changed: its time is not that of the "
+        f"model.safetensors (shared with {large}/model.safetensors) may have been changed: its time is not that of the "
         "export, which hashed nothing"
     ]
 
@@ -101,11 +113,10 @@ def test_a_manifest_of_an_earlier_llmkit(call, exported):
 
 
 @pytest.mark.slow
-def test_a_checked_export_is_hashed_whatever_its_size(call, model, tmp_path, monkeypatch):
+def test_a_checked_export_is_hashed_whatever_its_size(call, large, tmp_path):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(sharing, "_SMALL_NBYTES", 0)
     out = tmp_path / "out"
-    assert call("export", model, "--to", "onnx", "-o", out).code == 0
+    assert call("export", large, "--to", "onnx", "-o", out).code == 0
     assert "xxh3" in json.loads((out / "llmkit.json").read_text())["files"]["model.safetensors"]
-    change_byte(model / "model.safetensors")
+    change_byte(large / "model.safetensors")
     assert call("verify", out).code == 1

@@ -81,11 +81,10 @@ def test_the_head_sees_only_the_scored_positions_and_a_prefix_is_computed_once(d
     assert scorer.usage.forwards == 2
 
 
-def test_every_position_of_a_long_text_is_scored_in_pieces(reference, decoder, monkeypatch):
-    monkeypatch.setattr("llmkit.evaluation.scoring._LOGITS_NBYTES", 4 * 380 * 7)  # seven rows at a time
+def test_every_position_of_a_long_text_is_scored_in_pieces(reference, decoder):
     ids = torch.randint(0, 380, (61,), generator=torch.Generator().manual_seed(1)).tolist()
     query = Query(tuple(ids[:-1]), tuple(ids[1:]))
-    (score,) = Scorer(decoder, batch_tokens=25).score([query])
+    (score,) = Scorer(decoder, batch_tokens=25, logits_nbytes=4 * 380 * 7).score([query])  # seven rows at a time
     assert score.logprob == pytest.approx(plain(reference, query)[0], abs=2e-4)
 
 

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.cli.app import main
 from llmkit.inspection.identity import identify_model
-from llmkit.releases import published
 from llmkit.releases.published import Known
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
@@ -102,7 +101,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_published_files_are_named(model, monkeypatch):
+def test_published_files_are_named(model):
     shards = sorted(model.glob("*.bin"))
     tokenizer = sha256(model / "tokenizer.model")
     table = (
@@ -110,8 +109,7 @@ def test_published_files_are_named(model, monkeypatch):
         Known(f"{sha256(shards[1])[:8]}…{sha256(shards[1])[-5:]}", shards[1].name, "A-7B", "C"),
         Known(tokenizer, "tokenizer.model", "A's tokenizer", "P"),
     )
-    monkeypatch.setattr(published, "KNOWN", table)
-    found = identify_model(open_checkpoint(model))
+    found = identify_model(open_checkpoint(model), table=table)
     assert found.releases == {"A-7B": 2}
     by_name = {f.name: f for f in found.files}
     assert set(by_name) == {shards[0].name, shards[1].name, "tokenizer.model"}

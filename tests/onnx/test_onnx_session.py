@@ -16,7 +16,6 @@ from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.generate import Sampling, generate
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import Scorer
-from llmkit.onnx import session as session_module
 from llmkit.onnx.contract import held, running
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.split import HIDDEN
@@ -26,11 +25,11 @@ FAMILIES = ("llama", "gemma2", "bloom", "rwkv", "chatglm", "gpt2", "baichuan")
 OPS = ("gqa", "attention")
 
 
-def made(name, attention):
+def made(name, attention, **changes):
     """The runner over both halves, the graph as it is, and the torch decoder."""
     registry = default_registry()
     architecture = registry.load(next(p for p in registry.plugins if p.name == name))
-    config = architecture.tiny_config()
+    config = architecture.tiny_config() | changes
     ckpt = random_checkpoint(architecture, config)
     model = architecture.bind(config)
     proto = build_graph(model, ckpt.tensors, held, attention=attention)
@@ -115,28 +114,26 @@ def test_keys_and_values_stay_where_they_are():
     [*((n, a) for n in ("llama", "gemma2", "bloom", "gpt2") for a in OPS), ("llama", "flash"), ("gemma2", "flash")],
 )
 def test_long_prompts_are_computed_in_stretches(name, attention, monkeypatch):
-    decoder, _, torch_decoder = made(name, attention)
-    ids = tokens(2, 30)
+    room = {"n_positions": 160} if name == "gpt2" else {}
+    decoder, _, torch_decoder = made(name, attention, **room)
+    ids = tokens(2, 150)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     wanted = torch_decoder(ids, mask=mask)
-    calls = []
-    whole = decoder._call
-    monkeypatch.setattr(decoder, "_call", lambda *args: calls.append(args[1].shape) or whole(*args))
-    monkeypatch.setattr(session_module, "_SCORES_NBYTES", 1)
-    monkeypatch.setattr(session_module, "_LEAST_STEP", 7)
+    calls, run = [], decoder.parts.body.run
+    monkeypatch.setattr(decoder.parts.body, "run", lambda f, *to: calls.append(f["input_ids"].shape) or run(f, *to))
+    decoder.scores_nbytes = 1
     found = decoder(ids, decoder.new_cache(), mask)
-    assert max(shape[1] for shape in calls) == 7
+    assert max(shape[1] for shape in calls) == 64
     assert torch.allclose(found[0, 4:], wanted[0, 4:], atol=1e-5)
     assert torch.allclose(found[1], wanted[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", OPS)
-def test_what_later_tokens_change_is_not_cut(attention, monkeypatch):
+def test_what_later_tokens_change_is_not_cut(attention):
     decoder, _, torch_decoder = made("chatglm", attention)
-    monkeypatch.setattr(session_module, "_SCORES_NBYTES", 1)
-    monkeypatch.setattr(session_module, "_LEAST_STEP", 2)
-    (row,) = prompts("chatglm", [15])
+    decoder.scores_nbytes = 1
+    (row,) = prompts("chatglm", [150])
     ids = torch.tensor([row])
     assert decoder.exact_sharing_limit == torch_decoder.exact_sharing_limit == 0
     assert torch.allclose(decoder(ids), torch_decoder(ids), atol=1e-5)

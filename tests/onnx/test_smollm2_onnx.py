@@ -13,7 +13,6 @@ from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
 from llmkit.decoder.generate import generate
-from llmkit.onnx import session as session_module
 from llmkit.onnx.export import export
 from llmkit.onnx.opening import load_onnx
 
@@ -39,13 +38,14 @@ def test_in_one_batch(decoder, prompts, texts):
 
 
 def test_with_the_prompt_in_stretches(decoder, prompts, texts, monkeypatch):
-    monkeypatch.setattr(session_module, "_SCORES_NBYTES", 1)
-    monkeypatch.setattr(session_module, "_LEAST_STEP", 256)
-    lengths = []
-    whole = decoder._call
-    monkeypatch.setattr(decoder, "_call", lambda *args: lengths.append(args[1].shape[1]) or whole(*args))
+    monkeypatch.setattr(decoder, "scores_nbytes", 1)
+    lengths, run = [], decoder.parts.body.run
+    monkeypatch.setattr(
+        decoder.parts.body, "run", lambda f, *to: lengths.append(f["input_ids"].shape[1]) or run(f, *to)
+    )
+    decoder(torch.tensor(prompts[-1:]))
+    assert lengths == [64] * 10 + [60]
     assert generate(decoder, prompts[-1:], max_new_tokens=N_TOKENS) == texts[-1:]
-    assert lengths[:4] == [256, 256, 188, 1]
 
 
 def test_logits(decoder, smollm2, prompts):

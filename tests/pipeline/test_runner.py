@@ -19,6 +19,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.errors import InputError, OutputError, SpecError
 from llmkit.pipeline import plan as planning
 from llmkit.pipeline.commit import Partial
+from llmkit.pipeline.runner import run_plan
 from llmkit.pipeline.target import Target, partial_path
 from llmkit.tensors.lazy import Apply, Concat, Lazy
 
@@ -70,9 +71,8 @@ def doubled(lazy: Lazy) -> Lazy:
 
 
 @pytest.mark.parametrize(("workers", "slice_nbytes"), [(1, 1), (1, 100), (2, 64), (8, 10**6)])
-def test_slices_and_workers_do_not_change_the_bytes(source, tmp_path, monkeypatch, workers, slice_nbytes):
+def test_slices_and_workers_do_not_change_the_bytes(source, tmp_path, workers, slice_nbytes):
     folder, tensors = source
-    monkeypatch.setattr(planning.slice_rows, "__defaults__", (slice_nbytes,))
     ckpt = copy_of(folder)
     mean = Apply(
         "mean", [ckpt.tensors["layers.3.w"]], ckpt.tensors["layers.3.w"].spec.with_rows(1),
@@ -80,7 +80,8 @@ def test_slices_and_workers_do_not_change_the_bytes(source, tmp_path, monkeypatc
     ).output()  # fmt: skip
     new = {k: doubled(t) for k, t in ckpt.tensors.items()}
     new["layers.3.w"] = doubled(Concat([ckpt.tensors["layers.3.w"], mean]).output())
-    manifest = llmkit.save(ckpt.derive(tensors=new), tmp_path / "out", workers=workers)
+    plan = planning.make_plan(ckpt.derive(tensors=new), tmp_path / "out", slice_nbytes=slice_nbytes)
+    manifest = run_plan(plan, workers=workers)
     found = load_file(tmp_path / "out/model.safetensors")
     old = tensors["layers.3.w"]
     expected = {k: v * 2 for k, v in tensors.items()}
@@ -102,9 +103,8 @@ def test_values_that_are_no_numbers_are_counted_where_something_is_computed(sour
     assert "not_finite" not in llmkit.save(ckpt, tmp_path / "copy")["run"]
 
 
-def test_siblings_are_written_together_in_slices(source, tmp_path, monkeypatch):
+def test_siblings_are_written_together_in_slices(source, tmp_path):
     folder, tensors = source
-    monkeypatch.setattr(planning.slice_rows, "__defaults__", (300,))
     ckpt = copy_of(folder)
     w = ckpt.tensors["layers.0.w"]
     calls = []
@@ -117,7 +117,7 @@ def test_siblings_are_written_together_in_slices(source, tmp_path, monkeypatch):
     specs = [w.spec, planning.TensorSpec(llmkit_dtype("F32"), (5, 1)), planning.TensorSpec(llmkit_dtype("I64"), (2,))]
     group = Apply("split", [w], specs, split, row_step=8, output_rows=[1, 8, 0]).outputs()
     new = {"a": group[0], "b": group[1], "c": group[2]}
-    llmkit.save(ckpt.derive(tensors=new), tmp_path / "out")
+    run_plan(planning.make_plan(ckpt.derive(tensors=new), tmp_path / "out", slice_nbytes=300))
     found = load_file(tmp_path / "out/model.safetensors")
     x = tensors["layers.0.w"]
     assert calls == [8, 8, 8, 8, 5]

@@ -89,9 +89,8 @@ def test_what_is_wrong_with_the_disk_is_said(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("hash_all", "limit", "is_hashed"), [(True, 0, True), (False, 0, False), (False, 2**26, True)])
-def test_hashes(source, monkeypatch, hash_all, limit, is_hashed):
-    monkeypatch.setattr(sharing, "_SMALL_NBYTES", limit)
-    with SharedFiles({"x": source}, hash_all=hash_all, progress=NO_PROGRESS) as shared:
+def test_hashes(source, hash_all, limit, is_hashed):
+    with SharedFiles({"x": source}, hash_all=hash_all, progress=NO_PROGRESS, small_nbytes=limit) as shared:
         entry = shared.entry("x", "hard link")
     assert shared.nbytes == (len(DATA) if is_hashed else 0)
     wanted = {"nbytes": len(DATA), "linked": str(source), "sharing": "hard link", "mtime_ns": TIME}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 import llmkit
 from llmkit.checkpoint.membership import belongs_to_model, decides_what_opens
 from llmkit.errors import InputError, OutputError
-from llmkit.pipeline import commit, rename
+from llmkit.pipeline import rename
 from llmkit.pipeline.commit import JOURNAL, Partial, finish_earlier
 from llmkit.pipeline.journal import Journal, is_journal
 from llmkit.pipeline.rename import exchange, rename_new
@@ -27,6 +29,11 @@ def source(tmp_path):
     return tmp_path / "in"
 
 
+def without_the_call(monkeypatch):
+    """A system whose library has neither renameat2 nor renamex_np."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+
+
 def save(source: Path, out: Path, **options):
     return llmkit.save(llmkit.open_checkpoint(source).derive(), out, **options)
 
@@ -34,7 +41,7 @@ def save(source: Path, out: Path, **options):
 @pytest.mark.parametrize("has_system_call", [True, False])
 def test_what_comes_into_being_during_the_run_stays(source, tmp_path, monkeypatch, has_system_call):
     if not has_system_call:
-        monkeypatch.setattr(rename, "_system_rename", lambda *_: False)
+        without_the_call(monkeypatch)
     out = tmp_path / "out"
     original = Partial.finish
 
@@ -59,7 +66,7 @@ def test_what_comes_into_being_during_the_run_stays(source, tmp_path, monkeypatc
 @pytest.mark.parametrize("has_system_call", [True, False])
 def test_renames_that_replace_nothing(tmp_path, monkeypatch, has_system_call):
     if not has_system_call:
-        monkeypatch.setattr(rename, "_system_rename", lambda *_: False)
+        without_the_call(monkeypatch)
     for make in (lambda p: p.write_text("x"), Path.mkdir, lambda p: p.symlink_to("nowhere")):
         (tmp_path / "new").write_text("new")
         make(tmp_path / "there")
@@ -84,14 +91,11 @@ class Library:
         if self.code == 0:
             os.rename(old, new)
             return 0
-        import ctypes
-
         ctypes.set_errno(self.code)
         return -1
 
 
 def test_macos_has_a_call_of_its_own(tmp_path, monkeypatch):
-    import ctypes
     import errno
 
     (tmp_path / "a").write_text("a")
@@ -199,15 +203,19 @@ def test_an_output_of_its_own_is_not_taken_for_an_unfinished_one(source, tmp_pat
 
 def test_killed_between_the_two_renames_where_names_cannot_be_exchanged(source, tmp_path, monkeypatch):
     """The old one is put back, whatever the next command is; then it is replaced as if nothing had been."""
-    monkeypatch.setattr(rename, "_system_rename", lambda *_: False)
+    without_the_call(monkeypatch)
     out = tmp_path / "out"
     save(source, out)
     inode = out.stat().st_ino
 
-    def die(self, _):
-        raise KeyboardInterrupt
+    rename_of_the_system = os.rename
 
-    monkeypatch.setattr(Partial, "_rename", die)
+    def die(old, new):
+        if Path(new) == out:
+            raise KeyboardInterrupt
+        rename_of_the_system(old, new)
+
+    monkeypatch.setattr(os, "rename", die)
     with pytest.raises(KeyboardInterrupt):
         save(source, out, overwrite=True)
     assert not out.exists()
@@ -222,10 +230,10 @@ def test_killed_while_the_old_one_is_removed(source, tmp_path, monkeypatch):
     out = tmp_path / "out"
     save(source, out)
 
-    def die(_):
+    def die(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commit, "_remove", die)
+    monkeypatch.setattr(shutil, "rmtree", die)
     with pytest.raises(KeyboardInterrupt):
         save(source, out, overwrite=True)
     assert (out / JOURNAL).exists()

@@ -209,3 +209,43 @@ def test_nothing_large_is_tracked_but_the_mini_models_and_the_recordings():
         name: n for name, n in sizes.items() if n > 300_000 and not name.startswith(("evalsets/mini/", "tests/golden/"))
     }
     assert not large
+
+
+# What looks like a private name or a constant and may be replaced: (file, name) -> why.
+PATCHED = {("test_target.py", "CDLL"): "the system's library, without the calls that a system may lack"}
+
+
+def private_patches(tree: ast.AST):
+    """What `setattr`, `delattr` and `setitem` of pytest replace that is private, or a module's constant."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if node.func.attr not in ("setattr", "delattr", "setitem") or not node.args:
+            continue
+        first = node.args[0]
+        if isinstance(first, ast.Constant):
+            name = str(first.value).rpartition(".")[2]
+        elif node.func.attr == "setitem":
+            name = ast.unparse(first).rpartition(".")[2]
+        else:
+            name = str(getattr(node.args[1], "value", "?"))
+        if name.startswith("_") or (name.isupper() and node.func.attr != "setitem"):
+            yield name
+
+
+def test_no_test_replaces_what_is_private():
+    """A default that a test has to change is a parameter; other private names are changed without a test to mend."""
+    found = {
+        (path.name, name)
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in private_patches(ast.parse(path.read_text()))
+    }
+    assert found == set(PATCHED)
+
+
+def test_a_private_patch_is_seen():
+    code = (
+        'm.setattr(module, "_x", 1)\nm.setattr("llmkit.a._LIMIT", 1)\nm.setattr(module, "LIMIT", 1)\n'
+        'm.setattr(f, "__defaults__", ())\nm.setitem(a._FORMATS, "x", 1)\nm.setattr(os, "rename", f)'
+    )
+    assert [*private_patches(ast.parse(code))] == ["_x", "_LIMIT", "LIMIT", "__defaults__", "_FORMATS"]

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from release_world import INDEX, SHARDS, contents, encrypt, write_encrypted, write_key
 from test_xor_release import refused
 
-from llmkit.releases import encrypted as encrypted_module
-from llmkit.releases import published, streams
+from llmkit.errors import InputError
+from llmkit.pipeline.target import Target
+from llmkit.releases.encrypted import plan_decrypt
 from llmkit.releases.published import KEY_FILE, Known
+from llmkit.releases.run import run_decoding
 from llmkit.releases.streams import DealtKey
 from llmkit.tensors.source import SourceFile
 
@@ -87,39 +89,37 @@ def test_the_key_at_any_place(tmp_path_factory, n_key, position, n, block):
     data = bytes(position + n)
     expected = encrypt(data, key, block)[32:][position:]
     found = bytearray(n)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(streams, "BLOCK_NBYTES", block)
-        DealtKey(SourceFile(path)).fill(memoryview(found), position)
+    DealtKey(SourceFile(path), block).fill(memoryview(found), position)
     assert bytes(found) == expected
 
 
-def test_the_wrong_key(call, tmp_path, release, key, monkeypatch):
+def test_the_wrong_key(call, tmp_path, release, key):
     """A shard of 13B begins as the key does; it is named, because its hash is published."""
     out, wrong = tmp_path / "out", tmp_path / "13B" / "consolidated.00.pth"
     digest = hashlib.sha256(write_key(wrong, seed=5)).hexdigest()
-    monkeypatch.setattr(published, "KNOWN", (KEY_FILE, Known(digest, "consolidated.00.pth", "LLaMA-13B", "C")))
-    done = call("delta", "decrypt", wrong, release, "-o", out)
-    refused(
-        done, out, f"{wrong} is not the key that it was encrypted with",
-        hint=f"{wrong} is consolidated.00.pth of LLaMA-13B; the key of these releases is consolidated.00.pth of LLaMA",
-    )  # fmt: skip
+    table = (KEY_FILE, Known(digest, "consolidated.00.pth", "LLaMA-13B", "C"))
+    with pytest.raises(InputError, match=f"{wrong} is not the key that it was encrypted with") as error:
+        run_decoding(plan_decrypt(wrong, [release], table=table), Target(out))
+    told = f"{wrong} is consolidated.00.pth of LLaMA-13B; the key of these releases is consolidated.00.pth of LLaMA"
+    assert told in error.value.hint
+    assert not out.exists()
     unknown = tmp_path / "unknown.pth"
     write_key(unknown, seed=6)
     done = call("delta", "decrypt", unknown, release, "-o", out)
     refused(done, out, "is not the key", hint=f"{unknown} has sha256 ")
 
 
-def test_a_damaged_file_with_the_right_key(call, tmp_path, release, key, monkeypatch):
+def test_a_damaged_file_with_the_right_key(tmp_path, release, key):
     out, path = tmp_path / "out", enc(release, SHARDS[1])
     digest = hashlib.sha256(key.read_bytes()).hexdigest()
     mine = Known(digest, KEY_FILE.file, KEY_FILE.release, "C")
-    monkeypatch.setattr(published, "KNOWN", (mine,))
-    monkeypatch.setattr(encrypted_module, "KEY_FILE", mine)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    done = call("delta", "decrypt", key, release, "-o", out)
-    refused(done, out, path, "the file is damaged", hint=f"{key} is the right key")
+    with pytest.raises(InputError, match=f"{path}.* the file is damaged") as error:
+        run_decoding(plan_decrypt(key, [release], table=(mine,)), Target(out))
+    assert f"{key} is the right key" in error.value.hint
+    assert not out.exists()
 
 
 def test_damage_that_only_the_hash_of_the_whole_tells(call, tmp_path, key, release):

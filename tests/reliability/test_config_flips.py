@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from reliability.against_transformers import try_ours
 from reliability.config_flips import FAMILIES, check_family
 
 # Refused although transformers computes the same: its class does not look at what the config says.
@@ -26,9 +27,12 @@ def test_every_key_of_a_family(name):
 
 
 def test_a_key_that_is_not_read_is_found(monkeypatch):
-    """The check finds an ignored key: here llmkit's own refusal of it is taken away."""
-    monkeypatch.setattr("llmkit.architecture.unread._FIXED", {})
-    monkeypatch.setattr("llmkit.architecture.unread._HARMLESS", ("*",))
+    """The check finds an ignored key: here llmkit does not get to see it."""
+
+    def blind(theirs, config, folder):
+        return try_ours(theirs, {k: v for k, v in config.items() if k != "is_causal"}, folder)
+
+    monkeypatch.setattr("reliability.config_flips.try_ours", blind)
     monkeypatch.setattr("reliability.config_flips.flips_of", lambda config, **_: iter([("is_causal", False)]))
     found = next(f for f in check_family("llama") if f.path)
     assert (found.verdict, found.changes) == ("WRONG", True)

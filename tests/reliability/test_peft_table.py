@@ -5,8 +5,12 @@ The whole, a quarter of an hour, is a command: python tests/reliability/peft_tab
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from llmkit.tensors.lazy import Apply
+from llmkit.transforms.lora import merge
 from reliability.peft_kinds import KINDS
 from reliability.peft_table import FAMILIES, check
 
@@ -37,11 +41,14 @@ def test_a_diagonal_of_the_table(family):
 
 
 def test_a_wrong_merge_is_found(monkeypatch):
-    """The table finds a scale that is folded into a factor: here llmkit's own order is changed."""
-    from llmkit.transforms.lora import arithmetic
+    """The table finds a change that is a thousandth too large."""
 
-    def folded(left, rows, right):
-        return left[rows] @ right * 1.001
+    def folded(base, adapters):
+        right = merge(base, adapters)
+        name = next(n for n, t in right.tensors.items() if t.node is not base.tensors[n].node)
+        old, new = base.tensors[name], right.tensors[name]
+        more = Apply("more", [old, new], new.spec, lambda x, y: x + (y - x) * 1.001).output()
+        return replace(right, tensors={**right.tensors, name: more})
 
-    monkeypatch.setattr(arithmetic, "_rows_of", folded)
+    monkeypatch.setattr("reliability.peft_table.merge", folded)
     assert check("llama", BY_NAME["dora"]).verdict == "WRONG"

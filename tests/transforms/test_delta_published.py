@@ -10,8 +10,9 @@ import torch
 from delta_world import assert_same, checkpoint, loaded, tuned_of, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.pipeline.plan import make_plan
+from llmkit.pipeline.runner import run_plan
 from llmkit.transforms import delta as delta_transform
 
 
@@ -81,14 +82,12 @@ class TestAlpaca:
         assert sorted(result.tensors) == sorted(diff)
         assert any("4 rotary buffers are left out" in n for n in result.notes)
 
-    def test_slices_and_the_written_file_have_the_same_bits(self, tmp_path: Path, monkeypatch: object) -> None:
-        from llmkit.pipeline import plan
-
+    def test_slices_and_the_written_file_have_the_same_bits(self, tmp_path: Path) -> None:
         raw, diff = weights(96), with_rows(weights(96, seed=5, dtype=torch.float32), 1)
         result = delta_transform.apply(checkpoint(tmp_path / "raw", raw), checkpoint(tmp_path / "wdiff", diff))
-        monkeypatch.setattr(plan.slice_rows, "__defaults__", (1000,))
-        assert max(len(step.slices) for step in plan.make_plan(result, tmp_path / "out").steps) > 5
-        save(result, tmp_path / "out", workers=2)
+        plan = make_plan(result, tmp_path / "out", slice_nbytes=1000)
+        assert max(len(step.slices) for step in plan.steps) > 5
+        run_plan(plan, workers=2)
         assert_same(loaded(open_checkpoint(tmp_path / "out")), loaded(result))
 
 

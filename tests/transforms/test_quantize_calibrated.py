@@ -19,7 +19,7 @@ from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder import load_decoder
 from llmkit.decoder.load import load_blocks
 from llmkit.errors import InputError, RequirementError
-from llmkit.pipeline.stage import Stage
+from llmkit.pipeline.journal import Journal
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.packing import unpack
@@ -96,19 +96,26 @@ def test_the_model_is_nearer_than_rounded_to_nearest(tmp_path, model, family):
     assert errors["gptq"] < errors["rtn"] * 0.9
 
 
+def stopped_in_block(monkeypatch, block):
+    """The names of blocks as they come to be noted; the run is interrupted before the first note of one."""
+    append, computed = Journal.append, []
+
+    def interrupted(self, line):
+        if "block" in line:
+            computed.append(line["block"])
+            if len(computed) == block + 1:
+                raise KeyboardInterrupt
+        return append(self, line)
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    return computed
+
+
 @pytest.mark.parametrize("block", [0, 1])
 def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, monkeypatch, block):
     base = model()
     llmkit.save(calibrated(base), tmp_path / "whole")
-    note, computed = Stage._note, []
-
-    def interrupted(self, name, result):
-        computed.append(name)
-        if len(computed) == block + 1:
-            raise KeyboardInterrupt
-        return note(self, name, result)
-
-    monkeypatch.setattr(Stage, "_note", interrupted)
+    computed = stopped_in_block(monkeypatch, block)
     with pytest.raises(KeyboardInterrupt):
         llmkit.save(calibrated(base), tmp_path / "q")
     assert not (tmp_path / "q").exists()
@@ -122,15 +129,8 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, m
 
 
 def test_the_same_checkpoint_is_written_twice_and_after_an_interruption(tmp_path, model, monkeypatch):
-    made, note, n_noted = calibrated(model()), Stage._note, []
-
-    def interrupted(self, *args):
-        n_noted.append(1)
-        if len(n_noted) == 2:
-            raise KeyboardInterrupt
-        return note(self, *args)
-
-    monkeypatch.setattr(Stage, "_note", interrupted)
+    made = calibrated(model())
+    stopped_in_block(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         llmkit.save(made, tmp_path / "a")
     for name in ("a", "b"):
