@@ -39,13 +39,12 @@ def test_in_one_batch(decoder, prompts, texts):
 
 def test_with_the_prompt_in_stretches(decoder, prompts, texts, monkeypatch):
     monkeypatch.setattr(decoder, "scores_nbytes", 1)
-    lengths, run = [], decoder.parts.body.run
+    lengths, run = [], decoder.parts.last.run
     monkeypatch.setattr(
-        decoder.parts.body, "run", lambda f, *to: lengths.append(f["input_ids"].shape[1]) or run(f, *to)
+        decoder.parts.last, "run", lambda f, *to: lengths.append(f["input_ids"].shape[1]) or run(f, *to)
     )
-    decoder(torch.tensor(prompts[-1:]))
-    assert lengths == [64] * 10 + [60]
     assert generate(decoder, prompts[-1:], max_new_tokens=N_TOKENS) == texts[-1:]
+    assert lengths[:12] == [64] * 10 + [60, 1]
 
 
 def test_logits(decoder, smollm2, prompts):
