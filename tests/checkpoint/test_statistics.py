@@ -25,12 +25,11 @@ def model(name="llama"):
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
+def files(tmp_path):
     """Writes an importance matrix of some tensors, (GGUF name, inputs) each."""
 
     def write(*sizes, made=world.of_gguf):
-        monkeypatch.setattr(world, "SUMS", {n: world.np.arange(1, size + 1, dtype="<f4") for n, size in sizes})
-        return made(tmp_path / "imatrix")
+        return made(tmp_path / "imatrix", {n: world.np.arange(1, size + 1, dtype="<f4") for n, size in sizes})
 
     return write
 

@@ -11,14 +11,14 @@ SUMS = {"blk.0.attn_q.weight": np.arange(1, 9, dtype="<f4"), "blk.0.ffn_down.wei
 TOKENS = 48
 
 
-def of_gguf(path, *, kind="imatrix", counts=TOKENS):
+def of_gguf(path, all_sums=SUMS, *, kind="imatrix", counts=TOKENS):
     """As `llama-imatrix` writes it: sorted names, each with `in_sum2` and `counts` (and the newer `in_sum`)."""
     writer = gguf.GGUFWriter(path, "")
     writer.add_type(kind)
     writer.add_array(gguf.Keys.IMatrix.DATASETS, ["wiki.txt"])
     writer.add_uint32(gguf.Keys.IMatrix.CHUNK_COUNT, 3)
     writer.add_uint32(gguf.Keys.IMatrix.CHUNK_SIZE, 16)
-    for name, sums in SUMS.items():
+    for name, sums in all_sums.items():
         writer.add_tensor(f"{name}.in_sum2", sums[None])
         writer.add_tensor(f"{name}.counts", np.array([[counts]], "<f4"))
         writer.add_tensor(f"{name}.in_sum", sums[None] / 2)
@@ -29,10 +29,10 @@ def of_gguf(path, *, kind="imatrix", counts=TOKENS):
     return path
 
 
-def of_binary(path, *, has_dataset=True):
+def of_binary(path, all_sums=SUMS, *, has_dataset=True):
     """As `save_imatrix_legacy` writes it: means times calls, then chunks and the text."""
-    data = struct.pack("<i", len(SUMS))
-    for name, sums in sorted(SUMS.items()):
+    data = struct.pack("<i", len(all_sums))
+    for name, sums in sorted(all_sums.items()):
         data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 3, len(sums))
         data += (sums / TOKENS * 3).tobytes()
     data += struct.pack("<ii", 3, 8) + b"wiki.txt" if has_dataset else b""
