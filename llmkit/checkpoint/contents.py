@@ -18,6 +18,7 @@ from llmkit.errors import LlmkitError, RequirementError
 from llmkit.formats.adapter_names import is_adapter_part
 from llmkit.formats.folder import left_unread
 from llmkit.formats.json_text import parse_object, read_object
+from llmkit.quantization.codec import folder_readers
 from llmkit.quantization.recognition import BLOCKS, Quantization, find_quantization
 from llmkit.tensors.spec import DType
 
@@ -120,7 +121,7 @@ def _way_to_floats(ckpt: Checkpoint, found: Quantization) -> str:
     best = "take the float model that it was made from"
     if not found.n_weights:
         return f"{best}; where its weights are floats, remove quantization_config from config.json"
-    if found.method not in (BLOCKS, "compressed-tensors"):
+    if found.method not in (BLOCKS, *(reader.name for reader in folder_readers())):
         return best
     dtype = " --dtype float16" if found.method != BLOCKS else ""
     command = f"llmkit convert {shlex.quote(str(ckpt.origin or ckpt.label))} --to hf{dtype} -o FLOATS"

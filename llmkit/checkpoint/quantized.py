@@ -9,13 +9,11 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import quantization_of
 from llmkit.errors import RequirementError
-from llmkit.quantization.codec import CONFIG_KEYS, FolderCodec, Stored, config_entry, folder_codecs
+from llmkit.quantization.codec import REMEDY, FolderReader, Stored, config_entry, folder_readers
 from llmkit.quantization.recognition import BLOCKS, Quantization
 from llmkit.tensors.spec import DType
 
 __all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype", "refuse_unread"]
-
-_REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
 
 
 def model_dtype(config: Mapping[str, Any]) -> DType | None:
@@ -57,9 +55,7 @@ def refuse_unread(ckpt: Checkpoint) -> None:
     Raises:
         RequirementError, SpecError: as of `dequantized`.
     """
-    found = _folder_quantization(ckpt)
-    if found is not None:
-        _reader(ckpt, found).refuse_unread(_stored(ckpt))
+    dequantized(ckpt)
 
 
 def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
@@ -78,44 +74,52 @@ def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
     found = _folder_quantization(ckpt)
     if found is None:
         return ckpt
-    codec, stored = _reader(ckpt, found), _stored(ckpt)
-    codec.refuse_unread(stored)
+    codec = _reader(ckpt, found)
+    stored = _stored(ckpt, codec)
     matrices, used = codec.matrices(stored)
+    if not matrices and not found.n_weights and not kv_cache_scheme(ckpt.config):
+        raise _not_stored(ckpt, found)
     wanted = dtype or model_dtype(ckpt.config)
     tensors = {name: lazy for name, lazy in ckpt.tensors.items() if name not in used}
     tensors |= {name: matrix.dequantized(wanted) for name, matrix in matrices.items()}
     return ckpt.derive(
         tensors=tensors,
-        config=_float_config(ckpt.config),
+        config=_float_config(ckpt.config, codec),
         step={"transform": "dequantize"},
         warnings=codec.warnings(stored),
     )
 
 
-def _float_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if k not in CONFIG_KEYS}
+def _float_config(config: Mapping[str, Any], codec: FolderReader) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in codec.config_keys}
 
 
-def _reader(ckpt: Checkpoint, found: Quantization) -> FolderCodec:
+def _reader(ckpt: Checkpoint, found: Quantization) -> FolderReader:
     """The codec of a layout.
 
     Raises:
         RequirementError: there is none.
     """
-    codecs = {codec.name: codec for codec in folder_codecs()}
-    if found.method in codecs:
-        return codecs[found.method]
-    message = f"{ckpt.label} is quantized ({found}), which is not read; expected {' or '.join(codecs)}"
-    if found.n_weights:
-        raise RequirementError(f"{message} (seen: {found.seen})", hint=_REMEDY)
+    readers = {reader.name: reader for reader in folder_readers()}
+    if found.method in readers:
+        return readers[found.method]
+    if not found.n_weights:
+        raise _not_stored(ckpt, found)
     raise RequirementError(
-        f"{message}. Only {found.seen} says so, no tensor is stored so",
-        hint=f"where its weights are floats, remove quantization_config from config.json; else {_REMEDY}",
+        f"{ckpt.label} is quantized ({found}), which is not read; expected {', '.join(readers)} (seen: {found.seen})",
+        hint=REMEDY,
     )
 
 
-def _stored(ckpt: Checkpoint) -> Stored:
-    config = _float_config(ckpt.config)
+def _not_stored(ckpt: Checkpoint, found: Quantization) -> RequirementError:
+    return RequirementError(
+        f"{ckpt.label} is quantized ({found}) by {found.seen} only: no tensor is stored so",
+        hint=f"where its weights are floats, remove quantization_config from config.json; else {REMEDY}",
+    )
+
+
+def _stored(ckpt: Checkpoint, codec: FolderReader) -> Stored:
+    config = _float_config(ckpt.config, codec)
     architecture = registry.find(config)
     slots = architecture.bind(config).tensors() if architecture is not None else {}
     return Stored(ckpt.label, ckpt.tensors, ckpt.config, {name: slot.shape for name, slot in slots.items()})

@@ -86,9 +86,9 @@ def quantization_methods() -> Iterable[str]:
 @offering
 def quantization_formats() -> Iterable[str]:
     """Codecs that write folders."""
-    from llmkit.quantization.codec import folder_codecs
+    from llmkit.quantization.codec import FolderCodec, folder_readers
 
-    return [codec.name for codec in folder_codecs()]
+    return [codec.name for codec in folder_readers() if isinstance(codec, FolderCodec)]
 
 
 @offering

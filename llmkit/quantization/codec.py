@@ -2,30 +2,34 @@
 
 A codec is one module with an entry point in the group `llmkit.codecs`. It says which grids the layout can hold, which
 stored tensors make a matrix, and back; a `FolderCodec` also how config.json describes them and how a folder that has
-them is recognised. It knows no method and no decoder.
+them is recognised. A layout that is read and not written is a `FolderReader`. It knows no method and no decoder.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
 from llmkit import entry_points
-from llmkit.errors import InputError, PluginError, RequirementError
-from llmkit.quantization.matrix import QuantizedMatrix
+from llmkit.errors import InputError, PluginError, RequirementError, SpecError
+from llmkit.quantization.matrix import QuantizedMatrix, Restorable
 from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.moving import Mover, is_moved
+from llmkit.tensors.source import bytes_of
 from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = [
-    "CONFIG_KEYS", "GROUP", "Codec", "FolderCodec", "Specs", "Stored", "alternatives", "config_entry", "folder_codec",
-    "folder_codecs",
+    "CONFIG_KEYS", "GROUP", "REMEDY", "Codec", "FolderCodec", "FolderReader", "Specs", "Stored", "about",
+    "alternatives", "config_entry", "folder_codec", "folder_readers", "need", "small",
 ]  # fmt: skip
 
 GROUP = "llmkit.codecs"
 CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
+REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
 Specs = Mapping[str, TensorSpec]
 
 
@@ -129,8 +133,53 @@ class Stored:
         return {end: self.tensors[f"{module}.{end}"] for end in ends if f"{module}.{end}" in self.tensors}
 
 
-class FolderCodec(Codec):
-    """A layout of the tensors in a folder with a config.json."""
+@contextmanager
+def about(module: str) -> Iterator[None]:
+    """Refusals inside name the module."""
+    try:
+        yield
+    except (InputError, RequirementError, SpecError) as error:
+        raise type(error)(f"{module}: {error.message}", hint=error.hint) from error
+
+
+def need(parts: Mapping[str, Lazy], name: str, *expected: TensorSpec) -> Lazy:
+    """A part that a matrix cannot do without.
+
+    Raises:
+        SpecError: it is missing, or has none of the specs that are expected.
+    """
+    if name not in parts:
+        raise SpecError(f"{name} is missing; found {', '.join(parts)}", hint=REMEDY)
+    if expected and parts[name].spec not in expected:
+        wanted = " or ".join(map(str, dict.fromkeys(expected)))
+        raise SpecError(f"{name} is {parts[name].spec}; expected {wanted}", hint=REMEDY)
+    return parts[name]
+
+
+def small(lazy: Lazy, *, max_nbytes: int = 4096) -> bytes:
+    """The bytes of a stored part that says how others are to be read: it is small, and read without torch.
+
+    Raises:
+        SpecError: it is larger than such a part can be.
+    """
+    if lazy.spec.nbytes > max_nbytes:
+        raise SpecError(f"{lazy.spec} has {lazy.spec.nbytes} bytes, which is more than {max_nbytes}", hint=REMEDY)
+    node = lazy.node
+    if is_moved(node):
+        return bytes(Mover(lambda *_: None).evaluate(node, (0, node.n_rows))[lazy.index])
+    return bytes(bytes_of(lazy.load()))
+
+
+class FolderReader(ABC):
+    """A layout of the tensors in a folder with a config.json, which is read.
+
+    Attributes:
+        name: as `quant_method` in config.json spells it.
+        config_keys: of config.json, what says how the tensors are quantized: the float model's has them not.
+    """
+
+    name: ClassVar[str]
+    config_keys: ClassVar[tuple[str, ...]] = CONFIG_KEYS
 
     @abstractmethod
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
@@ -140,26 +189,22 @@ class FolderCodec(Codec):
             Bits and groups in a few words, where the specs tell them, and the names that tell; None for other layouts.
         """
 
-    def refuse_unread(self, stored: Stored) -> None:
-        """Refuse forms of the layout that `matrices` does not read; nothing is by default.
-
-        Raises:
-            RequirementError, SpecError: with the form, and what to do.
-        """
-        if not stored.entry:
-            raise RequirementError(
-                f"{stored.label} is quantized ({self.name}), and no config.json says by which scheme",
-                hint="put the config.json of this model, with its quantization_config, beside the weights",
-            )
-
     @abstractmethod
-    def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
+    def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
         """The quantized matrices by the names of the weights they stand for, and the names of all they are made of.
 
         Raises:
             RequirementError: a form that is not read.
-            SpecError: tensors are missing, or do not fit together.
+            InputError, SpecError: tensors are missing, or do not fit together.
         """
+
+    def warnings(self, stored: Stored) -> list[str]:
+        """What else the layout asks of who computes with it, and is not done here."""
+        return []
+
+
+class FolderCodec(FolderReader, Codec):
+    """A layout of the tensors in a folder with a config.json, which is read and written."""
 
     @abstractmethod
     def describe(
@@ -173,10 +218,6 @@ class FolderCodec(Codec):
             are_all: `matrices` and `ignore` are all linear modules there are.
         """
 
-    def warnings(self, stored: Stored) -> list[str]:
-        """What else the layout asks of who computes with it, and is not done here."""
-        return []
-
     def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
         """What the user of a folder with these matrices should know."""
         return []
@@ -186,29 +227,29 @@ def folder_codec(name: str) -> FolderCodec:
     """The codec that `--format NAME` means.
 
     Raises:
-        InputError: there is none of that name, or it is no layout of folders.
+        InputError: there is none of that name, or it is no layout of folders that is written.
     """
-    found = entry_points.by_name(GROUP, name, "--format", Codec)  # type: ignore[type-abstract]
+    found: object = entry_points.by_name(GROUP, name, "--format", object)
     if isinstance(found, FolderCodec):
         return found
-    known = ", ".join(codec.name for codec in folder_codecs())
-    raise InputError(f"--format {name} is no layout of folders; expected {known}")
+    known = ", ".join(codec.name for codec in folder_readers() if isinstance(codec, FolderCodec))
+    raise InputError(f"--format {name} is no layout of folders that is written; expected {known}")
 
 
-def folder_codecs() -> tuple[FolderCodec, ...]:
+def folder_readers() -> tuple[FolderReader, ...]:
     """All layouts of folders that can be read. One that cannot be loaded is left out; `llmkit doctor` names it."""
-    return _folder_codecs(entry_points.entries(GROUP))
+    return _folder_readers(entry_points.entries(GROUP))
 
 
 @cache
-def _folder_codecs(entries: tuple[entry_points.EntryPoint, ...]) -> tuple[FolderCodec, ...]:
+def _folder_readers(entries: tuple[entry_points.EntryPoint, ...]) -> tuple[FolderReader, ...]:
     found = []
     for entry in entries:
         try:
             codec = entry_points.load(entry)
         except PluginError:
             continue
-        if isinstance(codec, FolderCodec):
+        if isinstance(codec, FolderReader):
             found.append(codec)
     return tuple(found)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.errors import SpecError
 from llmkit.quantization.packing import unpack
@@ -20,7 +20,10 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BLOCK_NBYTES", "Decoded", "Grid", "QuantizedMatrix", "dequantized_from", "is_dequantized", "matrix_of"]
+__all__ = [
+    "BLOCK_NBYTES", "Decoded", "Grid", "QuantizedMatrix", "Rearranged", "Restorable", "dequantized_from",
+    "is_dequantized", "matrix_of",
+]  # fmt: skip
 
 # Float32 bytes handled at a time: every pass over a block of rows finds it in the second-level cache.
 BLOCK_NBYTES = 2**20
@@ -180,6 +183,30 @@ class QuantizedMatrix:
                 values = values.add_(spread(offsets[rows]))
             weight[rows] = values.flatten(1)[:, :n_in]
         return weight
+
+
+class Restorable(Protocol):
+    """What a float weight can be restored from: a `QuantizedMatrix`, mostly."""
+
+    def dequantized(self, dtype: DType | None = None) -> Lazy:
+        """The float weight, in the dtype of the scales where none is given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rearranged:
+    """A weight whose elements lie in another order, or shape, than those of the matrix that stores it.
+
+    Attributes:
+        matrix: as it is quantized: a group is of neighbours in a row.
+        arrange: makes the weight of the dequantized matrix.
+    """
+
+    matrix: QuantizedMatrix
+    arrange: Callable[[Lazy], Lazy]
+
+    def dequantized(self, dtype: DType | None = None) -> Lazy:
+        """As of `Restorable`."""
+        return self.arrange(self.matrix.dequantized(dtype))
 
 
 def _grouped(values: torch.Tensor, group: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.quantization.codec import Specs, config_entry, folder_codecs
+from llmkit.quantization.codec import Specs, config_entry, folder_readers
 from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = ["BLOCKS", "Quantization", "find_quantization"]
@@ -90,7 +90,7 @@ def _alike(stated: str, stored: str) -> bool:
 
 
 def _stored(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
-    for codec in folder_codecs():
+    for codec in folder_readers():
         recognised = codec.recognise(specs, config)
         if recognised is not None:
             words, names = recognised
@@ -140,11 +140,7 @@ _BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
     ".qweight": _packed,
     ".quant_weight": _plain("gptq", "as lit-llama stores it"),
     ".weight_packed": _plain("compressed-tensors", "nvfp4"),  # of bytes; words are its codec's
-    ".weight.quant_state.bitsandbytes__nf4": _plain("bitsandbytes", "nf4"),
-    ".weight.quant_state.bitsandbytes__fp4": _plain("bitsandbytes", "fp4"),
-    ".weight.absmax": _plain("bitsandbytes", "4 bits"),
     ".weight.quant_state": _plain("bitsandbytes", "4 bits"),
-    ".SCB": _plain("bitsandbytes", "int8"),
     ".W_q": _plain("hqq"),
     ".weight_scale_inv": _plain("fp8", "float8 blocks"),
     ".weight._data": _plain("quanto"),

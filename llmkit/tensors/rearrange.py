@@ -119,27 +119,29 @@ class _Permuted(Moved):
 
 
 def viewed(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
-    """The same bytes as elements of another type, or in another shape; rows stay rows.
+    """The same bytes as elements of another type, or in another shape.
 
-    What lies in a file stays a plain read of it.
+    What lies in a file stays a plain read of it. What is computed is computed whole where the rows are cut anew.
 
     Raises:
-        SpecError: a row would have another number of bytes.
+        SpecError: it would have another number of bytes.
     """
     spec = TensorSpec(dtype, shape)
     if spec == lazy.spec:
         return lazy
-    if spec.n_rows != lazy.spec.n_rows or spec.row_nbytes != lazy.spec.row_nbytes:
-        raise SpecError(f"{lazy.spec} cannot be seen as {spec}")
     node = lazy.node
+    if spec.nbytes != lazy.spec.nbytes or (not spec.nbytes and spec.n_rows != lazy.spec.n_rows):
+        raise SpecError(f"{lazy.spec} cannot be seen as {spec}")
     if isinstance(node, Read) and node.strides is None:
         return Read(node.name, spec, node.source, node.offset).output()
 
     def fn(x: torch.Tensor) -> torch.Tensor:
         import torch
 
-        return x.reshape(len(x), -1).contiguous().view(torch.uint8).view(dtype.torch).view(-1, *shape[1:])
+        return x.reshape(-1).contiguous().view(torch.uint8).view(dtype.torch).view(-1, *shape[1:])
 
+    if spec.n_rows != lazy.spec.n_rows:
+        return Concat([Apply("view", [lazy], spec, fn, {"as": str(spec)}, row_step=None).output()]).output()
     return Moved("view", [lazy], spec, fn, lambda pieces, n: (pieces[0],), {"as": str(spec)}).output()
 
 

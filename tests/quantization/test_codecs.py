@@ -20,7 +20,8 @@ from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.spec import DType
 from tests.quantization.lazies import held, zeros_on
 
-CODECS: dict[str, Codec] = {e.name: entry_points.load(e) for e in entry_points.entries(GROUP) if e.is_builtin}
+LOADED = {e.name: entry_points.load(e) for e in entry_points.entries(GROUP) if e.is_builtin}
+CODECS: dict[str, Codec] = {name: codec for name, codec in LOADED.items() if isinstance(codec, Codec)}
 
 
 def matrix(grid: Grid, shape: tuple[int, int], seed: int = 0, **parts: object) -> QuantizedMatrix:

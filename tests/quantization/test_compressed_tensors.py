@@ -160,7 +160,7 @@ def test_targets_of_other_types_are_refused(tmp_path, targets, message):
 @pytest.mark.parametrize(
     ("entry", "message", "shown"),
     [
-        ({"quant_method": "gptq", "bits": 4}, r"quantized \(int4, gptq\), which is not read", "int4, gptq"),
+        ({"quant_method": "gptq", "bits": 4}, r"quantized \(int4, gptq\) by .* only: no tensor", "int4, gptq"),
         ({"quant_method": "awq", "bits": 4}, r"quantized \(int4, awq\)", "int4, awq"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "4, bitsandbytes", "int4, bitsandbytes"),
         ({"quant_method": "fp8"}, r"quantized \(fp8\)", "fp8"),

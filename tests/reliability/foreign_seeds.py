@@ -1,4 +1,4 @@
-"""Sound inputs of what others published: lit-llama, TencentPretrain, GPTQ and AWQ, coded releases, hash lists, CSVs."""
+"""Sound inputs of what others published: lit-llama, TencentPretrain, quantized layouts, coded releases, CSVs, …"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tests.published import LAYOUTS, write_published
 from tests.releases import release_world
 
 __all__ = ["COMMANDS", "make_foreign_seeds"]
@@ -27,6 +28,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "tencent": _MODEL,
     "gptq": (*_MODEL, "generate {x} hi --max-tokens 1"),
     "awq": (*_MODEL, "generate {x} hi --max-tokens 1"),
+    **dict.fromkeys(
+        LAYOUTS, (*_MODEL, "generate {x} hi --max-tokens 1", "convert {x} --to hf --dtype float16 -o {out}")
+    ),
     "lit_adapter": (
         "inspect {x}", "lora merge {base} {x} --alpha 4 -o {out}", "lora combine {x} -o {out}",
     ),
@@ -66,6 +70,8 @@ def make_foreign_seeds(folder: Path) -> None:
     (folder / "tencent/7b_config.json").write_text(json.dumps(sizes | kinds))
     for method in ("gptq", "awq"):
         _packed(folder / "hf", folder / method, method)
+    for name in LAYOUTS:
+        write_published(folder / "hf", folder / name, name)
     _adapters(folder)
     base = release_world.write_hf(folder / "coded_base")
     tuned = release_world.write_hf(folder / "coded_tuned", tuned=1)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import RequirementError, SpecError
-from llmkit.quantization.codec import FolderCodec, Specs, Stored
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack, unpack_words, width
 from llmkit.tensors.lazy import Apply, Lazy, Read
@@ -40,7 +40,6 @@ _ENDS = (
     "input_zero_point", "output_scale", "output_zero_point",
 )  # fmt: skip
 _OF_CACHE = tuple(f".{part}_{what}" for part in "qkv" for what in ("scale", "zero_point"))
-_REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
 
 
 class CompressedTensors(FolderCodec):
@@ -75,9 +74,9 @@ class CompressedTensors(FolderCodec):
     ) -> QuantizedMatrix:
         grid = grid_of(settings.get("weights") or {})
         is_packed = settings.get("format") == _PACKED
-        scales = _need(parts, "weight_scale")
-        zeros = None if grid.is_symmetric else _need(parts, "weight_zero_point")
-        stored = _need(parts, "weight_packed" if is_packed else "weight")
+        scales = need(parts, "weight_scale")
+        zeros = None if grid.is_symmetric else need(parts, "weight_zero_point")
+        stored = need(parts, "weight_packed" if is_packed else "weight")
         n_out = stored.spec.n_rows
         if is_packed:
             n_in = _n_columns(parts, grid, shape)
@@ -112,24 +111,8 @@ class CompressedTensors(FolderCodec):
         named = [name for name, is_ours in zip(signed, are_ours, strict=True) if is_ours]
         return ("int8", named) if named else None
 
-    def refuse_unread(self, stored: Stored) -> None:
-        super().refuse_unread(stored)
-        label, entry = stored.label, stored.entry
-        formats = [str(g.get("format")) for g in _groups(entry)]
-        for layout in formats:
-            if layout not in (_PACKED, *_INTEGERS):
-                raise RequirementError(
-                    f"{label}: the {self.name} format {layout!r} is not read; expected {_PACKED} or {_INTEGERS[0]}",
-                    hint=_REMEDY,
-                )
-        if entry.get("transform_config"):
-            raise RequirementError(
-                f"{label}: its weights were rotated (transform_config), which is not undone", hint=_REMEDY
-            )
-        if not formats and not entry.get("kv_cache_scheme"):
-            raise SpecError(f"{label}: quantization_config has no config_groups")
-
     def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
+        self._refuse_unread(stored)
         entry, tensors = stored.entry, stored.tensors
         groups = _groups(entry)
         modules = [k.removesuffix(".weight_scale") for k in tensors if k.endswith(".weight_scale")]
@@ -138,20 +121,37 @@ class CompressedTensors(FolderCodec):
         for module in modules:
             name = f"{module}.weight"
             shape = stored.shapes.get(name, ())
-            try:
+            with about(module):
                 settings = _group_of(module, groups)
                 known = (shape[0], shape[1]) if len(shape) == 2 else None
                 found[name] = self.read(stored.parts(module, _ENDS), settings, known)
-            except RequirementError as error:
-                raise RequirementError(f"{stored.label}: {module}: {error.message}", hint=_REMEDY) from error
-            except SpecError as error:
-                raise SpecError(f"{module}: {error.message}", hint=error.hint) from error
         left = [k for k in tensors if k.endswith((".weight_packed", ".weight_shape")) and k not in used]
         if left:
             raise SpecError(f"{stored.label}: {left[0]} has no weight_scale beside it")
         if isinstance(entry.get("kv_cache_scheme"), Mapping):
             used |= {name for name in tensors if name.endswith(_OF_CACHE)}
         return found, used
+
+    def _refuse_unread(self, stored: Stored) -> None:
+        label, entry = stored.label, stored.entry
+        if not entry:
+            raise RequirementError(
+                f"{label} is quantized ({self.name}), and no config.json says by which scheme",
+                hint="put the config.json of this model, with its quantization_config, beside the weights",
+            )
+        formats = [str(g.get("format")) for g in _groups(entry)]
+        for layout in formats:
+            if layout not in (_PACKED, *_INTEGERS):
+                raise RequirementError(
+                    f"{label}: the {self.name} format {layout!r} is not read; expected {_PACKED} or {_INTEGERS[0]}",
+                    hint=REMEDY,
+                )
+        if entry.get("transform_config"):
+            raise RequirementError(
+                f"{label}: its weights were rotated (transform_config), which is not undone", hint=REMEDY
+            )
+        if not formats and not entry.get("kv_cache_scheme"):
+            raise SpecError(f"{label}: quantization_config has no config_groups")
 
     def describe(
         self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
@@ -268,12 +268,6 @@ def _group_of(module: str, groups: Sequence[Mapping[str, Any]]) -> Mapping[str, 
     for group in (*exact, *patterns, *classes):
         return group
     raise SpecError("it is quantized, but no config group has it as a target")
-
-
-def _need(parts: Mapping[str, Lazy], name: str) -> Lazy:
-    if name not in parts:
-        raise SpecError(f"{name} is missing; found {', '.join(parts)}")
-    return parts[name]
 
 
 def _n_columns(parts: Mapping[str, Lazy], grid: Grid, shape: tuple[int, int] | None) -> int:
