@@ -25,6 +25,7 @@ __all__ = [
     "SpecError",
     "listing",
     "nearest",
+    "suggestion",
 ]
 
 # Of difflib's ratio; one letter of three, or two of five, may be wrong.
@@ -89,6 +90,16 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
         return folded[matches[0]]
     begun = [name for name in folded if len(wanted) >= _BEGINNING and name.startswith(wanted)]
     return folded[min(begun, key=len)] if begun else None
+
+
+def suggestion(word: str, known: Iterable[str], otherwise: str, before: str = "") -> str:
+    """A hint for a name that is none of the known ones: the nearest of them, else what to do `otherwise`.
+
+    Args:
+        before: the option that the name belongs to, with a space.
+    """
+    guess = nearest(word, known)
+    return f"did you mean {before}{guess}?" if guess else otherwise
 
 
 def _is_other_number(a: str, b: str) -> bool:

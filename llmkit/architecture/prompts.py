@@ -17,7 +17,7 @@ from llmkit.architecture.prompt_kinds import (
     Turns,
     text_of,
 )
-from llmkit.errors import InputError, nearest
+from llmkit.errors import InputError, suggestion
 
 __all__ = [
     "FORMATS",
@@ -282,10 +282,9 @@ def choose_prompt(name: str | None, *, has_chat_template: bool, family: Prompt |
     if name is None:
         return ChatTemplate() if has_chat_template else (family or Raw())
     if name not in FORMATS:
-        guess = nearest(name, FORMATS)
         raise InputError(
             f"unknown prompt format {name!r}",
-            hint=f"did you mean {guess}?" if guess else f"one of {', '.join(FORMATS)}",
+            hint=suggestion(name, FORMATS, f"one of {', '.join(FORMATS)}"),
         )
     if isinstance(FORMATS[name], ChatTemplate) and not has_chat_template:
         raise InputError(

@@ -162,7 +162,7 @@ def export(
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import require_model
     from llmkit.checkpoint.quantized import refuse_unread
-    from llmkit.errors import InputError, nearest
+    from llmkit.errors import InputError, nearest, suggestion
     from llmkit.onnx.export import ATTENTIONS, computed_weights
     from llmkit.onnx.export import export as export_checkpoint
     from llmkit.onnx.precision import Precision
@@ -171,10 +171,9 @@ def export(
         hint = "did you mean onnx?" if nearest(to, ["onnx"]) else "llmkit convert --help shows other formats"
         raise InputError(f"--to {to!r} is no format that llmkit exports; expected onnx", hint=hint)
     if attention is not None and attention not in ATTENTIONS:
-        guess = nearest(attention, ATTENTIONS)
         raise InputError(
             f"--attention {attention!r} is unknown; expected {', '.join(ATTENTIONS)}",
-            hint=f"did you mean {guess}?" if guess else "leave it out: llmkit takes the fastest that can",
+            hint=suggestion(attention, ATTENTIONS, "leave it out: llmkit takes the fastest that can"),
         )
     ckpt = require_model(open_checkpoint(model), "export")
     refuse_unread(ckpt)

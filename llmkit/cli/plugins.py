@@ -192,13 +192,13 @@ def _problems(results: dict[str, Any]) -> list[str]:
 
 def _find(name: str) -> tuple[Plugin, Architecture]:
     from llmkit.architecture.registry import default_registry
-    from llmkit.errors import PluginError, nearest
+    from llmkit.errors import PluginError, suggestion
 
     registry = default_registry()
     for plugin in registry.plugins:
         if plugin.name == name:
             return plugin, registry.load(plugin)
-    guess = nearest(name, [p.name for p in registry.plugins])
     raise PluginError(
-        f"no plugin is named {name!r}", hint=f"did you mean {guess}?" if guess else "llmkit plugins list shows all"
+        f"no plugin is named {name!r}",
+        hint=suggestion(name, [p.name for p in registry.plugins], "llmkit plugins list shows all"),
     )

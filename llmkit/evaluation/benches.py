@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import InputError, listing, nearest
+from llmkit.errors import InputError, listing, suggestion
 
 __all__ = ["Bench", "Subject", "bench_names", "load_bench"]
 
@@ -119,10 +119,9 @@ class Bench:
             elif word.lower() in groups:
                 chosen += [s for s in groups[word.lower()] if s in available]
             else:
-                guess = nearest(word, [*names, *groups])
                 raise InputError(
                     f"{self.title} has no subject or category {word!r}",
-                    hint=f"did you mean --subjects {guess}?" if guess else f"known: {listing([*groups, *names], 12)}",
+                    hint=suggestion(word, [*names, *groups], f"known: {listing([*groups, *names], 12)}", "--subjects "),
                 )
         if wanted and not chosen:
             raise InputError(
@@ -145,10 +144,9 @@ def load_bench(name: str) -> Bench:
         InputError: no such benchmark (any other name is one of lm-eval's tasks; see `tasks.load_lm_eval_tasks`).
     """
     if name not in bench_names():
-        guess = nearest(name, bench_names())
         raise InputError(
             f"no benchmark {name!r}; known are {', '.join(bench_names())}",
-            hint=f"did you mean --bench {guess}?" if guess else "--bench mini needs no data of its own",
+            hint=suggestion(name, bench_names(), "--bench mini needs no data of its own", "--bench "),
         )
     body: dict[str, Any] = json.loads((files("llmkit_evalsets") / name / "bench.json").read_text(encoding="utf-8"))
     labels: dict[str, str] = body.get("names", {})

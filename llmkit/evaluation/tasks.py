@@ -18,7 +18,7 @@ import lm_eval.utils
 import yaml
 from lm_eval.api.task import ConfigurableTask
 
-from llmkit.errors import InputError, RequirementError, listing, nearest
+from llmkit.errors import InputError, RequirementError, listing, suggestion
 from llmkit.evaluation.benches import Bench, bench_names
 
 __all__ = ["LocalTask", "bench_task", "leaf_tasks", "load_lm_eval_tasks", "quiet_lm_eval", "set_shots"]
@@ -90,11 +90,12 @@ def load_lm_eval_tasks(names: Sequence[str]) -> Any:
     manager = lm_eval.tasks.TaskManager()
     for name in names:
         if name not in manager.all_tasks:
-            guess = nearest(name, [*bench_names(), *manager.all_tasks])
             raise InputError(
                 f"no benchmark or lm-eval task {name!r} (benchmarks: {', '.join(bench_names())}; "
                 f"lm-eval tasks: {len(manager.all_tasks)})",
-                hint=f"did you mean --bench {guess}?" if guess else "lm_eval ls tasks prints lm-eval's own",
+                hint=suggestion(
+                    name, [*bench_names(), *manager.all_tasks], "lm_eval ls tasks prints lm-eval's own", "--bench "
+                ),
             )
     try:
         if hasattr(manager, "load"):

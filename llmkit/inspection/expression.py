@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.manifest import load_manifest, node_of
-from llmkit.errors import InputError, nearest
+from llmkit.errors import InputError, suggestion
 
 __all__ = ["explain", "tree_lines"]
 
@@ -31,10 +31,9 @@ def explain(folder: Path, tensor: str) -> dict[str, Any]:
             hint=f"llmkit inspect {folder} --tensors",
         )
     if entry is None:
-        guess = nearest(tensor, manifest["tensors"])
         raise InputError(
             f"{folder} has no tensor {tensor!r}",
-            hint=f"did you mean {guess}?" if guess else f"llmkit inspect {folder} --tensors",
+            hint=suggestion(tensor, manifest["tensors"], f"llmkit inspect {folder} --tensors"),
         )
     return {
         "tensor": tensor,

@@ -18,7 +18,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.quantized import kv_cache_scheme
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
-from llmkit.errors import InputError, RequirementError, SpecError, nearest
+from llmkit.errors import InputError, RequirementError, SpecError, suggestion
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
@@ -68,10 +68,9 @@ def choose_scales(
         SpecError: the scales of the checkpoint do not fit the model.
     """
     if dtype not in DTYPES:
-        guess = nearest(dtype, DTYPES)
         raise InputError(
             f"--kv-cache-dtype {dtype!r} is unknown; expected {', '.join(DTYPES)}",
-            hint=f"did you mean {guess}?" if guess else "leave it out for a cache in the compute dtype",
+            hint=suggestion(dtype, DTYPES, "leave it out for a cache in the compute dtype"),
         )
     if provider != "cpu":
         raise RequirementError(

@@ -8,7 +8,7 @@ from enum import Enum
 from math import prod
 from typing import TYPE_CHECKING
 
-from llmkit.errors import InputError, nearest
+from llmkit.errors import InputError, suggestion
 
 if TYPE_CHECKING:
     from torch import dtype as TorchDtype
@@ -88,8 +88,7 @@ class DType(Enum):
             if word in (member.name.lower(), member.torch_name):
                 return member
         known = ["float32", "float16", "bfloat16"]
-        guess = nearest(word, known)
-        hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(known)}"
+        hint = suggestion(word, known, f"use one of {', '.join(known)}")
         raise InputError(f"unknown dtype {text!r}", hint=hint)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import InputError, RequirementError, SpecError, listing, nearest
+from llmkit.errors import InputError, RequirementError, SpecError, listing, suggestion
 from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
 
@@ -178,11 +178,8 @@ def _must_match(ckpt: Checkpoint, glob: str) -> None:
     if any(_matches(name, [glob]) for name in ckpt.tensors):
         return
     known = dict.fromkeys(n for name in ckpt.tensors for n in (name.rpartition(".")[0], name))
-    guess = nearest(glob, known)
     listed = f"`llmkit inspect {ckpt.origin or ckpt.label} --tensors` lists the names; * stands for any characters"
-    raise SpecError(
-        f"{ckpt.label}: {glob!r} matches no module and no tensor", hint=f"did you mean {guess}?" if guess else listed
-    )
+    raise SpecError(f"{ckpt.label}: {glob!r} matches no module and no tensor", hint=suggestion(glob, known, listed))
 
 
 # What `--group-size auto` tries, the best first. SmolLM2-135M in asymmetric int4, the rest in floats: perplexity 24.0

@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import MARKER_NAME, contents_of, require_model
 from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, refuse_unread
-from llmkit.errors import InputError, nearest
+from llmkit.errors import InputError, suggestion
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
 from llmkit.transforms.convert.native import as_architecture
@@ -90,10 +90,9 @@ def _target(to: str) -> Target:
     known = targets()
     if to in known:
         return known[to]
-    guess = nearest(to, known)
     raise InputError(
         f"--to {to!r} is no layout that llmkit writes; expected {', '.join(known)}",
-        hint=f"did you mean --to {guess}?" if guess else "--to hf writes safetensors, --to gguf a file for llama.cpp",
+        hint=suggestion(to, known, "--to hf writes safetensors, --to gguf a file for llama.cpp", "--to "),
     )
 
 

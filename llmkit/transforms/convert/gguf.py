@@ -16,7 +16,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.text_part import text_part
-from llmkit.errors import InputError, LlmkitError, RequirementError, nearest
+from llmkit.errors import InputError, LlmkitError, RequirementError, suggestion
 from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
@@ -106,10 +106,9 @@ def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = No
 def _type(text: str) -> str:
     if text.lower() in TYPE_NAMES:
         return text.upper()
-    guess = nearest(text.lower(), TYPE_NAMES)
     raise InputError(
         f"--type {text!r} is no type that llmkit writes; expected {', '.join(TYPE_NAMES)}",
-        hint=f"did you mean --type {guess}?" if guess else "K-quants need llama.cpp: llama-quantize on an f16 file",
+        hint=suggestion(text.lower(), TYPE_NAMES, "K-quants need llama.cpp: llama-quantize on an f16 file", "--type "),
     )
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import RequirementError, SpecError, listing, nearest
+from llmkit.errors import RequirementError, SpecError, listing, suggestion
 from llmkit.formats.adapter import Adapter
 from llmkit.quantization.method import Observe
 from llmkit.quantization.quality import Meter
@@ -111,10 +111,9 @@ def require_method(method: str) -> None:
         RequirementError: no method has this name.
     """
     if method not in METHODS:
-        guess = nearest(method, METHODS)
         raise RequirementError(
             f"unknown method {method!r}; expected one of {', '.join(METHODS)}",
-            hint=f"did you mean --method {guess}?" if guess else "--method cat is the exact sum",
+            hint=suggestion(method, METHODS, "--method cat is the exact sum", "--method "),
         )
 
 

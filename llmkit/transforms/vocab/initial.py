@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import InputError, nearest
+from llmkit.errors import InputError, suggestion
 from llmkit.tensors.lazy import Context, Lazy, Rows
 from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
@@ -46,8 +46,7 @@ def check_init(name: str) -> str:
     """
     if name in INITS:
         return name
-    guess = nearest(name, INITS)
-    hint = f"did you mean {guess}?" if guess else "use one of " + ", ".join(INITS)
+    hint = suggestion(name, INITS, "use one of " + ", ".join(INITS))
     raise InputError(f"unknown initialization {name!r}", hint=hint)
 
 
