@@ -233,7 +233,7 @@ CHATGLM = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False)),
     prompt=FORMATS["chatglm"],
     tokenizer=TOKENIZERS["ice-text"],
-    prompt_ends=Computed(lambda config: [config["gmask_token_id"], config["bos_token_id"]]),
+    prompt_suffix=Computed(lambda config: [config["gmask_token_id"], config["bos_token_id"]]),
     names=Names(
         embed="transformer.word_embeddings",
         final_norm="transformer.final_layernorm",

@@ -15,7 +15,7 @@ from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import Prompt
 from llmkit.architecture.sizes import Sizes
 from llmkit.architecture.tokenizers import TokenizerKind
-from llmkit.architecture.unread import Recorded, unread_keys
+from llmkit.architecture.unread import RecordedConfig, unread_keys
 from llmkit.errors import PluginError, SpecError
 
 __all__ = ["DERIVED", "LARGEST_SIZE", "Architecture", "Dims"]
@@ -107,7 +107,7 @@ class Architecture:
         matches: the values of `architectures` in config.json that it claims; upper and lower case do not matter.
         releases: names of published models that it describes, as people know them.
         block: the kind of every layer, or `PerLayer` where they differ.
-        embedding, head: the two ends.
+        embedding, head: what comes before and after the layers.
         final_norm: the norm before the head; None for one like the block's.
         model_types: the values of `model_type` that it claims where `architectures` is missing.
         when: tells the releases apart that state the same `architectures`: True for a config that is this one.
@@ -118,7 +118,7 @@ class Architecture:
         equivalents: name of another architecture -> the config with which it is the same model.
         described_as: a config that transformers knows with the same sizes, for runtimes that read no more of it, where
             no other architecture is equivalent.
-        prompt_ends: ids without which the model cannot be run: every prompt ends with them.
+        prompt_suffix: ids that every prompt ends with, without which the model cannot be run.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
         gguf: how it looks in GGUF files; None where llama.cpp does not know it.
@@ -144,7 +144,7 @@ class Architecture:
     tokenizer: TokenizerKind | None = None
     equivalents: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     described_as: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    prompt_ends: Computed | tuple[int, ...] = ()
+    prompt_suffix: Computed | tuple[int, ...] = ()
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     gguf: GgufFamily | None = None
@@ -157,7 +157,7 @@ class Architecture:
         Raises:
             SpecError: the config lacks a key or contradicts itself.
         """
-        seen = Recorded(config)
+        seen = RecordedConfig(config)
         try:
             model = self._bound(seen)
         except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -171,7 +171,7 @@ class Architecture:
         left = unread_keys(config, seen.read, fixed=self.fixed, unused=self.unused, family=self.name)
         return replace(model, unread=left)
 
-    def _bound(self, config: Recorded) -> Model:
+    def _bound(self, config: RecordedConfig) -> Model:
         dims = self.dims.bind(config)
         if isinstance(self.block, PerLayer):
             blocks = tuple(self.block.of(config, i).bind(config) for i in range(dims.layers))
@@ -193,9 +193,9 @@ class Architecture:
             names=self.names,
         )
 
-    def ends_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+    def prompt_suffix_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """The ids that every prompt of one config ends with."""
-        found = self.prompt_ends.bind(config) if isinstance(self.prompt_ends, Computed) else self.prompt_ends
+        found = self.prompt_suffix.bind(config) if isinstance(self.prompt_suffix, Computed) else self.prompt_suffix
         return tuple(found)
 
     def prompt_of(self, config: Mapping[str, Any]) -> Prompt | None:

@@ -19,7 +19,7 @@ from typing import Any
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.errors import RequirementError, listing
 
-__all__ = ["Recorded", "Unread", "unread_keys"]
+__all__ = ["RecordedConfig", "Unread", "unread_keys"]
 
 # Values that the kinds compute whatever the family; transformers' masks look at this key of any config.
 _FIXED: Mapping[str, Any] = {"is_causal": True}
@@ -63,7 +63,7 @@ _HARMLESS = (
 )  # fmt: skip
 
 
-class Recorded(Mapping[str, Any]):
+class RecordedConfig(Mapping[str, Any]):
     """A config that notes what is read of it.
 
     Attributes:
@@ -79,7 +79,7 @@ class Recorded(Mapping[str, Any]):
         self.read.pop(path, None)
         value = self._config[key]
         self.read[path] = value
-        return Recorded(value, self.read, f"{path}.") if isinstance(value, Mapping) else value
+        return RecordedConfig(value, self.read, f"{path}.") if isinstance(value, Mapping) else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._config)

@@ -68,7 +68,7 @@ class KeyValueScales(Node):
         is_large = sum(lazy.spec.nbytes for lazy in self.inputs) > _SMALL_NBYTES
         with all_cores() if is_large else nullcontext():
             found = measure_ranges(
-                load_decoder(self._ckpt, streamed=True), ids, ends=self._ckpt.ends(), context=context
+                load_decoder(self._ckpt, streamed=True), ids, suffix=self._ckpt.prompt_suffix(), context=context
             )
         pairs = [found[layer] for layer in range(self._model.dims.layers)]
         return tuple(_scales(w) for keys, values in pairs for w in (keys, values * _VALUE_MARGIN))
@@ -102,20 +102,20 @@ def _scales(widest: torch.Tensor) -> torch.Tensor:
 
 
 def measure_ranges(
-    decoder: Any, ids: Sequence[int], *, ends: tuple[int, ...] = (), context: Context | None = None
+    decoder: Any, ids: Sequence[int], *, suffix: tuple[int, ...] = (), context: Context | None = None
 ) -> Ranges:
     """The largest keys and values of a torch decoder over tokens, by layer, head and channel.
 
     Args:
         decoder: `llmkit.decoder.Decoder`.
         ids: cut into windows of as many tokens as the model takes; what is over after whole windows is left out.
-        ends: ids that every prompt ends with.
+        suffix: ids that every prompt ends with.
         context: tells when the run was stopped.
     """
     import torch
 
-    rows = windows(ids, decoder.context or MOST_TOKENS, ends=ends)
-    cache = _Ranging(_mixing(decoder, ends), context)
+    rows = windows(ids, decoder.context or MOST_TOKENS, suffix=suffix)
+    cache = _Ranging(_mixing(decoder, suffix), context)
     decoder.hidden(torch.tensor(rows), cache)
     return cache.found
 
@@ -140,7 +140,7 @@ class _Ranging(KVCache):
         return super().attend(layer, q, k, v, scores)
 
 
-def _mixing(decoder: Any, ends: tuple[int, ...]) -> dict[int, torch.Tensor]:
+def _mixing(decoder: Any, suffix: tuple[int, ...]) -> dict[int, torch.Tensor]:
     """Which channels of a key its position mixes, by layer: asked of the position readers with unit vectors."""
     import torch
 
@@ -151,9 +151,9 @@ def _mixing(decoder: Any, ends: tuple[int, ...]) -> dict[int, torch.Tensor]:
     found: dict[Any, torch.Tensor] = {}
     for kind in dict.fromkeys(kinds):
         cache, positions = KVCache(keep=False), build_positions(kind, model.dims, torch.float32, decoder.device)
-        ids = torch.tensor([[0] * 3 + list(ends) + [0] * 12])
+        ids = torch.tensor([[0] * 3 + list(suffix) + [0] * 12])
         table = positions.table(ids, cache.begin(ids, None), cache)
         units = torch.eye(size)[None, None].expand(1, ids.shape[1], size, size).contiguous()
-        turned = positions.turn(units, table)[0]  # [S, channel of the unit vector, channel]
-        found[kind] = (turned.abs().amax(0) > 0).float()
+        rotated = positions.rotate(units, table)[0]  # [S, channel of the unit vector, channel]
+        found[kind] = (rotated.abs().amax(0) > 0).float()
     return {layer: found[kind] for layer, kind in enumerate(kinds)}

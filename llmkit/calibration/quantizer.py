@@ -59,7 +59,7 @@ class Samples:
             "seed": self.seed,
         }  # fmt: skip
 
-    def rows(self, tokenized: Checkpoint, ends: Sequence[int], context: int | None) -> list[list[int]]:
+    def rows(self, tokenized: Checkpoint, suffix: Sequence[int], context: int | None) -> list[list[int]]:
         """Token ids, all rows of one length.
 
         Raises:
@@ -69,12 +69,12 @@ class Samples:
 
         ids = token_ids(self.text, load_tokenizer(tokenized))
         length = min(self.length, context or self.length)
-        if len(ids) + len(ends) < length:
+        if len(ids) + len(suffix) < length:
             raise InputError(
                 f"{self.text.label} has {len(ids)} tokens, fewer than one sample of {length}",
                 hint=f"give a longer text, or --length {max(len(ids) // 2, 1)}",
             )
-        return windows(ids, length, samples=self.n, seed=self.seed, ends=ends)
+        return windows(ids, length, samples=self.n, seed=self.seed, suffix=suffix)
 
 
 class CalibratedQuantizer:
@@ -186,7 +186,7 @@ class CalibratedQuantizer:
             from llmkit.decoder.load import load_blocks
 
             decoder, weights = load_blocks(self._ckpt)
-            rows = self._samples.rows(self._ckpt, self._ckpt.ends(), decoder.context)
+            rows = self._samples.rows(self._ckpt, self._ckpt.prompt_suffix(), decoder.context)
             self._blocks = Blocks(decoder, weights, torch.tensor(rows))
         return self._blocks
 

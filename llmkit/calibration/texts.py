@@ -65,7 +65,7 @@ def token_ids(text: CalibrationText, tokenizer: Any) -> list[int]:
 
 
 def windows(
-    ids: Sequence[int], length: int, *, samples: int | None = None, seed: int = 0, ends: Sequence[int] = ()
+    ids: Sequence[int], length: int, *, samples: int | None = None, seed: int = 0, suffix: Sequence[int] = ()
 ) -> list[list[int]]:
     """Windows of `length` tokens that do not overlap, in the order of the text; what is over at its end is left out.
 
@@ -73,11 +73,11 @@ def windows(
         ids: tokens of the whole text.
         length: of a window, what every prompt ends with included; a shorter text is one window.
         samples: so many of them, chosen at random; None for all.
-        ends: ids that every prompt ends with.
+        suffix: ids that every prompt ends with.
     """
-    ids = [i for i in ids if i not in ends]
-    length = min(length - len(ends), len(ids))
+    ids = [i for i in ids if i not in suffix]
+    length = min(length - len(suffix), len(ids))
     starts: Sequence[int] = range(0, len(ids) - length + 1, length)
     if samples is not None and samples < len(starts):
         starts = sorted(random.Random(seed).sample(starts, samples))
-    return [[*ids[start : start + length], *ends] for start in starts]
+    return [[*ids[start : start + length], *suffix] for start in starts]

@@ -13,7 +13,7 @@ from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.content import FileContent, read_generation_config
-from llmkit.checkpoint.embeddings import with_settled_tying
+from llmkit.checkpoint.embeddings import with_true_tying
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.spelling import in_family_names
@@ -29,8 +29,8 @@ from llmkit.tensors.lazy import Lazy
 
 __all__ = ["Checkpoint", "natural_key", "open_checkpoint"]
 
-_PASS_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
-_PASS_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
+_COPIED_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
+_COPIED_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Checkpoint:
         """
         return self.model or registry.require_model(self.config, self.label)
 
-    def ends(self) -> tuple[int, ...]:
+    def prompt_suffix(self) -> tuple[int, ...]:
         """Ids that every prompt of the model ends with; none where no plugin says so."""
-        return () if self.architecture is None else self.architecture.ends_of(self.config)
+        return () if self.architecture is None else self.architecture.prompt_suffix_of(self.config)
 
     def fingerprints(self) -> list[list[str | int]]:
         """Name, digest of the expression and index of each tensor: tells checkpoints apart, but not by content."""
@@ -173,7 +173,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     Raises:
         InputError: nothing there, no weights, or malformed files.
     """
-    return with_settled_tying(_opened(resolve_path(model)))
+    return with_true_tying(_opened(resolve_path(model)))
 
 
 def _opened(path: Path) -> Checkpoint:
@@ -196,7 +196,7 @@ def _opened(path: Path) -> Checkpoint:
             f"{path} holds more weights than one set: {chosen.name} is read, as transformers does, and "
             f"{listing(unread)} {'are' if len(unread) > 1 else 'is'} not"
         )
-    files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _passes(p.name)}
+    files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _is_copied(p.name)}
     tensors, notes = in_family_names(candidate.tensors, config)
     return Checkpoint(
         label=path.name or path.resolve().name,
@@ -215,7 +215,7 @@ def _from_layout(path: Path, opened: Opened) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     beside = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in opened.own]
     files = {n: FileContent(data=f) if isinstance(f, bytes) else FileContent(path=f) for n, f in opened.files.items()}
-    files |= {p.name: FileContent(path=p) for p in beside if _passes(p.name) and _belongs(path, p.name)}
+    files |= {p.name: FileContent(path=p) for p in beside if _is_copied(p.name) and _belongs(path, p.name)}
     if opened.vocabulary:
         from llmkit.tokenization.from_gguf import tokenizer_files
 
@@ -248,10 +248,10 @@ def _belongs(path: Path, name: str) -> bool:
     return path.is_dir() or name in TOKENIZER_FILES
 
 
-def _passes(name: str) -> bool:
+def _is_copied(name: str) -> bool:
     if name in ("config.json", "llmkit.json") or is_weight_file(name) or name.startswith("."):
         return False
-    return name in TOKENIZER_FILES or name in _PASS_NAMES or name.endswith(_PASS_SUFFIXES)
+    return name in TOKENIZER_FILES or name in _COPIED_NAMES or name.endswith(_COPIED_SUFFIXES)
 
 
 def _config_beside(path: Path) -> dict[str, Any]:

@@ -38,13 +38,13 @@ class Contents:
         kind: `model` is whatever has the tensors of one; `several` is a model and an adapter, of which transformers
             loads another than the folder's weights.
         words: what to call it in a message (`a LoRA adapter of rank 8 for llama-7b`).
-        way_out: a command, or an action, that works on it.
+        hint: a command, or an action, that works on it.
         quantization: how its weights are quantized; None for floats.
     """
 
     kind: Literal["model", "delta", "adapter", "optimizer", "several"]
     words: str
-    way_out: str
+    hint: str
     quantization: Quantization | None = None
 
 
@@ -108,7 +108,7 @@ def require_model(ckpt: Checkpoint, use: str, *, floats: bool = False) -> Checkp
     """
     found = contents_of(ckpt)
     if found.kind != "model":
-        raise RequirementError(f"{ckpt.label} is {found.words}; {use} wants a model", hint=found.way_out)
+        raise RequirementError(f"{ckpt.label} is {found.words}; {use} wants a model", hint=found.hint)
     if floats and found.quantization is not None:
         raise RequirementError(
             f"{ckpt.label} is already quantized ({found.quantization}); {use} wants float weights",
@@ -140,8 +140,8 @@ def _adapter(ckpt: Checkpoint, where: str) -> Contents | None:
         if config is None or not any(name.startswith("adapter_model.") for name in unread):
             return None
         words = f"a model and an adapter at once ({' and '.join([*files][:1])} and {ADAPTER_NAME})"
-        way_out = f"move {ADAPTER_NAME} and adapter_model.* out of {where}: transformers would load the adapter's base"
-        return Contents("several", words, way_out)
+        hint = f"move {ADAPTER_NAME} and adapter_model.* out of {where}: transformers would load the adapter's base"
+        return Contents("several", words, hint)
     config = config or {}
     kind = str(config.get("peft_type") or "LORA").replace("LORA", "LoRA")
     ranks = {s.shape[0] for n, s in ckpt.tensors.items() if "lora_A" in n and len(s.shape) == 2}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llmkit.checkpoint.checkpoint import Checkpoint
 
-__all__ = ["Embeddings", "find_embeddings", "with_settled_tying"]
+__all__ = ["Embeddings", "find_embeddings", "with_true_tying"]
 
 _FLAG = "tie_word_embeddings"
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embedding", "embeddings")
@@ -74,7 +74,7 @@ def find_embeddings(ckpt: Checkpoint) -> Embeddings:
     return Embeddings(found, head, is_tied, {head: found} if is_tied and head else {})
 
 
-def with_settled_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
+def with_true_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
     """The checkpoint with a config that says of embedding and head what the files show.
 
     Where the config ties them and both are stored, their first bytes are compared, and the rest of very large ones
@@ -87,7 +87,7 @@ def with_settled_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
         InputError: the family always ties, and the files hold another head.
     """
     try:
-        found = _stated(ckpt)
+        found = _config_tying(ckpt)
         is_tied = found is not None and as_bool(found.is_tied)
     except (PluginError, SpecError):  # whoever needs the architecture or the key will hear of it
         return ckpt
@@ -106,7 +106,7 @@ def with_settled_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
     if is_equal:
         return ckpt
     if is_equal is None and head is not None:
-        return replace(ckpt, tensors={**ckpt.tensors, found.embed: _compared(embed, head, found, ckpt.label)})
+        return replace(ckpt, tensors={**ckpt.tensors, found.embed: _checked_equal(embed, head, found, ckpt.label)})
     if found.key is None:
         raise InputError(
             f"{ckpt.label}: {found.head} is another matrix than the embedding {found.embed}, and its family always "
@@ -121,7 +121,7 @@ def with_settled_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stated:
+class _ConfigTying:
     """What the config says: the names, whether they are tied, and by which key (None: by none)."""
 
     embed: str
@@ -130,7 +130,7 @@ class _Stated:
     key: str | None
 
 
-def _stated(ckpt: Checkpoint) -> _Stated | None:
+def _config_tying(ckpt: Checkpoint) -> _ConfigTying | None:
     if not ckpt.config:
         return None
     architecture = ckpt.architecture
@@ -138,12 +138,12 @@ def _stated(ckpt: Checkpoint) -> _Stated | None:
         embed, head = _by_name(ckpt.tensors)
         if embed is None or head is None:
             return None
-        return _Stated(embed, head, bool(ckpt.config.get(_FLAG)), _FLAG)
+        return _ConfigTying(embed, head, bool(ckpt.config.get(_FLAG)), _FLAG)
     table, flag = NameTable(architecture.names), as_key(architecture.head.tied)
     names = table.name("embed.weight"), table.name("head.weight")
     if isinstance(flag, Key):
-        return _Stated(*names, lookup(flag, ckpt.config), source_of(flag, ckpt.config) or flag.spellings[0])
-    return _Stated(*names, flag.bind(ckpt.config) if hasattr(flag, "bind") else flag, None)
+        return _ConfigTying(*names, lookup(flag, ckpt.config), source_of(flag, ckpt.config) or flag.spellings[0])
+    return _ConfigTying(*names, flag.bind(ckpt.config) if hasattr(flag, "bind") else flag, None)
 
 
 def _untied(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _untied(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return changed
 
 
-def _compared(embed: Lazy, head: Lazy, found: _Stated, label: str) -> Lazy:
+def _checked_equal(embed: Lazy, head: Lazy, found: _ConfigTying, label: str) -> Lazy:
     """The embedding, compared with the head row by row where it is read."""
 
     def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,11 @@ from llmkit.architecture.registry import find
 from llmkit.errors import PluginError, listing
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["BEGINNINGS", "in_family_names", "spellings"]
+__all__ = ["LANGUAGE_MODEL_PREFIXES", "in_family_names", "spellings"]
 
 # How the names of a language model inside one of several modalities begin: with transformers 4.52 and later, before,
 # and in files of the model without its head.
-BEGINNINGS = (
+LANGUAGE_MODEL_PREFIXES = (
     {"model.language_model.": "model."},
     {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
     {"language_model.": "model."},
@@ -54,10 +54,10 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
 def spellings(module: str) -> Iterator[str]:
     """Other paths that a module of a model of several modalities has in files or memory of other versions."""
     plain = {f"{module}."}
-    for beginnings in BEGINNINGS:
-        plain |= {after + f"{module}.".removeprefix(b) for b, after in beginnings.items() if f"{module}.".startswith(b)}
+    for prefixes in LANGUAGE_MODEL_PREFIXES:
+        plain |= {after + f"{module}.".removeprefix(b) for b, after in prefixes.items() if f"{module}.".startswith(b)}
     for text in plain:
         yield text[:-1]
-        for beginnings in BEGINNINGS:
-            yield from (b + text.removeprefix(a)[:-1] for b, a in beginnings.items() if text.startswith(a))
+        for prefixes in LANGUAGE_MODEL_PREFIXES:
+            yield from (b + text.removeprefix(a)[:-1] for b, a in prefixes.items() if text.startswith(a))
     yield module.removeprefix("model.") if module.startswith("model.") else f"model.{module}"

@@ -1,7 +1,7 @@
 """The language model inside a model of several modalities: `text_config`, and the tensors that are its own.
 
 transformers publishes such models as `XForConditionalGeneration`, whose config has the decoder's under `text_config`,
-and whose tensors have one of several beginnings. Text alone goes through the decoder alone: that is what is computed.
+and whose tensors have one of several prefixes. Text alone goes through the decoder alone: that is what is computed.
 Transforms that keep every tensor see the whole.
 """
 
@@ -14,7 +14,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import NameTable
 from llmkit.architecture.registry import find, model_type_of
 from llmkit.checkpoint.checkpoint import Checkpoint, sort_tensors
-from llmkit.checkpoint.spelling import BEGINNINGS
+from llmkit.checkpoint.spelling import LANGUAGE_MODEL_PREFIXES
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS
 from llmkit.tensors.lazy import Lazy
@@ -64,13 +64,13 @@ def _decoder_tensors(architecture: Architecture, tensors: Mapping[str, Lazy]) ->
     """Those that the family's name table knows, under the beginning that finds most."""
     table = NameTable(architecture.names)
 
-    def renamed(beginnings: Mapping[str, str]) -> dict[str, Lazy]:
+    def renamed(prefixes: Mapping[str, str]) -> dict[str, Lazy]:
         found = {}
         for name, lazy in tensors.items():
-            start = next((b for b in beginnings if name.startswith(b)), "")
-            whole = beginnings.get(start, "") + name.removeprefix(start)
+            start = next((b for b in prefixes if name.startswith(b)), "")
+            whole = prefixes.get(start, "") + name.removeprefix(start)
             if table.slot(whole) is not None:
                 found[whole] = lazy
         return found
 
-    return max(map(renamed, BEGINNINGS), key=len)
+    return max(map(renamed, LANGUAGE_MODEL_PREFIXES), key=len)

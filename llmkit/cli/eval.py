@@ -93,7 +93,7 @@ def evaluate(
     if output is not None:
         check_record_path(output)
     settings = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, templates, dtype, device]
-    keep = _kept_in(output, repr([*settings, backend, provider]))
+    keep = _answers_path(output, repr([*settings, backend, provider]))
     score = partial(
         run_evaluation,
         model,
@@ -132,7 +132,7 @@ def evaluate(
         _gate(out, record, fail_under)
 
 
-def _kept_in(output: Path | None, settings: str) -> Path:
+def _answers_path(output: Path | None, settings: str) -> Path:
     """Where answers are kept until all are there: beside the record, or in the user's cache."""
     if output is not None:
         return output.with_name(output.name + ".answers")

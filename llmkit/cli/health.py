@@ -19,13 +19,13 @@ from llmkit.errors import LlmkitError
 from llmkit.pipeline.pool import n_cores
 from llmkit.tensors.spec import format_bytes
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Diagnosis", "examine"]
 
 _MIN_FREE_NBYTES = 10 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One thing that was looked at.
 
     Attributes:
@@ -39,9 +39,9 @@ class Finding:
     remedy: str | None = None
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Diagnosis]:
     """Everything, in order; a check that breaks is itself a finding."""
-    found: list[Finding] = []
+    found: list[Diagnosis] = []
     for name, look in (
         ("python", _python),
         ("packages", _packages),
@@ -56,28 +56,30 @@ def examine() -> list[Finding]:
     return found
 
 
-def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+def _guarded(name: str, look: Callable[[], Iterator[Diagnosis]]) -> list[Diagnosis]:
     try:
         return list(look())
     except LlmkitError as error:
-        return [Finding(name, "wrong", error.message, error.hint)]
+        return [Diagnosis(name, "wrong", error.message, error.hint)]
     except Exception as error:  # noqa: BLE001 - whatever is broken here is what the user wants to know
         if os.environ.get("LLMKIT_DEBUG") == "1":
             traceback.print_exc()
-        return [Finding(name, "wrong", f"{type(error).__name__}: {error}", "LLMKIT_DEBUG=1 llmkit doctor shows where")]
+        return [
+            Diagnosis(name, "wrong", f"{type(error).__name__}: {error}", "LLMKIT_DEBUG=1 llmkit doctor shows where")
+        ]
 
 
-def _python() -> Iterator[Finding]:
-    yield Finding("python", "ok", f"{platform.python_version()} in {sys.prefix}, {platform.platform()}")
+def _python() -> Iterator[Diagnosis]:
+    yield Diagnosis("python", "ok", f"{platform.python_version()} in {sys.prefix}, {platform.platform()}")
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Diagnosis]:
     from llmkit.version import __version__
 
     try:
         wanted = requirements()
     except PackageNotFoundError:
-        yield Finding(
+        yield Diagnosis(
             "packages", "note", f"llmkit {__version__} runs from a folder, not from an installation", "pip install -e ."
         )
         return
@@ -91,30 +93,30 @@ def _packages() -> Iterator[Finding]:
                 here.append(f"{requirement.name} {found}")
             else:
                 state = f"{requirement.name} {found or 'is not installed'}, needs {requirement.specifier}"
-                yield Finding("packages", "wrong", state, f"pip install '{requirement.name}{requirement.specifier}'")
+                yield Diagnosis("packages", "wrong", state, f"pip install '{requirement.name}{requirement.specifier}'")
         elif not is_fine:
             state = requirement.name if found is None else f"{requirement.name} {found} is not {requirement.specifier}"
             missing_extras.setdefault(extra, []).append(state)
-    yield Finding("packages", "ok", f"llmkit {__version__}, " + ", ".join(here))
+    yield Diagnosis("packages", "ok", f"llmkit {__version__}, " + ", ".join(here))
     for extra, names in missing_extras.items():
         if extra not in ("dev", "cpu", "gpu"):
             is_apart = any(" is not " in name for name in names)  # it would change what is here
             apart = f"pip install '{source()}[cpu,{extra}]' in an environment of its own"
             remedy = apart if is_apart else f"pip install 'llmkit[{extra}]'"
-            yield Finding(f"extra {extra}", "note", f"not here: {', '.join(names)}", remedy)
+            yield Diagnosis(f"extra {extra}", "note", f"not here: {', '.join(names)}", remedy)
 
 
-def _torch() -> Iterator[Finding]:
+def _torch() -> Iterator[Diagnosis]:
     import torch
 
     cores = n_cores()
     n_threads = torch.get_num_threads()
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    yield Finding("torch", "ok", f"{torch.__version__} ({build} build), {n_threads} threads on {cores} cores")
+    yield Diagnosis("torch", "ok", f"{torch.__version__} ({build} build), {n_threads} threads on {cores} cores")
     if n_threads > cores:
-        yield Finding("threads", "note", f"{n_threads} threads on {cores} cores", f"export OMP_NUM_THREADS={cores}")
+        yield Diagnosis("threads", "note", f"{n_threads} threads on {cores} cores", f"export OMP_NUM_THREADS={cores}")
     if torch.version.cuda and not torch.cuda.is_available():
-        yield Finding(
+        yield Diagnosis(
             "gpu",
             "note",
             "torch is built for CUDA but sees no device",
@@ -123,33 +125,33 @@ def _torch() -> Iterator[Finding]:
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         name = torch.cuda.get_device_name(i)
-        yield Finding("gpu", "ok", f"cuda:{i} {name}, {format_bytes(free)} of {format_bytes(total)} free")
+        yield Diagnosis("gpu", "ok", f"cuda:{i} {name}, {format_bytes(free)} of {format_bytes(total)} free")
 
 
-def _onnx_runtime() -> Iterator[Finding]:
+def _onnx_runtime() -> Iterator[Diagnosis]:
     name = "ONNX Runtime"
     builds = [build for build in ("onnxruntime", "onnxruntime-gpu") if installed_version(build) is not None]
     if len(builds) > 1:
         remedy = f"pip uninstall {' '.join(builds)}, then pip install 'llmkit[cpu]' or 'llmkit[gpu]'"
-        yield Finding(name, "wrong", f"{' and '.join(builds)} are both installed, under one import name", remedy)
+        yield Diagnosis(name, "wrong", f"{' and '.join(builds)} are both installed, under one import name", remedy)
     elif not builds:
         remedy = "pip install 'llmkit[cpu]' or 'llmkit[gpu]'"
-        yield Finding(name, "note", "not installed: exporting works, checking and running what was exported does not",
+        yield Diagnosis(name, "note", "not installed: exporting works, checking and running what was exported does not",
                       remedy)  # fmt: skip
     else:
         import onnxruntime
 
         providers = ", ".join(onnxruntime.get_available_providers())
-        yield Finding(name, "ok", f"{onnxruntime.__version__} ({builds[0]}), with {providers}")
+        yield Diagnosis(name, "ok", f"{onnxruntime.__version__} ({builds[0]}), with {providers}")
 
 
-def _memory() -> Iterator[Finding]:
+def _memory() -> Iterator[Diagnosis]:
     text = Path("/proc/meminfo")
     if not text.is_file():
         return
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.read_text().splitlines() if ":" in line}
     free = sizes.get("MemAvailable", 0)
-    yield Finding(
+    yield Diagnosis(
         "memory",
         "ok",
         f"{format_bytes(free)} of {format_bytes(sizes.get('MemTotal', 0))} free: transforms stream and need little; "
@@ -157,23 +159,23 @@ def _memory() -> Iterator[Finding]:
     )
 
 
-def _disk() -> Iterator[Finding]:
+def _disk() -> Iterator[Diagnosis]:
     for name, folder in (("disk here", Path.cwd()), ("disk for temporary files", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
         if not os.access(folder, os.W_OK):
-            yield Finding(name, "note", f"{folder} cannot be written", "work in another folder, or set TMPDIR")
+            yield Diagnosis(name, "note", f"{folder} cannot be written", "work in another folder, or set TMPDIR")
         elif free < _MIN_FREE_NBYTES:
-            yield Finding(
+            yield Diagnosis(
                 name,
                 "note",
                 f"{folder}: only {format_bytes(free)} free",
                 "free some space, or work on another disk: a 7B model takes 13.5 GB in half precision",
             )
         else:
-            yield Finding(name, "ok", f"{folder}: {format_bytes(free)} free")
+            yield Diagnosis(name, "ok", f"{folder}: {format_bytes(free)} free")
 
 
-def _plugins() -> Iterator[Finding]:
+def _plugins() -> Iterator[Diagnosis]:
     from llmkit import entry_points
     from llmkit.architecture.registry import default_registry
     from llmkit.errors import PluginError
@@ -183,7 +185,7 @@ def _plugins() -> Iterator[Finding]:
     registry = default_registry()
     loaded = registry.load_all()
     good = [p.name for p, found in loaded.items() if not isinstance(found, PluginError)]
-    yield Finding(
+    yield Diagnosis(
         "plugins",
         "ok" if good else "wrong",
         ", ".join(good) or "none",
@@ -191,17 +193,17 @@ def _plugins() -> Iterator[Finding]:
     )
     for plugin, found in loaded.items():
         if isinstance(found, PluginError):
-            yield Finding(f"plugin {plugin.name}", "wrong", found.message, f"update or uninstall {plugin.origin}")
+            yield Diagnosis(f"plugin {plugin.name}", "wrong", found.message, f"update or uninstall {plugin.origin}")
     for entry in (e for group in (opening.GROUP, method.GROUP, codec.GROUP) for e in entry_points.entries(group)):
         try:
             entry_points.load(entry)
         except PluginError as error:
-            yield Finding(f"plugin {entry.name}", "wrong", error.message, error.hint)
+            yield Diagnosis(f"plugin {entry.name}", "wrong", error.message, error.hint)
     for clash in registry.clashes():
-        yield Finding("plugins", "wrong", clash, "uninstall one of them")
+        yield Diagnosis("plugins", "wrong", clash, "uninstall one of them")
 
 
-def _end_to_end() -> Iterator[Finding]:
+def _end_to_end() -> Iterator[Diagnosis]:
     """A tiny random model: saved, quantized, read back, compared, verified."""
     import torch
 
@@ -234,7 +236,7 @@ def _end_to_end() -> Iterator[Finding]:
     if not error < 0.1:
         problems.append(f"8 bits change the logits by {error:.1%}")
     if problems:
-        yield Finding("end to end", "wrong", "; ".join(problems), "please report this with `llmkit doctor --json`")
+        yield Diagnosis("end to end", "wrong", "; ".join(problems), "please report this with `llmkit doctor --json`")
     else:
         text = f"a tiny {architecture.name} model saved, quantized, read back and verified in {elapsed:.1f} s"
-        yield Finding("end to end", "ok", f"{text}; 8 bits change its logits by {error:.2%}")
+        yield Diagnosis("end to end", "ok", f"{text}; 8 bits change its logits by {error:.2%}")

@@ -18,7 +18,7 @@ from llmkit.errors import RequirementError, SpecError
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.pipeline.stage import Stage
-    from llmkit.transforms.lora.extract import Compare, Finding
+    from llmkit.transforms.lora.extract import Compare, Outcome
 
 __all__ = ["Surveying"]
 
@@ -56,7 +56,7 @@ class Surveying:
         import_torch()
         return self
 
-    def findings(self, names: Sequence[str], compare: Compare) -> Iterator[tuple[str, Finding]]:
+    def findings(self, names: Sequence[str], compare: Compare) -> Iterator[tuple[str, Outcome]]:
         """What `compare` says of each tensor, a block of the stage each."""
         from llmkit.pipeline.stage import Computed, Stage
 

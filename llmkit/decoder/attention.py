@@ -51,13 +51,13 @@ class _GroupedQuery:
         heads = self._qkv(x).view(batch, length, n_q + 2 * n_kv, self._dims.head_dim)
         if self._norms is not None:
             q, k = self._norms[0](heads[:, :, :n_q]), self._norms[1](heads[:, :, n_q : n_q + n_kv])
-            turned = torch.cat([q, k], 2)
+            rotated = torch.cat([q, k], 2)
         else:
-            turned = heads[:, :, : n_q + n_kv]
-        turned = self._positions.turn(turned, table).transpose(1, 2)
-        q, k, v = turned[:, :n_q], turned[:, n_q:], heads[:, :, n_q + n_kv :].transpose(1, 2)
-        mixed = cache.attend(self._layer, q, k, v, self._positions.score(self._scores, table))
-        return self._out(mixed.transpose(1, 2).reshape(batch, length, n_q * self._dims.head_dim))
+            rotated = heads[:, :, : n_q + n_kv]
+        rotated = self._positions.rotate(rotated, table).transpose(1, 2)
+        q, k, v = rotated[:, :n_q], rotated[:, n_q:], heads[:, :, n_q + n_kv :].transpose(1, 2)
+        attended = cache.attend(self._layer, q, k, v, self._positions.score(self._scores, table))
+        return self._out(attended.transpose(1, 2).reshape(batch, length, n_q * self._dims.head_dim))
 
 
 _READERS: Hooks[Layer] = {GroupedQuery: _GroupedQuery}

@@ -168,10 +168,10 @@ def random_ids(architecture: Architecture, config: Mapping[str, Any]) -> torch.T
 
     n_vocab = architecture.bind(config).dims.vocab
     ids = torch.randint(0, n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(1))
-    ends = architecture.ends_of(config)
-    for end in ends:
+    suffix = architecture.prompt_suffix_of(config)
+    for end in suffix:
         ids[ids == end] = 0
-    ids[:, 3 : 3 + len(ends)] = torch.tensor(ends, dtype=ids.dtype)
+    ids[:, 3 : 3 + len(suffix)] = torch.tensor(suffix, dtype=ids.dtype)
     return ids
 
 

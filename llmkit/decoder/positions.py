@@ -40,7 +40,7 @@ class Positions:
         """
         return None
 
-    def turn(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
+    def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
         """Heads [B, S, n, head_dim] of queries and keys with their positions."""
         return heads
 
@@ -122,18 +122,18 @@ class Rotary(Positions):
             angles[chosen] = positions[chosen][:, None].float() * inverse.to(positions.device)
         return angles
 
-    def turn(self, heads: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def rotate(self, heads: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """The first R dims of each head rotated in pairs."""
         import torch
 
         cos, sin = table
-        turned = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
-        (x1, x2), (y1, y2) = self._pairs(heads), self._pairs(turned)
+        rotated = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+        (x1, x2), (y1, y2) = self._pairs(heads), self._pairs(rotated)
         torch.sub(x1 * cos, x2 * sin, out=y1)
         torch.add(x2 * cos, x1 * sin, out=y2)
         if self._dim < heads.shape[-1]:
-            turned[..., self._dim :] = heads[..., self._dim :]
-        return turned
+            rotated[..., self._dim :] = heads[..., self._dim :]
+        return rotated
 
     def _pairs(self, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the first and the second dims of the pairs."""

@@ -92,10 +92,10 @@ def _blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, pas
         own = scores.view(flat, -1, rows, n_past + seen)[..., n_past + before + start :]
         own += future[:rows, :rows]
         shares = scores.softmax(-1)
-        mixed = torch.bmm(shares[..., n_past:], values[:, :seen])
+        attended = torch.bmm(shares[..., n_past:], values[:, :seen])
         if old:
-            mixed.baddbmm_(shares[..., :n_past], old[1])
-        out[:, :, start:stop] = mixed.view(batch, heads, rows, width)
+            attended.baddbmm_(shares[..., :n_past], old[1])
+        out[:, :, start:stop] = attended.view(batch, heads, rows, width)
     return out
 
 
@@ -159,8 +159,8 @@ def attend_scored(
         if bias is not None:
             found = found + bias[..., low:high]
         shares = found.masked_fill_(~seen[:, None], float("-inf")).softmax(-1)
-        mixed = shares.view(batch, groups, -1, high - low) @ values[:, :, low:high]
-        out[:, :, start:stop] = mixed.view(batch, heads, stop - start, width)
+        attended = shares.view(batch, groups, -1, high - low) @ values[:, :, low:high]
+        out[:, :, start:stop] = attended.view(batch, heads, stop - start, width)
     return out
 
 

@@ -33,14 +33,14 @@ class LocalData:
         folder: the folder that holds the splits.
         subjects: those with a file for the scored split, in the benchmark's order.
         missing: the benchmark's other subjects.
-        strangers: subjects with a file that the benchmark does not have; they are left out.
+        unknown: subjects with a file that the benchmark does not have; they are left out.
     """
 
     bench: Bench
     folder: Path
     subjects: tuple[str, ...]
     missing: tuple[str, ...]
-    strangers: tuple[str, ...]
+    unknown: tuple[str, ...]
 
     def path(self, subject: str, split: str) -> Path:
         """Where a subject's split is."""
@@ -81,8 +81,8 @@ def find_data(bench: Bench, data: str | Path) -> LocalData:
         subjects = [s for s in known if s in found]
         if subjects:
             missing = [s for s in known if s not in found]
-            strangers = [s for s in found if s not in known]
-            return LocalData(bench, folder, tuple(subjects), tuple(missing), tuple(strangers))
+            unknown = [s for s in found if s not in known]
+            return LocalData(bench, folder, tuple(subjects), tuple(missing), tuple(unknown))
     example = f"{bench.split}/{bench.subjects[0].name if bench.subjects else 'SUBJECT'}_{bench.split}.csv"
     raise InputError(
         f"{data}: no {bench.title} file in it; expected files such as {example}",

@@ -97,11 +97,11 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As `TemplateLM` encodes them, but all at once, and each distinct text once."""
-        pairs = [(self._led(str(r.args[0])), str(r.args[1])) for r in requests]
+        pairs = [(self._with_lead(str(r.args[0])), str(r.args[1])) for r in requests]
         encoded = self.encoder.encode_pairs(pairs)
         return self._loglikelihood_tokens([(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)])
 
-    def _led(self, context: str) -> str:
+    def _with_lead(self, context: str) -> str:
         """A prompt in a format of ours with what its answers begin with: lm-eval puts no space after a chat prompt."""
         return context + self._lead if is_marked(context) else context
 
@@ -183,7 +183,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
                     "this task begins the answer itself (gen_prefix), which only a chat template can write",
                     hint="evaluate it without --chat-template",
                 )
-            return marked_text(self.tokenizer, self.prompt.pieces(_placed(chat_history, self.prompt)))
+            return marked_text(self.tokenizer, self.prompt.pieces(_system_in_question(chat_history, self.prompt)))
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
             return render(self.tokenizer, chat_history, **options)
@@ -192,7 +192,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
             return render(self.tokenizer, spoken, **options)
 
 
-def _placed(history: Sequence[Mapping[str, str]], prompt: Prompt) -> list[Message]:
+def _system_in_question(history: Sequence[Mapping[str, str]], prompt: Prompt) -> list[Message]:
     """The messages; the system message in front of the first question where the format has no place for it.
 
     What lm-eval puts as a system message is the beginning of a text: the line ends after it are left out.

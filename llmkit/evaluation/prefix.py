@@ -71,13 +71,13 @@ class Segment:
 
 
 @dataclass(slots=True)
-class _Open:
+class _TreeNode:
     """A node of the radix tree while the sequences below it are being visited."""
 
     depth: int
     row: Tokens
     segments: list[Segment] = field(default_factory=list)
-    ends: list[Tokens] = field(default_factory=list)  # sequences that end at this node
+    complete: list[Tokens] = field(default_factory=list)  # sequences that end at this node
 
 
 def share_prefixes(
@@ -91,10 +91,10 @@ def share_prefixes(
     """
     rows = sorted({q.tokens for q in queries})
     wholes = [Segment(row, len(row), is_whole=True) for row in rows if limit is not None and len(row) > limit]
-    home = {segment.row: segment for segment in wholes}
-    roots = _build([row for row in rows if row not in home], home, forward_cost) + wholes
+    segment_of = {segment.row: segment for segment in wholes}
+    roots = _build([row for row in rows if row not in segment_of], segment_of, forward_cost) + wholes
     for index, query in enumerate(queries):
-        segment = home[query.tokens]
+        segment = segment_of[query.tokens]
         for slot in reversed(range(len(query.targets))):
             position = query.first + slot
             while segment.parent is not None and position < segment.start:
@@ -103,25 +103,25 @@ def share_prefixes(
     return roots
 
 
-def _build(rows: Sequence[Tokens], home: dict[Tokens, Segment], forward_cost: int) -> list[Segment]:
+def _build(rows: Sequence[Tokens], segment_of: dict[Tokens, Segment], forward_cost: int) -> list[Segment]:
     """Visit sorted rows; a node closes when the next row leaves it, so children always close before parents."""
-    root = _Open(0, ())
+    root = _TreeNode(0, ())
     path = [root]
     for index, row in enumerate(rows):
         shared = _common(rows[index - 1], row) if index else 0
         while path[-1].depth > shared:
             node = path.pop()
             if path[-1].depth < shared:
-                path.append(_Open(shared, node.row))
-            path[-1].segments += _close(node, path[-1].depth, home, forward_cost)
-        path.append(_Open(len(row), row, ends=[row]))
+                path.append(_TreeNode(shared, node.row))
+            path[-1].segments += _close(node, path[-1].depth, segment_of, forward_cost)
+        path.append(_TreeNode(len(row), row, complete=[row]))
     while len(path) > 1:
         node = path.pop()
-        path[-1].segments += _close(node, path[-1].depth, home, forward_cost)
+        path[-1].segments += _close(node, path[-1].depth, segment_of, forward_cost)
     return root.segments
 
 
-def _close(node: _Open, parent_depth: int, home: dict[Tokens, Segment], forward_cost: int) -> list[Segment]:
+def _close(node: _TreeNode, parent_depth: int, segment_of: dict[Tokens, Segment], forward_cost: int) -> list[Segment]:
     """The segments that stand for a finished node: itself, or, when it is dissolved, those below it."""
     saved = (node.depth - parent_depth) * (len(node.segments) - 1)
     if not node.segments or saved > forward_cost:
@@ -131,8 +131,8 @@ def _close(node: _Open, parent_depth: int, home: dict[Tokens, Segment], forward_
         segments = [segment]
     else:
         segments = node.segments
-    for row in node.ends:
-        home[row] = segments[0]
+    for row in node.complete:
+        segment_of[row] = segments[0]
     return segments
 
 

@@ -232,10 +232,8 @@ def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequenc
                 f"{item.bench.title}: the data folder lacks {n} of {len(item.bench.subjects)} subjects "
                 f"({listing(item.data.missing)}): the averages are over those present"
             )
-        if item.data and item.data.strangers:
-            found.append(
-                f"{item.bench.title}: left out files that are no subjects of it: {listing(item.data.strangers)}"
-            )
+        if item.data and item.data.unknown:
+            found.append(f"{item.bench.title}: left out files that are no subjects of it: {listing(item.data.unknown)}")
     if lm.n_truncated:
         found.append(
             f"{lm.n_truncated} prompts were longer than {lm.max_length} tokens and lost their beginning; "

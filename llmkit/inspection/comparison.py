@@ -98,8 +98,8 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
         for n in shared
         if left.tensors[n].shape != right.tensors[n].shape
     }
-    alike = [n for n in shared if n not in reshaped]
-    found = _differences(alike, left, right, progress)
+    comparable = [n for n in shared if n not in reshaped]
+    found = _differences(comparable, left, right, progress)
     return Comparison(
         architectures=_architectures(a, b),
         removed=tuple(n for n in left.tensors if n not in right.tensors),
@@ -107,7 +107,7 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
         reshaped=reshaped,
         retyped={d.name: (d.dtype_a, d.dtype_b) for d in found if d.dtype_a != d.dtype_b},
         differences=tuple(sorted(found, key=lambda d: d.severity, reverse=True)),
-        config=_changed(a.config, b.config),
+        config=_changed_keys(a.config, b.config),
         files=_changed_files(a, b),
         is_dequantized=left is not a or right is not b,
     )
@@ -119,7 +119,7 @@ def _architectures(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
     return tuple(names) if all(said) and names[0] != names[1] else ()
 
 
-def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _changed_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     keys = dict.fromkeys([*a, *b])
     return {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)}
 

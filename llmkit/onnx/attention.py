@@ -47,7 +47,7 @@ def _grouped_query(
     if kind.norms is not None:
         q = _head_norm(kind.norms[0], weights.under("q_norm"), q, dims.heads, dims.head_dim)
         k = _head_norm(kind.norms[1], weights.under("k_norm"), k, dims.kv_heads, dims.head_dim)
-    q, k = positions.turn(context, q, dims.heads), positions.turn(context, k, dims.kv_heads)
+    q, k = positions.rotate(context, q, dims.heads), positions.rotate(context, k, dims.kv_heads)
     rule = kind.score_rule(dims.head_dim)
     return weights.linear(_OPS[context.attention](context, layer, (q, k, v), positions, rule), "o")
 

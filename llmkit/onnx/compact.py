@@ -17,10 +17,10 @@ if TYPE_CHECKING:
         [torch.Tensor, torch.Tensor, torch.Tensor, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]
     ]
 
-__all__ = ["run_compact"]
+__all__ = ["run_right_padded"]
 
 
-def run_compact(
+def run_right_padded(
     call: Call,
     by_row: Call,
     ids: torch.Tensor,

@@ -69,7 +69,7 @@ def _largest(found: OrtDecoder, ckpt: Checkpoint, architecture: Architecture) ->
     from llmkit.decoder.load import load_decoder
 
     wanted = load_decoder(ckpt, architecture=architecture)
-    differences = compare_decoders(found, wanted, ends=architecture.ends_of(ckpt.config))
+    differences = compare_decoders(found, wanted, suffix=architecture.prompt_suffix_of(ckpt.config))
     # Beyond a border that turns earlier keys anew no cache can follow: such steps are not one computation.
     limit = wanted.exact_sharing_limit
     is_short = limit is not None and limit < N_STEPS

@@ -159,8 +159,8 @@ class Graph:
             kind, dims = element_type(value.dtype or ""), [int(n) for n in value.shape or ()]
             held.append(onnx.TensorProto(name=value.name, data_type=kind, dims=dims, raw_data=value.data))
         nodes = [node.proto() for node in self.nodes]
-        ends = [[_typed(value) for value in values] for values in (self.inputs, self.outputs)]
-        return onnx.GraphProto(name=self.name, node=nodes, initializer=held, input=ends[0], output=ends[1])
+        inputs, outputs = ([_typed(value) for value in values] for values in (self.inputs, self.outputs))
+        return onnx.GraphProto(name=self.name, node=nodes, initializer=held, input=inputs, output=outputs)
 
     def model(self, metadata: dict[str, str] | None = None, about: str = "") -> onnx.ModelProto:
         """The finished model.

@@ -43,7 +43,7 @@ class Integers:
 
     @cached_property
     def parts(self) -> dict[str, Lazy]:
-        """The initializers by the ends of their names."""
+        """The initializers, by the last component of their names."""
         parts = CODEC.write(self.matrix)
         if self.is_table:
             codes = parts["weight_codes"]

@@ -25,11 +25,11 @@ def score_bias(context: GraphContext, positions: GraphPositions, window: int | N
         causal: later keys are hidden here, too (the op does not do it).
     """
     key = ("score bias", id(positions), window, causal)
-    found: Value = context.once(key, lambda: _made(context, positions, window, causal))
+    found: Value = context.once(key, lambda: _build(context, positions, window, causal))
     return found
 
 
-def _made(context: GraphContext, positions: GraphPositions, window: int | None, causal: bool) -> Any:
+def _build(context: GraphContext, positions: GraphPositions, window: int | None, causal: bool) -> Any:
     g = context.graph
     real = g.cast(g.op("Unsqueeze", context.mask, g.ints(1, 2)), "BOOL")  # [B, 1, 1, T]
     prefix = positions.prefix(context)
@@ -38,7 +38,7 @@ def _made(context: GraphContext, positions: GraphPositions, window: int | None, 
         key, query = _places(context)
         later = g.op("Greater", key, query)  # [S, T]
         if window is not None:
-            later = g.op("Or", later, _gone(context, window))
+            later = g.op("Or", later, _outside_window(context, window))
         if prefix is not None:
             place = g.op("Unsqueeze", context.key_positions(), g.ints(1, 2))
             outside = g.op("GreaterOrEqual", place, g.op("Unsqueeze", prefix, g.ints(1, 2, 3)))
@@ -59,7 +59,7 @@ def _made(context: GraphContext, positions: GraphPositions, window: int | None, 
     return bias if context.dtype == "FLOAT" else g.cast(bias, context.dtype)
 
 
-def _gone(context: GraphContext, window: int) -> Any:
+def _outside_window(context: GraphContext, window: int) -> Any:
     """[B, 1, S, T]: keys that a query's window has left behind; padding takes no room in it."""
     g, place = context.graph, context.key_positions()
     own = g.op("Slice", place, g.op("Sub", context.total(), context.length()), context.total(), g.ints(1))

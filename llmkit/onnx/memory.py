@@ -46,7 +46,7 @@ class Memory:
         self.width = sum(int(parts.inputs[n].shape[1]) * int(parts.inputs[n].shape[3]) for n in self.pasts)
         self._initial = _initial(parts)
 
-    def roomy(
+    def with_capacity(
         self,
         memory: Mapping[str, torch.Tensor],
         batch: int,

@@ -102,50 +102,50 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
     from llmkit.decoder import load_decoder
 
     architecture = registry.require(reference.config, reference.label)
-    ends = architecture.ends_of(reference.config)
+    suffix = architecture.prompt_suffix_of(reference.config)
     found = load_onnx(folder, provider=provider)
     wanted: Any = load_decoder(reference)
     measured, of_cache = [], 0.0
     if scales := scales_in(folder):
         floats, wanted = wanted, RoundedDecoder(wanted, scales)
-        ids = _prompts(wanted, ends)
+        ids = _prompts(wanted, suffix)
         measured.append(difference_of("int8 cache against one in floats", wanted(ids), floats(ids)))
         of_cache = measured[0].largest * _CACHE_SHARE
     if found.parts.metadata.get(ACCURACY, "0") == "4":
-        ids = _prompts(wanted, ends)
+        ids = _prompts(wanted, suffix)
         measured.append(difference_of("prefill, int8 activations", found(ids), wanted(ids)))
         # The check is of weights and graph: what int8 activations add would hide a wrong scale.
         found = load_onnx(folder, provider=provider, exact=True)
-    own = min(_OWN_FACTOR * own_difference(wanted, ends=ends), _MOST)
+    own = min(_OWN_FACTOR * own_difference(wanted, suffix=suffix), _MOST)
     tolerance, basis = max(
         (TOLERANCES[dtype], ""),
         (own, "torch itself differs by a quarter of it from batch to batch"),
         (of_cache, "a quarter of what an int8 cache changes in torch: values between two codes go to either"),
     )
-    return Checked(compare_decoders(found, wanted, ends=ends), measured, tolerance, basis)
+    return Checked(compare_decoders(found, wanted, suffix=suffix), measured, tolerance, basis)
 
 
-def own_difference(wanted: Any, *, ends: tuple[int, ...] = ()) -> float:
+def own_difference(wanted: Any, *, suffix: tuple[int, ...] = ()) -> float:
     """The largest difference of a decoder's logits from its own for one row, beside a row with padding and without."""
     import torch
 
-    ids = _prompts(wanted, ends)
+    ids = _prompts(wanted, suffix)
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
     return difference_of("own", wanted(ids, mask=mask)[1:], wanted(ids)[1:]).largest
 
 
-def compare_decoders(found: Any, wanted: Any, *, ends: tuple[int, ...] = ()) -> list[Difference]:
+def compare_decoders(found: Any, wanted: Any, *, suffix: tuple[int, ...] = ()) -> list[Difference]:
     """Prefill, cached steps, and a batch with padding on the left.
 
     Args:
         found: the decoder to check.
         wanted: the one to check against.
-        ends: ids that every prompt must hold (`Architecture.prompt_ends`).
+        suffix: ids that every prompt must hold (`Architecture.prompt_suffix`).
     """
     import torch
 
-    ids = _prompts(wanted, ends)
+    ids = _prompts(wanted, suffix)
     whole = wanted(ids)
 
     def steps(decoder: Any) -> torch.Tensor:
@@ -165,14 +165,14 @@ def compare_decoders(found: Any, wanted: Any, *, ends: tuple[int, ...] = ()) -> 
     ]
 
 
-def _prompts(wanted: Any, ends: tuple[int, ...]) -> torch.Tensor:
+def _prompts(wanted: Any, suffix: tuple[int, ...]) -> torch.Tensor:
     """Token ids [2, 32]; after the third stands what every prompt must hold."""
     import torch
 
     ids = torch.randint(0, wanted.model.dims.vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(0))
-    for end in ends:
+    for end in suffix:
         ids[ids == end] = 0
-    ids[:, 3 : 3 + len(ends)] = torch.tensor(ends, dtype=ids.dtype)
+    ids[:, 3 : 3 + len(suffix)] = torch.tensor(suffix, dtype=ids.dtype)
     return ids
 
 

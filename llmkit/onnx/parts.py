@@ -1,8 +1,8 @@
 """The sessions of one graph, each opened when it is first needed.
 
-Scoring needs the logits at few places, which are known after the layers have run: a session for the body, one for the
-head. Generation needs those of the last column alone: one session, one call a token. Who does but one of the two never
-opens the other, whose weights would be in memory twice.
+Scoring needs logits at few places, which are known after the layers have run: it uses two sessions, one for the body
+and one for the head. Generation needs the logits of the last column alone: it uses a third session, one call a token.
+Each of them holds its weights in memory, so a session is opened only when somebody calls it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ __all__ = ["GraphPositions", "build_positions", "in_compute_dtype"]
 class GraphPositions:
     """What a position kind does in a graph; this one does nothing, others override what they need."""
 
-    def turn(self, context: GraphContext, x: Value, n_heads: int) -> Value:
+    def rotate(self, context: GraphContext, x: Value, n_heads: int) -> Value:
         """Heads of queries or keys, [B, S, n_heads * head_dim], with their positions."""
         return x
 
@@ -45,7 +45,7 @@ class _Rotary(GraphPositions):
     def __init__(self, kind: Rope) -> None:
         self._kind = kind
 
-    def turn(self, context: GraphContext, x: Value, n_heads: int) -> Value:
+    def rotate(self, context: GraphContext, x: Value, n_heads: int) -> Value:
         cos, sin = context.once(("rope", self._kind), lambda: self._table(context))
         size = context.model.dims.head_dim
         rotated = self._kind.rotated(size)

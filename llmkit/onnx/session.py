@@ -18,7 +18,7 @@ from llmkit.decoder.packed import Packed
 from llmkit.decoder.positions import build_positions, limits
 from llmkit.errors import InputError
 from llmkit.onnx.binding import BoundSession
-from llmkit.onnx.compact import run_compact
+from llmkit.onnx.compact import run_right_padded
 from llmkit.onnx.memory import Memory, stacked
 from llmkit.onnx.parts import Parts, torch_name
 
@@ -59,7 +59,7 @@ class OrtDecoder:
         known = parts.metadata
         self.runtime = _runtime(provider, known.get("llmkit.dtype"))
         self._memory = Memory(parts)
-        self._is_compact = self._memory.in_place and known["llmkit.attention"] == "flash"
+        self._pads_right = self._memory.in_place and known["llmkit.attention"] == "flash"
         self._context = model.dims.context if model is not None else context
         self._heads = model.dims.heads if model is not None else int(parts.inputs[self._memory.pasts[0]].shape[1])
         self.n_vocab = model.dims.vocab if model is not None else int(parts.outputs["logits"].shape[-1])
@@ -93,7 +93,7 @@ class OrtDecoder:
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Float32 logits [B, vocab] after the last column of `input_ids`: in one call, unless there is padding."""
-        if not self.parts.is_divided or (self._is_compact and mask is not None and bool((mask == 0).any())):
+        if not self.parts.is_divided or (self._pads_right and mask is not None and bool((mask == 0).any())):
             return self.logits(self.hidden(input_ids, cache, mask)[:, -1])
         return self._forward(self.parts.last, input_ids, cache, mask)[:, -1]
 
@@ -121,7 +121,7 @@ class OrtDecoder:
                     seen = used.mask.long()
                 else:
                     seen = torch.ones(len(ids), total, dtype=torch.int64, device=self.device)
-                memory = self._memory.roomy(used.memory, len(ids), past, total, used.capacity)
+                memory = self._memory.with_capacity(used.memory, len(ids), past, total, used.capacity)
                 found, after = self._run(session, ids, seen, places.positions, memory, past)
                 used.memory.update(after)
             used.end()
@@ -155,7 +155,9 @@ class OrtDecoder:
         buffers: dict[str, torch.Tensor] = {}
         if self._memory.in_place:
             first = {name: cache.memory[name][:1] for name in self._memory.pasts if name in cache.memory}
-            buffers = self._memory.roomy(first, 1, cache.past, cache.past + max(cache.lengths), 0, is_shared=True)
+            buffers = self._memory.with_capacity(
+                first, 1, cache.past, cache.past + max(cache.lengths), 0, is_shared=True
+            )
         for chosen in self._groups(cache):
             length = cache.lengths[chosen[0]]
             total = cache.past + length
@@ -203,10 +205,10 @@ class OrtDecoder:
 
         new = ids.shape[1]
         step = self._stretch(len(ids), past + new)
-        if self._is_compact and not bool(mask.all()):
+        if self._pads_right and not bool(mask.all()):
             width = next(iter(session.outputs.values())).shape[-1]
             call, by_row = partial(self._call, session), partial(self._run, session)
-            return run_compact(call, by_row, ids, mask, positions, dict(memory), width, in_one=step >= new)
+            return run_right_padded(call, by_row, ids, mask, positions, dict(memory), width, in_one=step >= new)
         if self._memory.in_place and len(ids) > 1 and new > 1 and (past or step < new):
             parts = []
             for i in range(len(ids)):

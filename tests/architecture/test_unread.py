@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkit.architecture.registry import default_registry
-from llmkit.architecture.unread import Recorded, unread_keys
+from llmkit.architecture.unread import RecordedConfig, unread_keys
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.doubts import doubts_of
 from llmkit.decoder.load import load_decoder
@@ -25,7 +25,7 @@ def checkpoint(name="llama", **keys):
 
 def test_a_view_notes_what_is_read_of_it():
     config = {"a": 1, "b": {"c": 2, "d": 3}, "e": 4}
-    view = Recorded(config)
+    view = RecordedConfig(config)
     assert (view["a"], view.get("b")["c"], view.get("z", 5)) == (1, 2, 5)
     assert view.read == {"a": 1, "b": {"c": 2, "d": 3}, "b.c": 2}
     left = unread_keys(config, view.read, fixed={"e": 4}, unused=(), family="x")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import llmkit
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.embeddings import find_embeddings, with_settled_tying
+from llmkit.checkpoint.embeddings import find_embeddings, with_true_tying
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.equality import are_equal
@@ -112,7 +112,7 @@ def test_large_matrices_are_compared_where_they_are_read(tmp_path):
     stated = open_checkpoint(folder).config
 
     def opened():
-        return with_settled_tying(replace(open_checkpoint(folder), config=stated), limit=2**12)
+        return with_true_tying(replace(open_checkpoint(folder), config=stated), limit=2**12)
 
     assert find_embeddings(opened()).is_tied
     llmkit.load_decoder(opened())

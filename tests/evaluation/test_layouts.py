@@ -84,7 +84,7 @@ def test_a_partial_folder_gives_what_it_has_and_says_what_it_lacks(tmp_path, ins
     found = find_data(load_bench("mmlu"), tmp_path)
     assert found.subjects == ("anatomy", "virology")
     assert len(found.missing) == 55
-    assert found.strangers == ("alchemy",)
+    assert found.unknown == ("alchemy",)
 
 
 def test_missing_shots_are_named(tmp_path):

@@ -39,9 +39,9 @@ def made(name, *, attention="gqa", per_tensor=False, wrong=1.0):
     architecture = PLUGINS[name]
     config = architecture.tiny_config()
     ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
-    decoder, ends = load_decoder(ckpt, architecture=architecture), architecture.ends_of(config)
+    decoder, ends = load_decoder(ckpt, architecture=architecture), architecture.prompt_suffix_of(config)
     ids = torch.randint(5, 90, (60,), generator=torch.Generator().manual_seed(1)).tolist()
-    ranges = measure_ranges(decoder, ids, ends=ends)
+    ranges = measure_ranges(decoder, ids, suffix=ends)
     pairs = [[r[:, None] / 127 for r in ranges[i]] for i in range(model.dims.layers)]
     if per_tensor:
         pairs = [[s.max().reshape(1) for s in pair] for pair in pairs]
@@ -56,8 +56,8 @@ def made(name, *, attention="gqa", per_tensor=False, wrong=1.0):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_torch_cache_that_rounds_alike(name):
     found, rounding, floats, ends = made(name)
-    of_int8 = max(d.largest for d in compare_decoders(rounding, floats, ends=ends))
-    differences = compare_decoders(found, rounding, ends=ends)
+    of_int8 = max(d.largest for d in compare_decoders(rounding, floats, suffix=ends))
+    differences = compare_decoders(found, rounding, suffix=ends)
     assert of_int8 > 1e-4
     # A value between two codes may go to either: one of some thousand, so that a share of the rounding is left.
     assert max(d.largest for d in differences) < of_int8 / 4
@@ -88,11 +88,11 @@ def test_wrong_scales_are_seen(wrong):
 def test_ranges_of_a_model_that_is_read_layer_by_layer(name):
     architecture = PLUGINS[name]
     config = architecture.tiny_config()
-    ckpt, ends = random_checkpoint(architecture, config), architecture.ends_of(config)
+    ckpt, ends = random_checkpoint(architecture, config), architecture.prompt_suffix_of(config)
     whole = load_decoder(ckpt, architecture=architecture)
     streamed = load_decoder(ckpt, architecture=architecture, streamed=True)
     ids = list(range(5, 45))
-    wanted, found = (measure_ranges(d, ids, ends=ends) for d in (whole, streamed))
+    wanted, found = (measure_ranges(d, ids, suffix=ends) for d in (whole, streamed))
     assert all(torch.equal(a, b) for i in wanted for a, b in zip(wanted[i], found[i], strict=True))
     dims = whole.model.dims
     assert {r.shape for pair in found.values() for r in pair} == {(dims.kv_heads, dims.head_dim)}

@@ -17,7 +17,7 @@ from tiny_graphs import PLUGINS, made, running
 @pytest.mark.parametrize("name", PLUGINS)
 def test_float16_logits(name, attention):
     found, wanted, ends = made(name, attention=attention, dtype="FLOAT16")
-    worst = {d.case: d.largest for d in compare_decoders(found, wanted, ends=ends)}
+    worst = {d.case: d.largest for d in compare_decoders(found, wanted, suffix=ends)}
     assert all(1e-6 < x <= TOLERANCES["float16"] for x in worst.values()), worst
 
 

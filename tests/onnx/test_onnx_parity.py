@@ -33,7 +33,7 @@ def test_logits(name, variant):
     found, wanted, ends = made(name, variant, check=True)
     # Beyond its border longrope turns earlier keys anew, which no cache can: such steps are not one computation.
     skipped = ("cached steps",) if wanted.exact_sharing_limit and wanted.exact_sharing_limit < 12 else ()
-    worst = {d.case: d.largest for d in compare_decoders(found, wanted, ends=ends) if d.case not in skipped}
+    worst = {d.case: d.largest for d in compare_decoders(found, wanted, suffix=ends) if d.case not in skipped}
     assert all(x <= TOLERANCE for x in worst.values()), worst
 
 
@@ -46,7 +46,7 @@ def test_other_ops_for_attention(name, attention):
         assert "--attention attention" in caught.value.hint
         return
     found, wanted, ends = made(name, attention=attention)
-    worst = {d.case: d.largest for d in compare_decoders(found, wanted, ends=ends)}
+    worst = {d.case: d.largest for d in compare_decoders(found, wanted, suffix=ends)}
     assert all(x <= TOLERANCE for x in worst.values()), worst
 
 

@@ -23,7 +23,7 @@ WAYS = {
 
 def worst_of(name, precision, **options):
     found, wanted, ends = made_on_grids(name, precision, **options)
-    return {d.case: d.largest for d in compare_decoders(found, wanted, ends=ends)}, found
+    return {d.case: d.largest for d in compare_decoders(found, wanted, suffix=ends)}, found
 
 
 def with_level(precision, level, **changes):

@@ -47,7 +47,7 @@ def prompts(name, lengths):
     """Prompts that the family takes: ChatGLM's hold [gMASK] and <sop>."""
     registry = default_registry()
     architecture = registry.load(next(p for p in registry.plugins if p.name == name))
-    ends = architecture.ends_of(architecture.tiny_config())
+    ends = architecture.prompt_suffix_of(architecture.tiny_config())
     rows = [[t for t in tokens(n, seed=n).tolist() if t not in ends] for n in lengths]
     return [row[:2] + list(ends) + row[2:] for row in rows]
 

@@ -38,7 +38,7 @@ def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
     graph = build_graph(model, ckpt.tensors, held, attention=attention, dtype=dtype)
     if check:
         onnx.checker.check_model(graph, full_check=False)
-    return running(graph, model), load_decoder(ckpt, architecture=architecture), architecture.ends_of(config)
+    return running(graph, model), load_decoder(ckpt, architecture=architecture), architecture.prompt_suffix_of(config)
 
 
 def made_on_grids(name, precision, variant=None, attention="attention", dtype="FLOAT"):
@@ -50,7 +50,7 @@ def made_on_grids(name, precision, variant=None, attention="attention", dtype="F
     grids, _ = choose_grids(ckpt, model, precision, scale_dtype=scale_dtype, provider="cpu")
     graph = build_graph(model, ckpt.tensors, held, attention=attention, dtype=dtype, grids=grids)
     wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=architecture)
-    return running(graph, model), wanted, architecture.ends_of(config)
+    return running(graph, model), wanted, architecture.prompt_suffix_of(config)
 
 
 def exported_decoders(folder, reference):

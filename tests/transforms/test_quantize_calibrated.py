@@ -63,7 +63,7 @@ def test_codes_are_those_for_the_inputs_in_the_quantized_model(tmp_path, model, 
     decoder, weights = load_blocks(floats)
     architecture = base.architecture
     rows = windows(
-        token_ids(TEXT, load_tokenizer(base)), 24, samples=12, seed=1, ends=architecture.ends_of(base.config)
+        token_ids(TEXT, load_tokenizer(base)), 24, samples=12, seed=1, suffix=architecture.prompt_suffix_of(base.config)
     )
     blocks, recorder = Blocks(decoder, weights, torch.tensor(rows)), Recorder()
     hidden = blocks.embedded()

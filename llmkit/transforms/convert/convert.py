@@ -75,7 +75,7 @@ def _checked(ckpt: Checkpoint, to: str, kind: object) -> Checkpoint:
     """
     found = contents_of(ckpt)
     if found.kind == "delta" and MARKER_NAME not in ckpt.files:
-        return ckpt.derive(warnings=[f"{ckpt.label} is {found.words}: what is written is one, too ({found.way_out})"])
+        return ckpt.derive(warnings=[f"{ckpt.label} is {found.words}: what is written is one, too ({found.hint})"])
     require_model(ckpt, "convert", floats=ckpt.layout == "onnx")  # the integers of a graph belong to it alone
     if found.quantization is None:
         return ckpt

@@ -55,19 +55,19 @@ def detect(base: Checkpoint, delta: Checkpoint) -> Detection:
             hint="give both in the same layout",
         )
     if delta.layout == "easylm":
-        return _found("koala", "it is in EasyLM's layout")
+        return _detection("koala", "it is in EasyLM's layout")
     hint = f"{delta.label} {delta.config.get('_name_or_path', '')}".lower()
     if any("mm_projector" in n for n in names):
-        return _found("llava", "it has an mm_projector")
+        return _detection("llava", "it has an mm_projector")
     if any(n.startswith("backbone_model.") for n in names):
-        return _found("alpaca-farm", "its names nest under backbone_model.")
+        return _detection("alpaca-farm", "its names nest under backbone_model.")
     if "model_sum.txt" in delta.files:
-        return _found("alpaca-farm", "it carries model_sum.txt")
+        return _detection("alpaca-farm", "it carries model_sum.txt")
     rows, base_rows = embedding_rows(delta), embedding_rows(base)
     if "billa" in hint:
-        return _found("billa", f"its name says so ({delta.label})")
+        return _detection("billa", f"its name says so ({delta.label})")
     if rows == _ZIYA_ROWS:
-        return _found("ziya", f"it has {rows} embedding rows")
+        return _detection("ziya", f"it has {rows} embedding rows")
     return _by_rows(main_dtype(delta), rows, base_rows, hint)
 
 
@@ -75,7 +75,7 @@ def _by_rows(dtype: DType | None, rows: int | None, base_rows: int | None, hint:
     of = "no float" if dtype is None else dtype.torch_name
     if rows is None or base_rows is None or rows <= base_rows:
         seen = f"{of}, {rows} embedding rows, no more than the base's {base_rows}"
-        return _found("vicuna" if dtype is DType.F16 else "plain", seen)
+        return _detection("vicuna" if dtype is DType.F16 else "plain", seen)
     seen = f"{of}, {rows} embedding rows over the base's {base_rows}"
     if rows - base_rows > _FEW_ROWS:
         raise RequirementError(
@@ -85,11 +85,11 @@ def _by_rows(dtype: DType | None, rows: int | None, base_rows: int | None, hint:
         )
     if dtype is DType.F32:
         named = next((profile for word, profile in _BY_NAME if word in hint), "alpaca")
-        return _found(named, seen, "vicuna-v0 (new rows over zero)")
-    return _found("vicuna-v0", seen, "knowlm (half-precision Alpaca recipe: new rows over the mean)")
+        return _detection(named, seen, "vicuna-v0 (new rows over zero)")
+    return _detection("vicuna-v0", seen, "knowlm (half-precision Alpaca recipe: new rows over the mean)")
 
 
-def _found(name: str, reason: str, *alternatives: str) -> Detection:
+def _detection(name: str, reason: str, *alternatives: str) -> Detection:
     return Detection(find_profile(name), reason, alternatives)
 
 

@@ -135,7 +135,7 @@ def _check_kinds(base: Checkpoint, delta: Checkpoint) -> None:
     if found.kind not in ("delta", "model") or found.quantization is not None:
         raise RequirementError(
             f"{delta.label} is {found.words}; delta apply wants a delta of float weights",
-            hint=found.way_out or "give the delta as it was published",
+            hint=found.hint or "give the delta as it was published",
         )
 
 

@@ -29,7 +29,7 @@ from llmkit.transforms.lora.bundle import bundle
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Compare", "Finding", "Survey", "extract", "survey"]
+__all__ = ["Compare", "Outcome", "Survey", "extract", "survey"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Survey:
 
 
 # What a survey finds of one tensor: no difference, one that is stored whole, or the rank of its approximation.
-Finding = Literal["equal", "whole"] | int
-Compare = Callable[[str], Finding]
+Outcome = Literal["equal", "whole"] | int
+Compare = Callable[[str], Outcome]
 
 
-def _through(names: Sequence[str], compare: Compare) -> Iterable[tuple[str, Finding]]:
+def _each(names: Sequence[str], compare: Compare) -> Iterable[tuple[str, Outcome]]:
     return ((name, compare(name)) for name in names)
 
 
@@ -62,7 +62,7 @@ def survey(
     *,
     rank: int | None = None,
     energy: float | None = None,
-    through: Callable[[Sequence[str], Compare], Iterable[tuple[str, Finding]]] = _through,
+    through: Callable[[Sequence[str], Compare], Iterable[tuple[str, Outcome]]] = _each,
 ) -> Survey:
     """Compare two models tensor by tensor and choose the ranks. Reads all data of both.
 
@@ -85,7 +85,7 @@ def survey(
     saved: list[str] = []
     unchanged = 0
 
-    def compare(name: str) -> Finding:
+    def compare(name: str) -> Outcome:
         return _compared(base.tensors.get(name), tuned.tensors[name], name in linear, rank, energy)
 
     for name, finding in through(list(tuned.tensors), compare):
@@ -98,7 +98,7 @@ def survey(
     return Survey(ranks, tuple(_with_siblings(tuned, ranks, saved)), unchanged)
 
 
-def _compared(old: Lazy | None, new: Lazy, is_linear: bool, rank: int | None, energy: float | None) -> Finding:
+def _compared(old: Lazy | None, new: Lazy, is_linear: bool, rank: int | None, energy: float | None) -> Outcome:
     if old is None or old.shape != new.shape:
         return "whole"
     if are_equal(old, new):

@@ -83,7 +83,7 @@ class Paths:
                 hint="save the base with the class that was trained (AutoModelForSequenceClassification with its "
                 "num_labels, task_type SEQ_CLS) and merge into that",
             )
-        guess = self._alike(path)
+        guess = self._nearest_module(path)
         layers = [m for m in self._modules if any(part.isdigit() for part in m.split("."))]
         told = (
             f"the nearest module is {guess}; " if guess else f"its modules are such as {layers[-1]}; " if layers else ""
@@ -93,7 +93,7 @@ class Paths:
             hint=told + OTHER_BASE,
         )
 
-    def _alike(self, path: str) -> str | None:
+    def _nearest_module(self, path: str) -> str | None:
         """The module most like a path: one whose last component is the same or nearly so, since all else repeats."""
         leaf = path.rpartition(".")[2]
         leaves = dict.fromkeys(m.rpartition(".")[2] for m in self._modules)

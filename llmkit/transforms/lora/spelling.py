@@ -61,7 +61,7 @@ def _slots(model: Model, spelling: Spelling) -> dict[str, Slot]:
 def _translated(adapter: Adapter, model: Model, spelling: Spelling, slots: Mapping[str, Slot]) -> Adapter:
     own = rotary_order(model)
 
-    def taken_apart(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
+    def weights_in(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
         found = parts_of(lazy, slot)
         is_other = own is not None and spelling.pairs not in (None, own)
         return rotary_pairs(found, model, to=str(own)) if is_other else found
@@ -71,14 +71,14 @@ def _translated(adapter: Adapter, model: Model, spelling: Spelling, slots: Mappi
     for module, given in adapter.modules.items():
         slot = slots[f"{module}.weight"]
         for part, lazy in given.items():
-            of_each = taken_apart(lazy, slot) if part in _OF_ROWS else {p.id: lazy for p in slot.parts}
+            of_each = weights_in(lazy, slot) if part in _OF_ROWS else {p.id: lazy for p in slot.parts}
             for weight, moved in of_each.items():
                 parts.setdefault(weight, {})[part] = moved
         if module in adapter.scaling:
             scaling |= {p.id: adapter.scaling[module] for p in slot.parts}
     whole: dict[str, Lazy] = {}
     for name, lazy in adapter.replacements.items():
-        whole |= taken_apart(lazy, slots[name])
+        whole |= weights_in(lazy, slots[name])
     modules: dict[str, Mapping[str, Lazy]] = {}
     factors: dict[str, float] = {}
     replacements: dict[str, Lazy] = {}

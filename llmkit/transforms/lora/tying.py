@@ -87,7 +87,7 @@ def _plan_tied(
     if at_embed in tokens and at_other:
         tokens.setdefault(at_other, tokens[at_embed])
     adapter = replace(adapter, replacements=whole, tokens=tokens)
-    if _changes_alike(adapter, at_embed, at_other):
+    if _changes_both_equally(adapter, at_embed, at_other):
         if head is not None:
             made.tensors.pop(head, None)  # a stored copy would no longer agree
         made.notes.append("the head stays tied to the embedding: the adapter changes both alike, or only rows of both")
@@ -148,7 +148,7 @@ def _is_saved(adapter: Adapter, path: str) -> bool:
     return any(path == m or path.endswith(f".{m}") for m in saved_modules(adapter.config))
 
 
-def _changes_alike(adapter: Adapter, at_embed: str, at_head: str) -> bool:
+def _changes_both_equally(adapter: Adapter, at_embed: str, at_head: str) -> bool:
     """Whether an adapter does the same to both."""
     mine, other = (adapter.replacements.get(f"{m}.weight") for m in (at_embed, at_head))
     if (mine is None) != (other is None) or (mine is not None and other is not None and not are_equal(mine, other)):
