@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.architecture.scaling import DynamicNTK, LinearScaling, Llama3Scaling, LongRope, NoScaling, Scaling, Yarn
 from llmkit.errors import RequirementError, SpecError
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     Floats = np.ndarray[Any, np.dtype[np.float32]]
+    Real = TypeVar("Real", np.float32, np.float64)
     # (base, exponents) -> base^exponents; base as float32, too.
     Power = Callable[[float, Floats], Floats]
 
-__all__ = ["frequencies", "rounded_power"]
+__all__ = ["frequencies", "llama3_scaled", "rounded_power"]
 
 
 def rounded_power(base: float, exponents: Floats) -> Floats:
@@ -63,7 +64,7 @@ def frequencies(
             grown = theta * (factor * reach / max_position - (factor - 1)) ** (dim / (dim - 2))
             return one / power(grown, exponents), 1.0
         case Llama3Scaling():
-            return _llama3(one / power(theta, exponents), scaling), 1.0
+            return llama3_scaled(one / power(theta, exponents), scaling), 1.0
         case LongRope():
             return _long(power(theta, exponents), scaling, length), scaling.attention_factor
         case Yarn():
@@ -84,18 +85,18 @@ def _long(powers: Floats, scaling: LongRope, length: int | None) -> Floats:
     return np.float32(1) / (factors * powers)
 
 
-def _llama3(inverse: Floats, scaling: Llama3Scaling) -> Floats:
+def llama3_scaled(inverse: np.ndarray[Any, np.dtype[Real]], scaling: Llama3Scaling) -> np.ndarray[Any, np.dtype[Real]]:
+    """Frequencies [dim / 2] as Llama 3.1's method changes them, in their own precision: float32 or float64."""
     import numpy as np
 
-    one, factor = np.float32(1), np.float32(scaling.factor)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    wavelength = one / inverse * np.float32(2 * math.pi)
-    turns = one / wavelength * np.float32(scaling.original_max_position)
-    blend = (turns - np.float32(low)) / np.float32(high - low)
+    real = inverse.dtype.type
+    one, factor, low = real(1), real(scaling.factor), real(scaling.low_freq_factor)
+    wavelength = one / inverse * real(2 * math.pi)
+    turns = one / wavelength * real(scaling.original_max_position)
+    blend = (turns - low) / real(scaling.high_freq_factor - scaling.low_freq_factor)
     blended = (one - blend) * inverse / factor + blend * inverse
-    long, short = turns < np.float32(low), turns > np.float32(high)
-    found: Floats = np.where(long, inverse / factor, np.where(short, inverse, blended))
-    return found
+    is_short = turns > real(scaling.high_freq_factor)
+    return np.where(turns < low, inverse / factor, np.where(is_short, inverse, blended))
 
 
 def _yarn(theta: float, dim: int, powers: Floats, scaling: Yarn) -> Floats:

@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.attention import GroupedQuery
+from llmkit.architecture.frequencies import llama3_scaled
 from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Alibi, Block, Kind, LayerNorm, RMSNorm, Rope
@@ -181,20 +182,11 @@ def _llama3_config(found: Metadata, factors: list[float]) -> dict[str, Any]:
 
 def llama3_factors(scaling: Llama3Scaling, theta: float, n: int) -> list[float]:
     """What each of the n/2 rotary frequencies is divided by (Llama 3.1)."""
-    found = []
-    low = scaling.original_max_position / scaling.low_freq_factor
-    high = scaling.original_max_position / scaling.high_freq_factor
-    for j in range(0, n, 2):
-        wavelength = 2 * math.pi * theta ** (j / n)
-        if wavelength < high:
-            found.append(1.0)
-        elif wavelength > low:
-            found.append(scaling.factor)
-        else:
-            smooth = scaling.original_max_position / wavelength - scaling.low_freq_factor
-            smooth /= scaling.high_freq_factor - scaling.low_freq_factor
-            found.append(1 / ((1 - smooth) / scaling.factor + smooth))
-    return found
+    import numpy as np
+
+    inverse = theta ** (-np.arange(0, n, 2) / n)
+    factors: list[float] = (inverse / llama3_scaled(inverse, scaling)).tolist()
+    return factors
 
 
 def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> tuple[dict[str, Any], list[str]]:
