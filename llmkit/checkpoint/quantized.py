@@ -9,8 +9,10 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import quantization_of
 from llmkit.errors import RequirementError
-from llmkit.quantization.codec import REMEDY, FolderReader, Stored, config_entry, folder_readers
+from llmkit.formats.json_text import parse_object
+from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Stored, config_entry, folder_readers
 from llmkit.quantization.recognition import BLOCKS, Quantization
+from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
 
 __all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype", "refuse_unread"]
@@ -81,10 +83,13 @@ def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
         raise _not_stored(ckpt, found)
     wanted = dtype or model_dtype(ckpt.config)
     tensors = {name: lazy for name, lazy in ckpt.tensors.items() if name not in used}
-    tensors |= {name: matrix.dequantized(wanted) for name, matrix in matrices.items()}
+    for name, matrix in matrices.items():
+        floats = matrix.dequantized(wanted)
+        tensors[name] = transpose(floats) if name in stored.transposed else floats
     return ckpt.derive(
         tensors=tensors,
         config=_float_config(ckpt.config, codec),
+        files={name: content for name, content in ckpt.files.items() if name != codec.config_file},
         step={"transform": "dequantize"},
         warnings=codec.warnings(stored),
     )
@@ -122,4 +127,13 @@ def _stored(ckpt: Checkpoint, codec: FolderReader) -> Stored:
     config = _float_config(ckpt.config, codec)
     architecture = registry.find(config)
     slots = architecture.bind(config).tensors() if architecture is not None else {}
-    return Stored(ckpt.label, ckpt.tensors, ckpt.config, {name: slot.shape for name, slot in slots.items()})
+    stated, file = ckpt.config, ckpt.files.get(codec.config_file)
+    if file is not None and config_entry(stated) is None:
+        stated = {**stated, CONFIG_KEYS[0]: parse_object(file.read(), codec.config_file)}
+    return Stored(
+        ckpt.label,
+        ckpt.tensors,
+        stated,
+        {name: slot.shape[::-1] if slot.is_transposed else slot.shape for name, slot in slots.items()},
+        frozenset(name for name, slot in slots.items() if slot.is_transposed),
+    )

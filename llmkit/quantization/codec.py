@@ -52,6 +52,9 @@ class Codec(ABC):
         holds_zeros: groups may have zero points.
         holds_offsets, holds_table, holds_order: it has a place for these parts of a `QuantizedMatrix`.
         fills_rows: the last group of a row may be for fewer columns.
+        scale_dtypes: of scales; the first takes the place of others where a matrix is made for the layout.
+        lowest_zero: the lowest zero point that it can hold.
+        prefers_symmetric: kernels for the layout expect a symmetric grid, so it is the default.
     """
 
     name: ClassVar[str]
@@ -62,6 +65,9 @@ class Codec(ABC):
     holds_table: ClassVar[bool] = False
     holds_order: ClassVar[bool] = False
     fills_rows: ClassVar[bool] = False
+    scale_dtypes: ClassVar[tuple[DType, ...]] = (DType.F32, DType.F16, DType.BF16)
+    lowest_zero: ClassVar[int] = 0
+    prefers_symmetric: ClassVar[bool] = False
 
     def refuses(self, matrix: QuantizedMatrix) -> str | None:
         """Why the layout cannot hold a matrix code for code; None where it can."""
@@ -72,6 +78,7 @@ class Codec(ABC):
             "offsets": matrix.offsets is not None and not self.holds_offsets,
             "table of values": matrix.table is not None and not self.holds_table,
             "columns in another order": matrix.order is not None and not self.holds_order,
+            f"scales in {matrix.scales.dtype.torch_name}": matrix.scales.dtype not in self.scale_dtypes,
         }
         found = [what for what, lacks in lacking.items() if lacks]
         if found:
@@ -114,14 +121,16 @@ class Stored:
     Attributes:
         label: the folder, for messages.
         tensors: by name.
-        config: the contents of config.json.
-        shapes: of the float model's tensors, where a plugin describes it.
+        config: the contents of config.json, with the quantization entry of the reader's `config_file` if it has none.
+        shapes: of the float model's tensors, where a plugin describes it: of matrices [out, in].
+        transposed: the matrices that the float model stores as [in, out].
     """
 
     label: str
     tensors: Mapping[str, Lazy]
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()
 
     @property
     def entry(self) -> Mapping[str, Any]:
@@ -176,10 +185,12 @@ class FolderReader(ABC):
     Attributes:
         name: as `quant_method` in config.json spells it.
         config_keys: of config.json, what says how the tensors are quantized: the float model's has them not.
+        config_file: a file in which its programs keep the quantization entry, too; releases may have only that.
     """
 
     name: ClassVar[str]
     config_keys: ClassVar[tuple[str, ...]] = CONFIG_KEYS
+    config_file: ClassVar[str] = ""
 
     @abstractmethod
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:

@@ -110,34 +110,13 @@ def _seen(names: Sequence[str]) -> str:
 Described = tuple[str, str]
 
 
-def _packed(stem: str, specs: Specs) -> Described | None:
-    """`qweight` and `scales`: GPTQ, or AWQ, by which side of the matrix is packed into words."""
-    words = specs[f"{stem}.qweight"]
-    scales, zeros = specs.get(f"{stem}.scales"), specs.get(f"{stem}.qzeros")
-    if len(words.shape) != 2 or words.dtype not in (DType.I32, DType.I16):
-        return ("qweight", "")
-    if scales is None or len(scales.shape) != 2:
-        return ("gptq", "")
-    groups, n_out = scales.shape
-    if zeros is None or len(zeros.shape) != 2:  # of March 2023: float zeros, scales [out, 1]
-        return ("gptq", "") if words.shape[1] in (groups, n_out) else ("awq", "int4")
-    if words.dtype is DType.I16:
-        return ("awq", "int4 (gemv_fast)")
-    if words.shape[1] == n_out and n_out:
-        bits = 32 * zeros.shape[1] // n_out
-        return ("gptq", f"int{bits} group {words.shape[0] * 32 // (bits * groups)}") if bits and groups else None
-    gemv = words.shape[0] == groups
-    group = 8 * words.shape[1] // max(zeros.shape[1] * 8, 1) if gemv else words.shape[0] // max(groups, 1)
-    return ("awq", f"int4 group {group}{' (gemv)' if gemv else ''}")
-
-
 def _plain(method: str, words: str = "") -> Callable[[str, Specs], Described]:
     return lambda stem, specs: (method, words)
 
 
 # By the name of the packed tensor, the most telling first.
 _BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
-    ".qweight": _packed,
+    ".qweight": _plain("qweight"),
     ".quant_weight": _plain("gptq", "as lit-llama stores it"),
     ".weight_packed": _plain("compressed-tensors", "nvfp4"),  # of bytes; words are its codec's
     ".weight.quant_state": _plain("bitsandbytes", "4 bits"),

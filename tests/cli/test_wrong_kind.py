@@ -51,7 +51,7 @@ QUANTIZED = {
                                          "scales": half(o, 1).float()}, "gptq"),
     "awq": (lambda o, i: {"qweight": words(i, o // 8), "qzeros": words(i // 32, o // 8), "scales": half(i // 32, o)},
             "int4 group 32, awq"),
-    "awq_gemv": (lambda o, i: {"qweight": words(o, i // 8), "qzeros": words(o, 1), "scales": half(o, 8)}, "awq"),
+    "awq_gemv": (lambda o, i: {"qweight": words(o, i // 8), "qzeros": words(o, 4), "scales": half(o, 32)}, "awq"),
     "packed": (lambda o, i: {"weight_packed": words(o, i // 8), "weight_scale": half(o, i // 32),
                              "weight_shape": torch.tensor([o, i])}, "compressed-tensors"),
     "hqq": (lambda o, i: {"W_q": small(o * i // 128, 64, dtype=torch.uint8), "scale": half(64), "zero": half(64)},
@@ -96,7 +96,7 @@ def world(tmp_path_factory):
         (d / name / "adapter_config.json").write_text(json.dumps(about))
     for name, (parts, _) in QUANTIZED.items():
         folder(name, packed(state, parts))
-    torch.save(packed(state, QUANTIZED["gptq"][0]), d / "llama-4bit-32g.pt")
+    torch.save(packed(state, QUANTIZED["gptq"][0]), folder("gptq_for_llama") / "llama-4bit-32g.pt")
     torch.save({"state": {0: {"exp_avg": torch.rand(4, 4), "exp_avg_sq": torch.rand(4, 4)}}}, d / "optimizer.pt")
     save(convert(open_checkpoint(base), to="gguf", type="q8_0"), d / "gguf_q8_0")
     folder("tokenizer", files=[p for p in beside if p.name.startswith("tokenizer")])
@@ -120,8 +120,11 @@ NOT_OPENED = {
     "runs": "runs/checkpoint-10", "image.png": "a PNG image", "archive.zip": "zip", "text.txt": "text",
     "optimizer.pt": "found the keys state",
 }  # fmt: skip
+# What a codec reads, and the commands that take it: they are tried below.
+READ = ("gptq_for_llama", "gptq", "gptq8", "gptq_of_march_2023", "awq", "awq_gemv")
+READERS = ("generate", "perplexity", "export", "convert")
 WORDS = {name: said for name, (_, said) in QUANTIZED.items()} | NOT_OPENED | {
-    "llama-4bit-32g.pt": "int4 group 32, gptq", "delta": "a delta", "published_delta": "a delta",
+    "gptq_for_llama": "int4 group 32, gptq", "delta": "a delta", "published_delta": "a delta",
     "adapter": "a LoRA adapter of rank 4 for some-base", "several": "a model and an adapter at once",
 }  # fmt: skip
 
@@ -143,6 +146,8 @@ def commands(x, d, out):
 @pytest.mark.parametrize("name", WORDS)
 def test_every_command_says_what_it_was_given(world, call, tmp_path, name):
     for args in commands(world / name, world, out := tmp_path / "out"):
+        if name in READ and args[0] in READERS:
+            continue
         if name in ("delta", "published_delta") and (args[:2] == ("delta", "apply") and args[3] == world / name):
             continue  # the one command that wants it
         if name == "published_delta" and args[0] == "convert":
@@ -161,6 +166,16 @@ def test_every_command_says_what_it_was_given(world, call, tmp_path, name):
         assert not out.exists(), args
 
 
+@pytest.mark.parametrize("name", READ)
+def test_what_a_codec_reads_is_a_model_to_every_command(world, call, tmp_path, name):
+    """Zero points, scales and bits come from the tensors alone: no config.json here speaks of a quantization."""
+    for args in commands(world / name, world, tmp_path / "out"):
+        if args[0] in READERS and "transformers" not in args:
+            done = call(*args)
+            assert done.code == 0, (args, done)
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
 @pytest.mark.parametrize("name", [n for n in WORDS if n not in NOT_OPENED])
 def test_inspect_names_it(world, call, name):
     done = call("inspect", world / name)
@@ -168,7 +183,7 @@ def test_inspect_names_it(world, call, name):
     assert re.search(WORDS[name], " ".join(done.out.split())), done.out
     assert call("inspect", world / name, "--json").document["kind"] != "model" or name in [
         *QUANTIZED,
-        "llama-4bit-32g.pt",
+        "gptq_for_llama",
     ]
 
 

@@ -16,6 +16,7 @@ from llmkit.quantization.codec import GROUP, Codec, FolderCodec
 from llmkit.quantization.codecs.nbits import NBits
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import pack
+from llmkit.quantization.words import zero_points
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.spec import DType
 from tests.quantization.lazies import held, zeros_on
@@ -30,7 +31,7 @@ def matrix(grid: Grid, shape: tuple[int, int], seed: int = 0, **parts: object) -
     groups = (shape[0], grid.n_groups(shape[1]))
     codes = torch.randint(0, 1 << grid.bits, shape, dtype=torch.uint8, generator=generator)
     scales = (torch.rand(groups, generator=generator) + 0.1).half()
-    zeros = torch.randint(0, 1 << grid.bits, groups, dtype=torch.uint8, generator=generator)
+    zeros = torch.randint(1, 1 << grid.bits, groups, dtype=torch.uint8, generator=generator)
     given_zeros = None if grid.is_symmetric or "offsets" in parts else held(zeros)
     return QuantizedMatrix(grid, shape, held(pack(codes, grid.bits)), held(scales), given_zeros, **parts)
 
@@ -42,7 +43,11 @@ def loaded(lazy: Lazy | None) -> torch.Tensor | None:
 @pytest.mark.parametrize("name", CODECS)
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(2, 8), st.sampled_from([16, 32, 64, 128, None]), st.booleans(), st.integers(1, 40), st.integers(1, 3)
+    st.integers(2, 8),
+    st.sampled_from([16, 32, 64, 128, None]),
+    st.booleans(),
+    st.sampled_from([1, 7, 32, 40, 64]),
+    st.integers(1, 3),
 )
 def test_what_is_written_is_read_again(name, bits, group, symmetric, rows, groups):
     codec, grid = CODECS[name], Grid(bits, group, symmetric)
@@ -57,11 +62,14 @@ def test_what_is_written_is_read_again(name, bits, group, symmetric, rows, group
     found = codec.read(parts, codec.settings(made), made.shape)
     assert found.shape == made.shape
     if bits in (4, 8) or not isinstance(codec, NBits):
-        for part in ("codes", "scales", "zeros", "order"):
+        if found.zeros is not None:  # all layouts with symmetric grids but AWQ's leave their zero points out
+            assert torch.equal(zero_points(made).load(), found.zeros.load())
+        for part in ("codes", "scales", "offsets", "order"):
             ours, theirs = loaded(getattr(made, part)), loaded(getattr(found, part))
             assert (ours is None) == (theirs is None), part
             assert ours is None or torch.equal(ours, theirs), part
-        assert (found.bits, found.group, found.grid.is_symmetric) == (made.bits, made.group, made.grid.is_symmetric)
+        assert (found.bits, found.group) == (made.bits, made.group)
+        assert found.grid.is_symmetric == made.grid.is_symmetric or name == "awq"
     assert torch.equal(found.dequantized(DType.F32).load(), made.dequantized(DType.F32).load())
 
 
@@ -97,8 +105,8 @@ def test_codecs_of_folders_say_what_they_write():
     folders = [codec for codec in CODECS.values() if isinstance(codec, FolderCodec)]
     assert folders
     for codec in folders:
-        entry = codec.describe({"a": zeros_on(Grid(4, 32)), "b": zeros_on(Grid(8))}, ["c"], are_all=True)
-        assert entry["quant_method"] == codec.name
+        entry = codec.describe({"a": zeros_on(Grid(4, 32)), "b": zeros_on(Grid(4, 32))}, ["c"], are_all=True)
+        assert entry["quant_method"] == codec.name.removesuffix("_v2")
 
 
 def test_columns_in_another_order():

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack, unpack_words, width
+from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack_words
+from llmkit.quantization.words import codes_of, words_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
-from llmkit.tensors.rearrange import take_columns, viewed
+from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class CompressedTensors(FolderCodec):
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         n_out, bits = matrix.shape[0], matrix.bits
-        parts = {"weight_packed": _words(matrix), "weight_scale": matrix.scales, "weight_shape": _shape(matrix.shape)}
+        parts = {"weight_packed": words_of(matrix), "weight_scale": matrix.scales, "weight_shape": _shape(matrix.shape)}
         if matrix.zeros is not None:
             per = _rows_in_word(bits)
 
@@ -94,7 +95,7 @@ class CompressedTensors(FolderCodec):
         return QuantizedMatrix(
             grid,
             (n_out, n_in),
-            _codes(stored, grid.bits, n_in) if is_packed else _unsigned(stored, grid.bits, are_weights=True),
+            codes_of(stored, grid.bits, n_in) if is_packed else _unsigned(stored, grid.bits, are_weights=True),
             scales,
             _zeros(zeros, grid, scales, is_packed=is_packed) if zeros is not None else None,
             order=parts.get("weight_g_idx"),
@@ -302,31 +303,6 @@ def _shape(shape: tuple[int, int]) -> Lazy:
 
     attrs = {"shape": list(shape)}
     return Apply("constant", [], TensorSpec(DType.I64, (2,)), fn, attrs, row_step=1, output_rows=[0]).output()
-
-
-def _words(matrix: QuantizedMatrix) -> Lazy:
-    """Codes as int32 words; the bytes as they are where a code takes a whole number of them, or half of one."""
-    (n_out, n_in), bits = matrix.shape, matrix.bits
-    spec = TensorSpec(DType.I32, (n_out, n_words(n_in, bits)))
-    if bits == width(bits) and matrix.codes.spec.row_nbytes == spec.row_nbytes:
-        return viewed(matrix.codes, spec.dtype, spec.shape)
-
-    def fn(codes: torch.Tensor) -> torch.Tensor:
-        return pack_words(unpack(codes, bits, n_in), bits)
-
-    return Apply("words", [matrix.codes], spec, fn, {"bits": bits}, scratch=8.0).output()
-
-
-def _codes(words: Lazy, bits: int, n_in: int) -> Lazy:
-    """Int32 words as codes: byte by byte as they lie in the file, or packed anew."""
-    n_out = words.spec.n_rows
-    if bits == width(bits):
-        return take_columns(viewed(words, DType.U8, (n_out, 4 * words.shape[1])), 0, n_bytes(n_in, bits))
-
-    def fn(stored: torch.Tensor) -> torch.Tensor:
-        return pack(unpack_words(stored, bits, n_in), bits)
-
-    return Apply("codes", [words], TensorSpec(DType.U8, (n_out, n_bytes(n_in, bits))), fn, {"bits": bits}).output()
 
 
 def _unsigned(stored: Lazy, bits: int, *, are_weights: bool) -> Lazy:

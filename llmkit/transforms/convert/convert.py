@@ -8,6 +8,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import MARKER_NAME, contents_of, require_model
 from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, refuse_unread
 from llmkit.errors import InputError, suggestion
+from llmkit.quantization.codec import config_entry
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
 from llmkit.transforms.convert.native import as_architecture
@@ -27,7 +28,8 @@ def convert(
 ) -> Checkpoint:
     """The checkpoint in another layout; every layout that opens can be converted.
 
-    A quantized checkpoint is dequantized where a dtype is asked for, or where the layout holds floats only.
+    A quantized checkpoint is dequantized where a dtype is asked for, where the layout holds floats only, or where its
+    config.json does not say that it is quantized.
 
     Args:
         to: a name of `targets()`.
@@ -54,7 +56,8 @@ def convert(
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
     step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}, **options}
     ckpt = _checked(ckpt, to, options.get("type"))
-    if is_quantized(ckpt) and (wanted is not None or not target.takes_quantized):
+    is_stated = config_entry(ckpt.config) is not None  # what config.json does not tell of, nothing else would load
+    if is_quantized(ckpt) and (wanted is not None or not target.takes_quantized or not is_stated):
         note = f"dequantized from {describe(ckpt)}"
         ckpt = dequantized(ckpt).derive(notes=[note])
     if architecture is not None:

@@ -1,0 +1,245 @@
+"""GPTQ, as AutoGPTQ, GPTQModel and, since 2023, GPTQ-for-LLaMa store it.
+
+    qweight  int32 [in * bits / 32, out]: the bits of a column's codes one after the other, the first lowest
+    qzeros   int32 [groups, out * bits / 32], packed along the outputs: zero points, in the first version minus 1
+    scales   floats [groups, out]
+    g_idx    int32 [in], the group of each column (act-order); its older files have none
+
+GPTQ-for-LLaMa's files of March 2023 have `zeros`, floats [out, 1], which are zero points times scales, and scales
+[out, 1]. No file says how many bits there are; shapes do.
+
+The first version takes 1 from whole words, so that a zero point of 0 borrows from its neighbour; adding whole words
+undoes that, as GPTQModel does. Kernels that add 1 to each field read another number there: it is not written.
+Source: gptqmodel/nn_modules/qlinear and gptqmodel/utils/model.py of ModelCloud/GPTQModel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import InputError, SpecError
+from llmkit.quantization.codec import Specs, need
+from llmkit.quantization.codecs.qweight import QweightCodec
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.packing import n_words, pack_words, unpack_words
+from llmkit.quantization.words import codes_of, cut, group_order, words_of, zero_points
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.rearrange import transpose
+from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.version import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CODEC", "CODEC_V2", "Gptq", "GptqV2"]
+
+
+class Gptq(QweightCodec):
+    """The first version, which AutoGPTQ began with and most engines read."""
+
+    name = "gptq"
+    bits = (2, 3, 4, 8)
+    group_sizes = (16, 32, 64, 128, 256, 512, 1024)
+    holds_order = True
+    lowest_zero = 1
+    prefers_symmetric = True
+    config_file = "quantize_config.json"
+    form_key, forms = "checkpoint_format", ("gptq", "gptq_v2")
+
+    def refuses(self, matrix: QuantizedMatrix) -> str | None:
+        odd = [f"{n} {what}" for n, what in zip(matrix.shape, ("outputs", "inputs"), strict=True) if n % 32]
+        return super().refuses(matrix) or (f"{' and '.join(odd)} do not fill words of 32 bits" if odd else None)
+
+    def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
+        (n_out, n_in), bits, lowest = matrix.shape, matrix.bits, self.lowest_zero
+
+        def pack(zeros: torch.Tensor) -> torch.Tensor:
+            if bool((zeros < lowest).any()):
+                raise InputError(
+                    "a group has the zero point 0 (its weights are all positive), which the first version of GPTQ, "
+                    "storing it minus 1, cannot hold",
+                    hint="--format gptq_v2 (convert: --to gptq_v2) holds it; --symmetric has no such zero points",
+                )
+            return pack_words((zeros - lowest).t(), bits)
+
+        spec = TensorSpec(DType.I32, (matrix.n_groups, n_words(n_out, bits)))
+        return {
+            "qweight": transpose(words_of(matrix)),
+            "qzeros": Apply("pack", [zero_points(matrix)], spec, pack, {"minus": lowest}, row_step=None).output(),
+            "scales": transpose(matrix.scales),
+            "g_idx": matrix.order or _neighbours(n_in, matrix.group),
+        }
+
+    def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
+        return self.describe({"": matrix}, [], are_all=True)
+
+    def read(
+        self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
+    ) -> QuantizedMatrix:
+        """The matrix of its tensors.
+
+        Args:
+            settings: the entry of config.json: `sym` and `checkpoint_format` say what the tensors do not.
+            shape: tells the bits of files of March 2023.
+        """
+        words, scales = need(parts, "qweight"), need(parts, "scales")
+        if len(words.shape) != 2 or words.dtype is not DType.I32 or not all(words.shape):
+            raise SpecError(f"qweight is {words.spec}; expected int32 words [in * bits / 32, out]")
+        if not scales.dtype.is_float or len(scales.shape) != 2:
+            raise SpecError(f"scales are {scales.spec}; expected floats [groups, out]")
+        n_out = words.shape[1]
+        if "qzeros" not in parts:
+            return self._of_march_2023(words, scales, need(parts, "zeros"), settings, shape)
+        stored = parts["qzeros"]
+        n_groups = scales.spec.n_rows
+        bits = next((b for b in self.bits if stored.spec == TensorSpec(DType.I32, (n_groups, n_words(n_out, b)))), None)
+        if bits is None or scales.shape != (n_groups, n_out):
+            raise SpecError(f"qzeros are {stored.spec}, scales {scales.spec}: no grid for {n_out} outputs")
+        n_in = _n_columns(words, bits, parts.get("g_idx"), shape)
+        group = _group(n_in, n_groups, settings)
+        grid = Grid(bits, None if n_groups == 1 else group, bool(settings.get("sym")))
+        order = group_order(parts["g_idx"], n_in, n_groups, group) if "g_idx" in parts else None
+        is_v1 = str(settings.get("checkpoint_format")).lower() != "gptq_v2"
+        zeros = cut(_zeros(stored, bits, n_out, is_v1=is_v1))
+        across = cut(transpose(scales))
+        return QuantizedMatrix(
+            grid,
+            (n_out, n_in),
+            codes_of(cut(transpose(words)), bits, n_in),
+            _checked(across, zeros, grid.middle) if grid.is_symmetric else across,
+            None if grid.is_symmetric else zeros,
+            order=order,
+        )
+
+    def _of_march_2023(
+        self, words: Lazy, scales: Lazy, zeros: Lazy, settings: Mapping[str, Any], shape: tuple[int, int] | None
+    ) -> QuantizedMatrix:
+        n_out = words.shape[1]
+        stated = settings.get("bits")
+        bits = next((b for b in self.bits if shape and n_words(shape[1], b) == words.shape[0]), stated)
+        if bits not in self.bits:
+            raise SpecError(
+                "its bits are not stored (a file of March 2023), and no plugin describes the model",
+                hint='put a config.json with "quantization_config": {"quant_method": "gptq", "bits": 4} beside it',
+            )
+        n_in = _n_columns(words, bits, None, shape)
+        if scales.shape != (n_out, 1) or zeros.shape != (n_out, 1) or not zeros.dtype.is_float:
+            raise SpecError(f"zeros are {zeros.spec}, scales {scales.spec}; expected floats [{n_out}, 1]")
+        offsets = Apply("negative", [zeros], zeros.spec, lambda x: -x).output()
+        codes = codes_of(cut(transpose(words)), bits, n_in)
+        return QuantizedMatrix(Grid(bits, None, False), (n_out, n_in), codes, scales, offsets=offsets)
+
+    def describe(
+        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+    ) -> dict[str, Any]:
+        # The most frequent kind speaks for all, the others, and what is no kind at all, stand in `dynamic`.
+        kinds = {module: _kind(matrix) for module, matrix in matrices.items()}
+        usual = Counter(map(str, kinds.values())).most_common(1)[0][0]
+        others = {f"+:^{re.escape(module)}$": kind for module, kind in kinds.items() if str(kind) != usual}
+        others |= {f"-:^{re.escape(module)}$": {} for module in ignore}
+        return {
+            "quant_method": "gptq",
+            **next(kind for kind in kinds.values() if str(kind) == usual),
+            "checkpoint_format": self.name,
+            "pack_dtype": "int32",
+            "true_sequential": True,
+            "lm_head": "lm_head" in matrices,
+            **({"dynamic": others} if others else {}),
+            "meta": {"quantizer": [f"llmkit:{__version__}"]},
+        }
+
+    def _words(self, specs: Specs, module: str) -> str | None:
+        words, scales, zeros = (specs.get(f"{module}.{end}") for end in ("qweight", "scales", "qzeros"))
+        if words is None or len(words.shape) != 2 or words.dtype is not DType.I32:
+            return None
+        if scales is None or len(scales.shape) != 2:
+            return ""
+        n_out = words.shape[1]
+        if zeros is None:
+            return "" if n_out in scales.shape else None
+        n_groups = scales.shape[0]
+        if scales.shape[1] != n_out or len(zeros.shape) != 2 or zeros.shape[0] != n_groups or not n_out * n_groups:
+            return None
+        bits = 32 * zeros.shape[1] // n_out
+        return f"int{bits} group {words.shape[0] * 32 // (bits * n_groups)}" if bits else None
+
+
+def _n_columns(words: Lazy, bits: int, order: Lazy | None, shape: tuple[int, int] | None) -> int:
+    """Columns of the float matrix. The last word may be for fewer than it has codes, so words alone do not tell."""
+    known = [order.spec.numel] if order is not None else [shape[1]] if shape else []
+    n_in = next((n for n in known if n_words(n, bits) == words.shape[0]), words.shape[0] * 32 // bits)
+    if n_words(n_in, bits) != words.shape[0]:
+        raise SpecError(f"qweight is {words.spec}, no whole number of codes of {bits} bits")
+    return n_in
+
+
+def _group(n_in: int, n_groups: int, settings: Mapping[str, Any]) -> int:
+    """Columns of a group."""
+    stated = settings.get("group_size")
+    group = stated if type(stated) is int and stated > 0 else -(-n_in // n_groups)
+    if -(-n_in // group) != n_groups:
+        group = -(-n_in // n_groups)  # another one for this matrix (`dynamic`)
+    if -(-n_in // group) != n_groups:
+        raise SpecError(f"{n_in} columns do not fall into {n_groups} groups")
+    return group
+
+
+def _zeros(stored: Lazy, bits: int, n_out: int, *, is_v1: bool) -> Lazy:
+    """Zero points, uint8 [out, groups]; computed whole."""
+    one = sum(1 << i for i in range(0, 32, bits))
+
+    def fn(words: torch.Tensor) -> torch.Tensor:
+        if is_v1 and 32 % bits == 0:
+            return unpack_words(words + one, bits, n_out).t().contiguous()
+        return ((unpack_words(words, bits, n_out) + int(is_v1)) & ((1 << bits) - 1)).t().contiguous()
+
+    attrs, spec = {"bits": bits, "minus": int(is_v1)}, TensorSpec(DType.U8, (n_out, stored.spec.n_rows))
+    return Apply("zero points", [stored], spec, fn, attrs, row_step=None).output()
+
+
+def _checked(scales: Lazy, zeros: Lazy, middle: int) -> Lazy:
+    """The scales, where all zero points are in the middle, as config.json says."""
+
+    def fn(scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+        if not bool((zeros == middle).all()):
+            raise InputError(
+                f"quantization_config says that the grid is symmetric (sym), but not all zero points are {middle}",
+                hint='write "sym": false there; or "checkpoint_format": "gptq_v2", if they are not stored minus 1',
+            )
+        return scales
+
+    return Apply("symmetric", [scales, zeros], scales.spec, fn, {"middle": middle}).output()
+
+
+def _neighbours(n_in: int, group: int) -> Lazy:
+    """`g_idx` of groups of neighbouring columns."""
+
+    def fn() -> torch.Tensor:
+        import torch
+
+        return (torch.arange(n_in) // group).int()
+
+    attrs = {"columns": n_in, "group": group}
+    return Apply("constant", [], TensorSpec(DType.I32, (n_in,)), fn, attrs, row_step=None, output_rows=[0]).output()
+
+
+def _kind(matrix: QuantizedMatrix) -> dict[str, Any]:
+    grid, has_order = matrix.grid, matrix.order is not None
+    group_size = -1 if grid.group_size is None else grid.group_size
+    return {"bits": grid.bits, "group_size": group_size, "sym": grid.is_symmetric, "desc_act": has_order}
+
+
+class GptqV2(Gptq):
+    """The second version, which stores zero points as they are."""
+
+    name = "gptq_v2"
+    lowest_zero = 0
+
+    def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
+        return None  # `checkpoint_format` tells it from the first, which reads both
+
+
+CODEC, CODEC_V2 = Gptq(), GptqV2()

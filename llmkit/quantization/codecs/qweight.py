@@ -1,0 +1,66 @@
+"""What GPTQ and AWQ have in common: `qweight`, `qzeros` and `scales` side by side, and a flat entry in config.json.
+
+Both store matrices transposed: groups are rows, and a row of the file has one number, or one word, for each output.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from llmkit.errors import RequirementError, SpecError
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, small
+from llmkit.quantization.matrix import QuantizedMatrix
+from llmkit.tensors.spec import DType
+
+__all__ = ["QweightCodec"]
+
+_ENDS = ("qweight", "qzeros", "zeros", "scales", "g_idx")
+
+
+class QweightCodec(FolderCodec):
+    """Tensors of the names that AutoGPTQ and AutoAWQ share.
+
+    Attributes:
+        form_key: the key of the entry that tells forms of the layout apart.
+        forms: its values that are read.
+    """
+
+    form_key: ClassVar[str]
+    forms: ClassVar[tuple[str, ...]]
+    scale_dtypes = (DType.F16, DType.BF16)
+
+    @abstractmethod
+    def _words(self, specs: Specs, module: str) -> str | None:
+        """Bits and groups in a few words, told by shapes; None for another layout."""
+
+    def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
+        names = [name for name in specs if name.endswith(".qweight")]
+        words = self._words(specs, names[0].removesuffix(".qweight")) if names else None
+        return None if words is None else (words, names)
+
+    def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
+        form = stored.entry.get(self.form_key)
+        if form is not None and str(form).lower() not in self.forms:
+            raise RequirementError(
+                f"{stored.label}: the {self.name} {self.form_key} {str(form)[:60]!r} is not read; expected "
+                f"{' or '.join(self.forms)}",
+                hint=REMEDY,
+            )
+        modules = [name.removesuffix(".qweight") for name in stored.tensors if name.endswith(".qweight")]
+        found, used = {}, set()
+        for module in modules:
+            parts, weight = stored.parts(module, _ENDS), f"{module}.weight"
+            used |= {f"{module}.{end}" for end in parts}
+            shape = stored.shapes.get(weight, ())
+            with about(module):
+                found[weight] = self.read(parts, stored.entry, (shape[0], shape[1]) if len(shape) == 2 else None)
+            bias = f"{module}.bias"
+            is_extra = bool(stored.shapes) and bias not in stored.shapes and bias in stored.tensors
+            if is_extra and not any(small(stored.tensors[bias], max_nbytes=stored.tensors[bias].spec.nbytes)):
+                used.add(bias)  # GPTQ-for-LLaMa gives every layer one
+        left = [name for name in stored.tensors if name.endswith((".qzeros", ".g_idx")) and name not in used]
+        if left:
+            raise SpecError(f"{stored.label}: {left[0]} has no qweight beside it")
+        return found, used

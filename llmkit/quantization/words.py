@@ -1,0 +1,86 @@
+"""Codes of matrices as int32 words, lazily: rows one after the other, or, as GPTQ and AWQ have them, transposed."""
+
+from __future__ import annotations
+
+from array import array
+from functools import cache
+from typing import TYPE_CHECKING
+
+from llmkit.errors import SpecError
+from llmkit.quantization.codec import small
+from llmkit.quantization.matrix import QuantizedMatrix
+from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack, unpack_words, width
+from llmkit.tensors.lazy import Apply, Concat, Lazy
+from llmkit.tensors.rearrange import take_columns, viewed
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["codes_of", "cut", "group_order", "words_of", "zero_points"]
+
+
+def words_of(matrix: QuantizedMatrix) -> Lazy:
+    """Codes as int32 words [out, n_words(in)]: the bytes as they are where a code takes whole bytes, or half of one."""
+    (n_out, n_in), bits = matrix.shape, matrix.bits
+    spec = TensorSpec(DType.I32, (n_out, n_words(n_in, bits)))
+    if bits == width(bits) and matrix.codes.spec.row_nbytes == spec.row_nbytes:
+        return viewed(matrix.codes, spec.dtype, spec.shape)
+
+    def fn(codes: torch.Tensor) -> torch.Tensor:
+        return pack_words(unpack(codes, bits, n_in), bits)
+
+    return Apply("words", [matrix.codes], spec, fn, {"bits": bits}, scratch=8.0).output()
+
+
+def codes_of(words: Lazy, bits: int, n_in: int) -> Lazy:
+    """Int32 words [out, n] as codes, uint8 [out, n_bytes(in)]: byte by byte as they lie in the file, or packed anew."""
+    n_out = words.spec.n_rows
+    if bits == width(bits):
+        return take_columns(viewed(words, DType.U8, (n_out, 4 * words.shape[1])), 0, n_bytes(n_in, bits))
+
+    def fn(stored: torch.Tensor) -> torch.Tensor:
+        return pack(unpack_words(stored, bits, n_in), bits)
+
+    return Apply("codes", [words], TensorSpec(DType.U8, (n_out, n_bytes(n_in, bits))), fn, {"bits": bits}).output()
+
+
+def cut(whole: Lazy) -> Lazy:
+    """A tensor that is computed whole, once a step, as one whose rows can be taken in slices."""
+    return Concat([whole]).output()
+
+
+def zero_points(matrix: QuantizedMatrix) -> Lazy:
+    """Zero points of all groups, uint8 [out, groups]: those that it has, or the middle of its symmetric grid."""
+    if matrix.zeros is not None:
+        return matrix.zeros
+    spec, middle = TensorSpec(DType.U8, (matrix.shape[0], matrix.n_groups)), matrix.grid.middle
+
+    def fn(scales: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.full(scales.shape, middle, dtype=torch.uint8)
+
+    return Apply("zero points", [matrix.scales], spec, fn, {"middle": middle}).output()
+
+
+def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy | None:
+    """The group of each column, int32 [in]; None where groups are of neighbouring columns. Reads it: 4 bytes a column.
+
+    Raises:
+        SpecError: it has not one number for each column, or a group that is not there.
+    """
+    if stored.spec != TensorSpec(DType.I32, (n_columns,)):
+        raise SpecError(f"g_idx is {stored.spec}; expected int32 [{n_columns}]")
+    found = small(stored, max_nbytes=stored.spec.nbytes)
+    if found == _neighbours(n_columns, group):
+        return None
+    numbers = memoryview(found).cast("i")
+    if not 0 <= min(numbers) <= max(numbers) < n_groups:
+        raise SpecError(f"g_idx has groups {min(numbers)} to {max(numbers)}; expected 0 to {n_groups - 1}")
+    return stored
+
+
+@cache
+def _neighbours(n_columns: int, group: int) -> bytes:
+    return array("i", (i // group for i in range(n_columns))).tobytes()

@@ -1,0 +1,125 @@
+"""GPTQ and AWQ layers as GPTQModel and AutoAWQ packed them (tests/golden/packed/record.py), restored bit for bit."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from llmkit.errors import InputError, SpecError
+from llmkit.quantization.codecs.awq import CODEC as AWQ
+from llmkit.quantization.codecs.gptq import CODEC, CODEC_V2
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.packing import pack, pack_words
+from llmkit.tensors.lazy import Context
+from llmkit.tensors.spec import DType
+from tests.quantization.lazies import held
+
+HOME = Path(__file__).parents[1] / "golden" / "packed"
+
+
+def recorded(name: str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]:
+    """The layers of a file, by their keys, and digests."""
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(HOME / f"{name}.safetensors", "pt") as file:
+        for full in file.keys():  # noqa: SIM118 - no mapping
+            key, end = full.split(".")
+            layers.setdefault(key, {})[end] = file.get_tensor(full)
+        return layers, file.metadata()
+
+
+GPTQ_LAYERS, GPTQ_DIGESTS = recorded("gptq")
+AWQ_LAYERS, AWQ_DIGESTS = recorded("awq")
+
+
+def digest(weight: torch.Tensor) -> str:
+    return hashlib.sha256(weight.contiguous().view(torch.int16).numpy().tobytes()).hexdigest()
+
+
+def entry_of(key: str) -> dict[str, object]:
+    return {"sym": key.startswith("sym"), "checkpoint_format": "gptq_v2" if key.endswith("v2") else "gptq"}
+
+
+@pytest.mark.parametrize("key", GPTQ_LAYERS)
+def test_gptq_is_what_gptqmodel_restores(key):
+    """Also zero points of 0, which its first version takes from whole words."""
+    stored = GPTQ_LAYERS[key]
+    matrix = CODEC.read({end: held(part) for end, part in stored.items()}, entry_of(key), None)
+    floats = matrix.dequantized()
+    assert digest(floats.load()) == GPTQ_DIGESTS[key]
+    sliced = [Context().rows(floats, rows) for rows in ((0, 5), (5, 32))]
+    assert torch.equal(torch.cat(sliced), floats.load())
+    assert (matrix.order is not None) == key.startswith("act")
+    if not key.startswith("act") and key.endswith("v1"):  # as of April 2023
+        plain = {end: held(part) for end, part in stored.items() if end != "g_idx"}
+        assert digest(CODEC.read(plain, {}, None).dequantized().load()) == GPTQ_DIGESTS[key]
+
+
+@pytest.mark.parametrize("key", [key for key in GPTQ_LAYERS if key.endswith("v2") or key.startswith("sym")])
+def test_gptq_is_written_as_gptqmodel_does(key):
+    stored = GPTQ_LAYERS[key]
+    codec = CODEC_V2 if key.endswith("v2") else CODEC
+    matrix = codec.read({end: held(part) for end, part in stored.items()}, entry_of(key), None)
+    assert codec.refuses(matrix) is None
+    written = codec.write(matrix)
+    assert set(written) == set(stored)
+    assert all(torch.equal(written[end].load(), part) for end, part in stored.items())
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_awq_is_what_autoawq_restores(group):
+    for form in ("gemm", "gemv", "gemv_fast"):
+        stored = AWQ_LAYERS[f"{form}{group}"]
+        matrix = AWQ.read({end: held(part) for end, part in stored.items()}, {"group_size": group}, None)
+        floats = matrix.dequantized()
+        if form == "gemv_fast":  # - scale * zero is rounded to float16
+            gemm = AWQ.read({e: held(p) for e, p in AWQ_LAYERS[f"gemm{group}"].items()}, {}, None)
+            assert torch.equal(matrix.codes.load(), gemm.codes.load())
+            assert torch.allclose(floats.load().float(), gemm.dequantized().load().float(), atol=2e-3)
+        else:
+            assert digest(floats.load()) == AWQ_DIGESTS[str(group)]
+        assert torch.equal(Context().rows(floats, (3, 8)), floats.load()[3:8])
+    stored = AWQ_LAYERS[f"gemm{group}"]
+    written = AWQ.write(AWQ.read({end: held(part) for end, part in stored.items()}, {}, None))
+    assert all(torch.equal(written[end].load(), part) for end, part in stored.items())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_files_of_march_2023(bits):
+    """Float zeros, which are zero points times scales; the original multiplies codes by scales and takes them away."""
+    generator = torch.Generator().manual_seed(bits)
+    q = torch.randint(0, 1 << bits, (32, 64), dtype=torch.uint8, generator=generator)
+    scales, points = torch.rand(32, 1, generator=generator) + 0.1, torch.randint(0, 1 << bits, (32, 1))
+    zeros = scales * points
+    parts = {"qweight": held(pack_words(q, bits).t().contiguous()), "zeros": held(zeros), "scales": held(scales)}
+    for settings, shape in (({}, (32, 64)), ({"bits": bits}, None)):
+        assert torch.equal(CODEC.read(parts, settings, shape).dequantized().load(), q.float() * scales - zeros)
+    with pytest.raises(SpecError, match="its bits are not stored"):
+        CODEC.read(parts, {}, None)
+
+
+def test_what_the_tensors_say_against_the_config():
+    stored = {end: held(part) for end, part in GPTQ_LAYERS["asym4v1"].items()}
+    with pytest.raises(InputError, match="says that the grid is symmetric"):
+        CODEC.read(stored, {"sym": True}, None).dequantized().load()
+    beyond = stored | {"g_idx": held(torch.full((64,), 4, dtype=torch.int32))}
+    with pytest.raises(SpecError, match="g_idx has groups 4 to 4; expected 0 to 3"):
+        CODEC.read(beyond, {}, None)
+    for end, bad in {"qzeros": (4, 7), "scales": (3, 32), "qweight": (8, 31)}.items():
+        dtype = torch.float16 if end == "scales" else torch.int32
+        with pytest.raises(SpecError, match="no grid for"):
+            CODEC.read(stored | {end: held(torch.zeros(bad, dtype=dtype))}, {}, None)
+
+
+def test_a_zero_point_that_the_first_version_cannot_hold_is_an_error():
+    points = torch.tensor([[0, 3]] * 32, dtype=torch.uint8)
+    codes = held(pack(torch.zeros(32, 64, dtype=torch.uint8), 4))
+    matrix = QuantizedMatrix(Grid(4, 32, False), (32, 64), codes, held(torch.ones(32, 2).half()), held(points))
+    with pytest.raises(InputError, match="zero point 0") as caught:
+        CODEC.write(matrix)["qzeros"].load()
+    assert "gptq_v2" in caught.value.hint
+    assert CODEC_V2.write(matrix)["qzeros"].load()[:, 0].tolist() == [0, 0x33333333]
+    wide = QuantizedMatrix(Grid(4, 32), (32, 64), codes, held(torch.ones(32, 2)))
+    assert CODEC.refuses(wide) == "gptq has no scales in float32"
+    assert wide.dequantized(DType.F16).load().shape == (32, 64)
