@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--genai", metavar="PYTHON")
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
+    args.scratch.mkdir(parents=True, exist_ok=True)
     out, log = args.scratch / "out", args.scratch / "log"
     wanted = cases(str(args.model), out, args.scratch / "cache", args.optimum, args.genai)
     runs: dict[str, list[dict[str, float]]] = {case.name: [] for case in wanted}
