@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
-from llmkit.architecture.hooks import Weights
+from llmkit.architecture.hooks import Layer, Weights
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
@@ -23,7 +23,7 @@ from llmkit.decoder.model import Decoder
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CHUNK_NBYTES", "Blocks", "Onlooker"]
+__all__ = ["CHUNK_NBYTES", "Blocks", "Onlooker", "Unchanged"]
 
 CHUNK_NBYTES = 2**31
 
@@ -41,6 +41,17 @@ class Onlooker(Protocol):
         """
 
 
+class Unchanged:
+    """An onlooker that does nothing."""
+
+    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
+        """Look away."""
+
+    def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
+        """The weights as they are."""
+        return values
+
+
 class Blocks:
     """The blocks of a decoder, and the sequences that pass through them.
 
@@ -52,7 +63,7 @@ class Blocks:
     """
 
     def __init__(self, decoder: Decoder, weights: Weights, ids: torch.Tensor, chunk_nbytes: int = CHUNK_NBYTES) -> None:
-        self._decoder, self._weights, self._ids = decoder, weights, ids
+        self._decoder, self.weights, self._ids = decoder, weights, ids
         dims = decoder.model.dims
         per_token = 4 * (10 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
         self._n_rows = max(chunk_nbytes // (per_token * ids.shape[1]), 1)
@@ -75,13 +86,10 @@ class Blocks:
         cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
         watch = _Watch(onlooker, len(cuts))
         with torch.inference_mode():
-            layer = self._decoder.layer(_Watched(self._weights, watch), index)
+            layer = self._decoder.layer(_Watched(self.weights, watch), index)
 
             def passed(cut: slice) -> torch.Tensor:
-                ids, cache = self._ids[cut], KVCache(keep=False)
-                places = cache.begin(ids, None)
-                table = self._decoder.tables(ids, places, cache)[self._decoder.position_kind(index)]
-                return layer(hidden[cut], table, cache)
+                return self._through(layer, index, hidden, cut)
 
             for cut in cycle(cuts):
                 try:
@@ -92,6 +100,21 @@ class Blocks:
             if len(cuts) == 1:
                 return out
             return torch.cat([out if cut is last else passed(cut) for cut in cuts])
+
+    def outputs(self, index: int, hidden: torch.Tensor, weights: Weights, samples: list[int]) -> torch.Tensor:
+        """What a block made of other weights gives for some sequences, [samples, S, hidden]; with gradients.
+
+        Args:
+            hidden: the inputs of all sequences, [B, S, hidden].
+            weights: of a decoder, in the place of its own.
+        """
+        return self._through(self._decoder.layer(weights, index), index, hidden, samples)
+
+    def _through(self, layer: Layer, index: int, hidden: torch.Tensor, rows: slice | list[int]) -> torch.Tensor:
+        ids, cache = self._ids[rows], KVCache(keep=False)
+        places = cache.begin(ids, None)
+        table = self._decoder.tables(ids, places, cache)[self._decoder.position_kind(index)]
+        return layer(hidden[rows], table, cache)
 
 
 class _NotComplete(Exception):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.slots import Slot
 from llmkit.architecture.storage import parts_of
-from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
+from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks, Unchanged
+from llmkit.calibration.learning import OutputError, product_dtype
 from llmkit.calibration.observers import Observer
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -26,9 +28,9 @@ from llmkit.errors import InputError, RequirementError
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Block, Computed, Stage
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import Task
-from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, Task
+from llmkit.tensors.constant import constant
+from llmkit.tensors.lazy import Context, Lazy, Node, Rows
 from llmkit.tensors.stopped import Stopped
 
 if TYPE_CHECKING:
@@ -175,9 +177,37 @@ class CalibratedQuantizer:
         hidden = state["hidden"].load() if state else blocks.embedded()
         tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == index}
         onlooker = _Quantizing(tasks, self._slots, context)
-        hidden = blocks.run(index, hidden, onlooker)
+        after = blocks.run(index, hidden, onlooker)
         onlooker.require_all()
-        return Computed(onlooker.errors, [("hidden", hidden)], onlooker.results.items())
+        if not self._learns:
+            return Computed(onlooker.errors, [("hidden", after)], onlooker.results.items())
+        floats = state["floats"].load() if state else hidden
+        targets = blocks.run(index, floats, Unchanged())
+        if onlooker.learnt:
+            compute = partial(blocks.outputs, index, hidden)
+            seed, report = f"{self._samples.seed} {index}", self._reporter(index, context)
+            onlooker.learn(OutputError(compute, blocks.weights, targets, self._slots, seed, report, product_dtype()))
+            after = blocks.run(index, hidden, onlooker)
+        return Computed(onlooker.errors, [("hidden", after), ("floats", targets)], onlooker.results.items())
+
+    @property
+    def _learns(self) -> bool:
+        """Whether outputs in floats have to be known."""
+        return any(isinstance(task.method, BlockMethod) for task in self._tasks.values())
+
+    def _reporter(self, index: int, context: Context) -> Callable[[float, str], None]:
+        """Says what is done of a block, and for how long the blocks to come will take at this rate."""
+        n_blocks = 1 + max(layer for name in self._tasks if (layer := self._slots[name].layer) is not None)
+        begun = time.monotonic()
+
+        def report(done: float, text: str) -> None:
+            if context.is_stopped():
+                raise Stopped
+            left = (n_blocks - index - done) * (time.monotonic() - begun) / done if done else None
+            after = f", {left / 60:.0f} min left" if left is not None else ""
+            context.report(f"block {index + 1}/{n_blocks}, {text}{after}")
+
+        return report
 
     def _begin(self) -> Blocks:
         if self._blocks is None:
@@ -192,7 +222,12 @@ class CalibratedQuantizer:
 
 
 class _Quantizing:
-    """Quantizes the layers of one block as their inputs become complete."""
+    """Quantizes the layers of one block: as their inputs become complete, or all together once those were seen.
+
+    Attributes:
+        results, errors: the parts of each matrix, and its squared error and norm.
+        learnt: the weights for a `BlockMethod`, until `learn` has quantized them.
+    """
 
     def __init__(self, tasks: Mapping[str, Task], slots: Mapping[str, Slot], context: Context) -> None:
         self._tasks, self._slots, self._context = tasks, slots, context
@@ -201,6 +236,8 @@ class _Quantizing:
         self._observers: dict[tuple[str, ...], Observer] = {}
         self.results: dict[str, torch.Tensor] = {}
         self.errors: dict[str, tuple[float, float]] = {}
+        self.learnt: dict[str, BlockWeight] = {}
+        self._restored: dict[str, torch.Tensor] = {}
 
     def _named(self, weights: Sequence[str]) -> list[Task]:
         names = dict.fromkeys(self._of_weight[weight] for weight in weights if weight in self._of_weight)
@@ -209,7 +246,7 @@ class _Quantizing:
     def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
         if self._context.is_stopped():
             raise Stopped
-        tasks = self._named(weights)
+        tasks = [task for task in self._named(weights) if task.name not in self.errors]
         if tasks:
             measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
             self._observers.setdefault(tuple(weights), Observer(measured)).see(x)
@@ -220,19 +257,39 @@ class _Quantizing:
         tasks = self._named(weights)
         if not tasks:
             return values
-        statistics = self._observers.pop(tuple(weights)).statistics()
-        now: dict[str, torch.Tensor] = {}
+        observer = self._observers.pop(tuple(weights), None)
+        statistics = observer.statistics() if observer is not None else None
         for task in tasks:
             if self._context.is_stopped():
                 raise Stopped
-            made = task.quantize(task.weight.load(), statistics)
-            parts = task.parts(made)
-            self.results |= {f"{task.name}.{part}": tensor for part, tensor in parts.items()}
-            self.errors[task.name] = made.squared_error, made.squared_norm
-            restored = task.matrix(map(_constant, parts.values())).dequantized(task.scale_dtype)
-            now |= {w: lazy.load().to(values.dtype) for w, lazy in parts_of(restored, self._slots[task.name]).items()}
+            if task.name in self.errors:
+                continue
+            weight = task.weight.load()
+            if isinstance(task.method, BlockMethod):
+                self.learnt[task.name] = BlockWeight(weight, task.grid, task.scale_dtype.torch, statistics)
+            else:
+                self._take(task, task.quantize(weight, statistics))
         own = values.split([self._n_rows[weight] for weight in weights])
-        return torch.cat([now.get(weight, rows) for weight, rows in zip(weights, own, strict=True)])
+        given = [self._restored.get(weight, rows) for weight, rows in zip(weights, own, strict=True)]
+        return torch.cat([rows.to(values.dtype) for rows in given])
+
+    def learn(self, error: OutputError) -> None:
+        """Quantize the weights that are learnt together; those that are settled by now are in their places."""
+        methods = {self._tasks[name].method: None for name in self.learnt}
+        for method in methods:
+            names = [name for name in self.learnt if self._tasks[name].method is method]
+            if isinstance(method, BlockMethod):
+                given = {name: self.learnt.pop(name) for name in names}
+                for name, made in method.quantize_block(given, error.beside(self._restored)).items():
+                    self._take(self._tasks[name], made)
+
+    def _take(self, task: Task, made: QuantizedRows) -> None:
+        """Keep the parts of a matrix, and compute with it from now on."""
+        parts = task.parts(made)
+        self.results |= {f"{task.name}.{part}": tensor for part, tensor in parts.items()}
+        self.errors[task.name] = made.squared_error, made.squared_norm
+        restored = task.matrix(map(constant, parts.values())).dequantized(task.scale_dtype)
+        self._restored |= {w: lazy.load() for w, lazy in parts_of(restored, self._slots[task.name]).items()}
 
     def require_all(self) -> None:
         """Refuse a layer that the decoder never called.
@@ -240,17 +297,12 @@ class _Quantizing:
         Raises:
             RequirementError: naming it.
         """
-        missing = [name for name in self._tasks if name not in self.errors]
+        missing = [name for name in self._tasks if name not in self.errors and name not in self.learnt]
         if missing:
             raise RequirementError(
                 f"{missing[0]} has inputs that calibration does not see",
                 hint=f"leave it in floats: --keep {missing[0].removesuffix('.weight')}",
             )
-
-
-def _constant(tensor: torch.Tensor) -> Lazy:
-    spec = TensorSpec(DType.of(tensor.dtype), tuple(tensor.shape))
-    return Apply("constant", [], spec, lambda: tensor, row_step=None, output_rows=[0]).output()
 
 
 class _Calibrated(Node):

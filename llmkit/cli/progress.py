@@ -180,7 +180,7 @@ class Lines:
         self._total = 0
         self._done = 0
         self._said = 0
-        self._label = self._unit = ""
+        self._label = self._unit = self._note = ""
         self._started: float | None = None
         self._last: float | None = None
 
@@ -195,6 +195,7 @@ class Lines:
         """Count `n` units; perhaps say so."""
         with self._guard:
             self._done += n
+            self._note = "" if n else note  # of a step that takes long
             now = self._clock()
             if self._started is None or self._last is None:
                 # The clock starts with the first piece of work: what comes before it is the import of torch.
@@ -214,6 +215,8 @@ class Lines:
             amount = f"{format_bytes(self._done)} of {format_bytes(self._total)}, {format_bytes(rate)}/s"
         else:
             amount = f"{self._done} of {self._total} {self._unit}, {rate:.3g}/s"
+        if self._note:
+            return f"{self._label}: {share} ({self._note})"
         return f"{self._label}: {share} ({amount}, {minutes}:{seconds:02d} left)"
 
     def end(self) -> None:

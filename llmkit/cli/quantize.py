@@ -45,6 +45,16 @@ def quantize(
             help="The layout of what is written.",
         ),
     ] = "compressed-tensors",
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            "--iterations",
+            metavar="N",
+            min=0,
+            help="How long --method signround learns each block (default: 200; 1000 for fewer than 4 bits).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Quantize the linear layers of a model to integers of 2 to 8 bits.
 
@@ -60,7 +70,9 @@ def quantize(
     meter = Meter()
     quantizer = calibrating.quantizer(out, before)
     chosen = {**grids.arguments, "method": grids.method or ("gptq" if quantizer is not None else "rtn")}
-    after = quantize_checkpoint(before, bits=bits, format=format, meter=meter, quantizer=quantizer, **chosen)
+    after = quantize_checkpoint(
+        before, bits=bits, iterations=iterations, format=format, meter=meter, quantizer=quantizer, **chosen
+    )
     saved = sizes(before.tensors, after.tensors)
     size_text = (
         f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "

@@ -53,7 +53,7 @@ def activation(name: str) -> TensorFunction:
         "mish": lambda x: functional.mish(x, inplace=True),
         "quick_gelu": lambda x: x * torch.sigmoid(QUICK_GELU_SLOPE * x),
         "relu": functional.relu_,
-        "relu2": lambda x: functional.relu_(x).square_(),
+        "relu2": lambda x: functional.relu_(x).square(),
         "relu6": lambda x: functional.relu6(x, inplace=True),
         "sigmoid": torch.sigmoid_,
         "sqrtsoftplus": lambda x: functional.softplus(x).sqrt_(),
@@ -69,6 +69,8 @@ def _gated(kind: GatedMLP, weights: Weights) -> TensorFunction:
 
     def gated(x: torch.Tensor) -> torch.Tensor:
         gate, up = both(x).chunk(2, dim=-1)
+        if gate.requires_grad:  # the derivative of the product needs both factors as they were
+            return down(act(gate.clone()) * up)
         return down(act(gate).mul_(up))
 
     return gated

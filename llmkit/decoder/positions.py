@@ -127,8 +127,12 @@ class Rotary(Positions):
         import torch
 
         cos, sin = table
+        x1, x2 = self._pairs(heads)
+        if heads.requires_grad:  # `out=` has no derivative
+            pairs = torch.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1 if self._is_interleaved else -2)
+            return torch.cat([pairs.flatten(-2).to(heads.dtype), heads[..., self._dim :]], -1)
         rotated = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
-        (x1, x2), (y1, y2) = self._pairs(heads), self._pairs(rotated)
+        y1, y2 = self._pairs(rotated)
         torch.sub(x1 * cos, x2 * sin, out=y1)
         torch.add(x2 * cos, x1 * sin, out=y2)
         if self._dim < heads.shape[-1]:

@@ -39,11 +39,12 @@ def attend_causal(
         scale: multiplies the scores.
         past: keys and values before these, [B, K, P, H] each, seen by all.
 
-    On the CPU half precision is computed in float32: that is faster there, and closer to the exact result.
+    On the CPU half precision is computed in float32: that is faster there, and closer to the exact result. Where
+    gradients are wanted torch's own kernel computes, which has them.
     """
     import torch
 
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and not q.requires_grad:
         past = (past[0].float(), past[1].float()) if past is not None else None
         return _blocks(q.float(), k.float(), v.float(), scale, past).to(q.dtype)
     if past is not None:

@@ -201,6 +201,7 @@ class _Run:
         not_finite: Counter[str] = Counter()
         is_computed = not is_moved(step.node)
         context = Context(lambda node, rows, data: observe_read(reads, node, rows, bytes_of(data)), self._stop.is_set)
+        context.report = lambda text: self.progress.advance(0, text)
         context.workspace = self.partial.workspace
         with torch.inference_mode():
             for rows in step.slices:

@@ -1,5 +1,6 @@
 """What a method is: from a weight, and what was measured of its inputs, to rows of a matrix on a grid.
 
+Most look at one weight at a time; a `BlockMethod` at all weights of a decoder block, and at what becomes of its output.
 A method is one module with an entry point in the group `llmkit.methods`. It knows no names and no files: which layers
 are quantized is decided in `llmkit.transforms.layers`, how the result is stored by a codec.
 """
@@ -7,10 +8,10 @@ are quantized is decided in `llmkit.transforms.layers`, how the result is stored
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from llmkit import entry_points
 from llmkit.errors import InputError, RequirementError
@@ -23,7 +24,10 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GROUP", "Method", "Observe", "QuantizedRows", "Quantizer", "Task", "method_named", "quantized"]
+__all__ = [
+    "GROUP", "BlockError", "BlockMethod", "BlockWeight", "Method", "Observe", "QuantizedRows", "Quantizer", "Task",
+    "method_named", "quantized",
+]  # fmt: skip
 
 GROUP = "llmkit.methods"
 # Receives (squared error, squared norm, rows) of what was just quantized.
@@ -81,6 +85,81 @@ class Method(ABC):
         Raises:
             InputError: the weights hold NaN or infinities, or reach beyond the dtype of the scales.
         """
+
+    def configured(self, *, iterations: int | None = None) -> Self:
+        """The method with other settings.
+
+        Args:
+            iterations: of one that learns; None for what is usual.
+
+        Raises:
+            InputError: it has no such setting.
+        """
+        if iterations is not None:
+            raise InputError(f"--method {self.name} does not learn in iterations", hint="leave --iterations out")
+        return self
+
+    def attrs(self) -> dict[str, Any]:
+        """Its name and settings as plain data, for `explain` and the digest."""
+        return {"method": self.name}
+
+
+class BlockError(Protocol):
+    """How far the outputs of a decoder block are from given ones, and which way its weights move them."""
+
+    @property
+    def n_samples(self) -> int:
+        """Sequences whose outputs are compared."""
+
+    def draw(self, n: int) -> list[int]:
+        """So many of them at random, all drawn equally often; which ones depends on the run's seed alone."""
+
+    def value(self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]) -> list[float]:
+        """The mean squared error over the outputs of each sample, with these weights [out, in] in place, by name."""
+
+    def gradient(
+        self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]
+    ) -> tuple[float, dict[str, torch.Tensor]]:
+        """The mean of these errors, and its gradient by each weight, float32 [out, in]."""
+
+    def report(self, done: float, text: str) -> None:
+        """Say in a few words what was reached with this share (0 to 1) of the block's work; raises where it stopped."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockWeight:
+    """One weight of a block, for a `BlockMethod`.
+
+    Attributes:
+        weight: [out, in], float32, float16 or bfloat16.
+        grid, scale_dtype, statistics: as of `Method.quantize`.
+    """
+
+    weight: torch.Tensor
+    grid: Grid
+    scale_dtype: torch.dtype
+    statistics: Statistics | None
+
+
+class BlockMethod(Method):
+    """A way to put all weights of a decoder block on their grids together.
+
+    `quantize` is what it begins with, from each weight alone.
+    """
+
+    is_row_wise = False
+
+    @abstractmethod
+    def quantize_block(self, weights: Mapping[str, BlockWeight], error: BlockError) -> dict[str, QuantizedRows]:
+        """All of the weights, whole.
+
+        Raises:
+            InputError: as of `quantize`.
+        """
+
+    @abstractmethod
+    def n_passes(self, n_samples: int, grid: Grid) -> float:
+        """Work for a block, for the time that a plan tells: how often a sample goes forward, or (twice that) back."""
 
 
 def method_named(name: str, *, is_calibrated: bool = False) -> Method:
@@ -143,7 +222,7 @@ class Task:
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for `explain` and the digest."""
-        return {"method": self.method.name, **self.grid.attrs()}
+        return {**self.method.attrs(), **self.grid.attrs()}
 
     def quantize(self, rows: torch.Tensor, statistics: Statistics | None = None) -> QuantizedRows:
         """Rows of the weight on the grid.

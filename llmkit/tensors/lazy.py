@@ -38,10 +38,12 @@ class ReadObserver(Protocol):
 class Context:
     """What one step remembers while it runs: whole inputs of sliced steps, and siblings within one slice.
 
-    `is_stopped` tells a long step to raise `Stopped`; `workspace`: a folder for what it keeps (None: in memory).
+    `is_stopped` tells a long step to raise `Stopped`; `report` is told what it is at, in words; `workspace`: a folder
+    for what it keeps (None: in memory).
     """
 
     workspace: Path | None = None
+    report: Callable[[str], None] = staticmethod(lambda text: None)
 
     def __init__(self, observe: ReadObserver | None = None, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self.observe, self.is_stopped = observe, is_stopped

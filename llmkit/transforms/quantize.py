@@ -31,6 +31,7 @@ def quantize(
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
     method: str = "rtn",
+    iterations: int | None = None,
     format: str = "compressed-tensors",
     quantizer: Quantizer | None = None,
     meter: Meter | None = None,
@@ -48,18 +49,20 @@ def quantize(
         keep: globs of module or tensor names to leave as they are.
         only: globs of the modules to quantize, instead of all linear layers; may name the head.
         method: the name of an entry point in `llmkit.methods`.
+        iterations: of a method that learns; None for what is usual.
         format: the name of an entry point in `llmkit.codecs`, of a layout of folders.
         quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
         meter: collects the relative error of every weight while it is written.
 
     Raises:
-        InputError: no such method or format.
+        InputError: no such method or format, or iterations for a method that has none.
         SpecError: a group size that does not divide a row, a glob that matches nothing, nothing left to quantize.
         RequirementError: already quantized; an architecture that no plugin describes (unless `only` names layers);
             layers that are stored transposed; a method that needs statistics, and there are none.
     """
     require_model(ckpt, "quantize", floats=True)
-    way, codec = method_named(method, is_calibrated=quantizer is not None), folder_codec(format)
+    way = method_named(method, is_calibrated=quantizer is not None).configured(iterations=iterations)
+    codec = folder_codec(format)
     chosen = choose_layers(ckpt, keep, only)
     rows = {name: ckpt.tensors[name].shape[1] for name in chosen.names}
     grid, reason = choose_grid(codec, bits, group_size, symmetric, rows)
@@ -84,7 +87,7 @@ def quantize(
     if chosen.left:
         notes.append(f"linear layers kept as they are: {listing(chosen.left)}")
     step = {
-        "transform": "quantize", "method": method, "format": format, **grid.attrs(), "keep": list(keep),
+        "transform": "quantize", **way.attrs(), "format": format, **grid.attrs(), "keep": list(keep),
         "only": list(only), **(quantizer.attrs() if quantizer is not None else {}),
     }  # fmt: skip
     return ckpt.derive(tensors=tensors, config=config, step=step, notes=notes)

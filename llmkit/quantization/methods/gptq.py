@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 from llmkit.errors import InputError
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Method, QuantizedRows
-from llmkit.quantization.methods.rtn import to_codes
-from llmkit.quantization.packing import pack
+from llmkit.quantization.methods.rtn import quantized_rows
 from llmkit.quantization.search import importance_of, searched_scales
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.finite import require_finite
@@ -62,16 +61,7 @@ class GPTQ(Method):
         q = _rounded(original[:, order].T.contiguous(), _factor(moments[order][:, order]), scales, zeros, groups, grid)
         in_place = torch.empty((n_out, n_in), dtype=torch.int8)
         in_place[:, order] = q.T
-        group = torch.arange(n_in) // size
-        offset = 0 if zeros is None else zeros.float()[:, group]
-        error = (in_place.float() - offset).mul_(scales.float()[:, group]).sub_(original)
-        return QuantizedRows(
-            pack(to_codes(in_place, grid), grid.bits),
-            scales,
-            None if zeros is None else to_codes(zeros, grid),
-            float(error.square_().sum()),
-            float(original.square().sum()),
-        )
+        return quantized_rows(original, in_place, scales, zeros, grid)
 
 
 def _factor(moments: torch.Tensor) -> torch.Tensor:

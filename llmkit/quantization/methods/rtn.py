@@ -27,7 +27,7 @@ from llmkit.tensors.finite import require_finite
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["METHOD", "NARROW", "RoundToNearest", "scales_and_zeros", "to_codes"]
+__all__ = ["METHOD", "NARROW", "RoundToNearest", "quantized_rows", "scales_and_zeros", "to_codes"]
 
 
 class RoundToNearest(Method):
@@ -166,6 +166,31 @@ def to_codes(q: torch.Tensor, grid: Grid) -> torch.Tensor:
     import torch
 
     return (q.contiguous().view(torch.uint8) + grid.middle) & (2 * grid.middle - 1)
+
+
+def quantized_rows(
+    weight: torch.Tensor, q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, grid: Grid
+) -> QuantizedRows:
+    """The rows of a weight [out, in] that points on the grid stand for.
+
+    Args:
+        q: the points, int8 [out, in].
+        scales, zeros: [out, groups]; zeros as points, int8.
+    """
+    import torch
+
+    n_in = weight.shape[1]
+    group = torch.arange(n_in) // (grid.group_size or n_in)
+    offset = 0 if zeros is None else zeros.float()[:, group]
+    original = weight.float()
+    error = (q.float() - offset).mul_(scales.float()[:, group]).sub_(original)
+    return QuantizedRows(
+        pack(to_codes(q, grid), grid.bits),
+        scales,
+        None if zeros is None else to_codes(zeros, grid),
+        float(error.square_().sum()),
+        float(original.square().sum()),
+    )
 
 
 METHOD, NARROW = RoundToNearest(), RoundToNearest(is_narrow=True)

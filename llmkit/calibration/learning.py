@@ -1,0 +1,152 @@
+"""The squared error of a decoder block's output, and its gradient by the weights, for methods that learn a block."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.hooks import Weights
+from llmkit.architecture.slots import Slot
+from llmkit.architecture.storage import parts_of, stored
+from llmkit.decoder.linear import Linear
+from llmkit.tensors.constant import constant
+
+if TYPE_CHECKING:
+    import torch
+
+    # (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
+    Compute = Callable[[Weights, list[int]], torch.Tensor]
+
+__all__ = ["OutputError", "product_dtype"]
+
+
+class OutputError:
+    """A `BlockError`: the outputs of one block, with given weights in place, beside those that it shall have.
+
+    Args:
+        compute: the block.
+        weights: of the decoder, for all that is not given.
+        targets: the outputs that are wanted, [samples, S, hidden].
+        slots: of the weights that are given, by name.
+        seed: of the samples that are drawn.
+        report: told the share of the work that is done, and what was reached.
+        dtype: of products, such as bfloat16; None for the compute dtype. The error itself is float32.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        weights: Weights,
+        targets: torch.Tensor,
+        slots: Mapping[str, Slot],
+        seed: str,
+        report: Callable[[float, str], None],
+        dtype: torch.dtype | None,
+    ) -> None:
+        self._compute, self._targets, self._slots, self.report = compute, targets, slots, report
+        self._weights = _Kept(weights, {})
+        self._random, self._drawn = random.Random(seed), list[int]()
+        self._dtype = dtype
+        self._beside: Mapping[str, torch.Tensor] = {}
+
+    def beside(self, given: Mapping[str, torch.Tensor]) -> OutputError:
+        """The same, where other weights are in place, too: by id, as the kinds speak of them."""
+        made = copy(self)
+        made._beside = given
+        return made
+
+    @property
+    def n_samples(self) -> int:
+        """Sequences whose outputs are compared."""
+        return len(self._targets)
+
+    def draw(self, n: int) -> list[int]:
+        """So many samples in an order that is shuffled anew when all were drawn."""
+        while len(self._drawn) < n:
+            self._drawn += self._random.sample(range(self.n_samples), self.n_samples)
+        samples, self._drawn = self._drawn[:n], self._drawn[n:]
+        return samples
+
+    def value(self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]) -> list[float]:
+        """The mean squared error over the outputs of each sample; weights [out, in] by name."""
+        import torch
+
+        with torch.inference_mode(False), torch.no_grad():
+            errors: list[float] = self._errors(self._by_id(weights), samples).tolist()
+            return errors
+
+    def gradient(
+        self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]
+    ) -> tuple[float, dict[str, torch.Tensor]]:
+        """The mean of these errors, and its gradient by each weight, float32 [out, in]."""
+        import torch
+
+        with torch.inference_mode(False), torch.enable_grad():
+            # What was made in inference mode has no gradient.
+            leaves = {name: t.clone().requires_grad_() for name, t in self._by_id(weights).items()}
+            error = self._errors(leaves, samples).mean()
+            found = torch.autograd.grad(error, list(leaves.values()), allow_unused=True)
+        by_id = {
+            name: constant(torch.zeros_like(leaf) if gradient is None else gradient)
+            for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        }
+        return error.item(), {name: stored(by_id, self._slots[name]).load() for name in weights}
+
+    def _by_id(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is stored, as the weights that the kinds speak of."""
+        return {
+            part: lazy.load()
+            for name, weight in weights.items()
+            for part, lazy in parts_of(constant(weight), self._slots[name]).items()
+        }
+
+    def _errors(self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]) -> torch.Tensor:
+        import torch
+
+        rows = list(samples)
+        with torch.autocast("cpu", self._dtype or torch.bfloat16, enabled=self._dtype is not None, cache_enabled=False):
+            outputs = self._compute(self._weights.replaced({**self._beside, **weights}), rows)
+        return (outputs.float() - self._targets[rows]).square().mean((1, 2))
+
+
+def product_dtype() -> torch.dtype | None:
+    """bfloat16 where the CPU has products of it, else None. Not measured: an interrupted run goes on as it began."""
+    import torch
+
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
+
+
+class _Kept:
+    """Weights that are read once, some of them in the place of those that are stored."""
+
+    def __init__(self, weights: Weights, held: dict[str, torch.Tensor], stem: str = "") -> None:
+        self._weights, self._held, self._stem = weights, held, stem
+        self._given: Mapping[str, torch.Tensor] = {}
+
+    def replaced(self, given: Mapping[str, torch.Tensor]) -> _Kept:
+        """The same, with these in place."""
+        made = _Kept(self._weights, self._held, self._stem)
+        made._given = given
+        return made
+
+    def __call__(self, leaf: str) -> torch.Tensor:
+        name = self._stem + leaf
+        if name in self._given:
+            return self._given[name]
+        if name not in self._held:
+            self._held[name] = self._weights(leaf).clone()
+        return self._held[name]
+
+    def has(self, leaf: str) -> bool:
+        return self._weights.has(leaf)
+
+    def under(self, stem: str) -> _Kept:
+        made = _Kept(self._weights.under(stem), self._held, f"{self._stem}{stem}.")
+        made._given = self._given
+        return made
+
+    def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
+        return layer

@@ -1,0 +1,19 @@
+"""A tensor that is there already, as a lazy one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["constant"]
+
+
+def constant(tensor: torch.Tensor) -> Lazy:
+    """A tensor of any dtype and shape, to be put into expressions; its values are in no digest."""
+    spec = TensorSpec(DType.of(tensor.dtype), tuple(tensor.shape))
+    return Apply("constant", [], spec, lambda: tensor, row_step=None, output_rows=[0]).output()
