@@ -23,6 +23,7 @@ __all__ = [
     "PluginError",
     "RequirementError",
     "SpecError",
+    "counted",
     "listing",
     "nearest",
     "suggestion",
@@ -74,6 +75,11 @@ def listing(names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

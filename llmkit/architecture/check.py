@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmkit.architecture.names import NameTable
 from llmkit.architecture.slots import Slot
-from llmkit.errors import SpecError, listing, nearest
+from llmkit.errors import SpecError, counted, listing, nearest
 from llmkit.tensors.spec import TensorSpec
 
 __all__ = ["Report", "compare"]
@@ -62,7 +62,7 @@ def compare(
     misshapen = tuple(name for name, slot in expected.items() if name in specs and specs[name].shape != slot.shape)
     problems = _missing(missing, extra, expected)
     if extra:
-        problems.append(f"{_count(extra, 'tensor')} that the model does not have: {listing(extra)}")
+        problems.append(f"{counted(len(extra), 'tensor')} that the model does not have: {listing(extra)}")
     problems += _misshapen(misshapen, specs, expected)
     notes: list[str] = []
     heads = [slot.name for slot in expected.values() if slot.kind == "head"]
@@ -85,7 +85,7 @@ def _missing(missing: Sequence[str], extra: Sequence[str], expected: Mapping[str
     if rest:
         guess = nearest(rest[0], extra)
         tail = f" (there is {guess}, which the model does not have)" if guess else ""
-        problems.append(f"{_count(rest, 'tensor')} missing: {listing(rest)}{tail}")
+        problems.append(f"{counted(len(rest), 'tensor')} missing: {listing(rest)}{tail}")
     return problems
 
 
@@ -103,7 +103,3 @@ def _misshapen(names: Sequence[str], specs: Mapping[str, TensorSpec], expected: 
             f"{members[0]}{more} has shape {list(found)}, expected {list(slot.shape)} = [{slot.formula}] by config.json"
         )
     return problems
-
-
-def _count(names: Sequence[str], noun: str) -> str:
-    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"

@@ -20,6 +20,7 @@ from llmkit.errors import PluginError, RequirementError
 
 __all__ = [
     "GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "model_type_of",
+    "plugins_in",
     "require", "require_model", "using",
 ]  # fmt: skip
 
@@ -134,12 +135,17 @@ def default_registry() -> Registry:
 @cache
 def _registry(files: tuple[Path, ...]) -> Registry:
     unique = [Plugin(e.name, e.target, e.origin, e.is_builtin) for e in entries(GROUP)]
-    given = {
-        Plugin(a.name, f"{file}:{attribute}", str(file), is_given=True): a
-        for file in files
-        for attribute, a in architectures_in(file).items()
-    }
-    return Registry(unique, given)
+    return Registry(unique, {plugin: found for file in files for plugin, found in plugins_in(file).items()})
+
+
+def plugins_in(file: Path) -> dict[Plugin, Architecture]:
+    """The architectures of a plugin file, as the registry has those that are installed.
+
+    Raises:
+        PluginError: it cannot be imported, or holds none.
+    """
+    found = architectures_in(file)
+    return {Plugin(a.name, f"{file}:{name}", str(file), is_given=True): a for name, a in found.items()}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +211,15 @@ def frame_hash(fd: int, spans: Iterable[tuple[int, int]], nbytes: int) -> str:
     return hasher.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of what determines the bytes that are written."""
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of what determines the bytes that are written, or a score: of `packages` those that are installed."""
     import platform
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     from llmkit.version import __version__
 
-    return {"llmkit": __version__, "python": platform.python_version(), "torch": version("torch")}
+    found = {"llmkit": __version__, "python": platform.python_version()}
+    for package in packages or ("torch",):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -8,9 +8,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from llmkit.cli.packages import installed_version
 from llmkit.version import __version__
 
 __all__ = ["write_crash_file"]
@@ -25,7 +25,7 @@ def write_crash_file(args: Sequence[str], error: BaseException) -> Path | None:
         f"command   {shlex.join(['llmkit', *args])}",
         f"llmkit    {__version__}",
         f"python    {platform.python_version()} on {platform.platform()}",
-        *(f"{name:<9} {_version(name)}" for name in _PACKAGES),
+        *(f"{name:<9} {installed_version(name) or 'absent'}" for name in _PACKAGES),
         "",
         "".join(traceback.format_exception(error)),
     ]
@@ -37,10 +37,3 @@ def write_crash_file(args: Sequence[str], error: BaseException) -> Path | None:
             return Path(file.name)
     except OSError:
         return None
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "absent"

@@ -1,4 +1,4 @@
-"""`llmkit plugins new`: a plugin drafted from a checkpoint, and plugin files for `plugins check`."""
+"""`llmkit plugins new`: a plugin drafted from a checkpoint; what `plugins check --model` compares."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from llmkit.cli.output import Output
 
 if TYPE_CHECKING:
     from llmkit.architecture.architecture import Architecture
-    from llmkit.architecture.registry import Plugin
     from llmkit.decoder.contract import Check
-    from llmkit.errors import PluginError
 
-__all__ = ["compare", "in_file", "new"]
+__all__ = ["compare", "new"]
 
 _KIND = "a plugin of llmkit"
 
@@ -111,15 +109,6 @@ def new(
 
 def _is_plugin(head: bytes) -> bool:
     return not head or b"llmkit.architecture" in head
-
-
-def in_file(path: str) -> dict[Plugin, Architecture | PluginError]:
-    """The architectures of a plugin file, as the registry has those that are installed."""
-    from llmkit.architecture.plugin_file import architectures_in
-    from llmkit.architecture.registry import Plugin
-
-    found = architectures_in(Path(path))
-    return {Plugin(a.name, f"{path}:{attribute}", path, is_given=True): a for attribute, a in found.items()}
 
 
 def compare(architecture: Architecture, model: str) -> Check:

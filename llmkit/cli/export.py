@@ -10,7 +10,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import Grids, ModelArgument, Writing
+from llmkit.cli.options import DtypeOption, Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import mark_failed, write
 
@@ -62,15 +62,7 @@ def export(
             "attention takes a prompt in several calls.",
         ),
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            metavar="DTYPE",
-            autocompletion=completion.dtypes,
-            help="Compute in float32, float16 or bfloat16.",
-        ),
-    ] = "float32",
+    dtype: DtypeOption = "float32",
     via: Annotated[
         str | None,
         typer.Option(

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendOption",
     "Chat",
-    "Device",
     "DeviceOption",
     "DtypeOption",
     "Folder",
@@ -80,7 +79,6 @@ SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of ev
 OutputOption = Annotated[
     Path, typer.Option("-o", "--output", metavar="OUT", help="The folder to write. It appears only when it is whole.")
 ]
-Device = str
 JsonPath = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="RUN.json", help="Write the whole record to this file.")
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -127,7 +128,7 @@ def check(
     behind a shared prefix. Where transformers knows the architecture, its logits must agree within 1e-5, and so must
     those of the ONNX graph, where ONNX Runtime is installed. Exit code 1 when not.
     """
-    from llmkit.architecture.registry import default_registry
+    from llmkit.architecture.registry import default_registry, plugins_in
     from llmkit.decoder.contract import Check, check_architecture
     from llmkit.errors import InputError, PluginError
     from llmkit.onnx.contract import check_graphs
@@ -139,8 +140,11 @@ def check(
         raise InputError(
             f"--model {model} needs the plugin to compare it with", hint=f"llmkit plugins check NAME --model {model}"
         )
-    is_file = name is not None and (name.endswith(".py") or "/" in name)
-    chosen = draft.in_file(name) if is_file and name else dict([_find(name)]) if name else registry.load_all()
+    chosen: Mapping[Plugin, Architecture | PluginError]
+    if not name:
+        chosen = registry.load_all()
+    else:
+        chosen = plugins_in(Path(name)) if name.endswith(".py") or "/" in name else dict([_find(name)])
     results = {
         p.name: [Check("loads", None, found.message)]
         if isinstance(found, PluginError)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.cli.command import Interrupted
 from llmkit.cli.options import Writing
 from llmkit.cli.output import Output, duration
+from llmkit.errors import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +118,7 @@ def write(
         rate = ""
         text = f"wrote {plan.out}: {format_bytes(plan.write_nbytes)}"
         if plan.files:
-            text += f" in {_n(len(plan.files), 'weight file')}, {_n(len(manifest['tensors']), 'tensor')}"
+            text += f" in {counted(len(plan.files), 'weight file')}, {counted(len(manifest['tensors']), 'tensor')}"
             rate = f" ({format_bytes((plan.write_nbytes - resumed) / elapsed)}/s)" if elapsed > 0 else ""
         out.line(text + _shared(shared) + f", {duration(elapsed)}{rate}")
         render_more()
@@ -226,14 +227,14 @@ def _render_plan(out: Output, d: Mapping[str, Any]) -> None:
             "notes": "\n".join(d["notes"]) or None,
             "reads": format_bytes(d["read_nbytes"]),
             "writes": f"{format_bytes(d['write_nbytes'])}: "
-            + (f"{_n(len(weights), 'weight file')}, " if weights else "")
-            + _n(len(d["files"]) - len(weights), "small file")
-            + (f", {_n(d['tensors'], 'tensor')} ({dtypes})" if weights else ""),
+            + (f"{counted(len(weights), 'weight file')}, " if weights else "")
+            + counted(len(d["files"]) - len(weights), "small file")
+            + (f", {counted(d['tensors'], 'tensor')} ({dtypes})" if weights else ""),
             "shares": _planned_links(d),
             "disk": f"{format_bytes(d['write_nbytes'] + d['copied_nbytes'])} needed, "
             f"{format_bytes(d['disk_free_nbytes'])} free",
-            "peak memory": f"{format_bytes(d['peak_nbytes'])} of tensors at a time ({_n(d['workers'], 'worker')}), "
-            "besides Python and torch"
+            "peak memory": f"{format_bytes(d['peak_nbytes'])} of tensors at a time "
+            f"({counted(d['workers'], 'worker')}), besides Python and torch"
             if weights
             else None,
             "time": f"{duration(d['estimated_s'])} or more: reading at {format_bytes(d['read_nbytes_per_s'])}/s and "
@@ -258,7 +259,3 @@ def described_step(step: Mapping[str, Any]) -> str:
     """A step of a recipe in one line: its name, then its parameters that are no lists or tables."""
     shown = {k: v for k, v in step.items() if k != "transform" and isinstance(v, str | int | float | bool)}
     return " ".join([str(step.get("transform", "?")), *(f"{k}={v}" for k, v in shown.items())])
-
-
-def _n(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -17,6 +17,7 @@ from lm_eval.evaluator import evaluate as lm_evaluate
 from llmkit.architecture.prompts import ChatTemplate, Turns
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import Bench, Subject
+from llmkit.evaluation.identity import digest_of
 from llmkit.evaluation.lm import SharedPrefixLM
 from llmkit.evaluation.record import BenchResult, SubjectResult
 from llmkit.evaluation.statistics import mean
@@ -136,4 +137,4 @@ def _digest_tasks(tasks: Mapping[str, Any]) -> str:
     keys = ("task", "description", "doc_to_text", "doc_to_choice", "doc_to_target", "target_delimiter",
             "fewshot_delimiter", "fewshot_config", "output_type", "metric_list", "num_fewshot")  # fmt: skip
     bodies = [[str(task.get_config(k)) for k in keys] for task in tasks.values()]
-    return hashlib.sha256(json.dumps(bodies).encode()).hexdigest()
+    return digest_of(bodies)

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.quantization.codec import config_entry
-from llmkit.version import __version__
 
-__all__ = ["describe_model", "digest_of", "versions"]
+__all__ = ["PACKAGES", "describe_model", "digest_of"]
 
-_PACKAGES = ("lm-eval", "datasets", "transformers", "tokenizers", "torch", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what takes part in a score."""
-    found = {"llmkit": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+PACKAGES = ("lm-eval", "datasets", "transformers", "tokenizers", "torch", "numpy")
+"""What takes part in a score."""
 
 
 def describe_model(ckpt: Checkpoint) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
-from llmkit.evaluation.identity import describe_model, digest_of, versions
+from llmkit.evaluation.identity import PACKAGES, describe_model, digest_of
 from llmkit.evaluation.layouts import Doc, LocalData, find_data
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.scoring import BATCH_TOKENS
@@ -133,7 +134,7 @@ def evaluate(
         "chat_template": chat_template,
         "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
     }
-    digest = digest_of([describe_model(ckpt), settings, dtype, device, backend, provider, versions()])
+    digest = digest_of([describe_model(ckpt), settings, dtype, device, backend, provider, versions(*PACKAGES)])
     results: dict[str, BenchResult] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
     scores: dict[str, Any] = {}
@@ -153,7 +154,7 @@ def evaluate(
         | {"dtype": dtype, "device": str(lm.decoder.device), "backend": lm.decoder.backend}
         | (lm.decoder.runtime if isinstance(lm.decoder, OrtDecoder) else {}),
         settings=settings,
-        versions=versions(),
+        versions=versions(*PACKAGES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         elapsed_s=perf_counter() - started,
         benches=results,

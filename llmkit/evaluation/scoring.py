@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from llmkit.evaluation.answers import Answers, KeptAnswers
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
@@ -19,7 +19,9 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Score", "Scorer", "ScoringDecoder", "Usage"]
+    from llmkit.decoder.language_model import LanguageModel
+
+__all__ = ["Score", "Scorer", "Usage"]
 
 BATCH_TOKENS = 2048
 KEPT_TOKENS = 4 * BATCH_TOKENS  # tokens of the caches that one forward leaves behind, a shared prefix counted for each
@@ -27,24 +29,6 @@ _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has
 
 HeadRead = tuple[int, int, int]
 """(row, query, slot): target `slot` of query `query` is read from row `row`."""
-
-
-class ScoringDecoder(Protocol):
-    """What scoring needs of a decoder; `llmkit.decoder.Decoder` has it."""
-
-    @property
-    def device(self) -> Any:
-        """Where the weights are."""
-
-    @property
-    def exact_sharing_limit(self) -> int | None:
-        """Longer sequences must not share a prefix; None: all may."""
-
-    def hidden(self, input_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """Final-normed hidden states, [1, S, d], of tokens that continue `cache`."""
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits, [..., V]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +69,7 @@ class Scorer:
         logits_nbytes: float32 logits in memory at a time.
     """
 
-    decoder: ScoringDecoder
+    decoder: LanguageModel
     batch_tokens: int = BATCH_TOKENS
     forward_cost: int = FORWARD_COST
     progress: Progress = NO_PROGRESS

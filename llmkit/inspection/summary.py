@@ -18,6 +18,7 @@ from llmkit.errors import LlmkitError
 from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.layouts import onnx_folder
 from llmkit.tensors.lazy import Lazy
+from llmkit.tokenization.agreement import embedding_rows
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Part", "Summary", "summarize"]
@@ -94,7 +95,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
         vocabulary = None
         trouble.append(error.message)
     parts = _parts(ckpt, floats, model, report)
-    n_rows = _embedding_rows(floats, model)
+    n_rows = embedding_rows(floats) if model is not None else None
     problems = [*trouble, *find_problems(ckpt, report, vocabulary, n_rows)]
     oddities = [*unknown, *find_oddities(ckpt, report, vocabulary, n_rows)]
     dtypes: dict[str, int] = {}
@@ -177,13 +178,6 @@ def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str], l
         return model, model.check({name: t.spec for name, t in floats.tensors.items()}), refused, said
     except LlmkitError as error:
         return None, None, [error.message], []
-
-
-def _embedding_rows(floats: Checkpoint, model: Model | None) -> int | None:
-    if model is None:
-        return None
-    lazy = floats.tensors.get(model.name_of("embed.weight"))
-    return lazy.spec.n_rows if lazy is not None else None
 
 
 def _n_floats(name: str, lazy: Lazy, slots: Mapping[str, Slot]) -> int:

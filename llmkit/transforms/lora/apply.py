@@ -7,7 +7,7 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.embeddings import find_embeddings
-from llmkit.errors import RequirementError, SpecError, listing
+from llmkit.errors import RequirementError, SpecError, counted, listing
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_config import divisor_of, rounds_update, saved_modules
 from llmkit.formats.adapter_other import FOLDED
@@ -311,7 +311,7 @@ class Application:
         )
 
     def _summarise(self, n_changed: int) -> None:
-        what = [f"{n_changed} module{'s' * (n_changed != 1)} updated"] if n_changed else []
+        what = [f"{counted(n_changed, 'module')} updated"] if n_changed else []
         if self.adapter.replacements:
             what.append(f"{len(self.adapter.replacements)} tensors replaced")
         if self.adapter.tokens:
