@@ -40,8 +40,8 @@ from llmkit.cli import (
     vocab,
 )
 from llmkit.cli.command import Interrupted, PipeClosed
+from llmkit.cli.environment_errors import as_refusal, check_arguments
 from llmkit.cli.output import AnswerLost, Mode, Output
-from llmkit.cli.surroundings import as_refusal, check_arguments
 from llmkit.cli.terminal import open_streams
 from llmkit.errors import LlmkitError, nearest
 from llmkit.version import __version__

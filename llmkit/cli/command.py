@@ -98,7 +98,7 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
 
         try:
             out = Output(mode, common.verbose, given).at_work(called.command_path)
-            with out.waiting, libraries(common.verbose), using(common.plugin or ()):
+            with out.status_line, libraries(common.verbose), using(common.plugin or ()):
                 function(out, **values, **made)
             try:
                 sys.stdout.flush()

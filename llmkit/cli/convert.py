@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +11,7 @@ from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument, OutDtypeOption, Writing
 from llmkit.cli.output import Output
-from llmkit.cli.writing import write
+from llmkit.cli.writing import Addition, write
 
 __all__ = ["convert"]
 
@@ -81,7 +81,7 @@ def convert(
     ckpt = open_checkpoint(model)
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)
 
-    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    def finish(_manifest: Mapping[str, Any]) -> Addition:
         found = overflow.by_tensor()
         if found:
             out.warning(_overflow_text(found, str(dtype or type_ or "f16")))

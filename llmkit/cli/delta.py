@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from llmkit.cli.command import command
 from llmkit.cli.decode import refuse_coded
 from llmkit.cli.options import OutDtypeOption, Writing
 from llmkit.cli.output import Output
-from llmkit.cli.writing import write
+from llmkit.cli.writing import Addition, write
 
 __all__ = ["apply", "make"]
 
@@ -73,7 +73,7 @@ def apply(
     expected = [ExpectedSum(**entry) for entry in stated]
     meter = ChecksumMeter()
 
-    def finish(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    def finish(manifest: Mapping[str, Any]) -> Addition:
         document: dict[str, Any] = {"base_check": [asdict(f) for f in findings]}
         if not expected:
             return document, lambda: None
@@ -116,7 +116,7 @@ def make(
     from llmkit.transforms.delta.detect import main_dtype
     from llmkit.transforms.delta.roundtrip import measure_round_trip
 
-    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    def finish(_manifest: Mapping[str, Any]) -> Addition:
         stored = None if profile in (None, "llmkit") else main_dtype(second)
         back = deltas.apply(first, open_checkpoint(writing.output), profile=profile, dtype=stored, force=True)
         found = measure_round_trip(second, back)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import DtypeOption, Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
-from llmkit.cli.writing import mark_failed, write
+from llmkit.cli.writing import Addition, mark_failed, write
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -192,7 +192,7 @@ def export(
     )
     failed: list[Difference] = []
 
-    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    def finish(_manifest: Mapping[str, Any]) -> Addition:
         if no_check:
             return {"parity": None}, lambda: None
         from llmkit.onnx.parity import check_folder, has_provider

@@ -73,9 +73,9 @@ def generate(
         out.refuse_options(
             {"top_k", "top_p"}, "greedy text (--temperature 0)", "add --temperature 0.8, or another above 0"
         )
-    out.waiting.hold()  # what is typed stands in the terminal
+    out.status_line.hold()  # what is typed stands in the terminal
     talk = read_conversation(prompt, system, messages)
-    out.waiting.release()
+    out.status_line.release()
     ckpt = require_model(open_checkpoint(model), "generate")
     refuse_unread(ckpt)
     tokenizer = load_tokenizer(ckpt)

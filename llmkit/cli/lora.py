@@ -11,7 +11,7 @@ from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import OutDtypeOption, SeedOption, Writing
 from llmkit.cli.output import Output
-from llmkit.cli.writing import write
+from llmkit.cli.writing import Addition, write
 
 if TYPE_CHECKING:
     from llmkit.quantization.quality import Meter
@@ -139,13 +139,11 @@ def extract(
         surveying.forget()
 
 
-def _measured(
-    out: Output, meter: Meter, column: str, verb: str
-) -> Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], None]]]:
+def _measured(out: Output, meter: Meter, column: str, verb: str) -> Callable[[Mapping[str, Any]], Addition]:
     """The document and the table of what a meter saw."""
     key = column.replace(" ", "_")
 
-    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    def finish(_manifest: Mapping[str, Any]) -> Addition:
         measured, unmeasured = meter.measured(), meter.unmeasured()
         document = {
             "modules": len(measured),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmkit.cli.progress import Bar, Lines, Waiting
+from llmkit.cli.progress import Bar, Lines, StatusLine
 from llmkit.cli.terminal import clean, clean_json, raw_stderr
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
@@ -43,13 +43,13 @@ class Output:
         mode: one of `Mode`.
         verbosity: 0, or the number of `-v`.
         given: parameters that stood on the command line -> the option, as it is spelt.
-        waiting: the line that a terminal shows while nothing is said.
+        status_line: the line that a terminal shows while nothing is said.
     """
 
     mode: str = Mode.HUMAN
     verbosity: int = 0
     given: Mapping[str, str] = field(default_factory=dict)
-    waiting: Waiting = field(default_factory=Waiting)
+    status_line: StatusLine = field(default_factory=StatusLine)
 
     @property
     def is_human(self) -> bool:
@@ -97,7 +97,7 @@ class Output:
         """
         cells = [["" if cell is None else clean(str(cell), is_line=True) for cell in row] for row in rows]
         if sys.stdout.isatty():
-            with self.waiting.writing():
+            with self.status_line.writing():
                 _draw(columns, cells, right)
         else:
             for line in _aligned(columns, cells, right):
@@ -162,16 +162,16 @@ class Output:
         """Draws the progress of long work: a bar in a terminal, a line now and then elsewhere."""
         if not self.is_human or os.environ.get("LLMKIT_NO_PROGRESS"):
             return NO_PROGRESS
-        return Bar(self.waiting) if _is_terminal() else Lines(self._say)
+        return Bar(self.status_line) if _is_terminal() else Lines(self._say)
 
     def at_work(self, label: str) -> Output:
         """The same, with a line that says so while the command, `label`, shows nothing: in a terminal, for people."""
         is_shown = self.is_human and not self.verbosity and not os.environ.get("LLMKIT_NO_PROGRESS") and _is_terminal()
-        return replace(self, waiting=Waiting(label, raw_stderr() if is_shown else None))
+        return replace(self, status_line=StatusLine(label, raw_stderr() if is_shown else None))
 
     def doing(self, label: str) -> None:
         """What is being done, for that line."""
-        self.waiting.doing(label)
+        self.status_line.doing(label)
 
     def _write(self, text: str) -> None:
         self._put(clean(text) + "\n")
@@ -181,7 +181,7 @@ class Output:
 
     def _put(self, text: str, *, flush: bool = False) -> None:
         try:
-            with self.waiting.writing(ends_line=text.endswith("\n") or not sys.stdout.isatty()):
+            with self.status_line.writing(ends_line=text.endswith("\n") or not sys.stdout.isatty()):
                 sys.stdout.write(text)
                 if flush:
                     sys.stdout.flush()
@@ -194,7 +194,7 @@ class Output:
         """A message; its further lines are indented, so that text from outside can make none that looks like ours."""
         with suppress(OSError):  # an answer that is lost is told at the end
             sys.stdout.flush()
-        with suppress(OSError), self.waiting.writing():  # nobody listens; the exit code tells
+        with suppress(OSError), self.status_line.writing():  # nobody listens; the exit code tells
             sys.stderr.write(clean(text).replace("\n", "\n  ") + "\n")
             sys.stderr.flush()
 

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Bar", "Lines", "Waiting"]
+__all__ = ["Bar", "Lines", "StatusLine"]
 
 _LINE_EVERY_S = 30.0
 _LINE_EVERY_SHARE = 0.1
 _WIDE = 110  # columns; narrower terminals get a shorter bar, and one line all the same
-_QUIET_S = 1.0  # after so long without a word the line of `Waiting` appears
+_QUIET_S = 1.0  # after so long without a word the line of `StatusLine` appears
 _USUAL = 80  # columns, where a terminal does not say
 _NUMBERS_WIDTH = 40  # "1000.0/1000.0 MB", "1000.0 MB/s", "0:00:00" and the spaces around them
 
 
-class Waiting:
+class StatusLine:
     """`loading vicuna-7b, 3 s`: the last line of a terminal while nothing else is written to it.
 
     Whoever writes to the terminal does so inside `writing` or `held`, so that the line is gone before.
@@ -48,7 +48,7 @@ class Waiting:
         self._is_drawn = self._is_amid_line = False
         self._began = self._last = time.monotonic()
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> StatusLine:
         if self._stream is not None:
             threading.Thread(target=self._run, daemon=True).start()
         return self
@@ -109,11 +109,11 @@ class Bar:
     """A bar with the amount done, the rate, the time left and what is being worked on.
 
     Args:
-        waiting: the line that stands there between bars.
+        status_line: the line that stands there between bars.
     """
 
-    def __init__(self, waiting: Waiting | None = None) -> None:
-        self._waiting = waiting or Waiting()
+    def __init__(self, status_line: StatusLine | None = None) -> None:
+        self._status_line = status_line or StatusLine()
         self._rich: RichProgress | None = None
         self._task: TaskID | None = None
         self._guard = threading.Lock()
@@ -150,7 +150,7 @@ class Bar:
             transient=True,
         )
         self._task = self._rich.add_task(clean(label, is_line=True), total=total, note="")
-        self._waiting.hold()
+        self._status_line.hold()
         self._rich.start()
 
     def advance(self, n: int, note: str = "") -> None:
@@ -166,7 +166,7 @@ class Bar:
         with self._guard:
             if self._rich is not None:
                 self._rich.stop()
-                self._waiting.release()
+                self._status_line.release()
             self._rich = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +11,7 @@ from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import Calibrating, Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
-from llmkit.cli.writing import write
+from llmkit.cli.writing import Addition, write
 
 __all__ = ["quantize"]
 
@@ -80,7 +80,7 @@ def quantize(
         f"{saved.linear_bits_per_weight:.2f} in the quantized layers"
     )
 
-    def finish(_manifest: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    def finish(_manifest: Mapping[str, Any]) -> Addition:
         worst = meter.worst(5)
         n_measured, n_unmeasured = len(meter.measured()), len(meter.unmeasured())
         document = {

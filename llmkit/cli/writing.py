@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmkit.cli.command import Interrupted
 from llmkit.cli.options import Writing
@@ -20,10 +20,19 @@ if TYPE_CHECKING:
     from llmkit.pipeline.plan import Plan
     from llmkit.pipeline.runner import WriteObserver
 
-    # What a command adds when the model is written: entries of the document, and their rendering.
-    Finish = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], None]]]
 
-__all__ = ["described_step", "interrupted_check", "interrupted_run", "mark_failed", "resumed_nbytes", "write"]
+Addition: TypeAlias = tuple[dict[str, Any], Callable[[], None]]
+"""What a command adds when its output is written: entries of the document, and their rendering for people."""
+
+__all__ = [
+    "Addition",
+    "described_step",
+    "interrupted_check",
+    "interrupted_run",
+    "mark_failed",
+    "resumed_nbytes",
+    "write",
+]
 
 
 def write(
@@ -33,7 +42,7 @@ def write(
     *,
     details: Mapping[str, str] | None = None,
     observe: WriteObserver | None = None,
-    finish: Finish | None = None,
+    finish: Callable[[Mapping[str, Any]], Addition] | None = None,
     findings: Callable[[], Mapping[str, Any]] | None = None,
     hash_links: bool = True,
     hint: str = "llmkit verify {out}",

@@ -18,8 +18,7 @@ from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.parity import compare, tied_texts
 from llmkit.tokenization.pieces_tokenizer import ADDED_SCORE, tokenizer_of_pieces
 from llmkit.tokenization.pretokenizers import pre_tokenizer_of
-from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind
-from llmkit.tokenization.wire import encode_field
+from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, bpe_settings
 
 __all__ = ["reader_of", "tokenizer_files"]
 
@@ -215,18 +214,7 @@ class _Vocabulary:
             Piece(text.replace(" ", SPACE), score, PieceKind.UNKNOWN if i == unknown else kind).encoded()
             for i, (text, score, kind) in enumerate(zip(self.tokens, self.scores, kinds, strict=True))
         )
-        # TrainerSpec: model_type BPE, vocab_size, byte_fallback, ids; NormalizerSpec: identity, spaces kept.
-        ids = {
-            40: unknown,
-            41: self._get("bos_token_id"),
-            42: self._get("eos_token_id"),
-            43: self._get("padding_token_id"),
-        }
-        n = len(self.tokens)  # an id of -1 is none
-        trainer = encode_field(3, 2) + encode_field(4, n)
-        trainer += encode_field(35, int(PieceKind.BYTE in kinds))
-        trainer += b"".join(
-            encode_field(number, i) for number, i in ids.items() if isinstance(i, int) and i in range(n)
-        )
-        normalizer = encode_field(1, b"identity") + encode_field(3, int(self.adds_space)) + encode_field(4, 0)
-        return pieces + encode_field(2, trainer) + encode_field(3, normalizer + encode_field(5, 1))
+        special = {41: "bos", 42: "eos", 43: "padding"}
+        ids = {40: unknown} | {field: self._get(f"{name}_token_id") for field, name in special.items()}
+        has_bytes = PieceKind.BYTE in kinds
+        return pieces + bpe_settings(len(self.tokens), has_bytes=has_bytes, adds_space=self.adds_space, ids=ids)

@@ -13,14 +13,12 @@ import re
 import struct
 
 from llmkit.errors import InputError
-from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, SentencePieceModel
-from llmkit.tokenization.wire import encode_field
+from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, SentencePieceModel, bpe_settings
 
 __all__ = ["from_scored_pieces", "to_scored_pieces"]
 
 _BOS, _EOS = 1, 2
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_BPE = 2
 
 
 def to_scored_pieces(model: SentencePieceModel) -> bytes:
@@ -57,9 +55,7 @@ def from_scored_pieces(data: bytes, n_tokens: int, where: str) -> SentencePieceM
         raise InputError(
             f"{where} holds {len(pieces)} pieces, the model has {n_tokens}", hint="give the tokenizer.bin of this model"
         )
-    trainer = encode_field(3, _BPE) + encode_field(4, len(pieces)) + encode_field(35, 1)
-    normalizer = encode_field(1, b"identity") + encode_field(3, 1) + encode_field(4, 0) + encode_field(5, 1)
-    rest = encode_field(2, trainer) + encode_field(3, normalizer)
+    rest = bpe_settings(len(pieces), has_bytes=True, adds_space=True)
     return SentencePieceModel(tuple(pieces), rest, "bpe", "identity", True, False, True)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.tokenization.wire import Field, encode_field, float32_of, read_fields
 
-__all__ = ["SPACE", "Piece", "PieceKind", "SentencePieceModel"]
+__all__ = ["SPACE", "Piece", "PieceKind", "SentencePieceModel", "bpe_settings"]
 
 SPACE = "▁"
 
@@ -156,6 +156,21 @@ class SentencePieceModel:
         except Exception as error:
             first = str(error).strip().splitlines()[-1:] or ["no reason given"]
             raise InputError(f"sentencepiece cannot read the model: {first[0]}") from error
+
+
+def bpe_settings(n_pieces: int, *, has_bytes: bool, adds_space: bool, ids: Mapping[int, Any] | None = None) -> bytes:
+    """TrainerSpec and NormalizerSpec of a BPE model whose text is left as it is, spaces included.
+
+    Args:
+        has_bytes: what no piece covers becomes byte pieces.
+        adds_space: a space is put before the text.
+        ids: field number of a special token (40 unk, 41 bos, 42 eos, 43 pad) -> its id; what is none is left out.
+    """
+    trainer = encode_field(3, 2) + encode_field(4, n_pieces) + encode_field(35, int(has_bytes))
+    known = {field: i for field, i in (ids or {}).items() if isinstance(i, int) and i in range(n_pieces)}
+    trainer += b"".join(encode_field(field, i) for field, i in known.items())
+    normalizer = encode_field(1, b"identity") + encode_field(3, int(adds_space)) + encode_field(4, 0)
+    return encode_field(2, trainer) + encode_field(3, normalizer + encode_field(5, 1))
 
 
 def _piece(found: Field) -> Piece:

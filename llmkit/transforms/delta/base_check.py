@@ -72,12 +72,12 @@ def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measuremen
 
     found = Measurement(_Sums(), _Sums())
     with torch.inference_mode():
-        for name, mine, theirs in _pairs(base, delta, profile):
-            arithmetic = profile.arithmetic_of(theirs.dtype, mine.dtype)
-            is_matrix = len(theirs.shape) > 1
+        for name, of_base, of_delta in _pairs(base, delta, profile):
+            arithmetic = profile.arithmetic_of(of_delta.dtype, of_base.dtype)
+            is_matrix = len(of_delta.shape) > 1
             into = found.matrices if is_matrix else found.norms
-            for rows in sample_blocks(mine, name, theirs) if is_matrix else [(0, theirs.spec.n_rows)]:
-                b, d = Context().rows(mine, rows), Context().rows(theirs, rows)
+            for rows in sample_blocks(of_base, name, of_delta) if is_matrix else [(0, of_delta.spec.n_rows)]:
+                b, d = Context().rows(of_base, rows), Context().rows(of_delta, rows)
                 into.add(b, d, arithmetic)
     return found
 
@@ -104,16 +104,16 @@ def bf16_share(ckpt: Checkpoint) -> float | None:
 
 def _pairs(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Iterator[tuple[str, Lazy, Lazy]]:
     matrices, vectors = [], []
-    for name, theirs in delta.tensors.items():
-        mine = base.tensors.get(name.removeprefix(profile.base_prefix)) or base.tensors.get(name)
-        if mine is None or profile.rule_for(name) is not Rule.ADD or mine.shape != theirs.shape:
+    for name, of_delta in delta.tensors.items():
+        of_base = base.tensors.get(name.removeprefix(profile.base_prefix)) or base.tensors.get(name)
+        if of_base is None or profile.rule_for(name) is not Rule.ADD or of_base.shape != of_delta.shape:
             continue
-        if not (mine.dtype.is_float and theirs.dtype.is_float) or mine.node.row_step is None:
+        if not (of_base.dtype.is_float and of_delta.dtype.is_float) or of_base.node.row_step is None:
             continue
-        if len(theirs.shape) == 2 and theirs.node.row_step is not None:
-            matrices.append((name, mine, theirs))
-        elif len(theirs.shape) == 1 and not name.endswith("bias"):
-            vectors.append((name, mine, theirs))
+        if len(of_delta.shape) == 2 and of_delta.node.row_step is not None:
+            matrices.append((name, of_base, of_delta))
+        elif len(of_delta.shape) == 1 and not name.endswith("bias"):
+            vectors.append((name, of_base, of_delta))
     for chosen, limit in ((matrices, MATRICES), (vectors, VECTORS)):
         yield from (chosen[i * len(chosen) // limit] for i in range(limit)) if len(chosen) > limit else chosen
 

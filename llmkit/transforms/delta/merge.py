@@ -43,57 +43,57 @@ class Merge:
         pairs = self._pairs(profile.base_prefix)
         tensors: dict[str, Lazy] = {}
         base_only, other_only = [], []
-        for name, (mine, theirs) in pairs.items():
+        for name, (base, other) in pairs.items():
             rule = profile.rule_for(name)
             if rule is Rule.SKIP:
                 continue
-            if theirs is None:
+            if other is None:
                 if rule is not Rule.COPY:
                     base_only.append(name)
                 continue
-            if mine is None and rule is not Rule.COPY:
+            if base is None and rule is not Rule.COPY:
                 if profile.delta_only is None:
                     other_only.append(name)
                 rule = Rule.COPY
-            tensors[name] = self._one(name, profile, rule, mine, theirs, sign)
+            tensors[name] = self._one(name, profile, rule, base, other, sign)
         self._refuse_unmatched(profile, base_only, other_only)
         return tensors
 
-    def _one(self, name: str, profile: Profile, rule: Rule, mine: Lazy | None, theirs: Lazy, sign: int) -> Lazy:
-        if mine is not None and rule is not Rule.COPY and mine.dtype.is_float != theirs.dtype.is_float:
-            raise self._misfit(name, profile, mine, theirs)
-        if not theirs.dtype.is_float:
-            return theirs
-        arithmetic = profile.arithmetic_of(theirs.dtype, mine.dtype if mine is not None else None)
+    def _one(self, name: str, profile: Profile, rule: Rule, base: Lazy | None, other: Lazy, sign: int) -> Lazy:
+        if base is not None and rule is not Rule.COPY and base.dtype.is_float != other.dtype.is_float:
+            raise self._misfit(name, profile, base, other)
+        if not other.dtype.is_float:
+            return other
+        arithmetic = profile.arithmetic_of(other.dtype, base.dtype if base is not None else None)
         stored = arithmetic if sign < 0 else profile.output or arithmetic
         output = self.dtype or stored
-        if mine is None or rule is Rule.COPY:
-            return theirs.cast(arithmetic).cast(output)
+        if base is None or rule is Rule.COPY:
+            return other.cast(arithmetic).cast(output)
         if rule is Rule.OVERLAP_SUBTRACT:
             rule, sign = Rule.OVERLAP_ADD, -sign
-        n_new = theirs.spec.n_rows - mine.spec.n_rows
-        if rule is Rule.ADD and mine.shape != theirs.shape:
-            same_width = mine.shape[1:] == theirs.shape[1:] and n_new > 0
+        n_new = other.spec.n_rows - base.spec.n_rows
+        if rule is Rule.ADD and base.shape != other.shape:
+            same_width = base.shape[1:] == other.shape[1:] and n_new > 0
             few = profile.max_new_rows is None or n_new <= profile.max_new_rows
             if same_width and few and profile.new_rows is NewRows.RAW:
                 rule = Rule.OVERLAP_ADD
             elif same_width and few and profile.new_rows is not NewRows.NONE:
-                mine = extended(mine, theirs.spec.n_rows, profile.new_rows, arithmetic)
+                base = extended(base, other.spec.n_rows, profile.new_rows, arithmetic)
             elif profile.other_shapes is Rule.COPY:
-                return theirs.cast(output)
+                return other.cast(output)
             else:
-                raise self._misfit(name, profile, mine, theirs)
+                raise self._misfit(name, profile, base, other)
         if rule is Rule.OVERLAP_ADD:
-            fits = len(mine.shape) == len(theirs.shape)
-            if not fits or any(a > b for a, b in zip(mine.shape, theirs.shape, strict=True)):
-                raise self._misfit(name, profile, mine, theirs)
-            return overlapped(sign, mine, theirs, arithmetic, output)
-        pair = (mine, theirs) if sign > 0 else (theirs, mine)
+            fits = len(base.shape) == len(other.shape)
+            if not fits or any(a > b for a, b in zip(base.shape, other.shape, strict=True)):
+                raise self._misfit(name, profile, base, other)
+            return overlapped(sign, base, other, arithmetic, output)
+        pair = (base, other) if sign > 0 else (other, base)
         return combined(sign, *pair, arithmetic, output)
 
-    def _misfit(self, name: str, profile: Profile, mine: Lazy, theirs: Lazy) -> SpecError:
+    def _misfit(self, name: str, profile: Profile, base: Lazy, other: Lazy) -> SpecError:
         return SpecError(
-            f"{name}: {self.base.label} has {mine.spec}, {self.other.label} {theirs.spec}; "
+            f"{name}: {self.base.label} has {base.spec}, {self.other.label} {other.spec}; "
             f"profile {profile.name} has no rule for that",
             hint="check that this is the base the delta was made from, or force another --profile",
         )
@@ -110,19 +110,19 @@ class Merge:
 
     def _pairs(self, prefix: str) -> dict[str, tuple[Lazy | None, Lazy | None]]:
         """Name in the second checkpoint -> (base's tensor, its tensor), without buffers, tied heads resolved."""
-        mine, theirs = _without_buffers(self.base), _without_buffers(self.other)
-        n_dropped = len(self.base.tensors) - len(mine) + len(self.other.tensors) - len(theirs)
+        base, other = _without_buffers(self.base), _without_buffers(self.other)
+        n_dropped = len(self.base.tensors) - len(base) + len(self.other.tensors) - len(other)
         if n_dropped:
             self.notes.append(f"{n_dropped} rotary buffers are left out: every reader computes them")
-        self._tie(mine, theirs)
-        if prefix and any(n.startswith(prefix) for n in theirs):
-            mine = {prefix + n: t for n, t in mine.items()}
-        names = [*theirs, *(n for n in mine if n not in theirs)]
-        return {n: (mine.get(n), theirs.get(n)) for n in names}
+        self._tie(base, other)
+        if prefix and any(n.startswith(prefix) for n in other):
+            base = {prefix + n: t for n, t in base.items()}
+        names = [*other, *(n for n in base if n not in other)]
+        return {n: (base.get(n), other.get(n)) for n in names}
 
-    def _tie(self, mine: dict[str, Lazy], theirs: dict[str, Lazy]) -> None:
+    def _tie(self, base: dict[str, Lazy], other: dict[str, Lazy]) -> None:
         """Where one side ties its head and stores none: the other's is compared with the embedding, or left out."""
-        for checkpoint, here, there in ((self.base, mine, theirs), (self.other, theirs, mine)):
+        for checkpoint, here, there in ((self.base, base, other), (self.other, other, base)):
             model = bound_model(checkpoint)
             if model is None or not model.is_tied:
                 continue
@@ -130,7 +130,7 @@ class Merge:
             for head in (s.name for s in model.slots.values() if s.kind == "head"):
                 if head in here or head not in there or embedding is None:
                     continue
-                if here is mine:
+                if here is base:
                     here[head] = embedding
                     self.notes.append(f"{head}: {checkpoint.label} ties it, so its embedding is the base of it")
                 else:
@@ -144,27 +144,27 @@ class Merge:
         main = main_dtype(self.other) or DType.F32
         dtypes: dict[str, DType] = {}
         dropped = []
-        for name, (mine, theirs) in self._pairs("").items():
-            if theirs is None:
+        for name, (base, other) in self._pairs("").items():
+            if other is None:
                 dropped.append(name)
                 continue
-            if not self._is_comparable(mine, theirs):
-                tensors[name] = theirs
+            if not self._is_comparable(base, other):
+                tensors[name] = other
                 copied.append(name)
                 continue
-            whole = extended(mine, theirs.spec.n_rows, NewRows.ZERO, theirs.dtype) if mine is not None else theirs
-            tensors[name] = ulp_subtracted(theirs, whole)
-            if theirs.dtype is not main:
-                dtypes[name] = theirs.dtype
+            whole = extended(base, other.spec.n_rows, NewRows.ZERO, other.dtype) if base is not None else other
+            tensors[name] = ulp_subtracted(other, whole)
+            if other.dtype is not main:
+                dtypes[name] = other.dtype
         self._note_odd(copied, dropped)
-        base = self.base
-        marker = Marker(main, base.label, specs_digest(base.tensors), len(base.tensors), dtypes, tuple(copied))
+        own = self.base
+        marker = Marker(main, own.label, specs_digest(own.tensors), len(own.tensors), dtypes, tuple(copied))
         return tensors, marker
 
-    def _is_comparable(self, mine: Lazy | None, theirs: Lazy) -> bool:
-        if mine is None or not (mine.dtype.is_float and theirs.dtype.is_float):
+    def _is_comparable(self, base: Lazy | None, other: Lazy) -> bool:
+        if base is None or not (base.dtype.is_float and other.dtype.is_float):
             return False
-        return len(mine.shape) == len(theirs.shape) and mine.shape[1:] == theirs.shape[1:] and len(mine.shape) > 0
+        return len(base.shape) == len(other.shape) and base.shape[1:] == other.shape[1:] and len(base.shape) > 0
 
     def _note_odd(self, copied: list[str], dropped: list[str]) -> None:
         if copied:
@@ -176,18 +176,18 @@ class Merge:
         """Base + delta in ulps."""
         tensors: dict[str, Lazy] = {}
         missing = []
-        for name, (mine, theirs) in self._pairs("").items():
-            if theirs is None:
+        for name, (base, other) in self._pairs("").items():
+            if other is None:
                 continue
             if name in marker.copied:
-                tensors[name] = theirs
-            elif mine is None:
+                tensors[name] = other
+            elif base is None:
                 missing.append(name)
             else:
                 dtype = marker.dtype_of(name)
-                self._check_ulps(name, mine, theirs, dtype)
-                whole = extended(mine, theirs.spec.n_rows, NewRows.ZERO, dtype)
-                tensors[name] = ulp_added(whole, theirs, dtype)
+                self._check_ulps(name, base, other, dtype)
+                whole = extended(base, other.spec.n_rows, NewRows.ZERO, dtype)
+                tensors[name] = ulp_added(whole, other, dtype)
             if name in tensors and self.dtype is not None and tensors[name].dtype.is_float:
                 tensors[name] = tensors[name].cast(self.dtype)
         if missing:
@@ -197,11 +197,11 @@ class Merge:
             )
         return tensors
 
-    def _check_ulps(self, name: str, mine: Lazy, theirs: Lazy, dtype: DType) -> None:
-        if theirs.dtype is not ulp_dtype(dtype) or mine.shape[1:] != theirs.shape[1:]:
+    def _check_ulps(self, name: str, base: Lazy, other: Lazy, dtype: DType) -> None:
+        if other.dtype is not ulp_dtype(dtype) or base.shape[1:] != other.shape[1:]:
             raise SpecError(
-                f"{name}: {self.other.label} has {theirs.spec}; expected {ulp_dtype(dtype).name} of the base's shape, "
-                f"{mine.spec}, as its llmkit.json says",
+                f"{name}: {self.other.label} has {other.spec}; expected {ulp_dtype(dtype).name} of the base's shape, "
+                f"{base.spec}, as its llmkit.json says",
                 hint="the delta's files are not of one delta: take them again from where it was published",
             )
 

@@ -73,11 +73,11 @@ class Profile:
     caveat: str | None = None
     widens: bool = False
 
-    def arithmetic_of(self, theirs: DType, mine: DType | None) -> DType:
+    def arithmetic_of(self, delta: DType, base: DType | None) -> DType:
         """The dtype of the sum of a delta's tensor and the base's (None: it has none)."""
-        if self.widens and mine is not None:
-            return theirs if theirs is mine else DType.F32
-        return self.arithmetic or theirs
+        if self.widens and base is not None:
+            return delta if delta is base else DType.F32
+        return self.arithmetic or delta
 
     def rule_for(self, name: str) -> Rule:
         """The rule of the first glob that matches `name`."""

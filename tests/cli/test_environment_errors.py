@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llmkit.cli.app import main
+from llmkit.cli.environment_errors import as_refusal
 from llmkit.cli.output import Mode, Output
-from llmkit.cli.surroundings import as_refusal
 from llmkit.cli.terminal import clean, clean_json, clean_stream
 
 

@@ -1,4 +1,4 @@
-"""Errors that are no bugs wherever they come from: machine, file system, arguments and installation refuse.
+"""Errors of the environment, which are no bugs wherever they come from: memory, disk, arguments, missing packages.
 
 Readers and writers name what they can; these are what is left: any call may meet a full memory, a name that is too
 long for the file system, a folder without permission.

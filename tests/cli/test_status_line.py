@@ -48,7 +48,7 @@ def terminal(monkeypatch):
 def test_a_quiet_command_says_that_it_is_at_work(terminal):
     screen = terminal()
     out = Output().at_work("llmkit verify")
-    with out.waiting:
+    with out.status_line:
         time.sleep(1.6)
         assert re.fullmatch(r"(\rllmkit verify, \d s\x1b\[K)+", screen.read_all())
         out.doing("loading vicuna-7b")
@@ -61,7 +61,7 @@ def test_a_quiet_command_says_that_it_is_at_work(terminal):
 def test_nothing_is_drawn_over_a_bar_or_within_a_line(terminal):
     screen = terminal()
     out = Output().at_work("llmkit verify")
-    with out.waiting:
+    with out.status_line:
         out.text("half a line")
         time.sleep(1.4)
         assert screen.read_all() == "half a line"
@@ -80,6 +80,6 @@ def test_nothing_is_drawn_over_a_bar_or_within_a_line(terminal):
 @pytest.mark.parametrize("mode", [Mode.JSON, Mode.QUIET])
 def test_nothing_is_drawn_where_it_is_not_wanted(terminal, mode):
     screen = terminal()
-    with Output(mode).at_work("llmkit verify").waiting:
+    with Output(mode).at_work("llmkit verify").status_line:
         time.sleep(1.3)
     assert screen.read_all() == ""
