@@ -1,0 +1,48 @@
+"""The numbers that small codes stand for: an even grid, or a table of whole numbers in rising order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Points"]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points from `lowest` to `highest`: all whole numbers, or those of `table` (of at most eight bits)."""
+
+    lowest: float
+    highest: float
+    table: tuple[float, ...] | None = None
+
+    def nearest_(self, x: torch.Tensor) -> torch.Tensor:
+        """The nearest points to float32 numbers, in their place where there is no table."""
+        import torch
+
+        if self.table is None:
+            return x.round_().clamp_(self.lowest, self.highest)
+        places = x.mul_(2).add_(256).clamp_(0, 511).int()
+        return torch.index_select(self._values_of_halves, 0, places.view(-1)).view(x.shape)
+
+    def codes(self, points: torch.Tensor) -> torch.Tensor:
+        """Which code stands for each of float32 `points`, as uint8."""
+        import torch
+
+        if self.table is None:
+            return (points - self.lowest).to(torch.uint8)
+        table = torch.tensor(self.table)
+        return torch.bucketize(points, table).to(torch.uint8)
+
+    @cached_property
+    def _values_of_halves(self) -> torch.Tensor:
+        """The nearest point to each of the numbers -128, -127.5, …, 127.5 and up to half above it."""
+        import torch
+
+        table = torch.tensor(self.table)
+        middles = (table[1:] + table[:-1]) / 2
+        return table[torch.bucketize(torch.arange(-128, 128, 0.5) + 0.25, middles)]
