@@ -210,6 +210,7 @@ GGUF = GgufFamily(
         "attention.layer_norm_epsilon": "layer_norm_epsilon",
         "feed_forward_length": "ffn_hidden_size",
     },
+    is_robust=True,
     read=_from_gguf,
     write=lambda model, _: {"context_length": model.dims.context or CONTEXT, "tensor_data_layout": "jploski"},
     config={"activation": "gelu"},

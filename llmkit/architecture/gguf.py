@@ -68,6 +68,7 @@ class GgufFamily:
             where no other family claims them.
         has_pairs_without_rope: q and k are reordered like rotary rows though the model has no rotary positions.
         has_windows: llama.cpp applies `attention.sliding_window` to this architecture.
+        is_robust: llama.cpp's presets give its layers fewer bits than those of other families, and its head more.
         tokenizer_pre: `tokenizer.ggml.pre` where the tokenizer alone does not tell.
     """
 
@@ -87,6 +88,7 @@ class GgufFamily:
     claims: Callable[[Metadata, Collection[str]], bool] | None = None
     has_windows: bool = False
     has_pairs_without_rope: bool = False
+    is_robust: bool = False
     tokenizer_pre: str | None = None
 
     @property

@@ -21,8 +21,9 @@ from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.json_text import parse_object
 from llmkit.quantization.statistics import Statistics
-from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import reshaped
+from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = ["KEY", "StoredStatistics", "gguf_spelling", "open_statistics"]
 
@@ -50,6 +51,17 @@ class StoredStatistics:
     def known(self, slot: Slot) -> frozenset[str]:
         """Which fields of `Statistics` there are of the inputs of a stored tensor; the headers tell."""
         return frozenset(next((self.parts[part.id] for part in slot.parts if part.id in self.parts), {}))
+
+    def squares(self, slot: Slot) -> Lazy | None:
+        """The sum of x^2 of each input channel of a stored tensor, float32 [in]; None where nothing tells it."""
+        parts = next((self.parts[part.id] for part in slot.parts if part.id in self.parts), {})
+        if "squares" in parts:
+            return parts["squares"]
+        moments = parts.get("second_moments")
+        if moments is None:
+            return None
+        spec = TensorSpec(DType.F32, moments.shape[:1])
+        return Apply("diagonal", [moments], spec, lambda x: x.diagonal().float(), row_step=None).output()
 
     def of(self, slot: Slot) -> Statistics | None:
         """Of the inputs of a stored tensor, whose weights have the same ones; None where nothing is known."""

@@ -22,7 +22,7 @@ _N_WORST = 5
     "llmkit convert vicuna-7b --to bin -o vicuna-7b-bin",
     "llmkit convert vicuna-7b-bin --to hf --dtype float16 -o vicuna-7b",
     "llmkit convert chatglm3-6b --to hf --as glm -o chatglm3-6b-glm",
-    "llmkit convert vicuna-7b --to gguf --type q8_0 -o vicuna-7b-gguf",
+    "llmkit convert vicuna-7b --to gguf --type q4_k_m -o vicuna-7b-gguf",
 )
 def convert(
     out: Output,
@@ -52,7 +52,8 @@ def convert(
             "--type",
             metavar="TYPE",
             autocompletion=completion.gguf_types,
-            help="With --to gguf: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.",
+            help="With --to gguf: f32, f16 (default), bf16, or a preset of llama.cpp: q8_0, q6_k, q5_k_m, q4_k_m, "
+            "iq4_xs, q3_k_m, q2_k and others.",
         ),
     ] = None,
     architecture: Annotated[

@@ -26,7 +26,6 @@ class GgufType:
         nbytes: bytes of a block.
         dtype: the plain dtype it is; None for blocks.
         is_known: its blocks can be dequantized (by `gguf.quants`).
-        file_type: `general.file_type` of a file that has most of its matrices in this type; None for none.
     """
 
     name: str
@@ -35,7 +34,6 @@ class GgufType:
     nbytes: int
     dtype: DType | None = None
     is_known: bool = True
-    file_type: int | None = None
 
     def row_nbytes(self, n: int) -> int:
         """Bytes of a row of `n` elements, which `block` divides."""
@@ -47,15 +45,15 @@ class GgufType:
 
 
 _PLAIN = (
-    GgufType("F32", 0, 1, 4, DType.F32, file_type=0), GgufType("F16", 1, 1, 2, DType.F16, file_type=1),
-    GgufType("BF16", 30, 1, 2, DType.BF16, file_type=32), GgufType("F64", 28, 1, 8, DType.F64),
+    GgufType("F32", 0, 1, 4, DType.F32), GgufType("F16", 1, 1, 2, DType.F16),
+    GgufType("BF16", 30, 1, 2, DType.BF16), GgufType("F64", 28, 1, 8, DType.F64),
     GgufType("I8", 24, 1, 1, DType.I8), GgufType("I16", 25, 1, 2, DType.I16),
     GgufType("I32", 26, 1, 4, DType.I32), GgufType("I64", 27, 1, 8, DType.I64),
 )  # fmt: skip
 _BLOCKS = (
-    GgufType("Q4_0", 2, 32, 18, file_type=2), GgufType("Q4_1", 3, 32, 20, file_type=3),
-    GgufType("Q5_0", 6, 32, 22, file_type=8), GgufType("Q5_1", 7, 32, 24, file_type=9),
-    GgufType("Q8_0", 8, 32, 34, file_type=7), GgufType("Q8_1", 9, 32, 40, is_known=False),
+    GgufType("Q4_0", 2, 32, 18), GgufType("Q4_1", 3, 32, 20),
+    GgufType("Q5_0", 6, 32, 22), GgufType("Q5_1", 7, 32, 24),
+    GgufType("Q8_0", 8, 32, 34), GgufType("Q8_1", 9, 32, 40, is_known=False),
     GgufType("Q2_K", 10, 256, 84), GgufType("Q3_K", 11, 256, 110), GgufType("Q4_K", 12, 256, 144),
     GgufType("Q5_K", 13, 256, 176), GgufType("Q6_K", 14, 256, 210), GgufType("Q8_K", 15, 256, 292, is_known=False),
     GgufType("IQ2_XXS", 16, 256, 66), GgufType("IQ2_XS", 17, 256, 74), GgufType("IQ3_XXS", 18, 256, 98),

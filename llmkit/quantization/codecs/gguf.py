@@ -1,6 +1,6 @@
 """Blocks of GGUF files: read and dequantized row by row, written from matrices on their grids, or from floats.
 
-Floats are made, and blocks made of floats, by `gguf.quants`, so that the bits are those of the gguf library.
+Floats are made of blocks by `gguf.quants`, so that the bits are those of the gguf library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.gguf_header import GgufFile, GgufTensor
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
 from llmkit.quantization.codec import Codec
-from llmkit.quantization.codecs.gguf_grids import GRIDS, pack_planes, unpack_planes
+from llmkit.quantization.codecs.gguf_grids import GRIDS
+from llmkit.quantization.codecs.gguf_search import fitted
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack
 from llmkit.tensors.finite import require_finite
@@ -28,7 +29,7 @@ DEQUANTIZE, QUANTIZE = "dequantize blocks", "quantize blocks"
 
 
 class GgufBlocks(Codec):
-    """Rows of blocks, each with its scale; all types that are a grid or a table are read, the plain ones written."""
+    """Rows of blocks, each with its scale; all types that are a grid or a table are read."""
 
     name = "gguf"
     bits = (4, 5, 8)
@@ -41,7 +42,7 @@ class GgufBlocks(Codec):
         name = f"Q{matrix.bits}_{'0' if matrix.offsets is None else '1'}"
         parts = [part for part in (matrix.scales, matrix.offsets) if part is not None]
         is_exact = all(part.dtype is DType.F16 for part in parts)
-        return name if name in _WRITTEN and is_exact and matrix.group == 32 else None
+        return name if name in _PLAIN and is_exact and matrix.group == 32 else None
 
     def refuses(self, matrix: QuantizedMatrix) -> str | None:
         why = super().refuses(matrix)
@@ -54,14 +55,8 @@ class GgufBlocks(Codec):
         halves = [part for part in (matrix.scales, matrix.offsets) if part is not None]
 
         def fn(codes: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
-            import torch
-
             q = unpack(codes, matrix.bits, n_in).view(len(codes), -1, kind.block)
-            blocks = torch.zeros((*q.shape[:2], kind.nbytes), dtype=torch.uint8)
-            pack_planes(blocks, q ^ _sign(matrix.bits), GRIDS[kind.name].codes)
-            for i, x in enumerate(numbers):
-                blocks[..., 2 * i : 2 * i + 2] = x.unsqueeze(-1).view(torch.uint8)
-            return blocks.flatten(1)
+            return GRIDS[kind.name].pack(q, numbers).flatten(1)
 
         spec = TensorSpec(DType.U8, (n_out, kind.row_nbytes(n_in)))
         inputs = [matrix.codes, *halves]
@@ -85,16 +80,14 @@ class GgufBlocks(Codec):
             return lambda x: unpacked(x.view(len(x), -1, kind.nbytes)).reshape(len(x), -1)
 
         def codes(x: torch.Tensor) -> torch.Tensor:
-            q = unpack_planes(x.view(len(x), -1, kind.nbytes), layout.codes)
-            return pack(q.reshape(len(x), n_in) ^ _sign(bits), bits)
+            q = layout.codes.read(x.view(len(x), -1, kind.nbytes))
+            return pack(q.reshape(len(x), n_in), bits)
 
         def part(op: str, fn: Callable[[torch.Tensor], torch.Tensor], dtype: DType, n: int) -> Lazy:
             return Apply(op, [raw], TensorSpec(dtype, (n_out, n)), fn, attrs, scratch=1.0).output()
 
         minima = (
-            part("minima", of_blocks(layout.minima), layout.scale_dtype, n_groups)
-            if layout.minima is not None
-            else None
+            part("minima", of_blocks(layout.minima), layout.scale_dtype, n_groups) if layout.e is not None else None
         )
         return QuantizedMatrix(
             Grid(bits, layout.group, minima is None and layout.table is None),
@@ -110,12 +103,8 @@ class GgufBlocks(Codec):
 CODEC = GgufBlocks()
 
 
-def _sign(bits: int) -> int:
-    """Eight bits are signed numbers in blocks: this bit the other way round, they are codes."""
-    return 0x80 if bits == 8 else 0
-
-
-_WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+# Written by the gguf library, and matrices of other layouts code for code.
+_PLAIN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
 def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
@@ -153,24 +142,39 @@ def _dequantize(kind: GgufType, shape: tuple[int, ...]) -> Callable[[torch.Tenso
     return fn
 
 
-def quantized(lazy: Lazy, kind_name: str, name: str) -> Lazy:
+def quantized(lazy: Lazy, kind_name: str, name: str, importance: Lazy | None = None) -> Lazy:
     """A matrix as the bytes of its rows in blocks of type `kind_name`, which the row length is a multiple of.
 
-    Evaluated, it raises InputError where a block's scale is not finite; `name` is the matrix's.
-    """
-    kind = TYPE_BY_NAME[kind_name]
-    n_halves = 2 if kind_name.endswith("_1") else 1  # the scale, and the minimum
-    spec = TensorSpec(DType.U8, (*lazy.shape[:-1], kind.row_nbytes(lazy.shape[-1])))
+    Types without integers beside their scales are rounded as the gguf library does, where nothing was measured.
 
-    def fn(x: torch.Tensor) -> torch.Tensor:
+    Args:
+        name: the matrix's, for messages.
+        importance: float32 [in], in proportion to the mean of x^2 of each input channel.
+
+    Returns:
+        uint8 [..., bytes of a row]. Evaluated, it raises InputError where a block's scale is not finite.
+    """
+    kind, grid = TYPE_BY_NAME[kind_name], GRIDS[kind_name]
+    spec = TensorSpec(DType.U8, (*lazy.shape[:-1], kind.row_nbytes(lazy.shape[-1])))
+    is_plain = kind_name in _PLAIN and (importance is None or grid.bits == 8)
+
+    def fn(x: torch.Tensor, squares: torch.Tensor | None = None) -> torch.Tensor:
         import torch
 
-        made = _call("quantize", x.float(), kind)
-        halves = made.view(-1, kind.nbytes)[:, : 2 * n_halves].contiguous().view(torch.float16)
-        require_finite(x, halves, name=name)
-        return made
+        if is_plain:
+            made = _call("quantize", x.float(), kind)
+            starts = [start for start in (grid.d, grid.e) if start is not None]
+            halves = [made.view(-1, kind.nbytes)[:, start : start + 2].contiguous() for start in starts]
+            require_finite(x, *(half.view(torch.float16) for half in halves), name=name)
+            return made
+        require_finite(x, x.sum(-1, dtype=torch.float32), name=name)
+        found = fitted(x.float(), grid, squares)
+        require_finite(x, *found.halves, name=name)
+        return grid.pack(found.codes, found.halves, found.integers).view(*x.shape[:-1], -1)
 
-    return Apply(QUANTIZE, [lazy], spec, fn, {"type": kind_name}, scratch=4.0).output()
+    inputs = [lazy] if is_plain or importance is None else [lazy, importance]
+    rows = [1] if len(inputs) == 1 else [1, 0]
+    return Apply(QUANTIZE, inputs, spec, fn, {"type": kind_name}, input_rows=rows, scratch=4.0).output()
 
 
 def _call(name: str, x: torch.Tensor, kind: GgufType) -> torch.Tensor:

@@ -8,8 +8,8 @@
     Q2_K                        (d s) q - (e t)     2        16
     IQ4_NL, IQ4_XS, MXFP4       d v, (d s) v, 2^d v 4        32      v from a table of 16 integers
 
-d and e are float16 (d of MXFP4 a byte), s and t integers of at most 8 bits: their products are exact in float32. Source:
-ggml-common.h and ggml-quants.c of ggml-org/ggml; the tests hold every type to `gguf.quants`, bit for bit.
+d and e are float16 (d of MXFP4 a byte), s and t integers of at most 8 bits: their products are exact in float32.
+Source: ggml-common.h and ggml-quants.c of ggml-org/ggml; the tests hold every type to `gguf.quants`, bit for bit.
 """
 
 from __future__ import annotations

@@ -20,6 +20,14 @@ class Points:
     highest: float
     table: tuple[float, ...] | None = None
 
+    @property
+    def ends_tried(self) -> list[float]:
+        """What the largest number of a group may be put on: near the ends, a little within and beyond them."""
+        if self.table is not None:
+            return [self.lowest + i for i in range(-7, 8)] + [self.highest + i for i in range(-6, 15, 5)]
+        end = self.lowest if self.lowest < 0 else self.highest
+        return [end + 0.42 * i for i in range(-5, 6)]
+
     def nearest_(self, x: torch.Tensor) -> torch.Tensor:
         """The nearest points to float32 numbers, in their place where there is no table."""
         import torch

@@ -22,6 +22,7 @@ steps 1 and 2: `make_qkx3_quants`, `make_qx_quants` and `make_qp_quants` in ggml
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmkit.quantization.codecs.gguf_points import Points
@@ -36,6 +37,7 @@ __all__ = ["Blocks", "fitted"]
 _N_CHUNK = 2**17  # weights at work: their tensors stay in the cache of a core
 _LEAST_SHARE = 1e-4  # of the mean importance: a column that no token reached is rounded all the same
 _N_ROUNDS = 2
+_ROUNDING = 1e-5  # what is left of a determinant that should be 0
 
 
 class Blocks(NamedTuple):
@@ -63,7 +65,8 @@ def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | Non
     per_row = weight.shape[-1] // grid.block
     blocks = weight.reshape(-1, grid.block)
     if importance is not None:
-        importance = importance.clamp(min=float(importance.mean()) * _LEAST_SHARE).view(per_row, grid.block)
+        mean = float(importance.mean())
+        importance = (importance / mean).clamp_(min=_LEAST_SHARE).view(per_row, grid.block)
     step = max(_N_CHUNK // weight.shape[-1], 1) * per_row  # whole rows, as importance is of a row
     parts = [_fitted(blocks[i : i + step], grid, importance) for i in range(0, len(blocks), step)]
     halves = tuple(torch.cat(found) for found in zip(*(part.halves for part in parts), strict=True))
@@ -74,12 +77,14 @@ def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | Non
 def _fitted(blocks: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | None) -> Blocks:
     import torch
 
-    squares = blocks.square()
-    values = squares.add_(squares.mean(-1, keepdim=True)).sqrt_()
+    x = blocks.view(len(blocks), grid.block // grid.group, grid.group).permute(2, 1, 0).contiguous()
+    squares = x.square()
+    mean = _sum(_sum(squares)) / grid.block
+    v = squares.div_(mean.clamp(min=torch.finfo(torch.float32).tiny)).add_(1).sqrt_()  # but for a factor of the block
     if importance is not None:
-        values = (values.view(-1, *importance.shape) * importance).view(blocks.shape)
-    shape = (len(blocks), grid.block // grid.group, grid.group)
-    fit = _Fit(*(part.view(shape).permute(2, 1, 0).contiguous() for part in (blocks, values)), grid)
+        of_row = importance.view(len(importance), grid.block // grid.group, grid.group).permute(2, 1, 0)
+        v = (v.view(*v.shape[:2], -1, len(importance)) * of_row.unsqueeze(2)).view(v.shape)
+    fit = _Fit(x, v, grid)
     fit.solve()
     codes = grid.points.codes(fit.points()).permute(2, 1, 0).reshape(blocks.shape)
     halves = (fit.d.half(), fit.e.half()) if grid.e is not None else (fit.d.half(),)
@@ -111,7 +116,7 @@ class _Fit:
         import torch
 
         self._x, self._v, self._vx, self._grid = x, v, v * x, grid
-        self._of_v, self._of_vx = v.sum(0), self._vx.sum(0)
+        self._of_v, self._of_vx = _sum(v), _sum(self._vx)
         self._q, self._work = torch.empty_like(x), torch.empty_like(x)
 
     def solve(self) -> None:
@@ -126,6 +131,8 @@ class _Fit:
             self.e, self.t = _half(minimum[0]), torch.full_like(self.s, -1)
         else:
             self.e, self.t = _shared(-minimum, self._of_v, self._grid.minimum_steps)
+        if not bool(torch.isfinite(self.d + self.e).all()):
+            return  # refused by whoever asked, who knows the name
         for _ in range(_N_ROUNDS):
             if self._grid.scale_steps is not None:
                 self._try_integers(self._grid.scale_steps)
@@ -143,17 +150,17 @@ class _Fit:
         if offset is None:
             torch.mul(self._x, inverse, out=self._q)
         else:
-            torch.addcmul(offset * inverse, self._x, inverse, out=self._q)
+            torch.add(self._x, offset, out=self._q).mul_(inverse)
         return self._grid.points.nearest_(self._q)
 
     def _sums(self, scale: torch.Tensor, offset: torch.Tensor | None = None) -> _Sums:
         import torch
 
         q = self._nearest(scale, offset)
-        qx = torch.mul(self._vx, q, out=self._work).sum(0)
+        qx = _sum(torch.mul(self._vx, q, out=self._work))
         vq = torch.mul(self._v, q, out=self._work)
-        of_q = vq.sum(0) if self._grid.e is not None else qx
-        return _Sums(of_q, vq.mul_(q).sum(0), qx)
+        of_q = _sum(vq) if self._grid.e is not None else qx
+        return _Sums(of_q, _sum(vq.mul_(q)), qx)
 
     def _error(self, sums: _Sums, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         """The error of each group, less a constant."""
@@ -181,11 +188,10 @@ class _Fit:
         is_below_zero = self._grid.minimum_steps is not None  # - e t cannot be positive
         if is_below_zero:
             low = low.clamp_(max=0)
-        n_steps = self._grid.points.highest
         least = torch.full_like(low, torch.inf)
         best, best_minimum, curvature = torch.zeros_like(low), low.clone(), torch.zeros_like(low)
-        for more in _more_steps(n_steps):
-            found = self._sums((high - low) / (n_steps + more), -low)
+        for n_steps in self._grid.points.ends_tried:
+            found = self._sums((high - low) / n_steps, -low)
             scale, minimum = self._line(found, is_below_zero=is_below_zero)
             error = self._error(found, scale, -minimum)
             is_better = error < least
@@ -197,17 +203,15 @@ class _Fit:
         """The scale and minimum of each group with the least error for these points."""
         import torch
 
-        determinant = self._of_v * sums.qq - sums.q.square()
+        whole = self._of_v * sums.qq
+        determinant = whole - sums.q.square()
+        is_one_point = determinant <= _ROUNDING * whole  # all on the same point: a scale alone, or a minimum alone
         scale = (self._of_v * sums.qx - self._of_vx * sums.q) / determinant
         minimum = (sums.qq * self._of_vx - sums.q * sums.qx) / determinant
         if is_below_zero:
-            scale = torch.where(minimum > 0, sums.qx / sums.qq, scale)
-            minimum = minimum.clamp_(max=0)
-        is_flat = ~(determinant > 0)
-        scale.masked_fill_(is_flat, 0)
-        mean = self._of_vx / self._of_v
-        minimum = torch.where(is_flat, mean.clamp_(max=0) if is_below_zero else mean, minimum)
-        return scale, minimum
+            is_one_point |= minimum > 0
+            return torch.where(is_one_point, sums.qx / sums.qq, scale), minimum.masked_fill_(is_one_point, 0)
+        return scale.masked_fill_(is_one_point, 0), torch.where(is_one_point, self._of_vx / self._of_v, minimum)
 
     def _try_integers(self, steps: Points) -> None:
         """Step 3: the integers beside those of each group."""
@@ -239,38 +243,39 @@ class _Fit:
         s, t = self.s, self.t
         scale, offset = self.d * s, self.e * t
         sums = self._sums(scale, offset)
-        before = self._error(sums, scale, offset).sum(0)
-        aa, ax = (s * s * sums.qq).sum(0), (s * sums.qx).sum(0)
+        before = _sum(self._error(sums, scale, offset))
+        aa, ax = _sum(s * s * sums.qq), _sum(s * sums.qx)
         if self._grid.e is None:
             d, e = ax / aa, self.e
         else:
-            ab, bb, bx = (s * t * sums.q).sum(0), (t * t * self._of_v).sum(0), (t * self._of_vx).sum(0)
+            ab, bb, bx = _sum(s * t * sums.q), _sum(t * t * self._of_v), _sum(t * self._of_vx)
             determinant = aa * bb - ab.square()
-            d, e = (ax * bb - bx * ab) / determinant, (ax * ab - bx * aa) / determinant
-            e = torch.where(determinant > 0, e, self.e)
-            d = torch.where(determinant > 0, d, (ax + e * ab) / aa)
+            is_line = determinant > _ROUNDING * aa * bb
+            e = torch.where(is_line, (ax * ab - bx * aa) / determinant, self.e)
+            d = torch.where(is_line, (ax * bb - bx * ab) / determinant, (ax + e * ab) / aa)
         d, e = _half(d), _half(e)
         scale, offset = d * s, e * t
-        after = self._error(self._sums(scale, offset), scale, offset).sum(0)
+        after = _sum(self._error(self._sums(scale, offset), scale, offset))
         is_better = after < before
         self.d, self.e = torch.where(is_better, d, self.d), torch.where(is_better, e, self.e)
 
 
-def _more_steps(n: float) -> list[float]:
-    """By how much the number of steps in a range is varied."""
-    return [0.15 * i for i in range(-6, 7)]
+def _best_scale(
+    x: torch.Tensor, points: Points, sums_of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale of points nearest to x [n, ...], and the sum of q^2 there; both [...].
 
-
-def _best_scale(x, points, sums_of):  # type: ignore[no-untyped-def]
+    Args:
+        sums_of: the sums of q x and q^2 over the first axis, for the points q nearest to x times its argument.
+    """
     import torch
 
     high, low = x.amax(0), x.amin(0)
-    end = points.lowest if points.lowest < 0 else points.highest
-    extreme = torch.where(high > -low, high, low) if points.lowest < 0 else high
+    is_signed = points.lowest < 0
+    extreme = torch.where(high > -low, high, low) if is_signed else high
     best, curvature, most = torch.zeros_like(high), torch.zeros_like(high), torch.zeros_like(high)
-    unit = 1 if points.table is None else 8
-    for more in _more_steps(end):
-        qx, qq = sums_of((end + unit * more) / extreme)
+    for end in points.ends_tried:
+        qx, qq = sums_of(end / extreme)
         gain = (qx.square() / qq).nan_to_num_(0, 0, 0)
         is_better = gain > most
         for kept, new in ((most, gain), (best, qx / qq), (curvature, qq)):
@@ -292,7 +297,7 @@ def _shared(scale: torch.Tensor, curvature: torch.Tensor, steps: Points | None) 
 
     def sums(inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         s = steps.nearest_((scale * inverse).nan_to_num_(0, 0, 0))
-        return (curvature * s * scale).sum(0), (curvature * s * s).sum(0)
+        return _sum(curvature * s * scale), _sum(curvature * s * s)
 
     d, _ = _best_scale(scale, steps, sums)
     d = _half(d)
@@ -300,5 +305,23 @@ def _shared(scale: torch.Tensor, curvature: torch.Tensor, steps: Points | None) 
 
 
 def _half(x: torch.Tensor) -> torch.Tensor:
-    """Rounded to float16; 0 for what is none."""
-    return x.half().float().nan_to_num_(0)
+    """Rounded to float16; 0 for 0 / 0."""
+    import torch
+
+    return x.half().float().nan_to_num_(0, torch.inf, -torch.inf)
+
+
+def _sum(x: torch.Tensor) -> torch.Tensor:
+    """The sum over the first axis, whose length is a power of two.
+
+    Halves are added to each other, so that the bits of a sum depend on what is summed alone: `torch.sum` takes another
+    order in some of the columns, which ones depends on how many rows are worked on at once.
+    """
+    if len(x) == 1:
+        return x[0]
+    half = len(x) // 2
+    x = x[:half] + x[half:]
+    while len(x) > 1:
+        half = len(x) // 2
+        x = x[:half].add_(x[half:])
+    return x[0]

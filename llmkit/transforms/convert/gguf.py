@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,13 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.statistics import StoredStatistics, gguf_spelling
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, LlmkitError, RequirementError, suggestion
 from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
+from llmkit.layouts.gguf_mixes import MIXES, Sizes, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
 from llmkit.quantization.codecs.gguf import quantized
@@ -32,22 +35,27 @@ from llmkit.transforms.convert.casting import Overflow, cast
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TYPE_NAMES", "write"]
+__all__ = ["TYPE_NAMES", "sizes_of", "write"]
 
-TYPE_NAMES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+TYPE_NAMES = tuple(name.lower() for name in MIXES)
 _KEPT_FILES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "README.md")
-_ALWAYS_F32 = ("position_embd.weight",)
-_FALLBACK = "F16"
 
 
-def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = None) -> Checkpoint:
+def write(
+    ckpt: Checkpoint,
+    *,
+    type: str = "f16",
+    statistics: StoredStatistics | None = None,
+    overflow: Overflow | None = None,
+) -> Checkpoint:
     """The checkpoint as one GGUF file, `<label>-<TYPE>.gguf`.
 
-    Vectors and norms are float32, as llama.cpp wants them, matrices of the given type. Rows that a block does not
-    divide are stored as F16.
+    Vectors and norms are float32, as llama.cpp wants them. Matrices have the types that llama.cpp's preset of this name
+    gives them, and where a block does not divide the rows, the type that takes its place there.
 
     Args:
         type: one of `TYPE_NAMES`.
+        statistics: of the inputs of its matrices: errors of columns with large inputs count more.
         overflow: counts values that a plain type cannot hold; a block type whose scale cannot raises when written.
 
     Raises:
@@ -57,6 +65,7 @@ def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = No
     """
     kind = _type(type)
     ckpt = text_part(ckpt)
+    importance = _importance(statistics, ckpt)
     config = dict(ckpt.config)
     architecture = registry.require(config, ckpt.label)
     family = architecture.gguf
@@ -80,25 +89,24 @@ def write(ckpt: Checkpoint, *, type: str = "f16", overflow: Overflow | None = No
     values, warnings = metadata_of(model, config, family)
     metadata = {"general.architecture": family.arch, "general.type": "model", "general.name": ckpt.label, **values}
     metadata |= _noted(model, config, family, metadata, stored)
-    types = {name: _type_of(name, lazy, kind) for name, lazy in stored.items()}
-    fallen = [name for name, found in types.items() if found == _FALLBACK != kind]
-    if fallen:
-        notes.append(
-            f"{len(fallen)} matrices whose rows are no multiple of {TYPE_BY_NAME[kind].block} are stored as F16"
-        )
+    sizes = sizes_of(model, family, has_statistics=statistics is not None)
+    types, wanted = types_of(MIXES[kind], {name: lazy.shape for name, lazy in stored.items()}, sizes)
+    notes += _replaced(types, wanted)
     vocabulary, more = vocabulary_metadata(
         ckpt.label, ckpt.files, config, model.dims.vocab, kind=architecture.tokenizer, pre=family.tokenizer_pre
     )
-    metadata |= {"general.file_type": TYPE_BY_NAME[kind].file_type, **_source_dtype(ckpt)}
+    metadata |= {"general.file_type": MIXES[kind].file_type, **_source_dtype(ckpt)}
     metadata |= {"general.quantization_version": 2, **vocabulary}
     name = f"{ckpt.label}-{kind}.gguf"
     counted = overflow if overflow is not None else Overflow()
     return ckpt.derive(
-        tensors={name: _stored(name, lazy, types[name], counted) for name, lazy in stored.items()},
+        tensors={
+            name: _stored(name, lazy, types[name], counted, importance.get(name)) for name, lazy in stored.items()
+        },
         config={},
         files={n: content for n, content in ckpt.files.items() if n in _KEPT_FILES},
         container=GgufContainer(name, metadata, types),
-        notes=[*notes, f"{name}: {len(stored)} tensors, matrices as {kind}, vectors as F32"],
+        notes=[*notes, f"{name}: {len(stored)} tensors, {_counts(types)}"],
         warnings=[*model.unread.warnings, *warnings, *more],
     )
 
@@ -108,7 +116,7 @@ def _type(text: str) -> str:
         return text.upper()
     raise InputError(
         f"--type {text!r} is no type that llmkit writes; expected {', '.join(TYPE_NAMES)}",
-        hint=suggestion(text.lower(), TYPE_NAMES, "K-quants need llama.cpp: llama-quantize on an f16 file", "--type "),
+        hint=suggestion(text.lower(), TYPE_NAMES, "--type q4_k_m", "--type "),
     )
 
 
@@ -159,17 +167,40 @@ def _difference(model: Model, reader: Architecture, config: Mapping[str, Any]) -
     return difference(model, replace(back, head=replace(back.head, normalized=False)))
 
 
-def _type_of(name: str, lazy: Lazy, kind: str) -> str:
-    if len(lazy.shape) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight") or name in _ALWAYS_F32:
-        return "F32"
-    return kind if lazy.shape[-1] % TYPE_BY_NAME[kind].block == 0 else _FALLBACK
+def sizes_of(model: Model, family: GgufFamily, *, has_statistics: bool) -> Sizes:
+    """What the presets' rules ask of a model."""
+    dims = model.dims
+    return Sizes(dims.layers, dims.heads // dims.kv_heads, family.is_robust, has_statistics)
 
 
-def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow) -> Lazy:
+def _replaced(types: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """Which types gave way because blocks do not divide the rows."""
+    found = Counter((kind, types[name]) for name, kind in wanted.items())
+    return [
+        f"{n} {'matrices' if n > 1 else 'matrix'} whose rows are no multiple of {TYPE_BY_NAME[kind].block} stored as "
+        f"{other} instead of {kind}"
+        for (kind, other), n in found.items()
+    ]
+
+
+def _counts(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{n} as {kind}" for kind, n in Counter(types.values()).most_common())
+
+
+def _importance(statistics: StoredStatistics | None, ckpt: Checkpoint) -> dict[str, Lazy]:
+    """What was measured of the inputs of each tensor, by its name in GGUF files."""
+    if statistics is None:
+        return {}
+    slots = gguf_spelling(ckpt, ckpt.require_model()).slots.values()
+    found = {slot.name: statistics.squares(slot) for slot in slots}
+    return {name: lazy for name, lazy in found.items() if lazy is not None}
+
+
+def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow, importance: Lazy | None) -> Lazy:
     dtype = TYPE_BY_NAME[kind].dtype
     if dtype is DType.F32 and lazy.dtype is not DType.F64:
         return cast_vector(lazy, dtype)
-    return quantized(lazy, kind, name) if dtype is None else cast({name: lazy}, dtype, overflow)[name]
+    return quantized(lazy, kind, name, importance) if dtype is None else cast({name: lazy}, dtype, overflow)[name]
 
 
 def _source_dtype(ckpt: Checkpoint) -> dict[str, str]:

@@ -95,7 +95,7 @@ def _scored_pieces(ckpt: Checkpoint, name: str, layout: str) -> FileContent | No
 _OWN = {
     "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
-    "gguf": Target("GGUF, as llama.cpp reads it", gguf.write, ("type",), counts_overflow=True),
+    "gguf": Target("GGUF, as llama.cpp reads it", gguf.write, ("type", "statistics"), counts_overflow=True),
 }
 
 
