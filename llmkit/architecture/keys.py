@@ -44,6 +44,9 @@ class Key:
     names: tuple[str, ...] | str
     default: Any = REQUIRED
 
+    def __repr__(self) -> str:
+        return f"Key({self.names!r})" if self.default is REQUIRED else f"Key({self.names!r}, {self.default!r})"
+
     @property
     def spellings(self) -> tuple[str, ...]:
         """The spellings as a tuple."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 from llmkit.errors import PluginError
 
-__all__ = ["Fused", "NameTable", "Names", "Transposed", "stem_of"]
+__all__ = ["Fused", "NameTable", "Names", "Transposed", "parts_of", "stem_of"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class NameTable:
             raise PluginError(f"the block prefix {names.block!r} needs exactly one {{i}}")
         self._outer = {"embed": names.embed, "final_norm": names.final_norm, "head": names.head, **names.outer}
         self._inner = {slot: stem_of(entry) for slot, entry in names.slots.items()}
-        self._stored_in = {part: slot for slot, entry in names.slots.items() for part in _parts(slot, entry)}
+        self._stored_in = {part: slot for slot, entry in names.slots.items() for part in parts_of(slot, entry)}
         self._outer_back = _inverted(self._outer)
         self._inner_back = _inverted(self._inner)
         before, after = names.block.split("{i}")
@@ -153,8 +153,8 @@ class NameTable:
         return faults
 
 
-def _parts(slot: str, entry: Entry) -> list[str]:
-    """The stems of the layers that an entry stores together."""
+def parts_of(slot: str, entry: Entry) -> list[str]:
+    """The stems of the layers that an entry stores together; none for a plain one."""
     fused = entry.stored if isinstance(entry, Transposed) else entry
     before = slot.rpartition(".")[0]
     return [f"{before}.{part}" if before else part for part in fused.parts] if isinstance(fused, Fused) else []

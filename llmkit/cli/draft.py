@@ -77,7 +77,7 @@ def new(
         "fits": not problems,
         "problems": problems,
         "checks": [line.strip() for line in text.splitlines() if "# check:" in line],
-        "after": draft.after,
+        "after": draft.like.name,
         "special": list(draft.unknown),
         "unused_keys": dict(draft.unread),
     }
@@ -89,7 +89,7 @@ def new(
         n = len(document["checks"]) if isinstance(document["checks"], list) else 0
         fits = "names and shapes fit" if not problems else "names and shapes do not fit yet"
         left = f"{n} lines to check, {len(draft.unread)} keys unread"
-        out.line(f"wrote {output}, after {draft.after}: {fits} {ckpt.label}; {left}")
+        out.line(f"wrote {output}, after {draft.like.name}: {fits} {ckpt.label}; {left}")
 
     out.answer(document, render, brief=str(output) if output else text.rstrip("\n"))
     for text_line in draft.unknown:
