@@ -88,7 +88,7 @@ class CalibratedQuantizer:
     """
 
     def __init__(self, ckpt: Checkpoint, samples: Samples) -> None:
-        self._ckpt, self._samples = ckpt, samples
+        self._ckpt, self.samples = ckpt, samples
         self._tasks: dict[str, Task] = {}
         self._guard = threading.Lock()
         self._path: Path | None = None
@@ -102,7 +102,7 @@ class CalibratedQuantizer:
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for the history."""
-        return self._samples.attrs()
+        return self.samples.attrs()
 
     def __call__(self, task: Task) -> QuantizedMatrix:
         """As `llmkit.quantization.method.quantized`.
@@ -145,12 +145,12 @@ class CalibratedQuantizer:
         dims = self._ckpt.require_model().dims
         block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
-        hidden = self._samples.n * self._samples.length * dims.hidden
+        hidden = self.samples.n * self.samples.length * dims.hidden
         return 4 * (block + 4 * widest + 2 * hidden) + min(CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden))
 
     def _digest(self) -> str:
         tasks = [[name, task.attrs(), task.scale_dtype.name] for name, task in self._tasks.items()]
-        body = [self._samples.attrs(), self._ckpt.fingerprints(), tasks]
+        body = [self.samples.attrs(), self._ckpt.fingerprints(), tasks]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     def _block(self, index: int, context: Context) -> Block:
@@ -185,7 +185,7 @@ class CalibratedQuantizer:
         targets = blocks.run(index, floats, Unchanged())
         if onlooker.learnt:
             compute = partial(blocks.outputs, index, hidden)
-            seed, report = f"{self._samples.seed} {index}", self._reporter(index, context)
+            seed, report = f"{self.samples.seed} {index}", self._reporter(index, context)
             onlooker.learn(OutputError(compute, blocks.weights, targets, self._slots, seed, report, product_dtype()))
             after = blocks.run(index, hidden, onlooker)
         return Computed(onlooker.errors, [("hidden", after), ("floats", targets)], onlooker.results.items())
@@ -216,7 +216,7 @@ class CalibratedQuantizer:
             from llmkit.decoder.load import load_blocks
 
             decoder, weights = load_blocks(self._ckpt)
-            rows = self._samples.rows(self._ckpt, self._ckpt.prompt_suffix(), decoder.context)
+            rows = self.samples.rows(self._ckpt, self._ckpt.prompt_suffix(), decoder.context)
             self._blocks = Blocks(decoder, weights, torch.tensor(rows))
         return self._blocks
 

@@ -12,9 +12,9 @@ from llmkit.cli import completion
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
+    from llmkit.calibration.quantizer import CalibratedQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.cli.output import Output
-    from llmkit.quantization.method import Quantizer
 
 __all__ = [
     "BackendOption",
@@ -195,7 +195,7 @@ class Calibrating:
     ] = 512
     seed: SeedOption = 0
 
-    def quantizer(self, out: Output, ckpt: Checkpoint) -> Quantizer | None:
+    def quantizer(self, out: Output, ckpt: Checkpoint) -> CalibratedQuantizer | None:
         """What quantizes with the inputs known; None where no text was given.
 
         Raises:

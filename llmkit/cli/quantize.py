@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +14,14 @@ from llmkit.cli.options import Calibrating, Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
 
+if TYPE_CHECKING:
+    from llmkit.calibration.quantizer import CalibratedQuantizer
+    from llmkit.checkpoint.checkpoint import Checkpoint
+    from llmkit.evaluation.divergence import Divergence
+
 __all__ = ["quantize"]
+
+_LARGE_NBYTES = 2**31  # in float32
 
 
 @command(
@@ -55,6 +63,16 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate",
+            metavar="FILE|rest",
+            help="Then measure, on a text or the rest of the calibration text: perplexity before and after, divergence "
+            "from the float model, flipped tokens. Never on windows that calibration read.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Quantize the linear layers of a model to integers of 2 to 8 bits.
 
@@ -73,6 +91,7 @@ def quantize(
     after = quantize_checkpoint(
         before, bits=bits, iterations=iterations, format=format, meter=meter, quantizer=quantizer, **chosen
     )
+    rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
     saved = sizes(before.tensors, after.tensors)
     size_text = (
         f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "
@@ -89,6 +108,9 @@ def quantize(
             "worst": [{"name": m.name, "relative_error": m.relative_error} for m in worst],
             "unmeasured": meter.unmeasured(),
         }
+        measured = _evaluated(out, before, writing.output, rows) if rows is not None else None
+        if measured is not None:
+            document["evaluation"] = {"text": evaluate, **measured.as_dict()}
 
         def render() -> None:
             out.line(f"size {size_text}")
@@ -98,7 +120,48 @@ def quantize(
                 out.table(["tensor", "relative error"], rows, right=["relative error"])
             if n_unmeasured:
                 out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
+            if measured is not None:
+                out.line(
+                    f"\nperplexity {measured.before.perplexity:.3f} → {measured.after.perplexity:.3f}, divergence "
+                    f"{measured.kl:.4f} nats, {measured.flipped:.1%} of {measured.after.n_scored} likeliest tokens "
+                    "are others"
+                )
 
         return document, render
 
     write(out, after, writing, details={"size": size_text}, finish=finish)
+
+
+def _held_out(
+    ckpt: Checkpoint, evaluate: str, calibrating: Calibrating, quantizer: CalibratedQuantizer | None
+) -> list[list[int]]:
+    """The windows to measure on, before any work.
+
+    Raises:
+        InputError: no such text, or nothing of it is left.
+    """
+    from llmkit.calibration.held_out import held_out
+    from llmkit.calibration.quantizer import Samples
+    from llmkit.calibration.texts import read_text
+    from llmkit.errors import InputError
+
+    read = quantizer.samples if quantizer is not None else None
+    if evaluate != "rest":
+        samples = Samples(read_text(Path(evaluate)), length=calibrating.length)
+    elif read is not None:
+        samples = read
+    else:
+        raise InputError("--evaluate rest: there is no text that calibration reads", hint="--evaluate FILE")
+    return held_out(ckpt, samples, read)
+
+
+def _evaluated(out: Output, before: Checkpoint, folder: Path, rows: list[list[int]]) -> Divergence:
+    """The float model and the quantized one over the same windows; large models one layer at a time."""
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.decoder.load import load_decoder
+    from llmkit.evaluation.divergence import measure_divergence
+
+    is_large = sum(4 * lazy.spec.numel for lazy in before.tensors.values()) > _LARGE_NBYTES
+    floats, quantized = (load_decoder(ckpt, streamed=is_large) for ckpt in (before, open_checkpoint(folder)))
+    ids = [i for row in rows for i in row]
+    return measure_divergence(floats, quantized, ids, context=len(rows[0]), progress=out.progress())

@@ -11,7 +11,7 @@ Source: transformers, docs "Perplexity of fixed-length models".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.language_model import LanguageModel
 
-__all__ = ["Perplexity", "measure_perplexity", "windows"]
+__all__ = ["Perplexity", "Tally", "batches", "measure_perplexity", "scored_logits", "windows"]
 
 # Positions whose logits are in memory at a time.
 _HEAD_ROWS = 256
@@ -102,49 +102,69 @@ def measure_perplexity(
     if len(ids) < 2:
         raise InputError(f"the text has {len(ids)} tokens, too few to predict one", hint="give a longer text")
     spans = windows(len(ids), context, step)
-    total = squares = 0.0
-    n_scored = 0
+    tally = Tally()
     progress.begin(sum(end - start for start, end, _ in spans), "perplexity", "tokens")
     try:
         with torch.inference_mode():
-            for batch in _batches(spans):
-                values = _score(decoder, ids, batch)
-                total += float(values.sum())
-                squares += float((values * values).sum())
-                n_scored += values.numel()
+            for batch in batches(spans):
+                for logits, targets in scored_logits(decoder, ids, batch):
+                    tally.add(logits, targets)
                 progress.advance(sum(end - start for start, end, _ in batch))
     finally:
         progress.end()
-    nll = total / n_scored
-    variance = max(squares / n_scored - nll * nll, 0.0)
-    return Perplexity(nll, math.sqrt(variance / n_scored), n_scored, len(ids), context, step)
+    return tally.perplexity(len(ids), context, step)
 
 
-def _batches(spans: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+class Tally:
+    """Negative log-likelihoods, summed up."""
+
+    def __init__(self) -> None:
+        self._total = self._squares = 0.0
+        self._n = 0
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Take in float32 logits [tokens, vocab] and the ids [tokens] that came."""
+        import torch
+
+        chosen = logits.gather(-1, targets[:, None])[:, 0]
+        values = (torch.logsumexp(logits, -1) - chosen).double()
+        self._total += float(values.sum())
+        self._squares += float((values * values).sum())
+        self._n += values.numel()
+
+    def perplexity(self, n_tokens: int, context: int, stride: int) -> Perplexity:
+        """What they amount to, for a text of so many tokens in such windows."""
+        nll = self._total / self._n
+        variance = max(self._squares / self._n - nll * nll, 0.0)
+        return Perplexity(nll, math.sqrt(variance / self._n), self._n, n_tokens, context, stride)
+
+
+def batches(spans: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
     """Windows of one length together."""
-    batches: list[list[tuple[int, int, int]]] = []
+    found: list[list[tuple[int, int, int]]] = []
     for span in spans:
         length = span[1] - span[0]
-        last = batches[-1] if batches else []
+        last = found[-1] if found else []
         if last and last[0][1] - last[0][0] == length and (len(last) + 1) * length <= _BATCH_TOKENS:
             last.append(span)
         else:
-            batches.append([span])
-    return batches
+            found.append([span])
+    return found
 
 
-def _score(decoder: LanguageModel, ids: Sequence[int], batch: Sequence[tuple[int, int, int]]) -> torch.Tensor:
-    """Negative log-likelihoods (float64) of the scored tokens of windows of one length."""
+def scored_logits(
+    decoder: LanguageModel, ids: Sequence[int], batch: Sequence[tuple[int, int, int]]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Float32 logits [tokens, vocab] before the scored tokens of windows of one length, and these tokens [tokens].
+
+    A few hundred tokens at a time; of any model in the same pieces.
+    """
     import torch
 
     rows = torch.tensor([list(ids[start:end]) for start, end, _ in batch])
     hidden = decoder.hidden(rows)
-    found = []
     for i, (start, end, first) in enumerate(batch):
         for low in range(first, end, _HEAD_ROWS):
             high = min(low + _HEAD_ROWS, end)
             logits = decoder.logits(hidden[i, low - start - 1 : high - start - 1])
-            targets = torch.tensor(list(ids[low:high]), device=logits.device)
-            chosen = logits.gather(-1, targets[:, None])[:, 0]
-            found.append((torch.logsumexp(logits, -1) - chosen).double().cpu())
-    return torch.cat(found)
+            yield logits, torch.tensor(list(ids[low:high]), device=logits.device)
