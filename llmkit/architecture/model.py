@@ -72,7 +72,7 @@ class Model:
 
     @cached_property
     def stored_in(self) -> Mapping[str, str]:
-        """Id of a weight that the kinds speak of -> id of the slot that holds it."""
+        """Id of a weight of a kind (`layers.3.attn.q.weight`) -> id of the slot that holds it."""
         return MappingProxyType({part.id: slot.id for slot in self.slots.values() for part in slot.parts})
 
     def _outer(self, slot: str, shape: SlotShape) -> Slot:

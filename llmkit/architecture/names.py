@@ -1,7 +1,7 @@
 """One table of names, inverted by code: slot id <-> tensor name.
 
 A slot is what a file stores: `layers.3.attn.q.weight`, or `layers.3.attn.qkv.weight` where q, k and v are one tensor.
-How the weights that the kinds speak of lie in it is the entry's type: a plain stem, `Fused`, or `Transposed`.
+How the weights of the kinds are stored in it is the type of the entry: a plain stem, `Fused`, or `Transposed`.
 """
 
 from __future__ import annotations

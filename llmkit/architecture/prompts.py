@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 _ALPACA = "Below is an instruction that describes a task"
-_ASK = "Write a response that appropriately completes the request."
-_CURIOUS = (
+_ALPACA_REQUEST = "Write a response that appropriately completes the request."
+_VICUNA = (
     "A chat between a curious {who} and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
 )
@@ -87,12 +87,12 @@ _LLAMA_2 = Turns(
     user_again=(_BEGIN, "[INST] {question} [/INST]"),
     system_goes_inside=True,
 )
-_HELPFUL = "You are a helpful assistant. 你是一个乐于助人的助手。请你提供专业、有逻辑、内容真实、有价值的详细回复。"
+_ALPACA_2 = "You are a helpful assistant. 你是一个乐于助人的助手。请你提供专业、有逻辑、内容真实、有价值的详细回复。"
 
 # THUDM, modeling_chatglm.py: process_response. The first release also widens punctuation beside Chinese characters.
-_DATED = ((r"^\s+|\s+$", ""), (r"\[\[训练时间\]\]", "2023年"))
+_CHATGLM_RULES = ((r"^\s+|\s+$", ""), (r"\[\[训练时间\]\]", "2023年"))
 _WIDE = tuple(zip(",!:;?", "，！：；？", strict=True))
-_DATING = r"\s+|\[(?:\[(?:训(?:练(?:时(?:间\]?)?)?)?)?)?"
+_CHATGLM_UNSETTLED = r"\s+|\[(?:\[(?:训(?:练(?:时(?:间\]?)?)?)?)?)?"
 _BESIDE_CHINESE = tuple(
     rule
     for half, wide in _WIDE
@@ -100,12 +100,12 @@ _BESIDE_CHINESE = tuple(
 )
 
 # ChatGLM3 and GLM-4: role token, a line for metadata (empty here), content; the last two encoded each on its own.
-_ROLES = Turns(
+_GLM_ROLES = Turns(
     system=(_SYSTEM, "\n", CUT, "{system}"),
     user=(_USER, "\n", CUT, "{question}", _ASSISTANT),
     assistant=("\n", CUT, "{answer}"),
     stops=(_USER, Token("<|observation|>"), _END_OF_TEXT, _END),
-    finish=Finish(_DATED, unsettled=_DATING),
+    finish=Finish(_CHATGLM_RULES, unsettled=_CHATGLM_UNSETTLED),
 )
 
 FORMATS: dict[str, Prompt] = {
@@ -113,21 +113,21 @@ FORMATS: dict[str, Prompt] = {
     "chat-template": ChatTemplate(),
     # Stanford Alpaca, train.py: PROMPT_DICT
     "alpaca": Instruction(
-        plain=f"{_ALPACA}. {_ASK}\n\n### Instruction:\n{{question}}\n\n### Response:",
+        plain=f"{_ALPACA}. {_ALPACA_REQUEST}\n\n### Instruction:\n{{question}}\n\n### Response:",
         with_input=(
-            f"{_ALPACA}, paired with an input that provides further context. {_ASK}\n\n"
+            f"{_ALPACA}, paired with an input that provides further context. {_ALPACA_REQUEST}\n\n"
             "### Instruction:\n{question}\n\n### Input:\n{input}\n\n### Response:"
         ),
     ),
     # Chinese-LLaMA-Alpaca, scripts/inference/inference_hf.py
     "chinese-alpaca": Instruction(
-        plain=f"{_ALPACA}. {_ASK}\n\n### Instruction:\n\n{{question}}\n\n### Response:\n\n",
-        with_input=f"{_ALPACA}. {_ASK}\n\n### Instruction:\n\n{{question}}\n{{input}}\n\n### Response:\n\n",
+        plain=f"{_ALPACA}. {_ALPACA_REQUEST}\n\n### Instruction:\n\n{{question}}\n\n### Response:\n\n",
+        with_input=f"{_ALPACA}. {_ALPACA_REQUEST}\n\n### Instruction:\n\n{{question}}\n{{input}}\n\n### Response:\n\n",
     ),
     # FastChat, conversation.py: zero_shot, the text that the weights of March 2023 (v0) were trained on
     "vicuna-v0": Turns(
         system="{system}\n",
-        default_system=_CURIOUS.replace("{who}", "human"),
+        default_system=_VICUNA.replace("{who}", "human"),
         user="### Human: {question}\n### Assistant:",
         assistant=" {answer}\n",
         stops=("###",),
@@ -135,32 +135,32 @@ FORMATS: dict[str, Prompt] = {
     # FastChat, conversation.py: vicuna_v1.1 (v1.1 to v1.5)
     "vicuna": Turns(
         system="{system} ",
-        default_system=_CURIOUS.replace("{who}", "user"),
+        default_system=_VICUNA.replace("{who}", "user"),
         user="USER: {question} ASSISTANT:",
         assistant=(" {answer}", _END),
     ),
     # Meta, llama/generation.py: chat_completion; the first <s> is the tokenizer's
     "llama-2-chat": _LLAMA_2,
     # Chinese-LLaMA-Alpaca-2, README; FastChat: chinese-alpaca2
-    "chinese-alpaca-2": replace(_LLAMA_2, default_system=_HELPFUL),
+    "chinese-alpaca-2": replace(_LLAMA_2, default_system=_ALPACA_2),
     # THUDM, modeling_chatglm.py: chat; [gMASK] and <sop> are the tokenizer's
     "chatglm": Turns(
         user="[Round {round}]\n问：{question}\n答：",
         assistant="{answer}\n",
         lone_user="{question}",
-        finish=Finish((*_DATED, *_BESIDE_CHINESE), unsettled=rf"{_DATING}|[,!:;?]"),
+        finish=Finish((*_CHATGLM_RULES, *_BESIDE_CHINESE), unsettled=rf"{_CHATGLM_UNSETTLED}|[,!:;?]"),
     ),
     # THUDM, modeling_chatglm.py of ChatGLM2-6B: build_inputs
     "chatglm2": Turns(
         user="[Round {round}]\n\n问：{question}\n\n答：",
         assistant="{answer}\n\n",
         first_round=1,
-        finish=Finish(_DATED, unsettled=_DATING),
+        finish=Finish(_CHATGLM_RULES, unsettled=_CHATGLM_UNSETTLED),
     ),
     # THUDM, tokenization_chatglm.py of ChatGLM3-6B: build_chat_input; stop ids as FastChat's chatglm3
-    "chatglm3": _ROLES,
+    "chatglm3": _GLM_ROLES,
     # THUDM, tokenization_chatglm.py of GLM-4-9B: build_chat_input
-    "glm-4": _ROLES,
+    "glm-4": _GLM_ROLES,
     # Baichuan-13B, modeling_baichuan.py: _build_chat_input
     "baichuan-chat": Turns(
         user=(_BAICHUAN[""][0], "{question}", _BAICHUAN[""][1]),
@@ -212,7 +212,7 @@ FORMATS: dict[str, Prompt] = {
     # FastChat, conversation.py: phoenix
     "phoenix": Turns(
         system="{system}\n\n",
-        default_system=_CURIOUS.replace("{who}", "human"),
+        default_system=_VICUNA.replace("{who}", "human"),
         user=("Human: ", _BEGIN, "{question}", _END, "Assistant: ", _BEGIN),
         assistant=("{answer}", _END),
     ),

@@ -12,7 +12,7 @@ __all__ = ["Part", "Slot"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A weight that the kinds speak of, as it lies in a slot.
+    """A weight of a kind, and its place in the slot that stores it.
 
     Attributes:
         id: canonical, the same for every family (`layers.3.attn.q.weight`).

@@ -1,4 +1,4 @@
-"""Between what files store and what the kinds speak of: tensors with one weight, several, or a transposed one.
+"""Conversion between stored tensors and the weights of the kinds: a tensor holds one, several, or a transposed one.
 
 Every weight is a lazy expression over what is stored and the other way round, so that any two spellings of one
 architecture (see `Model.spelled`) are converted by taking the weights out of one and putting them into the other.

@@ -133,7 +133,7 @@ def unread_keys(
     unused: tuple[str, ...],
     family: str,
 ) -> Unread:
-    """What is left of a config.
+    """The keys of a config that no kind read: those that must be refused, and those that are unknown.
 
     Args:
         read: paths that were read.

@@ -93,7 +93,7 @@ class Checkpoint:
         return None if self.architecture is None else self.architecture.bind(self.config)
 
     def require_model(self) -> Model:
-        """The model, where the work cannot go on without.
+        """The model, for work that needs one.
 
         Raises:
             RequirementError: no plugin describes it.

@@ -22,7 +22,7 @@ _CODES = {DType.F16: "e", DType.F32: "f"}
 
 
 def looks_like_differences(ckpt: Checkpoint) -> bool:
-    """Whether the norms of a model that a plugin describes are those of a delta. False where that cannot be told."""
+    """Whether the norm weights of a model that a plugin describes are those of a delta; False where that is unknown."""
     try:
         model = ckpt.model
         if model is None or getattr(model.final_norm, "offset", 0.0) != 0:  # weights less 1 are small in models, too

@@ -55,7 +55,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _oddities(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What in a manifest has another type than llmkit writes, so that whoever reads it need not ask."""
+    """Entries of a manifest that have another type than llmkit writes; readers rely on the types after this check."""
     for key, kind in {
         "files": dict,
         "tensors": dict,
@@ -170,7 +170,7 @@ def recipe_of(folder: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the hash of all its other entries in it, in "run": what is not the same for every run."""
+    """The manifest with the hash of all its other entries, stored in "run", the entry that differs from run to run."""
     run = {k: v for k, v in manifest.get("run", {}).items() if k != "xxh3"}
     return {**manifest, "run": run | {"xxh3": _hash_of({**manifest, "run": run})}}
 

@@ -1,4 +1,4 @@
-"""Which files belong to a model, told by their names: those that readers look for, and those that only go along."""
+"""Which files belong to a model, by name: those that readers look for, and those that only accompany it."""
 
 from __future__ import annotations
 

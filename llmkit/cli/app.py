@@ -173,7 +173,7 @@ def _interrupted(out: Output, args: Sequence[str], stop: Interrupted) -> int:
 
 
 def _usage(out: Output, error: Any) -> int:
-    """Typer's own errors, told by what they can do: their classes are not public."""
+    """Report Typer's own usage errors, recognised by their methods: their classes are not public."""
     message = str(error.format_message()).strip()
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "llmkit"

@@ -50,7 +50,7 @@ def abilities(architecture: Architecture) -> dict[str, str]:
                 probe(architecture, base, tuned)
             except LlmkitError:
                 found[name].append(variant or "tiny")
-    return {name: _words(missing, len(variants)) for name, missing in found.items()}
+    return {name: _cell(missing, len(variants)) for name, missing in found.items()}
 
 
 def gguf(architecture: Architecture) -> str:
@@ -73,7 +73,7 @@ def prompts(architecture: Architecture) -> str:
     return ", ".join(found) or "template"
 
 
-def _words(missing: list[str], n_all: int) -> str:
+def _cell(missing: list[str], n_all: int) -> str:
     if len(missing) == n_all:
         return _NO
     return f"{_YES}, not {', '.join(missing)}" if missing else _YES

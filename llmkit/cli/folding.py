@@ -11,7 +11,7 @@ _NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")  # a whole part of a name: that 
 
 
 def folded(entries: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines of names and what is said of each, in the order of their first ones.
+    """Names with what follows them, one a line; names that differ in their numbers alone share a line.
 
     Those that are alike but for their numbers share a line: `layers.N.mlp.up_proj.weight  F32  (N = 0..31)`.
 

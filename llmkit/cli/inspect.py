@@ -171,7 +171,7 @@ def _cache(found: Mapping[str, Any] | None) -> str | None:
 
 
 def _values(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line a value; those of layers, which are alike, are shown once with how many there are."""
+    """Inputs or outputs of a graph, one a line; those of the layers share a line, with their number."""
 
     def shape(value: Mapping[str, Any]) -> str:
         return "?" if value["shape"] is None else " × ".join(map(str, value["shape"]))

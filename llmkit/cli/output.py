@@ -165,12 +165,12 @@ class Output:
         return Bar(self.status_line) if _is_terminal() else Lines(self._say)
 
     def at_work(self, label: str) -> Output:
-        """The same, with a line that says so while the command, `label`, shows nothing: in a terminal, for people."""
+        """This output with a status line that names `label` while nothing else is shown: in a terminal, for people."""
         is_shown = self.is_human and not self.verbosity and not os.environ.get("LLMKIT_NO_PROGRESS") and _is_terminal()
         return replace(self, status_line=StatusLine(label, raw_stderr() if is_shown else None))
 
     def doing(self, label: str) -> None:
-        """What is being done, for that line."""
+        """Change the text of the status line."""
         self.status_line.doing(label)
 
     def _write(self, text: str) -> None:

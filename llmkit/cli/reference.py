@@ -1,4 +1,4 @@
-"""What the documentation is told by the code: `python -m llmkit.cli.reference [--check]`.
+"""Generates the parts of the documentation that follow from the code: `python -m llmkit.cli.reference [--check]`.
 
 The command reference, made from the help texts, and the table of families.
 """

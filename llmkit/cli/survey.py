@@ -24,7 +24,7 @@ __all__ = ["Surveying"]
 
 
 class Surveying:
-    """A survey under way. Refuses an output that may not be written before anything is read."""
+    """The comparison of two models before `lora extract`: its progress, and the results kept in a file beside OUT."""
 
     def __init__(
         self, out: Output, base: Checkpoint, tuned: Checkpoint, writing: Writing, options: Mapping[str, Any]
@@ -94,6 +94,6 @@ def _is_valid(result: Mapping[str, Any]) -> bool:
 
 
 def _digest(base: Checkpoint, tuned: Checkpoint, options: Mapping[str, Any]) -> str:
-    """Identifies the two models, as far as names, sizes and times of files tell, and what is asked of them."""
+    """Identifies the two models, as far as names, sizes and times of files tell, and the options of the comparison."""
     body = [base.fingerprints(), tuned.fingerprints()]
     return hashlib.sha256(json.dumps([body, dict(options)]).encode()).hexdigest()

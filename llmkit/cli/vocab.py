@@ -122,9 +122,14 @@ def trim(
     from llmkit.transforms import vocab
 
     ckpt = open_checkpoint(model)
-    with _showing(out, "cutting the corpus") as tell:
+    with _showing(out, "cutting the corpus") as on_progress:
         result = vocab.trim(
-            ckpt, corpus, keep_ids=keep_id or (), min_count=min_count, pad_to_multiple=pad_to_multiple, tell=tell
+            ckpt,
+            corpus,
+            keep_ids=keep_id or (),
+            min_count=min_count,
+            pad_to_multiple=pad_to_multiple,
+            on_progress=on_progress,
         )
     write(out, result, writing)
 
@@ -148,8 +153,8 @@ def info(
     from llmkit.transforms import vocab
 
     first, second = vocab.open_tokenizer(model), vocab.open_tokenizer(against) if against else None
-    with _showing(out, "cutting the text") as tell:
-        found = vocab.info(first, text=text, against=second, tell=tell)
+    with _showing(out, "cutting the text") as on_progress:
+        found = vocab.info(first, text=text, against=second, on_progress=on_progress)
     out.answer(found, lambda: _render(out, found), brief=str(found["n_tokens"]))
 
 
@@ -158,7 +163,7 @@ def _showing(out: Output, label: str) -> Iterator[Callable[[int, int], None]]:
     """A function that shows how many characters are done, of how many; 0 begins anew."""
     progress, before = out.progress(), 0
 
-    def tell(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         nonlocal before
         if done == 0:
             progress.end()
@@ -168,7 +173,7 @@ def _showing(out: Output, label: str) -> Iterator[Callable[[int, int], None]]:
         before = done
 
     try:
-        yield tell
+        yield on_progress
     finally:
         progress.end()
 

@@ -146,7 +146,7 @@ def interrupted_run(out: Path, *, is_resumable: bool) -> Interrupted:
 
 
 def resumed_nbytes(out: Output, manifest: Mapping[str, Any]) -> int:
-    """The bytes that an interrupted run had written, which are said."""
+    """The bytes that an interrupted run had written; a note says so."""
     from llmkit.tensors.spec import format_bytes
 
     run = manifest["run"]

@@ -43,7 +43,7 @@ class Answers:
                 self._stage = Stage(path, digest)
 
     def of_queries(self, queries: Sequence[Query]) -> KeptAnswers:
-        """Those of the next call, which scores `queries`."""
+        """The kept answers to the next call, which scores `queries`."""
         if self._stage is None:
             return KeptAnswers(self, "")
         from xxhash import xxh3_128
@@ -55,7 +55,7 @@ class Answers:
         return self._next(hasher.hexdigest())
 
     def of_prompts(self, requests: Iterable[object]) -> KeptAnswers:
-        """Those of the next call, which generates answers to `requests`."""
+        """The kept answers to the next call, which generates answers to `requests`."""
         if self._stage is None:
             return KeptAnswers(self, "")
         from xxhash import xxh3_128

@@ -59,7 +59,7 @@ class GraphContext:
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made the first time only."""
+        """The value of `make`, computed once for each key and shared by all layers."""
         if key not in self._made:
             with self.graph.scope("shared"):
                 self._made[key] = make()

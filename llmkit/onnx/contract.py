@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmkit.architecture.model import Model
     from llmkit.onnx.session import OrtDecoder
 
-__all__ = ["check_graphs", "held", "running"]
+__all__ = ["check_graphs", "decoder_of", "initializer_bytes"]
 
 _OPS: tuple[AttentionOp, ...] = ("gqa", "attention")
 
@@ -49,7 +49,7 @@ def _checked(architecture: Architecture, variant: str | None) -> Check:
         except RequirementError as error:
             missing.append(f"none: {error.message}")
             return None
-        return _largest(running(graph, model), ckpt, architecture)
+        return _largest(decoder_of(graph, model), ckpt, architecture)
 
     check = guarded(f"{variant or 'tiny'}: ONNX logits", compute)
     return replace(check, note=missing[0]) if missing else check
@@ -59,10 +59,10 @@ def _graph(tensors: Mapping[str, Lazy], model: Model) -> onnx.ModelProto:
     """With the first op for attention that can compute it."""
     for op in _OPS[:-1]:
         try:
-            return build_graph(model, tensors, held, attention=op)
+            return build_graph(model, tensors, initializer_bytes, attention=op)
         except RequirementError:
             continue
-    return build_graph(model, tensors, held, attention=_OPS[-1])
+    return build_graph(model, tensors, initializer_bytes, attention=_OPS[-1])
 
 
 def _largest(found: OrtDecoder, ckpt: Checkpoint, architecture: Architecture) -> float:
@@ -76,12 +76,12 @@ def _largest(found: OrtDecoder, ckpt: Checkpoint, architecture: Architecture) ->
     return max(d.largest for d in differences if not (is_short and d.case == "cached steps"))
 
 
-def held(name: str, lazy: Lazy) -> bytes:
+def initializer_bytes(name: str, lazy: Lazy) -> bytes:
     """The data of an initializer that lies in the graph itself."""
     return bytes(lazy.load().numpy().tobytes())
 
 
-def running(graph: onnx.ModelProto, model: Model | None = None) -> OrtDecoder:
+def decoder_of(graph: onnx.ModelProto, model: Model | None = None) -> OrtDecoder:
     """The decoder of a graph that holds its weights, on one thread of the CPU."""
     import onnxruntime
     import torch

@@ -1,4 +1,4 @@
-"""What a graph hands on from one call to the next: keys and values, recurrent states, what kinds remember.
+"""State that a graph carries from one call to the next: keys and values, recurrent states, feeds of position kinds.
 
 Where the op for attention writes in place, keys and values are buffers with room for tokens to come. Else each call
 takes the past ones and gives longer ones.
@@ -23,7 +23,7 @@ _KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class Memory:
-    """The inputs of a graph that go on from call to call.
+    """The inputs of a graph that carry state from call to call.
 
     Args:
         parts: the graph.
@@ -73,7 +73,7 @@ class Memory:
         return found
 
     def held(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
-        """An input that goes on from call to call; before the first one it is empty, or as the graph says."""
+        """The value of a state input; before the first call it is empty, or what the graph states as initial."""
         kept: torch.Tensor | None = memory.get(name)
         if kept is not None:
             return kept if self.in_place or name not in self.pasts else kept[:, :, :past]
@@ -86,7 +86,7 @@ class Memory:
         return empty if values is None else empty + torch.tensor(values, device=self._parts.device)[None, :, None]
 
     def _empty(self, name: str, batch: int, room: int | None = None) -> torch.Tensor:
-        """Zeros for an input that goes on from call to call, [B, …]; keys and values with room for some tokens."""
+        """Zeros for a state input, [B, …]; keys and values with room for `room` tokens."""
         import torch
 
         port = self._parts.inputs[name]
@@ -97,7 +97,7 @@ class Memory:
 
 
 def _stated(parts: Parts) -> dict[str, str]:
-    """What llmkit's own graph says of the inputs that go on from call to call."""
+    """The pairs of state inputs and outputs that llmkit's own graph states in its metadata."""
     state = parse_object(parts.metadata["llmkit.state"], "the graph's llmkit.state")
     for name, output in state.items():
         if name not in parts.inputs or not isinstance(output, str) or output not in parts.outputs:
@@ -121,7 +121,7 @@ def _damaged(what: str) -> InputError:
 
 
 def _paired(parts: Parts) -> dict[str, str]:
-    """Inputs that go on from call to call and the outputs they go on from, by the names that Optimum gives them.
+    """State inputs and the outputs that continue them, by the names that Optimum gives them.
 
     Raises:
         InputError: it has an input that nothing here feeds, or keys of a size that it does not state.

@@ -1,4 +1,4 @@
-"""What the weights of a graph are stored in and multiplied in, and what follows where nothing is said."""
+"""The options for the weights of a graph: what they are stored and multiplied in, and their defaults."""
 
 from __future__ import annotations
 

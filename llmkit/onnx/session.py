@@ -18,9 +18,9 @@ from llmkit.decoder.packed import Packed
 from llmkit.decoder.positions import build_positions, limits
 from llmkit.errors import InputError
 from llmkit.onnx.binding import BoundSession
-from llmkit.onnx.compact import run_right_padded
 from llmkit.onnx.memory import Memory, stacked
 from llmkit.onnx.parts import Parts, torch_name
+from llmkit.onnx.right_padding import run_right_padded
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +147,7 @@ class OrtDecoder:
                 cache.memory[name] = torch.tensor([f[name] for f in found], device=self.device)
 
     def _packed(self, session: BoundSession, ids: torch.Tensor, cache: Packed, places: Places) -> torch.Tensor:
-        """Segments without padding: one after the other in one buffer, or those of one length as rows of a call."""
+        """Segments without padding: one after the other in one buffer, or those of equal length as rows of one call."""
         import torch
 
         kept: list[dict[str, torch.Tensor]] = [{} for _ in cache.lengths]
@@ -196,7 +196,7 @@ class OrtDecoder:
         memory: Mapping[str, Any],
         past: int,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Hidden states and what the graph hands on: of one call, or of several where one would not do.
+        """Hidden states and the state after one call, or after several where the op cannot compute all in one.
 
         Long prompts are computed in stretches. GroupQueryAttention takes but one row that has a past and several new
         tokens; rows are written into their places in the buffers then.

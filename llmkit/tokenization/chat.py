@@ -89,7 +89,7 @@ def encode_pieces(tokenizer: Any, pieces: Sequence[Piece]) -> list[int]:
 
 
 def encode_chat(tokenizer: Any, prompt: Prompt, messages: Sequence[Message]) -> list[int]:
-    """The ids of a conversation in a format; the model goes on with the answer.
+    """The ids of a conversation in a format, up to where the model begins its answer.
 
     Raises:
         InputError: the format has no place for these messages, or the tokenizer has not its tokens.
@@ -142,7 +142,7 @@ def marked_text(tokenizer: Any, pieces: Sequence[Piece]) -> str:
 
 
 def marked_lead(tokenizer: Any, prompt: Prompt | None) -> str:
-    """What a marked prompt of the format goes on with before the text of an answer (`Turns.lead`), as it is marked."""
+    """What follows a prompt before the text of its answer (`Turns.lead`), in the marks of `marked_text`."""
     parts = prompt.lead if isinstance(prompt, Turns) else ()
     return "".join(
         part if isinstance(part, str) else _BREAK if isinstance(part, Cut) else marked_text(tokenizer, [part])
@@ -184,7 +184,7 @@ def _required(tokenizer: Any, token: Token) -> int:
 
 
 def _surrounded(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Ids with the tokens that the tokenizer puts around a text, told from what it makes of a letter."""
+    """Ids with the special tokens that the tokenizer puts around a text, found by encoding one letter."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
     for start in range(len(whole) - len(bare) + 1):

@@ -1,4 +1,4 @@
-"""tokenizer.json: what kind it is, its vocabulary, merges and added tokens, and the same file with others."""
+"""tokenizer.json: its kind, vocabulary, merges and added tokens; the same file with other ones."""
 
 from __future__ import annotations
 

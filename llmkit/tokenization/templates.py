@@ -101,7 +101,7 @@ def _template_of(tokenizer: Any) -> str:
 
 
 class _Worker:
-    """The process; it ends with this one, when it is told to, or when a template kills it."""
+    """The process that renders; it ends with this one, when it is closed, or when a template exceeds its limits."""
 
     def __init__(self) -> None:
         # -P: neither the folder of the script nor the current one serves modules

@@ -103,7 +103,7 @@ def vocabulary_metadata(
     metadata |= {"token_type": entries.types}
     metadata |= {"merges": merges} if merges is not None else {}
     metadata |= _special_ids(found, config, n_rows, entries, kind)
-    metadata |= _added_around(found, kind, merges is not None)
+    metadata |= _added_at_ends(found, kind, merges is not None)
     result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
     if not warnings and found.ranks is None:
         warnings += _differences(found, result)
@@ -238,7 +238,7 @@ def _special_ids(
     return ids | {f"{key}_token_id": i for key, i in zip(("eot", "eom"), others, strict=False)}
 
 
-def _added_around(found: TokenizerFiles, kind: TokenizerKind | None, is_byte_level: bool) -> dict[str, bool]:
+def _added_at_ends(found: TokenizerFiles, kind: TokenizerKind | None, is_byte_level: bool) -> dict[str, bool]:
     """Whether bos and eos are put around a text: as tokenizer_config.json says, else as the post-processor does."""
     stated = found.config or {}
     around: dict[str, bool] = {}

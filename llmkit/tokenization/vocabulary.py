@@ -53,15 +53,15 @@ def read_vocabulary(ckpt: Checkpoint) -> Vocabulary | None:
     if kind is FileKind.SENTENCEPIECE_OR_RANKS:
         kind = FileKind.RANKS if looks_like_ranks(ckpt.files[name].read()) else FileKind.SENTENCEPIECE
     document = _json(ckpt, name) if kind in (FileKind.FAST, FileKind.VOCABULARY) else {}
-    words, n_model = _counted(kind, document, ckpt.files[name].read(), f"{ckpt.label}: {name}")
-    before, after = _of_its_code(ckpt, settings, name) if kind is not FileKind.FAST else (0, 0)
+    words, n_model = _kind_and_size(kind, document, ckpt.files[name].read(), f"{ckpt.label}: {name}")
+    before, after = _added_by_code(ckpt, settings, name) if kind is not FileKind.FAST else (0, 0)
     n_model += before
     listed = added_tokens(_json(ckpt, "added_tokens.json"), settings, document if kind is FileKind.FAST else None)
     added = [i for i in {*listed, *range(n_model, n_model + after)} if i >= n_model]
     return Vocabulary(name, words, max([n_model, *(i + 1 for i in added)]), len(added), has_template)
 
 
-def _counted(kind: FileKind, document: Mapping[str, Any], data: bytes, where: str) -> tuple[str, int]:
+def _kind_and_size(kind: FileKind, document: Mapping[str, Any], data: bytes, where: str) -> tuple[str, int]:
     """What a vocabulary is, in words, and the number of ids of its file."""
     if kind is FileKind.FAST:
         vocab = document["model"]["vocab"]
@@ -84,7 +84,7 @@ def _counted(kind: FileKind, document: Mapping[str, Any], data: bytes, where: st
         raise InputError(f"{where} is truncated or no SentencePiece model") from error
 
 
-def _of_its_code(ckpt: Checkpoint, config: Mapping[str, Any], name: str) -> tuple[int, int]:
+def _added_by_code(ckpt: Checkpoint, config: Mapping[str, Any], name: str) -> tuple[int, int]:
     """What the code of a published tokenizer adds: ids before the file's first, special tokens after its last."""
     kind = choose_kind(config, {name: ckpt.files[name].read()})
     if kind is None:

@@ -12,7 +12,7 @@ from tiny_graphs import PLUGINS
 from llmkit.calibration.key_values import measure_ranges
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
-from llmkit.onnx.contract import held, running
+from llmkit.onnx.contract import decoder_of, initializer_bytes
 from llmkit.onnx.kv_cache import CacheScales, RoundedDecoder
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.parity import compare_decoders
@@ -47,10 +47,10 @@ def made(name, *, attention="gqa", per_tensor=False, wrong=1.0):
         pairs = [[s.max().reshape(1) for s in pair] for pair in pairs]
     keys, values = ([constant(pair[i] * wrong) for pair in pairs] for i in range(2))
     cache = CacheScales(tuple(keys), tuple(values))
-    graph = build_graph(model, ckpt.tensors, held, attention=attention, cache=cache)
+    graph = build_graph(model, ckpt.tensors, initializer_bytes, attention=attention, cache=cache)
     caches = [v.type.tensor_type.elem_type for v in graph.graph.input if v.name.endswith((".key", ".value"))]
     assert caches == [3] * 2 * model.dims.layers  # int8, as ONNX numbers it
-    return running(graph, model), RoundedDecoder(decoder, [tuple(p) for p in pairs]), decoder, ends
+    return decoder_of(graph, model), RoundedDecoder(decoder, [tuple(p) for p in pairs]), decoder, ends
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,7 +10,7 @@ from llmkit.onnx.model import build_graph
 from llmkit.onnx.parity import TOLERANCES, compare_decoders
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
-from tiny_graphs import PLUGINS, made, running
+from tiny_graphs import PLUGINS, decoder_of, made
 
 
 @pytest.mark.parametrize("attention", ["attention", "gqa"])
@@ -45,7 +45,7 @@ def test_no_score_reaches_what_is_hidden(attention):
     def data_of(name, lazy):
         return (lazy.load() * (40 if "q_proj" in name else 1)).numpy().tobytes()
 
-    found = running(build_graph(model, ckpt.tensors, data_of, attention=attention, dtype="FLOAT16"), model)
+    found = decoder_of(build_graph(model, ckpt.tensors, data_of, attention=attention, dtype="FLOAT16"), model)
     ids = torch.randint(5, 90, (2, 12), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
     mask[0, :5] = 0

@@ -16,7 +16,7 @@ from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.generate import Sampling, generate
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import Scorer
-from llmkit.onnx.contract import held, running
+from llmkit.onnx.contract import decoder_of, initializer_bytes
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.split import HIDDEN
 
@@ -32,11 +32,11 @@ def made(name, attention, **changes):
     config = architecture.tiny_config() | changes
     ckpt = random_checkpoint(architecture, config)
     model = architecture.bind(config)
-    proto = build_graph(model, ckpt.tensors, held, attention=attention)
+    proto = build_graph(model, ckpt.tensors, initializer_bytes, attention=attention)
     plain = onnx.ModelProto.FromString(proto.SerializeToString())
     mark = next(entry for entry in plain.metadata_props if entry.key == HIDDEN)
     plain.metadata_props.remove(mark)
-    return running(proto, model), running(plain, model), load_decoder(ckpt, architecture=architecture)
+    return decoder_of(proto, model), decoder_of(plain, model), load_decoder(ckpt, architecture=architecture)
 
 
 def tokens(*shape, seed=3):

@@ -6,7 +6,7 @@ from llmkit.architecture.kinds import NoPositions, Rope
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
-from llmkit.onnx.contract import held, running
+from llmkit.onnx.contract import decoder_of, initializer_bytes
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.opening import load_onnx
 from llmkit.onnx.quantized_weights import choose_grids, restored
@@ -35,10 +35,14 @@ def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
     config = architecture.tiny_config(variant)
     ckpt = random_checkpoint(architecture, config)
     model = architecture.bind(config)
-    graph = build_graph(model, ckpt.tensors, held, attention=attention, dtype=dtype)
+    graph = build_graph(model, ckpt.tensors, initializer_bytes, attention=attention, dtype=dtype)
     if check:
         onnx.checker.check_model(graph, full_check=False)
-    return running(graph, model), load_decoder(ckpt, architecture=architecture), architecture.prompt_suffix_of(config)
+    return (
+        decoder_of(graph, model),
+        load_decoder(ckpt, architecture=architecture),
+        architecture.prompt_suffix_of(config),
+    )
 
 
 def made_on_grids(name, precision, variant=None, attention="attention", dtype="FLOAT"):
@@ -48,9 +52,9 @@ def made_on_grids(name, precision, variant=None, attention="attention", dtype="F
     ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
     scale_dtype = {"FLOAT": DType.F32, "FLOAT16": DType.F16}[dtype]
     grids, _ = choose_grids(ckpt, model, precision, scale_dtype=scale_dtype, provider="cpu")
-    graph = build_graph(model, ckpt.tensors, held, attention=attention, dtype=dtype, grids=grids)
+    graph = build_graph(model, ckpt.tensors, initializer_bytes, attention=attention, dtype=dtype, grids=grids)
     wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=architecture)
-    return running(graph, model), wanted, architecture.prompt_suffix_of(config)
+    return decoder_of(graph, model), wanted, architecture.prompt_suffix_of(config)
 
 
 def exported_decoders(folder, reference):

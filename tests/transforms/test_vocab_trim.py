@@ -137,14 +137,14 @@ def test_the_pass_over_the_corpus_is_told(tmp_path, case):
     text = "the quick fox\n\njumps\n" * 9000
     (tmp_path / "c.txt").write_text(text)
     told = []
-    vocab.trim(case.ckpt, tmp_path / "c.txt", tell=lambda *at: told.append(at))
+    vocab.trim(case.ckpt, tmp_path / "c.txt", on_progress=lambda *at: told.append(at))
     n_files = sum(name in case.ckpt.files for name in ("tokenizer.model", "tokenizer.json"))
     total = 2 * n_files * (len(text) + 1)  # each file by lines and in long chunks
     assert told[0] == (0, total)
     assert told[-1] == (total, total)
     assert 3 < len(told) < 30
     told = []
-    vocab.info(case.ckpt, text=tmp_path / "c.txt", tell=lambda *at: told.append(at))
+    vocab.info(case.ckpt, text=tmp_path / "c.txt", on_progress=lambda *at: told.append(at))
     assert (told[0], told[-1]) == ((0, len(text) + 1), (len(text) + 1, len(text) + 1))
 
 

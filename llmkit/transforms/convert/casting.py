@@ -21,7 +21,7 @@ _DTYPE_KEYS = ("torch_dtype", "dtype")
 
 
 class Overflow:
-    """Counts finite values that became infinite while tensors are cast; told from several threads.
+    """Counts finite values that became infinite while tensors are cast; thread-safe.
 
     Give one to `convert(..., overflow=…)`, run the plan, then ask.
     """

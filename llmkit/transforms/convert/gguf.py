@@ -139,7 +139,7 @@ def _constants(model: Model) -> dict[str, Lazy]:
 def _noted(
     model: Model, config: Mapping[str, Any], family: GgufFamily, metadata: Mapping[str, Any], stored: Mapping[str, Lazy]
 ) -> dict[str, str]:
-    """What has to be noted of the config for a reader to find the same model; nothing for most.
+    """Keys of config.json that the metadata cannot say and a reader needs to find the same model; mostly none.
 
     Raises:
         RequirementError: the metadata cannot say what the model is; the first difference is named.

@@ -92,7 +92,7 @@ def _scored_pieces(ckpt: Checkpoint, name: str, layout: str) -> FileContent | No
     return FileContent(data=to_scored_pieces(sp), check=check)
 
 
-_OWN = {
+_BUILT_IN = {
     "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
     "gguf": Target("GGUF, as llama.cpp reads it", gguf.write, ("type", "statistics"), counts_overflow=True),
@@ -102,4 +102,4 @@ _OWN = {
 def targets() -> dict[str, Target]:
     """What can be written, by the name that `--to` takes: transformers' own files, GGUF, and registered layouts."""
     written = [layout for layout in layouts() if layout.write is not None]
-    return _OWN | {layout.name: Target(layout.summary, _foreign(layout), layout.options) for layout in written}
+    return _BUILT_IN | {layout.name: Target(layout.summary, _foreign(layout), layout.options) for layout in written}

@@ -19,7 +19,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
 from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
 from llmkit.transforms.lora.names import OTHER_BASE, Paths
-from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, wrapped
+from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, unwrapped
 from llmkit.transforms.lora.spelling import in_base_names
 from llmkit.transforms.lora.tying import plan_embeddings
 
@@ -79,7 +79,7 @@ class Application:
             self._replace_rows(module, ids, rows)
         changed = 0
         for module, parts in self.adapter.modules.items():
-            if module == wrapped(module):  # wrappers of parameters go with their module
+            if module == unwrapped(module):  # wrappers of parameters go with their module
                 self._update(module, parts)
                 changed += 1
         self._check_vocabulary()
@@ -87,9 +87,9 @@ class Application:
             self.config_changes, zeros = missing_biases(self.ckpt, self.tensors)
             self.tensors.update(zeros)
         self._summarise(changed)
-        return {name: t.cast(self._final(name, t)) for name, t in self.tensors.items()}
+        return {name: t.cast(self._stored_dtype(name, t)) for name, t in self.tensors.items()}
 
-    def _final(self, name: str, tensor: Lazy) -> DType:
+    def _stored_dtype(self, name: str, tensor: Lazy) -> DType:
         """The dtype that a tensor is stored in: what the base has."""
         if not tensor.dtype.is_float:
             return tensor.dtype
@@ -134,7 +134,7 @@ class Application:
             if leaf != "bias" and not is_vocabulary and not any(module.endswith(m) for m in named):
                 unnamed.append(path)
             # As PEFT loads it: in the base's precision, also where an update follows.
-            whole = tensor.cast(self._final(name, tensor))
+            whole = tensor.cast(self._stored_dtype(name, tensor))
             # A vocabulary that grew is said elsewhere.
             is_copy = path in self.adapter.base_copies and old.shape == whole.shape
             if is_copy and are_equal(whole, old, _COMPARED_NBYTES) is False:
@@ -183,7 +183,7 @@ class Application:
 
     def _update_parameter(self, update: Update) -> None:
         name, weight = update.name, self.tensors[update.name]
-        dtype, scale = self._final(name, weight), update.scale * self.factor
+        dtype, scale = self._stored_dtype(name, weight), update.scale * self.factor
         observe = self.meter.observer(self.prefix + name, weight.node.n_rows) if self.meter is not None else None
         if len(weight.shape) == 3:
             changed = arithmetic.add_experts(
@@ -198,7 +198,7 @@ class Application:
     def _updated(
         self, module: str, name: str, weight: Lazy, parts: Mapping[str, Lazy], observe: Observe | None
     ) -> Lazy:
-        dtype = self._final(name, weight)
+        dtype = self._stored_dtype(name, weight)
         scale = self.adapter.scaling.get(module, 1.0) * self.factor
         is_transposed = self._is_transposed(name)
         if self.adapter.kind == FOLDED:
@@ -276,7 +276,7 @@ class Application:
         bias = self.tensors.get(name)
         if self.adapter.kind == FOLDED:
             weight = self.tensors[name.removesuffix("bias") + "weight"]
-            folded = fold_bias(bias, parts, self._final(name, weight), name)
+            folded = fold_bias(bias, parts, self._stored_dtype(name, weight), name)
             if folded is not None:
                 self.tensors[name] = folded
             return
@@ -288,10 +288,10 @@ class Application:
                     hint="merge it with peft into a model class that has biases",
                 )
             scale = self.adapter.scaling.get(module, 1.0) * self.factor
-            dtype = self._final(name, bias)
+            dtype = self._stored_dtype(name, bias)
             self.tensors[name] = arithmetic.add_vector(bias, parts["lora_B.bias"], scale, dtype, name=name)
         if "ia3_l" in parts and parts["ia3_l"].shape[0] != 1 and bias is not None:
-            self.tensors[name] = arithmetic.scale_rows(bias, parts["ia3_l"], self._final(name, bias), name=name)
+            self.tensors[name] = arithmetic.scale_rows(bias, parts["ia3_l"], self._stored_dtype(name, bias), name=name)
 
     def _fit(self, module: str, name: str, weight: Lazy, shape: tuple[int, ...]) -> None:
         if weight.shape == shape:

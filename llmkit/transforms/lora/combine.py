@@ -32,7 +32,7 @@ from llmkit.quantization.method import Observe
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
-from llmkit.transforms.lora.bundle import bundle
+from llmkit.transforms.lora.peft_checkpoint import peft_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ def combine(
     ]
     if method == "linear" and len(adapters) > 1:
         notes.append("linear has cross terms between the adapters; cat is the exact sum")
-    return bundle(
+    return peft_checkpoint(
         "+".join(a.label for a in adapters), modules, alphas, config=config, saved=saved, step=step, notes=notes,
         warnings=[w for a in adapters for w in a.warnings],
     )  # fmt: skip

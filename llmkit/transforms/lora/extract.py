@@ -24,7 +24,7 @@ from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose, zeros
 from llmkit.tensors.spec import DType, TensorSpec
-from llmkit.transforms.lora.bundle import bundle
+from llmkit.transforms.lora.peft_checkpoint import peft_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def extract(
     step = {"transform": "lora.extract", "base": base.label, "tuned": tuned.label, "rank": rank, "energy": energy}
     loaded = base.model.names.in_memory if base.model is not None else {}  # PEFT sees what transformers makes
     modules = {loaded.get(m, m): parts for m, parts in modules.items()}
-    return bundle(
+    return peft_checkpoint(
         f"{tuned.label}-lora",
         modules,
         {m: float(p["lora_A"].shape[0]) for m, p in modules.items()},

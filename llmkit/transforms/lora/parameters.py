@@ -27,7 +27,7 @@ from llmkit.transforms.lora.names import OTHER_BASE
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Update", "parameter_updates", "targets_of", "wrapped"]
+__all__ = ["Update", "parameter_updates", "targets_of", "unwrapped"]
 
 _WRAPPER = ".base_layer"
 # Leaves of the matrices that a stacked parameter holds, in the order of their rows.
@@ -111,8 +111,8 @@ def parameter_updates(adapter: Adapter, tensors: Mapping[str, Lazy], module: str
     return found
 
 
-def wrapped(module: str) -> str:
-    """A module path without what wrappers of parameters add."""
+def unwrapped(module: str) -> str:
+    """A module path without the components that wrappers of parameters add."""
     while module.endswith(_WRAPPER):
         module = module.removesuffix(_WRAPPER)
     return module
@@ -170,7 +170,7 @@ def _is_swapped(
     module: str,
     chosen: Sequence[tuple[_Place, Mapping[str, Lazy]]],
 ) -> bool:
-    """Whether stacks are stored [E, in, out]: told by any of the module's parameters that is not square.
+    """Whether stacks are stored [E, in, out], decided by any parameter of the module that is not square.
 
     Raises:
         RequirementError: all are square.

@@ -67,7 +67,7 @@ def plan_embeddings(
 def _plan_tied(
     made: EmbeddingPlan, ckpt: Checkpoint, embeddings: Embeddings, at_embed: str, at_head: str | None
 ) -> None:
-    """Tied before: load what is frozen into the one matrix, then see whether what remains is the same for both."""
+    """Plan for tied matrices: a frozen base weight replaces the shared matrix; the other changes are compared."""
     head = embeddings.head
     adapter = made.adapter
     embed = str(embeddings.embed)
@@ -149,7 +149,7 @@ def _is_saved(adapter: Adapter, path: str) -> bool:
 
 
 def _changes_both_equally(adapter: Adapter, at_embed: str, at_head: str) -> bool:
-    """Whether an adapter does the same to both."""
+    """Whether an adapter makes the same change to embedding and head."""
     mine, other = (adapter.replacements.get(f"{m}.weight") for m in (at_embed, at_head))
     if (mine is None) != (other is None) or (mine is not None and other is not None and not are_equal(mine, other)):
         return False

@@ -71,7 +71,7 @@ def plan_vocabulary(
         if brought < n_rows and problem is None:
             change.notes.append(f"the {n_rows - brought} rows left out were padding: the tokenizer had {n_base} tokens")
     if own and (brought != n_rows or n_base is None or (n_own or 0) > n_base):
-        _take(ckpt, adapter, change, own)
+        _adopt(ckpt, adapter, change, own)
     return change
 
 
@@ -133,7 +133,7 @@ def _without_rows(
             f"brings no rows: the tokenizer of {ckpt.label} is kept"
         )
     elif n_base is None or n_own > n_base:
-        _take(ckpt, adapter, change, own)
+        _adopt(ckpt, adapter, change, own)
     elif n_own < n_base:
         change.warnings.append(
             f"{adapter.label}: the tokenizer beside it has {n_own} tokens, that of {ckpt.label} {n_base}; the latter "
@@ -141,7 +141,7 @@ def _without_rows(
         )
 
 
-def _take(ckpt: Checkpoint, adapter: Adapter, change: VocabularyChange, own: Mapping[str, FileContent]) -> None:
+def _adopt(ckpt: Checkpoint, adapter: Adapter, change: VocabularyChange, own: Mapping[str, FileContent]) -> None:
     change.files = {k: v for k, v in ckpt.files.items() if k not in TOKENIZER_FILES} | dict(own)
     change.notes.append(f"tokenizer from {adapter.label}")
 

@@ -22,7 +22,7 @@ from llmkit.errors import RequirementError
 from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.bundle import read_tokenizer
 from llmkit.transforms.vocab.change import Change, RowMaker
-from llmkit.transforms.vocab.initial import Mixture, combined_rows, even
+from llmkit.transforms.vocab.initial import Mixture, combined_rows, mean_of
 from llmkit.transforms.vocab.trim import read_corpus
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def focus_rows(ckpt: Checkpoint, change: Change, corpus: str | Path | None, *, s
     }  # fmt: skip
 
     def make(matrix: Lazy, parts: Sequence[tuple[int, ...]]) -> Lazy:
-        padding = [even(())] * (len(parts) - len(change.parts))
+        padding = [mean_of(())] * (len(parts) - len(change.parts))
         return combined_rows(matrix, len(parts), lambda: [*mixtures.get(), *padding], "focus_rows", attrs, _LONGEST)
 
     return make
@@ -85,7 +85,7 @@ def _mixtures(change: Change, sentences: Sequence[Sequence[int]], seed: int) -> 
     """For each new token, in order, the old ids that it is made of and their weights."""
     import torch
 
-    fallback = [even(p) for p in change.parts]
+    fallback = [mean_of(p) for p in change.parts]
     pairs = _cooccurrences(sentences)
     seen = sorted({i for i, _ in pairs})
     if not seen:

@@ -15,7 +15,7 @@ from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer, tokenizer
 from llmkit.tokenization.byte_level import from_bytes, to_bytes
 from llmkit.tokenization.scripts import script_of
 from llmkit.tokenization.sentencepiece_model import SPACE
-from llmkit.transforms.vocab.trim import Passes, Tell, read_corpus
+from llmkit.transforms.vocab.trim import OnProgress, TrackedTexts, read_corpus
 
 __all__ = ["info", "open_tokenizer"]
 
@@ -25,7 +25,7 @@ def info(
     *,
     text: str | Path | None = None,
     against: TokenizerFiles | None = None,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Pieces by type and script; with a text, how many tokens it takes.
 
@@ -33,7 +33,7 @@ def info(
         target: a checkpoint, or tokenizer files alone (`open_tokenizer`).
         text: a UTF-8 text file, encoded line by line.
         against: a second vocabulary, for what is new and what the same text takes there.
-        tell: called with the characters of the text that are cut, of how many; from 0 on for each vocabulary.
+        on_progress: called with the characters of the text that are cut, of how many; from 0 on for each vocabulary.
 
     Raises:
         InputError: the text cannot be read.
@@ -50,7 +50,7 @@ def info(
     }
     lines = read_corpus(Path(text)) if text is not None else None
     if lines is not None:
-        found["text"] = _measured(tokenizer, lines, tell)
+        found["text"] = _measured(tokenizer, lines, on_progress)
     if against is not None:
         mine, theirs = set(tokenizer.known), set(against.known)
         other: dict[str, Any] = {
@@ -58,7 +58,7 @@ def info(
             "n_shared": len(mine & theirs), "n_only_here": len(mine - theirs), "n_only_there": len(theirs - mine),
         }  # fmt: skip
         if lines is not None:
-            other["text"] = _measured(against, lines, tell)
+            other["text"] = _measured(against, lines, on_progress)
             other["tokens_ratio"] = other["text"]["n_tokens"] / max(found["text"]["n_tokens"], 1)
         found["against"] = other
     return found
@@ -128,15 +128,15 @@ def _decoded(data: bytes) -> str | None:
         return None
 
 
-def _measured(tokenizer: TokenizerFiles, lines: list[str], tell: Tell | None) -> dict[str, Any]:
+def _measured(tokenizer: TokenizerFiles, lines: list[str], on_progress: OnProgress | None) -> dict[str, Any]:
     try:
         encode = tokenizer.encoder()
     except LlmkitError as error:
         raise RequirementError(f"{tokenizer.label}: a text cannot be encoded: {error.message}") from error
     names = {i: name for name, i in tokenizer.known.items()}
     n_chars = n_tokens = n_bytes = n_byte_tokens = n_lines = 0
-    passes = Passes(sum(len(line) + 1 for line in lines), tell)
-    for line in passes.over(lines):
+    tracked = TrackedTexts(sum(len(line) + 1 for line in lines), on_progress)
+    for line in tracked.over(lines):
         if not line:
             continue
         ids = encode(line)

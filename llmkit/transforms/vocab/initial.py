@@ -22,7 +22,7 @@ from llmkit.transforms.vocab.rows import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["INITS", "Mixture", "check_init", "combined_rows", "even", "new_rows"]
+__all__ = ["INITS", "Mixture", "check_init", "combined_rows", "mean_of", "new_rows"]
 
 # Old ids and their weights.
 Mixture = tuple[tuple[int, ...], tuple[float, ...]]
@@ -62,14 +62,14 @@ def new_rows(matrix: Lazy, init: str, parts: Sequence[tuple[int, ...]], *, seed:
         return zeros(spec)
     if init == "normal" and len(spec.shape) == 2:
         return _normal(matrix, spec, seed)
-    groups = [even(p) for p in parts] if init == "pieces" else [((), ())] * len(parts)
+    groups = [mean_of(p) for p in parts] if init == "pieces" else [((), ())] * len(parts)
     longest = max((len(ids) for ids, _ in groups), default=0)
     attrs = {"longest": longest, "sha256": digest_of([ids for ids, _ in groups])} if longest else {}
     name = "mean_of_pieces" if init == "pieces" else "mean_rows"
     return combined_rows(matrix, len(parts), lambda: groups, name, attrs, longest)
 
 
-def even(ids: Sequence[int]) -> Mixture:
+def mean_of(ids: Sequence[int]) -> Mixture:
     """The plain mean of some rows."""
     return tuple(ids), (1 / len(ids),) * len(ids) if ids else ()
 

@@ -20,13 +20,13 @@ from llmkit.transforms.vocab.change import Change, resized
 from llmkit.transforms.vocab.config_ids import mentioned_ids
 from llmkit.transforms.vocab.initial import new_rows
 
-__all__ = ["Passes", "Tell", "read_corpus", "trim"]
+__all__ = ["OnProgress", "TrackedTexts", "read_corpus", "trim"]
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 _CHUNK_CHARS = 2**20
 _N_CHECKED = 1000
-_TOLD_CHARS = 2**16
+_REPORT_CHARS = 2**16
 
 
 def trim(
@@ -36,7 +36,7 @@ def trim(
     keep_ids: Iterable[int] = (),
     min_count: int = 1,
     pad_to_multiple: int | None = None,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Checkpoint:
     """The model with only the tokens that `corpus` needs, and those that nothing can do without.
 
@@ -49,7 +49,7 @@ def trim(
         keep_ids: further ids to keep.
         min_count: tokens that are rarer in the corpus are left out.
         pad_to_multiple: rows are filled up to a multiple of this.
-        tell: called with the characters of the corpus that are cut, of how many.
+        on_progress: called with the characters of the corpus that are cut, of how many.
 
     Raises:
         InputError: the corpus cannot be read, or an id is none.
@@ -63,7 +63,7 @@ def trim(
             hint=f"llmkit vocab info {ckpt.origin or ckpt.label} shows what it is",
         )
     lines = read_corpus(Path(corpus))
-    counts = _counts(tokenizer, lines, tell)
+    counts = _counts(tokenizer, lines, on_progress)
     used = {i for i, n in counts.items() if n >= min_count}
     extra = set(keep_ids)
     if strangers := sorted(i for i in extra if not 0 <= i < tokenizer.n_tokens):
@@ -116,27 +116,27 @@ def read_corpus(path: Path) -> list[str]:
     return lines
 
 
-class Passes:
-    """Passes over texts, told of as they go on, some characters at a time.
+class TrackedTexts:
+    """Texts that are iterated while their progress is reported, some characters at a time.
 
     Args:
-        total: characters of all passes, a line end for each text.
-        tell: called with those that are done, and the total.
+        total: characters of all texts that will pass, and a line end for each.
+        on_progress: called with those that are done, and the total.
     """
 
-    def __init__(self, total: int, tell: Tell | None) -> None:
-        self._total, self._tell = total, tell or (lambda done, total: None)
-        self._done = self._told = 0
-        self._tell(0, total)
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self._total, self._on_progress = total, on_progress or (lambda done, total: None)
+        self._done = self._reported = 0
+        self._on_progress(0, total)
 
     def over(self, texts: Iterable[str]) -> Iterator[str]:
         """The texts, one after the other."""
         for text in texts:
             yield text
             self._done += len(text) + 1
-            if self._done - self._told >= _TOLD_CHARS or self._done == self._total:
-                self._told = self._done
-                self._tell(self._done, self._total)
+            if self._done - self._reported >= _REPORT_CHARS or self._done == self._total:
+                self._reported = self._done
+                self._on_progress(self._done, self._total)
 
 
 def _encoders(tokenizer: TokenizerFiles) -> list[Callable[[str], list[int]]]:
@@ -144,17 +144,17 @@ def _encoders(tokenizer: TokenizerFiles) -> list[Callable[[str], list[int]]]:
     return [source.encoder() for source in (tokenizer.sp, tokenizer.fast) if source is not None]
 
 
-def _counts(tokenizer: TokenizerFiles, lines: list[str], tell: Tell | None) -> Counter[int]:
+def _counts(tokenizer: TokenizerFiles, lines: list[str], on_progress: OnProgress | None) -> Counter[int]:
     """How often each id occurs, the text taken line by line and, for what spans lines, in long chunks."""
     counts: Counter[int] = Counter()
     encoders = _encoders(tokenizer)
-    passes = Passes(2 * len(encoders) * sum(len(line) + 1 for line in lines), tell)
+    tracked = TrackedTexts(2 * len(encoders) * sum(len(line) + 1 for line in lines), on_progress)
     for encode in encoders:
         found: Counter[int] = Counter()
-        for line in passes.over(lines):
+        for line in tracked.over(lines):
             found.update(encode(line))
         spanning: Counter[int] = Counter()
-        for chunk in passes.over(_chunks(lines)):
+        for chunk in tracked.over(_chunks(lines)):
             spanning.update(encode(chunk))
         counts |= found | spanning
     return counts

@@ -1,4 +1,4 @@
-"""Batches for graphs that add no mask to attention scores: the tokens of every row stand together, padding after them.
+"""Right-padded batches, for graphs that add no mask to attention scores: padding follows the tokens of each row.
 
 Flash attention takes lengths, not masks. A row's keys lie in its buffer one after the other, whatever padding the
 caller has between calls; what a call gives is put where the caller's tokens are.

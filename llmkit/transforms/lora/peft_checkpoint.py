@@ -1,4 +1,4 @@
-"""An adapter as a bundle that the pipeline writes as PEFT reads it: adapter_model.safetensors, adapter_config.json."""
+"""An adapter as a checkpoint to be written in PEFT's layout: adapter_model.safetensors, adapter_config.json."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from llmkit.formats.container import SafetensorsFiles
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["adapter_of", "bundle", "open_adapter"]
+__all__ = ["adapter_of", "open_adapter", "peft_checkpoint"]
 
 _PREFIX = "base_model.model."
 
 
-def bundle(
+def peft_checkpoint(
     label: str,
     modules: Mapping[str, Mapping[str, Lazy]],
     alphas: Mapping[str, float],
@@ -102,7 +102,7 @@ def open_adapter(adapter: str | Path, *, alpha: float | None = None, force: bool
 
 
 def adapter_of(ckpt: Checkpoint) -> Adapter:
-    """A bundle as an adapter again, to be merged or combined before it is written.
+    """A checkpoint of `peft_checkpoint` as an adapter again, to be merged or combined before it is written.
 
     Raises:
         InputError: the checkpoint is no adapter.
