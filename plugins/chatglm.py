@@ -132,7 +132,7 @@ def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device:
             angles = angles.permute(1, 2, 0, 3)[:, :, None]
             return _Table(angles.cos().to(dtype), angles.sin().to(dtype), memory["prefix"])
 
-        def turn(self, heads: torch.Tensor, table: _Table) -> torch.Tensor:
+        def rotate(self, heads: torch.Tensor, table: _Table) -> torch.Tensor:
             parts = heads.unflatten(-1, (2, 2 * quarter))
             x1, x2 = parts[..., :quarter], parts[..., quarter:]
             turned = torch.cat([x1 * table.cos - x2 * table.sin, x2 * table.cos + x1 * table.sin], -1)
@@ -152,7 +152,7 @@ def _emitter() -> GraphPositions:
         def prefix(self, context: GraphContext) -> Any:
             return context.once("prefix", lambda: context.graph.input("prefix_length", "INT64", ["batch_size"]))
 
-        def turn(self, context: GraphContext, x: Value, n_heads: int) -> Any:
+        def rotate(self, context: GraphContext, x: Value, n_heads: int) -> Any:
             g, half = context.graph, context.model.dims.head_dim // 2
             tables = context.once("2-D rope", lambda: self._tables(context))
             parts = g.op("Reshape", x, g.ints(0, 0, n_heads, 2, half))
