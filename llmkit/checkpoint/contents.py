@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.differences import looks_like_differences
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError, RequirementError
@@ -22,11 +23,12 @@ from llmkit.quantization.codec import folder_readers
 from llmkit.quantization.recognition import BLOCKS, Quantization, find_quantization
 from llmkit.tensors.spec import DType
 
-__all__ = ["MARKER_NAME", "Contents", "contents_of", "quantization_of", "require_model"]
+__all__ = ["MARKER_NAME", "Contents", "contents_of", "open_model", "quantization_of", "require_model"]
 
 MARKER_NAME = "llmkit_delta.json"
 ADAPTER_NAME = "adapter_config.json"
 _OTHER_ADAPTERS = ("adapter_query", "adapter_wte", "adapter_scale", "gating_factor", ".lora_")
+_ASSUMED = {"transform": "assume.model"}  # a step of the recipe: the user says so
 _STATES = (".exp_avg", ".exp_avg_sq", ".momentum_buffer")
 
 
@@ -89,11 +91,25 @@ def _weights(ckpt: Checkpoint, where: str) -> Contents:
     if any(name.endswith(_STATES) for name in ckpt.tensors):
         return Contents("optimizer", "the state of an optimizer, not weights", "give the model's own weight files")
     quantization = quantization_of(ckpt)
-    if quantization is None and looks_like_differences(ckpt):
+    if quantization is None and _ASSUMED not in ckpt.history and looks_like_differences(ckpt):
         words = "a delta by its norms, whose weights are small and of both signs"
-        return Contents("delta", words, f"llmkit delta apply BASE {where} -o OUT makes the model")
+        hint = f"llmkit delta apply BASE {where} -o OUT makes the model; commands that write OUT take it for a model "
+        return Contents("delta", words, f"{hint}with --force")
     words = f"a quantized model ({quantization})" if quantization else "a model"
     return Contents("model", words, "", quantization)
+
+
+def open_model(model: str | Path, *, force: bool) -> Checkpoint:
+    """Open a checkpoint; with `force` it is a model although the values of its norms are those of a delta.
+
+    That is a step of its recipe, so that what is made of it is a model, too.
+    """
+    ckpt = open_checkpoint(model)
+    forced = replace(ckpt, history=(*ckpt.history, _ASSUMED))
+    if not force or contents_of(ckpt).kind == contents_of(forced).kind:
+        return ckpt
+    warning = f"forced: {ckpt.label} is {contents_of(ckpt).words}; it is taken for a model"
+    return replace(forced, warnings=(*forced.warnings, warning))
 
 
 def require_model(ckpt: Checkpoint, use: str, *, floats: bool = False) -> Checkpoint:

@@ -72,14 +72,14 @@ def convert(
     Every layout that opens can be converted. Tokenizer and other files go along. Values that the new dtype cannot
     hold become infinite; they are counted and named.
     """
-    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import open_model
     from llmkit.transforms.convert import Overflow
     from llmkit.transforms.convert import convert as convert_checkpoint
 
     overflow = Overflow()
     given = {"model_parallel": model_parallel, "file_version": file_version, "type": type_}
     options = {name: value for name, value in given.items() if value is not None}
-    ckpt = open_checkpoint(model)
+    ckpt = open_model(model, force=writing.force)
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)
 
     def finish(_manifest: Mapping[str, Any]) -> Addition:

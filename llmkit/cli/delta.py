@@ -52,6 +52,7 @@ def apply(
     with the measured figure where only statistics can tell.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import open_model
     from llmkit.tensors.loading import import_torch
     from llmkit.transforms import delta as deltas
     from llmkit.transforms.delta.base_check import check_base
@@ -60,7 +61,7 @@ def apply(
 
     refuse_coded(delta, ", not a delta of weights", base, delta)
     refuse_coded(base, ", not a base model: the base comes first", delta, base)
-    first, second = open_checkpoint(base), open_checkpoint(delta)
+    first, second = open_model(base, force=writing.force), open_checkpoint(delta)
     result = deltas.apply(first, second, profile=profile, dtype=dtype, expected_sum=expected_sum, force=writing.force)
     import_torch()
     findings = check_base(first, second, profile=profile)
@@ -106,9 +107,10 @@ def make(
     the profile of a published convention it is what that script makes, with its rounding.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import open_model
     from llmkit.transforms import delta as deltas
 
-    first, second = open_checkpoint(base), open_checkpoint(tuned)
+    first, second = (open_model(m, force=writing.force) for m in (base, tuned))
     result = deltas.make(first, second, profile=profile, dtype=dtype, force=writing.force)
     if no_check:
         write(out, result, writing)

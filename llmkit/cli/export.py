@@ -151,8 +151,7 @@ def export(
     Optimum. Afterwards its logits are compared with the torch decoder's; exit code 1 when they differ. A quantized
     graph is compared with the torch decoder of the same integers, a cache in int8 with one that rounds alike.
     """
-    from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.checkpoint.contents import require_model
+    from llmkit.checkpoint.contents import open_model, require_model
     from llmkit.checkpoint.quantized import refuse_unread
     from llmkit.errors import InputError, nearest, suggestion
     from llmkit.onnx.export import ATTENTIONS, computed_weights
@@ -167,7 +166,7 @@ def export(
             f"--attention {attention!r} is unknown; expected {', '.join(ATTENTIONS)}",
             hint=suggestion(attention, ATTENTIONS, "leave it out: llmkit takes the fastest that can"),
         )
-    ckpt = require_model(open_checkpoint(model), "export")
+    ckpt = require_model(open_model(model, force=writing.force), "export")
     refuse_unread(ckpt)
     if via is not None:
         from llmkit.cli.export_via import export_via

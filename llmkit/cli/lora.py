@@ -50,12 +50,11 @@ def merge(
     tensor of the adapter is used, or it is an error. The weights are those of peft's merge_and_unload, bit for bit;
     with --dtype the base is cast before anything is added. Prints how many modules changed, and how much.
     """
-    from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.checkpoint.contents import require_model
+    from llmkit.checkpoint.contents import open_model, require_model
     from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 
-    model = require_model(open_checkpoint(base), "lora merge")
+    model = require_model(open_model(base, force=writing.force), "lora merge")
     opened = [lora.open_adapter(a, alpha=alpha, force=writing.force) for a in adapters]
     meter = Meter()
     merged = lora.merge(model, opened, weights=weight, dtype=dtype, meter=meter, force=writing.force)
@@ -124,12 +123,12 @@ def extract(
     large the ranks are, follows from the data. What was compared is kept in OUT.survey until OUT is written: the same
     command goes on there after an interruption.
     """
-    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import open_model
     from llmkit.cli.survey import Surveying
     from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 
-    first, second = open_checkpoint(base), open_checkpoint(tuned)
+    first, second = (open_model(m, force=writing.force) for m in (base, tuned))
     with Surveying(out, first, second, writing, {"rank": rank, "energy": energy}) as surveying:
         found = lora.survey(first, second, rank=rank, energy=energy, through=surveying.findings)
         meter = Meter()

@@ -79,12 +79,12 @@ def quantize(
     Embeddings, norms, biases and the head stay as they are. The result is in the compressed-tensors layout, which
     transformers and vLLM load unchanged. Prints the sizes, bits per weight and the layers with the largest error.
     """
-    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import open_model
     from llmkit.quantization.quality import Meter, sizes
     from llmkit.tensors.spec import format_bytes
     from llmkit.transforms.quantize import quantize as quantize_checkpoint
 
-    before = open_checkpoint(model)
+    before = open_model(model, force=writing.force)
     meter = Meter()
     quantizer = calibrating.quantizer(out, before)
     chosen = {**grids.arguments, "method": grids.method or ("gptq" if quantizer is not None else "rtn")}

@@ -81,11 +81,11 @@ def extend(
     gets real merges after all old ones, so that text is cut as before and then joined further. The plan says how many
     tokens can be reached.
     """
-    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import open_model
     from llmkit.transforms import vocab
 
     result = vocab.extend(
-        open_checkpoint(model),
+        open_model(model, force=writing.force),
         source,
         init=init,
         as_=as_,
@@ -118,10 +118,10 @@ def trim(
     Special tokens, the 256 bytes, ASCII and every symbol that a merge makes on its way stay. Text of the corpus is
     cut into the same tokens as before; their ids are new.
     """
-    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.contents import open_model
     from llmkit.transforms import vocab
 
-    ckpt = open_checkpoint(model)
+    ckpt = open_model(model, force=writing.force)
     with _showing(out, "cutting the corpus") as on_progress:
         result = vocab.trim(
             ckpt,
