@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -56,6 +57,15 @@ def convert(
             "iq4_xs, q3_k_m, q2_k and others.",
         ),
     ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--statistics",
+            metavar="FILE",
+            help="With --to gguf: what was measured of the inputs of its matrices (an importance matrix of "
+            "llama.cpp, or a file of llmkit's): errors of columns with large inputs count more.",
+        ),
+    ] = None,
     architecture: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +87,8 @@ def convert(
     from llmkit.transforms.convert import convert as convert_checkpoint
 
     overflow = Overflow()
-    given = {"model_parallel": model_parallel, "file_version": file_version, "type": type_}
+    given: dict[str, Any] = {"model_parallel": model_parallel, "file_version": file_version}
+    given |= {"type": type_, "statistics": statistics}
     options = {name: value for name, value in given.items() if value is not None}
     ckpt = open_model(model, force=writing.force)
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)

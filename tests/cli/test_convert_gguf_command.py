@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+import imatrix_world as world
 
 
 def test_on_the_command_line(call, model, tmp_path):
@@ -57,6 +62,23 @@ def test_words_without_a_place_are_warned_of(call, model, tmp_path):
     assert done.code == 0
     assert (
         "warning: model has a tokenizer (WordLevel) that GGUF has no place for: the file gets no vocabulary" in done.err
+    )
+
+
+def test_statistics_belong_to_gguf_and_are_kept_in_the_history(call, model, tmp_path):
+    statistics = world.of_binary(tmp_path / "imatrix.dat", {"blk.0.attn_q.weight": np.ones(64, "<f4")})
+    done = call("convert", model, "--to", "gguf", "--type", "q4_k_m", "--statistics", statistics, "-o", tmp_path / "a")
+    assert done.code == 0
+    assert str(statistics) in (tmp_path / "a" / "llmkit.json").read_text()
+    wrong = call("convert", model, "--to", "hf", "--statistics", statistics, "-o", tmp_path / "b")
+    assert wrong.code == 2
+    assert "--to hf has no option --statistics; it goes with --to gguf" in wrong.err
+    gone = call(
+        "convert", model, "--to", "gguf", "--type", "q2_k", "--statistics", tmp_path / "no", "-o", tmp_path / "c"
+    )
+    assert (gone.code, gone.err.splitlines()[0]) == (
+        2,
+        f"error: cannot read {tmp_path / 'no'}: No such file or directory",
     )
 
 

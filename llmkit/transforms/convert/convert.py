@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -54,7 +55,8 @@ def convert(
     if wanted is not None and target.counts_overflow:
         raise InputError(f"--to {to} stores matrices as --type says, not --dtype", hint="--type f16")
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
-    step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}, **options}
+    step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}}
+    step |= {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     ckpt = _checked(ckpt, to, options.get("type"))
     is_stated = config_entry(ckpt.config) is not None  # what config.json does not tell of, nothing else would load
     if is_quantized(ckpt) and (wanted is not None or not target.takes_quantized or not is_stated):

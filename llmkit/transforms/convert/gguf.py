@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture import registry
@@ -16,7 +17,7 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.statistics import StoredStatistics, gguf_spelling
+from llmkit.checkpoint.statistics import StoredStatistics, gguf_spelling, open_statistics
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, LlmkitError, RequirementError, suggestion
 from llmkit.formats.gguf_container import GgufContainer
@@ -45,7 +46,7 @@ def write(
     ckpt: Checkpoint,
     *,
     type: str = "f16",
-    statistics: StoredStatistics | None = None,
+    statistics: Path | None = None,
     overflow: Overflow | None = None,
 ) -> Checkpoint:
     """The checkpoint as one GGUF file, `<label>-<TYPE>.gguf`.
@@ -55,7 +56,8 @@ def write(
 
     Args:
         type: one of `TYPE_NAMES`.
-        statistics: of the inputs of its matrices: errors of columns with large inputs count more.
+        statistics: a file with those of the inputs of its matrices (`llmkit.checkpoint.statistics`): errors of columns
+            with large inputs count more.
         overflow: counts values that a plain type cannot hold; a block type whose scale cannot raises when written.
 
     Raises:
@@ -65,7 +67,7 @@ def write(
     """
     kind = _type(type)
     ckpt = text_part(ckpt)
-    importance = _importance(statistics, ckpt)
+    importance = _importance(open_statistics(statistics, ckpt), ckpt) if statistics is not None else {}
     config = dict(ckpt.config)
     architecture = registry.require(config, ckpt.label)
     family = architecture.gguf
@@ -187,10 +189,8 @@ def _counts(types: Mapping[str, str]) -> str:
     return ", ".join(f"{n} as {kind}" for kind, n in Counter(types.values()).most_common())
 
 
-def _importance(statistics: StoredStatistics | None, ckpt: Checkpoint) -> dict[str, Lazy]:
+def _importance(statistics: StoredStatistics, ckpt: Checkpoint) -> dict[str, Lazy]:
     """What was measured of the inputs of each tensor, by its name in GGUF files."""
-    if statistics is None:
-        return {}
     slots = gguf_spelling(ckpt, ckpt.require_model()).slots.values()
     found = {slot.name: statistics.squares(slot) for slot in slots}
     return {name: lazy for name, lazy in found.items() if lazy is not None}

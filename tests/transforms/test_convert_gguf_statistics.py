@@ -1,0 +1,48 @@
+"""GGUF files made with statistics of the inputs: the columns with large inputs come out closer, in every storage."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf import quants
+
+import llmkit
+from llmkit.architecture.registry import default_registry
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.transforms.convert import convert
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+import imatrix_world as world
+
+ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
+
+
+def restored(ckpt, folder, kind, statistics=None):
+    """The matrices of the file as the library reads them, by name, and their types."""
+    llmkit.save(convert(ckpt, to="gguf", type=kind, statistics=statistics), folder)
+    tensors = [t for t in gguf.GGUFReader(next(folder.glob("*.gguf"))).tensors if len(t.shape) > 1]
+    return {t.name: (quants.dequantize(t.data, t.tensor_type), t.tensor_type.name) for t in tensors}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2"])
+def test_columns_with_large_inputs_come_out_closer(tmp_path, family):
+    ckpt = random_checkpoint(ARCHITECTURES[family], ARCHITECTURES[family].tiny_config())
+    exact = restored(ckpt, tmp_path / "f32", "f32")
+    names = [name for name, (x, _) in exact.items() if name.startswith("blk.1") and x.shape[1] % 32 == 0]
+    assert len(names) > 2
+    squares = {n: np.random.default_rng(0).gamma(0.3, 1, exact[n][0].shape[1]).astype("<f4") for n in names}
+    statistics = world.of_gguf(tmp_path / "imatrix.gguf", squares)
+    found = {
+        given is None: restored(ckpt, tmp_path / str(given is None), "iq4_nl", given) for given in (None, statistics)
+    }
+    for name in names:
+        errors = [
+            ((x - exact[name][0]) ** 2 * squares[name]).mean() for x, _ in (found[False][name], found[True][name])
+        ]
+        assert errors[0] < 0.9 * errors[1], name
+    for name in set(exact) - set(names):  # nothing is known of their inputs
+        assert np.array_equal(found[False][name][0], found[True][name][0])
