@@ -1,0 +1,148 @@
+"""What each quantization method loses on one model, beside other tools: perplexity, KL divergence, flips, time, size.
+
+    python tests/bench/quantize_quality.py MODEL SCRATCH --calibration TEXT --held TEXT [--case BITS:sym|asym …]
+        [--method rtn gptq …] [--group 64] [--samples 64] [--length 512] [--context 1024] [--windows 20]
+        [--peer gptqmodel=PYTHON autoround=PYTHON hqq=PYTHON …]
+
+Every row is one process that quantizes the linear layers of MODEL (embedding and head stay floats) with the same
+windows of the same calibration text: llmkit's are `llmkit quantize`, the peers' are in `quantize_peers.py`, run by the
+Python of an environment that has them. All of them are then measured by one program, llmkit's decoder in float32 with
+the numbers that the integers stand for, on the first windows of the held-out text: perplexity, mean KL divergence of
+the next-token distribution from MODEL's, and the share of tokens where another one is the most probable.
+Folders that exist in SCRATCH are measured, not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+PEERS = Path(__file__).with_name("quantize_peers.py")
+
+
+def run(command: list[str], log: Path) -> tuple[float, float]:
+    """Seconds of wall time and peak MiB of a command; its output goes to `log`."""
+    started = time.monotonic()
+    with log.open("w") as out:
+        child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command[:6])} … failed:\n{log.read_text()[-800:]}")
+    return time.monotonic() - started, usage.ru_maxrss / 1024
+
+
+def logits_of(model: Path, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Float32 logits [context - 1, vocab] of each row of ids [windows, context]."""
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.onnx.backend import load_backend
+
+    decoder = load_backend(open_checkpoint(str(model)), backend="llmkit", dtype="float32")
+    for row in rows:
+        yield decoder.logits(decoder.hidden(row[None])[0, :-1])
+
+
+def measure(model: Path, reference: Path, rows: torch.Tensor) -> dict[str, float]:
+    """Perplexity of a model, and how its distributions differ from the reference's."""
+    nll = kl = flips = 0.0
+    n = rows.shape[0] * (rows.shape[1] - 1)
+    for row, logits, wanted in zip(rows, logits_of(model, rows), logits_of(reference, rows), strict=True):
+        log_p, log_q = wanted.log_softmax(-1), logits.log_softmax(-1)
+        nll -= float(log_q.gather(-1, row[1:, None]).double().sum())
+        kl += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
+        flips += float((wanted.argmax(-1) != logits.argmax(-1)).sum())
+    return {"perplexity": math.exp(nll / n), "kl": kl / n, "flips": flips / n}
+
+
+def windows(model: Path, text: Path, context: int, n: int) -> torch.Tensor:
+    """The first ids [n, context] of a text."""
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(model)(text.read_text(), verbose=False)["input_ids"]
+    n = min(n, len(ids) // context)
+    return torch.tensor(ids[: n * context]).view(n, context)
+
+
+def calibration(model: Path, text: Path, length: int, n: int) -> list[list[int]]:
+    """The windows of token ids that `llmkit quantize` calibrates on."""
+    from transformers import AutoTokenizer
+
+    from llmkit.calibration.texts import read_text, token_ids, windows
+
+    return windows(token_ids(read_text(text), AutoTokenizer.from_pretrained(model)), length, samples=n)
+
+
+def nbytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--held", type=Path, required=True)
+    parser.add_argument("--case", nargs="+", default=["4:sym", "4:asym"])
+    parser.add_argument("--method", nargs="+", default=["rtn", "gptq"])
+    parser.add_argument("--peer", nargs="*", default=[], metavar="NAME=PYTHON")
+    for name, default in (("group", 64), ("samples", 64), ("length", 512), ("context", 1024), ("windows", 20)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    rows = windows(args.model, args.held, args.context, args.windows)
+    samples = args.scratch / "samples.json"
+    samples.write_text(json.dumps(calibration(args.model, args.calibration, args.length, args.samples)))
+    print(f"{args.model.name}, group {args.group}, {args.samples} x {args.length} tokens of {args.calibration.name}; "
+          f"{len(rows)} windows of {args.context} of {args.held.name}; torch {torch.__version__}, "
+          f"{torch.get_num_threads()} threads", flush=True)  # fmt: skip
+    row = "{:10} {:22} {:>8} {:>8} {:>7} {:>9} {:>9} {:>8}"
+    print(row.format("grid", "method", "perplex.", "KL", "flips", "time", "peak", "size"), flush=True)
+    floats = measure(args.model, args.model, rows)
+    print(row.format("float", "", f"{floats['perplexity']:.3f}", "0", "0", "", "",
+                     f"{nbytes(args.model) / 2**20:.0f} MiB"), flush=True)  # fmt: skip
+    for case in args.case:
+        bits, symmetry = case.split(":")
+        made = {}
+        for method in args.method:
+            own = [sys.executable, "-m", "llmkit", "quantize", str(args.model), "--bits", bits, "--method", method,
+                   "--symmetric" if symmetry == "sym" else "--asymmetric", "--group-size", str(args.group)]  # fmt: skip
+            text = ["--calibration", str(args.calibration), "--samples", str(args.samples)]
+            own += [*text, "--length", str(args.length)] if method not in ("rtn", "hqq") else ["--calibration", "none"]
+            made[f"llmkit {method}"] = [*own, "-o"]
+        for peer in args.peer:
+            name, _, python = peer.partition("=")
+            settings = {
+                "bits": int(bits), "symmetric": symmetry == "sym", "group": args.group, "ids": str(samples),
+            }  # fmt: skip
+            made[name] = [python, str(PEERS), name, json.dumps(settings), str(args.model)]
+        for name, command in made.items():
+            folder = args.scratch / f"{bits}-{symmetry}-{name.replace(' ', '-')}"
+            note = folder.with_suffix(".json")
+            try:
+                if not note.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    seconds, peak = run([*command, str(folder)], folder.with_suffix(".log"))
+                    found = measure(folder, args.model, rows)
+                    note.write_text(json.dumps({**found, "seconds": seconds, "peak": peak}))
+            except RuntimeError as error:
+                print(row.format(case, name, "failed", "", "", "", "", ""), str(error).splitlines()[-1], flush=True)
+                continue
+            f = json.loads(note.read_text())
+            print(row.format(case, name, f"{f['perplexity']:.3f}", f"{f['kl']:.4f}", f"{f['flips']:.2%}",
+                             f"{f['seconds']:.0f} s", f"{f['peak']:.0f} MiB",
+                             f"{nbytes(folder) / 2**20:.0f} MiB"), flush=True)  # fmt: skip
+    print(f"peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
