@@ -22,11 +22,15 @@ def held_out(ckpt: Checkpoint, samples: Samples, read: Samples | None) -> list[l
         read: what calibration reads, of this or another text; none of those windows is among these.
 
     Raises:
-        InputError: calibration reads all of the text.
+        InputError: calibration reads all of the text, or the model writes it.
     """
     suffix, context = ckpt.prompt_suffix(), ckpt.require_model().dims.context
+    if samples.text is None:
+        raise InputError("nothing is left of what the model itself writes to measure on", hint="--evaluate FILE")
     rows = replace(samples, n=2**40).rows(ckpt, suffix, context)
-    known = {tuple(row) for row in read.rows(ckpt, suffix, context)} if read is not None else set()
+    known = set()
+    if read is not None and read.text is not None:
+        known = {tuple(row) for row in read.rows(ckpt, suffix, context)}
     left = [row for row in rows if tuple(row) not in known]
     if not left:
         raise InputError(

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +22,23 @@ from llmkit.architecture.storage import parts_of
 from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks, Unchanged
 from llmkit.calibration.learning import OutputError, product_dtype
 from llmkit.calibration.observers import Observer
+from llmkit.calibration.self_written import written_by
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import InputError, RequirementError
+from llmkit.errors import InputError, RequirementError, listing
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Block, Computed, Stage
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, Task
+from llmkit.quantization.method import BlockMethod, BlockWeight, Method, QuantizedRows, Task, quantized
 from llmkit.tensors.constant import constant
 from llmkit.tensors.lazy import Context, Lazy, Node, Rows
 from llmkit.tensors.stopped import Stopped
 
 if TYPE_CHECKING:
     import torch
+
+    from llmkit.architecture.hooks import Weights
+    from llmkit.decoder.model import Decoder
 
 __all__ = ["CalibratedQuantizer", "Samples"]
 
@@ -44,33 +48,48 @@ class Samples:
     """The windows of a text that a model is calibrated on.
 
     Attributes:
+        text: None for what the model itself writes.
         n: how many; all there are, where the text is shorter.
         length: of each, in tokens.
-        seed: of the choice among all windows of the text.
+        seed: of the choice among all windows of the text, or of what the model writes.
     """
 
-    text: CalibrationText
+    text: CalibrationText | None
     n: int = 128
     length: int = 512
     seed: int = 0
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for the plan, the history and `explain`."""
-        return {
-            "calibration": self.text.label, "sha256": self.text.digest, "samples": self.n, "length": self.length,
-            "seed": self.seed,
-        }  # fmt: skip
+        text = {"sha256": self.text.digest} if self.text is not None else {}
+        return {"calibration": self.label, **text, "samples": self.n, "length": self.length, "seed": self.seed}
 
-    def rows(self, tokenized: Checkpoint, suffix: Sequence[int], context: int | None) -> list[list[int]]:
+    @property
+    def label(self) -> str:
+        """How notes call the text."""
+        return self.text.label if self.text is not None else "what the model itself writes"
+
+    def rows(
+        self,
+        tokenized: Checkpoint,
+        suffix: Sequence[int],
+        context: int | None,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> list[list[int]]:
         """Token ids, all rows of one length.
 
         Raises:
             InputError: the text has fewer tokens than one sample.
         """
         from llmkit.checkpoint.tokenizer import load_tokenizer
+        from llmkit.tokenization.chat import prompt_of
 
-        ids = token_ids(self.text, load_tokenizer(tokenized))
         length = min(self.length, context or self.length)
+        if self.text is None:
+            return written_by(tokenized, self.n, length, seed=self.seed, suffix=suffix, is_stopped=is_stopped)
+        tokenizer = load_tokenizer(tokenized)
+        prompt = prompt_of(tokenized, tokenizer) if self.text.has_conversations else None
+        ids = token_ids(self.text, tokenizer, prompt)
         if len(ids) + len(suffix) < length:
             raise InputError(
                 f"{self.text.label} has {len(ids)} tokens, fewer than one sample of {length}",
@@ -85,16 +104,17 @@ class CalibratedQuantizer:
     Args:
         ckpt: float tensors, and the tokenizer.
         samples: what it is calibrated on.
+        outside: the method for weights in no block, whose inputs are not measured, where the task's own method needs
+            them; None refuses those.
     """
 
-    def __init__(self, ckpt: Checkpoint, samples: Samples) -> None:
-        self._ckpt, self.samples = ckpt, samples
+    def __init__(self, ckpt: Checkpoint, samples: Samples, *, outside: Method | None = None) -> None:
+        self._ckpt, self.samples, self._outside = ckpt, samples, outside
         self._tasks: dict[str, Task] = {}
         self._guard = threading.Lock()
         self._path: Path | None = None
         self._run: Iterator[Block] | None = None
         self._done: list[Block] = []
-        self._blocks: Blocks | None = None
 
     @cached_property
     def _slots(self) -> Mapping[str, Slot]:
@@ -104,6 +124,27 @@ class CalibratedQuantizer:
         """Plain data, for the history."""
         return self.samples.attrs()
 
+    def words(self) -> str:
+        """The text and its windows, for the plan."""
+        return f"calibrated on {self.samples.label}: {self.samples.n} windows of {self.samples.length} tokens"
+
+    def findings(self) -> dict[str, Any]:
+        """What was counted in the run, for the manifest; nothing before the text was read."""
+        if not self._done:
+            return {}
+        return {"calibration": {"windows": self._done[0].result["windows"], "notes": self.notes()}}
+
+    def notes(self) -> list[str]:
+        """What the user should know of the run that is done."""
+        notes, said = [], dict[str, list[str]]()
+        n = self._done[0].result["windows"] if self._done else self.samples.n
+        if n < self.samples.n:
+            notes.append(f"{self.samples.label} gave {n} windows, {self.samples.n} were asked for")
+        for block in self._done:
+            for name, note in block.result.get("notes", {}).items():
+                said.setdefault(note, []).append(name)
+        return notes + [f"{listing(names)}: {note}" for note, names in said.items()]
+
     def __call__(self, task: Task) -> QuantizedMatrix:
         """As `llmkit.quantization.method.quantized`.
 
@@ -112,6 +153,8 @@ class CalibratedQuantizer:
                 without statistics.
         """
         if self._slots[task.name].layer is None and task.method.needs:
+            if self._outside is not None:
+                return quantized(replace(task, method=self._outside))
             raise RequirementError(
                 f"{task.name} is in no layer that is calibrated, and --method {task.method.name} needs to see its "
                 "inputs",
@@ -130,7 +173,7 @@ class CalibratedQuantizer:
                 return task.parts(task.quantize(task.weight.load()))
             block = self._block(layer, context)
             if task.observe is not None:
-                error, norm = block.result[task.name]
+                error, norm = block.result["errors"][task.name]
                 task.observe(error, norm, task.weight.shape[0])
             return {part: block.kept[f"{task.name}.{part}"].load() for part in task.specs}
 
@@ -162,33 +205,44 @@ class CalibratedQuantizer:
             self._path = path
             stage = Stage(path, self._digest(), in_workspace=path is not None)
             layers = [layer for name in self._tasks if (layer := self._slots[name].layer) is not None]
-            self._run = stage.run([str(i) for i in range(1 + max(layers))], partial(self._computed, context))
+            names = ["text", *(str(i) for i in range(1 + max(layers)))]
+            self._run = stage.run(names, partial(self._computed, context))
         try:
-            while len(self._done) <= index:
+            while len(self._done) <= index + 1:
                 self._done.append(next(self._run))
         except BaseException:  # who asks next, perhaps another run, begins behind the last block that is whole
             self._run, self._done = None, []
             raise
-        return self._done[index]
+        return self._done[index + 1]
 
     def _computed(self, context: Context, name: str, state: Mapping[str, Lazy]) -> Computed:
-        """One layer quantized: its parts are kept, its hidden states go on to the next."""
-        index, blocks = int(name), self._begin()
-        hidden = state["hidden"].load() if state else blocks.embedded()
+        """The text as hidden states, or one layer quantized: its parts are kept, what comes out goes on to the next."""
+        import torch
+
+        if name == "text":
+            decoder, _ = self._loaded
+            rows = self.samples.rows(self._ckpt, self._ckpt.prompt_suffix(), decoder.context, context.is_stopped)
+            ids = torch.tensor(rows)
+            return Computed({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self._loaded, ids).embedded())])
+        index, ids = int(name), state["ids"].load()
         tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == index}
         onlooker = _Quantizing(tasks, self._slots, context)
+        blocks, hidden = Blocks(*self._loaded, ids), state["hidden"].load()
         after = blocks.run(index, hidden, onlooker)
         onlooker.require_all()
-        if not self._learns:
-            return Computed(onlooker.errors, [("hidden", after)], onlooker.results.items())
-        floats = state["floats"].load() if state else hidden
-        targets = blocks.run(index, floats, Unchanged())
-        if onlooker.learnt:
-            compute = partial(blocks.outputs, index, hidden)
-            seed, report = f"{self.samples.seed} {index}", self._reporter(index, context)
-            onlooker.learn(OutputError(compute, blocks.weights, targets, self._slots, seed, report, product_dtype()))
-            after = blocks.run(index, hidden, onlooker)
-        return Computed(onlooker.errors, [("hidden", after), ("floats", targets)], onlooker.results.items())
+        passed_on = [("ids", ids)]
+        if self._learns:
+            floats = state["floats"].load() if "floats" in state else hidden
+            targets = blocks.run(index, floats, Unchanged())
+            if onlooker.learnt:
+                compute = partial(blocks.outputs, index, hidden)
+                seed, report = f"{self.samples.seed} {index}", self._reporter(index, context)
+                error = OutputError(compute, blocks.weights, targets, self._slots, seed, report, product_dtype())
+                onlooker.learn(error)
+                after = blocks.run(index, hidden, onlooker)
+            passed_on.append(("floats", targets))
+        result = {"errors": onlooker.errors, "notes": onlooker.notes}
+        return Computed(result, [*passed_on, ("hidden", after)], onlooker.results.items())
 
     @property
     def _learns(self) -> bool:
@@ -209,16 +263,11 @@ class CalibratedQuantizer:
 
         return report
 
-    def _begin(self) -> Blocks:
-        if self._blocks is None:
-            import torch
+    @cached_property
+    def _loaded(self) -> tuple[Decoder, Weights]:
+        from llmkit.decoder.load import load_blocks
 
-            from llmkit.decoder.load import load_blocks
-
-            decoder, weights = load_blocks(self._ckpt)
-            rows = self.samples.rows(self._ckpt, self._ckpt.prompt_suffix(), decoder.context)
-            self._blocks = Blocks(decoder, weights, torch.tensor(rows))
-        return self._blocks
+        return load_blocks(self._ckpt)
 
 
 class _Quantizing:
@@ -236,6 +285,7 @@ class _Quantizing:
         self._observers: dict[tuple[str, ...], Observer] = {}
         self.results: dict[str, torch.Tensor] = {}
         self.errors: dict[str, tuple[float, float]] = {}
+        self.notes: dict[str, str] = {}
         self.learnt: dict[str, BlockWeight] = {}
         self._restored: dict[str, torch.Tensor] = {}
 
@@ -288,6 +338,8 @@ class _Quantizing:
         parts = task.parts(made)
         self.results |= {f"{task.name}.{part}": tensor for part, tensor in parts.items()}
         self.errors[task.name] = made.squared_error, made.squared_norm
+        if made.note:
+            self.notes[task.name] = made.note
         restored = task.matrix(map(constant, parts.values())).dequantized(task.scale_dtype)
         self._restored |= {w: lazy.load() for w, lazy in parts_of(restored, self._slots[task.name]).items()}
 

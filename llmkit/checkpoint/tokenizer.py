@@ -15,7 +15,7 @@ from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.checked import read_tokenizer_json, template_text, without_panic
 
-__all__ = ["end_tokens", "load_tokenizer", "published_kind", "tokenizer_settings"]
+__all__ = ["end_tokens", "has_tokenizer", "load_tokenizer", "published_kind", "tokenizer_settings"]
 
 _PLAIN_NAMES = names_of(FileKind.FAST)
 
@@ -52,6 +52,11 @@ def load_tokenizer(ckpt: Checkpoint) -> Any:
             (Path(folder) / plain).write_bytes(content.read())
         (Path(folder) / "config.json").write_text(json.dumps(dict(ckpt.config)), encoding="utf-8")
         return _from_folder(Path(folder), ckpt.label, settings)
+
+
+def has_tokenizer(ckpt: Checkpoint) -> bool:
+    """Whether `load_tokenizer` finds files; they are not looked into."""
+    return bool(ckpt.tokenizer_files or _files_beside(ckpt))
 
 
 def _files_beside(ckpt: Checkpoint) -> dict[str, FileContent]:

@@ -159,7 +159,7 @@ class Grids:
             metavar="NAME",
             autocompletion=completion.quantization_methods,
             help="How weights are put on the grid: rtn rounds to nearest, mse on the grid with the least error, gptq "
-            "lets later columns take up earlier errors (default: rtn; in quantize, with --calibration, gptq).",
+            "lets later columns take up earlier errors (default: gptq where a text is read, else mse).",
             show_default=False,
         ),
     ] = None
@@ -173,7 +173,7 @@ class Grids:
         """
         return {
             "group_size": _group_size(self.group_size), "symmetric": self.symmetric, "keep": self.keep or (),
-            "only": self.only or (), "method": self.method or "rtn",
+            "only": self.only or (), "method": self.method,
         }  # fmt: skip
 
 
@@ -182,33 +182,64 @@ class Calibrating:
     """The options of every command that looks at the inputs of layers while the model reads a text."""
 
     calibration: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--calibration", metavar="FILE", help="A text that the model reads, to weigh errors by its inputs."
+            "--calibration",
+            metavar="FILE|DIR|built-in|self|none",
+            help="What the model reads, to weigh errors by the inputs of its layers: a text, JSON lines (also chats), "
+            "a folder of them, the text that llmkit brings, or what the model writes itself (default: built-in, for "
+            "fewer than 8 bits).",
+            show_default=False,
         ),
     ] = None
-    samples: Annotated[
-        int, typer.Option("--samples", metavar="N", min=1, help="With --calibration: windows of the text.")
-    ] = 128
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Windows of the calibration text.")] = (
+        128
+    )
     length: Annotated[
-        int, typer.Option("--length", metavar="N", min=8, help="With --calibration: tokens of each window.")
+        int, typer.Option("--length", metavar="N", min=8, help="Tokens of each window of the calibration text.")
     ] = 512
     seed: SeedOption = 0
 
-    def quantizer(self, out: Output, ckpt: Checkpoint) -> CalibratedQuantizer | None:
-        """What quantizes with the inputs known; None where no text was given.
+    def quantizer(self, out: Output, ckpt: Checkpoint, method: str | None, bits: int) -> CalibratedQuantizer | None:
+        """What quantizes with the inputs known; None for without. Says why where nobody asked for that.
+
+        Args:
+            method: as `--method` names it.
 
         Raises:
-            InputError: no such text, one too short, or options for one that was not given.
+            InputError: no such text, one too short, or options for one that is not read.
         """
-        if self.calibration is None:
-            out.refuse_options({"samples", "length", "seed"}, "a run without --calibration", "add --calibration FILE")
-            return None
         from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
-        from llmkit.calibration.texts import read_text
+        from llmkit.calibration.texts import own_text, read_text
+        from llmkit.quantization.method import method_named
 
-        samples = Samples(read_text(self.calibration), self.samples, self.length, self.seed)
-        return CalibratedQuantizer(ckpt, samples)
+        source = self.calibration or _default_calibration(out, ckpt, method, bits)
+        if source == "none":
+            out.refuse_options({"samples", "length", "seed"}, "a run without a text", "add --calibration built-in")
+            return None
+        named = {"self": lambda: None, "built-in": own_text}
+        text = named[source]() if source in named else read_text(Path(source))
+        samples = Samples(text, self.samples, self.length, self.seed)
+        return CalibratedQuantizer(ckpt, samples, outside=method_named("mse") if method is None else None)
+
+
+def _default_calibration(out: Output, ckpt: Checkpoint, method: str | None, bits: int) -> str:
+    """Whether to calibrate where nobody says: for few bits, where the method and the model can.
+
+    Raises:
+        InputError: no such method.
+    """
+    from llmkit.checkpoint.tokenizer import has_tokenizer
+    from llmkit.quantization.method import method_named
+
+    way = method_named(method, is_calibrated=None) if method is not None else None
+    if (way is not None and not way.looks_at_inputs) or (bits >= 8 and not (way is not None and way.needs)):
+        return "none"
+    lacks = "a plugin that describes it" if ckpt.model is None else "" if has_tokenizer(ckpt) else "a tokenizer"
+    if not lacks or (way is not None and way.needs):
+        return "built-in"
+    out.note(f"not calibrated: {ckpt.label} lacks {lacks}")
+    return "none"
 
 
 def _group_size(text: str) -> int | str:

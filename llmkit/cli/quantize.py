@@ -28,6 +28,8 @@ _LARGE_NBYTES = 2**31  # in float32
     "llmkit quantize vicuna-7b --bits 4 -o vicuna-7b-int4",
     "llmkit quantize vicuna-7b --bits 8 -o vicuna-7b-int8 --dry-run",
     "llmkit quantize vicuna-7b --bits 4 --group-size 32 --symmetric --keep '*.down_proj' -o out",
+    "llmkit quantize vicuna-7b --bits 4 --calibration my.jsonl --samples 256 -o vicuna-7b-mine",
+    "llmkit quantize vicuna-7b --bits 4 --calibration none --method rtn -o vicuna-7b-rtn",
 )
 def quantize(
     out: Output,
@@ -77,7 +79,8 @@ def quantize(
     """Quantize the linear layers of a model to integers of 2 to 8 bits.
 
     Embeddings, norms, biases and the head stay as they are. The result is in the compressed-tensors layout, which
-    transformers and vLLM load unchanged. Prints the sizes, bits per weight and the layers with the largest error.
+    transformers and vLLM load unchanged. Fewer than 8 bits are chosen for the inputs that layers have while the model
+    reads a text (--calibration). Prints the sizes, bits per weight and the layers with the largest error.
     """
     from llmkit.checkpoint.contents import open_model
     from llmkit.quantization.quality import Meter, sizes
@@ -86,10 +89,9 @@ def quantize(
 
     before = open_model(model, force=writing.force)
     meter = Meter()
-    quantizer = calibrating.quantizer(out, before)
-    chosen = {**grids.arguments, "method": grids.method or ("gptq" if quantizer is not None else "rtn")}
+    quantizer = calibrating.quantizer(out, before, grids.method, bits)
     after = quantize_checkpoint(
-        before, bits=bits, iterations=iterations, format=format, meter=meter, quantizer=quantizer, **chosen
+        before, bits=bits, iterations=iterations, format=format, meter=meter, quantizer=quantizer, **grids.arguments
     )
     rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
     saved = sizes(before.tensors, after.tensors)
@@ -102,6 +104,8 @@ def quantize(
     def finish(_manifest: Mapping[str, Any]) -> Addition:
         worst = meter.worst(5)
         n_measured, n_unmeasured = len(meter.measured()), len(meter.unmeasured())
+        for note in quantizer.notes() if quantizer is not None else ():
+            out.note(note)
         document = {
             "sizes": saved.as_dict(),
             "relative_error": meter.overall() if n_measured else None,
@@ -129,7 +133,8 @@ def quantize(
 
         return document, render
 
-    write(out, after, writing, details={"size": size_text}, finish=finish)
+    findings = quantizer.findings if quantizer is not None else None
+    write(out, after, writing, details={"size": size_text}, finish=finish, findings=findings)
 
 
 def _held_out(

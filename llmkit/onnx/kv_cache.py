@@ -16,6 +16,7 @@ from llmkit.calibration.key_values import MOST_TOKENS, KeyValueScales
 from llmkit.calibration.texts import CalibrationText, own_text, read_text
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.quantized import kv_cache_scheme
+from llmkit.checkpoint.tokenizer import has_tokenizer
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.errors import InputError, RequirementError, SpecError, suggestion
@@ -90,7 +91,7 @@ def choose_scales(
 def _calibrated(
     ckpt: Checkpoint, floats: Checkpoint, model: Model, text: CalibrationText
 ) -> tuple[CacheScales, list[str]]:
-    if not ckpt.tokenizer_files and not (ckpt.origin is not None and ckpt.origin.is_file()):
+    if not has_tokenizer(ckpt):
         raise InputError(
             f"{ckpt.label} has no tokenizer, and the scales of an int8 cache are calibrated on a text",
             hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",

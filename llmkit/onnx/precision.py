@@ -23,7 +23,8 @@ class Precision:
 
     Attributes:
         bits: 4 or 8: quantize the linear layers; None: only keep what the checkpoint has on grids already.
-        group_size, symmetric, keep, only, method: as of `llmkit.transforms.quantize.quantize`.
+        group_size, symmetric, keep, only: as of `llmkit.transforms.quantize.quantize`.
+        method: the name of an entry point in `llmkit.methods`; None: round to nearest on the grid with the least error.
         embedding_bits: of the embedding and the head: 4, 8, or 16 for floats as they are. None: 8 where `bits` is
             given and products are fast in 8 bits.
         accuracy_level: of MatMulNBits (`ACCURACY_LEVELS`); None: 4 for the CPU.
@@ -38,7 +39,7 @@ class Precision:
     embedding_bits: int | None = None
     accuracy_level: int | None = None
     is_qdq: bool = False
-    method: str = "rtn"
+    method: str | None = None
 
     def attrs(self) -> dict[str, Any]:
         """What was given, for the history; empty for nothing."""

@@ -157,7 +157,7 @@ def _quantized(
     plan: _WeightPlan, slots: Mapping[str, Slot], precision: Precision, provider: str, scale_dtype: DType
 ) -> tuple[dict[str, Integers], list[str]]:
     """Quantize what is to be quantized, and say so."""
-    bits, method = precision.bits or 0, method_named(precision.method)
+    bits, method = precision.bits or 0, method_named(precision.method or "mse")
     rows = {name: lazy.shape[1] for name, lazy in plan.floats.items() if not _is_table(slots[name])}
     grid, reason = choose_grid(CODEC, bits, precision.group_size, precision.symmetric, rows)
     of_embedding = replace(grid, bits=precision.bits_of_embedding(provider) or bits)

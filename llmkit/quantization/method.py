@@ -45,6 +45,7 @@ class QuantizedRows:
         order: int32 [in], the group of each column, from a method that `gives_order`.
         squared_error: the sum over (w - w')^2, w' as it will be read.
         squared_norm: the sum over w^2.
+        note: what the user should know of how it went, in a few words; empty for nothing.
     """
 
     codes: torch.Tensor
@@ -53,6 +54,7 @@ class QuantizedRows:
     squared_error: float
     squared_norm: float
     order: torch.Tensor | None = None
+    note: str = ""
 
 
 class Method(ABC):
@@ -73,6 +75,11 @@ class Method(ABC):
     uses: ClassVar[frozenset[str]] = frozenset()
     is_row_wise: ClassVar[bool] = True
     gives_order: ClassVar[bool] = False
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether it has a use for what calibration measures."""
+        return bool(self.needs | self.uses)
 
     @abstractmethod
     def quantize(
@@ -162,26 +169,26 @@ class BlockMethod(Method):
         """Work for a block, for the time that a plan tells: how often a sample goes forward, or (twice that) back."""
 
 
-def method_named(name: str, *, is_calibrated: bool = False) -> Method:
+def method_named(name: str, *, is_calibrated: bool | None = False) -> Method:
     """The method that `--method NAME` means.
 
     Args:
-        is_calibrated: the inputs of layers are measured.
+        is_calibrated: the inputs of layers are measured; None: that is not decided yet.
 
     Raises:
         InputError: there is none of that name, or it has no use for what is measured.
         RequirementError: it needs to know the inputs of layers, and they are not measured.
     """
     found = entry_points.by_name(GROUP, name, "--method", Method)  # type: ignore[type-abstract]
-    if found.needs and not is_calibrated:
+    if found.needs and is_calibrated is False:
         raise RequirementError(
             f"--method {name} needs {' and '.join(sorted(found.needs)).replace('_', ' ')} of the inputs of each layer",
             hint=f"llmkit quantize MODEL --bits 4 --method {name} --calibration FILE -o OUT measures them",
         )
-    if is_calibrated and not found.needs | found.uses:
+    if is_calibrated and not found.looks_at_inputs:
         raise InputError(
             f"--method {name} does not look at the inputs of layers, which --calibration measures",
-            hint="leave --method out (gptq), or --calibration",
+            hint="leave --method out (gptq), or take --calibration none",
         )
     return found
 
@@ -256,6 +263,9 @@ class Quantizer(Protocol):
 
     def attrs(self) -> Mapping[str, Any]:
         """What it knows the inputs from, as plain data for the history."""
+
+    def words(self) -> str:
+        """The same for the plan (`calibrated on my.txt`)."""
 
 
 def quantized(task: Task) -> QuantizedMatrix:

@@ -30,7 +30,7 @@ def quantize(
     symmetric: bool | None = None,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
-    method: str = "rtn",
+    method: str | None = None,
     iterations: int | None = None,
     format: str = "compressed-tensors",
     quantizer: Quantizer | None = None,
@@ -48,7 +48,8 @@ def quantize(
             zero points.
         keep: globs of module or tensor names to leave as they are.
         only: globs of the modules to quantize, instead of all linear layers; may name the head.
-        method: the name of an entry point in `llmkit.methods`.
+        method: the name of an entry point in `llmkit.methods`. None: GPTQ with a quantizer, and without one rounding to
+            nearest on the grid with the least error.
         iterations: of a method that learns; None for what is usual.
         format: the name of an entry point in `llmkit.codecs`, of a layout of folders.
         quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
@@ -61,6 +62,7 @@ def quantize(
             layers that are stored transposed; a method that needs statistics, and there are none.
     """
     require_model(ckpt, "quantize", floats=True)
+    method = method or ("gptq" if quantizer is not None else "mse")
     way = method_named(method, is_calibrated=quantizer is not None).configured(iterations=iterations)
     codec = folder_codec(format)
     chosen = choose_layers(ckpt, keep, only)
@@ -84,6 +86,8 @@ def quantize(
     config = dict(ckpt.config)
     config["quantization_config"] = codec.describe(matrices, chosen.left, are_all=chosen.are_all)
     notes = [f"{len(rows)} linear layers to {grid}{reason}, {way.words}", *codec.notes(matrices)]
+    if quantizer is not None:
+        notes.insert(1, quantizer.words())
     if chosen.left:
         notes.append(f"linear layers kept as they are: {listing(chosen.left)}")
     step = {

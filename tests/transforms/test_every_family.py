@@ -127,7 +127,7 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
             quantize(base, bits=bits, group_size="channel")
         assert no.value.hint == "a float dtype of half the size: llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
         return
-    save(quantize(base, bits=bits, group_size="channel"), tmp_path / "q")
+    save(quantize(base, bits=bits, group_size="channel", method="rtn"), tmp_path / "q")
     reloaded = open_checkpoint(tmp_path / "q")
     restored = loaded(dequantized(reloaded))
     for tensor, weight in loaded(base).items():
@@ -147,7 +147,7 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_transformers_computes_what_we_do_with_quantized_weights(tmp_path, base, name, variant, bits, symmetric):
-    save(quantize(base, bits=bits, symmetric=symmetric, group_size="channel"), tmp_path / "q")
+    save(quantize(base, bits=bits, symmetric=symmetric, group_size="channel", method="rtn"), tmp_path / "q")
     model = world.by_transformers(tmp_path / "q", world.ARCHITECTURES[name].reference_attention)
     ids = random_ids(world.ARCHITECTURES[name], base.config)
     with torch.no_grad():

@@ -13,7 +13,6 @@ Source: Frantar et al. 2022, arXiv:2210.17323; IST-DASLab/gptq (gptq.py).
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
@@ -31,7 +30,6 @@ __all__ = ["GPTQ", "METHOD"]
 
 _DAMPING, _MOST_DAMPING = 0.01, 10.0
 _N_COLUMNS = 128  # corrected one by one; those behind them by one product
-_log = logging.getLogger(__name__)
 
 
 class GPTQ(Method):
@@ -58,20 +56,22 @@ class GPTQ(Method):
         scales, zeros = searched_scales(filled, grid, scale_dtype, importance_of(statistics, (n_groups, size)))
         order = moments.diagonal().argsort(descending=True, stable=True)
         groups = order // size
-        q = _rounded(original[:, order].T.contiguous(), _factor(moments[order][:, order]), scales, zeros, groups, grid)
+        factor, damping = _factor(moments[order][:, order])
+        q = _rounded(original[:, order].T.contiguous(), factor, scales, zeros, groups, grid)
         in_place = torch.empty((n_out, n_in), dtype=torch.int8)
         in_place[:, order] = q.T
-        return quantized_rows(original, in_place, scales, zeros, grid)
+        note = f"the second moments of inputs are damped by {damping:g} of their mean" if damping > _DAMPING else ""
+        return quantized_rows(original, in_place, scales, zeros, grid, note)
 
 
-def _factor(moments: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of the inverse of damped second moments [in, in], float32."""
+def _factor(moments: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The upper Cholesky factor of the inverse of damped second moments [in, in], float32; and the damping it took."""
     import torch
 
     diagonal = moments.diagonal()
     mean = float(diagonal.mean())
     if mean <= 0:
-        return torch.eye(len(moments))
+        return torch.eye(len(moments)), _DAMPING
     damped = moments.clone()
     damped.diagonal()[diagonal == 0] = mean
     damping = _DAMPING
@@ -82,10 +82,7 @@ def _factor(moments: torch.Tensor) -> torch.Tensor:
         if not int(failed):
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed) and bool(torch.isfinite(upper).all()):
-                if damping > _DAMPING:
-                    _log.warning("GPTQ: the second moments of a layer are damped by %g of their mean", damping)
-                factor: torch.Tensor = upper
-                return factor
+                return upper, damping
         damping *= 10
     raise InputError(
         "the second moments of the inputs cannot be factored", hint="calibrate on a longer text, or use --method mse"

@@ -1,4 +1,4 @@
-"""Round to nearest on the grid with the least squared error, weighted by the inputs where they were measured."""
+"""Round to nearest on the grid with the least error, weighted by the inputs where they were measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LeastSquares(RoundToNearest):
     """Every row from itself and the mean of x^2 of each input channel."""
 
     name = "mse"
-    words = "rounded to nearest on the grid with the least squared error"
+    words = "rounded to nearest on the grid with the least error"
     uses = frozenset({"squares"})
 
     def scales(

@@ -169,13 +169,19 @@ def to_codes(q: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def quantized_rows(
-    weight: torch.Tensor, q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, grid: Grid
+    weight: torch.Tensor,
+    q: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    grid: Grid,
+    note: str = "",
 ) -> QuantizedRows:
     """The rows of a weight [out, in] that points on the grid stand for.
 
     Args:
         q: the points, int8 [out, in].
         scales, zeros: [out, groups]; zeros as points, int8.
+        note: of `QuantizedRows`.
     """
     import torch
 
@@ -190,6 +196,7 @@ def quantized_rows(
         None if zeros is None else to_codes(zeros, grid),
         float(error.square_().sum()),
         float(original.square().sum()),
+        note=note,
     )
 
 
