@@ -148,7 +148,7 @@ def test_what_changes_and_what_stays(model):
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, False)])
 def test_row_slices_of_the_plan_equal_the_whole(model, bits, symmetric):
-    out = quantize(model, bits=bits, group_size=32, symmetric=symmetric)
+    out = quantize(model, bits=bits, group_size=32, symmetric=symmetric, method="rtn")
     node = out.tensors[f"{BLOCK}mlp.gate_proj.weight_packed"].node
     slices = slice_rows(node, 700)  # two rows or three, were it not for the step
     assert len(slices) > 3
@@ -172,7 +172,7 @@ def test_scales_are_stored_in_the_models_dtype(tmp_path):
     """transformers would cast finer ones when it loads them, and the grid would not be the one that was rounded to."""
     write_model(tmp_path / "m", torch.float32, config_dtype="bfloat16")
     ckpt = llmkit.open_checkpoint(tmp_path / "m")
-    out = quantize(ckpt, bits=8)
+    out = quantize(ckpt, bits=8, method="rtn")
     name = f"{BLOCK}mlp.up_proj.weight"
     assert out.tensors[f"{name}_scale"].dtype is DType.BF16
     expected = compressed(ckpt.tensors[name].load(), Grid(8, 32, False), torch.bfloat16)
