@@ -5,28 +5,42 @@ Paths are not here: where nothing is offered, the shell goes on with its own com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
+
+import typer
 
 from llmkit.errors import LlmkitError
 
 __all__ = [
     "among", "attentions", "backends", "benches", "dtypes", "formats", "gguf_types", "inits", "layouts", "methods",
-    "plugins", "profiles", "providers", "quantization_formats", "quantization_methods", "scores",
+    "modules", "plugins", "profiles", "providers", "quantization_formats", "quantization_methods", "scores", "subjects",
+    "tensors",
 ]  # fmt: skip
 
 
 def offering(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """A completion of one of these names, or of the last in a list with commas; asked for when a shell asks."""
+    return lambda incomplete: _begun(incomplete, known)
 
-    def complete(incomplete: str) -> list[str]:
-        before, comma, begun = incomplete.rpartition(",")
-        try:
-            return [before + comma + name for name in known() if name.startswith(begun)]
-        except (LlmkitError, ImportError):  # a plugin that is broken, a package that is missing: no time to say so
-            return []
+
+def offering_after(known: Callable[[typer.Context], Iterable[str]]) -> Callable[[typer.Context, str], list[str]]:
+    """The same for names that depend on the arguments and options before."""
+
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        return _begun(incomplete, lambda: known(context))
 
     return complete
+
+
+def _begun(incomplete: str, known: Callable[[], Iterable[str]]) -> list[str]:
+    before, comma, begun = incomplete.rpartition(",")
+    try:
+        return [before + comma + name for name in known() if name.startswith(begun)]
+    except (LlmkitError, ImportError):  # a plugin that is broken, a package that is missing: no time to say so
+        return []
 
 
 def among(*known: str) -> Callable[[str], list[str]]:
@@ -97,3 +111,31 @@ def plugins() -> Iterable[str]:
     from llmkit.architecture.registry import default_registry
 
     return [plugin.name for plugin in default_registry().plugins]
+
+
+@offering_after
+def subjects(context: typer.Context) -> Iterable[str]:
+    """Subsets, categories and subjects of the benchmark; of several words only as a shell takes them."""
+    from llmkit.evaluation.benches import load_bench
+
+    bench = load_bench(context.params.get("bench") or "")
+    names = [subject.name for subject in bench.subjects]
+    return [*(name for name in bench.groups(names) if re.fullmatch(r"\S+", name)), *names]
+
+
+@offering_after
+def tensors(context: typer.Context) -> Iterable[str]:
+    """Those in a folder that llmkit wrote."""
+    from llmkit.checkpoint.manifest import load_manifest
+
+    return list(load_manifest(Path(context.params["folder"]))["tensors"])
+
+
+@offering_after
+def modules(context: typer.Context) -> Iterable[str]:
+    """Those of a model on this machine that have a matrix."""
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+
+    model = next(iter(context.args), "")  # where arguments stay while an option has no value yet
+    found = open_checkpoint(model).tensors if model and Path(model).exists() else {}
+    return [n.removesuffix(".weight") for n, lazy in found.items() if n.endswith(".weight") and len(lazy.shape) == 2]

@@ -59,7 +59,12 @@ def evaluate(
     ] = None,
     subjects: Annotated[
         str | None,
-        typer.Option("--subjects", metavar="NAME[,NAME]", help="Only these subjects, categories or subsets."),
+        typer.Option(
+            "--subjects",
+            metavar="NAME[,NAME]",
+            autocompletion=completion.subjects,
+            help="Only these subjects, categories or subsets.",
+        ),
     ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option("--batch-tokens", metavar="N", min=1, help="Tokens in one forward pass at most.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
@@ -17,7 +18,9 @@ __all__ = ["explain"]
 def explain(
     out: Output,
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that llmkit wrote.")],
-    tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="The name of a tensor in it.")],
+    tensor: Annotated[
+        str, typer.Argument(metavar="TENSOR", autocompletion=completion.tensors, help="The name of a tensor in it.")
+    ],
 ) -> None:
     """Show the whole expression that made a tensor, from the manifest.
 

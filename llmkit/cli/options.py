@@ -147,10 +147,22 @@ class Grids:
         ),
     ] = None
     keep: Annotated[
-        list[str] | None, typer.Option("--keep", metavar="GLOB", help="Leave modules in floats (may be repeated).")
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="GLOB",
+            autocompletion=completion.modules,
+            help="Leave modules in floats (may be repeated).",
+        ),
     ] = None
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="GLOB", help="Quantize these modules (may be repeated).")
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="GLOB",
+            autocompletion=completion.modules,
+            help="Quantize these modules (may be repeated).",
+        ),
     ] = None
     method: Annotated[
         str | None,

@@ -85,6 +85,10 @@ class Bench:
         own = {s.name: s.subcategory if s.subcategory != s.category else "" for s in self.subjects}
         return self._grouped(subjects, own)
 
+    def groups(self, subjects: Sequence[str]) -> dict[str, Sequence[str]]:
+        """Subsets, subcategories and categories by name."""
+        return {**self.subsets, **self.subcategories(subjects), **self.categories(subjects)}
+
     def _grouped(self, subjects: Iterable[str], group_of: Mapping[str, str]) -> dict[str, list[str]]:
         present = set(subjects)
         groups: dict[str, list[str]] = {}
@@ -103,10 +107,8 @@ class Bench:
         Raises:
             InputError: an unknown name, or a subject without data.
         """
-        groups: dict[str, Sequence[str]] = {k.lower(): v for k, v in self.subsets.items()}
         names = [s.name for s in self.subjects] or list(available)
-        groups |= {k.lower(): v for k, v in self.subcategories(names).items()}
-        groups |= {k.lower(): v for k, v in self.categories(names).items()}
+        groups = {k.lower(): v for k, v in self.groups(names).items()}
         chosen: list[str] = []
         for word in wanted:
             if word in names:

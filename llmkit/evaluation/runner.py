@@ -24,6 +24,7 @@ from llmkit.evaluation.identity import PACKAGES, describe_model, digest_of
 from llmkit.evaluation.layouts import Doc, LocalData, find_data
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.scoring import BATCH_TOKENS
+from llmkit.evaluation.task_files import check_task_names
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def evaluate(
     others = [n for n in names if n not in bench_names()]
     if subjects and (others or len(names) > 1):
         raise InputError(f"--subjects is about one benchmark, found {', '.join(names)}", hint=f"--bench {names[0]}")
+    check_task_names(others)
     benches = [load_bench(n) for n in names if n in bench_names()]
     # a benchmark with questions of its own takes them, unless --data can only be meant for it
     folders = [b.own_data if b.own_data and (data is None or len(names) > 1) else data for b in benches]

@@ -18,8 +18,9 @@ import lm_eval.utils
 import yaml
 from lm_eval.api.task import ConfigurableTask
 
-from llmkit.errors import InputError, RequirementError, listing, suggestion
-from llmkit.evaluation.benches import Bench, bench_names
+from llmkit.errors import InputError, RequirementError, listing
+from llmkit.evaluation.benches import Bench
+from llmkit.evaluation.task_files import unknown_task
 
 __all__ = ["LocalTask", "bench_task", "leaf_tasks", "load_lm_eval_tasks", "quiet_lm_eval", "set_shots"]
 
@@ -90,13 +91,7 @@ def load_lm_eval_tasks(names: Sequence[str]) -> Any:
     manager = lm_eval.tasks.TaskManager()
     for name in names:
         if name not in manager.all_tasks:
-            raise InputError(
-                f"no benchmark or lm-eval task {name!r} (benchmarks: {', '.join(bench_names())}; "
-                f"lm-eval tasks: {len(manager.all_tasks)})",
-                hint=suggestion(
-                    name, [*bench_names(), *manager.all_tasks], "lm_eval ls tasks prints lm-eval's own", "--bench "
-                ),
-            )
+            raise unknown_task(name, manager.all_tasks)
     try:
         if hasattr(manager, "load"):
             return manager.load(list(names))

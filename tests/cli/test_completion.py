@@ -52,6 +52,19 @@ def test_the_values_of_an_option_are_offered(words, expected):
     assert sorted(offered(*words)) == sorted(expected)
 
 
+def test_names_that_depend_on_what_was_written_before(call, tiny, tmp_path):
+    assert offered("eval", "M", "--bench", "ceval", "--subjects", "law,hard") == ["law,hard"]
+    assert offered("eval", "M", "--bench", "mmlu", "--subjects", "astro") == ["astronomy"]
+    assert offered("eval", "M", "--bench", "none", "--subjects", "a") == offered("eval", "M", "--subjects", "a") == []
+    name = "model.layers.1.self_attn.k_proj"
+    for option in ("--only", "--keep"):
+        assert offered("quantize", str(tiny), option, "model.layers.1.self_attn.k") == [name]
+        assert offered("quantize", str(tmp_path / "none"), option, "m") == []
+    assert call("quantize", tiny, "--bits", "8", "-o", tmp_path / "out").code == 0
+    assert offered("explain", str(tmp_path / "out"), f"{name}.weight_sc") == [f"{name}.weight_scale"]
+    assert offered("explain", str(tiny), "m") == []
+
+
 @pytest.mark.parametrize("words", [["inspect", "vic"], ["eval", "M", "--data", ""], ["convert", "M", "-o", ""]])
 def test_a_path_is_left_to_the_shell(words):
     assert offered(*words) == []

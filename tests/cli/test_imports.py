@@ -34,6 +34,16 @@ def test_help_loads_nothing_heavy(args):
     assert loaded(*args) == [0, []]
 
 
+def test_a_benchmark_that_nobody_knows_is_said_without_lm_eval(capsys):
+    from llmkit.cli.app import main
+
+    assert loaded("eval", "M", "--bench", "helaswag") == [2, []]
+    assert main(["eval", "M", "--bench", "mmul"]) == 2
+    assert "did you mean --bench mmlu?" in capsys.readouterr().err
+    assert main(["eval", "M", "--bench", "arc_easy"]) == 2
+    assert "M: no such file or folder" in capsys.readouterr().err  # a task of that name there is
+
+
 def test_inspect_loads_nothing_heavy(tiny):
     assert loaded("inspect", tiny) == [0, []]
     assert loaded("inspect", tiny, "--tensors", "--json") == [0, []]

@@ -1,0 +1,55 @@
+"""Names of lm-eval's tasks, looked up in its files: to import it, and to have it index them, takes seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from llmkit.errors import InputError, suggestion
+from llmkit.evaluation.benches import bench_names
+
+__all__ = ["check_task_names", "unknown_task"]
+
+_NAMED = re.compile(rb"^(?:task|group|tag): *[\"']?([\w.-]+)", re.MULTILINE)
+
+
+def check_task_names(names: Collection[str]) -> None:
+    """Find out in a fraction of a second that a name is no task: it stands in none of lm-eval's files.
+
+    Raises:
+        InputError: there is such a name.
+    """
+    spec = importlib.util.find_spec("lm_eval") if names else None
+    if spec is None or not spec.submodule_search_locations:
+        return
+    left, known = {name.encode() for name in names}, set()
+    for data in _files(Path(spec.submodule_search_locations[0]) / "tasks"):
+        known.update(_NAMED.findall(data))
+        left = {name for name in left if name not in data}
+        if not left:
+            return
+    if known:  # lm-eval has its tasks where they are looked for
+        raise unknown_task(min(left).decode(), [name.decode() for name in known])
+
+
+def unknown_task(name: str, known: Collection[str]) -> InputError:
+    """What to say of a name that is none of lm-eval's `known` tasks."""
+    return InputError(
+        f"no benchmark or lm-eval task {name!r} (benchmarks: {', '.join(bench_names())}; lm-eval tasks: {len(known)})",
+        hint=suggestion(name, [*bench_names(), *known], "lm_eval ls tasks prints lm-eval's own", "--bench "),
+    )
+
+
+def _files(folder: Path) -> Iterator[bytes]:
+    pending = [str(folder)] if folder.is_dir() else []
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.name.endswith((".yaml", ".yml", ".py")):
+                    with open(entry.path, "rb", buffering=0) as file:
+                        yield file.read()
