@@ -92,7 +92,7 @@ ARCHITECTURE = Architecture(
         block="transformer.h.{i}.",
         slots={
             "attn_norm": "input_layernorm",
-            "attn.qkv": Fused("self_attention.query_key_value", ("q", "k", "v"), layout="per_group"),
+            "attn.qkv": Fused("self_attention.query_key_value", ("q", "k", "v"), rows="per_group"),
             "attn.o": "self_attention.dense",
             "mlp_norm": "post_attention_layernorm",
             "mlp.up": "mlp.dense_h_to_4h",

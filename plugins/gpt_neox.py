@@ -48,7 +48,7 @@ ARCHITECTURE = Architecture(
         block="gpt_neox.layers.{i}.",
         slots={
             "attn_norm": "input_layernorm",
-            "attn.qkv": Fused("attention.query_key_value", ("q", "k", "v"), layout="per_group"),
+            "attn.qkv": Fused("attention.query_key_value", ("q", "k", "v"), rows="per_group"),
             "attn.o": "attention.dense",
             "mlp_norm": "post_attention_layernorm",
             "mlp.up": "mlp.dense_h_to_4h",

@@ -96,7 +96,7 @@ class Model:
         is_transposed: bool,
     ) -> Slot:
         first = shapes[0][1]
-        groups = self.dims.kv_heads if fused is not None and fused.layout == "per_group" else 1
+        groups = self.dims.kv_heads if fused is not None and fused.rows == "per_group" else 1
         parts = []
         for part, formulas in shapes:
             shape = tuple(self.dims.evaluate(formula) for formula in formulas.dims)

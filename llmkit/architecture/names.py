@@ -24,13 +24,13 @@ class Fused:
     Attributes:
         name: the stem in files.
         parts: stems of the layers beside the entry's own (`("q", "k", "v")` under `attn.qkv`).
-        layout: `stacked` has all rows of the first, then of the second, …; `per_group` has for each key/value head the
+        rows: `stacked` has all rows of the first, then of the second, …; `per_group` has for each key/value head the
             rows of its queries, of its key and of its value (for multi-head attention q, k, v of head 0, of head 1, …).
     """
 
     name: str
     parts: tuple[str, ...]
-    layout: Literal["stacked", "per_group"] = "stacked"
+    rows: Literal["stacked", "per_group"] = "stacked"
 
 
 @dataclass(frozen=True)

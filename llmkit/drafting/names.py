@@ -32,7 +32,7 @@ def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) ->
                 if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
                     slots = {**rest, slot: _stored_as(entry, stem)}
                     if isinstance(slots[slot], Fused):
-                        checks[slot] = 'the order of rows (layout="stacked" or "per_group"), and of its parts'
+                        checks[slot] = 'the order of rows (rows="stacked" or "per_group"), and of its parts'
                     break
     names = _outer_like(headers, replace(like.names, block=headers.block, slots=slots), tables)
     own_ignored = like.names.ignored if headers.block == like.names.block else ()

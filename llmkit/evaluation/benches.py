@@ -44,7 +44,7 @@ class Bench:
         task: pattern of lm-eval's task names.
         definition: pattern of the task's YAML file below lm-eval's tasks folder.
         description: pattern of the prompt's header, where the YAML file has none.
-        layout: how the CSV files are laid out (`llmkit.evaluation.layouts`).
+        csv: the form of the CSV files (`llmkit.evaluation.csv_data`).
         split, shots_split: the scored split, and the one the shots come from.
         shots: how many shots are usual.
     """
@@ -56,7 +56,7 @@ class Bench:
     task: str
     definition: str
     description: str
-    layout: str
+    csv: str
     split: str
     shots_split: str
     shots: int
@@ -158,7 +158,7 @@ def load_bench(name: str) -> Bench:
         for subcategory, members in groups.items()
         for subject in members
     )
-    given = {k: body[k] for k in ("title", "task", "definition", "layout", "split", "shots_split", "shots")}
+    given = {k: body[k] for k in ("title", "task", "definition", "csv", "split", "shots_split", "shots")}
     return Bench(
         name=name,
         subjects=subjects,

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import InputError
 from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.statistics import Mean, macro, macro_of_groups, micro
-from llmkit.formats.json_text import read_json
 from llmkit.pipeline.files import check_file, write_file
 
-__all__ = ["BenchResult", "RunRecord", "SubjectResult", "check_record_path", "read_record"]
+__all__ = ["BenchResult", "RunRecord", "SubjectResult", "check_record_path"]
 
 FORMAT = "llmkit.eval/1"
 _KIND = "a record of llmkit eval"
@@ -232,16 +230,3 @@ def _is_record(head: bytes) -> bool:
     start = f'{{"format":"{FORMAT.partition("/")[0]}/'.encode()
     found = b"".join(head[:256].split())
     return found.startswith(start) or start.startswith(found)
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """A run record as it was written.
-
-    Raises:
-        InputError: not there, or not a run record.
-    """
-    path = Path(path)
-    body = read_json(path)
-    if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise InputError(f"{path}: not a run record of llmkit eval", hint="llmkit eval MODEL --bench mini -o RUN.json")
-    return body

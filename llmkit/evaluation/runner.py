@@ -20,8 +20,8 @@ from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
+from llmkit.evaluation.csv_data import Doc, LocalData, find_data
 from llmkit.evaluation.identity import PACKAGES, describe_model, digest_of
-from llmkit.evaluation.layouts import Doc, LocalData, find_data
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.scoring import BATCH_TOKENS
 from llmkit.evaluation.task_files import check_task_names

@@ -45,7 +45,7 @@ def _spelling(qkv: Fused) -> Spelling:
 
 
 _NEW = _spelling(Fused("attn.qkv", parts=("q", "k", "v")))
-_OLD = _spelling(Fused("attn.attn", parts=("q", "k", "v"), layout="per_group"))
+_OLD = _spelling(Fused("attn.attn", parts=("q", "k", "v"), rows="per_group"))
 SPELLINGS = (_NEW, _OLD)
 # What a model of this computation has to say, and what it means when it is not said.
 _NEEDED: dict[str, tuple[Any, Any]] = {

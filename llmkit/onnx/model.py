@@ -15,11 +15,11 @@ from llmkit.architecture.kinds import LearnedPositions, NoPositions
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
-from llmkit.onnx.blocks import emit_layer
 from llmkit.onnx.context import IN_PLACE, AttentionOp, GraphContext, Int8Cache
 from llmkit.onnx.graph import CONTRIB, Graph
 from llmkit.onnx.grids import Grids
 from llmkit.onnx.kv_cache import CacheScales
+from llmkit.onnx.layers import emit_layer
 from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import build_positions
 from llmkit.onnx.weights import GraphWeights

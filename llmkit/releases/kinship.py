@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
-from llmkit.transforms.delta.base_check import MATRICES, sample_blocks
+from llmkit.transforms.delta.base_check import MATRICES, sampled_rows
 
 __all__ = ["FEW", "HALF", "MANY", "Kinship", "measure_kinship"]
 
@@ -57,7 +57,7 @@ def measure_kinship(decoded: Checkpoint, base: Checkpoint) -> Kinship:
     ]
     n = n_crossing = n_close = 0
     for name, mine, theirs in found[:: max(len(found) // MATRICES, 1)]:
-        for rows in sample_blocks(theirs, name):
+        for rows in sampled_rows(theirs, name):
             samples, crossing, close = _compare(mine, theirs, rows)
             n, n_crossing, n_close = n + samples, n_crossing + crossing, n_close + close
     return Kinship(n, n_crossing, n_close / max(n_crossing, 1))

@@ -183,7 +183,7 @@ def test_smollm2_in_its_chat_template_scores_as_lm_evals_hf_backend(shared, smol
     from lm_eval.models.huggingface import HFLM
 
     from llmkit.evaluation.benches import load_bench
-    from llmkit.evaluation.layouts import find_data
+    from llmkit.evaluation.csv_data import find_data
     from llmkit.evaluation.tasks import bench_task, quiet_lm_eval, set_shots
 
     bench = load_bench("mmlu")

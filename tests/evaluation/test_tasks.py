@@ -10,7 +10,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import load_bench
-from llmkit.evaluation.layouts import find_data
+from llmkit.evaluation.csv_data import find_data
 from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks, quiet_lm_eval, set_shots
 
 MMLU = {

@@ -14,7 +14,7 @@ from llmkit.errors import RequirementError
 from llmkit.tensors.lazy import Context
 from llmkit.transforms import delta as delta_transform
 from llmkit.transforms.convert import convert
-from llmkit.transforms.delta.base_check import check_base, measure, sample_blocks
+from llmkit.transforms.delta.base_check import check_base, measure, sampled_rows
 from llmkit.transforms.delta.base_structure import raise_refusals
 from llmkit.transforms.delta.profiles import find_profile
 
@@ -257,7 +257,7 @@ def test_whole_heads_are_sampled_in_layouts_that_turn_rotary_pairs(tmp_path, lay
     seen = 0
     for name, mine in opened[0].tensors.items():
         theirs = opened[1].tensors[name]
-        for start, stop in sample_blocks(mine, name, theirs):
+        for start, stop in sampled_rows(mine, name, theirs):
             for lazy, state in zip((mine, theirs), sides, strict=True):
                 assert torch.equal(Context().rows(lazy, (start, stop)), state[name][start:stop]), (name, start, stop)
                 seen += (start, stop) != (0, mine.spec.n_rows)

@@ -28,7 +28,7 @@ from llmkit.transforms.delta.profiles import Profile, Rule, find_profile
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BF16_ROUNDED", "MATRICES", "Measurement", "bf16_share", "check_base", "judge", "measure", "sample_blocks"]
+__all__ = ["BF16_ROUNDED", "MATRICES", "Measurement", "bf16_share", "check_base", "judge", "measure", "sampled_rows"]
 
 # Sampling: matrices spread over the model, a few blocks of rows of each, and every norm weight.
 MATRICES, BLOCKS, BLOCK_NUMEL, VECTORS = 16, 4, 2**15, 512
@@ -76,7 +76,7 @@ def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measuremen
             arithmetic = profile.arithmetic_of(of_delta.dtype, of_base.dtype)
             is_matrix = len(of_delta.shape) > 1
             into = found.matrices if is_matrix else found.norms
-            for rows in sample_blocks(of_base, name, of_delta) if is_matrix else [(0, of_delta.spec.n_rows)]:
+            for rows in sampled_rows(of_base, name, of_delta) if is_matrix else [(0, of_delta.spec.n_rows)]:
                 b, d = Context().rows(of_base, rows), Context().rows(of_delta, rows)
                 into.add(b, d, arithmetic)
     return found
@@ -94,7 +94,7 @@ def bf16_share(ckpt: Checkpoint) -> float | None:
     n = n_rounded = 0
     for name, node in found[:: max(len(found) // MATRICES, 1)]:
         row_nbytes = node.specs[0].row_nbytes
-        for start, stop in sample_blocks(node.output(), name):
+        for start, stop in sampled_rows(node.output(), name):
             bits = np.frombuffer(node.source.read(node.offset + start * row_nbytes, (stop - start) * row_nbytes), "<u2")
             weights = bits[(bits & 0x7FFF) != 0]
             n += len(weights)
@@ -118,7 +118,7 @@ def _pairs(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Iterator[tu
         yield from (chosen[i * len(chosen) // limit] for i in range(limit)) if len(chosen) > limit else chosen
 
 
-def sample_blocks(lazy: Lazy, name: str, other: Lazy | None = None) -> list[tuple[int, int]]:
+def sampled_rows(lazy: Lazy, name: str, other: Lazy | None = None) -> list[tuple[int, int]]:
     """A few blocks of rows, at places that differ from tensor to tensor and are the same in every run.
 
     Both ends of a block are where `lazy`, and `other` of the same shape, may be cut.

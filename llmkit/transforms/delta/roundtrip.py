@@ -62,13 +62,13 @@ def measure_round_trip(tuned: Checkpoint, back: Checkpoint) -> RoundTrip:
         if got is None or got.spec != want.spec:
             missing.append(name)
             continue
-        for rows in _blocks(want, got):
+        for rows in _row_slices(want, got):
             _count(found, name, want, got, rows)
     found.missing = tuple(missing)
     return found
 
 
-def _blocks(want: Lazy, got: Lazy) -> list[tuple[int, int]]:
+def _row_slices(want: Lazy, got: Lazy) -> list[tuple[int, int]]:
     n = want.node.n_rows
     if want.node.row_step != 1 or got.node.row_step != 1 or not want.shape:
         return [(0, n)]

@@ -12,11 +12,11 @@ from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.vocab.rows import (
     BLOCK_ROWS,
     MakeRows,
-    blocks,
     column_mean,
     digest_of,
     gather,
     read_rows,
+    row_slices,
 )
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _moments(matrix: Lazy) -> Lazy:
 
         centre = context.whole(mean)
         covariance = torch.zeros((width, width), dtype=torch.float64)
-        for start, stop in blocks(matrix.spec.n_rows):
+        for start, stop in row_slices(matrix.spec.n_rows):
             centred = (read_rows(context, matrix, start, stop).float() - centre).double()
             covariance += centred.T @ centred
         scaled = (_EPSILON * (covariance / matrix.spec.n_rows)).float()

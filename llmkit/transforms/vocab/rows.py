@@ -14,7 +14,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MakeRows", "arranged", "blocks", "column_mean", "digest_of", "gather", "read_rows"]
+__all__ = ["MakeRows", "arranged", "column_mean", "digest_of", "gather", "read_rows", "row_slices"]
 
 # Rows that are read at a time where a whole matrix passes by (a mean): near 2 MiB of a 4096-wide bfloat16 one.
 BLOCK_ROWS = 256
@@ -71,8 +71,8 @@ def read_rows(context: Context, lazy: Lazy, start: int, stop: int) -> torch.Tens
     return context.whole(lazy)[start:stop]
 
 
-def blocks(n_rows: int) -> list[Rows]:
-    """Fixed row blocks of a matrix."""
+def row_slices(n_rows: int) -> list[Rows]:
+    """The fixed row slices of a matrix, as (start, stop)."""
     return [(start, min(start + BLOCK_ROWS, n_rows)) for start in range(0, n_rows, BLOCK_ROWS)]
 
 
@@ -150,7 +150,7 @@ def column_mean(matrix: Lazy) -> Lazy:
         import torch
 
         total = torch.zeros((1, *matrix.shape[1:]), dtype=torch.float64)
-        for start, stop in blocks(matrix.spec.n_rows):
+        for start, stop in row_slices(matrix.spec.n_rows):
             total += read_rows(context, matrix, start, stop).double().sum(0, keepdim=True)
         return (total / matrix.spec.n_rows).float()
 

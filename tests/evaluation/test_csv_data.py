@@ -6,7 +6,7 @@ import pytest
 
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import bench_names, load_bench
-from llmkit.evaluation.layouts import find_data, read_split
+from llmkit.evaluation.csv_data import find_data, read_split
 
 MMLU_ROW = '"What, exactly?",0.50,None,1e3,"a ""b""",C\n'
 

@@ -53,11 +53,11 @@ class LocalData:
             InputError: a missing or malformed file, or fewer rows than shots.
         """
         bench = self.bench
-        docs = {bench.split: read_split(self.path(subject, bench.split), bench.layout, subject)}
+        docs = {bench.split: read_split(self.path(subject, bench.split), bench.csv, subject)}
         if not docs[bench.split]:
             raise InputError(f"{self.path(subject, bench.split)}: no questions")
         shots_path = self.path(subject, bench.shots_split)
-        docs[bench.shots_split] = read_split(shots_path, bench.layout, subject) if shots or shots_path.is_file() else []
+        docs[bench.shots_split] = read_split(shots_path, bench.csv, subject) if shots or shots_path.is_file() else []
         if len(docs[bench.shots_split]) < shots:
             raise InputError(
                 f"{shots_path}: {len(docs[bench.shots_split])} rows, but {shots} shots are asked for",
@@ -96,14 +96,14 @@ def _subjects_in(folder: Path, split: str) -> list[str]:
     return sorted(p.name.removesuffix(ending) for p in inside if p.name.endswith(ending) and p.is_file())
 
 
-def read_split(path: Path, layout: str, subject: str) -> list[Doc]:
+def read_split(path: Path, form: str, subject: str) -> list[Doc]:
     """The questions of one CSV file, in order, as lm-eval's tasks expect them.
 
     Raises:
         InputError: a missing file, a wrong number of cells, a missing column, an answer that is not A to D; names the
             file and the line the row begins on.
     """
-    return _LAYOUTS[layout](path, subject)
+    return _READERS[form](path, subject)
 
 
 def _read_mmlu(path: Path, subject: str) -> list[Doc]:
@@ -172,4 +172,4 @@ def _rows(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
         raise InputError(f"{path}: not a CSV file ({error})") from error
 
 
-_LAYOUTS: Mapping[str, Callable[[Path, str], list[Doc]]] = {"mmlu": _read_mmlu, "ceval": _read_ceval}
+_READERS: Mapping[str, Callable[[Path, str], list[Doc]]] = {"mmlu": _read_mmlu, "ceval": _read_ceval}
