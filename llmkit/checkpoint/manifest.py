@@ -21,13 +21,51 @@ from llmkit.errors import InputError
 from llmkit.formats.json_text import read_object
 from llmkit.tensors.spec import DType
 
-__all__ = ["MANIFEST_NAME", "frame_hash", "is_sealed", "load_manifest", "node_of", "recipe_of", "sealed", "versions"]
+__all__ = [
+    "MANIFEST_NAME",
+    "frame_hash",
+    "is_sealed",
+    "load_manifest",
+    "new_manifest",
+    "node_of",
+    "recipe_of",
+    "sealed",
+    "versions",
+]
 
 MANIFEST_NAME = "llmkit.json"
 MANIFEST_FORMAT = 2
 _READ_FORMATS = (1, MANIFEST_FORMAT)
 _MAX_EXPRESSION = 100_000  # nodes of one expression, written out: more than any that a command makes
 _CHUNK_NBYTES = 4 * 2**20
+
+
+def new_manifest(
+    *,
+    recipe: Iterable[Mapping[str, Any]],
+    files: Mapping[str, Any],
+    tensors: Mapping[str, Any] | None = None,
+    nodes: Iterable[Any] | None = None,
+    inputs: Iterable[Any] = (),
+    notes: Iterable[str] = (),
+    warnings: Iterable[str] = (),
+    tools: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """A manifest as this llmkit writes it.
+
+    Args:
+        tools: versions of other programs that made the files.
+    """
+    return {
+        "format": MANIFEST_FORMAT,
+        "versions": versions() | dict(tools or {}),
+        "recipe": [dict(step) for step in recipe],
+        "notes": list(notes),
+        "warnings": list(warnings),
+        "inputs": list(inputs),
+        "files": dict(files),
+        "tensors": dict(tensors or {}),
+    } | ({"nodes": list(nodes)} if nodes is not None else {})
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from llmkit.formats import safetensors
 from llmkit.formats.folder import is_weight_file
 from llmkit.inspection.summary import summarize
 from llmkit.pipeline.commit import JOURNAL
+from llmkit.pipeline.hashing import hash_range
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.releases.hashing import hash_range
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.pipeline.hashing import hash_range
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.releases.hashing import hash_range
 from llmkit.releases.published import KNOWN, Known, identify
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile

@@ -13,7 +13,8 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import SpecError, listing
 from llmkit.layouts.layout import rotary_order
-from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.spec import DType
 

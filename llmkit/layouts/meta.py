@@ -24,7 +24,8 @@ from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Layout, Opened, Spelling, Written, commonest_dtype, same_sizes, to_hf, weights_for
 from llmkit.layouts.params import config_of, params_of
-from llmkit.tensors.lazy import Lazy, TakeRows
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.moving import TakeRows
 from llmkit.tensors.rearrange import gather_rows, join_columns, split_columns
 from llmkit.tensors.spec import DType
 

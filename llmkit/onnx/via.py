@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.manifest import MANIFEST_FORMAT, versions
+from llmkit.checkpoint.manifest import new_manifest
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.onnx.parity import Difference, difference_of
-from llmkit.pipeline.commit import Partial, finish_earlier
+from llmkit.pipeline.commit import Partial
+from llmkit.pipeline.hashing import hash_range
+from llmkit.pipeline.steps import Work, write_output
 from llmkit.pipeline.target import Target
-from llmkit.releases.hashing import hash_range
 from llmkit.tensors.source import SourceFile
 
 __all__ = ["VIA", "compare_with_transformers", "export_by_optimum"]
@@ -52,13 +52,8 @@ def export_by_optimum(ckpt: Checkpoint, target: Target) -> dict[str, Any]:
     target = replace(target, inputs=(*target.inputs, source, *(s.path for s in sources.values())))
     step = {"transform": "export", "to": "onnx", "via": "optimum", "optimum": version("optimum-onnx")}
     digest = hashlib.sha256(json.dumps([step, [s.fingerprint() for s in sources.values()]]).encode()).hexdigest()
-    if (finished := finish_earlier(target, digest)) is not None:
-        return dict(finished)
-    target.check(2 * ckpt.nbytes)
-    with Partial(target, digest) as partial:
-        if partial.finished is not None:
-            partial.commit()
-            return partial.finished
+
+    def write(partial: Partial) -> dict[str, Any]:
         partial.clear()  # the exporter cannot go on where it stopped
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of each branch that it takes
@@ -73,23 +68,14 @@ def export_by_optimum(ckpt: Checkpoint, target: Target) -> dict[str, Any]:
         for name, content in ckpt.tokenizer_files.items():
             if not (partial.path / name).exists():
                 partial.write_file(name, content.read())
-        manifest = {
-            "format": MANIFEST_FORMAT,
-            "versions": versions() | {name: version(name) for name in ("optimum-onnx", "transformers")},
-            "recipe": [*(dict(h) for h in ckpt.history), step],
-            "notes": [],
-            "warnings": [],
-            "inputs": [],
-            "files": {p.name: _entry(p) for p in sorted(partial.path.iterdir()) if not p.name.startswith(".")},
-            "tensors": {},
-        }
-        partial.finish(manifest, sources.values())
-    return manifest
+        written = [SourceFile(p) for p in sorted(partial.path.iterdir()) if not p.name.startswith(".")]
+        return new_manifest(
+            recipe=[*ckpt.history, step],
+            files={s.path.name: {"nbytes": s.nbytes, "xxh3": hash_range(s, 0, s.nbytes)} for s in written},
+            tools={name: version(name) for name in ("optimum-onnx", "transformers")},
+        )
 
-
-def _entry(path: Path) -> dict[str, Any]:
-    with closing(SourceFile(path)) as source:
-        return {"nbytes": source.nbytes, "xxh3": hash_range(source, 0, source.nbytes, "xxh3")}
+    return write_output(Work(digest, 2 * ckpt.nbytes, sources.values()), target, write, label="exporting")
 
 
 def compare_with_transformers(ckpt: Checkpoint, folder: Path) -> list[Difference]:

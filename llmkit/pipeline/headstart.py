@@ -1,26 +1,27 @@
-"""A head start: while torch is imported, tensors that only move go to the output inside the kernel.
+"""A head start: while torch is imported, tensors that are only copied go to the output inside the kernel.
 
 Importing torch keeps one core busy for a second or more and holds the interpreter's lock most of that time, so that no
 other thread can run Python. A system call can: `copy_file_range` moves whole stretches of an input file, one call
 for many tensors. Tensors in between that are to be computed are copied too and written over later; all workers start
-after the copying has ended.
+after the copying has ended, and compare what has arrived with the input.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from llmkit.errors import InputError
-from llmkit.pipeline.plan import Plan, Step
+from llmkit.pipeline.plan import Step
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["HeadStart", "Stretch", "find_stretches", "moved_tensor"]
+__all__ = ["HeadStart", "Stretch", "copied_tensor", "find_stretches"]
 
-MAX_GAP = 32 << 20  # computed bytes between two moved tensors that are copied along
+MAX_GAP = 32 << 20  # computed bytes between two copied tensors that are copied along
 _UNIT = 128 << 20  # bytes of one call: how long the end of the import may have to wait
 
 
@@ -35,42 +36,39 @@ class Stretch:
     nbytes: int
 
 
-def moved_tensor(step: Step) -> Read | None:
+def copied_tensor(step: Step) -> Read | None:
     """The stored tensor whose bytes are all that the step writes."""
-    node = step.node
-    if not isinstance(node, Read) or node.strides is not None or len(step.placements) > 1:
-        return None
-    return node
+    return step.node if isinstance(step.node, Read) and step.node.is_moved else None
 
 
-def find_stretches(plan: Plan, max_gap: int = MAX_GAP) -> list[Stretch]:
+def find_stretches(steps: Iterable[Step], max_gap: int = MAX_GAP) -> list[Stretch]:
     """Stretches of inputs that lie in the outputs in the same order, with gaps of at most `max_gap`; longest first."""
-    moves = []
-    for step in plan.steps:
-        node = moved_tensor(step)
-        if node is not None:
-            place = step.placements[0]
-            moves.append(Stretch(node.source, node.offset, place.file, place.offset, place.spec.nbytes))
-    moves.sort(key=lambda m: (m.file, m.offset))
+    copies = [
+        Stretch(node.source, node.offset, place.file, place.offset, place.spec.nbytes)
+        for step in steps
+        if (node := copied_tensor(step)) is not None
+        for place in step.placements
+    ]
+    copies.sort(key=lambda c: (c.file, c.offset))
     found: list[Stretch] = []
-    for move in moves:
+    for copy in copies:
         last = found[-1] if found else None
         if (
             last is not None
-            and last.source is move.source
-            and last.file == move.file
-            and move.offset - last.offset == move.start - last.start
-            and move.offset - (last.offset + last.nbytes) <= max_gap
+            and last.source is copy.source
+            and last.file == copy.file
+            and copy.offset - last.offset == copy.start - last.start
+            and copy.offset - (last.offset + last.nbytes) <= max_gap
         ):
-            nbytes = move.offset + move.nbytes - last.offset
+            nbytes = copy.offset + copy.nbytes - last.offset
             found[-1] = Stretch(last.source, last.start, last.file, last.offset, nbytes)
         else:
-            found.append(move)
+            found.append(copy)
     return sorted(found, key=lambda s: -s.nbytes)
 
 
 class HeadStart:
-    """Copies stretches in a thread until it is told to end.
+    """Copies stretches in a thread while the body of the `with` runs.
 
     Args:
         stretches: what to copy.
@@ -78,30 +76,26 @@ class HeadStart:
     """
 
     def __init__(self, stretches: list[Stretch], descriptors: Mapping[str, int]) -> None:
-        self._stretches = stretches
+        self._stretches = stretches if hasattr(os, "copy_file_range") else []
         self._descriptors = descriptors
         self._done: list[tuple[str, int, int]] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._copy, daemon=True)
 
-    def begin(self) -> None:
-        """Start copying."""
-        if self._stretches and hasattr(os, "copy_file_range"):
-            self._thread.start()
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
 
-    def end(self) -> None:
-        """Stop after the call that is under way."""
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()  # after the call that is under way
+        self._thread.join()
 
-    def has_moved(self, step: Step) -> bool:
-        """Whether the bytes of the step are where they belong."""
-        if moved_tensor(step) is None:
-            return False
-        place = step.placements[0]
-        stop = place.offset + place.spec.nbytes
-        return any(f == place.file and a <= place.offset and stop <= b for f, a, b in self._done)
+    def has_copied(self, step: Step) -> bool:
+        """Whether the bytes of the step were copied to where they belong."""
+        return copied_tensor(step) is not None and all(
+            any(f == p.file and a <= p.offset and p.offset + p.spec.nbytes <= b for f, a, b in self._done)
+            for p in step.placements
+        )
 
     def _copy(self) -> None:
         for stretch in self._stretches:

@@ -80,6 +80,11 @@ class Plan:
         return sum(f.nbytes for f in self.files) + sum(map(len, self.small_files.values()))
 
     @property
+    def step_nbytes(self) -> int:
+        """Bytes that the steps write."""
+        return sum(s.write_nbytes for s in self.steps)
+
+    @property
     def linked_nbytes(self) -> int:
         """Bytes of the files that the output shares with its source."""
         return sum(path.stat().st_size for path in self.links.values())

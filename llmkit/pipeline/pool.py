@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["all_cores", "default_workers", "n_cores", "run_all"]
+__all__ = ["all_cores", "default_workers", "n_cores", "one_thread_each", "run_all"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,19 @@ def all_cores() -> Iterator[None]:
     torch.set_num_threads(n_cores())
     try:
         yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool in whose threads torch computes with one thread each."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
     finally:
         torch.set_num_threads(before)
 

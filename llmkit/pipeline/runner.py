@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import functools
 import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh3_128
 
-from llmkit.checkpoint.manifest import MANIFEST_FORMAT, frame_hash, versions
+from llmkit.checkpoint.manifest import frame_hash, new_manifest
 from llmkit.errors import SpecError
-from llmkit.formats.container import OutputFile
-from llmkit.pipeline.commit import Partial, finish_earlier, sync_data
-from llmkit.pipeline.hashing import Hasher, ReadHash, hash_of, observe_read
-from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
-from llmkit.pipeline.plan import Placement, Plan, Step
-from llmkit.pipeline.pool import default_workers, run_all
+from llmkit.pipeline.commit import Partial
+from llmkit.pipeline.hashing import Hasher, ReadHash, feed, hash_range, observe_read
+from llmkit.pipeline.headstart import HeadStart, copied_tensor, find_stretches
+from llmkit.pipeline.plan import Plan, Step
+from llmkit.pipeline.pool import default_workers, one_thread_each
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.pipeline.sharing import SharedFiles
+from llmkit.pipeline.steps import Entry, StepRunner, Work, write_output
 from llmkit.pipeline.target import disk_errors
 from llmkit.tensors.finite import count_not_finite
-from llmkit.tensors.lazy import Context, Read, Rows
+from llmkit.tensors.lazy import Bytes, Context, Read, Rows
 from llmkit.tensors.loading import import_torch
-from llmkit.tensors.moving import Mover, is_moved
 from llmkit.tensors.nodes import NodeTable
 from llmkit.tensors.source import bytes_of
 from llmkit.tensors.stopped import Stopped
@@ -38,8 +34,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["WriteObserver", "run_plan"]
-
-COPY_NBYTES = 2**20  # of a tensor that only moves: read, hashed and written while it is in the second-level cache
 
 
 class WriteObserver(Protocol):
@@ -81,19 +75,11 @@ def run_plan(
         SpecError: a computed tensor is not what the plan promised.
     """
     target = plan.target(overwrite=overwrite, force=force, inputs=inputs)
-    if (finished := finish_earlier(target, plan.digest)) is not None:
-        return _resumed_whole(plan, finished)
-    target.check(plan.need_nbytes)
-    started = time.monotonic()
     shared = SharedFiles(plan.links, hash_all=hash_links, progress=progress)
-    label = f"writing {plan.out.name}" if plan.steps else "hashing"  # a linked export reads, and writes next to nothing
-    progress.begin(sum(s.write_nbytes for s in plan.steps) + shared.nbytes, label, "B")
-    try:
-        with shared, Partial(target, plan.digest, resume=resume) as partial:
-            if partial.finished is not None:
-                partial.commit()
-                return _resumed_whole(plan, partial.finished)
-            run = _Run(plan, partial, progress, observe)
+
+    def write(partial: Partial) -> dict[str, Any]:
+        run = _Runner(plan, partial, progress, observe)
+        with shared:
             run.execute(workers or default_workers())
             partial.clear_workspace()
             manifest = _manifest(plan, run)
@@ -101,269 +87,172 @@ def run_plan(
                 partial.write_file(name, data)
             for name, source in plan.links.items():
                 manifest["files"][name] = shared.entry(name, partial.link(name, source))
-            manifest["run"] = {"elapsed_s": round(time.monotonic() - started, 3), "steps_resumed": run.n_resumed}
-            manifest["run"] |= {"nbytes_resumed": run.nbytes_resumed} | dict(findings() if findings is not None else {})
-            manifest["run"] |= {"not_finite": dict(sorted(run.not_finite.items()))} if run.not_finite else {}
-            partial.finish(manifest, plan.sources)
-    finally:
-        progress.end()
-    return manifest
+        not_finite = run.noted("not_finite")
+        manifest["run"] = run.resumed() | dict(findings() if findings is not None else {})
+        manifest["run"] |= {"not_finite": dict(sorted(not_finite.items()))} if not_finite else {}
+        return manifest
+
+    # A linked export reads, and writes next to nothing.
+    label = f"writing {plan.out.name}" if plan.steps else "hashing"
+    work = Work(plan.digest, plan.need_nbytes, plan.sources, len(plan.steps), plan.step_nbytes)
+    return write_output(work, target, write, label=label, more_nbytes=shared.nbytes, resume=resume, progress=progress)
 
 
-def _resumed_whole(plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that had written all before it was killed."""
-    resumed = {"steps_resumed": len(plan.steps), "nbytes_resumed": sum(s.write_nbytes for s in plan.steps)}
-    return {**manifest, "run": {**manifest["run"], **resumed}}
-
-
-class _Run:
+class _Runner(StepRunner[Step]):
     def __init__(self, plan: Plan, partial: Partial, progress: Progress, observe: WriteObserver | None) -> None:
-        self.observe = observe
+        super().__init__(partial, progress)
         self.plan = plan
-        self.partial = partial
-        self.progress = progress
-        self.hashes: dict[str, str] = {}
+        self.observe = observe
         self.frames: dict[str, str] = {}
-        self._crcs: dict[str, int] = {}
         self._with_crc = {f.name for f in plan.files if f.finish is not None}
-        self.read_hashes: dict[str, dict[str, str]] = {}
-        self.not_finite: dict[str, int] = {}
-        self.n_resumed = 0
-        self.nbytes_resumed = 0
-        self._stop = threading.Event()
-        self._computed = threading.Event()
-        self._guard = threading.Lock()
-        self._writing = threading.Lock()
-        self._fds: dict[str, int] = {}
-        self._moved = HeadStart([], self._fds)
+        self._head_start = HeadStart([], self.writer.descriptors)
 
     def execute(self, workers: int) -> None:
-        flusher = threading.Thread(target=self._flush_early, daemon=True)
-        threads = None
-        try:
+        """Write all files of the plan."""
+        needs_torch = self.observe is not None or not all(step.node.is_moved for step in self.plan.steps)
+        with self.writer:
             for file in self.plan.files:
-                self._fds[file.name] = self.partial.open_file(file.name, file.nbytes)
-            flusher.start()
-            if self.observe is None and all(is_moved(step.node) for step in self.plan.steps):
-                run_all(ThreadPoolExecutor(workers), self._move_step, self.plan.steps, self._stop)
-            else:
+                self.writer.open(file.name, file.nbytes)
+            if needs_torch:
                 self._import_torch()
-                import torch
-
-                threads = torch.get_num_threads()
-                pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-                run_all(pool, self._run_step, self.plan.steps, self._stop)
+            with one_thread_each(workers) if needs_torch else ThreadPoolExecutor(workers) as pool:
+                self.run(self.plan.steps, pool)
+            crcs = self.noted("crc32")
             for file in self.plan.files:
+                # What is no tensor: headers, and what the container adds when the data is known.
+                for offset, data in (*file.fixed, *(file.finish(crcs) if file.finish is not None else ())):
+                    self.writer.write(file.name, memoryview(data), offset)
+                spans = [(o, self.plan.checkpoint.tensors[t].spec.nbytes) for t, o in file.offsets.items()]
                 with disk_errors(self.partial.path / file.name):
-                    self._write_frame(file)
-                    os.fsync(self._fds[file.name])
-        finally:
-            self._computed.set()
-            if flusher.ident is not None:
-                flusher.join()
-            if threads is not None:
-                torch.set_num_threads(threads)
-            for name, fd in self._fds.items():
-                self.partial.close_file(name, fd)
+                    self.frames[file.name] = frame_hash(self.writer.descriptors[file.name], spans, file.nbytes)
+                self.writer.finish(file.name)
 
-    def _write_frame(self, file: OutputFile) -> None:
-        """Write what is no tensor: headers, and what the container adds when the data is known."""
-        chunks = [*file.fixed, *(file.finish(self._crcs) if file.finish is not None else ())]
-        for offset, data in chunks:
-            _pwrite(self._fds[file.name], memoryview(data), offset)
-        spans = [(o, self.plan.checkpoint.tensors[t].spec.nbytes) for t, o in file.offsets.items()]
-        self.frames[file.name] = frame_hash(self._fds[file.name], spans, file.nbytes)
+    def noted(self, key: str) -> dict[str, Any]:
+        """What the entries of all steps have under `key`, by the name of the tensor."""
+        return {name: value for entry in self.entries.values() for name, value in entry.get(key, {}).items()}
 
     def _import_torch(self) -> None:
         """Import torch, and copy meanwhile what only moves (in a fresh run: a resumed one has tensors in place)."""
-        is_late = "torch" in sys.modules or self.partial.has_records or self.observe is not None
-        self._moved = HeadStart([] if is_late else find_stretches(self.plan), self._fds)
-        self._moved.begin()
-        try:
+        if "torch" not in sys.modules and not self.partial.has_records and self.observe is None:
+            self._head_start = HeadStart(find_stretches(self.plan.steps), self.writer.descriptors)
+        with self._head_start:
             import_torch()
-        finally:
-            self._moved.end()
 
-    def _flush_early(self) -> None:
-        """Send written pages to the disk while others are computed, so that the last fsync finds little to do."""
-        while not self._computed.wait(0.25):
-            for fd in self._fds.values():
-                with contextlib.suppress(OSError):  # the fsync at the end reports it
-                    sync_data(fd)
-
-    def _run_step(self, step: Step) -> None:
-        import torch
-
-        if self._stop.is_set() or self._resumed(step) or self._is_moved(step):
-            return
+    def perform(self, step: Step) -> Entry | None:
+        """Take a step from the head start, or compute it slice by slice; both give one entry."""
+        if (entry := self._head_started(step)) is not None:
+            return entry
         hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
         reads: dict[int, ReadHash] = {}
         not_finite: Counter[str] = Counter()
-        is_computed = not is_moved(step.node)
-        context = Context(lambda node, rows, data: observe_read(reads, node, rows, bytes_of(data)), self._stop.is_set)
+        copied = copied_tensor(step)  # what is read is what is written: hashed once
+        context = Context(functools.partial(observe_read, reads) if copied is None else None, self.stop.is_set)
         context.report = lambda text: self.progress.advance(0, text)
         context.workspace = self.partial.workspace
-        with torch.inference_mode():
-            for rows in step.slices:
-                if self._stop.is_set():
-                    return
-                context.next_slice()
-                try:
-                    results = step.node.evaluate(rows, context)
-                except Stopped:
-                    return
-                for placement in step.placements:
-                    self._write(step, placement, rows, results[placement.index], hashers[placement.name])
-                    if is_computed:
-                        not_finite[placement.name] += count_not_finite(results[placement.index])
-        self._finish_step(step, hashers, ((r.node, r.digest) for r in reads.values()), +not_finite)
-
-    def _move_step(self, step: Step) -> None:
-        """A step that only moves bytes, without torch."""
-        if self._stop.is_set() or self._resumed(step):
-            return
-        node = moved_tensor(step)
-        if node is not None:
-            self._copy_step(step, node)
-            return
-        hashers = {p.name: Hasher(p.file in self._with_crc) for p in step.placements}
-        reads: dict[int, ReadHash] = {}
-        mover = Mover(lambda node, rows, data: observe_read(reads, node, rows, data))
         for rows in step.slices:
-            if self._stop.is_set():
-                return
-            results = mover.evaluate(step.node, rows)
+            if self.stop.is_set():
+                return None
+            context.next_slice()
+            try:
+                pieces = self._evaluate(step, rows, context, not_finite)
+            except Stopped:
+                return None
             for placement in step.placements:
-                start, _ = step.node.output_rows(placement.index, rows)
-                offset = placement.offset + start * placement.spec.row_nbytes
-                self._write_bytes(placement, offset, results[placement.index], hashers[placement.name])
-        self._finish_step(step, hashers, ((r.node, r.digest) for r in reads.values()))
+                if view := memoryview(pieces[placement.index]):
+                    start, _ = step.node.output_rows(placement.index, rows)
+                    hashers[placement.name].update(view)
+                    offset = placement.offset + start * placement.spec.row_nbytes
+                    self.writer.write(placement.file, view, offset)
+                    self.progress.advance(len(view), placement.name)
+        digests = [(r.node, r.digest) for r in reads.values()]
+        if copied is not None:
+            digests.append((copied, hashers[step.name].hexdigest()))
+        return _entry(hashers, digests, +not_finite)
 
-    def _copy_step(self, step: Step, node: Read) -> None:
-        """A step whose output is a stored tensor as it is: one buffer, and one hash for what is read and written."""
-        placement = step.placements[0]
-        hasher = Hasher(placement.file in self._with_crc)
-        buffer = memoryview(bytearray(min(step.write_nbytes, COPY_NBYTES)))
-        for start in range(0, step.write_nbytes, COPY_NBYTES):
-            if self._stop.is_set():
-                return
-            view = buffer[: min(COPY_NBYTES, step.write_nbytes - start)]
-            node.source.fill(view, node.offset + start)
-            self._write_bytes(placement, placement.offset + start, view, hasher)
-        self._finish_step(step, {step.name: hasher}, [(node, hasher.hexdigest())])
+    def _evaluate(self, step: Step, rows: Rows, context: Context, not_finite: Counter[str]) -> Sequence[Bytes]:
+        """The bytes of each output for rows of a step: moved without torch, or computed, checked and counted."""
+        node = step.node
+        if node.is_moved and self.observe is None:
+            return node.move(rows, context)
+        import torch
 
-    def _finish_step(
-        self,
-        step: Step,
-        hashers: Mapping[str, Hasher],
-        reads: Iterable[tuple[Read, str | None]],
-        not_finite: Mapping[str, int] | None = None,
-    ) -> None:
-        """Note the hashes of what was written, and of the stored tensors that it was made from."""
-        entry = {
-            "tensors": {name: h.hexdigest() for name, h in hashers.items()},
-            "crc32": {name: h.crc for name, h in hashers.items() if h.crc is not None},
-            "reads": [[str(node.source.path), node.name, digest] for node, digest in reads if digest is not None],
-            "not_finite": dict(not_finite or {}),
-        }
-        self.partial.record(step.name, entry)
-        self._keep(entry)
+        with torch.inference_mode():
+            results = node.evaluate(rows, context)
+            pieces = [memoryview(b"")] * len(results)
+            for placement in step.placements:
+                data, span = results[placement.index], node.output_rows(placement.index, rows)
+                if span[0] == span[1] and placement.spec.shape:
+                    continue
+                spec = placement.spec.of_rows(span)
+                if tuple(data.shape) != spec.shape or data.dtype != spec.dtype.torch:
+                    raise SpecError(
+                        f"{placement.name}: computed {tuple(data.shape)} {data.dtype}, the plan says {spec}: "
+                        f"a bug in {node.op!r}"
+                    )
+                if self.observe is not None:
+                    self.observe(placement.name, span[0], data)
+                if not node.is_moved:
+                    not_finite[placement.name] += count_not_finite(data)
+                pieces[placement.index] = bytes_of(data)
+        return pieces
 
-    def _write(self, step: Step, placement: Placement, rows: Rows, data: torch.Tensor, hasher: Hasher) -> None:
-        start, stop = step.node.output_rows(placement.index, rows)
-        if start == stop and placement.spec.shape:
-            return
-        spec = placement.spec if not placement.spec.shape else placement.spec.with_rows(stop - start)
-        if tuple(data.shape) != spec.shape or data.dtype != spec.dtype.torch:
-            raise SpecError(
-                f"{placement.name}: computed {tuple(data.shape)} {data.dtype}, the plan says {spec}: "
-                f"a bug in {step.node.op!r}"
-            )
-        if self.observe is not None:
-            self.observe(placement.name, start, data)
-        self._write_bytes(placement, placement.offset + start * placement.spec.row_nbytes, bytes_of(data), hasher)
+    def _head_started(self, step: Step) -> Entry | None:
+        """The entry of a step that the head start has copied; None where other bytes arrived than the input has."""
+        node = copied_tensor(step)
+        if node is None or not self._head_start.has_copied(step):
+            return None
+        hasher = Hasher(any(p.file in self._with_crc for p in step.placements))
+        feed(hasher, node.source, node.offset, node.specs[0].nbytes)
+        entry = _entry({p.name: hasher for p in step.placements}, [(node, hasher.hexdigest())], {})
+        nbytes = self.written_nbytes(step, entry)
+        if nbytes is None:
+            return None
+        self.progress.advance(nbytes, step.name)
+        return entry
 
-    def _write_bytes(self, placement: Placement, offset: int, view: memoryview, hasher: Hasher) -> None:
-        """Write bytes of a tensor at an offset of its file."""
-        hasher.update(view)
-        # One writer at a time: the kernel locks the file anyway, and spinning for it took longer than the writing.
-        with self._writing, disk_errors(self.partial.path / placement.file):
-            _pwrite(self._fds[placement.file], view, offset)
-        self.progress.advance(len(view), placement.name)
-
-    def _resumed(self, step: Step) -> bool:
-        """Whether an earlier run wrote this step and the bytes on disk still have the hashes it noted."""
-        entry = self.partial.done.get(step.name)
-        if entry is None:
-            return False
-        for placement in step.placements:
-            found = self._hash_written(placement)
-            if found is None or found.hexdigest() != entry.get("tensors", {}).get(placement.name):
-                return False
-        self._keep(entry)
-        with self._guard:
-            self.n_resumed += 1
-            self.nbytes_resumed += step.write_nbytes
-        self.progress.advance(step.write_nbytes, step.name)
-        return True
-
-    def _is_moved(self, step: Step) -> bool:
-        """Whether the head start has copied this step, and the bytes that arrived are those of the input."""
-        node = moved_tensor(step)
-        if node is None or not self._moved.has_moved(step):
-            return False
-        written = self._hash_written(step.placements[0])
-        read = hash_of(node.source.fileno(), node.offset, step.write_nbytes)
-        if written is None or read is None or written.hexdigest() != read.hexdigest():
-            return False
-        self._finish_step(step, {step.name: written}, [(node, written.hexdigest())])
-        self.progress.advance(step.write_nbytes, step.name)
-        return True
-
-    def _hash_written(self, placement: Placement) -> Hasher | None:
-        with_crc = placement.file in self._with_crc
-        with disk_errors(self.partial.path / placement.file):
-            return hash_of(self._fds[placement.file], placement.offset, placement.spec.nbytes, with_crc)
-
-    def _keep(self, entry: Mapping[str, Any]) -> None:
-        with self._guard:
-            self.hashes.update(entry["tensors"])
-            self._crcs.update(entry["crc32"])
-            self.not_finite.update(entry.get("not_finite", {}))
-            for path, name, digest in entry["reads"]:
-                self.read_hashes.setdefault(path, {})[name] = digest
+    def written_nbytes(self, step: Step, entry: Entry) -> int | None:
+        """The bytes of a step, where those on the disk have the hashes in `entry`."""
+        for p in step.placements:
+            if hash_range(self.writer.source(p.file), p.offset, p.spec.nbytes) != entry.get("tensors", {}).get(p.name):
+                return None
+        return step.write_nbytes
 
 
-def _pwrite(fd: int, view: memoryview, offset: int) -> None:
-    while len(view):
-        n = os.pwrite(fd, view, offset)
-        view, offset = view[n:], offset + n
+def _entry(
+    hashers: Mapping[str, Hasher], reads: Iterable[tuple[Read, str | None]], not_finite: Mapping[str, int]
+) -> Entry:
+    """The hashes of what was written, and of the stored tensors that it was made from."""
+    return {
+        "tensors": {name: h.hexdigest() for name, h in hashers.items()},
+        "crc32": {name: h.crc for name, h in hashers.items() if h.crc is not None},
+        "reads": [[str(node.source.path), node.name, digest] for node, digest in reads if digest is not None],
+        "not_finite": dict(not_finite),
+    }
 
 
-def _manifest(plan: Plan, run: _Run) -> dict[str, Any]:
-    checkpoint = plan.checkpoint
-    tensors = {}
+def _manifest(plan: Plan, run: _Runner) -> dict[str, Any]:
+    tensors, hashes = {}, run.noted("tensors")
     stored = {name: inner for f in plan.files for name, inner in f.stored.items()}
     table = NodeTable()
     for step in plan.steps:
         for p in step.placements:
             tensors[p.name] = {
                 "file": p.file, "dtype": p.spec.dtype.name, "shape": list(p.spec.shape),
-                "offset": p.offset, "xxh3": run.hashes[p.name], "from": table.add(checkpoint.tensors[p.name]),
+                "offset": p.offset, "xxh3": hashes[p.name], "from": table.add(plan.checkpoint.tensors[p.name]),
             }  # fmt: skip
             if p.name in stored:
                 tensors[p.name]["stored_as"] = stored[p.name]
-    return {
-        "format": MANIFEST_FORMAT,
-        "versions": versions(),
-        "recipe": [dict(h) for h in checkpoint.history],
-        "notes": list(plan.notes),
-        "warnings": list(plan.warnings),
-        "inputs": [{"path": p, "nbytes": n, "tensors": dict(sorted(run.read_hashes.get(p, {}).items()))}
-                   for p, n in sorted((str(path), n) for path, n in plan.inputs.items())],
-        "files": {f.name: {"nbytes": f.nbytes, "header": run.frames[f.name]} for f in plan.files}
-        | {name: {"nbytes": len(data), "xxh3": xxh3_128(data).hexdigest()}
-           for name, data in plan.small_files.items()},
-        "tensors": dict(sorted(tensors.items())),
-        "nodes": table.nodes,
-    }  # fmt: skip
+    reads: dict[str, dict[str, str]] = {}
+    for path, name, digest in (read for entry in run.entries.values() for read in entry["reads"]):
+        reads.setdefault(path, {})[name] = digest
+    inputs = sorted((str(path), n) for path, n in plan.inputs.items())
+    small = {name: {"nbytes": len(data), "xxh3": xxh3_128(data).hexdigest()} for name, data in plan.small_files.items()}
+    return new_manifest(
+        recipe=plan.checkpoint.history,
+        notes=plan.notes,
+        warnings=plan.warnings,
+        inputs=[{"path": p, "nbytes": n, "tensors": dict(sorted(reads.get(p, {}).items()))} for p, n in inputs],
+        files={f.name: {"nbytes": f.nbytes, "header": run.frames[f.name]} for f in plan.files} | small,
+        tensors=dict(sorted(tensors.items())),
+        nodes=table.nodes,
+    )

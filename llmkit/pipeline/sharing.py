@@ -13,17 +13,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from xxhash import xxh3_128
-
 from llmkit.errors import InputError
+from llmkit.pipeline.hashing import Hasher, feed
 from llmkit.pipeline.progress import Progress
 from llmkit.tensors.source import SourceFile
+from llmkit.tensors.stopped import Stopped
 
 __all__ = ["SharedFiles", "Sharing", "share_file"]
 
 Sharing = Literal["reflink", "hard link", "copy"]
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int); where its number is another one, it is refused as unknown
-_CHUNK_NBYTES = 1 << 20
 
 
 def share_file(source: Path, target: Path) -> Sharing:
@@ -124,13 +123,11 @@ class SharedFiles:
         return entry if digest is None else entry | {"xxh3": digest}
 
     def _hash(self, name: str) -> str:
-        source, hasher = self._sources[name], xxh3_128()
-        buffer = memoryview(bytearray(min(source.nbytes, _CHUNK_NBYTES)))
-        for start in range(0, source.nbytes, _CHUNK_NBYTES):
+        def advance(n: int) -> None:
             if self._stop.is_set():
-                return ""
-            view = buffer[: min(_CHUNK_NBYTES, source.nbytes - start)]
-            source.fill(view, start)
-            hasher.update(view)
-            self._progress.advance(len(view), name)
+                raise Stopped
+            self._progress.advance(n, name)
+
+        source, hasher = self._sources[name], Hasher()
+        feed(hasher, source, 0, source.nbytes, advance)
         return hasher.hexdigest()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from llmkit.errors import InputError, LlmkitError
 from llmkit.pipeline.commit import sync_folder
-from llmkit.pipeline.hashing import Hasher, hash_of
+from llmkit.pipeline.hashing import Hasher, hash_range
 from llmkit.pipeline.journal import Journal
 from llmkit.pipeline.target import disk_errors
 from llmkit.tensors.lazy import Lazy, Read
@@ -223,7 +223,7 @@ class Stage:
     def _write(self, name: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any] | None:
         """Write tensors behind one another; where they lie, and the hash of the file. None where there are none."""
         places: dict[str, list[Any]] = {}
-        hasher, offset, fd = Hasher(False), 0, -1
+        hasher, offset, fd = Hasher(), 0, -1
         path = None
         try:
             for tensor_name, tensor in tensors:
@@ -256,10 +256,9 @@ class Stage:
             return True
         try:
             source = SourceFile(self._data_path(file["file"]))
-            found = hash_of(source.fileno(), 0, source.nbytes) if source.nbytes == file["nbytes"] else None
+            return bool(source.nbytes == file["nbytes"] and hash_range(source, 0, source.nbytes) == file["xxh3"])
         except (LlmkitError, OSError):
             return False
-        return found is not None and found.hexdigest() == file["xxh3"]
 
     def _opened(self, file: Mapping[str, Any] | None) -> dict[str, Lazy]:
         """The tensors of a noted file, to be loaded from it."""

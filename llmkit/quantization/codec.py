@@ -17,9 +17,7 @@ from typing import Any, ClassVar
 from llmkit import entry_points
 from llmkit.errors import InputError, PluginError, RequirementError, SpecError
 from llmkit.quantization.matrix import QuantizedMatrix, Restorable
-from llmkit.tensors.lazy import Lazy
-from llmkit.tensors.moving import Mover, is_moved
-from llmkit.tensors.source import bytes_of
+from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = [
@@ -173,10 +171,7 @@ def small(lazy: Lazy, *, max_nbytes: int = 4096) -> bytes:
     """
     if lazy.spec.nbytes > max_nbytes:
         raise SpecError(f"{lazy.spec} has {lazy.spec.nbytes} bytes, which is more than {max_nbytes}", hint=REMEDY)
-    node = lazy.node
-    if is_moved(node):
-        return bytes(Mover(lambda *_: None).evaluate(node, (0, node.n_rows))[lazy.index])
-    return bytes(bytes_of(lazy.load()))
+    return bytes(Context().row_bytes(lazy, (0, lazy.node.n_rows)))
 
 
 class FolderReader(ABC):

@@ -10,7 +10,8 @@ from llmkit.errors import SpecError
 from llmkit.quantization.codec import small
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack, unpack_words, width
-from llmkit.tensors.lazy import Apply, Concat, Lazy
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import take_columns, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 

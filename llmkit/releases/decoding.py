@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Decoding:
         """Path -> bytes of every file that is read."""
         return {str(s.path): s.nbytes for s in self.sources}
 
+    @cached_property
     def digest(self) -> str:
         """Identifies the run: files, sizes and times of the inputs, and how they are combined."""
         body = [

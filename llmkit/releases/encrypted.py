@@ -15,9 +15,9 @@ from pathlib import Path
 from llmkit.checkpoint.manifest import MANIFEST_NAME
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.formats.folder import is_weight_file
+from llmkit.pipeline.hashing import hash_files
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.decoding import Decoding
-from llmkit.releases.hashing import hash_files
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
 from llmkit.releases.probe import LFS_HEAD
 from llmkit.releases.published import KEY_FILE, KNOWN, Known, identify

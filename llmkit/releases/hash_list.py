@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats.text_file import read_text
+from llmkit.pipeline.hashing import hash_files
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.releases.hashing import hash_files
 
 __all__ = ["Expected", "compare_files", "read_hash_list"]
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
-import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint.manifest import MANIFEST_FORMAT, versions
+from llmkit.checkpoint.manifest import new_manifest
 from llmkit.errors import InputError
 from llmkit.formats.torch_pickle import looks_like
-from llmkit.pipeline.commit import Partial, finish_earlier, sync_data
-from llmkit.pipeline.pool import default_workers, run_all
+from llmkit.pipeline.commit import Partial
+from llmkit.pipeline.hashing import hash_range, new_hasher
+from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.pipeline.target import Target, disk_errors
+from llmkit.pipeline.steps import StepRunner, Work, write_output
+from llmkit.pipeline.target import Target
 from llmkit.releases.decoding import Decoding, check_samples, check_whole
 from llmkit.releases.hash_list import Expected
-from llmkit.releases.hashing import hash_range, new_hasher
 from llmkit.releases.streams import Coded
 from llmkit.releases.zip_sums import BROKEN_ZIP, Entry, ZipSums, read_directory
 from llmkit.tensors.source import SourceFile
@@ -57,44 +55,31 @@ def run_decoding(
         OutputError: the output exists or cannot be written.
         InputError: base, key or payload are wrong or damaged, found by the samples, a hash, a check sum or the index.
     """
-    digest = decoding.digest()
-    if (finished := finish_earlier(target, digest)) is not None:
-        return dict(finished)
-    target.check(decoding.need_nbytes)
-    sums = check_samples(decoding, progress)
-    started = time.monotonic()
-    progress.begin(decoding.write_nbytes, f"decoding {target.out.name}")
-    try:
-        with Partial(target, digest, resume=resume) as partial:
-            if partial.finished is not None:
-                partial.commit()
-                return partial.finished
-            run = _Run(decoding, partial, sums, expect or {}, progress)
-            run.execute(workers or default_workers())
-            check_whole(decoding, partial.path)
-            warnings = [] if expect or is_confirmed else list(decoding.judge(partial.path))
-            manifest = {
-                "format": MANIFEST_FORMAT,
-                "versions": versions(),
-                "recipe": [dict(decoding.step)],
-                "notes": list(decoding.notes),
-                "warnings": warnings,
-                "inputs": [{"path": p, "nbytes": n, "tensors": {}} for p, n in decoding.inputs.items()],
-                "files": dict(sorted(run.files.items())),
-                "tensors": {},
-                "run": {
-                    "elapsed_s": round(time.monotonic() - started, 3),
-                    "steps_resumed": run.n_resumed,
-                    "nbytes_resumed": run.nbytes_resumed,
-                },
-            }
-            partial.finish(manifest, decoding.sources)
-    finally:
-        progress.end()
-    return manifest
+    sums: dict[str, list[Entry]] = {}
+
+    def write(partial: Partial) -> dict[str, Any]:
+        run = _Decoder(decoding, partial, sums, expect or {}, progress)
+        largest_first = sorted(decoding.files, key=lambda c: -c.payload.nbytes)
+        with run.writer:
+            run.run(largest_first, ThreadPoolExecutor(workers or default_workers()))
+        check_whole(decoding, partial.path)
+        manifest = new_manifest(
+            recipe=[decoding.step],
+            notes=decoding.notes,
+            warnings=() if expect or is_confirmed else decoding.judge(partial.path),
+            inputs=[{"path": p, "nbytes": n, "tensors": {}} for p, n in decoding.inputs.items()],
+            files={name: entry["file"] for name, entry in sorted(run.entries.items())},
+        )
+        return manifest | {"run": run.resumed()}
+
+    work = Work(decoding.digest, decoding.need_nbytes, decoding.sources, len(decoding.files), decoding.write_nbytes)
+    return write_output(
+        work, target, write, label=f"decoding {target.out.name}", resume=resume, progress=progress,
+        check=lambda: sums.update(check_samples(decoding, progress)),
+    )  # fmt: skip
 
 
-class _Run:
+class _Decoder(StepRunner[Coded]):
     def __init__(
         self,
         decoding: Decoding,
@@ -103,68 +88,38 @@ class _Run:
         expect: Mapping[str, Expected],
         progress: Progress,
     ) -> None:
+        super().__init__(partial, progress)
         self.decoding = decoding
-        self.partial = partial
         self.sums = sums
         self.expect = expect
-        self.progress = progress
-        self.files: dict[str, dict[str, Any]] = {}
-        self.n_resumed = 0
-        self.nbytes_resumed = 0
-        self._stop = threading.Event()
-        self._flushed: set[int] = set()
-        self._guard = threading.Lock()
 
-    def execute(self, workers: int) -> None:
-        flusher = threading.Thread(target=self._flush_early, daemon=True)
-        flusher.start()
-        largest_first = sorted(self.decoding.files, key=lambda c: -c.payload.nbytes)
-        try:
-            run_all(ThreadPoolExecutor(workers), self._decode, largest_first, self._stop)
-        finally:
-            self._stop.set()
-            flusher.join()
+    def perform(self, step: Coded) -> dict[str, Any] | None:
+        """Decode a file, and compare it with what is known of it."""
+        meter = _Meter(self._algorithms(step), self.sums[step.name])
+        self.writer.open(step.name, step.nbytes or 0)
+        with ThreadPoolExecutor(1) as hasher:
+            position = 0
+            for view, chunk_done in _decoded_chunks(step, hasher):
+                if self.stop.is_set():
+                    return None
+                chunk_done(hasher.submit(meter.update, view))
+                self.writer.write(step.name, view, position)
+                position += len(view)
+                self.progress.advance(len(view), step.name)
+        self.writer.finish(step.name)
+        self._check(step, meter, self.partial.path / step.name)
+        return {"file": {"nbytes": position, **meter.digests()}}
 
-    def _flush_early(self) -> None:
-        """Send written pages to the disk meanwhile, so that the fsync at the end of a file finds little to do."""
-        while not self._stop.wait(0.25):
-            with self._guard:
-                fds = [os.dup(fd) for fd in self._flushed]
-            for fd in fds:
-                with contextlib.suppress(OSError):  # the fsync at the end reports it
-                    sync_data(fd)
-                os.close(fd)
-
-    def _decode(self, coded: Coded) -> None:
-        if self._stop.is_set() or self._resumed(coded):
-            return
-        meter = _Meter(self._algorithms(coded), self.sums[coded.name])
-        path = self.partial.path / coded.name
-        fd = self.partial.open_file(coded.name, coded.nbytes or 0)
-        try:
-            with self._guard:
-                self._flushed.add(fd)
-            with ThreadPoolExecutor(1) as hasher:
-                position = 0
-                for view, chunk_done in _decoded_chunks(coded, hasher):
-                    if self._stop.is_set():
-                        return
-                    chunk_done(hasher.submit(meter.update, view))
-                    with disk_errors(path):
-                        _pwrite(fd, view, position)
-                    position += len(view)
-                    self.progress.advance(len(view), coded.name)
-            with disk_errors(path):
-                os.fsync(fd)
-        finally:
-            with self._guard:
-                self._flushed.discard(fd)
-            self.partial.close_file(coded.name, fd)
-        self._check(coded, meter, path)
-        entry = {"nbytes": position, **meter.digests()}
-        self.partial.record(coded.name, {"file": entry})
-        with self._guard:
-            self.files[coded.name] = entry
+    def written_nbytes(self, step: Coded, entry: dict[str, Any]) -> int | None:
+        """The bytes of a file that still has the hash that was noted, and the one that it is expected to have."""
+        noted, stated = entry.get("file", {}), self.expect.get(step.name)
+        path = self.partial.path / step.name
+        if not path.is_file() or path.stat().st_size != noted.get("nbytes"):
+            return None
+        if stated is not None and noted.get(stated.algorithm) != stated.digest:
+            return None
+        source = SourceFile(path)
+        return source.nbytes if hash_range(source, 0, source.nbytes) == noted.get("xxh3") else None
 
     def _algorithms(self, coded: Coded) -> list[str]:
         stated = self.expect.get(coded.name)
@@ -194,24 +149,6 @@ class _Run:
                 f"{coded.label} decodes to {stated.algorithm} {found[stated.algorithm]}, expected {stated.digest}: "
                 f"{self.decoding.culprit}, or the file is damaged"
             )
-
-    def _resumed(self, coded: Coded) -> bool:
-        """Whether an earlier run wrote this file, and its bytes still have the hash that was noted."""
-        entry = self.partial.done.get(coded.name, {}).get("file")
-        path = self.partial.path / coded.name
-        stated = self.expect.get(coded.name)
-        if entry is None or not path.is_file() or path.stat().st_size != entry["nbytes"]:
-            return False
-        if stated is not None and entry.get(stated.algorithm) != stated.digest:
-            return False
-        source = SourceFile(path)
-        if hash_range(source, 0, source.nbytes, "xxh3", self.progress) != entry["xxh3"]:
-            return False
-        with self._guard:
-            self.files[coded.name] = entry
-            self.n_resumed += 1
-            self.nbytes_resumed += source.nbytes
-        return True
 
 
 class _Meter:
@@ -314,9 +251,3 @@ def _check_unpacked(path: Path, meter: _Meter) -> None:
         file.seek(0)
         while chunk := file.read(CHUNK_NBYTES):
             meter.zip.update(memoryview(chunk))
-
-
-def _pwrite(fd: int, view: memoryview, offset: int) -> None:
-    while len(view):
-        n = os.pwrite(fd, view, offset)
-        view, offset = view[n:], offset + n

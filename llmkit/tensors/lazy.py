@@ -16,27 +16,30 @@ from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmkit.errors import SpecError
-from llmkit.tensors.source import SourceFile
+from llmkit.tensors.source import SourceFile, bytes_of
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Apply", "Concat", "Context", "Lazy", "Node", "Read", "ReadObserver", "TakeRows"]
+__all__ = ["Apply", "Bytes", "Context", "Lazy", "Node", "Read", "ReadObserver", "Rows"]
 
 Rows = tuple[int, int]
+Bytes = bytes | bytearray | memoryview
 
 
 class ReadObserver(Protocol):
     """Sees every row slice that is read from an input file (the runner hashes them)."""
 
-    def __call__(self, node: Read, rows: Rows, data: torch.Tensor) -> None:
-        """`data` holds rows `rows` of `node`."""
+    def __call__(self, node: Read, rows: Rows, data: Bytes) -> None:
+        """`data` are the bytes of rows `rows` of `node`."""
 
 
 class Context:
     """What one step remembers while it runs: whole inputs of sliced steps, and siblings within one slice.
+
+    Inputs are had as tensors (`rows`, `whole`) or as their bytes (`row_bytes`, `cut_bytes`): those of moved nodes need
+    no torch.
 
     `is_stopped` tells a long step to raise `Stopped`; `report` is told what it is at, in words; `workspace`: a folder
     for what it keeps (None: in memory).
@@ -49,10 +52,13 @@ class Context:
         self.observe, self.is_stopped = observe, is_stopped
         self._whole: dict[int, tuple[torch.Tensor, ...]] = {}
         self._slice: dict[tuple[int, Rows], tuple[torch.Tensor, ...]] = {}
+        self._whole_bytes: dict[int, tuple[Bytes, ...]] = {}
+        self._slice_bytes: dict[tuple[int, Rows], tuple[Bytes, ...]] = {}
 
     def next_slice(self) -> None:
         """Forget the siblings of the previous slice."""
         self._slice.clear()
+        self._slice_bytes.clear()
 
     def whole(self, lazy: Lazy) -> torch.Tensor:
         """The whole of `lazy`, computed once a step."""
@@ -70,6 +76,33 @@ class Context:
         if key not in self._slice:
             self._slice[key] = node.evaluate(rows, self)
         return self._slice[key][lazy.index]
+
+    def row_bytes(self, lazy: Lazy, rows: Rows) -> memoryview:
+        """The bytes of rows `rows` (in the node's row space, where its slices may lie) of `lazy`."""
+        node = lazy.node
+        if not node.is_moved:
+            return bytes_of(self.rows(lazy, rows))
+        if len(node.specs) == 1:
+            return memoryview(node.move(rows, self)[0])
+        key = (id(node), rows)
+        if key not in self._slice_bytes:
+            self._slice_bytes[key] = node.move(rows, self)
+        return memoryview(self._slice_bytes[key][lazy.index])
+
+    def cut_bytes(self, lazy: Lazy, rows: Rows) -> memoryview:
+        """The bytes of any rows of `lazy`: where they are no slice of its node they are cut from the whole."""
+        node, size = lazy.node, lazy.spec.row_nbytes
+        step = node.row_step or 0
+        is_slice = step == 1 or (
+            node.is_moved and rows[0] % step == 0 and (rows[1] % step == 0 or rows[1] == node.n_rows)
+        )
+        if is_slice and len(node.specs) == 1:
+            return self.row_bytes(lazy, rows)
+        if not node.is_moved:
+            return bytes_of(self.whole(lazy)[rows[0] : rows[1]])
+        if id(node) not in self._whole_bytes:
+            self._whole_bytes[id(node)] = node.move((0, node.n_rows), self)
+        return memoryview(self._whole_bytes[id(node)][lazy.index])[rows[0] * size : rows[1] * size]
 
 
 class Node(ABC):
@@ -94,6 +127,15 @@ class Node(ABC):
     @abstractmethod
     def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
         """All outputs for rows `rows` of the row space."""
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the outputs are bytes of files in another order, row by row: `move` gives them without torch."""
+        return False
+
+    def move(self, rows: Rows, context: Context) -> tuple[Bytes, ...]:
+        """The bytes of all outputs for rows `rows` of a node that moves."""
+        raise TypeError(f"{self.op} is no movement of bytes")
 
     @abstractmethod
     def peak_nbytes(self, n_rows: int) -> int:
@@ -216,6 +258,10 @@ class Read(Node):
         self.row_step = 1 if strides is None else None
         self.attrs = {"file": str(source.path), "tensor": name}
 
+    @property
+    def is_moved(self) -> bool:
+        return self.strides is None
+
     def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
         spec = self.specs[0]
         dtype = spec.dtype.torch
@@ -224,10 +270,16 @@ class Read(Node):
             flat = self.source.read_tensor(self.offset, span, dtype)
             data = flat.as_strided(spec.shape, self.strides).contiguous()
         else:
-            start, stop = rows
-            n = spec.numel if not spec.shape else (stop - start) * (spec.numel // max(spec.n_rows, 1))
-            flat = self.source.read_tensor(self.offset + start * spec.row_nbytes, n, dtype)
-            data = flat.view(spec.shape if not spec.shape else (stop - start, *spec.shape[1:]))
+            part = spec.of_rows(rows)
+            flat = self.source.read_tensor(self.offset + rows[0] * spec.row_nbytes, part.numel, dtype)
+            data = flat.view(part.shape)
+        if context.observe is not None:
+            context.observe(self, rows, bytes_of(data))
+        return (data,)
+
+    def move(self, rows: Rows, context: Context) -> tuple[Bytes, ...]:
+        spec = self.specs[0]
+        data = self.source.read_into(self.offset + rows[0] * spec.row_nbytes, spec.of_rows(rows).nbytes)
         if context.observe is not None:
             context.observe(self, rows, data)
         return (data,)
@@ -321,75 +373,3 @@ class Apply(Node):
             if per:
                 widest = max(widest, lazy.node.slice_nbytes(n) // lazy.dtype.itemsize * 4)
         return max(peak, held + self.slice_nbytes(n_rows) + int(self.scratch * widest))
-
-
-class Concat(Node):
-    """Tensors one below the other (along the first dimension)."""
-
-    op = "concat"
-
-    def __init__(self, parts: Sequence[Lazy]) -> None:
-        first = parts[0].spec
-        for part in parts[1:]:
-            if part.shape[1:] != first.shape[1:] or part.dtype is not first.dtype:
-                raise SpecError(f"cannot concatenate {first} and {part.spec}")
-        self.inputs = tuple(parts)
-        self.n_rows = sum(p.spec.n_rows for p in parts)
-        self.specs = (first.with_rows(self.n_rows),)
-        self.attrs = {}
-        # A part that is no plain row-by-row expression is computed whole, once a step, and cut.
-        self.row_step = 1
-
-    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        import torch
-
-        pieces, start = [], 0
-        for part in self.inputs:
-            stop = start + part.spec.n_rows
-            low, high = max(rows[0], start), min(rows[1], stop)
-            if low < high:
-                local = (low - start, high - start)
-                if part.node.row_step == 1 and len(part.node.specs) == 1:
-                    pieces.append(context.rows(part, local))
-                else:
-                    pieces.append(context.whole(part)[local[0] : local[1]])
-            start = stop
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces),)
-
-    def over(self, inputs: Sequence[Lazy]) -> Lazy:
-        return Concat(inputs).output()
-
-    def peak_nbytes(self, n_rows: int) -> int:
-        whole = [p for p in self.inputs if p.node.row_step != 1]
-        held = sum(p.node.peak_nbytes(p.node.n_rows) for p in whole)
-        return held + 2 * self.slice_nbytes(n_rows)
-
-
-class TakeRows(Node):
-    """Rows `start:stop` of a tensor."""
-
-    op = "rows"
-
-    def __init__(self, lazy: Lazy, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= lazy.spec.n_rows:
-            raise SpecError(f"rows {start}:{stop} are outside {lazy.spec}")
-        self.inputs = (lazy,)
-        self.start = start
-        self.n_rows = stop - start
-        self.specs = (lazy.spec.with_rows(self.n_rows),)
-        self.attrs = {"start": start, "stop": stop}
-        step = lazy.node.row_step if len(lazy.node.specs) == 1 else None
-        self.row_step = step if step is not None and start % step == 0 else None
-
-    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        low, high = rows[0] + self.start, rows[1] + self.start
-        if self.row_step is None:
-            return (context.whole(self.inputs[0])[low:high],)
-        return (context.rows(self.inputs[0], (low, high)),)
-
-    def over(self, inputs: Sequence[Lazy]) -> Lazy:
-        return TakeRows(inputs[0], self.start, self.start + self.n_rows).output()
-
-    def peak_nbytes(self, n_rows: int) -> int:
-        inner = self.inputs[0].node
-        return inner.peak_nbytes(n_rows if self.row_step is not None else inner.n_rows)

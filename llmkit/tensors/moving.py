@@ -1,107 +1,155 @@
-"""Bytes that only move: expressions of reads, cuts and reorderings, evaluated without torch.
+"""Rows and bytes that only move: nodes whose outputs are parts of their inputs in another order.
 
-Importing torch takes longer than converting a model of two gigabytes. Where a whole plan only moves bits, the runner
-takes the bytes of each step from here. Reorderings say how to move bytes by being `Moved` nodes.
+Importing torch takes longer than converting a model of two gigabytes. Each movement is therefore written once, for
+bytes (`move`). Where all below it moves, too, nothing needs torch; else the bytes are those of what torch computed,
+and what was moved is a tensor again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llmkit.tensors.lazy import Apply, Concat, Lazy, Node, Read, Rows, TakeRows
+from llmkit.errors import SpecError
+from llmkit.tensors.lazy import Apply, Bytes, Context, Lazy, Node, Rows
+from llmkit.tensors.source import bytes_of, tensor_of
 from llmkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Gathered", "Moved", "Mover", "is_moved"]
-
-Bytes = bytes | memoryview
-# Gets the bytes of each input's rows and the number of rows; gives the bytes of each output.
-MoveBytes = Callable[[Sequence[memoryview], int], tuple[Bytes, ...]]
+__all__ = ["Concat", "Gather", "Moved", "TakeRows"]
 
 
 class Moved(Apply):
-    """What can be done to bytes as well as to tensors, row by row (`move`, `fn`): mostly a reordering of elements."""
+    """A function that moves bytes, row by row: mostly a reordering of elements.
+
+    Args:
+        move: gets the bytes of each input's rows and the number of rows; gives the bytes of each output.
+    """
 
     def __init__(
         self,
         op: str,
         inputs: Sequence[Lazy],
         specs: TensorSpec | Sequence[TensorSpec],
-        fn: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
-        move: MoveBytes,
-        attrs: dict[str, Any],
+        move: Callable[[Sequence[memoryview], int], tuple[Bytes, ...]],
+        attrs: Mapping[str, Any],
         *,
         row_step: int = 1,
         scratch: float = 0.0,
     ) -> None:
-        super().__init__(op, inputs, specs, fn, attrs, row_step=row_step, scratch=scratch)
-        self.move = move
+        super().__init__(op, inputs, specs, self._on_tensors, attrs, row_step=row_step, scratch=scratch)
+        self._move = move
+
+    @cached_property
+    def is_moved(self) -> bool:
+        return self.row_step is not None and all(i.node.is_moved for i in self.inputs)
+
+    def move(self, rows: Rows, context: Context) -> tuple[Bytes, ...]:
+        # An input of several outputs is moved whole: its other outputs belong to other steps.
+        pieces = [context.cut_bytes(lazy, rows) for lazy in self.inputs]
+        return self._move(pieces, rows[1] - rows[0])
+
+    def _on_tensors(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        n_rows = len(inputs[0])
+        moved = self._move([bytes_of(x) for x in inputs], n_rows)
+        return tuple(tensor_of(data, spec.with_rows(n_rows)) for data, spec in zip(moved, self.specs, strict=True))
 
 
-class Gathered(Node):
-    """Runs (input, start, stop) of rows of the inputs, one below the other."""
+class Gather(Node):
+    """Rows of the inputs, one run of them below the other: `runs` are (index of the input, first row, end)."""
 
-    runs: tuple[tuple[int, int, int], ...]
+    op = "gather"
+    # An input that is no plain row-by-row expression is computed whole, once a step, and cut.
+    row_step = 1
 
+    def __init__(self, inputs: Sequence[Lazy], runs: Sequence[tuple[int, int, int]]) -> None:
+        first = inputs[0].spec
+        for lazy in inputs[1:]:
+            if lazy.shape[1:] != first.shape[1:] or lazy.dtype is not first.dtype:
+                raise SpecError(f"cannot {self.op} rows of {first} and {lazy.spec}")
+        self.inputs = tuple(inputs)
+        self.runs = tuple(runs)
+        self.n_rows = sum(stop - start for _, start, stop in runs)
+        self.specs = (first.with_rows(self.n_rows),)
+        self.attrs = {"runs": len(self.runs)}
 
-def is_moved(node: Node) -> bool:
-    """Whether the node's data is bytes of files in another order, row by row."""
-    if isinstance(node, Read):
-        return node.strides is None
-    if not isinstance(node, Moved | Gathered | Concat | TakeRows):
-        return False
-    return node.row_step is not None and all(is_moved(i.node) for i in node.inputs)
+    @cached_property
+    def is_moved(self) -> bool:
+        return all(i.node.is_moved for i in self.inputs)
 
+    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
+        return (tensor_of(self.move(rows, context)[0], self.specs[0].of_rows(rows)),)
 
-class Mover:
-    """Evaluates the moved nodes of one step.
-
-    Args:
-        observe: sees the rows of each read and their bytes.
-    """
-
-    def __init__(self, observe: Callable[[Read, Rows, Bytes], None]) -> None:
-        self._observe = observe
-        self._whole: dict[int, tuple[memoryview, ...]] = {}
-
-    def evaluate(self, node: Node, rows: Rows) -> tuple[memoryview, ...]:
-        """The bytes of each output for rows `rows` of the node's row space."""
-        if isinstance(node, Read):
-            spec = node.specs[0]
-            start, nbytes = (0, spec.nbytes) if not spec.shape else (rows[0], (rows[1] - rows[0]) * spec.row_nbytes)
-            data = node.source.read_into(node.offset + start * spec.row_nbytes, nbytes)
-            self._observe(node, rows, data)
-            return (data,)
-        if isinstance(node, TakeRows):
-            return (self._rows(node.inputs[0], (rows[0] + node.start, rows[1] + node.start)),)
-        if isinstance(node, Concat):
-            return (self._runs(node.inputs, [(i, 0, part.spec.n_rows) for i, part in enumerate(node.inputs)], rows),)
-        if isinstance(node, Gathered):
-            return (self._runs(node.inputs, node.runs, rows),)
-        if isinstance(node, Moved):
-            inputs = [self._rows(lazy, rows) for lazy in node.inputs]
-            return tuple(memoryview(piece) for piece in node.move(inputs, rows[1] - rows[0]))
-        raise TypeError(f"{node.op} is no movement of bytes")
-
-    def _runs(self, inputs: Sequence[Lazy], runs: Sequence[tuple[int, int, int]], rows: Rows) -> memoryview:
+    def move(self, rows: Rows, context: Context) -> tuple[Bytes, ...]:
         pieces, at = [], 0
-        for index, start, stop in runs:
+        for index, start, stop in self.runs:
             low, high = max(rows[0], at), min(rows[1], at + stop - start)
             if low < high:
-                pieces.append(self._rows(inputs[index], (start + low - at, start + high - at)))
+                pieces.append(context.cut_bytes(self.inputs[index], (start + low - at, start + high - at)))
             at += stop - start
-        return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+        return (pieces[0] if len(pieces) == 1 else bytearray().join(pieces),)
 
-    def _rows(self, lazy: Lazy, rows: Rows) -> memoryview:
-        node = lazy.node
-        step = node.row_step or 1
-        if rows[0] % step == 0 and (rows[1] % step == 0 or rows[1] == node.n_rows) and len(node.specs) == 1:
-            return self.evaluate(node, rows)[lazy.index]
-        # A node whose slices do not fall on these rows (its steps are longer) is moved whole, once a step, and cut.
-        if id(node) not in self._whole:
-            self._whole[id(node)] = self.evaluate(node, (0, node.n_rows))
-        size = lazy.spec.row_nbytes
-        return self._whole[id(node)][lazy.index][rows[0] * size : rows[1] * size]
+    def over(self, inputs: Sequence[Lazy]) -> Lazy:
+        return Gather(inputs, self.runs).output()
+
+    def peak_nbytes(self, n_rows: int) -> int:
+        whole = [i.node for i in self.inputs if i.node.row_step != 1 or len(i.node.specs) > 1]
+        return sum(node.peak_nbytes(node.n_rows) for node in whole) + 2 * self.slice_nbytes(n_rows)
+
+    def _identity(self) -> str:
+        return hashlib.sha256(repr(self.runs).encode()).hexdigest()
+
+
+class Concat(Gather):
+    """Tensors one below the other (along the first dimension)."""
+
+    op = "concat"
+
+    def __init__(self, parts: Sequence[Lazy]) -> None:
+        super().__init__(parts, [(i, 0, part.spec.n_rows) for i, part in enumerate(parts)])
+        self.attrs = {}
+
+    def over(self, inputs: Sequence[Lazy]) -> Lazy:
+        return Concat(inputs).output()
+
+
+class TakeRows(Node):
+    """Rows `start:stop` of a tensor."""
+
+    op = "rows"
+
+    def __init__(self, lazy: Lazy, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= lazy.spec.n_rows:
+            raise SpecError(f"rows {start}:{stop} are outside {lazy.spec}")
+        self.inputs = (lazy,)
+        self.start = start
+        self.n_rows = stop - start
+        self.specs = (lazy.spec.with_rows(self.n_rows),)
+        self.attrs = {"start": start, "stop": stop}
+        step = lazy.node.row_step if len(lazy.node.specs) == 1 else None
+        is_slice = step and start % step == 0 and (stop % step == 0 or stop == lazy.node.n_rows)
+        self.row_step = step if is_slice else None
+
+    @property
+    def is_moved(self) -> bool:
+        return self.row_step is not None and self.inputs[0].node.is_moved
+
+    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
+        low, high = rows[0] + self.start, rows[1] + self.start
+        if self.row_step is None:
+            return (context.whole(self.inputs[0])[low:high],)
+        return (context.rows(self.inputs[0], (low, high)),)
+
+    def move(self, rows: Rows, context: Context) -> tuple[Bytes, ...]:
+        return (context.cut_bytes(self.inputs[0], (rows[0] + self.start, rows[1] + self.start)),)
+
+    def over(self, inputs: Sequence[Lazy]) -> Lazy:
+        return TakeRows(inputs[0], self.start, self.start + self.n_rows).output()
+
+    def peak_nbytes(self, n_rows: int) -> int:
+        inner = self.inputs[0].node
+        return inner.peak_nbytes(n_rows if self.row_step is not None else inner.n_rows)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmkit.errors import SpecError
-from llmkit.tensors.lazy import Apply, Concat, Context, Lazy, Read
-from llmkit.tensors.moving import Gathered, Moved
+from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.moving import Concat, Gather, Moved
+from llmkit.tensors.source import bytes_of, tensor_of
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -30,48 +31,6 @@ __all__ = [
 Run = tuple[int, int, int]
 
 
-class _GatherRows(Gathered):
-    op = "gather"
-
-    def __init__(self, inputs: Sequence[Lazy], runs: Sequence[Run]) -> None:
-        first = inputs[0].spec
-        for lazy in inputs[1:]:
-            if lazy.shape[1:] != first.shape[1:] or lazy.dtype is not first.dtype:
-                raise SpecError(f"cannot gather rows of {first} and {lazy.spec}")
-        self.inputs = tuple(inputs)
-        self.runs = tuple(runs)
-        self.n_rows = sum(stop - start for _, start, stop in runs)
-        self.specs = (first.with_rows(self.n_rows),)
-        self.attrs = {"runs": len(self.runs)}
-        # An input that is no plain row-by-row expression is computed whole, once a step, and cut.
-        self._is_plain = tuple(i.node.row_step == 1 and len(i.node.specs) == 1 for i in self.inputs)
-        self.row_step = 1
-
-    def evaluate(self, rows: tuple[int, int], context: Context) -> tuple[torch.Tensor, ...]:
-        import torch
-
-        pieces, at = [], 0
-        for index, start, stop in self.runs:
-            low, high = max(rows[0], at), min(rows[1], at + stop - start)
-            if low < high:
-                local = (start + low - at, start + high - at)
-                lazy = self.inputs[index]
-                is_plain = self._is_plain[index]
-                pieces.append(context.rows(lazy, local) if is_plain else context.whole(lazy)[local[0] : local[1]])
-            at += stop - start
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces),)
-
-    def over(self, inputs: Sequence[Lazy]) -> Lazy:
-        return gather_rows(inputs, self.runs)
-
-    def peak_nbytes(self, n_rows: int) -> int:
-        whole = [i for i, is_plain in zip(self.inputs, self._is_plain, strict=True) if not is_plain]
-        return sum(i.node.peak_nbytes(i.node.n_rows) for i in whole) + 2 * self.slice_nbytes(n_rows)
-
-    def _identity(self) -> str:
-        return hashlib.sha256(repr(self.runs).encode()).hexdigest()
-
-
 def gather_rows(inputs: Sequence[Lazy], runs: Sequence[Run]) -> Lazy:
     """Rows of the inputs in the order of `runs` (index of the input, first row, row after the last)."""
     merged: list[Run] = []
@@ -84,7 +43,7 @@ def gather_rows(inputs: Sequence[Lazy], runs: Sequence[Run]) -> Lazy:
             merged.append(run)
     if len(merged) == 1 and merged[0][1:] == (0, inputs[merged[0][0]].spec.n_rows):
         return inputs[merged[0][0]]
-    return _GatherRows(inputs, merged).output()
+    return Gather(inputs, merged).output()
 
 
 def permute_blocks(lazy: Lazy, order: Sequence[int], *, op: str = "permute") -> Lazy:
@@ -97,16 +56,13 @@ def permute_blocks(lazy: Lazy, order: Sequence[int], *, op: str = "permute") -> 
     if lazy.spec.n_rows % size:
         raise SpecError(f"{lazy.spec} does not divide into blocks of {size} rows")
 
-    def fn(x: torch.Tensor) -> torch.Tensor:
-        return x.view(-1, size, *x.shape[1:])[:, list(order)].reshape(x.shape)
-
-    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytes]:
+    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytearray]:
         (data,), row = pieces, lazy.spec.row_nbytes
         starts = [(block + j) * row for block in range(0, n_rows, size) for j in order]
-        return (b"".join([data[start : start + row] for start in starts]),)
+        return (bytearray().join([data[start : start + row] for start in starts]),)
 
     attrs = {"block": size, "order": hashlib.sha256(repr(tuple(order)).encode()).hexdigest()[:12]}
-    node = _Permuted(op, [lazy], lazy.spec, fn, move, attrs, row_step=size, scratch=1.0)
+    node = _Permuted(op, [lazy], lazy.spec, move, attrs, row_step=size, scratch=1.0)
     node.order = tuple(order)
     return node.output()
 
@@ -134,15 +90,13 @@ def viewed(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
         raise SpecError(f"{lazy.spec} cannot be seen as {spec}")
     if isinstance(node, Read) and node.strides is None:
         return Read(node.name, spec, node.source, node.offset).output()
-
-    def fn(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        return x.reshape(-1).contiguous().view(torch.uint8).view(dtype.torch).view(-1, *shape[1:])
-
     if spec.n_rows != lazy.spec.n_rows:
+
+        def fn(x: torch.Tensor) -> torch.Tensor:
+            return tensor_of(bytes_of(x), spec)
+
         return Concat([Apply("view", [lazy], spec, fn, {"as": str(spec)}, row_step=None).output()]).output()
-    return Moved("view", [lazy], spec, fn, lambda pieces, n: (pieces[0],), {"as": str(spec)}).output()
+    return Moved("view", [lazy], spec, lambda pieces, _n_rows: (pieces[0],), {"as": str(spec)}).output()
 
 
 def reshaped(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
@@ -203,17 +157,12 @@ def join_columns(parts: Sequence[Lazy]) -> Lazy:
         raise SpecError(f"cannot put {' and '.join(str(p.spec) for p in parts)} side by side")
     spec = TensorSpec(first.dtype, (first.n_rows, sum(p.shape[1] for p in parts)))
 
-    def fn(*pieces: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        return torch.cat(pieces, 1)
-
-    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytes]:
+    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytearray]:
         sizes = [p.spec.row_nbytes for p in parts]
         rows = (x[i * n : (i + 1) * n] for i in range(n_rows) for x, n in zip(pieces, sizes, strict=True))
-        return (b"".join(rows),)
+        return (bytearray().join(rows),)
 
-    return Moved("side by side", parts, spec, fn, move, {}).output()
+    return Moved("side by side", parts, spec, move, {}).output()
 
 
 def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
@@ -225,15 +174,15 @@ def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
     spec = TensorSpec(lazy.dtype, (lazy.spec.n_rows, stop - start))
     attrs = {"start": start, "stop": stop}
 
-    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytes]:
+    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytearray]:
         return (_columns(pieces[0], n_rows, lazy.spec, start, stop),)
 
-    return Moved("columns", [lazy], spec, lambda x: x[:, start:stop].contiguous(), move, attrs).output()
+    return Moved("columns", [lazy], spec, move, attrs).output()
 
 
-def _columns(data: memoryview, n_rows: int, spec: TensorSpec, start: int, stop: int) -> bytes:
+def _columns(data: memoryview, n_rows: int, spec: TensorSpec, start: int, stop: int) -> bytearray:
     row, size = spec.row_nbytes, spec.dtype.itemsize
-    return b"".join([data[i * row + start * size : i * row + stop * size] for i in range(n_rows)])
+    return bytearray().join([data[i * row + start * size : i * row + stop * size] for i in range(n_rows)])
 
 
 def split_columns(lazy: Lazy, n: int) -> tuple[Lazy, ...]:
@@ -248,11 +197,8 @@ def split_columns(lazy: Lazy, n: int) -> tuple[Lazy, ...]:
         raise SpecError(f"{lazy.spec} does not divide into {n} equal pieces of columns")
     spec = TensorSpec(lazy.dtype, (lazy.spec.n_rows, lazy.shape[1] // n))
 
-    def fn(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(piece.contiguous() for piece in x.chunk(n, 1))
-
-    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytes, ...]:
+    def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytearray, ...]:
         width = spec.shape[1]
         return tuple(_columns(pieces[0], n_rows, lazy.spec, k * width, (k + 1) * width) for k in range(n))
 
-    return Moved("split columns", [lazy], [spec] * n, fn, move, {"pieces": n}).outputs()
+    return Moved("split columns", [lazy], [spec] * n, move, {"pieces": n}).outputs()

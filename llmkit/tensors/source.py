@@ -9,11 +9,12 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
+from llmkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SourceFile", "bytes_of"]
+__all__ = ["SourceFile", "bytes_of", "tensor_of"]
 
 
 class SourceFile:
@@ -127,3 +128,14 @@ def bytes_of(data: torch.Tensor) -> memoryview:
 
     flat = data.contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def tensor_of(data: bytes | bytearray | memoryview, spec: TensorSpec) -> torch.Tensor:
+    """Bytes in row-major order as a CPU tensor; without a copy where they may be written to."""
+    import torch
+
+    if not len(data):
+        return torch.empty(spec.shape, dtype=spec.dtype.torch)
+    view = memoryview(data)
+    flat = torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
+    return flat.view(spec.dtype.torch).view(spec.shape)

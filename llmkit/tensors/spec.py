@@ -129,6 +129,10 @@ class TensorSpec:
         """The same spec with another first dimension."""
         return TensorSpec(self.dtype, (n_rows, *self.shape[1:]))
 
+    def of_rows(self, rows: tuple[int, int]) -> TensorSpec:
+        """The spec of rows `start:stop` of it; a scalar has one row and stays as it is."""
+        return self.with_rows(rows[1] - rows[0]) if self.shape else self
+
     def with_dtype(self, dtype: DType) -> TensorSpec:
         """The same shape with another dtype."""
         return TensorSpec(dtype, self.shape)

@@ -37,7 +37,7 @@ def cast_vector(lazy: Lazy, dtype: DType) -> Lazy:
         return (convert(bytes(pieces[0])),)
 
     attrs = {"to": dtype.name}
-    return Moved("cast", [lazy], lazy.spec.with_dtype(dtype), lambda x: x.to(dtype.torch), move, attrs).output()
+    return Moved("cast", [lazy], lazy.spec.with_dtype(dtype), move, attrs).output()
 
 
 def _widened_brain(data: bytes) -> bytes:

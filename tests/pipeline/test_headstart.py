@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import llmkit
-from llmkit.pipeline.headstart import HeadStart, find_stretches, moved_tensor
+from llmkit.pipeline.headstart import HeadStart, copied_tensor, find_stretches
 from llmkit.tensors.lazy import Apply
 
 CONFIG = {"architectures": ["NobodyKnowsThisOne"], "model_type": "nobody"}
@@ -51,10 +51,8 @@ def run_copies(plan, max_gap, tmp_path):
     for file in plan.files:
         paths[file.name].write_bytes(bytes(file.nbytes))
         descriptors[file.name] = os.open(paths[file.name], os.O_RDWR)
-    head = HeadStart(find_stretches(plan, max_gap), descriptors)
-    head.begin()
-    head._thread.join()
-    head.end()
+    with HeadStart(find_stretches(plan.steps, max_gap), descriptors) as head:
+        head._thread.join()
     for fd in descriptors.values():
         os.close(fd)
     return head, {name: path.read_bytes() for name, path in paths.items()}
@@ -70,8 +68,8 @@ def test_what_is_said_to_have_moved_is_where_the_written_file_has_it(folder, tmp
     n_moved = 0
     for step in plan.steps:
         place = step.placements[0]
-        assert head.has_moved(step) == (moved_tensor(step) is not None)
-        if head.has_moved(step):
+        assert head.has_copied(step) == (copied_tensor(step) is not None)
+        if head.has_copied(step):
             n_moved += 1
             cut = slice(place.offset, place.offset + place.spec.nbytes)
             assert copied[place.file][cut] == (tmp_path / "out" / place.file).read_bytes()[cut]
@@ -80,8 +78,8 @@ def test_what_is_said_to_have_moved_is_where_the_written_file_has_it(folder, tmp
 
 def test_a_gap_is_copied_along_only_up_to_its_limit(folder, tmp_path):
     plan = llmkit.plan(changed(folder), tmp_path / "out")
-    assert len(find_stretches(plan, 10_000)) == 2  # one an input file
-    assert len(find_stretches(plan, 0)) == 4  # each file is cut by its computed tensor
+    assert len(find_stretches(plan.steps, 10_000)) == 2  # one an input file
+    assert len(find_stretches(plan.steps, 0)) == 4  # each file is cut by its computed tensor
 
 
 @pytest.mark.parametrize("failure", ["refused", "nothing", "half"])
@@ -97,7 +95,7 @@ def test_what_the_kernel_does_not_copy_is_not_said_to_have_moved(folder, tmp_pat
     monkeypatch.setattr(os, "copy_file_range", fails)
     plan = llmkit.plan(changed(folder), tmp_path / "out")
     head, copied = run_copies(plan, 10_000, tmp_path)
-    moved = [s for s in plan.steps if head.has_moved(s)]
+    moved = [s for s in plan.steps if head.has_copied(s)]
     assert bool(moved) == (failure == "half")
     assert len(moved) < 7
     want = {s.name: llmkit.open_checkpoint(folder).tensors[s.name].load() for s in moved}
@@ -116,8 +114,8 @@ ckpt = llmkit.open_checkpoint(sys.argv[1])
 merged = lora.merge(ckpt, [lora.open_adapter(sys.argv[2])])
 assert "torch" not in sys.modules
 done = []
-moved = h.HeadStart.has_moved
-h.HeadStart.has_moved = lambda self, step: done.append(moved(self, step)) or done[-1]
+moved = h.HeadStart.has_copied
+h.HeadStart.has_copied = lambda self, step: done.append(moved(self, step)) or done[-1]
 if sys.argv[4:]:  # a kernel that says it has copied, and has not
     def lies(source, target, n, a, b):
         os.pwrite(target, b"x" * min(n, 1000), b)

@@ -21,7 +21,8 @@ from llmkit.pipeline import plan as planning
 from llmkit.pipeline.commit import Partial
 from llmkit.pipeline.runner import run_plan
 from llmkit.pipeline.target import Target, partial_path
-from llmkit.tensors.lazy import Apply, Concat, Lazy
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat
 
 
 def make_source(folder: Path, dtype: torch.dtype = torch.float16, rows: int = 37) -> dict[str, torch.Tensor]:

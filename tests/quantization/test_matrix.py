@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, is_dequantized, matrix_of
-from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import gather_rows, permute_blocks, take_columns, transpose, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 

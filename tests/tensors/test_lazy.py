@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from llmkit.errors import SpecError
 from llmkit.formats import safetensors
 from llmkit.pipeline.plan import slice_rows
-from llmkit.tensors.lazy import Apply, Concat, Context, TakeRows
+from llmkit.tensors.lazy import Apply, Context
+from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.nodes import NodeTable
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -96,7 +97,7 @@ def test_specs_and_explanations_need_no_data(stored, monkeypatch):
     assert out.formula().startswith("add(")
     assert len(out.reads()) == 2
     assert out.node.fingerprint() != add(lazies["b"], lazies["a"]).node.fingerprint()
-    with pytest.raises(SpecError, match="cannot concatenate"):
+    with pytest.raises(SpecError, match="cannot concat"):
         Concat([lazies["a"], lazies["v"]])
     with pytest.raises(SpecError, match="outside"):
         TakeRows(lazies["a"], 3, 24)

@@ -14,76 +14,98 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from llmkit.formats.folder import read_file
-from llmkit.tensors.lazy import Apply, Concat, Context, TakeRows
-from llmkit.tensors.moving import Mover, is_moved
+from llmkit.tensors.lazy import Apply, Context
+from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import gather_rows, join_columns, permute_blocks, split_columns, take_columns, transpose
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def state():
     g = torch.Generator().manual_seed(0)
-    path = tmp_path_factory.mktemp("moving") / "model.safetensors"
     half = {f"m{i}": torch.randn(24, 12, generator=g).half() for i in range(3)}
-    save_file(half | {"v": torch.randn(7, generator=g), "s": torch.tensor(2.0), "e": torch.empty(0, 4)}, path)
+    return half | {"v": torch.randn(7, generator=g), "s": torch.tensor(2.0), "e": torch.empty(0, 4)}
+
+
+@pytest.fixture(scope="module")
+def stored(state, tmp_path_factory):
+    path = tmp_path_factory.mktemp("moving") / "model.safetensors"
+    save_file(state, path)
     return read_file(path)
 
 
-def expressions(t):
+def permuted(x, order):
+    return x.view(-1, len(order), *x.shape[1:])[:, order].reshape(x.shape)
+
+
+def expressions(t, state):
+    """Lazy tensors, and what plain torch makes of the stored ones."""
     a, b, c = t["m0"], t["m1"], t["m2"]
-    swapped = permute_blocks(a, [1, 3, 0, 2])
+    x, y, z = state["m0"], state["m1"], state["m2"]
+    swapped, turned = permute_blocks(a, [1, 3, 0, 2]), permuted(x, [1, 3, 0, 2])
+    doubled = Apply("double", [b], b.spec, lambda x: x * 2).output()
     return {
-        "read": a, "scalar": t["s"], "vector": t["v"], "empty": t["e"],
-        "take": TakeRows(a, 3, 17).output(),
-        "concat": Concat([a, TakeRows(b, 1, 6).output(), c]).output(),
-        "gather": gather_rows([a, b], [(1, 4, 9), (0, 0, 3), (1, 0, 2), (1, 20, 24)]),
-        "permute": swapped,
-        "permute twice": permute_blocks(swapped, [1, 0, 2]),
-        "take of permute": TakeRows(swapped, 8, 20).output(),
-        "take across blocks": TakeRows(swapped, 3, 10).output(),
-        "gather of permute": gather_rows([swapped, b], [(0, 1, 7), (1, 0, 5), (0, 20, 24)]),
-        "beside": join_columns([a, b, c]),
-        "columns": take_columns(join_columns([a, b]), 5, 19),
-        "piece": split_columns(a, 3)[1],
-        "take of piece": TakeRows(split_columns(a, 2)[1], 2, 11).output(),
-        "permute of gather": permute_blocks(gather_rows([a, b], [(0, 0, 6), (1, 2, 8)]), [2, 0, 1]),
+        "read": (a, x), "scalar": (t["s"], state["s"]), "vector": (t["v"], state["v"]), "empty": (t["e"], state["e"]),
+        "take": (TakeRows(a, 3, 17).output(), x[3:17]),
+        "concat": (Concat([a, TakeRows(b, 1, 6).output(), c]).output(), torch.cat([x, y[1:6], z])),
+        "gather": (gather_rows([a, b], [(1, 4, 9), (0, 0, 3), (1, 0, 2), (1, 20, 24)]),
+                   torch.cat([y[4:9], x[:3], y[:2], y[20:]])),
+        "permute": (swapped, turned),
+        "permute twice": (permute_blocks(swapped, [1, 0, 2]), permuted(turned, [1, 0, 2])),
+        "take of permute": (TakeRows(swapped, 8, 20).output(), turned[8:20]),
+        "take across blocks": (TakeRows(swapped, 3, 10).output(), turned[3:10]),
+        "take up to inside a block": (TakeRows(swapped, 4, 10).output(), turned[4:10]),
+        "gather of permute": (gather_rows([swapped, b], [(0, 1, 7), (1, 0, 5), (0, 20, 24)]),
+                              torch.cat([turned[1:7], y[:5], turned[20:]])),
+        "beside": (join_columns([a, b, c]), torch.cat([x, y, z], 1)),
+        "columns": (take_columns(join_columns([a, b]), 5, 19), torch.cat([x, y], 1)[:, 5:19]),
+        "piece": (split_columns(a, 3)[1], x[:, 4:8]),
+        "take of piece": (TakeRows(split_columns(a, 2)[1], 2, 11).output(), x[2:11, 6:]),
+        "permute of gather": (permute_blocks(gather_rows([a, b], [(0, 0, 6), (1, 2, 8)]), [2, 0, 1]),
+                              permuted(torch.cat([x[:6], y[2:8]]), [2, 0, 1])),
+        "concat of computed": (Concat([a, doubled, t["m2"]]).output(), torch.cat([x, y * 2, z])),
+        "permute of computed": (permute_blocks(doubled, [2, 0, 1]), permuted(y * 2, [2, 0, 1])),
+        "beside computed": (join_columns([a, transpose(transpose(doubled))]), torch.cat([x, y * 2], 1)),
     }  # fmt: skip
+
+
+TORCH = {"take across blocks", "take up to inside a block", "take of piece"}  # rows that no slice falls on
+TORCH |= {"concat of computed", "permute of computed", "beside computed"}
+
+
+def raw(x):
+    return x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
-def test_bytes_are_what_torch_moves(stored, seed):
+def test_bytes_are_what_torch_moves(state, stored, seed):
     chance = random.Random(seed)
-    for name, lazy in expressions(stored).items():
+    for name, (lazy, want) in expressions(stored, state).items():
         node = lazy.node
-        if name not in ("take across blocks", "take of piece"):  # rows that no slice falls on: left to torch
-            assert is_moved(node), name
-        elif not is_moved(node):
-            continue
+        assert node.is_moved == (name not in TORCH), name
+        assert raw(lazy.load()) == raw(want), name
+        assert lazy.shape == want.shape, name
         seen = []
-        mover = Mover(lambda read, rows, data, seen=seen: seen.append((read, rows, bytes(data))))
-        want = lazy.load()
-        step, at, pieces = node.row_step or 1, 0, []
+        context = Context(lambda read, rows, data, seen=seen: seen.append((read, rows, bytes(data))))
+        step, at, pieces = node.row_step or node.n_rows, 0, []
         while at < node.n_rows:
             stop = min(at + step * chance.randint(1, 5), node.n_rows)
-            pieces.append(bytes(mover.evaluate(node, (at, stop))[lazy.index]))
-            sliced = Context().rows(lazy, (at, stop))
-            assert pieces[-1] == sliced.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), name
+            pieces.append(bytes(context.row_bytes(lazy, (at, stop))))
+            assert pieces[-1] == raw(Context().rows(lazy, (at, stop))), name
             at = stop
-        flat = want.contiguous().reshape(-1)
-        assert b"".join(pieces) == (flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""), name
+        assert b"".join(pieces) == raw(want), name
         for read, rows, data in seen:  # what is hashed as read is what the file has
-            x = read.output().load()
-            x = x[rows[0] : rows[1]] if x.dim() else x
-            assert data == x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            x = state[read.name]
+            assert data == raw(x[rows[0] : rows[1]] if x.dim() else x)
 
 
 def test_what_computes_is_not_moved(stored):
     a = stored["m0"]
-    assert not is_moved(Apply("double", [a], a.spec, lambda x: x * 2).output().node)
-    assert not is_moved(a.cast(stored["v"].dtype).node)
-    assert not is_moved(transpose(a).node)
-    assert not is_moved(gather_rows([a, transpose(transpose(a)), Apply("same", [a], a.spec, lambda x: x).output()],
-                                    [(0, 0, 1), (2, 0, 1)]).node)  # fmt: skip
+    assert not Apply("double", [a], a.spec, lambda x: x * 2).is_moved
+    assert not a.cast(stored["v"].dtype).node.is_moved
+    assert not transpose(a).node.is_moved
+    same = Apply("same", [a], a.spec, lambda x: x).output()
+    assert not gather_rows([a, transpose(transpose(a)), same], [(0, 0, 1), (2, 0, 1)]).node.is_moved
 
 
 def test_a_plan_that_only_moves_runs_without_torch(tmp_path):

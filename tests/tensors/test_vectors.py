@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.tensors.lazy import Read
-from llmkit.tensors.moving import Mover, is_moved
+from llmkit.tensors.lazy import Context, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.vectors import cast_vector
@@ -18,7 +17,7 @@ def stored(path, x: torch.Tensor):
 
 
 def moved(lazy) -> torch.Tensor:
-    data = Mover(lambda *_: None).evaluate(lazy.node, (0, lazy.node.n_rows))[0]
+    data = lazy.node.move((0, lazy.node.n_rows), Context())[0]
     return torch.frombuffer(bytearray(data), dtype=lazy.dtype.torch)
 
 
@@ -41,7 +40,7 @@ def floats() -> torch.Tensor:
 def test_widened_and_narrowed_back(tmp_path, dtype):
     every = halves(dtype)
     wide = cast_vector(stored(tmp_path / "x", every), DType.F32)
-    assert is_moved(wide.node)
+    assert wide.node.is_moved
     assert torch.equal(moved(wide).view(torch.int32), every.float().view(torch.int32))
     assert torch.equal(wide.load(), every.float())
     back = cast_vector(wide, DType.of(dtype))
@@ -63,7 +62,7 @@ def test_nan_stays(tmp_path):
 
 def test_matrices_and_other_dtypes_are_cast_as_ever(tmp_path):
     matrix = cast_vector(stored(tmp_path / "m", torch.ones(2, 3)), DType.F16)
-    assert not is_moved(matrix.node)
+    assert not matrix.node.is_moved
     assert torch.equal(matrix.load(), torch.ones(2, 3, dtype=torch.float16))
     double = cast_vector(stored(tmp_path / "d", torch.ones(3, dtype=torch.float64)), DType.F32)
     assert torch.equal(double.load(), torch.ones(3))

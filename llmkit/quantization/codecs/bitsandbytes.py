@@ -26,7 +26,8 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need, small
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
-from llmkit.tensors.lazy import Apply, Concat, Lazy
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 

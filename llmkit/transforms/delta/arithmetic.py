@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.delta.profiles import NewRows

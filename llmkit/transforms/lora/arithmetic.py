@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
 from llmkit.quantization.method import Observe
-from llmkit.tensors.lazy import Apply, Concat, Context, Lazy, Node, Rows, TakeRows
+from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
+from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_config import scaling_of
-from llmkit.tensors.lazy import Apply, Concat, Lazy, TakeRows
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.spec import TensorSpec
 from llmkit.transforms.lora.names import OTHER_BASE
 

@@ -20,7 +20,8 @@ from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_other import FOLDED
 from llmkit.layouts.layout import Spelling, rotary_order
 from llmkit.layouts.opening import layouts
-from llmkit.tensors.lazy import Concat, Lazy
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import placed, zeros
 from llmkit.tensors.spec import TensorSpec
 

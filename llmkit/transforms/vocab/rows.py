@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import SpecError
-from llmkit.tensors.lazy import Concat, Context, Lazy, Node, Rows, TakeRows
+from llmkit.tensors.lazy import Context, Lazy, Node, Rows
+from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
