@@ -29,13 +29,14 @@ class Points:
         return [end + 0.42 * i for i in range(-5, 6)]
 
     def nearest_(self, x: torch.Tensor) -> torch.Tensor:
-        """The nearest points to float32 numbers, in their place where there is no table."""
+        """The nearest points to float32 numbers, contiguous, in their place."""
         import torch
 
         if self.table is None:
             return x.round_().clamp_(self.lowest, self.highest)
         places = x.mul_(2).add_(256).clamp_(0, 511).int()
-        return torch.index_select(self._values_of_halves, 0, places.view(-1)).view(x.shape)
+        torch.index_select(self._values_of_halves, 0, places.view(-1), out=x.view(-1))
+        return x
 
     def codes(self, points: torch.Tensor) -> torch.Tensor:
         """Which code stands for each of float32 `points`, as uint8."""
@@ -43,14 +44,21 @@ class Points:
 
         if self.table is None:
             return (points - self.lowest).to(torch.uint8)
-        table = torch.tensor(self.table)
-        return torch.bucketize(points, table).to(torch.uint8)
+        places = (points + 128).int()
+        return torch.index_select(self._codes_of_values, 0, places.view(-1)).view(points.shape)
+
+    @cached_property
+    def _codes_of_values(self) -> torch.Tensor:
+        """The code of each point, by the point + 128."""
+        import torch
+
+        return torch.bucketize(torch.arange(-128.0, 128), torch.tensor(self.table)).to(torch.uint8)
 
     @cached_property
     def _values_of_halves(self) -> torch.Tensor:
         """The nearest point to each of the numbers -128, -127.5, …, 127.5 and up to half above it."""
         import torch
 
-        table = torch.tensor(self.table)
+        table = torch.tensor(self.table, dtype=torch.float32)
         middles = (table[1:] + table[:-1]) / 2
         return table[torch.bucketize(torch.arange(-128, 128, 0.5) + 0.25, middles)]

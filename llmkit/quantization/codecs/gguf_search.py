@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Blocks", "fitted"]
 
-_N_CHUNK = 2**17  # weights at work: their tensors stay in the cache of a core
+_N_CHUNK = 2**17  # weights at work: few enough that a core has them near, many enough to be worth the calls
 _LEAST_SHARE = 1e-4  # of the mean importance: a column that no token reached is rounded all the same
 _N_ROUNDS = 2
 _ROUNDING = 1e-5  # what is left of a determinant that should be 0
@@ -117,7 +117,7 @@ class _Fit:
 
         self._x, self._v, self._vx, self._grid = x, v, v * x, grid
         self._of_v, self._of_vx = _sum(v), _sum(self._vx)
-        self._q, self._work = torch.empty_like(x), torch.empty_like(x)
+        self._q, self._products = torch.empty_like(x), x.new_empty((2 if grid.e is None else 3, *x.shape))
 
     def solve(self) -> None:
         """All three steps."""
@@ -133,6 +133,8 @@ class _Fit:
             self.e, self.t = _shared(-minimum, self._of_v, self._grid.minimum_steps)
         if not bool(torch.isfinite(self.d + self.e).all()):
             return  # refused by whoever asked, who knows the name
+        self._now = self._sums(self.d * self.s, self.e * self.t)
+        self._error_now = self._error(self._now, self.d * self.s, self.e * self.t)
         for _ in range(_N_ROUNDS):
             if self._grid.scale_steps is not None:
                 self._try_integers(self._grid.scale_steps)
@@ -156,11 +158,17 @@ class _Fit:
     def _sums(self, scale: torch.Tensor, offset: torch.Tensor | None = None) -> _Sums:
         import torch
 
-        q = self._nearest(scale, offset)
-        qx = _sum(torch.mul(self._vx, q, out=self._work))
-        vq = torch.mul(self._v, q, out=self._work)
-        of_q = _sum(vq) if self._grid.e is not None else qx
-        return _Sums(of_q, _sum(vq.mul_(q)), qx)
+        q, found = self._nearest(scale, offset), self._products
+        torch.mul(self._vx, q, out=found[0])
+        torch.mul(self._v, q, out=found[1])
+        if self._grid.e is not None:
+            torch.mul(found[1], q, out=found[2])
+            qx, of_q, qq = _fold_(found, 1).unbind()
+        else:
+            found[1].mul_(q)
+            qx, qq = _fold_(found, 1).unbind()
+            of_q = qx  # nobody asks
+        return _Sums(of_q.clone(), qq.clone(), qx.clone())
 
     def _error(self, sums: _Sums, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         """The error of each group, less a constant."""
@@ -217,33 +225,32 @@ class _Fit:
         """Step 3: the integers beside those of each group."""
         import torch
 
-        s, t, d, e = self.s, self.t, self.d, self.e
-        least = torch.full_like(s, torch.inf)
-        best_s, best_t = s, t
-        for more in (0, -1, 1):
+        s, t, now = self.s, self.t, self._now
+        minima = self._grid.minimum_steps
+        for more in (0, -1, 1) if minima is not None else (-1, 1):
             new = (s + more).clamp_(steps.lowest, steps.highest)
-            scale = d * new
-            found = self._sums(scale, e * t if self._grid.e is not None else None)
-            candidates = [(found, t)]
-            if self._grid.minimum_steps is not None:
-                wanted = (scale * found.q - self._of_vx) / (self._of_v * e)
-                other = wanted.nan_to_num_(0, 0, 0).round_().clamp_(0, self._grid.minimum_steps.highest)
-                candidates.append((self._sums(scale, e * other), other))
-            for sums, minimum in candidates:
-                error = self._error(sums, scale, e * minimum)
-                is_better = error < least
-                least = torch.where(is_better, error, least)
-                best_s, best_t = torch.where(is_better, new, best_s), torch.where(is_better, minimum, best_t)
-        self.s, self.t = best_s, best_t
+            if minima is not None:  # the best offset where points stay the same
+                wanted = (self.d * new * now.q - self._of_vx) / (self._of_v * self.e)
+                t = wanted.nan_to_num_(0, 0, 0).round_().clamp_(0, minima.highest)
+            scale, offset = self.d * new, self.e * t
+            sums = self._sums(scale, offset)
+            self._take_better(sums, self._error(sums, scale, offset), s=new, t=t)
+
+    def _take_better(self, sums: _Sums, error: torch.Tensor, **numbers: torch.Tensor) -> None:
+        """Change numbers where the error of the group is less than now."""
+        import torch
+
+        is_better = error < self._error_now
+        self._error_now = torch.where(is_better, error, self._error_now)
+        self._now = _Sums(*(torch.where(is_better, new, old) for new, old in zip(sums, self._now, strict=True)))
+        for name, new in numbers.items():
+            setattr(self, name, torch.where(is_better, new, getattr(self, name)))
 
     def _refit(self) -> None:
         """Step 3: d and e again, where this lessens the error of the block."""
         import torch
 
-        s, t = self.s, self.t
-        scale, offset = self.d * s, self.e * t
-        sums = self._sums(scale, offset)
-        before = _sum(self._error(sums, scale, offset))
+        s, t, sums = self.s, self.t, self._now
         aa, ax = _sum(s * s * sums.qq), _sum(s * sums.qx)
         if self._grid.e is None:
             d, e = ax / aa, self.e
@@ -255,9 +262,12 @@ class _Fit:
             d = torch.where(is_line, (ax * bb - bx * ab) / determinant, (ax + e * ab) / aa)
         d, e = _half(d), _half(e)
         scale, offset = d * s, e * t
-        after = _sum(self._error(self._sums(scale, offset), scale, offset))
-        is_better = after < before
+        found = self._sums(scale, offset)
+        error = self._error(found, scale, offset)
+        is_better = _sum(error) < _sum(self._error_now)
         self.d, self.e = torch.where(is_better, d, self.d), torch.where(is_better, e, self.e)
+        self._error_now = torch.where(is_better, error, self._error_now)
+        self._now = _Sums(*(torch.where(is_better, new, old) for new, old in zip(found, sums, strict=True)))
 
 
 def _best_scale(
@@ -312,16 +322,21 @@ def _half(x: torch.Tensor) -> torch.Tensor:
 
 
 def _sum(x: torch.Tensor) -> torch.Tensor:
-    """The sum over the first axis, whose length is a power of two.
-
-    Halves are added to each other, so that the bits of a sum depend on what is summed alone: `torch.sum` takes another
-    order in some of the columns, which ones depends on how many rows are worked on at once.
-    """
+    """The sum over the first axis, whose length is a power of two."""
     if len(x) == 1:
         return x[0]
     half = len(x) // 2
-    x = x[:half] + x[half:]
-    while len(x) > 1:
-        half = len(x) // 2
-        x = x[:half].add_(x[half:])
-    return x[0]
+    return _fold_(x[:half] + x[half:], 0)
+
+
+def _fold_(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """The sum over an axis, whose length is a power of two; x is scratch afterwards.
+
+    Halves are added to each other, so that the bits of a sum depend on what is summed alone: `torch.sum` takes another
+    order in some of the columns, and which ones depends on how many rows are worked on at once.
+    """
+    n = x.shape[axis]
+    while n > 1:
+        n //= 2
+        x.narrow(axis, 0, n).add_(x.narrow(axis, n, n))
+    return x.select(axis, 0)
