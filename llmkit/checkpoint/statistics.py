@@ -52,6 +52,10 @@ class StoredStatistics:
         """Which fields of `Statistics` there are of the inputs of a stored tensor; the headers tell."""
         return frozenset(next((self.parts[part.id] for part in slot.parts if part.id in self.parts), {}))
 
+    def attrs(self) -> dict[str, Any]:
+        """Plain data, for the history."""
+        return {"statistics": self.label, **self.about}
+
     def squares(self, slot: Slot) -> Lazy | None:
         """The sum of x^2 of each input channel of a stored tensor, float32 [in]; None where nothing tells it."""
         parts = next((self.parts[part.id] for part in slot.parts if part.id in self.parts), {})

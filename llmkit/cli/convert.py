@@ -83,14 +83,15 @@ def convert(
     hold become infinite; they are counted and named.
     """
     from llmkit.checkpoint.contents import open_model
+    from llmkit.checkpoint.statistics import open_statistics
     from llmkit.transforms.convert import Overflow
     from llmkit.transforms.convert import convert as convert_checkpoint
 
     overflow = Overflow()
     given: dict[str, Any] = {"model_parallel": model_parallel, "file_version": file_version}
-    given |= {"type": type_, "statistics": statistics}
-    options = {name: value for name, value in given.items() if value is not None}
     ckpt = open_model(model, force=writing.force)
+    given |= {"type": type_, "statistics": open_statistics(statistics, ckpt) if statistics is not None else None}
+    options = {name: value for name, value in given.items() if value is not None}
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)
 
     def finish(_manifest: Mapping[str, Any]) -> Addition:

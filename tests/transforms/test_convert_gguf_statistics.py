@@ -12,6 +12,7 @@ from gguf import quants
 
 import llmkit
 from llmkit.architecture.registry import default_registry
+from llmkit.checkpoint.statistics import open_statistics
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.transforms.convert import convert
 
@@ -23,7 +24,8 @@ ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().
 
 def restored(ckpt, folder, kind, statistics=None):
     """The matrices of the file as the library reads them, by name, and their types."""
-    llmkit.save(convert(ckpt, to="gguf", type=kind, statistics=statistics), folder)
+    found = open_statistics(statistics, ckpt) if statistics is not None else None
+    llmkit.save(convert(ckpt, to="gguf", type=kind, statistics=found), folder)
     tensors = [t for t in gguf.GGUFReader(next(folder.glob("*.gguf"))).tensors if len(t.shape) > 1]
     return {t.name: (quants.dequantize(t.data, t.tensor_type), t.tensor_type.name) for t in tensors}
 

@@ -223,8 +223,6 @@ class _Fit:
 
     def _try_integers(self, steps: Points) -> None:
         """Step 3: the integers beside those of each group."""
-        import torch
-
         s, t, now = self.s, self.t, self._now
         minima = self._grid.minimum_steps
         for more in (0, -1, 1) if minima is not None else (-1, 1):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import MARKER_NAME, contents_of, require_model
 from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, refuse_unread
+from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import InputError, suggestion
 from llmkit.quantization.codec import config_entry
 from llmkit.tensors.spec import DType
@@ -55,8 +55,8 @@ def convert(
     if wanted is not None and target.counts_overflow:
         raise InputError(f"--to {to} stores matrices as --type says, not --dtype", hint="--type f16")
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
-    step = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}}
-    step |= {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    step: dict[str, Any] = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}}
+    step |= {name: value.attrs() if isinstance(value, StoredStatistics) else value for name, value in options.items()}
     ckpt = _checked(ckpt, to, options.get("type"))
     is_stated = config_entry(ckpt.config) is not None  # what config.json does not tell of, nothing else would load
     if is_quantized(ckpt) and (wanted is not None or not target.takes_quantized or not is_stated):

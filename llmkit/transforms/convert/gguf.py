@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture import registry
@@ -17,7 +16,7 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.statistics import StoredStatistics, gguf_spelling, open_statistics
+from llmkit.checkpoint.statistics import StoredStatistics, gguf_spelling
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, LlmkitError, RequirementError, suggestion
 from llmkit.formats.gguf_container import GgufContainer
@@ -46,7 +45,7 @@ def write(
     ckpt: Checkpoint,
     *,
     type: str = "f16",
-    statistics: Path | None = None,
+    statistics: StoredStatistics | None = None,
     overflow: Overflow | None = None,
 ) -> Checkpoint:
     """The checkpoint as one GGUF file, `<label>-<TYPE>.gguf`.
@@ -56,8 +55,7 @@ def write(
 
     Args:
         type: one of `TYPE_NAMES`.
-        statistics: a file with those of the inputs of its matrices (`llmkit.checkpoint.statistics`): errors of columns
-            with large inputs count more.
+        statistics: of the inputs of its matrices: errors of columns with large inputs count more.
         overflow: counts values that a plain type cannot hold; a block type whose scale cannot raises when written.
 
     Raises:
@@ -67,7 +65,7 @@ def write(
     """
     kind = _type(type)
     ckpt = text_part(ckpt)
-    importance = _importance(open_statistics(statistics, ckpt), ckpt) if statistics is not None else {}
+    importance = _importance(statistics, ckpt) if statistics is not None else {}
     config = dict(ckpt.config)
     architecture = registry.require(config, ckpt.label)
     family = architecture.gguf
