@@ -18,7 +18,7 @@ from llmkit.onnx.container import OnnxFiles, Place
 from llmkit.onnx.context import IN_PLACE, AttentionOp
 from llmkit.onnx.folder_files import large_files, runtime_files
 from llmkit.onnx.genai import genai_config, unfed_inputs
-from llmkit.onnx.grids import Grids
+from llmkit.onnx.integer_matrices import IntegerMatrices
 from llmkit.onnx.kv_cache import CacheScales, choose_scales
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.opening import PROVIDERS
@@ -132,7 +132,7 @@ def computed_weights(
 
 def _prepared(
     ckpt: Checkpoint, dtype: str, precision: Precision, provider: str
-) -> tuple[Checkpoint, Model, str, Grids, list[str]]:
+) -> tuple[Checkpoint, Model, str, IntegerMatrices, list[str]]:
     """The checkpoint in floats, its model, the compute dtype in ONNX's words, and what is computed from integers."""
     _refuse_unknown("--dtype", dtype, tuple(_COMPUTE))
     _refuse_unknown("--provider", provider, tuple(PROVIDERS))
@@ -195,7 +195,7 @@ def _graph(
     data_of: DataOf,
     dtype: str,
     wanted: Sequence[AttentionOp],
-    grids: Grids,
+    grids: IntegerMatrices,
     cache: CacheScales | None,
     used: dict[str, Lazy],
 ) -> tuple[AttentionOp, onnx.ModelProto]:

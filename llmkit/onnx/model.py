@@ -17,7 +17,7 @@ from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import IN_PLACE, AttentionOp, GraphContext, Int8Cache
 from llmkit.onnx.graph import CONTRIB, Graph
-from llmkit.onnx.grids import Grids
+from llmkit.onnx.integer_matrices import IntegerMatrices
 from llmkit.onnx.kv_cache import CacheScales
 from llmkit.onnx.layers import emit_layer
 from llmkit.onnx.norms import Stream, emit_norm
@@ -49,7 +49,7 @@ def build_graph(
     *,
     dtype: str = "FLOAT",
     attention: AttentionOp = "attention",
-    grids: Grids | None = None,
+    grids: IntegerMatrices | None = None,
     cache: CacheScales | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of a checkpoint.
@@ -70,7 +70,7 @@ def build_graph(
     ids = graph.input("input_ids", "INT64", ["batch_size", "sequence_length"])
     mask = graph.input("attention_mask", "INT64", ["batch_size", "total_sequence_length"])
     positions = graph.input("position_ids", "INT64", ["batch_size", "sequence_length"])
-    weights = GraphWeights(graph, model, tensors, data_of, dtype, grids or Grids())
+    weights = GraphWeights(graph, model, tensors, data_of, dtype, grids or IntegerMatrices())
     int8 = _int8_cache(weights, cache, attention) if cache is not None else None
     context = GraphContext(graph, model, dtype, attention, ids, mask, positions, int8)
     stream = Stream(weights, _embedded(context, weights))

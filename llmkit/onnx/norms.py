@@ -19,7 +19,7 @@ def emit_norm(kind: Kind, weights: GraphWeights, x: Value) -> Value:
 
 
 class Stream:
-    """The hidden states, with the last branch not added yet: a norm that follows is one op with the addition."""
+    """The residual stream. The last branch is added late: a norm that follows is then one op with the addition."""
 
     def __init__(self, weights: GraphWeights, value: Value) -> None:
         self._graph = weights.graph

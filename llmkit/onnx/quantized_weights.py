@@ -11,7 +11,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, SpecError, listing
-from llmkit.onnx.grids import Grids, Integers
+from llmkit.onnx.integer_matrices import IntegerMatrices, IntegerMatrix
 from llmkit.onnx.precision import ACCURACY_LEVELS, Precision
 from llmkit.quantization.codecs.nbits import CODEC
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, dequantized_from, is_dequantized, matrix_of
@@ -38,7 +38,7 @@ class _WeightPlan:
         left: why matrices stay floats: their names.
     """
 
-    kept: dict[str, Integers] = field(default_factory=dict)
+    kept: dict[str, IntegerMatrix] = field(default_factory=dict)
     floats: dict[str, Lazy] = field(default_factory=dict)
     widened: dict[str, str] = field(default_factory=dict)
     left: dict[str, list[str]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class _WeightPlan:
 
 def choose_grids(
     ckpt: Checkpoint, model: Model, precision: Precision, *, scale_dtype: DType, provider: str
-) -> tuple[Grids, list[str]]:
+) -> tuple[IntegerMatrices, list[str]]:
     """The matrices on integer grids, and what to tell of them.
 
     Args:
@@ -86,10 +86,10 @@ def choose_grids(
         left = [name for name, matrix in ordered.items() if matrix.columns is None]
         if left:
             notes.append(f"{len(left)} matrices have no QDQ form and stay operators on integers ({listing(left, 2)})")
-    return Grids(ordered, level, precision.is_qdq), notes
+    return IntegerMatrices(ordered, level, precision.is_qdq), notes
 
 
-def restored(tensors: Mapping[str, Lazy], model: Model, grids: Grids) -> dict[str, Lazy]:
+def restored(tensors: Mapping[str, Lazy], model: Model, grids: IntegerMatrices) -> dict[str, Lazy]:
     """The tensors with every matrix on a grid as the float32 one that its integers stand for."""
     transposed = {s.name for s in model.slots.values() if s.is_transposed}
     floats = {name: integers.matrix.dequantized(DType.F32) for name, integers in grids.matrices.items()}
@@ -134,7 +134,7 @@ def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider
         if fitted is not None and _is_table(slot) and lazy.shape[1] % fitted.group:
             fitted = None  # GatherBlockQuantized has whole blocks only
         if fitted is not None and (precision.bits is None or (bits is not None and fitted.bits <= bits)):
-            plan.kept[name] = Integers(fitted, _is_table(slot))
+            plan.kept[name] = IntegerMatrix(fitted, _is_table(slot))
         elif why is None and bits is not None:
             plan.floats[name] = lazy
         elif is_dequantized(lazy):
@@ -155,7 +155,7 @@ def _why_no_table(model: Model, columns: int) -> str | None:
 
 def _quantized(
     plan: _WeightPlan, slots: Mapping[str, Slot], precision: Precision, provider: str, scale_dtype: DType
-) -> tuple[dict[str, Integers], list[str]]:
+) -> tuple[dict[str, IntegerMatrix], list[str]]:
     """Quantize what is to be quantized, and say so."""
     bits, method = precision.bits or 0, method_named(precision.method or "mse")
     rows = {name: lazy.shape[1] for name, lazy in plan.floats.items() if not _is_table(slots[name])}
@@ -168,7 +168,7 @@ def _quantized(
         fitted = CODEC.fitted(quantized(Task(lazy, method, own, scale_dtype, name)))
         if fitted is None:
             raise SpecError(f"{name}: MatMulNBits has no blocks for {own}", hint="--group-size 64")
-        made[name] = Integers(fitted, is_table)
+        made[name] = IntegerMatrix(fitted, is_table)
         if slots[name].kind != "linear":
             notes.append(f"{name} to {own}")
     n_layers = len(made) - len(notes)

@@ -10,7 +10,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.errors import RequirementError
 from llmkit.onnx.graph import CONTRIB, ELEMENTS, Graph, Value
-from llmkit.onnx.grids import Grids
+from llmkit.onnx.integer_matrices import IntegerMatrices
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["DataOf", "GraphWeights"]
@@ -40,7 +40,7 @@ class GraphWeights:
     tensors: Mapping[str, Lazy]
     data_of: DataOf
     dtype: str
-    grids: Grids = field(default_factory=Grids)
+    grids: IntegerMatrices = field(default_factory=IntegerMatrices)
     stem: str = ""
     casts: dict[str, Value] = field(default_factory=dict)
     sums: dict[tuple[Value, int], Value] = field(default_factory=dict)

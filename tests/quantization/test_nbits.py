@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from llmkit.errors import InputError
-from llmkit.onnx.grids import Integers
+from llmkit.onnx.integer_matrices import IntegerMatrix
 from llmkit.quantization.codecs.nbits import CODEC
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.method import Task, quantized
@@ -32,7 +32,7 @@ def rounded(name, weight, grid, scale_dtype):
 def seen_by_the_kernel(matrix, *, as_table=False):
     """The float32 matrix [N, K] that ONNX Runtime computes with."""
     n, k = matrix.shape
-    parts = Integers(matrix, as_table).parts
+    parts = IntegerMatrix(matrix, as_table).parts
     arrays = {name.removeprefix("weight_"): lazy.load().numpy() for name, lazy in parts.items()}
     arrays["scales"] = arrays["scales"].astype(np.float32)
     initializers = [numpy_helper.from_array(a, name) for name, a in arrays.items()]
@@ -84,7 +84,7 @@ def test_the_kernel_sees_the_grid_of_round_to_nearest(bits, group, symmetric, k)
 def test_a_table_is_read_by_rows_and_multiplied(bits, group, symmetric):
     weight = weights(30, 192)
     matrix = rounded("w", held(weight), Grid(bits, group, symmetric), DType.F32)
-    assert len(Integers(matrix, is_table=True).parts["weight_codes"].shape) == 2
+    assert len(IntegerMatrix(matrix, is_table=True).parts["weight_codes"].shape) == 2
     assert np.array_equal(seen_by_the_kernel(matrix, as_table=True), matrix.dequantized(DType.F32).load().numpy())
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from llmkit.onnx.weights import GraphWeights
 
-__all__ = ["Grids", "Integers"]
+__all__ = ["IntegerMatrices", "IntegerMatrix"]
 
 
 @dataclass(frozen=True, eq=False)
-class Integers:
+class IntegerMatrix:
     """One matrix as the graph has it.
 
     Attributes:
@@ -80,8 +80,8 @@ class Integers:
 
 
 @dataclass(frozen=True)
-class Grids:
-    """Which matrices, and how they are computed.
+class IntegerMatrices:
+    """The matrices of a graph that are computed from integers, and how.
 
     Attributes:
         matrices: by the name of the tensor that they stand for.
@@ -89,7 +89,7 @@ class Grids:
         is_qdq: DequantizeLinear and MatMul in place of MatMulNBits, where a matrix has that form.
     """
 
-    matrices: Mapping[str, Integers] = field(default_factory=dict)
+    matrices: Mapping[str, IntegerMatrix] = field(default_factory=dict)
     accuracy_level: int = 0
     is_qdq: bool = False
 
@@ -137,7 +137,9 @@ class Grids:
         return g.op("Reshape", g.op("Add", blocks, added), g.ints(0, 0, matrix.shape[1]))
 
 
-def _values(weights: GraphWeights, name: str, integers: Integers) -> tuple[Value, Value, Value | None, Value | None]:
+def _values(
+    weights: GraphWeights, name: str, integers: IntegerMatrix
+) -> tuple[Value, Value, Value | None, Value | None]:
     """Codes, scales in the compute dtype, zero points, and offsets in the compute dtype."""
     stem, parts = name.removesuffix("weight"), integers.parts
     codes = weights.initializer(f"{stem}weight_codes", parts["weight_codes"])
@@ -148,7 +150,7 @@ def _values(weights: GraphWeights, name: str, integers: Integers) -> tuple[Value
     return codes, scales, zeros, weights.derived(stem + end, parts[end]) if end in parts else None
 
 
-def _dequantized(weights: GraphWeights, name: str, integers: Integers, columns: Mapping[str, Lazy]) -> Any:
+def _dequantized(weights: GraphWeights, name: str, integers: IntegerMatrix, columns: Mapping[str, Lazy]) -> Any:
     """The float matrix [K, N]; ONNX Runtime makes MatMulNBits of this and the product when a session starts."""
     matrix, stem = integers.matrix, name.removesuffix("weight")
     n, k = matrix.shape
