@@ -14,7 +14,7 @@ from typing import Literal
 
 from llmkit.errors import PluginError
 
-__all__ = ["Fused", "NameTable", "Names", "Transposed", "parts_of", "stem_of"]
+__all__ = ["Entry", "Fused", "NameTable", "Names", "Transposed", "parts_of", "stem_of"]
 
 
 @dataclass(frozen=True)

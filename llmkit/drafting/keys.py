@@ -68,15 +68,12 @@ class Config:
     def nearest(self, name: str, value: int | None) -> tuple[str | None, float]:
         """The key most like the known spellings of a size, of those that hold a value, and how like it is."""
         numbers = {k: v for k, v in self.values.items() if isinstance(v, int) and not isinstance(v, bool)}
-        free = [k for k, v in numbers.items() if v == (v if value is None else value) and k not in self._used]
+        used = self.renamed.values()
+        free = [k for k, v in numbers.items() if v == (v if value is None else value) and k not in used]
         spellings = self.known.get(name, (name,))
         ratio, key = max(((max(_likeness(k, s) for s in spellings), k) for k in free), default=(0.0, ""))
         least = _CLOSE if value is None else 0.5 if name in ("kv_heads", "head_dim") else 0.0
         return (key, ratio) if key and ratio >= least else (None, ratio)
-
-    @property
-    def _used(self) -> set[str]:
-        return set(self.renamed.values())
 
     def kind(self, kind: Any, path: str, tiny: Mapping[str, Any]) -> Any:
         """A kind with the keys that this config has for its fields; what it must state and does not is as in `tiny`."""

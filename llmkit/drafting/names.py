@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.names import Fused, Names, Transposed, parts_of, stem_of
+from llmkit.architecture.names import Entry, Fused, Names, Transposed, parts_of, stem_of
 from llmkit.drafting.headers import Headers
 
 __all__ = ["names_like"]
-
-Entry = str | Fused | Transposed
 
 
 def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) -> tuple[Names, dict[str, str]]:
@@ -30,13 +28,14 @@ def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) ->
                 parts = set(parts_of(slot, entry) or [slot])
                 rest = {s: e for s, e in slots.items() if not parts & set(parts_of(s, e) or [s])}
                 if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
-                    slots = {**rest, slot: _stored_as(entry, stem)}
-                    if isinstance(slots[slot], Fused):
+                    plain = entry.stored if isinstance(entry, Transposed) else entry
+                    slots = {**rest, slot: replace(plain, name=stem) if isinstance(plain, Fused) else stem}
+                    if isinstance(plain, Fused):
                         checks[slot] = 'the order of rows (rows="stacked" or "per_group"), and of its parts'
                     break
     names = _outer_like(headers, replace(like.names, block=headers.block, slots=slots), tables)
-    own_ignored = like.names.ignored if headers.block == like.names.block else ()
-    names = replace(names, ignored=tuple(dict.fromkeys((*own_ignored, *headers.ignored))))
+    if headers.block != like.names.block:
+        names = replace(names, ignored=headers.ignored)
     return _with_orientation(headers, names), checks
 
 
@@ -44,11 +43,6 @@ def _layer_stems(architecture: Architecture) -> set[str]:
     """The stems of the weights that its layers have in any of its variants."""
     configs = [architecture.tiny_config(v) for v in (None, *architecture.variants)]
     return {leaf.rpartition(".")[0] for config in configs for leaf in architecture.bind(config).block.slots()}
-
-
-def _stored_as(entry: Entry, stem: str) -> str | Fused:
-    fused = entry.stored if isinstance(entry, Transposed) else entry
-    return replace(fused, name=stem) if isinstance(fused, Fused) else stem
 
 
 def _known_as(stem: str, tables: Sequence[Names], exact: bool) -> Iterator[tuple[str, Entry]]:
