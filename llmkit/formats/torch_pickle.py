@@ -225,16 +225,6 @@ def _lazy(path: Path, source: SourceFile, name: str, ref: TensorRef, spans: Mapp
             f"strides {list(ref.strides)}",
             hint="save it with torch as tensor.contiguous()",
         )
-    strides = None if _is_contiguous(ref.shape, ref.strides) else ref.strides
-    return Read(name, spec, source, start + first, strides).output()
-
-
-def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    if 0 in shape:
-        return True
-    expected = 1
-    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if n != 1 and stride != expected:
-            return False
-        expected *= n
-    return True
+    ordered = zip(ref.shape, ref.strides, spec.strides, strict=True)
+    is_contiguous = not spec.numel or all(n == 1 or stride == expected for n, stride, expected in ordered)
+    return Read(name, spec, source, start + first, None if is_contiguous else ref.strides).output()

@@ -165,16 +165,9 @@ def _pickled(tensors: Iterable[tuple[str, TensorSpec]]) -> bytes:
         out += [
             _text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(",
             b"(" + storage + _int(spec.numel) + b"tQ", _int(0),
-            _ints(spec.shape), _ints(_strides(spec.shape)), b"\x89", ordered_dict, b"tR",
+            _ints(spec.shape), _ints(spec.strides), b"\x89", ordered_dict, b"tR",
         ]  # fmt: skip
     return b"".join([*out, b"u."])
-
-
-def _strides(shape: Sequence[int]) -> list[int]:
-    strides = [1] * len(shape)
-    for i in range(len(shape) - 2, -1, -1):
-        strides[i] = strides[i + 1] * max(shape[i + 1], 1)
-    return strides
 
 
 def _text(text: str) -> bytes:

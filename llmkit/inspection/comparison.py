@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.slices import common_slices, load_rows
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +183,8 @@ def _difference(name: str, a: Lazy, b: Lazy, progress: Progress) -> Difference:
 
     sums = _Sums()
     with torch.inference_mode():
-        for x, y in _slices(a, b):
+        for rows in common_slices(a, b, _SLICE_NBYTES):
+            x, y = load_rows(a, rows), load_rows(b, rows)
             for start in range(0, x.numel(), _BLOCK_NUMEL):
                 block = slice(start, start + _BLOCK_NUMEL)
                 sums.add(x.reshape(-1)[block], y.reshape(-1)[block])
@@ -210,17 +211,3 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.view_as_real(x).reshape(-1).double() if x.is_complex() else x.double()
-
-
-def _slices(a: Lazy, b: Lazy) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Row slices of both; whole where one can only be had whole."""
-    steps = [x.node.row_step for x in (a, b)]
-    n = a.spec.n_rows
-    if None in steps or any(x.node.n_rows != n or len(x.node.specs) > 1 for x in (a, b)):
-        yield a.load(), b.load()
-        return
-    step = lcm(*(s for s in steps if s is not None))
-    rows = max(_SLICE_NBYTES // max(a.spec.row_nbytes, 1) // step, 1) * step
-    for start in range(0, n, rows):
-        span = (start, min(start + rows, n))
-        yield Context().rows(a, span), Context().rows(b, span)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-from llmkit.tensors.lazy import Context, Lazy, Read
+from llmkit.tensors.lazy import Context, Lazy, Read, Rows
+from llmkit.tensors.slices import common_slices, load_rows
 
 __all__ = ["are_equal"]
 
@@ -30,32 +29,25 @@ def are_equal(a: Lazy, b: Lazy, limit: int | None = None) -> bool | None:
     x, y = a.node, b.node
     if isinstance(x, Read) and isinstance(y, Read) and _place(x) == _place(y):
         return True
-    step = math.lcm(x.row_step or 0, y.row_step or 0)
-    n = x.n_rows
     slice_nbytes = _SLICE_NBYTES if limit is None else min(_SLICE_NBYTES, max(limit // 16, 1))
-    rows = n if step == 0 else max(slice_nbytes // max(a.spec.row_nbytes, 1) // step, 1) * step
-    starts = list(range(0, n, max(rows, 1)))
-    chosen = starts[-1:] + starts[:-1]
-    if limit is not None:
-        most = max(limit // max(rows * a.spec.row_nbytes, 1), 2)
-        stride = -(-len(starts) // most)
-        chosen = list(dict.fromkeys([*starts[-1:], *starts[::stride]]))
-    for start in chosen:
-        if not _has_equal_rows(a, b, (start, min(start + rows, n))):
-            return False
-    return None if len(chosen) < len(starts) else True
+    slices = common_slices(a, b, slice_nbytes)
+    chosen = slices[-1:] + slices[:-1]
+    if limit is not None and slices:
+        most = max(limit // max(slices[0][1] * a.spec.row_nbytes, 1), 2)
+        every = -(-len(slices) // most)
+        chosen = list(dict.fromkeys([*slices[-1:], *slices[::every]]))
+    if not all(_has_equal_rows(a, b, rows) for rows in chosen):
+        return False
+    return None if len(chosen) < len(slices) else True
 
 
 def _place(node: Read) -> tuple[object, ...]:
     return str(node.source.path), node.offset, node.specs, node.strides
 
 
-def _has_equal_rows(a: Lazy, b: Lazy, rows: tuple[int, int]) -> bool:
-    x, y = a.node, b.node
-    if isinstance(x, Read) and isinstance(y, Read) and a.dtype is b.dtype and x.strides is y.strides is None:
-        # Bytes, so that opening a checkpoint needs no torch.
-        start, nbytes = rows[0] * a.spec.row_nbytes, (rows[1] - rows[0]) * a.spec.row_nbytes
-        return x.source.read(x.offset + start, nbytes) == y.source.read(y.offset + start, nbytes)
+def _has_equal_rows(a: Lazy, b: Lazy, rows: Rows) -> bool:
+    if a.node.is_moved and b.node.is_moved and a.dtype is b.dtype:  # opening a checkpoint needs no torch
+        return Context().row_bytes(a, rows) == Context().row_bytes(b, rows)
     import torch
 
-    return torch.equal(Context().rows(a, rows).float(), Context().rows(b, rows).float())
+    return torch.equal(load_rows(a, rows).float(), load_rows(b, rows).float())

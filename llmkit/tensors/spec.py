@@ -125,6 +125,11 @@ class TensorSpec:
         """Bytes of one index of the first dimension."""
         return prod(self.shape[1:]) * self.dtype.itemsize
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """How many elements lie between neighbours in each dimension, in row-major order, as torch counts them."""
+        return tuple(prod(max(n, 1) for n in self.shape[i + 1 :]) for i in range(len(self.shape)))
+
     def with_rows(self, n_rows: int) -> TensorSpec:
         """The same spec with another first dimension."""
         return TensorSpec(self.dtype, (n_rows, *self.shape[1:]))

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llmkit.tensors.finite import count_not_finite
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
 
@@ -76,19 +77,12 @@ def _cast(name: str, lazy: Lazy, dtype: DType, overflow: Overflow) -> Lazy:
 
     def fn(x: torch.Tensor) -> torch.Tensor:
         y = x.to(dtype.torch)
-        overflow.add(name, len(x) if x.dim() else 1, _n_overflown(x, y, _LARGEST[dtype]))
+        n_not_finite = count_not_finite(y)
+        n_overflown = n_not_finite - count_not_finite(x) if n_not_finite else 0
+        overflow.add(name, len(x) if x.dim() else 1, n_overflown)
         return y
 
     return Apply("cast", [lazy], lazy.spec.with_dtype(dtype), fn, {"to": dtype.name}).output()
-
-
-def _n_overflown(x: torch.Tensor, y: torch.Tensor, largest: float) -> int:
-    if not x.numel():
-        return 0
-    low, high = x.aminmax()
-    if -largest <= float(low) and float(high) <= largest:  # false when there is a NaN: then count
-        return 0
-    return int((y.isinf() & x.isfinite()).sum())
 
 
 def config_with_dtype(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:

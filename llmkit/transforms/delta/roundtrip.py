@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.slices import common_slices, load_rows
 from llmkit.transforms.delta.arithmetic import ordinal, ulp_dtype
 
 __all__ = ["RoundTrip", "measure_round_trip"]
@@ -62,25 +63,17 @@ def measure_round_trip(tuned: Checkpoint, back: Checkpoint) -> RoundTrip:
         if got is None or got.spec != want.spec:
             missing.append(name)
             continue
-        for rows in _row_slices(want, got):
+        for rows in common_slices(want, got, _BLOCK_NBYTES):
             _count(found, name, want, got, rows)
     found.missing = tuple(missing)
     return found
-
-
-def _row_slices(want: Lazy, got: Lazy) -> list[tuple[int, int]]:
-    n = want.node.n_rows
-    if want.node.row_step != 1 or got.node.row_step != 1 or not want.shape:
-        return [(0, n)]
-    rows = max(_BLOCK_NBYTES // max(want.spec.row_nbytes, 1), 1)
-    return [(i, min(i + rows, n)) for i in range(0, n, rows)]
 
 
 def _count(found: RoundTrip, name: str, want: Lazy, got: Lazy, rows: tuple[int, int]) -> None:
     import torch
 
     integers = ulp_dtype(want.dtype).torch
-    x, y = (Context().rows(lazy, rows) for lazy in (want, got))
+    x, y = (load_rows(lazy, rows) for lazy in (want, got))
     # Integers of the width: a distance beyond their range can only be too small by wrapping, so go one wider.
     wide = torch.int64
     distance = (ordinal(x.view(integers)).to(wide) - ordinal(y.view(integers)).to(wide)).abs()
