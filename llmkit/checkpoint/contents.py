@@ -139,8 +139,7 @@ def _way_to_floats(ckpt: Checkpoint, found: Quantization) -> str:
         return f"{best}; where its weights are floats, remove quantization_config from config.json"
     if found.method not in (BLOCKS, *(reader.name for reader in folder_readers())):
         return best
-    dtype = " --dtype float16" if found.method != BLOCKS else ""
-    command = f"llmkit convert {shlex.quote(str(ckpt.origin or ckpt.label))} --to hf{dtype} -o FLOATS"
+    command = f"llmkit convert {shlex.quote(str(ckpt.origin or ckpt.label))} --to dense -o FLOATS"
     return f"{best}; where that is lost, `{command}` writes what is left of its weights, rounded as they are"
 
 

@@ -24,6 +24,7 @@ _N_WORST = 5
     "llmkit convert vicuna-7b-bin --to hf --dtype float16 -o vicuna-7b",
     "llmkit convert chatglm3-6b --to hf --as glm -o chatglm3-6b-glm",
     "llmkit convert vicuna-7b --to gguf --type q4_k_m -o vicuna-7b-gguf",
+    "llmkit convert vicuna-7b-gptq --to compressed-tensors -o vicuna-7b-int4",
 )
 def convert(
     out: Output,
@@ -36,7 +37,8 @@ def convert(
             autocompletion=completion.layouts,
             help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json. "
             "litgpt: lit_model.pth with model_config.yaml. llama2c: model.bin and tokenizer.bin. "
-            "gguf: one file for llama.cpp. Meta's, litgpt's and llama2.c's hold what computes as Llama does.",
+            "gguf: one file for llama.cpp. Meta's, litgpt's and llama2.c's hold what computes as Llama does. "
+            "compressed-tensors, gptq, gptq_v2, awq: a quantized model, code for code. dense: in floats.",
         ),
     ],
     writing: Writing,
@@ -66,6 +68,9 @@ def convert(
             "llama.cpp, or a file of llmkit's): errors of columns with large inputs count more.",
         ),
     ] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Round again what the grid of another quantized layout cannot hold.")
+    ] = False,
     architecture: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +96,7 @@ def convert(
     given: dict[str, Any] = {"model_parallel": model_parallel, "file_version": file_version}
     ckpt = open_model(model, force=writing.force)
     given |= {"type": type_, "statistics": open_statistics(statistics, ckpt) if statistics is not None else None}
+    given["requantize"] = requantize or None
     options = {name: value for name, value in given.items() if value is not None}
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)
 

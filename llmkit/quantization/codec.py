@@ -224,6 +224,10 @@ class FolderCodec(FolderReader, Codec):
             are_all: `matrices` and `ignore` are all linear modules there are.
         """
 
+    def files(self, entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """JSON files besides config.json that loaders look for, by their names; `entry` is what `describe` gave."""
+        return {}
+
     def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
         """What the user of a folder with these matrices should know."""
         return []

@@ -89,6 +89,7 @@ class QuantizedMatrix:
         table: the numbers that codes stand for before they are scaled; there are no zeros and no offsets then.
         order: int32 [in], the group of each column; None: they follow each other.
         source: what stores it, in a few words, where the grid does not say it (`Q4_K`).
+        has_signed_scales: some may be negative.
     """
 
     grid: Grid
@@ -100,6 +101,7 @@ class QuantizedMatrix:
     table: tuple[float, ...] | None = None
     order: Lazy | None = None
     source: str = ""
+    has_signed_scales: bool = False
 
     @property
     def bits(self) -> int:

@@ -15,7 +15,7 @@ from llmkit.errors import InputError, RequirementError, SpecError, listing, sugg
 from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
 
-__all__ = ["GroupSize", "Layers", "choose_grid", "choose_layers", "nothing_left", "why_left"]
+__all__ = ["GroupSize", "Layers", "choose_grid", "choose_layers", "layers_of", "nothing_left", "why_left"]
 
 GroupSize = int | Literal["auto", "channel"]
 
@@ -97,6 +97,15 @@ def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) ->
         model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
         raise nothing_left(ckpt, model, keep, only)
     _refuse_transposed(ckpt, [name for name in chosen if slots[name].is_transposed])
+    return layers_of(ckpt, chosen)
+
+
+def layers_of(ckpt: Checkpoint, chosen: Sequence[str]) -> Layers:
+    """The layers of which `chosen` are the weights that are quantized."""
+    model = ckpt.model
+    if model is None:
+        return Layers(chosen, [], False)
+    slots = model.tensors()
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
     left = [name.removesuffix(".weight") for name in linear if name not in chosen]
     left += [model.names.in_memory[module] for module in left if module in model.names.in_memory]
@@ -196,7 +205,7 @@ def choose_grid(
         codec: what has to hold it.
         group_size: "auto" is the largest of 64 and 32 that divides every row; for 8 bits 128, too, and one scale a row
             where none divides.
-        symmetric: None: asymmetric, where the layout has zero points.
+        symmetric: None: asymmetric, where the layout has zero points and its kernels expect them.
         rows: names of the matrices, and the weights in a row.
 
     Raises:
@@ -212,7 +221,8 @@ def choose_grid(
     elif size != "channel" and (type(size) is not int or size not in codec.group_sizes):
         sizes = ", ".join(map(str, codec.group_sizes))
         raise InputError(f"--group-size {size}: expected {sizes}, channel or auto", hint="--group-size 64")
-    symmetric = not codec.holds_zeros if symmetric is None else symmetric
+    if symmetric is None:
+        symmetric = codec.prefers_symmetric or not codec.holds_zeros
     grid = Grid(bits, size if isinstance(size, int) else None, symmetric)
     odd = {name: n for name, n in rows.items() if not grid.divides(n)}
     if odd and not codec.fills_rows:

@@ -8,14 +8,13 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import SpecError, listing
-from llmkit.quantization.codec import folder_codec
+from llmkit.quantization.codec import Codec, folder_codec
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
-from llmkit.tensors.lazy import Lazy
-from llmkit.tensors.siblings import siblings
 from llmkit.tensors.spec import DType
 from llmkit.transforms.layers import GroupSize, choose_grid, choose_layers
+from llmkit.transforms.storing import stored_by
 
 __all__ = ["quantize"]
 
@@ -70,40 +69,32 @@ def quantize(
     grid, reason = choose_grid(codec, bits, group_size, symmetric, rows)
     matrices: dict[str, QuantizedMatrix] = {}
     make = quantizer or quantized
-    tensors: dict[str, Lazy] = {}
-    for name, lazy in ckpt.tensors.items():
-        if name not in rows:
-            tensors[name] = lazy
-            continue
+    for name in (name for name in ckpt.tensors if name in rows):
+        lazy = ckpt.tensors[name]
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
-        matrix = make(Task(lazy, way, grid, _scale_dtype(ckpt, name), name, observe))
-        why = codec.refuses(matrix)
-        if why is not None:
-            raise SpecError(f"{name} does not fit in --format {format}: {why}")
-        matrices[name.removesuffix(".weight")] = matrix
-        stem = name.removesuffix("weight")
-        tensors |= siblings({stem + end: part for end, part in codec.write(matrix).items()})
-    config = dict(ckpt.config)
-    config["quantization_config"] = codec.describe(matrices, chosen.left, are_all=chosen.are_all)
-    notes = [f"{len(rows)} linear layers to {grid}{reason}, {way.words}", *codec.notes(matrices)]
+        matrices[name] = make(Task(lazy, way, grid, _scale_dtype(ckpt, name, codec), name, observe))
+    notes = [f"{len(rows)} linear layers to {grid}{reason}, {way.words}"]
     if quantizer is not None:
-        notes.insert(1, quantizer.words())
+        notes.append(quantizer.words())
     if chosen.left:
         notes.append(f"linear layers kept as they are: {listing(chosen.left)}")
     step = {
         "transform": "quantize", **way.attrs(), "format": format, **grid.attrs(), "keep": list(keep),
         "only": list(only), **(quantizer.attrs() if quantizer is not None else {}),
     }  # fmt: skip
-    return ckpt.derive(tensors=tensors, config=config, step=step, notes=notes)
+    return stored_by(ckpt.derive(step=step, notes=notes), codec, matrices, chosen)
 
 
-def _scale_dtype(ckpt: Checkpoint, name: str) -> DType:
-    """The model's dtype. transformers casts scales to it: a grid of finer scales would not be the one that runs."""
+def _scale_dtype(ckpt: Checkpoint, name: str, codec: Codec) -> DType:
+    """The model's dtype, where the layout has scales in it.
+
+    transformers casts scales to it: a grid of finer ones would not be the one that runs.
+    """
     stored = ckpt.tensors[name].dtype
     if stored not in _FLOATS:
         raise SpecError(
             f"{name} is {stored.name}; expected float32, float16 or bfloat16 weights",
             hint="llmkit convert MODEL --to hf --dtype bfloat16 -o OUT, then quantize that",
         )
-    dtype = model_dtype(ckpt.config)
-    return dtype if dtype in _FLOATS else stored
+    dtype = model_dtype(ckpt.config) or stored
+    return dtype if dtype in codec.scale_dtypes else codec.scale_dtypes[0]

@@ -195,7 +195,7 @@ def test_blocks_of_a_gguf_are_floats_to_read_and_not_to_round_again(world, call,
                  ("delta", "make", world / "base", gguf)):  # fmt: skip
         done = call(*args, "-o", out)
         said = " ".join(done.err.split())
-        assert (done.code, "already quantized (Q8_0" in said, "--to hf" in said) == (2, True, True), said
+        assert (done.code, "already quantized (Q8_0" in said, "--to dense" in said) == (2, True, True), said
     done = call("convert", gguf, "--to", "gguf", "--type", "q4_0", "-o", out)
     assert done.code == 0
     assert "rounded to Q8_0" in " ".join(done.err.split())

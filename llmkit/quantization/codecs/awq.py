@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import SpecError, listing
 from llmkit.quantization.codec import Specs, need
-from llmkit.quantization.codecs.qweight import QweightCodec
+from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack, unpack_words
 from llmkit.quantization.words import codes_of, cut, zero_points
@@ -133,7 +133,7 @@ def _gemm(words: Lazy, scales: Lazy, zeros: Lazy, entry: Mapping[str, Any]) -> Q
     spec = TensorSpec(DType.U8, (n_out, n_bytes(n_in, 4)))
     codes = Apply("codes", [words], spec, lambda w: pack(_unpacked(w), 4), row_step=None, scratch=1.0)
     points = Apply("zero points", [zeros], TensorSpec(DType.U8, (n_out, n_groups)), _unpacked, row_step=None)
-    grid = Grid(4, None if n_groups == 1 else n_in // n_groups, False)
+    grid = Grid(4, group_size(n_in, n_groups, entry), False)
     return QuantizedMatrix(grid, (n_out, n_in), cut(codes.output()), cut(transpose(scales)), cut(points.output()))
 
 
@@ -188,7 +188,7 @@ def _padded_grid(n_in: int, n_words: int, entry: Mapping[str, Any]) -> tuple[Gri
     for group in (stated if type(stated) is int and stated > 0 else n_in, 128, 64, 32, 16):
         times = max(128 // group, 1)
         if n_in % group == 0 and -(-(n_in // group) // (8 * times)) * times == n_words:
-            return Grid(4, None if group == n_in else group, False), n_in // group
+            return Grid(4, group_size(n_in, n_in // group, entry), False), n_in // group
     raise SpecError(f"{8 * n_words} scales for rows of {n_in}: no group size has that many")
 
 

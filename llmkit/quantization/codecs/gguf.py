@@ -97,6 +97,7 @@ class GgufBlocks(Codec):
             offsets=minima,
             table=layout.table,
             source=kind.name,
+            has_signed_scales=kind.name != "Q8_0",  # what has the largest size, whatever its sign, has the last code
         )
 
 

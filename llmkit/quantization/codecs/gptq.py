@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError, SpecError
 from llmkit.quantization.codec import Specs, need
-from llmkit.quantization.codecs.qweight import QweightCodec
+from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
 from llmkit.quantization.words import codes_of, cut, group_order, words_of, zero_points
@@ -99,9 +99,9 @@ class Gptq(QweightCodec):
         if bits is None or scales.shape != (n_groups, n_out):
             raise SpecError(f"qzeros are {stored.spec}, scales {scales.spec}: no grid for {n_out} outputs")
         n_in = _n_columns(words, bits, parts.get("g_idx"), shape)
-        group = _group(n_in, n_groups, settings)
-        grid = Grid(bits, None if n_groups == 1 else group, bool(settings.get("sym")))
-        order = group_order(parts["g_idx"], n_in, n_groups, group) if "g_idx" in parts else None
+        grid = Grid(bits, group_size(n_in, n_groups, settings), bool(settings.get("sym")))
+        order = parts.get("g_idx")
+        order = group_order(order, n_in, n_groups, grid.group_size or n_in) if order is not None else None
         is_v1 = str(settings.get("checkpoint_format")).lower() != "gptq_v2"
         zeros = cut(_zeros(stored, bits, n_out, is_v1=is_v1))
         across = cut(transpose(scales))
@@ -151,6 +151,14 @@ class Gptq(QweightCodec):
             "meta": {"quantizer": [f"llmkit:{__version__}"]},
         }
 
+    def files(self, entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        return {self.config_file: entry}
+
+    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+        if self.lowest_zero and any(matrix.zeros is not None for matrix in matrices.values()):
+            return ["GPTQModel reads zero points of the first version in its own files only; those of gptq_v2 in all"]
+        return []
+
     def _words(self, specs: Specs, module: str) -> str | None:
         words, scales, zeros = (specs.get(f"{module}.{end}") for end in ("qweight", "scales", "qzeros"))
         if words is None or len(words.shape) != 2 or words.dtype is not DType.I32:
@@ -174,17 +182,6 @@ def _n_columns(words: Lazy, bits: int, order: Lazy | None, shape: tuple[int, int
     if n_words(n_in, bits) != words.shape[0]:
         raise SpecError(f"qweight is {words.spec}, no whole number of codes of {bits} bits")
     return n_in
-
-
-def _group(n_in: int, n_groups: int, settings: Mapping[str, Any]) -> int:
-    """Columns of a group."""
-    stated = settings.get("group_size")
-    group = stated if type(stated) is int and stated > 0 else -(-n_in // n_groups)
-    if -(-n_in // group) != n_groups:
-        group = -(-n_in // n_groups)  # another one for this matrix (`dynamic`)
-    if -(-n_in // group) != n_groups:
-        raise SpecError(f"{n_in} columns do not fall into {n_groups} groups")
-    return group
 
 
 def _zeros(stored: Lazy, bits: int, n_out: int, *, is_v1: bool) -> Lazy:
@@ -228,8 +225,7 @@ def _neighbours(n_in: int, group: int) -> Lazy:
 
 def _kind(matrix: QuantizedMatrix) -> dict[str, Any]:
     grid, has_order = matrix.grid, matrix.order is not None
-    group_size = -1 if grid.group_size is None else grid.group_size
-    return {"bits": grid.bits, "group_size": group_size, "sym": grid.is_symmetric, "desc_act": has_order}
+    return {"bits": grid.bits, "group_size": grid.group_size or -1, "sym": grid.is_symmetric, "desc_act": has_order}
 
 
 class GptqV2(Gptq):

@@ -14,7 +14,7 @@ from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about,
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.spec import DType
 
-__all__ = ["QweightCodec"]
+__all__ = ["QweightCodec", "group_size"]
 
 _ENDS = ("qweight", "qzeros", "zeros", "scales", "g_idx")
 
@@ -64,3 +64,18 @@ class QweightCodec(FolderCodec):
         if left:
             raise SpecError(f"{stored.label}: {left[0]} has no qweight beside it")
         return found, used
+
+
+def group_size(n_in: int, n_groups: int, entry: Mapping[str, Any]) -> int | None:
+    """Columns of a group; None for one a row. The number of groups tells, and the entry which size of several it is.
+
+    Raises:
+        SpecError: no size gives that many groups.
+    """
+    stated = entry.get("group_size", entry.get("q_group_size"))
+    if type(stated) is int and 0 < stated <= n_in and -(-n_in // stated) == n_groups:
+        return stated
+    size = -(-n_in // n_groups)  # `dynamic` may give a matrix another one
+    if -(-n_in // size) != n_groups:
+        raise SpecError(f"{n_in} columns do not fall into {n_groups} groups")
+    return size if n_groups > 1 else None

@@ -17,10 +17,12 @@ from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.torch_zip import TorchFiles
 from llmkit.layouts.layout import Layout
 from llmkit.layouts.opening import layouts
+from llmkit.quantization.codec import FolderCodec, folder_readers
 from llmkit.tokenization.parity import compare, tied_texts
 from llmkit.tokenization.scored_pieces import from_scored_pieces, to_scored_pieces
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.transforms.convert import gguf
+from llmkit.transforms.convert.codes import to_codec
 
 __all__ = ["Target", "targets"]
 
@@ -95,6 +97,7 @@ def _scored_pieces(ckpt: Checkpoint, name: str, layout: str) -> FileContent | No
 _BUILT_IN = {
     "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
+    "dense": Target("safetensors in floats", _contained(SafetensorsFiles())),
     "gguf": Target("GGUF, as llama.cpp reads it", gguf.write, ("type", "statistics"), counts_overflow=True),
 }
 
@@ -102,4 +105,8 @@ _BUILT_IN = {
 def targets() -> dict[str, Target]:
     """What can be written, by the name that `--to` takes: transformers' own files, GGUF, and registered layouts."""
     written = [layout for layout in layouts() if layout.write is not None]
-    return _BUILT_IN | {layout.name: Target(layout.summary, _foreign(layout), layout.options) for layout in written}
+    codecs = [reader for reader in folder_readers() if isinstance(reader, FolderCodec)]
+    words = "quantized, code for code"
+    coded = {c.name: Target(words, to_codec(c), ("requantize",), takes_quantized=True) for c in codecs}
+    foreign = {layout.name: Target(layout.summary, _foreign(layout), layout.options) for layout in written}
+    return _BUILT_IN | coded | foreign

@@ -1,0 +1,140 @@
+"""From one quantized layout to another: every code and scale stays, or is rounded again where that was asked for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import llmkit
+from llmkit.checkpoint.quantized import dequantized, describe
+from llmkit.errors import InputError, RequirementError
+from llmkit.quantization.codec import FolderCodec, folder_readers
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.packing import pack
+from llmkit.quantization.signs import with_positive_scales
+from llmkit.tensors.spec import DType
+from llmkit.transforms.convert import convert
+from llmkit.transforms.quantize import quantize
+from tests.quantization.lazies import held
+from tests.transforms.test_quantize import write_model
+
+CODECS = {reader.name: reader for reader in folder_readers() if isinstance(reader, FolderCodec)}
+FORMATS = list(CODECS)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A half-precision model quantized to 4 bits in every layout, with zero points and without."""
+    folder = tmp_path_factory.mktemp("codes")
+    write_model(folder / "m", torch.float16, ffn=128)
+    for name in FORMATS:
+        for symmetric in (True, False):
+            made = quantize(llmkit.open_checkpoint(folder / "m"), bits=4, format=name, symmetric=symmetric)
+            llmkit.save(made, folder / f"{name}-{symmetric}")
+    return folder
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("before", FORMATS)
+def test_every_weight_stays_what_it_was(world, tmp_path, before, symmetric):
+    """The float16 weights of both are equal, bit for bit; grids of both hold the same."""
+    ckpt = llmkit.open_checkpoint(world / f"{before}-{symmetric}")
+    wanted = dequantized(ckpt).tensors
+    assert any("layers.0" in name and name.endswith("q_proj.weight") for name in wanted)
+    for after in FORMATS:
+        llmkit.save(convert(ckpt, to=after), tmp_path / after)
+        found = llmkit.open_checkpoint(tmp_path / after)
+        assert found.config["quantization_config"]["quant_method"] == after.removesuffix("_v2")
+        assert list(dequantized(found).tensors) == list(wanted)
+        assert all(torch.equal(lazy.load(), wanted[n].load()) for n, lazy in dequantized(found).tensors.items()), after
+        assert (tmp_path / after / "quantize_config.json").is_file() == after.startswith("gptq")
+    llmkit.save(convert(ckpt, to="dense"), tmp_path / "dense")
+    dense = load_file(tmp_path / "dense" / "model.safetensors")
+    assert all(torch.equal(dense[name], lazy.load()) for name, lazy in wanted.items())
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(FORMATS), st.integers(2, 8), st.sampled_from([16, 32, 96, None]), st.booleans(),
+    st.sampled_from([DType.F16, DType.BF16, DType.F32]), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_a_codec_refuses_what_it_would_change(name, bits, group, symmetric, dtype, has_order, has_offsets):
+    """Where it does not refuse, what is read again has the same weights; where it does, it says why."""
+    codec, grid = CODECS[name], Grid(bits, group, symmetric or has_offsets)
+    generator = torch.Generator().manual_seed(bits)
+    shape, groups = (32, 192), (32, grid.n_groups(192))
+    codes = torch.randint(0, 1 << bits, shape, dtype=torch.uint8, generator=generator)
+    zeros = torch.randint(1, 1 << bits, groups, dtype=torch.uint8, generator=generator)
+    order = torch.randint(0, groups[1], (192,), dtype=torch.int32, generator=generator)
+    scales = (torch.rand(groups, generator=generator) + 0.1).to(dtype.torch)
+    matrix = QuantizedMatrix(
+        grid, shape, held(pack(codes, bits)), held(scales), None if grid.is_symmetric else held(zeros),
+        offsets=held(scales) if has_offsets else None, order=held(order) if has_order and groups[1] > 1 else None,
+    )  # fmt: skip
+    why = codec.refuses(matrix)
+    holds = bits in codec.bits and dtype in codec.scale_dtypes and not has_offsets
+    assert (why is None) == (holds and (matrix.order is None or codec.holds_order)), why
+    if why is None:
+        found = codec.read(codec.write(matrix), codec.settings(matrix), None)
+        assert torch.equal(found.dequantized(DType.F32).load(), matrix.dequantized(DType.F32).load())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from([2, 3, 4, 8]), st.sampled_from([16, 32, None]), st.booleans())
+def test_negative_scales_become_positive_ones(bits, group, has_order):
+    grid = Grid(bits, group)
+    generator = torch.Generator().manual_seed(bits)
+    groups = (6, grid.n_groups(64))
+    codes = torch.randint(0, 1 << bits, (6, 64), dtype=torch.uint8, generator=generator)
+    scales = torch.randn(groups, generator=generator)
+    order = torch.randint(0, groups[1], (64,), dtype=torch.int32, generator=generator)
+    signed = QuantizedMatrix(
+        grid, (6, 64), held(pack(codes, bits)), held(scales), order=held(order) if has_order else None,
+        has_signed_scales=True,
+    )  # fmt: skip
+    found = with_positive_scales(signed)
+    assert torch.equal(found.dequantized().load(), signed.dequantized().load())
+    assert bool((found.scales.load() >= 0).all())
+    assert not found.grid.is_symmetric
+    plain = QuantizedMatrix(grid, (6, 64), signed.codes, signed.scales)
+    with pytest.raises(InputError, match="negative scales"):
+        with_positive_scales(plain).scales.load()
+
+
+def test_blocks_of_gguf_keep_their_codes(world, tmp_path):
+    """Q4_0 has negative scales: zero points of 7 hold the same. Q4_1 has minima, which no zero point is."""
+    llmkit.save(convert(llmkit.open_checkpoint(world / "m"), to="gguf", type="q4_0"), tmp_path / "q4_0")
+    ckpt = llmkit.open_checkpoint(tmp_path / "q4_0")
+    wanted = ckpt.tensors
+    for to in FORMATS:
+        made = convert(ckpt, to=to)
+        assert any("keep every code" in note for note in made.notes)
+        assert any("embed_tokens.weight" in note and "became floats" in note for note in made.notes)
+        llmkit.save(made, tmp_path / to)
+        floats = dequantized(llmkit.open_checkpoint(tmp_path / to), dtype=DType.F32)
+        assert all(torch.equal(floats.tensors[n].load().float(), lazy.load()) for n, lazy in wanted.items()), to
+    llmkit.save(convert(llmkit.open_checkpoint(world / "m"), to="gguf", type="q4_1"), tmp_path / "q4_1")
+    ckpt = llmkit.open_checkpoint(tmp_path / "q4_1")
+    with pytest.raises(
+        RequirementError, match=r"would round 14 of 16 matrices again .*: gptq has no offsets"
+    ) as caught:
+        convert(ckpt, to="gptq")
+    assert "--requantize" in caught.value.hint
+    made = convert(ckpt, to="gptq", requantize=True)
+    assert any("14 matrices are rounded again, to int4 group 32 symmetric" in note for note in made.notes)
+    llmkit.save(made, tmp_path / "again")
+    assert describe(llmkit.open_checkpoint(tmp_path / "again")) == "int4 group 32, gptq"
+
+
+def test_floats_are_no_quantized_model(world):
+    with pytest.raises(RequirementError, match="float weights; --to awq stores quantized ones") as caught:
+        convert(llmkit.open_checkpoint(world / "m"), to="awq")
+    assert "llmkit quantize MODEL --bits 4 --format awq" in caught.value.hint
+    with pytest.raises(InputError, match="--to hf has no option --requantize"):
+        convert(llmkit.open_checkpoint(world / "m"), to="hf", requantize=True)
