@@ -132,6 +132,19 @@ def test_blocks_of_gguf_keep_their_codes(world, tmp_path):
     assert describe(llmkit.open_checkpoint(tmp_path / "again")) == "int4 group 32, gptq"
 
 
+def test_blocks_of_gguf_hold_codes(world, tmp_path):
+    """Symmetric int4 in groups of 32 with float16 scales is Q4_0; a cast of the floats would be rounded again."""
+    before = quantize(llmkit.open_checkpoint(world / "m"), bits=4, group_size=32, symmetric=True)
+    llmkit.save(before, tmp_path / "q")
+    ckpt = llmkit.open_checkpoint(tmp_path / "q")
+    llmkit.save(convert(ckpt, to="gguf", type="q4_0"), tmp_path / "gguf")
+    found = llmkit.open_checkpoint(tmp_path / "gguf").tensors
+    wanted = dequantized(ckpt, dtype=DType.F32).tensors
+    layers = [name for name in wanted if "_proj" in name]
+    assert layers
+    assert all(torch.equal(found[name].load(), wanted[name].load()) for name in layers)
+
+
 def test_floats_are_no_quantized_model(world):
     with pytest.raises(RequirementError, match="float weights; --to awq stores quantized ones") as caught:
         convert(llmkit.open_checkpoint(world / "m"), to="awq")

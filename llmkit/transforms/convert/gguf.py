@@ -25,7 +25,8 @@ from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_mixes import MIXES, Sizes, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
-from llmkit.quantization.codecs.gguf import quantized
+from llmkit.quantization.codecs.gguf import CODEC, quantized
+from llmkit.quantization.matrix import matrix_of
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.vectors import cast_vector
@@ -198,7 +199,12 @@ def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow, importance: La
     dtype = TYPE_BY_NAME[kind].dtype
     if dtype is DType.F32 and lazy.dtype is not DType.F64:
         return cast_vector(lazy, dtype)
-    return quantized(lazy, kind, name, importance) if dtype is None else cast({name: lazy}, dtype, overflow)[name]
+    if dtype is not None:
+        return cast({name: lazy}, dtype, overflow)[name]
+    matrix = matrix_of(lazy)
+    if matrix is not None and CODEC.refuses(matrix) is None and CODEC.type_of(matrix) == kind:
+        return CODEC.write(matrix)[""]  # the same blocks hold its grid
+    return quantized(lazy, kind, name, importance)
 
 
 def _source_dtype(ckpt: Checkpoint) -> dict[str, str]:
