@@ -67,13 +67,31 @@ def _llm_int8(o: int, i: int) -> Parts:
     return {"weight": _codes(o, i, dtype=torch.int8), "SCB": _scales(o), "weight_format": form}
 
 
+def _rows(o: int, i: int, bits: int) -> Parts:
+    return {"weight": _codes(o, i * bits // 8, dtype=torch.int8), "weight_scale": (_scales(o) / 2**bits).half()}
+
+
+def _qlinear(o: int, i: int, bits: int) -> Parts:
+    stored = _codes(o, i // 8, dtype=torch.int32) if bits == 4 else _codes(i, o, dtype=torch.int8)
+    return {"weight": stored, "scale": _scales(o) / 2**bits}
+
+
 def _entry(method: str, **keys: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": method, **keys}}
 
 
+_CHANNEL = "per channel symmetric"
 LAYOUTS: dict[str, Published] = {
     "nf4": Published(_nf4, "nf4, bitsandbytes", _entry("bitsandbytes", load_in_4bit=True)),
     "nf4_nested": Published(lambda o, i: _nf4(o, i, nested=True), "nf4, bitsandbytes"),
+    "chatglm_int4": Published(
+        lambda o, i: _rows(o, i, 4), "int4 per channel symmetric, chatglm", {"quantization_bit": 4}
+    ),
+    "chatglm_int8": Published(
+        lambda o, i: _rows(o, i, 8), "int8 per channel symmetric, chatglm", {"quantization_bit": 8}
+    ),
+    "baichuan_int4": Published(lambda o, i: _qlinear(o, i, 4), "int4 per channel symmetric, baichuan"),
+    "baichuan_int8": Published(lambda o, i: _qlinear(o, i, 8), "int8 per channel symmetric, baichuan"),
     "llm_int8": Published(_llm_int8, "int8, bitsandbytes", _entry("bitsandbytes", load_in_8bit=True)),
 }
 

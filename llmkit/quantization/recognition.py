@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.quantization.codec import Specs, config_entry, folder_readers
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.spec import DType
 
 __all__ = ["BLOCKS", "Quantization", "find_quantization"]
 
 BLOCKS = "GGUF blocks"
-_INTEGERS = (DType.I8, DType.U8, DType.I16, DType.I32)
 _BYTES = (DType.I8, DType.U8)
 _LAYOUTS = {"gptq", "awq", "bitsandbytes", "compressed-tensors", "hqq"}
 
@@ -134,32 +133,14 @@ _BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
 
 
 def _by_bytes(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
-    """A `weight` of integers, or of float8, with its scales under one of the names that go with it."""
+    """A `weight` of float8, or of bytes."""
     found = [(n, s) for n, s in specs.items() if n.endswith(".weight") and len(s.shape) == 2]
     small = [(n, s) for n, s in found if s.dtype.name.startswith("F8")]
     if small:
         seen = f"{small[0][0]} is {small[0][1].dtype.name}"
         method = "compressed-tensors" if f"{small[0][0]}_scale" in specs else "fp8"
         return Quantization(method, "float8", seen, n_weights=len(small))
-    for name, spec in found:
-        if spec.dtype not in _INTEGERS:
-            continue
-        scale = specs.get(f"{name}_scale") or specs.get(f"{name.removesuffix('weight')}scale")
-        if scale is None or not scale.dtype.is_float:
-            continue
-        n = sum(f"{k}_scale" in specs or f"{k.removesuffix('weight')}scale" in specs for k, _ in found)
-        seen = f"{name} is {spec.dtype.name}, with its scales beside it"
-        bits = config.get("quantization_bit") or (4 if spec.dtype is DType.I32 else _row_bits(specs, found))
-        how = f"a scale for each row{' (quantization_bit)' if config.get('quantization_bit') else ''}"
-        return Quantization(how, f"int{bits}" if isinstance(bits, int) else "", seen, n_weights=n)
     whole = [(n, s) for n, s in found if s.dtype in _BYTES]
     if whole and 2 * len(whole) >= len(found):
         return Quantization("an unknown method", "", f"{whole[0][0]} is {whole[0][1].dtype.name}", n_weights=len(whole))
     return None
-
-
-def _row_bits(specs: Specs, found: list[tuple[str, TensorSpec]]) -> int:
-    """4 where no row is as long as the model is wide, but half as long: two numbers lie in a byte."""
-    hidden = {s.shape[1] for _, s in found if s.dtype.is_float} or {s.shape[0] for s in specs.values() if s.shape}
-    rows = {s.shape[1] for _, s in found if s.dtype in _BYTES}
-    return 4 if not rows & hidden and rows & {n // 2 for n in hidden} else 8
