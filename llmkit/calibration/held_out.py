@@ -34,7 +34,7 @@ def held_out(ckpt: Checkpoint, samples: Samples, read: Samples | None) -> list[l
     left = [row for row in rows if tuple(row) not in known]
     if not left:
         raise InputError(
-            f"calibration reads all {len(rows)} windows of {samples.text.label}, and none is left to measure on",
+            f"calibration reads all {len(rows)} windows of {samples.label}, and none is left to measure on",
             hint=f"--samples {max(len(rows) * 3 // 4, 1)}, a longer text, or --evaluate FILE with another one",
         )
     step = max(len(left) / MOST_WINDOWS, 1.0)

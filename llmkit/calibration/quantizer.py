@@ -120,6 +120,8 @@ class CalibratedQuantizer:
     def _slots(self) -> Mapping[str, Slot]:
         return self._ckpt.require_model().tensors()
 
+    default_method = "gptq"
+
     def attrs(self) -> dict[str, Any]:
         """Plain data, for the history."""
         return self.samples.attrs()
@@ -144,6 +146,11 @@ class CalibratedQuantizer:
             for name, note in block.result.get("notes", {}).items():
                 said.setdefault(note, []).append(name)
         return notes + [f"{listing(names)}: {note}" for note, names in said.items()]
+
+    def read_of(self, text: CalibrationText) -> Samples | None:
+        """What it reads of a text."""
+        known = self.samples.text
+        return self.samples if known is not None and known.digest == text.digest else None
 
     def __call__(self, task: Task) -> QuantizedMatrix:
         """As `llmkit.quantization.method.quantized`.

@@ -48,9 +48,13 @@ class StoredStatistics:
     n_tokens: Mapping[str, float]
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def known(self, slot: Slot) -> frozenset[str]:
-        """Which fields of `Statistics` there are of the inputs of a stored tensor; the headers tell."""
-        return frozenset(next((self.parts[part.id] for part in slot.parts if part.id in self.parts), {}))
+    def known(self, slot: Slot) -> Mapping[str, Lazy]:
+        """Fields of `Statistics` of the inputs of a stored tensor, whose weights have the same ones; empty for none."""
+        return next((self.parts[part.id] for part in slot.parts if part.id in self.parts), {})
+
+    def tokens(self, slot: Slot) -> float:
+        """What the sums are divided by for a mean; 0 where nothing is known."""
+        return next((self.n_tokens[part.id] for part in slot.parts if part.id in self.n_tokens), 0)
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for the history."""
@@ -58,7 +62,7 @@ class StoredStatistics:
 
     def squares(self, slot: Slot) -> Lazy | None:
         """The sum of x^2 of each input channel of a stored tensor, float32 [in]; None where nothing tells it."""
-        parts = next((self.parts[part.id] for part in slot.parts if part.id in self.parts), {})
+        parts = self.known(slot)
         if "squares" in parts:
             return parts["squares"]
         moments = parts.get("second_moments")
@@ -68,12 +72,9 @@ class StoredStatistics:
         return Apply("diagonal", [moments], spec, lambda x: x.diagonal().float(), row_step=None).output()
 
     def of(self, slot: Slot) -> Statistics | None:
-        """Of the inputs of a stored tensor, whose weights have the same ones; None where nothing is known."""
-        name = next((part.id for part in slot.parts if part.id in self.parts), None)
-        if name is None:
-            return None
-        loaded = {part: lazy.load() for part, lazy in self.parts[name].items()}
-        return Statistics(self.n_tokens[name], **loaded)
+        """Of the inputs of a stored tensor; None where nothing is known."""
+        known = self.known(slot)
+        return Statistics(self.tokens(slot), **{name: lazy.load() for name, lazy in known.items()}) if known else None
 
 
 def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:

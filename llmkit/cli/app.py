@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from llmkit.cli import (
     convert,
@@ -33,6 +34,7 @@ from llmkit.cli import (
     generate,
     inspect,
     lora,
+    observe,
     perplexity,
     plugins,
     quantize,
@@ -52,8 +54,20 @@ EXIT_USAGE = 2
 EXIT_BUG = 3
 EXIT_INTERRUPTED = 130
 
+
+class _Root(TyperGroup):
+    """The program: a command may have a name of two words, the first of which is a command, too."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name = " ".join(args[:2])
+        if name in self.commands and len(args) > 1:
+            return name, self.commands[name], args[2:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="llmkit",
+    cls=_Root,
     help="A workbench for open LLM checkpoints: deltas, quantization, evaluation, and a look inside.",
     epilog="A model is a folder, a weight file or a hub id. `llmkit COMMAND --help` shows options and examples.",
     no_args_is_help=True,
@@ -80,8 +94,8 @@ def _root(
 
 
 _COMMANDS = (
-    convert.convert, quantize.quantize, export.export, eval.evaluate, perplexity.perplexity, generate.generate,
-    inspect.inspect, diff.diff, verify.verify, explain.explain, doctor.doctor, demo.demo,
+    convert.convert, quantize.quantize, observe.observe, export.export, eval.evaluate, perplexity.perplexity,
+    generate.generate, inspect.inspect, diff.diff, verify.verify, explain.explain, doctor.doctor, demo.demo,
 )  # fmt: skip
 _GROUPS = {
     "delta": ("Apply and make weight deltas; decode XOR and encrypted releases.",

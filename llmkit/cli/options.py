@@ -12,7 +12,8 @@ from llmkit.cli import completion
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
-    from llmkit.calibration.quantizer import CalibratedQuantizer
+    from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
+    from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.cli.output import Output
 
@@ -211,8 +212,18 @@ class Calibrating:
         int, typer.Option("--length", metavar="N", min=8, help="Tokens of each window of the calibration text.")
     ] = 512
     seed: SeedOption = 0
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--statistics",
+            metavar="FILE",
+            help="Instead of a text: what quantize observe kept, or an importance matrix of llama.cpp.",
+        ),
+    ] = None
 
-    def quantizer(self, out: Output, ckpt: Checkpoint, method: str | None, bits: int) -> CalibratedQuantizer | None:
+    def quantizer(
+        self, out: Output, ckpt: Checkpoint, method: str | None, bits: int
+    ) -> CalibratedQuantizer | StoredQuantizer | None:
         """What quantizes with the inputs known; None for without. Says why where nobody asked for that.
 
         Args:
@@ -221,18 +232,35 @@ class Calibrating:
         Raises:
             InputError: no such text, one too short, or options for one that is not read.
         """
-        from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
-        from llmkit.calibration.texts import own_text, read_text
+        from llmkit.calibration.quantizer import CalibratedQuantizer
         from llmkit.quantization.method import method_named
 
+        if self.statistics is not None:
+            from llmkit.calibration.stored import StoredQuantizer
+            from llmkit.checkpoint.statistics import open_statistics
+
+            out.refuse_options({"calibration", "samples", "length", "seed"}, "a run with --statistics")
+            return StoredQuantizer(ckpt, open_statistics(self.statistics, ckpt))
         source = self.calibration or _default_calibration(out, ckpt, method, bits)
         if source == "none":
             out.refuse_options({"samples", "length", "seed"}, "a run without a text", "add --calibration built-in")
             return None
+        outside = method_named("mse") if method is None else None
+        return CalibratedQuantizer(ckpt, self.windows(source), outside=outside)
+
+    def windows(self, source: str = "built-in") -> Samples:
+        """Those of the text that `--calibration` names, or `source` where it names none.
+
+        Raises:
+            InputError: no such text, or one too short.
+        """
+        from llmkit.calibration.quantizer import Samples
+        from llmkit.calibration.texts import own_text, read_text
+
+        source = self.calibration or source
         named = {"self": lambda: None, "built-in": own_text}
         text = named[source]() if source in named else read_text(Path(source))
-        samples = Samples(text, self.samples, self.length, self.seed)
-        return CalibratedQuantizer(ckpt, samples, outside=method_named("mse") if method is None else None)
+        return Samples(text, self.samples, self.length, self.seed)
 
 
 def _default_calibration(out: Output, ckpt: Checkpoint, method: str | None, bits: int) -> str:

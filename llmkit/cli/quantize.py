@@ -16,6 +16,7 @@ from llmkit.cli.writing import Addition, write
 
 if TYPE_CHECKING:
     from llmkit.calibration.quantizer import CalibratedQuantizer
+    from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.evaluation.divergence import Divergence
 
@@ -138,7 +139,7 @@ def quantize(
 
 
 def _held_out(
-    ckpt: Checkpoint, evaluate: str, calibrating: Calibrating, quantizer: CalibratedQuantizer | None
+    ckpt: Checkpoint, evaluate: str, calibrating: Calibrating, quantizer: CalibratedQuantizer | StoredQuantizer | None
 ) -> list[list[int]]:
     """The windows to measure on, before any work.
 
@@ -146,18 +147,17 @@ def _held_out(
         InputError: no such text, or nothing of it is left.
     """
     from llmkit.calibration.held_out import held_out
-    from llmkit.calibration.quantizer import Samples
+    from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
     from llmkit.calibration.texts import read_text
     from llmkit.errors import InputError
 
-    read = quantizer.samples if quantizer is not None else None
     if evaluate != "rest":
         samples = Samples(read_text(Path(evaluate)), length=calibrating.length)
-    elif read is not None:
-        samples = read
+    elif isinstance(quantizer, CalibratedQuantizer) and quantizer.samples.text is not None:
+        samples = quantizer.samples
     else:
         raise InputError("--evaluate rest: there is no text that calibration reads", hint="--evaluate FILE")
-    return held_out(ckpt, samples, read)
+    return held_out(ckpt, samples, quantizer.read_of(samples.text) if quantizer is not None else None)
 
 
 def _evaluated(out: Output, before: Checkpoint, folder: Path, rows: list[list[int]]) -> Divergence:

@@ -45,7 +45,7 @@ def write(
     finish: Callable[[Mapping[str, Any]], Addition] | None = None,
     findings: Callable[[], Mapping[str, Any]] | None = None,
     hash_links: bool = True,
-    hint: str = "llmkit verify {out}",
+    hint: str | None = None,
 ) -> None:
     """Plan the writing of `checkpoint`; print the plan with `--dry-run`, otherwise carry it out and sum up.
 
@@ -55,7 +55,7 @@ def write(
         finish: called with the manifest when the model is written.
         findings: what the manifest says was counted on the way.
         hash_links: read files that are shared with the source, for `verify`.
-        hint: what to do next; `{out}` is the folder.
+        hint: what to do next, `{out}` being what is written; None: look at it.
     """
     from llmkit.formats.container import SafetensorsFiles
     from llmkit.formats.torch_zip import TorchFiles
@@ -131,7 +131,7 @@ def write(
             rate = f" ({format_bytes((plan.write_nbytes - resumed) / elapsed)}/s)" if elapsed > 0 else ""
         out.line(text + _shared(shared) + f", {duration(elapsed)}{rate}")
         render_more()
-        out.hint((f"llmkit inspect {plan.out}" if plan.is_file else hint).format(out=plan.out))
+        out.hint((hint or ("llmkit inspect {out}" if plan.is_file else "llmkit verify {out}")).format(out=plan.out))
 
     out.answer(document, render, brief=str(plan.out))
 

@@ -256,7 +256,11 @@ class Task:
 
 
 class Quantizer(Protocol):
-    """Makes the matrix of a task: `quantized`, or one that knows the inputs of each weight."""
+    """Makes the matrix of a task, knowing the inputs of each weight; `quantized` takes its place where nobody does."""
+
+    @property
+    def default_method(self) -> str:
+        """The name of the best method that what is known suffices for, and that takes minutes."""
 
     def __call__(self, task: Task) -> QuantizedMatrix:
         """As of `quantized`."""
@@ -268,21 +272,29 @@ class Quantizer(Protocol):
         """The same for the plan (`calibrated on my.txt`)."""
 
 
-def quantized(task: Task) -> QuantizedMatrix:
-    """A float matrix [out, in] as it is on the grid; computed when its parts are."""
+def quantized(task: Task, measured: Mapping[str, Lazy] | None = None, n_tokens: float = 0) -> QuantizedMatrix:
+    """A float matrix [out, in] as it is on the grid; computed when its parts are.
 
-    def fn(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        made = task.quantize(rows)
+    Args:
+        measured: fields of `Statistics` of its inputs; None where nothing is known.
+        n_tokens: as of `Statistics`.
+    """
+    fields = measured or {}
+
+    def fn(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        known = None if measured is None else Statistics(n_tokens, **dict(zip(fields, values, strict=True)))
+        made = task.quantize(rows, known)
         if task.observe is not None:
             task.observe(made.squared_error, made.squared_norm, len(rows))
         return tuple(task.parts(made).values())
 
     node = Apply(
         "quantize",
-        [task.weight],
+        [task.weight, *fields.values()],
         [spec for spec, _ in task.specs.values()],
         fn,
         task.attrs(),
+        input_rows=[1, *[0] * len(fields)],
         row_step=1 if task.method.is_row_wise else None,
         output_rows=[per for _, per in task.specs.values()],
         scratch=1.0,

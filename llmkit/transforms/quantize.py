@@ -61,7 +61,7 @@ def quantize(
             layers that are stored transposed; a method that needs statistics, and there are none.
     """
     require_model(ckpt, "quantize", floats=True)
-    method = method or ("gptq" if quantizer is not None else "mse")
+    method = method or (quantizer.default_method if quantizer is not None else "mse")
     way = method_named(method, is_calibrated=quantizer is not None).configured(iterations=iterations)
     codec = folder_codec(format)
     chosen = choose_layers(ckpt, keep, only)

@@ -60,8 +60,10 @@ def test_a_named_command_is_one(line, file):
     while hasattr(node, "commands"):
         if words[:1] == ["COMMAND"] or words[0].startswith("-"):
             break
-        assert words[0] in node.commands, f"{file}: {line}"
-        node = node.commands[words.pop(0)]
+        two = " ".join(words[:2])
+        name = two if two in node.commands else words[0]
+        assert name in node.commands, f"{file}: {line}"
+        node, words = node.commands[name], words[len(name.split()) :]
     known = {flag for parameter in node.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     given = {match[1] for word in words if (match := re.match(r"[(\[]?(--?[a-z][a-z-]*)", word))}
     assert given <= known | {"--help"}, f"{file}: {line}"

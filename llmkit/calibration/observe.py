@@ -1,0 +1,202 @@
+"""Statistics of the inputs of a model's weights, kept in a file: schemes are tried later without another pass.
+
+The file is llmkit's own (`llmkit.checkpoint.statistics`), or an importance matrix of llama.cpp in either generation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
+from llmkit.calibration.observers import Observer
+from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.stage import BlockStage
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.statistics import KEY, gguf_spelling
+from llmkit.errors import InputError
+from llmkit.formats import imatrix, safetensors
+from llmkit.formats.container import OutputFile, OutputFiles
+from llmkit.pipeline.stage import Computed
+from llmkit.tensors.constant import constant
+from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
+from llmkit.tensors.rearrange import reshaped
+from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.stopped import Stopped
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["observe"]
+
+_FIELDS = ("squares", "maxima")
+
+
+def observe(ckpt: Checkpoint, samples: Samples, name: str, *, has_moments: bool = False) -> Checkpoint:
+    """The statistics of all linear layers in the blocks of a model, as a checkpoint of one file.
+
+    Args:
+        ckpt: float tensors, and the tokenizer.
+        samples: what the model reads.
+        name: of the file; `.safetensors` for llmkit's own, `.gguf` and `.dat` for importance matrices of llama.cpp.
+        has_moments: the second moments too, [in, in] for each weight, which GPTQ needs.
+
+    Raises:
+        InputError: another name, a text shorter than a sample, or an importance matrix that shall hold moments.
+        RequirementError: no plugin describes the model, or llama.cpp does not know it.
+    """
+    write = _WRITERS.get(Path(name).suffix)
+    if write is None:
+        raise InputError(
+            f"{name} is no file of statistics; expected {', '.join(_WRITERS)}", hint="-o statistics.safetensors"
+        )
+    if has_moments and write is not _own:
+        raise InputError(
+            f"{name} would be an importance matrix, which has no place for second moments",
+            hint=f"-o {Path(name).with_suffix('.safetensors')}, or without --moments",
+        )
+    model = require_model(ckpt, "observe", floats=True).require_model()
+    rows = samples.rows(ckpt, ckpt.prompt_suffix(), model.dims.context)
+    measured = (*_FIELDS, "second_moments") if has_moments else _FIELDS
+    stage = BlockStage(ckpt, rows, measured, _observing(measured))
+    found: dict[str, dict[str, Lazy]] = {}
+    for layer in range(len(model.blocks)):
+        slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.kind == "linear"]
+        parts = {part.id: part.shape[-1] for slot in slots for part in slot.parts if len(part.shape) == 2}
+        node = _Observed(ckpt, stage, layer, parts, measured, samples)
+        for (weight, field), lazy in zip(node.names, node.outputs(), strict=True):
+            found.setdefault(weight, {})[field] = lazy
+    made = write(ckpt, found, samples, rows, name)
+    step = {"transform": "observe", **samples.attrs(), "measured": list(measured)}
+    return made.derive(step=step, notes=[f"{len(found)} weights, {len(rows)} windows of {len(rows[0])} tokens"])
+
+
+def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]:
+    def compute(blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
+        onlooker = _Observing(measured, context)
+        hidden = blocks.run(index, state["hidden"].load() if state else blocks.embedded(), onlooker)
+        return Computed({}, [("hidden", hidden)], onlooker.found.items())
+
+    return compute
+
+
+class _Observing:
+    """An onlooker that changes nothing; what it found is named WEIGHT.FIELD."""
+
+    def __init__(self, measured: Sequence[str], context: Context) -> None:
+        self._measured, self._context = measured, context
+        self._observers: dict[tuple[str, ...], Observer] = {}
+        self.found: dict[str, torch.Tensor] = {}
+
+    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
+        if self._context.is_stopped():
+            raise Stopped
+        self._observers.setdefault(tuple(weights), Observer(self._measured)).see(x)
+
+    def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
+        statistics = self._observers.pop(tuple(weights)).statistics()
+        self.found |= {f"{w}.{field}": getattr(statistics, field) for w in weights for field in self._measured}
+        return values
+
+
+class _Observed(Node):
+    """The statistics of one layer, as its block is computed.
+
+    Attributes:
+        names: (weight, field) of each output.
+    """
+
+    op = "observe"
+
+    def __init__(
+        self,
+        ckpt: Checkpoint,
+        stage: BlockStage,
+        layer: int,
+        parts: Mapping[str, int],
+        measured: Sequence[str],
+        samples: Samples,
+    ) -> None:
+        self._stage, self._layer = stage, layer
+        model = ckpt.require_model()
+        slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.name in ckpt.tensors]
+        self.inputs = tuple(ckpt.tensors[slot.name] for slot in slots)
+        self.names = [(weight, field) for weight in parts for field in measured]
+        dims = {"second_moments": 2}
+        self.specs = tuple(TensorSpec(DType.F32, (parts[w],) * dims.get(field, 1)) for w, field in self.names)
+        self.attrs = {"layer": layer, **samples.attrs()}
+        self.n_rows, self.row_step = 1, None
+        hidden = samples.n * samples.length * model.dims.hidden
+        chunk = min(CHUNK_NBYTES, 16 * hidden * (2 + model.dims.ffn // model.dims.hidden))
+        # In float32: a block, the hidden states before and after it, and the activations of a chunk.
+        self._peak = 4 * (sum(slot.numel for slot in slots) + 2 * hidden) + chunk if layer == 0 else 0
+
+    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
+        kept = self._stage.block(self._layer, context).kept
+        return tuple(kept[f"{weight}.{field}"].load() for weight, field in self.names)
+
+    def output_rows(self, index: int, rows: Rows) -> Rows:
+        return (0, self.specs[index].n_rows)
+
+    def peak_nbytes(self, n_rows: int) -> int:
+        return self.slice_nbytes(n_rows) + self._peak
+
+
+@dataclass(frozen=True)
+class _OneFile:
+    """A safetensors file, however large."""
+
+    name: str
+    about: str
+
+    def lay_out(self, specs: Mapping[str, TensorSpec], max_nbytes: int) -> OutputFiles:
+        header, offsets, nbytes = safetensors.layout(specs, {KEY: self.about})
+        return OutputFiles((OutputFile(self.name, nbytes, offsets, ((0, header),)),))
+
+
+Found = Mapping[str, Mapping[str, Lazy]]
+
+
+def _own(ckpt: Checkpoint, found: Found, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
+    about = {"tokens": len(rows) * len(rows[0]), **samples.attrs()}
+    tensors = {f"{weight}.{field}": lazy for weight, fields in found.items() for field, lazy in fields.items()}
+    return ckpt.derive(tensors=tensors, config={}, files={}, container=_OneFile(name, json.dumps(about)))
+
+
+def _by_gguf_name(ckpt: Checkpoint, found: Found) -> dict[str, Lazy]:
+    """The sums of squares by the names that tensors have in GGUF files."""
+    slots = gguf_spelling(ckpt, ckpt.require_model()).slots.values()
+    named = [(slot.name, next((part.id for part in slot.parts if part.id in found), None)) for slot in slots]
+    return {name: found[weight]["squares"] for name, weight in named if weight is not None}
+
+
+def _gguf(ckpt: Checkpoint, found: Found, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
+    import torch
+
+    sums, tensors = _by_gguf_name(ckpt, found), dict[str, Lazy]()
+    count = torch.full((1, 1), float(len(rows) * len(rows[0])))
+    for tensor, lazy in sums.items():
+        tensors[tensor + imatrix.SUMS] = reshaped(lazy, (1, *lazy.shape))
+        tensors[tensor + imatrix.COUNTS] = constant(count)
+    channels = {tensor: lazy.shape[0] for tensor, lazy in sums.items()}
+    container = imatrix.gguf_container(name, channels, samples.label, n_samples=len(rows), length=len(rows[0]))
+    return ckpt.derive(tensors=tensors, config={}, files={}, container=container)
+
+
+def _binary(ckpt: Checkpoint, found: Found, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
+    sums, length = _by_gguf_name(ckpt, found), len(rows[0])
+
+    def mean_times_calls(lazy: Lazy) -> Lazy:
+        return Apply("mean", [lazy], lazy.spec, lambda x: x / length, {"tokens": length}).output()
+
+    channels = {tensor: lazy.shape[0] for tensor, lazy in sums.items()}
+    container = imatrix.binary_container(name, channels, samples.label, n_samples=len(rows))
+    tensors = {tensor: mean_times_calls(lazy) for tensor, lazy in sums.items()}
+    return ckpt.derive(tensors=tensors, config={}, files={}, container=container)
+
+
+_WRITERS = {".safetensors": _own, ".gguf": _gguf, ".dat": _binary}

@@ -1,0 +1,72 @@
+"""Weights quantized with statistics of their inputs from a file, which an earlier pass measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.texts import CalibrationText
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.statistics import StoredStatistics
+from llmkit.errors import RequirementError
+from llmkit.quantization.matrix import QuantizedMatrix
+from llmkit.quantization.method import BlockMethod, Task, quantized
+
+__all__ = ["StoredQuantizer"]
+
+
+class StoredQuantizer:
+    """Takes the place of `quantized`: each weight with what is known of its inputs in the float model.
+
+    Args:
+        ckpt: float tensors.
+        statistics: of its weights.
+    """
+
+    def __init__(self, ckpt: Checkpoint, statistics: StoredStatistics) -> None:
+        self._slots, self._statistics = ckpt.require_model().tensors(), statistics
+
+    @property
+    def default_method(self) -> str:
+        """The best method that the statistics suffice for."""
+        fields = next(iter(self._statistics.parts.values()))
+        return "gptq" if "second_moments" in fields else "mse"
+
+    def read_of(self, text: CalibrationText) -> Samples | None:
+        """What was read of a text, where the file tells it."""
+        about = self._statistics.about
+        if about.get("sha256") != text.digest:
+            return None
+        return Samples(text, int(about["samples"]), int(about["length"]), int(about["seed"]))
+
+    def attrs(self) -> dict[str, Any]:
+        """Plain data, for the history."""
+        return {**self._statistics.about, "statistics": self._statistics.label}
+
+    def words(self) -> str:
+        """The file, for the plan."""
+        return f"with the statistics of {self._statistics.label}"
+
+    def __call__(self, task: Task) -> QuantizedMatrix:
+        """As `llmkit.quantization.method.quantized`.
+
+        Raises:
+            RequirementError: the method needs what the file does not tell.
+        """
+        slot, method = self._slots[task.name], task.method
+        known = self._statistics.known(slot)
+        if isinstance(method, BlockMethod):
+            raise RequirementError(
+                f"--method {method.name} computes the outputs of whole blocks, which no statistics tell",
+                hint="give the text: --calibration FILE instead of --statistics",
+            )
+        missing = sorted(method.needs - set(known))
+        if missing:
+            words = " and ".join(name.replace("_", " ") for name in missing)
+            raise RequirementError(
+                f"{self._statistics.label} does not tell the {words} of the inputs of {task.name}, which --method "
+                f"{method.name} needs",
+                hint="llmkit quantize observe MODEL --moments -o FILE.safetensors measures them; or take --method mse",
+            )
+        used = {name: lazy for name, lazy in known.items() if name in method.needs | method.uses}
+        return quantized(task, used or None, self._statistics.tokens(slot))

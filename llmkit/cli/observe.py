@@ -1,0 +1,44 @@
+"""`llmkit quantize observe`: what the inputs of a model's layers are like, in a file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.command import command
+from llmkit.cli.options import Calibrating, ModelArgument, Writing
+from llmkit.cli.output import Output
+from llmkit.cli.writing import write
+
+__all__ = ["observe"]
+
+
+@command(
+    "llmkit quantize observe vicuna-7b --calibration my.txt -o statistics.safetensors",
+    "llmkit quantize observe vicuna-7b --calibration my.txt -o imatrix.gguf",
+    name="quantize observe",
+)
+def observe(
+    out: Output,
+    model: ModelArgument,
+    writing: Writing,
+    calibrating: Calibrating,
+    moments: Annotated[
+        bool,
+        typer.Option("--moments", help="Keep second moments, too, which gptq needs: [in, in] for each weight."),
+    ] = False,
+) -> None:
+    """Keep statistics of the inputs of all layers in a file, for quantize --statistics.
+
+    They are of what the model reads: --calibration, or the text that llmkit brings. OUT is one file: .safetensors, or
+    an importance matrix of llama.cpp: .gguf, or .dat for the generation before 2025. Schemes are then tried without another pass over the text; the statistics are those of the float model.
+    """
+    from llmkit.calibration.observe import observe as observed
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+
+    ckpt = open_checkpoint(model)
+    if calibrating.statistics is not None:
+        out.refuse_options({"statistics"}, "observe, which measures them")
+    made = observed(ckpt, calibrating.windows(), writing.output.name, has_moments=moments)
+    write(out, made, writing, hint=f"llmkit quantize {model} --bits 4 --statistics {{out}} -o OUT")

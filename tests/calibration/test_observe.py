@@ -1,0 +1,135 @@
+"""Statistics in a file are those of the decoder's inputs, in three formats, and weights are quantized by them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+import llmkit
+from llmkit.calibration.blocks import Blocks
+from llmkit.calibration.observe import observe
+from llmkit.calibration.observers import Observer
+from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.stored import StoredQuantizer
+from llmkit.calibration.texts import CalibrationText
+from llmkit.checkpoint.quantized import dequantized
+from llmkit.checkpoint.statistics import open_statistics
+from llmkit.decoder.load import load_blocks
+from llmkit.errors import InputError, RequirementError
+from llmkit.quantization.matrix import Grid
+from llmkit.quantization.methods.gptq import METHOD as GPTQ
+from llmkit.quantization.methods.mse import METHOD as MSE
+from llmkit.quantization.packing import unpack
+from llmkit.transforms.quantize import quantize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "transforms"))
+import family_world as world
+import vocab_world
+
+TEXT = CalibrationText("english", "\n".join(vocab_world.ENGLISH) * 4)
+SAMPLES = Samples(TEXT, n=12, length=24, seed=1)
+
+
+class Recorder:
+    def __init__(self):
+        self.observers = {}
+
+    def see(self, weights, x):
+        for weight in weights:
+            self.observers.setdefault(weight, Observer({"squares", "maxima", "second_moments"})).see(x)
+
+    def settle(self, weights, values):
+        return values
+
+
+def measured(ckpt):
+    """Statistics by weight, of the samples in one pass."""
+    decoder, weights = load_blocks(ckpt)
+    blocks = Blocks(decoder, weights, torch.tensor(SAMPLES.rows(ckpt, ckpt.prompt_suffix(), decoder.context)))
+    recorder, hidden = Recorder(), blocks.embedded()
+    for i in range(len(blocks)):
+        hidden = blocks.run(i, hidden, recorder)
+    return {weight: observer.statistics() for weight, observer in recorder.observers.items()}
+
+
+@pytest.fixture
+def model(tmp_path):
+    return lambda family="llama": llmkit.open_checkpoint(world.written(tmp_path / family, family, None))
+
+
+def linear(ckpt):
+    return [slot for slot in ckpt.require_model().slots.values() if slot.kind == "linear" and slot.layer is not None]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "bloom", "chatglm2"])
+def test_the_file_holds_what_the_decoder_saw(tmp_path, model, family):
+    ckpt = model(family)
+    llmkit.save(observe(ckpt, SAMPLES, "s.safetensors", has_moments=True), tmp_path / "s.safetensors")
+    found, expected = open_statistics(tmp_path / "s.safetensors", ckpt), measured(ckpt)
+    assert {part.id for slot in linear(ckpt) for part in slot.parts} == set(found.parts)
+    for slot in linear(ckpt):
+        mine, theirs = found.of(slot), expected[slot.parts[0].id]
+        assert mine.n_tokens == theirs.n_tokens == 12 * 24
+        for field in ("squares", "maxima", "second_moments"):
+            torch.testing.assert_close(getattr(mine, field), getattr(theirs, field), rtol=1e-6, atol=1e-6)
+    assert {"sha256": TEXT.digest, "samples": 12, "length": 24, "seed": 1}.items() <= found.about.items()
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("suffix", [".gguf", ".dat"])
+def test_importance_matrices_have_the_means_under_the_names_of_gguf(tmp_path, model, family, suffix):
+    ckpt = model(family)
+    path = tmp_path / f"imatrix{suffix}"
+    llmkit.save(observe(ckpt, SAMPLES, path.name), path)
+    found, expected = open_statistics(path, ckpt), measured(ckpt)
+    for slot in linear(ckpt):
+        torch.testing.assert_close(found.of(slot).mean_squares, expected[slot.parts[0].id].mean_squares)
+    if suffix == ".gguf":
+        reader = gguf.GGUFReader(path)
+        tensors = {t.name: t for t in reader.tensors}
+        sums = tensors["blk.1.ffn_down.weight.in_sum2"]
+        np.testing.assert_allclose(sums.data[0], expected["layers.1.mlp.down.weight"].squares, rtol=1e-5)
+        assert tensors["blk.1.ffn_down.weight.counts"].data.tolist() == [[12 * 24]]
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        assert fields["general.type"] == "imatrix"
+        assert fields["imatrix.datasets"] == ["english"]
+        assert (fields["imatrix.chunk_count"], fields["imatrix.chunk_size"]) == (12, 24)
+
+
+@pytest.mark.parametrize("method", [MSE, GPTQ], ids=lambda m: m.name)
+def test_weights_are_quantized_by_the_file_as_by_what_was_measured(tmp_path, model, method):
+    ckpt = model()
+    llmkit.save(observe(ckpt, SAMPLES, "s.safetensors", has_moments=True), tmp_path / "s.safetensors")
+    quantizer = StoredQuantizer(ckpt, open_statistics(tmp_path / "s.safetensors", ckpt))
+    made = quantize(ckpt, bits=4, group_size="channel", symmetric=False, method=method.name, quantizer=quantizer)
+    llmkit.save(made, tmp_path / "q")
+    floats, expected = dequantized(llmkit.open_checkpoint(tmp_path / "q")), measured(ckpt)
+    for slot in linear(ckpt):
+        weight = ckpt.tensors[slot.name].load()
+        rows = method.quantize(weight, Grid(4, None, False), torch.float32, expected[slot.parts[0].id])
+        wanted = (unpack(rows.codes, 4, weight.shape[1]).float() - rows.zeros.float()) * rows.scales
+        torch.testing.assert_close(floats.tensors[slot.name].load(), wanted, rtol=1e-5, atol=1e-6)
+    step = llmkit.open_checkpoint(tmp_path / "q").history[-1]
+    assert (step["statistics"], step["sha256"]) == ("s.safetensors", TEXT.digest)
+
+
+def test_what_a_file_does_not_tell_is_asked_for(tmp_path, model):
+    ckpt = model()
+    llmkit.save(observe(ckpt, SAMPLES, "s.safetensors"), tmp_path / "s.safetensors")
+    quantizer = StoredQuantizer(ckpt, open_statistics(tmp_path / "s.safetensors", ckpt))
+    assert quantizer.default_method == "mse"
+    with pytest.raises(RequirementError, match=r"does not tell the second moments of .*, which --method gptq"):
+        quantize(ckpt, bits=4, group_size="channel", method="gptq", quantizer=quantizer)
+    with pytest.raises(RequirementError, match="outputs of whole blocks, which no statistics tell"):
+        quantize(ckpt, bits=4, group_size="channel", method="signround", quantizer=quantizer)
+    with pytest.raises(InputError, match="no place for second moments"):
+        observe(ckpt, SAMPLES, "s.gguf", has_moments=True)
+    with pytest.raises(InputError, match="no file of statistics"):
+        observe(ckpt, SAMPLES, "folder")
+    assert quantizer.read_of(TEXT) == SAMPLES
+    assert quantizer.read_of(CalibrationText("other", "text")) is None

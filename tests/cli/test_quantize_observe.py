@@ -1,0 +1,38 @@
+"""`quantize observe`, and `quantize --statistics` with what it kept."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{i % 97}" for i in range(1500)))
+    return path
+
+
+@pytest.mark.parametrize("name", ["s.safetensors", "imatrix.gguf", "imatrix.dat"])
+def test_observed_once_and_quantized_by_it(call, tiny, tmp_path, text, name):
+    file, out = tmp_path / name, tmp_path / "q"
+    args = ["--calibration", text, "--samples", "6", "--length", "20"]
+    done = call("quantize", "observe", tiny, *args, "-o", file)
+    assert done.code == 0, done.err
+    assert f"hint: llmkit quantize {tiny} --bits 4 --statistics {file} -o OUT" in done.err
+    done = call("quantize", tiny, "--bits", "4", "--statistics", file, "-o", out)
+    assert done.code == 0, done.err
+    document = call("inspect", out, "--json").document
+    assert document["quantization"]
+    refused = call("quantize", tiny, "--bits", "4", "--statistics", file, *args, "-o", tmp_path / "r")
+    assert refused.code == 2
+    assert "not for a run with --statistics" in refused.err
+
+
+def test_a_folder_that_is_called_observe_is_a_model_with_its_path(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("quantize", "./observe", "--bits", "8", "-o", "q")
+    assert done.code == 2
+    assert "observe" in done.err
+    assert "MODEL" in call("quantize", "observe", "--help").out
+    assert "--moments" in call("quantize", "observe", "--help").out
+    assert "--moments" not in call("quantize", "--help").out
