@@ -32,7 +32,8 @@ def observe(
     """Keep statistics of the inputs of all layers in a file, for quantize --statistics.
 
     They are of what the model reads: --calibration, or the text that llmkit brings. OUT is one file: .safetensors, or
-    an importance matrix of llama.cpp: .gguf, or .dat for the generation before 2025. Schemes are then tried without another pass over the text; the statistics are those of the float model.
+    an importance matrix of llama.cpp: .gguf, or .dat for the generation before 2025. Schemes are then
+    tried without another pass over the text; the statistics are those of the float model.
     """
     from llmkit.calibration.observe import observe as observed
     from llmkit.checkpoint.checkpoint import open_checkpoint
