@@ -147,10 +147,11 @@ class CalibratedQuantizer:
                 said.setdefault(note, []).append(name)
         return notes + [f"{listing(names)}: {note}" for note, names in said.items()]
 
-    def read_of(self, text: CalibrationText) -> Samples | None:
+    def read_of(self, text: CalibrationText | None) -> Samples | None:
         """What it reads of a text."""
         known = self.samples.text
-        return self.samples if known is not None and known.digest == text.digest else None
+        is_same = known is not None and text is not None and known.digest == text.digest
+        return self.samples if is_same else None
 
     def __call__(self, task: Task) -> QuantizedMatrix:
         """As `llmkit.quantization.method.quantized`.

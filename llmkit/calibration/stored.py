@@ -32,12 +32,12 @@ class StoredQuantizer:
         fields = next(iter(self._statistics.parts.values()))
         return "gptq" if "second_moments" in fields else "mse"
 
-    def read_of(self, text: CalibrationText) -> Samples | None:
+    def read_of(self, text: CalibrationText | None) -> Samples | None:
         """What was read of a text, where the file tells it."""
         about = self._statistics.about
-        if about.get("sha256") != text.digest:
-            return None
-        return Samples(text, int(about["samples"]), int(about["length"]), int(about["seed"]))
+        numbers = [number for key in ("samples", "length", "seed") if isinstance(number := about.get(key), int)]
+        is_told = len(numbers) == 3 and text is not None and about.get("sha256") == text.digest
+        return Samples(text, *numbers) if is_told else None
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for the history."""
@@ -46,6 +46,14 @@ class StoredQuantizer:
     def words(self) -> str:
         """The file, for the plan."""
         return f"with the statistics of {self._statistics.label}"
+
+    def findings(self) -> dict[str, Any]:
+        """What was counted in the run, for the manifest: nothing."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What the user should know of the run that is done: nothing."""
+        return []
 
     def __call__(self, task: Task) -> QuantizedMatrix:
         """As `llmkit.quantization.method.quantized`.
