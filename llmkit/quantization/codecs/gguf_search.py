@@ -22,7 +22,7 @@ steps 1 and 2: `make_qkx3_quants`, `make_qx_quants` and `make_qp_quants` in ggml
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmkit.quantization.codecs.gguf_points import Points
@@ -115,9 +115,9 @@ class _Fit:
     def __init__(self, x: torch.Tensor, v: torch.Tensor, grid: BlockGrid) -> None:
         import torch
 
-        self._x, self._v, self._vx, self._grid = x, v, v * x, grid
-        self._of_v, self._of_vx = _sum(v), _sum(self._vx)
-        self._q, self._products = torch.empty_like(x), x.new_empty((2 if grid.e is None else 3, *x.shape))
+        self._x, self._v, self._grid = x, v, grid
+        self._of_v, self._of_vx = _sum(v), _sum(v * x)
+        self._q, self._products = torch.empty_like(x), x.new_empty((2, *x.shape))
 
     def solve(self) -> None:
         """All three steps."""
@@ -134,7 +134,6 @@ class _Fit:
         if not bool(torch.isfinite(self.d + self.e).all()):
             return  # refused by whoever asked, who knows the name
         self._now = self._sums(self.d * self.s, self.e * self.t)
-        self._error_now = self._error(self._now, self.d * self.s, self.e * self.t)
         for _ in range(_N_ROUNDS):
             if self._grid.scale_steps is not None:
                 self._try_integers(self._grid.scale_steps)
@@ -159,16 +158,10 @@ class _Fit:
         import torch
 
         q, found = self._nearest(scale, offset), self._products
-        torch.mul(self._vx, q, out=found[0])
-        torch.mul(self._v, q, out=found[1])
-        if self._grid.e is not None:
-            torch.mul(found[1], q, out=found[2])
-            qx, of_q, qq = _fold_(found, 1).unbind()
-        else:
-            found[1].mul_(q)
-            qx, qq = _fold_(found, 1).unbind()
-            of_q = qx  # nobody asks
-        return _Sums(of_q.clone(), qq.clone(), qx.clone())
+        vq = torch.mul(self._v, q, out=found[0])
+        qx = _fold_(torch.mul(vq, self._x, out=found[1])).clone()
+        qq = _fold_(q.mul_(vq)).clone()
+        return _Sums(_fold_(vq).clone() if self._grid.e is not None else qx, qq, qx)
 
     def _error(self, sums: _Sums, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         """The error of each group, less a constant."""
@@ -181,31 +174,22 @@ class _Fit:
         """Step 1 without minima: the scale of each group, zeros, and how much the error grows with its square."""
         import torch
 
-        def sums(inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            found = self._sums(inverse.reciprocal())
-            return found.qx, found.qq
-
-        scale, curvature = _best_scale(self._x, self._grid.points, sums)
+        tried = _scales_tried(self._x, self._grid.points)
+        sums = _stacked([self._sums(scale) for scale in tried])
+        scale, curvature = _best_scale(sums.qx, sums.qq)
         return scale, torch.zeros_like(scale), curvature
 
     def _minima(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Step 1 with minima."""
-        import torch
-
         low, high = self._x.amin(0), self._x.amax(0)
         is_below_zero = self._grid.minimum_steps is not None  # - e t cannot be positive
         if is_below_zero:
             low = low.clamp_(max=0)
-        least = torch.full_like(low, torch.inf)
-        best, best_minimum, curvature = torch.zeros_like(low), low.clone(), torch.zeros_like(low)
-        for n_steps in self._grid.points.ends_tried:
-            found = self._sums((high - low) / n_steps, -low)
-            scale, minimum = self._line(found, is_below_zero=is_below_zero)
-            error = self._error(found, scale, -minimum)
-            is_better = error < least
-            for kept, new in ((least, error), (best, scale), (best_minimum, minimum), (curvature, found.qq)):
-                torch.where(is_better, new, kept, out=kept)
-        return best, best_minimum, curvature
+        offset = -low
+        sums = _stacked([self._sums((high - low) / n, offset) for n in self._grid.points.ends_tried])
+        scale, minimum = self._line(sums, is_below_zero=is_below_zero)
+        best = _least(self._error(sums, scale, -minimum))
+        return _picked(scale, best), _picked(minimum, best), _picked(sums.qq, best)
 
     def _line(self, sums: _Sums, *, is_below_zero: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The scale and minimum of each group with the least error for these points."""
@@ -223,26 +207,21 @@ class _Fit:
 
     def _try_integers(self, steps: Points) -> None:
         """Step 3: the integers beside those of each group."""
-        s, t, now = self.s, self.t, self._now
-        minima = self._grid.minimum_steps
-        for more in (0, -1, 1) if minima is not None else (-1, 1):
-            new = (s + more).clamp_(steps.lowest, steps.highest)
-            if minima is not None:  # the best offset where points stay the same
-                wanted = (self.d * new * now.q - self._of_vx) / (self._of_v * self.e)
-                t = wanted.nan_to_num_(0, 0, 0).round_().clamp_(0, minima.highest)
-            scale, offset = self.d * new, self.e * t
-            sums = self._sums(scale, offset)
-            self._take_better(sums, self._error(sums, scale, offset), s=new, t=t)
-
-    def _take_better(self, sums: _Sums, error: torch.Tensor, **numbers: torch.Tensor) -> None:
-        """Change numbers where the error of the group is less than now."""
         import torch
 
-        is_better = error < self._error_now
-        self._error_now = torch.where(is_better, error, self._error_now)
-        self._now = _Sums(*(torch.where(is_better, new, old) for new, old in zip(sums, self._now, strict=True)))
-        for name, new in numbers.items():
-            setattr(self, name, torch.where(is_better, new, getattr(self, name)))
+        now, t, minima = self._now, self.t.unsqueeze(0), self._grid.minimum_steps
+        s = torch.stack([self.s + more for more in (0, -1, 1)]).clamp_(steps.lowest, steps.highest)
+        scale = self.d * s
+        if minima is not None:  # the best offsets where points stay the same
+            wanted = (scale * now.q - self._of_vx) / (self._of_v * self.e)
+            t = wanted.nan_to_num_(0, 0, 0).round_().clamp_(0, minima.highest)
+        t = torch.cat([self.t.unsqueeze(0), t.expand_as(s)])
+        s, scale = torch.cat([self.s.unsqueeze(0), s]), torch.cat([self.d * self.s.unsqueeze(0), scale])
+        offset = self.e * t
+        sums = _stacked([now, *(self._sums(*numbers) for numbers in zip(scale[1:], offset[1:], strict=True))])
+        best = _least(self._error(sums, scale, offset))
+        self.s, self.t = _picked(s, best), _picked(t, best)
+        self._now = _Sums(*(_picked(part, best) for part in sums))
 
     def _refit(self) -> None:
         """Step 3: d and e again, where this lessens the error of the block."""
@@ -261,34 +240,49 @@ class _Fit:
         d, e = _half(d), _half(e)
         scale, offset = d * s, e * t
         found = self._sums(scale, offset)
-        error = self._error(found, scale, offset)
-        is_better = _sum(error) < _sum(self._error_now)
+        before = _sum(self._error(sums, self.d * s, self.e * t))
+        is_better = _sum(self._error(found, scale, offset)) < before
         self.d, self.e = torch.where(is_better, d, self.d), torch.where(is_better, e, self.e)
-        self._error_now = torch.where(is_better, error, self._error_now)
         self._now = _Sums(*(torch.where(is_better, new, old) for new, old in zip(found, sums, strict=True)))
 
 
-def _best_scale(
-    x: torch.Tensor, points: Points, sums_of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scale of points nearest to x [n, ...], and the sum of q^2 there; both [...].
+def _stacked(sums: Sequence[_Sums]) -> _Sums:
+    import torch
 
-    Args:
-        sums_of: the sums of q x and q^2 over the first axis, for the points q nearest to x times its argument.
+    return _Sums(*(torch.stack(parts) for parts in zip(*sums, strict=True)))
+
+
+def _picked(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """One of the candidates in [candidates, ...] each, by an index [1, ...]."""
+    return x.gather(0, index)[0]
+
+
+def _least(errors: torch.Tensor) -> torch.Tensor:
+    """Where along the first axis the first of the least numbers is, [1, ...]; NaN is none.
+
+    `argmin`, which is not vectorized over the other axes, would take a third of all the time.
     """
     import torch
 
+    errors.nan_to_num_(torch.inf, torch.inf, -torch.inf)
+    n = len(errors)
+    ranks = torch.arange(n, 0, -1, dtype=torch.float32).view(n, *[1] * (errors.dim() - 1))
+    return n - ((errors == errors.amin(0)) * ranks).amax(0, keepdim=True).long()
+
+
+def _scales_tried(x: torch.Tensor, points: Points) -> torch.Tensor:
+    """Scales [candidates, ...] that put the number of [n, ...] farthest from 0 near an end of the points."""
+    import torch
+
     high, low = x.amax(0), x.amin(0)
-    is_signed = points.lowest < 0
-    extreme = torch.where(high > -low, high, low) if is_signed else high
-    best, curvature, most = torch.zeros_like(high), torch.zeros_like(high), torch.zeros_like(high)
-    for end in points.ends_tried:
-        qx, qq = sums_of(end / extreme)
-        gain = (qx.square() / qq).nan_to_num_(0, 0, 0)
-        is_better = gain > most
-        for kept, new in ((most, gain), (best, qx / qq), (curvature, qq)):
-            torch.where(is_better, new, kept, out=kept)
-    return best, curvature
+    extreme = torch.where(high > -low, high, low) if points.lowest < 0 else high
+    return torch.stack([extreme / end for end in points.ends_tried])
+
+
+def _best_scale(qx: torch.Tensor, qq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best of some scales by the sums [candidates, ...] for their points, and the sum of q^2 there."""
+    best = _least((qx.square() / qq).neg_())
+    return (_picked(qx, best) / _picked(qq, best)).nan_to_num_(0, 0, 0), _picked(qq, best)
 
 
 def _shared(scale: torch.Tensor, curvature: torch.Tensor, steps: Points | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -302,13 +296,10 @@ def _shared(scale: torch.Tensor, curvature: torch.Tensor, steps: Points | None) 
 
     if steps is None:
         return _half(scale[0]), torch.ones_like(scale)
-
-    def sums(inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        s = steps.nearest_((scale * inverse).nan_to_num_(0, 0, 0))
-        return _sum(curvature * s * scale), _sum(curvature * s * s)
-
-    d, _ = _best_scale(scale, steps, sums)
-    d = _half(d)
+    tried = _scales_tried(scale, steps)
+    s = steps.nearest_((scale.unsqueeze(1) / tried).nan_to_num_(0, 0, 0))
+    weighted = curvature.unsqueeze(1) * s
+    d = _half(_best_scale(_sum(weighted * scale.unsqueeze(1)), _sum(weighted * s))[0])
     return d, steps.nearest_((scale / d).nan_to_num_(0, 0, 0))
 
 
@@ -324,17 +315,17 @@ def _sum(x: torch.Tensor) -> torch.Tensor:
     if len(x) == 1:
         return x[0]
     half = len(x) // 2
-    return _fold_(x[:half] + x[half:], 0)
+    return _fold_(x[:half] + x[half:])
 
 
-def _fold_(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """The sum over an axis, whose length is a power of two; x is scratch afterwards.
+def _fold_(x: torch.Tensor) -> torch.Tensor:
+    """The sum over the first axis, whose length is a power of two; x is scratch afterwards.
 
     Halves are added to each other, so that the bits of a sum depend on what is summed alone: `torch.sum` takes another
     order in some of the columns, and which ones depends on how many rows are worked on at once.
     """
-    n = x.shape[axis]
+    n = len(x)
     while n > 1:
         n //= 2
-        x.narrow(axis, 0, n).add_(x.narrow(axis, n, n))
-    return x.select(axis, 0)
+        x[:n].add_(x[n : 2 * n])
+    return x[0]
