@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, Stored, about
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.tensors.lazy import Apply, Concat, Lazy
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import transpose, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 

@@ -76,6 +76,10 @@ def _qlinear(o: int, i: int, bits: int) -> Parts:
     return {"weight": stored, "scale": _scales(o) / 2**bits}
 
 
+def _float8(o: int, i: int, **scales: torch.Tensor) -> Parts:
+    return {"weight": (torch.randn(o, i) * 60).to(torch.float8_e4m3fn), **scales}
+
+
 def _entry(method: str, **keys: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": method, **keys}}
 
@@ -84,6 +88,30 @@ _CHANNEL = "per channel symmetric"
 LAYOUTS: dict[str, Published] = {
     "nf4": Published(_nf4, "nf4, bitsandbytes", _entry("bitsandbytes", load_in_4bit=True)),
     "nf4_nested": Published(lambda o, i: _nf4(o, i, nested=True), "nf4, bitsandbytes"),
+    "fp8_blocks": Published(
+        lambda o, i: _float8(o, i, weight_scale_inv=_scales(-(-o // 32), -(-i // 32)) / 60),
+        "float8, fp8",
+        _entry("fp8", activation_scheme="dynamic", weight_block_size=[32, 32]),
+    ),
+    "fp8_tensor": Published(
+        lambda o, i: _float8(o, i, weight_scale_inv=_scales(1)[0] / 60, activation_scale=_scales(1)[0]),
+        "float8, fp8",
+        _entry("fp8", activation_scheme="static"),
+    ),
+    "float_quantized": Published(
+        lambda o, i: _float8(o, i, weight_scale=_scales(o, 1) / 60),
+        "float8 per channel symmetric, compressed-tensors",
+        _entry(
+            "compressed-tensors",
+            format="float-quantized",
+            config_groups={
+                "group_0": {
+                    "targets": ["Linear"],
+                    "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
+                }
+            },
+        ),
+    ),
     "chatglm_int4": Published(
         lambda o, i: _rows(o, i, 4), "int4 per channel symmetric, chatglm", {"quantization_bit": 4}
     ),

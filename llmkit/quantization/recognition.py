@@ -138,8 +138,7 @@ def _by_bytes(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
     small = [(n, s) for n, s in found if s.dtype.name.startswith("F8")]
     if small:
         seen = f"{small[0][0]} is {small[0][1].dtype.name}"
-        method = "compressed-tensors" if f"{small[0][0]}_scale" in specs else "fp8"
-        return Quantization(method, "float8", seen, n_weights=len(small))
+        return Quantization("float8 without scales", "", seen, n_weights=len(small))
     whole = [(n, s) for n, s in found if s.dtype in _BYTES]
     if whole and 2 * len(whole) >= len(found):
         return Quantization("an unknown method", "", f"{whole[0][0]} is {whole[0][1].dtype.name}", n_weights=len(whole))

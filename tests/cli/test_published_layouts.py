@@ -62,5 +62,5 @@ def test_what_wants_floats_says_why_and_what_to_do(world, call, tmp_path, name):
     ):  # fmt: skip
         done = call(*args)
         said = " ".join(done.err.split())
-        assert (done.code, LAYOUTS[name].words in said, "--to hf" in said) == (2, True, True), (args, said)
+        assert (done.code, LAYOUTS[name].words in said, "--to dense" in said) == (2, True, True), (args, said)
         assert not out.exists()

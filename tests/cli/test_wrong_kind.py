@@ -56,8 +56,6 @@ QUANTIZED = {
                              "weight_shape": torch.tensor([o, i])}, "compressed-tensors"),
     "hqq": (lambda o, i: {"W_q": small(o * i // 128, 64, dtype=torch.uint8), "scale": half(64), "zero": half(64)},
             "hqq"),
-    "float8": (lambda o, i: {"weight": torch.ones(o, i).to(torch.float8_e4m3fn),
-                              "weight_scale_inv": half(1, 1).float()}, "float8 blocks, fp8"),
     "integers": (lambda o, i: {"weight": small(o, i)}, "unknown method"),
 }  # fmt: skip
 

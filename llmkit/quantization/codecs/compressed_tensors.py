@@ -7,8 +7,9 @@
                      weight_g_idx       int32 [in], the group of each column (act-order)
     int-quantized    weight             int8 [out, in], codes minus 2^(bits-1)
                      weight_zero_point  int8 [out, groups], likewise
+    float-quantized  weight             float8 [out, in], times weight_scale of the tensor, row, group or block
 
-Both are read, and codes that do not divide a word also in the form before 0.18, with gaps: 32 // bits in a word.
+All are read, and codes that do not divide a word also in the form before 0.18, with gaps: 32 // bits in a word.
 `pack-quantized` is written, of 8 bits too: it is what the library infers for weight-only integers, and what servers
 read as W8A16. Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed-tensors.
 """
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
-from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
+from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
 from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack_words
 from llmkit.quantization.words import codes_of, words_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["CODEC", "CompressedTensors"]
 
 _PACKED = "pack-quantized"
-_INTEGERS = ("int-quantized", "naive-quantized")
+_PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
 _ENDS = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
     "input_zero_point", "output_scale", "output_zero_point",
@@ -110,22 +112,33 @@ class CompressedTensors(FolderCodec):
         # ChatGLM's have one number a row, and no second dimension.
         are_ours = [s is not None and s.dtype.is_float and len(s.shape) == 2 for s in scales]
         named = [name for name, is_ours in zip(signed, are_ours, strict=True) if is_ours]
-        return ("int8", named) if named else None
+        if named:
+            return "int8", named
+        floats = [n for n, spec in specs.items() if spec.dtype in FLOAT8 and f"{n}_scale" in specs]
+        return ("float8", floats) if floats else None
 
-    def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
+    def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
         self._refuse_unread(stored)
         entry, tensors = stored.entry, stored.tensors
         groups = _groups(entry)
         modules = [k.removesuffix(".weight_scale") for k in tensors if k.endswith(".weight_scale")]
         used = {f"{module}.{end}" for module in modules for end in _ENDS}
-        found = {}
+        found: dict[str, Restorable] = {}
         for module in modules:
             name = f"{module}.weight"
             shape = stored.shapes.get(name, ())
             with about(module):
                 settings = _group_of(module, groups)
+                parts, weights = stored.parts(module, _ENDS), settings.get("weights")
+                if isinstance(weights, Mapping) and (weights.get("type"), weights.get("num_bits")) == ("float", 8):
+                    values = need(parts, "weight")
+                    if values.dtype not in FLOAT8:
+                        raise SpecError(f"weight is {values.spec}; expected float8", hint=REMEDY)
+                    scales = need(parts, "weight_scale")
+                    found[name] = ScaledFloats(values, scales, block_of(weights, values.shape), is_wide=False)
+                    continue
                 known = (shape[0], shape[1]) if len(shape) == 2 else None
-                found[name] = self.read(stored.parts(module, _ENDS), settings, known)
+                found[name] = self.read(parts, settings, known)
         left = [k for k in tensors if k.endswith((".weight_packed", ".weight_shape")) and k not in used]
         if left:
             raise SpecError(f"{stored.label}: {left[0]} has no weight_scale beside it")
@@ -142,9 +155,10 @@ class CompressedTensors(FolderCodec):
             )
         formats = [str(g.get("format")) for g in _groups(entry)]
         for layout in formats:
-            if layout not in (_PACKED, *_INTEGERS):
+            if layout not in (_PACKED, *_PLAIN):
                 raise RequirementError(
-                    f"{label}: the {self.name} format {layout!r} is not read; expected {_PACKED} or {_INTEGERS[0]}",
+                    f"{label}: the {self.name} format {layout!r} is not read; expected {_PACKED} or "
+                    f"{' or '.join(_PLAIN[:2])}",
                     hint=REMEDY,
                 )
         if entry.get("transform_config"):
