@@ -15,7 +15,7 @@ from llmkit.quantization.recognition import BLOCKS, Quantization
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
 
-__all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype", "refuse_unread"]
+__all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype", "reader_of", "refuse_unread"]
 
 
 def model_dtype(config: Mapping[str, Any]) -> DType | None:
@@ -58,6 +58,16 @@ def refuse_unread(ckpt: Checkpoint) -> None:
         RequirementError, SpecError: as of `dequantized`.
     """
     dequantized(ckpt)
+
+
+def reader_of(ckpt: Checkpoint) -> FolderReader | None:
+    """What reads the matrices of a quantized folder; None for floats, and for files that open as floats.
+
+    Raises:
+        RequirementError: a layout that nothing reads.
+    """
+    found = _folder_quantization(ckpt)
+    return None if found is None else _reader(ckpt, found)
 
 
 def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:

@@ -24,7 +24,7 @@ _N_WORST = 5
     "llmkit convert vicuna-7b-bin --to hf --dtype float16 -o vicuna-7b",
     "llmkit convert chatglm3-6b --to hf --as glm -o chatglm3-6b-glm",
     "llmkit convert vicuna-7b --to gguf --type q4_k_m -o vicuna-7b-gguf",
-    "llmkit convert vicuna-7b-gptq --to compressed-tensors -o vicuna-7b-int4",
+    "llmkit convert vicuna-7b-gptq --to compressed-tensors -o vicuna-7b-packed",
 )
 def convert(
     out: Output,

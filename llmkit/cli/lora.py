@@ -43,6 +43,13 @@ def merge(
         typer.Option("--alpha", metavar="A", help="The alpha of a LoRA file that has no config (lit-llama)."),
     ] = None,
     dtype: OutDtypeOption = None,
+    requantize: Annotated[
+        bool,
+        typer.Option(
+            "--requantize",
+            help="Merge into a quantized base: what the adapter changes is rounded to its grid again, the rest stays.",
+        ),
+    ] = False,
 ) -> None:
     """Merge adapters into a base, one after the other: LoRA, DoRA, IA3, AdaLoRA, LoHa, LoKr, saved modules and tokens.
 
@@ -57,7 +64,8 @@ def merge(
     model = require_model(open_model(base, force=writing.force), "lora merge")
     opened = [lora.open_adapter(a, alpha=alpha, force=writing.force) for a in adapters]
     meter = Meter()
-    merged = lora.merge(model, opened, weights=weight, dtype=dtype, meter=meter, force=writing.force)
+    options: dict[str, Any] = {"weights": weight, "dtype": dtype, "force": writing.force, "requantize": requantize}
+    merged = lora.merge(model, opened, meter=meter, **options)
     write(out, merged, writing, finish=_measured(out, meter, "change", "changed"))
 
 

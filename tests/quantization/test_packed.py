@@ -1,6 +1,7 @@
 """GPTQ and AWQ layers as GPTQModel and AutoAWQ packed them (tests/golden/packed/record.py), restored bit for bit."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import pack, pack_words
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.spec import DType
-from tests.quantization.lazies import held
+from tests.quantization.lazies import held, zeros_on
 
 HOME = Path(__file__).parents[1] / "golden" / "packed"
 
@@ -123,3 +124,52 @@ def test_a_zero_point_that_the_first_version_cannot_hold_is_an_error():
     wide = QuantizedMatrix(Grid(4, 32), (32, 64), codes, held(torch.ones(32, 2)))
     assert CODEC.refuses(wide) == "gptq has no scales in float32"
     assert wide.dequantized(DType.F16).load().shape == (32, 64)
+
+
+@pytest.mark.parametrize(("codec", "bits", "symmetric"), [(CODEC, 4, True), (CODEC, 8, True), (AWQ, 4, False)])
+@pytest.mark.parametrize("group", [32, None])
+def test_what_vllm_makes_room_for(codec, bits, symmetric, group):
+    """Names, shapes and dtypes of the parameters that its loader fills, and the keys of the entry that it reads.
+
+    `AutoGPTQLinearMethod.create_weights` and `AutoGPTQConfig.from_config` of vllm-project/vllm@055e47c2,
+    vllm/model_executor/layers/quantization/auto_gptq.py, whose kernels take symmetric grids of 4 and 8 bits (TYPE_MAP);
+    `AutoAWQMarlinLinearMethod.create_weights` and `AutoAWQConfig.from_config` of auto_awq.py at 0043d6b5.
+    """
+    n_in, n_out, n_groups = 128, 64, 128 // (group or 128)
+    grid, pack_factor = Grid(bits, group, symmetric), 32 // bits
+    zeros = None if symmetric else held(torch.full((n_out, n_groups), 3, dtype=torch.uint8))
+    codes = held(pack(torch.zeros(n_out, n_in, dtype=torch.uint8), bits))
+    matrix = QuantizedMatrix(grid, (n_out, n_in), codes, held(torch.ones(n_out, n_groups).half()), zeros)
+    assert codec.refuses(matrix) is None
+    found = {end: (part.load().dtype, tuple(part.shape)) for end, part in codec.write(matrix).items()}
+    words = (n_in // pack_factor, n_out) if codec is CODEC else (n_in, n_out // pack_factor)
+    wanted = {
+        "qweight": (torch.int32, words),
+        "qzeros": (torch.int32, (n_groups, n_out // pack_factor)),
+        "scales": (torch.float16, (n_groups, n_out)),
+    }
+    assert found == (wanted | {"g_idx": (torch.int32, (n_in,))} if codec is CODEC else wanted)
+    entry = codec.describe({"model.layers.0.a": matrix}, ["lm_head"], are_all=True)
+    assert (entry["bits"], entry["group_size"]) == (bits, group or -1)
+    if codec is CODEC:
+        assert (entry["sym"], entry["desc_act"], entry["lm_head"]) == (True, False, False)
+        ((skipped, override),) = entry["dynamic"].items()  # a match with an empty override leaves the module in floats
+        assert re.match(skipped.removeprefix("-:"), "lm_head")
+        assert not override
+    else:
+        assert (entry["zero_point"], entry["modules_to_not_convert"]) == (True, ["lm_head"])
+
+
+def test_matrices_of_other_grids_have_rules_of_their_own():
+    """`dynamic` of GPTQModel: the most frequent kind stands in the entry, each other module by an anchored pattern."""
+    kinds = {"a.0": Grid(4, 32), "a.1": Grid(4, 32), "b.2": Grid(8, None)}
+    matrices = {module: zeros_on(grid) for module, grid in kinds.items()}
+    matrices["c"] = zeros_on(Grid(4, 32), order=held(torch.zeros(32, dtype=torch.int32)))
+    entry = CODEC.describe(matrices, [], are_all=True)
+    assert (entry["bits"], entry["group_size"], entry["desc_act"]) == (4, 32, False)
+    assert entry["dynamic"] == {
+        r"+:^b\.2$": {"bits": 8, "group_size": -1, "sym": True, "desc_act": False},
+        "+:^c$": {"bits": 4, "group_size": 32, "sym": True, "desc_act": True},
+    }
+    with pytest.raises(SpecError, match="awq has one group size for all matrices"):
+        AWQ.describe({"a": zeros_on(Grid(4, 32)), "b": zeros_on(Grid(4))}, [], are_all=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import llmkit
 from llmkit.checkpoint.quantized import dequantized, describe
@@ -114,7 +114,7 @@ def test_blocks_of_gguf_keep_their_codes(world, tmp_path):
     wanted = ckpt.tensors
     for to in FORMATS:
         made = convert(ckpt, to=to)
-        assert any("keep every code" in note for note in made.notes)
+        assert any("every code and scale stays" in note for note in made.notes)
         assert any("embed_tokens.weight" in note and "became floats" in note for note in made.notes)
         llmkit.save(made, tmp_path / to)
         floats = dequantized(llmkit.open_checkpoint(tmp_path / to), dtype=DType.F32)
@@ -127,7 +127,7 @@ def test_blocks_of_gguf_keep_their_codes(world, tmp_path):
         convert(ckpt, to="gptq")
     assert "--requantize" in caught.value.hint
     made = convert(ckpt, to="gptq", requantize=True)
-    assert any("14 matrices are rounded again, to int4 group 32 symmetric" in note for note in made.notes)
+    assert any("rounded again: 14 layers, to int4 group 32 symmetric" in note for note in made.notes)
     llmkit.save(made, tmp_path / "again")
     assert describe(llmkit.open_checkpoint(tmp_path / "again")) == "int4 group 32, gptq"
 
@@ -151,3 +151,37 @@ def test_floats_are_no_quantized_model(world):
     assert "llmkit quantize MODEL --bits 4 --format awq" in caught.value.hint
     with pytest.raises(InputError, match="--to hf has no option --requantize"):
         convert(llmkit.open_checkpoint(world / "m"), to="hf", requantize=True)
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "compressed-tensors"])
+def test_an_adapter_changes_only_what_it_touches(world, tmp_path, name):
+    """The rest keeps its bytes; what is changed is the nearest points of its old grid to base plus update."""
+    from llmkit.transforms import lora
+
+    generator = torch.Generator().manual_seed(0)
+    key = "base_model.model.model.layers.0.self_attn.q_proj."
+    update = {f"{key}lora_A.weight": torch.rand(4, 64, generator=generator) - 0.5}
+    update |= {f"{key}lora_B.weight": torch.rand(64, 4, generator=generator) - 0.5}
+    (tmp_path / "a").mkdir()
+    save_file(update, tmp_path / "a" / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(about))
+    base, adapter = llmkit.open_checkpoint(world / f"{name}-False"), lora.open_adapter(tmp_path / "a")
+    with pytest.raises(RequirementError, match="already quantized"):
+        lora.merge(base, [adapter])
+    merged = lora.merge(base, [adapter], requantize=True)
+    assert any("stays in 13 layers" in note for note in merged.notes)
+    assert any("rounded again: 1 layer, to int4 group 64 asymmetric" in note for note in merged.notes)
+    llmkit.save(merged, tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in (world / f"{name}-False", tmp_path / "out"))
+    changed = {n for n in after if not torch.equal(after[n], before[n])}
+    assert changed
+    assert all(".layers.0.self_attn.q_proj." in name for name in changed)
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    floats = dequantized(base).tensors[weight].load().float()
+    wanted = floats + 2 * update[f"{key}lora_B.weight"] @ update[f"{key}lora_A.weight"]
+    matrix = dequantized(llmkit.open_checkpoint(tmp_path / "out")).tensors[weight]
+    error = (matrix.load().float() - wanted).abs()
+    assert error.mean() < 0.3 * (wanted.amax() - wanted.amin()) / 15  # nearest points are a quarter of a step away
+    with pytest.raises(RequirementError, match="has float weights: --requantize"):
+        lora.merge(llmkit.open_checkpoint(world / "m"), [adapter], requantize=True)

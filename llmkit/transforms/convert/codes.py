@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.quantized import dequantized, model_dtype
-from llmkit.errors import RequirementError, listing
+from llmkit.errors import RequirementError, counted, listing
 from llmkit.quantization.codec import FolderCodec
-from llmkit.quantization.matrix import QuantizedMatrix, dequantized_from, is_dequantized, matrix_of
+from llmkit.quantization.matrix import Grid, QuantizedMatrix, dequantized_from, is_dequantized, matrix_of
 from llmkit.quantization.method import Task, method_named, quantized
 from llmkit.quantization.signs import with_positive_scales
 from llmkit.tensors.lazy import Lazy
@@ -21,7 +21,7 @@ from llmkit.tensors.rearrange import transpose
 from llmkit.transforms.layers import GroupSize, choose_grid, layers_of
 from llmkit.transforms.storing import stored_by
 
-__all__ = ["to_codec"]
+__all__ = ["stored_again", "to_codec"]
 
 _METHOD = "mse"
 
@@ -36,63 +36,88 @@ def to_codec(codec: FolderCodec) -> Callable[..., Checkpoint]:
             RequirementError: a float checkpoint, or matrices that the layout cannot hold (without `requantize`).
         """
         floats = dequantized(ckpt)
-        weights = {name: lazy for name, lazy in floats.tensors.items() if is_dequantized(lazy) and len(lazy.shape) == 2}
-        if not weights:
+        if not any(map(is_dequantized, floats.tensors.values())):
             raise RequirementError(
                 f"{ckpt.label} has float weights; --to {codec.name} stores quantized ones",
                 hint=f"llmkit quantize MODEL --bits 4 --format {codec.name} -o OUT makes them",
             )
-        slots = floats.model.tensors() if floats.model is not None else {}
-        kept, refused, widened = {}, {}, []
-        for name, lazy in weights.items():
-            slot = slots.get(name)
-            rows = transpose(lazy) if slot is not None and slot.is_transposed else lazy
-            matrix = matrix_of(rows)
-            matrix = with_positive_scales(matrix) if matrix is not None else None
-            is_layer = name.endswith(".weight") and (slot is None or slot.kind in ("linear", "head"))
-            why = codec.refuses(matrix) if matrix is not None else f"{dequantized_from(lazy)} is no grid"
-            if is_layer and matrix is not None and why is None:
-                kept[name] = matrix
-            elif is_layer and (slot is None or slot.kind == "linear"):
-                refused[name] = (rows, str(why))
-            else:
-                widened.append(name)
-        kinds = listing(list(dict.fromkeys(map(str, kept.values()))), 3)
-        notes = [f"{len(kept)} matrices keep every code and scale ({kinds})"] if kept else []
-        if widened:
-            notes.append(f"{listing(widened, 2)} became floats: the layout has no place for them")
-        if refused and not requantize:
-            reasons = Counter(why for _, why in refused.values())
-            raise RequirementError(
-                f"{ckpt.label}: --to {codec.name} would round {len(refused)} of {len(weights)} matrices again "
-                f"({listing(list(refused), 2)}): {listing(list(reasons), 2)}",
-                hint="--requantize rounds them; --to dense writes floats, which loses nothing",
-            )
-        matrices = dict(kept)
-        if refused:
-            again, words = _again(floats, codec, {name: rows for name, (rows, _) in refused.items()}, kept)
-            matrices |= again
-            notes.append(f"{len(again)} matrices are rounded again, {words} ({listing(list(again), 2)})")
-        return stored_by(floats.derive(notes=notes), codec, matrices, layers_of(floats, list(matrices)))
+        return stored_again(floats, codec, requantize=requantize)
 
     return write
 
 
-def _again(
-    ckpt: Checkpoint, codec: FolderCodec, weights: Mapping[str, Lazy], kept: Mapping[str, QuantizedMatrix]
-) -> tuple[dict[str, QuantizedMatrix], str]:
-    """Weights rounded to nearest on a grid of the layout like the one that they were on, and that grid in words."""
-    found = [matrix_of(lazy) for lazy in weights.values()]
-    usual = Counter((m.bits, m.grid.group_size) for m in [*found, *kept.values()] if m is not None).most_common(1)
-    bits, size = usual[0][0] if usual else (codec.bits[-1], None)
-    bits = min((b for b in codec.bits if b >= bits), default=codec.bits[-1])
-    rows = {name: lazy.shape[1] for name, lazy in weights.items()}
-    fits = size in codec.group_sizes and all(n % size == 0 for n in rows.values())
-    group: GroupSize = size if size is not None and fits else "auto"
-    grid, _ = choose_grid(codec, bits, group, None, rows)
+def stored_again(
+    floats: Checkpoint, codec: FolderCodec, *, requantize: bool, grids: Mapping[str, Grid] | None = None
+) -> Checkpoint:
+    """Floats that come from codes, in the layout of `codec`.
+
+    Args:
+        floats: of `dequantized`, or computed from those.
+        requantize: what is no matrix that the layout holds may be rounded to one.
+        grids: for that, of some weights by name; else the grid most like those that are there.
+
+    Raises:
+        RequirementError: matrices that the layout cannot hold (without `requantize`).
+    """
+    weights = {name: lazy for name, lazy in floats.tensors.items() if is_dequantized(lazy) and len(lazy.shape) == 2}
+    slots, grids = floats.model.tensors() if floats.model is not None else {}, grids or {}
+    kept: dict[str, QuantizedMatrix] = {}
+    refused: dict[str, tuple[Lazy, str]] = {}
+    widened = []
+    for name, lazy in weights.items():
+        slot = slots.get(name)
+        rows = transpose(lazy) if slot is not None and slot.is_transposed else lazy
+        matrix = matrix_of(rows)
+        matrix = with_positive_scales(matrix) if matrix is not None else None
+        is_layer = name.endswith(".weight") and (slot is None or slot.kind in ("linear", "head"))
+        why = codec.refuses(matrix) if matrix is not None else f"{dequantized_from(lazy)} is no grid"
+        if is_layer and matrix is not None and why is None:
+            kept[name] = matrix
+        elif is_layer and (slot is None or slot.kind == "linear" or name in grids):
+            refused[name] = (rows, str(why))
+        else:
+            widened.append(name)
+    kinds = listing(list(dict.fromkeys(map(str, kept.values()))), 3)
+    notes = [f"every code and scale stays in {counted(len(kept), 'layer')} ({kinds})"] if kept else []
+    if widened:
+        notes.append(f"{listing(widened, 2)} became floats: the layout has no place for them")
+    if refused and not requantize:
+        reasons = Counter(why for _, why in refused.values())
+        raise RequirementError(
+            f"{floats.label}: --to {codec.name} would round {len(refused)} of {len(weights)} matrices again "
+            f"({listing(list(refused), 2)}): {listing(list(reasons), 2)}",
+            hint="--requantize rounds them; --to dense writes floats, which loses nothing",
+        )
+    again = _rounded(floats, codec, {name: rows for name, (rows, _) in refused.items()}, kept, grids)
+    if again:
+        kinds = listing(list(dict.fromkeys(str(matrix.grid) for matrix in again.values())), 3)
+        notes.append(f"rounded again: {counted(len(again), 'layer')}, to {kinds} ({listing(list(again), 2)})")
+    matrices = kept | again
+    return stored_by(floats.derive(notes=notes), codec, matrices, layers_of(floats, list(matrices)))
+
+
+def _rounded(
+    ckpt: Checkpoint,
+    codec: FolderCodec,
+    weights: Mapping[str, Lazy],
+    kept: Mapping[str, QuantizedMatrix],
+    grids: Mapping[str, Grid],
+) -> dict[str, QuantizedMatrix]:
+    """Weights [out, in] on their grids, or on one of the layout that is like the most frequent one."""
+    loose = {name: lazy for name, lazy in weights.items() if name not in grids}
+    chosen = {name: grids[name] for name in weights if name in grids}
+    if loose:
+        found = [matrix_of(lazy) for lazy in loose.values()]
+        usual = Counter((m.bits, m.grid.group_size) for m in [*found, *kept.values()] if m is not None).most_common(1)
+        bits, size = usual[0][0] if usual else (codec.bits[-1], None)
+        bits = min((b for b in codec.bits if b >= bits), default=codec.bits[-1])
+        rows = {name: lazy.shape[1] for name, lazy in loose.items()}
+        fits = size in codec.group_sizes and all(n % size == 0 for n in rows.values())
+        group: GroupSize = size if size is not None and fits else "auto"
+        chosen |= dict.fromkeys(loose, choose_grid(codec, bits, group, None, rows)[0])
     way, made = method_named(_METHOD), {}
     for name, lazy in weights.items():
         dtype = model_dtype(ckpt.config) or lazy.dtype
         dtype = dtype if dtype in codec.scale_dtypes else codec.scale_dtypes[0]
-        made[name] = quantized(Task(lazy, way, grid, dtype, name))
-    return made, f"to {grid}, {way.words}"
+        made[name] = quantized(Task(lazy, way, chosen[name], dtype, name))
+    return made

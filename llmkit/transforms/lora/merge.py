@@ -8,11 +8,15 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.quantized import dequantized, reader_of
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.adapter import Adapter
+from llmkit.quantization.codec import FolderCodec
+from llmkit.quantization.matrix import Grid, matrix_of
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import config_with_dtype
+from llmkit.transforms.convert.codes import stored_again
 from llmkit.transforms.lora.apply import Application
 from llmkit.transforms.vocab.config_ids import with_vocab_size
 
@@ -27,6 +31,7 @@ def merge(
     dtype: DType | str | None = None,
     meter: Meter | None = None,
     force: bool = False,
+    requantize: bool = False,
 ) -> Checkpoint:
     """The base with adapters merged into its weights, in the given order.
 
@@ -42,11 +47,18 @@ def merge(
         meter: collects how large the change of every weight is, |W' - W| / |W| (Frobenius), while it is written; with
             several adapters the names begin with the adapter's.
         force: go on where the counts or the config of an adapter say that it does not belong to this base.
+        requantize: merge into a quantized base: weights that no adapter changes keep their codes, the others are
+            restored, changed and rounded to the grid that they were on.
 
     Raises:
         SpecError: a module or shape that the base does not have.
-        RequirementError: a quantized base, a vocabulary that does not fit, or a weight that has no meaning.
+        RequirementError: a quantized base (without `requantize`), a vocabulary that does not fit, or a weight that has
+            no meaning.
     """
+    if requantize:
+        codec, grids = _quantized(base)
+        options: dict[str, Any] = {"weights": weights, "dtype": dtype, "meter": meter, "force": force}
+        return stored_again(merge(dequantized(base), adapters, **options), codec, requantize=True, grids=grids)
     if not adapters:
         raise RequirementError("no adapter to merge", hint="llmkit lora merge BASE ADAPTER -o OUT")
     require_model(base, "lora merge", floats=True)
@@ -61,6 +73,23 @@ def merge(
         prefix = f"{adapter.label}: " if len(adapters) > 1 else ""
         merged = _merge_one(merged, adapter, factor, target if i == 0 else None, meter, prefix, force)
     return merged
+
+
+def _quantized(base: Checkpoint) -> tuple[FolderCodec, dict[str, Grid]]:
+    """What stores a quantized base, and the grids of its weights.
+
+    Raises:
+        RequirementError: floats, or a layout that is not written.
+    """
+    codec = reader_of(base)
+    if not isinstance(codec, FolderCodec):
+        what = "has float weights" if codec is None else f"is quantized ({codec.name}), which is read and not written"
+        raise RequirementError(
+            f"{base.label} {what}: --requantize has nothing to write",
+            hint="leave --requantize out" if codec is None else "llmkit convert BASE --to dense -o FLOATS, then merge",
+        )
+    found = {name: matrix_of(lazy) for name, lazy in dequantized(base).tensors.items()}
+    return codec, {name: matrix.grid for name, matrix in found.items() if matrix is not None}
 
 
 def _in_dtype(base: Checkpoint, dtype: DType) -> Checkpoint:
