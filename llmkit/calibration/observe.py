@@ -17,7 +17,7 @@ from llmkit.calibration.quantizer import Samples
 from llmkit.calibration.stage import BlockStage
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
-from llmkit.checkpoint.statistics import KEY, gguf_spelling
+from llmkit.checkpoint.statistics import KEY, StoredStatistics, gguf_spelling
 from llmkit.errors import InputError
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.container import OutputFile, OutputFiles
@@ -31,7 +31,7 @@ from llmkit.tensors.stopped import Stopped
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["observe"]
+__all__ = ["observe", "observed"]
 
 _FIELDS = ("squares", "maxima")
 
@@ -59,9 +59,31 @@ def observe(ckpt: Checkpoint, samples: Samples, name: str, *, has_moments: bool 
             f"{name} would be an importance matrix, which has no place for second moments",
             hint=f"-o {Path(name).with_suffix('.safetensors')}, or without --moments",
         )
+    measured = (*_FIELDS, "second_moments") if has_moments else _FIELDS
+    statistics, rows = observed(ckpt, samples, measured)
+    made = write(ckpt, statistics.parts, samples, rows, name)
+    step = {"transform": "observe", **samples.attrs(), "measured": list(measured)}
+    words = f"{len(statistics.parts)} weights, {len(rows)} windows of {len(rows[0])} tokens"
+    return made.derive(step=step, notes=[words])
+
+
+def observed(
+    ckpt: Checkpoint, samples: Samples, measured: Sequence[str]
+) -> tuple[StoredStatistics, Sequence[Sequence[int]]]:
+    """The statistics of all linear layers in the blocks of a model, computed when they are asked for.
+
+    Args:
+        measured: fields of `Statistics`.
+
+    Returns:
+        The statistics, and the token ids that the model will have read.
+
+    Raises:
+        InputError: a text shorter than a sample.
+        RequirementError: no plugin describes the model.
+    """
     model = require_model(ckpt, "observe", floats=True).require_model()
     rows = samples.rows(ckpt, ckpt.prompt_suffix(), model.dims.context)
-    measured = (*_FIELDS, "second_moments") if has_moments else _FIELDS
     stage = BlockStage(ckpt, rows, measured, _observing(measured))
     found: dict[str, dict[str, Lazy]] = {}
     for layer in range(len(model.blocks)):
@@ -70,9 +92,10 @@ def observe(ckpt: Checkpoint, samples: Samples, name: str, *, has_moments: bool 
         node = _Observed(ckpt, stage, layer, parts, measured, samples)
         for (weight, field), lazy in zip(node.names, node.outputs(), strict=True):
             found.setdefault(weight, {})[field] = lazy
-    made = write(ckpt, found, samples, rows, name)
-    step = {"transform": "observe", **samples.attrs(), "measured": list(measured)}
-    return made.derive(step=step, notes=[f"{len(found)} weights, {len(rows)} windows of {len(rows[0])} tokens"])
+    n_tokens = dict.fromkeys(found, float(len(rows) * len(rows[0])))
+    return StoredStatistics(
+        samples.text.label if samples.text is not None else "self", found, n_tokens, samples.attrs()
+    ), rows
 
 
 def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]:

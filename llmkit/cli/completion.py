@@ -99,10 +99,12 @@ def quantization_methods() -> Iterable[str]:
 
 @offering
 def quantization_formats() -> Iterable[str]:
-    """Codecs that write folders."""
+    """Codecs that write folders, and layouts of blocks."""
     from llmkit.quantization.codec import FolderCodec, folder_readers
+    from llmkit.transforms.convert.targets import targets
 
-    return [codec.name for codec in folder_readers() if isinstance(codec, FolderCodec)]
+    codecs = [codec.name for codec in folder_readers() if isinstance(codec, FolderCodec)]
+    return [*codecs, *(name for name, target in targets().items() if target.of_bits)]
 
 
 @offering

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
     from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
+    from llmkit.checkpoint.statistics import StoredStatistics
     from llmkit.cli.output import Output
 
 __all__ = [
@@ -247,6 +248,25 @@ class Calibrating:
             return None
         outside = method_named("mse") if method is None else None
         return CalibratedQuantizer(ckpt, self.windows(source), outside=outside)
+
+    def measured(self, out: Output, ckpt: Checkpoint, bits: int) -> StoredStatistics | None:
+        """What is known of the inputs of layers, or will be once the model has read the text; None for nothing.
+
+        Raises:
+            InputError: as of `quantizer`.
+        """
+        if self.statistics is not None:
+            from llmkit.checkpoint.statistics import open_statistics
+
+            out.refuse_options({"calibration", "samples", "length", "seed"}, "a run with --statistics")
+            return open_statistics(self.statistics, ckpt)
+        source = self.calibration or _default_calibration(out, ckpt, None, bits)
+        if source == "none":
+            out.refuse_options({"samples", "length", "seed"}, "a run without a text", "add --calibration built-in")
+            return None
+        from llmkit.calibration.observe import observed
+
+        return observed(ckpt, self.windows(source), ["squares"])[0]
 
     def windows(self, source: str = "built-in") -> Samples:
         """Those of the text that `--calibration` names, or `source` where it names none.

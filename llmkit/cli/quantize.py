@@ -31,6 +31,7 @@ _LARGE_NBYTES = 2**31  # in float32
     "llmkit quantize vicuna-7b --bits 4 --group-size 32 --symmetric --keep '*.down_proj' -o out",
     "llmkit quantize vicuna-7b --bits 4 --calibration my.jsonl --samples 256 -o vicuna-7b-mine",
     "llmkit quantize vicuna-7b --bits 4 --calibration none --method rtn -o vicuna-7b-rtn",
+    "llmkit quantize vicuna-7b --bits 4 --format gguf -o vicuna-7b-gguf",
 )
 def quantize(
     out: Output,
@@ -41,7 +42,7 @@ def quantize(
             "--bits",
             metavar="2|3|4|8",
             autocompletion=completion.among("8", "4", "3", "2"),
-            help="Bits of each weight.",
+            help="Bits of each weight; 5 and 6, too, for --format gguf.",
         ),
     ],
     writing: Writing,
@@ -53,7 +54,7 @@ def quantize(
             "--format",
             metavar="NAME",
             autocompletion=completion.quantization_formats,
-            help="The layout of what is written.",
+            help="The layout of what is written; gguf: llama.cpp's preset for these bits (convert --to gguf has all).",
         ),
     ] = "compressed-tensors",
     iterations: Annotated[
@@ -86,9 +87,14 @@ def quantize(
     from llmkit.checkpoint.contents import open_model
     from llmkit.quantization.quality import Meter, sizes
     from llmkit.tensors.spec import format_bytes
+    from llmkit.transforms.convert.targets import targets
     from llmkit.transforms.quantize import quantize as quantize_checkpoint
 
     before = open_model(model, force=writing.force)
+    layout = targets().get(format)
+    if layout is not None and layout.of_bits:
+        _by_presets(out, before, writing, calibrating, bits, format, evaluate)
+        return
     meter = Meter()
     quantizer = calibrating.quantizer(out, before, grids.method, bits)
     after = quantize_checkpoint(
@@ -126,16 +132,67 @@ def quantize(
             if n_unmeasured:
                 out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
             if measured is not None:
-                out.line(
-                    f"\nperplexity {measured.before.perplexity:.3f} → {measured.after.perplexity:.3f}, divergence "
-                    f"{measured.kl:.4f} nats, {measured.flipped:.1%} of {measured.after.n_scored} likeliest tokens "
-                    "are others"
-                )
+                out.line(f"\n{_words(measured)}")
 
         return document, render
 
     findings = quantizer.findings if quantizer is not None else None
     write(out, after, writing, details={"size": size_text}, finish=finish, findings=findings)
+
+
+def _by_presets(
+    out: Output,
+    before: Checkpoint,
+    writing: Writing,
+    calibrating: Calibrating,
+    bits: int,
+    format: str,
+    evaluate: str | None,
+) -> None:
+    """Write a layout that chooses the types of matrices itself, by how sensitive they are known to be."""
+    from llmkit.calibration.stored import StoredQuantizer
+    from llmkit.errors import InputError
+    from llmkit.quantization.codec import alternatives
+    from llmkit.quantization.quality import sizes
+    from llmkit.tensors.spec import format_bytes
+    from llmkit.transforms.convert import convert
+    from llmkit.transforms.convert.targets import targets
+
+    options = targets()[format].of_bits
+    grids = {"group_size", "symmetric", "keep", "only", "method", "iterations"}
+    out.refuse_options(grids, f"--format {format}, whose presets choose types of blocks by matrix")
+    if bits not in options:
+        raise InputError(f"--bits {bits}: expected {alternatives(sorted(options))}", hint="--bits 4")
+    statistics = calibrating.measured(out, before, bits)
+    given = {**options[bits], **({"statistics": statistics} if statistics is not None else {})}
+    after = convert(before, to=format, **given)
+    if evaluate == "rest":
+        raise InputError(f"--evaluate rest is not for --format {format}", hint="--evaluate FILE")
+    known = StoredQuantizer(before, statistics) if statistics is not None else None
+    rows = _held_out(before, evaluate, calibrating, known) if evaluate and not writing.dry_run else None
+    saved = sizes(before.tensors, after.tensors)
+    size_text = (
+        f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "
+        f"({saved.after_nbytes / saved.before_nbytes:.0%}), {saved.bits_per_weight:.2f} bits per weight"
+    )
+
+    def finish(_manifest: Mapping[str, Any]) -> Addition:
+        measured = _evaluated(out, before, writing.output, rows) if rows is not None else None
+        document = {"evaluation": {"text": evaluate, **measured.as_dict()}} if measured is not None else {}
+
+        def render() -> None:
+            out.line(f"size {size_text}" + (f"\n\n{_words(measured)}" if measured is not None else ""))
+
+        return document, render
+
+    write(out, after, writing, details={"size": size_text}, finish=finish)
+
+
+def _words(found: Divergence) -> str:
+    return (
+        f"perplexity {found.before.perplexity:.3f} → {found.after.perplexity:.3f}, divergence {found.kl:.4f} nats, "
+        f"{found.flipped:.1%} of {found.after.n_scored} likeliest tokens are others"
+    )
 
 
 def _held_out(

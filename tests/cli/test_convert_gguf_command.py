@@ -105,3 +105,24 @@ def test_scores_are_those_of_the_original(call, tmp_path):
     scores = [call("eval", m, "--bench", "mini", "--limit", "4", "-q") for m in (base, tmp_path / "out")]
     assert scores[0].code == scores[1].code == 0
     assert scores[0].out == scores[1].out
+
+
+def test_quantized_by_the_preset_of_its_bits(call, model, tmp_path):
+    """One command reads the text, or takes what was measured before: the same importance, the same bytes."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{i % 97}" for i in range(1500)))
+    args = ["--calibration", text, "--samples", "6", "--length", "20"]
+    files = []
+    for name, given in (("a", args), ("b", ["--statistics", tmp_path / "s.gguf"]), ("c", ["--calibration", "none"])):
+        if name == "b":
+            assert call("quantize", "observe", model, *args, "-o", tmp_path / "s.gguf").code == 0
+        done = call("quantize", model, "--bits", "3", "--format", "gguf", *given, "-o", tmp_path / name)
+        assert done.code == 0, done.err
+        assert "bits per weight" in done.out
+        files.append((tmp_path / name / "model-Q3_K_M.gguf").read_bytes())
+    assert files[0] == files[1] != files[2]
+    assert '"calibration": "text.txt"' in (tmp_path / "a" / "llmkit.json").read_text()
+    wrong = call("quantize", model, "--bits", "3", "--format", "gguf", "--method", "gptq", "-o", tmp_path / "d")
+    assert (wrong.code, wrong.err.splitlines()[0]) == (
+        2, "error: --method is not for --format gguf, whose presets choose types of blocks by matrix"
+    )  # fmt: skip

@@ -6,8 +6,8 @@ config, files and container are those of the layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -38,6 +38,7 @@ class Target:
         write: the checkpoint in this layout; `options` are its keyword arguments.
         options: names of the options it takes.
         takes_quantized: whether a quantized checkpoint goes there as it is.
+        of_bits: for layouts of blocks, whose types `write` chooses by tensor, its options for `quantize --bits`.
         counts_overflow: `write` chooses dtypes itself (`--dtype` does not apply), and counts what they cannot hold.
     """
 
@@ -46,6 +47,7 @@ class Target:
     options: tuple[str, ...] = ()
     takes_quantized: bool = False
     counts_overflow: bool = False
+    of_bits: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _contained(container: Container) -> Write:
@@ -98,7 +100,9 @@ _BUILT_IN = {
     "hf": Target("safetensors, as transformers writes them", _contained(SafetensorsFiles()), takes_quantized=True),
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
     "dense": Target("safetensors in floats", _contained(SafetensorsFiles())),
-    "gguf": Target("GGUF, as llama.cpp reads it", gguf.write, ("type", "statistics"), counts_overflow=True),
+    "gguf": Target(
+        "GGUF, as llama.cpp reads it", gguf.write, ("type", "statistics"), counts_overflow=True, of_bits=gguf.OF_BITS
+    ),
 }
 
 
