@@ -20,6 +20,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.json_text import parse_object
+from llmkit.formats.unreadable import read_head
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import reshaped
@@ -86,7 +87,7 @@ def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:
         SpecError: they are of a model with other sizes.
     """
     model = ckpt.require_model()
-    is_own = safetensors.looks_like(_head(path))
+    is_own = safetensors.looks_like(read_head(path))
     found = _own(path) if is_own else _from_imatrix(path, imatrix.read(path), ckpt, model)
     for slot in model.slots.values():
         for part in slot.parts:
@@ -102,14 +103,6 @@ def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:
     if strange:
         raise SpecError(f"{path} has statistics of {listing(strange, 3)}, which {ckpt.label} does not have")
     return found
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(9)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _own(path: Path) -> StoredStatistics:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmkit.errors import InputError, listing
 from llmkit.formats.folder import read_file
+from llmkit.formats.unreadable import read_head
 from llmkit.tensors.lazy import Lazy
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "empty_adapter", "find_weights", "read_tensors"]
@@ -74,11 +75,7 @@ def read_tensors(file: Path) -> Mapping[str, Lazy]:
     Raises:
         InputError: no tensors, or a file of llama.cpp, which is named.
     """
-    try:
-        with file.open("rb") as stream:
-            head = stream.read(4)
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    head = read_head(file, 4)
     if head == _GGUF or head in _GGLA:
         what = "a GGUF file" if head == _GGUF else "of llama.cpp's first format (ggla)"
         raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from llmkit.errors import InputError, listing
 from llmkit.formats import safetensors, torch_pickle
 from llmkit.formats.json_text import read_object
-from llmkit.formats.unreadable import no_weight_file, no_weights
+from llmkit.formats.unreadable import no_weight_file, no_weights, read_head, refuse_pointer
 from llmkit.tensors.lazy import Lazy
 
 __all__ = [
@@ -35,13 +35,8 @@ def is_weight_file(name: str) -> bool:
 
 def read_file(path: Path) -> dict[str, Lazy]:
     """The tensors of one weight file, whatever its format (told by its first bytes, not its name)."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path} is a git-lfs pointer, not the weights", hint="fetch the real file: git lfs pull")
+    head = read_head(path)
+    refuse_pointer(path, head)
     readers: list[tuple[Callable[[bytes], bool], Callable[[Path], dict[str, Lazy]]]] = [
         (safetensors.looks_like, lambda p: safetensors.read(p)[0]),
         (torch_pickle.looks_like, torch_pickle.read),

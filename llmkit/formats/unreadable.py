@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmkit.errors import InputError
 
-__all__ = ["no_weight_file", "no_weights"]
+__all__ = ["no_weight_file", "no_weights", "read_head", "refuse_pointer"]
 
 _HEADS = (
     (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"GIF8", "a GIF image"), (b"%PDF", "a PDF"),
@@ -20,6 +20,29 @@ _OTHER_WEIGHTS = (".msgpack", ".h5", ".npz", ".ckpt.index", ".distcp", ".ot", ".
 _ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".xz")
 _MARKS = ("config.json", "adapter_config.json", "params.json", "model.safetensors", "pytorch_model.bin")
 _STATE = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args", "trainer_state")
+
+
+def read_head(path: Path, nbytes: int = 64) -> bytes:
+    """The first bytes of a file, which tell its format.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(nbytes)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def refuse_pointer(path: Path, head: bytes) -> None:
+    """Refuse what git-lfs leaves in the place of a file that was not fetched.
+
+    Raises:
+        InputError: it is such a pointer.
+    """
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a git-lfs pointer, not the file itself", hint="fetch the real file: git lfs pull")
 
 
 def no_weight_file(path: Path, head: bytes) -> InputError:

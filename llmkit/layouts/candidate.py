@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmkit.errors import InputError
 from llmkit.formats.folder import INDEX_NAMES, WEIGHT_SETS, is_weight_file, read_file, read_folder
 from llmkit.formats.json_text import read_object
+from llmkit.formats.unreadable import read_head
 from llmkit.formats.wrappers import without_wrappers
 from llmkit.tensors.lazy import Lazy
 
@@ -63,9 +65,8 @@ class Candidate:
         if self.main is None:
             return b""
         try:
-            with self.main.open("rb") as file:
-                return file.read(_HEAD_NBYTES)
-        except OSError:
+            return read_head(self.main, _HEAD_NBYTES)
+        except InputError:
             return b""
 
     def json(self, name: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import re
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.formats.folder import read_file, refuse_gaps
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.described import decoder_config
-from llmkit.layouts.layout import Layout, Opened, commonest_dtype, same_sizes, to_hf
+from llmkit.layouts.described import decoder_config, with_config_beside
+from llmkit.layouts.layout import Layout, Opened, commonest_dtype, to_hf
 from llmkit.layouts.meta import SPELLING
 from llmkit.layouts.params import number, whole
 from llmkit.tensors.lazy import Lazy
@@ -78,12 +78,10 @@ def find(candidate: Candidate) -> Opened | None:
         dtype=commonest_dtype(tensors),
     )
     notes = [f"read from {listing(p.name for p in files)} and {_PARAMS}"]
-    if "config.json" in candidate.names:
-        stated = candidate.json("config.json")
-        same_sizes(str(folder), config, stated)
-        config = stated
-    elif not isinstance(context, int):
+    beside = with_config_beside(candidate, str(folder), config)
+    if beside is None and not isinstance(context, int):
         notes.append(f"{_PARAMS} does not state the context: {_CONTEXT} tokens assumed")
+    config = beside or config
     return Opened(NAME, to_hf(str(folder), tensors, config, SPELLING), config, own=(_PARAMS,), notes=tuple(notes))
 
 

@@ -92,7 +92,7 @@ def opened_by_names(
         InputError: the tensors are not those of one model, or the size of the heads cannot be told.
     """
     notes: tuple[str, ...] = (f"read from the layout {layout} ({path.name})",)
-    config = with_config_beside(candidate, str(path), {}, is_stated=False)
+    config = with_config_beside(candidate, str(path))
     if config is None:
         config, assumed = _assumed(str(path), tensors, spelling.names, heads)
         config |= stated or {}
@@ -130,12 +130,12 @@ def _assumed(
 
 
 def with_config_beside(
-    candidate: Candidate, where: str, ours: Mapping[str, Any], *, is_stated: bool
+    candidate: Candidate, where: str, ours: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """A config.json of transformers beside the file; None where there is none.
 
     Args:
-        is_stated: whether `ours` is what the layout says; then the two must be the same model.
+        ours: what the layout states; the two must be the same model.
 
     Raises:
         InputError: it gives another model than the layout's own description.
@@ -145,6 +145,6 @@ def with_config_beside(
     beside = candidate.json("config.json")
     if not beside.get("architectures") and not beside.get("model_type"):
         return None
-    if is_stated:
+    if ours is not None:
         same_sizes(where, ours, beside)
     return beside

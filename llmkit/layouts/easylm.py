@@ -13,6 +13,7 @@ from llmkit.architecture.names import Names, Transposed
 from llmkit.errors import InputError, listing
 from llmkit.formats import msgpack_stream
 from llmkit.formats.folder import is_weight_file
+from llmkit.formats.unreadable import read_head
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import opened_by_names
 from llmkit.layouts.layout import Layout, Opened, Spelling
@@ -60,8 +61,7 @@ def _stream(candidate: Candidate) -> Path | None:
     found = []
     for name in candidate.names:
         if not name.endswith((".json", ".txt", ".md", ".model", ".jinja")):
-            with (candidate.folder / name).open("rb") as file:
-                found += [name] if msgpack_stream.looks_like(file.read(16)) else []
+            found += [name] if msgpack_stream.looks_like(read_head(candidate.folder / name)) else []
     if len(found) > 1:
         raise InputError(
             f"{candidate.folder} holds {len(found)} streams of EasyLM: {listing(found)}", hint="name the one to read"

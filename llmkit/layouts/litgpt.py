@@ -77,7 +77,7 @@ def find(candidate: Candidate) -> Opened | None:
             f"{where} is of litgpt, and no {_CONFIG} lies beside it", hint=f"copy {_CONFIG} of this model there"
         )
     config = _config(candidate, own, tensors)
-    beside = with_config_beside(candidate, where, config, is_stated=True)
+    beside = with_config_beside(candidate, where, config)
     age = "" if spelling is _NEW else ", q, k and v interleaved by head as before 2024"
     found = beside if beside is not None else config
     notes = (f"read from litgpt's layout ({candidate.main.name} and {own}{age})",)

@@ -22,7 +22,8 @@ from llmkit.errors import InputError, listing
 from llmkit.formats import torch_pickle
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Layout, Opened, Spelling, Written, commonest_dtype, same_sizes, to_hf, weights_for
+from llmkit.layouts.described import with_config_beside
+from llmkit.layouts.layout import Layout, Opened, Spelling, Written, commonest_dtype, to_hf, weights_for
 from llmkit.layouts.params import config_of, params_of
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.moving import TakeRows
@@ -87,8 +88,6 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
     folder = candidate.folder
     where = str(folder / _PARAMS)
     params = candidate.json(_PARAMS)
-    if not isinstance(params, dict):
-        raise InputError(f"{where}: expected keys and values, found {type(params).__name__}", hint="copy it again")
     numbers = [int(p.name[13:15]) for p in files]
     absent = [f"consolidated.{i:02d}.pth" for i in range(max(numbers) + 1) if i not in numbers]
     shards = [torch_pickle.read(p) for p in files]
@@ -112,13 +111,10 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
     dtype = commonest_dtype(tensors)
     config = config_of(where, params, head.spec.n_rows, gate.spec.n_rows, dtype)
     notes = [f"read from Meta's layout: {len(files)} consolidated file{'s' * (len(files) > 1)} and {_PARAMS}"]
-    beside = folder / "config.json"
-    if beside.is_file():
-        stated = candidate.json(beside.name)
-        same_sizes(str(folder), config, stated)
-        config = stated
-    else:
+    beside = with_config_beside(candidate, str(folder), config)
+    if beside is None:
         notes.append(f"{_PARAMS} does not state the context: {config['max_position_embeddings']} tokens assumed")
+    config = beside or config
     files_above: dict[str, Path | bytes] = {}
     above = folder.resolve().parent / "tokenizer.model"  # where Meta's download puts it
     if not (folder / above.name).is_file() and above.is_file():

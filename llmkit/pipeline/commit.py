@@ -102,25 +102,6 @@ class Partial:
             self._journal.append({"step": step, **entry})
         self.has_records = True
 
-    def open_file(self, name: str, nbytes: int) -> int:
-        """A descriptor of an output file with all its bytes reserved, so that a full disk is found at the start."""
-        path = self.path / name
-        with disk_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-            try:
-                if os.fstat(fd).st_size != nbytes:
-                    os.ftruncate(fd, 0)
-                    _reserve(fd, nbytes)
-            except OSError:
-                os.close(fd)
-                raise
-        return fd
-
-    def close_file(self, name: str, fd: int) -> None:
-        """Close an output file. A network's disk may say only now that it is full."""
-        with disk_errors(self.path / name):
-            os.close(fd)
-
     def write_file(self, name: str, data: bytes) -> None:
         """Write and sync a small file."""
         with disk_errors(self.path / name):
@@ -279,17 +260,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _reserve(fd: int, nbytes: int) -> None:
-    """Make the file `nbytes` long; where the system can, with blocks of the disk for all of them."""
-    if not nbytes:
-        return
-    reserve = getattr(os, "posix_fallocate", None)  # macOS has none
-    if reserve is not None:
-        reserve(fd, 0, nbytes)
-    else:
-        os.ftruncate(fd, nbytes)
 
 
 def _names(folder: Path) -> list[str]:

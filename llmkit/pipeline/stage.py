@@ -153,12 +153,6 @@ class Stage:
             before = line.get("state")
             yield Block(name, line["result"], self._opened(line.get("kept")), is_reused=False)
 
-    def n_reusable(
-        self, blocks: Sequence[str], is_valid: Callable[[Mapping[str, Any]], bool] = lambda result: True
-    ) -> int:
-        """How many of `blocks`, from the first on, `run` will take from an earlier run. Reads their files."""
-        return len(self._reusable(blocks, is_valid))
-
     def append(self, name: str, result: Mapping[str, Any]) -> None:
         """Note a block that has no tensors and that no other one begins with; names may come again.
 

@@ -48,8 +48,17 @@ class Writer:
             self._close(name)
 
     def open(self, name: str, nbytes: int) -> None:
-        """Open a file, with all its bytes reserved."""
-        fd = self._partial.open_file(name, nbytes)
+        """Open a file, with all its bytes reserved, so that a full disk is found at the start."""
+        path = self._partial.path / name
+        with disk_errors(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                if os.fstat(fd).st_size != nbytes:
+                    os.ftruncate(fd, 0)
+                    _reserve(fd, nbytes)
+            except OSError:
+                os.close(fd)
+                raise
         with self._guard:
             self.descriptors[name], self._locks[name] = fd, threading.Lock()
 
@@ -86,3 +95,14 @@ class Writer:
                 with contextlib.suppress(OSError):  # the fsync at the end reports it
                     sync_data(fd)
                 os.close(fd)
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    """Make the file `nbytes` long; where the system can, with blocks of the disk for all of them."""
+    if not nbytes:
+        return
+    reserve = getattr(os, "posix_fallocate", None)  # macOS has none
+    if reserve is not None:
+        reserve(fd, 0, nbytes)
+    else:
+        os.ftruncate(fd, nbytes)

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmkit.errors import InputError, LlmkitError
 from llmkit.formats.folder import INDEX_NAMES, is_weight_file, read_file, read_folder
+from llmkit.formats.unreadable import read_head
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.hash_list import Expected, compare_files
 from llmkit.releases.probe import GGML_HEADS, check_index, probe
@@ -153,7 +154,7 @@ def check_whole(decoding: Decoding, folder: Path) -> None:
             read_folder(folder)
             return
         for name in names:
-            if is_weight_file(name) and (folder / name).open("rb").read(4) not in GGML_HEADS:
+            if is_weight_file(name) and read_head(folder / name, 4) not in GGML_HEADS:
                 read_file(folder / name)
     except LlmkitError as error:
         raise decoding.failure(

@@ -15,11 +15,11 @@ from pathlib import Path
 from llmkit.checkpoint.manifest import MANIFEST_NAME
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.formats.folder import is_weight_file
+from llmkit.formats.unreadable import refuse_pointer
 from llmkit.pipeline.hashing import hash_files
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.decoding import Decoding
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
-from llmkit.releases.probe import LFS_HEAD
 from llmkit.releases.published import KEY_FILE, KNOWN, Known, identify
 from llmkit.releases.streams import Coded, DealtKey
 from llmkit.tensors.source import SourceFile
@@ -117,8 +117,7 @@ def _key(key: Path, encrypted: Sequence[Path]) -> SourceFile:
     source = SourceFile(key)
     if not source.nbytes:
         raise InputError(f"{key} is empty; it cannot be a key")
-    if source.read(0, min(source.nbytes, 32)).startswith(LFS_HEAD):
-        raise InputError(f"{key} is a git-lfs pointer, not the weights", hint="fetch the real file: git lfs pull")
+    refuse_pointer(key, source.head(32))
     return source
 
 
@@ -127,9 +126,8 @@ def _coded(path: Path, pad: DealtKey) -> tuple[Coded, list[str]]:
     if named is None or named[1] in (".", "..", MANIFEST_NAME):
         raise InputError(f"{path}: its name is not of the form NAME.<sha256>.enc")
     payload = SourceFile(path)
-    head = payload.read(0, min(payload.nbytes, HEADER_NBYTES))
-    if head.startswith(LFS_HEAD):
-        raise InputError(f"{path} is a git-lfs pointer, not the file", hint="fetch the files: git lfs pull")
+    head = payload.head(HEADER_NBYTES)
+    refuse_pointer(path, head)
     if len(head) < HEADER_NBYTES:
         raise InputError(
             f"{path} is truncated: {payload.nbytes} bytes, its header alone has {HEADER_NBYTES}",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llmkit.errors import InputError
 from llmkit.formats import safetensors, torch_pickle
 from llmkit.formats.folder import INDEX_NAMES, is_weight_file
+from llmkit.formats.unreadable import read_head
 
 __all__ = ["ENCRYPTED", "XORED", "command_for", "release_kind"]
 
@@ -26,15 +26,7 @@ def release_kind(path: Path) -> str | None:
     if any(n.endswith(".enc") for n in names):
         return ENCRYPTED
     weights = [n for n in names if is_weight_file(n) and n not in INDEX_NAMES]
-    return XORED if any(_is_xored(_head(path / n)) for n in weights) else None
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(16)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return XORED if any(_is_xored(read_head(path / n)) for n in weights) else None
 
 
 def _is_xored(head: bytes) -> bool:

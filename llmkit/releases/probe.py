@@ -20,9 +20,8 @@ from llmkit.releases.streams import Coded, Padded, SeekableCoded, combined
 from llmkit.releases.zip_sums import BROKEN_ZIP, Entry, read_directory
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 
-__all__ = ["GGML_HEADS", "LFS_HEAD", "Problem", "check_index", "probe"]
+__all__ = ["GGML_HEADS", "Problem", "check_index", "is_json", "probe"]
 
-LFS_HEAD = b"version https://git-lfs"
 # ggml, ggmf, ggjt and GGUF: what was released for llama.cpp under the name .bin.
 GGML_HEADS = (b"lmgg", b"fmgg", b"tjgg", b"GGUF")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
@@ -65,7 +64,7 @@ def probe(coded: Coded, *, culprit: str) -> tuple[Problem | None, list[Entry]]:
 
 def _json_problem(coded: Coded, culprit: str) -> Problem | None:
     text = coded.sample(0, MAX_NBYTES)
-    if _is_json(text):
+    if is_json(text):
         return None
     if coded.pad is None:
         message = f"{coded.label} is not valid JSON, and it is taken as it is: it was damaged on its way"
@@ -78,20 +77,20 @@ def _json_problem(coded: Coded, culprit: str) -> Problem | None:
 def _line_ends(coded: Coded, pad: Padded) -> Problem | None:
     """Windows line ends in one of the two: said only when undoing them gives JSON."""
     payload = coded.sample_payload(0, MAX_NBYTES)
-    base = pad.source.read(0, min(pad.source.nbytes, MAX_NBYTES))
+    base = pad.source.head(MAX_NBYTES)
     payload_lf, base_lf = payload.replace(b"\r\n", b"\n"), base.replace(b"\r\n", b"\n")
-    if payload_lf != payload and _is_json(_decoded(payload_lf, base)):
+    if payload_lf != payload and is_json(_decoded(payload_lf, base)):
         return Problem(
             f"{coded.label} was damaged by git on Windows, which made its line ends CRLF "
             f"({len(payload)} bytes, {len(payload_lf)} before)",
             "git config --global core.autocrlf false, then clone the payload again",
         )
-    if base_lf != base and _is_json(_decoded(payload, base_lf)):
+    if base_lf != base and is_json(_decoded(payload, base_lf)):
         return Problem(
             f"{pad.source.path} has Windows line ends (CRLF); the release was made from a file with LF",
             f"sed -i 's/\\r$//' {pad.source.path}",
         )
-    if base_lf != base and payload_lf != payload and _is_json(_decoded(payload_lf, base_lf)):
+    if base_lf != base and payload_lf != payload and is_json(_decoded(payload_lf, base_lf)):
         return Problem(
             f"{coded.label} and {pad.source.path} have Windows line ends (CRLF); the release was made with LF",
             "git config --global core.autocrlf false, clone again, and take \\r out of the base's text files",
@@ -103,7 +102,8 @@ def _decoded(payload: bytes, base: bytes) -> bytes:
     return combined(payload, base[: len(payload)].ljust(len(payload), b"\0"))
 
 
-def _is_json(text: bytes) -> bool:
+def is_json(text: bytes) -> bool:
+    """Whether the text is JSON, within the limits of `parse_json`."""
     try:
         parse_json(text, "a decoded file")
     except InputError:

@@ -20,11 +20,12 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.manifest import MANIFEST_NAME
 from llmkit.errors import InputError, LlmkitError, RequirementError, listing
 from llmkit.formats.folder import is_weight_file
-from llmkit.formats.json_text import MAX_NBYTES, parse_json
+from llmkit.formats.json_text import MAX_NBYTES
+from llmkit.formats.unreadable import refuse_pointer
 from llmkit.releases.decoding import Decoding
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
 from llmkit.releases.kinship import FEW, HALF, measure_kinship
-from llmkit.releases.probe import LFS_HEAD
+from llmkit.releases.probe import is_json
 from llmkit.releases.streams import Coded, Padded
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import format_bytes
@@ -64,10 +65,9 @@ def plan_xor(base: Path, payload: Path) -> Decoding:
     files, missing, notes = [], [], []
     for name in names:
         source = SourceFile(payload / name)
-        head = source.read(0, min(source.nbytes, 32))
-        if head.startswith(LFS_HEAD):
-            raise InputError(f"{source.path} is a git-lfs pointer, not the file", hint="fetch the files: git lfs pull")
-        if name in _VERBATIM and not ((base / name).is_file() and not _is_json(source)):
+        head = source.head(32)
+        refuse_pointer(source.path, head)
+        if name in _VERBATIM and not ((base / name).is_file() and not is_json(source.head(MAX_NBYTES))):
             files.append(Coded(name, source))
         elif (base / name).is_file():
             pad = Padded(SourceFile(base / name))
@@ -153,18 +153,10 @@ def _length_note(coded: Coded, pad: Padded) -> list[str]:
     return [f"{coded.name}: the base's file is {how}, to the length of the payload's"]
 
 
-def _is_json(source: SourceFile) -> bool:
-    try:
-        parse_json(source.read(0, min(source.nbytes, MAX_NBYTES)), str(source.path))
-    except InputError:
-        return False
-    return True
-
-
 def _is_document(source: SourceFile) -> bool:
     if source.path.suffix.lower() != ".md" and source.path.stem.upper() not in ("LICENSE", "NOTICE"):
         return False
-    data = source.read(0, min(source.nbytes, 2**20))
+    data = source.head(2**20)
     try:
         return b"\0" not in data and bool(data.decode("utf-8")) and source.nbytes <= 2**20
     except UnicodeDecodeError:

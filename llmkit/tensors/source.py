@@ -64,6 +64,10 @@ class SourceFile:
         """Exactly `nbytes` bytes from `offset`."""
         return bytes(self.read_into(offset, nbytes))
 
+    def head(self, nbytes: int) -> bytes:
+        """The first `nbytes` bytes; all of a shorter file."""
+        return self.read(0, min(nbytes, self.nbytes))
+
     def read_into(self, offset: int, nbytes: int) -> memoryview:
         """Exactly `nbytes` bytes from `offset`, in memory of their own."""
         view = memoryview(bytearray(nbytes))
