@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import Interrupted, command
-from llmkit.cli.options import BackendOption, Chat, DeviceOption, DtypeOption, JsonPath, ModelArgument, ProviderOption
+from llmkit.cli.options import Chat, Computing, JsonPath, ModelArgument
 from llmkit.cli.output import Output, duration
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def evaluate(
         ),
     ],
     templates: Chat,
+    computing: Computing,
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
@@ -72,10 +74,6 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option("--max-length", metavar="N", min=2, help="The longest prompt (default: the model's).")
     ] = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "auto",
-    provider: ProviderOption = None,
     fail_under: Annotated[
         float | None,
         typer.Option("--fail-under", metavar="X", help="Exit code 1 when an accuracy is below X (0 to 1)."),
@@ -97,8 +95,8 @@ def evaluate(
 
     if output is not None:
         check_record_path(output)
-    settings = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, templates, dtype, device]
-    keep = _answers_path(output, repr([*settings, backend, provider]))
+    settings = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, templates, computing]
+    keep = _answers_path(output, repr(settings))
     score = partial(
         run_evaluation,
         model,
@@ -108,10 +106,7 @@ def evaluate(
         limit=limit if limit is None or limit < 1 else int(limit),
         subjects=[s.strip() for s in (subjects or "").split(",") if s.strip()],
         batch_tokens=batch_tokens or BATCH_TOKENS,
-        dtype=dtype,
-        device=device,
-        backend=backend,
-        provider=provider,
+        **asdict(computing),
         max_length=max_length,
         chat_template=templates.name or templates.chat,
         log_samples=log_samples,

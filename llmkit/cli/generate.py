@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import BackendOption, Chat, DeviceOption, DtypeOption, ModelArgument, ProviderOption, SeedOption
+from llmkit.cli.options import Chat, Computing, ModelArgument, SeedOption
 from llmkit.cli.output import Output
 
 __all__ = ["generate"]
@@ -26,6 +26,7 @@ def generate(
     out: Output,
     model: ModelArgument,
     templates: Chat,
+    computing: Computing,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads it from stdin.")
     ] = None,
@@ -50,22 +51,13 @@ def generate(
         float | None, typer.Option("--top-p", metavar="P", help="Of the most likely tokens that make up P only.")
     ] = None,
     seed: SeedOption = 0,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "auto",
-    provider: ProviderOption = None,
 ) -> None:
     """Generate text from a prompt, greedily or sampled, and print it as it is made."""
     from llmkit.architecture.prompts import Raw
-    from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.checkpoint.contents import require_model
-    from llmkit.checkpoint.quantized import refuse_unread
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.cli.conversation import read_conversation, show_prompt
-    from llmkit.decoder.doubts import doubts_of
     from llmkit.decoder.generate import Sampling, stream
     from llmkit.decoder.stopping import TextStream
-    from llmkit.onnx.backend import load_backend
     from llmkit.tokenization.chat import encode_chat, ending_of, prompt_of
 
     sampling = Sampling(temperature, top_k, top_p, seed)
@@ -76,11 +68,8 @@ def generate(
     out.status_line.hold()  # what is typed stands in the terminal
     talk = read_conversation(prompt, system, messages)
     out.status_line.release()
-    ckpt = require_model(open_checkpoint(model), "generate")
-    refuse_unread(ckpt)
+    ckpt = computing.open(out, model, "generate")
     tokenizer = load_tokenizer(ckpt)
-    for odd in doubts_of(ckpt, backend):
-        out.warning(odd)
     is_chat = templates.chat or templates.name is not None or len(talk) > 1
     form = prompt_of(ckpt, tokenizer, templates.name) if is_chat else Raw()
     if is_chat and templates.name is None and isinstance(form, Raw):
@@ -93,8 +82,7 @@ def generate(
         show_prompt(out, tokenizer, ids)
         return
     ending = ending_of(tokenizer, form)
-    out.doing(f"loading {ckpt.label}")
-    decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider)
+    decoder = computing.load(out, ckpt)
     out.doing("reading the prompt")
     started = time.monotonic()
     new = TextStream(lambda some: str(tokenizer.decode(some, skip_special_tokens=True)), ending.texts, ending.finish)

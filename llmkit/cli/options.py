@@ -17,18 +17,17 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.checkpoint.statistics import StoredStatistics
     from llmkit.cli.output import Output
+    from llmkit.decoder.language_model import LanguageModel
 
 __all__ = [
-    "BackendOption",
     "Chat",
-    "DeviceOption",
+    "Computing",
     "DtypeOption",
     "Folder",
     "Grids",
     "JsonPath",
     "ModelArgument",
     "OutDtypeOption",
-    "ProviderOption",
     "SeedOption",
     "Writing",
 ]
@@ -308,6 +307,44 @@ def _group_size(text: str) -> int | str:
     if text.isdigit():
         return int(text)
     raise InputError(f"--group-size {text!r}: expected a number, channel or auto", hint="--group-size 64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """The options of every command that computes a model."""
+
+    dtype: DtypeOption = "float32"
+    device: DeviceOption = "cpu"
+    backend: BackendOption = "auto"
+    provider: ProviderOption = None
+
+    def open(self, out: Output, model: str, use: str) -> Checkpoint:
+        """The checkpoint of a model that the command `use` can compute; warns where its results may be wrong.
+
+        Raises:
+            LlmkitError: it cannot be read, or is no model.
+        """
+        from llmkit.checkpoint.checkpoint import open_checkpoint
+        from llmkit.checkpoint.contents import require_model
+        from llmkit.checkpoint.quantized import refuse_unread
+        from llmkit.decoder.doubts import doubts_of
+
+        ckpt = require_model(open_checkpoint(model), use)
+        refuse_unread(ckpt)
+        for doubt in doubts_of(ckpt, self.backend):
+            out.warning(doubt)
+        return ckpt
+
+    def load(self, out: Output, ckpt: Checkpoint) -> LanguageModel:
+        """What computes the checkpoint.
+
+        Raises:
+            LlmkitError: the backend cannot compute it, or does not have one of the options.
+        """
+        from llmkit.onnx.backend import load_backend
+
+        out.doing(f"loading {ckpt.label}")
+        return load_backend(ckpt, backend=self.backend, dtype=self.dtype, device=self.device, provider=self.provider)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import BackendOption, DeviceOption, DtypeOption, ModelArgument, ProviderOption
+from llmkit.cli.options import Computing, ModelArgument
 from llmkit.cli.output import Output, duration
 
 __all__ = ["perplexity"]
@@ -24,6 +24,7 @@ _DEFAULT_CONTEXT = 2048
 def perplexity(
     out: Output,
     model: ModelArgument,
+    computing: Computing,
     text: Annotated[Path, typer.Option("--text", metavar="FILE", help="A text file in UTF-8.")],
     context: Annotated[
         int | None,
@@ -33,10 +34,6 @@ def perplexity(
         int | None,
         typer.Option("--stride", metavar="N", min=1, help="How far windows advance (default: they do not overlap)."),
     ] = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "auto",
-    provider: ProviderOption = None,
 ) -> None:
     """Measure the perplexity of a text: exp of the mean negative log-likelihood of a token.
 
@@ -46,23 +43,14 @@ def perplexity(
     from dataclasses import asdict
     from math import isfinite, isnan
 
-    from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.checkpoint.contents import require_model
-    from llmkit.checkpoint.quantized import refuse_unread
     from llmkit.checkpoint.tokenizer import load_tokenizer
-    from llmkit.decoder.doubts import doubts_of
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.formats.text_file import read_text
-    from llmkit.onnx.backend import load_backend
 
     content = read_text(text)
-    ckpt = require_model(open_checkpoint(model), "perplexity")
-    refuse_unread(ckpt)
-    for odd in doubts_of(ckpt, backend):
-        out.warning(odd)
+    ckpt = computing.open(out, model, "perplexity")
     ids = list(load_tokenizer(ckpt)(content, verbose=False)["input_ids"])
-    out.doing(f"loading {ckpt.label}")
-    decoder = load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider)
+    decoder = computing.load(out, ckpt)
     n_context = context or min(decoder.context or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
     if decoder.context is not None and n_context > decoder.context:
         out.warning(f"{ckpt.label} was trained for {decoder.context} tokens: use --context {decoder.context} or less")
@@ -77,7 +65,9 @@ def perplexity(
     }
 
     if isnan(found.nll):
-        out.warning(f"{ckpt.label} gives logits that are no numbers: its weights, or sums in {dtype}, are not finite")
+        out.warning(
+            f"{ckpt.label} gives logits that are no numbers: its weights, or sums in {computing.dtype}, are not finite"
+        )
 
     def render() -> None:
         spread = f" ± {found.perplexity * found.stderr:.4f}" if isfinite(found.perplexity) else ""

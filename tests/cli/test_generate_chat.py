@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_a_stop_text_ends_the_answer_and_is_cut_off(call, chatty, monkeypatch):
     stop = plain["text"][3:5]
     assert stop.strip()
     form = prompts.FORMATS["belle"]
-    monkeypatch.setitem(prompts.FORMATS, "belle", type(form)(None, None, form.user, form.assistant, stops=(stop,)))
+    monkeypatch.setitem(prompts.FORMATS, "belle", replace(form, stops=(stop,)))
     args = ["generate", folder, "the fox", "--format", "belle", "--max-tokens", "12"]
     done = call(*args, "--json").document
     assert done["stopped"] == "stop text"
