@@ -171,8 +171,9 @@ class Grids:
             "--method",
             metavar="NAME",
             autocompletion=completion.quantization_methods,
-            help="How weights are put on the grid: rtn rounds to nearest, mse on the grid with the least error, gptq "
-            "lets later columns take up earlier errors (default: gptq where a text is read, else mse).",
+            help="How weights are put on the grid: rtn rounds to nearest, mse on the grid with the least error, hqq on "
+            "zero points of the least sparse error, gptq lets later columns take up earlier errors, signround (best) "
+            "learns the rounding of each block (default: gptq where a text is read, else mse).",
             show_default=False,
         ),
     ] = None

@@ -67,6 +67,7 @@ class Method(ABC):
         uses: which others it looks at where they are there.
         is_row_wise: rows may be quantized in slices; each is computed from itself and the statistics alone.
         gives_order: groups are not of neighbouring columns; there is an `order`, and `is_row_wise` is False.
+        needs_zeros: it chooses zero points, and has nothing to choose on a symmetric grid.
     """
 
     name: ClassVar[str]
@@ -75,6 +76,7 @@ class Method(ABC):
     uses: ClassVar[frozenset[str]] = frozenset()
     is_row_wise: ClassVar[bool] = True
     gives_order: ClassVar[bool] = False
+    needs_zeros: ClassVar[bool] = False
 
     @property
     def looks_at_inputs(self) -> bool:

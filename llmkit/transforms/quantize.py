@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.quantized import model_dtype
-from llmkit.errors import SpecError, listing
+from llmkit.errors import InputError, SpecError, listing
 from llmkit.quantization.codec import Codec, folder_codec
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import Quantizer, Task, method_named, quantized
@@ -67,6 +67,11 @@ def quantize(
     chosen = choose_layers(ckpt, keep, only)
     rows = {name: ckpt.tensors[name].shape[1] for name in chosen.names}
     grid, reason = choose_grid(codec, bits, group_size, symmetric, rows)
+    if way.needs_zeros and grid.is_symmetric:
+        raise InputError(
+            f"--method {way.name} chooses zero points, and a symmetric grid has none",
+            hint="--asymmetric, or --method mse",
+        )
     matrices: dict[str, QuantizedMatrix] = {}
     make = quantizer or quantized
     for name in (name for name in ckpt.tensors if name in rows):

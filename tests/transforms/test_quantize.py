@@ -407,3 +407,8 @@ def test_smollm2(tmp_path, smollm2):
         assert low < meter.overall() < high
         assert bits < sizes(ckpt.tensors, out.tensors).linear_bits_per_weight < bits + 0.7
         assert not meter.unmeasured()
+
+
+def test_a_method_of_zero_points_and_a_symmetric_grid(model):
+    with pytest.raises(InputError, match="--method hqq chooses zero points, and a symmetric grid has none"):
+        quantize(model, bits=4, symmetric=True, method="hqq")
