@@ -84,7 +84,8 @@ def observed(
     """
     model = require_model(ckpt, "observe", floats=True).require_model()
     rows = samples.rows(ckpt, ckpt.prompt_suffix(), model.dims.context)
-    stage = BlockStage(ckpt, rows, measured, _observing(measured))
+    work = len(model.blocks), [samples.attrs(), list(measured)]
+    stage = BlockStage(ckpt, lambda context, is_stopped: rows, lambda: work, _observing(measured))
     found: dict[str, dict[str, Lazy]] = {}
     for layer in range(len(model.blocks)):
         slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.kind == "linear"]
@@ -101,7 +102,7 @@ def observed(
 def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]:
     def compute(blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
         onlooker = _Observing(measured, context)
-        hidden = blocks.run(index, state["hidden"].load() if state else blocks.embedded(), onlooker)
+        hidden = blocks.run(index, state["hidden"].load(), onlooker)
         return Computed({}, [("hidden", hidden)], onlooker.found.items())
 
     return compute

@@ -1,4 +1,4 @@
-"""The blocks of a decoder while it reads sequences: each computed once, in order, and kept for who asks later.
+"""The blocks of a decoder while it reads a text: each computed once, in order, and kept for who asks later.
 
 What is kept lies in the workspace of the run that asks first (`llmkit.pipeline.stage`); an interrupted run goes on
 behind the last whole block.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.calibration.blocks import Blocks
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -21,10 +21,17 @@ from llmkit.pipeline.stage import Block, Computed, Stage
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
 
-__all__ = ["BlockStage", "Compute"]
+if TYPE_CHECKING:
+    from llmkit.architecture.hooks import Weights
+    from llmkit.decoder.model import Decoder
+
+__all__ = ["BlockStage", "Compute", "Windows"]
 
 Compute = Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]
-"""Gets the blocks, the number of one, the state of the block before it (empty for the first), and the run's context."""
+"""Gets the blocks, the number of one, the state of the block before it, in which `hidden` are the hidden states that go
+into this one, [B, S, hidden]; and the run's context. Its own state has them for the next one."""
+Windows = Callable[[int | None, Callable[[], bool]], list[list[int]]]
+"""(the longest sequence that the decoder takes, whether the run was stopped) -> token ids, all rows of one length."""
 
 
 class BlockStage:
@@ -32,21 +39,24 @@ class BlockStage:
 
     Args:
         ckpt: float tensors.
-        rows: token ids of the sequences, all of one length.
-        work: plain data that tells this work from other work on the same sequences.
+        windows: what the decoder reads; asked once, when work begins.
+        plan: asked when work begins: how many blocks are wanted, and plain data that tells this work from other work.
         compute: does one block.
+
+    Attributes:
+        done: blocks that are computed.
+        n_windows: how many there are, as soon as the text was read; None before.
     """
 
-    def __init__(self, ckpt: Checkpoint, rows: Sequence[Sequence[int]], work: Any, compute: Compute) -> None:
-        self._ckpt, self._rows, self._compute = ckpt, rows, compute
-        self._n_blocks = len(ckpt.require_model().blocks)
-        body = json.dumps([ckpt.fingerprints(), [list(row) for row in rows], work], sort_keys=True)
-        self._digest = hashlib.sha256(body.encode()).hexdigest()
+    def __init__(
+        self, ckpt: Checkpoint, windows: Windows, plan: Callable[[], tuple[int, Any]], compute: Compute
+    ) -> None:
+        self._ckpt, self._windows, self._plan, self._compute = ckpt, windows, plan, compute
         self._guard = threading.Lock()
         self._path: Path | None = None
         self._run: Iterator[Block] | None = None
-        self._done: list[Block] = []
-        self._blocks: Blocks | None = None
+        self.done: list[Block] = []
+        self.n_windows: int | None = None
 
     def block(self, index: int, context: Context) -> Block:
         """A block, computed after those before it where that is not done."""
@@ -55,28 +65,39 @@ class BlockStage:
                 raise Stopped
             path = context.workspace / "layers" if context.workspace is not None else None
             if path != self._path or (path is not None and not path.exists()):  # another run, with its own workspace
-                self._run, self._done = None, []
-            if self._run is None:
-                self._path = path
-                stage = Stage(path, self._digest, in_workspace=path is not None)
-                self._run = stage.run([str(i) for i in range(self._n_blocks)], partial(self._computed, context))
+                self._run, self.done = None, []
             try:
-                while len(self._done) <= index:
-                    self._done.append(next(self._run))
+                if self._run is None:
+                    self._path = path
+                    self._run = self._started(path, context)
+                    self.n_windows = next(self._run).result["windows"]
+                while len(self.done) <= index:
+                    self.done.append(next(self._run))
             except BaseException:  # who asks next, perhaps another run, begins behind the last block that is whole
-                self._run, self._done = None, []
+                self._run, self.done = None, []
                 raise
-            return self._done[index]
+            return self.done[index]
 
-    def _computed(self, context: Context, name: str, state: Mapping[str, Lazy]) -> Computed:
-        context.report(f"block {int(name) + 1}/{self._n_blocks}")
-        return self._compute(self._begin(), int(name), state, context)
+    def _started(self, path: Path | None, context: Context) -> Iterator[Block]:
+        n_blocks, work = self._plan()
+        digest = hashlib.sha256(json.dumps([self._ckpt.fingerprints(), work], sort_keys=True).encode()).hexdigest()
+        names = ["text", *(str(i) for i in range(n_blocks))]
+        return Stage(path, digest, in_workspace=path is not None).run(names, partial(self._computed, context, n_blocks))
 
-    def _begin(self) -> Blocks:
-        if self._blocks is None:
-            import torch
+    def _computed(self, context: Context, n_blocks: int, name: str, state: Mapping[str, Lazy]) -> Computed:
+        import torch
 
-            from llmkit.decoder.load import load_blocks
+        if name == "text":
+            rows = self._windows(self._loaded[0].context, context.is_stopped)
+            ids = torch.tensor(rows)
+            return Computed({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self._loaded, ids).embedded())])
+        context.report(f"block {int(name) + 1}/{n_blocks}")
+        ids = state["ids"].load()
+        made = self._compute(Blocks(*self._loaded, ids), int(name), state, context)
+        return Computed(made.result, [("ids", ids), *made.state], made.kept)
 
-            self._blocks = Blocks(*load_blocks(self._ckpt), torch.tensor(self._rows))
-        return self._blocks
+    @cached_property
+    def _loaded(self) -> tuple[Decoder, Weights]:
+        from llmkit.decoder.load import load_blocks
+
+        return load_blocks(self._ckpt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import family_world as world
@@ -98,6 +99,15 @@ def test_a_block_with_weights_of_another_method(tmp_path, model):
     name = "model.layers.0.mlp.down_proj.weight_packed"
     tensors = [llmkit.open_checkpoint(tmp_path / f"q{n}").tensors[name].load() for n in errors]
     torch.testing.assert_close(*tensors, rtol=0, atol=0)
+
+
+def test_the_plan_tells_the_time_of_learning(model):
+    base = model()
+    said = {n: "\n".join(learnt(base, n).notes) for n in (10**8, 2 * 10**8)}
+    minutes = {n: int(re.search(r"learning takes about (\d+) min", notes)[1]) for n, notes in said.items()}
+    assert minutes[2 * 10**8] == pytest.approx(2 * minutes[10**8], abs=1)
+    plain = quantize(base, bits=4, group_size="channel", method="gptq", quantizer=CalibratedQuantizer(base, SAMPLES))
+    assert not any("learning" in note for note in plain.notes)
 
 
 def test_what_it_is_asked_for(model):
