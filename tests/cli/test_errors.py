@@ -154,18 +154,18 @@ def test_a_closed_pipe_is_quiet(tiny):
 @pytest.mark.parametrize("as_json", [False, True], ids=["human", "json"])
 def test_ctrl_c_while_writing_says_how_to_resume(tiny, tmp_path, as_json):
     out = tmp_path / "out"
-    # The first tensor that is computed says that the writing has begun, and waits to be interrupted.
+    # The first step that is written says so, and waits to be interrupted.
     script = f"""
 import sys, time
 from pathlib import Path
-import llmkit.pipeline.runner as runner
-def slow(self, step):
+from llmkit.pipeline.commit import Partial
+def slow(self, step, entry):
     Path({str(tmp_path / "begun")!r}).touch()
     for _ in range(400):
-        if self._stop.is_set():
+        if Path({str(tmp_path / "interrupted")!r}).exists():
             return
         time.sleep(0.05)
-runner._Run._run_step = slow
+Partial.record = slow
 from llmkit.cli.app import main
 sys.exit(main())
 """
@@ -177,6 +177,7 @@ sys.exit(main())
                 break
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
+        (tmp_path / "interrupted").touch()
         stdout, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "Traceback" not in stderr
