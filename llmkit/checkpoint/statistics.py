@@ -87,6 +87,9 @@ def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:
         SpecError: they are of a model with other sizes.
     """
     model = ckpt.require_model()
+    if not path.is_file():
+        hint = f"llmkit quantize observe {ckpt.origin or ckpt.label} -o FILE writes one"
+        raise InputError(f"{path} is no file of statistics", hint=hint)
     is_own = safetensors.looks_like(read_head(path))
     found = _own(path) if is_own else _from_imatrix(path, imatrix.read(path), ckpt, model)
     for slot in model.slots.values():

@@ -85,7 +85,10 @@ def read(path: Path) -> Imatrix:
         return _from_gguf(read_header(path))
     if not looks_like_binary(head):
         source.close()
-        raise InputError(f"{path} is no importance matrix of llama.cpp: expected a GGUF, or the binary before it")
+        raise InputError(
+            f"{path} is no importance matrix of llama.cpp: expected a GGUF, or the binary before it",
+            hint="llmkit quantize observe MODEL -o FILE, or llama.cpp's llama-imatrix, writes one",
+        )
     try:
         return _from_binary(source)
     finally:
