@@ -54,6 +54,17 @@ def test_a_copy_has_the_bytes_of_safetensors_own_writer(source, tmp_path):
     assert json.loads((tmp_path / "out/llmkit.json").read_text())["tensors"] == manifest["tensors"]
 
 
+def test_a_tensor_under_two_names_is_read_once_and_has_one_hash(source, tmp_path):
+    folder, tensors = source
+    ckpt = copy_of(folder)
+    stored = ckpt.tensors["layers.0.w"]
+    manifest = llmkit.save(ckpt.derive(tensors={"a": stored, "b": stored}), tmp_path / "out")
+    found = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(found[name], tensors["layers.0.w"]) for name in ("a", "b"))
+    digests = {manifest["tensors"][name]["xxh3"] for name in ("a", "b")}
+    assert digests == {manifest["inputs"][0]["tensors"]["layers.0.w"]}
+
+
 @pytest.mark.parametrize("shard_nbytes", [1, 1500, 4000, 10**9])
 def test_any_shard_size_gives_the_same_tensors(source, tmp_path, shard_nbytes):
     folder, tensors = source

@@ -41,7 +41,7 @@ def expressions(t, state):
     """Lazy tensors, and what plain torch makes of the stored ones."""
     a, b, c = t["m0"], t["m1"], t["m2"]
     x, y, z = state["m0"], state["m1"], state["m2"]
-    swapped, turned = permute_blocks(a, [1, 3, 0, 2]), permuted(x, [1, 3, 0, 2])
+    swapped, reordered = permute_blocks(a, [1, 3, 0, 2]), permuted(x, [1, 3, 0, 2])
     doubled = Apply("double", [b], b.spec, lambda x: x * 2).output()
     return {
         "read": (a, x), "scalar": (t["s"], state["s"]), "vector": (t["v"], state["v"]), "empty": (t["e"], state["e"]),
@@ -49,13 +49,13 @@ def expressions(t, state):
         "concat": (Concat([a, TakeRows(b, 1, 6).output(), c]).output(), torch.cat([x, y[1:6], z])),
         "gather": (gather_rows([a, b], [(1, 4, 9), (0, 0, 3), (1, 0, 2), (1, 20, 24)]),
                    torch.cat([y[4:9], x[:3], y[:2], y[20:]])),
-        "permute": (swapped, turned),
-        "permute twice": (permute_blocks(swapped, [1, 0, 2]), permuted(turned, [1, 0, 2])),
-        "take of permute": (TakeRows(swapped, 8, 20).output(), turned[8:20]),
-        "take across blocks": (TakeRows(swapped, 3, 10).output(), turned[3:10]),
-        "take up to inside a block": (TakeRows(swapped, 4, 10).output(), turned[4:10]),
+        "permute": (swapped, reordered),
+        "permute twice": (permute_blocks(swapped, [1, 0, 2]), permuted(reordered, [1, 0, 2])),
+        "take of permute": (TakeRows(swapped, 8, 20).output(), reordered[8:20]),
+        "take across blocks": (TakeRows(swapped, 3, 10).output(), reordered[3:10]),
+        "take up to inside a block": (TakeRows(swapped, 4, 10).output(), reordered[4:10]),
         "gather of permute": (gather_rows([swapped, b], [(0, 1, 7), (1, 0, 5), (0, 20, 24)]),
-                              torch.cat([turned[1:7], y[:5], turned[20:]])),
+                              torch.cat([reordered[1:7], y[:5], reordered[20:]])),
         "beside": (join_columns([a, b, c]), torch.cat([x, y, z], 1)),
         "columns": (take_columns(join_columns([a, b]), 5, 19), torch.cat([x, y], 1)[:, 5:19]),
         "piece": (split_columns(a, 3)[1], x[:, 4:8]),
