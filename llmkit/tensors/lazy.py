@@ -38,8 +38,8 @@ class ReadObserver(Protocol):
 class Context:
     """What one step remembers while it runs: whole inputs of sliced steps, and siblings within one slice.
 
-    Inputs are had as tensors (`rows`, `whole`) or as their bytes (`row_bytes`, `cut_bytes`): those of moved nodes need
-    no torch.
+    Inputs are had as tensors (`rows`, `cut`, `whole`) or as their bytes (`row_bytes`, `cut_bytes`): those of moved
+    nodes need no torch.
 
     `is_stopped` tells a long step to raise `Stopped`; `report` is told what it is at, in words; `workspace`: a folder
     for what it keeps (None: in memory).
@@ -89,17 +89,21 @@ class Context:
             self._slice_bytes[key] = node.move(rows, self)
         return memoryview(self._slice_bytes[key][lazy.index])
 
+    def cut(self, lazy: Lazy, rows: Rows) -> torch.Tensor:
+        """Any rows of `lazy`: computed alone, or cut from the whole where its node is not computed row by row."""
+        if lazy.node.row_step == 1 and len(lazy.node.specs) == 1:
+            return self.rows(lazy, rows)
+        return self.whole(lazy)[rows[0] : rows[1]]
+
     def cut_bytes(self, lazy: Lazy, rows: Rows) -> memoryview:
-        """The bytes of any rows of `lazy`: where they are no slice of its node they are cut from the whole."""
+        """The bytes of any rows of `lazy`."""
         node, size = lazy.node, lazy.spec.row_nbytes
-        step = node.row_step or 0
-        is_slice = step == 1 or (
-            node.is_moved and rows[0] % step == 0 and (rows[1] % step == 0 or rows[1] == node.n_rows)
-        )
+        if not node.is_moved:
+            return bytes_of(self.cut(lazy, rows))
+        step = node.row_step or 1
+        is_slice = rows[0] % step == 0 and (rows[1] % step == 0 or rows[1] == node.n_rows)
         if is_slice and len(node.specs) == 1:
             return self.row_bytes(lazy, rows)
-        if not node.is_moved:
-            return bytes_of(self.whole(lazy)[rows[0] : rows[1]])
         if id(node) not in self._whole_bytes:
             self._whole_bytes[id(node)] = node.move((0, node.n_rows), self)
         return memoryview(self._whole_bytes[id(node)][lazy.index])[rows[0] * size : rows[1] * size]

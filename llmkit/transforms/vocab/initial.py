@@ -15,7 +15,6 @@ from llmkit.transforms.vocab.rows import (
     column_mean,
     digest_of,
     gather,
-    read_rows,
     row_slices,
 )
 
@@ -152,7 +151,7 @@ def _moments(matrix: Lazy) -> Lazy:
         centre = context.whole(mean)
         covariance = torch.zeros((width, width), dtype=torch.float64)
         for start, stop in row_slices(matrix.spec.n_rows):
-            centred = (read_rows(context, matrix, start, stop).float() - centre).double()
+            centred = (context.cut(matrix, (start, stop)).float() - centre).double()
             covariance += centred.T @ centred
         scaled = (_EPSILON * (covariance / matrix.spec.n_rows)).float()
         factor, info = torch.linalg.cholesky_ex(scaled)

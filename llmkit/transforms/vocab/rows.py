@@ -15,7 +15,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MakeRows", "arranged", "column_mean", "digest_of", "gather", "read_rows", "row_slices"]
+__all__ = ["MakeRows", "arranged", "column_mean", "digest_of", "gather", "row_slices"]
 
 # Rows that are read at a time where a whole matrix passes by (a mean): near 2 MiB of a 4096-wide bfloat16 one.
 BLOCK_ROWS = 256
@@ -65,13 +65,6 @@ def digest_of(data: Any) -> str:
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
 
 
-def read_rows(context: Context, lazy: Lazy, start: int, stop: int) -> torch.Tensor:
-    """Rows `start:stop` of a lazy, reading no more than them where the expression allows."""
-    if lazy.node.row_step == 1 and len(lazy.node.specs) == 1:
-        return context.rows(lazy, (start, stop))
-    return context.whole(lazy)[start:stop]
-
-
 def row_slices(n_rows: int) -> list[Rows]:
     """The fixed row slices of a matrix, as (start, stop)."""
     return [(start, min(start + BLOCK_ROWS, n_rows)) for start in range(0, n_rows, BLOCK_ROWS)]
@@ -113,7 +106,7 @@ def _picked(matrix: Lazy, old_of: Sequence[int | None], made: Lazy | None) -> La
         out = torch.empty((len(wanted), *matrix.shape[1:]), dtype=matrix.dtype.torch)
         fresh = [i for i, old in enumerate(wanted) if old is None]
         if fresh and made is not None:
-            out[fresh] = read_rows(context, made, order[rows[0]], order[rows[1]])
+            out[fresh] = context.cut(made, (order[rows[0]], order[rows[1]]))
         gather(context, matrix, [(i, old) for i, old in enumerate(wanted) if old is not None], out)
         return out
 
@@ -135,7 +128,7 @@ def gather(context: Context, matrix: Lazy, wanted: Sequence[tuple[int, int]], ou
         ):
             last += 1
         start, stop = pending[first][1], pending[last][1] + 1
-        block = read_rows(context, matrix, start, stop)
+        block = context.cut(matrix, (start, stop))
         chosen = pending[first : last + 1]
         out[[i for i, _ in chosen]] = block[[old - start for _, old in chosen]].to(out.dtype)
         first = last + 1
@@ -152,7 +145,7 @@ def column_mean(matrix: Lazy) -> Lazy:
 
         total = torch.zeros((1, *matrix.shape[1:]), dtype=torch.float64)
         for start, stop in row_slices(matrix.spec.n_rows):
-            total += read_rows(context, matrix, start, stop).double().sum(0, keepdim=True)
+            total += context.cut(matrix, (start, stop)).double().sum(0, keepdim=True)
         return (total / matrix.spec.n_rows).float()
 
     spec = TensorSpec(DType.F32, (1, *matrix.shape[1:]))
