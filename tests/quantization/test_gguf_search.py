@@ -15,7 +15,7 @@ from llmkit.errors import InputError
 from llmkit.quantization.codecs.gguf import CODEC, quantized
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.spec import DType
-from tests.golden.gguf.record import HERE, TYPES, importance, measured_error, weights
+from tests.golden.gguf.record import HERE, TYPES, WEIGHTS, importance, measured_error
 
 RECORDED = json.loads((HERE / "errors.json").read_text())
 OF_INTEGERS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
@@ -27,17 +27,19 @@ def read(raw: torch.Tensor, kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("is_weighted", [False, True], ids=["plain", "weighted"])
-def test_the_error_is_no_larger_than_that_of_ggml(kind, is_weighted):
-    x, squares = held(torch.from_numpy(weights())), held(torch.from_numpy(importance()))
-    raw = quantized(x, kind, "w", squares if is_weighted else None).load()
-    recorded = RECORDED[kind]["weighted" if is_weighted else "plain"]
-    assert measured_error(read(raw, kind), is_weighted) <= recorded * (1 + 1e-4)
+@pytest.mark.parametrize("of", WEIGHTS)
+def test_the_error_is_no_larger_than_that_of_ggml(of, kind, is_weighted):
+    weights = WEIGHTS[of]()
+    squares = held(torch.from_numpy(importance(weights.shape[1]))) if is_weighted else None
+    raw = quantized(held(torch.from_numpy(weights)), kind, "w", squares).load()
+    recorded = RECORDED[of][kind]["weighted" if is_weighted else "plain"]
+    assert measured_error(read(raw, kind), weights, is_weighted=is_weighted) <= recorded * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("kind", [*OF_INTEGERS, "IQ4_NL"])
 def test_what_is_written_is_read_alike_by_the_library_and_here(kind):
-    x = held(torch.from_numpy(weights()))
-    lazy = quantized(x, kind, "w", held(torch.from_numpy(importance())))
+    x = held(torch.from_numpy(WEIGHTS["random"]()))
+    lazy = quantized(x, kind, "w", held(torch.from_numpy(importance(x.shape[1]))))
     raw = lazy.load()
     pieces = [Context().rows(lazy, rows) for rows in ((0, 5), (5, 64))]
     assert torch.equal(torch.cat(pieces), raw)  # a row is computed from itself alone
@@ -56,6 +58,14 @@ def test_columns_that_no_token_reached_are_rounded_all_the_same(kind):
     raw = quantized(held(x), kind, "w", held(squares)).load()
     error = (torch.from_numpy(read(raw, kind)) - x).square()
     assert error[:, 32:64].mean() < 2 * error.mean()
+
+
+def test_inputs_of_zero_count_nothing_and_infinite_ones_are_refused():
+    x = held(torch.randn(4, 256, generator=torch.Generator().manual_seed(0)))
+    plain = quantized(x, "Q4_K", "w").load()
+    assert torch.equal(quantized(x, "Q4_K", "w", held(torch.zeros(256))).load(), plain)
+    with pytest.raises(InputError, match="w: what was measured of its inputs holds NaN or infinities"):
+        quantized(x, "Q4_K", "w", held(torch.full((256,), torch.inf))).load()
 
 
 @pytest.mark.parametrize("kind", [*OF_INTEGERS, "IQ4_NL"])

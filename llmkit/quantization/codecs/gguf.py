@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import RequirementError, SpecError
+from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.formats.gguf_header import GgufFile, GgufTensor
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
 from llmkit.quantization.codec import Codec
@@ -169,6 +169,11 @@ def quantized(lazy: Lazy, kind_name: str, name: str, importance: Lazy | None = N
             require_finite(x, *(half.view(torch.float16) for half in halves), name=name)
             return made
         require_finite(x, x.sum(-1, dtype=torch.float32), name=name)
+        if squares is not None and not bool(torch.isfinite(squares.sum())):
+            raise InputError(
+                f"{name}: what was measured of its inputs holds NaN or infinities",
+                hint="measure them again: llmkit quantize observe MODEL -o FILE",
+            )
         found = fitted(x.float(), grid, squares)
         require_finite(x, *found.halves, name=name)
         return grid.pack(found.codes, found.halves, found.integers).view(*x.shape[:-1], -1)

@@ -64,8 +64,10 @@ def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | Non
 
     per_row = weight.shape[-1] // grid.block
     blocks = weight.reshape(-1, grid.block)
+    mean = float(importance.mean()) if importance is not None else 0.0
+    if importance is not None and not mean:  # no input was ever other than 0
+        importance = None
     if importance is not None:
-        mean = float(importance.mean())
         importance = (importance / mean).clamp_(min=_LEAST_SHARE).view(per_row, grid.block)
     step = max(_N_CHUNK // weight.shape[-1], 1) * per_row  # whole rows, as importance is of a row
     parts = [_fitted(blocks[i : i + step], grid, importance) for i in range(0, len(blocks), step)]

@@ -3,8 +3,8 @@
     python -m tests.golden.gguf.record        # needs llama-cpp-python; writes presets.json and errors.json beside it
 
 `presets.json`: for each model of `MODELS` and each preset, with an importance matrix and, where it differs, without,
-the types of all matrices. `errors.json`: for each type of blocks, the root of the mean squared error of `weights()`,
-and of the same weighted by `importance()`.
+the types of all matrices. `errors.json`: for each of `WEIGHTS` and each type of blocks, the root of the mean squared
+error, and of the same weighted by `importance()`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -55,41 +56,56 @@ def model(name: str):
     return replace(random_checkpoint(architecture, architecture.tiny_config() | changes), label="m")
 
 
-def weights() -> np.ndarray:
-    """Float32 [64, 1024]: rows of different sizes, heavy tails, a row of zeros, one of a single value."""
+def _random() -> np.ndarray:
+    """Rows of different sizes, heavy tails, a row of zeros, one of a single value."""
     rng = np.random.default_rng(11)
     x = rng.standard_t(5, (64, 1024)) * np.exp(rng.standard_normal((64, 1))) * 0.02
     x[3], x[4] = 0, 0.5
     return x.astype(np.float32)
 
 
-def importance() -> np.ndarray:
-    """Float32 [1024], of each column."""
-    return np.random.default_rng(12).gamma(0.7, 1.0, 1024).astype(np.float32)
+def _trained() -> np.ndarray:
+    """The matrices of a layer of the mini model, in rows of 256."""
+    ckpt = llmkit.open_checkpoint(HERE.parents[2] / "evalsets" / "mini" / "base")
+    names = [n for n, lazy in ckpt.tensors.items() if ".layers.1." in n and len(lazy.shape) == 2]
+    return np.concatenate([ckpt.tensors[n].load().float().numpy().reshape(-1, 256) for n in names])
 
 
-def measured_error(values: np.ndarray, weighted: bool) -> float:
-    """The root of the mean of the squared error of `weights()`, each column weighted by its importance."""
-    error = (values.astype(np.float64) - weights()) ** 2
-    return float(np.sqrt((error * importance()).mean() if weighted else error.mean()))
+WEIGHTS = {"random": _random, "trained": _trained}
+"""Float32 [rows, in], 256 divides in."""
 
 
-def _errors() -> dict[str, dict[str, float]]:
+def importance(n: int) -> np.ndarray:
+    """Float32 [n], of each column."""
+    return np.random.default_rng(12).gamma(0.7, 1.0, n).astype(np.float32)
+
+
+def measured_error(values: np.ndarray, weights: np.ndarray, *, is_weighted: bool) -> float:
+    """The root of the mean of the squared error, each column weighted by its importance."""
+    error = (values.astype(np.float64) - weights) ** 2
+    return float(np.sqrt((error * importance(weights.shape[1]) if is_weighted else error).mean()))
+
+
+def _errors() -> dict[str, dict[str, dict[str, float]]]:
     import llama_cpp
 
     library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
     quantize = library.ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    x, squares, found = weights(), importance(), {}
-    for name in TYPES:
-        kind = gguf.GGMLQuantizationType[name]
-        n_block, nbytes = gguf.GGML_QUANT_SIZES[kind]
-        found[name] = {}
-        for key, pointer in (("plain", None), ("weighted", squares.ctypes.data)):
-            out = np.zeros((len(x), x.shape[1] // n_block * nbytes), np.uint8)
-            quantize(int(kind), x.ctypes.data, out.ctypes.data, 0, *x.shape, pointer)
-            found[name][key] = measured_error(quants.dequantize(out, kind), pointer is not None)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for of, made in WEIGHTS.items():
+        x = made()
+        squares, found[of] = importance(x.shape[1]), {}
+        for name in TYPES:
+            kind = gguf.GGMLQuantizationType[name]
+            n_block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+            found[of][name] = {}
+            for key, pointer in (("plain", None), ("weighted", squares.ctypes.data)):
+                out = np.zeros((len(x), x.shape[1] // n_block * nbytes), np.uint8)
+                quantize(int(kind), x.ctypes.data, out.ctypes.data, 0, *x.shape, pointer)
+                error = measured_error(quants.dequantize(out, kind), x, is_weighted=pointer is not None)
+                found[of][name][key] = float(f"{error:.6g}")
     return found
 
 
@@ -126,6 +142,11 @@ def compact(types: dict[str, str]) -> dict[str, str]:
     return {stem: " ".join(f"{kind}*{n}" for kind, n in run) for stem, run in runs.items()}
 
 
+def _write_lines(name: str, found: Mapping[str, object]) -> None:
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items()]
+    (HERE / name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main() -> None:
     """Write both files."""
     presets: dict[str, dict[str, dict[str, str]]] = {}
@@ -143,9 +164,8 @@ def main() -> None:
                     found = compact(_types(path, preset, given))
                     if presets[name].get(preset + " imatrix") != found:
                         presets[name][preset + end] = found
-    lines = [f"{json.dumps(name)}: {json.dumps(found)}" for name, found in presets.items()]
-    (HERE / "presets.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    (HERE / "errors.json").write_text(json.dumps(_errors(), indent=0) + "\n")
+    _write_lines("presets.json", presets)
+    _write_lines("errors.json", _errors())
 
 
 if __name__ == "__main__":
