@@ -93,7 +93,8 @@ def test_logits(tmp_path, name, variant):
 
 @pytest.mark.parametrize("type_", ["q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs"])
 def test_blocks(tmp_path, type_):
-    """llama.cpp reads the weights that we read. It rounds activations to eight bits, which moves the logits by 0.022 to 0.027 of their deviation."""
+    """llama.cpp reads the weights that we read. It rounds activations to eight bits, which moves the logits: by 0.022
+    to 0.027 of their deviation, for all types alike."""
     architecture = next(a for p in default_registry().plugins if (a := default_registry().load(p)).name == "llama")
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
     ckpt = random_checkpoint(architecture, {**architecture.tiny_config(), **sizes})
