@@ -193,7 +193,8 @@ class CalibratedQuantizer:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
 
         In float32 a block and its widest matrix four times over (the weight, its second moments, their factors), and
-        the hidden states of all samples before and after it.
+        the hidden states of all samples before and after it. Where a block is learnt, the hidden states in floats too,
+        and for each weight what it is restored to, its gradient, what is learnt and the best of it.
         """
         if task is not next(iter(self._tasks.values())):
             return 0
@@ -201,7 +202,10 @@ class CalibratedQuantizer:
         block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self.samples.n * self.samples.length * dims.hidden
-        return 4 * (block + 4 * widest + 2 * hidden) + min(CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden))
+        n_copies, n_states = (7, 4) if self._learns else (1, 2)
+        return 4 * (n_copies * block + 4 * widest + n_states * hidden) + min(
+            CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden)
+        )
 
     def _plan(self) -> tuple[int, Any]:
         tasks = [[name, task.attrs(), task.scale_dtype.name] for name, task in self._tasks.items()]
