@@ -326,7 +326,8 @@ class _Quantizing:
         if made.note:
             self.notes[task.name] = made.note
         restored = task.matrix(map(constant, parts.values())).dequantized(task.scale_dtype)
-        self._restored |= {w: lazy.load() for w, lazy in parts_of(restored, self._slots[task.name]).items()}
+        slot = replace(self._slots[task.name], is_transposed=False)  # a task's weight is [out, in]
+        self._restored |= {w: lazy.load() for w, lazy in parts_of(restored, slot).items()}
 
     def require_all(self) -> None:
         """Refuse a layer that the decoder never called.

@@ -52,6 +52,7 @@ class Codec(ABC):
         fills_rows: the last group of a row may be for fewer columns.
         scale_dtypes: of scales; the first takes the place of others where a matrix is made for the layout.
         lowest_zero: the lowest zero point that it can hold.
+        takes_conv1d: its loaders make linear layers of transformers' Conv1D ones, whose weights are stored [in, out].
         prefers_symmetric: kernels for the layout expect a symmetric grid, so it is the default.
     """
 
@@ -65,6 +66,7 @@ class Codec(ABC):
     fills_rows: ClassVar[bool] = False
     scale_dtypes: ClassVar[tuple[DType, ...]] = (DType.F32, DType.F16, DType.BF16)
     lowest_zero: ClassVar[int] = 0
+    takes_conv1d: ClassVar[bool] = False
     prefers_symmetric: ClassVar[bool] = False
 
     def refuses(self, matrix: QuantizedMatrix) -> str | None:

@@ -31,11 +31,13 @@ class Layers:
         names: of the weights, in the model's order.
         left: modules of the same kind that stay in floats, by all names that they have.
         are_all: `names` and `left` are all linear layers there are.
+        transposed: which of them the float model stores as [in, out].
     """
 
     names: Sequence[str]
     left: Sequence[str]
     are_all: bool
+    transposed: frozenset[str] = frozenset()
 
 
 def why_left(
@@ -78,30 +80,34 @@ def nothing_left(ckpt: Checkpoint, model: Model, keep: Sequence[str], only: Sequ
     )
 
 
-def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) -> Layers:
+def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], codec: Codec) -> Layers:
     """The linear layers without those that `keep` names, or the ones that `only` names, which may be the head.
 
     Raises:
         SpecError: a glob that matches nothing, nothing left to quantize, or tensors that do not fit config.json.
-        RequirementError: no plugin tells which layers are linear and `only` names none, or they are stored transposed.
+        RequirementError: no plugin tells which layers are linear and `only` names none, or they are stored transposed
+            and the layout does not take them.
     """
     model = ckpt.model
     if model is None:
         for glob in (*keep, *only):
             _must_match(ckpt, glob)
-        return _choose_blindly(ckpt, keep, only)
+        return _choose_blindly(ckpt, keep, only, codec)
     slots = model.tensors()
     reasons = why_left(ckpt, model, keep, only)
     chosen = [name for name, why in reasons.items() if why is None and (only or slots[name].kind == "linear")]
     if not chosen:
         model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
         raise nothing_left(ckpt, model, keep, only)
-    _refuse_transposed(ckpt, [name for name in chosen if slots[name].is_transposed])
-    return layers_of(ckpt, chosen)
+    return layers_of(ckpt, chosen, codec)
 
 
-def layers_of(ckpt: Checkpoint, chosen: Sequence[str]) -> Layers:
-    """The layers of which `chosen` are the weights that are quantized."""
+def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
+    """The layers of which `chosen` are the weights that are quantized.
+
+    Raises:
+        RequirementError: some are stored transposed, and the layout does not take them.
+    """
     model = ckpt.model
     if model is None:
         return Layers(chosen, [], False)
@@ -109,20 +115,23 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str]) -> Layers:
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
     left = [name.removesuffix(".weight") for name in linear if name not in chosen]
     left += [model.names.in_memory[module] for module in left if module in model.names.in_memory]
-    return Layers(chosen, left, True)
+    transposed = [name for name in chosen if slots[name].is_transposed]
+    _refuse_transposed(ckpt, transposed, codec)
+    return Layers(chosen, left, True, frozenset(transposed))
 
 
-def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str]) -> None:
+def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> None:
     """Their rows are inputs: scales would be those of the wrong axis, and no reader expects them there."""
-    if names:
+    if names and not codec.takes_conv1d:
         raise RequirementError(
             f"{ckpt.label}: {listing(names, 1)} are stored as [in, out] (the Conv1D layers of transformers); "
-            "compressed-tensors describes [out, in] only, and transformers would put random weights in their place",
-            hint="a float dtype of half the size: llmkit convert MODEL --to hf --dtype bfloat16 -o OUT",
+            f"{codec.name} describes [out, in] only, and transformers would put random weights in their place",
+            hint="--format gptq, whose loaders make linear layers of them; or a float dtype of half the size: "
+            "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT",
         )
 
 
-def _choose_blindly(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) -> Layers:
+def _choose_blindly(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], codec: Codec) -> Layers:
     """Without a plugin a matrix may as well be an embedding or a transposed layer: the user must name the layers."""
     if not only:
         claims = listing(registry.claims(ckpt.config)) or "its architecture"
@@ -137,14 +146,15 @@ def _choose_blindly(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str]) 
     }
     if not chosen:
         raise SpecError(f"{ckpt.label}: --only {listing(only)} matches no matrix whose name ends in .weight")
-    _refuse_transposed(ckpt, _transposed(ckpt, chosen))
+    transposed = _transposed(ckpt, chosen)
+    _refuse_transposed(ckpt, transposed, codec)
     tables = [name for name in chosen if _TABLE.search(name) and _bias_length(ckpt, name) is None]
     if tables:
         raise SpecError(
             f"{ckpt.label}: {listing(tables, 1)} are embeddings by their names, which are never quantized",
             hint=f"leave them out: --keep {' --keep '.join(_globs(tables))}",
         )
-    return Layers(list(chosen), [], False)
+    return Layers(list(chosen), [], False, frozenset(transposed))
 
 
 def _transposed(ckpt: Checkpoint, names: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from llmkit.quantization.codec import Codec, folder_codec
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
+from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
 from llmkit.transforms.layers import GroupSize, choose_grid, choose_layers
 from llmkit.transforms.storing import stored_by
@@ -64,8 +65,10 @@ def quantize(
     method = method or (quantizer.default_method if quantizer is not None else "mse")
     way = method_named(method, is_calibrated=quantizer is not None).configured(iterations=iterations)
     codec = folder_codec(format)
-    chosen = choose_layers(ckpt, keep, only)
-    rows = {name: ckpt.tensors[name].shape[1] for name in chosen.names}
+    chosen = choose_layers(ckpt, keep, only, codec)
+    weights = {name: ckpt.tensors[name] for name in ckpt.tensors if name in set(chosen.names)}
+    weights |= {name: transpose(weights[name]) for name in chosen.transposed}
+    rows = {name: lazy.shape[1] for name, lazy in weights.items()}
     grid, reason = choose_grid(codec, bits, group_size, symmetric, rows)
     if way.needs_zeros and grid.is_symmetric:
         raise InputError(
@@ -74,8 +77,7 @@ def quantize(
         )
     matrices: dict[str, QuantizedMatrix] = {}
     make = quantizer or quantized
-    for name in (name for name in ckpt.tensors if name in rows):
-        lazy = ckpt.tensors[name]
+    for name, lazy in weights.items():
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
         matrices[name] = make(Task(lazy, way, grid, _scale_dtype(ckpt, name, codec), name, observe))
     notes = [f"{len(rows)} linear layers to {grid}{reason}, {way.words}"]

@@ -20,7 +20,10 @@ def test_transposed_layers_are_not_quantized(tmp_path, call):
         "transformers); compressed-tensors describes [out, in] only, and transformers would put random weights in "
         "their place"
     )
-    assert hint == "hint: a float dtype of half the size: llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
+    assert hint == (
+        "hint: --format gptq, whose loaders make linear layers of them; or a float dtype of half the size: "
+        "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
+    )
     assert not list(tmp_path.glob("out*"))
     converted = call("convert", tmp_path / "m", "--to", "hf", "--dtype", "bfloat16", "-o", tmp_path / "half", "-q")
     assert converted.code == 0

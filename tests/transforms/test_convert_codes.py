@@ -185,3 +185,25 @@ def test_an_adapter_changes_only_what_it_touches(world, tmp_path, name):
     assert error.mean() < 0.3 * (wanted.amax() - wanted.amin()) / 15  # nearest points are a quarter of a step away
     with pytest.raises(RequirementError, match="has float weights: --requantize"):
         lora.merge(llmkit.open_checkpoint(world / "m"), [adapter], requantize=True)
+
+
+def test_layers_that_are_stored_transposed(tmp_path):
+    """GPT-2's Conv1D: GPTQ's loaders make linear layers of them, those of the other layouts do not."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=96, n_positions=32)).save_pretrained(
+        tmp_path / "m"
+    )
+    ckpt = llmkit.open_checkpoint(tmp_path / "m")
+    llmkit.save(quantize(ckpt, bits=8, format="gptq"), tmp_path / "q")
+    stored = load_file(tmp_path / "q" / "model.safetensors")
+    assert stored["transformer.h.0.attn.c_attn.qweight"].shape == (64 // 4, 192)
+    found = llmkit.open_checkpoint(tmp_path / "q")
+    for name, lazy in dequantized(found).tensors.items():
+        assert lazy.shape == ckpt.tensors[name].shape
+        assert torch.allclose(lazy.load(), ckpt.tensors[name].load(), atol=1e-3), name
+    llmkit.save(convert(found, to="gptq_v2"), tmp_path / "v2")
+    for to in ("compressed-tensors", "awq"):
+        with pytest.raises(RequirementError, match=f"{to} describes .out, in. only|would round"):
+            convert(found, to=to)

@@ -45,6 +45,7 @@ class Gptq(QweightCodec):
     group_sizes = (16, 32, 64, 128, 256, 512, 1024)
     holds_order = True
     lowest_zero = 1
+    takes_conv1d = True
     prefers_symmetric = True
     config_file = "quantize_config.json"
     form_key, forms = "checkpoint_format", ("gptq", "gptq_v2")

@@ -93,7 +93,7 @@ def stored_again(
         kinds = listing(list(dict.fromkeys(str(matrix.grid) for matrix in again.values())), 3)
         notes.append(f"rounded again: {counted(len(again), 'layer')}, to {kinds} ({listing(list(again), 2)})")
     matrices = kept | again
-    return stored_by(floats.derive(notes=notes), codec, matrices, layers_of(floats, list(matrices)))
+    return stored_by(floats.derive(notes=notes), codec, matrices, layers_of(floats, list(matrices), codec))
 
 
 def _rounded(
