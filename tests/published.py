@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-__all__ = ["LAYOUTS", "Published", "write_published"]
+__all__ = ["LAYOUTS", "Published", "text_tensor", "write_published"]
 
 NF4 = (-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0, 0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626,
        0.723, 1.0)  # fmt: skip
@@ -45,7 +45,8 @@ def _scales(*shape: int) -> torch.Tensor:
     return torch.rand(shape) * 0.05 + 0.01
 
 
-def _text(text: str) -> torch.Tensor:
+def text_tensor(text: str) -> torch.Tensor:
+    """A text as uint8."""
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
@@ -59,7 +60,7 @@ def _nf4(o: int, i: int, *, nested: bool = False) -> Parts:
         parts["weight.nested_quant_map"] = torch.linspace(-1, 1, 256)
     else:
         parts["weight.absmax"] = _scales(n)
-    return parts | {"weight.quant_state.bitsandbytes__nf4": _text(json.dumps(state))}
+    return parts | {"weight.quant_state.bitsandbytes__nf4": text_tensor(json.dumps(state))}
 
 
 def _llm_int8(o: int, i: int) -> Parts:
@@ -80,6 +81,21 @@ def _float8(o: int, i: int, **scales: torch.Tensor) -> Parts:
     return {"weight": (torch.randn(o, i) * 60).to(torch.float8_e4m3fn), **scales}
 
 
+def _hqq(o: int, i: int, axis: int) -> Parts:
+    n, one = o * i // 32, torch.tensor
+    numbers = {"group_size": 32, "axis": axis, "nbits": 4}
+    about = {key: one(value, dtype=torch.int32) for key, value in numbers.items()} | {"shape": one([o, i])}
+    groups = (n, 1) if axis else (1, n)
+    return about | {
+        "W_q": _codes(n // 2, 32) if axis else _codes(16, n),
+        "scale": _scales(*groups).half() / 8,
+        "zero": torch.rand(groups).half() + 7,
+        "packing": text_tensor("4bit_u8"),
+        "compute_dtype": text_tensor("torch.float16"),
+        "view_as_float": one(0, dtype=torch.uint8),
+    }
+
+
 def _entry(method: str, **keys: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": method, **keys}}
 
@@ -88,6 +104,8 @@ _CHANNEL = "per channel symmetric"
 LAYOUTS: dict[str, Published] = {
     "nf4": Published(_nf4, "nf4, bitsandbytes", _entry("bitsandbytes", load_in_4bit=True)),
     "nf4_nested": Published(lambda o, i: _nf4(o, i, nested=True), "nf4, bitsandbytes"),
+    "hqq": Published(lambda o, i: _hqq(o, i, 1), "hqq", _entry("hqq", quant_config={})),
+    "hqq_axis_0": Published(lambda o, i: _hqq(o, i, 0), "hqq"),
     "fp8_blocks": Published(
         lambda o, i: _float8(o, i, weight_scale_inv=_scales(-(-o // 32), -(-i // 32)) / 60),
         "float8, fp8",

@@ -119,7 +119,6 @@ _BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
     ".quant_weight": _plain("gptq", "as lit-llama stores it"),
     ".weight_packed": _plain("compressed-tensors", "nvfp4"),  # of bytes; words are its codec's
     ".weight.quant_state": _plain("bitsandbytes", "4 bits"),
-    ".W_q": _plain("hqq"),
     ".weight_scale_inv": _plain("fp8", "float8 blocks"),
     ".weight._data": _plain("quanto"),
     ".weight_scales": _plain("eetq", "int8"),
@@ -127,7 +126,6 @@ _BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
     ".codebooks": _plain("aqlm"),
     ".q_weight": _plain("exl2"),
     ".trellis": _plain("exl3"),
-    "_blocks": lambda stem, specs: ("mxfp4", "float4 blocks") if f"{stem}_scales" in specs else None,
     ".weight_codes": _plain("an ONNX graph's integers"),
 }  # fmt: skip
 

@@ -54,8 +54,6 @@ QUANTIZED = {
     "awq_gemv": (lambda o, i: {"qweight": words(o, i // 8), "qzeros": words(o, 4), "scales": half(o, 32)}, "awq"),
     "packed": (lambda o, i: {"weight_packed": words(o, i // 8), "weight_scale": half(o, i // 32),
                              "weight_shape": torch.tensor([o, i])}, "compressed-tensors"),
-    "hqq": (lambda o, i: {"W_q": small(o * i // 128, 64, dtype=torch.uint8), "scale": half(64), "zero": half(64)},
-            "hqq"),
     "integers": (lambda o, i: {"weight": small(o, i)}, "unknown method"),
 }  # fmt: skip
 

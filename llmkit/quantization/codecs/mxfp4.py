@@ -1,0 +1,86 @@
+"""MXFP4 as gpt-oss is published: experts in float4 (e2m1), 32 of which share a power of two.
+
+    NAME_blocks   uint8 [experts, out, groups, 16], two values in a byte, the first in the low bits
+    NAME_scales   uint8 [experts, out, groups], the exponent plus 127
+
+The float model has NAME, [experts, in, out].
+
+Source: transformers, integrations/mxfp4.py (`convert_moe_packed_tensors`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import SpecError
+from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need
+from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
+from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat, TakeRows
+from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CODEC", "MicroscalingFloat4"]
+
+_BLOCKS, _SCALES = "_blocks", "_scales"
+_SIZE, _BIAS = 32, 127
+_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_TABLE = (*_POSITIVE, *(-value for value in _POSITIVE))
+
+
+class MicroscalingFloat4(FolderReader):
+    """Read, not written."""
+
+    name = "mxfp4"
+
+    def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
+        stems = {name.removesuffix(_BLOCKS) for name in specs if name.endswith(_BLOCKS)}
+        names = [f"{stem}{_BLOCKS}" for stem in sorted(stems) if f"{stem}{_SCALES}" in specs]
+        return ("float4 blocks", names) if names else None
+
+    def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
+        found: dict[str, Restorable] = {}
+        used: set[str] = set()
+        for name, blocks in stored.tensors.items():
+            stem = name.removesuffix(_BLOCKS)
+            if stem == name or f"{stem}{_SCALES}" not in stored.tensors:
+                continue
+            with about(stem):
+                shape = blocks.shape
+                if blocks.dtype is not DType.U8 or len(shape) != 4 or shape[3] != _SIZE // 2 or not blocks.spec.numel:
+                    raise SpecError(
+                        f"{name} is {blocks.spec}; expected U8[experts, out, groups, {_SIZE // 2}]", hint=REMEDY
+                    )
+                scales = need(stored.tensors, f"{stem}{_SCALES}", TensorSpec(DType.U8, shape[:3]))
+                found[stem] = _experts(blocks, scales)
+            used |= {name, f"{stem}{_SCALES}"}
+        return found, used
+
+
+def _experts(blocks: Lazy, exponents: Lazy) -> Rearranged:
+    n_experts, n_out, n_groups, _ = blocks.shape
+    rows, n_in = n_experts * n_out, n_groups * _SIZE
+
+    def powers(stored: torch.Tensor) -> torch.Tensor:
+        return (stored.float() - _BIAS).exp2()
+
+    spec = TensorSpec(DType.F32, (rows, n_groups))
+    scales = Apply("powers", [viewed(exponents, DType.U8, spec.shape)], spec, powers).output()
+    codes = viewed(blocks, DType.U8, (rows, n_in // 2))
+    matrix = QuantizedMatrix(Grid(4, _SIZE), (rows, n_in), codes, scales, table=_TABLE, source="MXFP4")
+
+    def transposed(weights: Lazy) -> Lazy:
+        """One expert at a time."""
+        spec = TensorSpec(weights.dtype, (1, n_in, n_out))
+        rows_of = (TakeRows(weights, i * n_out, (i + 1) * n_out).output() for i in range(n_experts))
+        experts = [Apply("expert", [own], spec, lambda w: w.t().contiguous()[None]).output() for own in rows_of]
+        return Concat(experts).output()
+
+    return Rearranged(matrix, transposed)
+
+
+CODEC = MicroscalingFloat4()
