@@ -113,6 +113,14 @@ def test_what_the_tensors_say_against_the_config():
             CODEC.read(stored | {end: held(torch.zeros(bad, dtype=dtype))}, {}, None)
 
 
+def test_no_groups_at_all():
+    """A damaged file, which must be refused and not divide by zero."""
+    stored = {end: held(part) for end, part in GPTQ_LAYERS["asym4v1"].items()}
+    empty = {"scales": held(torch.zeros(0, 32).half()), "qzeros": held(torch.zeros(0, 4, dtype=torch.int32))}
+    with pytest.raises(SpecError, match="expected floats"):
+        CODEC.read(stored | empty, {}, None)
+
+
 def test_a_zero_point_that_the_first_version_cannot_hold_is_an_error():
     points = torch.tensor([[0, 3]] * 32, dtype=torch.uint8)
     codes = held(pack(torch.zeros(32, 64, dtype=torch.uint8), 4))

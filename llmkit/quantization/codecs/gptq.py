@@ -89,7 +89,7 @@ class Gptq(QweightCodec):
         words, scales = need(parts, "qweight"), need(parts, "scales")
         if len(words.shape) != 2 or words.dtype is not DType.I32 or not all(words.shape):
             raise SpecError(f"qweight is {words.spec}; expected int32 words [in * bits / 32, out]")
-        if not scales.dtype.is_float or len(scales.shape) != 2:
+        if not scales.dtype.is_float or len(scales.shape) != 2 or not all(scales.shape):
             raise SpecError(f"scales are {scales.spec}; expected floats [groups, out]")
         n_out = words.shape[1]
         if "qzeros" not in parts:
