@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         LAYOUTS, (*_MODEL, "generate {x} hi --max-tokens 1", "convert {x} --to hf --dtype float16 -o {out}")
     ),
+    "mxfp4": ("inspect {x}", "inspect {x} --tensors", "diff {x} {x}", "convert {x} --to hf --dtype bfloat16 -o {out}"),
     "lit_adapter": (
         "inspect {x}", "lora merge {base} {x} --alpha 4 -o {out}", "lora combine {x} -o {out}",
     ),
@@ -72,6 +73,7 @@ def make_foreign_seeds(folder: Path) -> None:
         _packed(folder / "hf", folder / method, method)
     for name in LAYOUTS:
         write_published(folder / "hf", folder / name, name)
+    _experts(folder / "mxfp4")
     _adapters(folder)
     base = release_world.write_hf(folder / "coded_base")
     tuned = release_world.write_hf(folder / "coded_tuned", tuned=1)
@@ -136,6 +138,16 @@ def _packed(base: Path, out: Path, method: str) -> None:
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"quantization_config": entry}))
     (out / "quantize_config.json").write_text(json.dumps(entry))
+
+
+def _experts(out: Path) -> None:
+    """Two experts in float4, as gpt-oss has them."""
+    rng, stem = np.random.default_rng(0), "model.layers.0.mlp.experts.down_proj"
+    parts = {"blocks": rng.integers(0, 256, (2, 32, 1, 16), np.uint8), "scales": np.full((2, 32, 1), 120, np.uint8)}
+    out.mkdir()
+    save_file({f"{stem}_{end}": part for end, part in parts.items()}, out / "model.safetensors", {"format": "pt"})
+    config = {"architectures": ["GptOssForCausalLM"], "quantization_config": {"quant_method": "mxfp4"}}
+    (out / "config.json").write_text(json.dumps(config))
 
 
 def _adapters(folder: Path) -> None:
