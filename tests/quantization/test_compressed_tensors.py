@@ -205,6 +205,10 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path):
     lacking = {k: v for k, v in tensors.items() if k != "weight_scale"}
     with pytest.raises(SpecError, match="no weight_scale beside it"):
         dequantized(open_checkpoint(write(tmp_path / "c", lacking, grid, "pack-quantized")))
+    n_in = int(tensors["weight_shape"][1])
+    strange = tensors | {"weight_g_idx": torch.full((n_in,), 99, dtype=torch.int32)}
+    with pytest.raises(SpecError, match=r"blocks\.0\.lin: g_idx has groups 99 to 99; expected 0 to"):
+        dequantized(open_checkpoint(write(tmp_path / "d", strange, grid, "pack-quantized")))
 
 
 def test_quantized_activations_are_warned_of(tmp_path):

@@ -26,7 +26,7 @@ from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about,
 from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
 from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack_words
-from llmkit.quantization.words import codes_of, words_of
+from llmkit.quantization.words import codes_of, group_order, words_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
@@ -93,14 +93,14 @@ class CompressedTensors(FolderCodec):
         n_groups = grid.n_groups(n_in)
         if scales.shape not in ((n_out, n_groups), (n_out,)) or not scales.dtype.is_float:
             raise SpecError(f"weight_scale is {scales.spec}; expected floats [{n_out}, {n_groups}]")
-        scales = viewed(scales, scales.dtype, (n_out, n_groups))
+        scales, order = viewed(scales, scales.dtype, (n_out, n_groups)), parts.get("weight_g_idx")
         return QuantizedMatrix(
             grid,
             (n_out, n_in),
             codes_of(stored, grid.bits, n_in) if is_packed else _unsigned(stored, grid.bits, are_weights=True),
             scales,
             _zeros(zeros, grid, scales, is_packed=is_packed) if zeros is not None else None,
-            order=parts.get("weight_g_idx"),
+            order=group_order(order, n_in, n_groups, grid.group_size or n_in) if order is not None else None,
         )
 
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
