@@ -217,7 +217,7 @@ def test_scales_of_the_checkpoint(tmp_path, capsys):
             "the attention op 'mha' has no int8 cache; gqa and flash have",
         ),
         (["--kv-cache-dtype", "int8", "--calibrate", "nowhere.txt"], "cannot read nowhere.txt: No such file"),
-        (["--kv-cache-dtype", "int8", "--calibrate", str(MINI)], "Is a directory"),
+        (["--kv-cache-dtype", "int8", "--calibrate", str(MINI)], "has no .jsonl, .md, .txt files"),
         (["--kv-cache-dtype", "int8", "--calibrate", str(MINI / "model.safetensors")], "is not UTF-8 text"),
         (["--calibrate", "text.txt"], "--calibration is for a cache in integers"),
     ],

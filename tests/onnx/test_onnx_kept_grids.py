@@ -169,7 +169,9 @@ def test_gguf_blocks(tmp_path, kind, bits):
     path = next((tmp_path / "g").glob("*.gguf"))
     ckpt = open_checkpoint(path)
     plan = export(ckpt)
-    assert f"({kind.upper()}), bit for bit" in plan.notes[0]
+    # llama.cpp's preset has Q8_0 for the output, here the embedding, where 256 does not divide a row.
+    kinds = "Q8_0, Q4_0" if kind == "q4_0" else "Q8_0"
+    assert f"({kinds}), bit for bit" in plan.notes[0]
     save(plan, tmp_path / "out")
     found = matrices_in(tmp_path / "out")
     raw = {t.name: t for t in gguf.GGUFReader(path).tensors}

@@ -125,7 +125,10 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
             RequirementError, match=r"h\.0\.attn\.c_attn\.weight and 7 more are stored as \[in, out\]"
         ) as no:
             quantize(base, bits=bits, group_size="channel")
-        assert no.value.hint == "a float dtype of half the size: llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
+        assert no.value.hint == (
+            "--format gptq, whose loaders make linear layers of them; or a float dtype of half the size: "
+            "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
+        )
         return
     save(quantize(base, bits=bits, group_size="channel", method="rtn"), tmp_path / "q")
     reloaded = open_checkpoint(tmp_path / "q")
