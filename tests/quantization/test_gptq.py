@@ -119,3 +119,11 @@ def test_no_factor_of_the_search_is_better_than_the_chosen_one(symmetric, dtype)
     widest = errors(plain.float(), zero * 0 if plain_zero is None else plain_zero.float())
     assert bool((chosen <= widest * (1 + 1e-5)).all())
     assert float(chosen.sum()) < 0.95 * float(widest.sum())
+
+
+def test_a_zero_point_between_two_codes_does_not_cut_off_the_range():
+    """15 steps of 1 hold both ends only from a zero point of -0.5; from a whole one, a little larger steps do."""
+    weight, grid = torch.tensor([[[-7.5, 7.5]]]), Grid(4, 2, False)
+    scales, zeros = searched_scales(weight, grid, torch.float32)
+    q = (weight / scales[..., None] + zeros[..., None]).round().clamp(-8, 7)
+    assert float(((q - zeros[..., None]) * scales[..., None] - weight).abs().max()) < 0.1
