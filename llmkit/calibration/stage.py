@@ -55,6 +55,7 @@ class BlockStage:
         self._guard = threading.Lock()
         self._path: Path | None = None
         self._run: Iterator[Block] | None = None
+        self._is_stopped: Callable[[], bool] = lambda: False  # of the run that computes blocks
         self.done: list[Block] = []
         self.n_windows: int | None = None
 
@@ -64,11 +65,12 @@ class BlockStage:
             if context.is_stopped():
                 raise Stopped
             path = context.workspace / "layers" if context.workspace is not None else None
-            if path != self._path or (path is not None and not path.exists()):  # another run, with its own workspace
+            is_other = path != self._path or (path is not None and not path.exists())
+            if is_other or self._is_stopped():  # another run than the one that computes blocks
                 self._run, self.done = None, []
             try:
                 if self._run is None:
-                    self._path = path
+                    self._path, self._is_stopped = path, context.is_stopped
                     self._run = self._started(path, context)
                     self.n_windows = next(self._run).result["windows"]
                 while len(self.done) <= index:

@@ -1,0 +1,37 @@
+"""One walk over the blocks serves every step of a run, and no other run's."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmkit.architecture.registry import default_registry
+from llmkit.calibration.blocks import Unchanged
+from llmkit.calibration.stage import BlockStage
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.pipeline.stage import Computed
+from llmkit.tensors.lazy import Context
+from llmkit.tensors.stopped import Stopped
+
+
+def test_a_run_that_was_stopped_leaves_nothing_to_the_next(tmp_path):
+    """A step of the stopped run may have begun the walk anew after the error that stopped it."""
+    registry = default_registry()
+    architecture = next(registry.load(p) for p in registry.plugins if p.name == "llama")
+    ckpt = random_checkpoint(architecture, architecture.tiny_config())
+    computed, stopped = [], []
+
+    def compute(blocks, index, state, context):
+        if context.is_stopped():
+            raise Stopped
+        computed.append(index)
+        return Computed({}, [("hidden", blocks.run(index, state["hidden"].load(), Unchanged()))], [])
+
+    stage = BlockStage(ckpt, lambda longest, is_stopped: [[1, 2, 3]], lambda: (2, None), compute)
+    first, second = Context(None, lambda: bool(stopped)), Context()
+    first.workspace = second.workspace = tmp_path
+    stage.block(0, first)
+    stopped.append(True)
+    with pytest.raises(Stopped):
+        stage.block(1, first)
+    assert stage.block(1, second) is stage.block(1, second)
+    assert computed == [0, 1]
