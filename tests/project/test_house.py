@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,9 @@ def test_a_private_patch_is_seen():
         'm.setattr(f, "__defaults__", ())\nm.setitem(a._FORMATS, "x", 1)\nm.setattr(os, "rename", f)'
     )
     assert [*private_patches(ast.parse(code))] == ["_x", "_LIMIT", "LIMIT", "__defaults__", "_FORMATS"]
+
+
+def test_test_modules_have_names_of_their_own():
+    """pytest imports them by their base names: two of one name stop the run while it collects."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, n in names.items() if n > 1] == []
