@@ -257,7 +257,7 @@ def encode_header(
         infos += [_text(name), struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind.code, offset)]
         offsets[name] = offset
         offset += -(-kind.tensor_nbytes(shape) // ALIGNMENT) * ALIGNMENT
-    pairs = [_text(key) + _encoded(value) for key, value in metadata.items()]
+    pairs = [_text(key) + _pair(key, value) for key, value in metadata.items()]
     body = b"".join([MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata)), *pairs, *infos])
     body += b"\0" * (-len(body) % ALIGNMENT)
     return body, {name: len(body) + at for name, at in offsets.items()}, len(body) + offset
@@ -266,6 +266,15 @@ def encode_header(
 def _text(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
+
+
+def _pair(key: str, value: Any) -> bytes:
+    try:
+        return _encoded(value)
+    except (OverflowError, struct.error) as error:
+        raise InputError(
+            f"{key} is {str(value)[:60]}, which no 32 bits of a GGUF hold", hint="correct it in config.json"
+        ) from error
 
 
 def _encoded(value: Any) -> bytes:

@@ -192,3 +192,9 @@ def test_parts_that_are_missing_or_renamed_are_named(tmp_path):
     (tmp_path / "other.gguf").rename(tmp_path / "m-00003-of-00003.gguf")
     with pytest.raises(InputError, match="says that it is part 3, its name says part 2"):
         read_model(first)
+
+
+@pytest.mark.parametrize("value", [1e300, 2**40, -1, [1, 2**40]])
+def test_a_number_that_no_field_holds_is_refused_by_name(value):
+    with pytest.raises(InputError, match=r"llama\.x is .*, which no 32 bits of a GGUF hold"):
+        encode_header({"llama.x": value}, [])
