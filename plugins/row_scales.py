@@ -13,14 +13,15 @@ baichuan-inc/Baichuan-13B-Chat (`QLinear`).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, Stored, about
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.words import cut
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import transpose, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -88,17 +89,17 @@ class _RowScales(FolderReader):
             used |= {name, scale}
         return found, used
 
+    @abstractmethod
     def _bits(self, weight: TensorSpec, shape: Sequence[int] | None, config: Mapping[str, Any]) -> int | None:
         """Bits of a weight with this spec, None where nothing tells.
 
         Args:
             shape: [out, in] of the float weight, where a plugin describes the model.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _codes(self, weight: Lazy, bits: int) -> tuple[Lazy, int]:
         """Codes as a `QuantizedMatrix` has them, and the columns of the float weight."""
-        raise NotImplementedError
 
 
 class ChatGLM(_RowScales):
@@ -143,7 +144,7 @@ class Baichuan(_RowScales):
 
             return stored.view(torch.uint8) ^ (0x80 if bits == 8 else 0x88)
 
-        stored = Concat([transpose(weight)]).output() if bits == 8 else weight  # transposed whole, and cut
+        stored = cut(transpose(weight)) if bits == 8 else weight  # transposed whole, and cut
         n_out, n_columns = stored.shape
         spec = TensorSpec(DType.U8, (n_out, n_columns if bits == 8 else 4 * n_columns))
         return Apply("codes", [stored], spec, fn, {"bits": bits}).output(), spec.shape[1] * 8 // bits

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY
 from llmkit.quantization.matrix import Decoded
+from llmkit.quantization.words import cut
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.moving import Concat
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ScaledFloats:
             return values.to(arithmetic.torch).mul_(by_column).to(wanted.torch)
 
         # The scales are few: those of all rows are made at once, and cut.
-        of_rows = Concat([Apply("scales of rows", [self.scales], spread, rows, row_step=None).output()]).output()
+        of_rows = cut(Apply("scales of rows", [self.scales], spread, rows, row_step=None).output())
         node = Decoded("dequantize", [self.values, of_rows], TensorSpec(wanted, (n_out, n_in)), fn, scratch=2.0)
         node.source = "float8"
         return node.output()

@@ -26,8 +26,8 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need, small
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
+from llmkit.quantization.words import cut
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -125,7 +125,7 @@ def _scales(parts: Mapping[str, Lazy], state: _State, spec: TensorSpec) -> Lazy:
 
     attrs = {"block_size": size, "offset": offset}
     # Their blocks cross the rows, too: computed whole, and cut.
-    return Concat([Apply("nested scales", inputs, spec, fn, attrs, row_step=None).output()]).output()
+    return cut(Apply("nested scales", inputs, spec, fn, attrs, row_step=None).output())
 
 
 @dataclass(frozen=True)

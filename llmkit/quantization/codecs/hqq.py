@@ -20,8 +20,8 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need, small
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.packing import n_bytes, pack
+from llmkit.quantization.words import cut
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -101,7 +101,7 @@ def _weight(parts: Mapping[str, Lazy]) -> Restorable:
     spec = TensorSpec(DType.U8, (rows, n_bytes(columns, bits)))
     attrs = {"packing": packing, "axis": axis, "group_size": size}
     # Rows that share a word lie far from each other: all are unpacked at once, and cut.
-    codes = Concat([Apply("codes", [words], spec, codes_of, attrs, row_step=None, scratch=1.0).output()]).output()
+    codes = cut(Apply("codes", [words], spec, codes_of, attrs, row_step=None, scratch=1.0).output())
     scales, zeros = (_of_groups(parts, key, (n_groups, 1)[:: 1 if axis else -1]) for key in ("scale", "zero"))
     per_row = (rows, n_groups // rows)
     scales, zeros = viewed(scales, scales.dtype, per_row), viewed(zeros, zeros.dtype, per_row)
@@ -117,7 +117,7 @@ def _joined(groups: Lazy, axis: int, shape: Sequence[int]) -> Lazy:
     def fn(weight: torch.Tensor) -> torch.Tensor:
         return (weight if axis == 1 else weight.t()).reshape(n_out, n_in)
 
-    return Concat([Apply("join groups", [groups], spec, fn, {"axis": axis}, row_step=None).output()]).output()
+    return cut(Apply("join groups", [groups], spec, fn, {"axis": axis}, row_step=None).output())
 
 
 def _integers(parts: Mapping[str, Lazy], key: str, n: int) -> tuple[int, ...]:
