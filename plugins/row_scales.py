@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, Stored, about
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.words import cut
+from llmkit.quantization.words import cut, unsigned
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose, viewed
 from llmkit.tensors.spec import DType, TensorSpec
@@ -116,16 +116,17 @@ class ChatGLM(_RowScales):
         return bits if bits in (4, 8) else None
 
     def _codes(self, weight: Lazy, bits: int) -> tuple[Lazy, int]:
-        n_out, n_stored = weight.shape
+        if bits == 8:
+            return unsigned(weight, bits), weight.shape[1]
 
         def fn(stored: torch.Tensor) -> torch.Tensor:
             import torch
 
-            bytes_ = stored.view(torch.uint8)
-            return bytes_ ^ 0x80 if bits == 8 else ((bytes_ << 4) | (bytes_ >> 4)) ^ 0x88
+            pairs = stored.view(torch.uint8)
+            return ((pairs << 4) | (pairs >> 4)) ^ 0x88
 
-        codes = Apply("codes", [weight], TensorSpec(DType.U8, (n_out, n_stored)), fn, {"bits": bits}).output()
-        return codes, n_stored * 8 // bits
+        codes = Apply("codes", [weight], weight.spec.with_dtype(DType.U8), fn, {"bits": bits}).output()
+        return codes, 2 * weight.shape[1]
 
 
 class Baichuan(_RowScales):
@@ -139,15 +140,17 @@ class Baichuan(_RowScales):
         return 4 if weight.dtype is DType.I32 else 8
 
     def _codes(self, weight: Lazy, bits: int) -> tuple[Lazy, int]:
+        if bits == 8:
+            return unsigned(cut(transpose(weight)), bits), weight.shape[0]
+
         def fn(stored: torch.Tensor) -> torch.Tensor:
             import torch
 
-            return stored.view(torch.uint8) ^ (0x80 if bits == 8 else 0x88)
+            return stored.view(torch.uint8) ^ 0x88
 
-        stored = cut(transpose(weight)) if bits == 8 else weight  # transposed whole, and cut
-        n_out, n_columns = stored.shape
-        spec = TensorSpec(DType.U8, (n_out, n_columns if bits == 8 else 4 * n_columns))
-        return Apply("codes", [stored], spec, fn, {"bits": bits}).output(), spec.shape[1] * 8 // bits
+        n_out, n_words = weight.shape
+        spec = TensorSpec(DType.U8, (n_out, 4 * n_words))
+        return Apply("codes", [weight], spec, fn, {"bits": bits}).output(), 8 * n_words
 
 
 CHATGLM, BAICHUAN = ChatGLM(), Baichuan()

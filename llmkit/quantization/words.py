@@ -1,4 +1,4 @@
-"""Codes of matrices as int32 words, lazily: rows one after the other, or, as GPTQ and AWQ have them, transposed."""
+"""Codes of matrices as others store them, lazily: int32 words, of rows or (GPTQ, AWQ) transposed, and signed bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["codes_of", "cut", "group_order", "words_of", "zero_points"]
+__all__ = ["codes_of", "cut", "group_order", "unsigned", "words_of", "zero_points"]
 
 
 def words_of(matrix: QuantizedMatrix) -> Lazy:
@@ -44,6 +44,20 @@ def codes_of(words: Lazy, bits: int, n_in: int) -> Lazy:
         return pack(unpack_words(stored, bits, n_in), bits)
 
     return Apply("codes", [words], TensorSpec(DType.U8, (n_out, n_bytes(n_in, bits))), fn, {"bits": bits}).output()
+
+
+def unsigned(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:
+    """Numbers in two's complement (int8 or uint8 [rows, n]) as codes: uint8 [rows, n_bytes(n)], or one in a byte."""
+
+    def fn(q: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        codes = (q.view(torch.uint8) + (1 << (bits - 1))) & ((1 << bits) - 1)
+        return pack(codes, bits) if are_packed else codes
+
+    n_out, n = stored.shape
+    spec = TensorSpec(DType.U8, (n_out, n_bytes(n, bits) if are_packed else n))
+    return Apply("offset", [stored], spec, fn, {"bits": bits}).output()
 
 
 def cut(whole: Lazy) -> Lazy:

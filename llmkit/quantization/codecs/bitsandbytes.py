@@ -26,7 +26,7 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need, small
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
-from llmkit.quantization.words import cut
+from llmkit.quantization.words import cut, unsigned
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
@@ -197,15 +197,9 @@ class _Rows:
         node = Decoded("dequantize", [self.values, self.largest], spec, fn, {"bits": 8}, scratch=1.0)
         column = TensorSpec(DType.F32, (n_out, 1))
         scales = Apply("scales", [self.largest], column, lambda x: x.view(-1, 1) * _STEP).output()
-        codes = Apply("offset", [self.values], self.values.spec.with_dtype(DType.U8), _unsigned).output()
-        node.matrix, node.source = QuantizedMatrix(Grid(8), (n_out, n_in), codes, scales), "int8"
+        node.matrix = QuantizedMatrix(Grid(8), (n_out, n_in), unsigned(self.values, 8), scales)
+        node.source = "int8"
         return node.output()
-
-
-def _unsigned(values: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return values.view(torch.uint8) ^ 0x80
 
 
 CODEC = BitsAndBytes()

@@ -25,8 +25,8 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
 from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
-from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack_words
-from llmkit.quantization.words import codes_of, group_order, words_of
+from llmkit.quantization.packing import n_words, pack_words, unpack_words
+from llmkit.quantization.words import codes_of, group_order, unsigned, words_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
@@ -97,7 +97,7 @@ class CompressedTensors(FolderCodec):
         return QuantizedMatrix(
             grid,
             (n_out, n_in),
-            codes_of(stored, grid.bits, n_in) if is_packed else _unsigned(stored, grid.bits, are_weights=True),
+            codes_of(stored, grid.bits, n_in) if is_packed else unsigned(stored, grid.bits),
             scales,
             _zeros(zeros, grid, scales, is_packed=is_packed) if zeros is not None else None,
             order=group_order(order, n_in, n_groups, grid.group_size or n_in) if order is not None else None,
@@ -319,20 +319,6 @@ def _shape(shape: tuple[int, int]) -> Lazy:
     return Apply("constant", [], TensorSpec(DType.I64, (2,)), fn, attrs, row_step=1, output_rows=[0]).output()
 
 
-def _unsigned(stored: Lazy, bits: int, *, are_weights: bool) -> Lazy:
-    """Signed numbers (int8 [rows, n]) as codes: packed for weights, one in a byte for zero points."""
-
-    def fn(q: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        codes = (q.view(torch.uint8) + (1 << (bits - 1))) & ((1 << bits) - 1)
-        return pack(codes, bits) if are_weights else codes
-
-    n_out, n = stored.shape
-    spec = TensorSpec(DType.U8, (n_out, n_bytes(n, bits) if are_weights else n))
-    return Apply("offset", [stored], spec, fn, {"bits": bits}).output()
-
-
 def _zeros(stored: Lazy, grid: Grid, scales: Lazy, *, is_packed: bool) -> Lazy:
     """Zero points, uint8 [out, groups]."""
     (n_out, n_groups), per = scales.shape, _rows_in_word(grid.bits)
@@ -342,7 +328,7 @@ def _zeros(stored: Lazy, grid: Grid, scales: Lazy, *, is_packed: bool) -> Lazy:
     if stored.spec != expected:
         raise SpecError(f"weight_zero_point is {stored.spec}; expected {expected}")
     if not is_packed:
-        return _unsigned(stored, grid.bits, are_weights=False)
+        return unsigned(stored, grid.bits, are_packed=False)
 
     def fn(words: torch.Tensor, of_rows: torch.Tensor) -> torch.Tensor:
         return unpack_words(words.t(), grid.bits, len(of_rows)).t().contiguous()
