@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.evaluation.divergence import Divergence
+    from llmkit.quantization.quality import Meter
 
 __all__ = ["quantize"]
 
 _LARGE_NBYTES = 2**31  # in float32
+_N_WORST = 5
 
 
 @command(
@@ -85,15 +87,14 @@ def quantize(
     reads a text (--calibration). Prints the sizes, bits per weight and the layers with the largest error.
     """
     from llmkit.checkpoint.contents import open_model
-    from llmkit.quantization.quality import Meter, sizes
-    from llmkit.tensors.spec import format_bytes
+    from llmkit.quantization.quality import Meter
     from llmkit.transforms.convert.targets import targets
     from llmkit.transforms.quantize import quantize as quantize_checkpoint
 
     before = open_model(model, force=writing.force)
     layout = targets().get(format)
     if layout is not None and layout.of_bits:
-        _by_presets(out, before, writing, calibrating, bits, format, evaluate)
+        _by_presets(out, before, writing, calibrating, bits, format, layout.of_bits, evaluate)
         return
     meter = Meter()
     quantizer = calibrating.quantizer(out, before, grids.method, bits)
@@ -101,43 +102,7 @@ def quantize(
         before, bits=bits, iterations=iterations, format=format, meter=meter, quantizer=quantizer, **grids.arguments
     )
     rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
-    saved = sizes(before.tensors, after.tensors)
-    size_text = (
-        f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "
-        f"({saved.after_nbytes / saved.before_nbytes:.0%}), {saved.bits_per_weight:.2f} bits per weight, "
-        f"{saved.linear_bits_per_weight:.2f} in the quantized layers"
-    )
-
-    def finish(_manifest: Mapping[str, Any]) -> Addition:
-        worst = meter.worst(5)
-        n_measured, n_unmeasured = len(meter.measured()), len(meter.unmeasured())
-        for note in quantizer.notes() if quantizer is not None else ():
-            out.note(note)
-        document = {
-            "sizes": saved.as_dict(),
-            "relative_error": meter.overall() if n_measured else None,
-            "worst": [{"name": m.name, "relative_error": m.relative_error} for m in worst],
-            "unmeasured": meter.unmeasured(),
-        }
-        measured = _evaluated(out, before, writing.output, rows) if rows is not None else None
-        if measured is not None:
-            document["evaluation"] = {"text": evaluate, **measured.as_dict()}
-
-        def render() -> None:
-            out.line(f"size {size_text}")
-            if n_measured:
-                out.line(f"relative error {meter.overall():.4f} over {n_measured} layers; the largest:\n")
-                rows = [(m.name, f"{m.relative_error:.4f}") for m in worst]
-                out.table(["tensor", "relative error"], rows, right=["relative error"])
-            if n_unmeasured:
-                out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
-            if measured is not None:
-                out.line(f"\n{_words(measured)}")
-
-        return document, render
-
-    findings = quantizer.findings if quantizer is not None else None
-    write(out, after, writing, details={"size": size_text}, finish=finish, findings=findings)
+    _write(out, before, after, writing, evaluate, rows, meter=meter, quantizer=quantizer)
 
 
 def _by_presets(
@@ -147,45 +112,94 @@ def _by_presets(
     calibrating: Calibrating,
     bits: int,
     format: str,
+    of_bits: Mapping[int, Mapping[str, Any]],
     evaluate: str | None,
 ) -> None:
     """Write a layout that chooses the types of matrices itself, by how sensitive they are known to be."""
     from llmkit.calibration.stored import StoredQuantizer
     from llmkit.errors import InputError
     from llmkit.quantization.codec import alternatives
-    from llmkit.quantization.quality import sizes
-    from llmkit.tensors.spec import format_bytes
     from llmkit.transforms.convert import convert
-    from llmkit.transforms.convert.targets import targets
 
-    options = targets()[format].of_bits
     grids = {"group_size", "symmetric", "keep", "only", "method", "iterations"}
     out.refuse_options(grids, f"--format {format}, whose presets choose types of blocks by matrix")
-    if bits not in options:
-        raise InputError(f"--bits {bits}: expected {alternatives(sorted(options))}", hint="--bits 4")
+    if bits not in of_bits:
+        raise InputError(f"--bits {bits}: expected {alternatives(sorted(of_bits))}", hint="--bits 4")
     statistics = calibrating.measured(out, before, bits)
-    given = {**options[bits], **({"statistics": statistics} if statistics is not None else {})}
+    given = {**of_bits[bits], **({"statistics": statistics} if statistics is not None else {})}
     after = convert(before, to=format, **given)
     if evaluate == "rest":
         raise InputError(f"--evaluate rest is not for --format {format}", hint="--evaluate FILE")
     known = StoredQuantizer(before, statistics) if statistics is not None else None
     rows = _held_out(before, evaluate, calibrating, known) if evaluate and not writing.dry_run else None
+    _write(out, before, after, writing, evaluate, rows)
+
+
+def _write(
+    out: Output,
+    before: Checkpoint,
+    after: Checkpoint,
+    writing: Writing,
+    evaluate: str | None,
+    rows: list[list[int]] | None,
+    *,
+    meter: Meter | None = None,
+    quantizer: CalibratedQuantizer | StoredQuantizer | None = None,
+) -> None:
+    """Write the quantized model, and say what it saved and lost.
+
+    Args:
+        rows: windows to measure on afterwards; None for no evaluation.
+        meter: of the errors of weights, where they are measured.
+        quantizer: what has findings and notes of the run.
+    """
+    from llmkit.quantization.quality import sizes
+    from llmkit.tensors.spec import format_bytes
+
     saved = sizes(before.tensors, after.tensors)
     size_text = (
         f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "
         f"({saved.after_nbytes / saved.before_nbytes:.0%}), {saved.bits_per_weight:.2f} bits per weight"
     )
+    if meter is not None:
+        size_text += f", {saved.linear_bits_per_weight:.2f} in the quantized layers"
 
     def finish(_manifest: Mapping[str, Any]) -> Addition:
+        document: dict[str, Any] = {}
+        for note in quantizer.notes() if quantizer is not None else ():
+            out.note(note)
+        if meter is not None:
+            document = {
+                "sizes": saved.as_dict(),
+                "relative_error": meter.overall() if meter.measured() else None,
+                "worst": [{"name": m.name, "relative_error": m.relative_error} for m in meter.worst(_N_WORST)],
+                "unmeasured": meter.unmeasured(),
+            }
         measured = _evaluated(out, before, writing.output, rows) if rows is not None else None
-        document = {"evaluation": {"text": evaluate, **measured.as_dict()}} if measured is not None else {}
+        if measured is not None:
+            document["evaluation"] = {"text": evaluate, **measured.as_dict()}
 
         def render() -> None:
-            out.line(f"size {size_text}" + (f"\n\n{_words(measured)}" if measured is not None else ""))
+            out.line(f"size {size_text}")
+            if meter is not None:
+                _show_errors(out, meter)
+            if measured is not None:
+                out.line(f"\n{_words(measured)}")
 
         return document, render
 
-    write(out, after, writing, details={"size": size_text}, finish=finish)
+    findings = quantizer.findings if quantizer is not None else None
+    write(out, after, writing, details={"size": size_text}, finish=finish, findings=findings)
+
+
+def _show_errors(out: Output, meter: Meter) -> None:
+    n_measured, n_unmeasured = len(meter.measured()), len(meter.unmeasured())
+    if n_measured:
+        out.line(f"relative error {meter.overall():.4f} over {n_measured} layers; the largest:\n")
+        rows = [(m.name, f"{m.relative_error:.4f}") for m in meter.worst(_N_WORST)]
+        out.table(["tensor", "relative error"], rows, right=["relative error"])
+    if n_unmeasured:
+        out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
 
 
 def _words(found: Divergence) -> str:
