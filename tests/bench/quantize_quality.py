@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from llmkit.decoder.language_model import LanguageModel
 
 PEERS = Path(__file__).with_name("quantize_peers.py")
 
@@ -42,35 +44,19 @@ def run(command: list[str], log: Path) -> tuple[float, float]:
     return time.monotonic() - started, usage.ru_maxrss / 1024
 
 
-def logits_of(model: Path, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Float32 logits [context - 1, vocab] of each row of ids [windows, context]."""
+def decoder(model: Path) -> LanguageModel:
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.onnx.backend import load_backend
 
-    decoder = load_backend(open_checkpoint(str(model)), backend="llmkit", dtype="float32")
-    for row in rows:
-        yield decoder.logits(decoder.hidden(row[None])[0, :-1])
+    return load_backend(open_checkpoint(str(model)), backend="llmkit", dtype="float32")
 
 
-def measure(model: Path, reference: Path, rows: torch.Tensor) -> dict[str, float]:
-    """Perplexity of a model, and how its distributions differ from the reference's."""
-    nll = kl = flips = 0.0
-    n = rows.shape[0] * (rows.shape[1] - 1)
-    for row, logits, wanted in zip(rows, logits_of(model, rows), logits_of(reference, rows), strict=True):
-        log_p, log_q = wanted.log_softmax(-1), logits.log_softmax(-1)
-        nll -= float(log_q.gather(-1, row[1:, None]).double().sum())
-        kl += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
-        flips += float((wanted.argmax(-1) != logits.argmax(-1)).sum())
-    return {"perplexity": math.exp(nll / n), "kl": kl / n, "flips": flips / n}
-
-
-def windows(model: Path, text: Path, context: int, n: int) -> torch.Tensor:
-    """The first ids [n, context] of a text."""
+def held_ids(model: Path, text: Path, context: int, n: int) -> list[int]:
+    """The tokens of the first windows of a text, at most `n`."""
     from transformers import AutoTokenizer
 
     ids = AutoTokenizer.from_pretrained(model)(text.read_text(), verbose=False)["input_ids"]
-    n = min(n, len(ids) // context)
-    return torch.tensor(ids[: n * context]).view(n, context)
+    return ids[: min(n, len(ids) // context) * context]
 
 
 def calibration(model: Path, text: Path, length: int, n: int) -> list[list[int]]:
@@ -99,16 +85,20 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
-    rows = windows(args.model, args.held, args.context, args.windows)
+    from llmkit.evaluation.divergence import measure_divergence
+    from llmkit.evaluation.perplexity import measure_perplexity
+
+    ids = held_ids(args.model, args.held, args.context, args.windows)
+    reference = decoder(args.model)
     samples = args.scratch / "samples.json"
     samples.write_text(json.dumps(calibration(args.model, args.calibration, args.length, args.samples)))
     print(f"{args.model.name}, group {args.group}, {args.samples} x {args.length} tokens of {args.calibration.name}; "
-          f"{len(rows)} windows of {args.context} of {args.held.name}; torch {torch.__version__}, "
+          f"{len(ids) // args.context} windows of {args.context} of {args.held.name}; torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads", flush=True)  # fmt: skip
     row = "{:10} {:22} {:>8} {:>8} {:>7} {:>9} {:>9} {:>8}"
     print(row.format("grid", "method", "perplex.", "KL", "flips", "time", "peak", "size"), flush=True)
-    floats = measure(args.model, args.model, rows)
-    print(row.format("float", "", f"{floats['perplexity']:.3f}", "0", "0", "", "",
+    floats = measure_perplexity(reference, ids, context=args.context)
+    print(row.format("float", "", f"{floats.perplexity:.3f}", "0", "0", "", "",
                      f"{nbytes(args.model) / 2**20:.0f} MiB"), flush=True)  # fmt: skip
     for case in args.case:
         bits, symmetry = case.split(":")
@@ -132,14 +122,14 @@ def main() -> None:
                 if not note.exists():
                     shutil.rmtree(folder, ignore_errors=True)
                     seconds, peak = run([*command, str(folder)], folder.with_suffix(".log"))
-                    found = measure(folder, args.model, rows)
-                    note.write_text(json.dumps({**found, "seconds": seconds, "peak": peak}))
+                    found = measure_divergence(reference, decoder(folder), ids, context=args.context)
+                    note.write_text(json.dumps({**found.as_dict(), "seconds": seconds, "peak": peak}))
             except RuntimeError as error:
                 print(row.format(case, name, "failed", "", "", "", "", ""), str(error).splitlines()[-1], flush=True)
                 continue
             f = json.loads(note.read_text())
-            print(row.format(case, name, f"{f['perplexity']:.3f}", f"{f['kl']:.4f}", f"{f['flips']:.2%}",
-                             f"{f['seconds']:.0f} s", f"{f['peak']:.0f} MiB",
+            print(row.format(case, name, f"{f['perplexity_after']:.3f}", f"{f['kl_divergence']:.4f}",
+                             f"{f['flipped']:.2%}", f"{f['seconds']:.0f} s", f"{f['peak']:.0f} MiB",
                              f"{nbytes(folder) / 2**20:.0f} MiB"), flush=True)  # fmt: skip
     print(f"peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

@@ -8,6 +8,7 @@ import family_world as world
 import pytest
 import torch
 import vocab_world
+from interruption import stopped_in_block
 
 import llmkit
 from llmkit.calibration.blocks import Blocks
@@ -19,7 +20,6 @@ from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder import load_decoder
 from llmkit.decoder.load import load_blocks
 from llmkit.errors import InputError, RequirementError
-from llmkit.pipeline.journal import Journal
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.packing import unpack
@@ -95,21 +95,6 @@ def test_the_model_is_nearer_than_rounded_to_nearest(tmp_path, model, family):
         llmkit.save(made, tmp_path / name)
         errors[name] = float((load_decoder(llmkit.open_checkpoint(tmp_path / name))(ids) - whole).square().mean())
     assert errors["gptq"] < errors["rtn"] * 0.9
-
-
-def stopped_in_block(monkeypatch, block):
-    """The names of blocks as they come to be noted; the run is interrupted before the first note of one."""
-    append, computed = Journal.append, []
-
-    def interrupted(self, line):
-        if "block" in line:
-            computed.append(line["block"])
-            if line["block"] == block and computed.count(block) == 1:
-                raise KeyboardInterrupt
-        return append(self, line)
-
-    monkeypatch.setattr(Journal, "append", interrupted)
-    return computed
 
 
 @pytest.mark.parametrize("block", ["text", "0", "1"])

@@ -9,6 +9,7 @@ import family_world as world
 import pytest
 import torch
 import vocab_world
+from interruption import stopped_in_block
 
 import llmkit
 from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
@@ -16,7 +17,6 @@ from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder import load_decoder
 from llmkit.errors import InputError, RequirementError
-from llmkit.pipeline.journal import Journal
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.transforms.quantize import quantize
 
@@ -51,19 +51,11 @@ def test_the_model_is_nearer_than_where_it_began(tmp_path, model, family):
 def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, monkeypatch, block):
     base = model()
     llmkit.save(learnt(base, 8), tmp_path / "whole")
-    append, noted = Journal.append, []
-
-    def interrupted(self, line):
-        if "block" in line:
-            noted.append(line["block"])
-            if len(noted) == block + 2:  # the text comes before the blocks
-                raise KeyboardInterrupt
-        return append(self, line)
-
-    monkeypatch.setattr(Journal, "append", interrupted)
+    noted = stopped_in_block(monkeypatch, str(block))
     with pytest.raises(KeyboardInterrupt):
         llmkit.save(learnt(base, 8), tmp_path / "q")
     llmkit.save(learnt(base, 8), tmp_path / "q")
+    # The text comes before the blocks.
     assert len(noted) == block + 2 + (len(base.require_model().blocks) - block)
     name = "model.safetensors"
     assert (tmp_path / "q" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
