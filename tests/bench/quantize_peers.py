@@ -3,8 +3,8 @@
     python tests/bench/quantize_peers.py gptqmodel|autoround|hqq|llmcompressor SETTINGS MODEL OUT
 
 SETTINGS is JSON: bits, group, symmetric and `ids`, a file with the windows of token ids to calibrate on. Linear layers
-are quantized, the embedding and the head are not. OUT is a folder that llmkit reads: quantized, or (hqq, autoround)
-the floats that the integers stand for, as the tool restores them.
+are quantized, the embedding and the head are not. OUT is a folder that llmkit reads: quantized (GPTQ, or
+compressed-tensors), or, of hqq, the floats that the integers stand for, as it restores them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def autoround(model: str, out: str, ids: list[list[int]], bits: int, group: int,
         load(model), AutoTokenizer.from_pretrained(model), bits=bits, group_size=group, sym=symmetric,
         dataset=batches, nsamples=len(ids), seqlen=len(ids[0]), batch_size=4, device_map="cpu",
     )  # fmt: skip
-    rounding.quantize_and_save(out, format="fake")
+    rounding.quantize_and_save(out, format="auto_gptq")
+    for made in [path for path in Path(out).iterdir() if path.is_dir()]:  # it adds a folder of its own
+        for path in made.iterdir():
+            path.rename(Path(out) / path.name)
 
 
 def hqq(model: str, out: str, ids: list[list[int]], bits: int, group: int, symmetric: bool) -> None:

@@ -85,6 +85,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
+    from llmkit.errors import LlmkitError
     from llmkit.evaluation.divergence import measure_divergence
     from llmkit.evaluation.perplexity import measure_perplexity
 
@@ -124,7 +125,7 @@ def main() -> None:
                     seconds, peak = run([*command, str(folder)], folder.with_suffix(".log"))
                     found = measure_divergence(reference, decoder(folder), ids, context=args.context)
                     note.write_text(json.dumps({**found.as_dict(), "seconds": seconds, "peak": peak}))
-            except RuntimeError as error:
+            except (RuntimeError, LlmkitError) as error:
                 print(row.format(case, name, "failed", "", "", "", "", ""), str(error).splitlines()[-1], flush=True)
                 continue
             f = json.loads(note.read_text())
