@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import re
+import select
 import sys
 import time
 
@@ -23,11 +24,10 @@ class Terminal(io.TextIOWrapper):
         super().__init__(io.FileIO(slave, "w"), encoding="utf-8", write_through=True)
 
     def read_all(self) -> str:
-        os.set_blocking(self.master, False)
-        try:
-            return os.read(self.master, 65536).decode()
-        except BlockingIOError:
-            return ""
+        written = b""  # the kernel hands it over in pieces
+        while select.select([self.master], [], [], 0.1)[0]:
+            written += os.read(self.master, 65536)
+        return written.decode()
 
 
 @pytest.fixture
