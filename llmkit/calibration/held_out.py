@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.samples import Samples
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
 from llmkit.calibration.observers import Observer
-from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.samples import Samples
 from llmkit.calibration.stage import BlockStage
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model

@@ -8,26 +8,24 @@ interrupted run goes on behind the last whole block.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.slots import Slot
-from llmkit.architecture.storage import parts_of
+from llmkit.calibration.block_quantizer import BlockQuantizer
 from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks, Unchanged
 from llmkit.calibration.learning import OutputError, product_dtype
-from llmkit.calibration.observers import Observer
-from llmkit.calibration.self_written import written_by
+from llmkit.calibration.samples import Samples
 from llmkit.calibration.stage import BlockStage
-from llmkit.calibration.texts import CalibrationText, token_ids, windows
+from llmkit.calibration.texts import CalibrationText
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import InputError, RequirementError, listing
+from llmkit.errors import RequirementError, listing
 from llmkit.pipeline.pool import all_cores, n_cores
 from llmkit.pipeline.stage import Computed
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import BlockMethod, BlockWeight, Method, QuantizedRows, Task, quantized
-from llmkit.tensors.constant import constant
+from llmkit.quantization.method import BlockMethod, Method, Task, quantized
 from llmkit.tensors.lazy import Context, Lazy, Node, Rows
 from llmkit.tensors.stopped import Stopped
 
@@ -35,64 +33,9 @@ if TYPE_CHECKING:
     import torch
 
 
-__all__ = ["CalibratedQuantizer", "Samples"]
+__all__ = ["CalibratedQuantizer"]
 
 _FLOP_PER_S = 1.5e11  # of a core in SignRound, all that is no product included: SmolLM2 on a Xeon with AMX
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The windows of a text that a model is calibrated on.
-
-    Attributes:
-        text: None for what the model itself writes.
-        n: how many; all there are, where the text is shorter.
-        length: of each, in tokens.
-        seed: of the choice among all windows of the text, or of what the model writes.
-    """
-
-    text: CalibrationText | None
-    n: int = 128
-    length: int = 512
-    seed: int = 0
-
-    def attrs(self) -> dict[str, Any]:
-        """Plain data, for the plan, the history and `explain`."""
-        text = {"sha256": self.text.digest} if self.text is not None else {}
-        return {"calibration": self.label, **text, "samples": self.n, "length": self.length, "seed": self.seed}
-
-    @property
-    def label(self) -> str:
-        """How notes call the text."""
-        return self.text.label if self.text is not None else "what the model itself writes"
-
-    def rows(
-        self,
-        tokenized: Checkpoint,
-        suffix: Sequence[int],
-        context: int | None,
-        is_stopped: Callable[[], bool] = lambda: False,
-    ) -> list[list[int]]:
-        """Token ids, all rows of one length.
-
-        Raises:
-            InputError: the text has fewer tokens than one sample.
-        """
-        from llmkit.checkpoint.tokenizer import load_tokenizer
-        from llmkit.tokenization.chat import prompt_of
-
-        length = min(self.length, context or self.length)
-        if self.text is None:
-            return written_by(tokenized, self.n, length, seed=self.seed, suffix=suffix, is_stopped=is_stopped)
-        tokenizer = load_tokenizer(tokenized)
-        prompt = prompt_of(tokenized, tokenizer) if self.text.has_conversations else None
-        ids = token_ids(self.text, tokenizer, prompt)
-        if len(ids) + len(suffix) < length:
-            raise InputError(
-                f"{self.text.label} has {len(ids)} tokens, fewer than one sample of {length}",
-                hint=f"give a longer text, or --length {max(len(ids) // 2, 1)}",
-            )
-        return windows(ids, length, samples=self.n, seed=self.seed, suffix=suffix)
 
 
 class CalibratedQuantizer:
@@ -218,7 +161,7 @@ class CalibratedQuantizer:
     def _computed(self, blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
         """One layer quantized: its parts are kept, what comes out goes on to the next."""
         tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == index}
-        onlooker = _Quantizing(tasks, self._slots, context)
+        onlooker = BlockQuantizer(tasks, self._slots, context)
         hidden = state["hidden"].load()
         after = blocks.run(index, hidden, onlooker)
         onlooker.require_all()
@@ -253,94 +196,6 @@ class CalibratedQuantizer:
             context.report(f"block {index + 1}/{n_blocks}, {text}{after}")
 
         return report
-
-
-class _Quantizing:
-    """Quantizes the layers of one block: as their inputs become complete, or all together once those were seen.
-
-    Attributes:
-        results, errors: the parts of each matrix, and its squared error and norm.
-        learnt: the weights for a `BlockMethod`, until `learn` has quantized them.
-    """
-
-    def __init__(self, tasks: Mapping[str, Task], slots: Mapping[str, Slot], context: Context) -> None:
-        self._tasks, self._slots, self._context = tasks, slots, context
-        self._of_weight = {part.id: name for name in tasks for part in slots[name].parts}
-        self._n_rows = {part.id: part.shape[0] for slot in slots.values() for part in slot.parts if part.shape}
-        self._observers: dict[tuple[str, ...], Observer] = {}
-        self.results: dict[str, torch.Tensor] = {}
-        self.errors: dict[str, tuple[float, float]] = {}
-        self.notes: dict[str, str] = {}
-        self.learnt: dict[str, BlockWeight] = {}
-        self._restored: dict[str, torch.Tensor] = {}
-
-    def _named(self, weights: Sequence[str]) -> list[Task]:
-        names = dict.fromkeys(self._of_weight[weight] for weight in weights if weight in self._of_weight)
-        return [self._tasks[name] for name in names]
-
-    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
-        if self._context.is_stopped():
-            raise Stopped
-        tasks = [task for task in self._named(weights) if task.name not in self.errors]
-        if tasks:
-            measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
-            self._observers.setdefault(tuple(weights), Observer(measured)).see(x)
-
-    def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        tasks = self._named(weights)
-        if not tasks:
-            return values
-        observer = self._observers.pop(tuple(weights), None)
-        statistics = observer.statistics() if observer is not None else None
-        for task in tasks:
-            if self._context.is_stopped():
-                raise Stopped
-            if task.name in self.errors:
-                continue
-            weight = task.weight.load()
-            if isinstance(task.method, BlockMethod):
-                self.learnt[task.name] = BlockWeight(weight, task.grid, task.scale_dtype.torch, statistics)
-            else:
-                self._take(task, task.quantize(weight, statistics))
-        own = values.split([self._n_rows[weight] for weight in weights])
-        given = [self._restored.get(weight, rows) for weight, rows in zip(weights, own, strict=True)]
-        return torch.cat([rows.to(values.dtype) for rows in given])
-
-    def learn(self, error: OutputError) -> None:
-        """Quantize the weights that are learnt together; those that are settled by now are in their places."""
-        methods = {self._tasks[name].method: None for name in self.learnt}
-        for method in methods:
-            names = [name for name in self.learnt if self._tasks[name].method is method]
-            if isinstance(method, BlockMethod):
-                given = {name: self.learnt.pop(name) for name in names}
-                for name, made in method.quantize_block(given, error.beside(self._restored)).items():
-                    self._take(self._tasks[name], made)
-
-    def _take(self, task: Task, made: QuantizedRows) -> None:
-        """Keep the parts of a matrix, and compute with it from now on."""
-        parts = task.parts(made)
-        self.results |= {f"{task.name}.{part}": tensor for part, tensor in parts.items()}
-        self.errors[task.name] = made.squared_error, made.squared_norm
-        if made.note:
-            self.notes[task.name] = made.note
-        restored = task.matrix(map(constant, parts.values())).dequantized(task.scale_dtype)
-        slot = replace(self._slots[task.name], is_transposed=False)  # a task's weight is [out, in]
-        self._restored |= {w: lazy.load() for w, lazy in parts_of(restored, slot).items()}
-
-    def require_all(self) -> None:
-        """Refuse a layer that the decoder never called.
-
-        Raises:
-            RequirementError: naming it.
-        """
-        missing = [name for name in self._tasks if name not in self.errors and name not in self.learnt]
-        if missing:
-            raise RequirementError(
-                f"{missing[0]} has inputs that calibration does not see",
-                hint=f"leave it in floats: --keep {missing[0].removesuffix('.weight')}",
-            )
 
 
 class _Calibrated(Node):

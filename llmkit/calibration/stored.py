@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.samples import Samples
 from llmkit.calibration.texts import CalibrationText
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics

@@ -12,7 +12,8 @@ from llmkit.cli import completion
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
-    from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
+    from llmkit.calibration.quantizer import CalibratedQuantizer
+    from llmkit.calibration.samples import Samples
     from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.checkpoint.statistics import StoredStatistics
@@ -274,7 +275,7 @@ class Calibrating:
         Raises:
             InputError: no such text, or one too short.
         """
-        from llmkit.calibration.quantizer import Samples
+        from llmkit.calibration.samples import Samples
         from llmkit.calibration.texts import own_text, read_text
 
         source = self.calibration or source

@@ -218,7 +218,8 @@ def _held_out(
         InputError: no such text, or nothing of it is left.
     """
     from llmkit.calibration.held_out import held_out
-    from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
+    from llmkit.calibration.quantizer import CalibratedQuantizer
+    from llmkit.calibration.samples import Samples
     from llmkit.calibration.texts import read_text
     from llmkit.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 
 import llmkit
 from llmkit.calibration.held_out import MOST_WINDOWS, held_out
-from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.samples import Samples
 from llmkit.calibration.texts import CalibrationText, token_ids
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.errors import InputError

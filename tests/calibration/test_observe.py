@@ -14,7 +14,7 @@ import llmkit
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.observe import observe
 from llmkit.calibration.observers import Observer
-from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.samples import Samples
 from llmkit.calibration.stored import StoredQuantizer
 from llmkit.calibration.texts import CalibrationText
 from llmkit.checkpoint.quantized import dequantized

@@ -8,7 +8,7 @@ import pytest
 
 import llmkit
 from llmkit.calibration.held_out import held_out
-from llmkit.calibration.quantizer import Samples
+from llmkit.calibration.samples import Samples
 from llmkit.calibration.texts import read_text
 from llmkit.decoder import load_decoder
 from llmkit.evaluation.divergence import measure_divergence

@@ -13,7 +13,8 @@ from interruption import stopped_in_block
 import llmkit
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.observers import Observer
-from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
+from llmkit.calibration.quantizer import CalibratedQuantizer
+from llmkit.calibration.samples import Samples
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.tokenizer import load_tokenizer

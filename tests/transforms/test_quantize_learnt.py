@@ -12,7 +12,8 @@ import vocab_world
 from interruption import stopped_in_block
 
 import llmkit
-from llmkit.calibration.quantizer import CalibratedQuantizer, Samples
+from llmkit.calibration.quantizer import CalibratedQuantizer
+from llmkit.calibration.samples import Samples
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder import load_decoder

@@ -1,0 +1,110 @@
+"""Quantizes the linear layers of one decoder block while its inputs pass: each for the inputs that it will have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmkit.architecture.slots import Slot
+from llmkit.architecture.storage import parts_of
+from llmkit.calibration.learning import OutputError
+from llmkit.calibration.observers import Observer
+from llmkit.errors import RequirementError
+from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, Task
+from llmkit.tensors.constant import constant
+from llmkit.tensors.lazy import Context
+from llmkit.tensors.stopped import Stopped
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BlockQuantizer"]
+
+
+class BlockQuantizer:
+    """Quantizes the layers of one block: as their inputs become complete, or all together once those were seen.
+
+    Attributes:
+        results, errors: the parts of each matrix, and its squared error and norm.
+        learnt: the weights for a `BlockMethod`, until `learn` has quantized them.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], slots: Mapping[str, Slot], context: Context) -> None:
+        self._tasks, self._slots, self._context = tasks, slots, context
+        self._of_weight = {part.id: name for name in tasks for part in slots[name].parts}
+        self._n_rows = {part.id: part.shape[0] for slot in slots.values() for part in slot.parts if part.shape}
+        self._observers: dict[tuple[str, ...], Observer] = {}
+        self.results: dict[str, torch.Tensor] = {}
+        self.errors: dict[str, tuple[float, float]] = {}
+        self.notes: dict[str, str] = {}
+        self.learnt: dict[str, BlockWeight] = {}
+        self._restored: dict[str, torch.Tensor] = {}
+
+    def _named(self, weights: Sequence[str]) -> list[Task]:
+        names = dict.fromkeys(self._of_weight[weight] for weight in weights if weight in self._of_weight)
+        return [self._tasks[name] for name in names]
+
+    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
+        if self._context.is_stopped():
+            raise Stopped
+        tasks = [task for task in self._named(weights) if task.name not in self.errors]
+        if tasks:
+            measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
+            self._observers.setdefault(tuple(weights), Observer(measured)).see(x)
+
+    def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        tasks = self._named(weights)
+        if not tasks:
+            return values
+        observer = self._observers.pop(tuple(weights), None)
+        statistics = observer.statistics() if observer is not None else None
+        for task in tasks:
+            if self._context.is_stopped():
+                raise Stopped
+            if task.name in self.errors:
+                continue
+            weight = task.weight.load()
+            if isinstance(task.method, BlockMethod):
+                self.learnt[task.name] = BlockWeight(weight, task.grid, task.scale_dtype.torch, statistics)
+            else:
+                self._take(task, task.quantize(weight, statistics))
+        own = values.split([self._n_rows[weight] for weight in weights])
+        given = [self._restored.get(weight, rows) for weight, rows in zip(weights, own, strict=True)]
+        return torch.cat([rows.to(values.dtype) for rows in given])
+
+    def learn(self, error: OutputError) -> None:
+        """Quantize the weights that are learnt together; those that are settled by now are in their places."""
+        methods = {self._tasks[name].method: None for name in self.learnt}
+        for method in methods:
+            names = [name for name in self.learnt if self._tasks[name].method is method]
+            if isinstance(method, BlockMethod):
+                given = {name: self.learnt.pop(name) for name in names}
+                for name, made in method.quantize_block(given, error.beside(self._restored)).items():
+                    self._take(self._tasks[name], made)
+
+    def _take(self, task: Task, made: QuantizedRows) -> None:
+        """Keep the parts of a matrix, and compute with it from now on."""
+        parts = task.parts(made)
+        self.results |= {f"{task.name}.{part}": tensor for part, tensor in parts.items()}
+        self.errors[task.name] = made.squared_error, made.squared_norm
+        if made.note:
+            self.notes[task.name] = made.note
+        restored = task.matrix(map(constant, parts.values())).dequantized(task.scale_dtype)
+        slot = replace(self._slots[task.name], is_transposed=False)  # a task's weight is [out, in]
+        self._restored |= {w: lazy.load() for w, lazy in parts_of(restored, slot).items()}
+
+    def require_all(self) -> None:
+        """Refuse a layer that the decoder never called.
+
+        Raises:
+            RequirementError: naming it.
+        """
+        missing = [name for name in self._tasks if name not in self.errors and name not in self.learnt]
+        if missing:
+            raise RequirementError(
+                f"{missing[0]} has inputs that calibration does not see",
+                hint=f"leave it in floats: --keep {missing[0].removesuffix('.weight')}",
+            )
