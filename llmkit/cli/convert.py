@@ -55,8 +55,8 @@ def convert(
             "--type",
             metavar="TYPE",
             autocompletion=completion.gguf_types,
-            help="With --to gguf: f32, f16 (default), bf16, or a preset of llama.cpp: q8_0, q6_k, q5_k_m, q4_k_m, "
-            "iq4_xs, q3_k_m, q2_k and others.",
+            help="With --to gguf: f32, f16, bf16, or a preset of llama.cpp: q8_0, q6_k, q5_k_m, q4_k_m, iq4_xs, "
+            "q3_k_m, q2_k and others (default: f16, and quantized matrices as they are where blocks hold them).",
         ),
     ] = None,
     statistics: Annotated[

@@ -207,3 +207,63 @@ def test_layers_that_are_stored_transposed(tmp_path):
     for to in ("compressed-tensors", "awq"):
         with pytest.raises(RequirementError, match=f"{to} describes .out, in. only|would round"):
             convert(found, to=to)
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "dtype", "kind"),
+    [
+        (4, 32, torch.float16, "Q4_0"),
+        (4, 64, torch.bfloat16, "Q4_0"),
+        (4, "channel", torch.float16, "Q4_0"),
+        (3, 32, torch.float16, "Q4_0"),
+        (8, 64, torch.bfloat16, "Q8_0"),
+    ],
+)
+def test_gguf_takes_symmetric_codes_of_a_folder(tmp_path, bits, group, dtype, kind):
+    """Without a type: blocks of the fewest bits that are the matrix value for value; what the gguf library reads."""
+    from gguf import GGUFReader, quants
+
+    write_model(tmp_path / "m", dtype, ffn=128)
+    before = quantize(llmkit.open_checkpoint(tmp_path / "m"), bits=bits, group_size=group, symmetric=True, method="rtn")
+    llmkit.save(before, tmp_path / "q")
+    ckpt = llmkit.open_checkpoint(tmp_path / "q")
+    made = convert(ckpt, to="gguf")
+    assert "every code and scale stays in 14 matrices" in made.notes
+    llmkit.save(made, tmp_path / "gguf")
+    wanted = dequantized(ckpt, dtype=DType.F32).tensors
+    (path,) = (tmp_path / "gguf").glob(f"*-{kind}.gguf")
+    found = {t.name: t for t in GGUFReader(path).tensors}
+    assert found["token_embd.weight"].tensor_type.name == "F16"
+    for end, name in (
+        ("ffn_down", "mlp.down_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+    ):
+        stored = found[f"blk.1.{end}.weight"]
+        assert stored.tensor_type.name == kind
+        values = torch.from_numpy(quants.dequantize(stored.data, stored.tensor_type))
+        assert torch.equal(values, wanted[f"model.layers.1.{name}.weight"].load())
+    again = llmkit.open_checkpoint(tmp_path / "gguf").tensors  # queries and keys lie in another order there
+    layers = [name for name in wanted if "_proj" in name]
+    assert all(torch.equal(again[name].load(), wanted[name].load()) for name in layers)
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "q3_k_m", "iq4_xs", "q5_1"])
+def test_blocks_of_a_gguf_file_stay_the_same_bytes(tmp_path, kind):
+    """As a folder and back, in the same type or with none given; another type would round again."""
+    from gguf import GGUFReader
+
+    write_model(tmp_path / "m", torch.float16, hidden=256, ffn=256)
+    llmkit.save(convert(llmkit.open_checkpoint(tmp_path / "m"), to="gguf", type=kind), tmp_path / "first")
+    (path,) = (tmp_path / "first").glob("*.gguf")
+    wanted = {t.name: (t.tensor_type, t.data.tobytes()) for t in GGUFReader(path).tensors}
+    ckpt = llmkit.open_checkpoint(path)
+    for type_ in (None, kind):
+        made = convert(ckpt, to="gguf") if type_ is None else convert(ckpt, to="gguf", type=type_)
+        llmkit.save(made, tmp_path / f"again {type_}")
+        (path,) = (tmp_path / f"again {type_}").glob("*.gguf")
+        assert {t.name: (t.tensor_type, t.data.tobytes()) for t in GGUFReader(path).tensors} == wanted
+    with pytest.raises(RequirementError, match=r"--type q4_0 would round \d+ of 16 quantized matrices again") as caught:
+        convert(ckpt, to="gguf", type="q4_0")
+    assert "--requantize" in caught.value.hint
+    assert any("rounded again" in note for note in convert(ckpt, to="gguf", type="q4_0", requantize=True).notes)

@@ -14,7 +14,7 @@ from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
 from llmkit.quantization.codec import Codec
 from llmkit.quantization.codecs.gguf_grids import GRIDS
 from llmkit.quantization.codecs.gguf_search import fitted
-from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix
+from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, matrix_of
 from llmkit.quantization.packing import n_bytes, pack, unpack
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
@@ -23,7 +23,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CODEC", "DEQUANTIZE", "QUANTIZE", "GgufBlocks", "quantized", "stored_tensor"]
+__all__ = ["CODEC", "DEQUANTIZE", "QUANTIZE", "GgufBlocks", "kept", "quantized", "stored_tensor"]
 
 DEQUANTIZE, QUANTIZE = "dequantize blocks", "quantize blocks"
 
@@ -32,35 +32,31 @@ class GgufBlocks(Codec):
     """Rows of blocks, each with its scale; all types that are a grid or a table are read."""
 
     name = "gguf"
-    bits = (4, 5, 8)
+    bits = (2, 3, 4, 5, 6, 8)
     group_sizes = (32,)
     holds_zeros = False
     holds_offsets = True
 
     def type_of(self, matrix: QuantizedMatrix) -> str | None:
-        """The type of blocks that holds a matrix code for code; None for none."""
-        name = f"Q{matrix.bits}_{'0' if matrix.offsets is None else '1'}"
+        """The type of blocks that holds a matrix value for value: of the fewest bits; None for none.
+
+        Codes around a middle may have more bits than they use, and a group may be of several blocks; scales are float16
+        there, which those of other dtypes have to be equal to: they are read for that.
+        """
+        has_offsets = matrix.offsets is not None
+        bits = next((b for b in (4, 5, 8) if b >= matrix.bits), None)
+        name = f"Q{bits}_{'1' if has_offsets else '0'}"
+        fits = matrix.group % 32 == 0 and name in _PLAIN and not (has_offsets and bits != matrix.bits)
         parts = [part for part in (matrix.scales, matrix.offsets) if part is not None]
-        is_exact = all(part.dtype is DType.F16 for part in parts)
-        return name if name in _PLAIN and is_exact and matrix.group == 32 else None
+        return name if fits and all(map(_is_half, parts)) else None
 
     def refuses(self, matrix: QuantizedMatrix) -> str | None:
         why = super().refuses(matrix)
-        return why or (None if self.type_of(matrix) else "GGUF has no such blocks, or not with scales of that dtype")
+        return why or (None if self.type_of(matrix) else "GGUF has no such blocks, or not with such scales")
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         """The rows of blocks, uint8 [out, bytes], as one tensor without an end of its own."""
-        kind = TYPE_BY_NAME[str(self.type_of(matrix))]
-        n_out, n_in = matrix.shape
-        halves = [part for part in (matrix.scales, matrix.offsets) if part is not None]
-
-        def fn(codes: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
-            q = unpack(codes, matrix.bits, n_in).view(len(codes), -1, kind.block)
-            return GRIDS[kind.name].pack(q, numbers).flatten(1)
-
-        spec = TensorSpec(DType.U8, (n_out, kind.row_nbytes(n_in)))
-        inputs = [matrix.codes, *halves]
-        return {"": Apply("blocks", inputs, spec, fn, {"type": kind.name}, scratch=2.0).output()}
+        return {"": _blocks(matrix, str(self.type_of(matrix)))}
 
     def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
         return {"type": self.type_of(matrix)}
@@ -102,6 +98,61 @@ class GgufBlocks(Codec):
 
 
 CODEC = GgufBlocks()
+
+
+def kept(lazy: Lazy) -> tuple[str, Lazy] | None:
+    """A float matrix as the blocks that are it value for value: those that it is read from, or that hold its grid.
+
+    Returns:
+        The type and the bytes, uint8 [out, bytes of a row]; None where no blocks are known to hold it.
+    """
+    stored = _stored_blocks(lazy)
+    if stored is not None:
+        return stored
+    matrix = matrix_of(lazy)
+    kind = CODEC.type_of(matrix) if matrix is not None and Codec.refuses(CODEC, matrix) is None else None
+    return None if matrix is None or kind is None else (kind, _blocks(matrix, kind))
+
+
+def _stored_blocks(lazy: Lazy) -> tuple[str, Lazy] | None:
+    """The blocks that a matrix is dequantized from, in whatever order its rows are now."""
+    node = lazy.node
+    if node.op == DEQUANTIZE:
+        return str(node.attrs["type"]), node.inputs[0]
+    if node.op == "cast" and lazy.dtype.is_float:
+        return _stored_blocks(node.inputs[0])
+    found = [stored for stored in map(_stored_blocks, node.inputs) if stored is not None]
+    if not found or len(found) != len(node.inputs) or len({kind for kind, _ in found}) > 1 or len(lazy.shape) != 2:
+        return None
+    moved = node.over([raw for _, raw in found])
+    return None if moved is None else (found[0][0], moved)
+
+
+def _blocks(matrix: QuantizedMatrix, kind_name: str) -> Lazy:
+    kind, grid, (n_out, n_in) = TYPE_BY_NAME[kind_name], GRIDS[kind_name], matrix.shape
+    halves = [part for part in (matrix.scales, matrix.offsets) if part is not None]
+    n_blocks = matrix.group // kind.block  # of a group
+    shift = 0 if matrix.offsets is not None else (1 << grid.bits - 1) - matrix.grid.middle
+
+    def fn(codes: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        q = unpack(codes, matrix.bits, n_in).view(len(codes), -1, kind.block) + shift
+        spread = [part.to(torch.float16).repeat_interleave(n_blocks, dim=1) for part in numbers]
+        return grid.pack(q, spread).flatten(1)
+
+    spec = TensorSpec(DType.U8, (n_out, kind.row_nbytes(n_in)))
+    return Apply("blocks", [matrix.codes, *halves], spec, fn, {"type": kind.name}, scratch=2.0).output()
+
+
+def _is_half(numbers: Lazy) -> bool:
+    """Whether all numbers are float16 ones."""
+    if numbers.dtype is DType.F16:
+        return True
+    import torch
+
+    values = numbers.load().float()
+    return bool(torch.equal(values.half().float(), values))
 
 
 # Written by the gguf library, and matrices of other layouts code for code.

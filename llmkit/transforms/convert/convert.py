@@ -57,7 +57,7 @@ def convert(
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
     step: dict[str, Any] = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}}
     step |= {name: value.attrs() if isinstance(value, StoredStatistics) else value for name, value in options.items()}
-    ckpt = _checked(ckpt, to, options.get("type"))
+    ckpt = _checked(ckpt)
     is_stated = config_entry(ckpt.config) is not None  # what config.json does not tell of, nothing else would load
     if is_quantized(ckpt) and (wanted is not None or not target.takes_quantized or not is_stated):
         note = f"dequantized from {describe(ckpt)}"
@@ -73,7 +73,7 @@ def convert(
     return target.write(ckpt.derive(step=step), **options)
 
 
-def _checked(ckpt: Checkpoint, to: str, kind: object) -> Checkpoint:
+def _checked(ckpt: Checkpoint) -> Checkpoint:
     """The checkpoint, if it can be converted: no adapter, and quantized in no way that is not read.
 
     A delta in floats may change its layout, and stays a delta; one that counts ulps belongs to its own layout.
@@ -82,13 +82,9 @@ def _checked(ckpt: Checkpoint, to: str, kind: object) -> Checkpoint:
     if found.kind == "delta" and MARKER_NAME not in ckpt.files:
         return ckpt.derive(warnings=[f"{ckpt.label} is {found.words}: what is written is one, too ({found.hint})"])
     require_model(ckpt, "convert", floats=ckpt.layout == "onnx")  # the integers of a graph belong to it alone
-    if found.quantization is None:
-        return ckpt
-    refuse_unread(ckpt)
-    if is_quantized(ckpt) or to != "gguf" or str(kind).lower() in ("none", "f32", "f16", "bf16"):
-        return ckpt
-    again = f"{ckpt.label} was rounded to {found.quantization.words}: --type {kind} rounds what is left of it again"
-    return ckpt.derive(warnings=[f"{again}; --type f16 keeps it"])
+    if found.quantization is not None:
+        refuse_unread(ckpt)
+    return ckpt
 
 
 def _target(to: str) -> Target:

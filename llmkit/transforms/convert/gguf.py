@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,18 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.statistics import StoredStatistics, gguf_spelling
 from llmkit.checkpoint.text_part import text_part
-from llmkit.errors import InputError, LlmkitError, RequirementError, suggestion
+from llmkit.errors import InputError, LlmkitError, RequirementError, listing, suggestion
 from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_mixes import MIXES, Sizes, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
-from llmkit.quantization.codecs.gguf import CODEC, quantized
-from llmkit.quantization.matrix import matrix_of
+from llmkit.quantization.codecs.gguf import kept, quantized
+from llmkit.quantization.matrix import is_dequantized
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.vectors import cast_vector
@@ -41,14 +42,16 @@ __all__ = ["OF_BITS", "TYPE_NAMES", "sizes_of", "write"]
 TYPE_NAMES = tuple(name.lower() for name in MIXES)
 _USUAL = {2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0"}
 OF_BITS = {bits: {"type": name} for bits, name in _USUAL.items()}
+_FLOATS = "F16"
 _KEPT_FILES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "README.md")
 
 
 def write(
     ckpt: Checkpoint,
     *,
-    type: str = "f16",
+    type: str | None = None,
     statistics: StoredStatistics | None = None,
+    requantize: bool = False,
     overflow: Overflow | None = None,
 ) -> Checkpoint:
     """The checkpoint as one GGUF file, `<label>-<TYPE>.gguf`.
@@ -56,18 +59,22 @@ def write(
     Vectors and norms are float32, as llama.cpp wants them. Matrices have the types that llama.cpp's preset of this name
     gives them, and where a block does not divide the rows, the type that takes its place there.
 
+    Codes and scales of a quantized checkpoint stay where blocks of the type hold them.
+
     Args:
-        type: one of `TYPE_NAMES`.
+        type: one of `TYPE_NAMES`. None: blocks that hold a quantized matrix value for value, and f16 for the others.
         statistics: of the inputs of its matrices: errors of columns with large inputs count more.
+        requantize: quantized matrices that blocks of the type do not hold may be rounded again.
         overflow: counts values that a plain type cannot hold; a block type whose scale cannot raises when written.
 
     Raises:
         InputError: no such type.
-        RequirementError: llama.cpp does not know the family, or metadata cannot say what the model is.
+        RequirementError: llama.cpp does not know the family, metadata cannot say what the model is, or quantized
+            matrices would be rounded again (without `requantize`).
         SpecError: the tensors do not fit the config.
     """
-    kind = _type(type)
-    ckpt = text_part(ckpt)
+    kind = _type(type or _FLOATS)
+    ckpt = text_part(dequantized(ckpt))
     importance = _importance(statistics, ckpt) if statistics is not None else {}
     config = dict(ckpt.config)
     architecture = registry.require(config, ckpt.label)
@@ -95,16 +102,24 @@ def write(
     sizes = sizes_of(model, family, has_statistics=statistics is not None)
     types, wanted = types_of(MIXES[kind], {name: lazy.shape for name, lazy in stored.items()}, sizes)
     notes += _replaced(types, wanted)
+    blocks = {name: found for name, lazy in stored.items() if (found := kept(lazy)) is not None}
+    if type is None and blocks:
+        types |= {name: found for name, (found, _) in blocks.items()}
+        kind = Counter(found for found, _ in blocks.values()).most_common(1)[0][0]
+    same = {name: lazy for name, (found, lazy) in blocks.items() if found == types[name]}
+    others = [name for name, lazy in stored.items() if name not in same and is_dequantized(lazy)]
+    notes += _what_became(ckpt.label, kind, types, list(same), others, requantize=requantize)
     vocabulary, more = vocabulary_metadata(
         ckpt.label, ckpt.files, config, model.dims.vocab, kind=architecture.tokenizer, pre=family.tokenizer_pre
     )
-    metadata |= {"general.file_type": MIXES[kind].file_type, **_source_dtype(ckpt)}
+    metadata |= {"general.file_type": _file_type(kind), **_source_dtype(ckpt)}
     metadata |= {"general.quantization_version": 2, **vocabulary}
     name = f"{ckpt.label}-{kind}.gguf"
-    counted = overflow if overflow is not None else Overflow()
+    overflow = overflow if overflow is not None else Overflow()
     return ckpt.derive(
         tensors={
-            name: _stored(name, lazy, types[name], counted, importance.get(name)) for name, lazy in stored.items()
+            name: same[name] if name in same else _stored(name, lazy, types[name], overflow, importance.get(name))
+            for name, lazy in stored.items()
         },
         config={},
         files={n: content for n, content in ckpt.files.items() if n in _KEPT_FILES},
@@ -180,10 +195,39 @@ def _replaced(types: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """Which types gave way because blocks do not divide the rows."""
     found = Counter((kind, types[name]) for name, kind in wanted.items())
     return [
-        f"{n} {'matrices' if n > 1 else 'matrix'} whose rows are no multiple of {TYPE_BY_NAME[kind].block} stored as "
-        f"{other} instead of {kind}"
+        f"{_matrices(n)} whose rows are no multiple of {TYPE_BY_NAME[kind].block} stored as {other} instead of {kind}"
         for (kind, other), n in found.items()
     ]
+
+
+def _what_became(
+    label: str, kind: str, types: Mapping[str, str], same: Sequence[str], others: Sequence[str], *, requantize: bool
+) -> list[str]:
+    """What became of quantized matrices: `same` keep their codes and scales, `others` do not.
+
+    Raises:
+        RequirementError: some would be rounded again, and that was not asked for.
+    """
+    rounded = [name for name in others if TYPE_BY_NAME[types[name]].dtype is None]
+    if rounded and not requantize:
+        raise RequirementError(
+            f"{label}: --type {kind.lower()} would round {len(rounded)} of {len(same) + len(others)} quantized "
+            f"matrices again ({listing(rounded, 2)})",
+            hint="--requantize rounds them; without --type, what no block holds becomes f16",
+        )
+    counts = Counter(types[name] for name in others if name not in rounded)
+    notes = [f"every code and scale stays in {_matrices(len(same))}"] if same else []
+    notes += [f"{_matrices(n)} became {float_kind}" for float_kind, n in counts.items()]
+    return notes + ([f"rounded again: {_matrices(len(rounded))}"] if rounded else [])
+
+
+def _matrices(n: int) -> str:
+    return f"{n} {'matrices' if n > 1 else 'matrix'}"
+
+
+def _file_type(kind: str) -> int:
+    """llama.cpp's number for files whose matrices are mostly of this type."""
+    return next((mix.file_type for name, mix in MIXES.items() if kind in (name, mix.type)), MIXES[_FLOATS].file_type)
 
 
 def _counts(types: Mapping[str, str]) -> str:
@@ -203,9 +247,6 @@ def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow, importance: La
         return cast_vector(lazy, dtype)
     if dtype is not None:
         return cast({name: lazy}, dtype, overflow)[name]
-    matrix = matrix_of(lazy)
-    if matrix is not None and CODEC.refuses(matrix) is None and CODEC.type_of(matrix) == kind:
-        return CODEC.write(matrix)[""]  # the same blocks hold its grid
     return quantized(lazy, kind, name, importance)
 
 

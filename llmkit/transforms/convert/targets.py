@@ -101,7 +101,12 @@ _BUILT_IN = {
     "bin": Target("PyTorch's zip files (pytorch_model.bin)", _contained(TorchFiles()), takes_quantized=True),
     "dense": Target("safetensors in floats", _contained(SafetensorsFiles())),
     "gguf": Target(
-        "GGUF, as llama.cpp reads it", gguf.write, ("type", "statistics"), counts_overflow=True, of_bits=gguf.OF_BITS
+        "GGUF, as llama.cpp reads it",
+        gguf.write,
+        ("type", "statistics", "requantize"),
+        takes_quantized=True,
+        counts_overflow=True,
+        of_bits=gguf.OF_BITS,
     ),
 }
 
