@@ -26,6 +26,7 @@ STATES = {
     "tied": (True, "none"), "copy": (True, "copy"), "untied": (False, "other"), "wrongly tied": (True, "other"),
     "default": (None, "other"), "default, copy": (None, "copy"), "head only": (True, "alone"),
 }  # fmt: skip
+IS_OLD = int(transformers.__version__.split(".")[0]) < 5
 ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().plugins if p.name in FAMILIES}
 
 
@@ -51,6 +52,7 @@ def written(folder, family, state):
 
 
 def by_transformers(folder, ids):
+    """What transformers computes; of 4.57, which ties by the config alone, right only where that is true."""
     with torch.no_grad():
         auto = transformers.AutoModelForCausalLM
         return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()(ids).logits
@@ -70,7 +72,8 @@ def test_every_command_uses_the_head_that_transformers_uses(tmp_path, family, st
     if (family, state) == ("llama", "default, copy"):
         pytest.skip("untied by default, and equal")
     ids = torch.arange(12).view(1, 12)
-    expected = by_transformers(folder, ids)
+    plain = written(tmp_path / "plain", family, "untied" if stored == "other" else "tied")
+    expected = by_transformers(plain, ids)
     ckpt = open_checkpoint(folder)
     is_tied = stored != "other" and find_embeddings(ckpt).is_tied
     assert is_tied is (stored != "other" and (says is not None or family != "gpt_neox"))
@@ -81,6 +84,7 @@ def test_every_command_uses_the_head_that_transformers_uses(tmp_path, family, st
     def is_right(found):
         return (found - expected).abs().max() < 1e-3
 
+    assert IS_OLD or is_right(by_transformers(folder, ids))
     assert is_right(decoder_logits(ckpt, ids))
     llmkit.save(convert(ckpt), tmp_path / "hf")
     assert is_right(by_transformers(tmp_path / "hf", ids))
@@ -92,7 +96,7 @@ def test_every_command_uses_the_head_that_transformers_uses(tmp_path, family, st
     elif stored == "other":
         with pytest.raises(RequirementError, match="head is not tied"):
             convert(ckpt, to="gguf", type="f32")
-    other = open_checkpoint(written(tmp_path / "base", family, "untied" if stored == "other" else "tied"))
+    other = open_checkpoint(plain)
     llmkit.save(delta.make(other, ckpt), tmp_path / "delta")
     assert is_right(decoder_logits(delta.apply(other, open_checkpoint(tmp_path / "delta")), ids))
 
@@ -103,7 +107,8 @@ def test_a_delta_between_a_tied_and_an_untied_model(tmp_path, before, after):
     ids = torch.arange(12).view(1, 12)
     llmkit.save(delta.make(open_checkpoint(base), open_checkpoint(tuned)), tmp_path / "delta")
     llmkit.save(delta.apply(open_checkpoint(base), open_checkpoint(tmp_path / "delta")), tmp_path / "out")
-    assert (by_transformers(tmp_path / "out", ids) - by_transformers(tuned, ids)).abs().max() < 1e-3
+    plain = written(tmp_path / "plain", "llama", "tied" if after == "tied" else "untied")
+    assert (by_transformers(tmp_path / "out", ids) - by_transformers(plain, ids)).abs().max() < 1e-3
 
 
 def test_large_matrices_are_compared_where_they_are_read(tmp_path):

@@ -40,7 +40,7 @@ def written(folder, family):
         for p in whole.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     whole.save_pretrained(folder / "whole")
-    whole.base_model.save_pretrained(folder / "bare")
+    whole.get_submodule(architecture.names.prefix.rstrip(".")).save_pretrained(folder / "bare")
     return folder / "whole", folder / "bare"
 
 
