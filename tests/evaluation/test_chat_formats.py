@@ -177,7 +177,7 @@ def test_what_has_no_chat_format(tiny_llama, data):
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_smollm2_in_its_chat_template_scores_as_lm_evals_hf_backend(shared, smollm2):
+def test_smollm2_in_its_chat_template_scores_as_lm_evals_hf_backend(shared, shallow_smollm2):
     """The same prompts, choices and log-probabilities."""
     from lm_eval.evaluator import evaluate as lm_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -203,8 +203,8 @@ def test_smollm2_in_its_chat_template_scores_as_lm_evals_hf_backend(shared, smol
             )
         return sorted(done["samples"]["mmlu_anatomy"], key=lambda s: s["doc_id"])
 
-    theirs = run(HFLM(pretrained=str(smollm2), device="cpu", dtype="float32", batch_size=1))
-    ours = run(make_lm(open_checkpoint(smollm2), chat_template=True))
+    theirs = run(HFLM(pretrained=str(shallow_smollm2), device="cpu", dtype="float32", batch_size=1))
+    ours = run(make_lm(open_checkpoint(shallow_smollm2), chat_template=True))
     for a, b in zip(ours, theirs, strict=True):
         assert a["prompt_hash"] == b["prompt_hash"]
         assert "<|im_start|>assistant" in a["arguments"][0][0]

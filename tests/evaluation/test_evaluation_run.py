@@ -222,7 +222,7 @@ def test_the_score_of_other_tasks_is_their_accuracy():
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(("bench", "pattern"), [("mmlu", "mmlu_"), ("ceval", "ceval-valid_")])
-def test_smollm2_scores_as_lm_evals_hf_backend_does(shared, smollm2, bench, pattern):
+def test_smollm2_scores_as_lm_evals_hf_backend_does(shared, shallow_smollm2, bench, pattern):
     from lm_eval.evaluator import evaluate as lm_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -232,12 +232,12 @@ def test_smollm2_scores_as_lm_evals_hf_backend_does(shared, smollm2, bench, patt
     subjects = {"mmlu": ["econometrics", "global_facts"], "ceval": ["law", "high_school_physics"]}[bench]
     known = load_bench(bench)
     found = find_data(known, shared / "data")
-    ours = evaluate(smollm2, bench, data=shared / "data", limit=2, subjects=subjects, log_samples=True)
+    ours = evaluate(shallow_smollm2, bench, data=shared / "data", limit=2, subjects=subjects, log_samples=True)
     tasks = {f"{pattern}{s}": bench_task(known, s, found.read(s, shots=5)) for s in subjects}
     for task in tasks.values():
         set_shots(task, 5)
     with quiet_lm_eval():
-        theirs = lm_evaluate(HFLM(pretrained=str(smollm2), device="cpu", dtype="float32"), tasks, limit=2)
+        theirs = lm_evaluate(HFLM(pretrained=str(shallow_smollm2), device="cpu", dtype="float32"), tasks, limit=2)
     for name in tasks:
         their = sorted(theirs["samples"][name], key=lambda s: s["doc_id"])
         for a, b in zip(ours.samples[name], their, strict=True):

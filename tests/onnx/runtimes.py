@@ -99,35 +99,3 @@ def left_padded(prompts: list[list[int]], pad: int) -> tuple[list[list[int]], li
     longest = max(map(len, prompts))
     rows = [[pad] * (longest - len(p)) + p for p in prompts]
     return rows, [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-
-
-def real_prompts(source: Path) -> list[list[int]]:
-    """Token ids of prompts for SmolLM2: plain text, code, a chat, and one of more than 512 tokens."""
-    from tokenizers import Tokenizer  # transformers 4 does not read what transformers 5 saved beside it
-
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    chat = "<|im_start|>user\nWhy is the sky blue at noon, and red at dusk?<|im_end|>\n<|im_start|>assistant\n"
-    texts = ("The history of the city of Lisbon begins", "def fibonacci(n):\n    ", chat)
-    long = tokenizer.encode((ROOT / "evalsets/mini/text.txt").read_text()).ids[:700]
-    return [*(tokenizer.encode(text).ids for text in texts), long]
-
-
-def transformers_texts(source: Path, prompts: list[list[int]], n_tokens: int) -> list[list[int]]:
-    """What transformers writes after each prompt in float32, greedily and past any end token."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(source)
-    # As transformers 5 saves it; 4 would take its default.
-    stated = json.loads((source / "config.json").read_text()).get("rope_parameters") or {}
-    config.rope_theta = stated.get("rope_theta", getattr(config, "rope_theta", None))
-    model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-    texts = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_tokens, do_sample=False)
-        texts.append(found[0, len(prompt) :].tolist())
-    assert all(len(text) == n_tokens for text in texts)
-    return texts

@@ -32,7 +32,7 @@ def folder(request, exported):
     return exported("--attention", request.param)
 
 
-def written(folder, rows, n_tokens=64, **search):
+def written(folder, rows, n_tokens=32, **search):
     """What GenAI writes after each row of one batch, past any end token: padded right, with its padding token."""
     config = genai.Config(str(folder))
     config.overlay(json.dumps({"model": {"eos_token_id": NEVER_WRITTEN}, "search": search}))
@@ -58,13 +58,13 @@ def test_a_long_prompt_in_chunks(folder, prompts, texts):
 
 
 def test_a_batch_of_unequal_prompts(folder, prompts, texts):
-    assert written(folder, prompts) == texts
+    assert written(folder, prompts[:3]) == texts[:3]
 
 
 @pytest.mark.parametrize("options", [("--bits", "4"), ("--bits", "8"), ("--kv-cache-dtype", "int8")])
 def test_integers(options, exported, prompts):
     short, out = prompts[:3], exported(*options)
-    assert [written(out, [prompt])[0] for prompt in short] == written_by_llmkit(out, short, 64)
+    assert [written(out, [prompt])[0] for prompt in short] == written_by_llmkit(out, short, 32)
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])

@@ -30,7 +30,7 @@ def model(request, exported):
     return exported("--attention", request.param)[1]
 
 
-def written(model, rows, mask=None, n_tokens=64):
+def written(model, rows, mask=None, n_tokens=32):
     """What Optimum writes after each row, past any end token."""
     ids = torch.tensor(rows)
     mask = torch.ones_like(ids) if mask is None else torch.tensor(mask)
@@ -45,13 +45,13 @@ def test_each_prompt_alone(model, prompts, texts):
 
 
 def test_a_batch_of_unequal_prompts(model, prompts, texts):
-    assert written(model, *left_padded(prompts, PAD)) == texts
+    assert written(model, *left_padded(prompts[:3], PAD)) == texts[:3]
 
 
 @pytest.mark.parametrize("options", [("--bits", "4"), ("--bits", "8"), ("--kv-cache-dtype", "int8")])
 def test_integers(options, exported, prompts):
     short, (out, model) = prompts[:3], exported(*options)
-    assert [written(model, [prompt])[0] for prompt in short] == written_by_llmkit(out, short, 64)
+    assert [written(model, [prompt])[0] for prompt in short] == written_by_llmkit(out, short, 32)
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])

@@ -18,7 +18,7 @@ from llmkit.onnx.opening import load_onnx
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 pytestmark = pytest.mark.slow
-N_TOKENS = 64
+N_TOKENS = 32
 
 
 @pytest.fixture(scope="module", params=["gqa", "attention"])
@@ -28,13 +28,14 @@ def decoder(request, smollm2, tmp_path_factory):
     return load_onnx(folder)
 
 
-def test_greedy_text_is_that_of_transformers(decoder, prompts, texts):
+@pytest.mark.parametrize("decoder", ["gqa"], indirect=True)
+def test_each_prompt_alone(decoder, prompts, texts):
     found = [generate(decoder, [prompt], max_new_tokens=N_TOKENS)[0] for prompt in prompts]
     assert found == texts
 
 
 def test_in_one_batch(decoder, prompts, texts):
-    assert generate(decoder, prompts, max_new_tokens=N_TOKENS) == texts
+    assert generate(decoder, prompts[:3], max_new_tokens=N_TOKENS) == texts[:3]
 
 
 def test_with_the_prompt_in_stretches(decoder, prompts, texts, monkeypatch):
@@ -47,9 +48,13 @@ def test_with_the_prompt_in_stretches(decoder, prompts, texts, monkeypatch):
     assert lengths[:12] == [64] * 10 + [60, 1]
 
 
-def test_logits(decoder, smollm2, prompts):
+@pytest.fixture(scope="module")
+def logits(smollm2, prompts):
+    decoder = load_decoder(open_checkpoint(smollm2))
+    return [decoder(torch.tensor([prompt])) for prompt in prompts]
+
+
+def test_logits(decoder, logits, prompts):
     """Logits go up to 41 here. Each of torch, transformers and ONNX Runtime is 4e-5 to 2e-4 away from float64."""
-    wanted = load_decoder(open_checkpoint(smollm2))
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        assert error(decoder(ids), wanted(ids)) <= 1e-5
+    for prompt, wanted in zip(prompts, logits, strict=True):
+        assert error(decoder(torch.tensor([prompt])), wanted) <= 1e-5

@@ -461,10 +461,10 @@ def test_folded_parts_compute_what_the_adapter_computes(tmp_path, scaled):
 
 
 @pytest.mark.slow
-def test_the_real_model_equals_the_live_peft_model(smollm2, tmp_path):
+def test_the_real_model_equals_the_live_peft_model(shallow_smollm2, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(shallow_smollm2, dtype=torch.float32)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"])
     torch.manual_seed(0)
     live = get_peft_model(model, config).eval()
@@ -478,7 +478,7 @@ def test_the_real_model_equals_the_live_peft_model(smollm2, tmp_path):
             plain = live(ids).logits
     live.save_pretrained(tmp_path / "adapter")
     del live, model
-    made = merge(open_checkpoint(smollm2), [open_adapter(tmp_path / "adapter")])
+    made = merge(open_checkpoint(shallow_smollm2), [open_adapter(tmp_path / "adapter")])
     llmkit.save(made, tmp_path / "out")
     found = world.folder_logits(tmp_path / "out", ids)
     assert (plain - expected).abs().max() > 0.1

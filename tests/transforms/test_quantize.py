@@ -395,9 +395,9 @@ def test_sizes_are_those_of_the_files(tmp_path, model):
 
 
 @pytest.mark.slow
-def test_smollm2(tmp_path, smollm2):
+def test_smollm2(tmp_path, shallow_smollm2):
     """A real model: sizes, and errors in the region that other tools reach (facts: 0.129 for int4, 0.011 for int8)."""
-    ckpt = llmkit.open_checkpoint(smollm2)
+    ckpt = llmkit.open_checkpoint(shallow_smollm2)
     for bits, group, low, high in ((4, 64, 0.07, 0.14), (8, 64, 0.003, 0.015)):
         meter = Meter()
         out = quantize(ckpt, bits=bits, meter=meter)
