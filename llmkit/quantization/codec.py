@@ -54,6 +54,7 @@ class Codec(ABC):
         lowest_zero: the lowest zero point that it can hold.
         takes_conv1d: its loaders make linear layers of transformers' Conv1D ones, whose weights are stored [in, out].
         prefers_symmetric: kernels for the layout expect a symmetric grid, so it is the default.
+        mixes_zeros: its loaders take zero points where matrices are on different grids.
     """
 
     name: ClassVar[str]
@@ -68,6 +69,7 @@ class Codec(ABC):
     lowest_zero: ClassVar[int] = 0
     takes_conv1d: ClassVar[bool] = False
     prefers_symmetric: ClassVar[bool] = False
+    mixes_zeros: ClassVar[bool] = True
 
     def refuses(self, matrix: QuantizedMatrix) -> str | None:
         """Why the layout cannot hold a matrix code for code; None where it can."""

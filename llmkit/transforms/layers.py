@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -15,7 +15,10 @@ from llmkit.errors import InputError, RequirementError, SpecError, listing, sugg
 from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
 
-__all__ = ["GroupSize", "Layers", "choose_grid", "choose_layers", "layers_of", "nothing_left", "why_left"]
+__all__ = [
+    "GroupSize", "Layers", "choose_grid", "choose_layers", "layers_of", "matches", "must_match",
+    "nothing_left", "why_left",
+]  # fmt: skip
 
 GroupSize = int | Literal["auto", "channel"]
 
@@ -54,15 +57,15 @@ def why_left(
         SpecError: a glob that matches nothing.
     """
     for glob in (*keep, *only):
-        _must_match(ckpt, glob)
+        must_match(ckpt, glob)
     found: dict[str, str | None] = {}
     for slot in model.slots.values():
         is_tied_head = slot.kind == "head" and model.is_tied
         if slot.name not in ckpt.tensors or len(slot.shape) != 2 or is_tied_head:
             continue
         reasons = {
-            "--keep": _matches(slot.name, keep),
-            "--only": bool(only) and not _matches(slot.name, only),
+            "--keep": matches(slot.name, keep),
+            "--only": bool(only) and not matches(slot.name, only),
             "looked up or multiplied element by element": slot.kind not in ("linear", "head")
             and not (has_tables and slot.id == "embed.weight"),
         }
@@ -80,8 +83,13 @@ def nothing_left(ckpt: Checkpoint, model: Model, keep: Sequence[str], only: Sequ
     )
 
 
-def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], codec: Codec) -> Layers:
+def choose_layers(
+    ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], codec: Codec, *, heads: Collection[str] = ()
+) -> Layers:
     """The linear layers without those that `keep` names, or the ones that `only` names, which may be the head.
+
+    Args:
+        heads: weights of heads that are quantized, too, where `only` names nothing.
 
     Raises:
         SpecError: a glob that matches nothing, nothing left to quantize, or tensors that do not fit config.json.
@@ -91,11 +99,12 @@ def choose_layers(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], co
     model = ckpt.model
     if model is None:
         for glob in (*keep, *only):
-            _must_match(ckpt, glob)
+            must_match(ckpt, glob)
         return _choose_blindly(ckpt, keep, only, codec)
     slots = model.tensors()
     reasons = why_left(ckpt, model, keep, only)
-    chosen = [name for name, why in reasons.items() if why is None and (only or slots[name].kind == "linear")]
+    usual = {name for name, slot in slots.items() if slot.kind == "linear"} | set(heads)
+    chosen = [name for name, why in reasons.items() if why is None and (only or name in usual)]
     if not chosen:
         model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
         raise nothing_left(ckpt, model, keep, only)
@@ -142,7 +151,7 @@ def _choose_blindly(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], 
     chosen = {
         name: None
         for name, lazy in ckpt.tensors.items()
-        if name.endswith(".weight") and len(lazy.shape) == 2 and _matches(name, only) and not _matches(name, keep)
+        if name.endswith(".weight") and len(lazy.shape) == 2 and matches(name, only) and not matches(name, keep)
     }
     if not chosen:
         raise SpecError(f"{ckpt.label}: --only {listing(only)} matches no matrix whose name ends in .weight")
@@ -182,19 +191,19 @@ def _globs(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys("'" + re.sub(r"\.\d+(?=\.)", ".*", module) + "'" for module in modules))
 
 
-def _matches(name: str, globs: Sequence[str]) -> bool:
+def matches(name: str, globs: Sequence[str]) -> bool:
     """Whether one of the globs names the tensor or its module."""
     module = name.rpartition(".")[0]
     return any(fnmatchcase(name, glob) or fnmatchcase(module, glob) for glob in globs)
 
 
-def _must_match(ckpt: Checkpoint, glob: str) -> None:
+def must_match(ckpt: Checkpoint, glob: str) -> None:
     """Refuse a glob that names nothing.
 
     Raises:
         SpecError: it matches no module and no tensor.
     """
-    if any(_matches(name, [glob]) for name in ckpt.tensors):
+    if any(matches(name, [glob]) for name in ckpt.tensors):
         return
     known = dict.fromkeys(n for name in ckpt.tensors for n in (name.rpartition(".")[0], name))
     listed = f"`llmkit inspect {ckpt.origin or ckpt.label} --tensors` lists the names; * stands for any characters"

@@ -12,9 +12,10 @@ from llmkit.quantization.codec import Codec, folder_codec
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
-from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
-from llmkit.transforms.layers import GroupSize, choose_grid, choose_layers
+from llmkit.transforms.layers import GroupSize
+from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
+from llmkit.transforms.schemes import assign_grids
 from llmkit.transforms.storing import stored_by
 
 __all__ = ["quantize"]
@@ -25,13 +26,14 @@ _FLOATS = (DType.F32, DType.F16, DType.BF16)
 def quantize(
     ckpt: Checkpoint,
     *,
-    bits: int,
+    bits: int | None,
     group_size: GroupSize = "auto",
     symmetric: bool | None = None,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
     method: str | None = None,
     iterations: int | None = None,
+    recipe: Recipe | None = None,
     format: str = "compressed-tensors",
     quantizer: Quantizer | None = None,
     meter: Meter | None = None,
@@ -41,16 +43,17 @@ def quantize(
     The result loads in transformers unchanged (with compressed-tensors installed), and in llmkit.
 
     Args:
-        bits: of each weight, as the format has them.
+        bits: of each weight, as the format has them; None: what the recipe does not name stays as it is.
         group_size: input columns that share a scale, or "channel" for one scale a row. "auto" is the largest of 64 and
             32 that divides every row; for 8 bits 128, too, and one scale a row where none divides.
         symmetric: a grid centred on zero; otherwise each group has a zero point. None: asymmetric, where the format has
-            zero points.
+            zero points, and its loaders take them on several grids, where there are several.
         keep: globs of module or tensor names to leave as they are.
         only: globs of the modules to quantize, instead of all linear layers; may name the head.
         method: the name of an entry point in `llmkit.methods`. None: GPTQ with a quantizer, and without one rounding to
             nearest on the grid with the least error.
         iterations: of a method that learns; None for what is usual.
+        recipe: grids of single matrices by globs, which may name the head (`llmkit.transforms.recipe`).
         format: the name of an entry point in `llmkit.codecs`, of a layout of folders.
         quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
         meter: collects the relative error of every weight while it is written.
@@ -65,31 +68,31 @@ def quantize(
     method = method or (quantizer.default_method if quantizer is not None else "mse")
     way = method_named(method, is_calibrated=quantizer is not None).configured(iterations=iterations)
     codec = folder_codec(format)
-    chosen = choose_layers(ckpt, keep, only, codec)
-    weights = {name: ckpt.tensors[name] for name in ckpt.tensors if name in set(chosen.names)}
-    weights |= {name: transpose(weights[name]) for name in chosen.transposed}
-    rows = {name: lazy.shape[1] for name, lazy in weights.items()}
-    grid, reason = choose_grid(codec, bits, group_size, symmetric, rows)
-    if way.needs_zeros and grid.is_symmetric:
+    recipe = recipe or {}
+    chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric), recipe, keep, only)
+    centred = next((name for name, grid in chosen.grids.items() if grid.is_symmetric), None)
+    if way.needs_zeros and centred is not None:
         raise InputError(
-            f"--method {way.name} chooses zero points, and a symmetric grid has none",
+            f"--method {way.name} chooses zero points, and a symmetric grid has none ({centred})",
             hint="--asymmetric, or --method mse",
         )
     matrices: dict[str, QuantizedMatrix] = {}
     make = quantizer or quantized
-    for name, lazy in weights.items():
+    for name, lazy in chosen.weights.items():
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
-        matrices[name] = make(Task(lazy, way, grid, _scale_dtype(ckpt, name, codec), name, observe))
-    notes = [f"{len(rows)} linear layers to {grid}{reason}, {way.words}"]
+        matrices[name] = make(Task(lazy, way, chosen.grids[name], _scale_dtype(ckpt, name, codec), name, observe))
+    notes = [f"{chosen.words}, {way.words}"]
     if quantizer is not None:
         notes.append(quantizer.words())
-    if chosen.left:
-        notes.append(f"linear layers kept as they are: {listing(chosen.left)}")
+    if chosen.layers.left:
+        notes.append(f"linear layers kept as they are: {listing(chosen.layers.left)}")
+    grids = set(chosen.grids.values())
     step = {
-        "transform": "quantize", **way.attrs(), "format": format, **grid.attrs(), "keep": list(keep),
-        "only": list(only), **(quantizer.attrs() if quantizer is not None else {}),
+        "transform": "quantize", **way.attrs(), "format": format, **(grids.pop().attrs() if len(grids) == 1 else {}),
+        **({"recipe": recipe_attrs(recipe)} if recipe else {}), "keep": list(keep), "only": list(only),
+        **(quantizer.attrs() if quantizer is not None else {}),
     }  # fmt: skip
-    return stored_by(ckpt.derive(step=step, notes=notes), codec, matrices, chosen)
+    return stored_by(ckpt.derive(step=step, notes=notes), codec, matrices, chosen.layers)
 
 
 def _scale_dtype(ckpt: Checkpoint, name: str, codec: Codec) -> DType:

@@ -52,6 +52,7 @@ class CompressedTensors(FolderCodec):
     bits = (2, 3, 4, 5, 6, 7, 8)
     group_sizes = (16, 32, 64, 128, 256)
     holds_order = True
+    mixes_zeros = False  # transformers 5 with compressed-tensors 0.20
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         n_out, bits = matrix.shape[0], matrix.bits
@@ -178,7 +179,8 @@ class CompressedTensors(FolderCodec):
         targets = [["Linear"] if are_all and i == 0 else named[kind] for i, kind in enumerate(ranked)]
         # transformers 5 decompresses while it loads. Left packed, modules have no `weight`, which the classes of some
         # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
-        # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17.
+        # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17. What
+        # decompresses while loading reads all matrices by the first group, so several grids stay packed.
         return {
             "quant_method": self.name,
             "format": _PACKED,
@@ -193,7 +195,7 @@ class CompressedTensors(FolderCodec):
             "ignore": list(ignore),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
-            "run_compressed": False,
+            **({"run_compressed": False} if len({grid for grid, _ in ranked}) == 1 else {}),
         }  # fmt: skip
 
     def warnings(self, stored: Stored) -> list[str]:
@@ -209,7 +211,9 @@ class CompressedTensors(FolderCodec):
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
         found, grids = [], {matrix.grid for matrix in matrices.values()}
-        if any(not grid.is_symmetric for grid in grids):
+        if len(grids) > 1 and any(not grid.is_symmetric for grid in grids):
+            found.append("transformers 5 loads several grids without zero points only (--symmetric); llmkit loads both")
+        elif any(not grid.is_symmetric for grid in grids):
             found.append(
                 "zero points load in transformers 5; transformers 4.57 needs compressed-tensors 0.14 to 0.17 for them"
             )

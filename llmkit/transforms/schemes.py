@@ -1,0 +1,145 @@
+"""Which grid each matrix of a model gets: that of all, or the one that a recipe gives it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.embeddings import find_embeddings
+from llmkit.errors import InputError, SpecError
+from llmkit.quantization.codec import Codec, alternatives
+from llmkit.quantization.matrix import Grid
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.rearrange import transpose
+from llmkit.transforms.layers import Layers, choose_grid, choose_layers, must_match, why_left
+from llmkit.transforms.recipe import Recipe, Scheme, first_matches
+
+__all__ = ["Assigned", "assign_grids", "ends_recipe"]
+
+FLOAT_BITS = 16
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The matrices that are quantized.
+
+    Attributes:
+        layers: their names, and what stays in floats.
+        weights: floats [out, in], by name.
+        grids: of each.
+        words: what was chosen, for the plan.
+    """
+
+    layers: Layers
+    weights: Mapping[str, Lazy]
+    grids: Mapping[str, Grid]
+    words: str
+
+
+def ends_recipe(ckpt: Checkpoint, *, head_bits: int | None, embedding_bits: int | None) -> dict[str, Scheme]:
+    """What `--head-bits` and `--embedding-bits` mean as a recipe; 16 leaves the matrix in floats.
+
+    Raises:
+        SpecError: the head is the embedding, or it cannot be told which tensors they are.
+    """
+    found, made = find_embeddings(ckpt), {}
+    for option, bits, name in (("head", head_bits, found.head), ("embedding", embedding_bits, found.embed)):
+        if bits is None:
+            continue
+        if option == "head" and found.is_tied:
+            raise SpecError(
+                f"{ckpt.label}: --head-bits {bits}: its head is its embedding, one matrix ({found.embed})",
+                hint=f"--embedding-bits {bits} is for both, where the format can hold an embedding (--format gguf)",
+            )
+        if name is None:
+            raise SpecError(f"{ckpt.label}: no tensor is known to be the {option}", hint=f"leave --{option}-bits out")
+        made[name] = Scheme(None if bits == FLOAT_BITS else bits)
+    return made
+
+
+def assign_grids(
+    ckpt: Checkpoint, codec: Codec, usual: Scheme, recipe: Recipe, keep: Sequence[str], only: Sequence[str]
+) -> Assigned:
+    """The matrices that a layout is to hold, and the grid of each.
+
+    Args:
+        usual: of linear layers that the recipe does not name; where it has no bits, they stay in floats.
+        keep, only: as of `llmkit.transforms.layers.choose_layers`; they go before the recipe.
+
+    Raises:
+        InputError: bits or a group size that the layout does not have.
+        SpecError: a glob that matches nothing, or no matrix that can be quantized, or a row that falls into no groups.
+        RequirementError: as of `choose_layers`.
+    """
+    for glob, scheme in recipe.items():
+        must_match(ckpt, glob)
+        if scheme.type:
+            raise InputError(
+                f"recipe: {glob} is to be {scheme.type}, a type of GGUF's blocks; {codec.name} has grids of "
+                f"{alternatives(codec.bits)} bits",
+                hint="write {bits: 4, group_size: 64} there, or take --format gguf",
+            )
+    globs = first_matches(ckpt.tensors, recipe)
+    left = [name for name, glob in globs.items() if recipe[glob].is_float]
+    named = [name for name, glob in globs.items() if not recipe[glob].is_float]
+    heads = [name for name in named if name == find_embeddings(ckpt).head]
+    if usual.is_float:
+        only = [name for name in named if not only or name in first_matches(named, dict.fromkeys(only, usual))]
+        only = [name for name in only if len(ckpt.tensors[name].shape) == 2]
+    layers = choose_layers(ckpt, [*keep, *left], only, codec, heads=heads)
+    _refuse_out_of_reach(ckpt, codec, recipe, globs, layers, keep, only)
+    weights = {name: ckpt.tensors[name] for name in ckpt.tensors if name in set(layers.names)}
+    weights |= {name: transpose(weights[name]) for name in layers.transposed}
+    schemes = {name: _completed(recipe[globs[name]], usual) if name in globs else usual for name in weights}
+    if len(set(schemes.values())) > 1 and not codec.mixes_zeros:
+        schemes = {name: replace(s, symmetric=s.symmetric is not False) for name, s in schemes.items()}
+    grids: dict[str, Grid] = {}
+    words: Counter[str] = Counter()
+    for scheme in dict.fromkeys(schemes.values()):
+        rows = {name: lazy.shape[1] for name, lazy in weights.items() if schemes[name] == scheme}
+        size = "auto" if scheme.group_size is None else scheme.group_size
+        grid, reason = choose_grid(codec, scheme.bits or 0, size, scheme.symmetric, rows)
+        grids |= dict.fromkeys(rows, grid)
+        words[f"{grid}{reason}"] += len(rows)
+    text = ", ".join(f"{n} to {kind}" for kind, n in words.most_common())
+    return Assigned(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
+
+
+def _completed(scheme: Scheme, usual: Scheme) -> Scheme:
+    """The scheme, with what it does not say as it is for the others."""
+    size = usual.group_size if scheme.group_size is None else scheme.group_size
+    return replace(scheme, group_size=size, symmetric=usual.symmetric if scheme.symmetric is None else scheme.symmetric)
+
+
+def _refuse_out_of_reach(
+    ckpt: Checkpoint,
+    codec: Codec,
+    recipe: Recipe,
+    globs: Mapping[str, str],
+    layers: Layers,
+    keep: Sequence[str],
+    only: Sequence[str],
+) -> None:
+    """Refuse a glob with bits that reaches no matrix which can have them.
+
+    Raises:
+        SpecError: naming the matrix, and the reason.
+    """
+    reached = {globs[name] for name in layers.names if name in globs}
+    for glob, scheme in recipe.items():
+        mine = [name for name, own in globs.items() if own == glob]
+        if scheme.is_float or glob in reached or not mine:
+            continue
+        model = ckpt.model
+        if mine[0] == find_embeddings(ckpt).embed:
+            raise SpecError(
+                f"{ckpt.label}: {mine[0]} is the embedding, which no loader of {codec.name} takes quantized",
+                hint="--format gguf holds it; or leave it in floats",
+            )
+        why = why_left(ckpt, model, keep, only).get(mine[0]) if model is not None else None
+        raise SpecError(
+            f"{ckpt.label}: {glob!r} is to have {scheme.bits} bits, and {mine[0]} cannot: {why or 'it is no matrix'}",
+            hint="name linear layers, or the head",
+        )
