@@ -9,8 +9,6 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.pipeline.plan import DEFAULT_MAX_SHARD_NBYTES, Plan, make_plan
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
-__all__ = ["plan", "save"]
-
 
 def plan(
     checkpoint: Checkpoint, out: str | Path, *, max_shard_size: int = DEFAULT_MAX_SHARD_NBYTES, force: bool = False

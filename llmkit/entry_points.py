@@ -19,8 +19,6 @@ from typing import Any, TypeVar
 
 from llmkit.errors import InputError, PluginError, nearest
 
-__all__ = ["EntryPoint", "by_name", "entries", "load"]
-
 T = TypeVar("T")
 _HOME = Path(__file__).resolve().parents[1]
 

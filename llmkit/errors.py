@@ -16,19 +16,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "InputError",
-    "LlmkitError",
-    "OutputError",
-    "PluginError",
-    "RequirementError",
-    "SpecError",
-    "counted",
-    "listing",
-    "nearest",
-    "suggestion",
-]
-
 # Of difflib's ratio; one letter of three, or two of five, may be wrong.
 _ALIKE, _ALIKE_SHORT, _SHORT = 0.65, 0.66, 4
 _BEGINNING = 3  # letters of a name that stand for it

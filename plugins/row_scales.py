@@ -28,8 +28,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BAICHUAN", "CHATGLM", "Baichuan", "ChatGLM"]
-
 
 class _RowScales(FolderReader):
     """What both have in common.

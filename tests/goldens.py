@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from llmkit.decoder.cache import KVCache
+from llmkit.decoder.kv import KVCache
 
 GOLDEN = Path(__file__).with_name("golden")
 # Folder of recordings -> the plugin, and what its config lacks: the tiny configs of Baichuan 2 leave out the key

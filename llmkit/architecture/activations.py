@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from llmkit.errors import RequirementError, nearest
 
-__all__ = [
-    "ACTIVATIONS",
-    "LAPLACE_DEVIATION",
-    "LAPLACE_MEAN",
-    "QUICK_GELU_SLOPE",
-    "known_activation",
-    "same_activation",
-]
-
 ACTIVATIONS = (
     "gelu", "gelu_10", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu",
     "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "tanh",

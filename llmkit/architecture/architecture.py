@@ -18,8 +18,6 @@ from llmkit.architecture.tokenizers import TokenizerKind
 from llmkit.architecture.unread import RecordedConfig, unread_keys
 from llmkit.errors import PluginError, SpecError
 
-__all__ = ["DERIVED", "LARGEST_SIZE", "Architecture", "Dims"]
-
 Size = str | Key | Computed
 DERIVED = Key((), None)
 """For `kv_heads` and `head_dim` of a family whose configs state neither: heads, and hidden / heads."""

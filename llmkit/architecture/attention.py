@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from llmkit.architecture.keys import Computed, Flag, Key, Number, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
 
-__all__ = ["GroupedQuery", "ScoreRule"]
-
 
 @dataclass(frozen=True, slots=True)
 class ScoreRule:

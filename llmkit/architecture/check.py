@@ -11,8 +11,6 @@ from llmkit.architecture.slots import Slot
 from llmkit.errors import SpecError, counted, listing, nearest
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["Report", "compare"]
-
 
 @dataclass(frozen=True)
 class Report:

@@ -9,8 +9,6 @@ from typing import Any
 from llmkit.architecture.model import Model
 from llmkit.architecture.scaling import Scaling, method_of
 
-__all__ = ["difference"]
-
 _SIZES = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
 _STORAGE = ("tied", "pairs")
 # Fields of kinds that config.json has a common name for.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     # (base, exponents) -> base^exponents; base as float32, too.
     Power = Callable[[float, Floats], Floats]
 
-__all__ = ["frequencies", "llama3_scaled", "rounded_power"]
-
 
 def rounded_power(base: float, exponents: Floats) -> Floats:
     """Powers of a float32 base, computed in double precision and rounded once."""

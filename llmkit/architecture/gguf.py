@@ -17,8 +17,6 @@ from llmkit.architecture.names import Fused, Names, Transposed
 if TYPE_CHECKING:
     from llmkit.architecture.model import Model
 
-__all__ = ["CONFIG_KEYS", "CONSTANT_TENSORS", "QKV", "GgufFamily", "Metadata", "rotary_share"]
-
 Metadata = Mapping[str, Any]
 """Metadata of a file; in a family's functions without the prefix `<architecture>.`."""
 

@@ -27,11 +27,6 @@ if TYPE_CHECKING:  # this module only names what the floors above have
     from llmkit.onnx.positions import GraphPositions
     from llmkit.onnx.weights import GraphWeights
 
-__all__ = [
-    "AttentionHooks", "BlockHooks", "FeedsGraph", "GraphFunction", "Hooks", "Layer", "MLPHooks", "NormHooks",
-    "PositionHooks", "ResidualHooks", "TensorFunction", "Weights", "emitter_of", "reader_of",
-]  # fmt: skip
-
 TensorFunction: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 """x [B, S, width] -> [B, S, width'], in the compute dtype."""
 Layer: TypeAlias = "Callable[[torch.Tensor, Any, Cache], torch.Tensor]"

@@ -10,22 +10,6 @@ from typing import Any, TypeVar
 
 from llmkit.errors import SpecError, nearest
 
-__all__ = [
-    "REQUIRED",
-    "Computed",
-    "Flag",
-    "Key",
-    "Number",
-    "as_bool",
-    "as_float",
-    "as_key",
-    "as_optional",
-    "as_text",
-    "bind_fields",
-    "lookup",
-    "source_of",
-]
-
 REQUIRED = "<required>"
 _SHOWN = 60  # characters of a value in a message
 T = TypeVar("T")

@@ -14,8 +14,6 @@ from typing import Any, ClassVar, Literal, Self
 
 from llmkit.architecture.keys import Flag, as_bool, bind_fields
 
-__all__ = ["Kind", "SlotKind", "SlotShape", "linear_slots", "under"]
-
 SlotKind = Literal["embedding", "linear", "norm", "bias", "head", "parameter"]
 
 

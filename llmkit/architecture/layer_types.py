@@ -7,8 +7,6 @@ from typing import Any
 
 from llmkit.errors import SpecError
 
-__all__ = ["is_sliding", "window_of"]
-
 _SORTS = ("full_attention", "sliding_attention")
 
 

@@ -17,8 +17,6 @@ from llmkit.architecture.slots import Part, Slot
 from llmkit.architecture.unread import Unread
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["Model"]
-
 
 @dataclass(frozen=True)
 class Model:

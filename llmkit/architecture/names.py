@@ -14,8 +14,6 @@ from typing import Literal
 
 from llmkit.errors import PluginError
 
-__all__ = ["Entry", "Fused", "NameTable", "Names", "Transposed", "parts_of", "stem_of"]
-
 
 @dataclass(frozen=True)
 class Fused:

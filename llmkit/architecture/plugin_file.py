@@ -10,8 +10,6 @@ from pathlib import Path
 from llmkit.architecture.architecture import Architecture
 from llmkit.errors import PluginError
 
-__all__ = ["VARIABLE", "architectures_in", "given_files"]
-
 VARIABLE = "LLMKIT_PLUGINS"
 """Plugin files, separated as the folders of PATH are."""
 

@@ -13,8 +13,6 @@ from llmkit.architecture.kind import Kind, SlotShape
 from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
 from llmkit.errors import SpecError
 
-__all__ = ["Alibi", "LearnedPositions", "NoPositions", "Rope", "alibi_slopes", "rotated_share"]
-
 # transformers 4 writes rope_theta and rope_scaling, transformers 5 one object; what is inside the object wins.
 _THETA = Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 10000.0)
 _SCALING = Key(("rope_scaling", "rope_parameters"), None)

@@ -12,23 +12,6 @@ from dataclasses import dataclass, field
 
 from llmkit.errors import InputError
 
-__all__ = [
-    "CUT",
-    "NO_FINISH",
-    "ChatTemplate",
-    "Cut",
-    "Finish",
-    "Instruction",
-    "Message",
-    "Piece",
-    "Prompt",
-    "Raw",
-    "Template",
-    "Token",
-    "Turns",
-    "text_of",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Message:

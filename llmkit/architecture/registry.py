@@ -18,12 +18,6 @@ from llmkit.entry_points import EntryPoint, entries
 from llmkit.entry_points import load as load_entry
 from llmkit.errors import PluginError, RequirementError
 
-__all__ = [
-    "GROUP", "Plugin", "Registry", "claims", "default_registry", "find", "is_claimed", "model_type_of",
-    "plugins_in",
-    "require", "require_model", "using",
-]  # fmt: skip
-
 GROUP = "llmkit.architectures"
 
 

@@ -10,19 +10,6 @@ from typing import Any
 from llmkit.architecture.keys import as_bool, as_float
 from llmkit.errors import SpecError
 
-__all__ = [
-    "DynamicNTK",
-    "LinearScaling",
-    "Llama3Scaling",
-    "LongRope",
-    "NoScaling",
-    "Scaling",
-    "UnknownScaling",
-    "Yarn",
-    "method_of",
-    "scaling_of",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class NoScaling:

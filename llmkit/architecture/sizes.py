@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-__all__ = ["Sizes"]
-
 
 @dataclass(frozen=True)
 class Sizes:

@@ -7,8 +7,6 @@ from math import prod
 
 from llmkit.architecture.kind import SlotKind
 
-__all__ = ["Part", "Slot"]
-
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -19,8 +19,6 @@ from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["normalized_rows", "parts_of", "rotary_pairs", "stored", "tensors_of", "weights_of"]
-
 
 def parts_of(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
     """The weights in a stored tensor: id (`layers.3.attn.q.weight`) -> [out, in]."""

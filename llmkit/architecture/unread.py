@@ -19,8 +19,6 @@ from typing import Any
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.errors import RequirementError, listing
 
-__all__ = ["RecordedConfig", "Unread", "unread_keys"]
-
 # Values that the kinds compute whatever the family; transformers' masks look at this key of any config.
 _FIXED: Mapping[str, Any] = {"is_causal": True}
 # What other families compute with, at the values that change nothing.

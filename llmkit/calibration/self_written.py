@@ -42,7 +42,8 @@ def written_by(
     """
     from llmkit.checkpoint.tokenizer import load_tokenizer
     from llmkit.decoder import load_decoder
-    from llmkit.decoder.generate import Sampling, generate
+    from llmkit.decoder.generate import generate
+    from llmkit.decoder.sampling import Sampling
 
     tokenizer = load_tokenizer(ckpt)
     begin, rng = _beginning(tokenizer, suffix), random.Random(seed)

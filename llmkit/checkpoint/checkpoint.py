@@ -27,8 +27,6 @@ from llmkit.layouts.layout import Opened
 from llmkit.layouts.opening import open_foreign
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["Checkpoint", "natural_key", "open_checkpoint"]
-
 _COPIED_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
 _COPIED_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 

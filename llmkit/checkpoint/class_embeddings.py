@@ -11,8 +11,6 @@ from typing import Any
 from llmkit.architecture.registry import model_type_of
 from llmkit.checkpoint.spelling import spellings
 
-__all__ = ["class_embeddings"]
-
 
 def class_embeddings(
     config: Mapping[str, Any], stored: Collection[str]

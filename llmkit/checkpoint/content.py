@@ -11,8 +11,6 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 
-__all__ = ["GENERATION_CONFIG", "FileContent", "read_generation_config"]
-
 GENERATION_CONFIG = "generation_config.json"
 
 

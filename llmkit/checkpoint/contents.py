@@ -23,8 +23,6 @@ from llmkit.quantization.codec import folder_readers
 from llmkit.quantization.recognition import BLOCKS, Quantization, find_quantization
 from llmkit.tensors.spec import DType
 
-__all__ = ["MARKER_NAME", "Contents", "contents_of", "open_model", "quantization_of", "require_model"]
-
 MARKER_NAME = "llmkit_delta.json"
 ADAPTER_NAME = "adapter_config.json"
 _OTHER_ADAPTERS = ("adapter_query", "adapter_wte", "adapter_scale", "gating_factor", ".lora_")

@@ -14,8 +14,6 @@ from llmkit.errors import LlmkitError
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
 
-__all__ = ["looks_like_differences"]
-
 _VECTORS, _VALUES, _ENOUGH = 64, 256, 64
 _MOST_POSITIVE, _LARGEST_RMS = 0.8, 0.1
 _CODES = {DType.F16: "e", DType.F32: "f"}

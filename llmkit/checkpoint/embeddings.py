@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from llmkit.checkpoint.checkpoint import Checkpoint
 
-__all__ = ["Embeddings", "find_embeddings", "with_true_tying"]
-
 _FLAG = "tie_word_embeddings"
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embedding", "embeddings")
 _HEADS = ("lm_head", "embed_out", "output_layer", "output", "proj_out", "decoder")

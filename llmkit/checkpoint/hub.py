@@ -7,8 +7,6 @@ from pathlib import Path
 
 from llmkit.errors import InputError, nearest
 
-__all__ = ["resolve_path"]
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

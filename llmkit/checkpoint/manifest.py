@@ -21,18 +21,6 @@ from llmkit.errors import InputError
 from llmkit.formats.json_text import read_object
 from llmkit.tensors.spec import DType
 
-__all__ = [
-    "MANIFEST_NAME",
-    "frame_hash",
-    "is_sealed",
-    "load_manifest",
-    "new_manifest",
-    "node_of",
-    "recipe_of",
-    "sealed",
-    "versions",
-]
-
 MANIFEST_NAME = "llmkit.json"
 MANIFEST_FORMAT = 2
 _READ_FORMATS = (1, MANIFEST_FORMAT)

@@ -8,8 +8,6 @@ from pathlib import PurePath
 from llmkit.formats.folder import is_weight_file
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES
 
-__all__ = ["belongs_to_model", "decides_what_opens"]
-
 # Suffixes whose files some reader takes whatever their stem: weights of every framework, graphs, code, templates.
 _MODEL_SUFFIXES = (".onnx", ".onnx_data", ".msgpack", ".h5", ".ckpt", ".npz", ".py", ".jinja", ".model", ".tiktoken")
 # Descriptions of the model, of its tokenizer and of its files, whatever program they are for.

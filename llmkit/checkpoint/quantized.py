@@ -15,8 +15,6 @@ from llmkit.quantization.recognition import BLOCKS, Quantization
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
 
-__all__ = ["dequantized", "describe", "is_quantized", "kv_cache_scheme", "model_dtype", "reader_of", "refuse_unread"]
-
 
 def model_dtype(config: Mapping[str, Any]) -> DType | None:
     """The dtype that config.json gives the model (`dtype`, before transformers 5 `torch_dtype`), if it is a float."""

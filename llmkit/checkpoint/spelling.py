@@ -10,8 +10,6 @@ from llmkit.architecture.registry import find
 from llmkit.errors import PluginError, listing
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["LANGUAGE_MODEL_PREFIXES", "in_family_names", "spellings"]
-
 # How the names of a language model inside one of several modalities begin: with transformers 4.52 and later, before,
 # and in files of the model without its head.
 LANGUAGE_MODEL_PREFIXES = (

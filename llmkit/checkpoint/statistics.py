@@ -26,8 +26,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["KEY", "StoredStatistics", "gguf_spelling", "open_statistics"]
-
 KEY = "llmkit.statistics"
 """Metadata key of llmkit's own files: JSON with `tokens`, and what the model had read."""
 _FIELDS = tuple(f.name for f in fields(Statistics) if f.name != "n_tokens")

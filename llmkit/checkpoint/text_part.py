@@ -19,8 +19,6 @@ from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["text_part"]
-
 _SHARED = ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", *CONFIG_KEYS)
 
 

@@ -15,8 +15,6 @@ from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.checked import read_tokenizer_json, template_text, without_panic
 
-__all__ = ["end_tokens", "has_tokenizer", "load_tokenizer", "published_kind", "tokenizer_settings"]
-
 _PLAIN_NAMES = names_of(FileKind.FAST)
 
 

@@ -48,8 +48,6 @@ from llmkit.cli.terminal import open_streams
 from llmkit.errors import LlmkitError, nearest
 from llmkit.version import __version__
 
-__all__ = ["app", "main", "run"]
-
 EXIT_USAGE = 2
 EXIT_BUG = 3
 EXIT_INTERRUPTED = 130

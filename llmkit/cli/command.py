@@ -21,8 +21,6 @@ from llmkit.cli.libraries import libraries
 from llmkit.cli.options import Common, Folder
 from llmkit.cli.output import AnswerLost, Mode, Output
 
-__all__ = ["Command", "Interrupted", "PipeClosed", "command"]
-
 
 class Interrupted(Exception):
     """Ctrl-C. Has its own class because Typer would turn a KeyboardInterrupt into a bare exit code.

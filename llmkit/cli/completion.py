@@ -14,12 +14,6 @@ import typer
 
 from llmkit.errors import LlmkitError
 
-__all__ = [
-    "among", "attentions", "backends", "benches", "dtypes", "formats", "gguf_types", "inits", "layouts", "methods",
-    "modules", "plugins", "profiles", "providers", "quantization_formats", "quantization_methods", "scores", "subjects",
-    "tensors",
-]  # fmt: skip
-
 
 def offering(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """A completion of one of these names, or of the last in a list with commas; asked for when a shell asks."""

@@ -14,8 +14,6 @@ from llmkit.formats.json_text import parse_json
 if TYPE_CHECKING:
     from llmkit.architecture.prompts import Message
 
-__all__ = ["read_conversation", "show_prompt"]
-
 _ROLES = ("system", "user", "assistant")
 
 

@@ -14,8 +14,6 @@ from llmkit.cli.options import ModelArgument, OutDtypeOption, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
 
-__all__ = ["convert"]
-
 _N_WORST = 5
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from llmkit.cli.packages import installed_version
 from llmkit.version import __version__
 
-__all__ = ["write_crash_file"]
-
 _PACKAGES = ("torch", "transformers", "safetensors", "lm-eval", "typer", "rich", "numpy")
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from llmkit.releases.decoding import Decoding
     from llmkit.releases.hash_list import Expected
 
-__all__ = ["decrypt", "refuse_coded", "xor"]
-
 HashesOption = Annotated[
     Path | None,
     typer.Option("--hashes", metavar="FILE", help="Compare what it is decoded with first: md5sum or sha256sum lines."),

@@ -15,8 +15,6 @@ from llmkit.cli.options import OutDtypeOption, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
 
-__all__ = ["apply", "make"]
-
 BaseArgument = Annotated[str, typer.Argument(metavar="BASE", help="The model that the delta was made from.")]
 ProfileOption = Annotated[
     str | None,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.pipeline.progress import Progress
 
-__all__ = ["demo"]
-
 _CONTEXT = 256
 _NEW_SUBJECT = "star_lore"  # what only the adapter teaches
 

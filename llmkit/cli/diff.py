@@ -11,8 +11,6 @@ from llmkit.cli.command import command
 from llmkit.cli.folding import folded
 from llmkit.cli.output import Output
 
-__all__ = ["diff"]
-
 _MOST_CONFIG_KEYS = 12
 
 

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
-__all__ = ["doctor"]
-
 
 @command("llmkit doctor", "llmkit doctor --json")
 def doctor(out: Output) -> None:

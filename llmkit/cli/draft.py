@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from llmkit.architecture.architecture import Architecture
     from llmkit.decoder.contract import Check
 
-__all__ = ["compare", "new"]
-
 _KIND = "a plugin of llmkit"
 
 

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from llmkit.cli.packages import missing_package
 from llmkit.errors import InputError, LlmkitError, OutputError, RequirementError
 
-__all__ = ["as_refusal", "check_arguments"]
-
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad_?alloc|bad allocation|"
     r"failed to allocate memory|failed to map segment|unable to allocate|memory allocation (of|failed)|"

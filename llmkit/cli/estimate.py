@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["measured_rates"]
-
 _PROBE_NBYTES = 32 * 2**20
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from llmkit.evaluation.record import BenchResult, RunRecord
     from llmkit.evaluation.statistics import Mean
 
-__all__ = ["evaluate"]
-
 
 @command(
     "llmkit eval vicuna-7b --bench mmlu --data mmlu/data -o vicuna-7b.mmlu.json",

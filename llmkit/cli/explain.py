@@ -11,8 +11,6 @@ from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
-__all__ = ["explain"]
-
 
 @command("llmkit explain vicuna-7b-int4 model.layers.0.self_attn.q_proj.weight_packed")
 def explain(

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.onnx.parity import Checked, Difference
 
-__all__ = ["export"]
-
 _NEXT = "llmkit generate {out} PROMPT"
 
 

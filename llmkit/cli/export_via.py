@@ -12,8 +12,6 @@ from llmkit.cli.writing import interrupted_check, mark_failed
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
 
-__all__ = ["HONOURED", "export_via"]
-
 # What this way takes of the options of `export`. `--no-resume` asks for what it does anyway.
 HONOURED = frozenset(
     {"model", "to", "via", "output", "overwrite", "force", "dry_run", "no_resume", "no_check"}

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.tensors.lazy import Lazy
 
-__all__ = ["abilities", "families", "gguf", "prompts"]
-
 _COLUMNS = ("plugin", "releases", "architectures", "decoder", "delta", "LoRA", "quantize", "ONNX", "GGUF", "prompts")
 _YES, _NO = "yes", "-"
 

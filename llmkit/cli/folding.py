@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["folded"]
-
 _NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")  # a whole part of a name: that of a layer or an expert, not w1's
 
 

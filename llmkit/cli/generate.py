@@ -12,8 +12,6 @@ from llmkit.cli.command import command
 from llmkit.cli.options import Chat, Computing, ModelArgument, SeedOption
 from llmkit.cli.output import Output
 
-__all__ = ["generate"]
-
 
 @command(
     "llmkit generate vicuna-7b 'The capital of France is' --max-tokens 20",
@@ -56,7 +54,8 @@ def generate(
     from llmkit.architecture.prompts import Raw
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.cli.conversation import read_conversation, show_prompt
-    from llmkit.decoder.generate import Sampling, stream
+    from llmkit.decoder.generate import stream
+    from llmkit.decoder.sampling import Sampling
     from llmkit.decoder.stopping import TextStream
     from llmkit.tokenization.chat import encode_chat, ending_of, prompt_of
 

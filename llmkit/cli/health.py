@@ -19,8 +19,6 @@ from llmkit.errors import LlmkitError
 from llmkit.pipeline.pool import n_cores
 from llmkit.tensors.spec import format_bytes
 
-__all__ = ["Diagnosis", "examine"]
-
 _MIN_FREE_NBYTES = 10 * 10**9
 
 

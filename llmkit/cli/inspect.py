@@ -14,8 +14,6 @@ from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
 from llmkit.cli.writing import described_step
 
-__all__ = ["inspect"]
-
 _MAX_VALUE = 60
 
 

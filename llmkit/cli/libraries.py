@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-__all__ = ["libraries"]
-
 # Read by the libraries when they are imported: they have handlers of their own.
 _VERBOSITY = {
     "TRANSFORMERS_VERBOSITY": "error",

@@ -16,8 +16,6 @@ from llmkit.cli.writing import Addition, write
 if TYPE_CHECKING:
     from llmkit.quantization.quality import Meter
 
-__all__ = ["combine", "extract", "merge"]
-
 AdaptersArgument = Annotated[
     list[str], typer.Argument(metavar="ADAPTER…", help="Adapter folders or files, in the order they are taken.")
 ]

@@ -20,8 +20,6 @@ from llmkit.cli.progress import Bar, Lines, StatusLine
 from llmkit.cli.terminal import clean, clean_json, raw_stderr
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
-__all__ = ["AnswerLost", "Mode", "Output", "duration"]
-
 
 class Mode:
     """How a command answers."""

@@ -14,8 +14,6 @@ from llmkit.errors import RequirementError
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-__all__ = ["installed_version", "missing_package", "requirements", "source"]
-
 
 def requirements() -> list[tuple[Requirement, str | None]]:
     """What llmkit's own metadata requires, each with its extra; None for what it always needs.

@@ -12,8 +12,6 @@ from llmkit.cli.command import command
 from llmkit.cli.options import Computing, ModelArgument
 from llmkit.cli.output import Output, duration
 
-__all__ = ["perplexity"]
-
 _DEFAULT_CONTEXT = 2048
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from llmkit.architecture.registry import Plugin
     from llmkit.decoder.contract import Check
 
-__all__ = ["check", "list_plugins", "show"]
-
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", autocompletion=completion.plugins, help="The name of a plugin.")
 ]

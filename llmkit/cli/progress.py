@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Bar", "Lines", "StatusLine"]
-
 _LINE_EVERY_S = 30.0
 _LINE_EVERY_SHARE = 0.1
 _WIDE = 110  # columns; narrower terminals get a shorter bar, and one line all the same

@@ -13,8 +13,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COMMANDS", "FAMILIES", "command_paths", "main", "markers", "render", "replaced"]
-
 _WIDTH = "100"
 _REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 COMMANDS, FAMILIES = _REFERENCE / "commands.md", _REFERENCE / "families.md"

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from llmkit.pipeline.stage import Stage
     from llmkit.transforms.lora.extract import Compare, Outcome
 
-__all__ = ["Surveying"]
-
 
 class Surveying:
     """The comparison of two models before `lora extract`: its progress, and the results kept in a file beside OUT."""

@@ -13,8 +13,6 @@ import sys
 from contextlib import suppress
 from typing import IO, Any
 
-__all__ = ["clean", "clean_json", "clean_stream", "open_streams", "raw_stderr"]
-
 # C0 and C1 controls, DEL, line and paragraph separators, marks that turn the direction of writing, lone surrogates.
 _FORMATS = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f{_FORMATS}]")

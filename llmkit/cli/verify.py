@@ -10,8 +10,6 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
 
-__all__ = ["verify"]
-
 
 @command("llmkit verify vicuna-7b", "llmkit verify vicuna-7b -q && echo sound")
 def verify(

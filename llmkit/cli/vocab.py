@@ -15,8 +15,6 @@ from llmkit.cli.options import ModelArgument, SeedOption, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
-__all__ = ["extend", "info", "trim"]
-
 PadOption = Annotated[
     int | None, typer.Option("--pad-to-multiple", metavar="N", min=1, help="Fill up the rows to a multiple of N.")
 ]

@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 Addition: TypeAlias = tuple[dict[str, Any], Callable[[], None]]
 """What a command adds when its output is written: entries of the document, and their rendering for people."""
 
-__all__ = [
-    "Addition",
-    "described_step",
-    "interrupted_check",
-    "interrupted_run",
-    "mark_failed",
-    "resumed_nbytes",
-    "write",
-]
-
 
 def write(
     out: Output,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from llmkit.decoder.kv import Cache
     from llmkit.decoder.positions import Positions
 
-__all__ = ["build_attention"]
-
 
 def build_attention(kind: Kind, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> Layer:
     """The attention of one layer, with its weights.

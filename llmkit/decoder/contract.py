@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.model import Decoder
 
-__all__ = ["Check", "check_architecture", "guarded", "one_thread", "random_checkpoint", "random_ids"]
-
 # A clause gives the largest difference of logits, or None where none are compared.
 Clause = Callable[["_Case"], float | None]
 
@@ -198,7 +196,7 @@ def _prompt(case: _Case) -> None:
 def _cache(case: _Case) -> float | None:
     import torch
 
-    from llmkit.decoder.cache import KVCache
+    from llmkit.decoder.kv import KVCache
 
     decoder, (ids, whole) = case.decoder, case.stepwise
     cache = KVCache()
@@ -210,7 +208,7 @@ def _padded(case: _Case) -> float | None:
     """A left-padded batch, computed at once and step by step."""
     import torch
 
-    from llmkit.decoder.cache import KVCache
+    from llmkit.decoder.kv import KVCache
 
     decoder, (ids, _) = case.decoder, case.stepwise
     short = decoder(ids[:1, 2:])
@@ -226,7 +224,8 @@ def _padded(case: _Case) -> float | None:
 def _packed(case: _Case) -> float | None:
     import torch
 
-    from llmkit.decoder.cache import KVCache, Packed
+    from llmkit.decoder.kv import KVCache
+    from llmkit.decoder.packed import Packed
 
     decoder, (ids, whole) = case.decoder, case.stepwise
     if decoder.exact_sharing_limit == 0:

@@ -7,8 +7,6 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.text_part import text_part
 from llmkit.tokenization.agreement import compare_vocabulary
 
-__all__ = ["doubts_of"]
-
 
 def doubts_of(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
     """Tokens without rows, and keys of the config that nothing reads (transformers reads its own).

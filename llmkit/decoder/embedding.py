@@ -13,8 +13,6 @@ from llmkit.errors import InputError, RequirementError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EmbeddingReader"]
-
 
 class EmbeddingReader:
     """Rows of the table, scaled, projected, with learned positions, normed: whatever the kind says.

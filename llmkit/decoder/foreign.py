@@ -19,8 +19,6 @@ from llmkit.errors import InputError, RequirementError, SpecError, listing
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TransformersDecoder", "load_transformers", "quiet_transformers", "transformers_model"]
-
 _SHOWN = 300  # characters of another library's error
 _PADDED_SHARE = 0.8  # sequences in one padded batch are at least this long, relative to the longest
 _GROWING = ("dynamic", "longrope")  # rotary frequencies that follow the longest sequence of a batch

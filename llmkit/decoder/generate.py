@@ -12,8 +12,6 @@ from llmkit.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Sampling", "generate", "stream"]
-
 
 def generate(
     decoder: LanguageModel,

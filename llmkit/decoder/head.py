@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.linear import Linear
 
-__all__ = ["OutputHead"]
-
 # On the CPU a float32 copy of a half-precision head is kept when it is no larger than this: a call for ten rows over
 # 49152 x 576 takes 22 instead of 46 ms, which counts where tokens are generated one by one.
 _KEPT_NBYTES = 512 * 2**20

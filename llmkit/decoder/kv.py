@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     # (x [B, S, hidden], state [B, ...] or None at the start, real [B, S] bool or None) -> (y, the new state).
     Recurrence = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
 
-__all__ = ["Cache", "KVCache", "Places"]
-
 
 @dataclass(frozen=True, slots=True)
 class Places:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LanguageModel"]
-
 
 class LanguageModel(Protocol):
     """A model of text: `Decoder` is one, `TransformersDecoder` another."""

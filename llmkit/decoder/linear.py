@@ -10,8 +10,6 @@ from llmkit.architecture.hooks import Weights
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Linear", "fused_linear", "linear"]
-
 
 class Linear:
     """y = x @ weight^T + bias; weight is [out, in]."""

@@ -24,8 +24,6 @@ from llmkit.tensors.spec import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BACKENDS", "load_backend", "load_blocks", "load_decoder"]
-
 BACKENDS = ("auto", "llmkit", "transformers")
 
 

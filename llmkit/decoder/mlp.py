@@ -17,8 +17,6 @@ from llmkit.decoder.linear import fused_linear, linear
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["activation", "build_mlp"]
-
 
 def build_mlp(kind: Kind, weights: Weights) -> TensorFunction:
     """The function of an MLP kind, with its weights.

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 
-__all__ = ["Decoder"]
-
-
 class Decoder:
     """A decoder with its weights; inference only.
 

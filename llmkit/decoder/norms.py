@@ -10,8 +10,6 @@ from llmkit.architecture.kinds import Kind, LayerNorm, NoNorm, RMSNorm
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["build_norm"]
-
 
 def build_norm(kind: Kind, weights: Weights) -> TensorFunction:
     """The function of a norm kind, with its weights.

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.kv import Recurrence
 
-__all__ = ["Packed"]
-
 
 class Packed:
     """Segments that each continue the same prefix, side by side in one row of tokens [1, sum(lengths)].

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from llmkit.decoder.kv import Cache, Places
     from llmkit.decoder.scores import Scores
 
-__all__ = ["AlibiBias", "Positions", "Rotary", "build_positions", "frequencies", "limits"]
-
 
 class Positions:
     """What a position kind does; this one does nothing, others override what they need."""

@@ -14,8 +14,6 @@ from llmkit.errors import RequirementError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Reference", "reference_logits"]
-
 Reference = Callable[..., "torch.Tensor"]
 
 

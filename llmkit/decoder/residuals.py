@@ -12,8 +12,6 @@ from llmkit.decoder.kv import Cache
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["build_residual"]
-
 
 def build_residual(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     """The function of one layer: (x [B, S, hidden], positions' table, cache) -> x.

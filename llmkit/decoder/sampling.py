@@ -13,8 +13,6 @@ from llmkit.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Sampling", "choose_tokens", "filter_logits"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     # Positions [B, T] of keys -> what is added to the scores of every query, [B, heads, T] float32.
     KeyBias = Callable[[torch.Tensor], torch.Tensor]
 
-__all__ = ["Scores"]
-
 
 @dataclass(frozen=True, slots=True)
 class Scores(ScoreRule):

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     Pair = tuple[torch.Tensor, torch.Tensor]
 
-__all__ = ["attend_causal", "attend_masked", "attend_plain", "attend_scored", "widened"]
-
 _BLOCK = 64  # query rows at a time on the CPU: their scores stay in the cache, and later keys are never touched
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 from llmkit.architecture.prompt_kinds import NO_FINISH, Finish
 
-__all__ = ["TextStream"]
-
 
 class TextStream:
     """The text of tokens that arrive one by one.

@@ -17,8 +17,6 @@ from llmkit.evaluation.prefix import Query
 from llmkit.pipeline.journal import read_journal
 from llmkit.pipeline.stage import Stage
 
-__all__ = ["Answers", "KeptAnswers", "TargetScore", "count_answers"]
-
 TargetScore = tuple[int, int, float, bool]
 """One target token: (query, slot among its targets, log-probability, whether greedy decoding would choose it)."""
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from llmkit.errors import InputError, listing, suggestion
 
-__all__ = ["Bench", "Subject", "bench_names", "load_bench"]
-
 
 @dataclass(frozen=True, slots=True)
 class Subject:

@@ -17,8 +17,6 @@ from typing import Any
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench
 
-__all__ = ["LocalData", "find_data", "read_split"]
-
 Doc = dict[str, Any]
 LETTERS = ("A", "B", "C", "D")
 _COLUMNS = ("question", *LETTERS, "answer")

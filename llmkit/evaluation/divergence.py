@@ -17,8 +17,6 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 if TYPE_CHECKING:
     from llmkit.decoder.language_model import LanguageModel
 
-__all__ = ["Divergence", "measure_divergence"]
-
 
 @dataclass(frozen=True, slots=True)
 class Divergence:

@@ -8,8 +8,6 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.tokenization.chat import encode_marked, is_marked
 
-__all__ = ["Encoder"]
-
 
 class Encoder:
     """A transformers tokenizer with lm-eval's rules for the beginning-of-sequence token.

@@ -23,8 +23,6 @@ from llmkit.evaluation.record import BenchResult, SubjectResult
 from llmkit.evaluation.statistics import mean
 from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, set_shots
 
-__all__ = ["run_bench", "run_tasks"]
-
 Samples = dict[str, list[dict[str, Any]]]
 _BOOTSTRAP_ITERS = (
     1000  # for the metrics without a closed form among lm-eval's other tasks; lm-eval itself takes 100,000

@@ -12,10 +12,8 @@ from llmkit.evaluation.encoding import Encoder
 from llmkit.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from llmkit.decoder.generate import Sampling
     from llmkit.decoder.language_model import LanguageModel
-
-__all__ = ["answer_requests"]
+    from llmkit.decoder.sampling import Sampling
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's order
 _SEED = 1234
@@ -93,7 +91,7 @@ def answer_requests(
 def _read(
     index: int, ids: Sequence[int], arguments: Mapping[str, Any], always: Sequence[str], max_length: int, max_new: int
 ) -> _Request:
-    from llmkit.decoder.generate import Sampling
+    from llmkit.decoder.sampling import Sampling
 
     until = arguments.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)

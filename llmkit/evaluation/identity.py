@@ -9,8 +9,6 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.quantization.codec import config_entry
 
-__all__ = ["PACKAGES", "describe_model", "digest_of"]
-
 PACKAGES = ("lm-eval", "datasets", "transformers", "tokenizers", "torch", "numpy")
 """What takes part in a score."""
 

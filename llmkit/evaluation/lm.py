@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.language_model import LanguageModel
 
-__all__ = ["SharedPrefixLM", "resolve_max_length"]
-
 DEFAULT_MAX_LENGTH = 2048
 _UNSET_LENGTH = 10**18  # tokenizers that know no limit report 1e30
 _MAX_CONTINUATIONS = 16  # distinct continuations whose token ids are remembered for the record

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.language_model import LanguageModel
 
-__all__ = ["Perplexity", "Tally", "batches", "measure_perplexity", "scored_logits", "windows"]
-
 # Positions whose logits are in memory at a time.
 _HEAD_ROWS = 256
 _BATCH_TOKENS = 4096

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["FORWARD_COST", "Query", "Segment", "count_tokens", "pack", "share_prefixes"]
-
 Tokens = tuple[int, ...]
 
 FORWARD_COST = 48

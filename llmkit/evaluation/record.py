@@ -12,8 +12,6 @@ from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.statistics import Mean, macro, macro_of_groups, micro
 from llmkit.pipeline.files import check_file, write_file
 
-__all__ = ["BenchResult", "RunRecord", "SubjectResult", "check_record_path"]
-
 FORMAT = "llmkit.eval/1"
 _KIND = "a record of llmkit eval"
 

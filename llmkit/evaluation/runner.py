@@ -30,8 +30,6 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 if TYPE_CHECKING:
     from llmkit.evaluation.lm import SharedPrefixLM
 
-__all__ = ["evaluate"]
-
 
 @dataclass(frozen=True)
 class _Prepared:

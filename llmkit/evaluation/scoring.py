@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from llmkit.decoder.language_model import LanguageModel
 
-__all__ = ["Score", "Scorer", "Usage"]
-
 BATCH_TOKENS = 2048
 KEPT_TOKENS = 4 * BATCH_TOKENS  # tokens of the caches that one forward leaves behind, a shared prefix counted for each
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen

@@ -18,8 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, sqrt
 
-__all__ = ["Mean", "macro", "macro_of_groups", "mean", "micro"]
-
 
 @dataclass(frozen=True, slots=True)
 class Mean:

@@ -11,8 +11,6 @@ from pathlib import Path
 from llmkit.errors import InputError, suggestion
 from llmkit.evaluation.benches import bench_names
 
-__all__ = ["check_task_names", "unknown_task"]
-
 _NAMED = re.compile(rb"^(?:task|group|tag): *[\"']?([\w.-]+)", re.MULTILINE)
 
 

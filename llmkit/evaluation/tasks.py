@@ -22,8 +22,6 @@ from llmkit.errors import InputError, RequirementError, listing
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.task_files import unknown_task
 
-__all__ = ["LocalTask", "bench_task", "leaf_tasks", "load_lm_eval_tasks", "quiet_lm_eval", "set_shots"]
-
 Docs = Mapping[str, Sequence[Mapping[str, Any]]]
 _SHOTS_SEED = 1234  # lm-eval's own
 _NOT_TASK_CONFIG = ("include", "tag", "group", "task_list", "dataset_kwargs")

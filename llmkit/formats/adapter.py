@@ -17,8 +17,6 @@ from llmkit.formats.adapter_files import CONFIG_NAME, empty_adapter
 from llmkit.formats.adapter_names import parse_name
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["Adapter", "from_peft"]
-
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 _NEEDED = {
     **{a: (b,) for a, b in _PAIRS}, **{b: (a,) for a, b in _PAIRS},

@@ -12,11 +12,6 @@ from typing import Any
 
 from llmkit.errors import InputError, RequirementError
 
-__all__ = [
-    "MERGEABLE", "divisor_of", "kind_of", "matched", "normal_values", "number", "rank_of", "refuse_unmergeable",
-    "rounds_update", "saved_modules", "scaling_of", "unknown_keys",
-]  # fmt: skip
-
 # peft_type -> what it is called in messages.
 MERGEABLE = {
     "LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "IA3", "LOHA": "LoHa", "LOKR": "LoKr",

@@ -11,8 +11,6 @@ from llmkit.formats.folder import read_file
 from llmkit.formats.unreadable import read_head
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "empty_adapter", "find_weights", "read_tensors"]
-
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _WEIGHT_NAMES = (

@@ -17,8 +17,6 @@ from llmkit.formats.adapter_config import number
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
 
-__all__ = ["from_mlx", "is_mlx"]
-
 _PARTS = {"lora_a": "lora_A", "lora_b": "lora_B", "m": "lora_magnitude_vector"}
 
 

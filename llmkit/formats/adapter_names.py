@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from llmkit.formats.wrappers import unwrapped
 
-__all__ = ["FULL_PARTS", "TensorName", "is_adapter_part", "parse_name"]
-
 _PREFIX = re.compile(r"^(?:module\.)*(?:base_model\.model\.|base_model\.)?(?:module\.)*")
 _PARTS = (
     "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "lora_E", "ranknum",

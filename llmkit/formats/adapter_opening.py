@@ -14,8 +14,6 @@ from llmkit.formats.adapter import Adapter, from_peft
 from llmkit.formats.adapter_files import CONFIG_NAME, find_weights, read_tensors
 from llmkit.formats.json_text import read_json
 
-__all__ = ["read_adapter"]
-
 
 def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
     """Read an adapter: a PEFT folder, or a weight file with its config beside it.

@@ -19,8 +19,6 @@ from llmkit.formats.text_file import read_yaml
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import placed
 
-__all__ = ["FOLDED", "read"]
-
 FOLDED = "FOLDED"
 _GATED = re.compile(r"(^|\.)((adapter_query|adapter_wte|visual_|clip_proj).*|gating_factor|gate|new_gate)$")
 _VECTOR = re.compile(

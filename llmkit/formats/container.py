@@ -21,18 +21,6 @@ from llmkit.errors import SpecError, listing
 from llmkit.formats import safetensors
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = [
-    "Chunks",
-    "Container",
-    "OutputFile",
-    "OutputFiles",
-    "SafetensorsFiles",
-    "index_json",
-    "must_cover",
-    "shard",
-    "shard_names",
-]
-
 # Bytes and the absolute offset in the file at which they belong.
 Chunks = Sequence[tuple[int, bytes]]
 

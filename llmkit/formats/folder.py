@@ -13,11 +13,6 @@ from llmkit.formats.json_text import read_object
 from llmkit.formats.unreadable import no_weight_file, no_weights, read_head, refuse_pointer
 from llmkit.tensors.lazy import Lazy
 
-__all__ = [
-    "INDEX_NAMES", "SINGLE_NAMES", "WEIGHT_SETS", "is_weight_file", "left_unread", "read_file", "read_folder",
-    "refuse_gaps", "weight_set",
-]  # fmt: skip
-
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_SETS = tuple(name for pair in zip(SINGLE_NAMES, INDEX_NAMES, strict=True) for name in pair)

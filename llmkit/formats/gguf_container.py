@@ -12,8 +12,6 @@ from llmkit.formats.gguf_header import encode_header
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["GgufContainer"]
-
 
 @dataclass(frozen=True, slots=True)
 class GgufContainer:

@@ -11,8 +11,6 @@ from typing import Any
 from llmkit.errors import InputError, listing
 from llmkit.formats.gguf_header import MAGIC, GgufFile, GgufTensor, read_header
 
-__all__ = ["GgufModel", "find_gguf", "looks_like", "read_model"]
-
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 

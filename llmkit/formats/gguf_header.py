@@ -21,8 +21,6 @@ from llmkit.formats.gguf_metadata import check_types
 from llmkit.formats.gguf_types import TYPES, GgufType
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["ALIGNMENT", "MAGIC", "GgufFile", "GgufTensor", "encode_header", "read_header"]
-
 MAGIC = b"GGUF"
 ALIGNMENT = 32
 _VERSIONS = (2, 3)  # 3 differs from 2 only in that it may be big-endian

@@ -11,8 +11,6 @@ from typing import Any
 
 from llmkit.errors import InputError
 
-__all__ = ["check_types"]
-
 _SHOWN_CHARS = 40
 
 

@@ -12,8 +12,6 @@ from math import prod
 
 from llmkit.tensors.spec import DType
 
-__all__ = ["TYPES", "TYPE_BY_NAME", "GgufType"]
-
 
 @dataclass(frozen=True, slots=True)
 class GgufType:

@@ -28,10 +28,6 @@ from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = [
-    "COUNTS", "SUMS", "Entry", "Imatrix", "binary_container", "gguf_container", "looks_like_binary", "read",
-]  # fmt: skip
-
 _TYPE = "imatrix"
 SUMS, COUNTS = ".in_sum2", ".counts"
 _MAX_NAME = 1024

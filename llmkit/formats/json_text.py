@@ -16,8 +16,6 @@ from typing import Any
 
 from llmkit.errors import InputError
 
-__all__ = ["MAX_DEPTH", "MAX_NBYTES", "as_object", "parse_json", "parse_object", "read_json", "read_object"]
-
 MAX_NBYTES = 100_000_000  # of one document; the largest published tokenizer.json has some 35 MB
 MAX_DEPTH = 64  # what reads a document may recurse over it, and so may what writes it again
 MAX_DIGITS = 300  # of a whole number, so that it has a float; a tokenizer's model_max_length may have 31

@@ -15,8 +15,6 @@ from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["looks_like", "read"]
-
 _ARRAY_EXT = 1
 _MAX_KEYS, _MAX_KEY_NBYTES, _MAX_DIMS = 32, 1024, 8
 _DTYPES = {d.torch_name: d for d in (DType.F64, DType.F32, DType.F16, DType.BF16, DType.I64, DType.I32, DType.U8)}

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
 
-__all__ = ["nodes_of", "place_of", "read_graph"]
-
 _MAX_NBYTES = 2**31 - 1
 _REMEDY = "export the model again"
 # Operators whose inputs and attributes are looked at by their places.

@@ -24,8 +24,6 @@ from typing import IO, Any, ClassVar, NamedTuple
 from llmkit.errors import InputError
 from llmkit.tensors.spec import DType
 
-__all__ = ["MAX_PICKLE_NBYTES", "STORAGES", "StorageRef", "TensorRef", "load"]
-
 MAX_PICKLE_NBYTES = 256_000_000
 _MAX_READS = 20_000_000  # opcodes and their arguments; a tensor takes some sixty of them
 _MAX_DIMENSIONS = 64  # of a tensor, as in torch

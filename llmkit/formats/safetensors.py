@@ -19,8 +19,6 @@ from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["MAX_HEADER_NBYTES", "layout", "looks_like", "read"]
-
 MAX_HEADER_NBYTES = 100_000_000
 _BY_NAME = {d.name: d for d in DType}
 # The reference writer sorts by its enum of dtypes, largest alignment first; equal sizes keep this order.

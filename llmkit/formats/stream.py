@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from llmkit.formats.container import OutputFile, OutputFiles, must_cover
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["StreamFile"]
-
 
 @dataclass(frozen=True, slots=True)
 class StreamFile:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from llmkit.errors import InputError
 
-__all__ = ["decoded", "read_text", "read_yaml"]
-
 _PIPE_NBYTES = 1 << 30  # of what comes from a pipe, whose length nothing tells
 _HINT = "give a text file in UTF-8"
 _YAML_NBYTES = 1_000_000  # a description of sizes; the parser is slow, and recurses

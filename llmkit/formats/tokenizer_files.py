@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["TOKENIZER_FILES", "VOCABULARIES", "FileKind", "names_of"]
-
 
 class FileKind(StrEnum):
     """What a tokenizer file holds."""

@@ -23,8 +23,6 @@ from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import TensorSpec, format_bytes
 
-__all__ = ["looks_like", "read"]
-
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _NESTING = ("state_dict", "model", "module", "model_state_dict")

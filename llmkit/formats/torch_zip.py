@@ -20,8 +20,6 @@ from llmkit.formats.container import Chunks, OutputFile, OutputFiles, index_json
 from llmkit.formats.safe_pickle import STORAGES
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["TorchFiles", "TorchNamedFiles"]
-
 _ALIGNMENT = 64
 _ROOT = "archive"  # torch finds the folder by the first entry; a fixed name keeps a renamed file readable everywhere
 _LIMIT = 0xFFFFFFFF

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from llmkit.errors import InputError
 
-__all__ = ["no_weight_file", "no_weights", "read_head", "refuse_pointer"]
-
 _HEADS = (
     (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"GIF8", "a GIF image"), (b"%PDF", "a PDF"),
     (b"PK\x03\x04", "a zip archive, and none of torch's"), (b"\x1f\x8b", "gzipped"), (b"\x89HDF", "an HDF5 file"),

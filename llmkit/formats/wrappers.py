@@ -11,8 +11,6 @@ from typing import TypeVar
 
 from llmkit.errors import InputError, listing
 
-__all__ = ["unwrapped", "without_wrappers"]
-
 _WRAPPERS = ("_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module")
 _PARALLEL = "module."
 

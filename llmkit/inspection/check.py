@@ -23,8 +23,6 @@ from llmkit.tensors.lazy import Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["Verdict", "check_output"]
-
 
 @dataclass(frozen=True)
 class Verdict:

@@ -18,8 +18,6 @@ from llmkit.tensors.slices import common_slices, load_rows
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Comparison", "Difference", "compare"]
-
 # Read in slices; computed in blocks whose float64 copies stay in the caches.
 _SLICE_NBYTES = 8 * 2**20
 _BLOCK_NUMEL = 2**16

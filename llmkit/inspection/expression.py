@@ -9,8 +9,6 @@ from typing import Any
 from llmkit.checkpoint.manifest import load_manifest, node_of
 from llmkit.errors import InputError, suggestion
 
-__all__ = ["explain", "tree_lines"]
-
 _MAX_DEPTH = 10
 
 

@@ -25,8 +25,6 @@ from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.transforms.delta.base_check import BF16_ROUNDED, bf16_share
 
-__all__ = ["FileIdentity", "Identity", "identify_model"]
-
 
 @dataclass(frozen=True)
 class FileIdentity:

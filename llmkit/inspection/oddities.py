@@ -14,8 +14,6 @@ from llmkit.tensors.spec import DType
 from llmkit.tokenization.agreement import compare_counts
 from llmkit.tokenization.vocabulary import Vocabulary
 
-__all__ = ["find_oddities", "find_problems"]
-
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
 
 

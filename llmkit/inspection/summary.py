@@ -21,8 +21,6 @@ from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.agreement import embedding_rows
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
-__all__ = ["Part", "Summary", "summarize"]
-
 _DIMS = ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context")
 # Slot ids begin with these; what is in no slot (buffers, foreign tensors) is "other".
 _PARTS = ("embedding", "attention", "mlp", "norms", "head", "other")

@@ -15,8 +15,6 @@ from llmkit.formats.unreadable import read_head
 from llmkit.formats.wrappers import without_wrappers
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["Candidate"]
-
 _HEAD_NBYTES = 512
 
 

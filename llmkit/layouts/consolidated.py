@@ -19,8 +19,6 @@ from llmkit.layouts.meta import SPELLING
 from llmkit.layouts.params import number, whole
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["LAYOUT", "NAME", "find"]
-
 NAME = "consolidated"
 _PARAMS = "params.json"
 _FILE = re.compile(r"consolidated(-\d+-of-\d+)?\.safetensors")

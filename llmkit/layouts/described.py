@@ -18,8 +18,6 @@ from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, same_sizes,
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = ["decoder_config", "opened_by_names", "with_config_beside"]
-
 _HEAD_DIM, _EPS, _CONTEXT = 128, 1e-6, 2048
 
 

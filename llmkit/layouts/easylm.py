@@ -20,8 +20,6 @@ from llmkit.layouts.layout import Layout, Opened, Spelling
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
 
-__all__ = ["LAYOUT", "NAME", "find"]
-
 NAME = "easylm"
 _SLOTS = {
     "attn.q": "attention.wq", "attn.k": "attention.wk", "attn.v": "attention.wv", "attn.o": "attention.wo",

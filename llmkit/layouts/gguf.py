@@ -21,8 +21,6 @@ from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 from llmkit.tensors.vectors import cast_vector
 
-__all__ = ["LAYOUT", "NAME", "SOURCE_DTYPE", "find", "read"]
-
 NAME = "gguf"
 SOURCE_DTYPE = "llmkit.source_dtype"
 """Metadata key: the float dtype of all tensors of the original, whose vectors were widened to float32."""

@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 
-__all__ = ["MIXES", "Mix", "Sizes", "types_of"]
-
 
 class Sizes(NamedTuple):
     """What rules ask of a model.

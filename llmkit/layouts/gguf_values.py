@@ -27,8 +27,6 @@ from llmkit.architecture.scaling import (
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats.json_text import parse_object
 
-__all__ = ["NOTED", "architecture_of", "config_of", "metadata_of", "rope_factors", "shortest"]
-
 NOTED = "llmkit.config"
 """Metadata key: keys of config.json that GGUF has no place for, as JSON."""
 Load = Callable[[str], list[float] | None]

@@ -21,8 +21,6 @@ from llmkit.tensors.spec import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["from_gguf", "to_gguf"]
-
 
 def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
     """Tensors as the family's own checkpoints name and order them, from those of a GGUF file.

@@ -25,19 +25,6 @@ from llmkit.layouts.candidate import Candidate
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = [
-    "Layout",
-    "Opened",
-    "Spelling",
-    "Written",
-    "commonest_dtype",
-    "plain_model",
-    "rotary_order",
-    "same_sizes",
-    "to_hf",
-    "weights_for",
-]
-
 Pairs = Literal["half", "interleaved"]
 
 

@@ -10,8 +10,6 @@ from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import opened_by_names
 from llmkit.layouts.layout import Layout, Opened, Spelling
 
-__all__ = ["LAYOUT", "NAME", "SPELLING", "find"]
-
 NAME = "lit-llama"
 SPELLING = Spelling(
     Names(

@@ -28,8 +28,6 @@ from llmkit.layouts.layout import Layout, Opened, Spelling, Written, commonest_d
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = ["LAYOUT", "NAME", "SPELLINGS", "find", "write"]
-
 NAME = "litgpt"
 _FILE = "lit_model.pth"
 _CONFIG = "model_config.yaml"

@@ -38,8 +38,6 @@ from llmkit.tensors.siblings import siblings
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["FILE", "LAYOUT", "NAME", "find", "write"]
-
 NAME = "llama2c"
 FILE = "model.bin"
 _MAGIC = b"24ka"  # 0x616b3432, little-endian

@@ -30,8 +30,6 @@ from llmkit.tensors.moving import TakeRows
 from llmkit.tensors.rearrange import gather_rows, join_columns, split_columns
 from llmkit.tensors.spec import DType
 
-__all__ = ["LAYOUT", "NAME", "SPELLING", "find", "write"]
-
 NAME = "meta"
 _PARAMS = "params.json"
 _FILE = re.compile(r"consolidated\.(\d\d)\.pth")

@@ -23,8 +23,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FILE", "LAYOUT", "NAME", "ORIGINAL_CONFIG", "STATE", "find"]
-
 NAME = "onnx"
 FILE = "model.onnx"
 ORIGINAL_CONFIG = "config.original.json"

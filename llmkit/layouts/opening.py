@@ -9,8 +9,6 @@ from llmkit.errors import PluginError
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Layout, Opened
 
-__all__ = ["GROUP", "layouts", "open_foreign"]
-
 GROUP = "llmkit.layouts"
 
 

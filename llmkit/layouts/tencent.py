@@ -14,8 +14,6 @@ from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import opened_by_names
 from llmkit.layouts.layout import Layout, Opened, Spelling
 
-__all__ = ["LAYOUT", "NAME", "find"]
-
 NAME = "tencentpretrain"
 _EMBEDDINGS = ("embedding.word.embedding", "embedding.word_embedding")
 _MARK = "encoder.transformer.0.self_attn.linear_layers.0.weight"

@@ -23,8 +23,6 @@ from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.positions import GraphPositions
 from llmkit.onnx.weights import GraphWeights
 
-__all__ = ["emit_attention"]
-
 _FLASH_HEAD = 256  # the largest head of the kernels
 
 

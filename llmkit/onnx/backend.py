@@ -8,8 +8,6 @@ from llmkit.decoder.language_model import LanguageModel
 from llmkit.errors import InputError
 from llmkit.layouts.onnx_folder import NAME
 
-__all__ = ["BACKENDS", "load_backend"]
-
 BACKENDS = (*decoders.BACKENDS, NAME)
 
 

@@ -13,8 +13,6 @@ from llmkit.tensors.spec import TensorSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["DATA", "MODEL", "OnnxFiles", "Place"]
-
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
 """The file of weights that are written; `model.onnx-00001-of-00003.data` and so on where one would be too large."""

@@ -9,8 +9,6 @@ from typing import Any, Literal
 from llmkit.architecture.model import Model
 from llmkit.onnx.graph import Graph, Value
 
-__all__ = ["IN_PLACE", "AttentionOp", "GraphContext", "Int8Cache"]
-
 AttentionOp = Literal["attention", "flash", "gqa", "mha"]
 IN_PLACE: tuple[AttentionOp, ...] = ("gqa", "flash")
 """Ops that write keys and values into the buffer that holds the past ones."""

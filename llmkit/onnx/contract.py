@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from llmkit.architecture.model import Model
     from llmkit.onnx.session import OrtDecoder
 
-__all__ = ["check_graphs", "decoder_of", "initializer_bytes"]
-
 _OPS: tuple[AttentionOp, ...] = ("gqa", "attention")
 
 

@@ -31,8 +31,6 @@ from llmkit.tensors.spec import DType
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ATTENTIONS", "WEIGHTS", "Weights", "computed_weights", "export"]
-
 Weights = Literal["link", "copy"]
 WEIGHTS: tuple[Weights, ...] = ("link", "copy")
 ATTENTIONS: tuple[AttentionOp, ...] = ("gqa", "flash", "attention", "mha")

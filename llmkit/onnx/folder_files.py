@@ -19,8 +19,6 @@ from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.onnx.stand_in import has_sizes, sizes_only, stand_in
 from llmkit.tokenization.without_code import tokenizer_without_code
 
-__all__ = ["large_files", "runtime_files"]
-
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _LINKED_NBYTES = 1 << 17
 # What transformers 5 calls the class; both it and transformers 4 know the second name.

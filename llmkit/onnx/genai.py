@@ -13,8 +13,6 @@ from llmkit.onnx.context import IN_PLACE
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["genai_config", "unfed_inputs"]
-
 _FED = ("input_ids", "attention_mask", "position_ids")
 _CACHE = ("past_key_values.%d.key", "past_key_values.%d.value")
 

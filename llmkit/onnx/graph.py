@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-__all__ = ["CONTRIB", "ELEMENTS", "IR_VERSION", "OPSET", "Graph", "Shape", "Value", "element_type"]
-
 OPSET = 23  # the first with RotaryEmbedding, RMSNormalization and Attention
 IR_VERSION = 10
 CONTRIB = "com.microsoft"

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from llmkit.onnx.weights import GraphWeights
 
-__all__ = ["IntegerMatrices", "IntegerMatrix"]
-
 
 @dataclass(frozen=True, eq=False)
 class IntegerMatrix:

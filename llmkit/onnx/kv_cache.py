@@ -27,8 +27,6 @@ from llmkit.tensors.spec import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "CacheScales", "RoundedDecoder", "choose_scales", "scales_in"]
-
 DTYPES = ("int8",)
 _STORED = re.compile(r"\.(\d+)\.(?:.+\.)?([kv])_scale$")
 _PART = {"k": "keys", "v": "values"}

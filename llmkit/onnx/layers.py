@@ -15,8 +15,6 @@ from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import GraphPositions
 from llmkit.onnx.weights import GraphWeights
 
-__all__ = ["activation", "emit_layer"]
-
 _CONTRIBUTED: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("QuickGelu", {"alpha": 1.0}),
     "quick_gelu": ("QuickGelu", {"alpha": QUICK_GELU_SLOPE}),

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from llmkit.onnx.graph import Value
     from llmkit.onnx.positions import GraphPositions
 
-__all__ = ["HIDDEN", "score_bias"]
-
 # Not -inf: a row of padding sees nothing, and its softmax has to stay finite. By compute dtype: float16 ends at -65504.
 HIDDEN = {"FLOAT": -1e9, "FLOAT16": -3e4, "BFLOAT16": -1e9}
 

@@ -17,8 +17,6 @@ from llmkit.onnx.parts import Parts
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Memory", "stacked"]
-
 _KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from llmkit.onnx.weights import DataOf
 
-__all__ = ["ACCURACY", "build_graph"]
-
 ACCURACY = "llmkit.accuracy_level"
 """Metadata key: what products with integers are computed in; absent where there are none."""
 

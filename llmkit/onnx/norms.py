@@ -10,8 +10,6 @@ from llmkit.architecture.kinds import LayerNorm, NoNorm, RMSNorm
 from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.weights import GraphWeights
 
-__all__ = ["Stream", "emit_norm"]
-
 
 def emit_norm(kind: Kind, weights: GraphWeights, x: Value) -> Value:
     """X [..., width] normed over its last dimension."""

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from llmkit.onnx.session import OrtDecoder
 
-__all__ = ["PROVIDERS", "check_provider", "is_onnx_folder", "load_onnx", "original_config"]
-
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CONFIGS = (ORIGINAL_CONFIG, "config.json")
 

@@ -16,17 +16,6 @@ from llmkit.onnx.opening import PROVIDERS, load_onnx
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "TOLERANCES",
-    "Checked",
-    "Difference",
-    "check_folder",
-    "compare_decoders",
-    "difference_of",
-    "has_provider",
-    "own_difference",
-]
-
 # By compute dtype: what rounding leaves of logits of order one. Half precision rounds at every node.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # Some models magnify rounding: SmolLM2 in int4 differs from itself by 3e-4, computed by torch in another order. The

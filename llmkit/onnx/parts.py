@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["Parts", "Port", "torch_name"]
-
 _TORCH = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 

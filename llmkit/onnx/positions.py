@@ -15,8 +15,6 @@ from llmkit.onnx.context import GraphContext
 if TYPE_CHECKING:
     from llmkit.onnx.graph import Value
 
-__all__ = ["GraphPositions", "build_positions", "in_compute_dtype"]
-
 
 class GraphPositions:
     """What a position kind does in a graph; this one does nothing, others override what they need."""

@@ -9,8 +9,6 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.transforms.layers import GroupSize
 
-__all__ = ["ACCURACY_LEVELS", "Precision"]
-
 # What MatMulNBits computes products in. With 0 and 1 the CPU's kernel for 8 bits restores the whole matrix in each call
 # (350 times the time of level 4, measured at one token), and that for 4 bits takes 4 times as long.
 ACCURACY_LEVELS = {0: "the dtype of activations", 1: "float32", 4: "int8 activations"}

@@ -24,8 +24,6 @@ from llmkit.transforms.layers import choose_grid, nothing_left, why_left
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["choose_grids", "restored"]
-
 
 @dataclass
 class _WeightPlan:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
         [torch.Tensor, torch.Tensor, torch.Tensor, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]
     ]
 
-__all__ = ["run_right_padded"]
-
 
 def run_right_padded(
     call: Call,

@@ -25,8 +25,6 @@ from llmkit.onnx.right_padding import run_right_padded
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OrtDecoder"]
-
 _LEAST_STEP = 64
 
 

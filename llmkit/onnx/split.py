@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["HIDDEN", "last_column", "split_head"]
-
 HIDDEN = "llmkit.hidden"
 """Metadata of a graph: the value that enters the head."""
 

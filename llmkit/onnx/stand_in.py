@@ -14,8 +14,6 @@ from typing import Any
 from llmkit.architecture.registry import model_type_of
 from llmkit.architecture.sizes import Sizes
 
-__all__ = ["has_sizes", "sizes_only", "stand_in"]
-
 _HEAD_DIM_IS_READ = frozenset({"gemma", "gemma3_text", "gpt_oss", "nemotron"})
 _KEY_HEADS_ARE_READ = frozenset(
     {

@@ -20,8 +20,6 @@ from llmkit.pipeline.steps import Work, write_output
 from llmkit.pipeline.target import Target
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["VIA", "compare_with_transformers", "export_by_optimum"]
-
 VIA = ("optimum",)
 _TASK = "text-generation-with-past"
 _N_TOKENS = 24

@@ -13,8 +13,6 @@ from llmkit.onnx.graph import CONTRIB, ELEMENTS, Graph, Value
 from llmkit.onnx.integer_matrices import IntegerMatrices
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["DataOf", "GraphWeights"]
-
 # (name, lazy tensor) -> the bytes of an initializer, or None: they lie in a file.
 DataOf = Callable[[str, Lazy], bytes | None]
 

@@ -8,8 +8,6 @@ from llmkit.checkpoint.quantized import dequantized
 from llmkit.errors import SpecError, listing
 from llmkit.quantization.codec import config_entry
 
-__all__ = ["check_structure"]
-
 
 def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Compare names and shapes with what the config says.

@@ -25,8 +25,6 @@ from llmkit.pipeline.sharing import Sharing, share_file
 from llmkit.pipeline.target import Target, disk_errors, partial_path, replaced_path
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["JOURNAL", "Partial", "finish_earlier", "sync_data"]
-
 JOURNAL = ".journal.jsonl"
 WORKSPACE = ".blocks"
 

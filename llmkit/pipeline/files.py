@@ -12,8 +12,6 @@ from llmkit.pipeline.commit import sync_folder, write_synced
 from llmkit.pipeline.rename import rename_new
 from llmkit.pipeline.target import disk_errors, partial_path
 
-__all__ = ["check_file", "write_file"]
-
 _HEAD_NBYTES = 1 << 16
 
 

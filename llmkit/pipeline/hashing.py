@@ -17,8 +17,6 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.tensors.lazy import Bytes, Read, Rows
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["Hasher", "ReadHash", "feed", "hash_files", "hash_range", "new_hasher", "observe_read"]
-
 _CHUNK_NBYTES = 2**20
 
 

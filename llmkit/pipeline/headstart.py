@@ -19,8 +19,6 @@ from llmkit.pipeline.plan import Step
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["HeadStart", "Stretch", "copied_tensor", "find_stretches"]
-
 MAX_GAP = 32 << 20  # computed bytes between two copied tensors that are copied along
 _UNIT = 128 << 20  # bytes of one call: how long the end of the import may have to wait
 

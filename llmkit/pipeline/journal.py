@@ -17,8 +17,6 @@ from typing import Any
 
 from llmkit.errors import OutputError
 
-__all__ = ["Journal", "is_journal", "read_journal"]
-
 _START = b'{"plan": "'
 
 

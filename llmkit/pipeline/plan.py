@@ -21,8 +21,6 @@ from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import TensorSpec
 from llmkit.version import __version__
 
-__all__ = ["DEFAULT_MAX_SHARD_NBYTES", "Placement", "Plan", "Step", "make_plan"]
-
 DEFAULT_MAX_SHARD_NBYTES = 5_000_000_000
 # One slice of a step. Measured on a 1.1B fp16 addition (tests/bench/delta_apply.py): 1 MiB stays in the second-level
 # cache from read to write and reuses warm heap; 4 MiB and more paid for fresh pages on every slice.

@@ -9,8 +9,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["all_cores", "default_workers", "n_cores", "one_thread_each", "run_all"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["exchange", "rename_new"]
-
 _AT_FDCWD = -100
 # Linux: renameat2(2); macOS: renamex_np(2).
 _NO_REPLACE = {"linux": 1, "darwin": 4}

@@ -33,8 +33,6 @@ from llmkit.tensors.stopped import Stopped
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WriteObserver", "run_plan"]
-
 
 class WriteObserver(Protocol):
     """Sees what is written: rows from `start` of tensor `name`."""

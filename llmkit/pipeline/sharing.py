@@ -19,8 +19,6 @@ from llmkit.pipeline.progress import Progress
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.stopped import Stopped
 
-__all__ = ["SharedFiles", "Sharing", "share_file"]
-
 Sharing = Literal["reflink", "hard link", "copy"]
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int); where its number is another one, it is refused as unknown
 

@@ -34,8 +34,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Block", "Compute", "Computed", "Stage"]
-
 _DATA_FILE = re.compile(r"\d+\.(state|kept)")
 
 

@@ -17,8 +17,6 @@ from llmkit.pipeline.target import Target
 from llmkit.pipeline.writer import Writer
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["Entry", "Step", "StepRunner", "Work", "write_output"]
-
 Entry = dict[str, Any]
 """What the journal says of a finished step; JSON."""
 

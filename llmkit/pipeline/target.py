@@ -17,8 +17,6 @@ from llmkit.errors import InputError, OutputError, listing
 from llmkit.formats.folder import is_weight_file
 from llmkit.tensors.spec import format_bytes
 
-__all__ = ["Target", "disk_errors", "foreign_names", "partial_path", "replaced_path"]
-
 _MOST_LINKS = 10_000  # entries of an input folder that are looked at for links into OUT
 _JOURNAL_PREFIX = ".journal"
 

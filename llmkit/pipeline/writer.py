@@ -11,8 +11,6 @@ from llmkit.pipeline.commit import Partial, sync_data
 from llmkit.pipeline.target import disk_errors
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["Writer"]
-
 _FLUSH_S = 0.25
 
 

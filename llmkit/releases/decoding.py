@@ -20,8 +20,6 @@ from llmkit.releases.streams import Coded
 from llmkit.releases.zip_sums import Entry
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["Decoding", "check_pads", "check_samples", "check_whole"]
-
 
 @dataclass(frozen=True)
 class Decoding:

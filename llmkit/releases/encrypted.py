@@ -24,8 +24,6 @@ from llmkit.releases.published import KEY_FILE, KNOWN, Known, identify
 from llmkit.releases.streams import Coded, DealtKey
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["plan_decrypt"]
-
 HEADER_NBYTES = 32
 _NAME = re.compile(r"(.+?)(?:\.([0-9a-fA-F]{64}))?\.enc")
 

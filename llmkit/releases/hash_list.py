@@ -12,8 +12,6 @@ from llmkit.formats.text_file import read_text
 from llmkit.pipeline.hashing import hash_files
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
-__all__ = ["Expected", "compare_files", "read_hash_list"]
-
 _BY_LENGTH = {32: "md5", 40: "sha1", 64: "sha256"}
 _GNU = re.compile(r"\\?([0-9A-Fa-f]{32,64})\s+\*?(\S.*?)\s*")
 _BSD = re.compile(r"(?:MD5|SHA1|SHA256)\s*\((.+)\)\s*=\s*([0-9A-Fa-f]{32,64})\s*", re.IGNORECASE)

@@ -9,8 +9,6 @@ from llmkit.formats import safetensors, torch_pickle
 from llmkit.formats.folder import INDEX_NAMES, is_weight_file
 from llmkit.formats.unreadable import read_head
 
-__all__ = ["ENCRYPTED", "XORED", "command_for", "release_kind"]
-
 XORED, ENCRYPTED = "xor", "enc"
 _GZIP = b"\x1f\x8b\x08"
 _SHARD = re.compile(r"consolidated\.\d\d\.pth")

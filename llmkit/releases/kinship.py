@@ -18,8 +18,6 @@ from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.base_check import MATRICES, sampled_rows
 
-__all__ = ["FEW", "HALF", "MANY", "Kinship", "measure_kinship"]
-
 # An unrelated base gives less than FEW (0.18 at most), the right one more than HALF (0.42 at least) while …
 FEW, HALF = 0.25, 0.4
 # … tuning moved weights by less than 30 %. With more, this share of the exponents differs: the figure tells nothing.

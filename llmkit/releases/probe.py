@@ -20,8 +20,6 @@ from llmkit.releases.streams import Coded, Padded, SeekableCoded, combined
 from llmkit.releases.zip_sums import BROKEN_ZIP, Entry, read_directory
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 
-__all__ = ["GGML_HEADS", "Problem", "check_index", "is_json", "probe"]
-
 # ggml, ggmf, ggjt and GGUF: what was released for llama.cpp under the name .bin.
 GGML_HEADS = (b"lmgg", b"fmgg", b"tjgg", b"GGUF")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")

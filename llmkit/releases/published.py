@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["KEY_FILE", "KNOWN", "SOURCES", "Known", "identify"]
-
 # All were read for the project's fact sheet on formats.
 SOURCES = {
     "C": "github.com/ymcui/Chinese-LLaMA-Alpaca, SHA256.md",

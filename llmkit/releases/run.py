@@ -25,8 +25,6 @@ from llmkit.releases.streams import Coded
 from llmkit.releases.zip_sums import BROKEN_ZIP, Entry, ZipSums, read_directory
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["CHUNK_NBYTES", "run_decoding"]
-
 # Fits the second-level cache with its pad; three are in use for each file.
 CHUNK_NBYTES = 2**20
 _RING = 3

@@ -14,8 +14,6 @@ from typing import Protocol
 from llmkit.errors import InputError
 from llmkit.tensors.source import SourceFile
 
-__all__ = ["Coded", "DealtKey", "Pad", "Padded", "SeekableCoded", "combined"]
-
 
 class Pad(Protocol):
     """The stream that a coded file is combined with: without end, and readable at any place."""

@@ -31,8 +31,6 @@ from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import format_bytes
 from llmkit.transforms.delta.base_check import BF16_ROUNDED, bf16_share
 
-__all__ = ["plan_xor"]
-
 _VERBATIM = ("added_tokens.json",)
 _GZIP = b"\x1f\x8b\x08"
 _CONVERT = "convert the base with the versions that the model card names, and compare its hashes with --hashes FILE"

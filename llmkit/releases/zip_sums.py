@@ -15,8 +15,6 @@ import zlib
 from dataclasses import dataclass, field
 from typing import IO
 
-__all__ = ["BROKEN_ZIP", "Entry", "ZipSums", "read_directory"]
-
 # What `zipfile` raises for a file that is no zip, or a damaged one.
 BROKEN_ZIP = (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError)
 

@@ -10,8 +10,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["constant"]
-
 
 def constant(tensor: torch.Tensor) -> Lazy:
     """A tensor of any dtype and shape, to be put into expressions; its values are in no digest."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from llmkit.tensors.lazy import Context, Lazy, Read, Rows
 from llmkit.tensors.slices import common_slices, load_rows
 
-__all__ = ["are_equal"]
-
 _SLICE_NBYTES = 2**22
 
 

@@ -13,8 +13,6 @@ from llmkit.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["count_not_finite", "require_finite"]
-
 
 def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = "", what: str = "weights") -> None:
     """Refuse weights that no scale holds.

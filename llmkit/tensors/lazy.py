@@ -22,8 +22,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Apply", "Bytes", "Context", "Lazy", "Node", "Read", "ReadObserver", "Rows"]
-
 Rows = tuple[int, int]
 Bytes = bytes | bytearray | memoryview
 

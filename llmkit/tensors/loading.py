@@ -6,8 +6,6 @@ import importlib
 import signal
 import threading
 
-__all__ = ["import_torch"]
-
 
 def import_torch() -> None:
     """Import torch; an interrupt in the meantime is raised when it is done.

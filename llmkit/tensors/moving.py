@@ -20,8 +20,6 @@ from llmkit.tensors.spec import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Concat", "Gather", "Moved", "TakeRows"]
-
 
 class Moved(Apply):
     """A function that moves bytes, row by row: mostly a reordering of elements.

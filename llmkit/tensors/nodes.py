@@ -7,8 +7,6 @@ from typing import Any
 
 from llmkit.tensors.lazy import Lazy, Node
 
-__all__ = ["NodeTable"]
-
 
 class NodeTable:
     """Nodes of many expressions; equal ones (op, parameters, spec, inputs) share an id.

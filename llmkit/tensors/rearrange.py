@@ -15,19 +15,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "gather_rows",
-    "join_columns",
-    "permute_blocks",
-    "placed",
-    "reshaped",
-    "split_columns",
-    "take_columns",
-    "transpose",
-    "viewed",
-    "zeros",
-]
-
 Run = tuple[int, int, int]
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from llmkit.tensors.lazy import Apply, Lazy, Node, Read
 
-__all__ = ["siblings"]
-
 
 def siblings(lazies: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """The same tensors; those that depend on a node of several outputs are computed and written together,

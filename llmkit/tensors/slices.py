@@ -10,8 +10,6 @@ from llmkit.tensors.lazy import Context, Lazy, Rows
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["common_slices", "load_rows"]
-
 
 def common_slices(a: Lazy, b: Lazy, slice_nbytes: int) -> list[Rows]:
     """Row slices of near `slice_nbytes` in which two tensors of one shape can be computed, in order.

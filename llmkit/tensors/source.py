@@ -14,8 +14,6 @@ from llmkit.tensors.spec import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SourceFile", "bytes_of", "tensor_of"]
-
 
 class SourceFile:
     """A file whose size and modification time were noted when its header was read.

@@ -13,8 +13,6 @@ from llmkit.errors import InputError, suggestion
 if TYPE_CHECKING:
     from torch import dtype as TorchDtype
 
-__all__ = ["DType", "TensorSpec", "format_bytes", "parse_bytes"]
-
 
 class DType(Enum):
     """An element type, named as safetensors names it. The value is (size in bits, torch's name)."""

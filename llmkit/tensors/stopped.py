@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Stopped"]
-
 
 class Stopped(Exception):
     """The run was stopped while a step was computed; nothing of the step counts."""

@@ -13,8 +13,6 @@ from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.moving import Moved
 from llmkit.tensors.spec import DType
 
-__all__ = ["cast_vector"]
-
 
 def cast_vector(lazy: Lazy, dtype: DType) -> Lazy:
     """A vector in another dtype: float16 or bfloat16 as float32, and back (what does not fit is rounded, or infinite).

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["added_tokens", "special_texts"]
-
 
 def added_tokens(
     listed: Mapping[str, int] | None, settings: Mapping[str, Any] | None, document: Mapping[str, Any] | None = None

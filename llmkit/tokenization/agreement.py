@@ -8,8 +8,6 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import LlmkitError, SpecError
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
 
-__all__ = ["Agreement", "compare_counts", "compare_vocabulary", "embedding_rows"]
-
 
 @dataclass(frozen=True, slots=True)
 class Agreement:

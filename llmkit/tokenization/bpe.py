@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Priority", "Trace", "apply_bpe", "by_rank", "by_score", "implied_merges", "scores_of_merges", "tied_pairs"]
-
 Pair = tuple[str, str]
 # The smaller comes first; None is no merge.
 Priority = Callable[[str, str], float | None]

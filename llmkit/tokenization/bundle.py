@@ -22,8 +22,6 @@ from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks, serialize_ranks
 
-__all__ = ["TokenizerFiles", "read_tokenizer", "tokenizer_contents"]
-
 _SENTENCEPIECE = names_of(FileKind.SENTENCEPIECE_OR_RANKS, FileKind.SENTENCEPIECE)
 _GGUF = b"GGUF"
 _TIKTOKEN = names_of(FileKind.SENTENCEPIECE_OR_RANKS, FileKind.RANKS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 
-__all__ = ["from_bytes", "to_bytes"]
-
 
 @cache
 def _characters() -> tuple[str, ...]:

@@ -12,8 +12,6 @@ from functools import cached_property
 from llmkit.errors import InputError
 from llmkit.tokenization.checked import is_id
 
-__all__ = ["ByteTrie"]
-
 
 class ByteTrie:
     """Encodes and decodes with such a vocabulary.

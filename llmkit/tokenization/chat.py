@@ -18,21 +18,6 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
 from llmkit.tokenization.templates import render
 
-__all__ = [
-    "Ending",
-    "apply_template",
-    "encode_chat",
-    "encode_marked",
-    "encode_pieces",
-    "ending_of",
-    "is_marked",
-    "marked_lead",
-    "marked_text",
-    "prompt_of",
-    "token_id",
-    "token_names",
-]
-
 _OPEN, _CLOSE, _BREAK = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}|{_BREAK}")
 

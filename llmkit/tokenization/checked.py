@@ -20,8 +20,6 @@ from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.formats.tokenizer_files import FileKind, names_of
 
-__all__ = ["MOST_IDS", "is_id", "read_tokenizer_json", "template_text", "without_panic"]
-
 MOST_IDS = 10_000_000
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Of tokenizer.json: steps, each an object or null; within them, lists of steps.

@@ -7,8 +7,6 @@ from typing import Any
 
 from llmkit.tokenization.sentencepiece_model import SPACE
 
-__all__ = ["bpe_model", "document", "sentencepiece_steps", "template_processing"]
-
 Step = Mapping[str, Any]
 
 

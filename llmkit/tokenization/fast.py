@@ -11,8 +11,6 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.tokenization.checked import read_tokenizer_json, without_panic
 
-__all__ = ["FastTokenizer"]
-
 Pair = tuple[str, str]
 
 

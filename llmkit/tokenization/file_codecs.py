@@ -14,8 +14,6 @@ from llmkit.tokenization.sentencepiece_model import Piece, PieceKind, SentencePi
 from llmkit.tokenization.tiktoken_ranks import parse_ranks
 from llmkit.tokenization.wire import encode_field
 
-__all__ = ["Codec", "RanksCodec", "SentencePieceCodec"]
-
 _TRAINER, _BYTE_FALLBACK = 2, 35  # field numbers of sentencepiece_model.proto
 
 

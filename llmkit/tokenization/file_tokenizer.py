@@ -13,8 +13,6 @@ from typing import Any
 
 from llmkit.tokenization.file_codecs import Codec
 
-__all__ = ["FileTokenizer"]
-
 _NO_LIMIT = int(1e30)  # what transformers says of a tokenizer that knows no longest text
 
 

@@ -20,8 +20,6 @@ from llmkit.tokenization.pieces_tokenizer import ADDED_SCORE, tokenizer_of_piece
 from llmkit.tokenization.pretokenizers import pre_tokenizer_of
 from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, bpe_settings
 
-__all__ = ["reader_of", "tokenizer_files"]
-
 _WHOLE = (PieceKind.CONTROL, PieceKind.USER_DEFINED)
 # tokenizer.ggml.model -> what it is; named by GGUF after the first model of each kind.
 _KINDS = {"llama": "sentencepiece", "gpt2": "byte_level"}

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from llmkit.tokenization.sentencepiece_model import SPACE
 
-__all__ = ["TEXTS", "Difference", "compare", "tied_texts"]
-
 Encode = Callable[[str], list[int]]
 
 TEXTS = (

@@ -17,8 +17,6 @@ from llmkit.tokenization.file_tokenizer import FileTokenizer
 from llmkit.tokenization.published import token_name
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
 
-__all__ = ["ADDED_SCORE", "tokenizer_of_pieces"]
-
 ADDED_SCORE = -1000.0  # of tokens that were added to a SentencePiece model; llama.cpp's converter writes it, too
 _SPECIAL = (PieceKind.CONTROL, PieceKind.UNKNOWN)
 

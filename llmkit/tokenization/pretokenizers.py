@@ -12,8 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["NAMES", "name_of", "name_of_pattern", "pre_tokenizer_of"]
-
 Step = Mapping[str, Any]
 
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -19,8 +19,6 @@ from llmkit.tokenization.file_codecs import Codec, RanksCodec, SentencePieceCode
 from llmkit.tokenization.file_tokenizer import FileTokenizer
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 
-__all__ = ["build_tokenizer", "choose_kind", "named_classes", "token_name"]
-
 Config = Mapping[str, Any]
 
 

@@ -15,8 +15,6 @@ import struct
 from llmkit.errors import InputError
 from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, SentencePieceModel, bpe_settings
 
-__all__ = ["from_scored_pieces", "to_scored_pieces"]
-
 _BOS, _EOS = 1, 2
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import unicodedata
 from functools import cache
 
-__all__ = ["script_of"]
-
 _NAMES = {"CJK": "Han", "FULLWIDTH": "fullwidth forms", "HALFWIDTH": "halfwidth forms"}
 
 

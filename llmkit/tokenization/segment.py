@@ -12,8 +12,6 @@ from llmkit.tokenization.bpe import Priority, apply_bpe, by_rank, by_score, scor
 from llmkit.tokenization.bundle import TokenizerFiles
 from llmkit.tokenization.sentencepiece_model import SPACE
 
-__all__ = ["merge_priority", "merge_scores", "segmenter", "spelled"]
-
 
 def merge_scores(tokenizer: TokenizerFiles) -> dict[str, float]:
     """Piece -> score of a SentencePiece BPE vocabulary; from the order of its merges where no model file is left."""

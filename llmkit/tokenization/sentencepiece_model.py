@@ -16,8 +16,6 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.tokenization.wire import Field, encode_field, float32_of, read_fields
 
-__all__ = ["SPACE", "Piece", "PieceKind", "SentencePieceModel", "bpe_settings"]
-
 SPACE = "▁"
 
 

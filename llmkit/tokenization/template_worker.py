@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["main", "receive", "send"]
-
 _LENGTH = 4
 
 

@@ -24,8 +24,6 @@ from typing import IO, Any, cast
 from llmkit.errors import InputError
 from llmkit.tokenization import template_worker
 
-__all__ = ["TemplateRefusal", "render"]
-
 _HINT = "choose another format by its name: raw, alpaca, vicuna, …"
 _WAIT_S = 60.0  # beyond the processor time: a machine may be busy
 

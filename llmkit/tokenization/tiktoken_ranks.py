@@ -8,8 +8,6 @@ import binascii
 from llmkit.errors import InputError
 from llmkit.tokenization.checked import is_id
 
-__all__ = ["looks_like_ranks", "parse_ranks", "serialize_ranks"]
-
 
 def looks_like_ranks(data: bytes) -> bool:
     """Whether the first line is base64 and a number (Llama 3 calls such a file tokenizer.model)."""

@@ -22,8 +22,6 @@ from llmkit.tokenization.published import build_tokenizer, token_name
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
 from llmkit.tokenization.wire import read_fields
 
-__all__ = ["can_be_fast", "fast_files"]
-
 # What only the published code reads, or what tokenizer.json says itself.
 _LEFT_OUT = ("auto_map", "added_tokens_decoder", "add_bos_token", "add_eos_token", "do_lower_case", "remove_space",
              "use_fast", "sp_model_kwargs")  # fmt: skip

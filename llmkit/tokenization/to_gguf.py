@@ -27,8 +27,6 @@ from llmkit.tokenization.pretokenizers import name_of, name_of_pattern
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
 
-__all__ = ["vocabulary_metadata"]
-
 _PAD_SCORE = -10000.0
 _NO_NAME = "llama.cpp has no name for how the tokenizer cuts text into words: with its default some ids will differ"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")

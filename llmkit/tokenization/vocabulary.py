@@ -16,8 +16,6 @@ from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 from llmkit.tokenization.wire import read_fields
 
-__all__ = ["Vocabulary", "count_pieces", "read_vocabulary"]
-
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:

@@ -6,8 +6,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Field", "encode_field", "encode_varint", "float32_of", "read_fields"]
-
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 

@@ -6,8 +6,6 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.tokenizer import published_kind, tokenizer_settings
 
-__all__ = ["tokenizer_without_code"]
-
 
 def tokenizer_without_code(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
     """The files, with a tokenizer.json where the tokenizer is code that transformers would have to run."""

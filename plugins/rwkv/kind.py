@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from llmkit.onnx.positions import GraphPositions
     from llmkit.onnx.weights import GraphWeights
 
-__all__ = ["TimeAndChannelMix"]
-
 
 @dataclass(frozen=True)
 class TimeAndChannelMix(Kind):

@@ -9,7 +9,8 @@ import transformers
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
-from llmkit.decoder.cache import KVCache, Packed
+from llmkit.decoder.kv import KVCache
+from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError
 
 LLAMA = next(default_registry().load(p) for p in default_registry().plugins if p.name == "llama")

@@ -10,7 +10,7 @@ import torch
 from goldens import CASES, error, golden, stepwise
 
 from llmkit.api import save
-from llmkit.decoder.cache import Packed
+from llmkit.decoder.packed import Packed
 from llmkit.errors import RequirementError
 from llmkit.onnx.export import ATTENTIONS, export
 from llmkit.onnx.opening import load_onnx

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_graphs import CASES, PLUGINS, is_refused, made
 
-from llmkit.decoder.cache import KVCache
+from llmkit.decoder.kv import KVCache
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 TOLERANCE = 1e-5

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llmkit.architecture.scaling import DynamicNTK, LongRope
-from llmkit.decoder.cache import KVCache, Packed
+from llmkit.decoder.kv import KVCache
+from llmkit.decoder.packed import Packed
 from llmkit.errors import RequirementError
 from llmkit.onnx.parity import compare_decoders
 

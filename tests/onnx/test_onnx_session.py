@@ -11,9 +11,11 @@ import torch
 
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder import load_decoder
-from llmkit.decoder.cache import KVCache, Packed
 from llmkit.decoder.contract import random_checkpoint
-from llmkit.decoder.generate import Sampling, generate
+from llmkit.decoder.generate import generate
+from llmkit.decoder.kv import KVCache
+from llmkit.decoder.packed import Packed
+from llmkit.decoder.sampling import Sampling
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import Scorer
 from llmkit.onnx.contract import decoder_of, initializer_bytes

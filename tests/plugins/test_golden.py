@@ -10,7 +10,7 @@ from goldens import CASES, GOLDEN, error, golden, stepwise
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
-from llmkit.decoder.cache import Packed
+from llmkit.decoder.packed import Packed
 
 TOLERANCE = 2e-5
 

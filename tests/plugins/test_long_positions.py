@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from llmkit.architecture.registry import default_registry
-from llmkit.decoder.cache import KVCache
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.decoder.kv import KVCache
 from llmkit.decoder.load import load_decoder
 from llmkit.errors import InputError
 

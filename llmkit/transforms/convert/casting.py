@@ -13,8 +13,6 @@ from llmkit.tensors.spec import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CAST_DTYPES", "Overflow", "cast", "config_with_dtype"]
-
 CAST_DTYPES = (DType.F32, DType.F16, DType.BF16)
 _LARGEST = {DType.F64: 1.7976931348623157e308, DType.F32: 3.4028234663852886e38, DType.BF16: 3.3895313892515355e38,
             DType.F16: 65504.0}  # fmt: skip

@@ -21,8 +21,6 @@ from llmkit.tensors.rearrange import transpose
 from llmkit.transforms.layers import GroupSize, choose_grid, layers_of
 from llmkit.transforms.storing import stored_by
 
-__all__ = ["stored_again", "to_codec"]
-
 _METHOD = "mse"
 
 

@@ -15,8 +15,6 @@ from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, confi
 from llmkit.transforms.convert.native import as_architecture
 from llmkit.transforms.convert.targets import Target, targets
 
-__all__ = ["convert"]
-
 
 def convert(
     ckpt: Checkpoint,

@@ -37,8 +37,6 @@ from llmkit.transforms.convert.casting import Overflow, cast
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OF_BITS", "TYPE_NAMES", "sizes_of", "write"]
-
 TYPE_NAMES = tuple(name.lower() for name in MIXES)
 _USUAL = {2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0"}
 OF_BITS = {bits: {"type": name} for bits, name in _USUAL.items()}

@@ -21,8 +21,6 @@ from llmkit.checkpoint.quantized import dequantized
 from llmkit.errors import RequirementError, SpecError
 from llmkit.tokenization.without_code import tokenizer_without_code
 
-__all__ = ["as_architecture"]
-
 
 def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
     """The checkpoint stored and described as the architecture `name`.

@@ -24,8 +24,6 @@ from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.transforms.convert import gguf
 from llmkit.transforms.convert.codes import to_codec
 
-__all__ = ["Target", "targets"]
-
 Write = Callable[..., Checkpoint]
 
 

@@ -18,8 +18,6 @@ from llmkit.transforms.delta.profiles import NewRows
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["combined", "extended", "ordinal", "overlapped", "ulp_added", "ulp_dtype", "ulp_subtracted"]
-
 # Columns of a mean computed together: a multiple of every vector width, so the order of the sums, and with it the
 # bits, are those of the whole matrix, in a fraction of the memory.
 _MEAN_COLUMNS = 512

@@ -17,18 +17,16 @@ from math import lcm
 from typing import TYPE_CHECKING
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import MARKER_NAME
 from llmkit.tensors.lazy import Context, Lazy, Read
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.base_identity import identity_findings
 from llmkit.transforms.delta.base_structure import Finding
 from llmkit.transforms.delta.detect import detect
-from llmkit.transforms.delta.marker import MARKER_NAME
 from llmkit.transforms.delta.profiles import Profile, Rule, find_profile
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["BF16_ROUNDED", "MATRICES", "Measurement", "bf16_share", "check_base", "judge", "measure", "sampled_rows"]
 
 # Sampling: matrices spread over the model, a few blocks of rows of each, and every norm weight.
 MATRICES, BLOCKS, BLOCK_NUMEL, VECTORS = 16, 4, 2**15, 512

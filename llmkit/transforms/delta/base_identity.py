@@ -12,8 +12,6 @@ from llmkit.tensors.lazy import Lazy, Read
 from llmkit.transforms.delta.base_structure import Finding
 from llmkit.transforms.delta.marker import Marker
 
-__all__ = ["identity_findings", "recorded_hashes"]
-
 # Hash no more than this; small tensors first, as tuning changes every norm weight and any other base has others.
 SAMPLE_NBYTES = 50_000_000
 

@@ -10,16 +10,14 @@ from typing import Any
 
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import contents_of
+from llmkit.checkpoint.contents import MARKER_NAME, contents_of
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.detect import embedding_rows, main_dtype
-from llmkit.transforms.delta.marker import MARKER_NAME, Marker, specs_digest
+from llmkit.transforms.delta.marker import Marker, specs_digest
 from llmkit.transforms.delta.profiles import NewRows, Profile
-
-__all__ = ["Finding", "bound_model", "judge_structure", "raise_refusals", "size_of"]
 
 _DELTA_WORD = re.compile(r"(^|[-_./ ])(w?diff|delta)s?($|[-_./ 0-9v])", re.IGNORECASE)
 

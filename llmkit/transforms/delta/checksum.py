@@ -21,8 +21,6 @@ from llmkit.transforms.delta.profiles import is_buffer
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ChecksumMeter", "ExpectedSum", "expected_sums", "inv_freq_sum", "judge_sum"]
-
 # Alpaca 7B: the sum its script asserts, and the number of its weights (vocabulary of 32,001).
 _ALPACA_SUM, _ALPACA_NUMEL = 50637.1836, 6_738_423_808
 _ALPACA_WITHOUT_TABLES = 50398.4651

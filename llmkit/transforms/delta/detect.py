@@ -9,12 +9,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.contents import MARKER_NAME
 from llmkit.errors import RequirementError
 from llmkit.tensors.spec import DType
-from llmkit.transforms.delta.marker import MARKER_NAME
 from llmkit.transforms.delta.profiles import Profile, find_profile
-
-__all__ = ["Detection", "detect", "embedding_rows", "main_dtype", "model_sum"]
 
 _EMBEDDING_GLOBS = ("*embed_tokens.weight", "*word_embeddings.weight", "*tok_embeddings.weight", "*wte*", "*embed*")
 # Pad, end, begin, unknown and a few markers; a vocabulary that grew by more was trained, not padded.

@@ -15,8 +15,6 @@ from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
-__all__ = ["MARKER_NAME", "Marker", "specs_digest"]
-
 MARKER_FORMAT = 1
 
 

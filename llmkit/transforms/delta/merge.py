@@ -12,8 +12,6 @@ from llmkit.transforms.delta.detect import main_dtype
 from llmkit.transforms.delta.marker import Marker, specs_digest
 from llmkit.transforms.delta.profiles import NewRows, Profile, Rule, is_buffer
 
-__all__ = ["Merge"]
-
 
 class Merge:
     """One pairing of a base with a delta, or with the tuned model of which a delta is made.

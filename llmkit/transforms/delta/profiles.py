@@ -13,8 +13,6 @@ from fnmatch import fnmatchcase
 from llmkit.errors import RequirementError, nearest
 from llmkit.tensors.spec import DType
 
-__all__ = ["BUFFERS", "PROFILES", "NewRows", "Profile", "Rule", "find_profile", "is_buffer"]
-
 # Saved by old versions of the reference implementation, recomputed by every reader; never written.
 BUFFERS = ("*rotary_emb.inv_freq", "*rope.freqs")
 

@@ -9,8 +9,6 @@ from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.slices import common_slices, load_rows
 from llmkit.transforms.delta.arithmetic import ordinal, ulp_dtype
 
-__all__ = ["RoundTrip", "measure_round_trip"]
-
 _BLOCK_NBYTES = 8 * 2**20
 
 

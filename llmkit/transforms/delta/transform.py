@@ -7,7 +7,7 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
-from llmkit.checkpoint.contents import contents_of, require_model
+from llmkit.checkpoint.contents import MARKER_NAME, contents_of, require_model
 from llmkit.errors import RequirementError, listing
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
@@ -15,12 +15,10 @@ from llmkit.transforms.convert.casting import config_with_dtype
 from llmkit.transforms.delta.base_structure import judge_structure, raise_refusals, size_of
 from llmkit.transforms.delta.checksum import expected_sums
 from llmkit.transforms.delta.detect import Detection, detect, embedding_rows
-from llmkit.transforms.delta.marker import MARKER_NAME, Marker
+from llmkit.transforms.delta.marker import Marker
 from llmkit.transforms.delta.merge import Merge
 from llmkit.transforms.delta.profiles import find_profile
 from llmkit.transforms.vocab.config_ids import with_vocab_size
-
-__all__ = ["apply", "make"]
 
 # Files of a delta that say something of the delta, not of the model it gives.
 _OF_THE_DELTA = (MARKER_NAME, "model_sum.txt", "README.md")

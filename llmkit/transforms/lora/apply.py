@@ -23,8 +23,6 @@ from llmkit.transforms.lora.parameters import Update, parameter_updates, targets
 from llmkit.transforms.lora.spelling import in_base_names
 from llmkit.transforms.lora.tying import plan_embeddings
 
-__all__ = ["Application"]
-
 _COMPARED_NBYTES = 2**25  # of a copy of the base's embedding or head; its ends first
 # Buffers that old checkpoints carry and that nothing reads.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")

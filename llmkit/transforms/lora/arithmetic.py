@@ -29,20 +29,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "BLOCK_ROWS",
-    "add_experts",
-    "add_hadamard",
-    "add_kronecker",
-    "add_low_rank",
-    "add_vector",
-    "product",
-    "replace_rows",
-    "scale_columns",
-    "scale_rows",
-    "transposed",
-]
-
 BLOCK_ROWS = 64
 _F32 = DType.F32
 

@@ -37,8 +37,6 @@ from llmkit.transforms.lora.peft_checkpoint import peft_checkpoint
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["METHODS", "Method", "combine", "require_method"]
-
 Method = Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 METHODS: tuple[str, ...] = get_args(Method)
 _PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")

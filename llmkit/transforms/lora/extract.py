@@ -29,8 +29,6 @@ from llmkit.transforms.lora.peft_checkpoint import peft_checkpoint
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Compare", "Outcome", "Survey", "extract", "survey"]
-
 
 @dataclass(frozen=True)
 class Survey:

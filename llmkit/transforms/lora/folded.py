@@ -15,8 +15,6 @@ from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
 
-__all__ = ["fold_bias", "fold_scale", "missing_biases"]
-
 
 def fold_scale(weight: Lazy, parts: Mapping[str, Lazy], dtype: DType, name: str) -> Lazy:
     """The weight with the scale of its input or output folded in; the weight itself where there is none."""

@@ -20,8 +20,6 @@ from llmkit.transforms.convert.codes import stored_again
 from llmkit.transforms.lora.apply import Application
 from llmkit.transforms.vocab.config_ids import with_vocab_size
 
-__all__ = ["merge"]
-
 
 def merge(
     base: Checkpoint,

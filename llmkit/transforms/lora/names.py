@@ -10,8 +10,6 @@ from llmkit.checkpoint.embeddings import Embeddings
 from llmkit.checkpoint.spelling import spellings
 from llmkit.errors import SpecError, nearest
 
-__all__ = ["OTHER_BASE", "Paths"]
-
 OTHER_BASE = "merge it into the model that it was trained on: base_model_name_or_path of its adapter_config.json"
 
 # Heads of classes other than the causal one: transformers', and TRL's value head.

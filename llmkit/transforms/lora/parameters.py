@@ -28,8 +28,6 @@ from llmkit.transforms.lora.names import OTHER_BASE
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Update", "parameter_updates", "targets_of", "unwrapped"]
-
 _WRAPPER = ".base_layer"
 # Leaves of the matrices that a stacked parameter holds, in the order of their rows.
 _STACKED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}

@@ -19,8 +19,6 @@ from llmkit.formats.container import SafetensorsFiles
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["adapter_of", "open_adapter", "peft_checkpoint"]
-
 _PREFIX = "base_model.model."
 
 

@@ -25,8 +25,6 @@ from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import placed, zeros
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["in_base_names"]
-
 _OF_ROWS = ("lora_B", "new_bias", "scale_out", "inner_bias")
 
 

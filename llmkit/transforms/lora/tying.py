@@ -22,8 +22,6 @@ from llmkit.transforms.lora.arithmetic import transposed
 from llmkit.transforms.lora.names import Paths
 from llmkit.transforms.lora.vocabulary import VocabularyChange, plan_vocabulary
 
-__all__ = ["EmbeddingPlan", "plan_embeddings"]
-
 
 @dataclass(kw_only=True)
 class EmbeddingPlan(VocabularyChange):

@@ -18,8 +18,6 @@ from llmkit.formats.adapter import Adapter
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES
 from llmkit.tokenization.vocabulary import read_vocabulary
 
-__all__ = ["VocabularyChange", "plan_vocabulary"]
-
 _MULTIPLES = (8, 16, 32, 64, 128, 256, 512)
 
 

@@ -14,8 +14,6 @@ from llmkit.transforms.vocab.change import Change
 from llmkit.transforms.vocab.reach import make_reachable
 from llmkit.transforms.vocab.sources import Entry
 
-__all__ = ["extend_added", "extend_bytes"]
-
 
 def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
     """Append tokens and, after all old merges, the merges that make them.

@@ -14,8 +14,6 @@ from llmkit.transforms.vocab.config_ids import renumbered_generation, resized_co
 from llmkit.transforms.vocab.rows import arranged
 from llmkit.transforms.vocab.tensors import VocabularyTensors, vocabulary_tensors
 
-__all__ = ["Change", "RowMaker", "resized"]
-
 # (old matrix, for each new row the old ids of its pieces) -> the new rows
 RowMaker = Callable[[Lazy, Sequence[tuple[int, ...]]], Lazy]
 

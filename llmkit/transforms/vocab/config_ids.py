@@ -9,8 +9,6 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import GENERATION_CONFIG, FileContent, read_generation_config
 from llmkit.errors import SpecError
 
-__all__ = ["SIZE_KEYS", "mentioned_ids", "renumbered_generation", "resized_config", "with_vocab_size"]
-
 SIZE_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "bad_words_ids", "sequence_bias")
 

@@ -16,8 +16,6 @@ from llmkit.transforms.vocab.initial import INITS, check_init, new_rows
 from llmkit.transforms.vocab.merged import extend_pieces
 from llmkit.transforms.vocab.sources import Source, read_source
 
-__all__ = ["extend"]
-
 
 def extend(
     ckpt: Checkpoint,

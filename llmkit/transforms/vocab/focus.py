@@ -28,8 +28,6 @@ from llmkit.transforms.vocab.trim import read_corpus
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["focus_rows", "sparsemax"]
-
 _WINDOW = 5
 _RANK = 128
 _ITERATIONS = 4

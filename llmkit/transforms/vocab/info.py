@@ -17,8 +17,6 @@ from llmkit.tokenization.scripts import script_of
 from llmkit.tokenization.sentencepiece_model import SPACE
 from llmkit.transforms.vocab.trim import OnProgress, TrackedTexts, read_corpus
 
-__all__ = ["info", "open_tokenizer"]
-
 
 def info(
     target: Checkpoint | TokenizerFiles,

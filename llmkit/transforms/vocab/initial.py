@@ -21,8 +21,6 @@ from llmkit.transforms.vocab.rows import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["INITS", "Mixture", "check_init", "combined_rows", "mean_of", "new_rows"]
-
 # Old ids and their weights.
 Mixture = tuple[tuple[int, ...], tuple[float, ...]]
 

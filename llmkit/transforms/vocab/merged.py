@@ -15,8 +15,6 @@ from llmkit.transforms.vocab.change import Change
 from llmkit.transforms.vocab.reach import make_reachable
 from llmkit.transforms.vocab.sources import Entry
 
-__all__ = ["SCORES", "extend_pieces"]
-
 SCORES = {
     "zero": "0, above every old piece, as Chinese-LLaMA's merge_tokenizers.py does",
     "own": "the score it has in the source, as BELLE does",

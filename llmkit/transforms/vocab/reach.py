@@ -6,8 +6,6 @@ from collections.abc import Callable, Container, Sequence
 
 from llmkit.tokenization.bpe import Priority, apply_bpe
 
-__all__ = ["make_reachable"]
-
 # Beyond this many parts the best order of merges is not searched: they are chained from the left.
 _MAX_SEARCHED = 16
 

@@ -15,8 +15,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MakeRows", "arranged", "column_mean", "digest_of", "gather", "row_slices"]
-
 # Rows that are read at a time where a whole matrix passes by (a mean): near 2 MiB of a 4096-wide bfloat16 one.
 BLOCK_ROWS = 256
 

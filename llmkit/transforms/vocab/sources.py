@@ -14,8 +14,6 @@ from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
 
-__all__ = ["Entry", "Source", "read_source"]
-
 _NAMES = names_of(FileKind.FAST, FileKind.SENTENCEPIECE_OR_RANKS, FileKind.SENTENCEPIECE, FileKind.RANKS)
 
 

@@ -8,8 +8,6 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.transforms.vocab.config_ids import SIZE_KEYS
 
-__all__ = ["VocabularyTensors", "vocabulary_tensors"]
-
 
 @dataclass(frozen=True)
 class VocabularyTensors:

@@ -20,8 +20,6 @@ from llmkit.transforms.vocab.change import Change, resized
 from llmkit.transforms.vocab.config_ids import mentioned_ids
 from llmkit.transforms.vocab.initial import new_rows
 
-__all__ = ["OnProgress", "TrackedTexts", "read_corpus", "trim"]
-
 OnProgress = Callable[[int, int], None]
 
 _CHUNK_CHARS = 2**20
