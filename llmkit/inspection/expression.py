@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.manifest import load_manifest, node_of
-from llmkit.errors import InputError, suggestion
+from llmkit.errors import InputError, listing, suggestion
 
 _MAX_DEPTH = 10
 
@@ -29,6 +29,13 @@ def explain(folder: Path, tensor: str) -> dict[str, Any]:
             hint=f"llmkit inspect {folder} --tensors",
         )
     if entry is None:
+        module = tensor.removesuffix("weight")
+        parts = [name for name in manifest["tensors"] if name.startswith(module) and name != f"{module}bias"]
+        if module.endswith(".") and len(parts) > 1:
+            raise InputError(
+                f"{folder} has {tensor} in a quantized layout, as {listing(parts, 4)}",
+                hint=f"llmkit explain {folder} {parts[0]}",
+            )
         raise InputError(
             f"{folder} has no tensor {tensor!r}",
             hint=suggestion(tensor, manifest["tensors"], f"llmkit inspect {folder} --tensors"),

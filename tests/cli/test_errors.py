@@ -96,6 +96,9 @@ def test_unknown_tensor_gets_the_nearest_name(call, tiny, tmp_path):
         f"error: {tmp_path / 'out'} has no tensor 'model.layers.0.self_attn.q_proj.weight_pakced'\n"
         "hint: did you mean model.layers.0.self_attn.q_proj.weight_packed?\n"
     )
+    done = call("explain", tmp_path / "out", "model.layers.0.self_attn.q_proj.weight")
+    assert "has model.layers.0.self_attn.q_proj.weight in a quantized layout, as model.layers" in done.err
+    assert done.err.endswith(f"hint: llmkit explain {tmp_path / 'out'} model.layers.0.self_attn.q_proj.weight_packed\n")
     absent = call("explain", tiny, "lm_head.weight")
     assert absent.code == 2
     assert "has no llmkit.json" in absent.err
