@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.embeddings import find_embeddings
-from llmkit.errors import InputError, SpecError
+from llmkit.errors import InputError, SpecError, listing
 from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
-from llmkit.transforms.layers import Layers, choose_grid, choose_layers, must_match, why_left
+from llmkit.transforms.layers import Layers, choose_grid, choose_layers, layers_of, must_match, why_left
 from llmkit.transforms.recipe import Recipe, Scheme, first_matches
 
 __all__ = ["Assigned", "assign_grids", "ends_recipe"]
 
 FLOAT_BITS = 16
+_SMALLEST_GROUP = 32  # that is taken by itself
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def assign_grids(
     weights = {name: ckpt.tensors[name] for name in ckpt.tensors if name in set(layers.names)}
     weights |= {name: transpose(weights[name]) for name in layers.transposed}
     schemes = {name: _completed(recipe[globs[name]], usual) if name in globs else usual for name in weights}
+    odd = [] if codec.fills_rows else _without_groups(weights, schemes)
+    if odd:
+        layers = layers_of(ckpt, [name for name in layers.names if name not in odd], codec)
+        weights = {name: lazy for name, lazy in weights.items() if name not in odd}
     if len(set(schemes.values())) > 1 and not codec.mixes_zeros:
         schemes = {name: replace(s, symmetric=s.symmetric is not False) for name, s in schemes.items()}
     grids: dict[str, Grid] = {}
@@ -104,7 +109,19 @@ def assign_grids(
         grids |= dict.fromkeys(rows, grid)
         words[f"{grid}{reason}"] += len(rows)
     text = ", ".join(f"{n} to {kind}" for kind, n in words.most_common())
+    if odd:
+        text += f" ({len(odd)} whose rows fall into no groups of {_SMALLEST_GROUP} stay in floats: {listing(odd, 1)})"
     return Assigned(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
+
+
+def _without_groups(weights: Mapping[str, Lazy], schemes: Mapping[str, Scheme]) -> list[str]:
+    """Weights for whose rows there is no automatic group size, where there is one for others.
+
+    Of 8 bits they get one scale a row, which is fine enough.
+    """
+    automatic = {name for name, s in schemes.items() if s.group_size in (None, "auto") and (s.bits or 0) < 8}
+    odd = [name for name in weights if name in automatic and weights[name].shape[1] % _SMALLEST_GROUP]
+    return odd if len(odd) < len(weights) else []
 
 
 def _completed(scheme: Scheme, usual: Scheme) -> Scheme:

@@ -212,8 +212,20 @@ def test_group_size_that_does_not_divide(model):
     assert quantize(model, bits=4, group_size=64, keep=["model.layers.*.mlp.down_proj"])
 
 
-def test_no_group_size_fits(tmp_path):
+def test_rows_without_groups_stay_in_floats(tmp_path):
     write_model(tmp_path / "m", ffn=100)
+    out = quantize(llmkit.open_checkpoint(tmp_path / "m"), bits=4)
+    assert any("2 whose rows fall into no groups of 32 stay in floats: model.layers.0.mlp.down" in n for n in out.notes)
+    assert out.config["quantization_config"]["ignore"][:2] == [
+        "model.layers.0.mlp.down_proj",
+        "model.layers.1.mlp.down_proj",
+    ]
+    assert "model.layers.0.mlp.down_proj.weight" in out.tensors
+    assert "model.layers.0.mlp.up_proj.weight_packed" in out.tensors
+
+
+def test_no_group_size_fits(tmp_path):
+    write_model(tmp_path / "m", hidden=40, ffn=100)
     with pytest.raises(SpecError, match="sizes that divide them: channel") as caught:
         quantize(llmkit.open_checkpoint(tmp_path / "m"), bits=4)
     assert "--group-size channel" in caught.value.hint
