@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from llmkit import entry_points
 from llmkit.errors import InputError, PluginError, RequirementError, SpecError
 from llmkit.quantization.matrix import QuantizedMatrix, Restorable
+from llmkit.quantization.points import Points
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -45,10 +46,11 @@ class Codec(ABC):
 
     Attributes:
         name: as `--format`, and `quant_method` in config.json, spell it.
-        bits: of codes.
+        bits: of integers.
         group_sizes: columns that share a scale, the sizes that are offered; besides, one scale a row ("channel").
+        points: what codes may stand for besides integers, and the group sizes for each.
         holds_zeros: groups may have zero points.
-        holds_offsets, holds_table, holds_order: it has a place for these parts of a `QuantizedMatrix`.
+        holds_offsets, holds_order: it has a place for these parts of a `QuantizedMatrix`.
         fills_rows: the last group of a row may be for fewer columns.
         scale_dtypes: of scales; the first takes the place of others where a matrix is made for the layout.
         lowest_zero: the lowest zero point that it can hold.
@@ -60,9 +62,9 @@ class Codec(ABC):
     name: ClassVar[str]
     bits: ClassVar[tuple[int, ...]]
     group_sizes: ClassVar[tuple[int, ...]]
+    points: ClassVar[Mapping[Points, tuple[int | Literal["channel"], ...]]] = {}
     holds_zeros: ClassVar[bool] = True
     holds_offsets: ClassVar[bool] = False
-    holds_table: ClassVar[bool] = False
     holds_order: ClassVar[bool] = False
     fills_rows: ClassVar[bool] = False
     scale_dtypes: ClassVar[tuple[DType, ...]] = (DType.F32, DType.F16, DType.BF16)
@@ -71,14 +73,24 @@ class Codec(ABC):
     prefers_symmetric: ClassVar[bool] = False
     mixes_zeros: ClassVar[bool] = True
 
+    @property
+    def all_bits(self) -> tuple[int, ...]:
+        """Of codes, integers or not."""
+        return tuple(sorted({*self.bits, *(points.bits for points in self.points)}))
+
+    def sizes_for(self, points: Points | None) -> tuple[int | Literal["channel"], ...]:
+        """The group sizes that are offered for codes of these points, or integers."""
+        return self.points[points] if points is not None else (*self.group_sizes, "channel")
+
     def refuses(self, matrix: QuantizedMatrix) -> str | None:
         """Why the layout cannot hold a matrix code for code; None where it can."""
+        points = matrix.grid.points
         lacking = {
-            f"codes of {matrix.bits} bits": matrix.bits not in self.bits,
+            f"codes of {matrix.bits} bits": points is None and matrix.bits not in self.bits,
+            f"codes of {points.name if points else None}": points is not None and points not in self.points,
             "zero points": matrix.zeros is not None and not self.holds_zeros,
             "zero points between two codes": matrix.zeros is not None and matrix.zeros.dtype is not DType.U8,
             "offsets": matrix.offsets is not None and not self.holds_offsets,
-            "table of values": matrix.table is not None and not self.holds_table,
             "columns in another order": matrix.order is not None and not self.holds_order,
             f"scales in {matrix.scales.dtype.torch_name}": matrix.scales.dtype not in self.scale_dtypes,
         }

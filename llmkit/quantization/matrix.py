@@ -1,6 +1,6 @@
 """A matrix on a grid: codes, scales and what else says which number a code stands for, whatever file stores it.
 
-    w = (code - zero) * scale + offset        or        w = table[code] * scale
+    w = (code - zero) * scale + offset        or        w = values[code] * scale
 
 Methods make such matrices, codecs read and write them, and a float matrix that was computed from one remembers it
 (`matrix_of`), also where its rows were cut, joined or put in another order.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.errors import SpecError
 from llmkit.quantization.packing import unpack
+from llmkit.quantization.points import Points
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -31,31 +32,40 @@ BLOCK_NBYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Evenly spaced points, for each group of input columns.
+    """Which numbers weights can be, for each group of input columns.
 
     Attributes:
         bits: of a code: 1 to 8.
         group_size: input columns that share a scale; None for one scale an output row ("per channel").
         is_symmetric: zero is the code 2^(bits-1) everywhere; otherwise each group has a zero point.
+        points: what codes stand for, scaled by one number a group; None for integers, evenly spaced.
 
     Raises:
-        SpecError: bits or a group size that cannot be.
+        SpecError: bits or a group size that cannot be, or points with zero points or other bits.
     """
 
     bits: int
     group_size: int | None = None
     is_symmetric: bool = True
+    points: Points | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise SpecError(f"weights of {self.bits} bits are no grid; expected 1 to 8", hint="--bits 4 or --bits 8")
         if self.group_size is not None and self.group_size < 1:
             raise SpecError(f"group size {self.group_size} is not a positive number of columns")
+        if self.points is not None and (self.points.bits != self.bits or not self.is_symmetric):
+            raise SpecError(f"{self.points.name} has codes of {self.points.bits} bits and no zero points")
 
     @property
     def middle(self) -> int:
         """The code of zero on a symmetric grid."""
         return 1 << (self.bits - 1)
+
+    @property
+    def half_range(self) -> float:
+        """What the largest size of a group's weights is put on, without a zero point: so many steps, or a value."""
+        return self.points.largest if self.points is not None else self.middle - 0.5
 
     def n_groups(self, n_columns: int) -> int:
         """Scales in a row of `n_columns` weights; the last may be for fewer columns."""
@@ -67,11 +77,14 @@ class Grid:
 
     def __str__(self) -> str:
         groups = "per channel" if self.group_size is None else f"group {self.group_size}"
+        if self.points is not None:
+            return f"{self.points.name} {groups}"
         return f"int{self.bits} {groups} {'symmetric' if self.is_symmetric else 'asymmetric'}"
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for `explain`, the digest and the history."""
-        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.is_symmetric}
+        kind = {"type": self.points.name} if self.points is not None else {}
+        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.is_symmetric, **kind}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,17 +92,17 @@ class QuantizedMatrix:
     """A weight [out, in] on a grid. All parts are lazy, with one row for each output.
 
     Attributes:
-        grid: bits, group size, symmetry.
+        grid: bits, group size, symmetry, what codes stand for.
         shape: (out, in).
         codes: uint8 [out, n_bytes(in)]: 0 … 2^bits - 1, as of `llmkit.quantization.packing`.
         scales: floats [out, groups].
         zeros: uint8 or floats [out, groups], the code (or what lies between two) that stands for zero; None: the middle
             of a symmetric grid, or 0 where there are offsets.
         offsets: floats [out, groups], added to all columns of a group.
-        table: the numbers that codes stand for before they are scaled; there are no zeros and no offsets then.
         order: int32 [in], the group of each column; None: they follow each other.
         source: what stores it, in a few words, where the grid does not say it (`Q4_K`).
         has_signed_scales: some may be negative.
+        dtype: of the float weights, where it is known.
     """
 
     grid: Grid
@@ -98,10 +111,10 @@ class QuantizedMatrix:
     scales: Lazy
     zeros: Lazy | None = None
     offsets: Lazy | None = None
-    table: tuple[float, ...] | None = None
     order: Lazy | None = None
     source: str = ""
     has_signed_scales: bool = False
+    dtype: DType | None = None
 
     @property
     def bits(self) -> int:
@@ -125,18 +138,19 @@ class QuantizedMatrix:
     def dequantized(self, dtype: DType | None = None) -> Lazy:
         """The float matrix [out, in]; it remembers what it comes from.
 
-        Scales are cast to `dtype` and everything is computed in it, as compressed-tensors and ggml do; but entries of a
-        table, which are no integers, in float32, as bitsandbytes does.
+        Scales are cast to `dtype` and everything is computed in it, as compressed-tensors and ggml do; but with values
+        that it does not hold in float32, as bitsandbytes does.
 
         Args:
-            dtype: default: that of the scales.
+            dtype: default: that of the float weights, or of the scales.
         """
-        dtype = dtype or self.scales.dtype
+        dtype = dtype or self.dtype or self.scales.dtype
         parts = {"zeros": self.zeros, "offsets": self.offsets, "order": self.order}
         given = {name: part for name, part in parts.items() if part is not None}
+        points = self.grid.points
 
         def fn(codes: torch.Tensor, scales: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-            wide = dtype if self.table is None else DType.F32
+            wide = dtype if points is None or not points.is_wide else DType.F32
             restored = self._restored(codes, scales.to(wide.torch), **dict(zip(given, rest, strict=True)))
             return restored.to(dtype.torch)
 
@@ -162,8 +176,8 @@ class QuantizedMatrix:
         weight = torch.empty((n_rows, n_in), dtype=scales.dtype)
         step = max(BLOCK_NBYTES // (4 * max(n_in, 1)), 1)
         index = order.long() if order is not None else None
-        table = torch.tensor(self.table, dtype=scales.dtype) if self.table is not None else None
-        is_centred = table is None and zeros is None and offsets is None
+        points = self.grid.points
+        is_centred = points is None and zeros is None and offsets is None
 
         def spread(part: torch.Tensor) -> torch.Tensor:
             """A number for each group as one that goes with `q`."""
@@ -173,7 +187,7 @@ class QuantizedMatrix:
         for start in range(0, n_rows, step):
             rows = slice(start, min(start + step, n_rows))
             q = unpack(codes[rows], self.bits, n_in)
-            values = q.to(scales.dtype) if table is None else table[q.int()]
+            values = q.to(scales.dtype) if points is None else points.numbers(q, scales.dtype)
             if index is None:
                 values = _grouped(values, self.group)
             if is_centred:
@@ -225,7 +239,7 @@ class Decoded(Apply):
     """A float matrix computed from codes.
 
     Attributes:
-        matrix: what it is made of; None where that is no grid and no table.
+        matrix: what it is made of; None where that is no grid.
         source: what stores it, in a few words.
     """
 
@@ -265,7 +279,7 @@ def matrix_of(lazy: Lazy) -> QuantizedMatrix | None:
 def _kind(m: QuantizedMatrix) -> tuple[Any, ...]:
     """What has to agree for rows of two matrices to be rows of one."""
     dtypes = [part.dtype if part is not None else None for part in (m.scales, m.zeros, m.offsets)]
-    return m.grid, m.shape[1], m.table, *dtypes, id(m.order) if m.order is not None else None
+    return m.grid, m.shape[1], *dtypes, id(m.order) if m.order is not None else None
 
 
 def dequantized_from(lazy: Lazy) -> str:

@@ -68,6 +68,7 @@ class Method(ABC):
         is_row_wise: rows may be quantized in slices; each is computed from itself and the statistics alone.
         gives_order: groups are not of neighbouring columns; there is an `order`, and `is_row_wise` is False.
         needs_zeros: it chooses zero points, and has nothing to choose on a symmetric grid.
+        takes_points: weights may be put on what is no integer (`Grid.points`).
     """
 
     name: ClassVar[str]
@@ -77,11 +78,20 @@ class Method(ABC):
     is_row_wise: ClassVar[bool] = True
     gives_order: ClassVar[bool] = False
     needs_zeros: ClassVar[bool] = False
+    takes_points: ClassVar[bool] = False
 
     @property
     def looks_at_inputs(self) -> bool:
         """Whether it has a use for what calibration measures."""
         return bool(self.needs | self.uses)
+
+    def refuses(self, grid: Grid) -> str | None:
+        """Why it cannot put weights on a grid; None where it can."""
+        if grid.points is not None and not self.takes_points:
+            return f"rounds to integers, and codes of {grid.points.name} are none"
+        if self.needs_zeros and grid.is_symmetric:
+            return "chooses zero points, and a symmetric grid has none"
+        return None
 
     @abstractmethod
     def quantize(
@@ -254,7 +264,8 @@ class Task:
         n_out, n_in = self.weight.shape
         named = dict(zip(self.specs, parts, strict=True))
         zeros, order = named.get("zeros"), named.get("order")
-        return QuantizedMatrix(self.grid, (n_out, n_in), named["codes"], named["scales"], zeros, order=order)
+        codes, scales, dtype = named["codes"], named["scales"], self.weight.dtype
+        return QuantizedMatrix(self.grid, (n_out, n_in), codes, scales, zeros, order=order, dtype=dtype)
 
 
 class Quantizer(Protocol):

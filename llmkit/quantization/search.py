@@ -88,9 +88,11 @@ def _best_of_rows(
         exact = (q_min - low * (q_max - q_min) / (high - low)).nan_to_num_(nan=float(q_min))
         candidates = [exact.floor().clamp_(q_min, q_max), exact.ceil().clamp_(q_min, q_max)]
     best, best_zero = widest, zero
+    points = grid.points
     # A symmetric grid holds both ends at the larger factor; with a zero point, half a step more that rounding it cuts.
     n_steps = q_max - q_min
     largest = (n_steps + 1) / n_steps if zero is not None else n_steps / (2 * q_max) if q_max > 1 else 1.0
+    largest = 1.0 if points is not None else largest  # both ends are points there
     factors = torch.linspace(largest, _SMALLEST, _N_FACTORS)
     least = torch.full_like(widest, torch.inf, dtype=torch.float32)
     best_factor = torch.ones_like(least)
@@ -102,12 +104,14 @@ def _best_of_rows(
         scale = (widest.float() * factor).to(scale_dtype).clamp_(min=tiny)
         wide = scale.float().unsqueeze(-1)
         for candidate in candidates:
-            torch.div(weight, wide, out=work).round_()
-            if candidate is None:
-                work.clamp_(q_min, q_max)
+            torch.div(weight, wide, out=work)
+            if points is not None:
+                work.copy_(points.numbers(points.codes(work)))
+            elif candidate is None:
+                work.round_().clamp_(q_min, q_max)
             else:
                 offset = candidate.unsqueeze(-1)
-                work.clamp_(q_min - offset, q_max - offset)
+                work.round_().clamp_(q_min - offset, q_max - offset)
             error = work.mul_(wide).sub_(weight)
             error = error.square_()
             total = (error * importance).sum(-1) if importance is not None else error.square_().sum(-1)

@@ -26,7 +26,7 @@ def with_positive_scales(matrix: QuantizedMatrix) -> QuantizedMatrix:
 
     Evaluated, it raises InputError where scales are negative that were not said to be.
     """
-    if not matrix.grid.is_symmetric or matrix.table is not None:
+    if not matrix.grid.is_symmetric or matrix.grid.points is not None:
         return matrix
     if not matrix.has_signed_scales:
         return replace(

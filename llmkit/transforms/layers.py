@@ -14,6 +14,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, RequirementError, SpecError, listing, suggestion
 from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
+from llmkit.quantization.points import Points
 
 __all__ = [
     "GroupSize", "Layers", "choose_grid", "choose_layers", "layers_of", "matches", "must_match",
@@ -216,41 +217,75 @@ _AUTO_GROUPS, _AUTO_GROUPS_OF_8 = (64, 32), (128, 64, 32)
 
 
 def choose_grid(
-    codec: Codec, bits: int, group_size: GroupSize, symmetric: bool | None, rows: Mapping[str, int]
+    codec: Codec,
+    bits: int | None,
+    group_size: GroupSize,
+    symmetric: bool | None,
+    rows: Mapping[str, int],
+    type: str = "",
 ) -> tuple[Grid, str]:
     """The grid of some matrices, and in words why an automatic group size was taken.
 
     Args:
         codec: what has to hold it.
+        bits: of codes; None for those of `type`.
         group_size: "auto" is the largest of 64 and 32 that divides every row; for 8 bits 128, too, and one scale a row
             where none divides.
         symmetric: None: asymmetric, where the layout has zero points and its kernels expect them.
         rows: names of the matrices, and the weights in a row.
+        type: what codes stand for: "int", or a name of `llmkit.quantization.points`; empty for integers, where the
+            layout has them.
 
     Raises:
-        InputError: bits or a group size that the layout does not have.
+        InputError: bits, a group size or a type that the layout does not have.
         SpecError: groups that a row does not fall into.
     """
-    if bits not in codec.bits:
-        near = min(codec.bits, key=lambda known: abs(known - bits))
-        raise InputError(f"--bits {bits}: expected {alternatives(codec.bits)}", hint=f"--bits {near}")
-    size, reason = group_size, ""
+    points = _points(codec, bits, type)
+    bits = points.bits if points is not None else bits or 0
+    sizes, size, reason = codec.sizes_for(points), group_size, ""
     if size == "auto":
-        size, reason = _automatic(codec, bits, rows)
-    elif size != "channel" and (type(size) is not int or size not in codec.group_sizes):
-        sizes = ", ".join(map(str, codec.group_sizes))
-        raise InputError(f"--group-size {size}: expected {sizes}, channel or auto", hint="--group-size 64")
+        size, reason = _automatic(codec, bits, sizes, rows)
+    elif size not in sizes:
+        known = ", ".join(map(str, sizes))
+        usual = 64 if 64 in sizes else sizes[-1]
+        raise InputError(f"--group-size {size}: expected {known} or auto", hint=f"--group-size {usual}")
     if symmetric is None:
-        symmetric = codec.prefers_symmetric or not codec.holds_zeros
-    grid = Grid(bits, size if isinstance(size, int) else None, symmetric)
+        symmetric = codec.prefers_symmetric or not codec.holds_zeros or points is not None
+    elif not symmetric and (points is not None or not codec.holds_zeros):
+        what = f"{points.name} has" if points is not None else f"{codec.name} has"
+        raise InputError(f"--asymmetric: {what} no zero points", hint="leave --asymmetric out")
+    grid = Grid(bits, size if isinstance(size, int) else None, symmetric, points)
     odd = {name: n for name, n in rows.items() if not grid.divides(n)}
     if odd and not codec.fills_rows:
-        raise _odd_rows(codec, grid, rows, odd)
+        raise _odd_rows(sizes, grid, rows, odd)
     return grid, reason
 
 
-def _automatic(codec: Codec, bits: int, rows: Mapping[str, int]) -> tuple[GroupSize, str]:
-    sizes, larger = _AUTO_GROUPS_OF_8 if bits == 8 else _AUTO_GROUPS, ""
+def _points(codec: Codec, bits: int | None, type: str) -> Points | None:
+    """What codes stand for in a layout; None for integers.
+
+    Raises:
+        InputError: it has no such type, or no such bits.
+    """
+    if type not in ("", "int"):
+        points = next((points for points in codec.points if points.name == type), None)
+        if points is None:
+            names = ["int", *(points.name for points in codec.points)]
+            raise InputError(f"--type {type}: {codec.name} has {' and '.join(names)}", hint=f"--type {names[-1]}")
+        if bits not in (points.bits, None):
+            raise InputError(f"--bits {bits}: {type} has codes of {points.bits} bits", hint=f"--bits {points.bits}")
+        return points
+    known, bits = codec.bits if type else codec.all_bits, bits or 0
+    if bits not in known:
+        near = min(known, key=lambda n: abs(n - bits))
+        raise InputError(f"--bits {bits}: expected {alternatives(known)}", hint=f"--bits {near}")
+    return None if bits in codec.bits else next(points for points in codec.points if points.bits == bits)
+
+
+def _automatic(codec: Codec, bits: int, known: Sequence[GroupSize], rows: Mapping[str, int]) -> tuple[GroupSize, str]:
+    sizes, larger = [size for size in (_AUTO_GROUPS_OF_8 if bits == 8 else _AUTO_GROUPS) if size in known], ""
+    if not sizes:
+        return known[-1], ""
     for size in sizes:
         name = next((name for name, n in rows.items() if n % size), None)
         if name is None:
@@ -259,17 +294,22 @@ def _automatic(codec: Codec, bits: int, rows: Mapping[str, int]) -> tuple[GroupS
         filled = f" (rows of {rows[name]} are filled up: {name})"
     if codec.fills_rows:
         return sizes[-1], filled
-    return ("channel", larger) if bits == 8 else (sizes[-1], "")  # one scale a row is fine enough for 8 bits
+    # One scale a row is fine enough for 8 bits.
+    return ("channel", larger) if bits == 8 and "channel" in known else (sizes[-1], "")
 
 
-def _odd_rows(codec: Codec, grid: Grid, rows: Mapping[str, int], odd: Mapping[str, int]) -> SpecError:
+def _odd_rows(sizes: Sequence[GroupSize], grid: Grid, rows: Mapping[str, int], odd: Mapping[str, int]) -> SpecError:
     """Rows that do not fall into groups, with the sizes that fit."""
-    own = [str(g) for g in codec.group_sizes if all(n % g == 0 for n in odd.values())]
-    fitting = [g for g in codec.group_sizes if all(n % g == 0 for n in rows.values())]
+
+    def dividing(lengths: Iterable[int]) -> list[GroupSize]:
+        return [size for size in sizes if not isinstance(size, int) or all(n % size == 0 for n in lengths)]
+
+    fitting = [size for size in dividing(rows.values()) if size != "channel"] or dividing(rows.values())
     lengths = " or ".join(map(str, sorted(set(odd.values()))[:3]))
+    own = ", ".join(map(str, dividing(odd.values()))) or "none"
+    remedy = f"--group-size {fitting[-1]} fits every layer; or leave" if fitting else "leave"
     return SpecError(
         f"{len(odd)} of {len(rows)} layers have rows of {lengths} weights, which do not fall into groups of "
-        f"{grid.group_size}: {listing(odd, 2)}; sizes that divide them: {', '.join([*own, 'channel'])}",
-        hint=f"--group-size {fitting[-1] if fitting else 'channel'} fits every layer; or leave these in floats: "
-        f"--keep {' --keep '.join(_globs(odd))}",
+        f"{grid.group_size}: {listing(odd, 2)}; sizes that divide them: {own}",
+        hint=f"{remedy} these in floats: --keep {' --keep '.join(_globs(odd))}",
     )

@@ -34,6 +34,7 @@ def quantize(
     method: str | None = None,
     iterations: int | None = None,
     recipe: Recipe | None = None,
+    type: str = "",
     format: str = "compressed-tensors",
     quantizer: Quantizer | None = None,
     meter: Meter | None = None,
@@ -54,6 +55,8 @@ def quantize(
             nearest on the grid with the least error.
         iterations: of a method that learns; None for what is usual.
         recipe: grids of single matrices by globs, which may name the head (`llmkit.transforms.recipe`).
+        type: what codes stand for: "int", "nf4", "fp4" or "fp8", where the format has it. Empty: integers; nf4 where
+            the format has no integers of these bits.
         format: the name of an entry point in `llmkit.codecs`, of a layout of folders.
         quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
         meter: collects the relative error of every weight while it is written.
@@ -69,13 +72,10 @@ def quantize(
     way = method_named(method, is_calibrated=quantizer is not None).configured(iterations=iterations)
     codec = folder_codec(format)
     recipe = recipe or {}
-    chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric), recipe, keep, only)
-    centred = next((name for name, grid in chosen.grids.items() if grid.is_symmetric), None)
-    if way.needs_zeros and centred is not None:
-        raise InputError(
-            f"--method {way.name} chooses zero points, and a symmetric grid has none ({centred})",
-            hint="--asymmetric, or --method mse",
-        )
+    chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
+    refused = {name: why for name, grid in chosen.grids.items() if (why := way.refuses(grid)) is not None}
+    for name, why in refused.items():
+        raise InputError(f"--method {way.name} {why} ({name})", hint="--method mse takes every grid")
     matrices: dict[str, QuantizedMatrix] = {}
     make = quantizer or quantized
     for name, lazy in chosen.weights.items():

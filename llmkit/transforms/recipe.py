@@ -5,7 +5,7 @@ The file is YAML (so it may be JSON):
     "*.down_proj": {bits: 8, group_size: 128}
     "*.layers.0.*": 8
     lm_head: float
-    "blk.*.attn_v": q6_k          # a type of blocks, for GGUF
+    "blk.*.attn_v": q6_k          # a type of blocks, for GGUF; or nf4, fp4, fp8, where the format has them
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmkit.transforms.layers import GroupSize, matches
 
 __all__ = ["FLOAT", "Recipe", "Scheme", "first_matches", "read_recipe", "recipe_attrs"]
 
-_FORMS = "a number of bits, {bits, group_size, symmetric}, float, or a type of GGUF's blocks"
+_FORMS = "a number of bits, {bits, group_size, symmetric}, float, or a type (nf4, fp8, GGUF's q6_k)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Scheme:
     Attributes:
         bits: of each weight; None: it stays in floats, or `type` says it.
         group_size, symmetric: as of `llmkit.transforms.quantize.quantize`.
-        type: of GGUF's blocks, such as `Q4_K`; empty for none.
+        type: what codes stand for (`llmkit.quantization.points`), or of GGUF's blocks (`Q4_K`); empty for integers.
     """
 
     bits: int | None = None

@@ -76,10 +76,10 @@ def assign_grids(
     """
     for glob, scheme in recipe.items():
         must_match(ckpt, glob)
-        if scheme.type:
+        if scheme.type and scheme.type.lower() not in ("int", *(points.name for points in codec.points)):
             raise InputError(
                 f"recipe: {glob} is to be {scheme.type}, a type of GGUF's blocks; {codec.name} has grids of "
-                f"{alternatives(codec.bits)} bits",
+                f"{alternatives(codec.all_bits)} bits",
                 hint="write {bits: 4, group_size: 64} there, or take --format gguf",
             )
     globs = first_matches(ckpt.tensors, recipe)
@@ -105,7 +105,7 @@ def assign_grids(
     for scheme in dict.fromkeys(schemes.values()):
         rows = {name: lazy.shape[1] for name, lazy in weights.items() if schemes[name] == scheme}
         size = "auto" if scheme.group_size is None else scheme.group_size
-        grid, reason = choose_grid(codec, scheme.bits or 0, size, scheme.symmetric, rows)
+        grid, reason = choose_grid(codec, scheme.bits, size, scheme.symmetric, rows, scheme.type.lower())
         grids |= dict.fromkeys(rows, grid)
         words[f"{grid}{reason}"] += len(rows)
     text = ", ".join(f"{n} to {kind}" for kind, n in words.most_common())

@@ -16,11 +16,13 @@ from llmkit.quantization.codec import GROUP, Codec, FolderCodec
 from llmkit.quantization.codecs.nbits import NBits
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import pack
+from llmkit.quantization.points import Points
 from llmkit.quantization.words import zero_points
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.spec import DType
 from tests.quantization.lazies import held, zeros_on
 
+ODD = Points("odd", 4, tuple(float(i) / 7 for i in range(16)))
 LOADED = {e.name: entry_points.load(e) for e in entry_points.entries(GROUP) if e.is_builtin}
 CODECS: dict[str, Codec] = {name: codec for name, codec in LOADED.items() if isinstance(codec, Codec)}
 
@@ -75,10 +77,9 @@ def test_what_is_written_is_read_again(name, bits, group, symmetric, rows, group
 
 def test_what_no_layout_holds_is_said():
     offsets = held(torch.ones(4, 2))
-    table = tuple(float(i) / 7 for i in range(16))
     made = {
         "offsets": matrix(Grid(4, 32, False), (4, 64), offsets=offsets),
-        "table of values": matrix(Grid(4, 32), (4, 64), table=table),
+        "codes of odd": matrix(Grid(4, 32, points=ODD), (4, 64)),
         "columns in another order": matrix(Grid(4, 32), (4, 64), order=held(torch.arange(64, dtype=torch.int32) % 2)),
     }
     for what, one in made.items():
@@ -92,11 +93,10 @@ def test_what_no_layout_holds_is_said():
     assert CODECS["onnx"].refuses(matrix(Grid(4, 24), (4, 48))).startswith("onnx has no blocks for int4 group 24")
 
 
-def test_a_table_is_multiplied_in_float32_and_rounded_once():
-    table = tuple(float(i) / 7 for i in range(16))
-    made = matrix(Grid(4, 32), (4, 64), table=table)
+def test_values_are_multiplied_in_float32_and_rounded_once():
+    made = matrix(Grid(4, 32, points=ODD), (4, 64))
     q = torch.stack([made.codes.load() & 15, made.codes.load() >> 4], -1).flatten(1)
-    wanted = torch.tensor(table)[q.long()] * made.scales.load().float().repeat_interleave(32, 1)
+    wanted = torch.tensor(ODD.values)[q.long()] * made.scales.load().float().repeat_interleave(32, 1)
     assert torch.equal(made.dequantized(DType.F32).load(), wanted)
     assert torch.equal(made.dequantized(DType.BF16).load(), wanted.bfloat16())
 

@@ -38,8 +38,8 @@ def restored(matrix):
     """The float32 matrix, in the order of operations that `QuantizedMatrix` states."""
     values = unpack(matrix.codes.load(), matrix.bits, matrix.shape[1]).numpy().astype(np.int64)
     scales = matrix.scales.load().float().numpy()
-    if matrix.table is not None:
-        values = np.array(matrix.table)[values]
+    if matrix.grid.points is not None:
+        values = np.array(matrix.grid.points.values)[values]
     elif matrix.offsets is None:
         values = values - (1 << (matrix.bits - 1))
     values = values.astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]

@@ -26,6 +26,7 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need, small
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
+from llmkit.quantization.points import FP4, NF4, Points
 from llmkit.quantization.words import cut, unsigned
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["CODEC", "BitsAndBytes"]
 
 _STATE = "quant_state.bitsandbytes__"
-_TYPES = ("nf4", "fp4")
+_TYPES = {points.name: points for points in (NF4, FP4)}
 _ENDS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(_STATE + kind for kind in _TYPES))
+_DTYPES = {dtype.torch_name: dtype for dtype in (DType.F32, DType.F16, DType.BF16)}
 _STEP = 7.874015718698502e-3  # 1 / 127, as the library has it
 
 
@@ -92,6 +94,7 @@ def _blocks(parts: Mapping[str, Lazy]) -> Restorable:
     table = struct.unpack("<16f", small(need(parts, "quant_map", TensorSpec(DType.F32, (16,)))))
     if not all(map(math.isfinite, table)):
         raise SpecError("quant_map holds NaN or infinities", hint=REMEDY)
+    points = next((known for known in _TYPES.values() if known.values == table), Points(state.kind, 4, table))
     # Blocks follow each other through all rows: where they do not fall on the rows, all is one long row.
     n_out, n_in = shape[0], math.prod(shape[1:])
     is_even = n_in % size == 0 and n_in % 2 == 0
@@ -102,7 +105,12 @@ def _blocks(parts: Mapping[str, Lazy]) -> Restorable:
         TensorSpec(DType.U8, (rows, (columns + 1) // 2)), lambda pairs: (pairs << 4) | (pairs >> 4),
     ).output()  # fmt: skip
     matrix = QuantizedMatrix(
-        Grid(4, size), (rows, columns), codes, scales, table=table, source=f"{state.kind} block {size}"
+        Grid(4, size, points=points),
+        (rows, columns),
+        codes,
+        scales,
+        source=f"{state.kind} block {size}",
+        dtype=state.dtype,
     )
     return matrix if matrix.shape == shape else Rearranged(matrix, lambda weight: viewed(weight, weight.dtype, shape))
 
@@ -137,6 +145,7 @@ class _State:
     block_size: int
     nested_block_size: int
     nested_offset: float
+    dtype: DType | None
 
 
 def _state(parts: Mapping[str, Lazy]) -> _State:
@@ -163,7 +172,14 @@ def _state(parts: Mapping[str, Lazy]) -> _State:
     if type(offset) not in (int, float) or not math.isfinite(offset):
         raise SpecError(f"{ends[0]}: nested_offset is {str(offset)[:60]!r}; expected a number", hint=REMEDY)
     nested = positive("nested_blocksize") if "nested_absmax" in parts else 0
-    return _State(ends[0].removeprefix(_STATE), tuple(shape), positive("blocksize"), nested, float(offset))
+    return _State(
+        ends[0].removeprefix(_STATE),
+        tuple(shape),
+        positive("blocksize"),
+        nested,
+        float(offset),
+        _DTYPES.get(str(entry.get("dtype"))),
+    )
 
 
 def _refuse_tiles(form: Lazy) -> None:

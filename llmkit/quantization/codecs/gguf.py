@@ -16,6 +16,7 @@ from llmkit.quantization.codecs.gguf_grids import GRIDS
 from llmkit.quantization.codecs.gguf_search import fitted
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, matrix_of
 from llmkit.quantization.packing import n_bytes, pack, unpack
+from llmkit.quantization.points import Points
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.spec import DType, TensorSpec
@@ -85,13 +86,13 @@ class GgufBlocks(Codec):
         minima = (
             part("minima", of_blocks(layout.minima), layout.scale_dtype, n_groups) if layout.e is not None else None
         )
+        points = Points(kind.name.lower(), bits, tuple(map(float, layout.table))) if layout.table is not None else None
         return QuantizedMatrix(
-            Grid(bits, layout.group, minima is None and layout.table is None),
+            Grid(bits, layout.group, minima is None, points),
             (n_out, n_in),
             part("codes", codes, DType.U8, n_bytes(n_in, bits)),
             part("scales", of_blocks(layout.scales), layout.scale_dtype, n_groups),
             offsets=minima,
-            table=layout.table,
             source=kind.name,
             has_signed_scales=kind.name != "Q8_0",  # what has the largest size, whatever its sign, has the last code
         )

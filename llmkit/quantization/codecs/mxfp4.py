@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
+from llmkit.quantization.points import MXFP4
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import viewed
@@ -28,8 +29,6 @@ __all__ = ["CODEC", "MicroscalingFloat4"]
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _SIZE, _BIAS = 32, 127
-_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_TABLE = (*_POSITIVE, *(-value for value in _POSITIVE))
 
 
 class MicroscalingFloat4(FolderReader):
@@ -71,7 +70,7 @@ def _experts(blocks: Lazy, exponents: Lazy) -> Rearranged:
     spec = TensorSpec(DType.F32, (rows, n_groups))
     scales = Apply("powers", [viewed(exponents, DType.U8, spec.shape)], spec, powers).output()
     codes = viewed(blocks, DType.U8, (rows, n_in // 2))
-    matrix = QuantizedMatrix(Grid(4, _SIZE), (rows, n_in), codes, scales, table=_TABLE, source="MXFP4")
+    matrix = QuantizedMatrix(Grid(4, _SIZE, points=MXFP4), (rows, n_in), codes, scales, source="MXFP4")
 
     def transposed(weights: Lazy) -> Lazy:
         """One expert at a time."""

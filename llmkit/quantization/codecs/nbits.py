@@ -45,14 +45,14 @@ class NBits(Codec):
     def fitted(self, matrix: QuantizedMatrix) -> QuantizedMatrix | None:
         """The same weights on a grid of blocks; None where there is none.
 
-        Larger groups become several blocks with the same scale, a table of small integers becomes codes of 8 bits.
+        Larger groups become several blocks with the same scale, points that are small integers become codes of 8 bits.
         Codes of other bits stay what they are, and take 4 or 8 when they are written.
         """
         group, (n, k) = matrix.group, matrix.shape
         is_by_row = group >= k
         if matrix.order is not None or (not is_by_row and group % self.group_sizes[0]):
             return None
-        plain = _of_integers(matrix) if matrix.table is not None else matrix
+        plain = _of_integers(matrix) if matrix.grid.points is not None else matrix
         if plain is None:
             return None
         block = _block_of_row(group)
@@ -126,20 +126,20 @@ class NBits(Codec):
 
 
 def _of_integers(matrix: QuantizedMatrix) -> QuantizedMatrix | None:
-    """The same weights without their table, where it has integers of 8 bits only."""
-    table, bits, (n, k) = matrix.table or (), matrix.bits, matrix.shape
-    if any(x != int(x) or not -128 <= x <= 127 for x in table):
+    """The same weights with integers for codes, where these stand for integers of 8 bits only."""
+    values, bits, (n, k) = matrix.grid.points.values if matrix.grid.points else (), matrix.bits, matrix.shape
+    if not all(x.is_integer() and -128 <= x <= 127 for x in values):
         return None
 
     def fn(codes: torch.Tensor) -> torch.Tensor:
         import torch
 
-        numbers = torch.tensor([int(x) + 128 for x in table], dtype=torch.uint8)
+        numbers = torch.tensor([int(x) + 128 for x in values], dtype=torch.uint8)
         found: torch.Tensor = numbers[unpack(codes, bits, k).int()]
         return found
 
-    codes = Apply("look up", [matrix.codes], TensorSpec(DType.U8, (n, k)), fn, {"table": list(table)}, scratch=2.0)
-    return replace(matrix, grid=replace(matrix.grid, bits=8), codes=codes.output(), table=None)
+    codes = Apply("look up", [matrix.codes], TensorSpec(DType.U8, (n, k)), fn, {"values": list(values)}, scratch=2.0)
+    return replace(matrix, grid=replace(matrix.grid, bits=8, points=None), codes=codes.output())
 
 
 def _block_of_row(columns: int) -> int:

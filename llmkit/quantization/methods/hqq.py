@@ -35,6 +35,7 @@ class HalfQuadratic(RoundToNearest):
     name = "hqq"
     words = "by HQQ, on zero points of the least sparse error"
     needs_zeros = True
+    takes_points = False
 
     def scales(
         self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None

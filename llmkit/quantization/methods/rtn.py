@@ -1,6 +1,6 @@
 """Round to nearest: the grid of each group from its extremes, every weight to the nearest grid point.
 
-    symmetric     scale = absmax / ((2^bits - 1) / 2)
+    symmetric     scale = absmax / ((2^bits - 1) / 2), or the largest of points that are no integers
     asymmetric    scale = (max - min) / (2^bits - 1),   zero = q_min - min / scale      (0 is always on the grid)
     q = round(clamp(w / scale + zero, q_min, q_max)),   w' = (q - zero) * scale
 
@@ -16,6 +16,7 @@ Source: compressed_tensors/quantization/utils/helpers.py and quantization/lifecy
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
@@ -39,6 +40,7 @@ class RoundToNearest(Method):
 
     name = "rtn"
     words = "rounded to nearest"
+    takes_points = True
 
     def __init__(self, is_narrow: bool = False) -> None:
         self._is_narrow = is_narrow
@@ -94,7 +96,7 @@ def scales_and_zeros(
     high = weight.amax(-1).clamp_(min=0)
     require_finite(weight, high - low)
     if grid.is_symmetric:
-        scale, zero = torch.maximum(-low, high) / (grid.middle - 1 if is_narrow else n_steps / 2), None
+        scale, zero = torch.maximum(-low, high) / (grid.middle - 1 if is_narrow else grid.half_range), None
     else:
         scale = (high - low) / n_steps
         # A group of zeros gives 0/0; any zero point represents it, 0 is the plain choice.
@@ -102,7 +104,7 @@ def scales_and_zeros(
         zero = exact.clamp_(q_min, q_min + n_steps).round_().to(torch.int8)
     info = torch.finfo(scale_dtype)
     stored = scale.to(scale_dtype)
-    require_finite(weight, stored * (n_steps if zero is not None else grid.middle))
+    require_finite(weight, stored * (n_steps if zero is not None else math.ceil(grid.half_range)))
     # All-zero groups, and scales too small for the stored dtype: any positive scale then rounds the group to zero.
     stored = stored.masked_fill_(stored == 0, info.eps)
     return stored, zero
@@ -135,8 +137,13 @@ class _Block:
         """Find the grid points `q` nearest to the weights."""
         import torch
 
-        middle = self._grid.middle
+        middle, points = self._grid.middle, self._grid.points
         torch.div(self.weight, scale.float().unsqueeze(-1), out=self.steps)
+        if points is not None:
+            codes = points.codes(self.steps)
+            self.steps.copy_(points.numbers(codes))
+            self.q.view(torch.uint8).copy_(codes - middle)
+            return
         if zero is not None:
             self.steps.add_(zero.unsqueeze(-1))
         self.q.copy_(self.steps.clamp_(-middle, middle - 1).round_())

@@ -43,6 +43,7 @@ class SignRound(BlockMethod, LeastSquares):
     """A block at a time; every weight begins where the search for the least squared error ends."""
 
     name = "signround"
+    takes_points = False
     words = "by SignRound from the grid with the least weighted error"
     needs = frozenset({"squares"})
     uses = frozenset()
