@@ -1,6 +1,6 @@
 """kill -9 at every file-system operation of every writing command, with and without --overwrite.
 
-    python -m tests.reliability.kills [--command WORD] [--every N] [-v]
+    python -m tests.reliability.kills [--command PATTERN] [--every N] [-v]
 
 Each command is run once undisturbed. Then, for each operation that it did, it is killed just before it (and writes once
 more after half of their bytes), and the same command is run again. What must hold: OUT is at no time half an output;
@@ -11,6 +11,7 @@ OUT has then the bytes of the undisturbed run; nothing else is left beside it; t
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -76,7 +77,7 @@ def problems(
 def main(argv: list[str] | None = None) -> int:
     """Run all and report; 1 when something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--command", default="", help="only commands that contain this word")
+    parser.add_argument("--command", default="", help="only commands that this pattern is found in")
     parser.add_argument("--every", type=int, default=1, help="only every n-th operation")
     parser.add_argument("--first", type=int, default=1, help="with --every: the first of them")
     parser.add_argument("--short", action="store_true", help="a few points of each command")
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         world = World(Path(folder) / "world")
         for command in world.commands(with_eval=not options.short):
-            if options.command not in command.name:
+            if not re.search(options.command, command.name):
                 continue
             for overwrite in (False, True) if command.can_overwrite else (False,):
                 points = list(killed(world, command, overwrite=overwrite, every=every, first=options.first))

@@ -43,7 +43,9 @@ def written(folder: Path, name: str, variant: str | None) -> Path:
     """The base model as a folder."""
     architecture = ARCHITECTURES[name]
     ckpt = random_checkpoint(architecture, config_of(architecture, variant))
-    save(ckpt.derive(files={"tokenizer.json": FileContent(data=TOKENIZER.encode())}), folder)
+    # transformers 4 takes the class by model_type where none is named, which adds tokens of its own.
+    files = {"tokenizer.json": TOKENIZER, "tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast"}'}
+    save(ckpt.derive(files={name: FileContent(data=text.encode()) for name, text in files.items()}), folder)
     return folder
 
 
