@@ -47,7 +47,7 @@ def entries(group: str) -> tuple[EntryPoint, ...]:
 @cache
 def _entries(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     builtin = _of_checkout(group)
-    found = []
+    result = []
     owners: dict[int, tuple[str, str]] = {}  # a distribution reads its metadata anew for each question
     for entry in importlib.metadata.entry_points(group=group):
         dist = entry.dist
@@ -55,9 +55,9 @@ def _entries(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
             owners[id(dist)] = (dist.name, dist.version) if dist is not None else ("unknown", "")
         owner, version = owners[id(dist)]
         if owner != "llmkit" or not builtin:
-            found.append(EntryPoint(entry.name, entry.value, f"{owner} {version}".strip(), owner == "llmkit"))
-    found.sort(key=lambda e: (e.origin, e.name))
-    return tuple({(e.name, e.target, e.origin): e for e in [*builtin, *found]}.values())
+            result.append(EntryPoint(entry.name, entry.value, f"{owner} {version}".strip(), owner == "llmkit"))
+    result.sort(key=lambda e: (e.origin, e.name))
+    return tuple({(e.name, e.target, e.origin): e for e in [*builtin, *result]}.values())
 
 
 def load(entry: EntryPoint) -> Any:
@@ -88,18 +88,20 @@ def by_name(group: str, name: str, what: str, kind: type[T]) -> T:
         InputError: no such entry.
         PluginError: two distributions register the name, it cannot be loaded, or is something else.
     """
-    found = [e for e in entries(group) if e.name == name]
-    if len(found) > 1:
-        owners = " and ".join(e.origin for e in found)
+    matches = [e for e in entries(group) if e.name == name]
+    if len(matches) > 1:
+        owners = " and ".join(e.origin for e in matches)
         raise PluginError(f"{what} {name} is registered by {owners}", hint="uninstall one of them")
-    if not found:
-        known = sorted({e.name for e in entries(group)})
-        guess = nearest(name, known)
-        hint = f"did you mean {what} {guess}?" if guess else f"{what} {known[0]}" if known else None
-        raise InputError(f"{what} {name!r} is unknown; expected {', '.join(known)}", hint=hint)
-    loaded = load(found[0])
+    if not matches:
+        names = sorted({e.name for e in entries(group)})
+        guess = nearest(name, names)
+        hint = f"did you mean {what} {guess}?" if guess else f"{what} {names[0]}" if names else None
+        raise InputError(f"{what} {name!r} is unknown; expected {', '.join(names)}", hint=hint)
+    loaded = load(matches[0])
     if not isinstance(loaded, kind):
-        raise PluginError(f"{what} {name}: {found[0].target} is a {type(loaded).__name__}, expected a {kind.__name__}")
+        raise PluginError(
+            f"{what} {name}: {matches[0].target} is a {type(loaded).__name__}, expected a {kind.__name__}"
+        )
     return loaded
 
 

@@ -69,14 +69,14 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The known name most like `word`, or None when none is close.
 
     Close is a slip of the fingers or a beginning: another word that shares some letters is no help, and neither is one
     with another number (int4 is not int8). Case and leading dashes do not count.
     """
     wanted = word.lstrip("-").lower()
-    folded = {name.lstrip("-").lower(): name for name in known}
+    folded = {name.lstrip("-").lower(): name for name in choices}
     folded = {name: spelt for name, spelt in folded.items() if not _is_other_number(name, wanted)}
     cutoff = _ALIKE_SHORT if len(wanted) <= _SHORT else _ALIKE
     if matches := difflib.get_close_matches(wanted, folded, n=1, cutoff=cutoff):
@@ -85,13 +85,13 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return folded[min(begun, key=len)] if begun else None
 
 
-def suggestion(word: str, known: Iterable[str], otherwise: str, before: str = "") -> str:
+def suggestion(word: str, choices: Iterable[str], otherwise: str, before: str = "") -> str:
     """A hint for a name that is none of the known ones: the nearest of them, else what to do `otherwise`.
 
     Args:
         before: the option that the name belongs to, with a space.
     """
-    guess = nearest(word, known)
+    guess = nearest(word, choices)
     return f"did you mean {before}{guess}?" if guess else otherwise
 
 

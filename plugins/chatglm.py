@@ -120,8 +120,8 @@ def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device:
         def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> _Table:
             memory = cache.memory
             if "prefix" not in memory:
-                found = [_places(kind, tokens) for tokens in places.tokens(input_ids)]
-                memory["prefix"], memory["mask"] = torch.tensor(found, device=device).T
+                places_of = [_places(kind, tokens) for tokens in places.tokens(input_ids)]
+                memory["prefix"], memory["mask"] = torch.tensor(places_of, device=device).T
             both = torch.zeros(2, *input_ids.shape, dtype=torch.int64, device=device)
             for prefix, mask, (row, start, stop) in zip(memory["prefix"], memory["mask"], places.spans, strict=True):
                 at = places.positions[row, start:stop]
@@ -135,8 +135,8 @@ def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device:
         def rotate(self, heads: torch.Tensor, table: _Table) -> torch.Tensor:
             parts = heads.unflatten(-1, (2, 2 * quarter))
             x1, x2 = parts[..., :quarter], parts[..., quarter:]
-            turned = torch.cat([x1 * table.cos - x2 * table.sin, x2 * table.cos + x1 * table.sin], -1)
-            return turned.flatten(-2)
+            rotated = torch.cat([x1 * table.cos - x2 * table.sin, x2 * table.cos + x1 * table.sin], -1)
+            return rotated.flatten(-2)
 
         def score(self, scores: Scores, table: _Table) -> Scores:
             return replace(scores, prefix=table.prefix)
@@ -156,12 +156,12 @@ def _emitter() -> GraphPositions:
             g, half = context.graph, context.model.dims.head_dim // 2
             tables = context.once("2-D rope", lambda: self._tables(context))
             parts = g.op("Reshape", x, g.ints(0, 0, n_heads, 2, half))
-            turned = []
+            rotated = []
             for part, (cos, sin) in zip(g.op("Split", parts, g.ints(1, 1), n=2, axis=3), tables, strict=True):
                 flat = g.op("Reshape", part, g.ints(0, 0, n_heads * half))
                 out = g.op("RotaryEmbedding", flat, cos, sin, num_heads=n_heads)
-                turned.append(g.op("Reshape", out, g.ints(0, 0, n_heads, half)))
-            return g.op("Reshape", g.op("Concat", *turned, axis=3), g.ints(0, 0, n_heads * half * 2))
+                rotated.append(g.op("Reshape", out, g.ints(0, 0, n_heads, half)))
+            return g.op("Reshape", g.op("Concat", *rotated, axis=3), g.ints(0, 0, n_heads * half * 2))
 
         def _tables(self, context: GraphContext) -> Any:
             from llmkit.architecture.frequencies import frequencies
@@ -174,11 +174,11 @@ def _emitter() -> GraphPositions:
             mask = g.op("Unsqueeze", g.input("mask_position", "INT64", ["batch_size"]), g.ints(1))
             in_prompt = g.op("Where", g.op("Less", context.positions, prefix), context.positions, mask)
             after = g.op("Sub", g.op("Add", context.positions, g.ints(1)), prefix)
-            found = []
+            tables = []
             for at in (in_prompt, g.op("Max", after, g.ints(0))):
                 angles = g.op("Mul", g.op("Unsqueeze", g.op("Cast", at, to=1), g.ints(2)), inverse)
-                found.append([in_compute_dtype(context, g.op(function, angles)) for function in ("Cos", "Sin")])
-            return found
+                tables.append([in_compute_dtype(context, g.op(function, angles)) for function in ("Cos", "Sin")])
+            return tables
 
     return Emitter()
 

@@ -79,11 +79,11 @@ def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
 def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_ratio`; and the repository's name where it divides positions, which only that name says."""
     head_dim = metadata["embedding_length"] // metadata["attention.head_count"]
-    found: dict[str, Any] = {"kv_channels": metadata.get("attention.key_length", head_dim)}
+    config: dict[str, Any] = {"kv_channels": metadata.get("attention.key_length", head_dim)}
     if metadata.get("rope.scaling.type") == "linear":
-        return found | {"rope_ratio": metadata["rope.scaling.factor"], "_name_or_path": "THUDM/chatglm2-6b-32k"}
+        return config | {"rope_ratio": metadata["rope.scaling.factor"], "_name_or_path": "THUDM/chatglm2-6b-32k"}
     ratio = metadata.get("rope.freq_base", 10000.0) / 10000.0
-    return found | {"rope_ratio": int(ratio) if ratio == int(ratio) else ratio}
+    return config | {"rope_ratio": int(ratio) if ratio == int(ratio) else ratio}
 
 
 CHATGLM2 = Architecture(

@@ -198,8 +198,8 @@ def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Multi-query where there is one key/value head; a number between marks the decoder of 40B and 11B."""
     kv, heads = metadata.get("attention.head_count_kv", 1), metadata["attention.head_count"]
     is_new = 1 < kv < heads
-    found = {"multi_query": kv == 1, "parallel_attn": True, "bias": False, "alibi": False}
-    return found | {"new_decoder_architecture": is_new, **({"num_ln_in_parallel_attn": 1} if is_new else {})}
+    config = {"multi_query": kv == 1, "parallel_attn": True, "bias": False, "alibi": False}
+    return config | {"new_decoder_architecture": is_new, **({"num_ln_in_parallel_attn": 1} if is_new else {})}
 
 
 GGUF = GgufFamily(

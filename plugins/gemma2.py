@@ -56,12 +56,12 @@ def from_gguf(layers_of_27b: int) -> Callable[[Mapping[str, Any]], dict[str, Any
     def read(metadata: Mapping[str, Any]) -> dict[str, Any]:
         by_width = metadata["embedding_length"] // metadata["attention.head_count"]
         is_27b = metadata["block_count"] == layers_of_27b
-        found = {"query_pre_attn_scalar": by_width if is_27b else metadata.get("attention.key_length", by_width)}
+        config = {"query_pre_attn_scalar": by_width if is_27b else metadata.get("attention.key_length", by_width)}
         pattern = metadata.get("attention.sliding_window_pattern")
         if pattern is None:
-            return found
+            return config
         windows = pattern if isinstance(pattern, list) else usual_windows(metadata["block_count"], pattern)
-        return found | {"layer_types": ["sliding_attention" if w else "full_attention" for w in windows]}
+        return config | {"layer_types": ["sliding_attention" if w else "full_attention" for w in windows]}
 
     return read
 

@@ -42,15 +42,15 @@ class _RowScales(FolderReader):
     dtypes: tuple[DType, ...]
 
     def _modules(self, specs: Specs) -> list[str]:
-        found = []
+        modules = []
         for name, scales in specs.items():
             module = name.removesuffix(f".{self.scale}")
             weight = specs.get(f"{module}.weight") if module != name else None
             if weight is None or weight.dtype not in self.dtypes or len(weight.shape) != 2:
                 continue
             if scales.dtype.is_float and len(scales.shape) == 1:
-                found.append(module)
-        return found
+                modules.append(module)
+        return modules
 
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
         modules = self._modules(specs)
@@ -61,7 +61,7 @@ class _RowScales(FolderReader):
         return words, [f"{module}.weight" for module in modules]
 
     def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
-        found: dict[str, QuantizedMatrix] = {}
+        matrices: dict[str, QuantizedMatrix] = {}
         used: set[str] = set()
         for module in self._modules({name: lazy.spec for name, lazy in stored.tensors.items()}):
             name, scale = f"{module}.weight", f"{module}.{self.scale}"
@@ -83,9 +83,9 @@ class _RowScales(FolderReader):
                         hint=REMEDY,
                     )
             scales = viewed(scales, scales.dtype, (n_out, 1))
-            found[name] = QuantizedMatrix(Grid(bits), (n_out, n_in), codes, scales)
+            matrices[name] = QuantizedMatrix(Grid(bits), (n_out, n_in), codes, scales)
             used |= {name, scale}
-        return found, used
+        return matrices, used
 
     @abstractmethod
     def _bits(self, weight: TensorSpec, shape: Sequence[int] | None, config: Mapping[str, Any]) -> int | None:

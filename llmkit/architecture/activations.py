@@ -29,17 +29,17 @@ def known_activation(name: str) -> str:
     Raises:
         RequirementError: no such activation, or one with weights of its own.
     """
-    found = same_activation(name)
-    if found in ACTIVATIONS:
-        return found
-    if found in _WITH_WEIGHTS:
+    alias = same_activation(name)
+    if alias in ACTIVATIONS:
+        return alias
+    if alias in _WITH_WEIGHTS:
         raise RequirementError(
             f"config.json: the activation {name!r} has weights of its own, which no kind of MLP holds",
             hint="--backend transformers computes it with transformers' class",
         )
-    known = (*ACTIVATIONS, *_ALIASES)
-    guess = nearest(name, known)
+    names = (*ACTIVATIONS, *_ALIASES)
+    guess = nearest(name, names)
     raise RequirementError(
         f"config.json: no activation is called {name!r}",
-        hint=f"did you mean {guess!r}?" if guess else f"known: {', '.join(sorted(known))}",
+        hint=f"did you mean {guess!r}?" if guess else f"known: {', '.join(sorted(names))}",
     )

@@ -56,24 +56,24 @@ class Dims:
         Raises:
             SpecError: a key is absent, not a positive whole number, or heads do not divide.
         """
-        found: dict[str, int | None] = {}
+        bound: dict[str, int | None] = {}
         keys: dict[str, str] = {}
         for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
             key = as_key(getattr(self, name))
-            found[name] = _whole(name, key, config)
+            bound[name] = _whole(name, key, config)
             keys[name] = source_of(key, config) or next(iter(key.spellings), name)
-        context = found.pop("context")
-        hidden, heads = found["hidden"] or 0, found["heads"] or 0
-        if found["kv_heads"] is None:
-            found["kv_heads"], keys["kv_heads"] = heads, keys["heads"]
-        if found["head_dim"] is None:
+        context = bound.pop("context")
+        hidden, heads = bound["hidden"] or 0, bound["heads"] or 0
+        if bound["kv_heads"] is None:
+            bound["kv_heads"], keys["kv_heads"] = heads, keys["heads"]
+        if bound["head_dim"] is None:
             if hidden % heads:
                 raise SpecError(
                     f"config.json: {keys['hidden']} {hidden} is not a multiple of {keys['heads']} {heads}",
                     hint=f"a model with another head size states it as {keys['head_dim']!r}",
                 )
-            found["head_dim"], keys["head_dim"] = hidden // heads, f"{keys['hidden']}/{keys['heads']}"
-        sizes = {name: value or 0 for name, value in found.items()}
+            bound["head_dim"], keys["head_dim"] = hidden // heads, f"{keys['hidden']}/{keys['heads']}"
+        sizes = {name: value or 0 for name, value in bound.items()}
         if heads % sizes["kv_heads"]:
             raise SpecError(
                 f"config.json: {keys['heads']} {heads} is not a multiple of {keys['kv_heads']} {sizes['kv_heads']}"
@@ -161,9 +161,9 @@ class Architecture:
         except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             # What a plugin computes of a value that is none of its kind.
             key = next(reversed(seen.read), None)
-            found = "" if key is None else f", the last key read: {key} is {seen.read[key]!r:.60}"
+            where = "" if key is None else f", the last key read: {key} is {seen.read[key]!r:.60}"
             raise SpecError(
-                f"config.json: {self.name} cannot be made of it ({type(error).__name__}: {error}){found}",
+                f"config.json: {self.name} cannot be made of it ({type(error).__name__}: {error}){where}",
                 hint="config.json must be the one these weights were saved with",
             ) from error
         left = unread_keys(config, seen.read, fixed=self.fixed, unused=self.unused, family=self.name)
@@ -193,13 +193,13 @@ class Architecture:
 
     def prompt_suffix_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """The ids that every prompt of one config ends with."""
-        found = self.prompt_suffix.bind(config) if isinstance(self.prompt_suffix, Computed) else self.prompt_suffix
-        return tuple(found)
+        suffix = self.prompt_suffix.bind(config) if isinstance(self.prompt_suffix, Computed) else self.prompt_suffix
+        return tuple(suffix)
 
     def prompt_of(self, config: Mapping[str, Any]) -> Prompt | None:
         """The prompt format of one config."""
-        found: Prompt | None = self.prompt.of(config) if isinstance(self.prompt, Computed) else self.prompt
-        return found
+        prompt: Prompt | None = self.prompt.of(config) if isinstance(self.prompt, Computed) else self.prompt
+        return prompt
 
     def tiny_config(self, variant: str | None = None) -> dict[str, Any]:
         """The config of the tiny model, or of one of its variants; a change to None takes a key away."""

@@ -94,10 +94,10 @@ def _misshapen(names: Sequence[str], specs: Mapping[str, TensorSpec], expected: 
         stem = re.sub(r"^layers\.\d+\.", "layers.*.", expected[name].id)
         groups.setdefault((stem, specs[name].shape), []).append(name)
     problems = []
-    for (_, found), members in groups.items():
+    for (_, shape), members in groups.items():
         slot = expected[members[0]]
         more = f" (and {len(members) - 1} more layers)" if len(members) > 1 else ""
         problems.append(
-            f"{members[0]}{more} has shape {list(found)}, expected {list(slot.shape)} = [{slot.formula}] by config.json"
+            f"{members[0]}{more} has shape {list(shape)}, expected {list(slot.shape)} = [{slot.formula}] by config.json"
         )
     return problems

@@ -21,17 +21,17 @@ _IN_CONFIG = {
 _FLOAT32 = 1e-6
 
 
-def difference(wanted: Model, found: Model) -> str | None:
+def difference(wanted: Model, other: Model) -> str | None:
     """The first thing in which two models compute differently, in words; None where they are the same.
 
     Which rows of q and k make a rotary pair is storage (`architecture/storage.py` reorders them), and so is tying.
     """
     for size in _SIZES:
-        a, b = getattr(wanted.dims, size), getattr(found.dims, size)
+        a, b = getattr(wanted.dims, size), getattr(other.dims, size)
         if a != b:
             return f"{size} is {a}, here {b}"
-    pairs: list[tuple[Any, Any]] = list(zip(wanted.blocks, found.blocks, strict=True))
-    pairs += [(wanted.embedding, found.embedding), (wanted.final_norm, found.final_norm), (wanted.head, found.head)]
+    pairs: list[tuple[Any, Any]] = list(zip(wanted.blocks, other.blocks, strict=True))
+    pairs += [(wanted.embedding, other.embedding), (wanted.final_norm, other.final_norm), (wanted.head, other.head)]
     return next((text for a, b in pairs if (text := _differs(a, b, ""))), None)
 
 

@@ -28,8 +28,8 @@ def rounded_power(base: float, exponents: Floats) -> Floats:
     """Powers of a float32 base, computed in double precision and rounded once."""
     import numpy as np
 
-    found: Floats = np.power(np.float64(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
-    return found
+    powers: Floats = np.power(np.float64(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
+    return powers
 
 
 def frequencies(
@@ -113,8 +113,8 @@ def _yarn(theta: float, dim: int, powers: Floats, scaling: Yarn) -> Floats:
     one = np.float32(1)
     ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
     keep = one - np.clip(ramp, 0, 1)
-    found: Floats = one / (np.float32(scaling.factor) * powers) * (one - keep) + one / powers * keep
-    return found
+    blended: Floats = one / (np.float32(scaling.factor) * powers) * (one - keep) + one / powers * keep
+    return blended
 
 
 def _yarn_factor(scaling: Yarn) -> float:

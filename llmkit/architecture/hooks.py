@@ -152,11 +152,11 @@ def emitter_of(kind: Kind, emitters: Hooks[R]) -> Callable[..., R]:
     return _hook(kind, emitters, "onnx_emitter", "the ONNX export has no emitter", hint)
 
 
-def _hook(kind: Kind, known: Hooks[R], name: str, lack: str, hint: str) -> Callable[..., R]:
-    function = known.get(type(kind))
+def _hook(kind: Kind, readers: Hooks[R], name: str, lack: str, hint: str) -> Callable[..., R]:
+    function = readers.get(type(kind))
     if function is not None:
         return lambda *given: function(kind, *given)
-    own: Callable[..., R] | None = getattr(kind, name, None)
-    if own is None:
+    method: Callable[..., R] | None = getattr(kind, name, None)
+    if method is None:
         raise RequirementError(f"{lack} for the kind {type(kind).__name__}", hint=hint)
-    return own
+    return method

@@ -108,14 +108,14 @@ def bind_fields(kind: T, config: Mapping[str, Any], string_keys: tuple[str, ...]
         if field.name in string_keys:
             value = as_key(value)
         if isinstance(value, Key):
-            found, where = lookup(value, config), source_of(value, config) or field.name
+            bound, where = lookup(value, config), source_of(value, config) or field.name
         elif hasattr(value, "bind"):
-            found, where = value.bind(config), field.name
+            bound, where = value.bind(config), field.name
         else:
             continue
-        if found is not None and field.type in _CHECKS:
-            _CHECKS[field.type](found, where)
-        changes[field.name] = found
+        if bound is not None and field.type in _CHECKS:
+            _CHECKS[field.type](bound, where)
+        changes[field.name] = bound
     return dataclasses.replace(kind, **changes)  # type: ignore[type-var]
 
 
@@ -186,9 +186,9 @@ def _expected(what: str, value: Any, name: str) -> str:
 
 
 def _get(config: Mapping[str, Any], path: str) -> Any:
-    found: Any = config
+    value: Any = config
     for part in path.split("."):
-        if not isinstance(found, Mapping):
+        if not isinstance(value, Mapping):
             return None
-        found = found.get(part)
-    return found
+        value = value.get(part)
+    return value

@@ -20,8 +20,8 @@ def is_sliding(config: Mapping[str, Any], i: int, rule: Callable[[int], bool]) -
     if types is None:
         return rule(i)
     if not isinstance(types, list) or len(types) <= i or types[i] not in _SORTS:
-        found = types[i] if isinstance(types, list) and len(types) > i else types
-        raise SpecError(f"config.json: layer_types[{i}] must be one of {', '.join(_SORTS)}, found {found!r}")
+        layer_type = types[i] if isinstance(types, list) and len(types) > i else types
+        raise SpecError(f"config.json: layer_types[{i}] must be one of {', '.join(_SORTS)}, found {layer_type!r}")
     return bool(types[i] == _SORTS[1])
 
 

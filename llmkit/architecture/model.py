@@ -99,13 +99,13 @@ class Model:
         for part, formulas in shapes:
             shape = tuple(self.dims.evaluate(formula) for formula in formulas.dims)
             parts.append(Part(part, shape, (shape[0] if shape else 1) // groups))
-        whole = (sum(p.shape[0] for p in parts), *parts[0].shape[1:]) if parts[0].shape else ()
+        fused_shape = (sum(p.shape[0] for p in parts), *parts[0].shape[1:]) if parts[0].shape else ()
         rows = " + ".join(self.dims.spell(formulas.dims[0]) for _, formulas in shapes) if first.dims else ""
         words = [rows, *(self.dims.spell(formula) for formula in first.dims[1:])]
         return Slot(
             id=slot,
             name=self.table.name(slot),
-            shape=whole[::-1] if is_transposed else whole,
+            shape=fused_shape[::-1] if is_transposed else fused_shape,
             kind=first.kind,
             is_optional=first.is_optional,
             layer=layer,

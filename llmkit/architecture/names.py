@@ -115,13 +115,13 @@ class NameTable:
         """
         match = re.fullmatch(r"layers\.(\d+)\.(.+)", slot)
         if match is None:
-            found = _translated(slot, self._outer)
+            translated = _translated(slot, self._outer)
         else:
             inner = _translated(match[2], self._inner)
-            found = None if inner is None else self.names.block.format(i=int(match[1])) + inner
-        if found is None:
+            translated = None if inner is None else self.names.block.format(i=int(match[1])) + inner
+        if translated is None:
             raise PluginError(f"the name table has no entry for slot {slot!r}")
-        return found
+        return translated
 
     def slot(self, name: str) -> str | None:
         """The slot id of a tensor name, or None when the table does not know it."""

@@ -41,7 +41,7 @@ def architectures_in(path: Path) -> dict[str, Architecture]:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise PluginError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    found = {k: v for k, v in vars(module).items() if isinstance(v, Architecture)}
-    if not found:
+    architectures = {k: v for k, v in vars(module).items() if isinstance(v, Architecture)}
+    if not architectures:
         raise PluginError(f"{path} holds no Architecture", hint="llmkit plugins new MODEL -o FILE drafts one")
-    return found
+    return architectures

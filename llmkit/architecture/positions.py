@@ -88,10 +88,10 @@ class Alibi(Kind):
 
 def alibi_slopes(n_heads: int) -> list[float]:
     """The slopes of the paper, [n_heads]: a geometric series for a power of two, and every other one of the next."""
-    whole = 2 ** math.floor(math.log2(n_heads))
-    ratio, between = 2.0 ** (-8.0 / whole), 2.0 ** (-8.0 / (2 * whole))
-    slopes = [ratio ** (i + 1) for i in range(whole)]
-    return slopes + [between ** (2 * i + 1) for i in range(n_heads - whole)]
+    power = 2 ** math.floor(math.log2(n_heads))
+    ratio, between = 2.0 ** (-8.0 / power), 2.0 ** (-8.0 / (2 * power))
+    slopes = [ratio ** (i + 1) for i in range(power)]
+    return slopes + [between ** (2 * i + 1) for i in range(n_heads - power)]
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class Finish:
 
     def settled(self, text: str) -> str:
         """The text without an end that may still change."""
-        found = re.search(f"(?:{self.unsettled})$", text)
-        return text[: found.start()] if found else text
+        match = re.search(f"(?:{self.unsettled})$", text)
+        return text[: match.start()] if match else text
 
 
 NO_FINISH = Finish()
@@ -159,24 +159,24 @@ class Turns:
             InputError: roles that do not alternate user, assistant, …, user, or a system message without a place.
         """
         system, turns = self._split(messages)
-        made = _Writer()
+        writer = _Writer()
         head = ""
         if system is not None and self.system is not None:
             if self.system_goes_inside and isinstance(self.system, str):
                 head = _filled(self.system, system=system)
             else:
-                made.write(self.system, system=system)
+                writer.write(self.system, system=system)
         for i, turn in enumerate(turns):
             content = _joined(turn.content) if self.joins_paragraphs else turn.content
             if turn.role == "assistant":
-                made.write(self.assistant, answer=content)
+                writer.write(self.assistant, answer=content)
                 continue
             template = self.user if i == 0 or self.user_again is None else self.user_again
             if self.lone_user is not None and len(messages) == 1:
                 template = self.lone_user
             question = head + content if i == 0 else content
-            made.write(template, round=str(self.first_round + i // 2), question=question)
-        return made.pieces()
+            writer.write(template, round=str(self.first_round + i // 2), question=question)
+        return writer.pieces()
 
     def render(self, messages: Sequence[Message]) -> str:
         """The same as one text, tokens as their strings."""
@@ -186,13 +186,13 @@ class Turns:
     def lead(self) -> tuple[str | Token | Cut, ...]:
         """What stands between a question and the text of its answer: a space, mostly, which the model writes first."""
         parts = (self.assistant,) if isinstance(self.assistant, str) else self.assistant
-        found: list[str | Token | Cut] = []
+        pieces_before: list[str | Token | Cut] = []
         for part in parts:
             before, mark, _ = part.partition("{answer}") if isinstance(part, str) else (part, "", "")
-            found += [before] if before != "" else []
+            pieces_before += [before] if before != "" else []
             if mark:
                 break
-        return tuple(found)
+        return tuple(pieces_before)
 
     def _split(self, messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
         system, turns = self.default_system, list(messages)
@@ -204,8 +204,8 @@ class Turns:
                 )
         wanted = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
         if not turns or [m.role for m in turns] != wanted or len(turns) % 2 == 0:
-            found = ", ".join(m.role for m in messages) or "no messages"
-            raise InputError(f"this prompt format needs turns user, assistant, …, user; found {found}")
+            roles = ", ".join(m.role for m in messages) or "no messages"
+            raise InputError(f"this prompt format needs turns user, assistant, …, user; found {roles}")
         return system, turns
 
 
@@ -241,9 +241,9 @@ class _Writer:
 
 def _only_question(messages: Sequence[Message], what: str) -> str:
     if [m.role for m in messages] != ["user"]:
-        found = ", ".join(m.role for m in messages) or "no messages"
+        roles = ", ".join(m.role for m in messages) or "no messages"
         raise InputError(
-            f"{what} takes one question and no history; found {found}", hint="choose a format for conversations"
+            f"{what} takes one question and no history; found {roles}", hint="choose a format for conversations"
         )
     return messages[0].content
 

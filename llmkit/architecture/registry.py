@@ -51,10 +51,10 @@ class Registry:
         """
         if plugin not in self._loaded:
             self._loaded[plugin] = _load(plugin)
-        found = self._loaded[plugin]
-        if isinstance(found, PluginError):
-            raise found
-        return found
+        loaded = self._loaded[plugin]
+        if isinstance(loaded, PluginError):
+            raise loaded
+        return loaded
 
     def find(self, config: Mapping[str, Any]) -> Architecture | None:
         """The architecture that claims a config, by `architectures`, or by `model_type` where that is missing.
@@ -81,15 +81,15 @@ class Registry:
         return None
 
     def _claimants(self, plugins: Iterable[Plugin], config: Mapping[str, Any]) -> list[tuple[Plugin, Architecture]]:
-        found = []
+        claimants = []
         for plugin in plugins:
             try:
                 architecture = self.load(plugin)
             except PluginError:
                 continue  # kept in `failures`; another plugin may serve
             if is_claimed(architecture, config):
-                found.append((plugin, architecture))
-        return found
+                claimants.append((plugin, architecture))
+        return claimants
 
     def _raise_failure(self, wanted: list[str]) -> None:
         for plugin, found in self._loaded.items():
@@ -129,7 +129,7 @@ def default_registry() -> Registry:
 @cache
 def _registry(files: tuple[Path, ...]) -> Registry:
     unique = [Plugin(e.name, e.target, e.origin, e.is_builtin) for e in entries(GROUP)]
-    return Registry(unique, {plugin: found for file in files for plugin, found in plugins_in(file).items()})
+    return Registry(unique, {plugin: a for file in files for plugin, a in plugins_in(file).items()})
 
 
 def plugins_in(file: Path) -> dict[Plugin, Architecture]:
@@ -138,8 +138,8 @@ def plugins_in(file: Path) -> dict[Plugin, Architecture]:
     Raises:
         PluginError: it cannot be imported, or holds none.
     """
-    found = architectures_in(file)
-    return {Plugin(a.name, f"{file}:{name}", str(file), is_given=True): a for name, a in found.items()}
+    architectures = architectures_in(file)
+    return {Plugin(a.name, f"{file}:{name}", str(file), is_given=True): a for name, a in architectures.items()}
 
 
 @contextmanager
@@ -177,14 +177,14 @@ def require(config: Mapping[str, Any], label: str) -> Architecture:
     Raises:
         RequirementError: no plugin describes it.
     """
-    found = find(config)
-    if found is None:
+    architecture = find(config)
+    if architecture is None:
         names = ", ".join(claims(config)) or "nothing (config.json names no architecture)"
         raise RequirementError(
             f"{label}: no plugin describes its architecture: {names}",
             hint="llmkit plugins new MODEL -o FILE.py drafts one for --plugin; `llmkit plugins list` shows others",
         )
-    return found
+    return architecture
 
 
 def require_model(config: Mapping[str, Any], label: str) -> Model:
@@ -241,10 +241,10 @@ def _folded(text: str) -> str:
 
 def _load(plugin: Plugin) -> Architecture | PluginError:
     try:
-        found = load_entry(plugin)
+        loaded = load_entry(plugin)
     except PluginError as error:
         return error
-    if not isinstance(found, Architecture):
+    if not isinstance(loaded, Architecture):
         where = f"plugin {plugin.name} ({plugin.origin})"
-        return PluginError(f"{where}: {plugin.target} is a {type(found).__name__}, expected an Architecture")
-    return found
+        return PluginError(f"{where}: {plugin.target} is a {type(loaded).__name__}, expected an Architecture")
+    return loaded

@@ -27,25 +27,25 @@ def parts_of(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
     if len(slot.parts) == 1:
         return {slot.parts[0].id: lazy}
     period = sum(part.rows for part in slot.parts)
-    found, start = {}, 0
+    parts, start = {}, 0
     for part in slot.parts:
         runs = [(0, g * period + start, g * period + start + part.rows) for g in range(slot.groups)]
-        found[part.id] = gather_rows([lazy], runs)
+        parts[part.id] = gather_rows([lazy], runs)
         start += part.rows
-    return found
+    return parts
 
 
 def stored(weights: Mapping[str, Lazy], slot: Slot) -> Lazy:
     """The tensor to store for a slot, from weights by id."""
     parts = [weights[part.id] for part in slot.parts]
     if len(parts) == 1:
-        whole = parts[0]
+        tensor = parts[0]
     else:
         runs = [
             (i, g * part.rows, (g + 1) * part.rows) for g in range(slot.groups) for i, part in enumerate(slot.parts)
         ]
-        whole = gather_rows(parts, runs)
-    return transpose(whole) if slot.is_transposed else whole
+        tensor = gather_rows(parts, runs)
+    return transpose(tensor) if slot.is_transposed else tensor
 
 
 def weights_of(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
@@ -57,11 +57,11 @@ def weights_of(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
     report = model.check({name: lazy.spec for name, lazy in tensors.items()})
     if report.problems:
         raise SpecError(f"the tensors do not fit the config: {listing(report.problems, 3)}")
-    found: dict[str, Lazy] = {}
+    weights: dict[str, Lazy] = {}
     for slot in model.slots.values():
         if slot.name in tensors:
-            found |= parts_of(tensors[slot.name], slot)
-    return found
+            weights |= parts_of(tensors[slot.name], slot)
+    return weights
 
 
 def tensors_of(weights: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:

@@ -222,8 +222,8 @@ def _from_layout(path: Path, opened: Opened) -> Checkpoint:
         from llmkit.tokenization.scored_pieces import from_scored_pieces
 
         content, where = FileContent(path=opened.scored_pieces).read(), str(opened.scored_pieces)
-        made = from_scored_pieces(content, int(opened.config["vocab_size"]), where)
-        files["tokenizer.model"] = FileContent(data=made.serialized())
+        model = from_scored_pieces(content, int(opened.config["vocab_size"]), where)
+        files["tokenizer.model"] = FileContent(data=model.serialized())
     label = (path.name or path.resolve().name) if path.is_dir() else path.stem
     recipe = recipe_of(folder) if path.is_dir() else ()
     tensors, config = sort_tensors(opened.tensors), dict(opened.config)

@@ -29,7 +29,7 @@ def class_embeddings(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     names = groups.get(id(embedding), [])
-    own, embed = next(((name, n) for name in names for n in (name, *spellings(name)) if n in stored), (None, None))
+    flag, embed = next(((name, n) for name in names for n in (name, *spellings(name)) if n in stored), (None, None))
     if embed is None:
         return None
     module = next((n for n, m in model.named_modules() if output is not None and m is output), None)
@@ -38,7 +38,7 @@ def class_embeddings(
     shares: dict[str, str] = {}
     for key, group in groups.items():
         source = embed if key == id(embedding) else next((n for n in group if n in stored), None)
-        shares |= {n: source for n in group if source is not None and n not in (own, source)}
+        shares |= {n: source for n in group if source is not None and n not in (flag, source)}
     return embed, head, shares
 
 
@@ -55,13 +55,13 @@ def _without_weights(config: Mapping[str, Any]) -> Any:
     verbosity = logs.get_verbosity()
     logs.set_verbosity_error()
     try:
-        made = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
+        settings = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
         named = [getattr(transformers, n, None) for n in config.get("architectures") or () if isinstance(n, str)]
         kind = next((c for c in named if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)), None)
         if kind is None:
             return None
         with torch.device("meta"):
-            model = kind(made)
+            model = kind(settings)
         model.tie_weights()
     except (AttributeError, ImportError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return None  # a config that this class does not take: names decide

@@ -72,8 +72,8 @@ def _delta(ckpt: Checkpoint, where: str) -> Contents | None:
     history = ckpt.history
     if ckpt.origin is not None and ckpt.origin.is_file():
         history = recipe_of(ckpt.origin.parent)
-    made = [step.get("transform") for step in history]
-    applied = max((i for i, name in enumerate(made) if name == "delta.apply"), default=-1)
+    transforms = [step.get("transform") for step in history]
+    applied = max((i for i, name in enumerate(transforms) if name == "delta.apply"), default=-1)
     step = next((s for s in history[applied + 1 :] if s.get("transform") == "delta.make"), None)
     marker = _beside(ckpt, MARKER_NAME)
     if step is None and marker is None:
@@ -120,22 +120,22 @@ def require_model(ckpt: Checkpoint, use: str, *, floats: bool = False) -> Checkp
     Raises:
         RequirementError: it is something else, named with the command that works on it.
     """
-    found = contents_of(ckpt)
-    if found.kind != "model":
-        raise RequirementError(f"{ckpt.label} is {found.words}; {use} wants a model", hint=found.hint)
-    if floats and found.quantization is not None:
+    contents = contents_of(ckpt)
+    if contents.kind != "model":
+        raise RequirementError(f"{ckpt.label} is {contents.words}; {use} wants a model", hint=contents.hint)
+    if floats and contents.quantization is not None:
         raise RequirementError(
-            f"{ckpt.label} is already quantized ({found.quantization}); {use} wants float weights",
-            hint=_way_to_floats(ckpt, found.quantization),
+            f"{ckpt.label} is already quantized ({contents.quantization}); {use} wants float weights",
+            hint=_way_to_floats(ckpt, contents.quantization),
         )
     return ckpt
 
 
-def _way_to_floats(ckpt: Checkpoint, found: Quantization) -> str:
+def _way_to_floats(ckpt: Checkpoint, scheme: Quantization) -> str:
     best = "take the float model that it was made from"
-    if not found.n_weights:
+    if not scheme.n_weights:
         return f"{best}; where its weights are floats, remove quantization_config from config.json"
-    if found.method not in (BLOCKS, *(reader.name for reader in folder_readers())):
+    if scheme.method not in (BLOCKS, *(reader.name for reader in folder_readers())):
         return best
     command = f"llmkit convert {shlex.quote(str(ckpt.origin or ckpt.label))} --to dense -o FLOATS"
     return f"{best}; where that is lost, `{command}` writes what is left of its weights, rounded as they are"

@@ -85,18 +85,18 @@ def with_true_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
         InputError: the family always ties, and the files hold another head.
     """
     try:
-        found = _config_tying(ckpt)
-        is_tied = found is not None and as_bool(found.is_tied)
+        tying = _config_tying(ckpt)
+        is_tied = tying is not None and as_bool(tying.is_tied)
     except (PluginError, SpecError):  # whoever needs the architecture or the key will hear of it
         return ckpt
-    if found is None or not is_tied:
+    if tying is None or not is_tied:
         return ckpt
-    embed, head = ckpt.tensors.get(found.embed), ckpt.tensors.get(found.head)
-    stem = found.head.removesuffix("weight")
+    embed, head = ckpt.tensors.get(tying.embed), ckpt.tensors.get(tying.head)
+    stem = tying.head.removesuffix("weight")
     is_packed = head is None and any(n.startswith(stem) and n != f"{stem}bias" for n in ckpt.tensors)
     if embed is None and head is not None and ckpt.origin is not None and ckpt.origin.is_dir():
-        tensors = {found.embed if n == found.head else n: t for n, t in ckpt.tensors.items()}
-        note = f"{found.embed} is not stored: the head {found.head}, to which the config ties it, is taken for it"
+        tensors = {tying.embed if n == tying.head else n: t for n, t in ckpt.tensors.items()}
+        note = f"{tying.embed} is not stored: the head {tying.head}, to which the config ties it, is taken for it"
         return replace(ckpt, tensors=tensors, notes=(*ckpt.notes, note))
     if embed is None or (head is None and not is_packed):
         return ckpt
@@ -104,18 +104,18 @@ def with_true_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
     if is_equal:
         return ckpt
     if is_equal is None and head is not None:
-        return replace(ckpt, tensors={**ckpt.tensors, found.embed: _checked_equal(embed, head, found, ckpt.label)})
-    if found.key is None:
+        return replace(ckpt, tensors={**ckpt.tensors, tying.embed: _checked_equal(embed, head, tying, ckpt.label)})
+    if tying.key is None:
         raise InputError(
-            f"{ckpt.label}: {found.head} is another matrix than the embedding {found.embed}, and its family always "
+            f"{ckpt.label}: {tying.head} is another matrix than the embedding {tying.embed}, and its family always "
             "ties the two",
             hint=f"a plugin whose head is tied by a key of config.json ({_FLAG}) can tell such files apart",
         )
     note = (
-        f"{found.head} is stored and is another matrix than the embedding, though the config ties them: it is the "
-        f"head, and {found.key} becomes false"
+        f"{tying.head} is stored and is another matrix than the embedding, though the config ties them: it is the "
+        f"head, and {tying.key} becomes false"
     )
-    return replace(ckpt, config=_untied(ckpt.config, found.key), notes=(*ckpt.notes, note))
+    return replace(ckpt, config=_untied(ckpt.config, tying.key), notes=(*ckpt.notes, note))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +155,15 @@ def _untied(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return changed
 
 
-def _checked_equal(embed: Lazy, head: Lazy, found: _ConfigTying, label: str) -> Lazy:
+def _checked_equal(embed: Lazy, head: Lazy, tying: _ConfigTying, label: str) -> Lazy:
     """The embedding, compared with the head row by row where it is read."""
 
     def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if not (x == y).all():
             raise InputError(
-                f"{label}: {found.head} differs in some rows from the embedding {found.embed}, to which the config "
+                f"{label}: {tying.head} differs in some rows from the embedding {tying.embed}, to which the config "
                 "ties it",
-                hint=f"set {found.key or _FLAG} in config.json to false: then the stored head is used",
+                hint=f"set {tying.key or _FLAG} in config.json to false: then the stored head is used",
             )
         return x
 

@@ -183,8 +183,8 @@ _TENSOR: dict[str, _Check] = {
 
 def node_of(manifest: Mapping[str, Any], reference: Any) -> dict[str, Any]:
     """A node of an expression: `reference` is its id, or, in a manifest of format 1, the node itself."""
-    found: Mapping[str, Any] = reference if isinstance(reference, Mapping) else manifest["nodes"][reference]
-    return dict(found)
+    node: Mapping[str, Any] = reference if isinstance(reference, Mapping) else manifest["nodes"][reference]
+    return dict(node)
 
 
 def recipe_of(folder: Path) -> tuple[Mapping[str, Any], ...]:
@@ -244,8 +244,8 @@ def versions(*packages: str) -> dict[str, str]:
 
     from llmkit.version import __version__
 
-    found = {"llmkit": __version__, "python": platform.python_version()}
+    tools = {"llmkit": __version__, "python": platform.python_version()}
     for package in packages or ("torch",):
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            tools[package] = version(package)
+    return tools

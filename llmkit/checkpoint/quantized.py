@@ -33,14 +33,14 @@ def is_quantized(ckpt: Checkpoint) -> bool:
 
 def _folder_quantization(ckpt: Checkpoint) -> Quantization | None:
     """How the tensors are quantized. A GGUF opens as floats, and the tensors of an ONNX folder are its graph's."""
-    found = quantization_of(ckpt)
-    return None if found is None or found.method == BLOCKS or ckpt.layout == "onnx" else found
+    scheme = quantization_of(ckpt)
+    return None if scheme is None or scheme.method == BLOCKS or ckpt.layout == "onnx" else scheme
 
 
 def describe(ckpt: Checkpoint) -> str | None:
     """The quantization in a few words (`int4 group 64 symmetric, compressed-tensors`); None for a float model."""
-    found = quantization_of(ckpt)
-    return None if found is None else found.words if found.method == BLOCKS else str(found)
+    scheme = quantization_of(ckpt)
+    return None if scheme is None else scheme.words if scheme.method == BLOCKS else str(scheme)
 
 
 def kv_cache_scheme(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -64,8 +64,8 @@ def reader_of(ckpt: Checkpoint) -> FolderReader | None:
     Raises:
         RequirementError: a layout that nothing reads.
     """
-    found = _folder_quantization(ckpt)
-    return None if found is None else _reader(ckpt, found)
+    scheme = _folder_quantization(ckpt)
+    return None if scheme is None else _reader(ckpt, scheme)
 
 
 def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
@@ -81,14 +81,14 @@ def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
         RequirementError: a layout that no codec reads, or a form of one that its codec does not read.
         SpecError: tensors of a quantized layer are missing or do not fit together.
     """
-    found = _folder_quantization(ckpt)
-    if found is None:
+    scheme = _folder_quantization(ckpt)
+    if scheme is None:
         return ckpt
-    codec = _reader(ckpt, found)
+    codec = _reader(ckpt, scheme)
     stored = _stored(ckpt, codec)
     matrices, used = codec.matrices(stored)
-    if not matrices and not found.n_weights and not kv_cache_scheme(ckpt.config):
-        raise _not_stored(ckpt, found)
+    if not matrices and not scheme.n_weights and not kv_cache_scheme(ckpt.config):
+        raise _not_stored(ckpt, scheme)
     wanted = dtype or model_dtype(ckpt.config)
     tensors = {name: lazy for name, lazy in ckpt.tensors.items() if name not in used}
     for name, matrix in matrices.items():
@@ -107,26 +107,26 @@ def _float_config(config: Mapping[str, Any], codec: FolderReader) -> dict[str, A
     return {k: v for k, v in config.items() if k not in codec.config_keys}
 
 
-def _reader(ckpt: Checkpoint, found: Quantization) -> FolderReader:
+def _reader(ckpt: Checkpoint, scheme: Quantization) -> FolderReader:
     """The codec of a layout.
 
     Raises:
         RequirementError: there is none.
     """
     readers = {reader.name: reader for reader in folder_readers()}
-    if found.method in readers:
-        return readers[found.method]
-    if not found.n_weights:
-        raise _not_stored(ckpt, found)
+    if scheme.method in readers:
+        return readers[scheme.method]
+    if not scheme.n_weights:
+        raise _not_stored(ckpt, scheme)
     raise RequirementError(
-        f"{ckpt.label} is quantized ({found}), which is not read; expected {', '.join(readers)} (seen: {found.seen})",
+        f"{ckpt.label} is quantized ({scheme}), which is not read; expected {', '.join(readers)} (seen: {scheme.seen})",
         hint=REMEDY,
     )
 
 
-def _not_stored(ckpt: Checkpoint, found: Quantization) -> RequirementError:
+def _not_stored(ckpt: Checkpoint, scheme: Quantization) -> RequirementError:
     return RequirementError(
-        f"{ckpt.label} is quantized ({found}) by {found.seen} only: no tensor is stored so",
+        f"{ckpt.label} is quantized ({scheme}) by {scheme.seen} only: no tensor is stored so",
         hint=f"where its weights are floats, remove quantization_config from config.json; else {REMEDY}",
     )
 

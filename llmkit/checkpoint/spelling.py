@@ -32,19 +32,19 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
     if architecture is None or not architecture.names.prefix:
         return dict(tensors), []
     prefix, table = architecture.names.prefix, NameTable(architecture.names)
-    found: dict[str, Lazy] = {}
+    renamed: dict[str, Lazy] = {}
     changed = []
     for name, lazy in tensors.items():
-        whole = prefix + name
-        is_meant = table.slot(name) is None and (table.slot(whole) is not None or table.is_ignored(whole))
-        if is_meant and not name.startswith(prefix) and whole not in tensors:
+        full_name = prefix + name
+        is_meant = table.slot(name) is None and (table.slot(full_name) is not None or table.is_ignored(full_name))
+        if is_meant and not name.startswith(prefix) and full_name not in tensors:
             changed.append(name)
-            found[whole] = lazy
+            renamed[full_name] = lazy
         else:
-            found[name] = lazy
+            renamed[name] = lazy
     if not changed:
-        return found, []
-    return found, [
+        return renamed, []
+    return renamed, [
         f"{len(changed)} names are read with {prefix!r} before them, as the family has it ({listing(changed, 1)})"
     ]
 

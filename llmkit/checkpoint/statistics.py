@@ -72,8 +72,8 @@ class StoredStatistics:
 
     def of(self, slot: Slot) -> Statistics | None:
         """Of the inputs of a stored tensor; None where nothing is known."""
-        known = self.known(slot)
-        return Statistics(self.tokens(slot), **{name: lazy.load() for name, lazy in known.items()}) if known else None
+        parts = self.known(slot)
+        return Statistics(self.tokens(slot), **{name: lazy.load() for name, lazy in parts.items()}) if parts else None
 
 
 def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:
@@ -89,10 +89,10 @@ def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:
         hint = f"llmkit quantize observe {ckpt.origin or ckpt.label} -o FILE writes one"
         raise InputError(f"{path} is no file of statistics", hint=hint)
     is_own = safetensors.looks_like(read_head(path))
-    found = _own(path) if is_own else _from_imatrix(path, imatrix.read(path), ckpt, model)
+    statistics = _own(path) if is_own else _from_imatrix(path, imatrix.read(path), ckpt, model)
     for slot in model.slots.values():
         for part in slot.parts:
-            for name, lazy in found.parts.get(part.id, {}).items():
+            for name, lazy in statistics.parts.get(part.id, {}).items():
                 expected = (part.shape[-1],) * len(lazy.shape)
                 if lazy.shape != expected or len(lazy.shape) not in (1, 2):
                     raise SpecError(
@@ -100,10 +100,10 @@ def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:
                         f"{part.shape[-1]} wide: they were measured with another model",
                         hint=f"llmkit quantize observe {ckpt.origin or ckpt.label} -o FILE measures them anew",
                     )
-    strange = [name for name in found.parts if name not in model.stored_in]
+    strange = [name for name in statistics.parts if name not in model.stored_in]
     if strange:
         raise SpecError(f"{path} has statistics of {listing(strange, 3)}, which {ckpt.label} does not have")
-    return found
+    return statistics
 
 
 def _own(path: Path) -> StoredStatistics:
@@ -125,11 +125,11 @@ def _own(path: Path) -> StoredStatistics:
     return StoredStatistics(path.name, parts, dict.fromkeys(parts, float(n_tokens)), about)
 
 
-def _from_imatrix(path: Path, found: imatrix.Imatrix, ckpt: Checkpoint, model: Model) -> StoredStatistics:
+def _from_imatrix(path: Path, matrix: imatrix.Imatrix, ckpt: Checkpoint, model: Model) -> StoredStatistics:
     slots = {slot.name: slot for slot in gguf_spelling(ckpt, model).slots.values()}
     parts: dict[str, Mapping[str, Lazy]] = {}
     n_tokens: dict[str, float] = {}
-    for name, entry in found.entries.items():
+    for name, entry in matrix.entries.items():
         slot = slots.get(name)
         if slot is None:
             raise SpecError(f"{path} has importance of {name}, which {ckpt.label} does not have")
@@ -139,7 +139,7 @@ def _from_imatrix(path: Path, found: imatrix.Imatrix, ckpt: Checkpoint, model: M
             squares = reshaped(entry.sums, (entry.sums.shape[1],))
             parts |= {part.id: {"squares": squares} for part in slot.parts}
             n_tokens |= {part.id: entry.counts[0] for part in slot.parts}
-    return StoredStatistics(path.name, parts, n_tokens, {"datasets": list(found.datasets)})
+    return StoredStatistics(path.name, parts, n_tokens, {"datasets": list(matrix.datasets)})
 
 
 def gguf_spelling(ckpt: Checkpoint, model: Model) -> Model:

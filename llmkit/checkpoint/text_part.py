@@ -51,10 +51,10 @@ def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, A
     except SpecError:
         import transformers
 
-        known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-        if model_type_of(config) in known:
-            made = transformers.AutoConfig.for_model(**config).to_dict()
-            return {key: value for key, value in made.items() if not key.startswith("_")}
+        classes = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+        if model_type_of(config) in classes:
+            full = transformers.AutoConfig.for_model(**config).to_dict()
+            return {key: value for key, value in full.items() if not key.startswith("_")}
     return dict(config)
 
 
@@ -63,12 +63,12 @@ def _decoder_tensors(architecture: Architecture, tensors: Mapping[str, Lazy]) ->
     table = NameTable(architecture.names)
 
     def renamed(prefixes: Mapping[str, str]) -> dict[str, Lazy]:
-        found = {}
+        named = {}
         for name, lazy in tensors.items():
             start = next((b for b in prefixes if name.startswith(b)), "")
-            whole = prefixes.get(start, "") + name.removeprefix(start)
-            if table.slot(whole) is not None:
-                found[whole] = lazy
-        return found
+            full_name = prefixes.get(start, "") + name.removeprefix(start)
+            if table.slot(full_name) is not None:
+                named[full_name] = lazy
+        return named
 
     return max(map(renamed, LANGUAGE_MODEL_PREFIXES), key=len)

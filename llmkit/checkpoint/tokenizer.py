@@ -34,13 +34,13 @@ def load_tokenizer(ckpt: Checkpoint) -> Any:
             hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",
         )
     settings = tokenizer_settings(files, ckpt.label)
-    made = _from_pieces(files, settings, ckpt.label)
-    if made is not None:
-        return made
+    tokenizer = _from_pieces(files, settings, ckpt.label)
+    if tokenizer is not None:
+        return tokenizer
     if not any(name in files for name in _PLAIN_NAMES):
-        made = _from_published_file(ckpt, files, settings)
-        if made is not None:
-            return made
+        tokenizer = _from_published_file(ckpt, files, settings)
+        if tokenizer is not None:
+            return tokenizer
     is_plain_folder = ckpt.origin is not None and ckpt.origin.is_dir() and ckpt.layout == "hf"
     if ckpt.origin is not None and is_plain_folder and "20B_tokenizer.json" not in files:
         return _from_folder(ckpt.origin, ckpt.label, settings)
@@ -91,10 +91,10 @@ def published_kind(ckpt: Checkpoint, files: Mapping[str, FileContent] | None = N
     from llmkit.tokenization.published import choose_kind
 
     files = ckpt.tokenizer_files if files is None else files
-    own = _own_kind(ckpt)
-    known = {kind.file for kind in (*TOKENIZERS.values(), *([own] if own else []))}
-    data = {name: content.read() for name, content in files.items() if name in known}
-    return choose_kind(tokenizer_settings(files, ckpt.label), data, own)
+    default = _own_kind(ckpt)
+    names = {kind.file for kind in (*TOKENIZERS.values(), *([default] if default else []))}
+    data = {name: content.read() for name, content in files.items() if name in names}
+    return choose_kind(tokenizer_settings(files, ckpt.label), data, default)
 
 
 def _own_kind(ckpt: Checkpoint) -> TokenizerKind | None:

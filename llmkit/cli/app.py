@@ -205,8 +205,8 @@ def _intended(error: Any, message: str, context: Any) -> str | None:
     """The option or command that was meant, if one is near."""
     option = getattr(error, "option_name", None)
     if option is not None:
-        known = [name for p in context.command.params for name in p.opts] if context is not None else []
-        return nearest(str(option), known)
+        names = [name for p in context.command.params for name in p.opts] if context is not None else []
+        return nearest(str(option), names)
     wrong = re.match(r"No such command '(.*)'", message)
     if wrong and context is not None:
         guess = nearest(wrong[1], context.command.list_commands(context))

@@ -85,19 +85,19 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
 
     def run(**values: Any) -> None:
         called = values.pop("called")
-        given = _given(called)
-        made = {name: _take(group, values) for name, group in groups.items()}
-        common = made.pop("")
-        for options in made.values():
+        stated = _given(called)
+        groups_by_name = {name: _take(group, values) for name, group in groups.items()}
+        common = groups_by_name.pop("")
+        for options in groups_by_name.values():
             if isinstance(options, Folder):
                 object.__setattr__(options, "inputs", _inputs(parameters, values))
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
         from llmkit.architecture.registry import using  # the command line's own start needs no registry
 
         try:
-            out = Output(mode, common.verbose, given).at_work(called.command_path)
+            out = Output(mode, common.verbose, stated).at_work(called.command_path)
             with out.status_line, libraries(common.verbose), using(common.plugin or ()):
-                function(out, **values, **made)
+                function(out, **values, **groups_by_name)
             try:
                 sys.stdout.flush()
             except BrokenPipeError:
@@ -118,26 +118,26 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
 
 def _given(context: typer.Context) -> dict[str, str]:
     """The parameters that stand on the command line, and how each is spelt."""
-    found = {}
+    stated = {}
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name) if parameter.name else None
         if source is not None and source.name == "COMMANDLINE" and parameter.name:
-            found[parameter.name] = max(parameter.opts, key=len)
-    return found
+            stated[parameter.name] = max(parameter.opts, key=len)
+    return stated
 
 
 def _inputs(parameters: Sequence[inspect.Parameter], values: Mapping[str, Any]) -> tuple[Path, ...]:
     """What there is in the file system of what arguments and options that take a path name."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for parameter in parameters:
-        given = values.get(parameter.name)
+        value = values.get(parameter.name)
         kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
         is_path = "Path" in str(kind) or any(type(a).__name__ == "ArgumentInfo" for a in about)
-        for each in given if isinstance(given, list) else [given]:
+        for each in value if isinstance(value, list) else [value]:
             if is_path and isinstance(each, str | Path):
                 with suppress(OSError, ValueError):  # a hub id, or a text that can be no path
-                    found += [Path(each)] if Path(each).exists() else []
-    return tuple(found)
+                    paths += [Path(each)] if Path(each).exists() else []
+    return tuple(paths)
 
 
 def _options(group: type) -> list[inspect.Parameter]:
@@ -155,5 +155,5 @@ def _options(group: type) -> list[inspect.Parameter]:
 
 
 def _take(group: type, values: dict[str, Any]) -> Any:
-    found: Mapping[str, Any] = {f.name: values.pop(f.name) for f in fields(group) if f.init}
-    return group(**found)
+    fields_of_group: Mapping[str, Any] = {f.name: values.pop(f.name) for f in fields(group) if f.init}
+    return group(**fields_of_group)

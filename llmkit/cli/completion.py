@@ -15,24 +15,24 @@ import typer
 from llmkit.errors import LlmkitError
 
 
-def offering(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+def offering(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """A completion of one of these names, or of the last in a list with commas; asked for when a shell asks."""
-    return lambda incomplete: _begun(incomplete, known)
+    return lambda incomplete: _begun(incomplete, names)
 
 
-def offering_after(known: Callable[[typer.Context], Iterable[str]]) -> Callable[[typer.Context, str], list[str]]:
+def offering_after(names: Callable[[typer.Context], Iterable[str]]) -> Callable[[typer.Context, str], list[str]]:
     """The same for names that depend on the arguments and options before."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
-        return _begun(incomplete, lambda: known(context))
+        return _begun(incomplete, lambda: names(context))
 
     return complete
 
 
-def _begun(incomplete: str, known: Callable[[], Iterable[str]]) -> list[str]:
+def _begun(incomplete: str, names: Callable[[], Iterable[str]]) -> list[str]:
     before, comma, begun = incomplete.rpartition(",")
     try:
-        return [before + comma + name for name in known() if name.startswith(begun)]
+        return [before + comma + name for name in names() if name.startswith(begun)]
     except (LlmkitError, ImportError):  # a plugin that is broken, a package that is missing: no time to say so
         return []
 
@@ -133,5 +133,5 @@ def modules(context: typer.Context) -> Iterable[str]:
     from llmkit.checkpoint.checkpoint import open_checkpoint
 
     model = next(iter(context.args), "")  # where arguments stay while an option has no value yet
-    found = open_checkpoint(model).tensors if model and Path(model).exists() else {}
-    return [n.removesuffix(".weight") for n, lazy in found.items() if n.endswith(".weight") and len(lazy.shape) == 2]
+    tensors = open_checkpoint(model).tensors if model and Path(model).exists() else {}
+    return [n.removesuffix(".weight") for n, lazy in tensors.items() if n.endswith(".weight") and len(lazy.shape) == 2]

@@ -55,7 +55,7 @@ def _read(file: Path) -> list[Message]:
     from llmkit.formats.text_file import read_text
 
     text = read_text(file)
-    found = []
+    messages = []
     for i, entry in enumerate(_entries(file, text), 1):
         role = entry.get("role") if isinstance(entry, dict) else None
         content = entry.get("content") if isinstance(entry, dict) else None
@@ -65,8 +65,8 @@ def _read(file: Path) -> list[Message]:
                 f"{file}, message {i}: expected a role ({', '.join(_ROLES)}) and a content of text, found {shown}",
                 hint='a message is {"role": "user", "content": "…"}',
             )
-        found.append(Message(str(role), content))
-    return found
+        messages.append(Message(str(role), content))
+    return messages
 
 
 def _entries(file: Path, text: str) -> list[Any]:

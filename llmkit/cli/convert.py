@@ -91,17 +91,17 @@ def convert(
     from llmkit.transforms.convert import convert as convert_checkpoint
 
     overflow = Overflow()
-    given: dict[str, Any] = {"model_parallel": model_parallel, "file_version": file_version}
+    stated: dict[str, Any] = {"model_parallel": model_parallel, "file_version": file_version}
     ckpt = open_model(model, force=writing.force)
-    given |= {"type": type_, "statistics": open_statistics(statistics, ckpt) if statistics is not None else None}
-    given["requantize"] = requantize or None
-    options = {name: value for name, value in given.items() if value is not None}
+    stated |= {"type": type_, "statistics": open_statistics(statistics, ckpt) if statistics is not None else None}
+    stated["requantize"] = requantize or None
+    options = {name: value for name, value in stated.items() if value is not None}
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)
 
     def finish(_manifest: Mapping[str, Any]) -> Addition:
-        found = overflow.by_tensor()
-        if found:
-            out.warning(_overflow_text(found, str(dtype or type_ or "f16")))
+        counts = overflow.by_tensor()
+        if counts:
+            out.warning(_overflow_text(counts, str(dtype or type_ or "f16")))
         uncounted = overflow.uncounted()
         if uncounted:
             out.note(f"{len(uncounted)} tensors were written by the interrupted run; their overflow was not counted")
@@ -110,10 +110,10 @@ def convert(
     write(out, after, writing, finish=finish, findings=overflow.as_dict)
 
 
-def _overflow_text(found: Mapping[str, int], dtype: str) -> str:
-    worst = ", ".join(f"{name} ({n})" for name, n in list(found.items())[:_N_WORST])
-    more = f" and {len(found) - _N_WORST} more" if len(found) > _N_WORST else ""
-    total = sum(found.values())
+def _overflow_text(counts: Mapping[str, int], dtype: str) -> str:
+    worst = ", ".join(f"{name} ({n})" for name, n in list(counts.items())[:_N_WORST])
+    more = f" and {len(counts) - _N_WORST} more" if len(counts) > _N_WORST else ""
+    total = sum(counts.values())
     values = "1 value became" if total == 1 else f"{total} values became"
-    tensors = "1 tensor" if len(found) == 1 else f"{len(found)} tensors"
+    tensors = "1 tensor" if len(counts) == 1 else f"{len(counts)} tensors"
     return f"{values} infinite in {dtype}, in {tensors}: {worst}{more}; --dtype bfloat16 holds larger ones"

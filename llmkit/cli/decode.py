@@ -79,8 +79,8 @@ def decrypt(
     _decode(out, plan_decrypt(key, encrypted), folder, hashes, expect)
 
 
-def refuse_coded(given: str, why: str, base: str, release: str) -> None:
-    """Point at the command that decodes a coded release, where `given` is one and no command takes it as it is.
+def refuse_coded(path: str, why: str, base: str, release: str) -> None:
+    """Point at the command that decodes a coded release, where `path` is one and no command takes it as it is.
 
     Raises:
         RequirementError: it is one.
@@ -88,10 +88,10 @@ def refuse_coded(given: str, why: str, base: str, release: str) -> None:
     from llmkit.errors import RequirementError
     from llmkit.releases.kind import XORED, command_for, release_kind
 
-    kind = release_kind(Path(given))
+    kind = release_kind(Path(path))
     if kind is not None:
         what = "an XOR release" if kind == XORED else "an encrypted release"
-        raise RequirementError(f"{given} is {what}{why}", hint=command_for(kind, base, release))
+        raise RequirementError(f"{path} is {what}{why}", hint=command_for(kind, base, release))
 
 
 def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None, expect: Path | None) -> None:
@@ -148,12 +148,12 @@ def _expected(out: Output, decoding: Decoding, path: Path | None) -> dict[str, E
     from llmkit.releases.hash_list import read_hash_list
 
     stated, names = read_hash_list(path), {c.name for c in decoding.files}
-    known = {name: value for name, value in stated.items() if name in names}
-    if not known:
+    expected = {name: value for name, value in stated.items() if name in names}
+    if not expected:
         raise InputError(f"{path} names none of the {len(names)} files that are decoded: {listing(sorted(names), 3)}")
-    if len(known) < len(stated):
+    if len(expected) < len(stated):
         out.note(f"{path} also names {listing(n for n in stated if n not in names)}, which this release does not hold")
-    return known
+    return expected
 
 
 def _sum_up(

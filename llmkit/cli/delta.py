@@ -119,8 +119,8 @@ def make(
     def finish(_manifest: Mapping[str, Any]) -> Addition:
         stored = None if profile in (None, "llmkit") else main_dtype(second)
         back = deltas.apply(first, open_checkpoint(writing.output), profile=profile, dtype=stored, force=True)
-        found = measure_round_trip(second, back)
-        say = out.line if found.is_within_one_ulp else out.warning
-        return {"round_trip": asdict(found)}, lambda: say(f"applied to its base again: {found.describe()}")
+        trip = measure_round_trip(second, back)
+        say = out.line if trip.is_within_one_ulp else out.warning
+        return {"round_trip": asdict(trip)}, lambda: say(f"applied to its base again: {trip.describe()}")
 
     write(out, result, writing, finish=finish)

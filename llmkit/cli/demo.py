@@ -95,7 +95,7 @@ def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
     bench = evaluate(ckpt, "mini", progress=progress).benches["mini"]
     score = bench.micro
     ids = list(load_tokenizer(ckpt)(text, verbose=False)["input_ids"])
-    found = measure_perplexity(load_decoder(ckpt), ids, context=_CONTEXT, progress=progress)
+    measured = measure_perplexity(load_decoder(ckpt), ids, context=_CONTEXT, progress=progress)
     n_parameters = sum(t.spec.numel for t in dequantized(ckpt).tensors.values())
     return {
         "nbytes": ckpt.nbytes,
@@ -104,7 +104,7 @@ def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
         "stderr": score.stderr,
         "questions": score.n,
         "subjects": {s.name: s.acc.value for s in bench.subjects},
-        "perplexity": found.perplexity,
+        "perplexity": measured.perplexity,
         "elapsed_s": round(time.monotonic() - started, 3),
     }
 

@@ -36,19 +36,19 @@ def diff(
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.inspection.comparison import compare
 
-    found = compare(open_checkpoint(a), open_checkpoint(b), progress=out.progress())
-    is_same = found.is_same(tol)
-    beyond = found.beyond(tol)
-    document = {"a": a, "b": b, "tol": tol, "same": is_same, "n_beyond": len(beyond), **asdict(found)}
-    document["differences"] = [asdict(d) for d in found.differences]
+    comparison = compare(open_checkpoint(a), open_checkpoint(b), progress=out.progress())
+    is_same = comparison.is_same(tol)
+    beyond = comparison.beyond(tol)
+    document = {"a": a, "b": b, "tol": tol, "same": is_same, "n_beyond": len(beyond), **asdict(comparison)}
+    document["differences"] = [asdict(d) for d in comparison.differences]
     out.answer(document, lambda: _render(out, document, top), brief="same" if is_same else "different")
     if not is_same:
         parts = [
             f"{len(values)} {word}"
             for word, values in (
-                ("tensors removed", found.removed),
-                ("added", found.added),
-                ("reshaped", found.reshaped),
+                ("tensors removed", comparison.removed),
+                ("added", comparison.added),
+                ("reshaped", comparison.reshaped),
                 (f"beyond a tolerance of {tol:g}" if tol else "with other values", beyond),
             )
             if values

@@ -60,8 +60,8 @@ def new(
             f"{model} is quantized ({describe(ckpt)}): its headers do not show the shapes of the float weights",
             hint="draft from the float model, then open this one with the plugin",
         )
-    if known := _known(ckpt.config):
-        out.note(f"the plugin {known} describes this model already; this is another draft of it")
+    if existing := _known(ckpt.config):
+        out.note(f"the plugin {existing} describes this model already; this is another draft of it")
     wanted = _identifier(name or str(ckpt.config.get("model_type") or ckpt.label))
     specs = {n: t.spec for n, t in ckpt.tensors.items()}
     draft = draft_plugin(specs, ckpt.config, name=wanted, label=ckpt.label)
@@ -128,10 +128,10 @@ def _known(config: object) -> str | None:
     from llmkit.errors import PluginError
 
     try:
-        found = find(dict(config)) if isinstance(config, dict) else None
+        architecture = find(dict(config)) if isinstance(config, dict) else None
     except PluginError:
         return None
-    return found.name if found is not None else None
+    return architecture.name if architecture is not None else None
 
 
 def _identifier(text: str) -> str:

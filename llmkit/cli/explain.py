@@ -27,12 +27,12 @@ def explain(
     from llmkit.inspection.expression import explain as explain_tensor
     from llmkit.inspection.expression import tree_lines
 
-    found = explain_tensor(folder, tensor)
+    entry = explain_tensor(folder, tensor)
 
     def render() -> None:
-        shape = ", ".join(map(str, found["shape"]))
-        out.line(f"{tensor}  {found['dtype']}[{shape}]  in {found['file']}, xxh3 {found['xxh3'][:16]}…")
-        for line in tree_lines(found["from"]):
+        shape = ", ".join(map(str, entry["shape"]))
+        out.line(f"{tensor}  {entry['dtype']}[{shape}]  in {entry['file']}, xxh3 {entry['xxh3'][:16]}…")
+        for line in tree_lines(entry["from"]):
             out.line(line)
 
-    out.answer(found, render)
+    out.answer(entry, render)

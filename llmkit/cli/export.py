@@ -219,8 +219,8 @@ def _planned_check(no_check: bool) -> dict[str, str]:
 def _render(out: Output, checked: Checked) -> None:
     numbers = ["largest difference", "allowed", "same next token"]
     allowed = f"{checked.tolerance:.1e}"
-    found = [*((d, allowed) for d in checked.differences), *((d, "-") for d in checked.measured)]
-    rows = [(d.case, f"{d.largest:.1e}", most, f"{d.same_choice:.1%}") for d, most in found]
+    shown = [*((d, allowed) for d in checked.differences), *((d, "-") for d in checked.measured)]
+    rows = [(d.case, f"{d.largest:.1e}", most, f"{d.same_choice:.1%}") for d, most in shown]
     out.line("logits for random tokens, beside the torch decoder's; differences are shares of the largest logit:")
     out.table(["computed", *numbers], rows, right=numbers)
     if checked.basis:

@@ -46,7 +46,7 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
     manifest = export_by_optimum(ckpt, target)
     elapsed = time.monotonic() - started
     try:
-        found = compare_with_transformers(ckpt, writing.output) if check else []
+        differences = compare_with_transformers(ckpt, writing.output) if check else []
     except KeyboardInterrupt:
         raise interrupted_check(writing.output) from None
     files = {name: entry["nbytes"] for name, entry in manifest["files"].items()}
@@ -57,24 +57,24 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
         "elapsed_s": round(elapsed, 3),
         "recipe": manifest["recipe"],
         "tolerance": _TOLERANCE,
-        "parity": [{"case": d.case, "largest": d.largest, "same_choice": d.same_choice} for d in found] or None,
+        "parity": [{"case": d.case, "largest": d.largest, "same_choice": d.same_choice} for d in differences] or None,
     }
 
     def render() -> None:
         from llmkit.tensors.spec import format_bytes
 
         out.line(f"wrote {writing.output}: {format_bytes(sum(files.values()))}, by {via}, {duration(elapsed)}")
-        if found:
+        if differences:
             numbers = ["largest difference", "allowed", "same next token"]
-            rows = [(d.case, f"{d.largest:.1e}", f"{_TOLERANCE:.1e}", f"{d.same_choice:.1%}") for d in found]
+            rows = [(d.case, f"{d.largest:.1e}", f"{_TOLERANCE:.1e}", f"{d.same_choice:.1%}") for d in differences]
             out.line("logits for random tokens, beside transformers'; differences are shares of the largest logit:")
             out.table(["computed", *numbers], rows, right=numbers)
-            if all(d.largest <= _TOLERANCE for d in found):
+            if all(d.largest <= _TOLERANCE for d in differences):
                 out.line("passed: the exported model computes what transformers does")
         out.hint(f"llmkit generate {writing.output} PROMPT")
 
     out.answer(document, render, brief=str(writing.output))
-    worst = max(found, key=lambda d: d.largest, default=None)
+    worst = max(differences, key=lambda d: d.largest, default=None)
     if worst is not None and not worst.largest <= _TOLERANCE:
         mark_failed(writing.output, "those of transformers")
         out.refuse(f"the exported model differs from transformers: {worst.case} by {worst.largest:.1e}")

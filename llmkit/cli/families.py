@@ -25,11 +25,11 @@ def families() -> str:
     for plugin in registry.plugins:
         if not plugin.is_builtin:
             continue
-        found = registry.load(plugin)
-        can = abilities(found)
-        names = [f"`{m}`" for m in found.matches]
-        cells = [", ".join(found.releases), ", ".join(names), *can.values(), gguf(found)]
-        lines.append(_row([f"`{plugin.name}`", *cells, prompts(found)]))
+        architecture = registry.load(plugin)
+        can = abilities(architecture)
+        names = [f"`{m}`" for m in architecture.matches]
+        cells = [", ".join(architecture.releases), ", ".join(names), *can.values(), gguf(architecture)]
+        lines.append(_row([f"`{plugin.name}`", *cells, prompts(architecture)]))
     return "\n".join(lines) + "\n"
 
 
@@ -38,7 +38,7 @@ def abilities(architecture: Architecture) -> dict[str, str]:
     from llmkit.decoder.contract import random_checkpoint
     from llmkit.errors import LlmkitError
 
-    found: dict[str, list[str]] = {name: [] for name in _PROBES}
+    missing_by_probe: dict[str, list[str]] = {name: [] for name in _PROBES}
     variants = (None, *architecture.variants)
     for variant in variants:
         config = architecture.tiny_config(variant)
@@ -47,8 +47,8 @@ def abilities(architecture: Architecture) -> dict[str, str]:
             try:
                 probe(architecture, base, tuned)
             except LlmkitError:
-                found[name].append(variant or "tiny")
-    return {name: _cell(missing, len(variants)) for name, missing in found.items()}
+                missing_by_probe[name].append(variant or "tiny")
+    return {name: _cell(missing, len(variants)) for name, missing in missing_by_probe.items()}
 
 
 def gguf(architecture: Architecture) -> str:
@@ -67,8 +67,8 @@ def prompts(architecture: Architecture) -> str:
 
     names = {id(form): name for name, form in FORMATS.items()}
     forms = [architecture.prompt_of(architecture.tiny_config(v)) for v in (None, *architecture.variants)]
-    found = sorted({names[id(form)] for form in forms if id(form) in names})
-    return ", ".join(found) or "template"
+    formats = sorted({names[id(form)] for form in forms if id(form) in names})
+    return ", ".join(formats) or "template"
 
 
 def _cell(missing: list[str], n_all: int) -> str:

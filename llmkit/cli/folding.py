@@ -25,7 +25,7 @@ def folded(entries: Iterable[tuple[str, str]]) -> list[str]:
             lines.append(members[0][0] + rest)
             continue
         firsts = sorted({int(numbers[0]) for _, numbers in members if numbers})
-        whole = len(members) == len(firsts) == firsts[-1] - firsts[0] + 1 if firsts else False
-        count = "" if whole else f", {len(members)} tensors"
+        is_range = len(members) == len(firsts) == firsts[-1] - firsts[0] + 1 if firsts else False
+        count = "" if is_range else f", {len(members)} tensors"
         lines.append(f"{pattern}{rest}  (N = {firsts[0]}..{firsts[-1]}{count})" if firsts else pattern + rest)
     return lines

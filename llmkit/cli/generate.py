@@ -85,9 +85,9 @@ def generate(
     out.doing("reading the prompt")
     started = time.monotonic()
     new = TextStream(lambda some: str(tokenizer.decode(some, skip_special_tokens=True)), ending.texts, ending.finish)
-    ends = {*end_tokens(ckpt), *ending.ids}
+    end_ids = {*end_tokens(ckpt), *ending.ids}
     first: float | None = None
-    for token in stream(decoder, ids, sampling, max_tokens=max_tokens, end_ids=ends):
+    for token in stream(decoder, ids, sampling, max_tokens=max_tokens, end_ids=end_ids):
         first = first if first is not None else time.monotonic() - started
         piece = new.push(token)
         if out.is_human:
@@ -110,7 +110,7 @@ def generate(
 
 def _speed(n_tokens: int, elapsed: float, first: float | None) -> str:
     """Tokens and time; the prompt, and what is opened at the first call, are no part of the rate."""
-    said = f"{n_tokens} token{'s' * (n_tokens != 1)} in {elapsed:.1f} s"
+    text = f"{n_tokens} token{'s' * (n_tokens != 1)} in {elapsed:.1f} s"
     if first is None or n_tokens < 2:
-        return said
-    return f"{said}, the first after {first:.1f} s, then {(n_tokens - 1) / max(elapsed - first, 1e-9):.1f}/s"
+        return text
+    return f"{text}, the first after {first:.1f} s, then {(n_tokens - 1) / max(elapsed - first, 1e-9):.1f}/s"

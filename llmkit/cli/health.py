@@ -39,7 +39,7 @@ class Diagnosis:
 
 def examine() -> list[Diagnosis]:
     """Everything, in order; a check that breaks is itself a finding."""
-    found: list[Diagnosis] = []
+    diagnoses: list[Diagnosis] = []
     for name, look in (
         ("python", _python),
         ("packages", _packages),
@@ -50,8 +50,8 @@ def examine() -> list[Diagnosis]:
         ("plugins", _plugins),
         ("end to end", _end_to_end),
     ):
-        found += _guarded(name, look)
-    return found
+        diagnoses += _guarded(name, look)
+    return diagnoses
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Diagnosis]]) -> list[Diagnosis]:
@@ -84,16 +84,18 @@ def _packages() -> Iterator[Diagnosis]:
     here: list[str] = []
     missing_extras: dict[str, list[str]] = {}
     for requirement, extra in wanted:
-        found = installed_version(requirement.name)
-        is_fine = found is not None and requirement.specifier.contains(found, prereleases=True)
+        version = installed_version(requirement.name)
+        is_fine = version is not None and requirement.specifier.contains(version, prereleases=True)
         if extra is None:
             if is_fine:
-                here.append(f"{requirement.name} {found}")
+                here.append(f"{requirement.name} {version}")
             else:
-                state = f"{requirement.name} {found or 'is not installed'}, needs {requirement.specifier}"
+                state = f"{requirement.name} {version or 'is not installed'}, needs {requirement.specifier}"
                 yield Diagnosis("packages", "wrong", state, f"pip install '{requirement.name}{requirement.specifier}'")
         elif not is_fine:
-            state = requirement.name if found is None else f"{requirement.name} {found} is not {requirement.specifier}"
+            state = (
+                requirement.name if version is None else f"{requirement.name} {version} is not {requirement.specifier}"
+            )
             missing_extras.setdefault(extra, []).append(state)
     yield Diagnosis("packages", "ok", f"llmkit {__version__}, " + ", ".join(here))
     for extra, names in missing_extras.items():
@@ -182,16 +184,16 @@ def _plugins() -> Iterator[Diagnosis]:
 
     registry = default_registry()
     loaded = registry.load_all()
-    good = [p.name for p, found in loaded.items() if not isinstance(found, PluginError)]
+    good = [p.name for p, result in loaded.items() if not isinstance(result, PluginError)]
     yield Diagnosis(
         "plugins",
         "ok" if good else "wrong",
         ", ".join(good) or "none",
         None if good else f"pip install --force-reinstall --no-deps '{source()}'",
     )
-    for plugin, found in loaded.items():
-        if isinstance(found, PluginError):
-            yield Diagnosis(f"plugin {plugin.name}", "wrong", found.message, f"update or uninstall {plugin.origin}")
+    for plugin, result in loaded.items():
+        if isinstance(result, PluginError):
+            yield Diagnosis(f"plugin {plugin.name}", "wrong", result.message, f"update or uninstall {plugin.origin}")
     for entry in (e for group in (opening.GROUP, method.GROUP, codec.GROUP) for e in entry_points.entries(group)):
         try:
             entry_points.load(entry)
@@ -216,16 +218,16 @@ def _end_to_end() -> Iterator[Diagnosis]:
     started = time.monotonic()
     registry = default_registry()
     architecture = registry.load(registry.plugins[0])
-    made = random_checkpoint(architecture, architecture.tiny_config())
+    model = random_checkpoint(architecture, architecture.tiny_config())
     ids = torch.arange(24)[None] % 8
-    expected = load_decoder(made)(ids)
+    expected = load_decoder(model)(ids)
     with tempfile.TemporaryDirectory(prefix="llmkit-doctor-") as folder:
-        whole, small = Path(folder) / "float", Path(folder) / "int8"
-        save(made, whole)
-        save(quantize(open_checkpoint(whole), bits=8), small)
-        back = load_decoder(open_checkpoint(whole))(ids)
+        full, small = Path(folder) / "float", Path(folder) / "int8"
+        save(model, full)
+        save(quantize(open_checkpoint(full), bits=8), small)
+        back = load_decoder(open_checkpoint(full))(ids)
         quantized = load_decoder(open_checkpoint(small))(ids)
-        verdicts = [check_output(whole), check_output(small)]
+        verdicts = [check_output(full), check_output(small)]
     elapsed = time.monotonic() - started
     problems = [p for v in verdicts for p in v.problems]
     if not torch.equal(back, expected):

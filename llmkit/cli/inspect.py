@@ -55,9 +55,9 @@ def inspect(
     if identify:
         from llmkit.inspection.identity import identify_model
 
-        found = identify_model(ckpt, progress=out.progress())
-        document["identity"] = asdict(found)
-        brief = found.content
+        identity = identify_model(ckpt, progress=out.progress())
+        document["identity"] = asdict(identity)
+        brief = identity.content
     out.answer(document, lambda: _render(out, document), brief=brief)
 
 
@@ -159,13 +159,13 @@ def _counts(ops: Mapping[str, int]) -> str | None:
     return "\n".join(wrap(", ".join(f"{op}\u00a0{n}" for op, n in ops.items()), 66)).replace("\u00a0", " ") or None
 
 
-def _cache(found: Mapping[str, Any] | None) -> str | None:
+def _cache(cache: Mapping[str, Any] | None) -> str | None:
     from llmkit.tensors.spec import format_bytes
 
-    if found is None:
+    if cache is None:
         return None
-    nbytes = found["nbytes_per_token"]
-    return f"keys and values in {found['dtype']}" + (f", {format_bytes(nbytes)} a token" if nbytes is not None else "")
+    nbytes = cache["nbytes_per_token"]
+    return f"keys and values in {cache['dtype']}" + (f", {format_bytes(nbytes)} a token" if nbytes is not None else "")
 
 
 def _values(values: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -179,9 +179,11 @@ def _values(values: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _render_identity(out: Output, d: Mapping[str, Any]) -> None:
     n_weights = sum(f["is_weights"] for f in d["files"])
-    known = [f"{release} ({n} of {n_weights} weight files)" for release, n in d["releases"].items()]
+    releases = [f"{release} ({n} of {n_weights} weight files)" for release, n in d["releases"].items()]
     out.line()
-    out.record({"identified as": "\n".join(known) or "no published model in the table", "content hash": d["content"]})
+    out.record(
+        {"identified as": "\n".join(releases) or "no published model in the table", "content hash": d["content"]}
+    )
     out.line()
     out.table(
         ["file", "sha256", "known as"],

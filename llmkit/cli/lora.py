@@ -104,8 +104,10 @@ def combine(
     lora.require_method(method)
     opened = [lora.open_adapter(a, alpha=1.0) for a in adapters]  # files that state none are refused for their names
     meter = Meter()
-    made = lora.combine(opened, method=method, weights=weight, density=density, rank=rank, seed=seed, meter=meter)
-    write(out, made, writing, finish=_measured(out, meter, "relative error", "combined") if method == "svd" else None)
+    adapter = lora.combine(opened, method=method, weights=weight, density=density, rank=rank, seed=seed, meter=meter)
+    write(
+        out, adapter, writing, finish=_measured(out, meter, "relative error", "combined") if method == "svd" else None
+    )
 
 
 @command(
@@ -136,11 +138,11 @@ def extract(
 
     first, second = (open_model(m, force=writing.force) for m in (base, tuned))
     with Surveying(out, first, second, writing, {"rank": rank, "energy": energy}) as surveying:
-        found = lora.survey(first, second, rank=rank, energy=energy, through=surveying.findings)
+        survey = lora.survey(first, second, rank=rank, energy=energy, through=surveying.findings)
         meter = Meter()
-        made = lora.extract(first, second, rank=rank, energy=energy, found=found, meter=meter)
+        adapter = lora.extract(first, second, rank=rank, energy=energy, found=survey, meter=meter)
         surveying.end()
-        write(out, made, writing, finish=_measured(out, meter, "relative error", "extracted"))
+        write(out, adapter, writing, finish=_measured(out, meter, "relative error", "extracted"))
         surveying.forget()
 
 

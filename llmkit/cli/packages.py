@@ -23,8 +23,8 @@ def requirements() -> list[tuple[Requirement, str | None]]:
     """
     from packaging.requirements import Requirement
 
-    found = [Requirement(text) for text in requires("llmkit") or ()]
-    return [(r, _extra_of(str(r.marker or ""))) for r in found if r.name != "llmkit"]
+    parsed = [Requirement(text) for text in requires("llmkit") or ()]
+    return [(r, _extra_of(str(r.marker or ""))) for r in parsed if r.name != "llmkit"]
 
 
 def missing_package(error: ModuleNotFoundError) -> RequirementError | None:
@@ -33,10 +33,10 @@ def missing_package(error: ModuleNotFoundError) -> RequirementError | None:
 
     name = canonicalize_name((error.name or "").partition(".")[0])
     try:
-        known = requirements()
+        required = requirements()
     except PackageNotFoundError:
         return None
-    extras = [extra for requirement, extra in known if canonicalize_name(requirement.name) == name]
+    extras = [extra for requirement, extra in required if canonicalize_name(requirement.name) == name]
     if not extras:
         return None
     extra = next((e for e in extras if e != "dev"), extras[0])
@@ -63,5 +63,5 @@ def source() -> str:
 
 
 def _extra_of(marker: str) -> str | None:
-    _, found, rest = marker.partition("extra == ")
-    return rest.strip("\"' ") if found else None
+    _, condition, rest = marker.partition("extra == ")
+    return rest.strip("\"' ") if condition else None

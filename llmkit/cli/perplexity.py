@@ -53,30 +53,30 @@ def perplexity(
     if decoder.context is not None and n_context > decoder.context:
         out.warning(f"{ckpt.label} was trained for {decoder.context} tokens: use --context {decoder.context} or less")
     started = time.monotonic()
-    found = measure_perplexity(decoder, ids, context=n_context, stride=stride, progress=out.progress())
+    result = measure_perplexity(decoder, ids, context=n_context, stride=stride, progress=out.progress())
     elapsed = time.monotonic() - started
     document = {
-        "perplexity": found.perplexity,
-        "bits_per_token": found.bits_per_token,
-        **asdict(found),
+        "perplexity": result.perplexity,
+        "bits_per_token": result.bits_per_token,
+        **asdict(result),
         "elapsed_s": round(elapsed, 3),
     }
 
-    if isnan(found.nll):
+    if isnan(result.nll):
         out.warning(
             f"{ckpt.label} gives logits that are no numbers: its weights, or sums in {computing.dtype}, are not finite"
         )
 
     def render() -> None:
-        spread = f" ± {found.perplexity * found.stderr:.4f}" if isfinite(found.perplexity) else ""
+        spread = f" ± {result.perplexity * result.stderr:.4f}" if isfinite(result.perplexity) else ""
         out.record(
             {
-                "perplexity": f"{found.perplexity:.4f}{spread}",
-                "bits per token": f"{found.bits_per_token:.4f}",
-                "tokens": f"{found.n_scored} scored of {found.n_tokens}, "
-                f"windows of {found.context} every {found.stride}",
-                "time": f"{duration(elapsed)} ({found.n_tokens / max(elapsed, 1e-9):.0f} tokens/s)",
+                "perplexity": f"{result.perplexity:.4f}{spread}",
+                "bits per token": f"{result.bits_per_token:.4f}",
+                "tokens": f"{result.n_scored} scored of {result.n_tokens}, "
+                f"windows of {result.context} every {result.stride}",
+                "time": f"{duration(elapsed)} ({result.n_tokens / max(elapsed, 1e-9):.0f} tokens/s)",
             }
         )
 
-    out.answer(document, render, brief=f"{found.perplexity:.6f}")
+    out.answer(document, render, brief=f"{result.perplexity:.6f}")

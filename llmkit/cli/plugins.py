@@ -30,12 +30,12 @@ def list_plugins(out: Output) -> None:
 
     registry = default_registry()
     entries = []
-    for plugin, found in registry.load_all().items():
+    for plugin, architecture in registry.load_all().items():
         entry: dict[str, Any] = {"name": plugin.name, "origin": plugin.origin, "target": plugin.target, "error": None}
-        if isinstance(found, PluginError):
-            entry |= {"error": found.message, "matches": [], "releases": []}
+        if isinstance(architecture, PluginError):
+            entry |= {"error": architecture.message, "matches": [], "releases": []}
         else:
-            entry |= {"matches": list(found.matches), "releases": list(found.releases)}
+            entry |= {"matches": list(architecture.matches), "releases": list(architecture.releases)}
         entries.append(entry)
     clashes = registry.clashes()
 
@@ -144,15 +144,15 @@ def check(
     else:
         chosen = plugins_in(Path(name)) if name.endswith(".py") or "/" in name else dict([_find(name)])
     results = {
-        p.name: [Check("loads", None, found.message)]
-        if isinstance(found, PluginError)
-        else [*check_architecture(found), *check_graphs(found)]
-        for p, found in chosen.items()
+        p.name: [Check("loads", None, architecture.message)]
+        if isinstance(architecture, PluginError)
+        else [*check_architecture(architecture), *check_graphs(architecture)]
+        for p, architecture in chosen.items()
     }
     if model:
-        for plugin, found in chosen.items():
-            if not isinstance(found, PluginError):
-                results[plugin.name].append(draft.compare(found, model))
+        for plugin, architecture in chosen.items():
+            if not isinstance(architecture, PluginError):
+                results[plugin.name].append(draft.compare(architecture, model))
     clashes = registry.clashes()
     is_ok = not clashes and all(c.is_ok for checks in results.values() for c in checks)
     document = {
@@ -179,8 +179,8 @@ def check(
 
 
 def _largest(checks: Sequence[Check]) -> str:
-    found = [c.difference for c in checks if c.difference is not None]
-    return f"{max(found):.1e}" if found else ""
+    differences = [c.difference for c in checks if c.difference is not None]
+    return f"{max(differences):.1e}" if differences else ""
 
 
 def _verdict(checks: Sequence[Check]) -> str:

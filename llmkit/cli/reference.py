@@ -27,9 +27,9 @@ def command_paths() -> list[tuple[str, ...]]:
     return list(_walk(get_command(app), ()))
 
 
-def _walk(found: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _walk(group: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     yield path
-    for name, inner in getattr(found, "commands", {}).items():
+    for name, inner in getattr(group, "commands", {}).items():
         yield from _walk(inner, (*path, name))
 
 
@@ -67,8 +67,8 @@ def markers(name: str) -> tuple[str, str]:
 def replaced(page: str, text: str, name: str = "reference") -> str:
     """A page with the text between a pair of markers replaced; they are added at the end where there are none."""
     begin, end = markers(name)
-    head, found, rest = page.partition(begin)
-    if not found:
+    head, marker, rest = page.partition(begin)
+    if not marker:
         head, rest = page.rstrip("\n") + "\n\n", ""
     tail = rest.partition(end)[2] or "\n"
     return f"{head}{begin}\n\n{text}\n{end}{tail}"

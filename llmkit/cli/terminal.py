@@ -35,8 +35,8 @@ def clean_json(text: str) -> str:
 
 def _spelt(match: re.Match[str]) -> str:
     code = ord(match[0])
-    known = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    return known.get(match[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+    escapes = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    return escapes.get(match[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
 class _Clean(io.TextIOBase):
@@ -88,10 +88,10 @@ def open_streams() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            made = os.open(os.devnull, mode)
-            if made != fd:
-                os.dup2(made, fd)
-                os.close(made)
+            opened = os.open(os.devnull, mode)
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
     for name, fd in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115

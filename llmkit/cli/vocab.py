@@ -152,8 +152,8 @@ def info(
 
     first, second = vocab.open_tokenizer(model), vocab.open_tokenizer(against) if against else None
     with _showing(out, "cutting the text") as on_progress:
-        found = vocab.info(first, text=text, against=second, on_progress=on_progress)
-    out.answer(found, lambda: _render(out, found), brief=str(found["n_tokens"]))
+        description = vocab.info(first, text=text, against=second, on_progress=on_progress)
+    out.answer(description, lambda: _render(out, description), brief=str(description["n_tokens"]))
 
 
 @contextmanager

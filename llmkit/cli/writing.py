@@ -163,15 +163,15 @@ def mark_failed(folder: Path, whose: str) -> None:
     write_file(folder / "PARITY_FAILED", text.encode(), "llmkit's mark", lambda head: head.startswith(b"The logits"))
 
 
-def _not_finite(found: Mapping[str, int], plan: Plan) -> str:
+def _not_finite(counts: Mapping[str, int], plan: Plan) -> str:
     """Values that are no numbers in what was computed: the inputs had them, or the dtype holds no larger ones."""
     from llmkit.errors import listing
     from llmkit.tensors.spec import DType
 
-    most = sorted(found.items(), key=lambda entry: -entry[1])
-    values = "1 value is" if sum(found.values()) == 1 else f"{sum(found.values())} values are"
+    most = sorted(counts.items(), key=lambda entry: -entry[1])
+    values = "1 value is" if sum(counts.values()) == 1 else f"{sum(counts.values())} values are"
     text = f"{values} NaN or infinite in what was written: {listing((f'{name} ({n})' for name, n in most), 3)}"
-    if any(plan.checkpoint.tensors[name].dtype is DType.F16 for name in found):
+    if any(plan.checkpoint.tensors[name].dtype is DType.F16 for name in counts):
         text += "; float16 holds none beyond 65504, bfloat16 does"
     return text
 

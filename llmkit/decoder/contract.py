@@ -198,10 +198,10 @@ def _cache(case: _Case) -> float | None:
 
     from llmkit.decoder.kv import KVCache
 
-    decoder, (ids, whole) = case.decoder, case.stepwise
+    decoder, (ids, expected) = case.decoder, case.stepwise
     cache = KVCache()
     parts = [decoder(ids[:, :6], cache), *(decoder(ids[:, i : i + 1], cache) for i in range(6, ids.shape[1]))]
-    return _difference(torch.cat(parts, 1), whole)
+    return _difference(torch.cat(parts, 1), expected)
 
 
 def _padded(case: _Case) -> float | None:
@@ -227,23 +227,23 @@ def _packed(case: _Case) -> float | None:
     from llmkit.decoder.kv import KVCache
     from llmkit.decoder.packed import Packed
 
-    decoder, (ids, whole) = case.decoder, case.stepwise
+    decoder, (ids, expected) = case.decoder, case.stepwise
     if decoder.exact_sharing_limit == 0:
         side_by_side = decoder(torch.cat([ids[:1], ids[1:, :8]], 1), Packed(None, [ids.shape[1], 8]))
-        return _difference(side_by_side, torch.cat([whole[:1], decoder(ids[1:, :8])], 1))
+        return _difference(side_by_side, torch.cat([expected[:1], decoder(ids[1:, :8])], 1))
     prefix = KVCache()
     decoder.hidden(ids[:1, :6], prefix)
     rest = ids[:1, 6:]
     packed = Packed(prefix, [rest.shape[1], 3], keep=True)
-    found = decoder(torch.cat([rest, rest[:, :3]], 1), packed)
+    logits = decoder(torch.cat([rest, rest[:, :3]], 1), packed)
     after = decoder(rest[:, 3:], packed.segment(1))
-    wanted = whole[:1, 6:]
-    return _difference(torch.cat([found, after], 1), torch.cat([wanted, wanted[:, :3], wanted[:, 3:]], 1))
+    wanted = expected[:1, 6:]
+    return _difference(torch.cat([logits, after], 1), torch.cat([wanted, wanted[:, :3], wanted[:, 3:]], 1))
 
 
-def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def _difference(actual: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, relative to the largest logit where that is above one."""
-    return float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
+    return float((actual - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
 
 
 def _parity(case: _Case) -> float | None:
@@ -263,5 +263,5 @@ def _padded_parity(case: _Case) -> float | None:
     expected = theirs(ids, mask)
     if _difference(expected[:1, 4:], theirs(ids[:1, 4:])) > TOLERANCE:
         return None
-    found = case.decoder(ids, mask=mask)
-    return max(_difference(found[:1, 4:], expected[:1, 4:]), _difference(found[1:], expected[1:]))
+    logits = case.decoder(ids, mask=mask)
+    return max(_difference(logits[:1, 4:], expected[:1, 4:]), _difference(logits[1:], expected[1:]))

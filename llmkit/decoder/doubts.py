@@ -15,7 +15,7 @@ def doubts_of(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
         SpecError: the config cannot be bound.
     """
     odd = compare_vocabulary(ckpt).warning
-    found = [odd] if odd else []
+    doubts = [odd] if odd else []
     ckpt = text_part(ckpt)
     architecture = find(ckpt.config) if backend != "transformers" else None
-    return [*found, *architecture.bind(ckpt.config).unread.warnings] if architecture is not None else found
+    return [*doubts, *architecture.bind(ckpt.config).unread.warnings] if architecture is not None else doubts

@@ -42,10 +42,10 @@ def transformers_model(
     """
     import transformers
 
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    classes = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     made = None
     with quiet_transformers():
-        if registry.model_type_of(config) in known:
+        if registry.model_type_of(config) in classes:
             described = _described(config, label)
             stated = [getattr(transformers, n, None) for n in registry.claims(config)]
             auto = transformers.AutoModelForCausalLM._model_mapping.get(type(described), None)
@@ -206,7 +206,7 @@ class TransformersDecoder:
             raise InputError("transformers' models share no prefix")
         pieces = list(ids.split(list(packed.lengths)))
         order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))
-        found: list[torch.Tensor] = [ids] * len(pieces)
+        results: list[torch.Tensor] = [ids] * len(pieces)
         while order:
             longest = len(pieces[order[0]])
             group = [i for i in order if len(pieces[i]) >= self._share * longest]
@@ -216,8 +216,8 @@ class TransformersDecoder:
                 batch[row, : len(pieces[i])] = pieces[i]
             logits = self._run(batch, None)
             for row, i in enumerate(group):
-                found[i] = logits[row, : len(pieces[i])]
-        return torch.cat(found)
+                results[i] = logits[row, : len(pieces[i])]
+        return torch.cat(results)
 
     def _continued(self, ids: torch.Tensor, past: _Past, mask: torch.Tensor | None) -> torch.Tensor:
         """One batch of sequences of one length, padded on the left where the mask says so."""
@@ -259,10 +259,10 @@ class TransformersDecoder:
         if mask is not None and self._takes >= {"position_ids", "attention_mask"}:
             positions = (mask.cumsum(-1) - 1).clamp_min(0)
             more |= {"attention_mask": mask, "position_ids": positions[:, -ids.shape[1] :]}
-        made = self._model(input_ids=ids, **{name: value for name, value in more.items() if name in self._takes})
+        output = self._model(input_ids=ids, **{name: value for name, value in more.items() if name in self._takes})
         if past is not None and keeps:
-            past.kept = {name: made[name] for name in made.keys() & self._takes}
-        logits: torch.Tensor = made.logits
+            past.kept = {name: output[name] for name in output.keys() & self._takes}
+        logits: torch.Tensor = output.logits
         return logits
 
     def _one_by_one(self, ids: torch.Tensor, past: _Past, mask: torch.Tensor | None) -> torch.Tensor:
@@ -271,19 +271,19 @@ class TransformersDecoder:
 
         if not past.rows:
             past.rows = [_Past() for _ in ids]
-        found = []
+        results = []
         for i, row in enumerate(ids):
             real = row if mask is None else row[mask[i, -len(row) :].to(row.device) != 0]
             logits = self._continued(real[None], past.rows[i], None)[0]
-            found.append(torch.cat([logits.new_zeros(len(row) - len(real), logits.shape[-1]), logits]))
-        return torch.stack(found)
+            results.append(torch.cat([logits.new_zeros(len(row) - len(real), logits.shape[-1]), logits]))
+        return torch.stack(results)
 
 
-def _agree(step: torch.Tensor, whole: torch.Tensor) -> bool:
+def _agree(step: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether logits differ by rounding only; NaN on both sides agrees."""
-    scale = max(1.0, float(whole.abs().nan_to_num(0.0).max()))
+    scale = max(1.0, float(expected.abs().nan_to_num(0.0).max()))
     name = str(step.dtype).removeprefix("torch.")
-    return not bool(((step - whole).abs() > _STEP_TOLERANCE.get(name, 1e-3) * scale).any())
+    return not bool(((step - expected).abs() > _STEP_TOLERANCE.get(name, 1e-3) * scale).any())
 
 
 def load_transformers(ckpt: Checkpoint, dtype: torch.dtype, device: torch.device) -> TransformersDecoder:

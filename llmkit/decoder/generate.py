@@ -88,13 +88,13 @@ def _steps(
 
     room = ids.shape[1] + max_tokens
     cache, generator = decoder.new_cache(room), torch.Generator().manual_seed(sampling.seed)
-    whole = ids.to(decoder.device)
-    real = torch.ones_like(whole) if mask is None else mask
+    sequence = ids.to(decoder.device)
+    real = torch.ones_like(sequence) if mask is None else mask
     for step in range(max_tokens):
         if step:
-            whole, real = torch.cat([whole, ids], 1), torch.cat([real, torch.ones_like(ids)], 1)
+            sequence, real = torch.cat([sequence, ids], 1), torch.cat([real, torch.ones_like(ids)], 1)
             is_rebuilt = decoder.rebuilt_past is not None and bool((real.sum(1) == decoder.rebuilt_past + 1).any())
-            cache, ids, mask = (decoder.new_cache(room), whole, real) if is_rebuilt else (cache, ids, None)
+            cache, ids, mask = (decoder.new_cache(room), sequence, real) if is_rebuilt else (cache, ids, None)
         tokens = choose_tokens(decoder.next_logits(ids, cache, mask), sampling, generator)
         yield tokens.tolist()
         ids = tokens[:, None]

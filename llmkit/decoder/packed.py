@@ -79,11 +79,11 @@ class Packed:
         for i, (start, n) in enumerate(zip(self.starts, self.lengths, strict=True)):
             cut = slice(start, start + n)
             own = q[:, :, cut], k[:, :, cut], v[:, :, cut]
-            made = scores.over(self.past + n)
-            if made.is_plain:
-                out[:, :, cut] = attend_causal(*own, made.scale, past)
+            causal = scores.over(self.past + n)
+            if causal.is_plain:
+                out[:, :, cut] = attend_causal(*own, causal.scale, past)
             else:
-                out[:, :, cut] = self._scored(*own, made, past, i)
+                out[:, :, cut] = self._scored(*own, causal, past, i)
         return out
 
     def _scored(
@@ -130,10 +130,10 @@ class Packed:
         cut = slice(self.starts[index], self.starts[index] + self.lengths[index])
         pairs = []
         for layer, pair in enumerate(zip(self._keys, self._values, strict=True)):
-            own = [t[:, :, cut].clone() for t in pair]  # a view would keep the whole row alive
+            new_pair = [t[:, :, cut].clone() for t in pair]  # a view would keep the whole row alive
             if self.prefix is not None:
-                own = [torch.cat([p, o], 2) for p, o in zip(self.prefix.layer(layer), own, strict=True)]
-            pairs.append(own)
+                new_pair = [torch.cat([p, o], 2) for p, o in zip(self.prefix.layer(layer), new_pair, strict=True)]
+            pairs.append(new_pair)
         memory = {name: held[index : index + 1].clone() for name, held in self.memory.items()}
         length = self.past + self.lengths[index]
         return KVCache.of([p[0] for p in pairs], [p[1] for p in pairs], self._states[index], memory, length)

@@ -58,9 +58,9 @@ def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.d
 
 def limits(readers: Iterable[Positions]) -> tuple[int | None, int | None]:
     """The strictest `exact_sharing_limit` and `rebuilt_past` of several readers; None for none."""
-    found = list(readers)
-    sharing = [r.exact_sharing_limit for r in found if r.exact_sharing_limit is not None]
-    rebuilt = [r.rebuilt_past for r in found if r.rebuilt_past is not None]
+    all_readers = list(readers)
+    sharing = [r.exact_sharing_limit for r in all_readers if r.exact_sharing_limit is not None]
+    rebuilt = [r.rebuilt_past for r in all_readers if r.rebuilt_past is not None]
     return min(sharing, default=None), min(rebuilt, default=None)
 
 
@@ -149,8 +149,8 @@ def frequencies(theta: float, dim: int, scaling: Scaling, length: int | None = N
     """`llmkit.architecture.frequencies` with the bits of torch's powers, which transformers has."""
     import torch
 
-    found, factor = computed_frequencies(theta, dim, scaling, length, power=_power)
-    return torch.from_numpy(found), factor
+    computed, factor = computed_frequencies(theta, dim, scaling, length, power=_power)
+    return torch.from_numpy(computed), factor
 
 
 def _power(base: float, exponents: Any) -> Any:

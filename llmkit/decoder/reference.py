@@ -40,7 +40,7 @@ def reference_logits(architecture: Architecture, config: Mapping[str, Any], ckpt
             if takes_positions:  # a model left to itself counts padding, too
                 more["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
         with torch.inference_mode(), quiet_transformers():
-            found: torch.Tensor = model(ids, **more).logits.float()
-        return found
+            rows: torch.Tensor = model(ids, **more).logits.float()
+        return rows
 
     return logits

@@ -88,8 +88,8 @@ def _blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, pas
         if old:
             torch.bmm(block, old[0].transpose(1, 2), out=scores[..., :n_past])
         torch.bmm(block, keys[:, :seen].transpose(1, 2), out=scores[..., n_past:])
-        own = scores.view(flat, -1, rows, n_past + seen)[..., n_past + before + start :]
-        own += future[:rows, :rows]
+        bias = scores.view(flat, -1, rows, n_past + seen)[..., n_past + before + start :]
+        bias += future[:rows, :rows]
         shares = scores.softmax(-1)
         attended = torch.bmm(shares[..., n_past:], values[:, :seen])
         if old:
@@ -152,12 +152,12 @@ def attend_scored(
         if real is not None:
             seen = seen & real[:, None, low:high] | (others == own)
         block = q[:, :, start:stop].float() * scores.scale
-        found = (block.reshape(batch, groups, -1, width) @ keys[..., low:high]).view(batch, heads, stop - start, -1)
+        products = (block.reshape(batch, groups, -1, width) @ keys[..., low:high]).view(batch, heads, stop - start, -1)
         if scores.softcap is not None:
-            found = scores.softcap * (found / scores.softcap).tanh_()
+            products = scores.softcap * (products / scores.softcap).tanh_()
         if bias is not None:
-            found = found + bias[..., low:high]
-        shares = found.masked_fill_(~seen[:, None], float("-inf")).softmax(-1)
+            products = products + bias[..., low:high]
+        shares = products.masked_fill_(~seen[:, None], float("-inf")).softmax(-1)
         attended = shares.view(batch, groups, -1, high - low) @ values[:, :, low:high]
         out[:, :, start:stop] = attended.view(batch, heads, stop - start, width)
     return out

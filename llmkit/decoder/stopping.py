@@ -33,21 +33,21 @@ class TextStream:
     @property
     def text(self) -> str:
         """The whole text, finished, without a stop text and what follows it."""
-        whole = self._decode(self.ids)
-        places = [at for stop in self._stops if (at := whole.find(stop)) >= 0]
-        return self._finish.apply(whole[: min(places)] if places else whole)
+        decoded = self._decode(self.ids)
+        places = [at for stop in self._stops if (at := decoded.find(stop)) >= 0]
+        return self._finish.apply(decoded[: min(places)] if places else decoded)
 
     def push(self, token: int) -> str:
         """Take a token; give the text that is certain now and was not given before."""
         self.ids.append(token)
-        whole = self._decode(self.ids)
-        places = [at for stop in self._stops if (at := whole.find(stop)) >= 0]
+        decoded = self._decode(self.ids)
+        places = [at for stop in self._stops if (at := decoded.find(stop)) >= 0]
         if places:
             self.is_stopped = True
-            return self._give(self._finish.apply(whole[: min(places)]))
-        if whole.endswith("\ufffd"):
+            return self._give(self._finish.apply(decoded[: min(places)]))
+        if decoded.endswith("\ufffd"):
             return ""  # the beginning of a character
-        settled = self._finish.settled(whole[: len(whole) - self._pending(whole)])
+        settled = self._finish.settled(decoded[: len(decoded) - self._pending(decoded)])
         return self._give(self._finish.apply(settled))
 
     def rest(self) -> str:

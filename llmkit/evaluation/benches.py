@@ -80,8 +80,8 @@ class Bench:
 
     def subcategories(self, subjects: Iterable[str]) -> dict[str, list[str]]:
         """The given subjects by subcategory, in published order; empty where they are the categories."""
-        own = {s.name: s.subcategory if s.subcategory != s.category else "" for s in self.subjects}
-        return self._grouped(subjects, own)
+        groups = {s.name: s.subcategory if s.subcategory != s.category else "" for s in self.subjects}
+        return self._grouped(subjects, groups)
 
     def groups(self, subjects: Sequence[str]) -> dict[str, Sequence[str]]:
         """Subsets, subcategories and categories by name."""
@@ -156,11 +156,11 @@ def load_bench(name: str) -> Bench:
         for subcategory, members in groups.items()
         for subject in members
     )
-    given = {k: body[k] for k in ("title", "task", "definition", "csv", "split", "shots_split", "shots")}
+    fields = {k: body[k] for k in ("title", "task", "definition", "csv", "split", "shots_split", "shots")}
     return Bench(
         name=name,
         subjects=subjects,
         subsets={k: tuple(v) for k, v in body.get("subsets", {}).items()},
         description=body.get("description", ""),
-        **given,
+        **fields,
     )

@@ -74,12 +74,12 @@ def find_data(bench: Bench, data: str | Path) -> LocalData:
     if not data.is_dir():
         raise InputError(f"{data}: no such folder", hint=f"--data takes a folder with {bench.split}/ and dev/ in it")
     for folder in (data, data / bench.name, data / "data"):
-        found = _subjects_in(folder, bench.split)
-        known = [s.name for s in bench.subjects] or found
-        subjects = [s for s in known if s in found]
+        present = _subjects_in(folder, bench.split)
+        expected = [s.name for s in bench.subjects] or present
+        subjects = [s for s in expected if s in present]
         if subjects:
-            missing = [s for s in known if s not in found]
-            unknown = [s for s in found if s not in known]
+            missing = [s for s in expected if s not in present]
+            unknown = [s for s in present if s not in expected]
             return LocalData(bench, folder, tuple(subjects), tuple(missing), tuple(unknown))
     example = f"{bench.split}/{bench.subjects[0].name if bench.subjects else 'SUBJECT'}_{bench.split}.csv"
     raise InputError(

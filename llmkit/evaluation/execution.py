@@ -46,10 +46,10 @@ def run_bench(
     for task in tasks.values():
         set_shots(task, shots)
     by_task = {bench.task_name(subject): task for subject, task in tasks.items()}
-    found = _evaluate(lm, by_task, limit=limit, chat_template=chat_template, bootstrap_iters=0)
+    results = _evaluate(lm, by_task, limit=limit, chat_template=chat_template, bootstrap_iters=0)
     subjects, logged = [], {}
     for name in tasks:
-        samples = sorted(found["samples"][bench.task_name(name)], key=lambda s: int(s["doc_id"]))
+        samples = sorted(results["samples"][bench.task_name(name)], key=lambda s: int(s["doc_id"]))
         subjects.append(_subject(bench.by_name.get(name, Subject(name)), samples))
         logged[bench.task_name(name)] = [_logged(s) for s in samples]
     some = next(iter(tasks.values()))
@@ -126,8 +126,8 @@ def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:
         "responses": [list(r) if isinstance(r, tuple) else r for r in sample["filtered_resps"]],
     }
     kept |= {m: sample[m] for m in sample["metrics"] if m in sample}
-    made: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-    return made
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return plain
 
 
 def _digest_tasks(tasks: Mapping[str, Any]) -> str:

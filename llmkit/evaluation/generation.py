@@ -71,7 +71,7 @@ def answer_requests(
         for index, (ids, (_, arguments)) in enumerate(zip(prompts, requests, strict=True))
     ]
     kept = (answers or Answers()).of_prompts((r.tokens, r.stops, r.max_new, r.sampling) for r in read)
-    found = [""] * len(requests)
+    replies = [""] * len(requests)
     progress.begin(len(read), "generating", "answers")
     try:
         for batch in _batches(read, batch_tokens):
@@ -81,11 +81,11 @@ def answer_requests(
                 texts = _answer(decoder, encoder, eos_ids, batch)
                 kept.add_texts({request.index: text for request, text in zip(batch, texts, strict=True)})
             for request, text in zip(batch, texts, strict=True):
-                found[request.index] = text
+                replies[request.index] = text
             progress.advance(len(batch))
     finally:
         progress.end()
-    return found
+    return replies
 
 
 def _read(
@@ -135,7 +135,7 @@ def _answer(decoder: LanguageModel, encoder: Encoder, eos_ids: Sequence[int], ba
         recent = encoder.decode(written[i][-(max(map(len, batch[i].stops), default=0) + 8) :])
         return any(stop in recent for stop in batch[i].stops)
 
-    found = generate(
+    generated = generate(
         decoder,
         [request.tokens for request in batch],
         max_new_tokens=batch[0].max_new,
@@ -143,7 +143,7 @@ def _answer(decoder: LanguageModel, encoder: Encoder, eos_ids: Sequence[int], ba
         eos=eos_ids,
         on_token=is_over,
     )
-    return [_cut(encoder.decode(ids), request.stops) for ids, request in zip(found, batch, strict=True)]
+    return [_cut(encoder.decode(ids), request.stops) for ids, request in zip(generated, batch, strict=True)]
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

@@ -62,17 +62,17 @@ class Perplexity:
 
 def windows(n_tokens: int, context: int, stride: int) -> list[tuple[int, int, int]]:
     """(start, end, first scored position) of each window; positions count from the start of the text."""
-    found = []
+    spans = []
     scored_to = 0
     for start in range(0, n_tokens, stride):
         end = min(start + context, n_tokens)
         first = max(scored_to, start + 1)
         if first < end:
-            found.append((start, end, first))
+            spans.append((start, end, first))
         scored_to = end
         if end == n_tokens:
             break
-    return found
+    return spans
 
 
 def measure_perplexity(
@@ -139,15 +139,15 @@ class Tally:
 
 def batches(spans: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
     """Windows of one length together."""
-    found: list[list[tuple[int, int, int]]] = []
+    groups: list[list[tuple[int, int, int]]] = []
     for span in spans:
         length = span[1] - span[0]
-        last = found[-1] if found else []
+        last = groups[-1] if groups else []
         if last and last[0][1] - last[0][0] == length and (len(last) + 1) * length <= _BATCH_TOKENS:
             last.append(span)
         else:
-            found.append([span])
-    return found
+            groups.append([span])
+    return groups
 
 
 def scored_logits(

@@ -175,14 +175,14 @@ class RunRecord:
     @property
     def scores(self) -> dict[str, float]:
         """The one figure of each benchmark or task that `--fail-under` looks at: micro accuracy, or accuracy."""
-        found = {name: result.micro.value for name, result in self.benches.items()}
+        by_bench = {name: result.micro.value for name, result in self.benches.items()}
         for name, metrics in self.tasks.items():
             values = {k.split(",")[0]: v for k, v in metrics.items() if isinstance(v, float)}
             for key in ("acc", "exact_match", "acc_norm"):
                 if key in values:
-                    found[name] = values[key]
+                    by_bench[name] = values[key]
                     break
-        return found
+        return by_bench
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -226,5 +226,5 @@ def check_record_path(path: Path) -> None:
 
 def _is_record(head: bytes) -> bool:
     start = f'{{"format":"{FORMAT.partition("/")[0]}/'.encode()
-    found = b"".join(head[:256].split())
-    return found.startswith(start) or start.startswith(found)
+    squeezed = b"".join(head[:256].split())
+    return squeezed.startswith(start) or start.startswith(squeezed)

@@ -108,7 +108,7 @@ def evaluate(
     from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks
     from llmkit.onnx.session import OrtDecoder
 
-    made = [(p, {s: bench_task(p.bench, s, docs) for s, docs in p.docs.items()}) for p in prepared]
+    planned = [(p, {s: bench_task(p.bench, s, docs) for s, docs in p.docs.items()}) for p in prepared]
     loaded = load_lm_eval_tasks(others) if others else None
     lm = make_lm(
         ckpt,
@@ -140,7 +140,7 @@ def evaluate(
     scores: dict[str, Any] = {}
     with closing(Answers(keep, digest)) as answers:
         lm.scorer.answers = answers
-        for item, tasks in made:
+        for item, tasks in planned:
             missing = [s.name for s in item.bench.subjects if s.name not in tasks]
             results[item.bench.name], logged = run_bench(
                 lm, item.bench, tasks, shots=item.shots, limit=limit, missing=missing, chat_template=bool(chat_template)
@@ -225,19 +225,21 @@ def _prepare(bench: Bench, folder: str | Path | None, shots: int | None, subject
 
 
 def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequence[str]) -> list[str]:
-    found = []
+    warnings = []
     for item in prepared:
         if item.data and item.data.missing and not chosen:
             n = len(item.data.missing)
-            found.append(
+            warnings.append(
                 f"{item.bench.title}: the data folder lacks {n} of {len(item.bench.subjects)} subjects "
                 f"({listing(item.data.missing)}): the averages are over those present"
             )
         if item.data and item.data.unknown:
-            found.append(f"{item.bench.title}: left out files that are no subjects of it: {listing(item.data.unknown)}")
+            warnings.append(
+                f"{item.bench.title}: left out files that are no subjects of it: {listing(item.data.unknown)}"
+            )
     if lm.n_truncated:
-        found.append(
+        warnings.append(
             f"{lm.n_truncated} prompts were longer than {lm.max_length} tokens and lost their beginning; "
             "fewer --shots keep them whole"
         )
-    return found
+    return warnings

@@ -23,21 +23,21 @@ def check_task_names(names: Collection[str]) -> None:
     spec = importlib.util.find_spec("lm_eval") if names else None
     if spec is None or not spec.submodule_search_locations:
         return
-    left, known = {name.encode() for name in names}, set()
+    left, present = {name.encode() for name in names}, set()
     for data in _files(Path(spec.submodule_search_locations[0]) / "tasks"):
-        known.update(_NAMED.findall(data))
+        present.update(_NAMED.findall(data))
         left = {name for name in left if name not in data}
         if not left:
             return
-    if known:  # lm-eval has its tasks where they are looked for
-        raise unknown_task(min(left).decode(), [name.decode() for name in known])
+    if present:  # lm-eval has its tasks where they are looked for
+        raise unknown_task(min(left).decode(), [name.decode() for name in present])
 
 
-def unknown_task(name: str, known: Collection[str]) -> InputError:
-    """What to say of a name that is none of lm-eval's `known` tasks."""
+def unknown_task(name: str, names: Collection[str]) -> InputError:
+    """What to say of a name that is none of lm-eval's `names` tasks."""
     return InputError(
-        f"no benchmark or lm-eval task {name!r} (benchmarks: {', '.join(bench_names())}; lm-eval tasks: {len(known)})",
-        hint=suggestion(name, [*bench_names(), *known], "lm_eval ls tasks prints lm-eval's own", "--bench "),
+        f"no benchmark or lm-eval task {name!r} (benchmarks: {', '.join(bench_names())}; lm-eval tasks: {len(names)})",
+        hint=suggestion(name, [*bench_names(), *names], "lm_eval ls tasks prints lm-eval's own", "--bench "),
     )
 
 

@@ -227,16 +227,16 @@ def _rank_warnings(label: str, config: Mapping[str, Any], kind: str, ranks: Mapp
 
 
 def _token_ids(label: str, config: Mapping[str, Any], module: str, rows: Lazy) -> tuple[int, ...]:
-    given = config.get("trainable_token_indices") or config.get("token_indices")
-    if isinstance(given, Mapping):
+    stated = config.get("trainable_token_indices") or config.get("token_indices")
+    if isinstance(stated, Mapping):
         # PEFT wraps a tied head, too, with the ids of the embedding, which alone is named.
-        of_tied = next(iter(given.values())) if len(given) == 1 else None
-        given = next((v for k, v in given.items() if module == k or module.endswith(f".{k}")), of_tied)
-    if not isinstance(given, list) or not all(isinstance(i, int) for i in given):
+        of_tied = next(iter(stated.values())) if len(stated) == 1 else None
+        stated = next((v for k, v in stated.items() if module == k or module.endswith(f".{k}")), of_tied)
+    if not isinstance(stated, list) or not all(isinstance(i, int) for i in stated):
         raise InputError(f"{label}: {CONFIG_NAME} does not say which tokens the rows of {module} belong to")
-    if len(given) != rows.shape[0]:
-        raise SpecError(f"{label}: {module} has {rows.shape[0]} trained rows for {len(given)} token ids")
-    return tuple(given)
+    if len(stated) != rows.shape[0]:
+        raise SpecError(f"{label}: {module} has {rows.shape[0]} trained rows for {len(stated)} token ids")
+    return tuple(stated)
 
 
 def _base_notes(label: str, config: Mapping[str, Any]) -> Iterable[str]:

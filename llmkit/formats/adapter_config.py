@@ -67,9 +67,9 @@ def kind_of(config: Mapping[str, Any], label: str) -> str:
             f"{label}: {kind.lower().replace('_', ' ')} adds virtual tokens, not weights; there is nothing to merge",
             hint="run it with peft",
         )
-    known = ", ".join(MERGEABLE.values())
+    kinds = ", ".join(MERGEABLE.values())
     raise RequirementError(
-        f"{label}: adapters of type {kind} are not merged by llmkit; it merges {known}",
+        f"{label}: adapters of type {kind} are not merged by llmkit; it merges {kinds}",
         hint="merge it with peft (merge_and_unload), then use the merged folder",
     )
 
@@ -110,8 +110,8 @@ def normal_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
     def plain(key: str, value: Any) -> Any:
         if isinstance(value, str) and key in _NUMBERS:
-            found = number(value)
-            return value if found is None else int(found) if found == int(found) else found
+            converted = number(value)
+            return value if converted is None else int(converted) if converted == int(converted) else converted
         if isinstance(value, str) and value.lower() in ("true", "false") and key.startswith(_SWITCHES):
             return value.lower() == "true"
         if isinstance(value, Mapping) and key in ("rank_pattern", "alpha_pattern", "trainable_token_indices"):

@@ -34,9 +34,9 @@ def find_weights(path: Path) -> tuple[Path, tuple[str, ...]]:
     """
     if not path.is_dir():
         return path, ()
-    found = _weights_in(path)
-    if found is not None:
-        return found, ()
+    files = _weights_in(path)
+    if files is not None:
+        return files, ()
     below = sorted((p.parent for p in path.glob(f"*/{CONFIG_NAME}")), key=_step_of)
     below = [folder for folder in below if _weights_in(folder) is not None]
     if len(below) == 1:
@@ -63,8 +63,8 @@ def _weights_in(folder: Path) -> Path | None:
 
 
 def _step_of(folder: Path) -> tuple[int, str]:
-    found = _STEP.search(folder.name)
-    return (int(found[1]) if found else -1, folder.name)
+    match = _STEP.search(folder.name)
+    return (int(match[1]) if match else -1, folder.name)
 
 
 def read_tensors(file: Path) -> Mapping[str, Lazy]:

@@ -53,8 +53,8 @@ def from_mlx(label: str, config: Mapping[str, Any], tensors: Mapping[str, Lazy],
                 hint="merge it with mlx_lm.fuse, then use the merged folder",
             )
         is_embedding = module.endswith(("embed_tokens", "wte", "word_embeddings"))
-        known = f"lora_embedding_{part[-1].upper()}" if is_embedding and part != "m" else _PARTS[part]
-        modules.setdefault(module, {})[known] = lazy if part == "m" else transpose(lazy)
+        peft_name = f"lora_embedding_{part[-1].upper()}" if is_embedding and part != "m" else _PARTS[part]
+        modules.setdefault(module, {})[peft_name] = lazy if part == "m" else transpose(lazy)
     if strange:
         raise InputError(f"{label}: tensors that are not known in an adapter of MLX: {listing(strange, 3)}")
     stated = {"peft_type": "LORA", **config}

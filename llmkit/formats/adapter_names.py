@@ -56,9 +56,9 @@ def parse_name(name: str) -> TensorName | None:
     path = _PREFIX.sub("", unwrapped(name), count=1)
     if _FROZEN.search(f".{path}"):
         return None
-    found = _PART.match(path)
-    if found is not None:
-        return _adapter_part(found["module"] or "", found["part"], found["rest"])
+    match = _PART.match(path)
+    if match is not None:
+        return _adapter_part(match["module"] or "", match["part"], match["rest"])
     saved = _SAVED.match(path)
     if saved is not None:
         return TensorName(saved["module"], saved["leaf"], saved["adapter"])
@@ -71,8 +71,8 @@ def parse_name(name: str) -> TensorName | None:
 
 def is_adapter_part(name: str) -> bool:
     """Whether a tensor of this name is part of an adapter's update, rather than a whole parameter."""
-    found = parse_name(name)
-    return found is not None and not found.is_replacement
+    parsed = parse_name(name)
+    return parsed is not None and not parsed.is_replacement
 
 
 def _adapter_part(module: str, part: str, rest: str | None) -> TensorName:

@@ -35,9 +35,9 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     if not isinstance(config, dict):
         raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
     if adapter_mlx.is_mlx(config, tensors):
-        found = adapter_mlx.from_mlx(label, config, tensors, folder=folder)
+        adapter = adapter_mlx.from_mlx(label, config, tensors, folder=folder)
     elif config_path.is_file():
-        found = from_peft(label, config, tensors, folder=folder, force=force)
+        adapter = from_peft(label, config, tensors, folder=folder, force=force)
     else:
-        found = adapter_other.read(file, tensors, label, alpha=alpha, force=force)
-    return replace(found, notes=(*notes, *found.notes))
+        adapter = adapter_other.read(file, tensors, label, alpha=alpha, force=force)
+    return replace(adapter, notes=(*notes, *adapter.notes))

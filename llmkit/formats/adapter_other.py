@@ -53,8 +53,8 @@ def read(
             f"{file} holds LoRA tensors, but there is no {CONFIG_NAME} beside it: their scaling is not known",
             hint=f"copy {CONFIG_NAME} from the training run, with r, lora_alpha and target_modules",
         )
-    found = empty_adapter(str(file), tensors)
-    raise InputError(f"{found.message}, and has no {CONFIG_NAME} beside it", hint=found.hint)
+    refusal = empty_adapter(str(file), tensors)
+    raise InputError(f"{refusal.message}, and has no {CONFIG_NAME} beside it", hint=refusal.hint)
 
 
 def _lit(file: Path, tensors: Mapping[str, Lazy], label: str, alpha: float | None) -> Adapter:
@@ -149,17 +149,17 @@ def _folded(file: Path, tensors: Mapping[str, Lazy], label: str, *, force: bool)
     replacements: dict[str, Lazy] = {}
     strange = []
     for name, lazy in tensors.items():
-        if (found := _VECTOR.match(name)) is not None:
-            part = "scale_in" if found["what"] == "scale" else "new_bias"
-            modules.setdefault(found["module"], {})[part] = lazy
-        elif (found := _PAIR.match(name)) is not None:
-            parts = modules.setdefault(found["path"] + found["proj"], {})
-            parts["lora_A" if found["n"] == "1" else "lora_B"] = lazy
-        elif (found := _LIT_SCALE.match(name)) is not None:
-            part = "scale_out" if found["what"] == "scale" else "inner_bias"
-            modules.setdefault(found["module"].removesuffix(".linear"), {})[part] = lazy
-        elif (found := _NORM.match(name)) is not None:
-            replacements[found["name"]] = lazy
+        if (match := _VECTOR.match(name)) is not None:
+            part = "scale_in" if match["what"] == "scale" else "new_bias"
+            modules.setdefault(match["module"], {})[part] = lazy
+        elif (match := _PAIR.match(name)) is not None:
+            parts = modules.setdefault(match["path"] + match["proj"], {})
+            parts["lora_A" if match["n"] == "1" else "lora_B"] = lazy
+        elif (match := _LIT_SCALE.match(name)) is not None:
+            part = "scale_out" if match["what"] == "scale" else "inner_bias"
+            modules.setdefault(match["module"].removesuffix(".linear"), {})[part] = lazy
+        elif (match := _NORM.match(name)) is not None:
+            replacements[match["name"]] = lazy
         elif name not in gated:
             strange.append(name)
     if gated and not (force and modules):

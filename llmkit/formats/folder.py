@@ -81,8 +81,8 @@ def weight_set(folder: Path) -> Path | None:
 
 
 def _loose(folder: Path) -> list[Path]:
-    found = (p for p in folder.iterdir() if is_weight_file(p.name) and p.name not in INDEX_NAMES and p.is_file())
-    return sorted(p for p in found if p.suffix != ".gguf")
+    files = (p for p in folder.iterdir() if is_weight_file(p.name) and p.name not in INDEX_NAMES and p.is_file())
+    return sorted(p for p in files if p.suffix != ".gguf")
 
 
 def refuse_gaps(folder: Path, files: list[Path]) -> None:
@@ -133,12 +133,12 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
     for tensor_name, file_name in weight_map.items():
         if tensor_name not in shards[file_name]:
             message = f"{index}: tensor {tensor_name!r} should be in {file_name}, which does not hold it"
-            there = {name for found in shards.values() for name in found}
+            there = {name for present in shards.values() for name in present}
             if set(weight_map) <= there:
                 raise _stale(index, f"{message}; the files hold all its {len(weight_map)} tensors, in other places")
             raise InputError(message)
         tensors[tensor_name] = shards[file_name][tensor_name]
-    stray = [f"{t} ({f})" for f, found in shards.items() for t in found if t not in weight_map]
+    stray = [f"{t} ({f})" for f, present in shards.items() for t in present if t not in weight_map]
     if stray:
         raise InputError(f"{index}: {len(stray)} tensors of the shards are not in the index: {listing(stray)}")
     return tensors
@@ -152,12 +152,13 @@ def _missing(folder: Path, index: Path, weight_map: dict[str, str], missing: lis
     strays = [p for p in others if p.name not in weight_map.values()]
     try:
         refuse_gaps(folder, others)
-        found = _joined(folder, others)
+        joined = _joined(folder, others)
     except InputError:
-        found = {}
-    if found.keys() == weight_map.keys():
+        joined = {}
+    if joined.keys() == weight_map.keys():
         return _stale(
-            index, f"{message}. {listing(p.name for p in others)} hold all {len(found)} tensors that {index.name} lists"
+            index,
+            f"{message}. {listing(p.name for p in others)} hold all {len(joined)} tensors that {index.name} lists",
         )
     if strays:
         message += f"; also there: {listing(p.name for p in strays)}, which the index does not name"

@@ -45,13 +45,13 @@ def find_gguf(folder: Path) -> Path | None:
     names = sorted(p.name for p in folder.iterdir() if p.suffix == ".gguf" and p.is_file())
     # A vision tower beside the language model is a file of its own.
     names = [n for n in names if not n.startswith("mmproj")] or names
-    found = {(match[1], match[3]) if (match := _PART.fullmatch(n)) else (n, ""): n for n in reversed(names)}
-    if len(found) > 1:
+    splits = {(match[1], match[3]) if (match := _PART.fullmatch(n)) else (n, ""): n for n in reversed(names)}
+    if len(splits) > 1:
         raise InputError(
-            f"{folder} holds {len(found)} GGUF models: {listing(sorted(found.values()))}",
-            hint=f"give one of the files: {folder / min(found.values())}",
+            f"{folder} holds {len(splits)} GGUF models: {listing(sorted(splits.values()))}",
+            hint=f"give one of the files: {folder / min(splits.values())}",
         )
-    return folder / next(iter(found.values())) if found else None
+    return folder / next(iter(splits.values())) if splits else None
 
 
 def read_model(path: Path) -> GgufModel:

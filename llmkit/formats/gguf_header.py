@@ -222,22 +222,22 @@ class _Cursor:
 
     def _strings(self, n: int, key: str) -> list[str]:
         """A vocabulary: the same as `string` n times, without a call for each."""
-        found: list[str] = []
+        strings: list[str] = []
         length = struct.Struct("<Q").unpack_from
-        while len(found) < n:
-            found.append(self.string(key))  # moves the window on where it ends
+        while len(strings) < n:
+            strings.append(self.string(key))  # moves the window on where it ends
             window, at = self._window, self._at
             limit = len(window) - 8
-            for _ in range(n - len(found)):
+            for _ in range(n - len(strings)):
                 if at > limit:
                     break
                 end = at + 8 + length(window, at)[0]
                 if end > len(window):
                     break
-                found.append(window[at + 8 : end].decode("utf-8", "replace"))
+                strings.append(window[at + 8 : end].decode("utf-8", "replace"))
                 at = end
             self._at = at
-        return found
+        return strings
 
 
 def encode_header(

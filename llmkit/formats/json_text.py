@@ -131,14 +131,14 @@ def _no_number(text: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    document = dict(pairs)
+    if len(document) != len(pairs):
         seen: dict[str, None] = {}
         for key, _ in pairs:
             if key in seen:
                 raise ValueError(f"key {key[:200]!r} occurs twice")
             seen[key] = None
-    return found
+    return document
 
 
 def _check_depth(document: Any) -> None:

@@ -41,16 +41,16 @@ def read(path: Path) -> dict[str, Lazy]:
         InputError: truncated, malformed, or something that is no array of a known dtype.
     """
     cursor = _Cursor(path)
-    found: dict[str, Lazy] = {}
+    tensors: dict[str, Lazy] = {}
     try:
         while cursor.position < cursor.source.nbytes:
             name, lazy = _entry(cursor)
-            if name in found:
+            if name in tensors:
                 raise InputError(f"{path}: key {name!r} occurs twice", hint=_AGAIN)
-            found[name] = lazy
+            tensors[name] = lazy
     finally:
         cursor.source.close()
-    return found
+    return tensors
 
 
 def _entry(cursor: _Cursor) -> tuple[str, Lazy]:

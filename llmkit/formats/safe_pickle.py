@@ -122,11 +122,11 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_rest:
 def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_rest: Any
 ) -> TensorRef:
-    found = next((d for d in DType if isinstance(dtype, _TorchDType) and d.torch_name == dtype.name), None)
-    if found is None:
+    element = next((d for d in DType if isinstance(dtype, _TorchDType) and d.torch_name == dtype.name), None)
+    if element is None:
         name = dtype.name if isinstance(dtype, _TorchDType) else type(dtype).__name__
         raise pickle.UnpicklingError(f"dtype {name} is not one that checkpoints store")
-    return _tensor(storage, offset, shape, strides, found)
+    return _tensor(storage, offset, shape, strides, element)
 
 
 def _first(value: Any, *_rest: Any) -> Any:

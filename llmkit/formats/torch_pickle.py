@@ -134,8 +134,8 @@ def _read_legacy(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Span]]:
         )
     protocol = safe_pickle.load(file, where)
     if protocol != _PROTOCOL:
-        found = protocol if isinstance(protocol, int) and 0 <= protocol < 2**63 else f"(a {type(protocol).__name__})"
-        raise InputError(f"{path}: PyTorch's protocol {found} is not supported; expected {_PROTOCOL}")
+        version = protocol if isinstance(protocol, int) and 0 <= protocol < 2**63 else f"(a {type(protocol).__name__})"
+        raise InputError(f"{path}: PyTorch's protocol {version} is not supported; expected {_PROTOCOL}")
     system = safe_pickle.load(file, where)
     if isinstance(system, Mapping) and not system.get("little_endian", True):
         raise InputError(f"{path} was saved on a big-endian machine; only little-endian files are read")
@@ -164,19 +164,19 @@ def _read_legacy(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Span]]:
 
 def _storages(top: Any) -> list[StorageRef]:
     """Every storage below a value, in order, through containers of any depth (each visited once)."""
-    found: list[StorageRef] = []
+    storages: list[StorageRef] = []
     seen: set[int] = set()
     pending = [top]
     while pending:
         value = pending.pop()
         if isinstance(value, StorageRef):
-            found.append(value)
+            storages.append(value)
         elif isinstance(value, TensorRef):
-            found.append(value.storage)
+            storages.append(value.storage)
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             pending.extend(value.values() if isinstance(value, dict) else value)
-    return found
+    return storages
 
 
 def _tensor_dict(path: Path, top: Any) -> dict[str, TensorRef]:

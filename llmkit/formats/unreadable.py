@@ -55,8 +55,8 @@ def no_weight_file(path: Path, head: bytes) -> InputError:
         hint = "unpack it, and give the folder"
     elif (path.parent / "config.json").is_file():  # a file beside the weights: the folder is what opens
         hint = f"give the folder: {path.parent}"
-    found = f"is {named}" if named else f"begins with {head[:8]!r}"
-    return InputError(f"{path} {found}: neither safetensors nor a torch pickle", hint=hint)
+    description = f"is {named}" if named else f"begins with {head[:8]!r}"
+    return InputError(f"{path} {description}: neither safetensors nor a torch pickle", hint=hint)
 
 
 def no_weights(folder: Path) -> InputError:

@@ -30,15 +30,15 @@ def without_wrappers(tensors: Mapping[str, T], where: str) -> tuple[dict[str, T]
     Raises:
         InputError: two names become one.
     """
-    found: dict[str, T] = {}
+    stripped: dict[str, T] = {}
     for name, value in tensors.items():
         plain = unwrapped(name)
-        if plain in found:
+        if plain in stripped:
             raise InputError(f"{where}: {name} and another name are both {plain} without what wrappers added")
-        found[plain] = value
-    while found and all(name.startswith(_PARALLEL) for name in found):
-        found = {name.removeprefix(_PARALLEL): value for name, value in found.items()}
-    changed = [old for old, new in zip(tensors, found, strict=True) if old != new]
+        stripped[plain] = value
+    while stripped and all(name.startswith(_PARALLEL) for name in stripped):
+        stripped = {name.removeprefix(_PARALLEL): value for name, value in stripped.items()}
+    changed = [old for old, new in zip(tensors, stripped, strict=True) if old != new]
     if not changed:
-        return found, []
-    return found, [f"{len(changed)} names are read without what torch's wrappers added ({listing(changed, 1)})"]
+        return stripped, []
+    return stripped, [f"{len(changed)} names are read without what torch's wrappers added ({listing(changed, 1)})"]

@@ -98,9 +98,9 @@ def _has_size(folder: Path, name: str, entry: Mapping[str, Any], problems: list[
     if not path.is_file():
         problems.append(f"{name} is missing")
         return False
-    found = path.stat().st_size
-    if found != entry["nbytes"]:
-        problems.append(f"{name} is {found} bytes long, expected {entry['nbytes']}")
+    size = path.stat().st_size
+    if size != entry["nbytes"]:
+        problems.append(f"{name} is {size} bytes long, expected {entry['nbytes']}")
         return False
     return True
 
@@ -114,20 +114,20 @@ def _check_linked(
 ) -> int:
     """Files that are shared with the source: whoever writes to a hard link's other name changes them. Bytes hashed."""
     sources = {name: SourceFile(folder / name) for name, entry in entries.items() if "xxh3" in entry}
-    whole = {name: _Stored(source, 0, source.nbytes) for name, source in sources.items()}
-    total = sum(stored.nbytes for stored in whole.values())
-    if whole:
+    ranges = {name: _Stored(source, 0, source.nbytes) for name, source in sources.items()}
+    total = sum(stored.nbytes for stored in ranges.values())
+    if ranges:
         progress.begin(total, "hashing", "B")
     try:
         with ThreadPoolExecutor(2) as pool:
-            digests = pool.map(lambda name: _hash(whole[name], name, progress), whole)
-            found = dict(zip(whole, digests, strict=True))
+            digests = pool.map(lambda name: _hash(ranges[name], name, progress), ranges)
+            digest_of = dict(zip(ranges, digests, strict=True))
     finally:
         progress.end()
     for name, entry in entries.items():
         where = f"{name} (shared with {entry['linked']})"
-        if name in found:
-            if found[name] != entry["xxh3"]:
+        if name in digest_of:
+            if digest_of[name] != entry["xxh3"]:
                 problems.append(f"{where} was changed: its content has another hash than in {MANIFEST_NAME}")
         elif "mtime_ns" not in entry:
             notes.append(f"{where} was not hashed: only its size is known")
@@ -153,7 +153,7 @@ def _stored(
     """The place of each tensor in the files that are there. Any format: the manifest says where the data lies."""
     early = {e["file"] for e in tensors.values() if "offset" not in e}  # llmkit 0.1.0 wrote safetensors, and no offsets
     read = {n: node.offset for f in early if f in weights for n, node in _reads(weights[f].path).items()}
-    found: dict[str, _Stored] = {}
+    stored: dict[str, _Stored] = {}
     for name, entry in tensors.items():
         source = weights.get(entry["file"])
         if source is None:
@@ -165,11 +165,11 @@ def _stored(
         if start + nbytes > source.nbytes:
             problems.append(f"{name}: {MANIFEST_NAME} puts it beyond the end of {entry['file']}")
         else:
-            found[name] = _Stored(source, start, nbytes)
-    missing = [n for n in tensors if n not in found]
+            stored[name] = _Stored(source, start, nbytes)
+    missing = [n for n in tensors if n not in stored]
     if missing:
         problems.append(f"{len(missing)} tensors of {MANIFEST_NAME} are in no readable file: {listing(missing)}")
-    return found
+    return stored
 
 
 def _reads(path: Path) -> dict[str, Read]:
@@ -213,7 +213,7 @@ def _hash(stored: _Stored, name: str, progress: Progress = NO_PROGRESS) -> str:
 def _fit(folder: Path) -> list[str]:
     """Does the folder open as a model, and do config, tensors and tokenizer agree?"""
     try:
-        found = summarize(open_checkpoint(folder))
+        summary = summarize(open_checkpoint(folder))
     except LlmkitError as error:
         return [error.message]
-    return list(found.problems)
+    return list(summary.problems)

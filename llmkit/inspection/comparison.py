@@ -97,14 +97,14 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
         if left.tensors[n].shape != right.tensors[n].shape
     }
     comparable = [n for n in shared if n not in reshaped]
-    found = _differences(comparable, left, right, progress)
+    differences = _differences(comparable, left, right, progress)
     return Comparison(
         architectures=_architectures(a, b),
         removed=tuple(n for n in left.tensors if n not in right.tensors),
         added=tuple(n for n in right.tensors if n not in left.tensors),
         reshaped=reshaped,
-        retyped={d.name: (d.dtype_a, d.dtype_b) for d in found if d.dtype_a != d.dtype_b},
-        differences=tuple(sorted(found, key=lambda d: d.severity, reverse=True)),
+        retyped={d.name: (d.dtype_a, d.dtype_b) for d in differences if d.dtype_a != d.dtype_b},
+        differences=tuple(sorted(differences, key=lambda d: d.severity, reverse=True)),
         config=_changed_keys(a.config, b.config),
         files=_changed_files(a, b),
         is_dequantized=left is not a or right is not b,
@@ -112,9 +112,9 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
 
 
 def _architectures(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
-    said = [c.config.get("architectures") or c.config.get("model_type") for c in (a, b)]
-    names = [", ".join(map(str, s)) if isinstance(s, list) else str(s) for s in said]
-    return tuple(names) if all(said) and names[0] != names[1] else ()
+    stated = [c.config.get("architectures") or c.config.get("model_type") for c in (a, b)]
+    names = [", ".join(map(str, s)) if isinstance(s, list) else str(s) for s in stated]
+    return tuple(names) if all(stated) and names[0] != names[1] else ()
 
 
 def _changed_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -58,9 +58,9 @@ def _followed(
     node = node_of(manifest, reference)
     if node["op"] == "read" and depth and "file" in node:
         other = _manifest_beside(Path(node["file"]), manifests)
-        made = other["tensors"].get(node.get("tensor")) if other is not None else None
-        if other is not None and made is not None:
-            node["inputs"] = [_followed(other, made["from"], manifests, depth - 1)]
+        entry = other["tensors"].get(node.get("tensor")) if other is not None else None
+        if other is not None and entry is not None:
+            node["inputs"] = [_followed(other, entry["from"], manifests, depth - 1)]
     elif "inputs" in node:
         node["inputs"] = [_followed(manifest, i, manifests, depth) for i in node["inputs"]]
     return node

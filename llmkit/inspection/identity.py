@@ -93,20 +93,20 @@ def identify_model(
         for name in (n for names in by_file.values() for n in names):
             tensors[name] = jobs.submit(_tensor_hash, name, ckpt.tensors[name], progress)
         jobs.wait([*files.values(), *tensors.values()])
-    found = tuple(
+    identities = tuple(
         _file_identity(sources[path], future.result(), path in weights, table) for path, future in files.items()
     )
     releases: dict[str, int] = {}
-    for file in found:
+    for file in identities:
         if file.is_weights and file.release is not None:
             releases[file.release] = releases.get(file.release, 0) + 1
     share = bf16_share(ckpt)
     return Identity(
-        files=found,
+        files=identities,
         releases=releases,
         content=_combined(ckpt, {name: future.result() for name, future in tensors.items()}),
         bf16_share=share,
-        notes=tuple(_notes(found, share)),
+        notes=tuple(_notes(identities, share)),
     )
 
 
@@ -164,18 +164,20 @@ def _weight_files(ckpt: Checkpoint) -> list[Path]:
 
 
 def _by_first_file(ckpt: Checkpoint) -> dict[Path | None, list[str]]:
-    found: dict[Path | None, list[str]] = {}
+    by_file: dict[Path | None, list[str]] = {}
     for name, lazy in ckpt.tensors.items():
         reads = lazy.reads()
-        found.setdefault(reads[0].source.path if reads else None, []).append(name)
-    return found
+        by_file.setdefault(reads[0].source.path if reads else None, []).append(name)
+    return by_file
 
 
 def _file_identity(file: SourceFile, sha256: str, is_weights: bool, table: Sequence[Known]) -> FileIdentity:
-    name, known = file.path.name, identify(sha256, table)
-    if known is None:
+    name, release = file.path.name, identify(sha256, table)
+    if release is None:
         return FileIdentity(name, file.nbytes, sha256, is_weights)
-    return FileIdentity(name, file.nbytes, sha256, is_weights, known.release, known.file, known.is_partial, known.where)
+    return FileIdentity(
+        name, file.nbytes, sha256, is_weights, release.release, release.file, release.is_partial, release.where
+    )
 
 
 def _notes(files: tuple[FileIdentity, ...], share: float | None) -> Iterator[str]:

@@ -26,22 +26,22 @@ def find_problems(
         report: of the comparison with the architecture; None when there is none.
         n_rows: rows of the embedding, where known.
     """
-    found = list(report.problems) if report else []
+    problems = list(report.problems) if report else []
     tokens_without_rows = compare_counts(vocabulary, n_rows).warning
-    return found if tokens_without_rows is None else [*found, tokens_without_rows]
+    return problems if tokens_without_rows is None else [*problems, tokens_without_rows]
 
 
 def find_oddities(
     ckpt: Checkpoint, report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None
 ) -> list[str]:
     """What a careful reader would remark on besides the problems, most serious first; arguments as there."""
-    found = [*ckpt.warnings, *ckpt.notes]
-    found += _special_ids(ckpt, n_rows)
-    found += _tokenizer(ckpt, vocabulary, n_rows)
-    found += _dtypes(ckpt)
-    found += report.notes if report else ()
-    found += _strided(ckpt)
-    return found
+    oddities = [*ckpt.warnings, *ckpt.notes]
+    oddities += _special_ids(ckpt, n_rows)
+    oddities += _tokenizer(ckpt, vocabulary, n_rows)
+    oddities += _dtypes(ckpt)
+    oddities += report.notes if report else ()
+    oddities += _strided(ckpt)
+    return oddities
 
 
 def _special_ids(ckpt: Checkpoint, n_rows: int | None) -> Iterator[str]:

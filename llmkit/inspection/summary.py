@@ -83,7 +83,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
 
     A config that disagrees with the tensors, or that a plugin cannot read, is an oddity here, not an error.
     """
-    found = contents_of(ckpt)
+    contents = contents_of(ckpt)
     floats, trouble = _float_view(ckpt)
     model, report, more, unknown = _bind(floats)
     trouble += more
@@ -129,8 +129,8 @@ def summarize(ckpt: Checkpoint) -> Summary:
         recipe=recipe_of(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else (),
         problems=tuple(dict.fromkeys(problems)),
         oddities=tuple(dict.fromkeys(oddities)),
-        kind=found.kind,
-        contents=found.words,
+        kind=contents.kind,
+        contents=contents.words,
         layout=ckpt.layout,
         details=ckpt.details,
     )
@@ -138,8 +138,8 @@ def summarize(ckpt: Checkpoint) -> Summary:
 
 def _grids(ckpt: Checkpoint) -> str | None:
     """The integers that an exported graph computes with, and the number of operators of each kind."""
-    found: Mapping[str, int] = ckpt.details.get("onnx", {}).get("integers", {})
-    return "; ".join(f"{n} × {words}" for words, n in found.items()) or None
+    integers: Mapping[str, int] = ckpt.details.get("onnx", {}).get("integers", {})
+    return "; ".join(f"{n} × {words}" for words, n in integers.items()) or None
 
 
 def _claimed(config: Mapping[str, Any]) -> str | None:

@@ -74,7 +74,7 @@ def opened_by_names(
     *,
     heads: int | None = None,
     stated: Mapping[str, Any] | None = None,
-    own: tuple[str, ...] = (),
+    file_names: tuple[str, ...] = (),
 ) -> Opened:
     """Files that say little or nothing of the model besides its tensors; a config.json beside them goes before.
 
@@ -84,7 +84,7 @@ def opened_by_names(
         tensors: by the names of `spelling`.
         heads: their number where it is stated; otherwise heads of 128 dims.
         stated: keys of config.json that the files state.
-        own: small files of the layout.
+        file_names: small files of the layout.
 
     Raises:
         InputError: the tensors are not those of one model, or the size of the heads cannot be told.
@@ -95,7 +95,7 @@ def opened_by_names(
         config, assumed = _assumed(str(path), tensors, spelling.names, heads)
         config |= stated or {}
         notes += assumed
-    return Opened(layout, to_hf(str(path), tensors, config, spelling), config, own=own, notes=notes)
+    return Opened(layout, to_hf(str(path), tensors, config, spelling), config, own=file_names, notes=notes)
 
 
 def _assumed(

@@ -56,35 +56,36 @@ def _stream(candidate: Candidate) -> Path | None:
         return candidate.main if msgpack_stream.looks_like(candidate.head) else None
     if any(is_weight_file(name) for name in candidate.names):
         return None
-    found = []
+    streams = []
     for name in candidate.names:
         if not name.endswith((".json", ".txt", ".md", ".model", ".jinja")):
-            found += [name] if msgpack_stream.looks_like(read_head(candidate.folder / name)) else []
-    if len(found) > 1:
+            streams += [name] if msgpack_stream.looks_like(read_head(candidate.folder / name)) else []
+    if len(streams) > 1:
         raise InputError(
-            f"{candidate.folder} holds {len(found)} streams of EasyLM: {listing(found)}", hint="name the one to read"
+            f"{candidate.folder} holds {len(streams)} streams of EasyLM: {listing(streams)}",
+            hint="name the one to read",
         )
-    return candidate.folder / found[0] if found else None
+    return candidate.folder / streams[0] if streams else None
 
 
 def _named(where: str, stored: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """`params.params.lm_head.kernel` -> `lm_head.weight`; parameters only, of what may be a whole train state."""
     is_state = any(re.match(r"(params\.)+transformer\.", name) for name in stored)
-    found: dict[str, Lazy] = {}
+    renamed: dict[str, Lazy] = {}
     for name, lazy in stored.items():
         if is_state and not name.startswith("params."):
             continue  # the optimizer's state, the step
         plain = re.sub(r"^(params\.)+", "", name)
         stem, _, leaf = plain.rpartition(".")
-        found[f"{stem}.weight" if leaf in ("kernel", "embedding") else plain] = lazy
-    if "transformer.wte.weight" not in found:
+        renamed[f"{stem}.weight" if leaf in ("kernel", "embedding") else plain] = lazy
+    if "transformer.wte.weight" not in renamed:
         raise InputError(
             f"{where}: a msgpack stream without transformer.wte.embedding: not EasyLM's layout of a decoder",
             hint="give a file that EasyLM's convert_torch_to_easylm or diff_checkpoint wrote",
         )
-    if "lm_head.weight" in found:
-        found["lm_head.weight"] = transpose(found["lm_head.weight"])
-    return found
+    if "lm_head.weight" in renamed:
+        renamed["lm_head.weight"] = transpose(renamed["lm_head.weight"])
+    return renamed
 
 
 LAYOUT = Layout(NAME, find, spellings=(SPELLING,), has_own_format=True)

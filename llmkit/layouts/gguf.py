@@ -40,8 +40,8 @@ def find(candidate: Candidate) -> Opened | None:
         return read(path) if looks_like(candidate.head) else None
     if any(is_weight_file(n) and not n.endswith(".gguf") for n in candidate.names):
         return None
-    found = find_gguf(path)
-    return read(found) if found is not None else None
+    file = find_gguf(path)
+    return read(file) if file is not None else None
 
 
 def read(path: Path) -> Opened:
@@ -80,14 +80,14 @@ def _as_transformers(
     config["torch_dtype"] = dtype.torch_name
     weights = {n: t for n, t in tensors.items() if n not in CONSTANT_TENSORS}
     try:
-        found = from_gguf(weights, plain_model(str(path), config), family)
+        weights_by_name = from_gguf(weights, plain_model(str(path), config), family)
     except SpecError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
     if model.metadata.get(SOURCE_DTYPE) == dtype.torch_name:
-        found = {n: cast_vector(t, dtype) if t.dtype is DType.F32 else t for n, t in found.items()}
+        weights_by_name = {n: cast_vector(t, dtype) if t.dtype is DType.F32 else t for n, t in weights_by_name.items()}
     return Opened(
         NAME,
-        found,
+        weights_by_name,
         config,
         _generation(model.metadata, config),
         own=tuple(file.source.path.name for file in model.files),

@@ -161,18 +161,18 @@ def types_of(mix: Mix, shapes: Mapping[str, Sequence[int]], sizes: Sizes) -> tup
     Returns:
         The types by name, and those that would have been where blocks do not divide the rows.
     """
-    found: dict[str, str] = {}
+    types: dict[str, str] = {}
     wanted: dict[str, str] = {}
     head = _HEAD if _HEAD in shapes else _EMBEDDING
     for name, shape in shapes.items():
         if not _is_matrix(name, shape):
-            found[name] = "F32"
+            types[name] = "F32"
             continue
         kind = _head_type(mix, shape[-1], sizes) if name == head else _type(mix, name, sizes)
-        found[name] = _fitting(kind, shape[-1])
-        if found[name] != kind:
+        types[name] = _fitting(kind, shape[-1])
+        if types[name] != kind:
             wanted[name] = kind
-    return found, wanted
+    return types, wanted
 
 
 def _is_matrix(name: str, shape: Sequence[int]) -> bool:
@@ -191,10 +191,10 @@ def _type(mix: Mix, name: str, sizes: Sizes) -> str:
     i, stem = int(layer[1]), layer[2]
     kinds = {kind for kind, pattern in _KINDS.items() if pattern.fullmatch(stem)}
     rules = (type_ for kind, type_, holds in mix.rules if kind in kinds and holds(i, sizes))
-    found = next(rules, mix.type)
-    if "v" in kinds and sizes.n_layers == _LAYERS_OF_70B and sizes.n_shared > 1 and found in ("Q3_K", "Q4_K"):
+    chosen = next(rules, mix.type)
+    if "v" in kinds and sizes.n_layers == _LAYERS_OF_70B and sizes.n_shared > 1 and chosen in ("Q3_K", "Q4_K"):
         return "Q5_K"
-    return found
+    return chosen
 
 
 def _fitting(kind: str, n: int) -> str:

@@ -45,16 +45,16 @@ def architecture_of(metadata: Metadata, names: Collection[str]) -> Architecture 
     """The family that reads a file with these metadata and tensors, or None when no plugin describes it."""
     arch = metadata.get("general.architecture")
     stripped = _stripped(metadata, str(arch))
-    found = [a for a in _families() if a.gguf is not None and a.gguf.arch == arch]
-    claiming = [a for a in found if a.gguf is not None and a.gguf.claims is not None and a.gguf.claims(stripped, names)]
-    general = [a for a in found if a.gguf is not None and a.gguf.claims is None]
+    same = [a for a in _families() if a.gguf is not None and a.gguf.arch == arch]
+    claiming = [a for a in same if a.gguf is not None and a.gguf.claims is not None and a.gguf.claims(stripped, names)]
+    general = [a for a in same if a.gguf is not None and a.gguf.claims is None]
     return next(iter([*claiming, *general]), None)
 
 
 def _families() -> Iterator[Architecture]:
-    for found in registry.default_registry().load_all().values():
-        if isinstance(found, Architecture):
-            yield found
+    for loaded in registry.default_registry().load_all().values():
+        if isinstance(loaded, Architecture):
+            yield loaded
 
 
 def _stripped(metadata: Metadata, arch: str) -> dict[str, Any]:
@@ -76,35 +76,35 @@ def config_of(
         vocab: rows of the embedding.
         load: the values of a constant tensor by name, None where there is none.
     """
-    found = _stripped(metadata, family.arch)
+    values = _stripped(metadata, family.arch)
     config: dict[str, Any] = {k: architecture.tiny[k] for k in ("architectures", "model_type")}
     config |= family.config
     config |= {key: name in names for key, name in family.flags.items()}
     for key, name in {**CONFIG_KEYS, **family.keys}.items():
-        value = found.get(key)
+        value = values.get(key)
         if isinstance(value, list):
             raise InputError(f"{family.arch}.{key} differs from layer to layer, which no plugin describes")
         if name and value is not None:
             config[name] = shortest(value) if isinstance(value, float) else value
     vocab_key = architecture.dims.vocab
     config[vocab_key if isinstance(vocab_key, str) else "vocab_size"] = vocab
-    scaling = _scaling_config(found, load)
+    scaling = _scaling_config(values, load)
     if scaling:
         config["rope_scaling"] = scaling
     if isinstance(architecture.head.tied, Key):
         config[architecture.head.tied.spellings[0]] = "output.weight" not in names
     for key, name in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
-        value = found.get(f"tokenizer.ggml.{key}_token_id")
+        value = values.get(f"tokenizer.ggml.{key}_token_id")
         if isinstance(value, int):
             config[name] = value
     if family.read is not None:
-        config |= family.read(found)
-    return config | _noted(found)
+        config |= family.read(values)
+    return config | _noted(values)
 
 
-def _noted(found: Metadata) -> dict[str, Any]:
+def _noted(metadata: Metadata) -> dict[str, Any]:
     try:
-        return parse_object(str(found.get(NOTED, "{}")), NOTED)
+        return parse_object(str(metadata.get(NOTED, "{}")), NOTED)
     except InputError:
         return {}
 
@@ -125,12 +125,12 @@ def _float32(value: float) -> float:
         return math.inf
 
 
-def _scaling_config(found: Metadata, load: Load) -> dict[str, Any] | None:
-    kind = found.get("rope.scaling.type")
-    factor = found.get("rope.scaling.factor", found.get("rope.scale_linear"))
-    original = found.get("rope.scaling.original_context_length")
+def _scaling_config(metadata: Metadata, load: Load) -> dict[str, Any] | None:
+    kind = metadata.get("rope.scaling.type")
+    factor = metadata.get("rope.scaling.factor", metadata.get("rope.scale_linear"))
+    original = metadata.get("rope.scaling.original_context_length")
     if kind == "yarn" and factor:
-        more = {name: shortest(found[key]) for key, name in _YARN.items() if key in found}
+        more = {name: shortest(metadata[key]) for key, name in _YARN.items() if key in metadata}
         config = {"rope_type": "yarn", "factor": shortest(factor), **more}
         return config | ({"original_max_position_embeddings": original} if original else {})
     long, short = load("rope_factors_long.weight"), load("rope_factors_short.weight")
@@ -140,14 +140,14 @@ def _scaling_config(found: Metadata, load: Load) -> dict[str, Any] | None:
             "long_factor": [*map(shortest, long)],
             "short_factor": [*map(shortest, short)],
         }
-        stated = found.get("rope.scaling.attn_factor")
-        if stated is not None and not _is_usual_factor(stated, found.get("context_length"), original):
+        stated = metadata.get("rope.scaling.attn_factor")
+        if stated is not None and not _is_usual_factor(stated, metadata.get("context_length"), original):
             config["attention_factor"] = shortest(stated)
         return config | ({"original_max_position_embeddings": original} if original else {})
     if kind in ("linear", None) and factor and factor != 1.0:
         return {"rope_type": "linear", "factor": shortest(factor)}
     factors = load("rope_freqs.weight")
-    return _llama3_config(found, factors) if factors is not None else None
+    return _llama3_config(metadata, factors) if factors is not None else None
 
 
 def _is_usual_factor(stated: float, context: int | None, original: int | None) -> bool:
@@ -158,10 +158,10 @@ def _is_usual_factor(stated: float, context: int | None, original: int | None) -
     return math.isclose(stated, usual, rel_tol=1e-6)
 
 
-def _llama3_config(found: Metadata, factors: list[float]) -> dict[str, Any]:
+def _llama3_config(metadata: Metadata, factors: list[float]) -> dict[str, Any]:
     """The parameters of Llama 3.1's frequencies: noted by llmkit, or those of a published model that give the same."""
-    theta, n = float(found.get("rope.freq_base", 10000.0)), 2 * len(factors)
-    noted = found.get("llmkit.rope_scaling")
+    theta, n = float(metadata.get("rope.freq_base", 10000.0)), 2 * len(factors)
+    noted = metadata.get("llmkit.rope_scaling")
     candidates = [tuple(noted)] if isinstance(noted, list) and len(noted) == 4 else list(_LLAMA3)
     for factor, low, high, original in candidates:
         scaling = Llama3Scaling(float(factor), float(low), float(high), int(original))
@@ -191,42 +191,42 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
     """The metadata of a model, with the prefix of its architecture; and warnings of what they cannot say."""
     dims = model.dims
     warnings: list[str] = []
-    found: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "context_length": dims.context, "embedding_length": dims.hidden, "block_count": dims.layers,
         "feed_forward_length": dims.ffn, "attention.head_count": dims.heads, "attention.head_count_kv": dims.kv_heads,
         "vocab_size": dims.vocab,
     }  # fmt: skip
     if dims.head_dim * dims.heads != dims.hidden or config.get("head_dim"):
-        found |= {"attention.key_length": dims.head_dim, "attention.value_length": dims.head_dim}
+        metadata |= {"attention.key_length": dims.head_dim, "attention.value_length": dims.head_dim}
     norm = model.final_norm
     if isinstance(norm, RMSNorm):
-        found["attention.layer_norm_rms_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
+        metadata["attention.layer_norm_rms_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
     elif isinstance(norm, LayerNorm):
-        found["attention.layer_norm_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
+        metadata["attention.layer_norm_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
     main = main_block(model)
     if isinstance(main, Block):
         if isinstance(main.position, Rope):
             rope = main.position
-            found["rope.dimension_count"] = rope.rotated(dims.head_dim)
-            found["rope.freq_base"] = float(rope.theta)  # type: ignore[arg-type]
-            found |= _scaling_metadata(rope.bound_scaling, warnings)
+            metadata["rope.dimension_count"] = rope.rotated(dims.head_dim)
+            metadata["rope.freq_base"] = float(rope.theta)  # type: ignore[arg-type]
+            metadata |= _scaling_metadata(rope.bound_scaling, warnings)
         elif isinstance(main.position, Alibi):
-            found["attention.max_alibi_bias"] = 8.0
+            metadata["attention.max_alibi_bias"] = 8.0
         attention = main.attention
         if isinstance(attention, GroupedQuery):
-            found["attn_logit_softcapping"] = attention.softcap
-            found["attention.sliding_window"] = window = _window(model)
+            metadata["attn_logit_softcapping"] = attention.softcap
+            metadata["attention.sliding_window"] = window = _window(model)
             if window is not None and not family.has_windows and (dims.context is None or window < dims.context):
                 warnings.append(f"llama.cpp runs {family.arch} models without a sliding window; this one has {window}")
-    found["final_logit_softcapping"] = model.head.softcap
+    metadata["final_logit_softcapping"] = model.head.softcap
     if family.write is not None:
-        found |= family.write(model, config)
-    if found["context_length"] is None:
-        found["context_length"] = _CONTEXT
+        metadata |= family.write(model, config)
+    if metadata["context_length"] is None:
+        metadata["context_length"] = _CONTEXT
         key = model.dims.keys["context"]
         warnings.append(f"config.json states no context ({key}), which llama.cpp needs: {_CONTEXT} tokens are written")
     return {
-        k if k.startswith("llmkit.") else f"{family.arch}.{k}": v for k, v in found.items() if v is not None
+        k if k.startswith("llmkit.") else f"{family.arch}.{k}": v for k, v in metadata.items() if v is not None
     }, warnings
 
 

@@ -80,26 +80,26 @@ def _norms_shifted(weights: Mapping[str, Lazy], offset: float) -> dict[str, Lazy
 
 def _stacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]:
     """Vectors `blk.0.attn_q_norm.3.weight` as rows of `blk.0.attn_q_norm.weight`, where files have them so."""
-    found: dict[str, Lazy] = {}
+    joined: dict[str, Lazy] = {}
     rows: dict[str, list[Lazy]] = {}
     for name, lazy in tensors.items():
         match = re.fullmatch(r"(blk\.\d+\.(\w+))\.\d+\.weight", name)
         if match is not None and match[2] in family.stacked:
             rows.setdefault(f"{match[1]}.weight", []).append(lazy)
         else:
-            found[name] = lazy
+            joined[name] = lazy
     for name, parts in rows.items():
-        found[name] = reshaped(Concat(parts).output(), (len(parts), *parts[0].shape))
-    return found
+        joined[name] = reshaped(Concat(parts).output(), (len(parts), *parts[0].shape))
+    return joined
 
 
 def _unstacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]:
-    found: dict[str, Lazy] = {}
+    split: dict[str, Lazy] = {}
     for name, lazy in tensors.items():
         match = re.fullmatch(r"(blk\.\d+\.(\w+))\.weight", name)
         if match is None or match[2] not in family.stacked or len(lazy.shape) != 2:
-            found[name] = lazy
+            split[name] = lazy
             continue
         for j in range(lazy.shape[0]):
-            found[f"{match[1]}.{j}.weight"] = reshaped(TakeRows(lazy, j, j + 1).output(), lazy.shape[1:])
-    return found
+            split[f"{match[1]}.{j}.weight"] = reshaped(TakeRows(lazy, j, j + 1).output(), lazy.shape[1:])
+    return split

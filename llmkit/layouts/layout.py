@@ -121,9 +121,9 @@ def to_hf(where: str, tensors: Mapping[str, Lazy], config: Mapping[str, Any], sp
         weights = weights_of(tensors, model.spelled(spelling.names))
         if model.is_tied:
             weights.pop("head.weight", None)
-        own = rotary_order(model)
-        if own is not None and spelling.pairs is not None and own != spelling.pairs:
-            weights = rotary_pairs(weights, model, to=own)
+        order = rotary_order(model)
+        if order is not None and spelling.pairs is not None and order != spelling.pairs:
+            weights = rotary_pairs(weights, model, to=order)
         return tensors_of(weights, model)
     except SpecError as error:
         raise InputError(

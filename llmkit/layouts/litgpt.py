@@ -69,18 +69,18 @@ def find(candidate: Candidate) -> Opened | None:
     if spelling is None:
         return None
     where = str(candidate.main)
-    own = next((name for name in (_CONFIG, _OLD_CONFIG) if name in candidate.names), None)
-    if own is None:
+    config_name = next((name for name in (_CONFIG, _OLD_CONFIG) if name in candidate.names), None)
+    if config_name is None:
         raise InputError(
             f"{where} is of litgpt, and no {_CONFIG} lies beside it", hint=f"copy {_CONFIG} of this model there"
         )
-    config = _config(candidate, own, tensors)
+    config = _config(candidate, config_name, tensors)
     beside = with_config_beside(candidate, where, config)
     age = "" if spelling is _NEW else ", q, k and v interleaved by head as before 2024"
-    found = beside if beside is not None else config
-    notes = (f"read from litgpt's layout ({candidate.main.name} and {own}{age})",)
+    chosen = beside if beside is not None else config
+    notes = (f"read from litgpt's layout ({candidate.main.name} and {config_name}{age})",)
     own_files = (_CONFIG, _OLD_CONFIG, "hyperparameters.yaml")
-    return Opened(NAME, to_hf(where, tensors, found, spelling), found, own=own_files, notes=notes)
+    return Opened(NAME, to_hf(where, tensors, chosen, spelling), chosen, own=own_files, notes=notes)
 
 
 def _qkv(name: str) -> str:
@@ -91,12 +91,12 @@ def _config(candidate: Candidate, name: str, tensors: Mapping[str, Lazy]) -> dic
     stated = candidate.json(name) if name.endswith(".json") else _yaml(candidate.folder / name)
     where = str(candidate.folder / name)
     for key, (default, wanted) in _NEEDED.items():
-        found = stated.get(key, default)
-        if key == "attention_scores_scalar" and found == stated.get("head_size"):
+        value = stated.get(key, default)
+        if key == "attention_scores_scalar" and value == stated.get("head_size"):
             continue
-        if found != wanted and not (found is None and not wanted):
+        if value != wanted and not (value is None and not wanted):
             raise InputError(
-                f"{where}: {key} is {found!r}; of litgpt's models those with {wanted!r} are read",
+                f"{where}: {key} is {value!r}; of litgpt's models those with {wanted!r} are read",
                 hint="convert it to transformers' layout with litgpt",
             )
     embedding = tensors.get("transformer.wte.weight")
@@ -131,10 +131,10 @@ def _config(candidate: Candidate, name: str, tensors: Mapping[str, Lazy]) -> dic
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    found = read_yaml(path)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected keys and values, found {type(found).__name__}", hint="copy it again")
-    return found
+    settings = read_yaml(path)
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: expected keys and values, found {type(settings).__name__}", hint="copy it again")
+    return settings
 
 
 def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> Written:
@@ -173,18 +173,22 @@ def _settings(model: Model) -> tuple[dict[str, Any], dict[str, Any] | None]:
     }  # fmt: skip
     settings |= {key: wanted for key, (default, wanted) in _NEEDED.items() if wanted != default}
     scaling: dict[str, Any] | None = None
-    found = position.bound_scaling if isinstance(position, Rope) else None
-    if isinstance(found, Llama3Scaling):
+    rope = position.bound_scaling if isinstance(position, Rope) else None
+    if isinstance(rope, Llama3Scaling):
         factors = {
-            "factor": found.factor,
-            "low_freq_factor": found.low_freq_factor,
-            "high_freq_factor": found.high_freq_factor,
+            "factor": rope.factor,
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
         }
-        settings["rope_adjustments"] = {**factors, "original_max_seq_len": found.original_max_position}
-        scaling = {"rope_type": "llama3", **factors, "original_max_position_embeddings": found.original_max_position}
-    elif isinstance(found, LinearScaling) and found.factor == int(found.factor):
-        settings["rope_condense_ratio"] = int(found.factor)
-        scaling = {"rope_type": "linear", "factor": found.factor}
+        settings["rope_adjustments"] = {**factors, "original_max_seq_len": rope.original_max_position}
+        scaling = {
+            "rope_type": "llama3",
+            **factors,
+            "original_max_position_embeddings": rope.original_max_position,
+        }
+    elif isinstance(rope, LinearScaling) and rope.factor == int(rope.factor):
+        settings["rope_condense_ratio"] = int(rope.factor)
+        scaling = {"rope_type": "linear", "factor": rope.factor}
     return settings, scaling
 
 

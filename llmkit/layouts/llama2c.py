@@ -97,16 +97,16 @@ def _parsed(head: bytes, where: str) -> _Header | None:
         if version not in (1, 2):
             raise InputError(f"{where}: llama2.c version {version}; versions 0, 1 and 2 are read")
         size = struct.unpack_from("<i", head, 37)[0] if version == 2 else 0
-        found = _Header(version, dim, ffn, layers, heads, kv_heads, vocab, seq_len, bool(shared), size)
-        if not found.is_plausible() or (version == 2 and not 0 < size <= 2**20):
-            sizes = ", ".join(f"{name} {value}" for name, value in vars(found).items())
+        header = _Header(version, dim, ffn, layers, heads, kv_heads, vocab, seq_len, bool(shared), size)
+        if not header.is_plausible() or (version == 2 and not 0 < size <= 2**20):
+            sizes = ", ".join(f"{name} {value}" for name, value in vars(header).items())
             raise InputError(f"{where}: the header is damaged: {sizes}", hint="download or export it again")
-        return found
+        return header
     if len(head) < 28:
         return None
     dim, ffn, layers, heads, kv_heads, vocab, seq_len = struct.unpack_from("<7i", head)
-    found = _Header(0, dim, ffn, layers, heads, kv_heads, abs(vocab), seq_len, vocab > 0)
-    return found if found.is_plausible() else None
+    header = _Header(0, dim, ffn, layers, heads, kv_heads, abs(vocab), seq_len, vocab > 0)
+    return header if header.is_plausible() else None
 
 
 def find(candidate: Candidate) -> Opened | None:
@@ -166,7 +166,7 @@ def _order(h: _Header) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
     source = SourceFile(path)
-    found: dict[str, Lazy] = {}
+    tensors: dict[str, Lazy] = {}
     position = header.start
     for name, shape in _order(header):
         spec = TensorSpec(DType.F32, shape)
@@ -176,13 +176,13 @@ def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
             rows, columns = _whole_groups(shape, header.group_size)
             values = TensorSpec(DType.I8, (rows, columns))
             scales = TensorSpec(DType.F32, (rows, columns // header.group_size))
-            ends = {"int8": (values, position), "scale": (scales, position + values.nbytes)}
-            parts = {end: Read(f"{name}/{end}", part, source, at).output() for end, (part, at) in ends.items()}
-            found[name] = reshaped(CODEC.read(parts, {}, None).dequantized(), shape)
+            spans = {"int8": (values, position), "scale": (scales, position + values.nbytes)}
+            parts = {end: Read(f"{name}/{end}", part, source, at).output() for end, (part, at) in spans.items()}
+            tensors[name] = reshaped(CODEC.read(parts, {}, None).dequantized(), shape)
             position += values.nbytes + scales.nbytes
         else:
             if not name.startswith("rope."):
-                found[name] = Read(name, spec, source, position).output()
+                tensors[name] = Read(name, spec, source, position).output()
             position += spec.nbytes
     if position != source.nbytes:
         raise InputError(
@@ -192,7 +192,7 @@ def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
             if position > source.nbytes
             else "give a file that llama2.c's export.py wrote, or llmkit convert --to llama2c",
         )
-    return found
+    return tensors
 
 
 def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: int = 1) -> Written:

@@ -122,11 +122,11 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
     )
 
 
-def _count_expected(params: Mapping[str, Any], shard: Mapping[str, Lazy], found: int) -> int:
+def _count_expected(params: Mapping[str, Any], shard: Mapping[str, Lazy], n_files: int) -> int:
     """How many files there should be: the output projection takes `dim` columns in all."""
     lazy, dim = shard.get("layers.0.attention.wo.weight"), params.get("dim")
     if lazy is None or len(lazy.shape) != 2 or not isinstance(dim, int) or not lazy.shape[1] or dim % lazy.shape[1]:
-        return found
+        return n_files
     return dim // lazy.shape[1]
 
 

@@ -107,7 +107,7 @@ def _described(
     return {
         "producer": f"{model.producer_name or '?'} {model.producer_version or ''}".rstrip(),
         "ir_version": model.ir_version,
-        "opset": {known.domain or "ai.onnx": known.version for known in model.opset_import},
+        "opset": {imports.domain or "ai.onnx": imports.version for imports in model.opset_import},
         "ops": dict(ops.most_common()),
         "integers": _integers(nodes, {held.name: _kind(held.data_type) for held in graph.initializer}),
         "kv_cache": _kv_cache(_typed(value) for value in graph.input),
@@ -146,8 +146,8 @@ def _kind(number: int) -> str:
     """The name of an element type."""
     import onnx
 
-    known = onnx.TensorProto.DataType
-    return known.Name(number) if number in known.values() else str(number)
+    types = onnx.TensorProto.DataType
+    return types.Name(number) if number in types.values() else str(number)
 
 
 def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict[str, int]:
@@ -156,14 +156,14 @@ def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict
     Args:
         kinds: the element types of initializers.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     nodes = [*nodes]
     reshaped = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Reshape"}
     for node in nodes:
         about = {attribute.name: attribute.i for attribute in node.attribute}
         if node.op_type == "DequantizeLinear" and "block_size" in about:
             words = f"{kinds.get(node.input[0], '?').lower()} blocks of {about['block_size']}"
-            found[f"{words}, dequantized"] += 1
+            counts[f"{words}, dequantized"] += 1
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
         zeros = node.input[3] if len(node.input) > 3 else ""
@@ -173,8 +173,8 @@ def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict
         has_offsets = scales.removesuffix("scales") + "offsets" in kinds
         words += "with offsets" if has_offsets else "asymmetric" if zeros else "symmetric"
         level = about.get("accuracy_level", 0)
-        found[words + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else ", rows of a table")] += 1
-    return dict(found.most_common())
+        counts[words + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else ", rows of a table")] += 1
+    return dict(counts.most_common())
 
 
 def _kv_cache(inputs: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -33,11 +33,11 @@ def layouts() -> tuple[Layout, ...]:
 
 @cache
 def _layouts(registered: tuple[EntryPoint, ...]) -> tuple[Layout, ...]:
-    found: list[Layout] = []
+    layouts: list[Layout] = []
     for entry in registered:
         try:
-            found.append(load(entry))
+            layouts.append(load(entry))
         except PluginError:
             if entry.is_builtin:
                 raise
-    return tuple(sorted(found, key=lambda layout: not layout.has_own_format))
+    return tuple(sorted(layouts, key=lambda layout: not layout.has_own_format))

@@ -58,7 +58,7 @@ def find(candidate: Candidate) -> Opened | None:
     context = {"max_position_embeddings": stated["max_seq_length"]} if stated.get("max_seq_length") else {}
     opened = opened_by_names(
         NAME, candidate, candidate.main, tensors, _spelling(embed), heads=stated.get("heads_num"), stated=context,
-        own=(name,) if name else (),
+        file_names=(name,) if name else (),
     )  # fmt: skip
     for theirs, ours in _SIZES.items():
         if theirs in stated and stated[theirs] != opened.config[ours]:
@@ -71,18 +71,18 @@ def find(candidate: Candidate) -> Opened | None:
 
 def _description(candidate: Candidate) -> tuple[str, dict[str, Any]]:
     """The JSON of the layout among those in the folder, whatever its name; empty where there is none."""
-    found = {}
+    config = {}
     for name in candidate.names:
         if name.endswith(".json"):
             data = read_json(candidate.folder / name)
             if isinstance(data, dict) and all(key in data for key in _KEYS):
-                found[name] = data
-    if len(found) > 1:
+                config[name] = data
+    if len(config) > 1:
         raise InputError(
-            f"{candidate.folder} holds {len(found)} descriptions of TencentPretrain: {listing(found)}",
+            f"{candidate.folder} holds {len(config)} descriptions of TencentPretrain: {listing(config)}",
             hint="leave the one of this model there",
         )
-    return next(iter(found.items()), ("", {}))
+    return next(iter(config.items()), ("", {}))
 
 
 LAYOUT = Layout(NAME, find, spellings=tuple(map(_spelling, _EMBEDDINGS)))

@@ -68,8 +68,8 @@ def _cache(context: GraphContext, layer: int) -> tuple[Any, Any]:
 def _present(context: GraphContext, layer: int, key: Any, value: Any) -> None:
     dims = context.model.dims
     shape: list[int | str] = ["batch_size", dims.kv_heads, "total_sequence_length", dims.head_dim]
-    for part, found in (("key", key), ("value", value)):
-        context.graph.output(found, f"present.{layer}.{part}", context.cache_dtype, shape)
+    for part, value_out in (("key", key), ("value", value)):
+        context.graph.output(value_out, f"present.{layer}.{part}", context.cache_dtype, shape)
         context.state[f"past_key_values.{layer}.{part}"] = f"present.{layer}.{part}"
 
 

@@ -38,8 +38,8 @@ class BoundSession:
         import torch
 
         stated = (self.inputs.get(name) or self.outputs[name]).type
-        found: torch.dtype = getattr(torch, _NAMES.get(stated, stated[len("tensor(") : -1]))
-        return found
+        dtype: torch.dtype = getattr(torch, _NAMES.get(stated, stated[len("tensor(") : -1]))
+        return dtype
 
     def run(
         self, feeds: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
@@ -61,7 +61,7 @@ class BoundSession:
                 if placed is not feed:  # it lives for this call only
                     copies.append(placed)
                     del self._bound[name]
-        found, unknown = {}, []
+        results, unknown = {}, []
         for name, output in self.outputs.items():
             tensor = into.get(name)
             if tensor is None:
@@ -71,7 +71,7 @@ class BoundSession:
                 self._bound.pop(name, None)
                 unknown.append(name)
             else:
-                found[name] = tensor
+                results[name] = tensor
                 if self._is_new(name, tensor):
                     binding.bind_output(name, *self._place(tensor))
         if self.device.type != "cpu":
@@ -83,16 +83,16 @@ class BoundSession:
             import torch
 
             values = dict(zip(self.outputs, binding.get_outputs(), strict=True))
-            found |= {name: torch.from_numpy(values[name].numpy()).to(self.device) for name in unknown}
-        return found
+            results |= {name: torch.from_numpy(values[name].numpy()).to(self.device) for name in unknown}
+        return results
 
     def _is_new(self, name: str, tensor: torch.Tensor) -> bool:
         """Whether a name is not bound to this very tensor yet; it counts as bound to it from now on.
 
         Keys and values stay where they are from step to step: to bind all of them anew takes longer than a small layer.
         """
-        known = self._bound.get(name)
-        if known is not None and known() is tensor:
+        bound = self._bound.get(name)
+        if bound is not None and bound() is tensor:
             return False
         self._bound[name] = weakref.ref(tensor)
         return True
@@ -100,10 +100,10 @@ class BoundSession:
     def _empty(self, name: str, shape: list[Any], sizes: Mapping[str, int]) -> torch.Tensor | None:
         import torch
 
-        known = [n if isinstance(n, int) else sizes.get(n) for n in shape]
-        if any(n is None for n in known):
+        dims = [n if isinstance(n, int) else sizes.get(n) for n in shape]
+        if any(n is None for n in dims):
             return None
-        return torch.empty([int(n or 0) for n in known], dtype=self.dtype_of(name), device=self.device)
+        return torch.empty([int(n or 0) for n in dims], dtype=self.dtype_of(name), device=self.device)
 
     def _place(self, tensor: torch.Tensor) -> tuple[Any, ...]:
         """Device, element type, shape and address, as binding takes them."""

@@ -63,11 +63,11 @@ def _graph(tensors: Mapping[str, Lazy], model: Model) -> onnx.ModelProto:
     return build_graph(model, tensors, initializer_bytes, attention=_OPS[-1])
 
 
-def _largest(found: OrtDecoder, ckpt: Checkpoint, architecture: Architecture) -> float:
+def _largest(exported: OrtDecoder, ckpt: Checkpoint, architecture: Architecture) -> float:
     from llmkit.decoder.load import load_decoder
 
     wanted = load_decoder(ckpt, architecture=architecture)
-    differences = compare_decoders(found, wanted, suffix=architecture.prompt_suffix_of(ckpt.config))
+    differences = compare_decoders(exported, wanted, suffix=architecture.prompt_suffix_of(ckpt.config))
     # Beyond a border that turns earlier keys anew no cache can follow: such steps are not one computation.
     limit = wanted.exact_sharing_limit
     is_short = limit is not None and limit < N_STEPS
@@ -91,6 +91,6 @@ def decoder_of(graph: onnx.ModelProto, model: Model | None = None) -> OrtDecoder
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     # What DequantizeLinear and MatMul become; the default would be int8 activations.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    whole = graph.SerializeToString()
-    parts = Parts(graph, lambda part: onnxruntime.InferenceSession(part or whole, options), torch.device("cpu"))
+    serialized = graph.SerializeToString()
+    parts = Parts(graph, lambda part: onnxruntime.InferenceSession(part or serialized, options), torch.device("cpu"))
     return OrtDecoder(parts, model)

@@ -124,8 +124,8 @@ def computed_weights(
     ckpt: Checkpoint, *, dtype: str = "float32", precision: Precision = _FLOAT_PRECISION, provider: str = "cpu"
 ) -> Checkpoint:
     """The float checkpoint of the weights that a graph exported with the same options computes with."""
-    found, model, _, grids, _ = _prepared(ckpt, dtype, precision, provider)
-    return found.derive(tensors=restored(found.tensors, model, grids))
+    floats, model, _, grids, _ = _prepared(ckpt, dtype, precision, provider)
+    return floats.derive(tensors=restored(floats.tensors, model, grids))
 
 
 def _prepared(
@@ -161,12 +161,12 @@ def _refuse_changed(ckpt: Checkpoint, model: Model) -> None:
         )
 
 
-def _refuse_unknown(option: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        guess = "cuda" if value == "gpu" else nearest(value, known)
+def _refuse_unknown(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        guess = "cuda" if value == "gpu" else nearest(value, choices)
         raise InputError(
-            f"{option} {value!r} is unknown; expected {', '.join(known)}",
-            hint=f"did you mean {guess}?" if guess else f"{option} {known[0]}, or leave it out",
+            f"{option} {value!r} is unknown; expected {', '.join(choices)}",
+            hint=f"did you mean {guess}?" if guess else f"{option} {choices[0]}, or leave it out",
         )
 
 
@@ -232,5 +232,5 @@ def _index(ckpt: Checkpoint) -> dict[str, FileContent]:
     """The index of the shards that are linked: the folder is a checkpoint, too."""
     if ckpt.origin is None or not ckpt.origin.is_dir():
         return {}
-    found = weight_set(ckpt.origin)
-    return {found.name: FileContent(path=found)} if found is not None and found.name in INDEX_NAMES else {}
+    index = weight_set(ckpt.origin)
+    return {index.name: FileContent(path=index)} if index is not None and index.name in INDEX_NAMES else {}

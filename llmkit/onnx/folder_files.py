@@ -29,15 +29,15 @@ def runtime_files(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
     """The files by name, and what the user should know of them."""
     files, notes = tokenizer_without_code(ckpt)
     config = dict(ckpt.config)
-    known = _known_config(config, ckpt.label)
-    if known is not None:
+    described = _known_config(config, ckpt.label)
+    if described is not None:
         files[ORIGINAL_CONFIG] = FileContent.of_json(config)
-        what = "states sizes as" if "_purpose" in known else "describes the same model as"
+        what = "states sizes as" if "_purpose" in described else "describes the same model as"
         notes.append(
-            f"config.json {what} transformers' {known['model_type']} does, for Optimum; {ORIGINAL_CONFIG} is the "
+            f"config.json {what} transformers' {described['model_type']} does, for Optimum; {ORIGINAL_CONFIG} is the "
             "model's own"
         )
-    files["config.json"] = FileContent.of_json(config if known is None else known)
+    files["config.json"] = FileContent.of_json(config if described is None else described)
     if _TOKENIZER_CONFIG in files:
         files[_TOKENIZER_CONFIG] = _readable(files[_TOKENIZER_CONFIG])
     return files, notes
@@ -47,15 +47,15 @@ def _known_config(config: dict[str, Any], label: str) -> dict[str, Any] | None:
     """The config for Optimum; None where that is the model's own."""
     architecture = registry.require(config, label)
     same = next(iter(architecture.equivalents.values()), None)
-    known = same(config) if same is not None else None
-    if known is None and architecture.described_as is not None:
-        known = sizes_only(architecture.described_as(config), config)
-    if known is None and architecture.reference_config is not None:
+    described = same(config) if same is not None else None
+    if described is None and architecture.described_as is not None:
+        described = sizes_only(architecture.described_as(config), config)
+    if described is None and architecture.reference_config is not None:
         today = dict(architecture.reference_config(config))
         if today.get("model_type") != config.get("model_type"):  # of a release older than transformers' class
-            known = today
+            described = today
     dims = architecture.bind(config).dims
-    return known if has_sizes(known or config, dims) else stand_in(config, dims)
+    return described if has_sizes(described or config, dims) else stand_in(config, dims)
 
 
 def _readable(file: FileContent) -> FileContent:
@@ -69,5 +69,5 @@ def _readable(file: FileContent) -> FileContent:
 
 def large_files(files: Mapping[str, FileContent]) -> dict[str, Path]:
     """Those that go along as they are and are large enough to be shared with the source, like its weights."""
-    found = {name: content.path for name, content in files.items() if content.path is not None}
-    return {name: path for name, path in found.items() if path.is_file() and path.stat().st_size >= _LINKED_NBYTES}
+    paths = {name: content.path for name, content in files.items() if content.path is not None}
+    return {name: path for name, path in paths.items() if path.is_file() and path.stat().st_size >= _LINKED_NBYTES}

@@ -24,8 +24,8 @@ def unfed_inputs(graph: onnx.ModelProto, model: Model) -> list[str]:
     """
     names = [value.name for value in graph.graph.input]
     cache = [pattern % layer for layer in range(model.dims.layers) for pattern in _CACHE]
-    known = {*_FED, *cache}
-    return [name for name in names if name not in known] or [name for name in cache if name not in names]
+    fed = {*_FED, *cache}
+    return [name for name in names if name not in fed] or [name for name in cache if name not in names]
 
 
 def genai_config(
@@ -88,5 +88,5 @@ def genai_config(
 
 
 def _id(value: Any, otherwise: int) -> int:
-    found = value[0] if isinstance(value, list) and value else value
-    return found if isinstance(found, int) else otherwise
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, int) else otherwise

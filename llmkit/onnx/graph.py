@@ -59,10 +59,10 @@ class _Node:
     def proto(self) -> onnx.NodeProto:
         from onnx import helper
 
-        given = list(self.inputs)
-        while given and given[-1] is None:
-            given.pop()
-        inputs = [value.name if value is not None else "" for value in given]
+        operands = list(self.inputs)
+        while operands and operands[-1] is None:
+            operands.pop()
+        inputs = [value.name if value is not None else "" for value in operands]
         attributes = {k: v.proto() if isinstance(v, Graph) else v for k, v in self.attributes.items()}
         outputs = [value.name for value in self.outputs]
         return helper.make_node(self.op_type, inputs, outputs, self.name, domain=self.domain or None, **attributes)
@@ -111,8 +111,8 @@ class Graph:
         self._taken[base] = count + 1
         name = f"{base}_{count}" if count else base
         outputs = tuple(Value(f"{name}/output_{i}") for i in range(n))
-        given = {key: value for key, value in attributes.items() if value is not None}
-        self.nodes.append(_Node(domain, op_type, name, list(inputs), outputs, given))
+        stated = {key: value for key, value in attributes.items() if value is not None}
+        self.nodes.append(_Node(domain, op_type, name, list(inputs), outputs, stated))
         return outputs[0] if n == 1 else outputs
 
     def cast(self, value: Value, dtype: str) -> Any:
@@ -170,7 +170,7 @@ class Graph:
 
         from llmkit.version import __version__
 
-        made = onnx.ModelProto(
+        proto = onnx.ModelProto(
             ir_version=IR_VERSION,
             producer_name="llmkit",
             producer_version=__version__,
@@ -178,10 +178,10 @@ class Graph:
             doc_string=about or None,
         )
         for domain, version in (("", OPSET), (CONTRIB, 1)):
-            made.opset_import.add(domain=domain, version=version)
+            proto.opset_import.add(domain=domain, version=version)
         for key, value in sorted((metadata or {}).items()):
-            made.metadata_props.add(key=key, value=value)
-        return made
+            proto.metadata_props.add(key=key, value=value)
+        return proto
 
 
 def _typed(value: Value) -> onnx.ValueInfoProto:

@@ -120,7 +120,7 @@ class IntegerMatrices:
         integers, g = self.matrices[name], weights.graph
         matrix = integers.matrix
         codes, scales, zeros, offsets = _values(weights, name, integers)
-        found = g.op(
+        rows = g.op(
             "GatherBlockQuantized", codes, at, scales, *([zeros] if zeros is not None else []),
             domain=CONTRIB,
             gather_axis=0,
@@ -129,8 +129,8 @@ class IntegerMatrices:
             block_size=matrix.group,
         )  # fmt: skip
         if offsets is None:
-            return found
-        blocks = g.op("Reshape", found, g.ints(0, 0, matrix.n_groups, matrix.group))
+            return rows
+        blocks = g.op("Reshape", rows, g.ints(0, 0, matrix.n_groups, matrix.group))
         added = g.op("Unsqueeze", g.op("Gather", offsets, at), g.ints(-1))
         return g.op("Reshape", g.op("Add", blocks, added), g.ints(0, 0, matrix.shape[1]))
 

@@ -94,12 +94,12 @@ def _calibrated(
             f"{ckpt.label} has no tokenizer, and the scales of an int8 cache are calibrated on a text",
             hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",
         )
-    found = KeyValueScales(floats, model, ckpt, text).outputs()
+    scales = KeyValueScales(floats, model, ckpt, text).outputs()
     note = (
         f"keys and values in int8, a scale for each channel: calibrated on {text.label} (at most {MOST_TOKENS} "
         "tokens), which runs the whole model once in torch, a layer in memory at a time"
     )
-    return CacheScales(found[::2], found[1::2]), [note, "an int8 cache makes decoding faster and prompts slower"]
+    return CacheScales(scales[::2], scales[1::2]), [note, "an int8 cache makes decoding faster and prompts slower"]
 
 
 def _stored(ckpt: Checkpoint, model: Model) -> CacheScales | None:
@@ -112,20 +112,20 @@ def _stored(ckpt: Checkpoint, model: Model) -> CacheScales | None:
         return None
     if not scheme.get("symmetric", True):
         return None
-    found: dict[tuple[str, int], Lazy] = {}
+    scales: dict[tuple[str, int], Lazy] = {}
     for name, lazy in ckpt.tensors.items():
         if at := _STORED.search(name):
             if lazy.spec.numel != 1:
                 return None  # a scale for each head: no form that GroupQueryAttention has
-            found[_PART[at[2]], int(at[1])] = lazy
+            scales[_PART[at[2]], int(at[1])] = lazy
     layers = range(model.dims.layers)
-    missing = [(part, i) for part in _PART.values() for i in layers if (part, i) not in found]
+    missing = [(part, i) for part in _PART.values() for i in layers if (part, i) not in scales]
     if missing:
         raise SpecError(
             f"{ckpt.label}: its kv_cache_scheme is int8, but layer {missing[0][1]} has no scale for {missing[0][0]}",
             hint="--calibration FILE computes scales",
         )
-    keys, values = (tuple(_checked(found[part, i].cast(DType.F32)) for i in layers) for part in _PART.values())
+    keys, values = (tuple(_checked(scales[part, i].cast(DType.F32)) for i in layers) for part in _PART.values())
     return CacheScales(keys, values)
 
 
@@ -140,10 +140,10 @@ def _checked(scale: Lazy) -> Lazy:
 def scales_in(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The scales of keys and values in an exported folder, by layer; empty where its cache is in floats."""
     tensors = open_checkpoint(folder).tensors
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    while (name := f"layers.{len(found)}.attn.k_scale") in tensors:
-        found.append((tensors[name].load(), tensors[name.replace("k_scale", "v_scale")].load()))
-    return found
+    scales: list[tuple[torch.Tensor, torch.Tensor]] = []
+    while (name := f"layers.{len(scales)}.attn.k_scale") in tensors:
+        scales.append((tensors[name].load(), tensors[name.replace("k_scale", "v_scale")].load()))
+    return scales
 
 
 class RoundedDecoder:
@@ -164,8 +164,8 @@ class RoundedDecoder:
     def __call__(self, ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, as of the decoder."""
         used = cache if cache is not None else _RoundedCache(self._scales, keep=False)
-        found: torch.Tensor = self._decoder(ids, used, mask)
-        return found
+        logits: torch.Tensor = self._decoder(ids, used, mask)
+        return logits
 
 
 class _RoundedCache(KVCache):

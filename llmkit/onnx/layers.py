@@ -58,14 +58,14 @@ def activation(graph: Graph, name: str, x: Any) -> Any:
     Raises:
         RequirementError: unknown name.
     """
-    g, found = graph, known_activation(name)
-    if found in _CONTRIBUTED:
-        op, attributes = _CONTRIBUTED[found]
+    g, function = graph, known_activation(name)
+    if function in _CONTRIBUTED:
+        op, attributes = _CONTRIBUTED[function]
         return g.op(op, x, domain=CONTRIB, **attributes)
-    if found in _STANDARD:
-        op, attributes = _STANDARD[found]
+    if function in _STANDARD:
+        op, attributes = _STANDARD[function]
         return g.op(op, x, **attributes)
-    match found:
+    match function:
         case "linear":
             return x
         case "gelu_10":

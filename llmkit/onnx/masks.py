@@ -23,8 +23,8 @@ def score_bias(context: GraphContext, positions: GraphPositions, window: int | N
         causal: later keys are hidden here, too (the op does not do it).
     """
     key = ("score bias", id(positions), window, causal)
-    found: Value = context.once(key, lambda: _build(context, positions, window, causal))
-    return found
+    bias: Value = context.once(key, lambda: _build(context, positions, window, causal))
+    return bias
 
 
 def _build(context: GraphContext, positions: GraphPositions, window: int | None, causal: bool) -> Any:
@@ -43,14 +43,14 @@ def _build(context: GraphContext, positions: GraphPositions, window: int | None,
             later = g.op("And", later, outside)
         hidden = g.op("Or", hidden, later)
     bias = g.op("Where", hidden, g.number(HIDDEN[context.dtype]), g.number(0.0))
-    own = positions.key_bias(context)
+    key_bias = positions.key_bias(context)
     heads = 1
-    if own is not None:
+    if key_bias is not None:
         if context.dtype != "FLOAT":
             # A softmax does not change when all scores of a row do. Half precision is fine near zero: there lie the
             # biases of the nearest keys then.
-            own = g.op("Sub", own, g.op("ReduceMax", own, g.ints(-1), keepdims=1))
-        bias = g.op("Add", bias, g.op("Unsqueeze", own, g.ints(2)))
+            key_bias = g.op("Sub", key_bias, g.op("ReduceMax", key_bias, g.ints(-1), keepdims=1))
+        bias = g.op("Add", bias, g.op("Unsqueeze", key_bias, g.ints(2)))
         heads = context.model.dims.heads
     shape = g.op("Concat", context.batch(), g.ints(heads), context.length(), context.total(), axis=0)
     bias = g.op("Expand", bias, shape)
@@ -60,8 +60,8 @@ def _build(context: GraphContext, positions: GraphPositions, window: int | None,
 def _outside_window(context: GraphContext, window: int) -> Any:
     """[B, 1, S, T]: keys that a query's window has left behind; padding takes no room in it."""
     g, place = context.graph, context.key_positions()
-    own = g.op("Slice", place, g.op("Sub", context.total(), context.length()), context.total(), g.ints(1))
-    first = g.op("Unsqueeze", g.op("Sub", own, g.ints(window)), g.ints(1, 3))
+    query = g.op("Slice", place, g.op("Sub", context.total(), context.length()), context.total(), g.ints(1))
+    first = g.op("Unsqueeze", g.op("Sub", query, g.ints(window)), g.ints(1, 3))
     return g.op("LessOrEqual", g.op("Unsqueeze", place, g.ints(1, 2)), first)
 
 
@@ -76,8 +76,8 @@ def _places(context: GraphContext) -> tuple[Any, Any]:
         start, one = g.constant(np.array(0, dtype=np.int64)), g.constant(np.array(1, dtype=np.int64))
         index = g.op("Range", start, total, one)
         first = g.op("Sub", context.total(), context.length())
-        own = g.op("Slice", index, first, context.total())
-        return g.op("Unsqueeze", index, g.ints(0)), g.op("Unsqueeze", own, g.ints(1))
+        query = g.op("Slice", index, first, context.total())
+        return g.op("Unsqueeze", index, g.ints(0)), g.op("Unsqueeze", query, g.ints(1))
 
-    found: tuple[Any, Any] = context.once("places", make)
-    return found
+    places: tuple[Any, Any] = context.once("places", make)
+    return places

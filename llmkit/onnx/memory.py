@@ -37,10 +37,10 @@ class Memory:
     """
 
     def __init__(self, parts: Parts) -> None:
-        self._parts, known = parts, parts.metadata
-        self.state: dict[str, str] = _stated(parts) if "llmkit.state" in known else _paired(parts)
+        self._parts, metadata = parts, parts.metadata
+        self.state: dict[str, str] = _stated(parts) if "llmkit.state" in metadata else _paired(parts)
         self.pasts = [name for name in self.state if len(parts.inputs[name].shape) == 4]
-        self.in_place = known.get("llmkit.attention") in IN_PLACE and bool(self.pasts)
+        self.in_place = metadata.get("llmkit.attention") in IN_PLACE and bool(self.pasts)
         self.width = sum(int(parts.inputs[n].shape[1]) * int(parts.inputs[n].shape[3]) for n in self.pasts)
         self._initial = _initial(parts)
 
@@ -59,16 +59,16 @@ class Memory:
         Args:
             is_shared: others hold the same tensors: they are not written to.
         """
-        found = dict(memory)
+        buffers = dict(memory)
         for name in self.pasts if self.in_place else ():
             held = memory.get(name)
             if held is not None and not is_shared and held.shape[2] >= total and held.is_contiguous():
                 continue
             room = max(total, capacity, 2 * held.shape[2] if held is not None and not is_shared else 0)
-            found[name] = self._empty(name, batch, room)
+            buffers[name] = self._empty(name, batch, room)
             if held is not None:
-                found[name][:, :, :past] = held[:, :, :past]
-        return found
+                buffers[name][:, :, :past] = held[:, :, :past]
+        return buffers
 
     def held(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
         """The value of a state input; before the first call it is empty, or what the graph states as initial."""
@@ -124,25 +124,25 @@ def _paired(parts: Parts) -> dict[str, str]:
     Raises:
         InputError: it has an input that nothing here feeds, or keys of a size that it does not state.
     """
-    found = {name: name.replace("past_key_values.", "present.", 1) for name in parts.inputs}
-    found = {name: out for name, out in found.items() if name != out and out in parts.outputs}
-    left = [name for name in parts.inputs if name not in (*_KNOWN_INPUTS, *found)]
-    shapes = {name: parts.inputs[name].shape for name in found}
+    state = {name: name.replace("past_key_values.", "present.", 1) for name in parts.inputs}
+    state = {name: out for name, out in state.items() if name != out and out in parts.outputs}
+    left = [name for name in parts.inputs if name not in (*_KNOWN_INPUTS, *state)]
+    shapes = {name: parts.inputs[name].shape for name in state}
     vague = [n for n, s in shapes.items() if len(s) != 4 or not all(isinstance(size, int) for size in (s[1], s[3]))]
-    if left or vague or not found:
+    if left or vague or not state:
         what = f"needs {left[0]}, which nothing feeds" if left else "keeps no past_key_values"
         if vague and not left:
             shape = list(shapes[vague[0]])
             what = f"has {vague[0]} of shape {shape}, expected [batch, heads, past, head size] with numbers"
         raise InputError(f"this graph {what}", hint="llmkit export MODEL --to onnx writes one that can be run")
-    return found
+    return state
 
 
 def stacked(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """One tensor a name, a row for each segment; shorter caches are filled up, their length is the segment's."""
     import torch
 
-    found = {}
+    batch = {}
     for name in rows[0]:
         longest = max(row[name].shape[2] if row[name].dim() == 4 else 0 for row in rows)
         parts = []
@@ -151,5 +151,5 @@ def stacked(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tenso
             if held.dim() == 4 and held.shape[2] < longest:
                 held = torch.nn.functional.pad(held, (0, 0, 0, longest - held.shape[2]))
             parts.append(held)
-        found[name] = torch.cat(parts)
-    return found
+        batch[name] = torch.cat(parts)
+    return batch

@@ -86,10 +86,10 @@ def build_graph(
         logits = _logits(context, weights, hidden)
     shape: list[int | str] = ["batch_size", "sequence_length", model.dims.vocab]
     graph.output(logits, "logits", "FLOAT", shape, is_first=True)
-    told = {"family": model.family, "attention": attention}
-    told |= {"hidden": str(hidden.name), "hidden_size": str(model.dims.hidden), "dtype": dtype}
-    told |= {"state": json.dumps(context.state), "initial": json.dumps(context.initial)}
-    about = {f"llmkit.{key}": value for key, value in told.items()}
+    facts = {"family": model.family, "attention": attention}
+    facts |= {"hidden": str(hidden.name), "hidden_size": str(model.dims.hidden), "dtype": dtype}
+    facts |= {"state": json.dumps(context.state), "initial": json.dumps(context.initial)}
+    about = {f"llmkit.{key}": value for key, value in facts.items()}
     about |= {ACCURACY: str(grids.accuracy_level)} if grids and grids.matrices else {}
     return graph.model(about, _IN_PLACE_DOC if attention in IN_PLACE else "")
 

@@ -46,12 +46,12 @@ class Stream:
             return emit_norm(kind, weights, self.value())
         branch, self._branch = self._branch, None
         if isinstance(kind, RMSNorm):
-            op, own = "SkipSimplifiedLayerNormalization", [_rms_weight(kind, weights)]
+            op, parameters = "SkipSimplifiedLayerNormalization", [_rms_weight(kind, weights)]
         else:
-            op, own = "SkipLayerNormalization", [weights.value("weight")]
-            own += [weights.value("bias")] if weights.has("bias") else []
+            op, parameters = "SkipLayerNormalization", [weights.value("weight")]
+            parameters += [weights.value("bias")] if weights.has("bias") else []
         out, mean, deviation, self._value = self._graph.op(
-            op, self._value, branch, *own, domain=CONTRIB, n=4, epsilon=kind.epsilon
+            op, self._value, branch, *parameters, domain=CONTRIB, n=4, epsilon=kind.epsilon
         )
         mean.name = deviation.name = ""  # outputs that nothing reads are left out
         return cast("Value", out)
@@ -63,16 +63,16 @@ def _rms_weight(kind: RMSNorm, weights: GraphWeights) -> Value:
 
 
 def _rms(kind: RMSNorm, weights: GraphWeights, x: Value) -> Value:
-    found: Value = weights.graph.op("RMSNormalization", x, _rms_weight(kind, weights), axis=-1, epsilon=kind.epsilon)
-    return found
+    normed: Value = weights.graph.op("RMSNormalization", x, _rms_weight(kind, weights), axis=-1, epsilon=kind.epsilon)
+    return normed
 
 
 def _layer_norm(kind: LayerNorm, weights: GraphWeights, x: Value) -> Value:
     bias = weights.value("bias") if weights.has("bias") else None
-    found: Value = weights.graph.op(
+    normed: Value = weights.graph.op(
         "LayerNormalization", x, weights.value("weight"), bias, axis=-1, epsilon=kind.epsilon
     )
-    return found
+    return normed
 
 
 def _none(kind: NoNorm, weights: GraphWeights, x: Value) -> Value:

@@ -67,17 +67,17 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
     if not is_onnx_folder(folder):
         raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")
     graph = read_graph(folder / MODEL)
-    known = {entry.key: entry.value for entry in graph.metadata_props}
-    is_ours = "llmkit.state" in known
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    is_ours = "llmkit.state" in metadata
     if not is_ours:
         _refuse_right_padding(folder / MODEL, graph)
     config = original_config(folder)
     if exact:
         _make_exact(graph)
     model = registry.require_model(config, folder.name) if is_ours else None
-    options = partial(_options, folder, threads, "0" if exact else known.get(ACCURACY, "4"))
-    whole = graph.SerializeToString() if exact else str(folder / MODEL)
-    parts = Parts(graph, lambda part: _session(folder, part or whole, provider, options()), _device(provider))
+    options = partial(_options, folder, threads, "0" if exact else metadata.get(ACCURACY, "4"))
+    model_or_path = graph.SerializeToString() if exact else str(folder / MODEL)
+    parts = Parts(graph, lambda part: _session(folder, part or model_or_path, provider, options()), _device(provider))
     return OrtDecoder(parts, model, provider=provider, context=_context(config))
 
 
@@ -101,9 +101,9 @@ def check_provider(provider: str) -> None:
             "ONNX Runtime is not installed", hint="pip install 'llmkit[cpu]' (or llmkit[gpu]; never both)"
         ) from error
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
-        found = ", ".join(onnxruntime.get_available_providers())
+        available = ", ".join(onnxruntime.get_available_providers())
         raise RequirementError(
-            f"this ONNX Runtime has no provider {provider!r}; it has {found}",
+            f"this ONNX Runtime has no provider {provider!r}; it has {available}",
             hint="pip uninstall onnxruntime && pip install 'llmkit[gpu]' on a machine with a GPU, or --provider cpu",
         )
 
@@ -178,5 +178,5 @@ def _are_cores_free() -> bool:
 
 
 def _context(config: Mapping[str, Any]) -> int | None:
-    found = next((config[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if k in config), None)
-    return found if isinstance(found, int) else None
+    context = next((config[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if k in config), None)
+    return context if isinstance(context, int) else None

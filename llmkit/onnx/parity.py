@@ -70,7 +70,7 @@ class Checked:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
-        parity, measured = ([asdict(d) for d in found] for found in (self.differences, self.measured))
+        parity, measured = ([asdict(d) for d in group] for group in (self.differences, self.measured))
         return {"parity": parity, "tolerance": self.tolerance} | ({"as_it_runs": measured} if measured else {})
 
 
@@ -92,7 +92,7 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
 
     architecture = registry.require(reference.config, reference.label)
     suffix = architecture.prompt_suffix_of(reference.config)
-    found = load_onnx(folder, provider=provider)
+    exported = load_onnx(folder, provider=provider)
     wanted: Any = load_decoder(reference)
     measured, of_cache = [], 0.0
     if scales := scales_in(folder):
@@ -100,18 +100,18 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
         ids = _prompts(wanted, suffix)
         measured.append(difference_of("int8 cache against one in floats", wanted(ids), floats(ids)))
         of_cache = measured[0].largest * _CACHE_SHARE
-    if found.parts.metadata.get(ACCURACY, "0") == "4":
+    if exported.parts.metadata.get(ACCURACY, "0") == "4":
         ids = _prompts(wanted, suffix)
-        measured.append(difference_of("prefill, int8 activations", found(ids), wanted(ids)))
+        measured.append(difference_of("prefill, int8 activations", exported(ids), wanted(ids)))
         # The check is of weights and graph: what int8 activations add would hide a wrong scale.
-        found = load_onnx(folder, provider=provider, exact=True)
-    own = min(_OWN_FACTOR * own_difference(wanted, suffix=suffix), _MOST)
+        exported = load_onnx(folder, provider=provider, exact=True)
+    own_error = min(_OWN_FACTOR * own_difference(wanted, suffix=suffix), _MOST)
     tolerance, basis = max(
         (TOLERANCES[dtype], ""),
-        (own, "torch itself differs by a quarter of it from batch to batch"),
+        (own_error, "torch itself differs by a quarter of it from batch to batch"),
         (of_cache, "a quarter of what an int8 cache changes in torch: values between two codes go to either"),
     )
-    return Checked(compare_decoders(found, wanted, suffix=suffix), measured, tolerance, basis)
+    return Checked(compare_decoders(exported, wanted, suffix=suffix), measured, tolerance, basis)
 
 
 def own_difference(wanted: Any, *, suffix: tuple[int, ...] = ()) -> float:
@@ -124,18 +124,18 @@ def own_difference(wanted: Any, *, suffix: tuple[int, ...] = ()) -> float:
     return difference_of("own", wanted(ids, mask=mask)[1:], wanted(ids)[1:]).largest
 
 
-def compare_decoders(found: Any, wanted: Any, *, suffix: tuple[int, ...] = ()) -> list[Difference]:
+def compare_decoders(exported: Any, wanted: Any, *, suffix: tuple[int, ...] = ()) -> list[Difference]:
     """Prefill, cached steps, and a batch with padding on the left.
 
     Args:
-        found: the decoder to check.
+        exported: the decoder to check.
         wanted: the one to check against.
         suffix: ids that every prompt must hold (`Architecture.prompt_suffix`).
     """
     import torch
 
     ids = _prompts(wanted, suffix)
-    whole = wanted(ids)
+    expected = wanted(ids)
 
     def steps(decoder: Any) -> torch.Tensor:
         cache = decoder.new_cache()
@@ -145,10 +145,10 @@ def compare_decoders(found: Any, wanted: Any, *, suffix: tuple[int, ...] = ()) -
 
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
-    padded = wanted(ids, mask=mask), found(ids, mask=mask)
+    padded = wanted(ids, mask=mask), exported(ids, mask=mask)
     return [
-        difference_of("prefill", found(ids), whole),
-        difference_of("cached steps", steps(found), steps(wanted)),
+        difference_of("prefill", exported(ids), expected),
+        difference_of("cached steps", steps(exported), steps(wanted)),
         difference_of("left-padded row", padded[1][:1, 2:], padded[0][:1, 2:]),
         difference_of("row beside it", padded[1][1:], padded[0][1:]),
     ]
@@ -165,9 +165,9 @@ def _prompts(wanted: Any, suffix: tuple[int, ...]) -> torch.Tensor:
     return ids
 
 
-def difference_of(case: str, found: torch.Tensor, wanted: torch.Tensor) -> Difference:
+def difference_of(case: str, actual: torch.Tensor, wanted: torch.Tensor) -> Difference:
     """How far logits [..., vocab] are from others."""
     scale = max(1.0, float(wanted.abs().max()))
-    chosen = wanted.gather(-1, found.argmax(-1, keepdim=True)).squeeze(-1)
+    chosen = wanted.gather(-1, actual.argmax(-1, keepdim=True)).squeeze(-1)
     same = float((wanted.amax(-1) - chosen <= _TIE * scale).float().mean())
-    return Difference(case, float((found - wanted).abs().max()) / scale, same)
+    return Difference(case, float((actual - wanted).abs().max()) / scale, same)

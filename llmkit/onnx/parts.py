@@ -66,14 +66,14 @@ class Parts:
         if "logits" not in self.outputs:
             odd = "it has no output named logits"
         elif self.is_divided:
-            known = self.metadata
-            size = known.get("llmkit.hidden_size", "")
-            if not any(known[HIDDEN] in node.input for node in self._graph.graph.node):
-                odd = f"no node reads {known[HIDDEN][:60]!r}, which {HIDDEN} names"
+            metadata = self.metadata
+            size = metadata.get("llmkit.hidden_size", "")
+            if not any(metadata[HIDDEN] in node.input for node in self._graph.graph.node):
+                odd = f"no node reads {metadata[HIDDEN][:60]!r}, which {HIDDEN} names"
             elif not (size.isascii() and size.isdigit() and len(size) < 10):
                 odd = f"llmkit.hidden_size is {size[:60]!r}, expected a number"
-            elif known.get("llmkit.dtype") not in onnx.TensorProto.DataType.keys():  # noqa: SIM118 - no mapping
-                odd = f"llmkit.dtype is {known.get('llmkit.dtype', '')[:60]!r}"
+            elif metadata.get("llmkit.dtype") not in onnx.TensorProto.DataType.keys():  # noqa: SIM118 - no mapping
+                odd = f"llmkit.dtype is {metadata.get('llmkit.dtype', '')[:60]!r}"
         if odd is not None:
             raise InputError(f"the graph cannot be run: {odd}", hint="export the model again")
 

@@ -47,13 +47,13 @@ class _Rotary(GraphPositions):
         cos, sin = context.once(("rope", self._kind), lambda: self._table(context))
         size = context.model.dims.head_dim
         rotated = self._kind.rotated(size)
-        found: Value = context.graph.op(
+        rotated_heads: Value = context.graph.op(
             "RotaryEmbedding", x, cos, sin,
             num_heads=n_heads,
             interleaved=int(self._kind.pairs == "interleaved"),
             rotary_embedding_dim=rotated if rotated < size else None,
         )  # fmt: skip
-        return found
+        return rotated_heads
 
     def _table(self, context: GraphContext) -> tuple[Any, Any]:
         """Cos and sin, [B, S, R / 2]."""
@@ -61,13 +61,13 @@ class _Rotary(GraphPositions):
         inverse, factor = self._frequencies(context)
         at = g.op("Unsqueeze", g.cast(context.positions, "FLOAT"), g.ints(2))
         angles = g.op("Mul", at, inverse)
-        found = []
+        tables = []
         for function in ("Cos", "Sin"):
             value = g.op(function, angles)
             if factor != 1.0:
                 value = g.op("Mul", value, g.number(factor))
-            found.append(in_compute_dtype(context, value))
-        return found[0], found[1]
+            tables.append(in_compute_dtype(context, value))
+        return tables[0], tables[1]
 
     def _frequencies(self, context: GraphContext) -> tuple[Any, float]:
         """The angular frequencies, [R / 2] or [B, 1, R / 2] where they follow the length, and the factor."""

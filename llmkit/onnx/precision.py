@@ -41,11 +41,11 @@ class Precision:
 
     def attrs(self) -> dict[str, Any]:
         """What was given, for the history; empty for nothing."""
-        given: dict[str, Any] = {name: list(globs) for name in ("keep", "only") if (globs := getattr(self, name))}
+        attrs: dict[str, Any] = {name: list(globs) for name in ("keep", "only") if (globs := getattr(self, name))}
         if self.bits is not None:
             names = ("bits", "group_size", "symmetric", "method", "embedding_bits")
-            given |= {name: getattr(self, name) for name in names} | {"qdq": self.is_qdq}
-        return given
+            attrs |= {name: getattr(self, name) for name in names} | {"qdq": self.is_qdq}
+        return attrs
 
     def level(self, provider: str) -> int:
         """The accuracy level on a provider."""

@@ -68,8 +68,8 @@ def choose_grids(
         raise nothing_left(ckpt, model, precision.keep, precision.only)
     integers, notes = dict(plan.kept), _notes(plan, scale_dtype)
     if precision.bits is not None:
-        made, more = _quantized(plan, model.tensors(), precision, provider, scale_dtype)
-        integers |= made
+        new, more = _quantized(plan, model.tensors(), precision, provider, scale_dtype)
+        integers |= new
         notes += more
     head = model.slots.get("head.weight")
     if head is not None and head.name in integers and model.head.is_normalized:
@@ -159,21 +159,21 @@ def _quantized(
     rows = {name: lazy.shape[1] for name, lazy in plan.floats.items() if not _is_table(slots[name])}
     grid, reason = choose_grid(CODEC, bits, precision.group_size, precision.symmetric, rows)
     of_embedding = replace(grid, bits=precision.bits_of_embedding(provider) or bits)
-    made, notes = {}, []
+    matrices, notes = {}, []
     for name, lazy in plan.floats.items():
-        is_table, own = _is_table(slots[name]), grid if slots[name].kind == "linear" else of_embedding
-        own = _of_table(own, lazy.shape[1]) if is_table else own
-        fitted = CODEC.fitted(quantized(Task(lazy, method, own, scale_dtype, name)))
+        is_table, layer_grid = _is_table(slots[name]), grid if slots[name].kind == "linear" else of_embedding
+        layer_grid = _of_table(layer_grid, lazy.shape[1]) if is_table else layer_grid
+        fitted = CODEC.fitted(quantized(Task(lazy, method, layer_grid, scale_dtype, name)))
         if fitted is None:
-            raise SpecError(f"{name}: MatMulNBits has no blocks for {own}", hint="--group-size 64")
-        made[name] = IntegerMatrix(fitted, is_table)
+            raise SpecError(f"{name}: MatMulNBits has no blocks for {layer_grid}", hint="--group-size 64")
+        matrices[name] = IntegerMatrix(fitted, is_table)
         if slots[name].kind != "linear":
-            notes.append(f"{name} to {own}")
-    n_layers = len(made) - len(notes)
+            notes.append(f"{name} to {layer_grid}")
+    n_layers = len(matrices) - len(notes)
     if n_layers:
         notes.insert(0, f"{n_layers} matrices to {grid}{reason}, {method.words}")
     left = [f"{listing(names, 2)} ({why})" for why, names in plan.left.items() if why != "--only"]
-    return made, notes + ([f"matrices left in floats: {'; '.join(left)}"] if left else [])
+    return matrices, notes + ([f"matrices left in floats: {'; '.join(left)}"] if left else [])
 
 
 def _of_table(grid: Grid, columns: int) -> Grid:

@@ -52,15 +52,15 @@ def run_right_padded(
     if in_one and int(held.max()) == 0 and int(counts.min()) > 0:
         order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)
         seen = torch.arange(new, device=ids.device) < counts[:, None]
-        found, after = call(ids.gather(1, order), seen.long(), positions.gather(1, order), memory, 0)
-        return torch.empty_like(found).scatter_(1, order[..., None].expand_as(found), found), after
+        hidden, after = call(ids.gather(1, order), seen.long(), positions.gather(1, order), memory, 0)
+        return torch.empty_like(hidden).scatter_(1, order[..., None].expand_as(hidden), hidden), after
     out = torch.zeros(len(ids), new, width, device=ids.device)
     for i, n in enumerate(counts.tolist()):
         if n:
             row, past = slice(i, i + 1), int(held[i])
-            own = {name: buffer[row] for name, buffer in memory.items()}
+            row_memory = {name: buffer[row] for name, buffer in memory.items()}
             ones = torch.ones(1, past + n, dtype=torch.int64, device=ids.device)
-            found, _ = by_row(ids[row, real[i]], ones, positions[row, real[i]], own, past)
-            out = out.to(found.dtype)
-            out[i, real[i]] = found[0]
+            hidden, _ = by_row(ids[row, real[i]], ones, positions[row, real[i]], row_memory, past)
+            out = out.to(hidden.dtype)
+            out[i, real[i]] = hidden[0]
     return out, dict(memory)

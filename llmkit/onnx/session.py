@@ -54,10 +54,10 @@ class OrtDecoder:
 
         self.parts, self.model, self.device = parts, model, parts.device
         self.scores_nbytes = 256 << 20
-        known = parts.metadata
-        self.runtime = _runtime(provider, known.get("llmkit.dtype"))
+        metadata = parts.metadata
+        self.runtime = _runtime(provider, metadata.get("llmkit.dtype"))
         self._memory = Memory(parts)
-        self._pads_right = self._memory.in_place and known["llmkit.attention"] == "flash"
+        self._pads_right = self._memory.in_place and metadata["llmkit.attention"] == "flash"
         self._context = model.dims.context if model is not None else context
         self._heads = model.dims.heads if model is not None else int(parts.inputs[self._memory.pasts[0]].shape[1])
         self.n_vocab = model.dims.vocab if model is not None else int(parts.outputs["logits"].shape[-1])
@@ -112,7 +112,7 @@ class OrtDecoder:
             places = used.begin(ids, mask)
             self._feed_places(ids, places, used)
             if isinstance(used, Packed):
-                found = self._packed(session, ids, used, places)
+                hidden = self._packed(session, ids, used, places)
             else:
                 past, total = used.length, used.length + ids.shape[1]
                 if used.mask is not None:
@@ -120,10 +120,10 @@ class OrtDecoder:
                 else:
                     seen = torch.ones(len(ids), total, dtype=torch.int64, device=self.device)
                 memory = self._memory.with_capacity(used.memory, len(ids), past, total, used.capacity)
-                found, after = self._run(session, ids, seen, places.positions, memory, past)
+                hidden, after = self._run(session, ids, seen, places.positions, memory, past)
                 used.memory.update(after)
             used.end()
-        return found
+        return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits [..., vocab] of what `hidden` gave."""
@@ -140,9 +140,9 @@ class OrtDecoder:
         import torch
 
         for kind in self._feeders:
-            found = [] if cache.memory else [kind.onnx_feeds(tokens) for tokens in places.tokens(ids)]
-            for name in found[0] if found else ():
-                cache.memory[name] = torch.tensor([f[name] for f in found], device=self.device)
+            feeds = [] if cache.memory else [kind.onnx_feeds(tokens) for tokens in places.tokens(ids)]
+            for name in feeds[0] if feeds else ():
+                cache.memory[name] = torch.tensor([f[name] for f in feeds], device=self.device)
 
     def _packed(self, session: BoundSession, ids: torch.Tensor, cache: Packed, places: Places) -> torch.Tensor:
         """Segments without padding: one after the other in one buffer, or those of equal length as rows of one call."""
@@ -164,12 +164,12 @@ class OrtDecoder:
             at = torch.cat([places.positions[:, cut] for cut in cuts])
             memory = {name: held[chosen] for name, held in cache.memory.items() if name not in buffers} | buffers
             mask = torch.ones(len(chosen), total, dtype=torch.int64, device=self.device)
-            found, after = self._run(session, rows, mask, at, memory, cache.past)
+            hidden, after = self._run(session, rows, mask, at, memory, cache.past)
             for row, i in enumerate(chosen):
-                pieces[i] = found[row : row + 1]
+                pieces[i] = hidden[row : row + 1]
                 if cache.keep:
-                    whole = {name: held[row : row + 1] for name, held in {**memory, **after}.items()}
-                    kept[i] = {n: h[:, :, :total].clone() if n in buffers else h for n, h in whole.items()}
+                    state = {name: held[row : row + 1] for name, held in {**memory, **after}.items()}
+                    kept[i] = {n: h[:, :, :total].clone() if n in buffers else h for n, h in state.items()}
         cache.memory = stacked(kept) if cache.keep else {}
         return torch.cat(pieces, 1)
 
@@ -211,21 +211,21 @@ class OrtDecoder:
             parts = []
             for i in range(len(ids)):
                 row = slice(i, i + 1)
-                own = {name: held[row] for name, held in memory.items()}
-                parts.append(self._run(session, ids[row], mask[row], positions[row], own, past))
+                row_memory = {name: held[row] for name, held in memory.items()}
+                parts.append(self._run(session, ids[row], mask[row], positions[row], row_memory, past))
             after = {
                 n: memory[n] if n in self._memory.pasts else torch.cat([p[1][n] for p in parts]) for n in parts[0][1]
             }
             return torch.cat([p[0] for p in parts]), after
-        found, after = [], {}
+        pieces, after = [], {}
         for start in range(0, new, step):
             cut = slice(start, min(start + step, new))
             seen = past + cut.stop
             held = {**memory, **after}
             part, more = self._call(session, ids[:, cut], mask[:, :seen], positions[:, cut], held, past + start)
-            found.append(part)
+            pieces.append(part)
             after |= more
-        return found[0] if len(found) == 1 else torch.cat(found, 1), after
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1), after
 
     def _stretch(self, batch: int, total: int) -> int:
         """How many new tokens one call takes: what later tokens change is computed whole."""
@@ -245,20 +245,20 @@ class OrtDecoder:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         batch = len(ids)
-        given = {
+        inputs = {
             name: feeds[name] if name in feeds else self._memory.held(name, memory, batch, past)
             for name in session.inputs
         }
         into = {self._memory.state[name]: memory[name] for name in self._memory.pasts} if self._memory.in_place else {}
         sizes = {"batch_size": batch, "sequence_length": ids.shape[1], "total_sequence_length": mask.shape[1]}
         sizes["past_sequence_length + sequence_length"] = mask.shape[1]  # as Optimum calls it
-        found = session.run(given, into, sizes)
+        outputs = session.run(inputs, into, sizes)
         first = next(iter(session.outputs))
-        return found[first], {name: found[out] for name, out in self._memory.state.items()}
+        return outputs[first], {name: outputs[out] for name, out in self._memory.state.items()}
 
 
 def _runtime(provider: str, dtype: str | None) -> dict[str, str]:
     import onnxruntime
 
-    known = {"provider": provider, "onnxruntime": onnxruntime.__version__}
-    return known if dtype is None else known | {"dtype": torch_name(dtype)}
+    facts = {"provider": provider, "onnxruntime": onnxruntime.__version__}
+    return facts if dtype is None else facts | {"dtype": torch_name(dtype)}

@@ -21,11 +21,11 @@ def split_head(model: onnx.ModelProto) -> tuple[bytes, bytes]:
     """The serialized halves of a marked graph: the body, whose first output is the hidden states, and the head."""
     import onnx
 
-    known = {entry.key: entry.value for entry in model.metadata_props}
-    hidden = known[HIDDEN]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    hidden = metadata[HIDDEN]
     graph = model.graph
-    shape: list[Any] = ["batch_size", "sequence_length", int(known["llmkit.hidden_size"])]
-    typed = onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.DataType.Value(known["llmkit.dtype"]), shape)
+    shape: list[Any] = ["batch_size", "sequence_length", int(metadata["llmkit.hidden_size"])]
+    typed = onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.DataType.Value(metadata["llmkit.dtype"]), shape)
     logits = [o for o in graph.output if o.name == "logits"]
     others = [o for o in graph.output if o.name != "logits"]
     body = _part(model, [], [typed, *others], set())
@@ -37,9 +37,9 @@ def last_column(model: onnx.ModelProto) -> bytes:
     import onnx
 
     hidden = next(entry.value for entry in model.metadata_props if entry.key == HIDDEN)
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    graph, last = made.graph, f"{hidden}.last"
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, last = copy.graph, f"{hidden}.last"
     at = next(i for i, node in enumerate(graph.node) if hidden in node.input)
     for node in graph.node[at:]:
         node.input[:] = [last if name == hidden else name for name in node.input]
@@ -50,18 +50,18 @@ def last_column(model: onnx.ModelProto) -> bytes:
     graph.node.insert(at, onnx.helper.make_node("Slice", [hidden, *bounds], [last], name=last))
     logits = next(output for output in graph.output if output.name == "logits")
     logits.type.tensor_type.shape.dim[1].dim_value = 1
-    return bytes(made.SerializeToString())
+    return bytes(copy.SerializeToString())
 
 
-def _part(model: onnx.ModelProto, inputs: list[Any], outputs: list[Any], given: set[str]) -> bytes:
-    """The nodes that lead from `given` and the graph's own inputs to `outputs`."""
+def _part(model: onnx.ModelProto, inputs: list[Any], outputs: list[Any], inside: set[str]) -> bytes:
+    """The nodes that lead from `inside` and the graph's own inputs to `outputs`."""
     import onnx
 
     graph = model.graph
     needed = {o.name for o in outputs}
     nodes = []
     for node in reversed(graph.node):  # nodes are in order: a user of a value comes after its maker
-        if (needed - given).intersection(node.output):
+        if (needed - inside).intersection(node.output):
             nodes.append(node)
             needed.update(_uses(node))
     part = onnx.GraphProto(name=graph.name)
@@ -69,12 +69,12 @@ def _part(model: onnx.ModelProto, inputs: list[Any], outputs: list[Any], given: 
     part.input.extend([*inputs, *(i for i in graph.input if not inputs)])
     part.output.extend(outputs)
     part.initializer.extend(i for i in graph.initializer if i.name in needed)
-    made = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
-    made.opset_import.extend(model.opset_import)
-    made.functions.extend(model.functions)
-    made.metadata_props.extend(model.metadata_props)
-    made.graph.CopyFrom(part)
-    return bytes(made.SerializeToString())
+    proto = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
+    proto.opset_import.extend(model.opset_import)
+    proto.functions.extend(model.functions)
+    proto.metadata_props.extend(model.metadata_props)
+    proto.graph.CopyFrom(part)
+    return bytes(proto.SerializeToString())
 
 
 def _uses(node: onnx.NodeProto) -> Iterable[str]:

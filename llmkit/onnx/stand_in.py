@@ -53,5 +53,5 @@ def stand_in(config: Mapping[str, Any], dims: Sizes) -> dict[str, Any]:
 
 def sizes_only(sizes: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """A config that holds for its sizes: with the `architectures` of the model's own config, and saying so."""
-    own = {"architectures": config["architectures"]} if config.get("architectures") else {}
-    return {**own, **{k: v for k, v in sizes.items() if k != "architectures"}, "_purpose": _PURPOSE}
+    classes = {"architectures": config["architectures"]} if config.get("architectures") else {}
+    return {**classes, **{k: v for k, v in sizes.items() if k != "architectures"}, "_purpose": _PURPOSE}

@@ -88,8 +88,8 @@ class GraphWeights:
         return value if self.dtype == "FLOAT" else self._to(value, "FLOAT")
 
     def _to(self, value: Value, dtype: str) -> Value:
-        found: Value = self.graph.cast(value, dtype)
-        return found
+        converted: Value = self.graph.cast(value, dtype)
+        return converted
 
     def block_sums(self, x: Value, block: int, n_blocks: int) -> Value:
         """The sums of blocks of x [B, S, K]: [B, S, blocks]; made once for all products with it."""
@@ -135,12 +135,12 @@ class GraphWeights:
 
     def project(self, x: Value, names: Sequence[str]) -> list[Value]:
         """The linear layers `names` of x [B, S, in]: [B, S, out] each; fused ones are one product."""
-        found: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
         for name in names:
             slot = self.slot(f"{name}.weight")
-            if self.stem + name not in found:
-                found |= self._outputs(x, slot)
-        return [found[self.stem + name] for name in names]
+            if self.stem + name not in outputs:
+                outputs |= self._outputs(x, slot)
+        return [outputs[self.stem + name] for name in names]
 
     def linear(self, x: Value, name: str) -> Value:
         """One linear layer."""

@@ -37,6 +37,6 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
         compare_vocabulary,  # an export has nothing to check, nor reads a vocabulary
     )
 
-    found = compare_vocabulary(checkpoint)
-    notes += report.notes + ((found.note,) if found.note else ())
-    return notes, tuple(report.problems) + ((found.warning,) if found.warning else ())
+    agreement = compare_vocabulary(checkpoint)
+    notes += report.notes + ((agreement.note,) if agreement.note else ())
+    return notes, tuple(report.problems) + ((agreement.warning,) if agreement.warning else ())

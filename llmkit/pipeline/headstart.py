@@ -48,9 +48,9 @@ def find_stretches(steps: Iterable[Step], max_gap: int = MAX_GAP) -> list[Stretc
         for place in step.placements
     ]
     copies.sort(key=lambda c: (c.file, c.offset))
-    found: list[Stretch] = []
+    stretches: list[Stretch] = []
     for copy in copies:
-        last = found[-1] if found else None
+        last = stretches[-1] if stretches else None
         if (
             last is not None
             and last.source is copy.source
@@ -59,10 +59,10 @@ def find_stretches(steps: Iterable[Step], max_gap: int = MAX_GAP) -> list[Stretc
             and copy.offset - (last.offset + last.nbytes) <= max_gap
         ):
             nbytes = copy.offset + copy.nbytes - last.offset
-            found[-1] = Stretch(last.source, last.start, last.file, last.offset, nbytes)
+            stretches[-1] = Stretch(last.source, last.start, last.file, last.offset, nbytes)
         else:
-            found.append(copy)
-    return sorted(found, key=lambda s: -s.nbytes)
+            stretches.append(copy)
+    return sorted(stretches, key=lambda s: -s.nbytes)
 
 
 class HeadStart:

@@ -107,8 +107,8 @@ class Plan:
     @cached_property
     def sources(self) -> tuple[SourceFile, ...]:
         """The files that tensors are read from, as they were opened."""
-        found = {id(r.source): r.source for s in self.steps for r in s.node.output().reads()}
-        return tuple(found.values())
+        sources = {id(r.source): r.source for s in self.steps for r in s.node.output().reads()}
+        return tuple(sources.values())
 
     @cached_property
     def inputs(self) -> Mapping[Path, int]:
@@ -191,12 +191,12 @@ def make_plan(
         small["config.json"] = _json(dict(checkpoint.config))
     small |= {name: content.read() for name, content in checkpoint.files.items()}
     checked = ((content.check, name) for name, content in checkpoint.files.items())
-    said = tuple(text for check, name in checked if check is not None and (text := check(small[name])) is not None)
+    findings = tuple(text for check, name in checked if check is not None and (text := check(small[name])) is not None)
     small |= layout.small_files
     if is_file:
         left = f" ({', '.join(small)} do not go along)" if small else ""
-        own = layout.files[0].name
-        checkpoint = replace(checkpoint, notes=tuple(n.replace(own, out.name) for n in checkpoint.notes))
+        file_name = layout.files[0].name
+        checkpoint = replace(checkpoint, notes=tuple(n.replace(file_name, out.name) for n in checkpoint.notes))
         notes = (*notes, f"{out} is one file, without a manifest: a folder as -o has one{left}")
         layout, small = replace(layout, files=(replace(layout.files[0], name=out.name),)), {}
     return Plan(
@@ -206,7 +206,7 @@ def make_plan(
         _steps(checkpoint, layout.files, slice_nbytes),
         small,
         checkpoint.notes + notes,
-        checkpoint.warnings + warnings + said,
+        checkpoint.warnings + warnings + findings,
         layout.links,
         is_file,
     )

@@ -182,7 +182,7 @@ class Stage:
         """The lines of the first blocks, as far as all that is needed of them is whole on the disk."""
         latest: list[dict[str, Any]] = []
         for line in self._lines:  # a block that was computed again takes the place of all that followed from the first
-            at = next((i for i, known in enumerate(latest) if known["block"] == line["block"]), len(latest))
+            at = next((i for i, entry in enumerate(latest) if entry["block"] == line["block"]), len(latest))
             latest[at:] = [line]
         lines: list[dict[str, Any]] = []
         for name, line in zip(blocks, latest, strict=False):

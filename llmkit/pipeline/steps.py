@@ -131,9 +131,9 @@ def write_output(
         OutputError: the output exists or cannot be written.
         InputError: an input was changed meanwhile.
     """
-    whole = {"steps_resumed": work.n_steps, "nbytes_resumed": work.step_nbytes}
+    resumed = {"steps_resumed": work.n_steps, "nbytes_resumed": work.step_nbytes}
     if (finished := finish_earlier(target, work.digest)) is not None:
-        return {**finished, "run": {**finished["run"], **whole}}
+        return {**finished, "run": {**finished["run"], **resumed}}
     target.check(work.need_nbytes)
     check()
     started = time.monotonic()
@@ -142,7 +142,7 @@ def write_output(
         with Partial(target, work.digest, resume=resume) as partial:
             if partial.finished is not None:
                 partial.commit()
-                return {**partial.finished, "run": {**partial.finished["run"], **whole}}
+                return {**partial.finished, "run": {**partial.finished["run"], **resumed}}
             manifest = write(partial)
             elapsed = round(time.monotonic() - started, 3)
             manifest["run"] = {"elapsed_s": elapsed, **manifest.get("run", {})}

@@ -113,8 +113,8 @@ class Target:
     def _check_inputs(self) -> None:
         place = _resolved(self.out)
         for path in self.inputs:
-            for found in _places(path):
-                if place == found or place in found.parents:
+            for reached in _places(path):
+                if place == reached or place in reached.parents:
                     raise OutputError(
                         f"{self.out} holds an input ({path}), which would be deleted",
                         hint="write to another folder: -o OUT",
@@ -158,8 +158,8 @@ def _places(path: Path) -> Iterator[Path]:
     yield _resolved(path.parent) / path.name  # a link in a hub's cache lies elsewhere than what it leads to
     yield _resolved(path)
     if path.is_dir():
-        for found in _links(path):
-            yield _resolved(found)
+        for link in _links(path):
+            yield _resolved(link)
 
 
 def _resolved(path: Path) -> Path:
@@ -176,9 +176,9 @@ def _links(folder: Path) -> Iterable[Path]:
             seen += 1
             if seen > _MOST_LINKS:
                 return
-            found = Path(place, name)
-            if found.is_symlink():
-                yield found
+            linked = Path(place, name)
+            if linked.is_symlink():
+                yield linked
 
 
 @contextmanager

@@ -67,24 +67,24 @@ def _listed(key: Path, encrypted: Sequence[Path]) -> tuple[list[Path], list[str]
     notes = []
     for path in encrypted:
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-            if not any(p.suffix == ".enc" for p in found):
+            files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            if not any(p.suffix == ".enc" for p in files):
                 if release_kind(path) == XORED:
                     raise RequirementError(
                         f"{path} is an XOR payload, not an encrypted release",
                         hint=command_for(XORED, "BASE", str(path)),
                     )
-                is_model = any(is_weight_file(p.name) for p in found)
+                is_model = any(is_weight_file(p.name) for p in files)
                 raise InputError(
                     f"{path} holds no .enc files" + (", but weights that are not encrypted" if is_model else ""),
                     hint=f"llmkit delta apply BASE {path} -o OUT, if it is a delta"
                     if is_model
                     else "give the encrypted files, or the folder that holds them",
                 )
-            others = [p.name for p in found if p.suffix != ".enc"]
+            others = [p.name for p in files if p.suffix != ".enc"]
             if others:
                 notes.append(f"{len(others)} other files of {path} are left alone: {listing(others, 3)}")
-            paths += [p for p in found if p.suffix == ".enc"]
+            paths += [p for p in files if p.suffix == ".enc"]
         elif not path.exists():
             raise InputError(
                 f"{path}: no such file or folder", hint="give NAME.<sha256>.enc files, or the folder that holds them"
@@ -142,10 +142,10 @@ def _coded(path: Path, pad: DealtKey) -> tuple[Coded, list[str]]:
 
 def _explained(key: Path, sha256: str, table: Sequence[Known]) -> str:
     """What the key is, once it has failed."""
-    known, right = identify(sha256, table), table[0]
-    if known is right:
+    release, right = identify(sha256, table), table[0]
+    if release is right:
         return f"{key} is the right key ({right.file} of {right.release}): download the encrypted file again"
     wanted = f"{right.file} of {right.release} (sha256 {right.sha256})"
-    if known is not None and not known.is_partial:
-        return f"{key} is {known.file} of {known.release}; the key of these releases is {wanted}"
+    if release is not None and not release.is_partial:
+        return f"{key} is {release.file} of {release.release}; the key of these releases is {wanted}"
     return f"{key} has sha256 {sha256}; the key of these releases is {wanted}"

@@ -33,7 +33,7 @@ def read_hash_list(path: Path) -> dict[str, Expected]:
         InputError: unreadable, a line of another form, or two hashes of one kind for one name.
     """
     lines = read_text(path, max_nbytes=_MAX_NBYTES).splitlines()
-    found: dict[str, Expected] = {}
+    hashes: dict[str, Expected] = {}
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text or text[0] in "#;":
@@ -47,15 +47,15 @@ def read_hash_list(path: Path) -> dict[str, Expected]:
             )
         name = re.split(r"[/\\]", name)[-1]
         stated = Expected(algorithm, digest.lower())
-        if found.get(name, stated) != stated:
+        if hashes.get(name, stated) != stated:
             raise InputError(
                 f"{path}:{number}: states a second hash for {name}",
                 hint="put the hashes of the base and of the result into two files: --hashes and --expect",
             )
-        found[name] = stated
-    if not found:
+        hashes[name] = stated
+    if not hashes:
         raise InputError(f"{path} holds no hashes")
-    return found
+    return hashes
 
 
 def compare_files(
@@ -82,19 +82,19 @@ def compare_files(
         RequirementError: one has another hash.
         InputError: the list names none of them.
     """
-    known = {name: path for name, path in files.items() if name in stated}
-    if not known:
+    listed = {name: path for name, path in files.items() if name in stated}
+    if not listed:
         raise InputError(f"{where} names none of the {len(files)} files to compare, such as {next(iter(files))}")
     different = []
-    for algorithm in dict.fromkeys(stated[n].algorithm for n in known):
-        paths = {n: p for n, p in known.items() if stated[n].algorithm == algorithm}
-        found = hash_files(paths.values(), algorithm, workers=workers, progress=progress)
-        different += [(n, found[p]) for n, p in paths.items() if found[p] != stated[n].digest]
+    for algorithm in dict.fromkeys(stated[n].algorithm for n in listed):
+        paths = {n: p for n, p in listed.items() if stated[n].algorithm == algorithm}
+        digests = hash_files(paths.values(), algorithm, workers=workers, progress=progress)
+        different += [(n, digests[p]) for n, p in paths.items() if digests[p] != stated[n].digest]
     if different:
         name, digest = different[0]
-        rest = f" ({len(different)} of {len(known)} files differ)" if len(known) > 1 else ""
+        rest = f" ({len(different)} of {len(listed)} files differ)" if len(listed) > 1 else ""
         raise RequirementError(
-            f"{known[name]} is not {what}: its {stated[name].algorithm} is {digest}, {where} says "
+            f"{listed[name]} is not {what}: its {stated[name].algorithm} is {digest}, {where} says "
             f"{stated[name].digest}{rest}",
             hint=hint,
         )

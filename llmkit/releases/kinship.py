@@ -48,13 +48,13 @@ class Kinship:
 
 def measure_kinship(decoded: Checkpoint, base: Checkpoint) -> Kinship:
     """Compare a few blocks of rows of matrices that both have."""
-    found = [
+    pairs = [
         (name, lazy, base.tensors[name])
         for name, lazy in decoded.tensors.items()
         if name in base.tensors and _is_comparable(lazy, base.tensors[name])
     ]
     n = n_crossing = n_close = 0
-    for name, mine, theirs in found[:: max(len(found) // MATRICES, 1)]:
+    for name, mine, theirs in pairs[:: max(len(pairs) // MATRICES, 1)]:
         for rows in sampled_rows(theirs, name):
             samples, crossing, close = _compare(mine, theirs, rows)
             n, n_crossing, n_close = n + samples, n_crossing + crossing, n_close + close

@@ -50,8 +50,8 @@ class Known:
 
 
 def _shards(release: str, pattern: str, digests: Iterable[str]) -> list[Known]:
-    found = list(digests)
-    return [Known(d, pattern.format(i=i, k=i + 1, n=len(found)), release, "C") for i, d in enumerate(found)]
+    names = list(digests)
+    return [Known(d, pattern.format(i=i, k=i + 1, n=len(names)), release, "C") for i, d in enumerate(names)]
 
 
 _META, _HF = "consolidated.{i:02d}.pth", "pytorch_model-{k:05d}-of-{n:05d}.bin"

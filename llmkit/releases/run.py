@@ -126,10 +126,10 @@ class _Decoder(StepRunner[Coded]):
 
     def _check(self, coded: Coded, meter: _Meter, path: Path) -> None:
         """The decoded file against what is known of it."""
-        found = meter.digests()
-        if coded.sha256 is not None and found["sha256"] != coded.sha256:
+        digests = meter.digests()
+        if coded.sha256 is not None and digests["sha256"] != coded.sha256:
             raise self.decoding.failure(
-                f"{coded.label} decodes to sha256 {found['sha256'][:16]}…, it says {coded.sha256[:16]}…: "
+                f"{coded.label} decodes to sha256 {digests['sha256'][:16]}…, it says {coded.sha256[:16]}…: "
                 f"{self.decoding.culprit}, or the file is damaged",
                 self.progress,
             )
@@ -142,9 +142,9 @@ class _Decoder(StepRunner[Coded]):
                 f"{meter.zip.wrong[0]} first: {self.decoding.culprit}, or the file is damaged"
             )
         stated = self.expect.get(coded.name)
-        if stated is not None and found[stated.algorithm] != stated.digest:
+        if stated is not None and digests[stated.algorithm] != stated.digest:
             raise self.decoding.failure(
-                f"{coded.label} decodes to {stated.algorithm} {found[stated.algorithm]}, expected {stated.digest}: "
+                f"{coded.label} decodes to {stated.algorithm} {digests[stated.algorithm]}, expected {stated.digest}: "
                 f"{self.decoding.culprit}, or the file is damaged"
             )
 

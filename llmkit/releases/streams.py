@@ -124,15 +124,15 @@ class Coded:
         )
 
     def _unpacked(self, nbytes: int) -> bytes:
-        unpacker, found, at = zlib.decompressobj(31), b"", self.start
-        while len(found) < nbytes and not unpacker.eof and at < self.payload.nbytes:
+        unpacker, output, at = zlib.decompressobj(31), b"", self.start
+        while len(output) < nbytes and not unpacker.eof and at < self.payload.nbytes:
             n = min(2**16, self.payload.nbytes - at)
             try:
-                found += unpacker.decompress(self.payload.read(at, n), nbytes - len(found))
+                output += unpacker.decompress(self.payload.read(at, n), nbytes - len(output))
             except zlib.error as error:
                 raise InputError(f"{self.label} is damaged: gzip: {error}", hint="download it again") from error
             at += n - len(unpacker.unconsumed_tail) if unpacker.unconsumed_tail else n
-        return found
+        return output
 
 
 def combined(a: bytes, b: bytes) -> bytes:

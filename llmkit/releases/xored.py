@@ -108,16 +108,16 @@ def _doubts(base: Path) -> Iterator[str]:
 
 def _kin(base: Path, decoded: Path) -> list[str]:
     try:
-        found = measure_kinship(open_checkpoint(decoded), open_checkpoint(base))
+        kinship = measure_kinship(open_checkpoint(decoded), open_checkpoint(base))
     except LlmkitError:  # files for another program
         return []
     figure = (
-        f"of {found.n_crossing} sampled weights whose exponent is not the base's, {found.close:.0%} are close to it "
-        "(42 % or more for the right base, 10 to 18 % for an unrelated one)"
+        f"of {kinship.n_crossing} sampled weights whose exponent is not the base's, {kinship.close:.0%} are close to "
+        "it (42 % or more for the right base, 10 to 18 % for an unrelated one)"
     )
-    if found.is_telling and found.close < FEW:
+    if kinship.is_telling and kinship.close < FEW:
         raise InputError(f"{base} is not the base that the release was made from: {figure}", hint=_CONVERT)
-    if found.is_telling and found.close < HALF:
+    if kinship.is_telling and kinship.close < HALF:
         return [f"{base} is probably not the base that the release was made from: {figure}"]
     return []
 

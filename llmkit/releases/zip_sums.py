@@ -38,7 +38,7 @@ def read_directory(file: IO[bytes]) -> list[Entry]:
         zipfile.BadZipFile, struct.error, ValueError, NotImplementedError (`BROKEN_ZIP`): no zip, or a damaged one.
     """
     with zipfile.ZipFile(file) as archive:
-        found = []
+        entries = []
         for info in sorted(archive.infolist(), key=lambda i: i.header_offset):
             if info.compress_type != zipfile.ZIP_STORED or not info.file_size:
                 continue
@@ -47,14 +47,14 @@ def read_directory(file: IO[bytes]) -> list[Entry]:
             if head[:4] != b"PK\x03\x04":
                 raise zipfile.BadZipFile(f"no entry at byte {info.header_offset}, where its directory has one")
             start = info.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
-            found.append(Entry(info.filename, start, start + info.file_size, info.CRC))
-    for entry in found:
+            entries.append(Entry(info.filename, start, start + info.file_size, info.CRC))
+    for entry in entries:
         if entry.name.rpartition("/")[2] == "version" and entry.stop - entry.start < 16:
             file.seek(entry.start)
             text = file.read(entry.stop - entry.start)
             if text.strip().isdigit() and zlib.crc32(text) != entry.crc:
                 return []
-    return found
+    return entries
 
 
 @dataclass

@@ -229,14 +229,14 @@ class Lazy:
 
     def reads(self) -> list[Read]:
         """Every file read below this expression, in order, each once."""
-        found: dict[int, Read] = {}
+        reads: dict[int, Read] = {}
         pending: list[Node] = [self.node]
         while pending:
             node = pending.pop()
             if isinstance(node, Read):
-                found.setdefault(id(node), node)
+                reads.setdefault(id(node), node)
             pending.extend(i.node for i in reversed(node.inputs))
-        return list(found.values())
+        return list(reads.values())
 
     def __repr__(self) -> str:
         return f"Lazy({self.formula()}: {self.spec})"
@@ -336,10 +336,10 @@ class Apply(Node):
         self.n_rows = rows[0] if rows else 1
         self.row_step = self._combined_step(row_step)
 
-    def _combined_step(self, own: int | None) -> int | None:
-        if own is None:
+    def _combined_step(self, step: int | None) -> int | None:
+        if step is None:
             return None
-        steps = [own]
+        steps = [step]
         for lazy, per in zip(self.inputs, self._in, strict=True):
             if per:
                 if lazy.node.row_step is None:

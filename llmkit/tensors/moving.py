@@ -95,8 +95,8 @@ class Gather(Node):
         return Gather(inputs, self.runs).output()
 
     def peak_nbytes(self, n_rows: int) -> int:
-        whole = [i.node for i in self.inputs if i.node.row_step != 1 or len(i.node.specs) > 1]
-        return sum(node.peak_nbytes(node.n_rows) for node in whole) + 2 * self.slice_nbytes(n_rows)
+        computed = [i.node for i in self.inputs if i.node.row_step != 1 or len(i.node.specs) > 1]
+        return sum(node.peak_nbytes(node.n_rows) for node in computed) + 2 * self.slice_nbytes(n_rows)
 
     def _identity(self) -> str:
         return hashlib.sha256(repr(self.runs).encode()).hexdigest()

@@ -39,12 +39,12 @@ class _Siblings(Apply):
         )
 
     def widest_inputs(self) -> list[Lazy]:
-        found, pending = [], list(self.inputs)
+        widest, pending = [], list(self.inputs)
         while pending:
             lazy = pending.pop()
-            found.append(lazy)
+            widest.append(lazy)
             pending.extend(lazy.node.inputs)
-        return found
+        return widest
 
 
 def _rows_in_one(lazy: Lazy) -> int:

@@ -65,8 +65,8 @@ class DType(Enum):
         """The torch dtype (imports torch)."""
         import torch
 
-        found: TorchDtype = getattr(torch, self.torch_name)
-        return found
+        dtype: TorchDtype = getattr(torch, self.torch_name)
+        return dtype
 
     @classmethod
     def of(cls, dtype: TorchDtype) -> DType:
@@ -85,8 +85,8 @@ class DType(Enum):
         for member in cls:
             if word in (member.name.lower(), member.torch_name):
                 return member
-        known = ["float32", "float16", "bfloat16"]
-        hint = suggestion(word, known, f"use one of {', '.join(known)}")
+        names = ["float32", "float16", "bfloat16"]
+        hint = suggestion(word, names, f"use one of {', '.join(names)}")
         raise InputError(f"unknown dtype {text!r}", hint=hint)
 
 

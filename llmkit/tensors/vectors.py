@@ -39,17 +39,17 @@ def cast_vector(lazy: Lazy, dtype: DType) -> Lazy:
 
 
 def _widened_brain(data: bytes) -> bytes:
-    found = bytearray(2 * len(data))
-    found[2::4], found[3::4] = data[0::2], data[1::2]
-    return bytes(found)
+    widened = bytearray(2 * len(data))
+    widened[2::4], widened[3::4] = data[0::2], data[1::2]
+    return bytes(widened)
 
 
 def _narrowed_brain(data: bytes) -> bytes:
     """Round to nearest, ties to even."""
     if not any(data[0::4]) and not any(data[1::4]):
-        found = bytearray(len(data) // 2)
-        found[0::2], found[1::2] = data[2::4], data[3::4]
-        return bytes(found)
+        narrowed = bytearray(len(data) // 2)
+        narrowed[0::2], narrowed[1::2] = data[2::4], data[3::4]
+        return bytes(narrowed)
     words = struct.unpack(f"<{len(data) // 4}I", data)
     return struct.pack(f"<{len(words)}H", *map(_rounded, words))
 

@@ -18,12 +18,12 @@ def added_tokens(
         settings: tokenizer_config.json, whose `added_tokens_decoder` has them by id.
         document: tokenizer.json.
     """
-    found: dict[int, dict[str, Any]] = {i: {"content": text} for text, i in (listed or {}).items()}
+    tokens: dict[int, dict[str, Any]] = {i: {"content": text} for text, i in (listed or {}).items()}
     decoder = (settings or {}).get("added_tokens_decoder")
-    found |= {int(i): dict(token) for i, token in decoder.items()} if isinstance(decoder, dict) else {}
+    tokens |= {int(i): dict(token) for i, token in decoder.items()} if isinstance(decoder, dict) else {}
     for token in (document or {}).get("added_tokens") or ():
-        found[token["id"]] = {key: value for key, value in token.items() if key != "id"}
-    return dict(sorted(found.items()))
+        tokens[token["id"]] = {key: value for key, value in token.items() if key != "id"}
+    return dict(sorted(tokens.items()))
 
 
 def special_texts(settings: Mapping[str, Any]) -> set[str]:

@@ -34,7 +34,7 @@ def apply_bpe(symbols: Iterable[str], priority: Priority) -> Trace:
     Merges inside a token do not depend on what stands around it: had one crossed its edge, the token would not be
     there. So the trace of a token alone is its trace in every text.
     """
-    parts, made = list(symbols), []
+    parts, merged = list(symbols), []
     while len(parts) > 1:
         best, at = None, -1
         for i in range(len(parts) - 1):
@@ -44,8 +44,8 @@ def apply_bpe(symbols: Iterable[str], priority: Priority) -> Trace:
         if best is None:
             break
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        made.append(parts[at])
-    return Trace(tuple(parts), tuple(made))
+        merged.append(parts[at])
+    return Trace(tuple(parts), tuple(merged))
 
 
 def by_score(scores: Mapping[str, float]) -> Priority:

@@ -59,18 +59,19 @@ class TokenizerFiles:
             RequirementError: there are none, or only kinds that cannot be edited.
             InputError: a file is malformed.
         """
-        found = read_tokenizer(ckpt.label, ckpt.files)
-        if found.sp is None and found.fast is None:
+        tokenizer = read_tokenizer(ckpt.label, ckpt.files)
+        if tokenizer.sp is None and tokenizer.fast is None:
             raise RequirementError(
-                f"{ckpt.label} has {_what(found)}; a vocabulary is edited in tokenizer.json or a SentencePiece model",
+                f"{ckpt.label} has {_what(tokenizer)}; a vocabulary is edited in tokenizer.json or a SentencePiece "
+                "model",
                 hint="load it with transformers and save_pretrained it, which writes tokenizer.json, then try again",
             )
-        if found.sp is not None and found.fast is None and (why := _fixed_by_code(found)):
+        if tokenizer.sp is not None and tokenizer.fast is None and (why := _fixed_by_code(tokenizer)):
             raise RequirementError(
                 f"{ckpt.label}: {why}: a vocabulary of another size would move them",
                 hint="put a tokenizer.json that holds all of its tokens into the folder",
             )
-        return found
+        return tokenizer
 
     @property
     def kind(self) -> str:
@@ -132,10 +133,10 @@ class TokenizerFiles:
         if sp is not None and self.sp_name is not None:
             files[self.sp_name] = FileContent(data=sp.serialized())
         if self.fast is not None:
-            made = (fast or self.fast).renumbered(new_of)
-            made = made.with_added([*made.added, *({"id": i, **t} for i, t in sorted(new_added.items()))])
-            files["tokenizer.json"] = FileContent(data=made.serialized())
-            self._rewrite_slow(files, made)
+            document = (fast or self.fast).renumbered(new_of)
+            document = document.with_added([*document.added, *({"id": i, **t} for i, t in sorted(new_added.items()))])
+            files["tokenizer.json"] = FileContent(data=document.serialized())
+            self._rewrite_slow(files, document)
         if self.config is not None:
             config = dict(self.config)
             decoder = config.get("added_tokens_decoder")
@@ -228,20 +229,20 @@ def _object(label: str, files: Mapping[str, FileContent], name: str) -> dict[str
     return read_tokenizer_json(name, files[name].read(), f"{label}: {name}")
 
 
-def _fixed_by_code(found: TokenizerFiles) -> str | None:
+def _fixed_by_code(tokenizer: TokenizerFiles) -> str | None:
     """Why the file does not tell all ids: what its published code puts before and after the pieces."""
-    name, settings = found.sp_name or "", found.config or {}
-    kind = choose_kind(settings, {name: found.files[name].read()})
+    name, settings = tokenizer.sp_name or "", tokenizer.config or {}
+    kind = choose_kind(settings, {name: tokenizer.files[name].read()})
     if kind is None:
         return None
     if kind.specials:
-        return f"its code numbers special tokens from the end of {name} ({kind.specials[0]} is {found.n_model})"
+        return f"its code numbers special tokens from the end of {name} ({kind.specials[0]} is {tokenizer.n_model})"
     offset = settings.get(kind.offset_key) if isinstance(kind, SentencePieceFile) and kind.offset_key else 0
     return f"its code puts {offset} ids before those of {name}" if offset else None
 
 
-def _what(found: TokenizerFiles) -> str:
-    if found.ranks is not None:
-        return f"only {found.ranks_name}, whose special tokens have ids that the model's own code fixes"
-    slow = [n for n in ("vocab.json", "vocab.txt") if n in found.files]
+def _what(tokenizer: TokenizerFiles) -> str:
+    if tokenizer.ranks is not None:
+        return f"only {tokenizer.ranks_name}, whose special tokens have ids that the model's own code fixes"
+    slow = [n for n in ("vocab.json", "vocab.txt") if n in tokenizer.files]
     return f"only {slow[0]}" if slow else "no tokenizer files"

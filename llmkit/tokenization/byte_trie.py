@@ -47,11 +47,11 @@ class ByteTrie:
                 raise InputError(
                     f"{where}, line {number}: expected an id, a literal and its length in bytes, found {line[:40]!r}"
                 ) from error
-        made = cls(tokens)
-        missing = [b for b in range(256) if bytes([b]) not in made.ids]
+        trie = cls(tokens)
+        missing = [b for b in range(256) if bytes([b]) not in trie.ids]
         if missing:
             raise InputError(f"{where}: no token for the byte {missing[0]:#04x} (is the file truncated?)")
-        return made
+        return trie
 
     @property
     def n_tokens(self) -> int:
@@ -61,16 +61,16 @@ class ByteTrie:
     @cached_property
     def _lengths(self) -> Mapping[bytes, Sequence[int]]:
         """First two bytes -> the lengths of tokens that begin with them, longest first."""
-        found: dict[bytes, set[int]] = {}
+        lengths_of: dict[bytes, set[int]] = {}
         for token in self.ids:
             if len(token) > 1:
-                found.setdefault(token[:2], set()).add(len(token))
-        return {start: sorted(lengths, reverse=True) for start, lengths in found.items()}
+                lengths_of.setdefault(token[:2], set()).add(len(token))
+        return {start: sorted(lengths, reverse=True) for start, lengths in lengths_of.items()}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text (of its UTF-8 bytes)."""
         data = text.encode("utf-8", "surrogatepass")
-        ids, lengths, found = self.ids, self._lengths, []
+        ids, lengths, out = self.ids, self._lengths, []
         i = 0
         while i < len(data):
             for n in lengths.get(data[i : i + 2], ()):
@@ -79,9 +79,9 @@ class ByteTrie:
                     break
             else:
                 n, token = 1, ids[data[i : i + 1]]
-            found.append(token)
+            out.append(token)
             i += n
-        return found
+        return out
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; ids without a token are left out, bytes that are no UTF-8 become U+FFFD."""

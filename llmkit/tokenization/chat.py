@@ -55,10 +55,10 @@ def token_id(tokenizer: Any, token: Token) -> int | None:
     """The id of a special token, or None when the tokenizer has it not."""
     if token.id is not None:
         return token.id if token.id < len(tokenizer) else None
-    found = tokenizer.convert_tokens_to_ids(token.text)
-    if found is None or tokenizer.convert_ids_to_tokens(found) != token.text:
+    i = tokenizer.convert_tokens_to_ids(token.text)
+    if i is None or tokenizer.convert_ids_to_tokens(i) != token.text:
         return None
-    return int(found)
+    return int(i)
 
 
 def encode_pieces(tokenizer: Any, pieces: Sequence[Piece]) -> list[int]:
@@ -97,10 +97,10 @@ def apply_template(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 def ending_of(tokenizer: Any, prompt: Prompt) -> Ending:
     """What ends an answer in a format, besides the model's end tokens."""
-    found = [token_id(tokenizer, s) for s in prompt.stops if isinstance(s, Token)]
+    ids = [token_id(tokenizer, s) for s in prompt.stops if isinstance(s, Token)]
     texts = tuple(s for s in prompt.stops if isinstance(s, str))
     finish = prompt.finish if isinstance(prompt, Turns) else NO_FINISH
-    return Ending(texts, tuple(i for i in found if i is not None), finish)
+    return Ending(texts, tuple(i for i in ids if i is not None), finish)
 
 
 def token_names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -159,20 +159,20 @@ def _encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def _required(tokenizer: Any, token: Token) -> int:
-    found = token_id(tokenizer, token)
-    if found is None:
+    i = token_id(tokenizer, token)
+    if i is None:
         raise InputError(
             f"the prompt format is made of the token {token.text}, which this tokenizer has not",
             hint="choose another format, or `--chat-template raw`",
         )
-    return found
+    return i
 
 
 def _surrounded(tokenizer: Any, ids: list[int]) -> list[int]:
     """Ids with the special tokens that the tokenizer puts around a text, found by encoding one letter."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start] + ids + whole[start + len(bare) :]
+    surrounded = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for start in range(len(surrounded) - len(bare) + 1):
+        if surrounded[start : start + len(bare)] == bare:
+            return surrounded[:start] + ids + surrounded[start + len(bare) :]
     return ids

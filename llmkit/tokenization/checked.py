@@ -61,10 +61,10 @@ def without_panic() -> Iterator[None]:
         raise
 
 
-def _expect(is_right: bool, where: str, what: str, found: Any, expected: str) -> None:
+def _expect(is_right: bool, where: str, what: str, value: Any, expected: str) -> None:
     if not is_right:
         raise InputError(
-            f"{where}: {what} is {_short(found)}, expected {expected}", hint="copy the file from its source again"
+            f"{where}: {what} is {_short(value)}, expected {expected}", hint="copy the file from its source again"
         )
 
 

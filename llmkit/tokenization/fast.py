@@ -71,8 +71,8 @@ class FastTokenizer:
     @cached_property
     def merges(self) -> tuple[Pair, ...]:
         """The merges, first to last."""
-        found = self.data["model"].get("merges") or ()
-        return tuple(_pair(m) for m in found)
+        listed = self.data["model"].get("merges") or ()
+        return tuple(_pair(m) for m in listed)
 
     @property
     def added(self) -> tuple[Mapping[str, Any], ...]:

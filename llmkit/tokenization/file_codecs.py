@@ -113,12 +113,12 @@ class RanksCodec:
         merges.sort(key=lambda m: m[0])
         vocab = {from_bytes(token): rank for token, rank in ranks.items()}
         # a word that is a token is taken whole, as tiktoken does
-        made = Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for _, a, b in merges], ignore_merges=True))
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for _, a, b in merges], ignore_merges=True))
         words = pre_tokenizers.Split(Regex(self._pattern), "isolated")
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        made.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
-        made.decoder = decoders.ByteLevel()
-        return made
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
 
     @cached_property
     def _tokens(self) -> dict[int, bytes]:
@@ -144,9 +144,9 @@ def spell_blanks(text: str, blanks: Blanks) -> str:
 
     def spelt(match: re.Match[str]) -> str:
         n = len(match[0])
-        whole, rest = divmod(n, blanks.longest)
+        n_longest, rest = divmod(n, blanks.longest)
         tail = blanks.run.replace("{n}", str(rest)) if rest > 1 else " " * rest
-        return blanks.run.replace("{n}", str(blanks.longest)) * whole + tail
+        return blanks.run.replace("{n}", str(blanks.longest)) * n_longest + tail
 
     return re.sub(" {2,}", spelt, text)
 

@@ -99,14 +99,14 @@ class FileTokenizer:
         masks = [[1] * len(row) for row in rows]
         if padding:
             rows, masks = self._padded(rows)
-        made: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
+        encoding: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
         if not return_attention_mask:
-            del made["attention_mask"]
+            del encoding["attention_mask"]
         if return_tensors is not None:
             import torch
 
-            return {name: torch.tensor(value) for name, value in made.items()}
-        return {name: value[0] for name, value in made.items()} if single else made
+            return {name: torch.tensor(value) for name, value in encoding.items()}
+        return {name: value[0] for name, value in encoding.items()} if single else encoding
 
     def encode(self, text: str, add_special_tokens: bool = True, *, split_special_tokens: bool = True) -> list[int]:
         """The ids of a text."""
@@ -120,12 +120,12 @@ class FileTokenizer:
     def decode(self, ids: int | Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
         """The text of some ids; each stretch between special tokens is decoded on its own."""
         parts = []
-        known = self._string_of | self._word_of
-        for is_known, stretch in groupby([ids] if isinstance(ids, int) else ids, known.__contains__):
+        strings = self._string_of | self._word_of
+        for is_known, stretch in groupby([ids] if isinstance(ids, int) else ids, strings.__contains__):
             if not is_known:
                 parts.append(self.codec.decode([int(i) for i in stretch]))
                 continue
-            parts += [known[i] for i in stretch if not (skip_special_tokens and i in self._string_of)]
+            parts += [strings[i] for i in stretch if not (skip_special_tokens and i in self._string_of)]
         return "".join(parts)
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> Any:
@@ -137,8 +137,8 @@ class FileTokenizer:
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a string that is one token, or of each of many; the unknown token's where it is none."""
         if isinstance(tokens, str):
-            found = self._id(tokens)
-            return self.unk_token_id if found is None else found
+            i = self._id(tokens)
+            return self.unk_token_id if i is None else i
         return [self.convert_tokens_to_ids(t) for t in tokens]
 
     @property
@@ -150,8 +150,8 @@ class FileTokenizer:
     def _id(self, token: str | None) -> int | None:
         if token is None:
             return None
-        known = self.specials.get(token, self.words.get(token))
-        return self.codec.find(token) if known is None else known
+        i = self.specials.get(token, self.words.get(token))
+        return self.codec.find(token) if i is None else i
 
     def _encode_between(self, text: str, tokens: re.Pattern[str]) -> list[int]:
         """The ids of a text; what `tokens` finds in it are tokens, what lies between them is encoded on its own."""

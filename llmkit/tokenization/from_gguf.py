@@ -61,8 +61,8 @@ def reader_of(metadata: Mapping[str, Any], *, with_special: bool = True) -> Call
     vocabulary = _Vocabulary(metadata)
     if vocabulary.is_sentencepiece:
         return vocabulary.exact(with_special=with_special)
-    made = FastTokenizer.parse(vocabulary.byte_level_json(), "the GGUF vocabulary")
-    return FastTokenizer({**made.data, "normalizer": None}).encoder()  # llama.cpp normalizes no text
+    fast = FastTokenizer.parse(vocabulary.byte_level_json(), "the GGUF vocabulary")
+    return FastTokenizer({**fast.data, "normalizer": None}).encoder()  # llama.cpp normalizes no text
 
 
 def _json(data: Any) -> bytes:
@@ -101,20 +101,20 @@ class _Vocabulary:
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """tokenizer_config.json."""
-        found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         for kind, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
             text = self.token(key)
             if text is not None:
-                found[f"{kind}_token"] = text
-        found |= {f"add_{kind}_token": self.adds(kind) for kind in ("bos", "eos")}
-        found["clean_up_tokenization_spaces"] = False
+                settings[f"{kind}_token"] = text
+        settings |= {f"add_{kind}_token": self.adds(kind) for kind in ("bos", "eos")}
+        settings["clean_up_tokenization_spaces"] = False
         length = config.get("max_position_embeddings")
         if isinstance(length, int):
-            found["model_max_length"] = length
+            settings["model_max_length"] = length
         template = self._metadata.get("tokenizer.chat_template")
         if isinstance(template, str):
-            found["chat_template"] = template
-        return found
+            settings["chat_template"] = template
+        return settings
 
     def byte_level_json(self) -> bytes:
         """tokenizer.json of byte-level BPE."""
@@ -156,17 +156,17 @@ class _Vocabulary:
             return tokenizer.codec.encode
         return lambda text: tokenizer.encode(text, False, split_special_tokens=False)
 
-    def difference(self, made: bytes) -> str | None:
+    def difference(self, document: bytes) -> str | None:
         """What the tokenizer.json of these pieces cuts otherwise than they."""
         scores = {t: s for t, s, k in zip(self.tokens, self.scores, self.types, strict=True) if k == PieceKind.NORMAL}
         name = "tokenizer.json, made from the vocabulary of the GGUF file"
         try:
-            found = compare(self.exact(), FastTokenizer.parse(made, name).encoder(), more=tied_texts(scores))
+            difference = compare(self.exact(), FastTokenizer.parse(document, name).encoder(), more=tied_texts(scores))
         except InputError as error:
             return f"{name}, could not be compared with it: {error.message}"
-        if found is None:
+        if difference is None:
             return None
-        return f"{name}: {found}; where the ids matter, read tokenizer.model with sentencepiece: that is exact"
+        return f"{name}: {difference}; where the ids matter, read tokenizer.model with sentencepiece: that is exact"
 
     def _vocab(self) -> dict[str, int]:
         vocab: dict[str, int] = {}
@@ -176,9 +176,9 @@ class _Vocabulary:
         return vocab
 
     def _added(self) -> list[dict[str, Any]]:
-        whole = {i: text for i, text in enumerate(self.tokens) if self.types[i] in _WHOLE}
+        added = {i: text for i, text in enumerate(self.tokens) if self.types[i] in _WHOLE}
         if self.is_sentencepiece and (unknown := self._get("unknown_token_id")) is not None and self.token("unknown"):
-            whole[unknown] = self.tokens[unknown]
+            added[unknown] = self.tokens[unknown]
         flags = {"single_word": False, "lstrip": False, "rstrip": False}
         is_plain = [kind == PieceKind.USER_DEFINED for kind in self.types]
         # Looked for in normalized text, a run of spaces is found where the text has space marks, too; not where
@@ -186,7 +186,7 @@ class _Vocabulary:
         is_late = self.is_sentencepiece and not self.adds_space
         return [
             {"id": i, "content": text, **flags, "normalized": is_plain[i] and is_late, "special": not is_plain[i]}
-            for i, text in sorted(whole.items())
+            for i, text in sorted(added.items())
         ]
 
     def _json(self, model: Mapping[str, Any], *, post_processor: Any = None, **steps: Any) -> bytes:
@@ -204,8 +204,8 @@ class _Vocabulary:
 
     def sentencepiece_model(self) -> bytes:
         """tokenizer.model: a ModelProto of these pieces, of type BPE."""
-        known = {int(kind) for kind in PieceKind}
-        kinds = [PieceKind(kind) if kind in known else PieceKind.NORMAL for kind in self.types]
+        numbers = {int(kind) for kind in PieceKind}
+        kinds = [PieceKind(kind) if kind in numbers else PieceKind.NORMAL for kind in self.types]
         unknown = self._get("unknown_token_id", 0)
         # User-defined pieces are stored with plain spaces.
         pieces = b"".join(

@@ -62,7 +62,7 @@ class Difference:
 
 
 def compare(
-    exact: Encode, made: Encode, *, more: Iterable[str] = (), without: Collection[str] = ()
+    exact: Encode, other_encode: Encode, *, more: Iterable[str] = (), without: Collection[str] = ()
 ) -> Difference | None:
     """Cut every text of the hard set, and `more`, by both; None where all ids are equal.
 
@@ -70,11 +70,11 @@ def compare(
         without: texts that hold one of these strings are left out: tokens that only one of the two knows.
     """
     texts = [text for text in dict.fromkeys((*TEXTS, *more)) if not any(token in text for token in without)]
-    other = [(text, e, m) for text in texts if (e := tuple(exact(text))) != (m := tuple(made(text)))]
+    other = [(text, e, m) for text in texts if (e := tuple(exact(text))) != (m := tuple(other_encode(text)))]
     if not other:
         return None
-    text, expected, found = min(other, key=lambda item: len(item[0]))
-    return Difference(len(other), len(texts), text, expected, found)
+    text, expected, ids = min(other, key=lambda item: len(item[0]))
+    return Difference(len(other), len(texts), text, expected, ids)
 
 
 def tied_texts(scores: Mapping[str, float], n: int = _MOST_TIED) -> list[str]:

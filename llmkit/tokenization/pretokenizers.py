@@ -98,19 +98,19 @@ def _signature(pre_tokenizer: Mapping[str, Any] | None) -> list[tuple[str, ...]]
     if pre_tokenizer is None:
         return []
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    found: list[tuple[str, ...]] = []
+    signature: list[tuple[str, ...]] = []
     for step in steps:
         kind = step.get("type")
         if kind == "Split":
             pattern = step.get("pattern") or {}
             text = pattern.get("Regex") or re.escape(str(pattern.get("String")))
-            found.append(("split", str(text), str(step.get("behavior")), str(bool(step.get("invert")))))
+            signature.append(("split", str(text), str(step.get("behavior")), str(bool(step.get("invert")))))
         elif kind == "Digits":
-            found.append(("digits", str(bool(step.get("individual_digits")))))
+            signature.append(("digits", str(bool(step.get("individual_digits")))))
         elif kind == "Punctuation":
-            found.append(("punctuation", str(step.get("behavior"))))
+            signature.append(("punctuation", str(step.get("behavior"))))
         elif kind == "ByteLevel":
-            found.append(("bytes", str(bool(step.get("use_regex", True))), str(bool(step.get("add_prefix_space")))))
+            signature.append(("bytes", str(bool(step.get("use_regex", True))), str(bool(step.get("add_prefix_space")))))
         else:
-            found.append((str(kind),))
-    return found
+            signature.append((str(kind),))
+    return signature

@@ -31,22 +31,24 @@ def named_classes(settings: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n for n in names if n))
 
 
-def choose_kind(settings: Config, files: Mapping[str, bytes], own: TokenizerKind | None = None) -> TokenizerKind | None:
+def choose_kind(
+    settings: Config, files: Mapping[str, bytes], default: TokenizerKind | None = None
+) -> TokenizerKind | None:
     """The kind that reads the tokenizer of a folder, or None: it is none of those that are known.
 
     Args:
         settings: tokenizer_config.json.
         files: name -> content of the tokenizer files.
-        own: the kind that the architecture names; it serves where the settings name no class, or remote code that is
-            not known.
+        default: the kind that the architecture names; it serves where the settings name no class, or unknown remote
+            code.
     """
     names = set(named_classes(settings))
-    found = [kind for kind in TOKENIZERS.values() if names & set(kind.classes)]
-    found += [own] if own is not None and (not names or settings.get("auto_map")) else []
+    candidates = [kind for kind in TOKENIZERS.values() if names & set(kind.classes)]
+    candidates += [default] if default is not None and (not names or settings.get("auto_map")) else []
     # without a class, a file that only one kind has says enough
     shared = {k.file for k in TOKENIZERS.values() if sum(o.file == k.file for o in TOKENIZERS.values()) > 1}
-    found += [kind for kind in TOKENIZERS.values() if not names and kind.file not in shared]
-    return next((kind for kind in found if kind.file in files and _reads(kind, files[kind.file])), None)
+    candidates += [kind for kind in TOKENIZERS.values() if not names and kind.file not in shared]
+    return next((kind for kind in candidates if kind.file in files and _reads(kind, files[kind.file])), None)
 
 
 def _reads(kind: TokenizerKind, data: bytes) -> bool:
@@ -87,9 +89,9 @@ def build_tokenizer(
         if token not in specials and codec.find(token) != i:
             (specials if is_special or token in names.values() else words)[token] = i
     for text in (*kind.prefix, *kind.suffix, *(t for t in names.values() if t)):
-        found = specials.get(text, codec.find(text))
-        if found is not None:
-            specials[text] = found
+        place = specials.get(text, codec.find(text))
+        if place is not None:
+            specials[text] = place
         elif text in (*kind.prefix, *kind.suffix):
             raise InputError(
                 f"{where} has no token {text!r}, which its tokenizer needs",
@@ -119,12 +121,12 @@ def _sentencepiece(
 ) -> tuple[Codec, dict[str, int]]:
     codec = SentencePieceCodec(data, kind, where)
     stated = settings.get(kind.offset_key) if kind.offset_key else None
-    told = {k: (token, config[k]) for k, token in (kind.id_keys or {}).items() if isinstance(config.get(k), int)}
-    differences = {k: i - found for k, (token, i) in told.items() if (found := codec.find(token)) is not None}
+    stated_ids = {k: (token, config[k]) for k, token in (kind.id_keys or {}).items() if isinstance(config.get(k), int)}
+    differences = {k: i - place for k, (token, i) in stated_ids.items() if (place := codec.find(token)) is not None}
     offset = int(stated) if isinstance(stated, int) else next(iter(differences.values()), 0)
     for key, difference in differences.items():
         if difference != offset:
-            token, id_ = told[key]
+            token, id_ = stated_ids[key]
             raise InputError(
                 f"{where}: {token} has the id {id_ - difference + offset}, but config.json says {key} {id_}",
                 hint=f"copy both files from one release; tokenizer_config.json says {kind.offset_key} {stated}",
@@ -140,8 +142,8 @@ def _added(settings: Config, files: Mapping[str, bytes], where: str) -> dict[str
     if name in files:
         listed = read_tokenizer_json(name, files[name], f"{where.partition(':')[0]}: {name}")
     special = special_texts(settings)
-    found = added_tokens(listed, settings)
-    return {t["content"]: (i, bool(t.get("special")) or t["content"] in special) for i, t in found.items()}
+    tokens = added_tokens(listed, settings)
+    return {t["content"]: (i, bool(t.get("special")) or t["content"] in special) for i, t in tokens.items()}
 
 
 def token_name(settings: Config, name: str, default: str | None) -> str | None:

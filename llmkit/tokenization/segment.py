@@ -50,10 +50,10 @@ def spelled(tokenizer: TokenizerFiles, text: str) -> str:
 
 
 def _ids(parts: tuple[str, ...] | list[str], ids: Mapping[str, int]) -> tuple[int, ...]:
-    found: list[int] = []
+    out: list[int] = []
     for part in parts:
         if part in ids:
-            found.append(ids[part])
+            out.append(ids[part])
         else:  # byte fallback; without byte pieces nothing stands for it
-            found += [ids[name] for byte in part.encode() if (name := f"<0x{byte:02X}>") in ids]
-    return tuple(found)
+            out += [ids[name] for byte in part.encode() if (name := f"<0x{byte:02X}>") in ids]
+    return tuple(out)

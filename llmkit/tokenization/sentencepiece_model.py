@@ -87,13 +87,13 @@ class SentencePieceModel:
         pieces: list[Piece] = []
         rest, trainer, normalizer = bytearray(), b"", b""
         try:
-            for found in read_fields(data):
-                if found.number == 1:
-                    pieces.append(_piece(found))
+            for record in read_fields(data):
+                if record.number == 1:
+                    pieces.append(_piece(record))
                     continue
-                rest += found.raw
-                if isinstance(found.value, bytes) and found.number in (2, 3):
-                    trainer, normalizer = (found.value, normalizer) if found.number == 2 else (trainer, found.value)
+                rest += record.raw
+                if isinstance(record.value, bytes) and record.number in (2, 3):
+                    trainer, normalizer = (record.value, normalizer) if record.number == 2 else (trainer, record.value)
             if not pieces:
                 raise IndexError("no pieces")
             t = {f.number: f.value for f in read_fields(trainer)}
@@ -165,24 +165,24 @@ def bpe_settings(n_pieces: int, *, has_bytes: bool, adds_space: bool, ids: Mappi
         ids: field number of a special token (40 unk, 41 bos, 42 eos, 43 pad) -> its id; what is none is left out.
     """
     trainer = encode_field(3, 2) + encode_field(4, n_pieces) + encode_field(35, int(has_bytes))
-    known = {field: i for field, i in (ids or {}).items() if isinstance(i, int) and i in range(n_pieces)}
-    trainer += b"".join(encode_field(field, i) for field, i in known.items())
+    special = {field: i for field, i in (ids or {}).items() if isinstance(i, int) and i in range(n_pieces)}
+    trainer += b"".join(encode_field(field, i) for field, i in special.items())
     normalizer = encode_field(1, b"identity") + encode_field(3, int(adds_space)) + encode_field(4, 0)
     return encode_field(2, trainer) + encode_field(3, normalizer + encode_field(5, 1))
 
 
-def _piece(found: Field) -> Piece:
-    if not isinstance(found.value, bytes):
+def _piece(record: Field) -> Piece:
+    if not isinstance(record.value, bytes):
         raise IndexError("a piece that is no message")
     text, score, kind = "", 0.0, PieceKind.NORMAL
-    for part in read_fields(found.value):
+    for part in read_fields(record.value):
         if part.number == 1 and isinstance(part.value, bytes):
             text = part.value.decode()
         elif part.number == 2:
             score = float32_of(part.value)
         elif part.number == 3:
             kind = PieceKind(_integer(part.value))
-    return Piece(text, score, kind, found.raw)
+    return Piece(text, score, kind, record.raw)
 
 
 def _integer(value: int | bytes) -> int:

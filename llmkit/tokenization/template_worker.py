@@ -62,10 +62,10 @@ def _answer(request: Any) -> dict[str, Any]:
 
     try:
         with _limits(request["seconds"], request["memory_bytes"]):
-            made = render_jinja_template(**request["arguments"])[0][0]
-            if len(made) <= request["output_chars"]:
-                return {"text": made}
-            return {"error": "budget", "message": f"it writes {len(made)} characters"}
+            text = render_jinja_template(**request["arguments"])[0][0]
+            if len(text) <= request["output_chars"]:
+                return {"text": text}
+            return {"error": "budget", "message": f"it writes {len(text)} characters"}
     except MemoryError:
         return {"error": "budget", "message": "it takes more memory"}
     except TemplateError as error:

@@ -60,31 +60,31 @@ def fast_files(
 
     read = {n: files[n].read() for n in (kind.file, "added_tokens.json") if n in files}
 
-    def check(made: bytes) -> str | None:
+    def check(document: bytes) -> str | None:
         tokenizer = build_tokenizer(kind, read, settings, config, label)
         more = []
         if isinstance(tokenizer.codec, SentencePieceCodec):
             more = tied_texts(SentencePieceModel.parse(read[kind.file], label).scores)
-        found = compare(
+        difference = compare(
             lambda text: tokenizer.encode(text, False, split_special_tokens=False),
-            FastTokenizer.parse(made, "tokenizer.json").encoder(),
+            FastTokenizer.parse(document, "tokenizer.json").encoder(),
             more=[*more, *(f"a{t}b" for t in tokenizer.specials), *(f"a{t} b" for t in tokenizer.words)],
         )
-        return None if found is None else f"tokenizer.json, made from {kind.file}, which is exact: {found}"
+        return None if difference is None else f"tokenizer.json, made from {kind.file}, which is exact: {difference}"
 
     def make() -> bytes:
         tokenizer = build_tokenizer(kind, read, settings, config, label)
         if isinstance(tokenizer.codec, RanksCodec):
-            made = json.loads(tokenizer.codec.tokenizer.to_str())
+            document = json.loads(tokenizer.codec.tokenizer.to_str())
             plain: list[tuple[int, str]] = []
         else:
             model = SentencePieceModel.parse(read[kind.file], f"{label}: {kind.file}")
-            made, plain = _sentencepiece(model), _whole_pieces(model, tokenizer)
-        made["added_tokens"] = _added(tokenizer, plain)
+            document, plain = _sentencepiece(model), _whole_pieces(model, tokenizer)
+        document["added_tokens"] = _added(tokenizer, plain)
         names = [(str(tokenizer.convert_ids_to_tokens(i)), i) for i in (*tokenizer.prefix_ids, *tokenizer.suffix_ids)]
         n = len(tokenizer.prefix_ids)
-        made["post_processor"] = template_processing(names[:n], names[n:]) or made.get("post_processor")
-        return json.dumps(made, ensure_ascii=False).encode()
+        document["post_processor"] = template_processing(names[:n], names[n:]) or document.get("post_processor")
+        return json.dumps(document, ensure_ascii=False).encode()
 
     return {
         "tokenizer.json": FileContent(make=make, check=check),

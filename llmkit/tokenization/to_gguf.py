@@ -79,19 +79,23 @@ def vocabulary_metadata(
     Raises:
         InputError: a malformed file.
     """
-    found = read_tokenizer(label, files)
+    tokenizer = read_tokenizer(label, files)
     published = {k.file: files[k.file].read() for k in TOKENIZERS.values() if k.file in files}
-    kind = choose_kind(found.config or {}, published, kind)
-    if found.sp is not None:
-        metadata, entries, warnings = _sentencepiece(found, found.sp, n_rows, kind, pre)
-    elif found.fast is not None and found.fast.kind == "sentencepiece":
-        metadata, entries, warnings = _sentencepiece_json(found, found.fast, n_rows)
-    elif found.fast is not None and found.fast.kind == "byte_level":
-        metadata, entries, warnings = _byte_level(found, found.fast, n_rows, pre)
-    elif found.fast is None and found.ranks is not None and isinstance(kind, TiktokenFile):
-        metadata, entries, warnings = _ranks(found, found.ranks, n_rows, kind)
+    kind = choose_kind(tokenizer.config or {}, published, kind)
+    if tokenizer.sp is not None:
+        metadata, entries, warnings = _sentencepiece(tokenizer, tokenizer.sp, n_rows, kind, pre)
+    elif tokenizer.fast is not None and tokenizer.fast.kind == "sentencepiece":
+        metadata, entries, warnings = _sentencepiece_json(tokenizer, tokenizer.fast, n_rows)
+    elif tokenizer.fast is not None and tokenizer.fast.kind == "byte_level":
+        metadata, entries, warnings = _byte_level(tokenizer, tokenizer.fast, n_rows, pre)
+    elif tokenizer.fast is None and tokenizer.ranks is not None and isinstance(kind, TiktokenFile):
+        metadata, entries, warnings = _ranks(tokenizer, tokenizer.ranks, n_rows, kind)
     else:
-        what = f"a tokenizer ({found.kind}) that GGUF has no place for" if found.fast is not None else "no tokenizer"
+        what = (
+            f"a tokenizer ({tokenizer.kind}) that GGUF has no place for"
+            if tokenizer.fast is not None
+            else "no tokenizer"
+        )
         return {}, [f"{label} has {what}: the file gets no vocabulary, and llama.cpp will not load it"]
     if entries.n_beyond:
         warnings.append(f"{entries.n_beyond} tokens have no row in the embedding and are left out of the vocabulary")
@@ -100,27 +104,29 @@ def vocabulary_metadata(
     metadata |= {"scores": entries.scores} if merges is None else {}
     metadata |= {"token_type": entries.types}
     metadata |= {"merges": merges} if merges is not None else {}
-    metadata |= _special_ids(found, config, n_rows, entries, kind)
-    metadata |= _added_at_ends(found, kind, merges is not None)
+    metadata |= _special_ids(tokenizer, config, n_rows, entries, kind)
+    metadata |= _added_at_ends(tokenizer, kind, merges is not None)
     result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
-    if not warnings and found.ranks is None:
-        warnings += _differences(found, result)
-    return result | _templates(found), warnings
+    if not warnings and tokenizer.ranks is None:
+        warnings += _differences(tokenizer, result)
+    return result | _templates(tokenizer), warnings
 
 
-def _differences(found: TokenizerFiles, metadata: Mapping[str, Any]) -> list[str]:
+def _differences(tokenizer: TokenizerFiles, metadata: Mapping[str, Any]) -> list[str]:
     """What an engine cuts otherwise by the vocabulary than the tokenizer that it was made from."""
-    scores = found.sp.scores if found.sp is not None else {}
+    scores = tokenizer.sp.scores if tokenizer.sp is not None else {}
     try:
-        reader = reader_of(metadata, with_special=found.sp is None)  # which a SentencePiece model does not know in text
-        other = compare(found.encoder(), reader, more=tied_texts(scores))
+        # a SentencePiece model does not know its special tokens in text
+        reader = reader_of(metadata, with_special=tokenizer.sp is None)
+        other = compare(tokenizer.encoder(), reader, more=tied_texts(scores))
     except LlmkitError as error:
         return [f"the vocabulary could not be compared with its source: {error.message}"]
-    return [] if other is None else [f"llama.cpp cuts text otherwise than {found.sp_name or 'tokenizer.json'}: {other}"]
+    source = tokenizer.sp_name or "tokenizer.json"
+    return [] if other is None else [f"llama.cpp cuts text otherwise than {source}: {other}"]
 
 
 def _sentencepiece(
-    found: TokenizerFiles, sp: SentencePieceModel, n_rows: int, kind: TokenizerKind | None, pre: str | None
+    tokenizer: TokenizerFiles, sp: SentencePieceModel, n_rows: int, kind: TokenizerKind | None, pre: str | None
 ) -> _Made:
     entries = _Entries(n_rows)
     warnings: list[str] = []
@@ -130,23 +136,23 @@ def _sentencepiece(
     if isinstance(kind, SentencePieceFile):
         for i, text in enumerate(kind.specials, len(sp.pieces)):
             entries.put(i, text, 0.0, PieceKind.CONTROL)
-    for text, i in (found.added_json or {}).items():
+    for text, i in (tokenizer.added_json or {}).items():
         entries.put(i, text, ADDED_SCORE, PieceKind.USER_DEFINED)
-    decoder = (found.config or {}).get("added_tokens_decoder")
+    decoder = (tokenizer.config or {}).get("added_tokens_decoder")
     stated = {int(i): t for i, t in decoder.items() if str(i).isdigit()} if isinstance(decoder, dict) else {}
-    later = {i: t for i, t in found.added.items() if i >= len(sp.pieces)}
+    later = {i: t for i, t in tokenizer.added.items() if i >= len(sp.pieces)}
     for i, token in sorted({**later, **stated}.items()):
         _put_added(entries, i, token)
     if sp.model_type != "bpe":
         warnings.append(
             f"the SentencePiece model is of type {sp.model_type}, which llama.cpp reads as BPE: its ids will differ"
         )
-    if not sp.has_dummy_prefix or "add_prefix_space" in (found.config or {}):
+    if not sp.has_dummy_prefix or "add_prefix_space" in (tokenizer.config or {}):
         metadata["add_space_prefix"] = sp.has_dummy_prefix
     return metadata, entries, warnings
 
 
-def _sentencepiece_json(found: TokenizerFiles, fast: FastTokenizer, n_rows: int) -> _Made:
+def _sentencepiece_json(tokenizer: TokenizerFiles, fast: FastTokenizer, n_rows: int) -> _Made:
     """SentencePiece's BPE as tokenizer.json: scores under which the merges come in their order."""
     entries = _Entries(n_rows)
     scores = scores_of_merges(fast.merges)
@@ -158,7 +164,7 @@ def _sentencepiece_json(found: TokenizerFiles, fast: FastTokenizer, n_rows: int)
         else:
             kind = PieceKind.UNKNOWN if text == unknown else PieceKind.NORMAL
             entries.put(i, text, scores.get(text, lowest), kind)
-    for i, token in found.added.items():
+    for i, token in tokenizer.added.items():
         if fast.vocab.get(str(token.get("content"))) != i or token.get("content") != unknown:
             _put_added(entries, i, token)
     return {"model": "llama", "pre": "default", "add_space_prefix": _prepends(fast.data)}, entries, []
@@ -170,11 +176,11 @@ def _prepends(data: Mapping[str, Any]) -> bool:
     return '"Prepend"' in text or ('"Metaspace"' in text and '"prepend_scheme": "never"' not in text)
 
 
-def _byte_level(found: TokenizerFiles, fast: FastTokenizer, n_rows: int, pre: str | None) -> _Made:
+def _byte_level(tokenizer: TokenizerFiles, fast: FastTokenizer, n_rows: int, pre: str | None) -> _Made:
     entries = _Entries(n_rows)
     for text, i in fast.vocab.items():
         entries.put(i, text, 0.0, PieceKind.NORMAL)
-    for i, token in found.added.items():
+    for i, token in tokenizer.added.items():
         _put_added(entries, i, token)
     warnings = []
     normalizer = fast.data.get("normalizer")
@@ -186,7 +192,7 @@ def _byte_level(found: TokenizerFiles, fast: FastTokenizer, n_rows: int, pre: st
     return {"model": "gpt2", "pre": name, "merges": merges}, entries, warnings
 
 
-def _ranks(found: TokenizerFiles, ranks: Mapping[bytes, int], n_rows: int, kind: TiktokenFile) -> _Made:
+def _ranks(tokenizer: TokenizerFiles, ranks: Mapping[bytes, int], n_rows: int, kind: TiktokenFile) -> _Made:
     """A tiktoken file: the merge that makes a token is of what the lower ranks leave of its bytes."""
     entries = _Entries(n_rows)
     merges = []
@@ -199,7 +205,7 @@ def _ranks(found: TokenizerFiles, ranks: Mapping[bytes, int], n_rows: int, kind:
         by_text[text] = rank
     for i, text in enumerate(kind.specials, len(ranks)):
         entries.put(i, text, 0.0, PieceKind.CONTROL)
-    for i, token_data in found.added.items():
+    for i, token_data in tokenizer.added.items():
         _put_added(entries, i, token_data)
     name = name_of_pattern(kind.pattern)
     warnings = [] if name is not None else [_NO_NAME]
@@ -215,17 +221,19 @@ def _put_added(entries: _Entries, i: int, token: Mapping[str, Any]) -> None:
 
 
 def _special_ids(
-    found: TokenizerFiles, config: Mapping[str, Any], n_rows: int, entries: _Entries, kind: TokenizerKind | None
+    tokenizer: TokenizerFiles, config: Mapping[str, Any], n_rows: int, entries: _Entries, kind: TokenizerKind | None
 ) -> dict[str, int]:
     """Ids of special tokens: those that tokenizer_config.json names, else those of config.json, else of the kind."""
     ids: dict[str, int] = {}
     for name, key in _SPECIALS.items():
-        stated = (found.config or {}).get(f"{name}_token")
+        stated = (tokenizer.config or {}).get(f"{name}_token")
         text = stated.get("content") if isinstance(stated, dict) else stated
-        value = found.known.get(text) if isinstance(text, str) else None
-        given = config.get(f"{name}_token_id")
+        value = tokenizer.known.get(text) if isinstance(text, str) else None
+        of_config = config.get(f"{name}_token_id")
         if value is None:
-            value = next((i for i in given if isinstance(i, int)), None) if isinstance(given, list) else given
+            value = (
+                next((i for i in of_config if isinstance(i, int)), None) if isinstance(of_config, list) else of_config
+            )
         if value is None and (usual := getattr(kind, name, None)) in entries.tokens:
             value = entries.tokens.index(usual)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < n_rows:
@@ -236,15 +244,15 @@ def _special_ids(
     return ids | {f"{key}_token_id": i for key, i in zip(("eot", "eom"), others, strict=False)}
 
 
-def _added_at_ends(found: TokenizerFiles, kind: TokenizerKind | None, is_byte_level: bool) -> dict[str, bool]:
+def _added_at_ends(tokenizer: TokenizerFiles, kind: TokenizerKind | None, is_byte_level: bool) -> dict[str, bool]:
     """Whether bos and eos are put around a text: as tokenizer_config.json says, else as the post-processor does."""
-    stated = found.config or {}
+    stated = tokenizer.config or {}
     around: dict[str, bool] = {}
     for name, place in (("bos", 0), ("eos", -1)):
         if isinstance(stated.get(f"add_{name}_token"), bool):
             around[f"add_{name}_token"] = stated[f"add_{name}_token"]
-        elif found.fast is not None:
-            template = _template(found.fast.data)
+        elif tokenizer.fast is not None:
+            template = _template(tokenizer.fast.data)
             if template is not None and len(template) > 1:
                 around[f"add_{name}_token"] = "SpecialToken" in template[place]
             elif is_byte_level and name == "bos":
@@ -262,10 +270,10 @@ def _template(data: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
     return None
 
 
-def _templates(found: TokenizerFiles) -> dict[str, Any]:
-    template = (found.config or {}).get("chat_template")
-    if "chat_template.jinja" in found.files and template is None:
-        template = template_text(found.files["chat_template.jinja"].read(), "chat_template.jinja")
+def _templates(tokenizer: TokenizerFiles) -> dict[str, Any]:
+    template = (tokenizer.config or {}).get("chat_template")
+    if "chat_template.jinja" in tokenizer.files and template is None:
+        template = template_text(tokenizer.files["chat_template.jinja"].read(), "chat_template.jinja")
     if isinstance(template, list):
         named = {str(t.get("name")): str(t.get("template")) for t in template if isinstance(t, dict)}
         others = {f"tokenizer.chat_template.{name}": text for name, text in named.items() if name != "default"}

@@ -16,5 +16,5 @@ def tokenizer_without_code(ckpt: Checkpoint) -> tuple[dict[str, FileContent], li
 
     if not can_be_fast(kind):
         return dict(ckpt.files), []
-    made = fast_files(kind, ckpt.files, tokenizer_settings(ckpt.files, ckpt.label), ckpt.config, ckpt.label)
-    return {**ckpt.files, **made}, [f"tokenizer.json is made from {kind.file}: transformers needs no code for it"]
+    new = fast_files(kind, ckpt.files, tokenizer_settings(ckpt.files, ckpt.label), ckpt.config, ckpt.label)
+    return {**ckpt.files, **new}, [f"tokenizer.json is made from {kind.file}: transformers needs no code for it"]

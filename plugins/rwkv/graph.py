@@ -81,9 +81,9 @@ def _earlier(context: GraphContext) -> Any:
 
 def _shifted(g: Any, y: Any, last: Any, earlier: Any) -> tuple[Any, Any]:
     """The token before each one, and the last one; `last` [B, 1, hidden] is the past's."""
-    found = g.op("GatherND", g.op("Concat", last, y, axis=1), earlier, batch_dims=1)
-    before = g.op("Slice", found, g.ints(0), g.ints(-1), g.ints(1))
-    return before, g.op("Slice", found, g.ints(-1), g.ints(2**62), g.ints(1))
+    shifted = g.op("GatherND", g.op("Concat", last, y, axis=1), earlier, batch_dims=1)
+    before = g.op("Slice", shifted, g.ints(0), g.ints(-1), g.ints(1))
+    return before, g.op("Slice", shifted, g.ints(-1), g.ints(2**62), g.ints(1))
 
 
 def _mixed(weights: Any, name: str, y: Any, before: Any) -> Any:
@@ -116,8 +116,8 @@ def _body(outer: Any, decay: Any, first: Any, hidden: int) -> Any:
     real = b.cast(b.input("real", "FLOAT", ["batch_size", 1]), "BOOL")
     bonus = b.op("Add", k, first)
     mean_above, mean_below, _ = _joined(b, above, below, largest, bonus, v)
-    found = _joined(b, above, below, b.op("Add", largest, decay), k, v)
-    for name, new, old in zip(("above", "below", "largest"), found, (above, below, largest), strict=True):
+    state = _joined(b, above, below, b.op("Add", largest, decay), k, v)
+    for name, new, old in zip(("above", "below", "largest"), state, (above, below, largest), strict=True):
         b.output(b.op("Where", real, new, old), f"{name}_after", "FLOAT", shape)
     b.output(b.op("Div", mean_above, mean_below), "mean", "FLOAT", shape)
     return b

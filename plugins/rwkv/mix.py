@@ -72,9 +72,9 @@ def _shifted(y: torch.Tensor, last: torch.Tensor, earlier: torch.Tensor | None) 
     """The token before each one, and the last one; `last` [B, hidden] is the past's."""
     import torch
 
-    whole = torch.cat([last[:, None].to(y.dtype), y], 1)
-    found = whole if earlier is None else whole.take_along_dim(earlier[..., None], 1)
-    return found[:, :-1], found[:, -1:]
+    extended = torch.cat([last[:, None].to(y.dtype), y], 1)
+    shifted = extended if earlier is None else extended.take_along_dim(earlier[..., None], 1)
+    return shifted[:, :-1], shifted[:, -1:]
 
 
 def _weighted_mean(

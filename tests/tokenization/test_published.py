@@ -300,11 +300,11 @@ def test_the_kind_follows_class_and_file(plain, glm4):
     assert choose_kind({"tokenizer_class": "LLaMATokenizer"}, {"tokenizer.model": plain}) is TOKENIZERS["llama"]
     assert choose_kind({"tokenizer_class": "T5Tokenizer"}, {"tokenizer.model": plain}) is None
     assert choose_kind({}, {"tokenizer.model": plain}) is None
-    assert choose_kind({}, {"tokenizer.model": plain}, own=BAICHUAN) is BAICHUAN
-    assert choose_kind(class_, {"tokenizer.model": plain}, own=BAICHUAN) is GLM
-    assert choose_kind({"tokenizer_class": "T5Tokenizer"}, {"tokenizer.model": plain}, own=BAICHUAN) is None
+    assert choose_kind({}, {"tokenizer.model": plain}, default=BAICHUAN) is BAICHUAN
+    assert choose_kind(class_, {"tokenizer.model": plain}, default=BAICHUAN) is GLM
+    assert choose_kind({"tokenizer_class": "T5Tokenizer"}, {"tokenizer.model": plain}, default=BAICHUAN) is None
     unknown = {"auto_map": {"AutoTokenizer": ["x.MyTokenizer", None]}}
-    assert choose_kind(unknown, {"tokenizer.model": plain}, own=BAICHUAN) is BAICHUAN
+    assert choose_kind(unknown, {"tokenizer.model": plain}, default=BAICHUAN) is BAICHUAN
     assert choose_kind({}, {"ice_text.model": plain}) is ICE
     assert isinstance(choose_kind({}, {"rwkv_vocab_v20230424.txt": b""}), ByteTrieFile)
     assert choose_kind(remote, {"ice_text.model": plain}) is None

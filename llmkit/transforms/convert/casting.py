@@ -57,8 +57,8 @@ class Overflow:
         """Plain data for the manifest and `--json`; nothing where no cast could overflow."""
         if not self._n_rows:
             return {}
-        found = self.by_tensor()
-        return {"overflow": {"total": sum(found.values()), "tensors": found, "uncounted": self.uncounted()}}
+        counts = self.by_tensor()
+        return {"overflow": {"total": sum(counts.values()), "tensors": counts, "uncounted": self.uncounted()}}
 
 
 def cast(tensors: Mapping[str, Lazy], dtype: DType, overflow: Overflow) -> dict[str, Lazy]:

@@ -105,17 +105,17 @@ def _rounded(
     loose = {name: lazy for name, lazy in weights.items() if name not in grids}
     chosen = {name: grids[name] for name in weights if name in grids}
     if loose:
-        found = [matrix_of(lazy) for lazy in loose.values()]
-        usual = Counter((m.bits, m.grid.group_size) for m in [*found, *kept.values()] if m is not None).most_common(1)
+        before = [matrix_of(lazy) for lazy in loose.values()]
+        usual = Counter((m.bits, m.grid.group_size) for m in [*before, *kept.values()] if m is not None).most_common(1)
         bits, size = usual[0][0] if usual else (codec.bits[-1], None)
         bits = min((b for b in codec.bits if b >= bits), default=codec.bits[-1])
         rows = {name: lazy.shape[1] for name, lazy in loose.items()}
         fits = size in codec.group_sizes and all(n % size == 0 for n in rows.values())
         group: GroupSize = size if size is not None and fits else "auto"
         chosen |= dict.fromkeys(loose, choose_grid(codec, bits, group, None, rows)[0])
-    way, made = method_named(_METHOD), {}
+    method, matrices = method_named(_METHOD), {}
     for name, lazy in weights.items():
         dtype = model_dtype(ckpt.config) or lazy.dtype
         dtype = dtype if dtype in codec.scale_dtypes else codec.scale_dtypes[0]
-        made[name] = quantized(Task(lazy, way, chosen[name], dtype, name))
-    return made
+        matrices[name] = quantized(Task(lazy, method, chosen[name], dtype, name))
+    return matrices

@@ -76,30 +76,32 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
 
     A delta in floats may change its layout, and stays a delta; one that counts ulps belongs to its own layout.
     """
-    found = contents_of(ckpt)
-    if found.kind == "delta" and MARKER_NAME not in ckpt.files:
-        return ckpt.derive(warnings=[f"{ckpt.label} is {found.words}: what is written is one, too ({found.hint})"])
+    contents = contents_of(ckpt)
+    if contents.kind == "delta" and MARKER_NAME not in ckpt.files:
+        return ckpt.derive(
+            warnings=[f"{ckpt.label} is {contents.words}: what is written is one, too ({contents.hint})"]
+        )
     require_model(ckpt, "convert", floats=ckpt.layout == "onnx")  # the integers of a graph belong to it alone
-    if found.quantization is not None:
+    if contents.quantization is not None:
         refuse_unread(ckpt)
     return ckpt
 
 
 def _target(to: str) -> Target:
-    known = targets()
-    if to in known:
-        return known[to]
+    names = targets()
+    if to in names:
+        return names[to]
     raise InputError(
-        f"--to {to!r} is no layout that llmkit writes; expected {', '.join(known)}",
-        hint=suggestion(to, known, "--to hf writes safetensors, --to gguf a file for llama.cpp", "--to "),
+        f"--to {to!r} is no layout that llmkit writes; expected {', '.join(names)}",
+        hint=suggestion(to, names, "--to hf writes safetensors, --to gguf a file for llama.cpp", "--to "),
     )
 
 
 def _dtype(dtype: str | DType | None) -> DType | None:
     if dtype is None:
         return None
-    found = DType.parse(dtype) if isinstance(dtype, str) else dtype
-    if found not in CAST_DTYPES:
-        known = ", ".join(d.torch_name for d in CAST_DTYPES)
-        raise InputError(f"--dtype {found.torch_name}: weights are stored as {known}", hint="--dtype float16")
-    return found
+    parsed = DType.parse(dtype) if isinstance(dtype, str) else dtype
+    if parsed not in CAST_DTYPES:
+        names = ", ".join(d.torch_name for d in CAST_DTYPES)
+        raise InputError(f"--dtype {parsed.torch_name}: weights are stored as {names}", hint="--dtype float16")
+    return parsed

@@ -164,10 +164,10 @@ def _noted(
     if reader is None or reader.gguf is None:
         raise RequirementError(f"no plugin reads GGUF's {family.arch!r}")
     constants = rope_factors(model)
-    found = config_of(metadata, reader, reader.gguf, stored, model.dims.vocab, constants.get)
-    noted = {key: config[key] for key in family.noted if key in config and config[key] != found.get(key)}
+    restored = config_of(metadata, reader, reader.gguf, stored, model.dims.vocab, constants.get)
+    noted = {key: config[key] for key in family.noted if key in config and config[key] != restored.get(key)}
     plain = replace(model, head=replace(model.head, normalized=False))
-    differs = _difference(plain, reader, found | noted)
+    differs = _difference(plain, reader, restored | noted)
     if differs is not None:
         raise RequirementError(
             f"--to gguf cannot hold this {model.family} model: {differs}", hint="--to hf or --to bin holds any"
@@ -191,10 +191,10 @@ def sizes_of(model: Model, family: GgufFamily, *, has_statistics: bool) -> Sizes
 
 def _replaced(types: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """Which types gave way because blocks do not divide the rows."""
-    found = Counter((kind, types[name]) for name, kind in wanted.items())
+    counts = Counter((kind, types[name]) for name, kind in wanted.items())
     return [
         f"{_matrices(n)} whose rows are no multiple of {TYPE_BY_NAME[kind].block} stored as {other} instead of {kind}"
-        for (kind, other), n in found.items()
+        for (kind, other), n in counts.items()
     ]
 
 
@@ -235,8 +235,8 @@ def _counts(types: Mapping[str, str]) -> str:
 def _importance(statistics: StoredStatistics, ckpt: Checkpoint) -> dict[str, Lazy]:
     """What was measured of the inputs of each tensor, by its name in GGUF files."""
     slots = gguf_spelling(ckpt, ckpt.require_model()).slots.values()
-    found = {slot.name: statistics.squares(slot) for slot in slots}
-    return {name: lazy for name, lazy in found.items() if lazy is not None}
+    importance = {slot.name: statistics.squares(slot) for slot in slots}
+    return {name: lazy for name, lazy in importance.items() if lazy is not None}
 
 
 def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow, importance: Lazy | None) -> Lazy:

@@ -33,10 +33,10 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
     if name == source.name:
         return ckpt
     if name not in source.equivalents:
-        known = ", ".join(source.equivalents)
+        names = ", ".join(source.equivalents)
         raise RequirementError(
             f"{ckpt.label} is of the {source.name} architecture, which cannot be stored as {name!r}",
-            hint=f"it can as {known}" if known else "leave --as out: no other architecture computes the same",
+            hint=f"it can as {names}" if names else "leave --as out: no other architecture computes the same",
         )
     ckpt = dequantized(ckpt)
     config = source.equivalents[name](dict(ckpt.config))

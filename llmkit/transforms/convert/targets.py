@@ -64,9 +64,9 @@ def _foreign(layout: Layout) -> Write:
         files |= {name: FileContent(data=data) for name, data in written.files.items()}
         notes = list(written.notes)
         if layout.pieces is not None:
-            found = _scored_pieces(ckpt, layout.pieces, layout.name)
-            files |= {} if found is None else {layout.pieces: found}
-            if found is None:
+            pieces = _scored_pieces(ckpt, layout.pieces, layout.name)
+            files |= {} if pieces is None else {layout.pieces: pieces}
+            if pieces is None:
                 notes.append(f"no {layout.pieces}: it is made of a SentencePiece model, tokenizer.model")
         return ckpt.derive(
             tensors=written.tensors,
@@ -86,10 +86,12 @@ def _scored_pieces(ckpt: Checkpoint, name: str, layout: str) -> FileContent | No
         return None
     sp = SentencePieceModel.parse(ckpt.files["tokenizer.model"].read(), f"{ckpt.label}: tokenizer.model")
 
-    def check(made: bytes) -> str | None:
-        read = from_scored_pieces(made, len(sp.pieces), name)
-        found = compare(sp.encoder(), read.encoder(), more=tied_texts(sp.scores))
-        return None if found is None else f"{layout} cuts text by {name} otherwise than tokenizer.model: {found}"
+    def check(content: bytes) -> str | None:
+        read = from_scored_pieces(content, len(sp.pieces), name)
+        difference = compare(sp.encoder(), read.encoder(), more=tied_texts(sp.scores))
+        return (
+            None if difference is None else f"{layout} cuts text by {name} otherwise than tokenizer.model: {difference}"
+        )
 
     return FileContent(data=to_scored_pieces(sp), check=check)
 

@@ -58,39 +58,39 @@ def check_base(base: Checkpoint, delta: Checkpoint, *, profile: str | None = Non
     """
     if MARKER_NAME in delta.files:
         return identity_findings(base, delta)
-    found = find_profile(profile) if profile is not None else detect(base, delta).profile
-    if found is None:
+    chosen = find_profile(profile) if profile is not None else detect(base, delta).profile
+    if chosen is None:
         return identity_findings(base, delta)
-    return judge(measure(base, delta, found), base.label, delta.label)
+    return judge(measure(base, delta, chosen), base.label, delta.label)
 
 
 def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measurement:
     """Sample the tensors that the profile adds, and compute the figures."""
     import torch
 
-    found = Measurement(_Sums(), _Sums())
+    measurement = Measurement(_Sums(), _Sums())
     with torch.inference_mode():
         for name, of_base, of_delta in _pairs(base, delta, profile):
             arithmetic = profile.arithmetic_of(of_delta.dtype, of_base.dtype)
             is_matrix = len(of_delta.shape) > 1
-            into = found.matrices if is_matrix else found.norms
+            into = measurement.matrices if is_matrix else measurement.norms
             for rows in sampled_rows(of_base, name, of_delta) if is_matrix else [(0, of_delta.spec.n_rows)]:
                 b, d = Context().rows(of_base, rows), Context().rows(of_delta, rows)
                 into.add(b, d, arithmetic)
-    return found
+    return measurement
 
 
 def bf16_share(ckpt: Checkpoint) -> float | None:
     """The share of sampled float16 weights whose three lowest bits are zero; None with too few to tell."""
     import numpy as np
 
-    found = [
+    matrices = [
         (name, lazy.node)
         for name, lazy in ckpt.tensors.items()
         if lazy.dtype is DType.F16 and len(lazy.shape) == 2 and isinstance(lazy.node, Read) and not lazy.node.strides
     ]
     n = n_rounded = 0
-    for name, node in found[:: max(len(found) // MATRICES, 1)]:
+    for name, node in matrices[:: max(len(matrices) // MATRICES, 1)]:
         row_nbytes = node.specs[0].row_nbytes
         for start, stop in sampled_rows(node.output(), name):
             bits = np.frombuffer(node.source.read(node.offset + start * row_nbytes, (stop - start) * row_nbytes), "<u2")
@@ -246,19 +246,19 @@ def _correlation(n: int, sx: float, sy: float, sxx: float, syy: float, sxy: floa
     return (sxy - sx * sy / n) / (vx * vy) ** 0.5 if vx > 0 and vy > 0 else 0.0
 
 
-def judge(found: Measurement, base: str, delta: str) -> list[Finding]:
+def judge(measured: Measurement, base: str, delta: str) -> list[Finding]:
     """What the figures mean, certain findings first."""
-    n_samples = found.matrices.n + found.norms.n
+    n_samples = measured.matrices.n + measured.norms.n
     if n_samples == 0:
         return [Finding("note", "unmeasured", f"{base} and {delta} share no float tensors that could be sampled")]
-    if found.matrices.ratio == 0:
+    if measured.matrices.ratio == 0:
         return [Finding("warn", "zero", f"{delta} is zero in all {n_samples} samples", "check the delta", 0.0)]
-    return [*_roles(found, base, delta), *_exactness(found.matrices, found.norms, base, delta)]
+    return [*_roles(measured, base, delta), *_exactness(measured.matrices, measured.norms, base, delta)]
 
 
-def _roles(found: Measurement, base: str, delta: str) -> list[Finding]:
+def _roles(measured: Measurement, base: str, delta: str) -> list[Finding]:
     """Full weights where a delta should be, and the other way round."""
-    matrices, norms = found.matrices, found.norms
+    matrices, norms = measured.matrices, measured.norms
     ratio, n = matrices.ratio, max(norms.n, 1)
     base_positive, delta_positive = norms.positive_b / n, norms.positive_d / n
     if ratio > 0.5 and (base_positive < 0.8 if norms.n else ratio > 5):
@@ -278,44 +278,44 @@ def _roles(found: Measurement, base: str, delta: str) -> list[Finding]:
     return []
 
 
-def _exactness(found: _Sums, norms: _Sums, base: str, delta: str) -> list[Finding]:
-    figure = f"{found.inexact:.2%} of {found.n_grid} sampled sums need rounding, for the right base none does"
-    if found.leaves_half:
+def _exactness(sums: _Sums, norms: _Sums, base: str, delta: str) -> list[Finding]:
+    figure = f"{sums.inexact:.2%} of {sums.n_grid} sampled sums need rounding, for the right base none does"
+    if sums.leaves_half:
         message = f"{base} is already tuned with {delta}: only without the delta are its weights of half precision"
-        return [Finding("refuse", "tuned", message, "give the untouched base", found.inexact, INEXACT)]
-    if found.n_grid < MIN_SAMPLES:
-        return _shape_of_result(found, norms, base)
-    if found.inexact <= INEXACT:
+        return [Finding("refuse", "tuned", message, "give the untouched base", sums.inexact, INEXACT)]
+    if sums.n_grid < MIN_SAMPLES:
+        return _shape_of_result(sums, norms, base)
+    if sums.inexact <= INEXACT:
         message = (
-            f"base check: 0 of {found.n_grid} sampled sums need rounding, as for the base a delta was made from"
-            if found.inexact == 0
+            f"base check: 0 of {sums.n_grid} sampled sums need rounding, as for the base a delta was made from"
+            if sums.inexact == 0
             else f"base check: {figure}"
         )
-        return [Finding("note", "exact", message, None, found.inexact, INEXACT)]
-    if found.n_inexact_back <= INEXACT * found.n_grid:
+        return [Finding("note", "exact", message, None, sums.inexact, INEXACT)]
+    if sums.n_inexact_back <= INEXACT * sums.n_grid:
         message = f"{base} is already tuned with {delta}: base - delta is exact, base + delta is not ({figure})"
-        return [Finding("refuse", "tuned", message, "give the untouched base", found.inexact, INEXACT)]
-    if found.bf16_share > BF16_ROUNDED:
+        return [Finding("refuse", "tuned", message, "give the untouched base", sums.inexact, INEXACT)]
+    if sums.bf16_share > BF16_ROUNDED:
         message = (
-            f"{base} was rounded to bfloat16 and stored as float16 ({found.bf16_share:.1%} of its weights have three "
+            f"{base} was rounded to bfloat16 and stored as float16 ({sums.bf16_share:.1%} of its weights have three "
             f"zero low bits, usually 13 %): the result differs from the published model in the low bits ({figure})"
         )
         return [Finding("warn", "bf16_rounded", message, "convert the original float16 files again",
-                        found.bf16_share, BF16_ROUNDED)]  # fmt: skip
-    if found.inexact > ANOTHER_BASE:
+                        sums.bf16_share, BF16_ROUNDED)]  # fmt: skip
+    if sums.inexact > ANOTHER_BASE:
         what, hint = "is probably not the base", "give the base that the delta's model card names"
     else:
         what, hint = "is probably another version of the base, such as a tuned one,", "give the untouched base"
     message = f"{base} {what} that {delta} was made from: {figure} (unless the delta was rounded after it was made)"
-    return [Finding("warn", "inexact", message, hint, found.inexact, INEXACT), *_shape_of_result(found, norms, base)]
+    return [Finding("warn", "inexact", message, hint, sums.inexact, INEXACT), *_shape_of_result(sums, norms, base)]
 
 
-def _shape_of_result(found: _Sums, norms: _Sums, base: str) -> list[Finding]:
+def _shape_of_result(sums: _Sums, norms: _Sums, base: str) -> list[Finding]:
     findings = []
     flipped = norms.flipped / max(norms.n, 1)
-    if found.correlation < 0.95:
-        message = f"the result is far from {base}: correlation {found.correlation:.3f}, usually above 0.95"
-        findings.append(Finding("warn", "far", message, "check base and delta", found.correlation, 0.95))
+    if sums.correlation < 0.95:
+        message = f"the result is far from {base}: correlation {sums.correlation:.3f}, usually above 0.95"
+        findings.append(Finding("warn", "far", message, "check base and delta", sums.correlation, 0.95))
     if flipped > 0.01:
         message = f"the delta changes the sign of {flipped:.1%} of the norm weights of {base}, usually of none"
         findings.append(Finding("warn", "norms", message, "check base and delta", flipped, 0.01))

@@ -25,13 +25,13 @@ def recorded_hashes(delta: Checkpoint) -> dict[str, str]:
     except InputError:
         return {}
     hashes = {str(entry["path"]): entry.get("tensors", {}) for entry in manifest.get("inputs", ())}
-    found: dict[str, str] = {}
+    recorded: dict[str, str] = {}
     for name, tensor in manifest.get("tensors", {}).items():
         first = _base_read(manifest, tensor["from"])
         digest = None if first is None else hashes.get(str(first["file"]), {}).get(first["tensor"])
         if digest is not None:
-            found[name] = digest
-    return found
+            recorded[name] = digest
+    return recorded
 
 
 def _base_read(manifest: Mapping[str, Any], reference: Any) -> dict[str, Any] | None:

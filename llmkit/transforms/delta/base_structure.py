@@ -82,9 +82,9 @@ def size_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
     layers: set[int] = set()
     widths: Counter[int] = Counter()
     for name, lazy in checkpoint.tensors.items():
-        found = re.search(r"\.(\d+)\.", name)
-        if found:
-            layers.add(int(found[1]))
+        match = re.search(r"\.(\d+)\.", name)
+        if match:
+            layers.add(int(match[1]))
         if len(lazy.shape) == 1 and "norm" in name:
             widths[lazy.shape[0]] += 1
     if not widths:
@@ -135,9 +135,9 @@ def _family(base: Checkpoint, delta: Checkpoint, profile: Profile | None) -> lis
 
 
 def _delta_as_base(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
-    found = contents_of(base)
-    if found.kind == "delta":
-        message = f"{base.label} is a delta itself ({found.words}); the first argument is the base model"
+    contents = contents_of(base)
+    if contents.kind == "delta":
+        message = f"{base.label} is a delta itself ({contents.words}); the first argument is the base model"
         return [Finding("refuse", "delta_as_base", message, "llmkit delta apply BASE DELTA -o OUT", can_force=False)]
     if _DELTA_WORD.search(base.label) and not _DELTA_WORD.search(delta.label):
         message = f"base {base.label} is called a delta, and delta {delta.label} is not: were they swapped?"
@@ -209,8 +209,8 @@ def _tokenizer(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
 
 
 def _rounded(base: Checkpoint) -> list[Finding]:
-    said = base.config.get("dtype") or base.config.get("torch_dtype")
-    if main_dtype(base) is not DType.BF16 or said not in ("float16", "torch.float16"):
+    stated = base.config.get("dtype") or base.config.get("torch_dtype")
+    if main_dtype(base) is not DType.BF16 or stated not in ("float16", "torch.float16"):
         return []
     message = (
         f"{base.label} stores bfloat16 though its config says float16: a conversion that rounded the weights; "

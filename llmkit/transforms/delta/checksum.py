@@ -53,19 +53,19 @@ def inv_freq_sum(config: Mapping[str, Any]) -> float | None:
 
 
 def expected_sums(
-    profile: str, delta: Checkpoint, tensors: Mapping[str, Lazy], given: float | None = None
+    profile: str, delta: Checkpoint, tensors: Mapping[str, Lazy], stated: float | None = None
 ) -> tuple[ExpectedSum, ...]:
     """The sums that the result may have: given by the user, carried by the delta, or published for its profile."""
     carried = model_sum(delta.files)
-    if given is not None or carried is not None:
-        value = given if given is not None else carried or 0.0
+    if stated is not None or carried is not None:
+        value = stated if stated is not None else carried or 0.0
         # AlpacaFarm compares with numpy's isclose (relative 1e-5), Alpaca with an absolute 1e-2.
-        tolerance = 1e-2 if given is not None else 1e-5 * abs(value)
-        found = [ExpectedSum("as stated, with the rotary tables", value, tolerance)]
+        tolerance = 1e-2 if stated is not None else 1e-5 * abs(value)
+        sums = [ExpectedSum("as stated, with the rotary tables", value, tolerance)]
         tables = inv_freq_sum(delta.config)
         if tables is not None:
-            found.append(ExpectedSum("as stated, without the rotary tables", value - tables, max(tolerance, 2e-2)))
-        return tuple(found)
+            sums.append(ExpectedSum("as stated, without the rotary tables", value - tables, max(tolerance, 2e-2)))
+        return tuple(sums)
     if profile == "alpaca" and sum(t.spec.numel for t in tensors.values()) == _ALPACA_NUMEL:
         return (
             ExpectedSum("Alpaca 7B, with the rotary tables", _ALPACA_SUM, 1e-2),

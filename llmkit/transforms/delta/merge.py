@@ -150,13 +150,13 @@ class Merge:
                 tensors[name] = other
                 copied.append(name)
                 continue
-            whole = extended(base, other.spec.n_rows, NewRows.ZERO, other.dtype) if base is not None else other
-            tensors[name] = ulp_subtracted(other, whole)
+            resized = extended(base, other.spec.n_rows, NewRows.ZERO, other.dtype) if base is not None else other
+            tensors[name] = ulp_subtracted(other, resized)
             if other.dtype is not main:
                 dtypes[name] = other.dtype
         self._note_odd(copied, dropped)
-        own = self.base
-        marker = Marker(main, own.label, specs_digest(own.tensors), len(own.tensors), dtypes, tuple(copied))
+        origin = self.base
+        marker = Marker(main, origin.label, specs_digest(origin.tensors), len(origin.tensors), dtypes, tuple(copied))
         return tensors, marker
 
     def _is_comparable(self, base: Lazy | None, other: Lazy) -> bool:
@@ -184,8 +184,8 @@ class Merge:
             else:
                 dtype = marker.dtype_of(name)
                 self._check_ulps(name, base, other, dtype)
-                whole = extended(base, other.spec.n_rows, NewRows.ZERO, dtype)
-                tensors[name] = ulp_added(whole, other, dtype)
+                resized = extended(base, other.spec.n_rows, NewRows.ZERO, dtype)
+                tensors[name] = ulp_added(resized, other, dtype)
             if name in tensors and self.dtype is not None and tensors[name].dtype.is_float:
                 tensors[name] = tensors[name].cast(self.dtype)
         if missing:

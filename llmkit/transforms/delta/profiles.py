@@ -144,12 +144,12 @@ def find_profile(name: str) -> Profile:
     Raises:
         RequirementError: there is none.
     """
-    known = {p.name: p for p in PROFILES}
-    if name in known:
-        return known[name]
-    guess = nearest(name, known)
+    by_name = {p.name: p for p in PROFILES}
+    if name in by_name:
+        return by_name[name]
+    guess = nearest(name, by_name)
     hint = f"did you mean {guess}? " if guess else ""
-    raise RequirementError(f"unknown delta profile {name!r}", hint=f"{hint}profiles: {', '.join([*known, 'llmkit'])}")
+    raise RequirementError(f"unknown delta profile {name!r}", hint=f"{hint}profiles: {', '.join([*by_name, 'llmkit'])}")
 
 
 def is_buffer(name: str) -> bool:

@@ -52,7 +52,7 @@ class RoundTrip:
 
 def measure_round_trip(tuned: Checkpoint, back: Checkpoint) -> RoundTrip:
     """Compare `back`, such as `apply(base, make(base, tuned))`, with `tuned`, a few megabytes of both at a time."""
-    found = RoundTrip()
+    trip = RoundTrip()
     missing = []
     for name, want in tuned.tensors.items():
         if not want.dtype.is_float or want.spec.numel == 0:
@@ -62,12 +62,12 @@ def measure_round_trip(tuned: Checkpoint, back: Checkpoint) -> RoundTrip:
             missing.append(name)
             continue
         for rows in common_slices(want, got, _BLOCK_NBYTES):
-            _count(found, name, want, got, rows)
-    found.missing = tuple(missing)
-    return found
+            _count(trip, name, want, got, rows)
+    trip.missing = tuple(missing)
+    return trip
 
 
-def _count(found: RoundTrip, name: str, want: Lazy, got: Lazy, rows: tuple[int, int]) -> None:
+def _count(trip: RoundTrip, name: str, want: Lazy, got: Lazy, rows: tuple[int, int]) -> None:
     import torch
 
     integers = ulp_dtype(want.dtype).torch
@@ -76,9 +76,9 @@ def _count(found: RoundTrip, name: str, want: Lazy, got: Lazy, rows: tuple[int, 
     wide = torch.int64
     distance = (ordinal(x.view(integers)).to(wide) - ordinal(y.view(integers)).to(wide)).abs()
     distance[(x == y) | (x.isnan() & y.isnan())] = 0
-    found.n += distance.numel()
-    found.n_exact += int((distance == 0).sum())
-    found.n_beyond += int((distance > 1).sum())
+    trip.n += distance.numel()
+    trip.n_exact += int((distance == 0).sum())
+    trip.n_beyond += int((distance > 1).sum())
     largest = int(distance.max())
-    if largest > found.worst_ulps:
-        found.worst_ulps, found.worst = largest, name
+    if largest > trip.worst_ulps:
+        trip.worst_ulps, trip.worst = largest, name

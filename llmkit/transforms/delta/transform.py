@@ -46,22 +46,27 @@ def apply(
         SpecError: names or shapes that the profile has no rule for.
     """
     _check_kinds(base, delta)
-    found = _choose(base, delta, profile)
-    findings = judge_structure(base, delta, found.profile)
+    detection = _choose(base, delta, profile)
+    findings = judge_structure(base, delta, detection.profile)
     raise_refusals(findings, force=force)
     chosen = None if dtype is None else dtype if isinstance(dtype, DType) else DType.parse(dtype)
     merge = Merge(base, delta, chosen, force)
-    tensors = merge.ulps(Marker.of(delta)) if found.profile is None else merge.floats(found.profile)
-    notes = [_chosen_note(found, forced=profile is not None), *merge.notes]
-    step: dict[str, Any] = {"transform": "delta.apply", "base": base.label, "delta": delta.label, "profile": found.name}
+    tensors = merge.ulps(Marker.of(delta)) if detection.profile is None else merge.floats(detection.profile)
+    notes = [_chosen_note(detection, forced=profile is not None), *merge.notes]
+    step: dict[str, Any] = {
+        "transform": "delta.apply",
+        "base": base.label,
+        "delta": delta.label,
+        "profile": detection.name,
+    }
     if chosen is not None:
         step["dtype"] = chosen.torch_name
-    sums = expected_sums(found.name, delta, tensors, expected_sum)
+    sums = expected_sums(detection.name, delta, tensors, expected_sum)
     if sums:
         step["expected_sums"] = [s.as_dict() for s in sums]
         notes.append(f"the sum of all weights will be compared with {sums[0].value} ({sums[0].label})")
     files, file_notes, file_warnings = _files(
-        base, delta, "delta" if found.profile is None else found.profile.tokenizer
+        base, delta, "delta" if detection.profile is None else detection.profile.tokenizer
     )
     return base.derive(
         tensors=tensors,
@@ -129,11 +134,11 @@ def make(
 def _check_kinds(base: Checkpoint, delta: Checkpoint) -> None:
     if contents_of(base).kind != "delta":  # the check of the base says that the two are swapped
         require_model(base, "delta apply", floats=True)
-    found = contents_of(delta)
-    if found.kind not in ("delta", "model") or found.quantization is not None:
+    contents = contents_of(delta)
+    if contents.kind not in ("delta", "model") or contents.quantization is not None:
         raise RequirementError(
-            f"{delta.label} is {found.words}; delta apply wants a delta of float weights",
-            hint=found.hint or "give the delta as it was published",
+            f"{delta.label} is {contents.words}; delta apply wants a delta of float weights",
+            hint=contents.hint or "give the delta as it was published",
         )
 
 
@@ -154,14 +159,14 @@ def _choose(base: Checkpoint, delta: Checkpoint, profile: str | None) -> Detecti
     return Detection(find_profile(profile), "forced")
 
 
-def _chosen_note(found: Detection, *, forced: bool) -> str:
-    how = "forced" if forced else f"detected: {found.reason}"
-    if found.profile is None:
+def _chosen_note(detection: Detection, *, forced: bool) -> str:
+    how = "forced" if forced else f"detected: {detection.reason}"
+    if detection.profile is None:
         return f"profile llmkit ({how}): differences in ulps, every bit of the tuned model comes back"
-    text = f"profile {found.name} ({how}): {found.profile.describe()}"
-    if found.alternatives:
-        text += f"; if that is wrong, force {listing(found.alternatives)}"
-    return text + (f". {found.profile.caveat}" if found.profile.caveat else "")
+    text = f"profile {detection.name} ({how}): {detection.profile.describe()}"
+    if detection.alternatives:
+        text += f"; if that is wrong, force {listing(detection.alternatives)}"
+    return text + (f". {detection.profile.caveat}" if detection.profile.caveat else "")
 
 
 def _config(base: Checkpoint, delta: Checkpoint, tensors: Mapping[str, Lazy]) -> dict[str, Any]:

@@ -132,16 +132,16 @@ class Application:
             if leaf != "bias" and not is_vocabulary and not any(module.endswith(m) for m in named):
                 unnamed.append(path)
             # As PEFT loads it: in the base's precision, also where an update follows.
-            whole = tensor.cast(self._stored_dtype(name, tensor))
+            full = tensor.cast(self._stored_dtype(name, tensor))
             # A vocabulary that grew is said elsewhere.
-            is_copy = path in self.adapter.base_copies and old.shape == whole.shape
-            if is_copy and are_equal(whole, old, _COMPARED_NBYTES) is False:
+            is_copy = path in self.adapter.base_copies and old.shape == full.shape
+            if is_copy and are_equal(full, old, _COMPARED_NBYTES) is False:
                 self.warnings.append(
                     f"{self.adapter.label} holds the {name} that it was trained on, which is not that of "
                     f"{self.ckpt.label} and takes its place, as in peft: what another adapter or training changed "
                     "there is lost (the updates of several adapters of one base: llmkit lora combine)"
                 )
-            self.tensors[name] = whole
+            self.tensors[name] = full
         if unnamed and self.adapter.kind not in ("LN_TUNING", FOLDED):
             self.warnings.append(
                 f"{self.adapter.label} holds {len(unnamed)} whole tensors that modules_to_save does not name; they "
@@ -241,8 +241,8 @@ class Application:
             return slot.is_transposed
         shown = {f"{self._paths.module(m)}.weight": self._shows_transposed(m) for m in self.adapter.modules}
         votes = [vote for vote in shown.values() if vote is not None]
-        own = shown[name]
-        return own if own is not None else 2 * sum(votes) > len(votes) if votes else self.adapter.is_transposed
+        shape = shown[name]
+        return shape if shape is not None else 2 * sum(votes) > len(votes) if votes else self.adapter.is_transposed
 
     def _shows_transposed(self, module: str) -> bool | None:
         weight = self.ckpt.tensors.get(f"{self._paths.module(module)}.weight")

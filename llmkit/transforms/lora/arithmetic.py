@@ -41,8 +41,8 @@ def transposed(lazy: Lazy) -> Lazy:
 def product(left: Lazy, right: Lazy) -> Lazy:
     """[a, r] and [r, b] -> their product [a, b] in float32; computed whole."""
     spec = TensorSpec(_F32, (left.shape[0], right.shape[1]))
-    whole = Apply("matmul", [left, right], spec, lambda a, b: a.float() @ b.float(), row_step=None).output()
-    return Concat([whole]).output()
+    matrix = Apply("matmul", [left, right], spec, lambda a, b: a.float() @ b.float(), row_step=None).output()
+    return Concat([matrix]).output()
 
 
 def add_low_rank(

@@ -79,9 +79,9 @@ def combine(
         pairs = [(p[names[0]], p[names[1]]) for p in parts]
         _check_shapes(path, method, [a.label for a, _ in having], pairs)
         observe = meter.observer(path, 1) if meter is not None and method == "svd" else None
-        made = _combined(path, pairs, shares, method, density or 1.0, rank, seed, common, observe)
-        modules[path] = dict(zip(names, made, strict=True))
-        alphas[path] = common * made[0].shape[0]
+        combined = _combined(path, pairs, shares, method, density or 1.0, rank, seed, common, observe)
+        modules[path] = dict(zip(names, combined, strict=True))
+        alphas[path] = common * combined[0].shape[0]
     saved = _saved(adapters)
     first = adapters[0].config
     config: dict[str, Any] = {k: first[k] for k in _KEPT_KEYS if k in first}
@@ -217,12 +217,12 @@ def _combined(
     def fn(*data: torch.Tensor) -> tuple[torch.Tensor, ...]:
         a, b = [x.float() for x in data[0::2]], [x.float() for x in data[1::2]]
         if method == "cat":
-            made = _cat(a, b, shares)
+            factors = _cat(a, b, shares)
         elif method == "svd":
-            made = _svd(a, b, shares, r, observe)
+            factors = _svd(a, b, shares, r, observe)
         else:
-            made = _elementwise(a, b, shares, method, density, lambda side, i: _generator(seed, path, side, i))
-        return tuple(x.to(dtype.torch).contiguous() for x in made)
+            factors = _elementwise(a, b, shares, method, density, lambda side, i: _generator(seed, path, side, i))
+        return tuple(x.to(dtype.torch).contiguous() for x in factors)
 
     attrs = {"method": method, "shares": list(shares), "density": density, "rank": r, "seed": seed, "scale": scale}
     node = Apply("combine", operands, specs, fn, attrs, row_step=None, output_rows=[1, 0], scratch=6.0)
@@ -271,7 +271,7 @@ def _elementwise(
 
     roots = [math.sqrt(abs(f)) for f in shares]
     signed = [math.copysign(root, f) for root, f in zip(roots, shares, strict=True)]
-    made = []
+    combined = []
     for side, tensors, factors in (("A", a, signed), ("B", b, roots)):
         if method in ("ties", "magnitude_prune"):
             tensors = [_largest(x, density) for x in tensors]
@@ -280,12 +280,12 @@ def _elementwise(
         stack = torch.stack(list(tensors))
         weighted = stack * torch.tensor(factors).view(-1, 1, 1)
         if not method.endswith("ties"):
-            made.append(weighted.sum(dim=0))
+            combined.append(weighted.sum(dim=0))
             continue
         elected = torch.where(stack.sum(dim=0) >= 0, 1.0, -1.0)
         agrees = stack.sign() == elected
-        made.append((weighted * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1))
-    return made[0], made[1]
+        combined.append((weighted * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1))
+    return combined[0], combined[1]
 
 
 def _largest(x: torch.Tensor, density: float) -> torch.Tensor:

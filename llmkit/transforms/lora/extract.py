@@ -185,10 +185,15 @@ def _with_heads(ckpt: Checkpoint) -> Checkpoint:
 
     Readers of an adapter that holds a tied embedding alone would leave the old one as the head; both are stored, then.
     """
-    found = find_embeddings(ckpt)
-    if not found.is_tied or found.head is None or found.embed is None or found.embed not in ckpt.tensors:
+    embeddings = find_embeddings(ckpt)
+    if (
+        not embeddings.is_tied
+        or embeddings.head is None
+        or embeddings.embed is None
+        or embeddings.embed not in ckpt.tensors
+    ):
         return ckpt
-    return replace(ckpt, tensors={**ckpt.tensors, found.head: ckpt.tensors[found.embed]})
+    return replace(ckpt, tensors={**ckpt.tensors, embeddings.head: ckpt.tensors[embeddings.embed]})
 
 
 def _transposed_names(ckpt: Checkpoint) -> frozenset[str]:
@@ -222,14 +227,14 @@ def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
 
 def _with_siblings(tuned: Checkpoint, ranks: dict[str, int], saved: list[str]) -> list[str]:
     """PEFT saves modules whole: all tensors of one go together, but for biases, which may be saved alone."""
-    whole = dict.fromkeys(saved)
+    full = dict.fromkeys(saved)
     for name in saved:
         module, _, leaf = name.rpartition(".")
         for other in tuned.tensors if leaf != "bias" else ():
             if other.rpartition(".")[0] == module:
-                whole.setdefault(other)
+                full.setdefault(other)
                 ranks.pop(other, None)
-    return list(whole)
+    return list(full)
 
 
 def _gram(base: Lazy, tuned: Lazy) -> tuple[torch.Tensor, torch.Tensor, bool]:

@@ -86,8 +86,8 @@ def _quantized(base: Checkpoint) -> tuple[FolderCodec, dict[str, Grid]]:
             f"{base.label} {what}: --requantize has nothing to write",
             hint="leave --requantize out" if codec is None else "llmkit convert BASE --to dense -o FLOATS, then merge",
         )
-    found = {name: matrix_of(lazy) for name, lazy in dequantized(base).tensors.items()}
-    return codec, {name: matrix.grid for name, matrix in found.items() if matrix is not None}
+    matrices = {name: matrix_of(lazy) for name, lazy in dequantized(base).tensors.items()}
+    return codec, {name: matrix.grid for name, matrix in matrices.items() if matrix is not None}
 
 
 def _in_dtype(base: Checkpoint, dtype: DType) -> Checkpoint:

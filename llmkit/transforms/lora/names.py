@@ -42,12 +42,12 @@ class Paths:
         return self._head is not None and (last == self._head.rpartition(".")[2] or module == self._head)
 
     def _prefixes(self) -> list[str]:
-        found: dict[str, None] = {}
+        prefixes: dict[str, None] = {}
         for module in self._modules:
             words = module.split(".")
-            found.setdefault(words[0] + ".")
-            found.setdefault(".".join(words[:2]) + ".")
-        return list(found)
+            prefixes.setdefault(words[0] + ".")
+            prefixes.setdefault(".".join(words[:2]) + ".")
+        return list(prefixes)
 
     @staticmethod
     def _rename(module: str, change: tuple[int, str]) -> str:
@@ -83,12 +83,12 @@ class Paths:
             )
         guess = self._nearest_module(path)
         layers = [m for m in self._modules if any(part.isdigit() for part in m.split("."))]
-        told = (
+        nearest_text = (
             f"the nearest module is {guess}; " if guess else f"its modules are such as {layers[-1]}; " if layers else ""
         )
         return SpecError(
             f"{label}: {what} of {path} has no place in {self._label}, which has no such tensor",
-            hint=told + OTHER_BASE,
+            hint=nearest_text + OTHER_BASE,
         )
 
     def _nearest_module(self, path: str) -> str | None:

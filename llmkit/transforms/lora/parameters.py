@@ -62,13 +62,13 @@ class _Place:
 
 def targets_of(config: Mapping[str, object], module: str) -> list[str]:
     """The parameters of a module that `target_parameters` may mean."""
-    given = config.get("target_parameters")
-    found: dict[str, None] = {}
-    for target in given if isinstance(given, list) else ():
+    stated = config.get("target_parameters")
+    targets: dict[str, None] = {}
+    for target in stated if isinstance(stated, list) else ():
         owner, _, leaf = str(target).rpartition(".")
         if not owner or module == owner or module.endswith(f".{owner}"):
-            found.setdefault(leaf)
-    return list(found)
+            targets.setdefault(leaf)
+    return list(targets)
 
 
 def parameter_updates(adapter: Adapter, tensors: Mapping[str, Lazy], module: str, at: str) -> list[Update]:
@@ -104,10 +104,10 @@ def parameter_updates(adapter: Adapter, tensors: Mapping[str, Lazy], module: str
             hint="merge it with peft (merge_and_unload), then use the merged folder",
         )
     is_swapped = _is_swapped(adapter, tensors, at, list(zip(fitting[0], levels, strict=True)))
-    found: list[Update] = []
+    updates: list[Update] = []
     for place, parts in zip(fitting[0], levels, strict=True):
-        found += _updates(adapter, module, place, parts, is_swapped)
-    return found
+        updates += _updates(adapter, module, place, parts, is_swapped)
+    return updates
 
 
 def unwrapped(module: str) -> str:
@@ -133,18 +133,18 @@ def _find(tensors: Mapping[str, Lazy], module: str, leaf: str) -> _Place | None:
         end = f".{module.rpartition('.')[2]}.{leaf}"
         alike = [stored for stored in tensors if stored.endswith(end) and _numbers(stored) == numbers]
         return _Place(leaf, tensors[alike[0]].shape, name=alike[0]) if len(alike) == 1 else None
-    found: dict[str, dict[int, str]] = {}
+    located: dict[str, dict[int, str]] = {}
     for stored in tensors:
         match = _EXPERT.match(stored)
         if match is not None and _numbers(match["before"]) == numbers:
-            found.setdefault(match["leaf"], {})[int(match["expert"])] = stored
+            located.setdefault(match["leaf"], {})[int(match["expert"])] = stored
     for leaves in _STACKED[leaf]:
-        if not all(part in found for part in leaves):
+        if not all(part in located for part in leaves):
             continue
-        n = len(found[leaves[0]])
-        if any(set(found[part]) != set(range(n)) for part in leaves):
+        n = len(located[leaves[0]])
+        if any(set(located[part]) != set(range(n)) for part in leaves):
             continue
-        experts = tuple(tuple(found[part][e] for part in leaves) for e in range(n))
+        experts = tuple(tuple(located[part][e] for part in leaves) for e in range(n))
         shapes = [tensors[stored].shape for stored in experts[0]]
         return _Place(leaf, (n, sum(s[0] for s in shapes), shapes[0][1]), experts)
     return None
@@ -227,7 +227,7 @@ def _stacked(lazy: Lazy, shape: tuple[int, int, int], is_swapped: bool) -> Lazy:
     spec = TensorSpec(lazy.dtype, (shape[0], shape[2], shape[1]) if is_swapped else shape)
 
     def fn(x: torch.Tensor) -> torch.Tensor:
-        made = x.view(shape[1], shape[2], shape[0]).permute(2, 0, 1) if is_b else x.view(shape)
-        return (made.transpose(1, 2) if is_swapped else made).contiguous()
+        stacked = x.view(shape[1], shape[2], shape[0]).permute(2, 0, 1) if is_b else x.view(shape)
+        return (stacked.transpose(1, 2) if is_swapped else stacked).contiguous()
 
     return Concat([Apply("by expert", [lazy], spec, fn, row_step=None).output()]).output()

@@ -51,7 +51,7 @@ def peft_checkpoint(
             is_bare = part.startswith("lora_embedding_")
             tensors[f"{_PREFIX}{module}.{part}{'' if is_bare else '.weight'}"] = lazy
         ranks[module] = next(t.shape[0] for p, t in parts.items() if p.endswith("_A"))
-    whole, with_biases = [], False
+    replaced, with_biases = [], False
     for path, lazy in saved.items():
         module, _, leaf = path.rpartition(".")
         is_bias = leaf == "bias" and (module in modules or f"{module}.weight" not in saved)
@@ -62,7 +62,7 @@ def peft_checkpoint(
             tensors[_PREFIX + path] = lazy
         else:
             tensors[_PREFIX + path] = lazy
-            whole.append(module)
+            replaced.append(module)
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 8
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else rank
     document: dict[str, Any] = {
@@ -80,7 +80,7 @@ def peft_checkpoint(
         "lora_alpha": _plain(alpha),
         "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {m: _plain(a) for m, a in alphas.items() if a != alpha},
-        "modules_to_save": list(dict.fromkeys(whole)) or None,
+        "modules_to_save": list(dict.fromkeys(replaced)) or None,
     }
     document.setdefault("target_modules", list(modules))
     small = dict(files or {})

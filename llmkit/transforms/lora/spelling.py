@@ -58,26 +58,26 @@ def _slots(model: Model, spelling: Spelling) -> dict[str, Slot]:
 
 
 def _translated(adapter: Adapter, model: Model, spelling: Spelling, slots: Mapping[str, Slot]) -> Adapter:
-    own = rotary_order(model)
+    rotary = rotary_order(model)
 
     def weights_in(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
-        found = parts_of(lazy, slot)
-        is_other = own is not None and spelling.pairs not in (None, own)
-        return rotary_pairs(found, model, to=str(own)) if is_other else found
+        weights = parts_of(lazy, slot)
+        is_other = rotary is not None and spelling.pairs not in (None, rotary)
+        return rotary_pairs(weights, model, to=str(rotary)) if is_other else weights
 
     parts: dict[str, dict[str, Lazy]] = {}  # by the id of a weight
     scaling: dict[str, float] = {}
-    for module, given in adapter.modules.items():
+    for module, stored_parts in adapter.modules.items():
         slot = slots[f"{module}.weight"]
-        for part, lazy in given.items():
+        for part, lazy in stored_parts.items():
             of_each = weights_in(lazy, slot) if part in _OF_ROWS else {p.id: lazy for p in slot.parts}
             for weight, moved in of_each.items():
                 parts.setdefault(weight, {})[part] = moved
         if module in adapter.scaling:
             scaling |= {p.id: adapter.scaling[module] for p in slot.parts}
-    whole: dict[str, Lazy] = {}
+    matrices: dict[str, Lazy] = {}
     for name, lazy in adapter.replacements.items():
-        whole |= weights_in(lazy, slots[name])
+        matrices |= weights_in(lazy, slots[name])
     modules: dict[str, Mapping[str, Lazy]] = {}
     factors: dict[str, float] = {}
     replacements: dict[str, Lazy] = {}
@@ -86,10 +86,10 @@ def _translated(adapter: Adapter, model: Model, spelling: Spelling, slots: Mappi
         changed = {p.id: parts[p.id] for p in slot.parts if p.id in parts}
         if changed:
             modules[path] = _joined(adapter.label, slot, changed)
-            known = [scaling[weight] for weight in changed if weight in scaling]
-            factors.update({path: known[0]} if known else {})
-        if all(p.id in whole for p in slot.parts):
-            replacements[slot.name] = stored(whole, slot)
+            scales = [scaling[weight] for weight in changed if weight in scaling]
+            factors.update({path: scales[0]} if scales else {})
+        if all(p.id in matrices for p in slot.parts):
+            replacements[slot.name] = stored(matrices, slot)
     return replace(adapter, modules=modules, scaling=factors, replacements=replacements)
 
 

@@ -56,59 +56,59 @@ def plan_embeddings(
     at_embed, at_head = _path_to(embeddings.embed, adapter, paths), _path_to(embeddings.head, adapter, paths)
     brought = _rows_brought(adapter, at_embed, at_head, embed.shape[0])
     vocabulary = plan_vocabulary(ckpt, adapter, embed.shape[0], brought, force=force)
-    made = EmbeddingPlan(**vars(vocabulary), adapter=adapter, tensors=dict(ckpt.tensors))
+    plan = EmbeddingPlan(**vars(vocabulary), adapter=adapter, tensors=dict(ckpt.tensors))
     if embeddings.is_tied and (at_embed is not None or at_head is not None):
-        _plan_tied(made, ckpt, embeddings, at_embed or _module(embeddings.embed), at_head)
-    return made
+        _plan_tied(plan, ckpt, embeddings, at_embed or _module(embeddings.embed), at_head)
+    return plan
 
 
 def _plan_tied(
-    made: EmbeddingPlan, ckpt: Checkpoint, embeddings: Embeddings, at_embed: str, at_head: str | None
+    plan: EmbeddingPlan, ckpt: Checkpoint, embeddings: Embeddings, at_embed: str, at_head: str | None
 ) -> None:
     """Plan for tied matrices: a frozen base weight replaces the shared matrix; the other changes are compared."""
     head = embeddings.head
-    adapter = made.adapter
+    adapter = plan.adapter
     embed = str(embeddings.embed)
     at_other = at_head or (_module(head) if head is not None else "")
-    whole = dict(adapter.replacements)
-    frozen = [whole.pop(f"{m}.weight") for m in (at_other, at_embed) if _is_frozen(adapter, m)]
-    is_only_embedding = at_head is None and made.n_rows is not None and f"{at_embed}.weight" in whole
+    replacements = dict(adapter.replacements)
+    frozen = [replacements.pop(f"{m}.weight") for m in (at_other, at_embed) if _is_frozen(adapter, m)]
+    is_only_embedding = at_head is None and plan.n_rows is not None and f"{at_embed}.weight" in replacements
     if is_only_embedding and not _is_saved(adapter, at_embed):
-        frozen.append(whole.pop(f"{at_embed}.weight"))
-        made.warnings.append(
+        frozen.append(replacements.pop(f"{at_embed}.weight"))
+        plan.warnings.append(
             f"{adapter.label} resizes the embedding of a model whose head is tied to it, and holds no head: it stays "
             "tied, which is right only if it was in training"
         )
     if frozen:
-        made.tensors[embed] = frozen[-1].cast(made.tensors[embed].dtype)
+        plan.tensors[embed] = frozen[-1].cast(plan.tensors[embed].dtype)
     tokens = dict(adapter.tokens)
     if at_embed in tokens and at_other:
         tokens.setdefault(at_other, tokens[at_embed])
-    adapter = replace(adapter, replacements=whole, tokens=tokens)
+    adapter = replace(adapter, replacements=replacements, tokens=tokens)
     if _changes_both_equally(adapter, at_embed, at_other):
         if head is not None:
-            made.tensors.pop(head, None)  # a stored copy would no longer agree
-        made.notes.append("the head stays tied to the embedding: the adapter changes both alike, or only rows of both")
-        made.adapter = _without(adapter, at_other)
+            plan.tensors.pop(head, None)  # a stored copy would no longer agree
+        plan.notes.append("the head stays tied to the embedding: the adapter changes both alike, or only rows of both")
+        plan.adapter = _without(adapter, at_other)
         return
     if head is None:
         raise RequirementError(
-            f"{made.adapter.label} changes the embedding of {ckpt.label} on its own; its head is tied to that, and "
+            f"{plan.adapter.label} changes the embedding of {ckpt.label} on its own; its head is tied to that, and "
             "under which name it would be stored is not known",
             hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
         )
     others = [n for n, source in embeddings.shares.items() if source == embed and n != head]
     if others:
         raise RequirementError(
-            f"{made.adapter.label} changes embedding or head of {ckpt.label} on its own; tied to it are {head} and "
+            f"{plan.adapter.label} changes embedding or head of {ckpt.label} on its own; tied to it are {head} and "
             f"{listing(others)}, and its class computes otherwise when they are not",
             hint="merge it with peft",
         )
     for name, source in embeddings.shares.items():
-        made.tensors.setdefault(name, made.tensors[source])
-    made.tensors[head] = made.tensors[embed]
-    made.adapter, made.unties = adapter, True
-    made.notes.append(
+        plan.tensors.setdefault(name, plan.tensors[source])
+    plan.tensors[head] = plan.tensors[embed]
+    plan.adapter, plan.unties = adapter, True
+    plan.notes.append(
         f"the head is untied from the embedding: the adapter changes {'both' if at_head else 'one'} of them on its "
         "own, as the live model does; tie_word_embeddings becomes false"
     )
@@ -156,10 +156,10 @@ def _changes_both_equally(adapter: Adapter, at_embed: str, at_head: str) -> bool
         return False
     if rows is not None and others is not None and not (rows[0] == others[0] and are_equal(rows[1], others[1])):
         return False
-    parts, given = adapter.modules.get(at_embed), adapter.modules.get(at_head)
-    if parts is None and given is None:
+    parts, pair = adapter.modules.get(at_embed), adapter.modules.get(at_head)
+    if parts is None and pair is None:
         return True
-    left, right = _low_rank(parts or {}), _low_rank(given or {})
+    left, right = _low_rank(parts or {}), _low_rank(pair or {})
     if left is None or right is None or adapter.scaling.get(at_embed) != adapter.scaling.get(at_head):
         return False
     return all(are_equal(a, b) for a, b in zip(left, right, strict=True))

@@ -48,8 +48,8 @@ def plan_vocabulary(
     Raises:
         RequirementError: the counts show that adapter, tokenizer and model do not belong together.
     """
-    own = _tokenizer_files(adapter)
-    n_own = _count(adapter.label, own)
+    tokenizer_files = _tokenizer_files(adapter)
+    n_own = _count(adapter.label, tokenizer_files)
     n_base = _count(ckpt.label, ckpt.tokenizer_files)
     change = VocabularyChange(None, ckpt.files)
     problem = None if brought is None else _problem(ckpt, adapter, n_rows, brought, n_own, n_base)
@@ -59,7 +59,7 @@ def plan_vocabulary(
             raise RequirementError(message, hint=hint)
         change.warnings.append(f"forced: {message}")
     if brought is None:
-        _without_rows(ckpt, adapter, change, n_rows, n_own, n_base, own)
+        _without_rows(ckpt, adapter, change, n_rows, n_own, n_base, tokenizer_files)
         return change
     if brought != n_rows:
         change.n_rows = brought
@@ -68,8 +68,8 @@ def plan_vocabulary(
             change.notes.append(f"{brought - n_own} rows are padding: its tokenizer has {n_own} tokens")
         if brought < n_rows and problem is None:
             change.notes.append(f"the {n_rows - brought} rows left out were padding: the tokenizer had {n_base} tokens")
-    if own and (brought != n_rows or n_base is None or (n_own or 0) > n_base):
-        _adopt(ckpt, adapter, change, own)
+    if tokenizer_files and (brought != n_rows or n_base is None or (n_own or 0) > n_base):
+        _adopt(ckpt, adapter, change, tokenizer_files)
     return change
 
 
@@ -121,7 +121,7 @@ def _without_rows(
     n_rows: int,
     n_own: int | None,
     n_base: int | None,
-    own: Mapping[str, FileContent],
+    tokenizer_files: Mapping[str, FileContent],
 ) -> None:
     if n_own is None:
         return
@@ -131,7 +131,7 @@ def _without_rows(
             f"brings no rows: the tokenizer of {ckpt.label} is kept"
         )
     elif n_base is None or n_own > n_base:
-        _adopt(ckpt, adapter, change, own)
+        _adopt(ckpt, adapter, change, tokenizer_files)
     elif n_own < n_base:
         change.warnings.append(
             f"{adapter.label}: the tokenizer beside it has {n_own} tokens, that of {ckpt.label} {n_base}; the latter "
@@ -139,8 +139,10 @@ def _without_rows(
         )
 
 
-def _adopt(ckpt: Checkpoint, adapter: Adapter, change: VocabularyChange, own: Mapping[str, FileContent]) -> None:
-    change.files = {k: v for k, v in ckpt.files.items() if k not in TOKENIZER_FILES} | dict(own)
+def _adopt(
+    ckpt: Checkpoint, adapter: Adapter, change: VocabularyChange, tokenizer_files: Mapping[str, FileContent]
+) -> None:
+    change.files = {k: v for k, v in ckpt.files.items() if k not in TOKENIZER_FILES} | dict(tokenizer_files)
     change.notes.append(f"tokenizer from {adapter.label}")
 
 
@@ -153,5 +155,5 @@ def _tokenizer_files(adapter: Adapter) -> dict[str, FileContent]:
 def _count(label: str, files: Mapping[str, FileContent]) -> int | None:
     if not files:
         return None
-    found = read_vocabulary(Checkpoint(label, {}, {}, files))
-    return None if found is None else found.n_tokens
+    vocabulary = read_vocabulary(Checkpoint(label, {}, {}, files))
+    return None if vocabulary is None else vocabulary.n_tokens

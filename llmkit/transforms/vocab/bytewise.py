@@ -25,26 +25,26 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
     if fast is None:
         raise RequirementError(f"{tokenizer.label}: merges are added to tokenizer.json, which it does not have")
     first = tokenizer.n_tokens
-    known, ranks = dict(tokenizer.known), {pair: i for i, pair in enumerate(fast.merges)}
+    ids, ranks = dict(tokenizer.known), {pair: i for i, pair in enumerate(fast.merges)}
     cut_before = segmenter(tokenizer)
     new: dict[str, int] = {}
     wanted = [e.token for e in entries if to_bytes(e.token) is not None]
-    n_present = sum(t in known for t in wanted)
+    n_present = sum(t in ids for t in wanted)
 
     def learn(left: str, right: str) -> None:
         ranks[left, right] = len(ranks)
-        if left + right not in known:
-            known[left + right] = new[left + right] = first + len(new)
+        if left + right not in ids:
+            ids[left + right] = new[left + right] = first + len(new)
 
     priority = by_rank(ranks)
     for token in wanted:
-        make_reachable(token, token, priority, known, learn)
+        make_reachable(token, token, priority, ids, learn)
     if not all(apply_bpe(t, priority).parts == (t,) for t in new):
         raise RequirementError(f"{tokenizer.label}: some new tokens cannot be reached by merges")  # cannot happen
     n_between = len(new.keys() - set(wanted))
-    made = fast.with_model({**fast.vocab, **new}, list(ranks))
+    extended = fast.with_model({**fast.vocab, **new}, list(ranks))
     old_of = (*range(first), *[None] * len(new))
-    files = tokenizer.rewritten({i: i for i in range(first)}, fast=made)
+    files = tokenizer.rewritten({i: i for i in range(first)}, fast=extended)
     notes = [
         f"{len(new)} new tokens at ids {first} to {first + len(new) - 1} ({n_present} of {len(wanted)} were there "
         f"already), and {len(ranks) - len(fast.merges)} merges after the {len(fast.merges)} old ones: "
@@ -52,7 +52,7 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
     ]
     if n_between:
         notes.append(f"{n_between} of them are pieces between, without which the others could not be merged")
-    n_text, n_reached = _measured(made, new)
+    n_text, n_reached = _measured(extended, new)
     notes.append(f"measured: {n_reached} of the {n_text} new tokens that are whole characters come out as one token")
     if n_reached < n_text:
         notes.append(

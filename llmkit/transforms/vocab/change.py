@@ -59,31 +59,31 @@ def resized(
         keep_padding: rows beyond the last token that the old matrix had stay where they are.
         step: the entry of the history.
     """
-    found = vocabulary_tensors(ckpt)
-    if n_tokens_before > found.n_rows:
+    vocabulary = vocabulary_tensors(ckpt)
+    if n_tokens_before > vocabulary.n_rows:
         raise RequirementError(
-            f"{ckpt.label}: the tokenizer has {n_tokens_before} tokens, the embedding {found.n_rows} rows; "
+            f"{ckpt.label}: the tokenizer has {n_tokens_before} tokens, the embedding {vocabulary.n_rows} rows; "
             "which rows belong to which tokens cannot be told",
             hint="put the tokenizer that these weights were trained with into the folder",
         )
     old_of = list(change.old_of)
-    n_rows = max(len(old_of), found.n_rows) if keep_padding else len(old_of)
+    n_rows = max(len(old_of), vocabulary.n_rows) if keep_padding else len(old_of)
     n_rows = _padded(n_rows, pad_to_multiple)
-    old_of += [i if keep_padding and i < found.n_rows else None for i in range(len(old_of), n_rows)]
+    old_of += [i if keep_padding and i < vocabulary.n_rows else None for i in range(len(old_of), n_rows)]
     n_made = sum(old is None for old in old_of)
     parts = [*change.parts, *[()] * (n_made - len(change.parts))]
     tensors = dict(ckpt.tensors)
-    if n_made or old_of != list(range(found.n_rows)):
-        for name in found.names:
-            made = make_rows(tensors[name], parts) if n_made else None
-            tensors[name] = arranged(tensors[name], old_of, made)
+    if n_made or old_of != list(range(vocabulary.n_rows)):
+        for name in vocabulary.names:
+            new_rows = make_rows(tensors[name], parts) if n_made else None
+            tensors[name] = arranged(tensors[name], old_of, new_rows)
     new_of = change.new_of
     return ckpt.derive(
         tensors=tensors,
-        config=resized_config(ckpt.config, found.n_rows, n_rows, new_of, ckpt.label),
+        config=resized_config(ckpt.config, vocabulary.n_rows, n_rows, new_of, ckpt.label),
         files=renumbered_generation(change.files, new_of),
         step={**step, **change.figures, "rows": n_rows},
-        notes=[*change.notes, *_row_notes(found, n_rows, len(change.old_of))],
+        notes=[*change.notes, *_row_notes(vocabulary, n_rows, len(change.old_of))],
         warnings=change.warnings,
     )
 
@@ -96,8 +96,8 @@ def _padded(n_rows: int, multiple: int | None) -> int:
     return -(-n_rows // multiple) * multiple
 
 
-def _row_notes(found: VocabularyTensors, n_rows: int, n_tokens: int) -> list[str]:
-    what = "the embedding, which is the head too," if found.is_tied else " and ".join(found.names)
+def _row_notes(vocabulary: VocabularyTensors, n_rows: int, n_tokens: int) -> list[str]:
+    what = "the embedding, which is the head too," if vocabulary.is_tied else " and ".join(vocabulary.names)
     padding = f", of which {n_rows - n_tokens} are padding beyond the last token" if n_rows > n_tokens else ""
-    notes = [f"{what} from {found.n_rows} to {n_rows} rows{padding}"]
-    return [found.note, *notes] if found.note else notes
+    notes = [f"{what} from {vocabulary.n_rows} to {n_rows} rows{padding}"]
+    return [vocabulary.note, *notes] if vocabulary.note else notes

@@ -21,14 +21,14 @@ def with_vocab_size(config: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
 
 def mentioned_ids(ckpt: Checkpoint) -> list[int]:
     """Every token id that the configs name."""
-    found: list[int] = []
+    ids: list[int] = []
     for config in (ckpt.config, ckpt.generation_config):
         for key, value in config.items():
             if _holds_ids(key):
-                found += _integers(value)
+                ids += _integers(value)
             elif isinstance(value, dict):
-                found += [i for k, v in value.items() if _holds_ids(k) for i in _integers(v)]
-    return sorted(set(found))
+                ids += [i for k, v in value.items() if _holds_ids(k) for i in _integers(v)]
+    return sorted(set(ids))
 
 
 def resized_config(
@@ -44,9 +44,9 @@ def resized_config(
     sizes = [(k, v) for part in (config, *(v for v in config.values() if isinstance(v, dict)))
              for k, v in part.items() if k in SIZE_KEYS]  # fmt: skip
     if not any(v == n_old for _, v in sizes):
-        found = ", ".join(f"{k} {v}" for k, v in sizes) or "none of " + ", ".join(SIZE_KEYS)
+        stated = ", ".join(f"{k} {v}" for k, v in sizes) or "none of " + ", ".join(SIZE_KEYS)
         raise SpecError(
-            f"{label}: the embedding has {n_old} rows, config.json says {found}",
+            f"{label}: the embedding has {n_old} rows, config.json says {stated}",
             hint=f"correct config.json: vocab_size {n_old}",
         )
     return _mapped(config, new_of, n_old, n_new)

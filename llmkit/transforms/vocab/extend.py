@@ -48,15 +48,15 @@ def extend(
     check_init(init)
     require_model(ckpt, "vocab extend")
     tokenizer = TokenizerFiles.of(ckpt)
-    found = read_source(Path(source))
-    change = _change(tokenizer, found, as_, scores)
+    tokens = read_source(Path(source))
+    change = _change(tokenizer, tokens, as_, scores)
     if not change.parts:
         raise InputError(
-            f"{found.label} brings no token that {ckpt.label} lacks ({len(found.entries)} looked at)",
+            f"{tokens.label} brings no token that {ckpt.label} lacks ({len(tokens.entries)} looked at)",
             hint="nothing is to be done; tokens that it lacks come from another file: --with FILE",
         )
     step = {
-        "transform": "vocab.extend", "model": ckpt.label, "with": found.label, "init": init,
+        "transform": "vocab.extend", "model": ckpt.label, "with": tokens.label, "init": init,
         **({"seed": seed} if init in ("normal", "focus") else {}), **({"scores": scores} if scores else {}),
     }  # fmt: skip
     extended = resized(
@@ -68,7 +68,7 @@ def extend(
         keep_padding=True,
         step=step,
     )
-    return extended.derive(notes=[f"new rows: {INITS[init]}", *found.notes])
+    return extended.derive(notes=[f"new rows: {INITS[init]}", *tokens.notes])
 
 
 def _change(tokenizer: TokenizerFiles, source: Source, as_: str | None, scores: str | None) -> Change:

@@ -96,7 +96,7 @@ def _mixtures(change: Change, sentences: Sequence[Sequence[int]], seed: int) -> 
         return fallback
     anchor_vectors = vectors[[row for row, _ in anchors]]
     wanted = [(n, position[token]) for n, token in enumerate(new_ids) if token in position]
-    found = list(fallback)
+    mixtures = list(fallback)
     for start in range(0, len(wanted), _BLOCK):
         block = wanted[start : start + _BLOCK]
         similar = vectors[[row for _, row in block]] @ anchor_vectors.T
@@ -104,8 +104,8 @@ def _mixtures(change: Change, sentences: Sequence[Sequence[int]], seed: int) -> 
         weights = sparsemax(top)
         for (n, _), row_weights, row_places in zip(block, weights.tolist(), places.tolist(), strict=True):
             kept = [(anchors[p][1], w) for w, p in zip(row_weights, row_places, strict=True) if w > 0]
-            found[n] = (tuple(i for i, _ in kept), tuple(w for _, w in kept))
-    return found
+            mixtures[n] = (tuple(i for i, _ in kept), tuple(w for _, w in kept))
+    return mixtures
 
 
 def _cooccurrences(sentences: Sequence[Sequence[int]]) -> Pairs:

@@ -38,7 +38,7 @@ def info(
         RequirementError: no tokenizer, or a text given for one that cannot encode here.
     """
     tokenizer = target if isinstance(target, TokenizerFiles) else read_tokenizer(target.label, target.files)
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "label": tokenizer.label,
         "kind": tokenizer.kind,
         "n_tokens": tokenizer.n_tokens or len(tokenizer.ranks or ()),
@@ -48,7 +48,7 @@ def info(
     }
     lines = read_corpus(Path(text)) if text is not None else None
     if lines is not None:
-        found["text"] = _measured(tokenizer, lines, on_progress)
+        description["text"] = _measured(tokenizer, lines, on_progress)
     if against is not None:
         mine, theirs = set(tokenizer.known), set(against.known)
         other: dict[str, Any] = {
@@ -57,9 +57,9 @@ def info(
         }  # fmt: skip
         if lines is not None:
             other["text"] = _measured(against, lines, on_progress)
-            other["tokens_ratio"] = other["text"]["n_tokens"] / max(found["text"]["n_tokens"], 1)
-        found["against"] = other
-    return found
+            other["tokens_ratio"] = other["text"]["n_tokens"] / max(description["text"]["n_tokens"], 1)
+        description["against"] = other
+    return description
 
 
 def open_tokenizer(path: str | Path) -> TokenizerFiles:
@@ -70,13 +70,13 @@ def open_tokenizer(path: str | Path) -> TokenizerFiles:
     """
     where = resolve_path(path)
     files = tokenizer_contents(where)
-    found = read_tokenizer(where.name, files)
-    if found.sp is None and found.fast is None and found.ranks is None:
+    tokenizer = read_tokenizer(where.name, files)
+    if tokenizer.sp is None and tokenizer.fast is None and tokenizer.ranks is None:
         raise InputError(
             f"{where} has no tokenizer: expected tokenizer.json, a SentencePiece model or a tiktoken file",
             hint="give the folder that holds tokenizer.json, or the file itself",
         )
-    return found
+    return tokenizer
 
 
 def _pieces(tokenizer: TokenizerFiles) -> dict[str, Any]:

@@ -95,13 +95,13 @@ def combined_rows(
         mine = mixtures()[rows[0] : rows[1]]
         wanted = sorted({old for ids, _ in mine for old in ids})
         place = {old: n for n, old in enumerate(wanted)}
-        found = torch.empty((len(wanted), *spec.shape[1:]), dtype=torch.float32)
-        gather(context, matrix, list(zip(range(len(wanted)), wanted, strict=True)), found)
+        old_rows = torch.empty((len(wanted), *spec.shape[1:]), dtype=torch.float32)
+        gather(context, matrix, list(zip(range(len(wanted)), wanted, strict=True)), old_rows)
         out = torch.zeros((len(mine), *spec.shape[1:]), dtype=torch.float32)
         target = torch.tensor([i for i, (ids, _) in enumerate(mine) for _ in ids], dtype=torch.long)
         source = torch.tensor([place[old] for ids, _ in mine for old in ids], dtype=torch.long)
         factor = torch.tensor([w for _, weights in mine for w in weights], dtype=torch.float32)
-        out.index_add_(0, target, found[source] * factor.view(-1, *[1] * (out.dim() - 1)))
+        out.index_add_(0, target, old_rows[source] * factor.view(-1, *[1] * (out.dim() - 1)))
         empty = [i for i, (ids, _) in enumerate(mine) if not ids]
         if empty:
             out[empty] = context.whole(mean)
@@ -123,8 +123,8 @@ def _normal(matrix: Lazy, spec: TensorSpec, seed: int) -> Lazy:
     def compute(rows: Rows, context: Context) -> torch.Tensor:
         import torch
 
-        found = context.whole(moments)
-        mean, factor = found[:1], found[1:]
+        values = context.whole(moments)
+        mean, factor = values[:1], values[1:]
         out = []
         for block in range(rows[0] // BLOCK_ROWS, -(-rows[1] // BLOCK_ROWS)):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + block)

@@ -48,24 +48,24 @@ def extend_pieces(tokenizer: TokenizerFiles, entries: Sequence[Entry], scores: s
             hint="use --scores own",
         )
     old_scores = merge_scores(tokenizer) if is_bpe else _unigrams(tokenizer)
-    known = dict(tokenizer.known)
-    fresh = [e for e in {e.token: e for e in entries}.values() if e.token not in known]
+    ids = dict(tokenizer.known)
+    fresh = [e for e in {e.token: e for e in entries}.values() if e.token not in ids]
     floor = min((s for t, s in old_scores.items() if len(t) > 1 and s > _LOWEST), default=0.0)
     table, pieces = dict(old_scores), list[Piece]()
 
-    def append(token: str, own: float) -> None:
-        score = {"zero": 0.0, "own": own, "after": floor - 1 - len(pieces)}[rule]
+    def append(token: str, own_score: float) -> None:
+        score = {"zero": 0.0, "own": own_score, "after": floor - 1 - len(pieces)}[rule]
         pieces.append(Piece(token, score))
         table[token] = score
-        known[token] = -1
+        ids[token] = -1
 
     n_between = 0
     for entry in fresh:
-        if entry.token in known:  # made on the way to an earlier one
+        if entry.token in ids:  # made on the way to an earlier one
             continue
         if build and is_bpe:
             for character in dict.fromkeys(entry.token):
-                if character not in known and character != entry.token:
+                if character not in ids and character != entry.token:
                     append(character, entry.score)
                     n_between += 1
 
@@ -74,8 +74,8 @@ def extend_pieces(tokenizer: TokenizerFiles, entries: Sequence[Entry], scores: s
                 n_between += left + right != entry.token
                 append(left + right, entry.score)
 
-            make_reachable(entry.token, entry.token, by_score(table), known, learn)
-        if entry.token not in known:
+            make_reachable(entry.token, entry.token, by_score(table), ids, learn)
+        if entry.token not in ids:
             append(entry.token, entry.score)
     return _change(tokenizer, entries, pieces, table, rule, n_between)
 
@@ -143,10 +143,10 @@ def _agreement(
     special = {
         str(t["content"]) for t in fast.added if t["id"] < len(sp.pieces)
     }  # which the model does not know in text
-    found = compare(sp.encoder(), fast.encoder(), more=probes, without=special)
-    if found is None and not n_tied:
+    difference = compare(sp.encoder(), fast.encoder(), more=probes, without=special)
+    if difference is None and not n_tied:
         return []
-    measured = "No test text shows it" if found is None else f"Here {found}"
+    measured = "No test text shows it" if difference is None else f"Here {difference}"
     return [
         f"{n_tied} merges have equal scores: SentencePiece takes the leftmost in the text, which tokenizer.json cannot "
         f"say: {name} is exact. {measured}. Where the two must agree on every text, use --scores after (it cuts some "

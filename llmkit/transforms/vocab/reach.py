@@ -11,7 +11,11 @@ _MAX_SEARCHED = 16
 
 
 def make_reachable(
-    token: str, symbols: Sequence[str], priority: Priority, known: Container[str], learn: Callable[[str, str], None]
+    token: str,
+    symbols: Sequence[str],
+    priority: Priority,
+    vocabulary: Container[str],
+    learn: Callable[[str, str], None],
 ) -> None:
     """Learn merges until BPE makes one symbol of `symbols`.
 
@@ -20,17 +24,17 @@ def make_reachable(
 
     Args:
         symbols: the token's characters.
-        known: tokens that exist; a merge that makes another one costs an id, and the fewest are made.
+        vocabulary: tokens that exist; a merge that makes another one costs an id, and the fewest are made.
         learn: called with the two sides of a merge; must make `priority` know it, last in rank.
     """
     parts = apply_bpe(symbols, priority).parts
     while len(parts) > 1:
-        at = _next_pair(parts, known)
+        at = _next_pair(parts, vocabulary)
         learn(parts[at], parts[at + 1])
         parts = apply_bpe(symbols, priority).parts
 
 
-def _next_pair(parts: Sequence[str], known: Container[str]) -> int:
+def _next_pair(parts: Sequence[str], vocabulary: Container[str]) -> int:
     """Where the innermost, leftmost merge of the cheapest bracketing stands."""
     n = len(parts)
     if n == 2 or n > _MAX_SEARCHED:
@@ -42,7 +46,7 @@ def _next_pair(parts: Sequence[str], known: Container[str]) -> int:
             j = i + width
             best = min(range(i, j), key=lambda m, i=i, j=j: cost[i, m] + cost[m + 1, j])  # type: ignore[misc]
             split[i, j] = best
-            is_new = width < n - 1 and "".join(parts[i : j + 1]) not in known
+            is_new = width < n - 1 and "".join(parts[i : j + 1]) not in vocabulary
             cost[i, j] = cost[i, best] + cost[best + 1, j] + is_new
     i, j = 0, n - 1
     while j - i > 1:

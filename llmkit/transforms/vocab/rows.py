@@ -68,12 +68,12 @@ def row_slices(n_rows: int) -> list[Rows]:
     return [(start, min(start + BLOCK_ROWS, n_rows)) for start in range(0, n_rows, BLOCK_ROWS)]
 
 
-def arranged(matrix: Lazy, old_of: Sequence[int | None], made: Lazy | None) -> Lazy:
-    """A matrix whose row i is row `old_of[i]` of `matrix`, or the next row of `made` where that is None."""
+def arranged(matrix: Lazy, old_of: Sequence[int | None], new_rows: Lazy | None) -> Lazy:
+    """A matrix whose row i is row `old_of[i]` of `matrix`, or the next row of `new_rows` where that is None."""
     runs: list[tuple[Lazy, int, int]] = []
     n_made = 0
     for old in old_of:
-        source, row = (matrix, old) if old is not None or made is None else (made, n_made)
+        source, row = (matrix, old) if old is not None or new_rows is None else (new_rows, n_made)
         if row is None:
             raise SpecError("a row is wanted that neither the old matrix nor new rows give")
         n_made += old is None
@@ -82,7 +82,7 @@ def arranged(matrix: Lazy, old_of: Sequence[int | None], made: Lazy | None) -> L
         else:
             runs.append((source, row, row + 1))
     if len(runs) > _MAX_RUNS:
-        return _picked(matrix, old_of, made)
+        return _picked(matrix, old_of, new_rows)
     parts = [s if (a, b) == (0, s.spec.n_rows) else TakeRows(s, a, b).output() for s, a, b in runs]
     return parts[0] if len(parts) == 1 else Concat(parts).output()
 
@@ -91,7 +91,7 @@ def arranged(matrix: Lazy, old_of: Sequence[int | None], made: Lazy | None) -> L
 _MAX_RUNS = 16
 
 
-def _picked(matrix: Lazy, old_of: Sequence[int | None], made: Lazy | None) -> Lazy:
+def _picked(matrix: Lazy, old_of: Sequence[int | None], new_rows: Lazy | None) -> Lazy:
     """The same, gathered block by block: rows that lie near each other are read together."""
     order = [0]
     for old in old_of:
@@ -103,12 +103,12 @@ def _picked(matrix: Lazy, old_of: Sequence[int | None], made: Lazy | None) -> La
         wanted = old_of[rows[0] : rows[1]]
         out = torch.empty((len(wanted), *matrix.shape[1:]), dtype=matrix.dtype.torch)
         fresh = [i for i, old in enumerate(wanted) if old is None]
-        if fresh and made is not None:
-            out[fresh] = context.cut(made, (order[rows[0]], order[rows[1]]))
+        if fresh and new_rows is not None:
+            out[fresh] = context.cut(new_rows, (order[rows[0]], order[rows[1]]))
         gather(context, matrix, [(i, old) for i, old in enumerate(wanted) if old is not None], out)
         return out
 
-    inputs = [matrix] if made is None else [matrix, made]
+    inputs = [matrix] if new_rows is None else [matrix, new_rows]
     attrs = {"rows": len(old_of), "of": matrix.spec.n_rows, "sha256": digest_of(list(old_of))}
     return MakeRows("pick_rows", matrix.spec.with_rows(len(old_of)), compute, inputs, attrs).output()
 

@@ -50,16 +50,16 @@ class Source:
         """The tokens as a vocabulary of `kind` spells them, and how many have no spelling there (half characters)."""
         if self.kind == kind or (kind == "unigram" and self.kind == "sentencepiece"):
             return list(self.entries), 0
-        found, n_lost = [], 0
+        spelled, n_lost = [], 0
         for entry in self.entries:
             text = self._text(entry.token)
             if text is None or not text:
                 n_lost += 1
             elif kind == "byte_level":
-                found.append(Entry(from_bytes(text.encode()), entry.score))
+                spelled.append(Entry(from_bytes(text.encode()), entry.score))
             else:
-                found.append(Entry(text.replace(" ", SPACE), entry.score))
-        return found, n_lost
+                spelled.append(Entry(text.replace(" ", SPACE), entry.score))
+        return spelled, n_lost
 
     def _text(self, token: str) -> str | None:
         if self.kind == "sentencepiece":
@@ -87,19 +87,19 @@ def read_source(path: Path) -> Source:
         if not looks_like_ranks(data):
             return _from_words(data, path)
     files = tokenizer_contents(path)
-    found = read_tokenizer(str(path), files)
-    label = path.name if path.is_file() else found.sp_name or found.ranks_name or "tokenizer.json"
-    if found.ranks is not None and found.sp is None:
-        ordered = sorted(found.ranks, key=found.ranks.__getitem__)
+    tokenizer = read_tokenizer(str(path), files)
+    label = path.name if path.is_file() else tokenizer.sp_name or tokenizer.ranks_name or "tokenizer.json"
+    if tokenizer.ranks is not None and tokenizer.sp is None:
+        ordered = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
         return Source(label, "byte_level", tuple(Entry(from_bytes(t)) for t in ordered if len(t) > 1))
-    if found.sp is not None:
-        return _from_sentencepiece(found.sp, label)
-    if found.fast is None:
+    if tokenizer.sp is not None:
+        return _from_sentencepiece(tokenizer.sp, label)
+    if tokenizer.fast is None:
         raise InputError(
             f"{path} holds no tokenizer: expected one of {listing(_NAMES, len(_NAMES))}",
             hint="give a folder with one of them, or a text file with one token a line",
         )
-    return _from_fast(found.fast, path if path.is_file() else path / label)
+    return _from_fast(tokenizer.fast, path if path.is_file() else path / label)
 
 
 def _from_sentencepiece(model: SentencePieceModel, label: str) -> Source:
@@ -114,8 +114,8 @@ def _from_fast(fast: FastTokenizer, path: Path) -> Source:
     notes = (f"{len(added)} added tokens of {path.name} are not taken over",) if added else ()
     if fast.kind == "byte_level":
         # In the order of the merges: what is merged early is frequent, and longer tokens are built of it.
-        made = dict.fromkeys(a + b for a, b in fast.merges)
-        order = [*made, *(t for t in tokens if t not in made and len(t) > 1)]
+        merged = dict.fromkeys(a + b for a, b in fast.merges)
+        order = [*merged, *(t for t in tokens if t not in merged and len(t) > 1)]
         return Source(path.name, "byte_level", tuple(Entry(t) for t in order if t in fast.vocab), notes=notes)
     if fast.kind in ("sentencepiece", "unigram"):
         vocab = fast.data["model"]["vocab"]

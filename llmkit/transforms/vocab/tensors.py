@@ -53,8 +53,8 @@ def vocabulary_tensors(ckpt: Checkpoint) -> VocabularyTensors:
         raise RequirementError(f"{ckpt.label}: no embedding found, so its vocabulary cannot be changed")
     rows = {ckpt.tensors[n].spec.n_rows for n in names}
     if len(rows) > 1:
-        found = ", ".join(f"{n} {ckpt.tensors[n].spec}" for n in names)
-        raise SpecError(f"{ckpt.label}: embedding and head have different numbers of rows: {found}")
+        specs = ", ".join(f"{n} {ckpt.tensors[n].spec}" for n in names)
+        raise SpecError(f"{ckpt.label}: embedding and head have different numbers of rows: {specs}")
     bad = [n for n in names if not ckpt.tensors[n].dtype.is_float]
     if bad:
         raise RequirementError(f"{listing(bad)}: not a float tensor, rows cannot be made for it")

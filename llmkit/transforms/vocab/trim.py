@@ -148,13 +148,13 @@ def _counts(tokenizer: TokenizerFiles, lines: list[str], on_progress: OnProgress
     encoders = _encoders(tokenizer)
     tracked = TrackedTexts(2 * len(encoders) * sum(len(line) + 1 for line in lines), on_progress)
     for encode in encoders:
-        found: Counter[int] = Counter()
+        by_line: Counter[int] = Counter()
         for line in tracked.over(lines):
-            found.update(encode(line))
+            by_line.update(encode(line))
         spanning: Counter[int] = Counter()
         for chunk in tracked.over(_chunks(lines)):
             spanning.update(encode(chunk))
-        counts |= found | spanning
+        counts |= by_line | spanning
     return counts
 
 
@@ -176,27 +176,27 @@ def _indispensable(tokenizer: TokenizerFiles) -> set[int]:
     if tokenizer.sp is not None:
         needed = (PieceKind.UNKNOWN, PieceKind.CONTROL, PieceKind.USER_DEFINED, PieceKind.BYTE)
         kept |= {i for i, p in enumerate(tokenizer.sp.pieces) if p.kind in needed}
-    known = tokenizer.known
+    ids = tokenizer.known
     if tokenizer.kind == "byte_level":
         names = [from_bytes(bytes([b])) for b in range(256)]
     else:
         names = [SPACE, *map(chr, range(128)), *(f"<0x{b:02X}>" for b in range(256))]
         unk = tokenizer.fast.data["model"].get("unk_token") if tokenizer.fast is not None else None
         names += [unk] if isinstance(unk, str) else []
-    return kept | {known[name] for name in names if name in known}
+    return kept | {ids[name] for name in names if name in ids}
 
 
 def _passed_through(tokenizer: TokenizerFiles, kept: Collection[int]) -> set[int]:
     """Ids of the symbols that BPE makes on its way to each kept token, in whichever file."""
-    found: set[int] = set()
+    passed: set[int] = set()
     for ids, priority in _readings(tokenizer):
         texts = {i: text for text, i in ids.items()}
         for i in kept:
             text = texts.get(i, "")
             if len(text) > 1:
-                made = apply_bpe(text, priority).made
-                found |= {ids[part] for part in (*text, *made) if part in ids}
-    return found
+                merged = apply_bpe(text, priority).made
+                passed |= {ids[part] for part in (*text, *merged) if part in ids}
+    return passed
 
 
 def _readings(tokenizer: TokenizerFiles) -> Iterator[tuple[dict[str, int], Priority]]:
