@@ -13,10 +13,12 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Alibi, Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
-from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.names import Fused
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
 from llmkit.architecture.tokenizers import TOKENIZERS
+
+from .llama import NAMES as LLAMA_NAMES
 
 BAICHUAN_2_VOCAB = 125696
 _CONTEXT_13B = 4096  # of both releases, whose configs may leave it to the tokenizer's
@@ -51,6 +53,10 @@ _BLOCK = Block(
     position=Rope(theta=10000.0, scaling=NoScaling()),
     mlp=GatedMLP(Key("hidden_act", "silu")),
 )
+_SLOTS = {
+    "attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")),
+    **{slot: name for slot, name in LLAMA_NAMES.slots.items() if slot not in ("attn.q", "attn.k", "attn.v")},
+}
 _GGUF = GgufFamily("baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT})
 
 BAICHUAN_7B = Architecture(
@@ -72,22 +78,7 @@ BAICHUAN_7B = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False), normalized=Computed(has_norm_head)),
     prompt=Computed(lambda config: FORMATS["baichuan2-chat" if has_norm_head(config) else "baichuan-chat"]),
     tokenizer=TOKENIZERS["baichuan"],
-    names=Names(
-        embed="model.embed_tokens",
-        final_norm="model.norm",
-        head="lm_head",
-        block="model.layers.{i}.",
-        slots={
-            "attn_norm": "input_layernorm",
-            "attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")),
-            "attn.o": "self_attn.o_proj",
-            "mlp_norm": "post_attention_layernorm",
-            "mlp.gate": "mlp.gate_proj",
-            "mlp.up": "mlp.up_proj",
-            "mlp.down": "mlp.down_proj",
-        },
-        ignored=("*.rotary_emb.inv_freq",),
-    ),
+    names=replace(LLAMA_NAMES, slots=_SLOTS),
     gguf=_GGUF,
     tiny={
         "architectures": ["BaiChuanForCausalLM"],

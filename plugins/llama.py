@@ -1,5 +1,7 @@
 """LLaMA 1, 2 and 3, and everything stored in that layout (Alpaca, Vicuna, OpenLLaMA, TinyLlama, SmolLM2, …)."""
 
+from typing import Any
+
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
@@ -41,6 +43,19 @@ GGUF = GgufFamily(
     config={"hidden_act": "silu"},
     flags={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"},
 )
+# Sizes of a tiny model in these keys.
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+
 ARCHITECTURE = Architecture(
     name="llama",
     releases=("LLaMA", "Llama 2", "Llama 3", "Alpaca", "Vicuna", "Koala", "OpenLLaMA", "TinyLlama", "SmolLM2"),
@@ -60,17 +75,9 @@ ARCHITECTURE = Architecture(
     tiny={
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 96,
-        "max_position_embeddings": 64,
+        **TINY,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
         "hidden_act": "silu",
-        "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
     },

@@ -6,7 +6,7 @@ from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
 
-from .llama import DIMS, NAMES
+from .llama import DIMS, NAMES, TINY
 
 ARCHITECTURE = Architecture(
     name="mistral",
@@ -28,17 +28,9 @@ ARCHITECTURE = Architecture(
     tiny={
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 96,
-        "max_position_embeddings": 64,
+        **TINY,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
         "sliding_window": 7,
-        "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
     },

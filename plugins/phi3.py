@@ -13,7 +13,7 @@ from llmkit.architecture.layer_types import window_of
 from llmkit.architecture.names import Fused, Transposed
 from llmkit.architecture.scaling import Scaling, scaling_of
 
-from .llama import DIMS
+from .llama import DIMS, TINY
 from .llama import NAMES as LLAMA_NAMES
 
 _SLOTS: dict[str, str | Fused | Transposed] = {
@@ -62,19 +62,13 @@ ARCHITECTURE = Architecture(
     tiny={
         "architectures": ["Phi3ForCausalLM"],
         "model_type": "phi3",
+        **TINY,
         "hidden_size": 64,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "vocab_size": 96,
-        "max_position_embeddings": 64,
         "original_max_position_embeddings": 64,
         "rms_norm_eps": 1e-5,
         "rope_scaling": None,
-        "rope_theta": 10000.0,
         "sliding_window": 7,
-        "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,

@@ -9,7 +9,7 @@ from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 
-from .llama import DIMS, NAMES
+from .llama import DIMS, NAMES, TINY
 
 WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")  # where `use_sliding_window` is false
 
@@ -45,18 +45,11 @@ ARCHITECTURE = Architecture(
     tiny={
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 96,
-        "max_position_embeddings": 64,
+        **TINY,
         "max_window_layers": 1,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "sliding_window": 7,
-        "tie_word_embeddings": False,
         "use_sliding_window": False,
         "eos_token_id": 2,
     },

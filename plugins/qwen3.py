@@ -9,7 +9,7 @@ from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 
-from .llama import DIMS, NAMES
+from .llama import DIMS, NAMES, TINY
 from .qwen2 import WINDOW_KEYS, window
 
 _EPS = Key("rms_norm_eps", 1e-6)
@@ -44,20 +44,13 @@ ARCHITECTURE = Architecture(
     tiny={
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        **TINY,
         "head_dim": 16,
-        "vocab_size": 96,
-        "max_position_embeddings": 64,
         "max_window_layers": 1,
         "attention_bias": False,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "sliding_window": 7,
-        "tie_word_embeddings": False,
         "use_sliding_window": False,
         "eos_token_id": 2,
     },

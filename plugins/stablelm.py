@@ -27,7 +27,7 @@ from llmkit.architecture.kinds import (
     rotated_share,
 )
 
-from .llama import DIMS, NAMES
+from .llama import DIMS, NAMES, TINY
 
 if TYPE_CHECKING:
     import torch
@@ -134,19 +134,13 @@ ARCHITECTURE = Architecture(
     tiny={
         "architectures": ["StableLmForCausalLM"],
         "model_type": "stablelm",
+        **TINY,
         "hidden_size": 64,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "vocab_size": 96,
-        "max_position_embeddings": 64,
         "hidden_act": "silu",
         "layer_norm_eps": 1e-5,
         "partial_rotary_factor": 0.25,
         "qk_layernorm": False,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
         "use_parallel_residual": False,
         "use_qkv_bias": False,
         "bos_token_id": 0,

@@ -12,11 +12,12 @@ from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import DtypeOption, Grids, ModelArgument, Writing
 from llmkit.cli.output import Output
-from llmkit.cli.writing import Addition, mark_failed, write
+from llmkit.cli.parity import refuse_difference, show_parity
+from llmkit.cli.writing import Addition, write
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
-    from llmkit.onnx.parity import Checked, Difference
+    from llmkit.onnx.parity import Checked
 
 _NEXT = "llmkit generate {out} PROMPT"
 
@@ -187,7 +188,7 @@ def export(
         kv_cache_dtype=kv_cache_dtype,
         calibration=calibration,
     )
-    failed: list[Difference] = []
+    results: list[Checked] = []
 
     def finish(_manifest: Mapping[str, Any]) -> Addition:
         if no_check:
@@ -202,33 +203,16 @@ def export(
         reference = computed_weights(ckpt, dtype=dtype, precision=precision, provider=provider)
         out.doing("comparing with the torch decoder")
         checked = check_folder(writing.output, reference, dtype=dtype, provider=runner)
-        failed.extend(checked.failed)
-        return checked.as_dict(), lambda: _render(out, checked)
+        results.append(checked)
+        return checked.as_dict(), lambda: show_parity(out, checked, "the torch decoder")
 
     write(out, after, writing, details=_planned_check(no_check), finish=finish, hash_links=not no_check, hint=_NEXT)
-    if failed:
-        mark_failed(writing.output, "the torch decoder's")
-        worst = max(failed, key=lambda d: d.largest)
-        out.refuse(f"the exported model differs from the torch decoder: {worst.case} by {worst.largest:.1e}")
+    for checked in results:
+        refuse_difference(out, writing.output, checked, "the torch decoder")
 
 
 def _planned_check(no_check: bool) -> dict[str, str]:
     return {"check": "none (--no-check)" if no_check else "against the torch decoder, which holds the whole model"}
-
-
-def _render(out: Output, checked: Checked) -> None:
-    numbers = ["largest difference", "allowed", "same next token"]
-    allowed = f"{checked.tolerance:.1e}"
-    shown = [*((d, allowed) for d in checked.differences), *((d, "-") for d in checked.measured)]
-    rows = [(d.case, f"{d.largest:.1e}", most, f"{d.same_choice:.1%}") for d, most in shown]
-    out.line("logits for random tokens, beside the torch decoder's; differences are shares of the largest logit:")
-    out.table(["computed", *numbers], rows, right=numbers)
-    if checked.basis:
-        out.line(f"{allowed} is allowed: {checked.basis}")
-    if checked.measured:
-        out.line("-: what rounding at run time adds. Random tokens magnify it; `llmkit perplexity` says what it costs")
-    if not checked.failed:
-        out.line("passed: the exported model computes what the torch decoder does")
 
 
 def _described(ckpt: Checkpoint) -> None:

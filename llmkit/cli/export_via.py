@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from llmkit.cli.options import Writing
 from llmkit.cli.output import Output, duration
-from llmkit.cli.writing import interrupted_check, mark_failed
+from llmkit.cli.parity import refuse_difference, show_parity
+from llmkit.cli.writing import interrupted_check
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -30,6 +31,7 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
         InputError: no such exporter, or an option that it does not have.
     """
     from llmkit.errors import InputError
+    from llmkit.onnx.parity import Checked
     from llmkit.onnx.via import VIA, compare_with_transformers, export_by_optimum
     from llmkit.pipeline.target import Target
 
@@ -46,7 +48,7 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
     manifest = export_by_optimum(ckpt, target)
     elapsed = time.monotonic() - started
     try:
-        differences = compare_with_transformers(ckpt, writing.output) if check else []
+        checked = Checked(compare_with_transformers(ckpt, writing.output) if check else [], [], _TOLERANCE)
     except KeyboardInterrupt:
         raise interrupted_check(writing.output) from None
     files = {name: entry["nbytes"] for name, entry in manifest["files"].items()}
@@ -56,25 +58,16 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
         "files": files,
         "elapsed_s": round(elapsed, 3),
         "recipe": manifest["recipe"],
-        "tolerance": _TOLERANCE,
-        "parity": [{"case": d.case, "largest": d.largest, "same_choice": d.same_choice} for d in differences] or None,
+        **(checked.as_dict() if check else {"tolerance": _TOLERANCE, "parity": None}),
     }
 
     def render() -> None:
         from llmkit.tensors.spec import format_bytes
 
         out.line(f"wrote {writing.output}: {format_bytes(sum(files.values()))}, by {via}, {duration(elapsed)}")
-        if differences:
-            numbers = ["largest difference", "allowed", "same next token"]
-            rows = [(d.case, f"{d.largest:.1e}", f"{_TOLERANCE:.1e}", f"{d.same_choice:.1%}") for d in differences]
-            out.line("logits for random tokens, beside transformers'; differences are shares of the largest logit:")
-            out.table(["computed", *numbers], rows, right=numbers)
-            if all(d.largest <= _TOLERANCE for d in differences):
-                out.line("passed: the exported model computes what transformers does")
+        if check:
+            show_parity(out, checked, "transformers")
         out.hint(f"llmkit generate {writing.output} PROMPT")
 
     out.answer(document, render, brief=str(writing.output))
-    worst = max(differences, key=lambda d: d.largest, default=None)
-    if worst is not None and not worst.largest <= _TOLERANCE:
-        mark_failed(writing.output, "those of transformers")
-        out.refuse(f"the exported model differs from transformers: {worst.case} by {worst.largest:.1e}")
+    refuse_difference(out, writing.output, checked, "transformers")

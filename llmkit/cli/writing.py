@@ -155,14 +155,6 @@ def interrupted_check(folder: Path) -> Interrupted:
     )
 
 
-def mark_failed(folder: Path, whose: str) -> None:
-    """Say in the folder that its check failed."""
-    from llmkit.pipeline.files import write_file
-
-    text = f"The logits of this model differ from {whose}.\n"
-    write_file(folder / "PARITY_FAILED", text.encode(), "llmkit's mark", lambda head: head.startswith(b"The logits"))
-
-
 def _not_finite(counts: Mapping[str, int], plan: Plan) -> str:
     """Values that are no numbers in what was computed: the inputs had them, or the dtype holds no larger ones."""
     from llmkit.errors import listing

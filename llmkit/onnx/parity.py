@@ -124,17 +124,20 @@ def own_difference(wanted: Any, *, suffix: tuple[int, ...] = ()) -> float:
     return difference_of("own", wanted(ids, mask=mask)[1:], wanted(ids)[1:]).largest
 
 
-def compare_decoders(exported: Any, wanted: Any, *, suffix: tuple[int, ...] = ()) -> list[Difference]:
+def compare_decoders(
+    exported: Any, wanted: Any, *, suffix: tuple[int, ...] = (), n_vocab: int | None = None
+) -> list[Difference]:
     """Prefill, cached steps, and a batch with padding on the left.
 
     Args:
         exported: the decoder to check.
         wanted: the one to check against.
         suffix: ids that every prompt must hold (`Architecture.prompt_suffix`).
+        n_vocab: number of tokens, where no architecture tells it.
     """
     import torch
 
-    ids = _prompts(wanted, suffix)
+    ids = _prompts(wanted, suffix, n_vocab)
     expected = wanted(ids)
 
     def steps(decoder: Any) -> torch.Tensor:
@@ -154,11 +157,12 @@ def compare_decoders(exported: Any, wanted: Any, *, suffix: tuple[int, ...] = ()
     ]
 
 
-def _prompts(wanted: Any, suffix: tuple[int, ...]) -> torch.Tensor:
+def _prompts(wanted: Any, suffix: tuple[int, ...], n_vocab: int | None = None) -> torch.Tensor:
     """Token ids [2, 32]; after the third stands what every prompt must hold."""
     import torch
 
-    ids = torch.randint(0, wanted.model.dims.vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(0))
+    n = n_vocab if n_vocab is not None else wanted.model.dims.vocab
+    ids = torch.randint(0, n, (2, _N_TOKENS), generator=torch.Generator().manual_seed(0))
     for end in suffix:
         ids[ids == end] = 0
     ids[:, 3 : 3 + len(suffix)] = torch.tensor(suffix, dtype=ids.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import new_manifest
 from llmkit.errors import InputError, LlmkitError, RequirementError
-from llmkit.onnx.parity import Difference, difference_of
+from llmkit.onnx.parity import Difference, compare_decoders
 from llmkit.pipeline.commit import Partial
 from llmkit.pipeline.hashing import hash_range
 from llmkit.pipeline.steps import Work, write_output
@@ -22,7 +22,6 @@ from llmkit.tensors.source import SourceFile
 
 VIA = ("optimum",)
 _TASK = "text-generation-with-past"
-_N_TOKENS = 24
 
 
 def export_by_optimum(ckpt: Checkpoint, target: Target) -> dict[str, Any]:
@@ -83,24 +82,6 @@ def compare_with_transformers(ckpt: Checkpoint, folder: Path) -> list[Difference
     from llmkit.decoder.foreign import load_transformers
     from llmkit.onnx.opening import load_onnx
 
-    found: Any = load_onnx(folder)
-    wanted: Any = load_transformers(ckpt, torch.float32, torch.device("cpu"))
-    ids = torch.randint(0, found.n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    mask[0, :2] = 0
-
-    def steps(decoder: Any) -> torch.Tensor:
-        cache = decoder.new_cache()
-        cuts = [slice(0, 8), *(slice(i, i + 1) for i in range(8, 12))]
-        return torch.cat([decoder(ids[:, cut], cache) for cut in cuts], 1)
-
-    def padded(decoder: Any) -> torch.Tensor:
-        logits: torch.Tensor = decoder(ids, decoder.new_cache(), mask)
-        return logits[mask != 0]
-
-    made = {
-        "prefill": (found(ids), wanted(ids)),
-        "cached steps": (steps(found), steps(wanted)),
-        "left-padded batch": (padded(found), padded(wanted)),
-    }
-    return [difference_of(case, *pair) for case, pair in made.items()]
+    exported = load_onnx(folder)
+    wanted = load_transformers(ckpt, torch.float32, torch.device("cpu"))
+    return compare_decoders(exported, wanted, n_vocab=exported.n_vocab)
