@@ -50,8 +50,8 @@ class CompressedTensors(FolderCodec):
     """Weight-only integers, packed; activations that were meant to be quantized stay floats here."""
 
     name = "compressed-tensors"
-    bits = (2, 3, 4, 5, 6, 7, 8)
-    group_sizes = (16, 32, 64, 128, 256)
+    bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)
+    group_sizes: ClassVar[tuple[int, ...]] = (16, 32, 64, 128, 256)
     holds_order = True
     mixes_zeros = False  # transformers 5 with compressed-tensors 0.20
     _format: ClassVar[str] = _PACKED
