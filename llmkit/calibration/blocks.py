@@ -12,6 +12,7 @@ model whose activations fit into one chunk passes through each block once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
@@ -70,6 +71,12 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self._decoder.model.blocks)
+
+    def with_weights(self, weights: Weights) -> Blocks:
+        """The same sequences through blocks made of other weights."""
+        made = copy(self)
+        made.weights = weights
+        return made
 
     def embedded(self) -> torch.Tensor:
         """The hidden states before the first block, [B, S, hidden]."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     # (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
     Compute = Callable[[Weights, list[int]], torch.Tensor]
 
-__all__ = ["OutputError", "product_dtype"]
+__all__ = ["KeptWeights", "OutputError", "product_dtype"]
 
 
 class OutputError:
@@ -46,7 +46,7 @@ class OutputError:
         dtype: torch.dtype | None,
     ) -> None:
         self._compute, self._targets, self._slots, self.report = compute, targets, slots, report
-        self._weights = _Kept(weights, {})
+        self._weights = KeptWeights(weights, {})
         self._random, self._drawn = random.Random(seed), list[int]()
         self._dtype = dtype
         self._beside: Mapping[str, torch.Tensor] = {}
@@ -119,16 +119,16 @@ def product_dtype() -> torch.dtype | None:
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
 
 
-class _Kept:
+class KeptWeights:
     """Weights that are read once, some of them in the place of those that are stored."""
 
     def __init__(self, weights: Weights, held: dict[str, torch.Tensor], stem: str = "") -> None:
         self._weights, self._held, self._stem = weights, held, stem
         self._given: Mapping[str, torch.Tensor] = {}
 
-    def replaced(self, given: Mapping[str, torch.Tensor]) -> _Kept:
+    def replaced(self, given: Mapping[str, torch.Tensor]) -> KeptWeights:
         """The same, with these in place."""
-        made = _Kept(self._weights, self._held, self._stem)
+        made = KeptWeights(self._weights, self._held, self._stem)
         made._given = given
         return made
 
@@ -143,8 +143,8 @@ class _Kept:
     def has(self, leaf: str) -> bool:
         return self._weights.has(leaf)
 
-    def under(self, stem: str) -> _Kept:
-        made = _Kept(self._weights.under(stem), self._held, f"{self._stem}{stem}.")
+    def under(self, stem: str) -> KeptWeights:
+        made = KeptWeights(self._weights.under(stem), self._held, f"{self._stem}{stem}.")
         made._given = self._given
         return made
 

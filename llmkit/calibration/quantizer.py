@@ -18,6 +18,7 @@ from llmkit.calibration.block_quantizer import BlockQuantizer
 from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks, Unchanged
 from llmkit.calibration.learning import OutputError, product_dtype
 from llmkit.calibration.samples import Samples
+from llmkit.calibration.scaling import BlockScaling
 from llmkit.calibration.stage import BlockStage
 from llmkit.calibration.texts import CalibrationText
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -66,6 +67,9 @@ class CalibratedQuantizer:
     def words(self) -> str:
         """The text and its windows, for the plan, and the time of what is learnt."""
         text = f"calibrated on {self.samples.label}: {self.samples.n} windows of {self.samples.length} tokens"
+        unscaled = [name for layer in range(self._n_blocks) for name in self._scaling(layer).unscaled]
+        if unscaled:
+            text += f"; only clipped, as nothing before them takes a scale: {listing(unscaled)}"
         seconds = self._learning_flop() / (n_cores() * _FLOP_PER_S)
         if not seconds:
             return text
@@ -145,7 +149,7 @@ class CalibratedQuantizer:
         block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self.samples.n * self.samples.length * dims.hidden
-        n_copies, n_states = (7, 4) if self._learns else (1, 2)
+        n_copies, n_states = (7, 4) if self._learns else (3, 2) if self.changed() else (1, 2)
         return 4 * (n_copies * block + 4 * widest + n_states * hidden) + min(
             CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden)
         )
@@ -156,13 +160,13 @@ class CalibratedQuantizer:
 
     @property
     def _n_blocks(self) -> int:
-        return 1 + max(layer for name in self._tasks if (layer := self._slots[name].layer) is not None)
+        return max((1 + layer for name in self._tasks if (layer := self._slots[name].layer) is not None), default=0)
 
     def _computed(self, blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
         """One layer quantized: its parts are kept, what comes out goes on to the next."""
-        tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == index}
-        onlooker = BlockQuantizer(tasks, self._slots, context)
         hidden = state["hidden"].load()
+        scaled = self._scaling(index).applied(blocks, hidden, context)
+        blocks, onlooker = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, context)
         after = blocks.run(index, hidden, onlooker)
         onlooker.require_all()
         passed_on = []
@@ -177,7 +181,23 @@ class CalibratedQuantizer:
                 after = blocks.run(index, hidden, onlooker)
             passed_on.append(("floats", targets))
         result = {"errors": onlooker.errors, "notes": onlooker.notes}
-        return Computed(result, [*passed_on, ("hidden", after)], onlooker.results.items())
+        return Computed(result, [*passed_on, ("hidden", after)], {**onlooker.results, **scaled.changed}.items())
+
+    def _scaling(self, layer: int) -> BlockScaling:
+        """What methods that scale inputs do in one layer."""
+        tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == layer}
+        return BlockScaling(self._ckpt.require_model(), layer, self._ckpt.tensors, tasks)
+
+    def changed(self) -> dict[str, Lazy]:
+        """Norms and biases that take off the scales of the inputs of weights."""
+        slots = [slot for layer in range(self._n_blocks) for slot in self._scaling(layer).changed]
+        return {slot.name: _Rescaled(self, slot, self._ckpt.tensors[slot.name]).output() for slot in slots}
+
+    def kept(self, slot: Slot, context: Context) -> torch.Tensor:
+        """A tensor of a block that has changed; computes the blocks up to its own where that is not done."""
+        if slot.layer is None:
+            raise ValueError(f"{slot.name} is in no block")
+        return self._stage.block(slot.layer, context).kept[slot.name].load()
 
     @property
     def _learns(self) -> bool:
@@ -218,3 +238,21 @@ class _Calibrated(Node):
 
     def peak_nbytes(self, n_rows: int) -> int:
         return self.slice_nbytes(n_rows) + self._quantizer.peak_nbytes(self._task)
+
+
+class _Rescaled(Node):
+    """A norm's weight, or a bias, once it takes the scale of an input off."""
+
+    op = "divide by the scale"
+
+    def __init__(self, quantizer: CalibratedQuantizer, slot: Slot, tensor: Lazy) -> None:
+        self._quantizer, self._slot = quantizer, slot
+        self.inputs, self.specs = (tensor,), (tensor.spec,)
+        self.attrs = quantizer.attrs()
+        self.n_rows, self.row_step = tensor.spec.n_rows, None
+
+    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
+        return (self._quantizer.kept(self._slot, context),)
+
+    def peak_nbytes(self, n_rows: int) -> int:
+        return self.slice_nbytes(n_rows)

@@ -10,7 +10,8 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import RequirementError
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import BlockMethod, Task, quantized
+from llmkit.quantization.method import BlockMethod, ScalingMethod, Task, quantized
+from llmkit.tensors.lazy import Lazy
 
 __all__ = ["StoredQuantizer"]
 
@@ -47,6 +48,10 @@ class StoredQuantizer:
         """The file, for the plan."""
         return f"with the statistics of {self._statistics.label}"
 
+    def changed(self) -> dict[str, Lazy]:
+        """No other tensor changes."""
+        return {}
+
     def findings(self) -> dict[str, Any]:
         """What was counted in the run, for the manifest: nothing."""
         return {}
@@ -63,9 +68,9 @@ class StoredQuantizer:
         """
         slot, method = self._slots[task.name], task.method
         known = self._statistics.known(slot)
-        if isinstance(method, BlockMethod):
+        if isinstance(method, (BlockMethod, ScalingMethod)):
             raise RequirementError(
-                f"--method {method.name} computes the outputs of whole blocks, which no statistics tell",
+                f"--method {method.name} changes the layers of a block together, for which no statistics suffice",
                 hint="give the text: --calibration FILE instead of --statistics",
             )
         missing = sorted(method.needs - set(known))

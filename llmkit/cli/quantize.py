@@ -59,16 +59,6 @@ def quantize(
             help="The layout of what is written; gguf: llama.cpp's preset for these bits (convert --to gguf has all).",
         ),
     ] = "compressed-tensors",
-    activations: Annotated[
-        str | None,
-        typer.Option(
-            "--activations",
-            metavar="int8",
-            autocompletion=completion.among("int8"),
-            help="Engines round the inputs of layers to this as they come, too: with --bits 8, W8A8.",
-            show_default=False,
-        ),
-    ] = None,
     iterations: Annotated[
         int | None,
         typer.Option(
@@ -109,14 +99,7 @@ def quantize(
     meter = Meter()
     quantizer = calibrating.quantizer(out, before, grids.method, bits)
     after = quantize_checkpoint(
-        before,
-        bits=bits,
-        iterations=iterations,
-        format=format,
-        activations=activations,
-        meter=meter,
-        quantizer=quantizer,
-        **grids.arguments,
+        before, bits=bits, iterations=iterations, format=format, meter=meter, quantizer=quantizer, **grids.arguments
     )
     rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
     _write(out, before, after, writing, evaluate, rows, meter=meter, quantizer=quantizer)
@@ -138,7 +121,7 @@ def _by_presets(
     from llmkit.quantization.codec import alternatives
     from llmkit.transforms.convert import convert
 
-    grids = {"group_size", "symmetric", "keep", "only", "method", "iterations", "activations"}
+    grids = {"group_size", "symmetric", "keep", "only", "method", "iterations"}
     out.refuse_options(grids, f"--format {format}, whose presets choose types of blocks by matrix")
     if bits not in of_bits:
         raise InputError(f"--bits {bits}: expected {alternatives(sorted(of_bits))}", hint="--bits 4")

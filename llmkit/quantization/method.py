@@ -1,6 +1,7 @@
 """What a method is: from a weight, and what was measured of its inputs, to rows of a matrix on a grid.
 
 Most look at one weight at a time; a `BlockMethod` at all weights of a decoder block, and at what becomes of its output.
+A `ScalingMethod` first gives the inputs of a weight a scale, where what comes before it can take that off.
 A method is one module with an entry point in the group `llmkit.methods`. It knows no names and no files: which layers
 are quantized is decided in `llmkit.transforms.layers`, how the result is stored by a codec.
 """
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "GROUP", "BlockError", "BlockMethod", "BlockWeight", "Method", "Observe", "QuantizedRows", "Quantizer", "Task",
-    "method_named", "quantized",
+    "GROUP", "BlockError", "BlockMethod", "BlockWeight", "Method", "Observe", "QuantizedRows", "Quantizer",
+    "ScalingMethod", "Task", "method_named", "quantized",
 ]  # fmt: skip
 
 GROUP = "llmkit.methods"
@@ -181,6 +182,26 @@ class BlockMethod(Method):
         """Work for a block, for the time that a plan tells: how often a sample goes forward, or (twice that) back."""
 
 
+class ScalingMethod(Method):
+    """A way that multiplies the columns of weights by a scale before they are put on a grid: x W^T = (x / s) (W s)^T.
+
+    It is chosen from the inputs in the float block, for all weights that read x together; what makes x is divided by
+    it. `quantize` gets the multiplied weights, and those of which nobody takes a scale off as they are.
+    """
+
+    @abstractmethod
+    def input_scales(self, weights: Sequence[BlockWeight], source: torch.Tensor) -> torch.Tensor:
+        """The scale of each output of what makes the inputs, float32 [outputs], all above 0.
+
+        Args:
+            weights: all that read the same inputs, [out, in] each, with the same statistics.
+            source: int64 [in], the output that makes each column.
+
+        Raises:
+            InputError: as of `quantize`.
+        """
+
+
 def method_named(name: str, *, is_calibrated: bool | None = False) -> Method:
     """The method that `--method NAME` means.
 
@@ -283,6 +304,9 @@ class Quantizer(Protocol):
 
     def words(self) -> str:
         """The same for the plan (`calibrated on my.txt`)."""
+
+    def changed(self) -> Mapping[str, Lazy]:
+        """Other tensors of the model that change with the matrices it has made, by name."""
 
 
 def quantized(task: Task, measured: Mapping[str, Lazy] | None = None, n_tokens: float = 0) -> QuantizedMatrix:

@@ -18,7 +18,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["codes_of", "cut", "group_order", "signed", "unsigned", "words_of", "zero_points"]
+__all__ = ["codes_of", "cut", "group_order", "unsigned", "words_of", "zero_points"]
 
 
 def words_of(matrix: QuantizedMatrix) -> Lazy:
@@ -44,17 +44,6 @@ def codes_of(words: Lazy, bits: int, n_in: int) -> Lazy:
         return pack(unpack_words(stored, bits, n_in), bits)
 
     return Apply("codes", [words], TensorSpec(DType.U8, (n_out, n_bytes(n_in, bits))), fn, {"bits": bits}).output()
-
-
-def signed(codes: Lazy) -> Lazy:
-    """Codes of 8 bits, uint8 [out, in], as int8: minus 128."""
-
-    def fn(q: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        return (q ^ 0x80).view(torch.int8)
-
-    return Apply("offset", [codes], codes.spec.with_dtype(DType.I8), fn, {"bits": 8}).output()
 
 
 def unsigned(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:

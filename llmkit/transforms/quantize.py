@@ -36,7 +36,6 @@ def quantize(
     recipe: Recipe | None = None,
     type: str = "",
     format: str = "compressed-tensors",
-    activations: str | None = None,
     quantizer: Quantizer | None = None,
     meter: Meter | None = None,
 ) -> Checkpoint:
@@ -59,7 +58,6 @@ def quantize(
         type: what codes stand for: "int", "nf4", "fp4" or "fp8", where the format has it. Empty: integers; nf4 where
             the format has no integers of these bits.
         format: the name of an entry point in `llmkit.codecs`, of a layout of folders.
-        activations: what engines are to round the inputs of layers to, as the format can say it ("int8").
         quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
         meter: collects the relative error of every weight while it is written.
 
@@ -73,8 +71,6 @@ def quantize(
     method = method or (quantizer.default_method if quantizer is not None else "mse")
     way = method_named(method, is_calibrated=quantizer is not None).configured(iterations=iterations)
     codec = folder_codec(format)
-    if activations is not None:
-        codec = codec.with_activations(activations)
     recipe = recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
     refused = {name: why for name, grid in chosen.grids.items() if (why := way.refuses(grid)) is not None}
@@ -85,19 +81,19 @@ def quantize(
     for name, lazy in chosen.weights.items():
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
         matrices[name] = make(Task(lazy, way, chosen.grids[name], _scale_dtype(ckpt, name, codec), name, observe))
-    notes = [f"{chosen.words}, {way.words}"]
+    tensors, notes = dict(ckpt.tensors), [f"{chosen.words}, {way.words}"]
     if quantizer is not None:
         notes.append(quantizer.words())
+        tensors |= quantizer.changed()
     if chosen.layers.left:
         notes.append(f"linear layers kept as they are: {listing(chosen.layers.left)}")
     grids = set(chosen.grids.values())
     step = {
         "transform": "quantize", **way.attrs(), "format": format, **(grids.pop().attrs() if len(grids) == 1 else {}),
-        **({"activations": activations} if activations else {}),
         **({"recipe": recipe_attrs(recipe)} if recipe else {}), "keep": list(keep), "only": list(only),
         **(quantizer.attrs() if quantizer is not None else {}),
     }  # fmt: skip
-    return stored_by(ckpt.derive(step=step, notes=notes), codec, matrices, chosen.layers)
+    return stored_by(ckpt.derive(tensors=tensors, step=step, notes=notes), codec, matrices, chosen.layers)
 
 
 def _scale_dtype(ckpt: Checkpoint, name: str, codec: Codec) -> DType:

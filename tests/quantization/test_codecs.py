@@ -63,18 +63,14 @@ def test_what_is_written_is_read_again(name, bits, group, symmetric, rows, group
     parts = codec.write(made)
     found = codec.read(parts, codec.settings(made), made.shape)
     assert found.shape == made.shape
-    has_same_grid = (found.bits, found.group) == (made.bits, made.group)
-    if name == "gguf" and not has_same_grid:  # blocks of 32 hold larger groups, and fewer bits around the same middle
-        assert found.group == 32
-        assert found.bits >= made.bits
-    elif bits in (4, 8) or not isinstance(codec, NBits):
+    if bits in (4, 8) or not isinstance(codec, NBits):
         if found.zeros is not None:  # all layouts with symmetric grids but AWQ's leave their zero points out
             assert torch.equal(zero_points(made).load(), found.zeros.load())
         for part in ("codes", "scales", "offsets", "order"):
             ours, theirs = loaded(getattr(made, part)), loaded(getattr(found, part))
             assert (ours is None) == (theirs is None), part
             assert ours is None or torch.equal(ours, theirs), part
-        assert has_same_grid
+        assert (found.bits, found.group) == (made.bits, made.group)
         assert found.grid.is_symmetric == made.grid.is_symmetric or name == "awq"
     assert torch.equal(found.dequantized(DType.F32).load(), made.dequantized(DType.F32).load())
 
@@ -152,5 +148,5 @@ def test_a_grid_of_another_layout_goes_into_blocks():
     raw = codec.write(made)[""].load().numpy()
     wanted = quants.dequantize(raw, gguf.GGMLQuantizationType.Q4_0)
     assert np.array_equal(wanted, made.dequantized(DType.F32).load().numpy())
-    assert codec.refuses(matrix(Grid(4, 48), (5, 96))) is not None
+    assert codec.refuses(matrix(Grid(4, 64), (5, 64))) is not None
     assert codec.refuses(matrix(Grid(4, 32, False), (5, 64))) == "gguf has no zero points"

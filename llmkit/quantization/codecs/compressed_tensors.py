@@ -11,8 +11,7 @@
 
 All are read, and codes that do not divide a word also in the form before 0.18, with gaps: 32 // bits in a word.
 `pack-quantized` is written, of 8 bits too: it is what the library infers for weight-only integers, and what servers
-read as W8A16; `int-quantized` where inputs are int8 as well (W8A8).
-Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed-tensors.
+read as W8A16. Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed-tensors.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import InputError, RequirementError, SpecError
+from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
 from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
-from llmkit.quantization.words import codes_of, group_order, signed, unsigned, words_of
+from llmkit.quantization.words import codes_of, group_order, unsigned, words_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
@@ -50,17 +49,10 @@ class CompressedTensors(FolderCodec):
     """Weight-only integers, packed; activations that were meant to be quantized stay floats here."""
 
     name = "compressed-tensors"
-    bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)
-    group_sizes: ClassVar[tuple[int, ...]] = (16, 32, 64, 128, 256)
+    bits = (2, 3, 4, 5, 6, 7, 8)
+    group_sizes = (16, 32, 64, 128, 256)
     holds_order = True
     mixes_zeros = False  # transformers 5 with compressed-tensors 0.20
-    _format: ClassVar[str] = _PACKED
-    _inputs: ClassVar[Mapping[str, Any] | None] = None  # what a config group says of them
-
-    def with_activations(self, kind: str) -> FolderCodec:
-        if kind != "int8":
-            raise InputError(f"--activations {kind}: expected int8", hint="--activations int8")
-        return _Int8Inputs()
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         n_out, bits = matrix.shape[0], matrix.bits
@@ -79,7 +71,7 @@ class CompressedTensors(FolderCodec):
         return parts
 
     def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
-        return {"format": self._format, "weights": _weights(matrix.grid, has_order=matrix.order is not None)}
+        return {"format": _PACKED, "weights": _weights(matrix.grid, has_order=matrix.order is not None)}
 
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
@@ -191,11 +183,11 @@ class CompressedTensors(FolderCodec):
         # decompresses while loading reads all matrices by the first group, so several grids stay packed.
         return {
             "quant_method": self.name,
-            "format": self._format,
+            "format": _PACKED,
             "quantization_status": "compressed",
             "config_groups": {
                 f"group_{i}": {
-                    "targets": those, "weights": _weights(grid, has_order=has_order), "input_activations": self._inputs,
+                    "targets": those, "weights": _weights(grid, has_order=has_order), "input_activations": None,
                     "output_activations": None,
                 }
                 for i, ((grid, has_order), those) in enumerate(zip(ranked, targets, strict=True))
@@ -230,31 +222,6 @@ class CompressedTensors(FolderCodec):
         if any(grid.group_size not in (None, 32, 64, 128) or grid.bits not in (4, 8) for grid in grids):
             found.append("vLLM's kernels read 4 and 8 bits in groups of 32, 64, 128 or a row; transformers reads all")
         return found
-
-
-class _Int8Inputs(CompressedTensors):
-    """Codes as signed bytes, one scale a row; inputs rounded to int8 as they come, each token on its own range."""
-
-    bits = (8,)
-    group_sizes = ()
-    holds_zeros = False
-    holds_order = False
-    prefers_symmetric = True
-    _format = "int-quantized"
-    _inputs: ClassVar[Mapping[str, Any] | None] = {
-        "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None,
-        "block_structure": None, "dynamic": True, "actorder": None, "observer": None, "observer_kwargs": {},
-    }  # fmt: skip
-
-    def refuses(self, matrix: QuantizedMatrix) -> str | None:
-        is_held = matrix.grid == Grid(8) and matrix.order is None and super().refuses(matrix) is None
-        return None if is_held else "where inputs are int8, weights have 8 bits, one scale a row and no zero point"
-
-    def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
-        return {"weight": signed(matrix.codes), "weight_scale": matrix.scales}
-
-    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
-        return ["transformers and llmkit restore the weights; inputs are rounded by engines with kernels for it (vLLM)"]
 
 
 def _weights(grid: Grid, *, has_order: bool) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""Scales on the inputs of linear layers that what comes before takes off again: x W^T = (x / s) (W s)^T.
+
+A norm takes them off by its weight and bias, a linear layer by its rows and bias; the model stays the same function. It
+is the wiring of the kinds that tells where this holds: all that reads x must be known, and multiply by a matrix.
+
+    norm -> q, k, v      norm -> gate, up      norm -> both, where a parallel block shares one
+    up -> down           of a gated MLP; of a plain one where its activation f has f(x / s) = f(x) / s for s > 0
+    v -> o               a key/value head's channel has one scale in all query heads that share it
+
+A kind that is not listed here (a plugin's own) passes nothing on, and its layers get no scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmkit.architecture.attention import GroupedQuery
+from llmkit.architecture.kind import Kind
+from llmkit.architecture.kinds import (
+    Block,
+    GatedMLP,
+    LayerNorm,
+    Parallel,
+    PlainMLP,
+    PreNorm,
+    RMSNorm,
+    Sandwich,
+    SharedParallel,
+)
+from llmkit.architecture.model import Model
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Fold", "folds"]
+
+_READERS: Mapping[type[Kind], tuple[str, ...]] = {
+    GroupedQuery: ("q", "k", "v"),
+    GatedMLP: ("gate", "up"),
+    PlainMLP: ("up",),
+}
+"""The layers of a kind that read what it is given."""
+_ONE_EACH = {"attn_norm": ("attn",), "mlp_norm": ("mlp",)}
+_READ_BY: Mapping[type[Kind], Mapping[str, tuple[str, ...]]] = {
+    PreNorm: _ONE_EACH,
+    Parallel: _ONE_EACH,
+    Sandwich: _ONE_EACH,
+    SharedParallel: {"attn_norm": ("attn", "mlp")},
+}
+"""Norms of a residual kind that nothing but attention and MLP read."""
+_HOMOGENEOUS = ("leaky_relu", "linear", "relu")
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Linear layers of one input, and what makes it.
+
+    Attributes:
+        source: the stem of the norm or linear layer (`layers.3.attn_norm`, `layers.3.mlp.up`).
+        readers: the stems of the linear layers that read it (`layers.3.attn.q`), all there are.
+        norm: the kind of a source that is a norm; None for a linear layer.
+        width: outputs of the source that are repeated together.
+        repeats: how often, one after the other, before the next `width` (1: inputs are outputs).
+    """
+
+    source: str
+    readers: tuple[str, ...]
+    norm: Kind | None = None
+    width: int = 1
+    repeats: int = 1
+
+    def source_of(self, n_in: int) -> torch.Tensor:
+        """Which output of the source makes each input, int64 [in]."""
+        import torch
+
+        outputs = torch.arange(n_in // self.repeats).view(-1, 1, self.width)
+        return outputs.expand(-1, self.repeats, -1).flatten()
+
+    @property
+    def source_leaves(self) -> tuple[str, str]:
+        """Ids of the source's weight and of its bias, which may not be there."""
+        return f"{self.source}.weight", f"{self.source}.bias"
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Ids of the readers' weights."""
+        return tuple(f"{reader}.weight" for reader in self.readers)
+
+
+def folds(model: Model, layer: int) -> list[Fold]:
+    """Every fold of one layer; none for a layer that is no attention block."""
+    block = model.blocks[layer]
+    return list(_of_block(block, model, f"layers.{layer}.")) if isinstance(block, Block) else []
+
+
+def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
+    kinds = {"attn": block.attention, "mlp": block.mlp}
+    read = {
+        part: tuple(f"{stem}{part}.{name}" for name in _READERS.get(type(kind), ())) for part, kind in kinds.items()
+    }
+    if type(block.norm) in (RMSNorm, LayerNorm):
+        for norm, parts in _READ_BY.get(type(block.residual), {}).items():
+            if all(read[part] for part in parts):
+                yield Fold(stem + norm, tuple(name for part in parts for name in read[part]), block.norm)
+    if type(block.attention) is GroupedQuery:
+        dims = model.dims
+        yield Fold(f"{stem}attn.v", (f"{stem}attn.o",), None, dims.head_dim, dims.heads // dims.kv_heads)
+    if type(block.mlp) is GatedMLP or (type(block.mlp) is PlainMLP and block.mlp.act in _HOMOGENEOUS):
+        yield Fold(f"{stem}mlp.up", (f"{stem}mlp.down",))

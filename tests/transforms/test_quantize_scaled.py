@@ -1,0 +1,113 @@
+"""Quantizing with scaled inputs: what is written belongs together; resuming; what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import family_world as world
+import pytest
+import torch
+import vocab_world
+from interruption import stopped_in_block
+
+import llmkit
+from llmkit.calibration.observe import observe
+from llmkit.calibration.quantizer import CalibratedQuantizer
+from llmkit.calibration.samples import Samples
+from llmkit.calibration.stored import StoredQuantizer
+from llmkit.calibration.texts import CalibrationText, read_text, token_ids, windows
+from llmkit.checkpoint.quantized import dequantized
+from llmkit.checkpoint.statistics import open_statistics
+from llmkit.checkpoint.tokenizer import load_tokenizer
+from llmkit.decoder import load_decoder
+from llmkit.errors import RequirementError
+from llmkit.transforms.quantize import quantize
+
+TEXT = CalibrationText("english", ("\n".join(vocab_world.ENGLISH) * 4,))
+SAMPLES = Samples(TEXT, n=8, length=24, seed=1)
+FAMILIES = ["falcon", "gpt_neox", "gpt2", "rwkv", "opt", "phi3"]
+MINI = Path(__file__).resolve().parents[2] / "evalsets/mini"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return lambda family="llama": llmkit.open_checkpoint(world.written(tmp_path / family, family, None))
+
+
+def scaled(ckpt, samples=SAMPLES, **more):
+    given = {"bits": 4, "group_size": 16, "symmetric": False, "method": "awq"} | more
+    return quantize(ckpt, quantizer=CalibratedQuantizer(ckpt, samples), **given)
+
+
+def norms(ckpt):
+    return {name: t.load() for name, t in ckpt.tensors.items() if "norm" in name or "ln_" in name}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_and_weights_that_are_written_belong_together(tmp_path, model, family):
+    """Eight bits lose next to nothing, whatever the scales are; a scale that one side lacks would lose everything."""
+    base = model(family)
+    ids = torch.tensor(windows(token_ids(TEXT, load_tokenizer(base)), 24)[:2])
+    layout = "gptq" if family in ("gpt2", "opt") else "compressed-tensors"
+    llmkit.save(scaled(base, bits=8, format=layout), tmp_path / "q")
+    made = llmkit.open_checkpoint(tmp_path / "q")
+    whole, found = load_decoder(base)(ids), load_decoder(made)(ids)
+    assert (found - whole).square().mean() < 1e-3 * whole.square().mean()
+    changed = [name for name, tensor in norms(base).items() if not torch.equal(made.tensors[name].load(), tensor)]
+    assert (len(changed) > 0) == (family != "rwkv"), changed
+
+
+def test_transformers_computes_what_llmkit_does(tmp_path, model):
+    llmkit.save(scaled(model()), tmp_path / "q")
+    llmkit.save(dequantized(llmkit.open_checkpoint(tmp_path / "q")), tmp_path / "restored")
+    ids = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        theirs, restored = (world.by_transformers(tmp_path / n, "eager")(ids).logits for n in ("q", "restored"))
+    torch.testing.assert_close(theirs, restored, atol=1e-5, rtol=0)
+    torch.testing.assert_close(theirs, load_decoder(llmkit.open_checkpoint(tmp_path / "q"))(ids), atol=1e-4, rtol=0)
+
+
+def test_the_trained_model_is_nearer_than_without_scales(tmp_path):
+    base = llmkit.open_checkpoint(MINI / "base")
+    samples = Samples(read_text(MINI / "text.txt"), n=32, length=64)
+    ids = torch.tensor(windows(token_ids(samples.text, load_tokenizer(base)), 64, samples=8, seed=3))
+    whole = load_decoder(base)(ids).log_softmax(-1)
+    lost = {}
+    for method in ("mse", "awq"):
+        llmkit.save(scaled(base, samples, bits=3, group_size="channel", method=method), tmp_path / method)
+        found = load_decoder(llmkit.open_checkpoint(tmp_path / method))(ids).log_softmax(-1)
+        lost[method] = float((whole.exp() * (whole - found)).sum(-1).mean())
+    assert lost["awq"] < 0.98 * lost["mse"], lost
+
+
+def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, monkeypatch):
+    base, block = model("gpt_neox"), "1"
+    llmkit.save(scaled(base), tmp_path / "whole")
+    noted = stopped_in_block(monkeypatch, block)
+    with pytest.raises(KeyboardInterrupt):
+        llmkit.save(scaled(base), tmp_path / "q")
+    llmkit.save(scaled(base), tmp_path / "q")
+    assert noted[noted.index(block) + 1] == block
+    name = "model.safetensors"
+    assert (tmp_path / "q" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_is_kept_keeps_the_norm_before_it(tmp_path, model):
+    """A layer in floats stays as it is: nothing that it reads is scaled. The plan names what is only clipped."""
+    base = model()
+    kept = scaled(base, keep=["*.k_proj", "*.up_proj"])
+    llmkit.save(kept, tmp_path / "q")
+    found = llmkit.open_checkpoint(tmp_path / "q")
+    for name, tensor in norms(base).items():
+        assert torch.equal(found.tensors[name].load(), tensor), name
+    words = " ".join(kept.notes)
+    assert "only clipped, as nothing before them takes a scale: model.layers.0.mlp.down_proj.weight" in words
+    assert "only clipped" not in " ".join(scaled(base).notes)
+
+
+def test_statistics_of_a_file_do_not_suffice(tmp_path, model):
+    base = model()
+    llmkit.save(observe(base, SAMPLES, "s.safetensors", has_moments=True), tmp_path / "s.safetensors")
+    quantizer = StoredQuantizer(base, open_statistics(tmp_path / "s.safetensors", base))
+    with pytest.raises(RequirementError, match="--method awq changes the layers of a block together"):
+        quantize(base, bits=4, group_size=16, method="awq", quantizer=quantizer)
