@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Blocks", "fitted"]
 
-_N_CHUNK = 2**17  # weights at work: few enough that a core has them near, many enough to be worth the calls
+_N_GROUPS = 2**13  # at work: few enough that a core has them near, many enough to be worth the calls
 _LEAST_SHARE = 1e-4  # of the mean importance: a column that no token reached is rounded all the same
 _N_ROUNDS = 2
 _ROUNDING = 1e-5  # what is left of a determinant that should be 0
@@ -63,40 +63,43 @@ def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | Non
     """
     import torch
 
-    per_row = weight.shape[-1] // grid.block
-    blocks = weight.reshape(-1, grid.block)
-    mean = float(importance.mean()) if importance is not None else 0.0
-    if importance is not None and not mean:  # no input was ever other than 0
-        importance = None
-    if importance is not None:
-        importance = (importance / mean).clamp_(min=_LEAST_SHARE).view(per_row, grid.block)
-    step = max(_N_CHUNK // weight.shape[-1], 1) * per_row  # whole rows, as importance is of a row
-    parts = [_fitted(blocks[i : i + step], grid, importance) for i in range(0, len(blocks), step)]
+    n_rows = max(_N_GROUPS * grid.group // weight.shape[-1], 1)  # whole ones, as importance is of a row
+    v = _of_rows(importance, min(n_rows, len(weight)), grid) if importance is not None else None
+    parts = []
+    for rows in weight.split(n_rows):
+        x = _by_weight(rows, grid)
+        if v is None:
+            fit = _Fit(x, _of_sizes(x), grid)
+        else:
+            fit = _Fit(x, v[..., : x.shape[-1]], grid)
+        fit.solve()
+        parts.append(fit.blocks())
     halves = tuple(torch.cat(found) for found in zip(*(part.halves for part in parts), strict=True))
     integers = [part.integers for part in parts if part.integers is not None]
     return Blocks(torch.cat([part.codes for part in parts]), halves, torch.cat(integers) if integers else None)
 
 
-def _fitted(blocks: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | None) -> Blocks:
+def _by_weight(rows: torch.Tensor, grid: BlockGrid) -> torch.Tensor:
+    """Rows [rows, in] as [weights, groups, blocks]. Two copies are faster than one across three dimensions."""
+    columns = rows.reshape(-1, grid.block).T.contiguous()
+    return columns.view(grid.block // grid.group, grid.group, -1).transpose(0, 1).contiguous()
+
+
+def _of_rows(importance: torch.Tensor, n_rows: int, grid: BlockGrid) -> torch.Tensor | None:
+    """What the weights of rows count, [weights, groups, blocks]; None where no input was ever other than 0."""
+    mean = float(importance.mean())
+    if not mean:
+        return None
+    return _by_weight((importance / mean).clamp_(min=_LEAST_SHARE).expand(n_rows, -1), grid)
+
+
+def _of_sizes(x: torch.Tensor) -> torch.Tensor:
+    """What weights [weights, groups, blocks] count where nothing was measured."""
     import torch
 
-    x = blocks.view(len(blocks), grid.block // grid.group, grid.group).permute(2, 1, 0).contiguous()
-    if importance is not None:
-        of_row = importance.view(len(importance), grid.block // grid.group, grid.group).permute(2, 1, 0)
-        v = of_row.repeat(1, 1, len(blocks) // len(importance))
-    else:
-        squares = x.square()
-        mean = _sum(_sum(squares)) / grid.block
-        v = squares.div_(mean.clamp(min=torch.finfo(torch.float32).tiny)).add_(1).sqrt_()
-    fit = _Fit(x, v, grid)
-    fit.solve()
-    codes = grid.points.codes(fit.points()).permute(2, 1, 0).reshape(blocks.shape)
-    halves = (fit.d.half(), fit.e.half()) if grid.e is not None else (fit.d.half(),)
-    integers = None
-    if grid.integers is not None:
-        numbers = [fit.s + grid.centre, fit.t] if grid.e is not None else [fit.s + grid.centre]
-        integers = torch.cat(numbers).T.to(torch.uint8)
-    return Blocks(codes, halves, integers)
+    squares = x.square()
+    mean = _sum(_sum(squares)) / (x.shape[0] * x.shape[1])
+    return squares.div_(mean.clamp_(min=torch.finfo(torch.float32).tiny)).add_(1).sqrt_()
 
 
 class _Sums(NamedTuple):
@@ -120,8 +123,8 @@ class _Fit:
         import torch
 
         self._x, self._v, self._grid = x, v, grid
-        self._of_v, self._of_vx = _sum(v), _sum(v * x)
-        self._q, self._products = torch.empty_like(x), x.new_empty((2, *x.shape))
+        self._vx = v * x
+        self._of_v, self._of_vx = _sum(v), _sum(self._vx)
 
     def solve(self) -> None:
         """All three steps."""
@@ -143,29 +146,42 @@ class _Fit:
                 self._try_integers(self._grid.scale_steps)
             self._refit()
 
-    def points(self) -> torch.Tensor:
-        """The points that the weights are rounded to, [weights, groups, blocks]."""
-        return self._nearest(self.d * self.s, self.e * self.t)
-
-    def _nearest(self, scale: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """The nearest points to (x + offset) / scale, 0 for a scale of 0; scale, offset are [groups, blocks]."""
+    def blocks(self) -> Blocks:
+        """The blocks, with the points nearest to the weights."""
         import torch
 
-        inverse = scale.reciprocal().nan_to_num_(0, 0, 0)
-        if offset is None:
-            torch.mul(self._x, inverse, out=self._q)
+        points = self._points(self._x, _inverse(self.d * self.s), self.e * self.t)
+        codes = self._grid.points.codes(points).transpose(0, 1).reshape(self._grid.block, -1).T.contiguous()
+        if self._grid.integers is None:
+            integers = None
         else:
-            torch.add(self._x, offset, out=self._q).mul_(inverse)
-        return self._grid.points.nearest_(self._q)
+            numbers = [self.s + self._grid.centre, self.t] if self._grid.e is not None else [self.s + self._grid.centre]
+            integers = torch.cat(numbers).T.to(torch.uint8)
+        halves = (self.d, self.e) if self._grid.e is not None else (self.d,)
+        return Blocks(codes, tuple(half.half() for half in halves), integers)
 
-    def _sums(self, scale: torch.Tensor, offset: torch.Tensor | None = None) -> _Sums:
+    def _points(self, x: torch.Tensor, inverse: torch.Tensor, offset: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The nearest points to (x + offset) * inverse, all [..., groups, blocks]."""
         import torch
 
-        q, found = self._nearest(scale, offset), self._products
-        vq = torch.mul(self._v, q, out=found[0])
-        qx = _fold_(torch.mul(vq, self._x, out=found[1])).clone()
-        qq = _fold_(q.mul_(vq)).clone()
-        return _Sums(_fold_(vq).clone() if self._grid.e is not None else qx, qq, qx)
+        if self._grid.e is not None:
+            x = x + offset
+        return self._grid.points.nearest_(torch.mul(x, inverse, out=out))
+
+    def _sums(self, scale: torch.Tensor, offset: torch.Tensor) -> _Sums:
+        """Of the points that scales, offsets [..., groups, blocks] round the weights to."""
+        import torch
+
+        inverse = _inverse(scale)
+        q, vq, of_q, of_qq, of_qx = (torch.zeros_like(scale) for _ in range(5))
+        for x, v, vx in zip(self._x, self._v, self._vx, strict=True):  # all of this lies in a cache
+            self._points(x, inverse, offset, out=q)
+            of_qx.addcmul_(q, vx)
+            torch.mul(q, v, out=vq)
+            of_qq.addcmul_(q, vq)
+            if self._grid.e is not None:
+                of_q.add_(vq)
+        return _Sums(of_q, of_qq, of_qx)
 
     def _error(self, sums: _Sums, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         """The error of each group, less a constant."""
@@ -179,18 +195,20 @@ class _Fit:
         import torch
 
         tried = _scales_tried(self._x, self._grid.points)
-        sums = _stacked([self._sums(scale) for scale in tried])
+        sums = self._sums(tried, tried)
         scale, curvature = _best_scale(sums.qx, sums.qq)
         return scale, torch.zeros_like(scale), curvature
 
     def _minima(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Step 1 with minima."""
+        import torch
+
         low, high = self._x.amin(0), self._x.amax(0)
         is_below_zero = self._grid.minimum_steps is not None  # - e t cannot be positive
         if is_below_zero:
             low = low.clamp_(max=0)
         offset = -low
-        sums = _stacked([self._sums((high - low) / n, offset) for n in self._grid.points.ends_tried])
+        sums = self._sums(torch.stack([(high - low) / n for n in self._grid.points.ends_tried]), offset)
         scale, minimum = self._line(sums, is_below_zero=is_below_zero)
         best = _least(self._error(sums, scale, -minimum))
         return _picked(scale, best), _picked(minimum, best), _picked(sums.qq, best)
@@ -213,17 +231,17 @@ class _Fit:
         """Step 3: the integers beside those of each group."""
         import torch
 
-        now, t, minima = self._now, self.t.unsqueeze(0), self._grid.minimum_steps
-        s = torch.stack([self.s + more for more in (0, -1, 1)]).clamp_(steps.lowest, steps.highest)
-        scale = self.d * s
-        if minima is not None:  # the best offsets where points stay the same
+        now, minima = self._now, self._grid.minimum_steps
+        s = torch.stack([self.s + more for more in ((0, -1, 1) if minima is not None else (-1, 1))])
+        scale = self.d * s.clamp_(steps.lowest, steps.highest)
+        if minima is None:
+            t = self.t.expand_as(s)
+        else:  # the best offsets where points stay the same
             wanted = (scale * now.q - self._of_vx) / (self._of_v * self.e)
             t = wanted.nan_to_num_(0, 0, 0).round_().clamp_(0, minima.highest)
-        t = torch.cat([self.t.unsqueeze(0), t.expand_as(s)])
-        s, scale = torch.cat([self.s.unsqueeze(0), s]), torch.cat([self.d * self.s.unsqueeze(0), scale])
-        offset = self.e * t
-        sums = _stacked([now, *(self._sums(*numbers) for numbers in zip(scale[1:], offset[1:], strict=True))])
-        best = _least(self._error(sums, scale, offset))
+        sums = _Sums(*(torch.cat([a.unsqueeze(0), b]) for a, b in zip(now, self._sums(scale, self.e * t), strict=True)))
+        s, t = torch.cat([self.s.unsqueeze(0), s]), torch.cat([self.t.unsqueeze(0), t])
+        best = _least(self._error(sums, self.d * s, self.e * t))
         self.s, self.t = _picked(s, best), _picked(t, best)
         self._now = _Sums(*(_picked(part, best) for part in sums))
 
@@ -250,10 +268,9 @@ class _Fit:
         self._now = _Sums(*(torch.where(is_better, new, old) for new, old in zip(found, sums, strict=True)))
 
 
-def _stacked(sums: Sequence[_Sums]) -> _Sums:
-    import torch
-
-    return _Sums(*(torch.stack(parts) for parts in zip(*sums, strict=True)))
+def _inverse(scale: torch.Tensor) -> torch.Tensor:
+    """1 / scale; 0 for a scale of 0."""
+    return scale.reciprocal().nan_to_num_(0, 0, 0)
 
 
 def _picked(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
