@@ -26,7 +26,7 @@ class Points:
         if self.table is not None:
             return [self.lowest + i for i in range(-7, 8)] + [self.highest + i for i in range(-6, 15, 5)]
         end = self.lowest if self.lowest < 0 else self.highest
-        return [end + 0.42 * i for i in range(-5, 6)]
+        return [end + 0.6 * i for i in range(-3, 4)] if self.lowest < 0 else [end + 0.42 * i for i in range(-5, 6)]
 
     def nearest_(self, x: torch.Tensor) -> torch.Tensor:
         """The nearest points to float32 numbers, contiguous, in their place."""
