@@ -1,6 +1,6 @@
 """Blocks of GGUF files: read and dequantized row by row, written from matrices on their grids, or from floats.
 
-Floats are made of blocks by `gguf.quants`, so that the bits are those of the gguf library.
+Blocks are made floats by `gguf.quants`, so that the bits are those of the gguf library.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from llmkit.formats.gguf_header import GgufFile, GgufTensor
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
 from llmkit.quantization.codec import Codec
 from llmkit.quantization.codecs.gguf_grids import GRIDS
+from llmkit.quantization.codecs.gguf_rounding import rounded
 from llmkit.quantization.codecs.gguf_search import fitted
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, matrix_of
 from llmkit.quantization.packing import n_bytes, pack, unpack
@@ -138,9 +139,9 @@ def _blocks(matrix: QuantizedMatrix, kind_name: str) -> Lazy:
     def fn(codes: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
         import torch
 
-        q = unpack(codes, matrix.bits, n_in).view(len(codes), -1, kind.block) + shift
-        spread = [part.to(torch.float16).repeat_interleave(n_blocks, dim=1) for part in numbers]
-        return grid.pack(q, spread).flatten(1)
+        q = (unpack(codes, matrix.bits, n_in) + shift).view(-1, kind.block)
+        spread = [part.to(torch.float16).repeat_interleave(n_blocks, dim=1).view(-1) for part in numbers]
+        return grid.pack(q, spread).view(len(codes), -1)
 
     spec = TensorSpec(DType.U8, (n_out, kind.row_nbytes(n_in)))
     return Apply("blocks", [matrix.codes, *halves], spec, fn, {"type": kind.name}, scratch=2.0).output()
@@ -156,7 +157,7 @@ def _is_half(numbers: Lazy) -> bool:
     return bool(torch.equal(values.half().float(), values))
 
 
-# Written by the gguf library, and matrices of other layouts code for code.
+# Written by plain rounding, as the gguf library does, and matrices of other layouts code for code.
 _PLAIN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
@@ -189,7 +190,13 @@ def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
 
 def _dequantize(kind: GgufType, shape: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
     def fn(raw: torch.Tensor) -> torch.Tensor:
-        values = _call("dequantize", raw.view(-1, kind.row_nbytes(shape[-1])), kind)
+        import numpy as np
+        import torch
+        from gguf import GGMLQuantizationType, quants
+
+        rows = raw.view(-1, kind.row_nbytes(shape[-1])).numpy()
+        with np.errstate(all="ignore"):  # damaged scales become NaN, and large ones infinite: no reason for a warning
+            values = torch.from_numpy(quants.dequantize(rows, GGMLQuantizationType(kind.code)))
         return values.view(-1, *shape[1:]) if len(shape) > 1 else values.view(shape)
 
     return fn
@@ -214,31 +221,20 @@ def quantized(lazy: Lazy, kind_name: str, name: str, importance: Lazy | None = N
     def fn(x: torch.Tensor, squares: torch.Tensor | None = None) -> torch.Tensor:
         import torch
 
-        if is_plain:
-            made = _call("quantize", x.float(), kind)
-            starts = [start for start in (grid.d, grid.e) if start is not None]
-            halves = [made.view(-1, kind.nbytes)[:, start : start + 2].contiguous() for start in starts]
-            require_finite(x, *(half.view(torch.float16) for half in halves), name=name)
-            return made
         require_finite(x, x.sum(-1, dtype=torch.float32), name=name)
         if squares is not None and not bool(torch.isfinite(squares.sum())):
             raise InputError(
                 f"{name}: what was measured of its inputs holds NaN or infinities",
                 hint="measure them again: llmkit quantize observe MODEL -o FILE",
             )
-        found = fitted(x.float(), grid, squares)
-        require_finite(x, *found.halves, name=name)
-        return grid.pack(found.codes, found.halves, found.integers).view(*x.shape[:-1], -1)
+        made = []
+        for blocks in rounded(x.float(), grid) if is_plain else fitted(x.float(), grid, squares):
+            require_finite(x, *blocks.halves, name=name)
+            made.append(grid.pack(*blocks))
+        return torch.cat(made).view(*x.shape[:-1], -1)
 
     inputs = [lazy] if is_plain or importance is None else [lazy, importance]
     rows = [1] if len(inputs) == 1 else [1, 0]
     return Apply(QUANTIZE, inputs, spec, fn, {"type": kind_name}, input_rows=rows, scratch=4.0).output()
 
 
-def _call(name: str, x: torch.Tensor, kind: GgufType) -> torch.Tensor:
-    import numpy as np
-    import torch
-    from gguf import GGMLQuantizationType, quants
-
-    with np.errstate(all="ignore"):  # damaged scales become NaN, and large ones infinite: no reason for a warning
-        return torch.from_numpy(getattr(quants, name)(x.numpy(), GGMLQuantizationType(kind.code)))

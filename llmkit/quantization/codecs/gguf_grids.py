@@ -86,10 +86,11 @@ class Planes:
             if p.width == 8:
                 into |= numbers ^ 0x80
                 continue
+            into = into.unflatten(-1, (-1, p.run))
             mask, n_parts = (1 << p.width) - 1, 8 // p.width
-            parts = ((numbers >> p.shift) & mask).reshape(*numbers.shape[:-1], -1, n_parts, p.run)
+            parts = ((numbers >> p.shift) & mask).unflatten(-1, (-1, n_parts, p.run))
             for i in range(n_parts):
-                into |= (parts[..., i, :] << (p.width * i)).flatten(-2)
+                into |= parts[..., i, :] << (p.width * i)
 
 
 class _SixBits:
@@ -188,22 +189,22 @@ class BlockGrid:
     def pack(
         self, codes: torch.Tensor, halves: Sequence[torch.Tensor], integers: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Blocks, uint8 [..., nbytes].
+        """Blocks, uint8 [blocks, nbytes].
 
         Args:
-            codes: uint8 [..., block].
-            halves: d, and e for types with minima; float16 [...].
-            integers: as stored (s + centre, then t), uint8 [..., n], for types that have them.
+            codes: uint8 [blocks, block]; fastest where the first of these axes is the inner one.
+            halves: d, and e for types with minima; float16 [blocks].
+            integers: as stored (s + centre, then t), uint8 [blocks, n], for types that have them.
         """
         import torch
 
-        blocks = torch.zeros((*codes.shape[:-1], self.nbytes), dtype=torch.uint8)
+        blocks = torch.zeros((self.nbytes, len(codes)), dtype=torch.uint8).T
         self.codes.write(blocks, codes)
         for start, half in zip((self.d, self.e or 0), halves, strict=False):
             blocks[..., start : start + 2] = half.unsqueeze(-1).contiguous().view(torch.uint8)
         if self.integers is not None and integers is not None:
             self.integers.write(blocks, integers)
-        return blocks
+        return blocks.contiguous()
 
 
 def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:

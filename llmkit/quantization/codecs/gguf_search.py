@@ -23,7 +23,7 @@ steps 1 and 2: `make_qkx3_quants`, `make_qx_quants` and `make_qp_quants` in ggml
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmkit.quantization.codecs.gguf_points import Points
@@ -54,8 +54,8 @@ class Blocks(NamedTuple):
     integers: torch.Tensor | None
 
 
-def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | None = None) -> Blocks:
-    """The blocks of float32 weights [rows, in], one after the other.
+def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | None = None) -> Iterator[Blocks]:
+    """The blocks of float32 weights [rows, in], one after the other, some at a time.
 
     Args:
         importance: the mean of x^2 of each input channel, float32 [in]; None: all count the same.
@@ -65,15 +65,12 @@ def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | Non
     per_row = max(len(grid.points.ends_tried), 3) * weight.shape[-1] // grid.group  # scales tried
     n_rows = max(_N_TRIED // per_row, 1)  # whole ones, as importance is of a row
     v = _of_rows(importance, min(n_rows, len(weight)), grid) if importance is not None else None
-    work, parts = torch.empty(4 * n_rows * per_row), []  # used again: fresh pages cost as much as the arithmetic
+    work = torch.empty(4 * n_rows * per_row)  # used again: fresh pages cost as much as the arithmetic
     for rows in weight.split(n_rows):
         x = _by_weight(rows, grid)
         fit = _Fit(x, _of_sizes(x) if v is None else v[..., : x.shape[-1]], grid, work)
         fit.solve(1 if v is None or grid.e is None else 2)  # the second gains 0.5 % here, 0.1 % elsewhere
-        parts.append(fit.blocks())
-    halves = tuple(torch.cat(found) for found in zip(*(part.halves for part in parts), strict=True))
-    integers = [part.integers for part in parts if part.integers is not None]
-    return Blocks(torch.cat([part.codes for part in parts]), halves, torch.cat(integers) if integers else None)
+        yield fit.blocks()
 
 
 def _by_weight(rows: torch.Tensor, grid: BlockGrid) -> torch.Tensor:
@@ -147,12 +144,12 @@ class _Fit:
         import torch
 
         points = self._points(self._x, _inverse(self.d * self.s), self.e * self.t)
-        codes = self._grid.points.codes(points).transpose(0, 1).reshape(self._grid.block, -1).T.contiguous()
+        codes = self._grid.points.codes(points).transpose(0, 1).reshape(self._grid.block, -1).T
         if self._grid.integers is None:
             integers = None
         else:
             numbers = [self.s + self._grid.centre, self.t] if self._grid.e is not None else [self.s + self._grid.centre]
-            integers = torch.cat(numbers).T.to(torch.uint8)
+            integers = torch.cat(numbers).to(torch.uint8).T
         halves = (self.d, self.e) if self._grid.e is not None else (self.d,)
         return Blocks(codes, tuple(half.half() for half in halves), integers)
 
