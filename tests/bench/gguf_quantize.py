@@ -2,9 +2,10 @@
 
     python tests/bench/gguf_quantize.py [--shape 1024 4096] [--types Q4_K,Q6_K] [--repeat 3]
 
-Needs llama-cpp-python, whose native library has `ggml_quantize_chunk`: what `llama-quantize` calls for each matrix. Both
-work on one thread, in turns, on the same random float32 matrix, with an importance of each column and without; the
-shortest of the runs is shown. The error is the mean of the squares, weighted by the importance where there is one.
+Needs llama-cpp-python, whose native library has `ggml_quantize_chunk`: what `llama-quantize` calls for each matrix.
+Both work on one thread, in turns, on the same random float32 matrix, with an importance of each column and without; the
+least processor time of the runs is shown. The error is the mean of the squares, weighted by the importance where there
+is one.
 """
 
 from __future__ import annotations

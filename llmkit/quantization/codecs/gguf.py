@@ -221,7 +221,8 @@ def quantized(lazy: Lazy, kind_name: str, name: str, importance: Lazy | None = N
     def fn(x: torch.Tensor, squares: torch.Tensor | None = None) -> torch.Tensor:
         import torch
 
-        require_finite(x, x.sum(-1, dtype=torch.float32), name=name)
+        if not is_plain:  # there one NaN is one of a scale
+            require_finite(x, x.sum(-1, dtype=torch.float32), name=name)
         if squares is not None and not bool(torch.isfinite(squares.sum())):
             raise InputError(
                 f"{name}: what was measured of its inputs holds NaN or infinities",
@@ -236,5 +237,3 @@ def quantized(lazy: Lazy, kind_name: str, name: str, importance: Lazy | None = N
     inputs = [lazy] if is_plain or importance is None else [lazy, importance]
     rows = [1] if len(inputs) == 1 else [1, 0]
     return Apply(QUANTIZE, inputs, spec, fn, {"type": kind_name}, input_rows=rows, scratch=4.0).output()
-
-

@@ -192,13 +192,16 @@ class BlockGrid:
         """Blocks, uint8 [blocks, nbytes].
 
         Args:
-            codes: uint8 [blocks, block]; fastest where the first of these axes is the inner one.
+            codes: uint8 [blocks, block]; either axis may be the inner one.
             halves: d, and e for types with minima; float16 [blocks].
             integers: as stored (s + centre, then t), uint8 [blocks, n], for types that have them.
         """
         import torch
 
-        blocks = torch.zeros((self.nbytes, len(codes)), dtype=torch.uint8).T
+        shape = len(codes), self.nbytes
+        is_by_rows = codes.is_contiguous()
+        blocks = torch.zeros(shape if is_by_rows else shape[::-1], dtype=torch.uint8)
+        blocks = blocks if is_by_rows else blocks.T  # in memory like the codes
         self.codes.write(blocks, codes)
         for start, half in zip((self.d, self.e or 0), halves, strict=False):
             blocks[..., start : start + 2] = half.unsqueeze(-1).contiguous().view(torch.uint8)

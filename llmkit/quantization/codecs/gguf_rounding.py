@@ -28,17 +28,17 @@ def rounded(weight: torch.Tensor, grid: BlockGrid) -> Iterator[Blocks]:
     """The blocks of float32 weights [rows, in], of a type without integers beside its scales, some at a time."""
     round_all = _round_signed if grid.bits == 8 else _round_centred if grid.e is None else _round_between
     for blocks in weight.reshape(-1, grid.block).split(_N_CHUNK // grid.block):
-        codes, *halves = round_all(blocks.T.contiguous(), 1 << (grid.bits - 1))
-        yield Blocks(codes.T, tuple(half.half() for half in halves), None)
+        codes, *halves = round_all(blocks, 1 << (grid.bits - 1))
+        yield Blocks(codes, tuple(half.half() for half in halves), None)
 
 
 def _round_signed(x: torch.Tensor, half: int) -> tuple[torch.Tensor, ...]:
-    """Codes and d of blocks [weights, blocks]."""
+    """Codes and d of blocks [blocks, weights]."""
     import torch
 
-    d = torch.maximum(x.amax(0).abs_(), x.amin(0).abs_()) / (half - 1)
-    x *= _inverse(d)
-    q = (x * 2).trunc_().sub_(x.trunc_())
+    d = torch.maximum(x.amax(-1).abs_(), x.amin(-1).abs_()) / (half - 1)
+    scaled = x * _inverse(d)
+    q = (scaled * 2).trunc_().sub_(scaled.trunc_())
     return q.add_(half).to(torch.uint8), d
 
 
@@ -46,23 +46,24 @@ def _round_centred(x: torch.Tensor, half: int) -> tuple[torch.Tensor, ...]:
     """Likewise."""
     import torch
 
-    high, low = x.amax(0), x.amin(0)
+    high, low = x.amax(-1), x.amin(-1)
     extreme = torch.where(high > -low, high, low)
     both = (high == -low).nonzero().view(-1)  # the first of them is divided by
-    of_both = x[:, both]
-    extreme[both] = of_both.gather(0, of_both.abs().argmax(0, keepdim=True))[0]
+    of_both = x[both]
+    extreme[both] = of_both.gather(1, of_both.abs().argmax(1, keepdim=True)).squeeze(1)
     d = extreme / -half
-    return x.mul_(_inverse(d)).add_(half + 0.5).to(torch.uint8).clamp_(max=2 * half - 1), d
+    return (x * _inverse(d)).add_(half + 0.5).to(torch.uint8).clamp_(max=2 * half - 1), d
 
 
 def _round_between(x: torch.Tensor, half: int) -> tuple[torch.Tensor, ...]:
     """Likewise, and e."""
     import torch
 
-    high, low = x.amax(0), x.amin(0)
+    high, low = x.amax(-1), x.amin(-1)
     d = (high - low) / (2 * half - 1)
-    return x.sub_(low).mul_(_inverse(d)).add_(0.5).to(torch.uint8).clamp_(max=2 * half - 1), d, low
+    return (x - low.unsqueeze(-1)).mul_(_inverse(d)).add_(0.5).to(torch.uint8).clamp_(max=2 * half - 1), d, low
 
 
 def _inverse(d: torch.Tensor) -> torch.Tensor:
-    return d.reciprocal().masked_fill_(d == 0, 0)
+    """1 / d, 0 for a d of 0; [blocks, 1]."""
+    return d.reciprocal().masked_fill_(d == 0, 0).unsqueeze(-1)

@@ -15,7 +15,8 @@ Three steps, each for all groups of some rows at once:
 1. every group by itself: its range is divided into a few more or fewer steps; for the codes of each the best scale (and
    minimum) follows by least squares, and the best of them is kept;
 2. d (e): likewise, so that d s is nearest to the scales of step 1;
-3. once or twice: the integers next to s (t) are tried on the weights themselves, then d (and e) fitted to all groups again.
+3. once or twice: the integers next to s (t) are tried on the weights themselves, then d (and e) fitted to all groups
+   again.
 
 Tensors are [weights of a group, groups, blocks], so that sums run over the first axis. Source of v and of
 steps 1 and 2: `make_qkx3_quants`, `make_qx_quants` and `make_qp_quants` in ggml-quants.c of ggml-org/ggml.
@@ -294,7 +295,6 @@ def _multiples(x: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
 
 def _inverses_tried(x: torch.Tensor, points: Points) -> torch.Tensor:
     """Factors [candidates, ...] that put the number of [n, ...] farthest from 0 near an end of the points."""
-    import torch
 
     high, low = x.amax(0), x.amin(0)
     extreme = low.lerp_(high, _is_less(-low, high)) if points.lowest < 0 else high
