@@ -63,7 +63,9 @@ def test_what_is_written_is_read_again(name, bits, group, symmetric, rows, group
     parts = codec.write(made)
     found = codec.read(parts, codec.settings(made), made.shape)
     assert found.shape == made.shape
-    if bits in (4, 8) or not isinstance(codec, NBits):
+    # NBits has fields of 4 and 8 bits, GGUF blocks of 32 of a few sizes: of other codes the values are the same.
+    is_same_grid = {"onnx": bits in (4, 8), "gguf": bits in (4, 5, 8) and group == 32}.get(name, True)
+    if is_same_grid:
         if found.zeros is not None:  # all layouts with symmetric grids but AWQ's leave their zero points out
             assert torch.equal(zero_points(made).load(), found.zeros.load())
         for part in ("codes", "scales", "offsets", "order"):
@@ -148,5 +150,6 @@ def test_a_grid_of_another_layout_goes_into_blocks():
     raw = codec.write(made)[""].load().numpy()
     wanted = quants.dequantize(raw, gguf.GGMLQuantizationType.Q4_0)
     assert np.array_equal(wanted, made.dequantized(DType.F32).load().numpy())
-    assert codec.refuses(matrix(Grid(4, 64), (5, 64))) is not None
+    assert codec.refuses(matrix(Grid(4, 64), (5, 64))) is None  # a group of two blocks
+    assert codec.refuses(matrix(Grid(4, 16), (5, 64))) is not None
     assert codec.refuses(matrix(Grid(4, 32, False), (5, 64))) == "gguf has no zero points"
