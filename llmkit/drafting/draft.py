@@ -11,11 +11,10 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Key, lookup
-from llmkit.architecture.names import Names, stem_of
+from llmkit.architecture.names import Names, parts_of, stem_of
 from llmkit.architecture.registry import Plugin, default_registry
-from llmkit.drafting.headers import Headers, read_headers
-from llmkit.drafting.keys import PARTS, Config, keys_of
-from llmkit.drafting.names import names_like
+from llmkit.drafting.keys import Config, fields_of
+from llmkit.drafting.names import Headers, names_like, read_headers
 from llmkit.errors import InputError, LlmkitError, PluginError, listing
 from llmkit.layouts.opening import layouts
 from llmkit.tensors.spec import TensorSpec
@@ -64,9 +63,10 @@ def draft_plugin(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], *, 
     # Of equals the one that most others are equivalent to.
     order = sorted(loaded, key=lambda p: -sum(loaded[p].name in a.equivalents for a in loaded.values()))
     tables = [*(loaded[p].names for p in order), *(s.names for layout in layouts() for s in layout.spellings)]
-    known: dict[str, tuple[str, ...]] = {}
-    for field_name, key in (pair for p in order for pair in keys_of(loaded[p])):
-        known[field_name] = (*known.get(field_name, ()), *key.spellings)
+    known: dict[str, list[str]] = {}
+    for path, _, key in (read for p in order for read in fields_of(loaded[p])):
+        if isinstance(key, Key):
+            known.setdefault(path.rpartition(".")[2], []).extend(key.spellings)
     made = []
     for plugin in order:
         try:
@@ -84,15 +84,13 @@ def _after(
     specs: Mapping[str, TensorSpec], name: str,
 ) -> Draft:  # fmt: skip
     """The draft with the computation of one plugin."""
-    names, unsure = names_like(headers, like, tables)
-    sizes = _sizes(headers, names, config.heads(like.dims))
-    dims = config.dims(like.dims, sizes)
-    parts: dict[str, Any] = {part: config.kind(getattr(like, part), part, like.tiny) for part in PARTS}
+    names = names_like(headers, like, tables)
+    parts = config.adapted(like, _sizes(headers, names, config.heads(like.dims)))
     classes = tuple(str(a) for a in config.values.get("architectures") or ())
     types = (config.values["model_type"],) if isinstance(config.values.get("model_type"), str) else ()
     tiny = {config.renamed.get(k, k): v for k, v in like.tiny.items()}
     tiny |= {"architectures": list(classes), "model_type": "".join(types)}
-    made = Architecture(name, classes, dims=dims, names=names, tiny=tiny, model_types=types, **parts)
+    made = Architecture(name, classes, names=names, tiny=tiny, model_types=types, **parts)
     model = made.bind(config.values)
     if names.head not in headers.outer and not model.is_tied:
         made = replace(made, head=replace(made.head, tied=True))
@@ -105,7 +103,10 @@ def _after(
     n_unread = len(replace(made, fixed=like.fixed, unused=like.unused).bind(config.values).unread.unknown)
     stated = {**config.values, **{own: config.values.get(key) for own, key in config.renamed.items()}}
     is_other = like.when is not None and not like.when(stated)
-    checks = config.checks | {f"names.slots.{slot}": why for slot, why in unsure.items()}
+    checks = {**config.checks}
+    for slot, entry in names.slots.items():
+        if parts_of(slot, entry) and stem_of(entry) != stem_of(like.names.slots.get(slot, "")):
+            checks[f"names.slots.{slot}"] = 'the order of rows (rows="stacked" or "per_group"), and of its parts'
     checks["block"] = f"as {like.name} computes: {_NOT_SHOWN}"
     return Draft(
         made, plugin, like, checks, (*unknown, *model.unread.refused), unread, tuple(report.problems),
@@ -115,13 +116,12 @@ def _after(
 
 def _sizes(headers: Headers, names: Names, heads: int) -> dict[str, int]:
     """Sizes by the shapes."""
-    shapes = {slot: headers.weight(stem_of(entry)) for slot, entry in names.slots.items()}
-    vocab, width = headers.weight(names.embed)
-    hidden = next(iter(headers.outer.get(names.final_norm, {"weight": (width,)}).values()))[0]
+    vocab, width = headers.shape(names.embed)
+    hidden = (headers.shape(names.final_norm) or (width,))[0]
 
     def other_side(slot: str) -> int:
         """The length of a matrix [out, in], or one stored [in, out], that is not the hidden one; 0 without one."""
-        shape = shapes.get(slot) or (0, hidden)
+        shape = headers.shape(names.slots.get(slot, "")) or (0, hidden)
         return shape[0] if shape[-1] == hidden else shape[-1]
 
     head_dim = max((other_side("attn.q") or other_side("attn.o") or hidden) // heads, 1)

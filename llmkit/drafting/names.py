@@ -1,24 +1,82 @@
-"""The name table of a checkpoint: that of a plugin, and of the rest what tables of other plugins and layouts tell."""
+"""The names in a checkpoint's headers: those of a plugin, and of the rest what tables of plugins and layouts tell."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import Entry, Fused, Names, Transposed, parts_of, stem_of
-from llmkit.drafting.headers import Headers
+from llmkit.errors import InputError, listing
+from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["names_like"]
+__all__ = ["Headers", "names_like", "read_headers"]
+
+# Tables and masks that old files store.
+_BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias|causal_mask|position_ids|attention\.mask|attn\.mask)$")
 
 
-def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) -> tuple[Names, dict[str, str]]:
-    """The name table of a checkpoint with the layers of a plugin, and what of it is not certain: slot -> why.
+@dataclass(frozen=True)
+class Headers:
+    """The tensors of a checkpoint by where they are.
 
-    Args:
-        tables: all that are known.
+    Attributes:
+        block: the prefix of a layer, with `{i}`.
+        n_layers: how many there are.
+        inner: stem after that prefix -> shape of the weight, in the last layer; () of a stem without a weight.
+        outer: the same of what lies outside the layers.
+        ignored: patterns of buffers.
     """
-    needed, checks = _layer_stems(like), {}
+
+    block: str
+    n_layers: int
+    inner: Mapping[str, tuple[int, ...]]
+    outer: Mapping[str, tuple[int, ...]]
+    ignored: tuple[str, ...]
+
+    def shape(self, entry: Entry) -> tuple[int, ...]:
+        """The shape of a table entry's weight as it is stored."""
+        return self.inner.get(stem_of(entry)) or self.outer.get(stem_of(entry), ())
+
+
+def read_headers(specs: Mapping[str, TensorSpec], label: str) -> Headers:
+    """Sort the tensors of a checkpoint.
+
+    Raises:
+        InputError: no names with layer numbers, or no matrix outside the layers.
+    """
+    numbered = Counter(match[1] for name in specs if (match := re.fullmatch(r"((?:.*?\.)?)\d+\..+", name)))
+    if not numbered:
+        raise InputError(f"{label}: no tensor has a layer's number in its name; a plugin cannot be drafted from that")
+    before = numbered.most_common(1)[0][0]
+    inner: dict[str, tuple[int, ...]] = {}
+    outer: dict[str, tuple[int, ...]] = {}
+    ignored: dict[str, None] = {}
+    n_layers = 0
+    for name, spec in specs.items():
+        match = re.fullmatch(re.escape(before) + r"(\d+)\.(.+)", name)
+        n_layers = max(n_layers, int(match[1]) + 1) if match else n_layers
+        leaf = match[2] if match else name
+        stem, _, last = leaf.rpartition(".")
+        if _BUFFERS.search(leaf) or spec.dtype is DType.BOOL or (last == "bias" and len(spec.shape) == 4):
+            ignored[f"*.{leaf}" if match else name] = None
+            continue
+        stem, shapes = stem if last in ("weight", "bias") else leaf, inner if match else outer
+        shapes[stem] = spec.shape if last == "weight" else shapes.get(stem, ())
+    if not any(len(shape) == 2 for shape in outer.values()):
+        raise InputError(
+            f"{label}: no embedding among the tensors outside the layers ({listing(outer) or 'none'}): "
+            "a plugin cannot be drafted from that"
+        )
+    return Headers(f"{before}{{i}}.", n_layers, inner, outer, tuple(ignored))
+
+
+def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) -> Names:
+    """The name table of a checkpoint with the layers of a plugin; `tables` are all that are known."""
+    configs = [like.tiny_config(variant) for variant in (None, *like.variants)]
+    needed = {leaf.rpartition(".")[0] for config in configs for leaf in like.bind(config).block.slots()}
     slots = {**like.names.slots}
     for exact in (True, False):
         for stem in headers.inner:
@@ -30,64 +88,56 @@ def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) ->
                 if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
                     plain = entry.stored if isinstance(entry, Transposed) else entry
                     slots = {**rest, slot: replace(plain, name=stem) if isinstance(plain, Fused) else stem}
-                    if isinstance(plain, Fused):
-                        checks[slot] = 'the order of rows (rows="stacked" or "per_group"), and of its parts'
                     break
-    names = _outer_like(headers, replace(like.names, block=headers.block, slots=slots), tables)
-    if headers.block != like.names.block:
-        names = replace(names, ignored=headers.ignored)
-    return _with_orientation(headers, names), checks
-
-
-def _layer_stems(architecture: Architecture) -> set[str]:
-    """The stems of the weights that its layers have in any of its variants."""
-    configs = [architecture.tiny_config(v) for v in (None, *architecture.variants)]
-    return {leaf.rpartition(".")[0] for config in configs for leaf in architecture.bind(config).block.slots()}
+    outer = _outer_like(headers, like.names, tables)
+    return replace(
+        like.names,
+        embed=outer["embed"],
+        final_norm=outer["final_norm"],
+        head=outer["head"],
+        outer={slot: outer[slot] for slot in like.names.outer},
+        block=headers.block,
+        slots=_with_orientation(headers, outer["embed"], slots),
+        ignored=like.names.ignored if headers.block == like.names.block else headers.ignored,
+    )
 
 
 def _known_as(stem: str, tables: Sequence[Names], exact: bool) -> Iterator[tuple[str, Entry]]:
     """Slots that some table calls so; else those whose last word is the same, in a part of the layer that may be."""
     around, _, word = stem.lower().rpartition(".")
     is_attention, is_mlp = "att" in around, any(w in around for w in ("mlp", "ff", "feed"))
-    for table in tables:
-        for slot, entry in table.slots.items():
-            known, part = stem_of(entry), slot.partition(".")[0]
-            is_apart = (part == "attn" and is_mlp) or (part == "mlp" and is_attention)
-            if known == stem if exact else known.rpartition(".")[2].lower() == word and not is_apart:
-                yield slot, entry
+    for slot, entry in (pair for table in tables for pair in table.slots.items()):
+        known, part = stem_of(entry), slot.partition(".")[0]
+        is_apart = (part == "attn" and is_mlp) or (part == "mlp" and is_attention)
+        if known == stem if exact else known.rpartition(".")[2].lower() == word and not is_apart:
+            yield slot, entry
 
 
-def _outer_like(headers: Headers, names: Names, tables: Sequence[Names]) -> Names:
-    """The table with what is called otherwise outside the layers; told by shapes where no table knows it."""
-    found, claimed = dict(_outer(names)), set(_outer(names).values())
-    for slot, own in _outer(names).items():
-        if own in headers.outer:
-            continue
-        known = [stem for table in tables for s, stem in _outer(table).items() if s == slot]
+def _outer_like(headers: Headers, names: Names, tables: Sequence[Names]) -> dict[str, str]:
+    """What lies outside the layers; told by shapes where no table knows its name."""
+    found, claimed = _outer(names), set(_outer(names).values())
+    for slot in [slot for slot, own in found.items() if own not in headers.outer]:
+        known = [_outer(table)[slot] for table in tables if slot in _outer(table)]
         words = {stem.rpartition(".")[2] for stem in known}
         rank = 1 if slot.endswith("norm") else 2
-        free = {s: headers.weight(s) for s in headers.outer if s not in claimed and len(headers.weight(s)) == rank}
+        free = [s for s in headers.outer if s not in claimed and len(headers.shape(s)) == rank]
         called = [s for s in free if s in known] or [s for s in free if s.rpartition(".")[2] in words]
         if not called and slot in ("embed", "final_norm"):
-            called = sorted(free, key=lambda s: free[s], reverse=True)
-        found[slot] = called[0] if called else own
+            called = sorted(free, key=headers.shape, reverse=True)
+        found[slot] = called[0] if called else found[slot]
         claimed.add(found[slot])
-    more = {slot: found[slot] for slot in names.outer}
-    return replace(names, embed=found["embed"], final_norm=found["final_norm"], head=found["head"], outer=more)
+    return found
 
 
-def _outer(names: Names) -> Mapping[str, str]:
+def _outer(names: Names) -> dict[str, str]:
     return {"head": names.head, "embed": names.embed, "final_norm": names.final_norm, **names.outer}
 
 
-def _with_orientation(headers: Headers, names: Names) -> Names:
+def _with_orientation(headers: Headers, embed: str, slots: Mapping[str, Entry]) -> dict[str, Entry]:
     """Matrices stored [in, out], or not, as the last one of the MLP is, where it is not square."""
-    hidden, down = headers.weight(names.embed)[-1:], headers.weight(stem_of(names.slots.get("mlp.down", "")))
-    if len(down) != 2 or down[0] == down[1]:
-        return names
-    is_transposed, slots = down[1:] == hidden, {}
-    for slot, entry in names.slots.items():
-        plain = entry.stored if isinstance(entry, Transposed) else entry
-        is_matrix = len(headers.weight(stem_of(entry))) == 2
-        slots[slot] = entry if not is_matrix else Transposed(plain) if is_transposed else plain
-    return replace(names, slots=slots)
+    hidden, down, found = headers.shape(embed)[-1:], headers.shape(slots.get("mlp.down", "")), {**slots}
+    for slot, entry in slots.items() if len(set(down)) == 2 else ():
+        if len(headers.shape(entry)) == 2:
+            plain = entry.stored if isinstance(entry, Transposed) else entry
+            found[slot] = Transposed(plain) if down[1:] == hidden else plain
+    return found
