@@ -8,6 +8,7 @@
     int-quantized    weight             int8 [out, in], codes minus 2^(bits-1)
                      weight_zero_point  int8 [out, groups], likewise
     float-quantized  weight             float8 [out, in], times weight_scale of the tensor, row, group or block
+    nvfp4-, mxfp4-pack-quantized    see compressed_float4
 
 All are read, and codes that do not divide a word also in the form before 0.18, with gaps: 32 // bits in a word.
 `pack-quantized` is written, of 8 bits too: it is what the library infers for weight-only integers, and what servers
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
+from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
 from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
@@ -40,7 +42,7 @@ _PACKED = "pack-quantized"
 _PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
 _ENDS = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
-    "input_zero_point", "output_scale", "output_zero_point",
+    "input_zero_point", "output_scale", "output_zero_point", "weight_global_scale", "input_global_scale",
 )  # fmt: skip
 _OF_CACHE = tuple(f".{part}_{what}" for part in "qkv" for what in ("scale", "zero_point"))
 
@@ -105,7 +107,7 @@ class CompressedTensors(FolderCodec):
         )
 
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
-        packed = [n for n, spec in specs.items() if n.endswith(".weight_packed") and spec.dtype is not DType.U8]
+        packed = [n for n in specs if n.endswith(".weight_packed")]
         if packed:
             return "", packed
         signed = [n for n, spec in specs.items() if n.endswith(".weight") and spec.dtype is DType.I8]
@@ -138,6 +140,9 @@ class CompressedTensors(FolderCodec):
                     scales = need(parts, "weight_scale")
                     found[name] = ScaledFloats(values, scales, block_of(weights, values.shape), is_wide=False)
                     continue
+                if settings["format"] in FLOAT4_FORMATS:
+                    found[name] = read_float4(parts, settings)
+                    continue
                 known = (shape[0], shape[1]) if len(shape) == 2 else None
                 found[name] = self.read(parts, settings, known)
         left = [k for k in tensors if k.endswith((".weight_packed", ".weight_shape")) and k not in used]
@@ -156,7 +161,7 @@ class CompressedTensors(FolderCodec):
             )
         formats = [str(g.get("format")) for g in _groups(entry)]
         for layout in formats:
-            if layout not in (_PACKED, *_PLAIN):
+            if layout not in (_PACKED, *_PLAIN, *FLOAT4_FORMATS):
                 raise RequirementError(
                     f"{label}: the {self.name} format {layout!r} is not read; expected {_PACKED} or "
                     f"{' or '.join(_PLAIN[:2])}",
