@@ -45,13 +45,13 @@ class BlockQuantizer:
         names = dict.fromkeys(self._of_weight[weight] for weight in weights if weight in self._of_weight)
         return [self._tasks[name] for name in names]
 
-    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
+    def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
         if self._context.is_stopped():
             raise Stopped
         tasks = [task for task in self._named(weights) if task.name not in self.errors]
         if tasks:
             measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
-            self._observers.setdefault(tuple(weights), Observer(measured)).see(x)
+            self._observers.setdefault(tuple(weights), Observer(measured)).see(x, float_x)
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
         import torch
@@ -68,7 +68,7 @@ class BlockQuantizer:
                 continue
             weight = task.weight.load()
             if isinstance(task.method, BlockMethod):
-                self.learnt[task.name] = BlockWeight(weight, task.grid, task.scale_dtype.torch, statistics)
+                self.learnt[task.name] = task.block_weight(weight, statistics)
             else:
                 self._take(task, task.quantize(weight, statistics))
         own = values.split([self._n_rows[weight] for weight in weights])

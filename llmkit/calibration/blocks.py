@@ -11,8 +11,9 @@ model whose activations fit into one chunk passes through each block once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,8 +33,12 @@ CHUNK_NBYTES = 2**31
 class Onlooker(Protocol):
     """Sees the linear layers of one block. Layers of one product (q, k and v) share their inputs and come together."""
 
-    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
-        """Inputs x [tokens, in] of the layers with these weights (`layers.3.attn.q.weight`)."""
+    def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
+        """Inputs x [tokens, in] of the layers with these weights (`layers.3.attn.q.weight`).
+
+        Args:
+            float_x: the same inputs in the float model, where its hidden states are carried along.
+        """
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
         """All of their inputs were seen: what to compute with from now on, in place of `values`.
@@ -45,7 +50,7 @@ class Onlooker(Protocol):
 class Unchanged:
     """An onlooker that does nothing."""
 
-    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
+    def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
         """Look away."""
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
@@ -86,16 +91,27 @@ class Blocks:
             places = KVCache(keep=False).begin(self._ids, None)
             return self._decoder.embed(self._ids, places)
 
-    def run(self, index: int, hidden: torch.Tensor, onlooker: Onlooker) -> torch.Tensor:
-        """The hidden states after a block, from those before it; both [B, S, hidden] in the compute dtype."""
+    def run(
+        self, index: int, hidden: torch.Tensor, onlooker: Onlooker, float_hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The hidden states after a block, from those before it; both [B, S, hidden] in the compute dtype.
+
+        Args:
+            float_hidden: those before it in the float model: the onlooker sees the inputs of its layers, too.
+        """
         import torch
 
         cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
         watch = _Watch(onlooker, len(cuts))
         with torch.inference_mode():
             layer = self._decoder.layer(_Watched(self.weights, watch), index)
+            if float_hidden is not None:
+                until = _Until()
+                float_layer = self._decoder.layer(_Watched(self.weights, until), index)
 
             def passed(cut: slice) -> torch.Tensor:
+                if float_hidden is not None:
+                    watch.float_inputs = until.of(partial(self._through, float_layer, index, float_hidden, cut))
                 return self._through(layer, index, hidden, cut)
 
             for cut in cycle(cuts):
@@ -128,13 +144,23 @@ class _NotComplete(Exception):
     """Other chunks have to reach this linear layer, too."""
 
 
+class _Watching(Protocol):
+    def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """What to compute the layers of these weights with, whose inputs are x."""
+
+
 class _Watch:
-    """Which linear layers of a block are settled."""
+    """Which linear layers of a block are settled.
+
+    Attributes:
+        float_inputs: gives what the inputs of a layer are in the float model, for the chunk that passes.
+    """
 
     def __init__(self, onlooker: Onlooker, n_chunks: int) -> None:
         self._onlooker, self._n_chunks = onlooker, n_chunks
         self._n_seen: dict[tuple[str, ...], int] = {}
         self._settled: dict[tuple[str, ...], torch.Tensor] = {}
+        self.float_inputs: Callable[[tuple[str, ...]], torch.Tensor] | None = None
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What to compute with.
@@ -143,7 +169,8 @@ class _Watch:
             _NotComplete: it is not known yet.
         """
         if weights not in self._settled:
-            self._onlooker.see(weights, x.flatten(0, -2))
+            float_x = self.float_inputs(weights).flatten(0, -2) if self.float_inputs is not None else None
+            self._onlooker.see(weights, x.flatten(0, -2), float_x)
             self._n_seen[weights] = self._n_seen.get(weights, 0) + 1
             if self._n_seen[weights] < self._n_chunks:
                 raise _NotComplete
@@ -151,10 +178,41 @@ class _Watch:
         return self._settled[weights]
 
 
+class _Reached(Exception):
+    """A pass is at the layer whose inputs are wanted."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+
+class _Until:
+    """Passes that end at one linear layer."""
+
+    _wanted: tuple[str, ...] = ()
+
+    def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if weights == self._wanted:
+            raise _Reached(x)
+        return values
+
+    def of(self, run: Callable[[], object]) -> Callable[[tuple[str, ...]], torch.Tensor]:
+        """What gives the inputs of the layers with some weights, in this pass."""
+
+        def inputs(weights: tuple[str, ...]) -> torch.Tensor:
+            self._wanted = weights
+            try:
+                run()
+            except _Reached as reached:
+                return reached.x
+            raise AssertionError(f"{weights} are in one of two equal blocks only")
+
+        return inputs
+
+
 class _Watched:
     """Weights whose linear layers are looked at."""
 
-    def __init__(self, weights: Weights, watch: _Watch, stem: str = "") -> None:
+    def __init__(self, weights: Weights, watch: _Watching, stem: str = "") -> None:
         self._weights, self._watch, self._stem = weights, watch, stem
 
     def __call__(self, leaf: str) -> torch.Tensor:
@@ -171,7 +229,7 @@ class _Watched:
 
 
 class _WatchedLinear(Linear):
-    def __init__(self, layer: Linear, names: tuple[str, ...], watch: _Watch) -> None:
+    def __init__(self, layer: Linear, names: tuple[str, ...], watch: _Watching) -> None:
         super().__init__(layer.weight, layer.bias)
         self._names, self._watch = names, watch
 

@@ -22,6 +22,7 @@ from llmkit.errors import InputError
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.container import OutputFile, OutputFiles
 from llmkit.pipeline.stage import Computed
+from llmkit.quantization.codec import about
 from llmkit.tensors.constant import constant
 from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
 from llmkit.tensors.rearrange import reshaped
@@ -116,13 +117,15 @@ class _Observing:
         self._observers: dict[tuple[str, ...], Observer] = {}
         self.found: dict[str, torch.Tensor] = {}
 
-    def see(self, weights: Sequence[str], x: torch.Tensor) -> None:
+    def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None = None) -> None:
         if self._context.is_stopped():
             raise Stopped
         self._observers.setdefault(tuple(weights), Observer(self._measured)).see(x)
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
         statistics = self._observers.pop(tuple(weights)).statistics()
+        with about(weights[0]):
+            statistics.require_finite()
         self.found |= {f"{w}.{field}": getattr(statistics, field) for w in weights for field in self._measured}
         return values
 

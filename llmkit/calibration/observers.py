@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Observer"]
 
-MEASURED = ("second_moments", "squares", "maxima", "inputs")
+MEASURED = ("second_moments", "cross_moments", "squares", "maxima", "inputs")
 
 
 class Observer:
@@ -35,12 +35,18 @@ class Observer:
         self._sums: dict[str, torch.Tensor] = {}
         self._inputs: list[torch.Tensor] = []
 
-    def see(self, x: torch.Tensor) -> None:
-        """Take in x [tokens, in]; sums are float32."""
+    def see(self, x: torch.Tensor, float_x: torch.Tensor | None = None) -> None:
+        """Take in x [tokens, in]; sums are float32.
+
+        Args:
+            float_x: the same inputs in the float model, for `cross_moments`; None: they do not differ.
+        """
         x = x.float()
         self._n_tokens += len(x)
         if "second_moments" in self._measured:
             self._add("second_moments", x.T @ x)
+        if "cross_moments" in self._measured and float_x is not None:
+            self._add("cross_moments", (float_x.float() - x).T @ x)
         if "squares" in self._measured:
             self._add("squares", x.square().sum(0))
         if "maxima" in self._measured:

@@ -165,13 +165,14 @@ class CalibratedQuantizer:
     def _computed(self, blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
         """One layer quantized: its parts are kept, what comes out goes on to the next."""
         hidden = state["hidden"].load()
+        floats = state["floats"].load() if "floats" in state else None
         scaled = self._scaling(index).applied(blocks, hidden, context)
         blocks, onlooker = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, context)
-        after = blocks.run(index, hidden, onlooker)
+        after = blocks.run(index, hidden, onlooker, floats)
         onlooker.require_all()
         passed_on = []
-        if self._learns:
-            floats = state["floats"].load() if "floats" in state else hidden
+        if self._compares:
+            floats = floats if floats is not None else hidden
             targets = blocks.run(index, floats, Unchanged())
             if onlooker.learnt:
                 compute = partial(blocks.outputs, index, hidden)
@@ -201,8 +202,13 @@ class CalibratedQuantizer:
 
     @property
     def _learns(self) -> bool:
-        """Whether outputs in floats have to be known."""
+        """Whether weights are learnt from the outputs of their block."""
         return any(isinstance(task.method, BlockMethod) for task in self._tasks.values())
+
+    @property
+    def _compares(self) -> bool:
+        """Whether the hidden states of the float model have to be known."""
+        return self._learns or any("cross_moments" in task.method.uses for task in self._tasks.values())
 
     def _reporter(self, index: int, context: Context) -> Callable[[float, str], None]:
         """Says what is done of a block, and for how long the blocks to come will take at this rate."""

@@ -69,6 +69,15 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    act_order: Annotated[
+        bool | None,
+        typer.Option(
+            "--act-order/--no-act-order",
+            help="Whether --method gptq groups columns by how large their inputs are, and stores the group of each "
+            "(desc_act) (default: no).",
+            show_default=False,
+        ),
+    ] = None,
     evaluate: Annotated[
         str | None,
         typer.Option(
@@ -99,7 +108,14 @@ def quantize(
     meter = Meter()
     quantizer = calibrating.quantizer(out, before, grids.method, bits)
     after = quantize_checkpoint(
-        before, bits=bits, iterations=iterations, format=format, meter=meter, quantizer=quantizer, **grids.arguments
+        before,
+        bits=bits,
+        iterations=iterations,
+        act_order=act_order,
+        format=format,
+        meter=meter,
+        quantizer=quantizer,
+        **grids.arguments,
     )
     rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
     _write(out, before, after, writing, evaluate, rows, meter=meter, quantizer=quantizer)
@@ -121,7 +137,7 @@ def _by_presets(
     from llmkit.quantization.codec import alternatives
     from llmkit.transforms.convert import convert
 
-    grids = {"group_size", "symmetric", "keep", "only", "method", "iterations"}
+    grids = {"group_size", "symmetric", "keep", "only", "method", "iterations", "act_order"}
     out.refuse_options(grids, f"--format {format}, whose presets choose types of blocks by matrix")
     if bits not in of_bits:
         raise InputError(f"--bits {bits}: expected {alternatives(sorted(of_bits))}", hint="--bits 4")

@@ -158,11 +158,11 @@ class Stored:
 
 @contextmanager
 def about(module: str) -> Iterator[None]:
-    """Refusals inside name the module."""
+    """Refusals inside name the module, or the weight; those of one without a name stay as they are."""
     try:
         yield
     except (InputError, RequirementError, SpecError) as error:
-        raise type(error)(f"{module}: {error.message}", hint=error.hint) from error
+        raise type(error)(f"{module}: {error.message}" if module else error.message, hint=error.hint) from error
 
 
 def need(parts: Mapping[str, Lazy], name: str, *expected: TensorSpec) -> Lazy:

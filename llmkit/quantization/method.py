@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from llmkit import entry_points
 from llmkit.errors import InputError, RequirementError
+from llmkit.quantization.codec import about
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes
 from llmkit.quantization.statistics import Statistics
@@ -43,7 +44,7 @@ class QuantizedRows:
         codes: uint8 [rows, n_bytes(in)], as of `llmkit.quantization.packing`.
         scales: [rows, groups], in the dtype that was asked for, never 0.
         zeros: uint8 [rows, groups]; None where the grid is symmetric.
-        order: int32 [in], the group of each column, from a method that `gives_order`.
+        order: int32 [in], the group of each column, from a method that `gives_order`; None elsewhere.
         squared_error: the sum over (w - w')^2, w' as it will be read.
         squared_norm: the sum over w^2.
         note: what the user should know of how it went, in a few words; empty for nothing.
@@ -67,7 +68,6 @@ class Method(ABC):
         needs: which fields of `Statistics` it cannot do without.
         uses: which others it looks at where they are there.
         is_row_wise: rows may be quantized in slices; each is computed from itself and the statistics alone.
-        gives_order: groups are not of neighbouring columns; there is an `order`, and `is_row_wise` is False.
         needs_zeros: it chooses zero points, and has nothing to choose on a symmetric grid.
         takes_points: weights may be put on what is no integer (`Grid.points`).
     """
@@ -77,7 +77,6 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
     is_row_wise: ClassVar[bool] = True
-    gives_order: ClassVar[bool] = False
     needs_zeros: ClassVar[bool] = False
     takes_points: ClassVar[bool] = False
 
@@ -106,18 +105,25 @@ class Method(ABC):
             InputError: the weights hold NaN or infinities, or reach beyond the dtype of the scales.
         """
 
-    def configured(self, *, iterations: int | None = None) -> Self:
-        """The method with other settings.
+    def configured(self, *, iterations: int | None = None, act_order: bool | None = None) -> Self:
+        """The method with other settings; None for what is usual.
 
         Args:
-            iterations: of one that learns; None for what is usual.
+            iterations: of one that learns.
+            act_order: columns are grouped by how large their inputs are, and the group of each is stored.
 
         Raises:
             InputError: it has no such setting.
         """
         if iterations is not None:
             raise InputError(f"--method {self.name} does not learn in iterations", hint="leave --iterations out")
+        if act_order is not None:
+            raise InputError(f"--method {self.name} has no order of columns", hint="--method gptq has; or leave it out")
         return self
+
+    def gives_order(self, grid: Grid) -> bool:
+        """Whether groups are not of neighbouring columns: there is an `order` then, and it is not row-wise."""
+        return False
 
     def attrs(self) -> dict[str, Any]:
         """Its name and settings as plain data, for `explain` and the digest."""
@@ -256,7 +262,7 @@ class Task:
         }
         if not self.grid.is_symmetric:
             specs["zeros"] = (TensorSpec(DType.U8, (n_out, n_groups)), 1)
-        if self.method.gives_order:
+        if self.method.gives_order(self.grid):
             specs["order"] = (TensorSpec(DType.I32, (n_in,)), 0)
         return specs
 
@@ -268,13 +274,23 @@ class Task:
         """Rows of the weight on the grid.
 
         Raises:
-            InputError: as of `Method.quantize`, naming the weight.
+            InputError: as of `Method.quantize`, or inputs that were no numbers; naming the weight.
         """
-        try:
+        with about(self.name):
+            if statistics is not None:
+                statistics.require_finite()
             return self.method.quantize(rows, self.grid, self.scale_dtype.torch, statistics)
-        except InputError as error:
-            whose = f"{self.name}: " if self.name else ""
-            raise InputError(whose + error.message, hint=error.hint) from error
+
+    def block_weight(self, weight: torch.Tensor, statistics: Statistics | None) -> BlockWeight:
+        """The whole weight [out, in], for a `BlockMethod`.
+
+        Raises:
+            InputError: inputs that were no numbers; naming the weight.
+        """
+        with about(self.name):
+            if statistics is not None:
+                statistics.require_finite()
+            return BlockWeight(weight, self.grid, self.scale_dtype.torch, statistics)
 
     def parts(self, made: QuantizedRows) -> dict[str, torch.Tensor]:
         """The parts of rows, by the names of `specs`."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmkit.errors import InputError
+from llmkit.tensors.finite import count_not_finite
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,16 +21,32 @@ class Statistics:
     Attributes:
         n_tokens: how many rows of x were seen, or what else the sums are to be divided by for the mean.
         second_moments: the sum of x x^T, float32 or float64 [in, in].
-        squares: its diagonal, the sum of x^2, float32 or float64 [in].
+        cross_moments: the sum of (f - x) x^T, f being what the model in floats has in the place of x; as these.
+        squares: the diagonal of the second moments, the sum of x^2, float32 or float64 [in].
         maxima: the largest |x|, float32 [in].
         inputs: x itself, [tokens, in].
     """
 
     n_tokens: float
     second_moments: torch.Tensor | None = None
+    cross_moments: torch.Tensor | None = None
     squares: torch.Tensor | None = None
     maxima: torch.Tensor | None = None
     inputs: torch.Tensor | None = None
+
+    def require_finite(self) -> None:
+        """Refuse sums of inputs that were no numbers.
+
+        Raises:
+            InputError: some are NaN or infinite.
+        """
+        for values in (self.second_moments, self.cross_moments, self.squares, self.maxima, self.inputs):
+            if values is not None and count_not_finite(values):
+                raise InputError(
+                    "the inputs that the layer gets from the calibration text hold NaN or infinities",
+                    hint="look at what the model computes: llmkit perplexity MODEL --text FILE; or calibrate on "
+                    "another text",
+                )
 
     @property
     def mean_squares(self) -> torch.Tensor | None:

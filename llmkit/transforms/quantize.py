@@ -33,6 +33,7 @@ def quantize(
     only: Sequence[str] = (),
     method: str | None = None,
     iterations: int | None = None,
+    act_order: bool | None = None,
     recipe: Recipe | None = None,
     type: str = "",
     format: str = "compressed-tensors",
@@ -53,7 +54,7 @@ def quantize(
         only: globs of the modules to quantize, instead of all linear layers; may name the head.
         method: the name of an entry point in `llmkit.methods`. None: GPTQ with a quantizer, and without one rounding to
             nearest on the grid with the least error.
-        iterations: of a method that learns; None for what is usual.
+        iterations, act_order: of methods that have them (`Method.configured`); None for what is usual.
         recipe: grids of single matrices by globs, which may name the head (`llmkit.transforms.recipe`).
         type: what codes stand for: "int", "nf4", "fp4" or "fp8", where the format has it. Empty: integers; nf4 where
             the format has no integers of these bits.
@@ -62,14 +63,16 @@ def quantize(
         meter: collects the relative error of every weight while it is written.
 
     Raises:
-        InputError: no such method or format, or iterations for a method that has none.
+        InputError: no such method or format, or a setting that the method does not have.
         SpecError: a group size that does not divide a row, a glob that matches nothing, nothing left to quantize.
         RequirementError: already quantized; an architecture that no plugin describes (unless `only` names layers);
             layers that are stored transposed; a method that needs statistics, and there are none.
     """
     require_model(ckpt, "quantize", floats=True)
     method = method or (quantizer.default_method if quantizer is not None else "mse")
-    way = method_named(method, is_calibrated=quantizer is not None).configured(iterations=iterations)
+    way = method_named(method, is_calibrated=quantizer is not None).configured(
+        iterations=iterations, act_order=act_order
+    )
     codec = folder_codec(format)
     recipe = recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)

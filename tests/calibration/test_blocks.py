@@ -24,7 +24,7 @@ class Recorder:
         self.observers: dict[str, Observer] = {}
         self.factor = factor
 
-    def see(self, weights, x):
+    def see(self, weights, x, float_x):
         for weight in weights:
             self.observers.setdefault(weight, Observer({"second_moments", "maxima"})).see(x)
 

@@ -47,7 +47,7 @@ class Recorder:
     def __init__(self):
         self.observers = {}
 
-    def see(self, weights, x):
+    def see(self, weights, x, float_x):
         for weight in weights:
             self.observers.setdefault(weight, Observer({"second_moments"})).see(x)
 

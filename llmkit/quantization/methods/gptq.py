@@ -2,26 +2,34 @@
 
 With H = sum of x x^T over calibration tokens, rounding column j by e changes the output least when the later columns
 move by -e U[j, j+1:] / U[j, j], where U is the upper Cholesky factor of the inverse of H. Columns come in the order of
-falling diag(H). Scales and zero points are those of the original groups, searched beforehand for the least weighted
-error, so that groups stay neighbours and no order is stored ("static groups").
+falling diag(H).
+
+Scales and zero points have the least weighted error. They are those of the original groups, searched beforehand, so
+that groups stay neighbours and no order is stored ("static groups"); or, with `act_order`, columns are grouped as they
+come, each group's are searched when its first column is reached, and the group of each column is stored (`desc_act`).
+
+Where x is unlike the input f that the model in floats has in its place, what is rounded is not the weight W but
+W + a W C H^-1, C being the sum of (f - x) x^T: with a = 1 the least error of the outputs for x beside W f.
 
 H is damped by 1 % of its mean diagonal, and by ten times as much as often as its factorization fails. A column that no
 token reached is rounded to nearest, as in the original; here its weights are not zeroed.
 
-Source: Frantar et al. 2022, arXiv:2210.17323; IST-DASLab/gptq (gptq.py).
+Sources: Frantar et al. 2022, arXiv:2210.17323; IST-DASLab/gptq (gptq.py); Li et al. 2025, arXiv:2504.02692 (GPTAQ);
+Arai and Ichikawa 2025, arXiv:2504.09629 (the correction and its share a).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 from llmkit.errors import InputError
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Method, QuantizedRows
 from llmkit.quantization.methods.rtn import quantized_rows
-from llmkit.quantization.search import importance_of, searched_scales
+from llmkit.quantization.search import searched_scales
 from llmkit.quantization.statistics import Statistics
-from llmkit.tensors.finite import require_finite
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["GPTQ", "METHOD"]
 
 _DAMPING, _MOST_DAMPING = 0.01, 10.0
+_CORRECTION = 1.0  # the share a
 _N_COLUMNS = 128  # corrected one by one; those behind them by one product
 
 
@@ -38,7 +47,22 @@ class GPTQ(Method):
     name = "gptq"
     words = "by GPTQ, on the grid with the least weighted error"
     needs = frozenset({"second_moments"})
+    uses = frozenset({"cross_moments"})
     is_row_wise = False
+
+    def __init__(self) -> None:
+        self._has_act_order = False
+
+    def configured(self, *, iterations: int | None = None, act_order: bool | None = None) -> Self:
+        made = copy.copy(super().configured(iterations=iterations))
+        made._has_act_order = bool(act_order)
+        return made
+
+    def attrs(self) -> dict[str, Any]:
+        return {**super().attrs(), **({"act_order": True} if self._has_act_order else {})}
+
+    def gives_order(self, grid: Grid) -> bool:
+        return self._has_act_order and grid.group_size is not None
 
     def quantize(
         self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None = None
@@ -47,31 +71,79 @@ class GPTQ(Method):
 
         if statistics is None or statistics.second_moments is None:
             raise InputError("GPTQ needs the second moments of the inputs", hint="--calibration FILE measures them")
-        moments = statistics.second_moments.float()
-        require_finite(moments, moments, what="activations of the calibration text")
         n_out, n_in = weight.shape
-        n_groups, size = grid.n_groups(n_in), grid.group_size or n_in
-        original = weight.float()
-        filled = torch.nn.functional.pad(original, (0, n_groups * size - n_in)).view(n_out, n_groups, size)
-        scales, zeros = searched_scales(filled, grid, scale_dtype, importance_of(statistics, (n_groups, size)))
+        original, moments = weight.float(), statistics.second_moments.float()
         order = moments.diagonal().argsort(descending=True, stable=True)
-        groups = order // size
-        factor, damping = _factor(moments[order][:, order])
-        q = _rounded(original[:, order].T.contiguous(), factor, scales, zeros, groups, grid)
-        in_place = torch.empty((n_out, n_in), dtype=torch.int8)
-        in_place[:, order] = q.T
+        in_place = order.argsort()
+        factor, lower, damping = _factors(moments[order][:, order])
+        columns = original[:, order].T.contiguous()
+        if statistics.cross_moments is not None:
+            cross = original @ statistics.cross_moments.float()
+            columns += _CORRECTION * torch.cholesky_solve(cross[:, order].T, lower)
+        grids = _Grids(n_out, n_in, grid, scale_dtype)
+        importance = statistics.mean_squares
+        size = grid.group_size or n_in
+        if self.gives_order(grid):
+            by_rank = importance[order] if importance is not None else None
+            groups = torch.arange(n_in) // size
+
+            def begin(first: int, own: torch.Tensor) -> None:
+                """Search the grid of the group whose columns [size, out] come from place `first` on."""
+                weights = by_rank[first : first + size] if by_rank is not None else None
+                grids.search(first // size, own, weights)
+
+            q = _rounded(columns, factor, groups, grids, begin)
+            stored = (groups[in_place]).int()
+        else:
+            grids.search(0, columns[in_place], importance)
+            q, stored = _rounded(columns, factor, order // size, grids), None
         note = f"the second moments of inputs are damped by {damping:g} of their mean" if damping > _DAMPING else ""
-        return quantized_rows(original, in_place, scales, zeros, grid, note)
+        return quantized_rows(original, q[in_place].T, grids.scales.T, grids.zeros_of_rows, grid, stored, note)
 
 
-def _factor(moments: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The upper Cholesky factor of the inverse of damped second moments [in, in], float32; and the damping it took."""
+class _Grids:
+    """The scales [groups, out] of a matrix, and its zero points as points, int8; None on a symmetric grid."""
+
+    def __init__(self, n_out: int, n_in: int, grid: Grid, scale_dtype: torch.dtype) -> None:
+        import torch
+
+        self.grid, self._size = grid, grid.group_size or n_in
+        shape = grid.n_groups(n_in), n_out
+        self.scales = torch.ones(shape, dtype=scale_dtype)
+        self.zeros = None if grid.is_symmetric else torch.zeros(shape, dtype=torch.int8)
+
+    @property
+    def zeros_of_rows(self) -> torch.Tensor | None:
+        """Zero points [out, groups]."""
+        return self.zeros.T if self.zeros is not None else None
+
+    def search(self, first: int, columns: torch.Tensor, importance: torch.Tensor | None) -> None:
+        """Those with the least error for columns [n, out] of groups from `first` on, weighted by importance [n]."""
+        import torch
+
+        missing = -len(columns) % self._size
+        rows = torch.nn.functional.pad(columns.T, (0, missing)).view(columns.shape[1], -1, self._size)
+        if importance is not None:
+            importance = torch.nn.functional.pad(importance, (0, missing)).view(-1, self._size)
+        scales, zeros = searched_scales(rows, self.grid, self.scales.dtype, importance)
+        found = slice(first, first + rows.shape[1])
+        self.scales[found] = scales.T
+        if self.zeros is not None and zeros is not None:
+            self.zeros[found] = zeros.T
+
+
+def _factors(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Of second moments [in, in], float32, once they are damped: two Cholesky factors, and the damping it took.
+
+    Returns:
+        The upper one of the inverse, the lower one of themselves, and the share of the mean diagonal that was added.
+    """
     import torch
 
     diagonal = moments.diagonal()
     mean = float(diagonal.mean())
     if mean <= 0:
-        return torch.eye(len(moments)), _DAMPING
+        return torch.eye(len(moments)), torch.eye(len(moments)), _DAMPING
     damped = moments.clone()
     damped.diagonal()[diagonal == 0] = mean
     damping = _DAMPING
@@ -82,7 +154,7 @@ def _factor(moments: torch.Tensor) -> tuple[torch.Tensor, float]:
         if not int(failed):
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed) and bool(torch.isfinite(upper).all()):
-                return upper, damping
+                return upper, lower, damping
         damping *= 10
     raise InputError(
         "the second moments of the inputs cannot be factored", hint="calibrate on a longer text, or use --method mse"
@@ -92,39 +164,39 @@ def _factor(moments: torch.Tensor) -> tuple[torch.Tensor, float]:
 def _rounded(
     columns: torch.Tensor,
     factor: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor | None,
     groups: torch.Tensor,
-    grid: Grid,
+    grids: _Grids,
+    begin: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Points on the grid, int8 [in, out].
 
     Args:
         columns: of the weight, float32 [in, out]; scratch afterwards.
         factor: upper, [in, in].
-        scales, zeros: [out, groups]; zeros as points on the grid.
         groups: [in], the group of each column.
+        begin: searches the grid of a group when its first column is reached; None where that is done.
     """
     import torch
 
-    n_in = len(columns)
-    q_min, q_max = -grid.middle, grid.middle - 1
-    by_group = scales.float().T.contiguous()
-    offsets = None if zeros is None else zeros.float().T.contiguous()
+    n_in, size = len(columns), grids.grid.group_size or len(columns)
+    q_min, q_max = -grids.grid.middle, grids.grid.middle - 1
     q = torch.empty(columns.shape, dtype=torch.int8)
     diagonal, of_column = factor.diagonal().tolist(), groups.tolist()
-    for start in range(0, n_in, _N_COLUMNS):
-        stop = min(start + _N_COLUMNS, n_in)
+    step = max(_N_COLUMNS // size * size, 1) if begin is not None and size <= _N_COLUMNS else _N_COLUMNS
+    for start in range(0, n_in, step):
+        stop = min(start + step, n_in)
         block, upper = columns[start:stop], factor[start:stop, start:stop]
         errors = torch.empty_like(block)
         for j in range(stop - start):
-            scale, column = by_group[of_column[start + j]], block[j]
+            if begin is not None and (start + j) % size == 0:
+                begin(start + j, columns[start + j : start + j + size])
+            scale, column = grids.scales[of_column[start + j]].float(), block[j]
             point = column / scale
-            if offsets is None:
+            if grids.zeros is None:
                 point = point.round_().clamp_(q_min, q_max)
                 restored = point * scale
             else:
-                offset = offsets[of_column[start + j]]
+                offset = grids.zeros[of_column[start + j]].float()
                 point = point.add_(offset).round_().clamp_(q_min, q_max)
                 restored = (point - offset).mul_(scale)
             q[start + j] = point

@@ -181,6 +181,7 @@ def quantized_rows(
     scales: torch.Tensor,
     zeros: torch.Tensor | None,
     grid: Grid,
+    order: torch.Tensor | None = None,
     note: str = "",
 ) -> QuantizedRows:
     """The rows of a weight [out, in] that points on the grid stand for.
@@ -188,12 +189,12 @@ def quantized_rows(
     Args:
         q: the points, int8 [out, in].
         scales, zeros: [out, groups]; zeros as points, int8.
-        note: of `QuantizedRows`.
+        order, note: of `QuantizedRows`.
     """
     import torch
 
     n_in = weight.shape[1]
-    group = torch.arange(n_in) // (grid.group_size or n_in)
+    group = order.long() if order is not None else torch.arange(n_in) // (grid.group_size or n_in)
     offset = 0 if zeros is None else zeros.float()[:, group]
     original = weight.float()
     error = (q.float() - offset).mul_(scales.float()[:, group]).sub_(original)
@@ -203,7 +204,8 @@ def quantized_rows(
         None if zeros is None else to_codes(zeros, grid),
         float(error.square_().sum()),
         float(original.square().sum()),
-        note=note,
+        order,
+        note,
     )
 
 

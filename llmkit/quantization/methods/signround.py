@@ -20,6 +20,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+from llmkit.quantization.codec import about
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.method import BlockError, BlockMethod, BlockWeight, QuantizedRows
 from llmkit.quantization.methods.mse import LeastSquares
@@ -53,8 +54,8 @@ class SignRound(BlockMethod, LeastSquares):
         super().__init__()
         self._iterations: int | None = None
 
-    def configured(self, *, iterations: int | None = None) -> Self:
-        made = copy.copy(self)
+    def configured(self, *, iterations: int | None = None, act_order: bool | None = None) -> Self:
+        made = copy.copy(super().configured(act_order=act_order))
         made._iterations = iterations
         return made
 
@@ -70,7 +71,10 @@ class SignRound(BlockMethod, LeastSquares):
         return n_samples + 3 * min(_BATCH, n_samples) * self._n_iterations(grid.bits)
 
     def quantize_block(self, weights: Mapping[str, BlockWeight], error: BlockError) -> dict[str, QuantizedRows]:
-        learned = {name: _Learned(each) for name, each in weights.items()}
+        learned = dict[str, _Learned]()
+        for name, each in weights.items():
+            with about(name):
+                learned[name] = _Learned(each)
         bits = min(each.grid.bits for each in weights.values())
         n_iterations, n_samples = self._n_iterations(bits), min(_BATCH, error.n_samples)
         first_rate = (2 if bits <= _FEW_BITS else 1) / max(n_iterations, 1)
