@@ -139,9 +139,9 @@ class CalibratedQuantizer:
     def peak_nbytes(self, task: Task) -> int:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
 
-        In float32 a block and its widest matrix four times over (the weight, its second moments, their factors), and
-        the hidden states of all samples before and after it. Where a block is learnt, the hidden states in floats too,
-        and for each weight what it is restored to, its gradient, what is learnt and the best of it.
+        In float32 a block and its widest matrix five times over (the weight, its moments, their factors), and
+        the hidden states of all samples before and after it. Where it is compared with the float model, the block and
+        the hidden states of that, too; where it is learnt, for each weight what it is restored to, its gradient, what is learnt and the best of it.
         """
         if task is not next(iter(self._tasks.values())):
             return 0
@@ -149,8 +149,8 @@ class CalibratedQuantizer:
         block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self.samples.n * self.samples.length * dims.hidden
-        n_copies, n_states = (7, 4) if self._learns else (3, 2) if self.changed() else (1, 2)
-        return 4 * (n_copies * block + 4 * widest + n_states * hidden) + min(
+        n_copies, n_states = (7, 4) if self._learns else (3, 4) if self.changed() or self._compares else (1, 2)
+        return 4 * (n_copies * block + 5 * widest + n_states * hidden) + min(
             CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden)
         )
 
@@ -165,14 +165,13 @@ class CalibratedQuantizer:
     def _computed(self, blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
         """One layer quantized: its parts are kept, what comes out goes on to the next."""
         hidden = state["hidden"].load()
-        floats = state["floats"].load() if "floats" in state else None
+        floats = (state["floats"].load() if "floats" in state else hidden) if self._compares else None
         scaled = self._scaling(index).applied(blocks, hidden, context)
         blocks, onlooker = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, context)
         after = blocks.run(index, hidden, onlooker, floats)
         onlooker.require_all()
         passed_on = []
-        if self._compares:
-            floats = floats if floats is not None else hidden
+        if floats is not None:
             targets = blocks.run(index, floats, Unchanged())
             if onlooker.learnt:
                 compute = partial(blocks.outputs, index, hidden)

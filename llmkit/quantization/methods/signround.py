@@ -72,9 +72,9 @@ class SignRound(BlockMethod, LeastSquares):
 
     def quantize_block(self, weights: Mapping[str, BlockWeight], error: BlockError) -> dict[str, QuantizedRows]:
         learned = dict[str, _Learned]()
-        for name, each in weights.items():
+        for name, given in weights.items():
             with about(name):
-                learned[name] = _Learned(each)
+                learned[name] = _Learned(given)
         bits = min(each.grid.bits for each in weights.values())
         n_iterations, n_samples = self._n_iterations(bits), min(_BATCH, error.n_samples)
         first_rate = (2 if bits <= _FEW_BITS else 1) / max(n_iterations, 1)
