@@ -139,9 +139,10 @@ class CalibratedQuantizer:
     def peak_nbytes(self, task: Task) -> int:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
 
-        In float32 a block and its widest matrix five times over (the weight, its moments, their factors), and
-        the hidden states of all samples before and after it. Where it is compared with the float model, the block and
-        the hidden states of that, too; where it is learnt, for each weight what it is restored to, its gradient, what is learnt and the best of it.
+        In float32 a block and its widest matrix five times over (the weight, its moments, their factors), and the
+        hidden states of all samples before and after it. Where it is compared with the float model, a block and the
+        hidden states of that, too; where it is learnt, for each weight what it is restored to, its gradient, what is
+        learnt and the best of it.
         """
         if task is not next(iter(self._tasks.values())):
             return 0
