@@ -34,6 +34,8 @@ _N_WORST = 5
     "llmkit quantize vicuna-7b --bits 4 --calibration my.jsonl --samples 256 -o vicuna-7b-mine",
     "llmkit quantize vicuna-7b --bits 4 --calibration none --method rtn -o vicuna-7b-rtn",
     "llmkit quantize vicuna-7b --bits 4 --format gguf -o vicuna-7b-gguf",
+    "llmkit quantize vicuna-7b --bits 8 --type fp8 -o vicuna-7b-fp8",
+    "llmkit quantize vicuna-7b --bits 4 --format bitsandbytes -o vicuna-7b-nf4",
 )
 def quantize(
     out: Output,
@@ -59,6 +61,17 @@ def quantize(
             help="The layout of what is written; gguf: llama.cpp's preset for these bits (convert --to gguf has all).",
         ),
     ] = "compressed-tensors",
+    type: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            metavar="int|nf4|fp4|fp8",
+            autocompletion=completion.among("int", "nf4", "fp4", "fp8"),
+            help="What the bits stand for, where the format has more than integers: fp8 (e4m3, one scale a row, with "
+            "--bits 8) in compressed-tensors, nf4 and fp4 (--bits 4) in bitsandbytes.",
+            show_default=False,
+        ),
+    ] = "",
     iterations: Annotated[
         int | None,
         typer.Option(
@@ -89,7 +102,7 @@ def quantize(
         ),
     ] = None,
 ) -> None:
-    """Quantize the linear layers of a model to integers of 2 to 8 bits.
+    """Quantize the linear layers of a model to codes of 2 to 8 bits.
 
     Embeddings, norms, biases and the head stay as they are. The result is in the compressed-tensors layout, which
     transformers and vLLM load unchanged. Fewer than 8 bits are chosen for the inputs that layers have while the model
@@ -112,6 +125,7 @@ def quantize(
         bits=bits,
         iterations=iterations,
         act_order=act_order,
+        type=type,
         format=format,
         meter=meter,
         quantizer=quantizer,
@@ -137,7 +151,7 @@ def _by_presets(
     from llmkit.quantization.codec import alternatives
     from llmkit.transforms.convert import convert
 
-    grids = {"group_size", "symmetric", "keep", "only", "method", "iterations", "act_order"}
+    grids = {"group_size", "symmetric", "type", "keep", "only", "method", "iterations", "act_order"}
     out.refuse_options(grids, f"--format {format}, whose presets choose types of blocks by matrix")
     if bits not in of_bits:
         raise InputError(f"--bits {bits}: expected {alternatives(sorted(of_bits))}", hint="--bits 4")

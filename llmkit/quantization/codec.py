@@ -48,7 +48,7 @@ class Codec(ABC):
         name: as `--format`, and `quant_method` in config.json, spell it.
         bits: of integers.
         group_sizes: columns that share a scale, the sizes that are offered; besides, one scale a row ("channel").
-        points: what codes may stand for besides integers, and the group sizes for each.
+        points: what codes may stand for besides integers.
         holds_zeros: groups may have zero points.
         holds_offsets, holds_order: it has a place for these parts of a `QuantizedMatrix`.
         fills_rows: the last group of a row may be for fewer columns.
@@ -62,7 +62,7 @@ class Codec(ABC):
     name: ClassVar[str]
     bits: ClassVar[tuple[int, ...]]
     group_sizes: ClassVar[tuple[int, ...]]
-    points: ClassVar[Mapping[Points, tuple[int | Literal["channel"], ...]]] = {}
+    points: ClassVar[tuple[Points, ...]] = ()
     holds_zeros: ClassVar[bool] = True
     holds_offsets: ClassVar[bool] = False
     holds_order: ClassVar[bool] = False
@@ -80,7 +80,7 @@ class Codec(ABC):
 
     def sizes_for(self, points: Points | None) -> tuple[int | Literal["channel"], ...]:
         """The group sizes that are offered for codes of these points, or integers."""
-        return self.points[points] if points is not None else (*self.group_sizes, "channel")
+        return (*self.group_sizes, "channel") if points is None else ("channel",)
 
     def refuses(self, matrix: QuantizedMatrix) -> str | None:
         """Why the layout cannot hold a matrix code for code; None where it can."""
@@ -100,6 +100,10 @@ class Codec(ABC):
         if not self.fills_rows and not matrix.grid.divides(matrix.shape[1]):
             return f"rows of {matrix.shape[1]} weights do not fall into groups of {matrix.group}"
         return None
+
+    def prepared(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
+        """A matrix that was just made, with everything rounded that the layout rounds besides weights."""
+        return matrix
 
     @abstractmethod
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:

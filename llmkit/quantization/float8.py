@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY
-from llmkit.quantization.matrix import Decoded
+from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix
+from llmkit.quantization.points import FP8
 from llmkit.quantization.words import cut
 from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FLOAT8", "ScaledFloats", "block_of"]
+__all__ = ["FLOAT8", "ScaledFloats", "block_of", "scaled_floats"]
 
 FLOAT8 = (DType.F8_E4M3, DType.F8_E5M2)
 _EXPONENTS = (DType.U8, DType.F8_E8M0)  # 2^(byte - 127)
@@ -75,6 +77,23 @@ class ScaledFloats:
         node = Decoded("dequantize", [self.values, of_rows], TensorSpec(wanted, (n_out, n_in)), fn, scratch=2.0)
         node.source = "float8"
         return node.output()
+
+
+def scaled_floats(values: Lazy, scales: Lazy, block: tuple[int, int]) -> QuantizedMatrix | ScaledFloats:
+    """A weight in float8 as compressed-tensors restores it: a matrix on a grid, where rows have scales of their own.
+
+    Args:
+        values, scales, block: as of `ScaledFloats`.
+
+    Raises:
+        SpecError: the scales are not those of the values.
+    """
+    made, (n_out, n_in) = ScaledFloats(values, scales, block, is_wide=False), (values.shape[0], values.shape[1])
+    grid = Grid(FP8.bits, block[1] if block[1] < n_in else None, points=FP8)
+    is_by_row = block[0] == 1 and scales.shape == (n_out, grid.n_groups(n_in)) and scales.dtype.bits >= 16
+    if not is_by_row or values.dtype is not FP8.dtype:
+        return made
+    return QuantizedMatrix(grid, (n_out, n_in), viewed(values, DType.U8, values.shape), scales)
 
 
 def block_of(weights: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["codes_of", "cut", "group_order", "unsigned", "words_of", "zero_points"]
+__all__ = ["codes_of", "cut", "group_order", "signed", "unsigned", "words_of", "zero_points"]
 
 
 def words_of(matrix: QuantizedMatrix) -> Lazy:
@@ -58,6 +58,17 @@ def unsigned(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:
     n_out, n = stored.shape
     spec = TensorSpec(DType.U8, (n_out, n_bytes(n, bits) if are_packed else n))
     return Apply("offset", [stored], spec, fn, {"bits": bits}).output()
+
+
+def signed(codes: Lazy) -> Lazy:
+    """Codes of 8 bits, uint8 [rows, n], in two's complement: int8, from which the middle code is taken."""
+
+    def fn(q: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return (q ^ 0x80).view(torch.int8)
+
+    return Apply("signed", [codes], codes.spec.with_dtype(DType.I8), fn).output()
 
 
 def cut(whole: Lazy) -> Lazy:

@@ -267,11 +267,14 @@ def _points(codec: Codec, bits: int | None, type: str) -> Points | None:
     Raises:
         InputError: it has no such type, or no such bits.
     """
-    if type not in ("", "int"):
-        points = next((points for points in codec.points if points.name == type), None)
-        if points is None:
-            names = ["int", *(points.name for points in codec.points)]
-            raise InputError(f"--type {type}: {codec.name} has {' and '.join(names)}", hint=f"--type {names[-1]}")
+    named = {points.name: points for points in codec.points}
+    known_types = ["int", *named] if codec.bits else list(named)
+    if type and type not in known_types:
+        raise InputError(
+            f"--type {type}: {codec.name} has {' and '.join(known_types)}", hint=f"--type {known_types[-1]}"
+        )
+    if type in named:
+        points = named[type]
         if bits not in (points.bits, None):
             raise InputError(f"--bits {bits}: {type} has codes of {points.bits} bits", hint=f"--bits {points.bits}")
         return points

@@ -33,11 +33,12 @@ def stored_by(
         if name not in matrices:
             tensors[name] = lazy
             continue
-        why = codec.refuses(matrices[name])
+        matrix = codec.prepared(matrices[name])
+        why = codec.refuses(matrix)
         if why is not None:
             raise SpecError(f"{name} does not fit in --format {codec.name}: {why}")
         stem = name.removesuffix("weight")
-        tensors |= siblings({stem + end: part for end, part in codec.write(matrices[name]).items()})
+        tensors |= siblings({stem + end: part for end, part in codec.write(matrix).items()})
     by_module = {name.removesuffix(".weight"): matrix for name, matrix in matrices.items()}
     entry = codec.describe(by_module, layers.left, are_all=layers.are_all)
     config = {key: value for key, value in ckpt.config.items() if key not in CONFIG_KEYS}

@@ -11,10 +11,16 @@ from safetensors.torch import load_file, save_file
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.errors import LlmkitError
-from llmkit.quantization.matrix import matrix_of
+from llmkit.quantization.codecs.bitsandbytes import CODEC, NESTED
+from llmkit.quantization.codecs.nested_scales import dynamic_map
+from llmkit.quantization.matrix import Grid, matrix_of
+from llmkit.quantization.method import Task, quantized
+from llmkit.quantization.methods.rtn import METHOD
+from llmkit.quantization.points import FP4, NF4
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.spec import DType
 from tests.goldens import GOLDEN
+from tests.quantization.lazies import held
 
 RECORDED = GOLDEN / "quantized" / "bitsandbytes.safetensors"
 CASES = {"case0": (6, 128), "case1": (17, 512), "case2": (6, 128), "case3": (5, 128), "case4": (7, 30), "rows": (6, 40)}
@@ -53,6 +59,47 @@ def test_names_what_it_is(tmp_path, recorded):
     for case, said in words.items():
         (tmp_path / case).mkdir()
         assert describe(open_checkpoint(folder(tmp_path / case, recorded, case))) == said
+
+
+@pytest.mark.parametrize(
+    ("i", "points", "shape", "dtype", "codec", "size"),
+    [
+        (0, NF4, (6, 128), torch.bfloat16, CODEC, 64),
+        (1, NF4, (17, 512), torch.float16, NESTED, 32),
+        (2, FP4, (6, 128), torch.float32, CODEC, 128),
+        (3, FP4, (5, 128), torch.bfloat16, NESTED, 64),
+    ],
+)
+def test_rounded_to_nearest_is_written_as_the_library_does(recorded, i, points, shape, dtype, codec, size):
+    """Every tensor, bit for bit, of the weights that `make_bitsandbytes.py` gave to `quantize_4bit`."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(dtype) * 0.05
+    made = quantized(Task(held(weight), METHOD, Grid(4, size, points=points), DType.F32))
+    assert (NESTED.refuses(made) is None, CODEC.refuses(made)) == (False, None)
+    parts = codec.write(codec.prepared(made))
+    wanted = {k.removeprefix(f"case{i}."): v for k, v in recorded.items() if k.startswith(f"case{i}.")}
+    assert parts.keys() == wanted.keys()
+    for name, expected in wanted.items():
+        found = parts[name].load()
+        assert found.dtype == expected.dtype
+        if "quant_state" in name:
+            assert json.loads(bytes(found)) == json.loads(bytes(expected))
+        else:
+            assert torch.equal(found, expected), name
+    again = codec.write(codec.read(parts, {}, None))
+    assert all(torch.equal(part.load(), parts[name].load()) for name, part in again.items())
+
+
+def test_the_table_of_nested_scales_is_the_librarys(recorded):
+    assert torch.equal(torch.tensor(dynamic_map()), recorded["case1.weight.nested_quant_map"])
+
+
+def test_int8_is_read_as_it_was_written():
+    weight = torch.randn((6, 40), generator=torch.Generator().manual_seed(9))
+    made = quantized(Task(held(weight), METHOD, Grid(8), DType.F32))
+    found = CODEC.read(CODEC.write(made), {}, None)
+    assert torch.equal(found.codes.load(), made.codes.load())
+    assert torch.allclose(found.scales.load(), made.scales.load(), rtol=2**-22, atol=0)
+    assert NESTED.refuses(made) == "bitsandbytes_nested has no codes of 8 bits"
 
 
 def as_bytes(entry) -> torch.Tensor:

@@ -108,7 +108,7 @@ def test_codecs_of_folders_say_what_they_write():
     assert folders
     for codec in folders:
         entry = codec.describe({"a": zeros_on(Grid(4, 32)), "b": zeros_on(Grid(4, 32))}, ["c"], are_all=True)
-        assert entry["quant_method"] == codec.name.removesuffix("_v2")
+        assert entry["quant_method"] == codec.name.removesuffix("_v2").removesuffix("_nested")
 
 
 def test_columns_in_another_order():

@@ -11,23 +11,32 @@
     SCB                                     float32 [out], the largest absolute value of each row
     weight_format                           0: rows as they are; other numbers are tiles of a GPU
 
+Scales of 4 bits are written as they are (`bitsandbytes`), or quantized themselves (`bitsandbytes_nested`, the library's
+double quantization). SCB is 127 times the scale: one that was read and is written again may change by its last bit.
+
+`bitsandbytes` writes scales as they are, `bitsandbytes_nested` quantizes those of 4 bits themselves, as the library's
+double quantization does. SCB is 127 times the scale: one that was read may change by its last bit.
+
 Source: bitsandbytes/functional.py and backends/default/ops.py of bitsandbytes-foundation/bitsandbytes.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
-from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need, small
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need, small
+from llmkit.quantization.codecs.nested_scales import NestedScales, nested_scales, parts_of_scales
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.points import FP4, NF4, Points
-from llmkit.quantization.words import cut, unsigned
+from llmkit.quantization.words import signed, unsigned
+from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
@@ -35,19 +44,111 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CODEC", "BitsAndBytes"]
+__all__ = ["CODEC", "NESTED", "BitsAndBytes", "BitsAndBytesNested"]
 
 _STATE = "quant_state.bitsandbytes__"
 _TYPES = {points.name: points for points in (NF4, FP4)}
 _ENDS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(_STATE + kind for kind in _TYPES))
 _DTYPES = {dtype.torch_name: dtype for dtype in (DType.F32, DType.F16, DType.BF16)}
+_MOST_DIGITS = 24  # of the offset, in JSON
 _STEP = 7.874015718698502e-3  # 1 / 127, as the library has it
 
 
-class BitsAndBytes(FolderReader):
-    """4 bits on a table, and int8."""
+class BitsAndBytes(FolderCodec):
+    """NF4 and FP4 in blocks, and int8 with a scale for each row."""
 
     name = "bitsandbytes"
+    bits: ClassVar[tuple[int, ...]] = (8,)
+    group_sizes = ()
+    points = (NF4, FP4)
+    holds_zeros = False
+    is_nested: ClassVar[bool] = False
+
+    def sizes_for(self, points: Points | None) -> tuple[int | Literal["channel"], ...]:
+        return ("channel",) if points is None else (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+    def refuses(self, matrix: QuantizedMatrix) -> str | None:
+        points, n_in = matrix.grid.points, matrix.shape[1]
+        why = super().refuses(matrix)
+        if why is not None:
+            return why
+        if points is None:
+            return None if matrix.group >= n_in else f"{self.name} has one scale a row for integers"
+        if matrix.grid.group_size not in self.sizes_for(points):
+            return f"{self.name} has no blocks of {matrix.group}"
+        is_lossless = not self.is_nested or parts_of_scales(matrix.scales) is not None
+        return None if is_lossless else f"{self.name} rounds scales to 8 bits"
+
+    def prepared(self, matrix: QuantizedMatrix) -> QuantizedMatrix:
+        if not self.is_nested or matrix.grid.points is None or parts_of_scales(matrix.scales) is not None:
+            return matrix
+        return replace(matrix, scales=nested_scales(matrix.scales))
+
+    def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
+        (n_out, n_in), points, size = matrix.shape, matrix.grid.points, matrix.group
+        if points is None:
+            column = TensorSpec(DType.F32, (n_out,))
+            largest = Apply("largest", [matrix.scales], column, lambda x: x.float().mul(127).view(-1)).output()
+            return {"weight": signed(matrix.codes), "SCB": largest, "weight_format": constant_of([0], DType.U8, ())}
+        parts = parts_of_scales(matrix.scales) if self.is_nested else None
+        n_blocks = n_out * n_in // size
+        entry = {
+            "quant_type": points.name, "blocksize": size, "dtype": (matrix.dtype or DType.F32).torch_name,
+            "shape": [n_out, n_in],
+        }  # fmt: skip
+        scales = {"absmax": viewed(matrix.scales.cast(DType.F32), DType.F32, (n_blocks,))}
+        if parts is not None:
+            scales = {"absmax": parts.codes, "nested_absmax": parts.largest, "nested_quant_map": parts.table}
+            entry |= {"nested_blocksize": parts.size, "nested_dtype": "float32"}
+        stored = {
+            **scales,
+            "quant_map": constant_of(points.values, DType.F32, (len(points.values),)),
+            _STATE + points.name: _state_of(entry, parts.offset if parts is not None else None),
+        }
+        swapped = viewed(_swapped(matrix.codes), DType.U8, (n_out * n_in // 2, 1))
+        return {"weight": swapped, **{f"weight.{end}": part for end, part in stored.items()}}
+
+    def read(
+        self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
+    ) -> QuantizedMatrix:
+        named = {end.removeprefix("weight."): part for end, part in parts.items()}
+        made = _rows(named["weight"], named["SCB"]).matrix if "SCB" in named else _blocks(named)
+        if isinstance(made, QuantizedMatrix):
+            return made
+        raise RequirementError("its blocks cross the rows", hint=REMEDY)
+
+    def describe(
+        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+    ) -> dict[str, Any]:
+        first = next(iter(matrices.values()))
+        points, dtype = first.grid.points, (first.dtype or DType.F32).torch_name
+        if len({matrix.bits for matrix in matrices.values()}) > 1:
+            raise RequirementError(
+                f"{self.name} has 4 or 8 bits in all layers of a folder, not both", hint="--format compressed-tensors"
+            )
+        if not are_all:
+            raise RequirementError(
+                f"{self.name} lists the linear layers that stay in floats, and no plugin tells which there are",
+                hint="--format compressed-tensors lists those that are quantized",
+            )
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": points is not None,
+            "load_in_8bit": points is None,
+            "bnb_4bit_quant_type": points.name if points is not None else NF4.name,
+            "bnb_4bit_use_double_quant": self.is_nested,
+            "bnb_4bit_compute_dtype": dtype,
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_threshold": 6.0,
+            "llm_int8_skip_modules": list(ignore) or None,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+        }
+
+    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+        if any(matrix.grid.points is None for matrix in matrices.values()):
+            return ["bitsandbytes computes with inputs rounded to int8, too: expect slightly other scores there"]
+        return []
 
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
         for kind in _TYPES:
@@ -83,6 +184,17 @@ class BitsAndBytes(FolderReader):
         return found, used
 
 
+class BitsAndBytesNested(BitsAndBytes):
+    """The same, with scales of 4 bits that are quantized themselves."""
+
+    name = "bitsandbytes_nested"
+    bits = ()
+    is_nested = True
+
+    def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
+        return None  # the other reads both
+
+
 def _blocks(parts: Mapping[str, Lazy]) -> Restorable:
     """A weight of 4 bits."""
     state = _state(parts)
@@ -100,10 +212,7 @@ def _blocks(parts: Mapping[str, Lazy]) -> Restorable:
     is_even = n_in % size == 0 and n_in % 2 == 0
     rows, columns = (n_out, n_in) if is_even else (1, numel)
     scales = _scales(parts, state, TensorSpec(DType.F32, (rows, n_blocks // rows)))
-    codes = Apply(
-        "swap", [viewed(stored, DType.U8, (rows, (columns + 1) // 2))],
-        TensorSpec(DType.U8, (rows, (columns + 1) // 2)), lambda pairs: (pairs << 4) | (pairs >> 4),
-    ).output()  # fmt: skip
+    codes = _swapped(viewed(stored, DType.U8, (rows, (columns + 1) // 2)))
     matrix = QuantizedMatrix(
         Grid(4, size, points=points),
         (rows, columns),
@@ -115,25 +224,43 @@ def _blocks(parts: Mapping[str, Lazy]) -> Restorable:
     return matrix if matrix.shape == shape else Rearranged(matrix, lambda weight: viewed(weight, weight.dtype, shape))
 
 
+def _swapped(pairs: Lazy) -> Lazy:
+    """Bytes of two codes with the other one first."""
+    return Apply("swap", [pairs], pairs.spec, lambda x: (x << 4) | (x >> 4)).output()
+
+
 def _scales(parts: Mapping[str, Lazy], state: _State, spec: TensorSpec) -> Lazy:
     """The largest absolute value of each block, float32 [rows, blocks in a row]."""
     n = spec.numel
     if "nested_absmax" not in parts:
         return viewed(need(parts, "absmax", TensorSpec(DType.F32, (n,))), DType.F32, spec.shape)
-    size, offset = state.nested_block_size, state.nested_offset
-    inputs = [
+    size = state.nested_block_size
+    found = NestedScales(
         need(parts, "absmax", TensorSpec(DType.U8, (n,))),
         need(parts, "nested_absmax", TensorSpec(DType.F32, (-(-n // size),))),
         need(parts, "nested_quant_map", TensorSpec(DType.F32, (256,))),
-    ]
+        constant_of([state.nested_offset], DType.F32, (1,)),
+        size,
+    )
+    return found.scales((spec.shape[0], spec.shape[1]))
 
-    def fn(codes: torch.Tensor, largest: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        values = table[codes.int()] * largest.repeat_interleave(size)[:n]
-        return (values + offset).view(spec.shape)
 
-    attrs = {"block_size": size, "offset": offset}
-    # Their blocks cross the rows, too: computed whole, and cut.
-    return cut(Apply("nested scales", inputs, spec, fn, attrs, row_step=None).output())
+def _state_of(entry: Mapping[str, Any], offset: Lazy | None) -> Lazy:
+    """The JSON object as bytes, filled up with spaces: only data tells how many digits the offset has."""
+
+    def text(offset: float | None) -> bytes:
+        return json.dumps({**entry, **({} if offset is None else {"nested_offset": offset})}).encode()
+
+    if offset is None:
+        return constant_of(text(None), DType.U8, (len(text(None)),))
+    spec = TensorSpec(DType.U8, (len(text(0.0)) + _MOST_DIGITS,))
+
+    def fn(number: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.tensor(list(text(float(number)).ljust(spec.numel)), dtype=torch.uint8)
+
+    return Apply("state", [offset], spec, fn, dict(entry), row_step=None, input_rows=[0], output_rows=[0]).output()
 
 
 @dataclass(frozen=True)
@@ -187,7 +314,7 @@ def _refuse_tiles(form: Lazy) -> None:
         raise RequirementError("its int8 lies in tiles of a GPU (weight_format), which are not read", hint=REMEDY)
 
 
-def _rows(values: Lazy, largest: Lazy) -> Restorable:
+def _rows(values: Lazy, largest: Lazy) -> _Rows:
     if values.dtype is not DType.I8 or len(values.shape) != 2:
         raise SpecError(f"it is {values.spec}; expected int8 [out, in]", hint=REMEDY)
     need({"SCB": largest}, "SCB", TensorSpec(DType.F32, values.shape[:1]))
@@ -201,21 +328,25 @@ class _Rows:
     values: Lazy
     largest: Lazy
 
+    @property
+    def matrix(self) -> QuantizedMatrix:
+        """The codes, and scales that differ from what the library multiplies by in their last bit."""
+        n_out, n_in = self.values.shape
+        column = TensorSpec(DType.F32, (n_out, 1))
+        scales = Apply("scales", [self.largest], column, lambda x: x.view(-1, 1) * _STEP).output()
+        return QuantizedMatrix(Grid(8), (n_out, n_in), unsigned(self.values, 8), scales)
+
     def dequantized(self, dtype: DType | None = None) -> Lazy:
         """The float weight: (value * largest) * (1 / 127), rounded in this order, as the library does."""
-        n_out, n_in = self.values.shape
         wanted = dtype or DType.F32
 
         def fn(values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
             return (values * largest.view(-1, 1)).mul_(_STEP).to(wanted.torch)
 
-        spec = TensorSpec(wanted, (n_out, n_in))
+        spec = self.values.spec.with_dtype(wanted)
         node = Decoded("dequantize", [self.values, self.largest], spec, fn, {"bits": 8}, scratch=1.0)
-        column = TensorSpec(DType.F32, (n_out, 1))
-        scales = Apply("scales", [self.largest], column, lambda x: x.view(-1, 1) * _STEP).output()
-        node.matrix = QuantizedMatrix(Grid(8), (n_out, n_in), unsigned(self.values, 8), scales)
-        node.source = "int8"
+        node.matrix, node.source = self.matrix, "int8"
         return node.output()
 
 
-CODEC = BitsAndBytes()
+CODEC, NESTED = BitsAndBytes(), BitsAndBytesNested()

@@ -12,7 +12,10 @@
 
 All are read, and codes that do not divide a word also in the form before 0.18, with gaps: 32 // bits in a word.
 `pack-quantized` is written, of 8 bits too: it is what the library infers for weight-only integers, and what servers
-read as W8A16. Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed-tensors.
+read as W8A16; and `float-quantized` with a scale for each row, whose activations are to be rounded to float8 token by
+token, which is FP8_DYNAMIC of llm-compressor.
+
+Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed-tensors.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
 from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
-from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
+from llmkit.quantization.float8 import FLOAT8, block_of, scaled_floats
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
+from llmkit.quantization.points import FP8
 from llmkit.quantization.words import codes_of, group_order, unsigned, words_of
+from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
@@ -38,8 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CODEC", "CompressedTensors"]
 
-_PACKED = "pack-quantized"
-_PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
+_PACKED, _FLOAT = "pack-quantized", "float-quantized"
+_PLAIN = ("int-quantized", _FLOAT, "naive-quantized")
 _ENDS = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
     "input_zero_point", "output_scale", "output_zero_point", "weight_global_scale", "input_global_scale",
@@ -48,17 +53,24 @@ _OF_CACHE = tuple(f".{part}_{what}" for part in "qkv" for what in ("scale", "zer
 
 
 class CompressedTensors(FolderCodec):
-    """Weight-only integers, packed; activations that were meant to be quantized stay floats here."""
+    """Packed integers, and float8; activations that were meant to be quantized stay floats here."""
 
     name = "compressed-tensors"
     bits = (2, 3, 4, 5, 6, 7, 8)
     group_sizes = (16, 32, 64, 128, 256)
+    points = (FP8,)
     holds_order = True
     mixes_zeros = False  # transformers 5 with compressed-tensors 0.20
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         n_out, bits = matrix.shape[0], matrix.bits
-        parts = {"weight_packed": words_of(matrix), "weight_scale": matrix.scales, "weight_shape": _shape(matrix.shape)}
+        if matrix.grid.points is FP8:
+            return {"weight": viewed(matrix.codes, DType.F8_E4M3, matrix.shape), "weight_scale": matrix.scales}
+        parts = {
+            "weight_packed": words_of(matrix),
+            "weight_scale": matrix.scales,
+            "weight_shape": constant_of(matrix.shape, DType.I64, (2,)),
+        }
         if matrix.zeros is not None:
             per = _rows_in_word(bits)
 
@@ -73,11 +85,16 @@ class CompressedTensors(FolderCodec):
         return parts
 
     def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
-        return {"format": _PACKED, "weights": _weights(matrix.grid, has_order=matrix.order is not None)}
+        return _group(matrix.grid, has_order=matrix.order is not None)
 
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
     ) -> QuantizedMatrix:
+        if _is_float8(settings):
+            made = _float8(parts, settings)
+            if isinstance(made, QuantizedMatrix):
+                return made
+            raise RequirementError("float8 in blocks of rows, or with one scale, is no matrix on a grid", hint=REMEDY)
         grid = grid_of(settings.get("weights") or {})
         is_packed = settings.get("format") == _PACKED
         scales = need(parts, "weight_scale")
@@ -132,19 +149,13 @@ class CompressedTensors(FolderCodec):
             shape = stored.shapes.get(name, ())
             with about(module):
                 settings = _group_of(module, groups)
-                parts, weights = stored.parts(module, _ENDS), settings.get("weights")
-                if isinstance(weights, Mapping) and (weights.get("type"), weights.get("num_bits")) == ("float", 8):
-                    values = need(parts, "weight")
-                    if values.dtype not in FLOAT8:
-                        raise SpecError(f"weight is {values.spec}; expected float8", hint=REMEDY)
-                    scales = need(parts, "weight_scale")
-                    found[name] = ScaledFloats(values, scales, block_of(weights, values.shape), is_wide=False)
-                    continue
+                parts = stored.parts(module, _ENDS)
                 if settings["format"] in FLOAT4_FORMATS:
                     found[name] = read_float4(parts, settings)
                     continue
                 known = (shape[0], shape[1]) if len(shape) == 2 else None
-                found[name] = self.read(parts, settings, known)
+                is_float8 = _is_float8(settings)
+                found[name] = _float8(parts, settings) if is_float8 else self.read(parts, settings, known)
         left = [k for k in tensors if k.endswith((".weight_packed", ".weight_shape")) and k not in used]
         if left:
             raise SpecError(f"{stored.label}: {left[0]} has no weight_scale beside it")
@@ -186,16 +197,15 @@ class CompressedTensors(FolderCodec):
         # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
         # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17. What
         # decompresses while loading reads all matrices by the first group, so several grids stay packed.
+        groups = [_group(grid, has_order=has_order) for grid, has_order in ranked]
+        is_mixed = len({group["format"] for group in groups}) > 1
         return {
             "quant_method": self.name,
-            "format": _PACKED,
+            "format": "mixed-precision" if is_mixed else groups[0]["format"],
             "quantization_status": "compressed",
             "config_groups": {
-                f"group_{i}": {
-                    "targets": those, "weights": _weights(grid, has_order=has_order), "input_activations": None,
-                    "output_activations": None,
-                }
-                for i, ((grid, has_order), those) in enumerate(zip(ranked, targets, strict=True))
+                f"group_{i}": {"targets": those, **{key: group[key] for key in group if is_mixed or key != "format"}}
+                for i, (group, those) in enumerate(zip(groups, targets, strict=True))
             },
             "ignore": list(ignore),
             "kv_cache_scheme": None,
@@ -229,11 +239,12 @@ class CompressedTensors(FolderCodec):
         return found
 
 
-def _weights(grid: Grid, *, has_order: bool) -> dict[str, Any]:
-    """The `weights` entry of a config group."""
-    return {
+def _group(grid: Grid, *, has_order: bool) -> dict[str, Any]:
+    """A config group, without its targets."""
+    is_float = grid.points is not None
+    weights: dict[str, Any] = {
         "num_bits": grid.bits,
-        "type": "int",
+        "type": "float" if is_float else "int",
         "symmetric": grid.is_symmetric,
         "strategy": "channel" if grid.group_size is None else "group",
         "group_size": grid.group_size,
@@ -242,6 +253,13 @@ def _weights(grid: Grid, *, has_order: bool) -> dict[str, Any]:
         "actorder": "group" if has_order else None,
         "observer": "minmax",
         "observer_kwargs": {},
+    }
+    activations = weights | {"strategy": "token", "dynamic": True, "observer": None}
+    return {
+        "weights": weights,
+        "input_activations": activations if is_float else None,
+        "output_activations": None,
+        "format": _FLOAT if is_float else _PACKED,
     }
 
 
@@ -270,6 +288,18 @@ def grid_of(weights: Mapping[str, Any]) -> Grid:
     if strategy == "group" and (group_size is None or group_size < 1):
         raise SpecError(f"compressed-tensors weights of strategy 'group' with group_size {group_size!r}")
     return Grid(bits, group_size if strategy == "group" else None, bool(weights.get("symmetric", True)))
+
+
+def _is_float8(group: Mapping[str, Any]) -> bool:
+    weights = group.get("weights")
+    return isinstance(weights, Mapping) and (weights.get("type"), weights.get("num_bits")) == ("float", 8)
+
+
+def _float8(parts: Mapping[str, Lazy], group: Mapping[str, Any]) -> Restorable:
+    values = need(parts, "weight")
+    if values.dtype not in FLOAT8:
+        raise SpecError(f"weight is {values.spec}; expected float8", hint=REMEDY)
+    return scaled_floats(values, need(parts, "weight_scale"), block_of(group["weights"], values.shape))
 
 
 def _groups(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -316,16 +346,6 @@ def _n_words_like(found: int, n: int, bits: int) -> int:
 def _rows_in_word(bits: int) -> int | None:
     """Output rows whose zero points share a word; None where they cross words."""
     return None if 32 % bits else 32 // bits
-
-
-def _shape(shape: tuple[int, int]) -> Lazy:
-    def fn() -> torch.Tensor:
-        import torch
-
-        return torch.tensor(shape)
-
-    attrs = {"shape": list(shape)}
-    return Apply("constant", [], TensorSpec(DType.I64, (2,)), fn, attrs, row_step=1, output_rows=[0]).output()
 
 
 def _zeros(stored: Lazy, grid: Grid, scales: Lazy, *, is_packed: bool) -> Lazy:

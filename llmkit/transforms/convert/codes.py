@@ -106,13 +106,16 @@ def _rounded(
     chosen = {name: grids[name] for name in weights if name in grids}
     if loose:
         before = [matrix_of(lazy) for lazy in loose.values()]
-        usual = Counter((m.bits, m.grid.group_size) for m in [*before, *kept.values()] if m is not None).most_common(1)
-        bits, size = usual[0][0] if usual else (codec.bits[-1], None)
-        bits = min((b for b in codec.bits if b >= bits), default=codec.bits[-1])
-        rows = {name: lazy.shape[1] for name, lazy in loose.items()}
-        fits = size in codec.group_sizes and all(n % size == 0 for n in rows.values())
+        usual = Counter(m.grid for m in [*before, *kept.values()] if m is not None).most_common(1)
+        grid = usual[0][0] if usual else Grid(codec.all_bits[-1])
+        points = grid.points if grid.points in codec.points else None
+        known = codec.all_bits if points is None else (points.bits,)
+        bits = min((b for b in known if b >= grid.bits), default=known[-1])
+        rows, size = {name: lazy.shape[1] for name, lazy in loose.items()}, grid.group_size
+        fits = size in codec.sizes_for(points) and all(map(grid.divides, rows.values()))
         group: GroupSize = size if size is not None and fits else "auto"
-        chosen |= dict.fromkeys(loose, choose_grid(codec, bits, group, None, rows)[0])
+        type = points.name if points is not None else ""
+        chosen |= dict.fromkeys(loose, choose_grid(codec, bits, group, None, rows, type)[0])
     method, matrices = method_named(_METHOD), {}
     for name, lazy in weights.items():
         dtype = model_dtype(ckpt.config) or lazy.dtype
