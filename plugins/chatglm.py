@@ -1,7 +1,7 @@
 """ChatGLM-6B (the first one): a prefix-LM with rotary positions in two dimensions and scaled, normalised residuals.
 
 A prompt ends with [gMASK] (or [MASK]) and <sop>, which is where the answer starts. Everything before <sop> is seen by
-every token; the first half of each head's dims turns with the place in the prompt (answers all stand at the mask's),
+every token; the first half of each head's dims is rotated by the place in the prompt (answers all stand at the mask's),
 the second half with the place in the answer. Source: modeling_chatglm.py of THUDM/chatglm-6b.
 """
 
@@ -58,7 +58,7 @@ class TwoDimensionalRope(Kind):
         return _reader(self, dims.head_dim, dtype, device)
 
     def onnx_feeds(self, ids: list[int]) -> dict[str, int]:
-        """What a graph is told of a prompt."""
+        """The inputs of a graph that depend on a prompt."""
         prefix, mask = _places(self, ids)
         return {"prefix_length": prefix, "mask_position": mask}
 

@@ -87,7 +87,7 @@ ARCHITECTURE = Architecture(
     variants={
         "redpajama": {"use_parallel_residual": False, "rotary_pct": 1.0},
         "20b": {"hidden_act": "gelu_fast", "rotary_emb_base": 20000},
-        "2.8b": {"hidden_size": 160, "num_attention_heads": 2, "intermediate_size": 320},  # turns 20 of 80 dims
+        "2.8b": {"hidden_size": 160, "num_attention_heads": 2, "intermediate_size": 320},  # rotates 20 of 80 dims
         "no-bias": {"attention_bias": False},
         "tied": {"tie_word_embeddings": True},
         "rope-parameters": {

@@ -12,7 +12,7 @@ from llmkit.architecture.scaling import NoScaling
 _HIDDEN = Key(("hidden_size", "n_embd"))
 _HEADS = Key(("num_attention_heads", "n_head"))
 _HEAD_DIM = Computed(lambda config: lookup(_HIDDEN, config) // lookup(_HEADS, config))
-# A null `rotary_dim` turns whole heads; one that is absent counts as 64, as in transformers.
+# A null `rotary_dim` rotates whole heads; one that is absent counts as 64, as in transformers.
 _SHARE = Computed(
     lambda config: (
         1.0 if config.get("rotary_dim", 64) is None else config.get("rotary_dim", 64) / lookup(_HEAD_DIM, config)

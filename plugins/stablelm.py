@@ -1,4 +1,4 @@
-"""StableLM-3B-4E1T, StableLM-2, StableLM-Zephyr: Llama's layers with LayerNorm, a part of each head turned.
+"""StableLM-3B-4E1T, StableLM-2, StableLM-Zephyr: Llama's layers with LayerNorm, rotary positions on part of a head.
 
 StableLM-2-12B has attention and MLP side by side, and norms of their own for all heads of queries and keys.
 """

@@ -1,4 +1,4 @@
-"""In what two models differ as computations: sizes, kinds and their numbers. Names and storage do not count."""
+"""Where two models differ as computations: sizes, kinds and their parameters. Names and storage do not count."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _yarn(theta: float, dim: int, powers: Floats, scaling: Yarn) -> Floats:
     import numpy as np
 
     def dim_of(rotations: float) -> float:
-        """The (fractional) dim that turns `rotations` times over the original context."""
+        """The (fractional) dim that completes `rotations` rotations over the original context."""
         return dim * math.log(scaling.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = dim_of(scaling.beta_fast), dim_of(scaling.beta_slow)

@@ -1,4 +1,4 @@
-"""The hooks of a kind: what its reader, emitter and feeds are given, and what they give back; one protocol for a role.
+"""The hooks of a kind: arguments and results of its reader, emitter and feeds; one protocol for each role.
 
 A plugin's own kind has the methods of its role: `torch_reader` makes the decoder's part, `onnx_emitter` writes the
 graph's. The kinds of the core have the same two as functions in `llmkit/decoder/` and `llmkit/onnx/`, with the kind as

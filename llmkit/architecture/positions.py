@@ -19,7 +19,7 @@ _SCALING = Key(("rope_scaling", "rope_parameters"), None)
 
 
 def rotated_share(default: float, *others: str) -> Key:
-    """The share of a head that turns: `partial_rotary_factor` (transformers 5 nests it), or a family's other keys."""
+    """The rotated share of a head: `partial_rotary_factor` (transformers 5 nests it), or a family's other keys."""
     name = "partial_rotary_factor"
     return Key((f"rope_scaling.{name}", f"rope_parameters.{name}", name, *others), default)
 

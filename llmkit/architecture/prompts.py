@@ -1,4 +1,4 @@
-"""Prompt formats as data, and the choice among them. Where each is from stands beside it."""
+"""Prompt formats as data, each with its source, and the choice among them."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def name_of(prompt: Prompt) -> str:
 
 
 def choose_prompt(name: str | None, *, has_chat_template: bool, family: Prompt | None = None) -> Prompt:
-    """The format to use: the one asked for, else the checkpoint's own template, else the family's, else raw text.
+    """The format to use: the one named, else the checkpoint's own template, else the family's, else raw text.
 
     Raises:
         InputError: no format of that name, or a chat template is asked for and the checkpoint has none.

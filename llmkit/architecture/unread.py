@@ -1,4 +1,4 @@
-"""Which keys of a config the kinds read, and what to make of those that nobody read.
+"""Which keys of a config the kinds read, and what to do about the others.
 
 While an architecture is bound, the config is seen through a view that notes every key that is asked for. A key that is
 left may change what the family's class computes. It is one of four:

@@ -103,7 +103,7 @@ class Checkpoint:
         return () if self.architecture is None else self.architecture.prompt_suffix_of(self.config)
 
     def fingerprints(self) -> list[list[str | int]]:
-        """Name, digest of the expression and index of each tensor: tells checkpoints apart, but not by content."""
+        """Name, digest of the expression and index of each tensor: identifies a checkpoint, but not by its content."""
         return [[name, lazy.node.fingerprint(), lazy.index] for name, lazy in self.tensors.items()]
 
     @cached_property

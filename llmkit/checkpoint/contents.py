@@ -1,4 +1,4 @@
-"""What a checkpoint is: a model, a delta, an adapter; quantized or not. Every command asks here.
+"""What a checkpoint is: a model, a delta, an adapter; quantized or not. The one place that decides it.
 
 Told from tensors, manifests and headers, so that what a folder is called or what its config.json claims decides nothing
 alone. A command that wants something else says what it was given, and which command works on that.

@@ -1,4 +1,4 @@
-"""Embedding and output head: one matrix or two. Every command asks here.
+"""Embedding and output head: one matrix or two. The one place that decides it.
 
 A config says whether the two are tied, and says it wrongly where a tool set the key, or a family's default holds and
 the head was trained on its own. What the files hold decides, as in transformers 5: a head that is stored and is

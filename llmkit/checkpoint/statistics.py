@@ -33,7 +33,7 @@ _FIELDS = tuple(f.name for f in fields(Statistics) if f.name != "n_tokens")
 
 @dataclass(frozen=True)
 class StoredStatistics:
-    """Statistics by weight, read when they are asked for.
+    """Statistics by weight, read when they are needed.
 
     Attributes:
         label: the file, for messages.
@@ -60,7 +60,7 @@ class StoredStatistics:
         return {"statistics": self.label, **self.about}
 
     def squares(self, slot: Slot) -> Lazy | None:
-        """The sum of x^2 of each input channel of a stored tensor, float32 [in]; None where nothing tells it."""
+        """The sum of x^2 of each input channel of a stored tensor, float32 [in]; None where it is not stored."""
         parts = self.known(slot)
         if "squares" in parts:
             return parts["squares"]

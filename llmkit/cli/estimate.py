@@ -1,4 +1,4 @@
-"""How fast this disk reads and writes, measured in a moment, for the time that a plan promises."""
+"""The read and write rates of this disk, measured by a short probe, for the estimate of a plan's time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `llmkit doctor` looks at."""
+"""The checks of `llmkit doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What libraries say while a command runs: their warnings and log lines, which are no part of an answer.
+"""Warnings and log lines of libraries while a command runs, which are no part of an answer.
 
 A user can do nothing about most of it (an argument of theirs that llmkit passes, a default that will change), and lines
 between the words of a text are noise. Shown with `-v`, where it comes as log lines on stderr.

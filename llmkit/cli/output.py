@@ -1,4 +1,4 @@
-"""What commands say: answers on stdout, everything else on stderr, in one of three modes.
+"""The output of commands: answers on stdout, everything else on stderr, in one of three modes.
 
 In human mode an answer is rendered as text. With `--json` stdout holds exactly one document. With `-q` it holds the
 bare answer (a path, a number) or nothing, and stderr only errors.

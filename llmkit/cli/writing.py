@@ -1,4 +1,4 @@
-"""What every command that writes a model does: plan, then print the plan or run it, then sum up."""
+"""The common part of commands that write a model: plan, then print the plan or run it, then report."""
 
 from __future__ import annotations
 

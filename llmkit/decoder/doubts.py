@@ -1,4 +1,4 @@
-"""What makes it doubtful that a model computes what its makers meant; said before its text or its scores."""
+"""Warnings that a model may not compute what its authors meant, given before its text or its scores."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Places:
     real: torch.Tensor | None = None
 
     def tokens(self, input_ids: torch.Tensor) -> list[list[int]]:
-        """The new tokens of each sequence, without padding: `positions` count them."""
+        """The new tokens of each sequence in ids [B, S], without padding: `positions` count them."""
         cuts = [(input_ids[row, start:stop], row, slice(start, stop)) for row, start, stop in self.spans]
         if self.real is None:
             return [ids.tolist() for ids, _, _ in cuts]

@@ -1,4 +1,4 @@
-"""What scoring and generation need of a model, whoever computes it."""
+"""The protocol that scoring and generation need of a model, whatever its backend."""
 
 from __future__ import annotations
 

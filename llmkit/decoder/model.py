@@ -70,7 +70,7 @@ class Decoder:
 
     @property
     def exact_sharing_limit(self) -> int | None:
-        """Sequences longer than this must not share a prefix (dynamic NTK turns earlier keys too); None: no limit."""
+        """Sequences longer than this must not share a prefix (dynamic NTK rotates earlier keys anew); or None."""
         return limits(self._positions.values())[0]
 
     @property

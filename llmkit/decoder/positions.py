@@ -121,7 +121,7 @@ class Rotary(Positions):
         return angles
 
     def rotate(self, heads: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The first R dims of each head rotated in pairs."""
+        """The first R dims of heads [B, S, N, H] rotated in pairs, in their dtype."""
         import torch
 
         cos, sin = table

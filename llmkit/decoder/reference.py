@@ -1,4 +1,4 @@
-"""transformers' own model of a tiny checkpoint, with which the contract compares ours."""
+"""transformers' model of a tiny checkpoint: the reference of the contract."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def is_weight_file(name: str) -> bool:
 
 
 def read_file(path: Path) -> dict[str, Lazy]:
-    """The tensors of one weight file, whatever its format (told by its first bytes, not its name)."""
+    """The tensors of one weight file, whatever its format (recognised by its first bytes, not its name)."""
     head = read_head(path)
     refuse_pointer(path, head)
     readers: list[tuple[Callable[[bytes], bool], Callable[[Path], dict[str, Lazy]]]] = [
@@ -145,7 +145,7 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
 
 
 def _missing(folder: Path, index: Path, weight_map: dict[str, str], missing: list[str]) -> InputError:
-    """The error for shards that an index names and nobody finds; other files may hold their tensors."""
+    """The error for shards that an index names and that are missing; other files may hold their tensors."""
     n_files = len(dict.fromkeys(weight_map.values()))
     message = f"{folder}: {len(missing)} of {n_files} shards are missing: {listing(missing)}"
     others = _loose(folder)

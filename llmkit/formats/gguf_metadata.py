@@ -1,4 +1,4 @@
-"""The types of GGUF's metadata, held when a header is read: what reads a value later need not ask what it is.
+"""The types of GGUF's metadata, checked when a header is read, so that later readers need no checks.
 
 Source: ggml-org/ggml, docs/gguf.md. Keys of an architecture that the standard does not name may be of any type.
 """

@@ -1,4 +1,4 @@
-"""JSON from outside: read within a budget, and asked for values of the types that the reader needs.
+"""JSON from outside: read within a budget, and checked for values of the types that the reader needs.
 
 Nothing that a file holds reaches the rest of the program unchecked: its size, the depth and number of its objects and
 arrays, the digits of its numbers and its characters are bounded here, and the error is an `InputError` that names it.

@@ -72,7 +72,7 @@ class _TorchDType(NamedTuple):
 
 
 class _Opaque:
-    """A value that is no tensor and that nobody reads: it swallows whatever it is filled with."""
+    """A value that is no tensor and is never read: it ignores whatever is put into it."""
 
     __slots__ = ()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmkit.errors import InputError
 
-_PIPE_NBYTES = 1 << 30  # of what comes from a pipe, whose length nothing tells
+_PIPE_NBYTES = 1 << 30  # of what comes from a pipe, whose length is unknown
 _HINT = "give a text file in UTF-8"
 _YAML_NBYTES = 1_000_000  # a description of sizes; the parser is slow, and recurses
 _YAML_DEPTH = 32

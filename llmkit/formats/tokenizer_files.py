@@ -1,4 +1,4 @@
-"""The files of tokenizers by name: what each holds, and so who reads it. Whoever looks for a tokenizer asks here."""
+"""The files of tokenizers by name, and what each holds: the one table of them."""
 
 from __future__ import annotations
 

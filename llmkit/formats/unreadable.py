@@ -1,4 +1,4 @@
-"""What a path without readable weights is instead, in words for a message, and what to do about it."""
+"""The message for a path without readable weights: what it is instead, and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A path that may hold a checkpoint of any layout: what can be seen of it, each thing looked at once."""
+"""A path that may hold a checkpoint of any layout: its names, first bytes and config, each read once."""
 
 from __future__ import annotations
 

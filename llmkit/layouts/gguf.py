@@ -124,7 +124,7 @@ def _details(model: GgufModel) -> dict[str, Any]:
 
 
 def _generation(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Path | bytes]:
-    """generation_config.json: the ids that end a text, those of turns too."""
+    """generation_config.json: the ids that end a text, those at the end of a message too."""
     ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
     eos_ids = [metadata.get(f"tokenizer.ggml.{k}_token_id") for k in ("eos", "eot", "eom")]
     eos_ids = [*dict.fromkeys(i for i in eos_ids if isinstance(i, int))]

@@ -148,7 +148,7 @@ _SMALLER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_
 _NO_FIT = "F16"
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _ALWAYS_F32 = ("position_embd.weight",)
-# llama.cpp tells its model of 70B by this: matrices of values, an eighth of the others in size, are given more bits.
+# llama.cpp knows its 70B model by this: matrices of values, an eighth of the others in size, are given more bits.
 _LAYERS_OF_70B = 80
 
 

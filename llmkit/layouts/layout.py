@@ -1,4 +1,4 @@
-"""What a layout module gives: a `Layout`, which sees files of another program as transformers would lay them out.
+"""The protocol of layout modules: a `Layout` presents files of another program in transformers' layout.
 
 A layout is a spelling (a `Names` table), the order of rotary pairs in the rows of q and k, and a translation of its
 description of the model to a config.json and back. Everything else follows: weights are taken out of one spelling

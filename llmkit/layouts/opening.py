@@ -1,4 +1,4 @@
-"""Which layout is it? Told from file names, first bytes and tensor names; no tensor data is read."""
+"""Recognising a layout by file names, first bytes and tensor names; no tensor data is read."""
 
 from __future__ import annotations
 

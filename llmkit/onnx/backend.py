@@ -1,4 +1,4 @@
-"""Who computes a model: llmkit's decoder, transformers, or, for an exported folder, ONNX Runtime."""
+"""The backend that computes a model: llmkit's decoder, transformers, or, for an exported folder, ONNX Runtime."""
 
 from __future__ import annotations
 

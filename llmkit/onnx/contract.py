@@ -68,7 +68,7 @@ def _largest(exported: OrtDecoder, ckpt: Checkpoint, architecture: Architecture)
 
     wanted = load_decoder(ckpt, architecture=architecture)
     differences = compare_decoders(exported, wanted, suffix=architecture.prompt_suffix_of(ckpt.config))
-    # Beyond a border that turns earlier keys anew no cache can follow: such steps are not one computation.
+    # Beyond a length that changes the rotation of earlier keys no cache is exact: such steps are not one computation.
     limit = wanted.exact_sharing_limit
     is_short = limit is not None and limit < N_STEPS
     return max(d.largest for d in differences if not (is_short and d.case == "cached steps"))

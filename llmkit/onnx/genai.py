@@ -1,4 +1,4 @@
-"""genai_config.json: what ONNX Runtime GenAI has to know of a folder. Source: onnxruntime-genai 0.18, its config."""
+"""genai_config.json: how ONNX Runtime GenAI runs a folder. Source: onnxruntime-genai 0.18, its config."""
 
 from __future__ import annotations
 

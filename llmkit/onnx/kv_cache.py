@@ -138,7 +138,7 @@ def _checked(scale: Lazy) -> Lazy:
 
 
 def scales_in(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The scales of keys and values in an exported folder, by layer; empty where its cache is in floats."""
+    """Float32 scales of keys and values by layer, [kv_heads, 1, head_dim] or one; none for floats."""
     tensors = open_checkpoint(folder).tensors
     scales: list[tuple[torch.Tensor, torch.Tensor]] = []
     while (name := f"layers.{len(scales)}.attn.k_scale") in tensors:

@@ -54,7 +54,7 @@ class Memory:
         *,
         is_shared: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """The memory, its keys and values in buffers of at least `total` tokens where the op writes in place.
+        """The memory; where the op writes in place, keys and values [B, kv_heads, room, head_dim] with room for `total`.
 
         Args:
             is_shared: others hold the same tensors: they are not written to.

@@ -1,4 +1,4 @@
-"""Hashes of what passes by: of files and parts of them, of the tensors written, of the inputs they were made from."""
+"""Hashes of files and parts of them, of the tensors written, and of the inputs they were made from."""
 
 from __future__ import annotations
 

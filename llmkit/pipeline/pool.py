@@ -1,4 +1,4 @@
-"""Many calls in threads, of which the first that fails ends all."""
+"""Calls in a pool of threads; the first failure cancels the others."""
 
 from __future__ import annotations
 

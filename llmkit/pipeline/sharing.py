@@ -1,4 +1,4 @@
-"""Files that an output shares with its source, and what tells later whether they are still the same."""
+"""Files that an output shares with its source, and how a later check finds that they have changed."""
 
 from __future__ import annotations
 

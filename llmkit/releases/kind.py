@@ -1,4 +1,4 @@
-"""Which kind of coded release a path is, told from names and first bytes."""
+"""Which kind of coded release a path is, by names and first bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hashes of published files, as data: what a file is, told by its SHA-256.
+"""Hashes of published files, as data: files are identified by their SHA-256.
 
 A hash that the source at hand gives only in part is stored as `first…last` and compared by these.
 """

@@ -44,7 +44,7 @@ def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = ""
 
 
 def count_not_finite(values: torch.Tensor) -> int:
-    """How many elements of a float tensor are NaN or infinite; 0 for integers.
+    """How many elements of a float tensor [...] are NaN or infinite; 0 for integers.
 
     The sum tells in one pass, many times as fast as a look at each element: it is finite only where all of them are.
     """

@@ -59,14 +59,14 @@ class Context:
         self._slice_bytes.clear()
 
     def whole(self, lazy: Lazy) -> torch.Tensor:
-        """The whole of `lazy`, computed once a step."""
+        """All of `lazy`, in its spec's dtype and shape; computed once a step."""
         node = lazy.node
         if id(node) not in self._whole:
             self._whole[id(node)] = node.evaluate((0, node.n_rows), self)
         return self._whole[id(node)][lazy.index]
 
     def rows(self, lazy: Lazy, rows: Rows) -> torch.Tensor:
-        """Rows `rows` (in the node's row space) of `lazy`."""
+        """Rows `rows` (in the node's row space) of `lazy`: [rows, …] in its dtype."""
         node = lazy.node
         if len(node.specs) == 1:
             return node.evaluate(rows, self)[0]
@@ -208,7 +208,7 @@ class Lazy:
         return self.spec.shape
 
     def load(self) -> torch.Tensor:
-        """Compute the whole tensor. Nothing else reads data."""
+        """Compute the tensor, in the dtype and shape of its spec. Nothing else reads data."""
         return Context().rows(self, (0, self.node.n_rows))
 
     def cast(self, dtype: DType) -> Lazy:

@@ -26,5 +26,5 @@ def common_slices(a: Lazy, b: Lazy, slice_nbytes: int) -> list[Rows]:
 
 
 def load_rows(lazy: Lazy, rows: Rows) -> torch.Tensor:
-    """Rows `start:stop` of a tensor, computed alone where these are not all."""
+    """Rows `start:stop` of a tensor, [stop - start, …]; computed alone where these are not all."""
     return lazy.load() if rows == (0, lazy.spec.n_rows) else Context().rows(lazy, rows)

@@ -73,7 +73,7 @@ class SourceFile:
         return view
 
     def read_tensor(self, offset: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
-        """A fresh 1-D tensor of `numel` elements stored from byte `offset`."""
+        """A new tensor [numel] of the elements stored from byte `offset`."""
         import torch
 
         flat = torch.empty(numel, dtype=dtype)

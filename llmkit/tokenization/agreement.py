@@ -1,4 +1,4 @@
-"""Do the tokenizer and the embedding of a checkpoint agree? Told from files and headers alone."""
+"""Do the tokenizer and the embedding of a checkpoint agree? Inferred from files and headers alone."""
 
 from __future__ import annotations
 

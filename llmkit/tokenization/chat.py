@@ -1,4 +1,4 @@
-"""Prompt formats meet a tokenizer: pieces become ids, and what ends an answer is known by id and by text.
+"""Prompt formats applied with a tokenizer: pieces to ids, and what ends an answer, by id and by text.
 
 Text of people and special tokens never mix: each text is encoded on its own with special tokens off, each token is
 looked up by its name. Where a prompt has to travel through a program as one string (lm-eval's), the tokens travel in

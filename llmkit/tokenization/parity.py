@@ -1,7 +1,7 @@
-"""Does a tokenizer that was made cut text as the one it was made from? Asked before it is written.
+"""Does a converted tokenizer cut text as its source does? Checked before it is written.
 
-Both are run on a fixed hard set of texts, and on texts of the vocabulary's own: pieces that share a score, which is
-where the two ways of ordering merges part (`llmkit.tokenization.bpe`). What differs is said.
+Both are run on a fixed set of hard texts, and on texts of the vocabulary: pieces that share a score, where the two
+orders of merges differ (`llmkit.tokenization.bpe`). Differences are reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tokenizer of a folder whose own tokenizer is remote code: which kind it is, and its making from the files."""
+"""The tokenizer of a folder whose own tokenizer is remote code: its kind, and how it is built from the files."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def ulp_dtype(dtype: DType) -> DType:
 
 
 def ordinal(bits: torch.Tensor) -> torch.Tensor:
-    """Bit patterns of floats, as signed integers, to integers in the order of the values; its own inverse.
+    """Bit patterns of floats, signed integers [...], to integers in the order of the values; its own inverse.
 
     Neighbouring floats differ by one; -0.0 is -1, +0.0 is 0; infinities and NaNs lie beyond the largest values.
     """

@@ -123,7 +123,7 @@ def sampled_rows(lazy: Lazy, name: str, other: Lazy | None = None) -> list[tuple
     """
     n, step = lazy.spec.n_rows, lcm(lazy.node.row_step or 1, (other or lazy).node.row_step or 1)
     rows = max(BLOCK_NUMEL // max(lazy.spec.numel // max(n, 1), 1), 1)
-    rows = -(-rows // step) * step  # a layout that turns rotary pairs round gives whole heads only
+    rows = -(-rows // step) * step  # a layout that reorders rotary pairs gives whole heads only
     if n <= BLOCKS * rows:
         return [(0, n)]
     offset = sum(name.encode()) % max(n // BLOCKS - rows, 1)

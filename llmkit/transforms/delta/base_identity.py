@@ -1,4 +1,4 @@
-"""Is this, tensor for tensor, the base that llmkit made the delta from? Told by the hashes in the delta's manifest."""
+"""Is this, tensor for tensor, the base that llmkit made the delta from? Compared by hashes in the delta's manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is this the base that the delta was made for? What names, shapes, dtypes and small files tell, without data."""
+"""Is this the base that the delta was made for? Judged by names, shapes, dtypes and small files, without data."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def bound_model(checkpoint: Checkpoint) -> Model | None:
 
 
 def size_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """(layers, width) told from names and shapes alone; None when the names carry no layer numbers."""
+    """(layers, width) from names and shapes alone; None when the names carry no layer numbers."""
     layers: set[int] = set()
     widths: Counter[int] = Counter()
     for name, lazy in checkpoint.tensors.items():

@@ -1,4 +1,4 @@
-"""Which published convention a delta follows, told from names, shapes, dtypes and small files: no data is read."""
+"""Which published convention a delta follows, inferred from names, shapes, dtypes and small files: no data is read."""
 
 from __future__ import annotations
 

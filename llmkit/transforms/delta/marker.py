@@ -1,4 +1,4 @@
-"""`llmkit_delta.json`: what a delta made by llmkit says of itself, and how the base it was made from is known again."""
+"""`llmkit_delta.json`: how a delta made by llmkit is applied, and how its base is recognised."""
 
 from __future__ import annotations
 

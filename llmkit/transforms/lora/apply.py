@@ -232,7 +232,7 @@ class Application:
         )  # fmt: skip
 
     def _is_transposed(self, name: str) -> bool:
-        """Whether a weight is stored [in, out]: the family tells, as the class of the layer tells PEFT.
+        """Whether a weight is stored [in, out]: the family says so, as the class of the layer does for PEFT.
 
         Without one its own shape beside its update's does; if it is square the most of the others; else the config.
         """

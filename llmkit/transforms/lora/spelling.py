@@ -1,4 +1,4 @@
-"""Adapters that name modules as another layout does, by the names of the base.
+"""Adapters that name modules as another layout does, renamed as the base.
 
 A base opens under transformers' names, whatever its layout; the adapters of lit-llama, litgpt and LLaMA-Adapter keep
 those of their own. The layouts' tables say which weights a module holds, and in which rows and which order of rotary

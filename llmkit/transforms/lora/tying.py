@@ -1,4 +1,4 @@
-"""What an adapter makes of embedding and head: whether they stay one matrix, from what its file holds.
+"""How an adapter changes embedding and head: whether they stay one matrix, from what its file holds.
 
 Where base and head are one matrix, PEFT loads into that matrix what is frozen in training (weights under an update),
 whether the file has it for the embedding or the head, and the rows of trained tokens; an update or a whole module that

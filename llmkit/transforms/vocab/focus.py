@@ -144,7 +144,7 @@ def _vectors(pairs: Pairs, seen: Sequence[int], seed: int) -> torch.Tensor:
 
 
 def sparsemax(scores: torch.Tensor) -> torch.Tensor:
-    """The nearest point of the probability simplex, for each row; rows must be sorted, largest first.
+    """The nearest point of the probability simplex to each row of [n, k], in its dtype; rows are sorted, largest first.
 
     With k the largest number of leading scores for which 1 + k z_k > z_1 + … + z_k, the weights are
     max(z - (z_1 + … + z_k - 1) / k, 0).

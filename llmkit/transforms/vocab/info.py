@@ -1,4 +1,4 @@
-"""`info`: what a vocabulary holds, and what it makes of a text."""
+"""`info`: what a vocabulary holds, and how it cuts a text."""
 
 from __future__ import annotations
 
