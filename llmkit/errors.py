@@ -14,11 +14,12 @@ Only `llmkit.cli.app` turns an error into an exit code. Everything else that esc
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 # Of difflib's ratio; one letter of three, or two of five, may be wrong.
 _ALIKE, _ALIKE_SHORT, _SHORT = 0.65, 0.66, 4
 _BEGINNING = 3  # letters of a name that stand for it
+_SYNONYMS = {"gpu": "cuda"}
 
 
 class LlmkitError(Exception):
@@ -93,6 +94,21 @@ def suggestion(word: str, choices: Iterable[str], otherwise: str, before: str = 
     """
     guess = nearest(word, choices)
     return f"did you mean {before}{guess}?" if guess else otherwise
+
+
+def require_choice(option: str, value: str, choices: Collection[str], otherwise: str | None = None) -> None:
+    """Refuse a value that an option does not have.
+
+    Args:
+        otherwise: the hint where none of the choices is near; None: the first choice.
+
+    Raises:
+        InputError: naming the choices, and the nearest of them.
+    """
+    if value not in choices:
+        first = next(iter(choices))
+        hint = suggestion(_SYNONYMS.get(value, value), choices, otherwise or f"{option} {first}, or leave it out")
+        raise InputError(f"{option} {value!r} is unknown; expected {', '.join(choices)}", hint=hint)
 
 
 def _is_other_number(a: str, b: str) -> bool:

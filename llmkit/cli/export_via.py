@@ -30,13 +30,12 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
     Raises:
         InputError: no such exporter, or an option that it does not have.
     """
-    from llmkit.errors import InputError
+    from llmkit.errors import require_choice
     from llmkit.onnx.parity import Checked
     from llmkit.onnx.via import VIA, compare_with_transformers, export_by_optimum
     from llmkit.pipeline.target import Target
 
-    if via not in VIA:
-        raise InputError(f"--via {via!r} is unknown; expected {', '.join(VIA)}", hint="--via optimum")
+    require_choice("--via", via, VIA, "--via optimum")
     path = f"--via {via}, which traces the model as transformers computes it"
     out.refuse_options(set(out.given) - HONOURED, path)
     if writing.dry_run:

@@ -11,7 +11,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
-from llmkit.errors import InputError, RequirementError, listing, nearest
+from llmkit.errors import InputError, RequirementError, listing, require_choice
 from llmkit.formats.folder import INDEX_NAMES, weight_set
 from llmkit.layouts import onnx_folder
 from llmkit.onnx.container import OnnxFiles, Place
@@ -71,7 +71,10 @@ def export(
         RequirementError: no plugin describes it, a kind has no emitter, or the attention op cannot compute it.
         SpecError: the tensors do not fit the config.
     """
-    _refuse_unknown("--weights", weights or WEIGHTS[0], WEIGHTS)
+    require_choice("--weights", weights or WEIGHTS[0], WEIGHTS)
+    require_choice(
+        "--attention", attention or ATTENTIONS[0], ATTENTIONS, "leave it out: llmkit takes the fastest that can"
+    )
     opened = ckpt
     ckpt, model, compute, grids, notes = _prepared(opened, dtype, precision, provider)
     cache = None
@@ -132,8 +135,8 @@ def _prepared(
     ckpt: Checkpoint, dtype: str, precision: Precision, provider: str
 ) -> tuple[Checkpoint, Model, str, IntegerMatrices, list[str]]:
     """The checkpoint in floats, its model, the compute dtype in ONNX's words, and what is computed from integers."""
-    _refuse_unknown("--dtype", dtype, tuple(_COMPUTE))
-    _refuse_unknown("--provider", provider, tuple(PROVIDERS))
+    require_choice("--dtype", dtype, tuple(_COMPUTE))
+    require_choice("--provider", provider, tuple(PROVIDERS))
     ckpt = dequantized(text_part(ckpt))
     model = ckpt.require_model()
     model.unread.raise_if_refused(ckpt.label)
@@ -158,15 +161,6 @@ def _refuse_changed(ckpt: Checkpoint, model: Model) -> None:
             f"{ckpt.label} is an exported folder, and {len(missing)} of its weights were changed for its graph",
             hint=f"export the model that it was made from; llmkit inspect {ckpt.origin or ckpt.label} shows how it was "
             "made",
-        )
-
-
-def _refuse_unknown(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        guess = "cuda" if value == "gpu" else nearest(value, choices)
-        raise InputError(
-            f"{option} {value!r} is unknown; expected {', '.join(choices)}",
-            hint=f"did you mean {guess}?" if guess else f"{option} {choices[0]}, or leave it out",
         )
 
 

@@ -19,7 +19,7 @@ from llmkit.checkpoint.quantized import kv_cache_scheme
 from llmkit.checkpoint.tokenizer import has_tokenizer
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
-from llmkit.errors import InputError, RequirementError, SpecError, suggestion
+from llmkit.errors import InputError, RequirementError, SpecError, require_choice
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
@@ -66,11 +66,7 @@ def choose_scales(
         RequirementError: the provider cannot compute it.
         SpecError: the scales of the checkpoint do not fit the model.
     """
-    if dtype not in DTYPES:
-        raise InputError(
-            f"--kv-cache-dtype {dtype!r} is unknown; expected {', '.join(DTYPES)}",
-            hint=suggestion(dtype, DTYPES, "leave it out for a cache in the compute dtype"),
-        )
+    require_choice("--kv-cache-dtype", dtype, DTYPES, "leave it out for a cache in the compute dtype")
     if provider != "cpu":
         raise RequirementError(
             f"an int8 cache is made for --provider cpu, found {provider}: GroupQueryAttention there takes no mask "

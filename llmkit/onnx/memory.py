@@ -54,7 +54,7 @@ class Memory:
         *,
         is_shared: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """The memory; where the op writes in place, keys and values [B, kv_heads, room, head_dim] with room for `total`.
+        """The memory; where the op writes in place, keys and values [B, kv_heads, room, head_dim] hold `total` tokens.
 
         Args:
             is_shared: others hold the same tensors: they are not written to.

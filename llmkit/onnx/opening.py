@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture import registry
-from llmkit.errors import InputError, RequirementError, nearest
+from llmkit.errors import InputError, RequirementError, require_choice
 from llmkit.formats.json_text import read_object
 from llmkit.formats.onnx_graph import read_graph
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
@@ -88,12 +88,7 @@ def check_provider(provider: str) -> None:
         InputError: it is unknown.
         RequirementError: ONNX Runtime is not installed, or has not got it.
     """
-    if provider not in PROVIDERS:
-        guess = "cuda" if provider == "gpu" else nearest(provider, tuple(PROVIDERS))
-        raise InputError(
-            f"unknown provider {provider!r}; expected {', '.join(PROVIDERS)}",
-            hint=f"did you mean {guess}?" if guess else "--provider cpu",
-        )
+    require_choice("--provider", provider, PROVIDERS, "--provider cpu")
     try:
         import onnxruntime
     except ImportError as error:

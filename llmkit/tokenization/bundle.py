@@ -92,6 +92,11 @@ class TokenizerFiles:
         """Id -> description of every token that is matched as a whole, specials of the model included."""
         return added_tokens(self.added_json, self.config, self.fast.data if self.fast is not None else None)
 
+    @property
+    def model_ids(self) -> Mapping[str, int]:
+        """Token -> id of the model itself, without what only added tokens have."""
+        return self.sp.ids if self.sp is not None else self.fast.vocab if self.fast is not None else {}
+
     @cached_property
     def n_tokens(self) -> int:
         """Largest id + 1, added tokens included."""
@@ -100,8 +105,7 @@ class TokenizerFiles:
     @cached_property
     def known(self) -> Mapping[str, int]:
         """Token -> id of everything, added tokens included."""
-        model = self.sp.ids if self.sp is not None else self.fast.vocab if self.fast is not None else {}
-        return {**model, **{t["content"]: i for i, t in self.added.items()}}
+        return {**self.model_ids, **{t["content"]: i for i, t in self.added.items()}}
 
     def encoder(self) -> Callable[[str], list[int]]:
         """Text -> ids, without bos and eos: SentencePiece's own where there is such a model, else tokenizer.json's.

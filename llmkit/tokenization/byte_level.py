@@ -24,6 +24,14 @@ def from_bytes(data: bytes) -> str:
     return "".join(table[b] for b in data)
 
 
+def text_of(data: bytes | None) -> str | None:
+    """The text of some bytes; None where there are none, or they are no whole characters of UTF-8."""
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def to_bytes(token: str) -> bytes | None:
     """The bytes that a vocabulary entry spells; None when it is no such spelling (an added token)."""
     table = _bytes()

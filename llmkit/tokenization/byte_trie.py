@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from llmkit.errors import InputError
+from llmkit.tokenization.byte_level import text_of
 from llmkit.tokenization.checked import is_id
 
 
@@ -90,10 +91,8 @@ class ByteTrie:
     def piece(self, i: int) -> str:
         """A token as people can read it: its text, or the literal of its bytes."""
         token = self.tokens.get(i, b"")
-        try:
-            return token.decode()
-        except UnicodeDecodeError:
-            return repr(token)
+        text = text_of(token)
+        return repr(token) if text is None else text
 
     def find(self, piece: str) -> int | None:
         """The id of a token by its text."""

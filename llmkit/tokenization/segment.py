@@ -29,7 +29,7 @@ def merge_priority(tokenizer: TokenizerFiles) -> Priority:
 
 def segmenter(tokenizer: TokenizerFiles) -> Callable[[str], tuple[int, ...]]:
     """Token, spelled as in the vocabulary (▁ or byte characters) -> ids of its parts."""
-    ids = tokenizer.sp.ids if tokenizer.sp is not None else tokenizer.fast.vocab if tokenizer.fast is not None else {}
+    ids = tokenizer.model_ids
     if tokenizer.kind == "unigram" and tokenizer.sp is not None:
         from tokenizers.models import Unigram
 

@@ -106,8 +106,8 @@ def test_the_model_itself_is_not_overwritten(call, tiny, tmp_path, is_hub_cache)
     ("options", "error", "hint"),
     [
         (["--provider", "cuda"], "this ONNX Runtime has no provider 'cuda'; it has ", "pip install 'llmkit[gpu]'"),
-        (["--provider", "cpuu"], "unknown provider 'cpuu'; expected cpu, cuda", "did you mean cpu?"),
-        (["--provider", "gpu"], "unknown provider 'gpu'; expected cpu, cuda", "did you mean cuda?"),
+        (["--provider", "cpuu"], "--provider 'cpuu' is unknown; expected cpu, cuda", "did you mean cpu?"),
+        (["--provider", "gpu"], "--provider 'gpu' is unknown; expected cpu, cuda", "did you mean cuda?"),
         (["--dtype", "bfloat16"], "--dtype bfloat16 is torch's, and out-", "llmkit export --dtype chooses it"),
         (["--device", "cuda"], "--device cuda is torch's, and out-", "--provider cuda"),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmkit.errors import RequirementError
 from llmkit.tokenization.bpe import apply_bpe, by_rank
 from llmkit.tokenization.bundle import TokenizerFiles
-from llmkit.tokenization.byte_level import to_bytes
+from llmkit.tokenization.byte_level import text_of, to_bytes
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.segment import segmenter, spelled
 from llmkit.transforms.vocab.change import Change
@@ -64,13 +64,7 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
 
 def _measured(fast: FastTokenizer, new: dict[str, int]) -> tuple[int, int]:
     """Of the new tokens that are valid text: how many there are, and how many their text becomes."""
-    texts: list[tuple[str, int]] = []
-    for token, i in new.items():
-        data = to_bytes(token)
-        try:
-            texts.append(((data or b"").decode(), i))
-        except UnicodeDecodeError:
-            continue
+    texts = [(text, i) for token, i in new.items() if (text := text_of(to_bytes(token))) is not None]
     tokenizer = fast.tokenizer()
     encoded = tokenizer.encode_batch([t for t, _ in texts], add_special_tokens=False)
     return len(texts), sum(e.ids == [i] for e, (_, i) in zip(encoded, texts, strict=True))

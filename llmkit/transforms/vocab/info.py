@@ -12,7 +12,7 @@ from llmkit.checkpoint.hub import resolve_path
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.tokenization.agreement import embedding_rows
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer, tokenizer_contents
-from llmkit.tokenization.byte_level import from_bytes, to_bytes
+from llmkit.tokenization.byte_level import from_bytes, text_of, to_bytes
 from llmkit.tokenization.scripts import script_of
 from llmkit.tokenization.sentencepiece_model import SPACE
 from llmkit.transforms.vocab.trim import OnProgress, TrackedTexts, read_corpus
@@ -106,7 +106,7 @@ def _texts(tokenizer: TokenizerFiles) -> Iterator[tuple[str | None, str]]:
         return
     if tokenizer.fast is None:
         for data in tokenizer.ranks or ():
-            yield _decoded(data), "byte" if len(data) == 1 else "normal"
+            yield text_of(data), "byte" if len(data) == 1 else "normal"
         return
     is_bytes = tokenizer.kind == "byte_level"
     single = {from_bytes(bytes([b])) for b in range(256)} if is_bytes else {f"<0x{b:02X}>" for b in range(256)}
@@ -114,16 +114,9 @@ def _texts(tokenizer: TokenizerFiles) -> Iterator[tuple[str | None, str]]:
         if token in added:
             continue
         spelt = to_bytes(token) if is_bytes else None
-        text = _decoded(spelt) if spelt is not None else token.replace(SPACE, " ")
+        text = text_of(spelt) if spelt is not None else token.replace(SPACE, " ")
         yield text, "byte" if token in single else "normal"
     yield from ((content, "added") for content in sorted(added))
-
-
-def _decoded(data: bytes) -> str | None:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def _measured(tokenizer: TokenizerFiles, lines: list[str], on_progress: OnProgress | None) -> dict[str, Any]:

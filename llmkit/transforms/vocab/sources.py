@@ -7,9 +7,10 @@ from pathlib import Path
 
 from llmkit.checkpoint.content import FileContent
 from llmkit.errors import InputError, listing
+from llmkit.formats.text_file import decoded
 from llmkit.formats.tokenizer_files import FileKind, names_of
 from llmkit.tokenization.bundle import read_tokenizer, tokenizer_contents
-from llmkit.tokenization.byte_level import from_bytes, to_bytes
+from llmkit.tokenization.byte_level import from_bytes, text_of, to_bytes
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePieceModel
 from llmkit.tokenization.tiktoken_ranks import looks_like_ranks
@@ -66,11 +67,7 @@ class Source:
             return token.replace(SPACE, " ")
         if self.kind == "words":
             return token
-        data = to_bytes(token)
-        try:
-            return None if data is None else data.decode()
-        except UnicodeDecodeError:
-            return None
+        return text_of(to_bytes(token))
 
 
 def read_source(path: Path) -> Source:
@@ -130,10 +127,7 @@ def _from_fast(fast: FastTokenizer, path: Path) -> Source:
 
 
 def _from_words(data: bytes, path: Path) -> Source:
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}") from error
+    lines = decoded(data, str(path)).splitlines()
     words = list(dict.fromkeys(line for line in lines if line.strip()))
     if not words:
         raise InputError(f"{path} has no tokens: expected one a line")
