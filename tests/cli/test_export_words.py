@@ -160,7 +160,7 @@ def test_tokens_that_are_as_likely_are_the_same_choice():
         (["--attention", "gqaa"], "--attention 'gqaa' is unknown; expected gqa, flash, attention, mha",
          "did you mean gqa?"),
         (["--bits", "3"], "--bits 3: expected 4 or 8", "--bits 4"),
-        (["--via", "optinum"], "--via 'optinum' is unknown; expected optimum", "--via optimum"),
+        (["--via", "optinum"], "--via 'optinum' is unknown; expected optimum", "did you mean optimum?"),
         (["--via", "optimum", "--bits", "4"],
          "--bits is not for --via optimum, which traces the model as transformers computes it",
          "leave --bits out"),
