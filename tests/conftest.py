@@ -6,8 +6,12 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+# A busy machine is no fault of what is tested: no example has to be quick.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 os.environ.setdefault("TERMINAL_WIDTH", "100")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -172,7 +172,7 @@ def test_frequencies_of_llama_3(tmp_path):
     scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 8192}  # fmt: skip
     theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](
-        LlamaConfig(hidden_size=256, num_attention_heads=2, rope_theta=500000.0, rope_scaling=scaling), "cpu"
+        LlamaConfig(hidden_size=256, num_attention_heads=2, rope_theta=500000.0, rope_scaling={**scaling}), "cpu"
     )
     plain = 500000.0 ** (-torch.arange(0, 128, 2).double() / 128)
     factors = llama3_factors(Llama3Scaling(32.0, 1.0, 4.0, 8192), 500000.0, 128)

@@ -211,12 +211,14 @@ def test_a_disk_too_small_is_refused_before_any_work(source, tmp_path, monkeypat
     assert not partial_path(tmp_path / "out").exists()
 
 
-SLOW_COPY = """
-import sys, time, llmkit
+STOPPING_COPY = """
+import itertools, sys, time, llmkit
 from llmkit.tensors.lazy import Apply
-ckpt = llmkit.open_checkpoint(sys.argv[1])
-delay = float(sys.argv[3])
-slow = {k: Apply("slow", [t], t.spec, lambda x: (time.sleep(delay), x)[1]).output() for k, t in ckpt.tensors.items()}
+ckpt, n, count = llmkit.open_checkpoint(sys.argv[1]), int(sys.argv[3]), itertools.count()
+def copy(x):
+    time.sleep(0 if next(count) < n else 600)  # to be killed in
+    return x
+slow = {k: Apply("slow", [t], t.spec, copy).output() for k, t in ckpt.tensors.items()}
 m = llmkit.save(ckpt.derive(tensors=slow), sys.argv[2], workers=2, max_shard_size=4000)
 print(m["run"]["steps_resumed"])
 """
@@ -224,11 +226,11 @@ print(m["run"]["steps_resumed"])
 
 def test_kill_9_then_resume_gives_identical_bytes(source, tmp_path):
     folder, _ = source
-    args = [sys.executable, "-c", SLOW_COPY, str(folder)]
-    subprocess.run([*args, str(tmp_path / "whole"), "0"], check=True, capture_output=True)
-    process = subprocess.Popen([*args, str(tmp_path / "out"), "0.3"], stdout=subprocess.PIPE, text=True)
+    args = [sys.executable, "-c", STOPPING_COPY, str(folder)]
+    subprocess.run([*args, str(tmp_path / "whole"), "999"], check=True, capture_output=True)
+    process = subprocess.Popen([*args, str(tmp_path / "out"), "6"], stdout=subprocess.PIPE, text=True)
     journal = partial_path(tmp_path / "out") / ".journal.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not journal.exists() or journal.read_text().count("\n") < 4:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -237,7 +239,7 @@ def test_kill_9_then_resume_gives_identical_bytes(source, tmp_path):
     assert not (tmp_path / "out").exists()
     with journal.open("a") as file:
         file.write('{"step": "half a li')
-    resumed = subprocess.run([*args, str(tmp_path / "out"), "0"], check=True, capture_output=True, text=True)
+    resumed = subprocess.run([*args, str(tmp_path / "out"), "999"], check=True, capture_output=True, text=True)
     assert int(resumed.stdout) >= 3
     names = sorted(p.name for p in (tmp_path / "whole").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "out").iterdir())
@@ -252,8 +254,8 @@ def test_kill_9_then_resume_gives_identical_bytes(source, tmp_path):
 
 def test_a_damaged_partial_output_is_computed_again(source, tmp_path):
     folder, _ = source
-    args = [sys.executable, "-c", SLOW_COPY, str(folder), str(tmp_path / "out")]
-    process = subprocess.Popen([*args, "0.3"], stdout=subprocess.PIPE)
+    args = [sys.executable, "-c", STOPPING_COPY, str(folder), str(tmp_path / "out")]
+    process = subprocess.Popen([*args, "6"], stdout=subprocess.PIPE)
     partial = partial_path(tmp_path / "out")
     while not (partial / ".journal.jsonl").exists() or (partial / ".journal.jsonl").read_text().count("\n") < 5:
         time.sleep(0.02)
@@ -263,7 +265,7 @@ def test_a_damaged_partial_output_is_computed_again(source, tmp_path):
         with file.open("r+b") as f:
             f.seek(600)
             f.write(b"\xff" * 3000)
-    subprocess.run([*args, "0"], check=True, capture_output=True)
+    subprocess.run([*args, "999"], check=True, capture_output=True)
     expected = load_file(folder / "model.safetensors")
     found = {}
     for file in (tmp_path / "out").glob("*.safetensors"):
