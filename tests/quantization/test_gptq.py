@@ -11,6 +11,7 @@ from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.methods.mse import METHOD as MSE
 from llmkit.quantization.methods.rtn import METHOD as RTN
 from llmkit.quantization.packing import unpack
+from llmkit.quantization.points import FP8, NF4
 from llmkit.quantization.search import searched_scales
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.lazy import Apply
@@ -40,7 +41,14 @@ def loss(weight, other, x):
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("grid", [Grid(4, 32), Grid(4, 32, False), Grid(3, None, False), Grid(2, 64, False)], ids=str)
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Grid(4, 32), Grid(4, 32, False), Grid(3, None, False), Grid(2, 64, False), Grid(4, 32, points=NF4),
+        Grid(8, None, points=FP8),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_codes_are_those_of_the_definition(grid, act_order):
     weight, _, statistics = case()
     made = GPTQ.configured(act_order=act_order).quantize(weight, grid, torch.float32, statistics)
@@ -61,21 +69,27 @@ def test_codes_are_those_of_the_definition(grid, act_order):
     else:
         assert made.order is None
     zeros = torch.full_like(made.scales, grid.middle) if made.zeros is None else made.zeros.float()
+    values = torch.tensor(grid.points.values).double() if grid.points else None
     while rest:
         j = rest[0]
         scale, zero = made.scales[:, group[j]].double(), zeros[:, group[j]].double()
-        codes[:, j] = (left[:, j] / scale + zero).round().clamp(0, 2**grid.bits - 1)
-        error = left[:, j] - (codes[:, j] - zero) * scale
+        if values is None:
+            codes[:, j] = (left[:, j] / scale + zero).round().clamp(0, 2**grid.bits - 1)
+            error = left[:, j] - (codes[:, j] - zero) * scale
+        else:
+            nearest = ((left[:, j] / scale).unsqueeze(1) - values).abs().nan_to_num(9e9).argmin(1)
+            codes[:, j], error = nearest.double(), left[:, j] - values[nearest] * scale
         inverse = torch.linalg.inv(h[rest][:, rest])
         left[:, rest] -= error[:, None] * inverse[0] / inverse[0, 0]
         rest = rest[1:]
     found = unpack(made.codes, grid.bits, weight.shape[1]).double()
+    if values is not None:  # two codes of float8 are zero
+        found, codes = values[found.int()], values[codes.int()]
     assert (found != codes).double().mean() < 0.005  # a tie that float32 breaks the other way
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_each_method_errs_less_than_the_one_before(symmetric):
-    grid = Grid(3, 32, symmetric)
+@pytest.mark.parametrize("grid", [Grid(3, 32), Grid(3, 32, False), Grid(4, 32, points=NF4)], ids=str)
+def test_each_method_errs_less_than_the_one_before(grid):
     weight, x, statistics = case(64, 128, 600, seed=1)
     losses = [
         loss(weight, restored(m.quantize(weight, grid, torch.float32, statistics), grid, weight.shape), x)

@@ -12,8 +12,9 @@ from llmkit import entry_points
 from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.quantization.codec import FolderCodec, folder_readers
-from llmkit.quantization.matrix import matrix_of
+from llmkit.quantization.matrix import Grid, matrix_of
 from llmkit.quantization.method import GROUP, method_named
+from llmkit.quantization.points import FP8, NF4
 from llmkit.tensors.lazy import Context
 from llmkit.transforms.convert import convert
 from llmkit.transforms.quantize import quantize
@@ -67,6 +68,10 @@ def test_each_layout_holds_a_type_or_says_why_not(model, tmp_path, type, format)
 def test_each_method_takes_a_type_or_says_why_not(model, method, type, format):
     way = method_named(method, is_calibrated=None)
     if way.needs:
+        points = next(p for p in (NF4, FP8) if p.name == type)
+        why = way.refuses(Grid(BITS[type], None, points=points))
+        assert (why is None) == way.takes_points == (method in ("awq", "gptq"))
+        assert why is None or why == f"rounds to integers, and codes of {type} are none"
         with pytest.raises(RequirementError, match="needs"):
             quantize(model, bits=BITS[type], type=type, format=format, method=method)
     elif way.takes_points:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from llmkit.errors import InputError
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Method, QuantizedRows
-from llmkit.quantization.methods.rtn import quantized_rows
+from llmkit.quantization.methods.rtn import quantized_rows, to_points
 from llmkit.quantization.search import searched_scales
 from llmkit.quantization.statistics import Statistics
 
@@ -49,6 +49,7 @@ class GPTQ(Method):
     needs = frozenset({"second_moments"})
     uses = frozenset({"cross_moments"})
     is_row_wise = False
+    takes_points = True
 
     def __init__(self) -> None:
         self._has_act_order = False
@@ -192,7 +193,11 @@ def _rounded(
                 begin(start + j, columns[start + j : start + j + size])
             scale, column = grids.scales[of_column[start + j]].float(), block[j]
             point = column / scale
-            if grids.zeros is None:
+            if grids.grid.points is not None:
+                codes = grids.grid.points.codes(point)
+                restored = grids.grid.points.numbers(codes).mul_(scale)
+                point = to_points(codes, grids.grid)
+            elif grids.zeros is None:
                 point = point.round_().clamp_(q_min, q_max)
                 restored = point * scale
             else:

@@ -142,7 +142,7 @@ class _Block:
         if points is not None:
             codes = points.codes(self.steps)
             self.steps.copy_(points.numbers(codes))
-            self.q.view(torch.uint8).copy_(codes - middle)
+            self.q.copy_(to_points(codes, self._grid))
             return
         if zero is not None:
             self.steps.add_(zero.unsqueeze(-1))
@@ -175,6 +175,13 @@ def to_codes(q: torch.Tensor, grid: Grid) -> torch.Tensor:
     return (q.contiguous().view(torch.uint8) + grid.middle) & (2 * grid.middle - 1)
 
 
+def to_points(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Codes (uint8) as `to_codes` takes them (int8)."""
+    import torch
+
+    return (codes - grid.middle).view(torch.int8)
+
+
 def quantized_rows(
     weight: torch.Tensor,
     q: torch.Tensor,
@@ -197,9 +204,11 @@ def quantized_rows(
     group = order.long() if order is not None else torch.arange(n_in) // (grid.group_size or n_in)
     offset = 0 if zeros is None else zeros.float()[:, group]
     original = weight.float()
-    error = (q.float() - offset).mul_(scales.float()[:, group]).sub_(original)
+    codes = to_codes(q, grid)
+    numbers = q.float() - offset if grid.points is None else grid.points.numbers(codes)
+    error = numbers.mul_(scales.float()[:, group]).sub_(original)
     return QuantizedRows(
-        pack(to_codes(q, grid), grid.bits),
+        pack(codes, grid.bits),
         scales,
         None if zeros is None else to_codes(zeros, grid),
         float(error.square_().sum()),
