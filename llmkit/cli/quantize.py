@@ -72,6 +72,16 @@ def quantize(
             show_default=False,
         ),
     ] = "",
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            "--activations",
+            metavar="int8",
+            autocompletion=completion.among("int8"),
+            help="Engines round the inputs of layers to this as they come, too: with --bits 8, W8A8.",
+            show_default=False,
+        ),
+    ] = None,
     iterations: Annotated[
         int | None,
         typer.Option(
@@ -127,6 +137,7 @@ def quantize(
         act_order=act_order,
         type=type,
         format=format,
+        activations=activations,
         meter=meter,
         quantizer=quantizer,
         **grids.arguments,
@@ -151,7 +162,7 @@ def _by_presets(
     from llmkit.quantization.codec import alternatives
     from llmkit.transforms.convert import convert
 
-    grids = {"group_size", "symmetric", "type", "keep", "only", "method", "iterations", "act_order"}
+    grids = {"group_size", "symmetric", "type", "keep", "only", "method", "iterations", "act_order", "activations"}
     out.refuse_options(grids, f"--format {format}, whose presets choose types of blocks by matrix")
     if bits not in of_bits:
         raise InputError(f"--bits {bits}: expected {alternatives(sorted(of_bits))}", hint="--bits 4")

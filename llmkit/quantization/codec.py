@@ -244,6 +244,20 @@ class FolderCodec(FolderReader, Codec):
             are_all: `matrices` and `ignore` are all linear modules there are.
         """
 
+    def with_activations(self, kind: str) -> FolderCodec:
+        """The layout for layers whose inputs are to be rounded, too, while the model runs.
+
+        Args:
+            kind: what inputs are rounded to (`int8`).
+
+        Raises:
+            InputError: it cannot say so.
+        """
+        raise InputError(
+            f"--activations {kind}: {self.name} says nothing of the inputs of layers",
+            hint="--format compressed-tensors",
+        )
+
     def files(self, entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """JSON files besides config.json that loaders look for, by their names; `entry` is what `describe` gave."""
         return {}

@@ -37,6 +37,7 @@ def quantize(
     recipe: Recipe | None = None,
     type: str = "",
     format: str = "compressed-tensors",
+    activations: str | None = None,
     quantizer: Quantizer | None = None,
     meter: Meter | None = None,
 ) -> Checkpoint:
@@ -59,6 +60,7 @@ def quantize(
         type: what codes stand for: "int", "nf4", "fp4" or "fp8", where the format has it. Empty: integers; nf4 where
             the format has no integers of these bits.
         format: the name of an entry point in `llmkit.codecs`, of a layout of folders.
+        activations: what engines are to round the inputs of layers to, as the format can say it ("int8").
         quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
         meter: collects the relative error of every weight while it is written.
 
@@ -74,6 +76,8 @@ def quantize(
         iterations=iterations, act_order=act_order
     )
     codec = folder_codec(format)
+    if activations is not None:
+        codec = codec.with_activations(activations)
     recipe = recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
     refused = {name: why for name, grid in chosen.grids.items() if (why := way.refuses(grid)) is not None}
@@ -93,6 +97,7 @@ def quantize(
     grids = set(chosen.grids.values())
     step = {
         "transform": "quantize", **way.attrs(), "format": format, **(grids.pop().attrs() if len(grids) == 1 else {}),
+        **({"activations": activations} if activations else {}),
         **({"recipe": recipe_attrs(recipe)} if recipe else {}), "keep": list(keep), "only": list(only),
         **(quantizer.attrs() if quantizer is not None else {}),
     }  # fmt: skip

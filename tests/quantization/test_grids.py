@@ -4,7 +4,8 @@ import pytest
 from compressed_tensors.quantization import QuantizationConfig, QuantizationStrategy
 
 from llmkit.errors import RequirementError, SpecError
-from llmkit.quantization.codecs.compressed_tensors import CODEC, grid_of
+from llmkit.quantization.codecs.compressed_groups import grid_of
+from llmkit.quantization.codecs.compressed_tensors import CODEC
 from llmkit.quantization.matrix import Grid
 from tests.quantization.lazies import zeros_on
 

@@ -13,26 +13,34 @@
 All are read, and codes that do not divide a word also in the form before 0.18, with gaps: 32 // bits in a word.
 `pack-quantized` is written, of 8 bits too: it is what the library infers for weight-only integers, and what servers
 read as W8A16; and `float-quantized` with a scale for each row, whose activations are to be rounded to float8 token by
-token, which is FP8_DYNAMIC of llm-compressor.
+token, which is FP8_DYNAMIC of llm-compressor; `int-quantized` where inputs are int8, too (W8A8).
 
 Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed-tensors.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmkit.errors import RequirementError, SpecError
+from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
 from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
+from llmkit.quantization.codecs.compressed_groups import (
+    FLOAT,
+    PACKED,
+    grid_of,
+    group_entry,
+    group_of,
+    groups_of,
+    token_by_token,
+)
 from llmkit.quantization.float8 import FLOAT8, block_of, scaled_floats
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
-from llmkit.quantization.points import FP8
-from llmkit.quantization.words import codes_of, group_order, unsigned, words_of
+from llmkit.quantization.points import FP8, Points
+from llmkit.quantization.words import codes_of, group_order, signed, unsigned, words_of
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.rearrange import viewed
@@ -43,8 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CODEC", "CompressedTensors"]
 
-_PACKED, _FLOAT = "pack-quantized", "float-quantized"
-_PLAIN = ("int-quantized", _FLOAT, "naive-quantized")
+_PLAIN = ("int-quantized", FLOAT, "naive-quantized")
 _ENDS = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
     "input_zero_point", "output_scale", "output_zero_point", "weight_global_scale", "input_global_scale",
@@ -56,11 +63,16 @@ class CompressedTensors(FolderCodec):
     """Packed integers, and float8; activations that were meant to be quantized stay floats here."""
 
     name = "compressed-tensors"
-    bits = (2, 3, 4, 5, 6, 7, 8)
-    group_sizes = (16, 32, 64, 128, 256)
-    points = (FP8,)
+    bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)
+    group_sizes: ClassVar[tuple[int, ...]] = (16, 32, 64, 128, 256)
+    points: ClassVar[tuple[Points, ...]] = (FP8,)
     holds_order = True
     mixes_zeros = False  # transformers 5 with compressed-tensors 0.20
+
+    def with_activations(self, kind: str) -> FolderCodec:
+        if kind != "int8":
+            raise InputError(f"--activations {kind}: expected int8", hint="--activations int8")
+        return _Int8Inputs()
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         n_out, bits = matrix.shape[0], matrix.bits
@@ -85,7 +97,7 @@ class CompressedTensors(FolderCodec):
         return parts
 
     def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
-        return _group(matrix.grid, has_order=matrix.order is not None)
+        return group_entry(matrix.grid, has_order=matrix.order is not None)
 
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
@@ -96,7 +108,7 @@ class CompressedTensors(FolderCodec):
                 return made
             raise RequirementError("float8 in blocks of rows, or with one scale, is no matrix on a grid", hint=REMEDY)
         grid = grid_of(settings.get("weights") or {})
-        is_packed = settings.get("format") == _PACKED
+        is_packed = settings.get("format") == PACKED
         scales = need(parts, "weight_scale")
         zeros = None if grid.is_symmetric else need(parts, "weight_zero_point")
         stored = need(parts, "weight_packed" if is_packed else "weight")
@@ -140,7 +152,7 @@ class CompressedTensors(FolderCodec):
     def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
         self._refuse_unread(stored)
         entry, tensors = stored.entry, stored.tensors
-        groups = _groups(entry)
+        groups = groups_of(entry)
         modules = [k.removesuffix(".weight_scale") for k in tensors if k.endswith(".weight_scale")]
         used = {f"{module}.{end}" for module in modules for end in _ENDS}
         found: dict[str, Restorable] = {}
@@ -148,7 +160,7 @@ class CompressedTensors(FolderCodec):
             name = f"{module}.weight"
             shape = stored.shapes.get(name, ())
             with about(module):
-                settings = _group_of(module, groups)
+                settings = group_of(module, groups)
                 parts = stored.parts(module, _ENDS)
                 if settings["format"] in FLOAT4_FORMATS:
                     found[name] = read_float4(parts, settings)
@@ -170,11 +182,11 @@ class CompressedTensors(FolderCodec):
                 f"{label} is quantized ({self.name}), and no config.json says by which scheme",
                 hint="put the config.json of this model, with its quantization_config, beside the weights",
             )
-        formats = [str(g.get("format")) for g in _groups(entry)]
+        formats = [str(g.get("format")) for g in groups_of(entry)]
         for layout in formats:
-            if layout not in (_PACKED, *_PLAIN, *FLOAT4_FORMATS):
+            if layout not in (PACKED, *_PLAIN, *FLOAT4_FORMATS):
                 raise RequirementError(
-                    f"{label}: the {self.name} format {layout!r} is not read; expected {_PACKED} or "
+                    f"{label}: the {self.name} format {layout!r} is not read; expected {PACKED} or "
                     f"{' or '.join(_PLAIN[:2])}",
                     hint=REMEDY,
                 )
@@ -197,7 +209,7 @@ class CompressedTensors(FolderCodec):
         # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
         # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17. What
         # decompresses while loading reads all matrices by the first group, so several grids stay packed.
-        groups = [_group(grid, has_order=has_order) for grid, has_order in ranked]
+        groups = [group_entry(grid, has_order=has_order) for grid, has_order in ranked]
         is_mixed = len({group["format"] for group in groups}) > 1
         return {
             "quant_method": self.name,
@@ -215,7 +227,7 @@ class CompressedTensors(FolderCodec):
 
     def warnings(self, stored: Stored) -> list[str]:
         keys = ("input_activations", "output_activations")
-        found = [key for group in _groups(stored.entry) for key in keys if group.get(key)]
+        found = [key for group in groups_of(stored.entry) for key in keys if group.get(key)]
         found += ["kv_cache_scheme"] if stored.entry.get("kv_cache_scheme") else []
         if not found:
             return []
@@ -239,55 +251,39 @@ class CompressedTensors(FolderCodec):
         return found
 
 
-def _group(grid: Grid, *, has_order: bool) -> dict[str, Any]:
-    """A config group, without its targets."""
-    is_float = grid.points is not None
-    weights: dict[str, Any] = {
-        "num_bits": grid.bits,
-        "type": "float" if is_float else "int",
-        "symmetric": grid.is_symmetric,
-        "strategy": "channel" if grid.group_size is None else "group",
-        "group_size": grid.group_size,
-        "block_structure": None,
-        "dynamic": False,
-        "actorder": "group" if has_order else None,
-        "observer": "minmax",
-        "observer_kwargs": {},
-    }
-    activations = weights | {"strategy": "token", "dynamic": True, "observer": None}
-    return {
-        "weights": weights,
-        "input_activations": activations if is_float else None,
-        "output_activations": None,
-        "format": _FLOAT if is_float else _PACKED,
-    }
+class _Int8Inputs(CompressedTensors):
+    """Codes as signed bytes, one scale a row; inputs rounded to int8 as they come, each token on its own range."""
 
+    bits = (8,)
+    group_sizes = ()
+    points = ()
+    holds_zeros = False
+    holds_order = False
+    prefers_symmetric = True
+    _format = "int-quantized"
 
-def grid_of(weights: Mapping[str, Any]) -> Grid:
-    """The grid of the `weights` entry of a config group.
+    def refuses(self, matrix: QuantizedMatrix) -> str | None:
+        is_held = matrix.grid == Grid(8) and matrix.order is None and super().refuses(matrix) is None
+        return None if is_held else "where inputs are int8, weights have 8 bits, one scale a row and no zero point"
 
-    Raises:
-        RequirementError: floats, dynamic grids, or strategies other than group and channel.
-        SpecError: it is malformed.
-    """
-    if not isinstance(weights, Mapping):
-        raise SpecError(f"compressed-tensors weights are {str(weights)[:60]!r}, expected an object")
-    kind, strategy = weights.get("type", "int"), weights.get("strategy")
-    group_size, bits = weights.get("group_size"), weights.get("num_bits")
-    if type(bits) is not int or type(group_size) not in (int, type(None)):
-        raise SpecError(
-            f"compressed-tensors weights of num_bits {str(bits)[:60]!r}, group_size {str(group_size)[:60]!r}"
-        )
-    if strategy is None:  # as compressed-tensors infers it
-        strategy = "group" if group_size and group_size > 0 else "channel" if group_size == -1 else "tensor"
-    if kind != "int" or strategy not in ("group", "channel") or weights.get("dynamic"):
-        raise RequirementError(
-            f"compressed-tensors weights of type {kind!r}, strategy {strategy!r}"
-            f"{', dynamic' if weights.get('dynamic') else ''} are not read; expected int, group or channel, static"
-        )
-    if strategy == "group" and (group_size is None or group_size < 1):
-        raise SpecError(f"compressed-tensors weights of strategy 'group' with group_size {group_size!r}")
-    return Grid(bits, group_size if strategy == "group" else None, bool(weights.get("symmetric", True)))
+    def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
+        return {"weight": signed(matrix.codes), "weight_scale": matrix.scales}
+
+    def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
+        return {**super().settings(matrix), "format": self._format}
+
+    def describe(
+        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+    ) -> dict[str, Any]:
+        entry = super().describe(matrices, ignore, are_all=are_all)
+        groups = {
+            name: {**group, "input_activations": token_by_token(group["weights"])}
+            for name, group in entry["config_groups"].items()
+        }
+        return {**entry, "format": self._format, "config_groups": groups}
+
+    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+        return ["transformers and llmkit restore the weights; inputs are rounded by engines with kernels for it (vLLM)"]
 
 
 def _is_float8(group: Mapping[str, Any]) -> bool:
@@ -300,28 +296,6 @@ def _float8(parts: Mapping[str, Lazy], group: Mapping[str, Any]) -> Restorable:
     if values.dtype not in FLOAT8:
         raise SpecError(f"weight is {values.spec}; expected float8", hint=REMEDY)
     return scaled_floats(values, need(parts, "weight_scale"), block_of(group["weights"], values.shape))
-
-
-def _groups(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The config groups, each with its `format`."""
-    groups = entry.get("config_groups")
-    listed = groups.values() if isinstance(groups, Mapping) else ()
-    return [{**g, "format": g.get("format") or entry.get("format")} for g in listed if isinstance(g, Mapping)]
-
-
-def _group_of(module: str, groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The config group of a module: exact names win over patterns, patterns over classes (`Linear`)."""
-    named = [(group.get("targets"), group) for group in groups]
-    targets = [(str(target), group) for listed, group in named if isinstance(listed, list) for target in listed]
-    exact = [group for target, group in targets if target == module]
-    try:
-        patterns = [group for target, group in targets if target.startswith("re:") and re.match(target[3:], module)]
-    except re.error as error:
-        raise SpecError(f"quantization_config: a target is no regular expression: {error}") from error
-    classes = [group for target, group in targets if target.isidentifier()]
-    for group in (*exact, *patterns, *classes):
-        return group
-    raise SpecError("it is quantized, but no config group has it as a target")
 
 
 def _n_columns(parts: Mapping[str, Lazy], grid: Grid, shape: tuple[int, int] | None) -> int:

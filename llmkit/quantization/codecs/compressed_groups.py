@@ -1,0 +1,91 @@
+"""The config groups of compressed-tensors: which modules have which weights, and what is said of their inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkit.errors import RequirementError, SpecError
+from llmkit.quantization.matrix import Grid
+
+__all__ = ["FLOAT", "PACKED", "grid_of", "group_entry", "group_of", "groups_of", "token_by_token"]
+
+PACKED, FLOAT = "pack-quantized", "float-quantized"
+
+
+def group_entry(grid: Grid, *, has_order: bool) -> dict[str, Any]:
+    """A config group, without its targets."""
+    is_float = grid.points is not None
+    weights: dict[str, Any] = {
+        "num_bits": grid.bits,
+        "type": "float" if is_float else "int",
+        "symmetric": grid.is_symmetric,
+        "strategy": "channel" if grid.group_size is None else "group",
+        "group_size": grid.group_size,
+        "block_structure": None,
+        "dynamic": False,
+        "actorder": "group" if has_order else None,
+        "observer": "minmax",
+        "observer_kwargs": {},
+    }
+    return {
+        "weights": weights,
+        "input_activations": token_by_token(weights) if is_float else None,
+        "output_activations": None,
+        "format": FLOAT if is_float else PACKED,
+    }
+
+
+def token_by_token(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config group says of inputs that are rounded like its weights, as they come."""
+    return {**weights, "strategy": "token", "dynamic": True, "observer": None}
+
+
+def grid_of(weights: Mapping[str, Any]) -> Grid:
+    """The grid of the `weights` entry of a config group.
+
+    Raises:
+        RequirementError: floats, dynamic grids, or strategies other than group and channel.
+        SpecError: it is malformed.
+    """
+    if not isinstance(weights, Mapping):
+        raise SpecError(f"compressed-tensors weights are {str(weights)[:60]!r}, expected an object")
+    kind, strategy = weights.get("type", "int"), weights.get("strategy")
+    group_size, bits = weights.get("group_size"), weights.get("num_bits")
+    if type(bits) is not int or type(group_size) not in (int, type(None)):
+        raise SpecError(
+            f"compressed-tensors weights of num_bits {str(bits)[:60]!r}, group_size {str(group_size)[:60]!r}"
+        )
+    if strategy is None:  # as compressed-tensors infers it
+        strategy = "group" if group_size and group_size > 0 else "channel" if group_size == -1 else "tensor"
+    if kind != "int" or strategy not in ("group", "channel") or weights.get("dynamic"):
+        raise RequirementError(
+            f"compressed-tensors weights of type {kind!r}, strategy {strategy!r}"
+            f"{', dynamic' if weights.get('dynamic') else ''} are not read; expected int, group or channel, static"
+        )
+    if strategy == "group" and (group_size is None or group_size < 1):
+        raise SpecError(f"compressed-tensors weights of strategy 'group' with group_size {group_size!r}")
+    return Grid(bits, group_size if strategy == "group" else None, bool(weights.get("symmetric", True)))
+
+
+def groups_of(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The config groups, each with its `format`."""
+    groups = entry.get("config_groups")
+    listed = groups.values() if isinstance(groups, Mapping) else ()
+    return [{**g, "format": g.get("format") or entry.get("format")} for g in listed if isinstance(g, Mapping)]
+
+
+def group_of(module: str, groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The config group of a module: exact names win over patterns, patterns over classes (`Linear`)."""
+    named = [(group.get("targets"), group) for group in groups]
+    targets = [(str(target), group) for listed, group in named if isinstance(listed, list) for target in listed]
+    exact = [group for target, group in targets if target == module]
+    try:
+        patterns = [group for target, group in targets if target.startswith("re:") and re.match(target[3:], module)]
+    except re.error as error:
+        raise SpecError(f"quantization_config: a target is no regular expression: {error}") from error
+    classes = [group for target, group in targets if target.isidentifier()]
+    for group in (*exact, *patterns, *classes):
+        return group
+    raise SpecError("it is quantized, but no config group has it as a target")
