@@ -23,7 +23,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 
 __all__ = [
     "CONFIG_KEYS", "GROUP", "REMEDY", "Codec", "FolderCodec", "FolderReader", "Specs", "Stored", "about",
-    "alternatives", "config_entry", "folder_codec", "folder_readers", "need", "small",
+    "alternatives", "command_for", "config_entry", "folder_codec", "folder_readers", "need", "small",
 ]  # fmt: skip
 
 GROUP = "llmkit.codecs"
@@ -56,6 +56,7 @@ class Codec(ABC):
         lowest_zero: the lowest zero point that it can hold.
         takes_conv1d: its loaders make linear layers of transformers' Conv1D ones, whose weights are stored [in, out].
         prefers_symmetric: kernels for the layout expect a symmetric grid, so it is the default.
+        written_by: the command that writes it, where that is neither `quantize` nor `convert`.
         mixes_zeros: its loaders take zero points where matrices are on different grids.
     """
 
@@ -72,6 +73,7 @@ class Codec(ABC):
     takes_conv1d: ClassVar[bool] = False
     prefers_symmetric: ClassVar[bool] = False
     mixes_zeros: ClassVar[bool] = True
+    written_by: ClassVar[str] = ""
 
     @property
     def all_bits(self) -> tuple[int, ...]:
@@ -277,7 +279,18 @@ def folder_codec(name: str) -> FolderCodec:
     if isinstance(found, FolderCodec):
         return found
     known = ", ".join(codec.name for codec in folder_readers() if isinstance(codec, FolderCodec))
-    raise InputError(f"--format {name} is no layout of folders that is written; expected {known}")
+    raise InputError(
+        f"--format {name} is no layout of folders that is written; expected {known}", hint=command_for(name) or None
+    )
+
+
+def command_for(name: str) -> str:
+    """The command that writes a layout which neither `quantize` nor `convert` does; empty for others."""
+    for entry in entry_points.entries(GROUP):
+        if entry.name == name:
+            codec = entry_points.load(entry)
+            return codec.written_by if isinstance(codec, Codec) else ""
+    return ""
 
 
 def folder_readers() -> tuple[FolderReader, ...]:

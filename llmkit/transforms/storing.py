@@ -12,6 +12,7 @@ from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.siblings import siblings
 from llmkit.transforms.layers import Layers
+from llmkit.transforms.serving import serving_notes
 
 __all__ = ["stored_by"]
 
@@ -47,5 +48,5 @@ def stored_by(
         tensors=tensors,
         config={**config, CONFIG_KEYS[0]: entry},
         files={**ckpt.files, **files},
-        notes=codec.notes(by_module),
+        notes=[*codec.notes(by_module), *(serving_notes(ckpt.model, matrices) if ckpt.model is not None else ())],
     )

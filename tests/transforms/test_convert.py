@@ -15,6 +15,7 @@ import llmkit
 from llmkit.errors import InputError
 from llmkit.formats.torch_zip import TorchFiles
 from llmkit.inspection.check import check_output
+from llmkit.quantization.codecs.nbits import CODEC as NBITS
 from llmkit.tensors.lazy import Apply
 from llmkit.transforms.convert import Overflow, convert
 
@@ -131,6 +132,7 @@ def test_a_quantized_checkpoint_goes_as_it_is_or_is_dequantized(source, tmp_path
     ("arguments", "message", "hint"),
     [
         ({"to": "hff"}, "--to 'hff' is no layout that llmkit writes", "did you mean --to hf?"),
+        ({"to": "onnx"}, "--to 'onnx' is no layout that llmkit writes", NBITS.written_by),
         ({"dtype": "int8"}, "--dtype int8: weights are stored as float32, float16, bfloat16", "--dtype float16"),
         (
             {"to": "bin", "wheels": 3},

@@ -41,6 +41,7 @@ class NBits(Codec):
     group_sizes = (16, 32, 64, 128, 256)
     holds_offsets = True
     fills_rows = True
+    written_by = "llmkit export MODEL --bits 4 -o OUT; without --bits a quantized model keeps its codes"
 
     def fitted(self, matrix: QuantizedMatrix) -> QuantizedMatrix | None:
         """The same weights on a grid of blocks; None where there is none.

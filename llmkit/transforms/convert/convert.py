@@ -9,7 +9,7 @@ from llmkit.checkpoint.contents import MARKER_NAME, contents_of, require_model
 from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, refuse_unread
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import InputError, suggestion
-from llmkit.quantization.codec import config_entry
+from llmkit.quantization.codec import command_for, config_entry
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
 from llmkit.transforms.convert.native import as_architecture
@@ -93,7 +93,8 @@ def _target(to: str) -> Target:
         return names[to]
     raise InputError(
         f"--to {to!r} is no layout that llmkit writes; expected {', '.join(names)}",
-        hint=suggestion(to, names, "--to hf writes safetensors, --to gguf a file for llama.cpp", "--to "),
+        hint=command_for(to)
+        or suggestion(to, names, "--to hf writes safetensors, --to gguf a file for llama.cpp", "--to "),
     )
 
 
