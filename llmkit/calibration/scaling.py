@@ -18,8 +18,9 @@ from llmkit.architecture.storage import stored
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import KeptWeights
 from llmkit.calibration.observers import Observer
-from llmkit.quantization.method import BlockWeight, ScalingMethod, Task
+from llmkit.quantization.method import ScalingMethod, Task
 from llmkit.tensors.constant import constant
+from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
 
@@ -109,10 +110,11 @@ class BlockScaling:
             statistics, method = observer.statistics(), tasks[0].method
             if not isinstance(method, ScalingMethod):
                 raise TypeError(f"{method.name} has no scales")
-            read = [
-                BlockWeight(weights(weight), task.grid, task.scale_dtype.torch, statistics)
-                for task, weight in zip(tasks, fold.weights, strict=True)
-            ]
+            read = []
+            for task, leaf in zip(tasks, fold.weights, strict=True):
+                weight = weights(leaf)
+                require_finite(weight, weight.abs().amax(), name=task.name)
+                read.append(task.block_weight(weight, statistics))
             return method.input_scales(read, fold.source_of(read[0].weight.shape[1]))
 
         return scale
@@ -138,7 +140,7 @@ class _Choosing:
         fold = self._fold_of.get(weights[0])
         return fold if fold is not None and fold not in self.scales else None
 
-    def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None = None) -> None:
+    def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
         if self._context.is_stopped():
             raise Stopped
         fold = self._open(weights)

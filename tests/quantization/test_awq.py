@@ -89,10 +89,6 @@ def test_a_channel_that_no_token_reached_keeps_its_scale():
     assert torch.equal(AWQ.input_scales(given(weights, x, Grid(4, 32)), torch.arange(80)), torch.ones(80))
 
 
-def test_inputs_that_are_no_numbers_and_no_inputs():
-    weights, x = case()
-    x[0, 0] = float("nan")
-    with pytest.raises(InputError, match="NaN or infinities"):
-        AWQ.input_scales(given(weights, x, Grid(4, 32)), torch.arange(80))
+def test_no_inputs():
     with pytest.raises(InputError, match="second moments"):
-        AWQ.input_scales([BlockWeight(weights[0], Grid(4, 32), torch.float32, None)], torch.arange(80))
+        AWQ.input_scales([BlockWeight(torch.ones((2, 32)), Grid(4, 32), torch.float32, None)], torch.arange(32))

@@ -20,7 +20,8 @@ from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.statistics import open_statistics
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder import load_decoder
-from llmkit.errors import RequirementError
+from llmkit.errors import InputError, RequirementError
+from llmkit.tensors.constant import constant
 from llmkit.transforms.quantize import quantize
 
 TEXT = CalibrationText("english", ("\n".join(vocab_world.ENGLISH) * 4,))
@@ -111,3 +112,12 @@ def test_statistics_of_a_file_do_not_suffice(tmp_path, model):
     quantizer = StoredQuantizer(base, open_statistics(tmp_path / "s.safetensors", base))
     with pytest.raises(RequirementError, match="--method awq changes the layers of a block together"):
         quantize(base, bits=4, group_size=16, method="awq", quantizer=quantizer)
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path, model):
+    base, name = model(), "model.layers.0.mlp.up_proj.weight"
+    bad = base.tensors[name].load()
+    bad[0, 0] = float("nan")
+    broken = base.derive(tensors={**base.tensors, name: constant(bad)})
+    with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.up_proj\.weight: the weights hold NaN"):
+        llmkit.save(scaled(broken), tmp_path / "q")

@@ -25,7 +25,6 @@ from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import BlockWeight, ScalingMethod
 from llmkit.quantization.methods.mse import LeastSquares
 from llmkit.quantization.search import searched_scales
-from llmkit.tensors.finite import require_finite
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +49,6 @@ class AWQ(LeastSquares, ScalingMethod):
         known = weights[0].statistics
         if known is None or known.second_moments is None:
             raise InputError("AWQ needs the second moments of the inputs", hint="--calibration FILE measures them")
-        require_finite(known.second_moments, known.second_moments, what="activations of the calibration text")
         moments = known.second_moments.float() / max(known.n_tokens, 1)
         by_grid: dict[tuple[Grid, torch.dtype], list[torch.Tensor]] = {}
         for each in weights:
