@@ -19,14 +19,16 @@ from typing import IO, Any
 from llmkit.errors import InputError, listing
 from llmkit.formats import safe_pickle
 from llmkit.formats.safe_pickle import MAX_PICKLE_NBYTES, StorageRef, TensorRef
+from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
-from llmkit.tensors.spec import TensorSpec, format_bytes
+from llmkit.tensors.spec import DType, TensorSpec, format_bytes
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _NESTING = ("state_dict", "model", "module", "model_state_dict")
 _MAX_NESTING = 4
+_CODES, _MAX_TEXT = "W_q", 1024  # what HQQ calls the codes of a layer; its texts are dtypes and packings
 _MAX_VIEW_NBYTES = 2**24  # of a view that repeats what is stored (stride 0): buffers are so, weights are not
 _AGAIN = "download or copy the file again"
 
@@ -44,7 +46,8 @@ def read(path: Path) -> dict[str, Lazy]:
 
     The file may hold the mapping of names to tensors itself, or a mapping that has it under `state_dict`, `model`,
     `module` or `model_state_dict` (the first of them that is a mapping; again up to four levels deep). A mapping that
-    holds a tensor is taken as it is; its values that are no tensors are ignored.
+    holds a tensor is taken as it is; its values that are no tensors are ignored. Of HQQ's models (`qmodel.pt`), whose
+    mapping has one for each module, the numbers and texts are tensors, too, as in its safetensors files.
 
     Raises:
         InputError: a pickle that would run something (named in the message), a truncated or malformed file, compressed
@@ -58,7 +61,11 @@ def read(path: Path) -> dict[str, Lazy]:
             top, spans = _read_zip(path, file) if zipped else _read_legacy(path, file)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    return {name: _lazy(path, source, name, ref, spans) for name, ref in _tensor_dict(path, top).items()}
+    found = _of_modules(top) or _tensor_dict(path, top)
+    return {
+        name: _lazy(path, source, name, value, spans) if isinstance(value, TensorRef) else value
+        for name, value in found.items()
+    }
 
 
 def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Span]]:
@@ -197,6 +204,33 @@ def _tensor_dict(path: Path, top: Any) -> dict[str, TensorRef]:
         )
     kind = "one tensor" if isinstance(top, TensorRef) else f"a {type(top).__name__}"
     raise InputError(f"{path} holds {kind}; expected a mapping of names to tensors")
+
+
+def _of_modules(top: Any) -> dict[str, TensorRef | Lazy]:
+    """The parts of modules by their names, where some are HQQ's; nothing for other files."""
+    if not isinstance(top, dict) or not any(isinstance(own, dict) and _CODES in own for own in top.values()):
+        return {}
+    found: dict[str, TensorRef | Lazy] = {}
+    for module, own in top.items():
+        if not isinstance(module, str) or not isinstance(own, dict):
+            continue
+        nested = own.get("meta")  # of its first versions
+        for end, value in {**own, **(nested if isinstance(nested, dict) else {})}.items():
+            part = value if isinstance(value, TensorRef) else _constant(value) if _CODES in own else None
+            if isinstance(end, str) and part is not None:
+                found[f"{module}.{end}"] = part
+    return found
+
+
+def _constant(value: Any) -> Lazy | None:
+    """A number, a few, or a text as a tensor of integers; None for others."""
+    if isinstance(value, str) and len(value) <= _MAX_TEXT:
+        data = value.encode()
+        return constant_of(list(data), DType.U8, (len(data),))
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    if len(numbers) > _MAX_TEXT or not all(isinstance(n, int) and -(2**63) <= n < 2**63 for n in numbers):
+        return None
+    return constant_of([int(n) for n in numbers], DType.I64, (len(numbers),))
 
 
 def _lazy(path: Path, source: SourceFile, name: str, ref: TensorRef, spans: Mapping[str, Span]) -> Lazy:

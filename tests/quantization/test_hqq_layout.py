@@ -77,3 +77,28 @@ def test_what_the_library_evaluates_is_not_looked_at(tmp_path, recorded, monkeyp
     found = dequantized(opened(tmp_path, tensors, "case1"), dtype=DType.BF16)["case1.weight"].load()
     assert torch.equal(found[[0, -1]], recorded["expected.1"])
     assert not (tmp_path / "evaluated").exists()
+
+
+def test_the_pickle_of_its_own_models(tmp_path):
+    """`qmodel.pt`: numbers and texts beside tensors, in a mapping for each module; dtypes are names only."""
+    expected = load_file(GOLDEN / "quantized" / "hqq_qmodel.safetensors")
+    (tmp_path / "qmodel.pt").write_bytes((GOLDEN / "quantized" / "hqq_qmodel.pt").read_bytes())
+    ckpt = open_checkpoint(tmp_path)
+    assert describe(ckpt) == "hqq"
+    floats = dequantized(ckpt)
+    assert set(floats.tensors) == {*expected, "norm.bias", "down.bias"}
+    for name, weight in expected.items():
+        assert torch.equal(floats.tensors[name].load(), weight), name
+
+
+def test_pickles_that_are_no_such_models(tmp_path):
+    codes = torch.zeros(8, 32, dtype=torch.uint8)
+    parts = {"W_q": codes, "packing": EVIL, "shape": (6, 2**70), "scale": [1.5], "nbits": "4" * 2000}
+    torch.save({"up": parts, "norm": {"weight": torch.ones(2), "axis": 1}, 3: {"W_q": codes}}, tmp_path / "qmodel.pt")
+    ckpt = open_checkpoint(tmp_path)
+    assert set(ckpt.tensors) == {"up.W_q", "up.packing", "norm.weight"}
+    with pytest.raises(LlmkitError, match=r"up: packing .* is not read"):
+        dequantized(ckpt)
+    torch.save({"up": {"W_q": codes, "compute_dtype": print}}, tmp_path / "qmodel.pt")
+    with pytest.raises(LlmkitError, match=r"wants to run \w+\.print"):
+        open_checkpoint(tmp_path)

@@ -7,6 +7,8 @@
     shape, group_size, axis, packing        numbers, and the text `4bit_u8`, as tensors
     compute_dtype, unpack_view_dtype, ...   what the library evaluates as Python, and is not looked at here
 
+`qmodel.pt`, a pickle of `save_quantized`, has the same for each module, with numbers and texts as they are.
+
 Source: hqq/core/quantize.py and bitpack.py of mobiusml/hqq.
 """
 
