@@ -23,25 +23,21 @@ from typing import TYPE_CHECKING
 from llmkit.errors import InputError
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import BlockWeight, ScalingMethod
+from llmkit.quantization.methods.gptq import GPTQ
 from llmkit.quantization.methods.mse import LeastSquares
 from llmkit.quantization.search import searched_scales
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AWQ", "METHOD"]
+__all__ = ["AWQ", "METHOD", "WITH_GPTQ", "AWQThenGPTQ"]
 
 _N_ROWS = 512
 _EXPONENTS, _FINER = (0.2, 0.4, 0.6, 0.8, 1.0), (-0.1, 0.1)
 
 
-class AWQ(LeastSquares, ScalingMethod):
-    """Scaled weights, rounded to nearest on the grid with the least weighted error."""
-
-    name = "awq"
-    words = "scaled by AWQ, then rounded to nearest on the grid with the least error"
-    needs = frozenset({"second_moments"})
-    uses = frozenset()
+class _Scaled(ScalingMethod):
+    """The scale, whatever rounds the weights afterwards."""
 
     def input_scales(self, weights: Sequence[BlockWeight], source: torch.Tensor) -> torch.Tensor:
         import torch
@@ -78,6 +74,22 @@ class AWQ(LeastSquares, ScalingMethod):
         for distance in _FINER:
             judge(middle + distance, is_relative)
         return best
+
+
+class AWQ(_Scaled, LeastSquares):
+    """Scaled weights, rounded to nearest on the grid with the least weighted error."""
+
+    name = "awq"
+    words = "scaled by AWQ, then rounded to nearest on the grid with the least error"
+    needs = frozenset({"second_moments"})
+    uses = frozenset()
+
+
+class AWQThenGPTQ(_Scaled, GPTQ):
+    """Scaled weights, rounded by GPTQ."""
+
+    name = "awq-gptq"
+    words = "scaled by AWQ, then by GPTQ, on the grid with the least weighted error"
 
 
 class _Trial:
@@ -132,4 +144,4 @@ def _of_outputs(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return sums.index_add_(0, source, values) / counts.index_add_(0, source, torch.ones_like(values))
 
 
-METHOD = AWQ()
+METHOD, WITH_GPTQ = AWQ(), AWQThenGPTQ()
