@@ -270,7 +270,7 @@ FORMATS: dict[str, Prompt] = {
 
 def name_of(prompt: Prompt) -> str:
     """The name of a format; `own` for one that a plugin brings."""
-    return next((name for name, found in FORMATS.items() if found == prompt), "own")
+    return next((name for name, known_format in FORMATS.items() if known_format == prompt), "own")
 
 
 def choose_prompt(name: str | None, *, has_chat_template: bool, family: Prompt | None = None) -> Prompt:

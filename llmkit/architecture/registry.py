@@ -92,9 +92,9 @@ class Registry:
         return claimants
 
     def _raise_failure(self, wanted: list[str]) -> None:
-        for plugin, found in self._loaded.items():
-            if isinstance(found, PluginError) and any(_folded(plugin.name) in w for w in wanted):
-                raise found
+        for plugin, loaded in self._loaded.items():
+            if isinstance(loaded, PluginError) and any(_folded(plugin.name) in w for w in wanted):
+                raise loaded
 
     def load_all(self) -> dict[Plugin, Architecture | PluginError]:
         """Every plugin with its architecture, or the error that it failed with."""
@@ -107,10 +107,10 @@ class Registry:
         """Names claimed by two plugins, in words; loads all. Releases that a `when` tells apart do not clash."""
         owners: dict[str, str] = {}
         clashes = []
-        for plugin, found in self.load_all().items():
-            if isinstance(found, PluginError) or found.when is not None or plugin.is_given:
+        for plugin, loaded in self.load_all().items():
+            if isinstance(loaded, PluginError) or loaded.when is not None or plugin.is_given:
                 continue
-            for claim in (*found.matches, *(f"model_type {m}" for m in found.model_types)):
+            for claim in (*loaded.matches, *(f"model_type {m}" for m in loaded.model_types)):
                 other = owners.setdefault(_folded(claim), f"{plugin.name} ({plugin.origin})")
                 if other != f"{plugin.name} ({plugin.origin})":
                     clashes.append(f"{claim} is claimed by {other} and {plugin.name} ({plugin.origin})")

@@ -54,22 +54,22 @@ def find_embeddings(ckpt: Checkpoint) -> Embeddings:
         heads = [s.name for s in model.tensors().values() if s.kind == "head" and s.name.endswith("weight")]
         embed, head = model.name_of("embed.weight"), heads[0] if heads else None
         return Embeddings(embed, head, model.is_tied, {head: embed} if model.is_tied and head else {})
-    known = class_embeddings(ckpt.config, ckpt.tensors)
-    if known is not None:
-        embed, head, shares = known
+    by_class = class_embeddings(ckpt.config, ckpt.tensors)
+    if by_class is not None:
+        embed, head, shares = by_class
         is_stored = head in ckpt.tensors
         is_tied = head is not None and head in shares
         if is_tied and head is not None and is_stored:
             is_tied = bool(are_equal(ckpt.tensors[embed], ckpt.tensors[head]))
         return Embeddings(embed, head, is_tied, shares)
-    found, head = _by_name(ckpt.tensors)
-    if found is None:
+    embedding, head = _by_name(ckpt.tensors)
+    if embedding is None:
         return Embeddings(None, head, False)
     stated = ckpt.config.get(_FLAG)
     is_tied = head is None if stated is None else bool(stated)
     if head is not None and is_tied:
-        is_tied = bool(are_equal(ckpt.tensors[found], ckpt.tensors[head]))
-    return Embeddings(found, head, is_tied, {head: found} if is_tied and head else {})
+        is_tied = bool(are_equal(ckpt.tensors[embedding], ckpt.tensors[head]))
+    return Embeddings(embedding, head, is_tied, {head: embedding} if is_tied and head else {})
 
 
 def with_true_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:

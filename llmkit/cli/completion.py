@@ -37,9 +37,9 @@ def _begun(incomplete: str, names: Callable[[], Iterable[str]]) -> list[str]:
         return []
 
 
-def among(*known: str) -> Callable[[str], list[str]]:
+def among(*names: str) -> Callable[[str], list[str]]:
     """A completion of one of these."""
-    return offering(lambda: known)
+    return offering(lambda: names)
 
 
 def _table(target: str) -> Callable[[str], list[str]]:

@@ -43,15 +43,15 @@ def transformers_model(
     import transformers
 
     classes = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-    made = None
+    model_class = None
     with quiet_transformers():
         if registry.model_type_of(config) in classes:
             described = _described(config, label)
             stated = [getattr(transformers, n, None) for n in registry.claims(config)]
             auto = transformers.AutoModelForCausalLM._model_mapping.get(type(described), None)
             usable = [c for c in (*stated, auto) if c is not None and c.can_generate()]
-            made = usable[0] if usable and not described.is_encoder_decoder else None
-        if made is None:
+            model_class = usable[0] if usable and not described.is_encoder_decoder else None
+        if model_class is None:
             name = ", ".join(config.get("architectures") or ()) or f"model_type {config.get('model_type')}"
             raise RequirementError(
                 f"{label}: transformers {transformers.__version__} has no decoder for {name}",
@@ -59,7 +59,7 @@ def transformers_model(
             )
         # As it reads files: in memory it has other names for some tensors.
         try:
-            model, report = made.from_pretrained(
+            model, report = model_class.from_pretrained(
                 None,
                 config=described,
                 state_dict=dict(weights),
@@ -69,16 +69,18 @@ def transformers_model(
             )
         except (ArithmeticError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
             raise SpecError(
-                f"{label}: transformers' {made.__name__} cannot be made of config.json: {_first_line(error)}",
+                f"{label}: transformers' {model_class.__name__} cannot be made of config.json: {_first_line(error)}",
                 hint="config.json must be the one these weights were saved with",
             ) from error
     tied = model._tied_weights_keys or ()
     left = [m for m in report["missing_keys"] if m not in tied]
     if left or report["mismatched_keys"]:
         odd = [str(k) for k in (*left, *report["mismatched_keys"])]
-        raise SpecError(f"{label}: transformers' {made.__name__} needs other tensors: {listing(odd, 3)}")
+        raise SpecError(f"{label}: transformers' {model_class.__name__} needs other tensors: {listing(odd, 3)}")
     if report["unexpected_keys"]:
-        raise SpecError(f"{label}: transformers' {made.__name__} has no {listing(list(report['unexpected_keys']), 3)}")
+        raise SpecError(
+            f"{label}: transformers' {model_class.__name__} has no {listing(list(report['unexpected_keys']), 3)}"
+        )
     return model.eval()
 
 
@@ -228,14 +230,14 @@ class TransformersDecoder:
             past.ids, past.mask = ids, new if mask is None else mask.to(self.device)
         else:
             past.ids, past.mask = torch.cat([past.ids, ids], 1), torch.cat([past.mask, new], 1)  # type: ignore[list-item]
-        whole, n_new = past.ids, ids.shape[1]
+        sequence, n_new = past.ids, ids.shape[1]
         if self._is_stateful and n_new > 1:  # many classes begin their recurrence anew, or fail, at several tokens
             past.kept = {}
         if not past.kept or past.is_lost:
-            return self._run(whole, past)[:, -n_new:]
+            return self._run(sequence, past)[:, -n_new:]
         step = self._run(ids, past)
         if n_new not in self._checked:
-            whole_again = self._run(whole, None, past.mask)[:, -n_new:]
+            whole_again = self._run(sequence, None, past.mask)[:, -n_new:]
             if not _agree(step, whole_again):
                 past.is_lost, past.kept = True, {}
                 return whole_again

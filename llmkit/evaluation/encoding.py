@@ -43,14 +43,14 @@ class Encoder:
         """
         marked = {text: self._marked(text, add_special_tokens) for text in texts if is_marked(text)}
         flags = {text: self._special(text, add_special_tokens) for text in texts if text not in marked}
-        found: dict[str, list[int]] = marked
+        ids_of: dict[str, list[int]] = marked
         for flag in (None, True, False):
             some = [text for text, wanted in flags.items() if wanted is flag]
             if some:
                 options = self._options | ({} if flag is None else {"add_special_tokens": flag})
                 ids = self.tokenizer(some, return_attention_mask=False, verbose=False, **options)["input_ids"]
-                found |= dict(zip(some, ids, strict=True))
-        return [found[text] for text in texts]
+                ids_of |= dict(zip(some, ids, strict=True))
+        return [ids_of[text] for text in texts]
 
     def _marked(self, text: str, wanted: bool | None) -> list[int]:
         added = self.add_bos_token if wanted is None else wanted

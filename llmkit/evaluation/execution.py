@@ -73,13 +73,13 @@ def run_tasks(
     """Score lm-eval's own tasks and groups: its results by task, its samples."""
     for task in leaf_tasks(loaded):
         set_shots(task, shots)
-    found = _evaluate(lm, loaded, limit=limit, chat_template=chat_template, bootstrap_iters=_BOOTSTRAP_ITERS)
+    output = _evaluate(lm, loaded, limit=limit, chat_template=chat_template, bootstrap_iters=_BOOTSTRAP_ITERS)
     results: dict[str, Any] = {}
-    for name, metrics in found["results"].items():
+    for name, metrics in output["results"].items():
         kept = {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         results[name] = {k: float(v) if "," in k else v for k, v in kept.items()}
-        results[name] |= {"version": str(found["versions"].get(name)), "shots": found["n-shot"].get(name)}
-    return results, {name: [_logged(s) for s in samples] for name, samples in found["samples"].items()}
+        results[name] |= {"version": str(output["versions"].get(name)), "shots": output["n-shot"].get(name)}
+    return results, {name: [_logged(s) for s in samples] for name, samples in output["samples"].items()}
 
 
 def _evaluate(lm: SharedPrefixLM, tasks: Any, *, limit: float | None, chat_template: bool, bootstrap_iters: int) -> Any:

@@ -1,7 +1,6 @@
 """An adapter as one table of tensors, and how PEFT's config and tensors become it.
 
-What it means for the weights of a base is the business of
-`llmkit.transforms.lora`.
+How it changes the weights of a base is computed by `llmkit.transforms.lora`.
 """
 
 from __future__ import annotations

@@ -27,8 +27,6 @@ _SAVED = re.compile(
 # Copies of base weights that wrappers keep beside the trained ones.
 _FROZEN = re.compile(r"\.original_module\.|\.trainable_tokens_original|\.lora_velora_embed")
 
-FULL_PARTS = ("weight", "bias", "base_weight")
-
 
 @dataclass(frozen=True, slots=True)
 class TensorName:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmkit.errors import InputError
 from llmkit.formats import adapter_mlx, adapter_other
 from llmkit.formats.adapter import Adapter, from_peft
 from llmkit.formats.adapter_files import CONFIG_NAME, find_weights, read_tensors
-from llmkit.formats.json_text import read_json
+from llmkit.formats.json_text import read_object
 
 
 def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
@@ -31,9 +30,7 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     tensors = read_tensors(file)
     label = folder.name if path.is_dir() else f"{folder.name}/{file.name}"
     config_path = folder / CONFIG_NAME
-    config = read_json(config_path) if config_path.is_file() else {}
-    if not isinstance(config, dict):
-        raise InputError(f"{config_path}: expected an object, found {type(config).__name__}")
+    config = read_object(config_path) if config_path.is_file() else {}
     if adapter_mlx.is_mlx(config, tensors):
         adapter = adapter_mlx.from_mlx(label, config, tensors, folder=folder)
     elif config_path.is_file():

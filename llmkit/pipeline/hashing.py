@@ -73,8 +73,8 @@ def observe_read(reads: dict[int, ReadHash], node: Read, rows: Rows, data: Bytes
 def new_hasher(algorithm: str) -> Hash:
     """A hasher by name: md5, sha1, sha256 (none is used against forgery), or xxh3."""
     hasher: Any = xxh3_128() if algorithm == "xxh3" else hashlib.new(algorithm, usedforsecurity=False)
-    found: Hash = hasher
-    return found
+    new: Hash = hasher
+    return new
 
 
 def feed(

@@ -100,11 +100,11 @@ def write(
     sizes = sizes_of(model, family, has_statistics=statistics is not None)
     types, wanted = types_of(MIXES[kind], {name: lazy.shape for name, lazy in stored.items()}, sizes)
     notes += _replaced(types, wanted)
-    blocks = {name: found for name, lazy in stored.items() if (found := kept(lazy)) is not None}
+    blocks = {name: block_type for name, lazy in stored.items() if (block_type := kept(lazy)) is not None}
     if type is None and blocks:
-        types |= {name: found for name, (found, _) in blocks.items()}
-        kind = Counter(found for found, _ in blocks.values()).most_common(1)[0][0]
-    same = {name: lazy for name, (found, lazy) in blocks.items() if found == types[name]}
+        types |= {name: block_type for name, (block_type, _) in blocks.items()}
+        kind = Counter(block_type for block_type, _ in blocks.values()).most_common(1)[0][0]
+    same = {name: lazy for name, (block_type, lazy) in blocks.items() if block_type == types[name]}
     others = [name for name, lazy in stored.items() if name not in same and is_dequantized(lazy)]
     notes += _what_became(ckpt.label, kind, types, list(same), others, requantize=requantize)
     vocabulary, more = vocabulary_metadata(
