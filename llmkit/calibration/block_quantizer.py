@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmkit.architecture.slots import Slot
 from llmkit.architecture.storage import parts_of
 from llmkit.calibration.learning import OutputError
 from llmkit.calibration.observers import Observer
+from llmkit.calibration.ranks import Ranks
 from llmkit.errors import RequirementError
 from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, Task
+from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.stopped import Stopped
@@ -30,8 +33,8 @@ class BlockQuantizer:
         learnt: the weights for a `BlockMethod`, until `learn` has quantized them.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], slots: Mapping[str, Slot], context: Context) -> None:
-        self._tasks, self._slots, self._context = tasks, slots, context
+    def __init__(self, tasks: Mapping[str, Task], slots: Mapping[str, Slot], context: Context, ranks: Ranks) -> None:
+        self._tasks, self._slots, self._context, self._ranks = tasks, slots, context, ranks
         self._of_weight = {part.id: name for name in tasks for part in slots[name].parts}
         self._n_rows = {part.id: part.shape[0] for slot in slots.values() for part in slot.parts if part.shape}
         self._observers: dict[tuple[str, ...], Observer] = {}
@@ -60,17 +63,19 @@ class BlockQuantizer:
         if not tasks:
             return values
         observer = self._observers.pop(tuple(weights), None)
-        statistics = observer.statistics() if observer is not None else None
-        for task in tasks:
+        open_tasks = [task for task in tasks if task.name not in self.errors]
+        owners = [
+            0 if isinstance(task.method, BlockMethod) else (len(self.errors) + i) % self._ranks.n
+            for i, task in enumerate(open_tasks)
+        ]
+        statistics = self._ranks.summed(observer.statistics(), set(owners)) if observer is not None else None
+        for task, owner in zip(open_tasks, owners, strict=True):
             if self._context.is_stopped():
                 raise Stopped
-            if task.name in self.errors:
-                continue
-            weight = task.weight.load()
-            if isinstance(task.method, BlockMethod):
-                self.learnt[task.name] = task.block_weight(weight, statistics)
-            else:
-                self._take(task, task.quantize(weight, statistics))
+            if not isinstance(task.method, BlockMethod):
+                self._take(task, self._ranks.by(owner, partial(_quantized, task, statistics)))
+            elif self._ranks.index == owner:
+                self.learnt[task.name] = task.block_weight(task.weight.load(), statistics)
         own = values.split([self._n_rows[weight] for weight in weights])
         given = [self._restored.get(weight, rows) for weight, rows in zip(weights, own, strict=True)]
         return torch.cat([rows.to(values.dtype) for rows in given])
@@ -108,3 +113,7 @@ class BlockQuantizer:
                 f"{missing[0]} has inputs that calibration does not see",
                 hint=f"leave it in floats: --keep {missing[0].removesuffix('.weight')}",
             )
+
+
+def _quantized(task: Task, statistics: Statistics | None) -> QuantizedRows:
+    return task.quantize(task.weight.load(), statistics)

@@ -69,7 +69,7 @@ class Blocks:
     """
 
     def __init__(self, decoder: Decoder, weights: Weights, ids: torch.Tensor, chunk_nbytes: int = CHUNK_NBYTES) -> None:
-        self._decoder, self.weights, self._ids = decoder, weights, ids
+        self._decoder, self.weights, self.ids = decoder, weights, ids
         dims = decoder.model.dims
         per_token = 4 * (10 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
         self._n_rows = max(chunk_nbytes // (per_token * ids.shape[1]), 1)
@@ -83,13 +83,19 @@ class Blocks:
         made.weights = weights
         return made
 
+    def of(self, ids: torch.Tensor) -> Blocks:
+        """The same blocks for other sequences of the same length, [B, S]."""
+        made = copy(self)
+        made.ids = ids
+        return made
+
     def embedded(self) -> torch.Tensor:
         """The hidden states before the first block, [B, S, hidden]."""
         import torch
 
         with torch.inference_mode():
-            places = KVCache(keep=False).begin(self._ids, None)
-            return self._decoder.embed(self._ids, places)
+            places = KVCache(keep=False).begin(self.ids, None)
+            return self._decoder.embed(self.ids, places)
 
     def run(
         self, index: int, hidden: torch.Tensor, onlooker: Onlooker, float_hidden: torch.Tensor | None = None
@@ -134,7 +140,7 @@ class Blocks:
         return self._through(self._decoder.layer(weights, index), index, hidden, samples)
 
     def _through(self, layer: Layer, index: int, hidden: torch.Tensor, rows: slice | list[int]) -> torch.Tensor:
-        ids, cache = self._ids[rows], KVCache(keep=False)
+        ids, cache = self.ids[rows], KVCache(keep=False)
         places = cache.begin(ids, None)
         table = self._decoder.tables(ids, places, cache)[self._decoder.position_kind(index)]
         return layer(hidden[rows], table, cache)

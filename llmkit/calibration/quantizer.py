@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.slots import Slot
 from llmkit.calibration.block_quantizer import BlockQuantizer
-from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks, Unchanged
+from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
 from llmkit.calibration.learning import OutputError, product_dtype
+from llmkit.calibration.ranks import Ranks, Share
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.scaling import BlockScaling
 from llmkit.calibration.stage import BlockStage
@@ -47,10 +48,13 @@ class CalibratedQuantizer:
         samples: what it is calibrated on.
         outside: the method for weights in no block, whose inputs are not measured, where the task's own method needs
             them; None refuses those.
+        ranks: the processes that share the work; rank 0 has the matrices, the others `serve`.
     """
 
-    def __init__(self, ckpt: Checkpoint, samples: Samples, *, outside: Method | None = None) -> None:
-        self._ckpt, self.samples, self._outside = ckpt, samples, outside
+    def __init__(
+        self, ckpt: Checkpoint, samples: Samples, *, outside: Method | None = None, ranks: Ranks | None = None
+    ) -> None:
+        self._ckpt, self.samples, self._outside, self.ranks = ckpt, samples, outside, ranks or Ranks()
         self._tasks: dict[str, Task] = {}
         self._stage = BlockStage(ckpt, partial(samples.rows, ckpt, ckpt.prompt_suffix()), self._plan, self._computed)
 
@@ -168,12 +172,13 @@ class CalibratedQuantizer:
         hidden = state["hidden"].load()
         floats = (state["floats"].load() if "floats" in state else hidden) if self._compares else None
         scaled = self._scaling(index).applied(blocks, hidden, context)
-        blocks, onlooker = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, context)
-        after = blocks.run(index, hidden, onlooker, floats)
+        # Other ranks know nothing of scales.
+        ranks = self.ranks if scaled.blocks is blocks else Ranks()
+        blocks, onlooker = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, context, ranks)
+        after, targets = ranks.run(blocks, Share(index, blocks.ids, hidden, floats), onlooker)
         onlooker.require_all()
         passed_on = []
-        if floats is not None:
-            targets = blocks.run(index, floats, Unchanged())
+        if targets is not None:
             if onlooker.learnt:
                 compute = partial(blocks.outputs, index, hidden)
                 seed, report = f"{self.samples.seed} {index}", self._reporter(index, context)
@@ -183,6 +188,21 @@ class CalibratedQuantizer:
             passed_on.append(("floats", targets))
         result = {"errors": onlooker.errors, "notes": onlooker.notes}
         return Computed(result, [*passed_on, ("hidden", after)], {**onlooker.results, **scaled.changed}.items())
+
+    def serve(self) -> None:
+        """On other ranks than 0: compute a share of the samples of each block.
+
+        Raises:
+            LlmkitError: as rank 0 does; or it has ended.
+        """
+
+        def compute(share: Share) -> tuple[torch.Tensor, torch.Tensor | None]:
+            tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == share.block}
+            onlooker = BlockQuantizer(tasks, self._slots, Context(), self.ranks)
+            return share.passed(Blocks(*self._stage.loaded, share.ids), onlooker)
+
+        with all_cores():
+            self.ranks.serve(compute)
 
     def _scaling(self, layer: int) -> BlockScaling:
         """What methods that scale inputs do in one layer."""

@@ -90,16 +90,17 @@ class BlockStage:
         import torch
 
         if name == "text":
-            rows = self._windows(self._loaded[0].context, context.is_stopped)
+            rows = self._windows(self.loaded[0].context, context.is_stopped)
             ids = torch.tensor(rows)
-            return Computed({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self._loaded, ids).embedded())])
+            return Computed({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self.loaded, ids).embedded())])
         context.report(f"block {int(name) + 1}/{n_blocks}")
         ids = state["ids"].load()
-        made = self._compute(Blocks(*self._loaded, ids), int(name), state, context)
+        made = self._compute(Blocks(*self.loaded, ids), int(name), state, context)
         return Computed(made.result, [("ids", ids), *made.state], made.kept)
 
     @cached_property
-    def _loaded(self) -> tuple[Decoder, Weights]:
+    def loaded(self) -> tuple[Decoder, Weights]:
+        """The decoder without its layers, and the weights to make them of."""
         from llmkit.decoder.load import load_blocks
 
         return load_blocks(self._ckpt)

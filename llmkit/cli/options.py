@@ -236,6 +236,7 @@ class Calibrating:
             InputError: no such text, one too short, or options for one that is not read.
         """
         from llmkit.calibration.quantizer import CalibratedQuantizer
+        from llmkit.calibration.ranks import joined
         from llmkit.quantization.method import method_named
 
         if self.statistics is not None:
@@ -249,7 +250,7 @@ class Calibrating:
             out.refuse_options({"samples", "length", "seed"}, "a run without a text", "add --calibration built-in")
             return None
         outside = method_named("mse") if method is None else None
-        return CalibratedQuantizer(ckpt, self.windows(source), outside=outside)
+        return CalibratedQuantizer(ckpt, self.windows(source), outside=outside, ranks=joined())
 
     def measured(self, out: Output, ckpt: Checkpoint, bits: int) -> StoredStatistics | None:
         """What is known of the inputs of layers, or will be once the model has read the text; None for nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.options import Calibrating, Grids, ModelArgument, Writing
-from llmkit.cli.output import Output
+from llmkit.cli.output import Mode, Output
 from llmkit.cli.writing import Addition, write
 
 if TYPE_CHECKING:
@@ -118,14 +119,20 @@ def quantize(
     transformers and vLLM load unchanged. Fewer than 8 bits are chosen for the inputs that layers have while the model
     reads a text (--calibration). Prints the sizes, bits per weight and the layers with the largest error.
     """
+    from llmkit.calibration.quantizer import CalibratedQuantizer
+    from llmkit.calibration.ranks import rank
     from llmkit.checkpoint.contents import open_model
     from llmkit.quantization.quality import Meter
     from llmkit.transforms.convert.targets import targets
     from llmkit.transforms.quantize import quantize as quantize_checkpoint
 
+    if rank():
+        out = replace(out, mode=Mode.QUIET)
     before = open_model(model, force=writing.force)
     layout = targets().get(format)
     if layout is not None and layout.of_bits:
+        if rank():
+            return
         _by_presets(out, before, writing, calibrating, bits, format, layout.of_bits, evaluate)
         return
     meter = Meter()
@@ -143,7 +150,14 @@ def quantize(
         **grids.arguments,
     )
     rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
+    shared = quantizer if isinstance(quantizer, CalibratedQuantizer) and not writing.dry_run else None
+    if rank():
+        if shared is not None:
+            shared.serve()
+        return
     _write(out, before, after, writing, evaluate, rows, meter=meter, quantizer=quantizer)
+    if shared is not None:
+        shared.ranks.end()
 
 
 def _by_presets(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["GPTQ", "METHOD"]
 
 _DAMPING, _MOST_DAMPING = 0.01, 10.0
-_CORRECTION = 1.0  # the share a
+_CORRECTION = 0.5  # the share a
 _N_COLUMNS = 128  # corrected one by one; those behind them by one product
 
 

@@ -1,0 +1,184 @@
+"""Processes that calibrate one model together, as `torchrun` starts them: each computes a share of the samples.
+
+Rank 0 has the run. It reads the text, holds the hidden states of all samples between blocks, writes and speaks; so what
+is kept, and how an interrupted run goes on, is as with one process, whatever the number of processes. For every block
+it deals the hidden states out. What each rank sums up of the inputs of a layer goes to the owner of the weight, who
+quantizes it and hands it to the others. The sums differ in their last bits from those of one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llmkit.calibration.blocks import Blocks, Onlooker, Unchanged
+from llmkit.errors import InputError, LlmkitError
+from llmkit.quantization.statistics import Statistics
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What one rank computes of a block: the number of the block, tokens [B, S], hidden states [B, S, hidden].
+
+    Attributes:
+        floats: the hidden states in the float model, where they are compared.
+    """
+
+    block: int
+    ids: torch.Tensor
+    hidden: torch.Tensor
+    floats: torch.Tensor | None
+
+    def passed(self, blocks: Blocks, onlooker: Onlooker) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The hidden states after the block, and those in the float model."""
+        after = blocks.run(self.block, self.hidden, onlooker, self.floats)
+        return after, blocks.run(self.block, self.floats, Unchanged()) if self.floats is not None else None
+
+
+class Ranks:
+    """The processes that work together; one alone does everything itself.
+
+    Args:
+        index: of this process.
+        n: how many there are.
+    """
+
+    def __init__(self, index: int = 0, n: int = 1) -> None:
+        self.index, self.n = index, n
+
+    def run(self, blocks: Blocks, share: Share, onlooker: Onlooker) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """On rank 0: a block for all samples, as of `Share.passed`.
+
+        Raises:
+            InputError: there are fewer samples than processes.
+        """
+        import torch
+
+        if self.n == 1:
+            return share.passed(blocks, onlooker)
+        n_samples = len(share.ids)
+        if n_samples < self.n:
+            hint = f"torchrun --nproc-per-node {n_samples}; or a longer text"
+            raise InputError(f"{n_samples} windows of text for {self.n} processes", hint=hint)
+        cuts = [slice(i * n_samples // self.n, (i + 1) * n_samples // self.n) for i in range(self.n)]
+        shares = [
+            Share(share.block, share.ids[c], share.hidden[c], share.floats[c] if share.floats is not None else None)
+            for c in cuts
+        ]
+        mine = self._dealt(shares)
+        made = self._collected((mine or share).passed(blocks.of(mine.ids if mine else share.ids), onlooker))
+        floats = [part for _, part in made if part is not None]
+        return torch.cat([after for after, _ in made]), torch.cat(floats) if floats else None
+
+    def serve(self, compute: Callable[[Share], tuple[torch.Tensor, torch.Tensor | None]]) -> None:
+        """On the other ranks: compute shares until rank 0 has all that it wants.
+
+        Raises:
+            LlmkitError: what rank 0 says, too; or it has ended.
+        """
+        try:
+            while (share := self._dealt(None)) is not None:
+                self._collected(compute(share))
+        except RuntimeError as error:  # what gloo raises
+            raise LlmkitError(f"rank {self.index}: the other processes have ended ({str(error)[:80]})") from error
+
+    def end(self) -> None:
+        """On rank 0: nothing more is wanted."""
+        if self.n > 1:
+            self._dealt([None] * self.n)
+
+    def _dealt(self, shares: list[Any] | None) -> Share | None:
+        from torch import distributed
+
+        mine: list[Any] = [None]
+        distributed.scatter_object_list(mine, shares)
+        return mine[0] if isinstance(mine[0], Share) else None
+
+    def _collected(self, made: T) -> list[T]:
+        from torch import distributed
+
+        every: list[Any] | None = [None] * self.n if self.index == 0 else None
+        distributed.gather_object(made, every)
+        return every or []
+
+    def summed(self, statistics: Statistics, owners: Collection[int]) -> Statistics:
+        """Of all ranks together; only the owners may look at it."""
+        import torch
+        from torch import distributed
+
+        if self.n == 1:
+            return statistics
+        found: dict[str, Any] = {}
+        for name in (field.name for field in fields(Statistics)):
+            value = getattr(statistics, name)
+            if value is None:
+                continue
+            tensor = torch.tensor(value, dtype=torch.float64) if name == "n_tokens" else value.contiguous()
+            if name == "inputs":
+                parts: list[Any] = [None] * self.n
+                distributed.all_gather_object(parts, tensor)
+                found[name] = torch.cat(parts)
+                continue
+            how = distributed.ReduceOp.MAX if name == "maxima" else distributed.ReduceOp.SUM
+            if len(owners) == 1:
+                distributed.reduce(tensor, next(iter(owners)), how)
+            else:
+                distributed.all_reduce(tensor, how)
+            found[name] = float(tensor) if name == "n_tokens" else tensor
+        return Statistics(**found)
+
+    def by(self, owner: int, compute: Callable[[], T]) -> T:
+        """What one rank computes, on every rank.
+
+        Raises:
+            LlmkitError: what it raises.
+        """
+        from torch import distributed
+
+        if self.n == 1:
+            return compute()
+        box: list[Any] = [None, None]
+        if self.index == owner:
+            try:
+                box = [compute(), None]
+            except LlmkitError as error:
+                box = [None, (type(error), error.message, error.hint)]
+        distributed.broadcast_object_list(box, owner)
+        if box[1] is not None:
+            kind, message, hint = box[1]
+            raise kind(message, hint=hint)
+        made: T = box[0]
+        return made
+
+
+def rank() -> int:
+    """Of this process among those that torchrun started; 0 for one alone."""
+    return int(os.environ["RANK"]) if _n_ranks() > 1 else 0
+
+
+def _n_ranks() -> int:
+    is_started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} <= os.environ.keys()
+    return int(os.environ["WORLD_SIZE"]) if is_started else 1
+
+
+@cache
+def joined() -> Ranks:
+    """The ranks of this run. Each gets its share of the cores."""
+    if _n_ranks() == 1:
+        return Ranks()
+    from torch import distributed
+
+    local, n_local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[local::n_local] or cores)
+    distributed.init_process_group("gloo")
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
