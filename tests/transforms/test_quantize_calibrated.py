@@ -19,7 +19,7 @@ from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder import load_decoder
 from llmkit.decoder.load import load_blocks
-from llmkit.errors import InputError, RequirementError
+from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.packing import unpack
@@ -150,6 +150,30 @@ def test_a_text_shorter_than_a_sample(tmp_path, model):
 def test_the_head_has_inputs_that_are_not_measured(model):
     with pytest.raises(RequirementError, match=r"lm_head\.weight is in no layer that is calibrated"):
         calibrated(model(), only=["lm_head"])
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "gptq"])
+def test_groups_by_act_order_are_stored_with_each_weight(tmp_path, model, layout):
+    base = model()
+    planned = calibrated(base, bits=4, group_size=16, symmetric=True, act_order=True, only=["*.q_proj"], format=layout)
+    assert any("refuse groups by act-order" in note for note in planned.notes) == (layout == "compressed-tensors")
+    llmkit.save(planned, tmp_path / "q")
+    made = llmkit.open_checkpoint(tmp_path / "q")
+    name = "model.layers.0.self_attn.q_proj."
+    order = made.tensors[name + ("g_idx" if layout == "gptq" else "weight_g_idx")].load()
+    assert order.bincount().tolist() == [16] * (len(order) // 16)
+    assert not torch.equal(order, order.sort().values)
+    weight = base.tensors[name + "weight"].load()
+    error = dequantized(made).tensors[name + "weight"].load() - weight
+    assert error.norm() < 0.2 * weight.norm()
+
+
+def test_an_order_is_refused_where_there_is_none(model):
+    base = model()
+    with pytest.raises(InputError, match="--method mse has no order of columns"):
+        calibrated(base, method="mse", act_order=True)
+    with pytest.raises(SpecError, match="awq has no columns in another order"):
+        calibrated(base, bits=4, group_size=32, keep=["*.down_proj"], act_order=True, format="awq")
 
 
 def test_gptq_without_a_text(model):

@@ -244,6 +244,8 @@ class CompressedTensors(FolderCodec):
             found.append(
                 "zero points load in transformers 5; transformers 4.57 needs compressed-tensors 0.14 to 0.17 for them"
             )
+        if any(matrix.order is not None for matrix in matrices.values()):
+            found.append("newer versions of compressed-tensors refuse groups by act-order; --format gptq has them, too")
         if any(32 % grid.bits for grid in grids):
             found.append("codes of 3, 5, 6 and 7 bits load with compressed-tensors 0.18 and later")
         if any(grid.group_size not in (None, 32, 64, 128) or grid.bits not in (4, 8) for grid in grids):
