@@ -73,7 +73,7 @@ class CalibratedQuantizer:
         text = f"calibrated on {self.samples.label}: {self.samples.n} windows of {self.samples.length} tokens"
         unscaled = [name for layer in range(self._n_blocks) for name in self._scaling(layer).unscaled]
         if unscaled:
-            text += f"; only clipped, as nothing before them takes a scale: {listing(unscaled)}"
+            text += f"; without a scale, as nothing before them takes it off: {listing(unscaled)}"
         seconds = self._learning_flop() / (n_cores() * _FLOP_PER_S)
         if not seconds:
             return text

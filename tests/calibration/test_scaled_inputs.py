@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.architecture.folds import folds
+from llmkit.architecture.folds import Fold, folds
+from llmkit.architecture.kinds import LayerNorm, RMSNorm
 from llmkit.architecture.registry import default_registry
 from llmkit.architecture.storage import stored
 from llmkit.calibration.learning import KeptWeights
@@ -66,3 +67,39 @@ def test_a_scaled_model_gives_the_same_logits(architecture, variant):
             for fold in folds(ckpt.require_model(), 0)
         }
         assert found == expected
+
+
+class Given:
+    """Weights by id."""
+
+    def __init__(self, weights):
+        self.weights = weights
+        self.has = weights.__contains__
+
+    def __call__(self, leaf):
+        return self.weights[leaf]
+
+
+@pytest.mark.parametrize("kind", [RMSNorm(1e-5), RMSNorm(1e-5, offset=1.0), LayerNorm(1e-5)], ids=repr)
+def test_columns_are_multiplied_by_what_a_rounded_norm_takes_off(kind):
+    """A norm in half precision holds no quotient exactly; 0 takes nothing off, nor does what float16 cannot hold."""
+    g = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn((2, 16), generator=g).half().float()
+    weight[3], weight[5] = -getattr(kind, "offset", 0.0), 6e4
+    given = {"n.weight": weight, "n.bias": bias, "m.q.weight": torch.randn((8, 16), generator=g)}
+    given = given if isinstance(kind, LayerNorm) else {k: v for k, v in given.items() if k != "n.bias"}
+    scale = torch.randn(16, generator=g).exp()
+    scale[5] = 1e-3
+    made = folded(Fold("n", ("m.q",), kind), scale, Given(given), dict.fromkeys(given, torch.float16))
+    offset = getattr(kind, "offset", 0.0)
+    before = (weight + offset) * given["m.q.weight"]
+    torch.testing.assert_close((made["n.weight"] + offset) * made["m.q.weight"], before, rtol=1e-6, atol=0)
+    assert made["n.weight"].half().float().equal(made["n.weight"])
+    columns = (made["m.q.weight"] / given["m.q.weight"])[0]
+    assert columns[3] == columns[5] == 1
+    rest = [i for i in range(16) if i not in (3, 5)]
+    torch.testing.assert_close(columns[rest], scale[rest], rtol=0.02, atol=0)
+    if "n.bias" in given:
+        torch.testing.assert_close(
+            made["n.bias"] * made["m.q.weight"], bias * given["m.q.weight"], rtol=2e-3, atol=1e-6
+        )

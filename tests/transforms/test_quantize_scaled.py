@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, m
 
 
 def test_what_is_kept_keeps_the_norm_before_it(tmp_path, model):
-    """A layer in floats stays as it is: nothing that it reads is scaled. The plan names what is only clipped."""
+    """A layer in floats stays as it is: nothing that it reads is scaled. The plan names what has no scale."""
     base = model()
     kept = scaled(base, keep=["*.k_proj", "*.up_proj"])
     llmkit.save(kept, tmp_path / "q")
@@ -103,8 +103,8 @@ def test_what_is_kept_keeps_the_norm_before_it(tmp_path, model):
     for name, tensor in norms(base).items():
         assert torch.equal(found.tensors[name].load(), tensor), name
     words = " ".join(kept.notes)
-    assert "only clipped, as nothing before them takes a scale: model.layers.0.mlp.down_proj.weight" in words
-    assert "only clipped" not in " ".join(scaled(base).notes)
+    assert "without a scale, as nothing before them takes it off: model.layers.0.mlp.down_proj.weight" in words
+    assert "without a scale" not in " ".join(scaled(base).notes)
 
 
 def test_statistics_of_a_file_do_not_suffice(tmp_path, model):
