@@ -96,25 +96,28 @@ def _best_of_rows(
     factors = torch.linspace(largest, _SMALLEST, _N_FACTORS)
     least = torch.full_like(widest, torch.inf, dtype=torch.float32)
     best_factor = torch.ones_like(least)
-    work = torch.empty_like(weight)
+    nearest = torch.empty_like(weight)
+    error = nearest if zero is None else torch.empty_like(weight)  # both zero points tried share the rounded weights
 
     def judge(factor: torch.Tensor) -> None:
         """Compare the scales at a factor of each group, [out, groups]."""
         nonlocal best, best_zero, least, best_factor
         scale = (widest.float() * factor).to(scale_dtype).clamp_(min=tiny)
         wide = scale.float().unsqueeze(-1)
+        torch.div(weight, wide, out=nearest)
+        if points is not None:
+            nearest.copy_(points.numbers(points.codes(nearest)))
+        elif zero is None:
+            nearest.round_().clamp_(q_min, q_max)
+        else:
+            nearest.round_()
         for candidate in candidates:
-            torch.div(weight, wide, out=work)
-            if points is not None:
-                work.copy_(points.numbers(points.codes(work)))
-            elif candidate is None:
-                work.round_().clamp_(q_min, q_max)
-            else:
+            if candidate is not None:
                 offset = candidate.unsqueeze(-1)
-                work.round_().clamp_(q_min - offset, q_max - offset)
-            error = work.mul_(wide).sub_(weight)
-            error = error.square_()
-            total = (error * importance).sum(-1) if importance is not None else error.square_().sum(-1)
+                torch.maximum(nearest, q_min - offset, out=error)  # five times as fast as `clamp` between tensors
+                torch.minimum(error, q_max - offset, out=error)
+            error.mul_(wide).sub_(weight).square_()
+            total = error.mul_(importance if importance is not None else error).sum(-1)
             is_better = total < least
             least = torch.where(is_better, total, least)
             best, best_factor = torch.where(is_better, scale, best), torch.where(is_better, factor, best_factor)
