@@ -72,6 +72,7 @@ def test_quantized_as_the_library_does(tmp_path, name, dtype):
     x = (torch.randn(37, 96, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
     x[3] = 0
     x[4, :32] = 65280.0  # the largest of bfloat16 that float16 holds, too
+    x[5, :2], x[6, :2] = torch.tensor([[-64.0, 64.0], [64.0, -64.0]]).to(dtype)  # the first of both is divided by
     (tmp_path / "x").write_bytes(x.view(torch.uint8).numpy().tobytes())
     source = Read("t", TensorSpec(DType.of(dtype), (37, 96)), SourceFile(tmp_path / "x"), 0).output()
     lazy = quantized(source, name, "t")
