@@ -97,6 +97,13 @@ class Blocks:
             places = KVCache(keep=False).begin(self.ids, None)
             return self._decoder.embed(self.ids, places)
 
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the head takes, from the hidden states after the last block; both [B, S, hidden]."""
+        import torch
+
+        with torch.inference_mode():
+            return self._decoder.final_norm(hidden)
+
     def run(
         self, index: int, hidden: torch.Tensor, onlooker: Onlooker, float_hidden: torch.Tensor | None = None
     ) -> torch.Tensor:

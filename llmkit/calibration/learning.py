@@ -122,8 +122,8 @@ def product_dtype() -> torch.dtype | None:
 class KeptWeights:
     """Weights that are read once, some of them in the place of those that are stored."""
 
-    def __init__(self, weights: Weights, held: dict[str, torch.Tensor], stem: str = "") -> None:
-        self._weights, self._held, self._stem = weights, held, stem
+    def __init__(self, weights: Weights, held: dict[str, torch.Tensor] | None = None, stem: str = "") -> None:
+        self._weights, self._held, self._stem = weights, {} if held is None else held, stem
         self._given: Mapping[str, torch.Tensor] = {}
 
     def replaced(self, given: Mapping[str, torch.Tensor]) -> KeptWeights:

@@ -32,7 +32,7 @@ from llmkit.tensors.stopped import Stopped
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["observe", "observed"]
+__all__ = ["Observing", "observe", "observed"]
 
 _FIELDS = ("squares", "maxima")
 
@@ -102,14 +102,14 @@ def observed(
 
 def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]:
     def compute(blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
-        onlooker = _Observing(measured, context)
+        onlooker = Observing(measured, context)
         hidden = blocks.run(index, state["hidden"].load(), onlooker)
         return Computed({}, [("hidden", hidden)], onlooker.found.items())
 
     return compute
 
 
-class _Observing:
+class Observing:
     """An onlooker that changes nothing; what it found is named WEIGHT.FIELD."""
 
     def __init__(self, measured: Sequence[str], context: Context) -> None:

@@ -70,7 +70,7 @@ class CalibratedQuantizer:
 
     def words(self) -> str:
         """The text and its windows, for the plan, and the time of what is learnt."""
-        text = f"calibrated on {self.samples.label}: {self.samples.n} windows of {self.samples.length} tokens"
+        text = self.samples.words()
         unscaled = [name for layer in range(self._n_blocks) for name in self._scaling(layer).unscaled]
         if unscaled:
             text += f"; without a scale, as nothing before them takes it off: {listing(unscaled)}"
@@ -95,10 +95,7 @@ class CalibratedQuantizer:
 
     def notes(self) -> list[str]:
         """What the user should know of the run that is done."""
-        notes, said = [], dict[str, list[str]]()
-        n = self._stage.n_windows
-        if n is not None and n < self.samples.n:
-            notes.append(f"{self.samples.label} gave {n} windows, {self.samples.n} were asked for")
+        notes, said = self.samples.shortfall(self._stage.n_windows), dict[str, list[str]]()
         for block in self._stage.done:
             for name, note in block.result["notes"].items():
                 said.setdefault(note, []).append(name)

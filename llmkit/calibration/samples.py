@@ -40,6 +40,14 @@ class Samples:
         """How notes call the text."""
         return self.text.label if self.text is not None else "what the model itself writes"
 
+    def words(self) -> str:
+        """The text and its windows, for the plan."""
+        return f"calibrated on {self.label}: {self.n} windows of {self.length} tokens"
+
+    def shortfall(self, n: int | None) -> list[str]:
+        """That there were `n` windows only; nothing where there were enough, or nobody knows yet."""
+        return [f"{self.label} gave {n} windows, {self.n} were asked for"] if n is not None and n < self.n else []
+
     def rows(
         self,
         tokenized: Checkpoint,

@@ -25,28 +25,28 @@ class StoredQuantizer:
     """
 
     def __init__(self, ckpt: Checkpoint, statistics: StoredStatistics) -> None:
-        self._slots, self._statistics = ckpt.require_model().tensors(), statistics
+        self._slots, self.statistics = ckpt.require_model().tensors(), statistics
 
     @property
     def default_method(self) -> str:
         """The best method that the statistics suffice for."""
-        fields = next(iter(self._statistics.parts.values()))
+        fields = next(iter(self.statistics.parts.values()))
         return "gptq" if "second_moments" in fields else "mse"
 
     def read_of(self, text: CalibrationText | None) -> Samples | None:
         """What was read of a text, where the file tells it."""
-        about = self._statistics.about
+        about = self.statistics.about
         numbers = [number for key in ("samples", "length", "seed") if isinstance(number := about.get(key), int)]
         is_told = len(numbers) == 3 and text is not None and about.get("sha256") == text.digest
         return Samples(text, *numbers) if is_told else None
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for the history."""
-        return {**self._statistics.about, "statistics": self._statistics.label}
+        return {**self.statistics.about, "statistics": self.statistics.label}
 
     def words(self) -> str:
         """The file, for the plan."""
-        return f"with the statistics of {self._statistics.label}"
+        return f"with the statistics of {self.statistics.label}"
 
     def changed(self) -> dict[str, Lazy]:
         """No other tensor changes."""
@@ -67,7 +67,7 @@ class StoredQuantizer:
             RequirementError: the method needs what the file does not tell.
         """
         slot, method = self._slots[task.name], task.method
-        known = self._statistics.known(slot)
+        known = self.statistics.known(slot)
         if isinstance(method, (BlockMethod, ScalingMethod)):
             raise RequirementError(
                 f"--method {method.name} changes the layers of a block together, for which no statistics suffice",
@@ -77,9 +77,9 @@ class StoredQuantizer:
         if missing:
             words = " and ".join(name.replace("_", " ") for name in missing)
             raise RequirementError(
-                f"{self._statistics.label} does not tell the {words} of the inputs of {task.name}, which --method "
+                f"{self.statistics.label} does not tell the {words} of the inputs of {task.name}, which --method "
                 f"{method.name} needs",
                 hint="llmkit quantize observe MODEL --moments -o FILE.safetensors measures them; or take --method mse",
             )
         used = {name: lazy for name, lazy in known.items() if name in method.needs | method.uses}
-        return quantized(task, used or None, self._statistics.tokens(slot))
+        return quantized(task, used or None, self.statistics.tokens(slot))

@@ -10,7 +10,8 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import DtypeOption, Grids, ModelArgument, Writing
+from llmkit.cli.grid_options import Grids
+from llmkit.cli.options import DtypeOption, ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.parity import refuse_difference, show_parity
 from llmkit.cli.writing import Addition, write

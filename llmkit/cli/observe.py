@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import Calibrating, ModelArgument, Writing
+from llmkit.cli.grid_options import Calibrating
+from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 

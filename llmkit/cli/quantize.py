@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,21 +11,29 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import Calibrating, Grids, ModelArgument, Writing
+from llmkit.cli.grid_options import Calibrating, Grids, Mixing
+from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Mode, Output
 from llmkit.cli.writing import Addition, write
 
 if TYPE_CHECKING:
+    from llmkit.calibration.mixing import Chosen, Target
     from llmkit.calibration.quantizer import CalibratedQuantizer
+    from llmkit.calibration.samples import Samples
     from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
+    from llmkit.checkpoint.statistics import StoredStatistics
     from llmkit.evaluation.divergence import Divergence
     from llmkit.quantization.quality import Meter
+    from llmkit.transforms.candidates import Candidates
+    from llmkit.transforms.convert.targets import Target as Layout
+    from llmkit.transforms.recipe import Recipe
 
 __all__ = ["quantize"]
 
 _LARGE_NBYTES = 2**31  # in float32
 _N_WORST = 5
+_FEW = 4  # bits, where a recipe or a size says how many: calibrated
 
 
 @command(
@@ -37,22 +45,25 @@ _N_WORST = 5
     "llmkit quantize vicuna-7b --bits 4 --format gguf -o vicuna-7b-gguf",
     "llmkit quantize vicuna-7b --bits 8 --type fp8 -o vicuna-7b-fp8",
     "llmkit quantize vicuna-7b --bits 4 --format bitsandbytes -o vicuna-7b-nf4",
+    "llmkit quantize vicuna-7b --target-size 4GB -o vicuna-7b-4gb",
 )
 def quantize(
     out: Output,
     model: ModelArgument,
+    writing: Writing,
+    grids: Grids,
+    mixing: Mixing,
+    calibrating: Calibrating,
     bits: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--bits",
             metavar="2|3|4|8",
             autocompletion=completion.among("8", "4", "3", "2"),
             help="Bits of each weight; 5 and 6, too, for --format gguf.",
+            show_default=False,
         ),
-    ],
-    writing: Writing,
-    grids: Grids,
-    calibrating: Calibrating,
+    ] = None,
     format: Annotated[
         str,
         typer.Option(
@@ -130,19 +141,26 @@ def quantize(
         out = replace(out, mode=Mode.QUIET)
     before = open_model(model, force=writing.force)
     layout = targets().get(format)
+    target, recipe = mixing.target(bits), mixing.rules(before)
+    known = calibrating.known(out, before, grids.method, _FEW if bits is None else bits)
     if layout is not None and layout.of_bits:
         if rank():
             return
-        _by_presets(out, before, writing, calibrating, bits, format, layout.of_bits, evaluate)
+        _in_blocks(out, before, writing, calibrating, _Blocks(format, layout, bits, recipe, target, known), evaluate)
         return
-    meter = Meter()
-    quantizer = calibrating.quantizer(out, before, grids.method, bits)
+    meter, chosen = Meter(), None
+    if target is not None:
+        out.refuse_options({"type"}, "a run that chooses bits for a size, which are of integers")
+        chosen = _chosen(out, before, target, _codec_candidates(before, format, grids, recipe), known)
+        recipe = {**chosen.recipe, **recipe}
+    quantizer = calibrating.quantizer(before, known, grids.method)
     after = quantize_checkpoint(
         before,
         bits=bits,
         iterations=iterations,
         act_order=act_order,
         type=type,
+        recipe=recipe,
         format=format,
         activations=activations,
         meter=meter,
@@ -155,39 +173,100 @@ def quantize(
         if shared is not None:
             shared.serve()
         return
-    _write(out, before, after, writing, evaluate, rows, meter=meter, quantizer=quantizer)
+    _write(out, before, after, writing, evaluate, rows, meter=meter, quantizer=quantizer, chosen=chosen)
     if shared is not None:
         shared.ranks.end()
 
 
-def _by_presets(
+def _chosen(
+    out: Output,
+    before: Checkpoint,
+    target: Target,
+    candidates: Candidates,
+    known: Samples | StoredStatistics | None,
+) -> Chosen:
+    """Bits of each matrix for a size; the table of them is shown."""
+    from llmkit.calibration.mixing import choose_bits
+    from llmkit.tensors.spec import format_bytes
+
+    chosen = choose_bits(before, target, candidates, known, report=out.doing)
+    out.note(chosen.words())
+    columns = ["matrices", "layers", "stored as", "size", "error", "if smaller"]
+    rows = [
+        (c.role, c.layers, c.scheme, format_bytes(c.nbytes), f"{c.error:.2g}", _maybe(c.next_error))
+        for c in chosen.choices
+    ]
+    if out.is_human:
+        out.table(columns, rows, right=columns[3:])
+    return chosen
+
+
+def _maybe(number: float | None) -> str:
+    return "" if number is None else f"{number:.2g}"
+
+
+def _codec_candidates(before: Checkpoint, format: str, grids: Grids, recipe: Recipe) -> Candidates:
+    from llmkit.transforms.candidates import codec_candidates
+
+    given = {name: value for name, value in grids.arguments.items() if name != "method"}
+    return codec_candidates(before, format, recipe=recipe, **given)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """What is asked of a layout of blocks, which chooses their types by matrix: as of `quantize`."""
+
+    format: str
+    layout: Layout
+    bits: int | None
+    recipe: Recipe
+    target: Target | None
+    known: Samples | StoredStatistics | None
+
+
+def _in_blocks(
     out: Output,
     before: Checkpoint,
     writing: Writing,
     calibrating: Calibrating,
-    bits: int,
-    format: str,
-    of_bits: Mapping[int, Mapping[str, Any]],
+    blocks: _Blocks,
     evaluate: str | None,
 ) -> None:
-    """Write a layout that chooses the types of matrices itself, by how sensitive they are known to be."""
+    """Write a layout of blocks: a preset by how sensitive matrices are known to be, a recipe, or what is measured."""
+    from llmkit.calibration.observe import observed
+    from llmkit.calibration.samples import Samples
     from llmkit.calibration.stored import StoredQuantizer
     from llmkit.errors import InputError
     from llmkit.quantization.codec import alternatives
     from llmkit.transforms.convert import convert
 
     grids = {"group_size", "symmetric", "type", "keep", "only", "method", "iterations", "act_order", "activations"}
-    out.refuse_options(grids, f"--format {format}, whose presets choose types of blocks by matrix")
-    if bits not in of_bits:
-        raise InputError(f"--bits {bits}: expected {alternatives(sorted(of_bits))}", hint="--bits 4")
-    statistics = calibrating.measured(out, before, bits)
-    given = {**of_bits[bits], **({"statistics": statistics} if statistics is not None else {})}
-    after = convert(before, to=format, **given)
+    out.refuse_options(grids, f"--format {blocks.format}, whose presets choose types of blocks by matrix")
+    of_bits = blocks.layout.of_bits
+    if blocks.bits is not None and blocks.bits not in of_bits:
+        raise InputError(f"--bits {blocks.bits}: expected {alternatives(sorted(of_bits))}", hint="--bits 4")
     if evaluate == "rest":
-        raise InputError(f"--evaluate rest is not for --format {format}", hint="--evaluate FILE")
-    known = StoredQuantizer(before, statistics) if statistics is not None else None
-    rows = _held_out(before, evaluate, calibrating, known) if evaluate and not writing.dry_run else None
-    _write(out, before, after, writing, evaluate, rows)
+        raise InputError(f"--evaluate rest is not for --format {blocks.format}", hint="--evaluate FILE")
+    recipe, chosen = blocks.recipe, None
+    if blocks.target is not None and blocks.layout.candidates is not None:
+        written = convert(before, to=blocks.format, recipe=recipe)
+        candidates = blocks.layout.candidates(before, written, recipe)
+        chosen = _chosen(out, before, blocks.target, candidates, blocks.known)
+        recipe = {**chosen.recipe, **recipe}
+    known, notes = blocks.known, list[str]()
+    if isinstance(known, Samples):
+        found, windows = observed(before, known, ["squares"])
+        statistics: StoredStatistics | None = found
+        notes = [known.words(), *known.shortfall(len(windows))]
+    else:
+        statistics = known
+    given: dict[str, Any] = dict(of_bits[blocks.bits]) if blocks.bits is not None else {}
+    given |= {"statistics": statistics} if statistics is not None else {}
+    given |= {"recipe": recipe} if recipe else {}
+    after = convert(before, to=blocks.format, **given).derive(notes=notes)
+    quantizer = StoredQuantizer(before, statistics) if statistics is not None else None
+    rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
+    _write(out, before, after, writing, evaluate, rows, chosen=chosen)
 
 
 def _write(
@@ -200,6 +279,7 @@ def _write(
     *,
     meter: Meter | None = None,
     quantizer: CalibratedQuantizer | StoredQuantizer | None = None,
+    chosen: Chosen | None = None,
 ) -> None:
     """Write the quantized model, and say what it saved and lost.
 
@@ -207,6 +287,7 @@ def _write(
         rows: windows to measure on afterwards; None for no evaluation.
         meter: of the errors of weights, where they are measured.
         quantizer: what has findings and notes of the run.
+        chosen: bits of each matrix, where they were chosen for a size.
     """
     from llmkit.quantization.quality import sizes
     from llmkit.tensors.spec import format_bytes
@@ -230,6 +311,8 @@ def _write(
                 "worst": [{"name": m.name, "relative_error": m.relative_error} for m in meter.worst(_N_WORST)],
                 "unmeasured": meter.unmeasured(),
             }
+        if chosen is not None:
+            document["allocation"] = chosen.as_dict()
         measured = _evaluated(out, before, writing.output, rows) if rows is not None else None
         if measured is not None:
             document["evaluation"] = {"text": evaluate, **measured.as_dict()}
@@ -243,8 +326,12 @@ def _write(
 
         return document, render
 
-    findings = quantizer.findings if quantizer is not None else None
-    write(out, after, writing, details={"size": size_text}, finish=finish, findings=findings)
+    def findings() -> dict[str, Any]:
+        found = quantizer.findings() if quantizer is not None else {}
+        return found | ({"allocation": chosen.as_dict()} if chosen is not None else {})
+
+    details = {"size": size_text} | ({"bits": chosen.words()} if chosen is not None else {})
+    write(out, after, writing, details=details, finish=finish, findings=findings)
 
 
 def _show_errors(out: Output, meter: Meter) -> None:

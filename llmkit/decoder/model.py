@@ -34,6 +34,7 @@ class Decoder:
         model: the architecture bound to its config.
         dtype: the compute dtype.
         device: where the weights are.
+        final_norm: of the hidden states that the head takes.
     """
 
     backend = "llmkit"
@@ -55,7 +56,7 @@ class Decoder:
             if streamed
             else [(kinds[i], self.layer(weights, i)) for i in range(n_layers)]
         )
-        self._final_norm = build_norm(model.final_norm, weights.under("final_norm"))
+        self.final_norm = build_norm(model.final_norm, weights.under("final_norm"))
         self._head = OutputHead(
             model.head,
             self._embed.weight if model.is_tied else weights("head.weight"),
@@ -121,7 +122,7 @@ class Decoder:
                 x = layer(x, tables[kind], used)
                 del layer  # a streamed one makes room for the next
             used.end()
-            return self._final_norm(x)
+            return self.final_norm(x)
 
     def embed(self, ids: torch.Tensor, places: Places) -> torch.Tensor:
         """What the first layer takes, [B, S, hidden], of ids [B, S]."""

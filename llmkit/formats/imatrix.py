@@ -34,6 +34,15 @@ _MAX_NAME = 1024
 _AGAIN = "download or copy the file again"
 
 
+def looks_binary(head: bytes) -> bool:
+    """Whether the first bytes of a file can begin an importance matrix of the older generation."""
+    if len(head) < 9:
+        return False
+    n_entries, n_name = struct.unpack("<2i", head[:8])
+    name = head[8 : 8 + n_name] if n_entries > 0 and 0 < n_name <= _MAX_NAME else b""
+    return len(name) == n_name and name.isascii() and name.endswith(b".weight")
+
+
 @dataclass(frozen=True)
 class Entry:
     """What is known of the inputs of one tensor.

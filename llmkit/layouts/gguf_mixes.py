@@ -165,17 +165,18 @@ def types_of(mix: Mix, shapes: Mapping[str, Sequence[int]], sizes: Sizes) -> tup
     wanted: dict[str, str] = {}
     head = _HEAD if _HEAD in shapes else _EMBEDDING
     for name, shape in shapes.items():
-        if not _is_matrix(name, shape):
+        if not is_matrix(name, shape):
             types[name] = "F32"
             continue
         kind = _head_type(mix, shape[-1], sizes) if name == head else _type(mix, name, sizes)
-        types[name] = _fitting(kind, shape[-1])
+        types[name] = fitting_type(kind, shape[-1])
         if types[name] != kind:
             wanted[name] = kind
     return types, wanted
 
 
-def _is_matrix(name: str, shape: Sequence[int]) -> bool:
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor of a file has a type of its own; vectors, norms and positions are float32."""
     return len(shape) > 1 and name.endswith(".weight") and not name.endswith("_norm.weight") and name not in _ALWAYS_F32
 
 
@@ -197,7 +198,8 @@ def _type(mix: Mix, name: str, sizes: Sizes) -> str:
     return chosen
 
 
-def _fitting(kind: str, n: int) -> str:
+def fitting_type(kind: str, n: int) -> str:
+    """The type, or the one that takes its place for rows of `n` weights."""
     for candidate in (kind, _SMALLER.get(kind, _NO_FIT)):
         if n % TYPE_BY_NAME[candidate].block == 0:
             return candidate

@@ -194,10 +194,10 @@ def make_plan(
     findings = tuple(text for check, name in checked if check is not None and (text := check(small[name])) is not None)
     small |= layout.small_files
     if is_file:
-        left = f" ({', '.join(small)} do not go along)" if small else ""
+        left = f": {', '.join(small)} do not go along; a folder as -o holds them, and a manifest" if small else ""
         file_name = layout.files[0].name
         checkpoint = replace(checkpoint, notes=tuple(n.replace(file_name, out.name) for n in checkpoint.notes))
-        notes = (*notes, f"{out} is one file, without a manifest: a folder as -o has one{left}")
+        notes = (*notes, f"{out} is one file, without a manifest{left}")
         layout, small = replace(layout, files=(replace(layout.files[0], name=out.name),)), {}
     return Plan(
         checkpoint,

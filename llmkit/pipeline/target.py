@@ -6,14 +6,16 @@ import errno
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmkit.checkpoint.manifest import MANIFEST_NAME, load_manifest
 from llmkit.checkpoint.membership import belongs_to_model
+from llmkit.checkpoint.statistics import KEY
 from llmkit.errors import InputError, OutputError, listing
+from llmkit.formats import imatrix, safetensors
 from llmkit.formats.folder import is_weight_file
 from llmkit.tensors.spec import format_bytes
 
@@ -103,8 +105,9 @@ class Target:
     def _check_file(self) -> None:
         """A file gives way to one of its own kind."""
         with self.out.open("rb") as file:
-            head = file.read(4)
-        if head != _HEADS.get(self.out.suffix.lower()) and not self.force:
+            head = file.read(_HEAD_NBYTES)
+        is_its_kind = _KINDS.get(self.out.suffix.lower(), lambda head: False)(head)
+        if not is_its_kind and not self.force:
             raise OutputError(
                 f"{self.out} is no {self.out.suffix.lstrip('.')} file, which --overwrite would replace",
                 hint="choose another -o; --overwrite --force deletes it",
@@ -121,7 +124,13 @@ class Target:
                     )
 
 
-_HEADS = {".gguf": b"GGUF"}
+_HEAD_NBYTES = 4096
+# A safetensors file that holds a model's weights is no file of statistics.
+_KINDS: Mapping[str, Callable[[bytes], bool]] = {
+    ".gguf": lambda head: head.startswith(b"GGUF"),
+    ".safetensors": lambda head: safetensors.looks_like(head) and f'"{KEY}"'.encode() in head,
+    ".dat": imatrix.looks_binary,
+}
 
 
 def partial_path(out: Path) -> Path:

@@ -57,6 +57,7 @@ class Codec(ABC):
         takes_conv1d: its loaders make linear layers of transformers' Conv1D ones, whose weights are stored [in, out].
         prefers_symmetric: kernels for the layout expect a symmetric grid, so it is the default.
         written_by: the command that writes it, where that is neither `quantize` nor `convert`.
+        holds_head: its loaders take a head, too.
         mixes_zeros: its loaders take zero points where matrices are on different grids.
     """
 
@@ -72,6 +73,7 @@ class Codec(ABC):
     lowest_zero: ClassVar[int] = 0
     takes_conv1d: ClassVar[bool] = False
     prefers_symmetric: ClassVar[bool] = False
+    holds_head: ClassVar[bool] = True
     mixes_zeros: ClassVar[bool] = True
     written_by: ClassVar[str] = ""
 

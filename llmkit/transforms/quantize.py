@@ -18,7 +18,7 @@ from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
 from llmkit.transforms.schemes import assign_grids
 from llmkit.transforms.storing import stored_by
 
-__all__ = ["quantize"]
+__all__ = ["quantize", "scale_dtype_of"]
 
 _FLOATS = (DType.F32, DType.F16, DType.BF16)
 
@@ -87,7 +87,7 @@ def quantize(
     make = quantizer or quantized
     for name, lazy in chosen.weights.items():
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
-        matrices[name] = make(Task(lazy, way, chosen.grids[name], _scale_dtype(ckpt, name, codec), name, observe))
+        matrices[name] = make(Task(lazy, way, chosen.grids[name], scale_dtype_of(ckpt, name, codec), name, observe))
     tensors, notes = dict(ckpt.tensors), [f"{chosen.words}, {way.words}"]
     if quantizer is not None:
         notes.append(quantizer.words())
@@ -104,7 +104,7 @@ def quantize(
     return stored_by(ckpt.derive(tensors=tensors, step=step, notes=notes), codec, matrices, chosen.layers)
 
 
-def _scale_dtype(ckpt: Checkpoint, name: str, codec: Codec) -> DType:
+def scale_dtype_of(ckpt: Checkpoint, name: str, codec: Codec) -> DType:
     """The model's dtype, where the layout has scales in it.
 
     transformers casts scales to it: a grid of finer ones would not be the one that runs.

@@ -23,6 +23,12 @@ def test_observed_once_and_quantized_by_it(call, tiny, tmp_path, text, name):
     assert done.code == 0, done.err
     document = call("inspect", out, "--json").document
     assert document["quantization"]
+    assert "folder as -o" not in done.err
+    assert call("quantize", "observe", tiny, *args, "-o", file, "--overwrite").code == 0
+    other = file.with_stem("other")
+    other.write_bytes(b"\x20\0\0\0\0\0\0\0{}" + b" " * 5000)  # such as a model's weights
+    assert "no " in call("quantize", "observe", tiny, *args, "-o", other, "--overwrite").err
+    assert other.stat().st_size == 5010
     refused = call("quantize", tiny, "--bits", "4", "--statistics", file, *args, "-o", tmp_path / "r")
     assert refused.code == 2
     assert "not for a run with --statistics" in refused.err

@@ -122,8 +122,8 @@ def test_the_commands_shown_work(page, request, tmp_path, monkeypatch, capsys):
     source = request.getfixturevalue(WORLDS.get(page.name, "home"))
     shutil.copytree(source, tmp_path / "home", ignore=lambda at, _: written if Path(at) == source else [])
     monkeypatch.chdir(tmp_path / "home")
-    for block in blocks(page, "python"):
-        named = re.match(r"# (\w+\.py)\n", block)
+    for block in [*blocks(page, "python"), *blocks(page, "yaml")]:
+        named = re.match(r"# (\w+\.(?:py|yaml))\n", block)
         if named is not None:  # a file that the page asks to save
             Path(named[1]).write_text(block, encoding="utf-8")
     for args in calls:

@@ -41,6 +41,7 @@ class Awq(QweightCodec):
     name = "awq"
     bits = (4,)
     group_sizes = (16, 32, 64, 128)
+    holds_head = False
     config_file = "quant_config.json"
     form_key, forms = "version", ("gemm", "gemv", "gemv_fast")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -14,6 +15,7 @@ from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
 from llmkit.transforms.convert.native import as_architecture
 from llmkit.transforms.convert.targets import Target, targets
+from llmkit.transforms.recipe import recipe_attrs
 
 
 def convert(
@@ -54,7 +56,7 @@ def convert(
         raise InputError(f"--to {to} stores matrices as --type says, not --dtype", hint="--type f16")
     chosen = {"dtype": wanted.torch_name if wanted else None, "as": architecture}
     step: dict[str, Any] = {"transform": "convert", "to": to, **{k: v for k, v in chosen.items() if v}}
-    step |= {name: value.attrs() if isinstance(value, StoredStatistics) else value for name, value in options.items()}
+    step |= {name: _plain(value) for name, value in options.items()}
     ckpt = _checked(ckpt)
     is_stated = config_entry(ckpt.config) is not None  # what config.json does not tell of, nothing else would load
     if is_quantized(ckpt) and (wanted is not None or not target.takes_quantized or not is_stated):
@@ -85,6 +87,13 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
     if contents.quantization is not None:
         refuse_unread(ckpt)
     return ckpt
+
+
+def _plain(option: Any) -> Any:
+    """An option as the history has it."""
+    if isinstance(option, StoredStatistics):
+        return option.attrs()
+    return recipe_attrs(option) if isinstance(option, Mapping) else option
 
 
 def _target(to: str) -> Target:

@@ -23,7 +23,7 @@ from llmkit.errors import InputError, LlmkitError, RequirementError, listing, su
 from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
-from llmkit.layouts.gguf_mixes import MIXES, Sizes, types_of
+from llmkit.layouts.gguf_mixes import MIXES, Sizes, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
 from llmkit.quantization.codecs.gguf import kept, quantized
@@ -33,6 +33,8 @@ from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.vectors import cast_vector
 from llmkit.tokenization.to_gguf import vocabulary_metadata
 from llmkit.transforms.convert.casting import Overflow, cast
+from llmkit.transforms.convert.gguf_recipe import source_names, types_by_recipe
+from llmkit.transforms.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,7 @@ def write(
     type: str | None = None,
     statistics: StoredStatistics | None = None,
     requantize: bool = False,
+    recipe: Recipe | None = None,
     overflow: Overflow | None = None,
 ) -> Checkpoint:
     """The checkpoint as one GGUF file, `<label>-<TYPE>.gguf`.
@@ -63,6 +66,7 @@ def write(
         type: one of `TYPE_NAMES`. None: blocks that hold a quantized matrix value for value, and f16 for the others.
         statistics: of the inputs of its matrices: errors of columns with large inputs count more.
         requantize: quantized matrices that blocks of the type do not hold may be rounded again.
+        recipe: types of single matrices, by their names in the file or in the checkpoint.
         overflow: counts values that a plain type cannot hold; a block type whose scale cannot raises when written.
 
     Raises:
@@ -100,10 +104,17 @@ def write(
     sizes = sizes_of(model, family, has_statistics=statistics is not None)
     types, wanted = types_of(MIXES[kind], {name: lazy.shape for name, lazy in stored.items()}, sizes)
     notes += _replaced(types, wanted)
+    chosen: dict[str, str] = {}
+    if recipe:
+        matrices = {name: lazy.shape for name, lazy in stored.items() if is_matrix(name, lazy.shape)}
+        chosen = types_by_recipe(recipe, matrices, source_names(ckpt, model))
     blocks = {name: block_type for name, lazy in stored.items() if (block_type := kept(lazy)) is not None}
     if type is None and blocks:
         types |= {name: block_type for name, (block_type, _) in blocks.items()}
         kind = Counter(block_type for block_type, _ in blocks.values()).most_common(1)[0][0]
+    types |= chosen
+    if type is None and chosen:
+        kind = Counter(chosen.values()).most_common(1)[0][0]
     same = {name: lazy for name, (block_type, lazy) in blocks.items() if block_type == types[name]}
     others = [name for name, lazy in stored.items() if name not in same and is_dequantized(lazy)]
     notes += _what_became(ckpt.label, kind, types, list(same), others, requantize=requantize)

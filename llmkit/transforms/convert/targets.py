@@ -21,8 +21,11 @@ from llmkit.quantization.codec import FolderCodec, folder_readers
 from llmkit.tokenization.parity import compare, tied_texts
 from llmkit.tokenization.scored_pieces import from_scored_pieces, to_scored_pieces
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
+from llmkit.transforms.candidates import Candidates
 from llmkit.transforms.convert import gguf
 from llmkit.transforms.convert.codes import to_codec
+from llmkit.transforms.convert.gguf_recipe import block_candidates
+from llmkit.transforms.recipe import Recipe
 
 Write = Callable[..., Checkpoint]
 
@@ -37,6 +40,7 @@ class Target:
         options: names of the options it takes.
         takes_quantized: whether a quantized checkpoint goes there as it is.
         of_bits: for layouts of blocks, whose types `write` chooses by tensor, its options for `quantize --bits`.
+        candidates: for these, how each matrix can be stored (float tensors, the same written in floats, a recipe).
         counts_overflow: `write` chooses dtypes itself (`--dtype` does not apply), and counts what they cannot hold.
     """
 
@@ -46,6 +50,7 @@ class Target:
     takes_quantized: bool = False
     counts_overflow: bool = False
     of_bits: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    candidates: Callable[[Checkpoint, Checkpoint, Recipe], Candidates] | None = None
 
 
 def _contained(container: Container) -> Write:
@@ -103,10 +108,11 @@ _BUILT_IN = {
     "gguf": Target(
         "GGUF, as llama.cpp reads it",
         gguf.write,
-        ("type", "statistics", "requantize"),
+        ("type", "statistics", "requantize", "recipe"),
         takes_quantized=True,
         counts_overflow=True,
         of_bits=gguf.OF_BITS,
+        candidates=block_candidates,
     ),
 }
 

@@ -1,0 +1,260 @@
+"""Bits for each matrix, by measured sensitivity, so that the whole model has a given size. The result is a recipe.
+
+The size is that of all tensors, what stays in floats included. Layouts whose loaders compute q, k and v, or gate and
+up, as one product give the matrices of a product the same scheme, and all experts one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkit.calibration.samples import Samples
+from llmkit.calibration.sensitivity import Tried, errors_of_weights, errors_on_text
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.statistics import StoredStatistics
+from llmkit.errors import InputError
+from llmkit.quantization.allocation import Size, allocate, least_nbytes
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import format_bytes
+from llmkit.transforms.candidates import Candidate, Candidates
+from llmkit.transforms.recipe import Scheme
+
+__all__ = ["Choice", "Chosen", "Target", "choose_bits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How large the model shall be: one of the two.
+
+    Attributes:
+        bits: of all tensors, for each parameter of the model.
+        nbytes: of the files with the weights.
+    """
+
+    bits: float | None = None
+    nbytes: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.bits:g} bits per weight" if self.bits is not None else format_bytes(self.nbytes or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen for the matrices of one role with the same scheme.
+
+    Attributes:
+        role: the name, without the numbers of layers.
+        layers: as ranges, such as `0-3, 7`; empty outside the layers.
+        error: their mean measured error as stored now.
+        next_error: with the next smaller size; None where there is none.
+    """
+
+    role: str
+    layers: str
+    scheme: str
+    nbytes: int
+    error: float
+    next_error: float | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A recipe that meets the target, and why it is so."""
+
+    recipe: dict[str, Scheme]
+    choices: Sequence[Choice]
+    nbytes: int
+    bits_per_weight: float
+    measured: str
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def words(self) -> str:
+        """For the plan."""
+        return f"bits per matrix chosen for {self.bits_per_weight:.2f} bits per weight in all, by {self.measured}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for `--json` and the manifest."""
+        choices = [{slot: getattr(c, slot) for slot in Choice.__slots__} for c in self.choices]
+        return {
+            "nbytes": self.nbytes, "bits_per_weight": self.bits_per_weight, "measured": self.measured,
+            "choices": choices, "errors": {name: dict(own) for name, own in self.errors.items()},
+        }  # fmt: skip
+
+
+def choose_bits(
+    ckpt: Checkpoint,
+    target: Target,
+    candidates: Candidates,
+    known: Samples | StoredStatistics | None,
+    report: Callable[[str], None] = lambda text: None,
+) -> Chosen:
+    """The scheme of each matrix, for the least sum of errors within the target. Reads the weights.
+
+    Args:
+        known: a text, or what was measured of the inputs; None for the errors of the weights alone.
+        report: told what is at work.
+
+    Raises:
+        InputError: the target is below what the smallest sizes take, or not below the model as it is.
+    """
+    n_parameters = sum(lazy.spec.numel for lazy in ckpt.tensors.values())
+    units = _units(candidates)
+    options = {unit: _united([candidates.matrices[name] for name in names]) for unit, names in units.items()}
+    fixed = candidates.fixed_nbytes + (candidates.header_nbytes if target.nbytes is not None else 0)
+    budget = (target.nbytes if target.nbytes is not None else int((target.bits or 0) * n_parameters / 8)) - fixed
+    _refuse_out_of_reach(ckpt, target, options, budget, fixed, n_parameters)
+    measured, errors = _errors(ckpt, candidates, units, options, known, report)
+    sizes = [[Size(c.nbytes, e) for c, e in zip(options[u], errors[u], strict=True)] for u in units]
+    picked = dict(zip(units, allocate(sizes, budget), strict=True))
+    recipe = {name: options[unit][picked[unit]].scheme for unit, names in units.items() for name in names}
+    nbytes = candidates.fixed_nbytes + sum(options[u][i].nbytes for u, i in picked.items())
+    by_name = {
+        unit: {str(c.scheme.attrs()): e for c, e in zip(options[unit], errors[unit], strict=True)} for unit in units
+    }
+    choices = _folded(units, options, errors, picked)
+    return Chosen(recipe, choices, nbytes, 8 * nbytes / n_parameters, measured, by_name)
+
+
+def _units(candidates: Candidates) -> dict[str, list[str]]:
+    """The matrices that get one scheme, by the name of the first."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in candidates.matrices:
+        found[_product(candidates.weights[name]) if candidates.shares_products else name].append(name)
+    return {names[0]: names for names in found.values()}
+
+
+def _product(weights: Mapping[str, Lazy]) -> str:
+    """What tells the product that a matrix is a part of: `layers.3.attn.qkv`."""
+    first = next(iter(weights))
+    if ".experts." in first:
+        return "experts"  # transformers and vLLM compute all experts from one scheme
+    stem, _, leaf = first.removesuffix(".weight").rpartition(".")
+    together = next((product for product in (("q", "k", "v"), ("gate", "up")) if leaf in product), (leaf,))
+    return f"{stem}.{''.join(together)}"
+
+
+def _united(matrices: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    """The candidates that all of some matrices have, with the bytes of all."""
+    found = []
+    for candidate in matrices[0]:
+        same = [own for matrix in matrices for own in matrix if own.scheme == candidate.scheme]
+        if len(same) == len(matrices):
+            found.append(Candidate(candidate.scheme, sum(own.nbytes for own in same), candidate.restore))
+    return found
+
+
+def _refuse_out_of_reach(
+    ckpt: Checkpoint,
+    target: Target,
+    options: Mapping[str, Sequence[Candidate]],
+    budget: int,
+    fixed: int,
+    n_parameters: int,
+) -> None:
+    least = least_nbytes([[Size(c.nbytes, 0) for c in own] for own in options.values()]) if options else 0
+    if budget < least:
+        bits = 8 * (least + fixed) / n_parameters
+        raise InputError(
+            f"{ckpt.label} does not get as small as {target}: with the fewest bits everywhere it has "
+            f"{format_bytes(least + fixed)}, {bits:.2f} bits per weight ({format_bytes(fixed)} stay in floats)",
+            hint=f"--target-bits {bits + 0.05:.1f}, or a format that holds the embedding, too: --format gguf",
+        )
+    if budget >= sum(max(c.nbytes for c in own) for own in options.values()):
+        raise InputError(
+            f"{ckpt.label} is not larger than {target} as it is",
+            hint="a smaller --target-bits or --target-size, or --bits 8",
+        )
+
+
+def _errors(
+    ckpt: Checkpoint,
+    candidates: Candidates,
+    units: Mapping[str, Sequence[str]],
+    options: Mapping[str, Sequence[Candidate]],
+    known: Samples | StoredStatistics | None,
+    report: Callable[[str], None],
+) -> tuple[str, dict[str, list[float]]]:
+    """By what is measured, and the error of each candidate of each unit."""
+    tried, layers = dict[str, Tried](), dict[str, list[str]]()
+    for unit, names in units.items():
+        ways = [c.restore for c in options[unit] if c.restore is not None]
+        by_layer: dict[int | None, dict[str, Lazy]] = defaultdict(dict)
+        for name in names:
+            for weight, lazy in candidates.weights[name].items():
+                by_layer[_layer(weight)][weight] = lazy
+        layers[unit] = [f"{unit} {layer}" for layer in by_layer]
+        tried |= {f"{unit} {layer}": Tried(own, layer, ways) for layer, own in by_layer.items()}
+    if isinstance(known, Samples):
+        measured, words = errors_on_text(ckpt, known, tried, report), f"the error of block outputs on {known.label}"
+    else:
+        report("measuring the error of every matrix")
+        measured = errors_of_weights(tried, known)
+        words = "the error of the weights" if known is None else f"the error of outputs by {known.label}"
+    found = {}
+    for unit, own in options.items():
+        lossy = iter([sum(way) for way in zip(*(measured[part] for part in layers[unit]), strict=True)])
+        found[unit] = [0.0 if c.restore is None else next(lossy) for c in own]
+    return words, found
+
+
+def _layer(weight: str) -> int | None:
+    match = re.match(r"layers\.(\d+)\.", weight)
+    return int(match[1]) if match is not None else None
+
+
+def _folded(
+    units: Mapping[str, Sequence[str]],
+    options: Mapping[str, Sequence[Candidate]],
+    errors: Mapping[str, Sequence[float]],
+    picked: Mapping[str, int],
+) -> list[Choice]:
+    """One row for all matrices of a role that have the same scheme."""
+    rows: dict[tuple[str, str], list[tuple[int | None, int, float, float | None]]] = defaultdict(list)
+    for unit, names in units.items():
+        own, i = options[unit], picked[unit]
+        smaller = [(c.nbytes, e) for c, e in zip(own, errors[unit], strict=True) if c.nbytes < own[i].nbytes]
+        numbers = re.findall(r"\.(\d+)\.", unit)
+        stems = [re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in names]
+        role = ", ".join([stems[0], *dict.fromkeys(stem.rpartition(".")[2] for stem in stems[1:])])
+        entry = (
+            int(numbers[0]) if numbers else None,
+            own[i].nbytes,
+            errors[unit][i],
+            max(smaller)[1] if smaller else None,
+        )
+        rows[role, _short(own[i].scheme)].append(entry)
+    order = {role: i for i, (role, _) in enumerate(reversed(list(rows)))}
+    return [
+        Choice(
+            role,
+            _ranges([layer for layer, *_ in found if layer is not None]),
+            scheme,
+            sum(nbytes for _, nbytes, *_ in found),
+            _mean([error for *_, error, _ in found]),
+            _mean(nexts) if (nexts := [after for *_, after in found if after is not None]) else None,
+        )
+        for (role, scheme), found in sorted(rows.items(), key=lambda row: (-order[row[0][0]], row[0][1]))
+    ]
+
+
+def _short(scheme: Scheme) -> str:
+    return scheme.type or ("float" if scheme.is_float else f"{scheme.bits} bits")
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return float(f"{sum(numbers) / len(numbers):.3g}")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-3, 7`."""
+    found: list[list[int]] = []
+    for n in sorted(numbers):
+        if found and n == found[-1][1] + 1:
+            found[-1][1] = n
+        else:
+            found.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)

@@ -1,0 +1,167 @@
+"""How much is lost where one matrix is stored in fewer bits, all others in floats: what bits are allocated by.
+
+    with a text         of a block's output: mean over tokens of |y' - y|^2 / |y|^2; of the head, of its logits less
+                        their mean; of the embedding, of the rows that are looked up
+    with statistics     of the outputs of the matrix: tr(D M D') / tr(W M W'), D = W' - W, M the second moments of its
+                        inputs, or their diagonal
+    with nothing        of the weights: |D|^2 / |W|^2
+
+All are shares, so that they can be compared and added up across matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from llmkit.calibration.blocks import Blocks
+from llmkit.calibration.learning import KeptWeights
+from llmkit.calibration.observe import Observing
+from llmkit.calibration.samples import Samples
+from llmkit.calibration.stage import BlockStage
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.statistics import StoredStatistics
+from llmkit.pipeline.pool import all_cores
+from llmkit.pipeline.stage import Computed
+from llmkit.tensors.constant import constant
+from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.stopped import Stopped
+from llmkit.transforms.candidates import Restore
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Tried", "errors_of_weights", "errors_on_text"]
+
+_HEAD, _EMBEDDING = "head.weight", "embed.weight"
+_N_TOKENS, _N_HEAD_TOKENS = 4096, 256  # of the text: errors are means, and their order is what counts
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A matrix, and ways to store it.
+
+    Attributes:
+        weights: what is in it, by canonical id, [out, in] each.
+        layer: None outside the layers.
+        ways: that lose something.
+    """
+
+    weights: Mapping[str, Lazy]
+    layer: int | None
+    ways: Sequence[Restore]
+
+
+def errors_of_weights(matrices: Mapping[str, Tried], known: StoredStatistics | None) -> dict[str, list[float]]:
+    """The error of each way to store each matrix, by its weights and what is known of their inputs."""
+    return {name: [_of_weights(matrix, restore, known) for restore in matrix.ways] for name, matrix in matrices.items()}
+
+
+def _of_weights(matrix: Tried, restore: Restore, known: StoredStatistics | None) -> float:
+    error = norm = 0.0
+    for weight, lazy in matrix.weights.items():
+        fields = known.parts.get(weight, {}) if known is not None else {}
+        moments, squares = fields.get("second_moments"), fields.get("squares")
+        if squares is None and moments is not None:
+            squares = constant(moments.load().diagonal().float())
+        with all_cores():
+            value = lazy.load().float()
+            change = restore(lazy, squares).load().float() - value
+            metric = moments.load().float() if moments is not None else squares.load() if squares is not None else None
+            error, norm = error + _weighted(change, metric), norm + _weighted(value, metric)
+    return _rounded(error / norm if norm else 0.0)
+
+
+def _weighted(x: torch.Tensor, metric: torch.Tensor | None) -> float:
+    """tr(x M x') of x [out, in], M being [in, in], its diagonal [in], or one."""
+    if metric is None:
+        return float(x.square().sum())
+    return float(((x @ metric) * x).sum()) if metric.dim() == 2 else float((x.square() * metric).sum())
+
+
+def _rounded(error: float) -> float:
+    """To three digits: sums in another order, on another machine, choose the same."""
+    return float(f"{error:.3g}")
+
+
+def errors_on_text(
+    ckpt: Checkpoint, samples: Samples, matrices: Mapping[str, Tried], report: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """The error of each way to store each matrix, while the model reads some windows of a text.
+
+    Args:
+        report: told which block is at work.
+
+    Raises:
+        InputError: a text shorter than a window.
+        RequirementError: no plugin describes the model.
+    """
+    few = replace(samples, n=max(min(samples.n, _N_TOKENS // samples.length), 1))
+    n_blocks = len(ckpt.require_model().blocks)
+    compute = partial(_of_block, matrices, n_blocks)
+    stage = BlockStage(ckpt, partial(few.rows, ckpt, ckpt.prompt_suffix()), lambda: (n_blocks, few.attrs()), compute)
+    context = Context()
+    found: dict[str, list[float]] = {}
+    for index in range(n_blocks):
+        report(f"measuring block {index + 1}/{n_blocks}")
+        found |= stage.block(index, context).result["errors"]
+    return {name: [_rounded(error) for error in found[name]] for name in matrices}
+
+
+def _of_block(
+    matrices: Mapping[str, Tried],
+    n_blocks: int,
+    blocks: Blocks,
+    index: int,
+    state: Mapping[str, Lazy],
+    context: Context,
+) -> Computed:
+    import torch
+
+    hidden, errors = state["hidden"].load(), dict[str, list[float]]()
+    onlooker = Observing(["squares"], context)
+    after = blocks.run(index, hidden, onlooker)
+    squares = {name.removesuffix(".squares"): constant(x) for name, x in onlooker.found.items()}
+    kept, rows = KeptWeights(blocks.weights), list(range(len(hidden)))
+    with torch.inference_mode():
+        for name, matrix in matrices.items():
+            if matrix.layer == index:
+                errors[name] = []
+                for restore in matrix.ways:
+                    if context.is_stopped():
+                        raise Stopped
+                    given = {w: restore(lazy, squares.get(w)).load().float() for w, lazy in matrix.weights.items()}
+                    changed = blocks.outputs(index, hidden, kept.replaced(given), rows)
+                    errors[name].append(_share(changed - after, after))
+        if index == n_blocks - 1:
+            ids = state["ids"].load()
+            errors |= {name: _of_ends(m, ids, blocks.normed(after)) for name, m in matrices.items() if m.layer is None}
+    return Computed({"errors": errors}, [("hidden", after)])
+
+
+def _of_ends(matrix: Tried, ids: torch.Tensor, hidden: torch.Tensor) -> list[float]:
+    """Of a head, an embedding, or one matrix that is both."""
+    states = hidden.flatten(0, -2)[:: max(hidden[..., 0].numel() // _N_HEAD_TOKENS, 1)].float()
+    errors = []
+    for restore in matrix.ways:
+        error = 0.0
+        for weight, lazy in matrix.weights.items():
+            value = lazy.load().float()
+            change = restore(lazy, constant(states.square().sum(0))).load().float().sub_(value)
+            if weight == _EMBEDDING:
+                error += _share(change[ids.flatten()], value[ids.flatten()])
+            elif weight == _HEAD:
+                of_change, of_value = states @ change.T, states @ value.T
+                error += _share(of_change - of_change.mean(-1, True), of_value - of_value.mean(-1, True))
+            else:
+                error += _weighted(change, None) / max(_weighted(value, None), 1e-20)
+        errors.append(error)
+    return errors
+
+
+def _share(change: torch.Tensor, value: torch.Tensor) -> float:
+    """The mean over rows of |change|^2 / |value|^2; both [..., n]."""
+    norms = value.float().square().sum(-1)
+    return float((change.float().square().sum(-1) / norms.clamp(min=1e-20)).mean())

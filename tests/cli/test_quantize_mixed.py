@@ -1,0 +1,106 @@
+"""`quantize --recipe`, `--head-bits`, `--target-bits` and `--target-size`, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+
+import gguf
+import pytest
+from safetensors.torch import load_file
+
+from llmkit.checkpoint.checkpoint import open_checkpoint
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{i % 97}" for i in range(1500)))
+    return path
+
+
+def nbytes_of(path):
+    return sum(lazy.spec.nbytes for lazy in open_checkpoint(path).tensors.values())
+
+
+def n_parameters(path):
+    return sum(lazy.spec.numel for lazy in open_checkpoint(path).tensors.values())
+
+
+def test_a_recipe_and_the_head_by_its_bits(call, tiny, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text('"*.v_proj": 8\n"*.o_proj": float\n')
+    args = ["--recipe", recipe, "--calibration", "none"]
+    done = call("quantize", tiny, "--bits", "4", "--head-bits", "8", *args, "-o", tmp_path / "q", "--json")
+    assert done.code == 0, done.err
+    assert done.document["recipe"][-1]["recipe"] == {"lm_head.weight": {"bits": 8}, "*.v_proj": {"bits": 8},
+                                                     "*.o_proj": "float"}  # fmt: skip
+    stored = load_file(next((tmp_path / "q").glob("*.safetensors")))
+    assert "lm_head.weight_packed" in stored
+    assert "model.layers.0.self_attn.o_proj.weight" in stored
+    done = call("quantize", tiny, *args, "-o", tmp_path / "only")
+    assert done.code == 0, done.err
+    assert "2 linear layers to int8" in done.err
+    recipe.write_text('"*.v_prj": 8\n')
+    done = call("quantize", tiny, "--bits", "4", *args, "-o", tmp_path / "r")
+    assert done.code == 2
+    assert "'*.v_prj' matches no module and no tensor" in done.err
+    done = call("quantize", tiny, "--bits", "4", "--embedding-bits", "8", "--calibration", "none", "-o", tmp_path / "r")
+    assert done.code == 2
+    assert "is the embedding, which no loader of compressed-tensors takes quantized" in done.err
+    assert "--format gguf" in done.err
+
+
+@pytest.mark.parametrize("calibration", ["text", "none"])
+def test_bits_for_a_target_are_chosen_and_met(call, tiny, tmp_path, text, calibration):
+    floats = nbytes_of(tiny)
+    source = [text, "--samples", "4", "--length", "20"] if calibration == "text" else ["none"]
+    target = 0.55 * floats * 8 / n_parameters(tiny)
+    args = ["quantize", tiny, "--target-bits", f"{target:.4f}", "--calibration", *source]
+    done = call(*args, "-o", tmp_path / "q", "--json")
+    assert done.code == 0, done.err
+    found = done.document["allocation"]
+    assert found["nbytes"] == nbytes_of(tmp_path / "q") <= 0.55 * floats
+    largest = max(c["nbytes"] for c in found["choices"])
+    assert found["nbytes"] > 0.55 * floats - largest
+    assert len({c["scheme"] for c in found["choices"]}) > 1
+    assert json.loads((tmp_path / "q" / "llmkit.json").read_text())["run"]["allocation"] == found
+    again = call(*args, "-o", tmp_path / "again", "--json")
+    assert again.document["allocation"] == found
+    leaves = [name.split(".")[-2] for name in found["errors"]]
+    assert {leaf[0] for leaf in leaves} == {"k", "o", "g", "d", "l"}  # q and v go with k, up with gate
+    shown = call(*args, "-o", tmp_path / "shown", "--dry-run")
+    assert "if smaller" in shown.out
+    assert "model.layers.*.self_attn.k_proj, q_proj, v_proj" in shown.out
+
+
+def test_a_target_size_of_a_gguf_counts_the_whole_file(call, tiny, tmp_path, text):
+    out = tmp_path / "q.gguf"
+    whole = call("convert", tiny, "--to", "gguf", "-o", tmp_path / "f16.gguf")
+    assert whole.code == 0
+    size = int(0.8 * (tmp_path / "f16.gguf").stat().st_size)
+    args = ["--calibration", text, "--samples", "4", "--length", "20", "--embedding-bits", "8"]
+    done = call("quantize", tiny, "--format", "gguf", "--target-size", str(size), *args, "-o", out, "--json")
+    assert done.code == 0, done.err
+    largest = max(c["nbytes"] for c in done.document["allocation"]["choices"])
+    assert size - largest < out.stat().st_size <= size
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out).tensors}
+    assert types["token_embd.weight"] == "Q8_0"
+    assert len(set(types.values())) > 2
+    assert "gave 4 windows" not in " ".join(done.document["notes"])
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--target-bits", "4", "--bits", "4"], "--bits and --target-bits are given"),
+        ([], "none is given"),
+        (["--target-bits", "1"], "does not get as small as 1 bits per weight"),
+        (["--target-size", "1TB"], "is not larger than 1 TB as it is"),
+        (["--target-size", "much"], "is not a number of bytes"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(call, tiny, tmp_path, args, words):
+    done = call("quantize", tiny, *args, "--calibration", "none", "-o", tmp_path / "q")
+    assert done.code == 2
+    assert words in done.err
+    assert "hint: " in done.err
