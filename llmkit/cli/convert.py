@@ -36,7 +36,8 @@ def convert(
             help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json. "
             "litgpt: lit_model.pth with model_config.yaml. llama2c: model.bin and tokenizer.bin. "
             "gguf: one file for llama.cpp. Meta's, litgpt's and llama2.c's hold what computes as Llama does. "
-            "dense: safetensors in floats. A quantized model, code for code: compressed-tensors, gptq, gptq_v2, awq. ",
+            "dense: safetensors in floats. A quantized model, code for code: compressed-tensors, gptq, gptq_v2, awq, "
+            "bitsandbytes. ",
         ),
     ],
     writing: Writing,
