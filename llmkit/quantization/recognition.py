@@ -117,7 +117,7 @@ def _plain(method: str, words: str = "") -> Callable[[str, Specs], Described]:
 _BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
     ".qweight": _plain("qweight"),
     ".quant_weight": _plain("gptq", "as lit-llama stores it"),
-    ".weight.quant_state": _plain("bitsandbytes", "4 bits"),
+    ".weight.data": _plain("bitsandbytes before 0.42, pickled", "4 bits"),
     ".weight_scale_inv": _plain("fp8", "float8 blocks"),
     ".weight._data": _plain("quanto"),
     ".weight_scales": _plain("eetq", "int8"),

@@ -140,3 +140,13 @@ def test_tiles_of_a_gpu_are_refused(tmp_path, recorded):
     tensors = recorded | {"rows.weight_format": torch.tensor(2, dtype=torch.uint8)}
     with pytest.raises(LlmkitError, match="tiles of a GPU"):
         dequantized(open_checkpoint(folder(tmp_path, tensors, "rows")))
+
+
+def test_states_in_pickles_are_refused_by_name(tmp_path):
+    """What Baichuan2's `-4bits` releases hold: bytes, and a list beside them, which says how to read them."""
+    state = [torch.ones(4), torch.Size([4, 64]), torch.float16, 64, None, "nf4", torch.zeros(16)]
+    weight = "model.layers.0.mlp.up_proj.weight"
+    stored = {f"{weight}.data": torch.zeros((128, 1), dtype=torch.uint8), f"{weight}.quant_state": state}
+    torch.save(stored, tmp_path / "pytorch_model.bin")
+    with pytest.raises(LlmkitError, match=r"4 bits, bitsandbytes before 0\.42, pickled\), which is not read"):
+        dequantized(open_checkpoint(tmp_path))
