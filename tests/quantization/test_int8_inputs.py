@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import llmkit
 from llmkit.checkpoint.quantized import dequantized
@@ -64,3 +67,27 @@ def test_what_it_cannot_be(world):
         quantize(ckpt, bits=8, activations="int4")
     with pytest.raises(InputError, match="--asymmetric: compressed-tensors has no zero points"):
         quantize(ckpt, bits=8, activations="int8", symmetric=False)
+
+
+def test_what_rounded_inputs_change(tmp_path):
+    """Without `run_compressed: false` compressed-tensors rounds the inputs: the logits are those of our weights so."""
+    write_model(tmp_path / "m")
+    llmkit.save(quantize(llmkit.open_checkpoint(tmp_path / "m"), bits=8, activations="int8"), tmp_path / "q")
+    llmkit.save(dequantized(llmkit.open_checkpoint(tmp_path / "q")), tmp_path / "restored")
+    config = json.loads((tmp_path / "q" / "config.json").read_text())
+    config["quantization_config"].pop("run_compressed", None)
+    (tmp_path / "q" / "config.json").write_text(json.dumps(config))
+
+    def round_inputs(_module, inputs):
+        scale = inputs[0].abs().amax(-1, keepdim=True) / 127.5
+        return ((inputs[0] / scale).round().clamp(-128, 127) * scale,)
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "restored", dtype="auto")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.register_forward_pre_hook(round_inputs)
+    with torch.no_grad():
+        rounded = model(torch.arange(24).view(2, 12)).logits
+    exact, theirs = hf_logits(tmp_path / "restored"), hf_logits(tmp_path / "q")
+    torch.testing.assert_close(theirs, rounded, atol=1e-4, rtol=0)
+    assert 1e-3 < (theirs - exact).abs().max() < 0.1 * exact.abs().max()
