@@ -37,7 +37,7 @@ def convert(
             "litgpt: lit_model.pth with model_config.yaml. llama2c: model.bin and tokenizer.bin. "
             "gguf: one file for llama.cpp. Meta's, litgpt's and llama2.c's hold what computes as Llama does. "
             "dense: safetensors in floats. A quantized model, code for code: compressed-tensors, gptq, gptq_v2, awq, "
-            "bitsandbytes. ",
+            "bitsandbytes, bitsandbytes_nested. ",
         ),
     ],
     writing: Writing,
@@ -67,6 +67,16 @@ def convert(
             "llama.cpp, or a file of llmkit's): errors of columns with large inputs count more.",
         ),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="With --to gguf: types of single matrices, as YAML: globs, each with a type (q6_k), bits, or float; "
+            "the first that matches counts.",
+            show_default=False,
+        ),
+    ] = None,
     requantize: Annotated[
         bool, typer.Option("--requantize", help="Round again what the grid of another quantized layout cannot hold.")
     ] = False,
@@ -90,12 +100,13 @@ def convert(
     from llmkit.checkpoint.statistics import open_statistics
     from llmkit.transforms.convert import Overflow
     from llmkit.transforms.convert import convert as convert_checkpoint
+    from llmkit.transforms.recipe import read_recipe
 
     overflow = Overflow()
     stated: dict[str, Any] = {"model_parallel": model_parallel, "file_version": file_version}
     ckpt = open_model(model, force=writing.force)
     stated |= {"type": type_, "statistics": open_statistics(statistics, ckpt) if statistics is not None else None}
-    stated["requantize"] = requantize or None
+    stated |= {"requantize": requantize or None, "recipe": read_recipe(recipe) if recipe is not None else None}
     options = {name: value for name, value in stated.items() if value is not None}
     after = convert_checkpoint(ckpt, to=to, dtype=dtype, architecture=architecture, overflow=overflow, **options)
 

@@ -139,9 +139,9 @@ def quantize(
 
     if rank():
         out = replace(out, mode=Mode.QUIET)
+    target = mixing.target(bits)
     before = open_model(model, force=writing.force)
-    layout = targets().get(format)
-    target, recipe = mixing.target(bits), mixing.rules(before)
+    layout, recipe = targets().get(format), mixing.rules(before)
     known = calibrating.known(out, before, grids.method, _FEW if bits is None else bits)
     if layout is not None and layout.of_bits:
         if rank():

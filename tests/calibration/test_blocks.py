@@ -102,5 +102,5 @@ def test_weights_that_stay_give_the_hidden_states_of_the_decoder():
     ckpt, ids = random_checkpoint(architecture, config), random_ids(architecture, config)
     decoder = load_decoder(ckpt)
     with torch.inference_mode():
-        hidden = decoder._final_norm(passed(ckpt, ids, Recorder()))
+        hidden = decoder.final_norm(passed(ckpt, ids, Recorder()))
     torch.testing.assert_close(hidden, decoder.hidden(ids), rtol=0, atol=0)

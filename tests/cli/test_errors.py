@@ -60,7 +60,7 @@ def test_malicious_pickle(call, tmp_path):
         (["zzz"], "no such command 'zzz'", "llmkit --help"),
         (["inspect"], "missing argument 'MODEL'", "llmkit inspect --help"),
         (["inspect", "x", "--tensr"], "no such option: --tensr", "did you mean --tensors?"),
-        (["quantize", "x", "-o", "y"], "missing option '--bits'", "llmkit quantize --help"),
+        (["quantize", "x", "--bits", "4"], "missing option '-o' / '--output'", "llmkit quantize --help"),
         (["--vers"], "no such option: --vers", "did you mean --version?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -80,6 +80,12 @@ def test_bad_values_are_usage_errors(call, tiny, tmp_path):
     assert done.code == 2
     assert "--bits" in done.err
     assert "Traceback" not in done.err
+
+
+def test_bits_or_a_size_are_asked_for_before_the_model_is_opened(call):
+    done = call("quantize", "x", "-o", "y")
+    assert (done.code, done.err.splitlines()[1]) == (2, "hint: --bits 4")
+    assert done.err.startswith("error: none is given; expected one of --bits, --target-bits, --target-size")
 
 
 def test_no_arguments_prints_help_and_fails(call):

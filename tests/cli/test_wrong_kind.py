@@ -189,6 +189,8 @@ def test_blocks_of_a_gguf_are_floats_to_read_and_not_to_round_again(world, call,
         done = call(*args, "-o", out)
         said = " ".join(done.err.split())
         assert (done.code, "already quantized (Q8_0" in said, "--to dense" in said) == (2, True, True), said
-    done = call("convert", gguf, "--to", "gguf", "--type", "q4_0", "-o", out)
-    assert done.code == 0
-    assert "rounded to Q8_0" in " ".join(done.err.split())
+    again = ("convert", gguf, "--to", "gguf", "--type", "q4_0", "-o", out)
+    done = call(*again)
+    assert (done.code, "would round" in done.err, "--requantize" in done.err) == (2, True, True)
+    done = call(*again, "--requantize")
+    assert (done.code, "rounded again" in done.out + done.err) == (0, True)
