@@ -86,7 +86,7 @@ def test_export_of_a_model_that_no_plugin_describes(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["export", str(tmp_path / "source"), "--to", "onnx", "--via", "optimum", "--json", "-o", str(out)]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [d["case"] for d in document["parity"]] == ["prefill", "cached steps", "left-padded batch"]
+    assert [d["case"] for d in document["parity"]] == ["prefill", "cached steps", "left-padded row", "row beside it"]
     assert all(d["largest"] < 1e-5 for d in document["parity"])
     assert main(["verify", str(out)]) == 0
 
