@@ -151,7 +151,7 @@ class CalibratedQuantizer:
         block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self.samples.n * self.samples.length * dims.hidden
-        n_copies, n_states = (7, 4) if self._learns else (3, 4) if self.changed() or self._compares else (1, 2)
+        n_copies, n_states = (7, 4) if self._learns else (3, 4) if self._changes or self._compares else (1, 2)
         return 4 * (n_copies * block + 5 * widest + n_states * hidden) + min(
             CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden)
         )
@@ -216,6 +216,11 @@ class CalibratedQuantizer:
         if slot.layer is None:
             raise ValueError(f"{slot.name} is in no block")
         return self._stage.block(slot.layer, context).kept[slot.name].load()
+
+    @property
+    def _changes(self) -> bool:
+        """Whether other tensors than matrices change."""
+        return any(self._scaling(layer).changed for layer in range(self._n_blocks))
 
     @property
     def _learns(self) -> bool:

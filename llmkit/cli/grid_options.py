@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["Calibrating", "Grids", "Mixing"]
 
 
+def _globs(option: str, help: str) -> Any:
+    """Globs of modules."""
+    return typer.Option(option, metavar="GLOB", autocompletion=completion.modules, help=help)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grids:
     """The options of every command that puts weights on a grid, besides `--bits`."""
@@ -48,24 +53,8 @@ class Grids:
             show_default=False,
         ),
     ] = None
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep",
-            metavar="GLOB",
-            autocompletion=completion.modules,
-            help="Leave modules in floats (may be repeated).",
-        ),
-    ] = None
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only",
-            metavar="GLOB",
-            autocompletion=completion.modules,
-            help="Quantize these modules (may be repeated).",
-        ),
-    ] = None
+    keep: Annotated[list[str] | None, _globs("--keep", "Leave modules in floats (may be repeated).")] = None
+    only: Annotated[list[str] | None, _globs("--only", "Quantize these modules (may be repeated).")] = None
     method: Annotated[
         str | None,
         typer.Option(

@@ -18,10 +18,20 @@ from llmkit.tensors.spec import DType, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FLOAT8", "ScaledFloats", "block_of", "scaled_floats"]
+__all__ = ["FLOAT8", "ScaledFloats", "block_of", "powers_of_two", "scaled_floats"]
 
 FLOAT8 = (DType.F8_E4M3, DType.F8_E5M2)
-_EXPONENTS = (DType.U8, DType.F8_E8M0)  # 2^(byte - 127)
+_EXPONENTS = (DType.U8, DType.F8_E8M0)
+
+
+def _powers(exponents: torch.Tensor) -> torch.Tensor:
+    """What bytes of E8M0 stand for: 2^(byte - 127), float32 of the same shape."""
+    return (exponents.float() - 127).exp2()
+
+
+def powers_of_two(exponents: Lazy, shape: tuple[int, ...]) -> Lazy:
+    """The numbers that bytes of E8M0 stand for, float32 of this shape."""
+    return Apply("powers", [viewed(exponents, DType.U8, shape)], TensorSpec(DType.F32, shape), _powers).output()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +75,7 @@ class ScaledFloats:
         def rows(scales: torch.Tensor) -> torch.Tensor:
             import torch
 
-            floats = (scales.float() - 127).exp2() if scales.dtype == torch.uint8 else scales.float()
+            floats = _powers(scales) if scales.dtype == torch.uint8 else scales.float()
             return floats.view(-1, spread.shape[1]).repeat_interleave(n_rows, 0)[:n_out]
 
         def fn(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

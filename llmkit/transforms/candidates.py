@@ -80,8 +80,9 @@ def codec_candidates(
     """
     require_model(ckpt, "quantize", floats=True)
     codec, way = folder_codec(format), method_named("mse")
-    head = find_embeddings(ckpt).head if codec.holds_head and not only else None
-    if head not in ckpt.tensors or find_embeddings(ckpt).is_tied:
+    ends = find_embeddings(ckpt)
+    head = ends.head if codec.holds_head and not only else None
+    if head not in ckpt.tensors or ends.is_tied:
         head = None
     pinned = first_matches(ckpt.tensors, recipe)
     is_symmetric = True if symmetric is None and not codec.mixes_zeros else symmetric

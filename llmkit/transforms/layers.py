@@ -17,7 +17,7 @@ from llmkit.quantization.matrix import Grid
 from llmkit.quantization.points import Points
 
 __all__ = [
-    "GroupSize", "Layers", "choose_grid", "choose_layers", "layers_of", "matches", "must_match",
+    "SMALLEST_GROUP", "GroupSize", "Layers", "choose_grid", "choose_layers", "layers_of", "matches", "must_match",
     "nothing_left", "why_left",
 ]  # fmt: skip
 
@@ -214,6 +214,7 @@ def must_match(ckpt: Checkpoint, glob: str) -> None:
 # What `--group-size auto` tries, the best first. SmolLM2-135M in asymmetric int4, the rest in floats: perplexity 24.0
 # in groups of 32, 24.7 of 64, 25.8 of 128 (18.4 in float32), and 64 take 11 % fewer bytes than 32.
 _AUTO_GROUPS, _AUTO_GROUPS_OF_8 = (64, 32), (128, 64, 32)
+SMALLEST_GROUP = _AUTO_GROUPS[-1]
 
 
 def choose_grid(

@@ -13,13 +13,20 @@ from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
-from llmkit.transforms.layers import Layers, choose_grid, choose_layers, layers_of, must_match, why_left
+from llmkit.transforms.layers import (
+    SMALLEST_GROUP,
+    Layers,
+    choose_grid,
+    choose_layers,
+    layers_of,
+    must_match,
+    why_left,
+)
 from llmkit.transforms.recipe import Recipe, Scheme, first_matches
 
 __all__ = ["Assigned", "assign_grids", "ends_recipe"]
 
 FLOAT_BITS = 16
-_SMALLEST_GROUP = 32  # that is taken by itself
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,15 @@ def assign_grids(
     globs = first_matches(ckpt.tensors, recipe)
     left = [name for name, glob in globs.items() if recipe[glob].is_float]
     named = [name for name, glob in globs.items() if not recipe[glob].is_float]
-    heads = [name for name in named if name == find_embeddings(ckpt).head]
+    embeddings = find_embeddings(ckpt)
+    heads = [name for name in named if name == embeddings.head]
     if usual.is_float:
         only = [name for name in named if not only or name in first_matches(named, dict.fromkeys(only, usual))]
         only = [name for name in only if len(ckpt.tensors[name].shape) == 2]
     layers = choose_layers(ckpt, [*keep, *left], only, codec, heads=heads)
     _refuse_out_of_reach(ckpt, codec, recipe, globs, layers, keep, only)
-    weights = {name: ckpt.tensors[name] for name in ckpt.tensors if name in set(layers.names)}
+    chosen = set(layers.names)
+    weights = {name: lazy for name, lazy in ckpt.tensors.items() if name in chosen}
     weights |= {name: transpose(weights[name]) for name in layers.transposed}
     schemes = {name: _completed(recipe[globs[name]], usual) if name in globs else usual for name in weights}
     odd = [] if codec.fills_rows else _without_groups(weights, schemes)
@@ -110,7 +119,7 @@ def assign_grids(
         words[f"{grid}{reason}"] += len(rows)
     text = ", ".join(f"{n} to {kind}" for kind, n in words.most_common())
     if odd:
-        text += f" ({len(odd)} whose rows fall into no groups of {_SMALLEST_GROUP} stay in floats: {listing(odd, 1)})"
+        text += f" ({len(odd)} whose rows fall into no groups of {SMALLEST_GROUP} stay in floats: {listing(odd, 1)})"
     return Assigned(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
 
 
@@ -120,7 +129,7 @@ def _without_groups(weights: Mapping[str, Lazy], schemes: Mapping[str, Scheme]) 
     Of 8 bits they get one scale a row, which is fine enough.
     """
     automatic = {name for name, s in schemes.items() if s.group_size in (None, "auto") and (s.bits or 0) < 8}
-    odd = [name for name in weights if name in automatic and weights[name].shape[1] % _SMALLEST_GROUP]
+    odd = [name for name in weights if name in automatic and weights[name].shape[1] % SMALLEST_GROUP]
     return odd if len(odd) < len(weights) else []
 
 

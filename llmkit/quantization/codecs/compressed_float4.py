@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, need
+from llmkit.quantization.float8 import powers_of_two
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.points import MXFP4
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ __all__ = ["FLOAT4_FORMATS", "Float4", "read_float4"]
 
 # And the columns that share a scale.
 FLOAT4_FORMATS = {"nvfp4-pack-quantized": 16, "mxfp4-pack-quantized": 32}
-_BIAS = 127
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +86,4 @@ def _ratios(parts: Mapping[str, Lazy], shape: tuple[int, int]) -> Lazy:
 def _powers(parts: Mapping[str, Lazy], shape: tuple[int, int]) -> Lazy:
     """Scales of MXFP4, float32 [out, groups]."""
     exponents = need(parts, "weight_scale", TensorSpec(DType.U8, shape), TensorSpec(DType.F8_E8M0, shape))
-
-    def fn(stored: torch.Tensor) -> torch.Tensor:
-        return (stored.float() - _BIAS).exp2()
-
-    spec = TensorSpec(DType.F32, shape)
-    return Apply("powers", [viewed(exponents, DType.U8, shape)], spec, fn).output()
+    return powers_of_two(exponents, shape)

@@ -9,13 +9,18 @@ from typing import Any
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.matrix import Grid
 
-__all__ = ["FLOAT", "PACKED", "grid_of", "group_entry", "group_of", "groups_of", "token_by_token"]
+__all__ = ["FLOAT", "INTEGER", "PACKED", "grid_of", "group_entry", "group_of", "groups_of"]
 
-PACKED, FLOAT = "pack-quantized", "float-quantized"
+PACKED, FLOAT, INTEGER = "pack-quantized", "float-quantized", "int-quantized"
+_TOKEN_BY_TOKEN = {"strategy": "token", "dynamic": True, "observer": None}
 
 
-def group_entry(grid: Grid, *, has_order: bool) -> dict[str, Any]:
-    """A config group, without its targets."""
+def group_entry(grid: Grid, *, has_order: bool, rounds_inputs: bool = False) -> dict[str, Any]:
+    """A config group, without its targets.
+
+    Args:
+        rounds_inputs: inputs are to be integers, too, as those of float8 weights are to be float8.
+    """
     is_float = grid.points is not None
     weights: dict[str, Any] = {
         "num_bits": grid.bits,
@@ -31,15 +36,11 @@ def group_entry(grid: Grid, *, has_order: bool) -> dict[str, Any]:
     }
     return {
         "weights": weights,
-        "input_activations": token_by_token(weights) if is_float else None,
+        # Inputs are rounded like the weights, as they come, each token on its own range.
+        "input_activations": {**weights, **_TOKEN_BY_TOKEN} if is_float or rounds_inputs else None,
         "output_activations": None,
-        "format": FLOAT if is_float else PACKED,
+        "format": FLOAT if is_float else INTEGER if rounds_inputs else PACKED,
     }
-
-
-def token_by_token(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config group says of inputs that are rounded like its weights, as they come."""
-    return {**weights, "strategy": "token", "dynamic": True, "observer": None}
 
 
 def grid_of(weights: Mapping[str, Any]) -> Grid:

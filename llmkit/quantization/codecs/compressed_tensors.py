@@ -29,12 +29,12 @@ from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about,
 from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
 from llmkit.quantization.codecs.compressed_groups import (
     FLOAT,
+    INTEGER,
     PACKED,
     grid_of,
     group_entry,
     group_of,
     groups_of,
-    token_by_token,
 )
 from llmkit.quantization.float8 import FLOAT8, block_of, scaled_floats
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CODEC", "CompressedTensors"]
 
-_PLAIN = ("int-quantized", FLOAT, "naive-quantized")
+_PLAIN = (INTEGER, FLOAT, "naive-quantized")
 _ENDS = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
     "input_zero_point", "output_scale", "output_zero_point", "weight_global_scale", "input_global_scale",
@@ -68,6 +68,7 @@ class CompressedTensors(FolderCodec):
     points: ClassVar[tuple[Points, ...]] = (FP8,)
     holds_order = True
     mixes_zeros = False  # transformers 5 with compressed-tensors 0.20
+    _rounds_inputs = False
 
     def with_activations(self, kind: str) -> FolderCodec:
         if kind != "int8":
@@ -97,7 +98,7 @@ class CompressedTensors(FolderCodec):
         return parts
 
     def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
-        return group_entry(matrix.grid, has_order=matrix.order is not None)
+        return group_entry(matrix.grid, has_order=matrix.order is not None, rounds_inputs=self._rounds_inputs)
 
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
@@ -209,7 +210,7 @@ class CompressedTensors(FolderCodec):
         # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
         # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17. What
         # decompresses while loading reads all matrices by the first group, so several grids stay packed.
-        groups = [group_entry(grid, has_order=has_order) for grid, has_order in ranked]
+        groups = [group_entry(g, has_order=has_order, rounds_inputs=self._rounds_inputs) for g, has_order in ranked]
         is_mixed = len({group["format"] for group in groups}) > 1
         return {
             "quant_method": self.name,
@@ -262,7 +263,7 @@ class _Int8Inputs(CompressedTensors):
     holds_zeros = False
     holds_order = False
     prefers_symmetric = True
-    _format = "int-quantized"
+    _rounds_inputs = True
 
     def refuses(self, matrix: QuantizedMatrix) -> str | None:
         is_held = matrix.grid == Grid(8) and matrix.order is None and super().refuses(matrix) is None
@@ -270,19 +271,6 @@ class _Int8Inputs(CompressedTensors):
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         return {"weight": signed(matrix.codes), "weight_scale": matrix.scales}
-
-    def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
-        return {**super().settings(matrix), "format": self._format}
-
-    def describe(
-        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
-    ) -> dict[str, Any]:
-        entry = super().describe(matrices, ignore, are_all=are_all)
-        groups = {
-            name: {**group, "input_activations": token_by_token(group["weights"])}
-            for name, group in entry["config_groups"].items()
-        }
-        return {**entry, "format": self._format, "config_groups": groups}
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
         return ["transformers and llmkit restore the weights; inputs are rounded by engines with kernels for it (vLLM)"]

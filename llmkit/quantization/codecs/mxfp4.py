@@ -11,10 +11,11 @@ Source: transformers, integrations/mxfp4.py (`convert_moe_packed_tensors`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need
+from llmkit.quantization.float8 import powers_of_two
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.points import MXFP4
 from llmkit.tensors.lazy import Apply, Lazy
@@ -22,13 +23,10 @@ from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["CODEC", "MicroscalingFloat4"]
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
-_SIZE, _BIAS = 32, 127
+_SIZE = 32
 
 
 class MicroscalingFloat4(FolderReader):
@@ -64,11 +62,7 @@ def _experts(blocks: Lazy, exponents: Lazy) -> Rearranged:
     n_experts, n_out, n_groups, _ = blocks.shape
     rows, n_in = n_experts * n_out, n_groups * _SIZE
 
-    def powers(stored: torch.Tensor) -> torch.Tensor:
-        return (stored.float() - _BIAS).exp2()
-
-    spec = TensorSpec(DType.F32, (rows, n_groups))
-    scales = Apply("powers", [viewed(exponents, DType.U8, spec.shape)], spec, powers).output()
+    scales = powers_of_two(exponents, (rows, n_groups))
     codes = viewed(blocks, DType.U8, (rows, n_in // 2))
     matrix = QuantizedMatrix(Grid(4, _SIZE, points=MXFP4), (rows, n_in), codes, scales, source="MXFP4")
 
