@@ -295,7 +295,6 @@ def _multiples(x: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
 
 def _inverses_tried(x: torch.Tensor, points: Points) -> torch.Tensor:
     """Factors [candidates, ...] that put the number of [n, ...] farthest from 0 near an end of the points."""
-
     high, low = x.amax(0), x.amin(0)
     extreme = low.lerp_(high, _is_less(-low, high)) if points.lowest < 0 else high
     return _multiples(_inverse(extreme), points.ends_tried)
