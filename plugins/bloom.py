@@ -12,10 +12,9 @@ from llmkit.architecture.hooks import GraphFunction, Layer, TensorFunction
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Alibi, Block, Embedding, GroupedQuery, Head, Kind, LayerNorm, PlainMLP, PreNorm
 from llmkit.architecture.names import Fused, Names
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.decoder.kv import Cache
     from llmkit.onnx.norms import Stream
     from llmkit.onnx.weights import GraphWeights

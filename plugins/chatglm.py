@@ -20,10 +20,9 @@ from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.architecture.sizes import Sizes
     from llmkit.decoder.kv import Cache, Places
     from llmkit.decoder.positions import Positions
@@ -105,8 +104,6 @@ class _Table:
 
 
 def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device: torch.device) -> Positions:
-    import torch
-
     from llmkit.decoder.positions import Positions, frequencies
 
     quarter = head_dim // 4

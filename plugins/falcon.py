@@ -25,10 +25,9 @@ from llmkit.architecture.kinds import (
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import Scaling, scaling_of
+from llmkit.lazy_imports import np, torch
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.architecture.sizes import Sizes
     from llmkit.decoder.positions import Positions
     from llmkit.decoder.scores import Scores
@@ -64,8 +63,6 @@ def _kv_heads(config: Mapping[str, Any]) -> Any:
 
 
 def _coarse_alibi(dims: Sizes, device: torch.device) -> Positions:
-    import torch
-
     from llmkit.decoder.positions import Positions
 
     slopes = torch.tensor(alibi_slopes(dims.heads), device=device).bfloat16()
@@ -90,8 +87,6 @@ def _emit_coarse_alibi() -> GraphPositions:
             return context.once("coarse alibi", lambda: self._made(context))
 
         def _made(self, context: GraphContext) -> Any:
-            import numpy as np
-
             g, dims = context.graph, context.model.dims
             slopes = _rounded(g, g.constant(np.array(alibi_slopes(dims.heads), dtype=np.float32)[:, None]))
             at = g.op("Unsqueeze", _rounded(g, g.op("Cast", context.key_positions(), to=1)), g.ints(1))

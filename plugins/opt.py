@@ -24,6 +24,7 @@ from llmkit.architecture.kinds import (
     PreNorm,
 )
 from llmkit.architecture.names import Names
+from llmkit.lazy_imports import np
 
 if TYPE_CHECKING:
     from llmkit.onnx.graph import Value
@@ -48,8 +49,6 @@ class Standardize(Kind):
         return lambda x: layer_norm(x, x.shape[-1:], eps=self.eps)
 
     def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
-        import numpy as np
-
         ones = weights.computed(weights.graph.constant(np.ones(weights.model.dims.hidden, dtype=np.float32)))
         normed: Value = weights.graph.op("LayerNormalization", x, ones, axis=-1, epsilon=self.eps)
         return normed

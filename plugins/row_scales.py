@@ -15,18 +15,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, Stored, about
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.words import cut, unsigned
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose, viewed
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 
 class _RowScales(FolderReader):
@@ -118,8 +116,6 @@ class ChatGLM(_RowScales):
             return unsigned(weight, bits), weight.shape[1]
 
         def fn(stored: torch.Tensor) -> torch.Tensor:
-            import torch
-
             pairs = stored.view(torch.uint8)
             return ((pairs << 4) | (pairs >> 4)) ^ 0x88
 
@@ -142,8 +138,6 @@ class Baichuan(_RowScales):
             return unsigned(cut(transpose(weight)), bits), weight.shape[0]
 
         def fn(stored: torch.Tensor) -> torch.Tensor:
-            import torch
-
             return stored.view(torch.uint8) ^ 0x88
 
         n_out, n_words = weight.shape

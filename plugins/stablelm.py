@@ -26,12 +26,11 @@ from llmkit.architecture.kinds import (
     SlotShape,
     rotated_share,
 )
+from llmkit.lazy_imports import np, torch
 
 from .llama import DIMS, NAMES, TINY
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.onnx.graph import Value
     from llmkit.onnx.weights import GraphWeights
 
@@ -52,7 +51,6 @@ class NormOfEachHead(Kind):
 
     def torch_reader(self, weights: Weights) -> TensorFunction:
         """The norm of the torch decoder, over [B, S, heads, head_dim]."""
-        import torch
         from torch.nn.functional import layer_norm
 
         scale = torch.stack([weights(f"{j}.weight") for j in range(self.heads)])
@@ -64,8 +62,6 @@ class NormOfEachHead(Kind):
 
     def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
         """The same in a graph."""
-        import numpy as np
-
         g, size = weights.graph, weights.model.dims.head_dim
         ones = weights.computed(g.constant(np.ones(size, dtype=np.float32)))
         scale = g.op("Concat", *(weights.value(f"{j}.weight") for j in range(self.heads)), axis=0)

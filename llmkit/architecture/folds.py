@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.kind import Kind
@@ -30,9 +29,7 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.model import Model
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 __all__ = ["Fold", "folds"]
 
@@ -73,8 +70,6 @@ class Fold:
 
     def source_of(self, n_in: int) -> torch.Tensor:
         """Which output of the source makes each input, int64 [in]."""
-        import torch
-
         outputs = torch.arange(n_in // self.repeats).view(-1, 1, self.width)
         return outputs.expand(-1, self.repeats, -1).flatten()
 

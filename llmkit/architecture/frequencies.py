@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.architecture.scaling import DynamicNTK, LinearScaling, Llama3Scaling, LongRope, NoScaling, Scaling, Yarn
 from llmkit.errors import RequirementError, SpecError
+from llmkit.lazy_imports import np
 
 if TYPE_CHECKING:
-    import numpy as np
-
     Floats = np.ndarray[Any, np.dtype[np.float32]]
     Real = TypeVar("Real", np.float32, np.float64)
     # (base, exponents) -> base^exponents; base as float32, too.
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 def rounded_power(base: float, exponents: Floats) -> Floats:
     """Powers of a float32 base, computed in double precision and rounded once."""
-    import numpy as np
-
     powers: Floats = np.power(np.float64(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
     return powers
 
@@ -48,8 +45,6 @@ def frequencies(
         RequirementError: an unknown method.
         SpecError: longrope has another number of factors than frequencies.
     """
-    import numpy as np
-
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     one = np.float32(1)
     match scaling:
@@ -74,8 +69,6 @@ def frequencies(
 
 
 def _long(powers: Floats, scaling: LongRope, length: int | None) -> Floats:
-    import numpy as np
-
     is_long = length is not None and length > scaling.max_position
     factors = np.array(scaling.long_factor if is_long else scaling.short_factor, dtype=np.float32)
     if factors.size != powers.size:
@@ -85,8 +78,6 @@ def _long(powers: Floats, scaling: LongRope, length: int | None) -> Floats:
 
 def llama3_scaled(inverse: np.ndarray[Any, np.dtype[Real]], scaling: Llama3Scaling) -> np.ndarray[Any, np.dtype[Real]]:
     """Frequencies [dim / 2] as Llama 3.1's method changes them, in their own precision: float32 or float64."""
-    import numpy as np
-
     real = inverse.dtype.type
     one, factor, low = real(1), real(scaling.factor), real(scaling.low_freq_factor)
     wavelength = one / inverse * real(2 * math.pi)
@@ -98,8 +89,6 @@ def llama3_scaled(inverse: np.ndarray[Any, np.dtype[Real]], scaling: Llama3Scali
 
 
 def _yarn(theta: float, dim: int, powers: Floats, scaling: Yarn) -> Floats:
-    import numpy as np
-
     def dim_of(rotations: float) -> float:
         """The (fractional) dim that completes `rotations` rotations over the original context."""
         return dim * math.log(scaling.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(theta))

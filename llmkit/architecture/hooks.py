@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_che
 
 from llmkit.architecture.kind import Kind
 from llmkit.errors import RequirementError
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:  # this module only names what the floors above have
-    import torch
-
     from llmkit.architecture.model import Model
     from llmkit.architecture.sizes import Sizes
     from llmkit.decoder.kv import Cache

@@ -7,17 +7,14 @@ architecture (see `Model.spelled`) are converted by taking the weights out of on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.slots import Slot
 from llmkit.errors import SpecError, listing
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose
-
-if TYPE_CHECKING:
-    import torch
 
 
 def parts_of(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
@@ -113,8 +110,6 @@ def normalized_rows(weight: Lazy) -> Lazy:
     """A head whose rows are divided by their norms, as the original does at run time (`Head.normalized`)."""
 
     def fn(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
         return torch.nn.functional.normalize(x.float(), dim=-1).to(x.dtype)
 
     return Apply("row / norm", [weight], weight.spec, fn, scratch=2.0).output()

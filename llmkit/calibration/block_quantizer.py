@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.slots import Slot
 from llmkit.architecture.storage import parts_of
@@ -13,14 +12,12 @@ from llmkit.calibration.learning import OutputError
 from llmkit.calibration.observers import Observer
 from llmkit.calibration.ranks import Ranks
 from llmkit.errors import RequirementError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, Task
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.stopped import Stopped
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["BlockQuantizer"]
 
@@ -57,8 +54,6 @@ class BlockQuantizer:
             self._observers.setdefault(tuple(weights), Observer(measured)).see(x, float_x)
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
-        import torch
-
         tasks = self._named(weights)
         if not tasks:
             return values

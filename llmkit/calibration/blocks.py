@@ -15,15 +15,13 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from itertools import cycle
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from llmkit.architecture.hooks import Layer, Weights
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 __all__ = ["CHUNK_NBYTES", "Blocks", "Onlooker", "Unchanged"]
 
@@ -91,16 +89,12 @@ class Blocks:
 
     def embedded(self) -> torch.Tensor:
         """The hidden states before the first block, [B, S, hidden]."""
-        import torch
-
         with torch.inference_mode():
             places = KVCache(keep=False).begin(self.ids, None)
             return self._decoder.embed(self.ids, places)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the head takes, from the hidden states after the last block; both [B, S, hidden]."""
-        import torch
-
         with torch.inference_mode():
             return self._decoder.final_norm(hidden)
 
@@ -112,8 +106,6 @@ class Blocks:
         Args:
             float_hidden: those before it in the float model: the onlooker sees the inputs of its layers, too.
         """
-        import torch
-
         cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
         watch = _Watch(onlooker, len(cuts))
         with torch.inference_mode():

@@ -17,6 +17,7 @@ from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Node, Rows
@@ -24,8 +25,6 @@ from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.stopped import Stopped
 
 if TYPE_CHECKING:
-    import torch
-
     # The largest key and value of a layer by head and channel, [kv_heads, head_dim] each.
     Ranges = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -92,8 +91,6 @@ class KeyValueScales(Node):
 
 def _scales(widest: torch.Tensor) -> torch.Tensor:
     """Ranges [kv_heads, head_dim] as scales [kv_heads, 1, head_dim]: the widest value becomes 127."""
-    import torch
-
     require_finite(widest, widest, name="calibration", what="keys or values of a layer")
     most = float(widest.max())
     floor = most * _LEAST_SHARE if most > 0 else 1.0
@@ -112,8 +109,6 @@ def measure_ranges(
         suffix: ids that every prompt ends with.
         context: tells when the run was stopped.
     """
-    import torch
-
     rows = windows(ids, decoder.context or MOST_TOKENS, suffix=suffix)
     cache = _Ranging(_mixing(decoder, suffix), context)
     decoder.hidden(torch.tensor(rows), cache)
@@ -142,8 +137,6 @@ class _Ranging(KVCache):
 
 def _mixing(decoder: Any, suffix: tuple[int, ...]) -> dict[int, torch.Tensor]:
     """Which channels of a key its position mixes, by layer: asked of the position readers with unit vectors."""
-    import torch
-
     from llmkit.decoder.positions import build_positions
 
     model, size = decoder.model, decoder.model.dims.head_dim

@@ -11,11 +11,10 @@ from llmkit.architecture.hooks import Weights
 from llmkit.architecture.slots import Slot
 from llmkit.architecture.storage import parts_of, stored
 from llmkit.decoder.linear import Linear
+from llmkit.lazy_imports import torch
 from llmkit.tensors.constant import constant
 
 if TYPE_CHECKING:
-    import torch
-
     # (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
     Compute = Callable[[Weights, list[int]], torch.Tensor]
 
@@ -71,8 +70,6 @@ class OutputError:
 
     def value(self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]) -> list[float]:
         """The mean squared error over the outputs of each sample; weights [out, in] by name."""
-        import torch
-
         with torch.inference_mode(False), torch.no_grad():
             errors: list[float] = self._errors(self._by_id(weights), samples).tolist()
             return errors
@@ -81,8 +78,6 @@ class OutputError:
         self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]
     ) -> tuple[float, dict[str, torch.Tensor]]:
         """The mean of these errors, and its gradient by each weight, float32 [out, in]."""
-        import torch
-
         with torch.inference_mode(False), torch.enable_grad():
             # What was made in inference mode has no gradient.
             leaves = {name: t.clone().requires_grad_() for name, t in self._by_id(weights).items()}
@@ -103,8 +98,6 @@ class OutputError:
         }
 
     def _errors(self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]) -> torch.Tensor:
-        import torch
-
         rows = list(samples)
         with torch.autocast("cpu", self._dtype or torch.bfloat16, enabled=self._dtype is not None, cache_enabled=False):
             outputs = self._compute(self._weights.replaced({**self._beside, **weights}), rows)
@@ -113,8 +106,6 @@ class OutputError:
 
 def product_dtype() -> torch.dtype | None:
     """bfloat16 where the CPU has products of it, else None. Not measured: an interrupted run goes on as it began."""
-    import torch
-
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
 from llmkit.calibration.observers import Observer
@@ -21,6 +20,7 @@ from llmkit.checkpoint.statistics import KEY, StoredStatistics, gguf_spelling
 from llmkit.errors import InputError
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.container import OutputFile, OutputFiles
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.stage import Computed
 from llmkit.quantization.codec import about
 from llmkit.tensors.constant import constant
@@ -28,9 +28,6 @@ from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
 from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.stopped import Stopped
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Observing", "observe", "observed"]
 
@@ -202,8 +199,6 @@ def _by_gguf_name(ckpt: Checkpoint, found: Found) -> dict[str, Lazy]:
 
 
 def _gguf(ckpt: Checkpoint, found: Found, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
-    import torch
-
     sums, tensors = _by_gguf_name(ckpt, found), dict[str, Lazy]()
     count = torch.full((1, 1), float(len(rows) * len(rows[0])))
     for tensor, lazy in sums.items():

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Observer"]
 
@@ -62,7 +59,5 @@ class Observer:
 
     def statistics(self) -> Statistics:
         """What was seen so far."""
-        import torch
-
         inputs = torch.cat(self._inputs) if self._inputs else None
         return Statistics(self._n_tokens, inputs=inputs, **self._sums)

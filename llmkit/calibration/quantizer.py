@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.slots import Slot
 from llmkit.calibration.block_quantizer import BlockQuantizer
@@ -24,16 +24,13 @@ from llmkit.calibration.stage import BlockStage
 from llmkit.calibration.texts import CalibrationText
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, listing
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores, n_cores
 from llmkit.pipeline.stage import Computed
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import BlockMethod, Method, Task, quantized
 from llmkit.tensors.lazy import Context, Lazy, Node, Rows
 from llmkit.tensors.stopped import Stopped
-
-if TYPE_CHECKING:
-    import torch
-
 
 __all__ = ["CalibratedQuantizer"]
 

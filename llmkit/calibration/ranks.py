@@ -12,14 +12,12 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from llmkit.calibration.blocks import Blocks, Onlooker, Unchanged
 from llmkit.errors import InputError, LlmkitError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 
@@ -60,8 +58,6 @@ class Ranks:
         Raises:
             InputError: there are fewer samples than processes.
         """
-        import torch
-
         if self.n == 1:
             return share.passed(blocks, onlooker)
         n_samples = len(share.ids)
@@ -111,7 +107,6 @@ class Ranks:
 
     def summed(self, statistics: Statistics, owners: Collection[int]) -> Statistics:
         """Of all ranks together; only the owners may look at it."""
-        import torch
         from torch import distributed
 
         if self.n == 1:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.folds import Fold, folds
 from llmkit.architecture.hooks import Weights
@@ -18,14 +17,12 @@ from llmkit.architecture.storage import stored
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import KeptWeights
 from llmkit.calibration.observers import Observer
+from llmkit.lazy_imports import torch
 from llmkit.quantization.method import ScalingMethod, Task
 from llmkit.tensors.constant import constant
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["BlockScaling", "ScaledBlock", "folded"]
 
@@ -167,8 +164,6 @@ def folded(
         weights: of the decoder, by id, float32.
         dtypes: in which weights are stored, by id.
     """
-    import torch
-
     leaf, bias_leaf = fold.source_leaves
     source, taken_off = weights(leaf), scale
     if fold.norm is not None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import KeptWeights
@@ -23,15 +22,13 @@ from llmkit.calibration.samples import Samples
 from llmkit.calibration.stage import BlockStage
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Computed
 from llmkit.tensors.constant import constant
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
 from llmkit.transforms.candidates import Restore
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Tried", "errors_of_weights", "errors_on_text"]
 
@@ -118,8 +115,6 @@ def _of_block(
     state: Mapping[str, Lazy],
     context: Context,
 ) -> Computed:
-    import torch
-
     hidden, errors = state["hidden"].load(), dict[str, list[float]]()
     onlooker = Observing(["squares"], context)
     after = blocks.run(index, hidden, onlooker)

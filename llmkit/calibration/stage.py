@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.calibration.blocks import Blocks
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Block, Computed, Stage
 from llmkit.tensors.lazy import Context, Lazy
@@ -87,8 +88,6 @@ class BlockStage:
         return Stage(path, digest, in_workspace=path is not None).run(names, partial(self._computed, context, n_blocks))
 
     def _computed(self, context: Context, n_blocks: int, name: str, state: Mapping[str, Lazy]) -> Computed:
-        import torch
-
         if name == "text":
             rows = self._windows(self.loaded[0].context, context.is_stopped)
             ids = torch.tensor(rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmkit.architecture.registry import model_type_of
 from llmkit.checkpoint.spelling import spellings
+from llmkit.lazy_imports import torch
 
 
 def class_embeddings(
@@ -46,7 +47,6 @@ def _without_weights(config: Mapping[str, Any]) -> Any:
     stated = model_type_of(config)
     if not stated:
         return None
-    import torch
     import transformers
 
     if stated not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:

@@ -16,12 +16,11 @@ from llmkit.architecture.keys import Key, as_bool, as_key, lookup, source_of
 from llmkit.architecture.names import NameTable
 from llmkit.checkpoint.class_embeddings import class_embeddings
 from llmkit.errors import InputError, PluginError, SpecError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.checkpoint.checkpoint import Checkpoint
 
 _FLAG = "tie_word_embeddings"

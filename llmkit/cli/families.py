@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
+if TYPE_CHECKING:
     from llmkit.architecture.architecture import Architecture
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.tensors.lazy import Lazy

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from llmkit.cli.packages import installed_version, requirements, source
 from llmkit.errors import LlmkitError
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import n_cores
 from llmkit.tensors.spec import format_bytes
 
@@ -107,8 +108,6 @@ def _packages() -> Iterator[Diagnosis]:
 
 
 def _torch() -> Iterator[Diagnosis]:
-    import torch
-
     cores = n_cores()
     n_threads = torch.get_num_threads()
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
@@ -205,8 +204,6 @@ def _plugins() -> Iterator[Diagnosis]:
 
 def _end_to_end() -> Iterator[Diagnosis]:
     """A tiny random model: saved, quantized, read back, compared, verified."""
-    import torch
-
     from llmkit.api import save
     from llmkit.architecture.registry import default_registry
     from llmkit.checkpoint.checkpoint import open_checkpoint

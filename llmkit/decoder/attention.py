@@ -10,10 +10,9 @@ from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.norms import build_norm
 from llmkit.decoder.scores import Scores
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.decoder.kv import Cache
     from llmkit.decoder.positions import Positions
 
@@ -42,8 +41,6 @@ class _GroupedQuery:
             self._norms = build_norm(q, weights.under("q_norm")), build_norm(k, weights.under("k_norm"))
 
     def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        import torch
-
         batch, length, _ = x.shape
         n_q, n_kv = self._dims.heads, self._dims.kv_heads
         heads = self._qkv(x).view(batch, length, n_q + 2 * n_kv, self._dims.head_dim)

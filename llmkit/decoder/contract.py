@@ -19,12 +19,11 @@ from llmkit.architecture.registry import is_claimed
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.reference import Reference, reference_logits
 from llmkit.errors import LlmkitError, PluginError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.decoder.model import Decoder
 
 # A clause gives the largest difference of logits, or None where none are compared.
@@ -78,8 +77,6 @@ def check_architecture(architecture: Architecture) -> list[Check]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Threads cost more than they give on models this small."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -142,8 +139,6 @@ class _Case:
 
 def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, seed: int = 0) -> Checkpoint:
     """A model of that config with small random float32 weights (norm weights near one), made when they are loaded."""
-    import torch
-
     model = architecture.bind(config)
     tensors = {}
     for i, slot in enumerate(s for s in model.slots.values() if not s.is_optional):
@@ -162,8 +157,6 @@ def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, 
 
 def random_ids(architecture: Architecture, config: Mapping[str, Any]) -> torch.Tensor:
     """Token ids [2, T] that the model can read; what every prompt must end with stands after the third."""
-    import torch
-
     n_vocab = architecture.bind(config).dims.vocab
     ids = torch.randint(0, n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(1))
     suffix = architecture.prompt_suffix_of(config)
@@ -194,8 +187,6 @@ def _prompt(case: _Case) -> None:
 
 
 def _cache(case: _Case) -> float | None:
-    import torch
-
     from llmkit.decoder.kv import KVCache
 
     decoder, (ids, expected) = case.decoder, case.stepwise
@@ -206,8 +197,6 @@ def _cache(case: _Case) -> float | None:
 
 def _padded(case: _Case) -> float | None:
     """A left-padded batch, computed at once and step by step."""
-    import torch
-
     from llmkit.decoder.kv import KVCache
 
     decoder, (ids, _) = case.decoder, case.stepwise
@@ -222,8 +211,6 @@ def _padded(case: _Case) -> float | None:
 
 
 def _packed(case: _Case) -> float | None:
-    import torch
-
     from llmkit.decoder.kv import KVCache
     from llmkit.decoder.packed import Packed
 
@@ -253,8 +240,6 @@ def _parity(case: _Case) -> float | None:
 
 def _padded_parity(case: _Case) -> float | None:
     """A batch with padding on the left; None where transformers itself does not see past its padding."""
-    import torch
-
     theirs, ids = case.reference, case.ids
     if theirs is None:
         return None

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llmkit.architecture.hooks import Weights
 from llmkit.architecture.kinds import Embedding, LearnedPositions, NoPositions
 from llmkit.decoder.linear import linear
 from llmkit.decoder.norms import build_norm
 from llmkit.errors import InputError, RequirementError
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 class EmbeddingReader:
@@ -25,8 +21,6 @@ class EmbeddingReader:
     """
 
     def __init__(self, kind: Embedding, weights: Weights) -> None:
-        import torch
-
         self.weight = weights("embed.weight")
         # Rounded to the compute dtype first: the published models were trained that way.
         scale = None if kind.multiplier is None else torch.tensor(kind.multiplier, dtype=self.weight.dtype)

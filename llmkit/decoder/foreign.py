@@ -8,16 +8,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError, RequirementError, SpecError, listing
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 _SHOWN = 300  # characters of another library's error
 _PADDED_SHARE = 0.8  # sequences in one padded batch are at least this long, relative to the longest
@@ -182,8 +180,6 @@ class TransformersDecoder:
         return hidden.float()
 
     def hidden(self, input_ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None) -> torch.Tensor:
-        import torch
-
         ids = torch.as_tensor(input_ids, device=self.device)
         if ids.dim() != 2 or ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self._n_vocab:
             raise InputError(
@@ -202,8 +198,6 @@ class TransformersDecoder:
 
     def _side_by_side(self, ids: torch.Tensor, packed: Packed) -> torch.Tensor:
         """Sequences that lie side by side in one row, in batches padded on the right, where nothing looks."""
-        import torch
-
         if packed.prefix is not None:
             raise InputError("transformers' models share no prefix")
         pieces = list(ids.split(list(packed.lengths)))
@@ -223,8 +217,6 @@ class TransformersDecoder:
 
     def _continued(self, ids: torch.Tensor, past: _Past, mask: torch.Tensor | None) -> torch.Tensor:
         """One batch of sequences of one length, padded on the left where the mask says so."""
-        import torch
-
         new = torch.ones_like(ids)
         if past.ids is None:
             past.ids, past.mask = ids, new if mask is None else mask.to(self.device)
@@ -251,8 +243,6 @@ class TransformersDecoder:
         Args:
             past: None computes without anything remembered, and `mask` is that of the whole sequence then.
         """
-        import torch
-
         mask = mask if past is None else past.mask
         n_all = ids.shape[1] if mask is None else mask.shape[1]
         keeps = past is not None and not past.is_lost
@@ -269,8 +259,6 @@ class TransformersDecoder:
 
     def _one_by_one(self, ids: torch.Tensor, past: _Past, mask: torch.Tensor | None) -> torch.Tensor:
         """Each row without its padding, for a model that would count it; the logits of padding are zeros."""
-        import torch
-
         if not past.rows:
             past.rows = [_Past() for _ in ids]
         results = []

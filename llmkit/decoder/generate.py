@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.sampling import Sampling, choose_tokens
 from llmkit.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 def generate(
@@ -35,8 +32,6 @@ def generate(
     Raises:
         InputError: an empty prompt.
     """
-    import torch
-
     if not prompts or any(not p for p in prompts):
         raise InputError("nothing to continue: a prompt has no tokens", hint="give some text, or a BOS token")
     longest = max(len(p) for p in prompts)
@@ -70,8 +65,6 @@ def stream(
     Raises:
         InputError: an empty prompt, or ids outside the vocabulary.
     """
-    import torch
-
     if not prompt_ids:
         raise InputError("the prompt has no tokens, and the tokenizer adds none", hint="give a prompt with text in it")
     for (token,) in _steps(decoder, torch.tensor([list(prompt_ids)]), None, max_tokens, sampling):
@@ -84,8 +77,6 @@ def _steps(
     decoder: LanguageModel, ids: torch.Tensor, mask: torch.Tensor | None, max_tokens: int, sampling: Sampling
 ) -> Iterator[list[int]]:
     """The next token of every row, step by step."""
-    import torch
-
     room = ids.shape[1] + max_tokens
     cache, generator = decoder.new_cache(room), torch.Generator().manual_seed(sampling.seed)
     sequence = ids.to(decoder.device)

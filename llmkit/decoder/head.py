@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmkit.architecture.kinds import Head
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.decoder.linear import Linear
 
 # On the CPU a float32 copy of a half-precision head is kept when it is no larger than this: a call for ten rows over
@@ -49,7 +48,6 @@ class OutputHead:
         return logits
 
     def _product(self, hidden: torch.Tensor) -> torch.Tensor:
-        import torch
         from torch.nn.functional import linear
 
         if self.weight.dtype is torch.float32:
@@ -64,8 +62,6 @@ class OutputHead:
 
 def _normalized(weight: torch.Tensor) -> torch.Tensor:
     """Rows divided by their L2 norm, in float32, in the dtype that they had."""
-    import torch
-
     out = torch.empty_like(weight)
     for start in range(0, weight.shape[0], _CHUNK_ROWS):
         rows = weight[start : start + _CHUNK_ROWS].float()

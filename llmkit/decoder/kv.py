@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_masked, attend_plain, attend_scored
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
     # (x [B, S, hidden], state [B, ...] or None at the start, real [B, S] bool or None) -> (y, the new state).
     Recurrence = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
@@ -130,8 +129,6 @@ class KVCache:
         return cache
 
     def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
-        import torch
-
         batch, new = input_ids.shape
         if self.batch not in (0, batch):
             raise InputError(f"the cache holds {self.batch} sequences, the input {batch}")
@@ -157,8 +154,6 @@ class KVCache:
         return Places(self._positions[:, self.length :], real[:, -1:].expand(batch, new), spans, is_new)
 
     def _whole_mask(self, mask: torch.Tensor | None, batch: int, new: int, device: torch.device) -> torch.Tensor | None:
-        import torch
-
         total = self.length + new
         if mask is None:
             if self.mask is None:
@@ -222,8 +217,6 @@ def _visible(mask: torch.Tensor, past: int, new: int) -> torch.Tensor:
 
     A padding token sees itself, so that its row of the softmax is not empty (its output is never read).
     """
-    import torch
-
     total = past + new
     causal = torch.ones(new, total, dtype=torch.bool, device=mask.device).tril(past)
     diagonal = torch.zeros_like(causal)

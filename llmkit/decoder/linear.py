@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.hooks import Weights
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 class Linear:
@@ -32,8 +29,6 @@ def linear(weights: Weights, name: str) -> Linear:
 
 def fused_linear(weights: Weights, names: Sequence[str]) -> Linear:
     """Several linear layers of one input as one product, their outputs side by side."""
-    import torch
-
     parts = [_linear(weights, name) for name in names]
     weight = torch.cat([p.weight for p in parts])
     biases = [p.bias for p in parts if p.bias is not None]

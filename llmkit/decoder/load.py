@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.hooks import Weights
@@ -18,11 +17,9 @@ from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
 from llmkit.errors import InputError, RequirementError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
-
-if TYPE_CHECKING:
-    import torch
 
 BACKENDS = ("auto", "llmkit", "transformers")
 
@@ -94,8 +91,6 @@ def load_blocks(ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu"
 def _loaded(
     ckpt: Checkpoint, dtype: str, device: str, architecture: Architecture | None, streamed: bool
 ) -> tuple[Decoder, Weights]:
-    import torch
-
     from llmkit.checkpoint.quantized import dequantized
 
     wanted = _compute_dtype(dtype)
@@ -144,8 +139,6 @@ def _compute_dtype(name: str) -> DType:
 
 
 def _device(name: str) -> torch.device:
-    import torch
-
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llmkit.architecture.activations import (
     LAPLACE_DEVIATION,
     LAPLACE_MEAN,
@@ -13,9 +11,7 @@ from llmkit.architecture.activations import (
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import GatedMLP, Kind, PlainMLP
 from llmkit.decoder.linear import fused_linear, linear
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 def build_mlp(kind: Kind, weights: Weights) -> TensorFunction:
@@ -33,7 +29,6 @@ def activation(name: str) -> TensorFunction:
     Raises:
         RequirementError: unknown name.
     """
-    import torch
     from torch.nn import functional
 
     def approximate_gelu(x: torch.Tensor) -> torch.Tensor:

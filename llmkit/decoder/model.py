@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.hooks import Hooks, Layer, Weights, reader_of
 from llmkit.architecture.kinds import Block, Kind, NoPositions
@@ -18,9 +18,7 @@ from llmkit.decoder.norms import build_norm
 from llmkit.decoder.positions import Positions, build_positions, limits
 from llmkit.decoder.residuals import build_residual
 from llmkit.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 class Decoder:
@@ -102,8 +100,6 @@ class Decoder:
         Raises:
             InputError: ids outside the vocabulary, or shapes that do not fit the cache.
         """
-        import torch
-
         with torch.inference_mode():
             ids = torch.as_tensor(input_ids, device=self.device)
             if ids.dim() != 2 or ids.is_floating_point():
@@ -149,8 +145,6 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocab] of final-normed hidden states [..., hidden]: float32 whatever the compute dtype."""
-        import torch
-
         with torch.inference_mode():
             return self._head(hidden)
 

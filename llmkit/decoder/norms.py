@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import Kind, LayerNorm, NoNorm, RMSNorm
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 def build_norm(kind: Kind, weights: Weights) -> TensorFunction:
@@ -21,7 +17,6 @@ def build_norm(kind: Kind, weights: Weights) -> TensorFunction:
 
 
 def _rms(kind: RMSNorm, weights: Weights) -> TensorFunction:
-    import torch
     from torch.nn.functional import rms_norm
 
     weight = weights("weight")

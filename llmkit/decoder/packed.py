@@ -11,10 +11,9 @@ from llmkit.decoder.kv import KVCache, Places
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_scored, widened
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.decoder.kv import Recurrence
 
 
@@ -56,8 +55,6 @@ class Packed:
         return tuple(start + n - 1 for start, n in zip(self.starts, self.lengths, strict=True))
 
     def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
-        import torch
-
         expected = (1, sum(self.lengths))
         if tuple(input_ids.shape) != expected or mask is not None:
             raise InputError(f"packed input has shape {list(input_ids.shape)}, expected {list(expected)} and no mask")
@@ -69,8 +66,6 @@ class Packed:
         return Places(positions[None], totals, spans)
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-        import torch
-
         if self.keep:
             self._keys.append(k)
             self._values.append(v)
@@ -95,8 +90,6 @@ class Packed:
         past: tuple[torch.Tensor, torch.Tensor] | None,
         segment: int,
     ) -> torch.Tensor:
-        import torch
-
         if past is not None:
             k, v = torch.cat([past[0], k.to(past[0].dtype)], 2), torch.cat([past[1], v.to(past[1].dtype)], 2)
         if scores.prefix is not None:
@@ -104,8 +97,6 @@ class Packed:
         return attend_scored(q, k, v, scores, torch.arange(k.shape[2], device=q.device)[None])
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
-        import torch
-
         before = self.prefix.state(layer) if self.prefix is not None else None
         out = torch.empty_like(x)
         for state, start, n in zip(self._states, self.starts, self.lengths, strict=True):
@@ -123,8 +114,6 @@ class Packed:
         Raises:
             InputError: the keys were not kept.
         """
-        import torch
-
         if not self.keep:
             raise InputError("this packed pass kept nothing; make it with keep=True")
         cut = slice(self.starts[index], self.starts[index] + self.lengths[index])

@@ -12,10 +12,9 @@ from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
 from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
 from llmkit.architecture.sizes import Sizes
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.decoder.kv import Cache, Places
     from llmkit.decoder.scores import Scores
 
@@ -68,8 +67,6 @@ class AlibiBias(Positions):
     """Linear biases by the position of the key, float32."""
 
     def __init__(self, kind: Alibi, dims: Sizes, dtype: torch.dtype, device: torch.device) -> None:
-        import torch
-
         self._slopes = torch.tensor(alibi_slopes(dims.heads), device=device)
 
     def bias(self, positions: torch.Tensor) -> torch.Tensor:
@@ -111,8 +108,6 @@ class Rotary(Positions):
 
     def _grown(self, positions: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
         """Angles where each sequence has the frequencies of its own length."""
-        import torch
-
         angles = torch.empty((*positions.shape, self._dim // 2), dtype=torch.float32, device=positions.device)
         for total in torch.unique(totals).tolist():
             inverse, _ = frequencies(self._theta, self._dim, self._scaling, length=total)
@@ -122,8 +117,6 @@ class Rotary(Positions):
 
     def rotate(self, heads: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """The first R dims of heads [B, S, N, H] rotated in pairs, in their dtype."""
-        import torch
-
         cos, sin = table
         x1, x2 = self._pairs(heads)
         if heads.requires_grad:  # `out=` has no derivative
@@ -147,15 +140,11 @@ class Rotary(Positions):
 
 def frequencies(theta: float, dim: int, scaling: Scaling, length: int | None = None) -> tuple[torch.Tensor, float]:
     """`llmkit.architecture.frequencies` with the bits of torch's powers, which transformers has."""
-    import torch
-
     computed, factor = computed_frequencies(theta, dim, scaling, length, power=_power)
     return torch.from_numpy(computed), factor
 
 
 def _power(base: float, exponents: Any) -> Any:
-    import torch
-
     return (base ** torch.from_numpy(exponents)).numpy()
 
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.foreign import quiet_transformers, transformers_model
 from llmkit.errors import RequirementError
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 Reference = Callable[..., "torch.Tensor"]
 
 
 def reference_logits(architecture: Architecture, config: Mapping[str, Any], ckpt: Checkpoint) -> Reference | None:
     """(ids [B, S], mask [B, S] or None) -> logits of transformers' model with the same weights; None without one."""
-    import torch
     import transformers
 
     config = dict(architecture.reference_config(config)) if architecture.reference_config else dict(config)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, reader_of
 from llmkit.architecture.kinds import Kind, Parallel, PostNorm, PreNorm, Sandwich, SharedParallel
 from llmkit.decoder.kv import Cache
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 def build_residual(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:

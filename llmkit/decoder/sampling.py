@@ -6,12 +6,9 @@ The filters are those of transformers, in its order: temperature, then top-k, th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +41,6 @@ class Sampling:
 
 def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Logits [..., vocab] at the temperature (above 0), with -inf for what top-k and top-p leave out."""
-    import torch
-
     scores = logits.float() / sampling.temperature
     if sampling.top_k and sampling.top_k < scores.shape[-1]:
         least = torch.topk(scores, sampling.top_k).values[..., -1:]
@@ -61,8 +56,6 @@ def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 def choose_tokens(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
     """One token id [B] for each row of logits [B, vocab]; the generator lives on the CPU."""
-    import torch
-
     if sampling.temperature == 0:
         return logits.argmax(-1)
     shares = torch.softmax(filter_logits(logits, sampling), -1)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmkit.architecture.attention import ScoreRule
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
-    import torch
-
     # Positions [B, T] of keys -> what is added to the scores of every query, [B, heads, T] float32.
     KeyBias = Callable[[torch.Tensor], torch.Tensor]
 

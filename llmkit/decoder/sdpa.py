@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
+if TYPE_CHECKING:
     from llmkit.decoder.scores import Scores
 
     Pair = tuple[torch.Tensor, torch.Tensor]
@@ -40,8 +40,6 @@ def attend_causal(
     On the CPU half precision is computed in float32: that is faster there, and closer to the exact result. Where
     gradients are wanted torch's own kernel computes, which has them.
     """
-    import torch
-
     if q.device.type == "cpu" and not q.requires_grad:
         past = (past[0].float(), past[1].float()) if past is not None else None
         return _blocks(q.float(), k.float(), v.float(), scale, past).to(q.dtype)
@@ -69,8 +67,6 @@ def _blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, pas
     SmolLM2-135M (600 tokens, one thread) against torch's fused kernel: the whole pass takes 0.92 of the time in
     bfloat16, and the same in float32 (there 7.5 instead of 10.6 ms for the attention of a layer alone).
     """
-    import torch
-
     batch, heads, length, width = q.shape
     groups, total = k.shape[1], k.shape[2]
     before, n_past = total - length, past[0].shape[2] if past is not None else 0
@@ -126,8 +122,6 @@ def attend_scored(
         real: [B, T] bool, False for padding; None for none. A padding token sees itself, so that its row of the
             softmax is not empty (its output is never read).
     """
-    import torch
-
     batch, heads, length, width = q.shape
     groups, total = k.shape[1], k.shape[2]
     keys, values = k.float().transpose(2, 3), v.float()

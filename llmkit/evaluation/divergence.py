@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.evaluation.perplexity import Perplexity, Tally, batches, scored_logits, windows
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ def measure_divergence(
     progress: Progress = NO_PROGRESS,
 ) -> Divergence:
     """Both models over the tokens `ids`, in disjoint windows of `context` tokens."""
-    import torch
-
     tallies, kl, n_flipped, n = (Tally(), Tally()), 0.0, 0, 0
     spans = windows(len(ids), context, context)
     progress.begin(sum(end - start for start, end, _ in spans), "comparing with the float model", "tokens")

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.decoder.language_model import LanguageModel
 
 # Positions whose logits are in memory at a time.
@@ -92,8 +91,6 @@ def measure_perplexity(
     Raises:
         InputError: fewer than two tokens, or a stride that does not fit the context.
     """
-    import torch
-
     step = context if stride is None else stride
     if context < 2 or not 1 <= step <= context:
         raise InputError(f"a context of {context} and a stride of {step} do not make windows: 1 <= stride <= context")
@@ -122,8 +119,6 @@ class Tally:
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Take in float32 logits [tokens, vocab] and the ids [tokens] that came."""
-        import torch
-
         chosen = logits.gather(-1, targets[:, None])[:, 0]
         values = (torch.logsumexp(logits, -1) - chosen).double()
         self._total += float(values.sum())
@@ -157,8 +152,6 @@ def scored_logits(
 
     A few hundred tokens at a time; of any model in the same pieces.
     """
-    import torch
-
     rows = torch.tensor([list(ids[start:end]) for start, end, _ in batch])
     hidden = decoder.hidden(rows)
     for i, (start, end, first) in enumerate(batch):

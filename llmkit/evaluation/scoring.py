@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.evaluation.answers import Answers, KeptAnswers
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.decoder.language_model import LanguageModel
 
 BATCH_TOKENS = 2048
@@ -78,8 +77,6 @@ class Scorer:
 
     def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
         """The scores, in the order of the queries."""
-        import torch
-
         roots = share_prefixes(queries, self.forward_cost, self.decoder.exact_sharing_limit)
         self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
         targets = _Targets(queries, self.answers.of_queries(queries))
@@ -134,8 +131,6 @@ class Scorer:
         self, stretches: list[tuple[Segment, int, int]], cache: Any, targets: _Targets, *, keep: bool
     ) -> list[Any]:
         """One forward over stretches (segment, start, stop), without padding."""
-        import torch
-
         from llmkit.decoder.packed import Packed
 
         tokens: list[int] = []
@@ -156,8 +151,6 @@ class Scorer:
 
     def _read(self, hidden: torch.Tensor, reads: list[HeadRead], targets: _Targets) -> None:
         """Read targets from hidden states [T, d]; the head sees each row once, some rows at a time."""
-        import torch
-
         n_rows = _FIRST_ROWS if self._n_vocab is None else max(1, self.logits_nbytes // (4 * self._n_vocab))
         for rows, some in _in_pieces(reads, n_rows):
             logits = self.decoder.logits(hidden[torch.tensor(rows, device=hidden.device)]).float()
@@ -190,8 +183,6 @@ class _Targets:
 
     def fill(self, logits: torch.Tensor, rows: list[int], reads: list[HeadRead]) -> None:
         """Read `reads` from float32 logits [len(rows), V]."""
-        import torch
-
         at = {row: i for i, row in enumerate(rows)}
         where = torch.tensor([at[row] for row, _, _ in reads], device=logits.device)
         targets = torch.tensor([self._targets[q][slot] for _, q, slot in reads], device=logits.device)

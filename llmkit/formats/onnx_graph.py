@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import onnx
 
 if TYPE_CHECKING:
-    import onnx
     from google.protobuf.message import Message
 
 _MAX_NBYTES = 2**31 - 1
@@ -30,7 +30,6 @@ def read_graph(path: Path) -> onnx.ModelProto:
     Raises:
         InputError: no ONNX graph, one cut short, nodes without their inputs, or data outside the graph's folder.
     """
-    import onnx
     from google.protobuf.message import DecodeError
 
     try:
@@ -101,7 +100,6 @@ def nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 def _check_text(path: Path, message: Message) -> None:
     """Refuse text that is no UTF-8: protobuf gives it as bytes, in one graph among thousands of strings."""
-    import onnx
     from google.protobuf.message import Message
 
     if isinstance(message, onnx.TensorProto):  # not its data, which would be copied

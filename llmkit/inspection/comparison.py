@@ -6,17 +6,15 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.quantized import dequantized
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.slices import common_slices, load_rows
-
-if TYPE_CHECKING:
-    import torch
 
 # Read in slices; computed in blocks whose float64 copies stay in the caches.
 _SLICE_NBYTES = 8 * 2**20
@@ -130,8 +128,6 @@ def _changed_files(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
 
 
 def _differences(names: list[str], a: Checkpoint, b: Checkpoint, progress: Progress) -> list[Difference]:
-    import torch
-
     n_workers = default_workers()
     # One thread a tensor: threads within such small operations cost more than they give.
     threads = torch.get_num_threads()
@@ -153,8 +149,6 @@ class _Sums:
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Take in one slice of both, flattened."""
-        import torch
-
         a, b = _wide(x), _wide(y)
         unequal = a != b
         n_changed = int(torch.count_nonzero(unequal))
@@ -177,8 +171,6 @@ class _Sums:
 
 
 def _difference(name: str, a: Lazy, b: Lazy, progress: Progress) -> Difference:
-    import torch
-
     sums = _Sums()
     with torch.inference_mode():
         for rows in common_slices(a, b, _SLICE_NBYTES):
@@ -206,6 +198,4 @@ def _ratio(squares: float, reference: float) -> float:
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    import torch
-
     return torch.view_as_real(x).reshape(-1).double() if x.is_complex() else x.double()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.hashing import hash_range
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
@@ -150,8 +151,6 @@ def _tensor_hash(name: str, lazy: Lazy, progress: Progress) -> str:
     node = lazy.node
     if isinstance(node, Read) and node.strides is None:
         return hash_range(node.source, node.offset, lazy.spec.nbytes, "sha256", progress, name)
-    import torch
-
     with _LOADING, torch.inference_mode():  # one at a time: a computed tensor is in memory as a whole
         data = lazy.load().contiguous().reshape(-1)
         digest = hashlib.sha256(data.view(torch.uint8).numpy().data if data.numel() else b"").hexdigest()

@@ -26,6 +26,7 @@ from llmkit.architecture.scaling import (
 )
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats.json_text import parse_object
+from llmkit.lazy_imports import np
 
 NOTED = "llmkit.config"
 """Metadata key: keys of config.json that GGUF has no place for, as JSON."""
@@ -180,8 +181,6 @@ def _llama3_config(metadata: Metadata, factors: list[float]) -> dict[str, Any]:
 
 def llama3_factors(scaling: Llama3Scaling, theta: float, n: int) -> list[float]:
     """What each of the n/2 rotary frequencies is divided by (Llama 3.1)."""
-    import numpy as np
-
     inverse = theta ** (-np.arange(0, n, 2) / n)
     factors: list[float] = (inverse / llama3_scaled(inverse, scaling)).tolist()
     return factors

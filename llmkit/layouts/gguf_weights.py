@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.kinds import Rope
@@ -13,13 +12,11 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import SpecError, listing
 from llmkit.layouts.layout import rotary_order
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.spec import DType
-
-if TYPE_CHECKING:
-    import torch
 
 
 def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:

@@ -10,18 +10,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.formats.onnx_graph import nodes_of, place_of, read_graph
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Layout, Opened
+from llmkit.lazy_imports import onnx
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 NAME = "onnx"
 FILE = "model.onnx"
@@ -144,8 +142,6 @@ def _n_parameters(nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.T
 
 def _kind(number: int) -> str:
     """The name of an element type."""
-    import onnx
-
     types = onnx.TensorProto.DataType
     return types.Name(number) if number in types.values() else str(number)
 

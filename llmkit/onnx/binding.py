@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 # torch's name -> ONNX's number of the element type
 _ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11,
@@ -35,8 +34,6 @@ class BoundSession:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype of an input or output."""
-        import torch
-
         stated = (self.inputs.get(name) or self.outputs[name]).type
         dtype: torch.dtype = getattr(torch, _NAMES.get(stated, stated[len("tensor(") : -1]))
         return dtype
@@ -80,8 +77,6 @@ class BoundSession:
         if self.device.type != "cpu":
             binding.synchronize_outputs()
         if unknown:
-            import torch
-
             values = dict(zip(self.outputs, binding.get_outputs(), strict=True))
             results |= {name: torch.from_numpy(values[name].numpy()).to(self.device) for name in unknown}
         return results
@@ -98,8 +93,6 @@ class BoundSession:
         return True
 
     def _empty(self, name: str, shape: list[Any], sizes: Mapping[str, int]) -> torch.Tensor | None:
-        import torch
-
         dims = [n if isinstance(n, int) else sizes.get(n) for n in shape]
         if any(n is None for n in dims):
             return None
@@ -107,8 +100,6 @@ class BoundSession:
 
     def _place(self, tensor: torch.Tensor) -> tuple[Any, ...]:
         """Device, element type, shape and address, as binding takes them."""
-        import torch
-
         element = _ELEMENTS[str(tensor.dtype).removeprefix("torch.")]
         # what is empty has no address, which ONNX Runtime wants all the same
         at = tensor if tensor.numel() else torch.empty(1, device=tensor.device)

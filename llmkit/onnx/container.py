@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmkit.formats.container import OutputFile, OutputFiles, shard_names
+from llmkit.lazy_imports import onnx
 from llmkit.tensors.spec import TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
@@ -58,8 +55,6 @@ class OnnxFiles:
 
 
 def _serialized(model: onnx.ModelProto, places: Mapping[str, Place]) -> bytes:
-    import onnx
-
     for held in model.graph.initializer:
         place = places.get(held.name)
         if place is not None:

@@ -11,14 +11,13 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.contract import Check, guarded, one_thread, random_checkpoint
 from llmkit.errors import RequirementError
+from llmkit.lazy_imports import onnx, torch
 from llmkit.onnx.context import AttentionOp
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.parity import N_STEPS, compare_decoders
 from llmkit.tensors.lazy import Lazy
 
 if TYPE_CHECKING:
-    import onnx
-
     from llmkit.architecture.model import Model
     from llmkit.onnx.session import OrtDecoder
 
@@ -82,7 +81,6 @@ def initializer_bytes(name: str, lazy: Lazy) -> bytes:
 def decoder_of(graph: onnx.ModelProto, model: Model | None = None) -> OrtDecoder:
     """The decoder of a graph that holds its weights, on one thread of the CPU."""
     import onnxruntime
-    import torch
 
     from llmkit.onnx.parts import Parts
     from llmkit.onnx.session import OrtDecoder

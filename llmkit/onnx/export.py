@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -14,6 +14,7 @@ from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, RequirementError, listing, require_choice
 from llmkit.formats.folder import INDEX_NAMES, weight_set
 from llmkit.layouts import onnx_folder
+from llmkit.lazy_imports import onnx
 from llmkit.onnx.container import OnnxFiles, Place
 from llmkit.onnx.context import IN_PLACE, AttentionOp
 from llmkit.onnx.folder_files import large_files, runtime_files
@@ -27,9 +28,6 @@ from llmkit.onnx.quantized_weights import choose_grids, restored
 from llmkit.onnx.weights import DataOf
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
-
-if TYPE_CHECKING:
-    import onnx
 
 Weights = Literal["link", "copy"]
 WEIGHTS: tuple[Weights, ...] = ("link", "copy")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tokenizer import end_tokens
+from llmkit.lazy_imports import onnx
 from llmkit.onnx.container import MODEL
 from llmkit.onnx.context import IN_PLACE
-
-if TYPE_CHECKING:
-    import onnx
 
 _FED = ("input_ids", "attention_mask", "position_ids")
 _CACHE = ("past_key_values.%d.key", "past_key_values.%d.value")

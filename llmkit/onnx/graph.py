@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    import onnx
+from llmkit.lazy_imports import np, onnx
 
 OPSET = 23  # the first with RotaryEmbedding, RMSNormalization and Attention
 IR_VERSION = 10
@@ -26,8 +24,6 @@ Shape = Sequence[int | str]  # names are free dimensions, the same where the nam
 
 def element_type(name: str) -> int:
     """The number of an element type, such as FLOAT."""
-    import onnx
-
     return int(onnx.TensorProto.DataType.Value(name))
 
 
@@ -132,14 +128,10 @@ class Graph:
 
     def ints(self, *values: int) -> Value:
         """A constant vector of int64."""
-        import numpy as np
-
         return self.constant(np.array(values, dtype=np.int64))
 
     def number(self, value: float) -> Value:
         """A constant scalar of float32."""
-        import numpy as np
-
         return self.constant(np.array(value, dtype=np.float32))
 
     def initializer(self, name: str, dtype: str, shape: Shape, data: bytes | None) -> Value:
@@ -150,8 +142,6 @@ class Graph:
 
     def proto(self) -> onnx.GraphProto:
         """The graph as a message. Initializers without data have neither data nor a place yet."""
-        import onnx
-
         held = []
         for value in self.initializers.values():
             kind, dims = element_type(value.dtype or ""), [int(n) for n in value.shape or ()]
@@ -166,8 +156,6 @@ class Graph:
         Args:
             about: its `doc_string`: what a user of the graph has to know.
         """
-        import onnx
-
         from llmkit.version import __version__
 
         proto = onnx.ModelProto(

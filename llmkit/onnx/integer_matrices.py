@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llmkit.lazy_imports import torch
 from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.quantization.codecs.nbits import CODEC
 from llmkit.quantization.matrix import QuantizedMatrix
@@ -17,8 +18,6 @@ from llmkit.tensors.siblings import siblings
 from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.onnx.weights import GraphWeights
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.model import Model
 from llmkit.calibration.key_values import MOST_TOKENS, KeyValueScales
@@ -20,12 +20,10 @@ from llmkit.checkpoint.tokenizer import has_tokenizer
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.errors import InputError, RequirementError, SpecError, require_choice
+from llmkit.lazy_imports import torch
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
-
-if TYPE_CHECKING:
-    import torch
 
 DTYPES = ("int8",)
 _STORED = re.compile(r"\.(\d+)\.(?:.+\.)?([kv])_scale$")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmkit.lazy_imports import np
 from llmkit.onnx.context import GraphContext
 
 if TYPE_CHECKING:
@@ -69,8 +70,6 @@ def _places(context: GraphContext) -> tuple[Any, Any]:
     """Indices of keys [1, T] and of the new queries [S, 1] among all T tokens."""
 
     def make() -> tuple[Any, Any]:
-        import numpy as np
-
         g = context.graph
         total = g.op("Squeeze", context.total(), g.ints(0))
         start, one = g.constant(np.array(0, dtype=np.int64)), g.constant(np.array(1, dtype=np.int64))

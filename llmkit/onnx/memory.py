@@ -7,15 +7,13 @@ takes the past ones and gives longer ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
+from llmkit.lazy_imports import torch
 from llmkit.onnx.context import IN_PLACE
 from llmkit.onnx.parts import Parts
-
-if TYPE_CHECKING:
-    import torch
 
 _KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -75,8 +73,6 @@ class Memory:
         kept: torch.Tensor | None = memory.get(name)
         if kept is not None:
             return kept if self.in_place or name not in self.pasts else kept[:, :, :past]
-        import torch
-
         if name in self.pasts:
             return self._empty(name, batch, 0)
         empty = self._empty(name, batch)
@@ -85,8 +81,6 @@ class Memory:
 
     def _empty(self, name: str, batch: int, room: int | None = None) -> torch.Tensor:
         """Zeros for a state input, [B, …]; keys and values with room for `room` tokens."""
-        import torch
-
         port = self._parts.inputs[name]
         sizes = [batch, *(int(n) for n in port.shape[1:] if not isinstance(n, str))]
         if room is not None:
@@ -140,8 +134,6 @@ def _paired(parts: Parts) -> dict[str, str]:
 
 def stacked(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """One tensor a name, a row for each segment; shorter caches are filled up, their length is the segment's."""
-    import torch
-
     batch = {}
     for name in rows[0]:
         longest = max(row[name].shape[2] if row[name].dim() == 4 else 0 for row in rows)

@@ -15,6 +15,7 @@ from llmkit.architecture.kinds import LearnedPositions, NoPositions
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
+from llmkit.lazy_imports import onnx
 from llmkit.onnx.context import IN_PLACE, AttentionOp, GraphContext, Int8Cache
 from llmkit.onnx.graph import CONTRIB, Graph
 from llmkit.onnx.integer_matrices import IntegerMatrices
@@ -26,8 +27,6 @@ from llmkit.onnx.weights import GraphWeights
 from llmkit.tensors.lazy import Lazy
 
 if TYPE_CHECKING:
-    import onnx
-
     from llmkit.onnx.weights import DataOf
 
 ACCURACY = "llmkit.accuracy_level"

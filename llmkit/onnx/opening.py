@@ -13,14 +13,12 @@ from llmkit.errors import InputError, RequirementError, require_choice
 from llmkit.formats.json_text import read_object
 from llmkit.formats.onnx_graph import read_graph
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
+from llmkit.lazy_imports import onnx, torch
 from llmkit.onnx.container import MODEL
 from llmkit.onnx.model import ACCURACY
 from llmkit.onnx.parts import Parts
 
 if TYPE_CHECKING:
-    import onnx
-    import torch
-
     from llmkit.onnx.session import OrtDecoder
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -120,8 +118,6 @@ def _make_exact(graph: onnx.ModelProto) -> None:
 
 def _device(provider: str) -> torch.device:
     """Where tensors lie: on the GPU where torch knows it, too."""
-    import torch
-
     return torch.device("cuda" if provider == "cuda" and torch.cuda.is_available() else "cpu")
 
 

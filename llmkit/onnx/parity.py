@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.lazy_imports import torch
 from llmkit.onnx.kv_cache import RoundedDecoder, scales_in
 from llmkit.onnx.model import ACCURACY
 from llmkit.onnx.opening import PROVIDERS, load_onnx
-
-if TYPE_CHECKING:
-    import torch
 
 # By compute dtype: what rounding leaves of logits of order one. Half precision rounds at every node.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -116,8 +114,6 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
 
 def own_difference(wanted: Any, *, suffix: tuple[int, ...] = ()) -> float:
     """The largest difference of a decoder's logits from its own for one row, beside a row with padding and without."""
-    import torch
-
     ids = _prompts(wanted, suffix)
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
@@ -135,8 +131,6 @@ def compare_decoders(
         suffix: ids that every prompt must hold (`Architecture.prompt_suffix`).
         n_vocab: number of tokens, where no architecture tells it.
     """
-    import torch
-
     ids = _prompts(wanted, suffix, n_vocab)
     expected = wanted(ids)
 
@@ -159,8 +153,6 @@ def compare_decoders(
 
 def _prompts(wanted: Any, suffix: tuple[int, ...], n_vocab: int | None = None) -> torch.Tensor:
     """Token ids [2, 32]; after the third stands what every prompt must hold."""
-    import torch
-
     n = n_vocab if n_vocab is not None else wanted.model.dims.vocab
     ids = torch.randint(0, n, (2, _N_TOKENS), generator=torch.Generator().manual_seed(0))
     for end in suffix:

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import onnx, torch
 from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.split import HIDDEN, last_column, split_head
-
-if TYPE_CHECKING:
-    import onnx
-    import torch
 
 _TORCH = {"FLOAT": "float32", "DOUBLE": "float64"}
 
@@ -60,8 +57,6 @@ class Parts:
 
     def _check(self) -> None:
         """What the parts are made by: the logits, and where it is marked the value that enters the head."""
-        import onnx
-
         odd = None
         if "logits" not in self.outputs:
             odd = "it has no output named logits"
@@ -101,8 +96,6 @@ class Parts:
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:
-    import onnx
-
     number = value.type.tensor_type.elem_type
     if number not in onnx.TensorProto.DataType.values():
         raise InputError(f"the graph's {value.name} is of element type {number}, which is not known")

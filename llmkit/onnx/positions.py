@@ -10,6 +10,7 @@ from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Alibi, NoPositions, Rope
 from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope
+from llmkit.lazy_imports import np
 from llmkit.onnx.context import GraphContext
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ class _Rotary(GraphPositions):
             ratio = g.op("Mul", g.cast(longest, "FLOAT"), g.number(scaling.factor / scaling.max_position))
             ratio = g.op("Sub", ratio, g.number(scaling.factor - 1))
             base = g.op("Mul", g.op("Pow", ratio, g.number(dim / (dim - 2))), g.number(theta))
-            import numpy as np
-
             exponents = g.constant((-np.arange(0, dim, 2, dtype=np.float32) / dim)[None])
             long = g.op("Unsqueeze", g.op("Pow", base, exponents), g.ints(1))
         return g.op("Where", g.op("Unsqueeze", is_longer, g.ints(1)), long, plain), factor
@@ -98,8 +97,6 @@ class _Alibi(GraphPositions):
 
     def key_bias(self, context: GraphContext) -> Any:
         def make() -> Any:
-            import numpy as np
-
             g = context.graph
             slopes = g.constant(np.array(alibi_slopes(context.model.dims.heads), dtype=np.float32)[:, None])
             at = g.op("Unsqueeze", g.cast(context.key_positions(), "FLOAT"), g.ints(1))

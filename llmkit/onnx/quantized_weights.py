@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, SpecError, listing
+from llmkit.lazy_imports import torch
 from llmkit.onnx.integer_matrices import IntegerMatrices, IntegerMatrix
 from llmkit.onnx.precision import ACCURACY_LEVELS, Precision
 from llmkit.quantization.codecs.nbits import CODEC
@@ -20,9 +20,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
 from llmkit.transforms.layers import choose_grid, nothing_left, why_left
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass
@@ -102,8 +99,6 @@ def _unit_rows(matrix: QuantizedMatrix) -> QuantizedMatrix:
     floats = matrix.dequantized(DType.F32)
 
     def fn(rows: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        import torch
-
         lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
         return part.double().div_(lengths.clamp_(min=1e-12)).float()
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
+if TYPE_CHECKING:
     # (ids [B, S], mask [B, T], positions [B, S], memory, tokens before) -> hidden states and what goes on.
     Call = Callable[
         [torch.Tensor, torch.Tensor, torch.Tensor, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -40,8 +40,6 @@ def run_right_padded(
         width: of a hidden state.
         in_one: a prompt may be computed in one call.
     """
-    import torch
-
     new = ids.shape[1]
     held, real = mask[:, :-new].sum(1), mask[:, -new:] != 0
     counts = real.sum(1)

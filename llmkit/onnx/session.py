@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.hooks import FeedsGraph
 from llmkit.architecture.model import Model
@@ -17,13 +17,11 @@ from llmkit.decoder.kv import Cache, KVCache, Places
 from llmkit.decoder.packed import Packed
 from llmkit.decoder.positions import build_positions, limits
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.memory import Memory, stacked
 from llmkit.onnx.parts import Parts, torch_name
 from llmkit.onnx.right_padding import run_right_padded
-
-if TYPE_CHECKING:
-    import torch
 
 _LEAST_STEP = 64
 
@@ -50,8 +48,6 @@ class OrtDecoder:
     def __init__(
         self, parts: Parts, model: Model | None = None, *, provider: str = "cpu", context: int | None = None
     ) -> None:
-        import torch
-
         self.parts, self.model, self.device = parts, model, parts.device
         self.scores_nbytes = 256 << 20
         metadata = parts.metadata
@@ -99,8 +95,6 @@ class OrtDecoder:
         self, session: BoundSession, input_ids: torch.Tensor, cache: Cache | None, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """The first output of a part, for tokens that continue a cache."""
-        import torch
-
         ids = torch.as_tensor(input_ids, device=self.device)
         if ids.dim() != 2 or ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.n_vocab:
             raise InputError(
@@ -137,8 +131,6 @@ class OrtDecoder:
 
     def _feed_places(self, ids: torch.Tensor, places: Places, cache: Any) -> None:
         """What a position kind asks for of each sequence, looked up in its first tokens."""
-        import torch
-
         for kind in self._feeders:
             feeds = [] if cache.memory else [kind.onnx_feeds(tokens) for tokens in places.tokens(ids)]
             for name in feeds[0] if feeds else ():
@@ -146,8 +138,6 @@ class OrtDecoder:
 
     def _packed(self, session: BoundSession, ids: torch.Tensor, cache: Packed, places: Places) -> torch.Tensor:
         """Segments without padding: one after the other in one buffer, or those of equal length as rows of one call."""
-        import torch
-
         kept: list[dict[str, torch.Tensor]] = [{} for _ in cache.lengths]
         pieces: list[torch.Tensor] = [ids] * len(cache.lengths)
         buffers: dict[str, torch.Tensor] = {}
@@ -199,8 +189,6 @@ class OrtDecoder:
         Long prompts are computed in stretches. GroupQueryAttention takes but one row that has a past and several new
         tokens; rows are written into their places in the buffers then.
         """
-        import torch
-
         new = ids.shape[1]
         step = self._stretch(len(ids), past + new)
         if self._pads_right and not bool(mask.all()):

@@ -8,10 +8,9 @@ files.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import onnx
+from llmkit.lazy_imports import onnx
 
 HIDDEN = "llmkit.hidden"
 """Metadata of a graph: the value that enters the head."""
@@ -19,8 +18,6 @@ HIDDEN = "llmkit.hidden"
 
 def split_head(model: onnx.ModelProto) -> tuple[bytes, bytes]:
     """The serialized halves of a marked graph: the body, whose first output is the hidden states, and the head."""
-    import onnx
-
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     hidden = metadata[HIDDEN]
     graph = model.graph
@@ -34,8 +31,6 @@ def split_head(model: onnx.ModelProto) -> tuple[bytes, bytes]:
 
 def last_column(model: onnx.ModelProto) -> bytes:
     """A marked graph, serialized, that gives logits [B, 1, vocab] of the last column alone."""
-    import onnx
-
     hidden = next(entry.value for entry in model.metadata_props if entry.key == HIDDEN)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -55,8 +50,6 @@ def last_column(model: onnx.ModelProto) -> bytes:
 
 def _part(model: onnx.ModelProto, inputs: list[Any], outputs: list[Any], inside: set[str]) -> bytes:
     """The nodes that lead from `inside` and the graph's own inputs to `outputs`."""
-    import onnx
-
     graph = model.graph
     needed = {o.name for o in outputs}
     nodes = []

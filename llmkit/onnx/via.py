@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import new_manifest
 from llmkit.errors import InputError, LlmkitError, RequirementError
+from llmkit.lazy_imports import torch
 from llmkit.onnx.parity import Difference, compare_decoders
 from llmkit.pipeline.commit import Partial
 from llmkit.pipeline.hashing import hash_range
@@ -77,8 +78,6 @@ def export_by_optimum(ckpt: Checkpoint, target: Target) -> dict[str, Any]:
 
 def compare_with_transformers(ckpt: Checkpoint, folder: Path) -> list[Difference]:
     """Logits of the folder against those of transformers' model: prefill, cached steps, padding on the left."""
-    import torch
-
     from llmkit.decoder.foreign import load_transformers
     from llmkit.onnx.opening import load_onnx
 

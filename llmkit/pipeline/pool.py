@@ -9,6 +9,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
+from llmkit.lazy_imports import torch
+
 T = TypeVar("T")
 
 
@@ -21,8 +23,6 @@ def n_cores() -> int:
 @contextmanager
 def all_cores() -> Iterator[None]:
     """Torch uses every core: the runner computes with one thread a step, and this one is nearly all there is to do."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(n_cores())
     try:
@@ -34,8 +34,6 @@ def all_cores() -> Iterator[None]:
 @contextmanager
 def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
     """A pool in whose threads torch computes with one thread each."""
-    import torch
-
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from xxhash import xxh3_128
 
 from llmkit.checkpoint.manifest import frame_hash, new_manifest
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.commit import Partial
 from llmkit.pipeline.hashing import Hasher, ReadHash, feed, hash_range, observe_read
 from llmkit.pipeline.headstart import HeadStart, copied_tensor, find_stretches
@@ -29,9 +30,6 @@ from llmkit.tensors.loading import import_torch
 from llmkit.tensors.nodes import NodeTable
 from llmkit.tensors.source import bytes_of
 from llmkit.tensors.stopped import Stopped
-
-if TYPE_CHECKING:
-    import torch
 
 
 class WriteObserver(Protocol):
@@ -172,8 +170,6 @@ class _Runner(StepRunner[Step]):
         node = step.node
         if node.is_moved and self.observe is None:
             return node.move(rows, context)
-        import torch
-
         with torch.inference_mode():
             results = node.evaluate(rows, context)
             pieces = [memoryview(b"")] * len(results)

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from llmkit.errors import InputError, LlmkitError
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.commit import sync_folder
 from llmkit.pipeline.hashing import Hasher, hash_range
 from llmkit.pipeline.journal import Journal
@@ -30,9 +31,6 @@ from llmkit.pipeline.target import disk_errors
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile, bytes_of
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 _DATA_FILE = re.compile(r"\d+\.(state|kept)")
 

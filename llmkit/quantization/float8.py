@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import RequirementError, SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import REMEDY
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix
 from llmkit.quantization.points import FP8
@@ -14,9 +15,6 @@ from llmkit.quantization.words import cut
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["FLOAT8", "ScaledFloats", "block_of", "powers_of_two", "scaled_floats"]
 
@@ -73,8 +71,6 @@ class ScaledFloats:
         spread = TensorSpec(DType.F32, (n_out, -(-n_in // n_columns)))
 
         def rows(scales: torch.Tensor) -> torch.Tensor:
-            import torch
-
             floats = _powers(scales) if scales.dtype == torch.uint8 else scales.float()
             return floats.view(-1, spread.shape[1]).repeat_interleave(n_rows, 0)[:n_out]
 

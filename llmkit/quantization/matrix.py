@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.packing import unpack
 from llmkit.quantization.points import Points
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "BLOCK_NBYTES", "Decoded", "Grid", "QuantizedMatrix", "Rearranged", "Restorable", "dequantized_from",
@@ -170,8 +168,6 @@ class QuantizedMatrix:
         order: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Weights [rows, in] in the dtype of `scales`, some rows at a time."""
-        import torch
-
         n_rows, n_in = len(codes), self.shape[1]
         weight = torch.empty((n_rows, n_in), dtype=scales.dtype)
         step = max(BLOCK_NBYTES // (4 * max(n_in, 1)), 1)
@@ -227,8 +223,6 @@ class Rearranged:
 
 def _grouped(values: torch.Tensor, group: int) -> torch.Tensor:
     """[rows, in] as [rows, groups, group]; what the last group lacks is 0."""
-    import torch
-
     missing = -values.shape[1] % group
     if missing:
         values = torch.nn.functional.pad(values, (0, missing))

@@ -12,19 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from llmkit import entry_points
 from llmkit.errors import InputError, RequirementError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import about
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "GROUP", "BlockError", "BlockMethod", "BlockWeight", "Method", "Observe", "QuantizedRows", "Quantizer",

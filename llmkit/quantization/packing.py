@@ -6,10 +6,7 @@ hand them on. Codes count from 0; a grid that is centred on zero has the code 2^
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 __all__ = ["n_bytes", "n_words", "pack", "pack_into", "pack_words", "unpack", "unpack_words", "width"]
 
@@ -26,8 +23,6 @@ def n_bytes(n: int, bits: int) -> int:
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes, uint8 [rows, n], as bytes, uint8 [rows, n_bytes(n)]; missing ones in the last byte are 0."""
-    import torch
-
     if width(bits) == 8:
         return codes
     if codes.shape[1] % 2:
@@ -42,8 +37,6 @@ def pack_into(stored: torch.Tensor, signed: torch.Tensor, bits: int) -> None:
     `signed` is scratch afterwards. Works on pairs of bytes: flip the sign bit (which adds 2^(bits-1)), then move the
     second code beside the first. A machine that stores low bytes first is assumed, as everywhere in safetensors.
     """
-    import torch
-
     sign, mask = 1 << (bits - 1), (1 << bits) - 1
     # Flat, because torch leaves odd strides on dimensions of length 1, and then refuses to view bytes as pairs.
     flat, into = signed.view(-1), stored.view(-1)
@@ -58,8 +51,6 @@ def pack_into(stored: torch.Tensor, signed: torch.Tensor, bits: int) -> None:
 
 def unpack(stored: torch.Tensor, bits: int, n: int) -> torch.Tensor:
     """The first `n` codes of each row, uint8 [rows, n], of bytes [rows, n_bytes(n)]."""
-    import torch
-
     if width(bits) == 8:
         return stored[:, :n]
     return torch.stack([stored & 0x0F, stored >> 4], -1).flatten(1)[:, :n]
@@ -72,8 +63,6 @@ def n_words(n: int, bits: int) -> int:
 
 def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes, uint8 [rows, n], as int32 [rows, n_words(n)]: the bits of all, each code from its lowest, without gaps."""
-    import torch
-
     n = codes.shape[1]
     if bits == width(bits):
         filled = pack(torch.nn.functional.pad(codes, (0, -n % (32 // bits))), bits)
@@ -89,8 +78,6 @@ def unpack_words(words: torch.Tensor, bits: int, n: int) -> torch.Tensor:
 
     Without gaps, or 32 // bits in a word, which is another number of words where `bits` does not divide 32.
     """
-    import torch
-
     if words.shape[1] == n_words(n, bits):
         stored = torch.nn.functional.pad(words, (0, -words.shape[1] % bits)).contiguous().view(torch.uint8)
         together = torch.nn.functional.pad(stored.view(len(words), -1, bits), (0, 8 - bits)).view(torch.int64)

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from llmkit.lazy_imports import torch
 from llmkit.tensors.spec import DType
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["FP4", "FP8", "MXFP4", "NF4", "Points"]
 
@@ -46,8 +43,6 @@ class Points:
 
     def codes(self, x: torch.Tensor) -> torch.Tensor:
         """The code of the value nearest to each of float32 numbers of any shape, uint8; of two, the lower value."""
-        import torch
-
         if self.dtype is not None:  # to the nearest, and of two the one whose last bit is 0
             return x.clamp(-self.largest, self.largest).to(self.dtype.torch).view(torch.uint8)
         ranks, bounds, order = self._search
@@ -57,21 +52,15 @@ class Points:
 
     def numbers(self, codes: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The values of codes, uint8 of any shape; float32 where no dtype is given."""
-        import torch
-
         table = self._table if dtype in (None, torch.float32) else self._table.to(dtype)
         return table.index_select(0, codes.reshape(-1).int()).view(codes.shape)
 
     @cached_property
     def _table(self) -> torch.Tensor:
-        import torch
-
         return torch.tensor(self.values)
 
     def _places(self, x: torch.Tensor) -> torch.Tensor:
         """Where numbers lie in the range of the values, 0 to `_N_PLACES`; rising with them."""
-        import torch
-
         half = _N_PLACES / 2
         places = torch.mul(x.reshape(-1), half / self.largest).add_(half)
         return places.clamp_(0, _N_PLACES).int()
@@ -82,8 +71,6 @@ class Points:
 
         `torch.bucketize` gives the same, and takes ten times as long.
         """
-        import torch
-
         order = sorted(range(len(self.values)), key=lambda code: self.values[code])
         ordered = self._table[order]
         bounds = (ordered[1:] + ordered[:-1]) / 2

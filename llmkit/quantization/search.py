@@ -17,14 +17,10 @@ Sources: llama.cpp's `make_qx_quants` (weights of the error), AWQ (Lin et al. 20
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.methods.rtn import scales_and_zeros
 from llmkit.quantization.statistics import Statistics
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["importance_of", "searched_scales"]
 
@@ -37,8 +33,6 @@ def importance_of(statistics: Statistics | None, shape: tuple[int, int] | torch.
 
     None where it was not measured, or no input was ever other than zero.
     """
-    import torch
-
     if statistics is None:
         return None
     mean = statistics.mean_squares
@@ -59,8 +53,6 @@ def searched_scales(
     Returns:
         As `scales_and_zeros`: scales in `scale_dtype`, zero points as q (int8) or None; both [out, groups].
     """
-    import torch
-
     n_out, n_groups, size = weight.shape
     scales = torch.empty((n_out, n_groups), dtype=scale_dtype)
     zeros = None if grid.is_symmetric else torch.empty((n_out, n_groups), dtype=torch.int8)
@@ -77,8 +69,6 @@ def searched_scales(
 def _best_of_rows(
     weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, importance: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    import torch
-
     widest, zero = scales_and_zeros(weight, grid, scale_dtype)
     q_min, q_max = -grid.middle, grid.middle - 1
     tiny = torch.finfo(scale_dtype).tiny

@@ -7,16 +7,13 @@ with s is code 2^bits - 1 - q around m - 1 with -s.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.packing import pack, unpack
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["with_positive_scales"]
 
@@ -36,8 +33,6 @@ def with_positive_scales(matrix: QuantizedMatrix) -> QuantizedMatrix:
     group, order = matrix.group, [matrix.order] if matrix.order is not None else []
 
     def codes(stored: torch.Tensor, scales: torch.Tensor, *order: torch.Tensor) -> torch.Tensor:
-        import torch
-
         is_negative = scales < 0
         of_column = is_negative[:, order[0].long()] if order else is_negative.repeat_interleave(group, 1)[:, :n_in]
         q = unpack(stored, bits, n_in)

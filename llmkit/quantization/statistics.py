@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.finite import count_not_finite
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Statistics"]
 

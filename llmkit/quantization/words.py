@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from functools import cache
-from typing import TYPE_CHECKING
 
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import small
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack, unpack_words, width
@@ -14,9 +14,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import take_columns, viewed
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["codes_of", "cut", "group_order", "signed", "unsigned", "words_of", "zero_points"]
 
@@ -50,8 +47,6 @@ def unsigned(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:
     """Numbers in two's complement (int8 or uint8 [rows, n]) as codes: uint8 [rows, n_bytes(n)], or one in a byte."""
 
     def fn(q: torch.Tensor) -> torch.Tensor:
-        import torch
-
         codes = (q.view(torch.uint8) + (1 << (bits - 1))) & ((1 << bits) - 1)
         return pack(codes, bits) if are_packed else codes
 
@@ -64,8 +59,6 @@ def signed(codes: Lazy) -> Lazy:
     """Codes of 8 bits, uint8 [rows, n], in two's complement: int8, from which the middle code is taken."""
 
     def fn(q: torch.Tensor) -> torch.Tensor:
-        import torch
-
         return (q ^ 0x80).view(torch.int8)
 
     return Apply("signed", [codes], codes.spec.with_dtype(DType.I8), fn).output()
@@ -83,8 +76,6 @@ def zero_points(matrix: QuantizedMatrix) -> Lazy:
     spec, middle = TensorSpec(DType.U8, (matrix.shape[0], matrix.n_groups)), matrix.grid.middle
 
     def fn(scales: torch.Tensor) -> torch.Tensor:
-        import torch
-
         return torch.full(scales.shape, middle, dtype=torch.uint8)
 
     return Apply("zero points", [matrix.scales], spec, fn, {"middle": middle}).output()

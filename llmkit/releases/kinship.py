@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.lazy_imports import np
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.base_check import MATRICES, sampled_rows
@@ -67,8 +68,6 @@ def _is_comparable(a: Lazy, b: Lazy) -> bool:
 
 
 def _compare(mine: Lazy, theirs: Lazy, rows: tuple[int, int]) -> tuple[int, int, int]:
-    import numpy as np
-
     width = mine.dtype.bits
     mantissa = _MANTISSA[mine.dtype]
     low = (1 << (width - 1)) - 1  # without the sign

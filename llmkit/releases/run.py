@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.checkpoint.manifest import new_manifest
 from llmkit.errors import InputError
 from llmkit.formats.torch_pickle import looks_like
+from llmkit.lazy_imports import np
 from llmkit.pipeline.commit import Partial
 from llmkit.pipeline.hashing import hash_range, new_hasher
 from llmkit.pipeline.pool import default_workers
@@ -171,8 +172,6 @@ def _decoded_chunks(
     coded: Coded, hasher: ThreadPoolExecutor
 ) -> Iterator[tuple[memoryview, Callable[[Future[None]], None]]]:
     """The decoded file in chunks, each with a function that takes the work to end before its memory is reused."""
-    import numpy as np
-
     ring = [memoryview(bytearray(CHUNK_NBYTES)) for _ in range(_RING)]
     pending: list[Future[None] | None] = [None] * _RING
     pad = memoryview(bytearray(CHUNK_NBYTES))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 
 def constant(tensor: torch.Tensor) -> Lazy:
@@ -22,8 +19,6 @@ def constant_of(values: Sequence[float], dtype: DType, shape: tuple[int, ...]) -
     """A few numbers as a tensor; made without torch, and part of the digest."""
 
     def fn() -> torch.Tensor:
-        import torch
-
         return torch.tensor(list(values), dtype=dtype.torch).view(shape)
 
     attrs = {"values": list(values)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Context, Lazy, Read, Rows
 from llmkit.tensors.slices import common_slices, load_rows
 
@@ -46,6 +47,4 @@ def _place(node: Read) -> tuple[object, ...]:
 def _has_equal_rows(a: Lazy, b: Lazy, rows: Rows) -> bool:
     if a.node.is_moved and b.node.is_moved and a.dtype is b.dtype:  # opening a checkpoint needs no torch
         return Context().row_bytes(a, rows) == Context().row_bytes(b, rows)
-    import torch
-
     return torch.equal(load_rows(a, rows).float(), load_rows(b, rows).float())

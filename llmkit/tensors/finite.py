@@ -6,12 +6,8 @@ are counted and named instead.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llmkit.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 
 def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = "", what: str = "weights") -> None:
@@ -26,8 +22,6 @@ def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = ""
     Raises:
         InputError: one of `numbers` is NaN or infinite.
     """
-    import torch
-
     if all(bool(torch.isfinite(x).all()) for x in numbers):
         return
     whose = f"{name}: " if name else ""

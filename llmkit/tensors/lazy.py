@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from llmkit.lazy_imports import torch
 from llmkit.tensors.source import SourceFile, bytes_of
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 Rows = tuple[int, int]
 Bytes = bytes | bytearray | memoryview

@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Bytes, Context, Lazy, Node, Rows
 from llmkit.tensors.source import bytes_of, tensor_of
 from llmkit.tensors.spec import TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Moved(Apply):

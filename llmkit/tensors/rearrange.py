@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.moving import Concat, Gather, Moved
 from llmkit.tensors.source import bytes_of, tensor_of
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 Run = tuple[int, int, int]
 
@@ -105,8 +102,6 @@ def zeros(spec: TensorSpec) -> Lazy:
     """A tensor of zeros; computed whole."""
 
     def fn() -> torch.Tensor:
-        import torch
-
         return torch.zeros(spec.shape, dtype=spec.dtype.torch)
 
     return Apply("zeros", [], spec, fn, row_step=None).output()
@@ -122,8 +117,6 @@ def placed(lazy: Lazy, shape: tuple[int, int], places: Sequence[tuple[Sequence[i
     spec = TensorSpec(lazy.dtype, shape)
 
     def fn(x: torch.Tensor) -> torch.Tensor:
-        import torch
-
         out = torch.zeros(shape, dtype=x.dtype)
         done = 0
         for rows, column in places:

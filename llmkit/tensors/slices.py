@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from math import lcm
-from typing import TYPE_CHECKING
 
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Context, Lazy, Rows
-
-if TYPE_CHECKING:
-    import torch
 
 
 def common_slices(a: Lazy, b: Lazy, slice_nbytes: int) -> list[Rows]:

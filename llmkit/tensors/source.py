@@ -6,13 +6,10 @@ import os
 import threading
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.spec import TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 
 class SourceFile:
@@ -74,8 +71,6 @@ class SourceFile:
 
     def read_tensor(self, offset: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
         """A new tensor [numel] of the elements stored from byte `offset`."""
-        import torch
-
         flat = torch.empty(numel, dtype=dtype)
         if numel:
             self.fill(flat.view(torch.uint8).numpy().data, offset)
@@ -126,16 +121,12 @@ class SourceFile:
 
 def bytes_of(data: torch.Tensor) -> memoryview:
     """The bytes of a CPU tensor of any dtype and shape, in row-major order; without a copy where it is contiguous."""
-    import torch
-
     flat = data.contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def tensor_of(data: bytes | bytearray | memoryview, spec: TensorSpec) -> torch.Tensor:
     """Bytes in row-major order as a CPU tensor; without a copy where they may be written to."""
-    import torch
-
     if not len(data):
         return torch.empty(spec.shape, dtype=spec.dtype.torch)
     view = memoryview(data)

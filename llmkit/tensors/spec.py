@@ -9,6 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError, suggestion
+from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
     from torch import dtype as TorchDtype
@@ -63,8 +64,6 @@ class DType(Enum):
     @property
     def torch(self) -> TorchDtype:
         """The torch dtype (imports torch)."""
-        import torch
-
         dtype: TorchDtype = getattr(torch, self.torch_name)
         return dtype
 

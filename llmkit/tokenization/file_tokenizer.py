@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from llmkit.lazy_imports import torch
 from llmkit.tokenization.file_codecs import Codec
 
 _NO_LIMIT = int(1e30)  # what transformers says of a tokenizer that knows no longest text
@@ -103,8 +104,6 @@ class FileTokenizer:
         if not return_attention_mask:
             del encoding["attention_mask"]
         if return_tensors is not None:
-            import torch
-
             return {name: torch.tensor(value) for name, value in encoding.items()}
         return {name: value[0] for name, value in encoding.items()} if single else encoding
 

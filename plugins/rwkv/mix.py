@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
+if TYPE_CHECKING:
     from llmkit.architecture.hooks import Layer, Weights
     from llmkit.decoder.kv import Cache
 
@@ -21,8 +21,6 @@ SMALLEST = -1e38  # the largest exponent before the first token
 
 def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
     """The layer of the torch decoder: (x [B, S, hidden], positions' table, cache) -> x."""
-    import torch
-
     from llmkit.decoder.linear import linear
     from llmkit.decoder.norms import build_norm
 
@@ -62,16 +60,12 @@ def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
 
 def _earlier(real: torch.Tensor) -> torch.Tensor:
     """[B, S + 1]: the token before each one and before what comes next, counted from 1; 0 for the past's last one."""
-    import torch
-
     count = torch.arange(1, real.shape[1] + 1, device=real.device)
     return torch.nn.functional.pad((real * count).cummax(-1).values, (1, 0))
 
 
 def _shifted(y: torch.Tensor, last: torch.Tensor, earlier: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     """The token before each one, and the last one; `last` [B, hidden] is the past's."""
-    import torch
-
     extended = torch.cat([last[:, None].to(y.dtype), y], 1)
     shifted = extended if earlier is None else extended.take_along_dim(earlier[..., None], 1)
     return shifted[:, :-1], shifted[:, -1:]
@@ -86,8 +80,6 @@ def _weighted_mean(
     real: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean of values weighted by exp(key), decaying with distance; token by token, exponents kept below zero."""
-    import torch
-
     above, below, largest = state.unbind(1)
     out = torch.empty_like(k)
     for t in range(k.shape[1]):

@@ -19,7 +19,7 @@ PLUGINS = ROOT / "plugins"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Floors from the ground up; a module may import its own floor and those below.
 FLOORS = [
-    ["errors", "version"],
+    ["errors", "lazy_imports", "version"],
     ["entry_points"],
     ["tensors"],
     ["formats"],

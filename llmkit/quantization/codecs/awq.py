@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import SpecError, listing
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import Specs, need
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
@@ -25,9 +26,6 @@ from llmkit.quantization.words import codes_of, cut, zero_points
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import take_columns, transpose
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["CODEC", "Awq"]
 
@@ -168,8 +166,6 @@ def _gemv_fast(words: Lazy, scales: Lazy, zeros: Lazy, entry: Mapping[str, Any])
     grid, n_groups = _padded_grid(n_in, scales.shape[0] // 8, entry)
 
     def fn(stored: torch.Tensor) -> torch.Tensor:
-        import torch
-
         numbers = unpack(stored.contiguous().view(torch.uint8), 4, 4 * n_in)  # 256 for 64 columns of four rows
         rows = numbers.view(len(stored), -1, 4, 64).transpose(1, 2).reshape(n_out, -1, 4, 8)[..., list(_INVERSE)]
         return pack(rows.reshape(n_out, -1, 4, 4, 2).transpose(2, 3).reshape(n_out, n_in), 4)
@@ -195,16 +191,12 @@ def _padded_grid(n_in: int, n_words: int, entry: Mapping[str, Any]) -> tuple[Gri
 
 def _unpacked(words: torch.Tensor) -> torch.Tensor:
     """Words [rows, n / 8] as numbers, uint8 [n, rows]."""
-    import torch
-
     numbers = unpack(words.contiguous().view(torch.uint8), 4, 8 * words.shape[1])
     return numbers.view(len(words), -1, 8)[..., list(_INVERSE)].flatten(1).t().contiguous()
 
 
 def _packed(numbers: torch.Tensor) -> torch.Tensor:
     """Numbers, uint8 [n, rows], as words [rows, n / 8]."""
-    import torch
-
     words = numbers.t().reshape(numbers.shape[1], -1, 8)[..., list(_ORDER)]
     return pack(words.flatten(1), 4).view(torch.int32)
 

@@ -27,10 +27,11 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need, small
 from llmkit.quantization.codecs.nested_scales import NestedScales, nested_scales, parts_of_scales
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
@@ -40,9 +41,6 @@ from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["CODEC", "NESTED", "BitsAndBytes", "BitsAndBytesNested"]
 
@@ -256,8 +254,6 @@ def _state_of(entry: Mapping[str, Any], offset: Lazy | None) -> Lazy:
     spec = TensorSpec(DType.U8, (len(text(0.0)) + _MOST_DIGITS,))
 
     def fn(number: torch.Tensor) -> torch.Tensor:
-        import torch
-
         return torch.tensor(list(text(float(number)).ljust(spec.numel)), dtype=torch.uint8)
 
     return Apply("state", [offset], spec, fn, dict(entry), row_step=None, input_rows=[0], output_rows=[0]).output()

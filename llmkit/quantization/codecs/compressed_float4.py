@@ -13,18 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import RequirementError, SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import REMEDY, need
 from llmkit.quantization.float8 import powers_of_two
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.points import MXFP4
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["FLOAT4_FORMATS", "Float4", "read_float4"]
 

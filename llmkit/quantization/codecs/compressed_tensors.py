@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from llmkit.errors import InputError, RequirementError, SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
 from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
 from llmkit.quantization.codecs.compressed_groups import (
@@ -45,9 +46,6 @@ from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["CODEC", "CompressedTensors"]
 

@@ -6,11 +6,12 @@ Blocks are made floats by `gguf.quants`, so that the bits are those of the gguf 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.formats.gguf_header import GgufFile, GgufTensor
 from llmkit.formats.gguf_types import TYPE_BY_NAME, GgufType
+from llmkit.lazy_imports import np, torch
 from llmkit.quantization.codec import Codec
 from llmkit.quantization.codecs.gguf_grids import GRIDS
 from llmkit.quantization.codecs.gguf_rounding import rounded
@@ -21,9 +22,6 @@ from llmkit.quantization.points import Points
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["CODEC", "DEQUANTIZE", "QUANTIZE", "GgufBlocks", "kept", "quantized", "stored_tensor"]
 
@@ -137,8 +135,6 @@ def _blocks(matrix: QuantizedMatrix, kind_name: str) -> Lazy:
     shift = 0 if matrix.offsets is not None else (1 << grid.bits - 1) - matrix.grid.middle
 
     def fn(codes: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
-        import torch
-
         q = (unpack(codes, matrix.bits, n_in) + shift).view(-1, kind.block)
         spread = [part.to(torch.float16).repeat_interleave(n_blocks, dim=1).view(-1) for part in numbers]
         return grid.pack(q, spread).view(len(codes), -1)
@@ -151,8 +147,6 @@ def _is_half(numbers: Lazy) -> bool:
     """Whether all numbers are float16 ones."""
     if numbers.dtype is DType.F16:
         return True
-    import torch
-
     values = numbers.load().float()
     return bool(torch.equal(values.half().float(), values))
 
@@ -190,8 +184,6 @@ def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
 
 def _dequantize(kind: GgufType, shape: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
     def fn(raw: torch.Tensor) -> torch.Tensor:
-        import numpy as np
-        import torch
         from gguf import GGMLQuantizationType, quants
 
         rows = raw.view(-1, kind.row_nbytes(shape[-1])).numpy()
@@ -219,8 +211,6 @@ def quantized(lazy: Lazy, kind_name: str, name: str, importance: Lazy | None = N
     is_plain = kind_name in _PLAIN and (importance is None or grid.bits == 8)
 
     def fn(x: torch.Tensor, squares: torch.Tensor | None = None) -> torch.Tensor:
-        import torch
-
         if not is_plain:  # there one NaN is one of a scale
             require_finite(x, x.sum(-1, dtype=torch.float32), name=name)
         if squares is not None and not bool(torch.isfinite(squares.sum())):

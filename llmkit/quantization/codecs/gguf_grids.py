@@ -17,13 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codecs.gguf_points import Points
 from llmkit.tensors.spec import DType
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["GRIDS", "BlockGrid", "Field", "Plane", "Planes"]
 
@@ -71,8 +69,6 @@ class Planes:
 
     @staticmethod
     def _numbers(blocks: torch.Tensor, p: Plane) -> torch.Tensor:
-        import torch
-
         stored = blocks[..., p.start : p.start + p.nbytes]
         if p.width == 8:
             return stored ^ 0x80
@@ -100,14 +96,10 @@ class _SixBits:
         self._start = start
 
     def read(self, blocks: torch.Tensor) -> torch.Tensor:
-        import torch
-
         a, b, c = blocks[..., self._start : self._start + 12].split(4, -1)
         return torch.cat([a & 63, (c & 15) | ((a >> 6) << 4), b & 63, (c >> 4) | ((b >> 6) << 4)], -1)
 
     def write(self, blocks: torch.Tensor, numbers: torch.Tensor) -> None:
-        import torch
-
         s, s_more, t, t_more = numbers.split(4, -1)
         three = [s | ((s_more >> 4) << 6), t | ((t_more >> 4) << 6), (s_more & 15) | ((t_more & 15) << 4)]
         blocks[..., self._start : self._start + 12] = torch.cat(three, -1)
@@ -168,8 +160,6 @@ class BlockGrid:
 
     def scales(self, blocks: torch.Tensor) -> torch.Tensor:
         """The scales [..., groups] of blocks [..., nbytes], in `scale_dtype`."""
-        import torch
-
         if self.has_power:
             exponents = blocks[..., self.d : self.d + 1].int() - 128
             return torch.ldexp(torch.ones(exponents.shape), exponents)
@@ -196,8 +186,6 @@ class BlockGrid:
             halves: d, and e for types with minima; float16 [blocks].
             integers: as stored (s + centre, then t), uint8 [blocks, n], for types that have them.
         """
-        import torch
-
         shape = len(codes), self.nbytes
         is_by_rows = codes.is_contiguous()
         blocks = torch.zeros(shape if is_by_rows else shape[::-1], dtype=torch.uint8)
@@ -212,8 +200,6 @@ class BlockGrid:
 
 def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
     """The float16 at a byte of each block, [..., 1]."""
-    import torch
-
     return blocks[..., start : start + 2].contiguous().view(torch.float16)
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from llmkit.lazy_imports import torch
 
 __all__ = ["Points"]
 
@@ -30,8 +28,6 @@ class Points:
 
     def nearest_(self, x: torch.Tensor) -> torch.Tensor:
         """The nearest points to float32 numbers, contiguous, in their place."""
-        import torch
-
         if self.table is None:
             return x.round_().clamp_(self.lowest, self.highest)
         places = x.mul_(2).add_(256).clamp_(0, 511).int()
@@ -40,8 +36,6 @@ class Points:
 
     def codes(self, points: torch.Tensor) -> torch.Tensor:
         """Which code stands for each of float32 `points`, as uint8."""
-        import torch
-
         if self.table is None:
             return (points - self.lowest).to(torch.uint8)
         places = (points + 128).int()
@@ -50,15 +44,11 @@ class Points:
     @cached_property
     def _codes_of_values(self) -> torch.Tensor:
         """The code of each point, by the point + 128."""
-        import torch
-
         return torch.bucketize(torch.arange(-128.0, 128), torch.tensor(self.table)).to(torch.uint8)
 
     @cached_property
     def _values_of_halves(self) -> torch.Tensor:
         """The nearest point to each of the numbers -128, -127.5, …, 127.5 and up to half above it."""
-        import torch
-
         table = torch.tensor(self.table, dtype=torch.float32)
         middles = (table[1:] + table[:-1]) / 2
         return table[torch.bucketize(torch.arange(-128, 128, 0.5) + 0.25, middles)]

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codecs.gguf_search import Blocks
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.quantization.codecs.gguf_grids import BlockGrid
 
 __all__ = ["rounded"]
@@ -34,8 +33,6 @@ def rounded(weight: torch.Tensor, grid: BlockGrid) -> Iterator[Blocks]:
 
 def _round_signed(x: torch.Tensor, half: int) -> tuple[torch.Tensor, ...]:
     """Codes and d of blocks [blocks, weights]."""
-    import torch
-
     d = torch.maximum(x.amax(-1).abs_(), x.amin(-1).abs_()) / (half - 1)
     scaled = x * _inverse(d)
     q = (scaled * 2).trunc_().sub_(scaled.trunc_())
@@ -44,8 +41,6 @@ def _round_signed(x: torch.Tensor, half: int) -> tuple[torch.Tensor, ...]:
 
 def _round_centred(x: torch.Tensor, half: int) -> tuple[torch.Tensor, ...]:
     """Likewise."""
-    import torch
-
     high, low = x.amax(-1), x.amin(-1)
     extreme = torch.where(high > -low, high, low)
     both = (high == -low).nonzero().view(-1)  # the first of them is divided by
@@ -57,8 +52,6 @@ def _round_centred(x: torch.Tensor, half: int) -> tuple[torch.Tensor, ...]:
 
 def _round_between(x: torch.Tensor, half: int) -> tuple[torch.Tensor, ...]:
     """Likewise, and e."""
-    import torch
-
     high, low = x.amax(-1), x.amin(-1)
     d = (high - low) / (2 * half - 1)
     return (x - low.unsqueeze(-1)).mul_(_inverse(d)).add_(0.5).to(torch.uint8).clamp_(max=2 * half - 1), d, low

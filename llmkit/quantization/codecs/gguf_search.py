@@ -27,11 +27,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codecs.gguf_points import Points
 
 if TYPE_CHECKING:
-    import torch
-
     from llmkit.quantization.codecs.gguf_grids import BlockGrid
 
 __all__ = ["Blocks", "fitted"]
@@ -61,8 +60,6 @@ def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | Non
     Args:
         importance: the mean of x^2 of each input channel, float32 [in]; None: all count the same.
     """
-    import torch
-
     per_row = max(len(grid.points.ends_tried), 3) * weight.shape[-1] // grid.group  # scales tried
     n_rows = max(_N_TRIED // per_row, 1)  # whole ones, as importance is of a row
     v = _of_rows(importance, min(n_rows, len(weight)), grid) if importance is not None else None
@@ -90,8 +87,6 @@ def _of_rows(importance: torch.Tensor, n_rows: int, grid: BlockGrid) -> torch.Te
 
 def _of_sizes(x: torch.Tensor) -> torch.Tensor:
     """What weights [weights, groups, blocks] count where nothing was measured."""
-    import torch
-
     squares = x.square()
     mean = _sum(_sum(squares)) / (x.shape[0] * x.shape[1])
     return squares.div_(mean.clamp_(min=torch.finfo(torch.float32).tiny)).add_(1).sqrt_()
@@ -122,8 +117,6 @@ class _Fit:
 
     def solve(self, n_rounds: int) -> None:
         """All three steps, the last so often."""
-        import torch
-
         scale, minimum, curvature = self._minima() if self._grid.e is not None else self._scales()
         self.d, self.s = _shared(scale, curvature, self._grid.scale_steps)
         if self._grid.e is None:
@@ -142,8 +135,6 @@ class _Fit:
 
     def blocks(self) -> Blocks:
         """The blocks, with the points nearest to the weights."""
-        import torch
-
         points = self._points(self._x, _inverse(self.d * self.s), self.e * self.t)
         codes = self._grid.points.codes(points).transpose(0, 1).reshape(self._grid.block, -1).T
         if self._grid.integers is None:
@@ -158,8 +149,6 @@ class _Fit:
         self, x: torch.Tensor, inverse: torch.Tensor, offset: torch.Tensor, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The nearest points to (x + offset) * inverse, all [..., groups, blocks]."""
-        import torch
-
         if self._grid.e is not None:
             x = x + offset
         return self._grid.points.nearest_(torch.mul(x, inverse, out=out))
@@ -186,8 +175,6 @@ class _Fit:
 
     def _scales(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Step 1 without minima: the scale of each group, zeros, and how much the error grows with its square."""
-        import torch
-
         inverse = _inverses_tried(self._x, self._grid.points)
         sums = self._sums(inverse, inverse)
         scale, curvature = _best_scale(sums.qx, sums.qq)
@@ -218,8 +205,6 @@ class _Fit:
 
     def _try_integers(self, steps: Points) -> None:
         """Step 3: the integers beside those of each group."""
-        import torch
-
         now, minima = self._now, self._grid.minimum_steps
         s = torch.stack([self.s + more for more in ((0, -1, 1) if minima is not None else (-1, 1))])
         scale = self.d * s.clamp_(steps.lowest, steps.highest)
@@ -237,8 +222,6 @@ class _Fit:
 
     def _refit(self) -> None:
         """Step 3: d and e again, where this lessens the error of the block."""
-        import torch
-
         s, t, sums = self.s, self.t, self._now
         aa, ax = _sum(s * s * sums.qq), _sum(s * sums.qx)
         if self._grid.e is None:
@@ -264,8 +247,6 @@ def _inverse(scale: torch.Tensor) -> torch.Tensor:
 
 def _is_less(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """1.0 where a < b, else 0.0: what follows is vectorized, and ten times as fast as `where` with truth values."""
-    import torch
-
     return torch.lt(a, b, out=a.new_empty(0))
 
 
@@ -274,8 +255,6 @@ def _picked(errors: Iterable[torch.Tensor], *parts: Iterable[torch.Tensor]) -> l
 
     `argmin` and `gather`, which are not vectorized over these axes, would take a third of all the time.
     """
-    import torch
-
     (least, *others), (first, *candidates) = errors, zip(*parts, strict=True)
     found = [number.clone() for number in first]
     for error, candidate in zip(others, candidates, strict=True):
@@ -288,8 +267,6 @@ def _picked(errors: Iterable[torch.Tensor], *parts: Iterable[torch.Tensor]) -> l
 
 def _multiples(x: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
     """Numbers [...] times each of some factors, [factors, ...]."""
-    import torch
-
     return x * torch.tensor(factors).view(-1, *[1] * x.dim())
 
 
@@ -314,8 +291,6 @@ def _shared(scale: torch.Tensor, curvature: torch.Tensor, steps: Points | None) 
         curvature: how much the squared distance of each counts.
         steps: the values of s; None: the scale is d itself.
     """
-    import torch
-
     if steps is None:
         return _half(scale[0]), torch.ones_like(scale)
     s = steps.nearest_(scale.unsqueeze(1) * _inverses_tried(scale, steps))
@@ -326,8 +301,6 @@ def _shared(scale: torch.Tensor, curvature: torch.Tensor, steps: Points | None) 
 
 def _half(x: torch.Tensor) -> torch.Tensor:
     """Rounded to float16; 0 for 0 / 0."""
-    import torch
-
     return x.half().float().nan_to_num_(0, torch.inf, -torch.inf)
 
 

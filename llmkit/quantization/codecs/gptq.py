@@ -18,9 +18,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import InputError, SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import Specs, need
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
@@ -30,9 +31,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.version import __version__
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["CODEC", "CODEC_V2", "Gptq", "GptqV2"]
 
@@ -216,8 +214,6 @@ def _neighbours(n_in: int, group: int) -> Lazy:
     """`g_idx` of groups of neighbouring columns."""
 
     def fn() -> torch.Tensor:
-        import torch
-
         return (torch.arange(n_in) // group).int()
 
     attrs = {"columns": n_in, "group": group}

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import RequirementError, SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need, small
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.packing import n_bytes, pack
@@ -26,9 +27,6 @@ from llmkit.quantization.words import cut
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["CODEC", "HalfQuadratic"]
 
@@ -93,8 +91,6 @@ def _weight(parts: Mapping[str, Lazy]) -> Restorable:
     rows, columns = (n_out, n_in) if is_plain else (n_groups, size)
 
     def codes_of(words: torch.Tensor) -> torch.Tensor:
-        import torch
-
         shifts = range(bits * (per_word - 1), -1, -bits)
         codes = torch.cat([((words >> shift) & ((1 << bits) - 1)).to(torch.uint8) for shift in shifts])[:n_rows]
         ordered = codes if axis == 1 else codes.t()

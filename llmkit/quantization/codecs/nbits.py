@@ -17,18 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import Codec
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack, width
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import take_columns, viewed
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["CODEC", "NBits"]
 
@@ -133,8 +131,6 @@ def _of_integers(matrix: QuantizedMatrix) -> QuantizedMatrix | None:
         return None
 
     def fn(codes: torch.Tensor) -> torch.Tensor:
-        import torch
-
         numbers = torch.tensor([int(x) + 128 for x in values], dtype=torch.uint8)
         found: torch.Tensor = numbers[unpack(codes, bits, k).int()]
         return found
@@ -162,8 +158,6 @@ def _blocks(matrix: QuantizedMatrix) -> Lazy:
         return viewed(matrix.codes, DType.U8, spec.shape)
 
     def fn(codes: torch.Tensor) -> torch.Tensor:
-        import torch
-
         q = torch.nn.functional.pad(unpack(codes, bits, k) + steps, (0, n_codes - k), value=middle)
         return pack(q, bits).view(len(codes), *spec.shape[1:])
 

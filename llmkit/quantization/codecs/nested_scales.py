@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
+from llmkit.lazy_imports import torch
 from llmkit.quantization.words import cut
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 _SIZE = 256
 
@@ -77,8 +74,6 @@ def nested_scales(scales: Lazy) -> Lazy:
     specs = [TensorSpec(DType.U8, (n,)), TensorSpec(DType.F32, (-(-n // _SIZE),)), TensorSpec(DType.F32, (1,))]
 
     def fn(flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        import torch
-
         offset = flat.mean()
         missing = -n % _SIZE
         blocks = torch.nn.functional.pad(flat - offset, (0, missing)).view(-1, _SIZE)
@@ -97,8 +92,6 @@ def nested_scales(scales: Lazy) -> Lazy:
 @cache
 def dynamic_map() -> tuple[float, ...]:
     """The table of the library, in rising order."""
-    import torch
-
     found = [0.0, 1.0]
     for i in range(7):
         ends = torch.linspace(0.1, 1, 2**i + 1)

@@ -18,17 +18,14 @@ Source: Lin et al. 2023, arXiv:2306.00978; casper-hansen/AutoAWQ (awq/quantize/q
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import BlockWeight, ScalingMethod
 from llmkit.quantization.methods.gptq import GPTQ
 from llmkit.quantization.methods.mse import LeastSquares
 from llmkit.quantization.search import searched_scales
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["AWQ", "METHOD", "WITH_GPTQ", "AWQThenGPTQ"]
 
@@ -40,8 +37,6 @@ class _Scaled(ScalingMethod):
     """The scale, whatever rounds the weights afterwards."""
 
     def input_scales(self, weights: Sequence[BlockWeight], source: torch.Tensor) -> torch.Tensor:
-        import torch
-
         known = weights[0].statistics
         if known is None or known.second_moments is None:
             raise InputError("AWQ needs the second moments of the inputs", hint="--calibration FILE measures them")
@@ -98,8 +93,6 @@ class _Trial:
     def __init__(
         self, weights: Sequence[torch.Tensor], grid: Grid, scale_dtype: torch.dtype, moments: torch.Tensor
     ) -> None:
-        import torch
-
         whole = torch.cat(list(weights))
         self._rows = whole[:: -(-len(whole) // _N_ROWS)].float()
         self._share = len(self._rows) / len(whole)
@@ -109,8 +102,6 @@ class _Trial:
 
     def _grouped(self, values: torch.Tensor) -> torch.Tensor:
         """[…, in] as [rows, groups, size]; what the last group lacks is 0."""
-        import torch
-
         missing = self._shape[0] * self._shape[1] - values.shape[-1]
         return torch.nn.functional.pad(values, (0, missing)).view(-1, *self._shape)
 
@@ -137,8 +128,6 @@ class _Trial:
 
 def _of_outputs(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """The mean over the columns that each output makes, of values [in]."""
-    import torch
-
     n = int(source.max()) + 1
     sums, counts = torch.zeros((2, n)).unbind()
     return sums.index_add_(0, source, values) / counts.index_add_(0, source, torch.ones_like(values))

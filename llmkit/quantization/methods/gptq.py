@@ -22,17 +22,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Method, QuantizedRows
 from llmkit.quantization.methods.rtn import quantized_rows, to_points
 from llmkit.quantization.search import searched_scales
 from llmkit.quantization.statistics import Statistics
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["GPTQ", "METHOD"]
 
@@ -68,8 +66,6 @@ class GPTQ(Method):
     def quantize(
         self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None = None
     ) -> QuantizedRows:
-        import torch
-
         if statistics is None or statistics.second_moments is None:
             raise InputError("GPTQ needs the second moments of the inputs", hint="--calibration FILE measures them")
         n_out, n_in = weight.shape
@@ -106,8 +102,6 @@ class _Grids:
     """The scales [groups, out] of a matrix, and its zero points as points, int8; None on a symmetric grid."""
 
     def __init__(self, n_out: int, n_in: int, grid: Grid, scale_dtype: torch.dtype) -> None:
-        import torch
-
         self.grid, self._size = grid, grid.group_size or n_in
         shape = grid.n_groups(n_in), n_out
         self.scales = torch.ones(shape, dtype=scale_dtype)
@@ -120,8 +114,6 @@ class _Grids:
 
     def search(self, first: int, columns: torch.Tensor, importance: torch.Tensor | None) -> None:
         """Those with the least error for columns [n, out] of groups from `first` on, weighted by importance [n]."""
-        import torch
-
         missing = -len(columns) % self._size
         rows = torch.nn.functional.pad(columns.T, (0, missing)).view(columns.shape[1], -1, self._size)
         if importance is not None:
@@ -139,8 +131,6 @@ def _factors(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     Returns:
         The upper one of the inverse, the lower one of themselves, and the share of the mean diagonal that was added.
     """
-    import torch
-
     diagonal = moments.diagonal()
     mean = float(diagonal.mean())
     if mean <= 0:
@@ -177,8 +167,6 @@ def _rounded(
         groups: [in], the group of each column.
         begin: searches the grid of a group when its first column is reached; None where that is done.
     """
-    import torch
-
     n_in, size = len(columns), grids.grid.group_size or len(columns)
     q_min, q_max = -grids.grid.middle, grids.grid.middle - 1
     q = torch.empty(columns.shape, dtype=torch.int8)

@@ -15,14 +15,10 @@ Source: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Lear
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.rtn import RoundToNearest, scales_and_zeros
 from llmkit.quantization.statistics import Statistics
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["METHOD", "HalfQuadratic", "half_quadratic_zeros"]
 
@@ -40,8 +36,6 @@ class HalfQuadratic(RoundToNearest):
     def scales(
         self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        import torch
-
         scales, zeros = scales_and_zeros(weight, grid, scale_dtype)
         if zeros is None:
             return scales, None
@@ -56,8 +50,6 @@ def half_quadratic_zeros(weight: torch.Tensor, scales: torch.Tensor, zeros: torc
         weight: float32 [out, groups, size].
         scales, zeros: float32 [out, groups], where to begin; zeros as points.
     """
-    import torch
-
     q_min, q_max = -grid.middle, grid.middle - 1
     scale, zero = scales.unsqueeze(-1), zeros.unsqueeze(-1)
     steps = weight / scale

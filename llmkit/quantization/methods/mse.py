@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.rtn import RoundToNearest
 from llmkit.quantization.search import importance_of, searched_scales
 from llmkit.quantization.statistics import Statistics
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["METHOD", "LeastSquares"]
 

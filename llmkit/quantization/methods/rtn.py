@@ -17,16 +17,13 @@ Source: compressed_tensors/quantization/utils/helpers.py and quantization/lifecy
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.method import Method, QuantizedRows
 from llmkit.quantization.packing import n_bytes, pack, pack_into, width
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.finite import require_finite
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["METHOD", "NARROW", "RoundToNearest", "quantized_rows", "scales_and_zeros", "to_codes"]
 
@@ -48,8 +45,6 @@ class RoundToNearest(Method):
     def quantize(
         self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None = None
     ) -> QuantizedRows:
-        import torch
-
         n_out, n_in = weight.shape
         n_groups = grid.n_groups(n_in)
         codes = torch.empty((n_out, n_bytes(n_in, grid.bits)), dtype=torch.uint8)
@@ -89,8 +84,6 @@ def scales_and_zeros(
     Raises:
         InputError: a group holds NaN or an infinity, or reaches beyond the dtype of its scale.
     """
-    import torch
-
     q_min, n_steps = -grid.middle, 2 * grid.middle - 1
     low = weight.amin(-1).clamp_(max=0)
     high = weight.amax(-1).clamp_(min=0)
@@ -114,8 +107,6 @@ class _Block:
     """Rows at work: memory that is used again for every block (fresh pages would cost as much as the arithmetic)."""
 
     def __init__(self, n_rows: int, n_in: int, grid: Grid, dtype: torch.dtype) -> None:
-        import torch
-
         n_groups, group = grid.n_groups(n_in), grid.group_size or n_in
         shape = (n_rows, n_groups, group)
         self._grid, self._n_in, self._missing = grid, n_in, n_groups * group - n_in
@@ -135,8 +126,6 @@ class _Block:
 
     def round(self, scale: torch.Tensor, zero: torch.Tensor | None) -> None:
         """Find the grid points `q` nearest to the weights."""
-        import torch
-
         middle, points = self._grid.middle, self._grid.points
         torch.div(self.weight, scale.float().unsqueeze(-1), out=self.steps)
         if points is not None:
@@ -150,8 +139,6 @@ class _Block:
 
     def error(self, scale: torch.Tensor, zero: torch.Tensor | None) -> tuple[float, float]:
         """Squared error of the weights as they will be read, and their squared norm."""
-        import torch
-
         if zero is not None:
             self.steps.sub_(zero.unsqueeze(-1))
         restored = self.steps.mul_(scale.float().unsqueeze(-1))
@@ -170,15 +157,11 @@ class _Block:
 
 def to_codes(q: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Grid points (int8) as codes (uint8)."""
-    import torch
-
     return (q.contiguous().view(torch.uint8) + grid.middle) & (2 * grid.middle - 1)
 
 
 def to_points(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Codes (uint8) as `to_codes` takes them (int8)."""
-    import torch
-
     return (codes - grid.middle).view(torch.int8)
 
 
@@ -198,8 +181,6 @@ def quantized_rows(
         scales, zeros: [out, groups]; zeros as points, int8.
         order, note: of `QuantizedRows`.
     """
-    import torch
-
     n_in = weight.shape[1]
     group = order.long() if order is not None else torch.arange(n_in) // (grid.group_size or n_in)
     offset = 0 if zeros is None else zeros.float()[:, group]

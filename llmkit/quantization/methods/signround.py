@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import about
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.method import BlockError, BlockMethod, BlockWeight, QuantizedRows
@@ -27,9 +28,6 @@ from llmkit.quantization.methods.mse import LeastSquares
 from llmkit.quantization.methods.rtn import quantized_rows
 from llmkit.quantization.search import importance_of, searched_scales
 from llmkit.tensors.finite import require_finite
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["METHOD", "SignRound"]
 
@@ -104,8 +102,6 @@ class _Learned:
     """What is learnt for one weight: v [out, groups, size] and the factors of ends [out, groups], float32."""
 
     def __init__(self, given: BlockWeight) -> None:
-        import torch
-
         self._original, self._grid, self._scale_dtype = given.weight, given.grid, given.scale_dtype
         n_out, n_in = given.weight.shape
         n_groups, size = given.grid.n_groups(n_in), given.grid.group_size or n_in
@@ -131,8 +127,6 @@ class _Learned:
 
     def _points(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Weights in steps [rows, groups, size], the points beside zero that they are rounded to, those unclipped."""
-        import torch
-
         zero = self._zero[rows].unsqueeze(-1)
         steps = self._weight[rows] / self._scale[rows].float().unsqueeze(-1)
         unclipped = (steps + self._v[rows]).round_()
@@ -140,8 +134,6 @@ class _Learned:
 
     def restored(self) -> torch.Tensor:
         """The weight [out, in] of this iterate, float32."""
-        import torch
-
         made = torch.empty_like(self._weight)
         for rows in self._blocks():
             made[rows] = self._points(rows)[1].mul_(self._scale[rows].float().unsqueeze(-1))
@@ -149,8 +141,6 @@ class _Learned:
 
     def keep(self) -> None:
         """Remember this iterate as the best one."""
-        import torch
-
         q = torch.empty(self._weight.shape, dtype=torch.int8)
         for rows in self._blocks():
             offset = self._zero[rows].unsqueeze(-1) - self._grid.middle
@@ -159,8 +149,6 @@ class _Learned:
 
     def step(self, gradient: torch.Tensor, rate: float) -> None:
         """Move against the sign of the gradient of the error by `restored` [out, in]."""
-        import torch
-
         missing = self._weight[0].numel() - gradient.shape[1]
         whole = torch.nn.functional.pad(gradient, (0, missing)).view_as(self._weight)
         by_low, by_high = torch.empty_like(self._low), torch.empty_like(self._high)

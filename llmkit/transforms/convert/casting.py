@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llmkit.lazy_imports import torch
 from llmkit.tensors.finite import count_not_finite
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
-
-if TYPE_CHECKING:
-    import torch
 
 CAST_DTYPES = (DType.F32, DType.F16, DType.BF16)
 _LARGEST = {DType.F64: 1.7976931348623157e308, DType.F32: 3.4028234663852886e38, DType.BF16: 3.3895313892515355e38,

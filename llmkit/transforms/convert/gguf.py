@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
@@ -26,6 +26,7 @@ from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_mixes import MIXES, Sizes, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
+from llmkit.lazy_imports import torch
 from llmkit.quantization.codecs.gguf import kept, quantized
 from llmkit.quantization.matrix import is_dequantized
 from llmkit.tensors.lazy import Apply, Lazy
@@ -35,9 +36,6 @@ from llmkit.tokenization.to_gguf import vocabulary_metadata
 from llmkit.transforms.convert.casting import Overflow, cast
 from llmkit.transforms.convert.gguf_recipe import source_names, types_by_recipe
 from llmkit.transforms.recipe import Recipe
-
-if TYPE_CHECKING:
-    import torch
 
 TYPE_NAMES = tuple(name.lower() for name in MIXES)
 _USUAL = {2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0"}
@@ -152,8 +150,6 @@ def _constants(model: Model) -> dict[str, Lazy]:
 
     def constant(values: list[float]) -> Lazy:
         def fn() -> torch.Tensor:
-            import torch
-
             return torch.tensor(values, dtype=torch.float32)
 
         return Apply(

@@ -7,16 +7,12 @@ integers in the order of the values, and their difference (modulo the word) give
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.delta.profiles import NewRows
-
-if TYPE_CHECKING:
-    import torch
 
 # Columns of a mean computed together: a multiple of every vector width, so the order of the sums, and with it the
 # bits, are those of the whole matrix, in a fraction of the memory.
@@ -78,8 +74,6 @@ def extended(base: Lazy, n_rows: int, new_rows: NewRows, dtype: DType) -> Lazy:
 
 def _mean_rows(base: Lazy, spec: TensorSpec) -> Lazy:
     def compute(weight: torch.Tensor) -> torch.Tensor:
-        import torch
-
         flat = weight.reshape(weight.shape[0], -1)
         starts = range(0, flat.shape[1], _MEAN_COLUMNS)
         mean = torch.cat([flat[:, i : i + _MEAN_COLUMNS].to(spec.dtype.torch).mean(dim=0) for i in starts])

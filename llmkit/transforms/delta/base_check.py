@@ -14,19 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm
-from typing import TYPE_CHECKING
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import MARKER_NAME
+from llmkit.lazy_imports import np, torch
 from llmkit.tensors.lazy import Context, Lazy, Read
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.base_identity import identity_findings
 from llmkit.transforms.delta.base_structure import Finding
 from llmkit.transforms.delta.detect import detect
 from llmkit.transforms.delta.profiles import Profile, Rule, find_profile
-
-if TYPE_CHECKING:
-    import torch
 
 # Sampling: matrices spread over the model, a few blocks of rows of each, and every norm weight.
 MATRICES, BLOCKS, BLOCK_NUMEL, VECTORS = 16, 4, 2**15, 512
@@ -66,8 +63,6 @@ def check_base(base: Checkpoint, delta: Checkpoint, *, profile: str | None = Non
 
 def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measurement:
     """Sample the tensors that the profile adds, and compute the figures."""
-    import torch
-
     measurement = Measurement(_Sums(), _Sums())
     with torch.inference_mode():
         for name, of_base, of_delta in _pairs(base, delta, profile):
@@ -82,8 +77,6 @@ def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measuremen
 
 def bf16_share(ckpt: Checkpoint) -> float | None:
     """The share of sampled float16 weights whose three lowest bits are zero; None with too few to tell."""
-    import numpy as np
-
     matrices = [
         (name, lazy.node)
         for name, lazy in ckpt.tensors.items()
@@ -224,8 +217,6 @@ class _Sums:
     @staticmethod
     def _grid(b: torch.Tensor, d: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
         """The narrowest type that most sums are in: a float32 delta may be one of half-precision weights."""
-        import torch
-
         n = int(exact.sum())
         if dtype != torch.float32 or not n:
             return dtype

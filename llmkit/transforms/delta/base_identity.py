@@ -8,6 +8,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import load_manifest, node_of
 from llmkit.errors import InputError, listing
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.transforms.delta.base_structure import Finding
 from llmkit.transforms.delta.marker import Marker
@@ -45,7 +46,6 @@ def _base_read(manifest: Mapping[str, Any], reference: Any) -> dict[str, Any] | 
 
 def identity_findings(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
     """Compare small tensors of `base`, and some large ones, with the recorded hashes."""
-    import torch
     from xxhash import xxh3_128
 
     recorded = recorded_hashes(delta)

@@ -10,16 +10,14 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Lazy
 from llmkit.transforms.delta.base_structure import Finding
 from llmkit.transforms.delta.detect import model_sum
 from llmkit.transforms.delta.profiles import is_buffer
-
-if TYPE_CHECKING:
-    import torch
 
 # Alpaca 7B: the sum its script asserts, and the number of its weights (vocabulary of 32,001).
 _ALPACA_SUM, _ALPACA_NUMEL = 50637.1836, 6_738_423_808

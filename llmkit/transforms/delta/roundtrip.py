@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.slices import common_slices, load_rows
 from llmkit.transforms.delta.arithmetic import ordinal, ulp_dtype
@@ -68,8 +69,6 @@ def measure_round_trip(tuned: Checkpoint, back: Checkpoint) -> RoundTrip:
 
 
 def _count(trip: RoundTrip, name: str, want: Lazy, got: Lazy, rows: tuple[int, int]) -> None:
-    import torch
-
     integers = ulp_dtype(want.dtype).torch
     x, y = (load_rows(lazy, rows) for lazy in (want, got))
     # Integers of the width: a distance beyond their range can only be too small by wrapping, so go one wider.

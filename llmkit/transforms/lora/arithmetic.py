@@ -17,17 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import lcm
-from typing import TYPE_CHECKING
 
 from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
 from llmkit.quantization.method import Observe
 from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
 from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 BLOCK_ROWS = 64
 _F32 = DType.F32
@@ -80,8 +77,6 @@ def add_low_rank(
         gram = Apply("gram", [right], gram_spec, lambda r: r @ r.T, row_step=None).output()
 
         def add(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-            import torch
-
             out: torch.Tensor = torch.empty(w.shape, dtype=dtype.torch)
             # |left @ right|^2 = tr(left' left right right'): known without a pass over the weight.
             change = (scale / divisor) ** 2 * float(((a.T @ a).double() * g.double()).sum())
@@ -117,8 +112,6 @@ def add_low_rank(
     def rescale(
         w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor, n: torch.Tensor | None = None
     ) -> torch.Tensor:
-        import torch
-
         def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
             moved = block + _rows_of(a, rows, b) * scale
             if n is not None:
@@ -188,8 +181,6 @@ def add_kronecker(
     height = second.shape[0]
 
     def fn(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        import torch
-
         def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
             return block + torch.kron(a[rows.start // height : rows.start // height + 1], b) * scale
 
@@ -271,8 +262,6 @@ class ColumnNorms(Node):
         self._block = None if step is None else lcm(step, BLOCK_ROWS)
 
     def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        import torch
-
         weight, left, right = self.inputs
         a, b = context.whole(left), context.whole(right)
         n = weight.shape[0]
@@ -297,8 +286,6 @@ class ColumnNorms(Node):
 
 def _filled(rows: torch.Tensor) -> torch.Tensor:
     """A block of rows, filled up with zeros."""
-    import torch
-
     missing = BLOCK_ROWS - rows.shape[0]
     return rows if missing == 0 else torch.nn.functional.pad(rows, (0, 0, 0, missing))
 
@@ -330,8 +317,6 @@ def _in_blocks(
     step: int = BLOCK_ROWS,
 ) -> torch.Tensor:
     """`one` on each block of rows in float32, cast once; measures the change."""
-    import torch
-
     out = torch.empty(w.shape, dtype=dtype.torch)
     change = norm = 0.0
     for start in range(0, w.shape[0], step):

@@ -23,19 +23,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError, listing, suggestion
 from llmkit.formats.adapter import Adapter
+from llmkit.lazy_imports import torch
 from llmkit.quantization.method import Observe
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora.peft_checkpoint import peft_checkpoint
-
-if TYPE_CHECKING:
-    import torch
 
 Method = Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -234,8 +232,6 @@ Pair = tuple["torch.Tensor", "torch.Tensor"]
 
 
 def _cat(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], shares: Sequence[float]) -> Pair:
-    import torch
-
     return torch.cat([x * f for x, f in zip(a, shares, strict=True)]), torch.cat(list(b), dim=1)
 
 
@@ -243,8 +239,6 @@ def _svd(
     a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], shares: Sequence[float], rank: int, observe: Observe | None
 ) -> Pair:
     """Through QR of the tall factors, so that the dense update is never formed; in float64."""
-    import torch
-
     stacked, wide = _cat(a, b, shares)
     q_b, r_b = torch.linalg.qr(wide.double())
     q_a, r_a = torch.linalg.qr(stacked.double().T)
@@ -267,8 +261,6 @@ def _elementwise(
     density: float,
     generator: Callable[[str, int], torch.Generator],
 ) -> Pair:
-    import torch
-
     roots = [math.sqrt(abs(f)) for f in shares]
     signed = [math.copysign(root, f) for root, f in zip(roots, shares, strict=True)]
     combined = []
@@ -289,8 +281,6 @@ def _elementwise(
 
 
 def _largest(x: torch.Tensor, density: float) -> torch.Tensor:
-    import torch
-
     if density >= 1:
         return x
     flat = x.reshape(-1)
@@ -301,8 +291,6 @@ def _largest(x: torch.Tensor, density: float) -> torch.Tensor:
 
 
 def _dropped(x: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
-    import torch
-
     if density >= 1:
         return x
     kept = torch.rand(x.shape, generator=generator) < density
@@ -311,7 +299,5 @@ def _dropped(x: torch.Tensor, density: float, generator: torch.Generator) -> tor
 
 def _generator(seed: int, path: str, side: str, i: int) -> torch.Generator:
     """Random numbers that depend on what is pruned, not on the order in which modules are computed."""
-    import torch
-
     digest = hashlib.sha256(f"{seed}:{path}:{side}:{i}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

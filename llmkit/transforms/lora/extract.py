@@ -13,21 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.embeddings import find_embeddings
 from llmkit.errors import InputError, RequirementError, SpecError, listing
+from llmkit.lazy_imports import torch
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose, zeros
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora.peft_checkpoint import peft_checkpoint
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -246,8 +244,6 @@ def _gram(base: Lazy, tuned: Lazy) -> tuple[torch.Tensor, torch.Tensor, bool]:
 
 
 def _rank(base: Lazy, tuned: Lazy, rank: int | None, energy: float | None) -> int:
-    import torch
-
     largest = min(base.shape)
     if rank is not None:
         return min(rank, largest)
@@ -262,8 +258,6 @@ def _factors(module: str, base: Lazy, tuned: Lazy, rank: int, observe: object) -
     specs = (TensorSpec(DType.F32, (rank, n_in)), TensorSpec(DType.F32, (n_out, rank)))
 
     def fn(w: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        import torch
-
         delta = t.double() - w.double()
         if not delta.sum().isfinite():
             raise InputError(

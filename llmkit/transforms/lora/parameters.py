@@ -15,18 +15,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_config import scaling_of
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.spec import TensorSpec
 from llmkit.transforms.lora.names import OTHER_BASE
-
-if TYPE_CHECKING:
-    import torch
 
 _WRAPPER = ".base_layer"
 # Leaves of the matrices that a stacked parameter holds, in the order of their rows.

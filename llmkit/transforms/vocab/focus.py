@@ -15,18 +15,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.bundle import read_tokenizer
 from llmkit.transforms.vocab.change import Change, RowMaker
 from llmkit.transforms.vocab.initial import Mixture, combined_rows, mean_of
 from llmkit.transforms.vocab.trim import read_corpus
-
-if TYPE_CHECKING:
-    import torch
 
 _WINDOW = 5
 _RANK = 128
@@ -81,8 +78,6 @@ class _Once:
 
 def _mixtures(change: Change, sentences: Sequence[Sequence[int]], seed: int) -> list[Mixture]:
     """For each new token, in order, the old ids that it is made of and their weights."""
-    import torch
-
     fallback = [mean_of(p) for p in change.parts]
     pairs = _cooccurrences(sentences)
     seen = sorted({i for i, _ in pairs})
@@ -121,8 +116,6 @@ def _cooccurrences(sentences: Sequence[Sequence[int]]) -> Pairs:
 
 def _vectors(pairs: Pairs, seen: Sequence[int], seed: int) -> torch.Tensor:
     """Unit vectors of the tokens seen, [n, rank]: U sqrt(S) of the positive PMI by randomized subspace iteration."""
-    import torch
-
     n = len(seen)
     position = {token: row for row, token in enumerate(seen)}
     index = torch.tensor([[position[a], position[b]] for a, b in pairs]).T
@@ -149,8 +142,6 @@ def sparsemax(scores: torch.Tensor) -> torch.Tensor:
     With k the largest number of leading scores for which 1 + k z_k > z_1 + … + z_k, the weights are
     max(z - (z_1 + … + z_k - 1) / k, 0).
     """
-    import torch
-
     ranks = torch.arange(1, scores.shape[1] + 1, dtype=scores.dtype)
     sums = scores.cumsum(1)
     size = (1 + ranks * scores > sums).sum(1, keepdim=True)

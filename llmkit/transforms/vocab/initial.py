@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import InputError, suggestion
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Context, Lazy, Rows
 from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
@@ -17,9 +18,6 @@ from llmkit.transforms.vocab.rows import (
     gather,
     row_slices,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 # Old ids and their weights.
 Mixture = tuple[tuple[int, ...], tuple[float, ...]]
@@ -90,8 +88,6 @@ def combined_rows(
     mean = column_mean(matrix)
 
     def compute(rows: Rows, context: Context) -> torch.Tensor:
-        import torch
-
         mine = mixtures()[rows[0] : rows[1]]
         wanted = sorted({old for ids, _ in mine for old in ids})
         place = {old: n for n, old in enumerate(wanted)}
@@ -121,8 +117,6 @@ def _normal(matrix: Lazy, spec: TensorSpec, seed: int) -> Lazy:
     moments = _moments(matrix)
 
     def compute(rows: Rows, context: Context) -> torch.Tensor:
-        import torch
-
         values = context.whole(moments)
         mean, factor = values[:1], values[1:]
         out = []
@@ -144,8 +138,6 @@ def _moments(matrix: Lazy) -> Lazy:
     mean = column_mean(matrix)
 
     def compute(_: Rows, context: Context) -> torch.Tensor:
-        import torch
-
         centre = context.whole(mean)
         covariance = torch.zeros((width, width), dtype=torch.float64)
         for start, stop in row_slices(matrix.spec.n_rows):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import SpecError
+from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Context, Lazy, Node, Rows
 from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 # Rows that are read at a time where a whole matrix passes by (a mean): near 2 MiB of a 4096-wide bfloat16 one.
 BLOCK_ROWS = 256
@@ -98,8 +96,6 @@ def _picked(matrix: Lazy, old_of: Sequence[int | None], new_rows: Lazy | None) -
         order.append(order[-1] + (old is None))
 
     def compute(rows: Rows, context: Context) -> torch.Tensor:
-        import torch
-
         wanted = old_of[rows[0] : rows[1]]
         out = torch.empty((len(wanted), *matrix.shape[1:]), dtype=matrix.dtype.torch)
         fresh = [i for i, old in enumerate(wanted) if old is None]
@@ -139,8 +135,6 @@ def column_mean(matrix: Lazy) -> Lazy:
     """The mean over the rows, [1, …] in float32, summed in float64."""
 
     def compute(_: Rows, context: Context) -> torch.Tensor:
-        import torch
-
         total = torch.zeros((1, *matrix.shape[1:]), dtype=torch.float64)
         for start, stop in row_slices(matrix.spec.n_rows):
             total += context.cut(matrix, (start, stop)).double().sum(0, keepdim=True)
