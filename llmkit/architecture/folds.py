@@ -31,8 +31,6 @@ from llmkit.architecture.kinds import (
 from llmkit.architecture.model import Model
 from llmkit.lazy_imports import torch
 
-__all__ = ["Fold", "folds"]
-
 _READERS: Mapping[type[Kind], tuple[str, ...]] = {
     GroupedQuery: ("q", "k", "v"),
     GatedMLP: ("gate", "up"),

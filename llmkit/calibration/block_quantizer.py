@@ -19,8 +19,6 @@ from llmkit.tensors.constant import constant
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.stopped import Stopped
 
-__all__ = ["BlockQuantizer"]
-
 
 class BlockQuantizer:
     """Quantizes the layers of one block: as their inputs become complete, or all together once those were seen.

@@ -23,8 +23,6 @@ from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
 
-__all__ = ["CHUNK_NBYTES", "Blocks", "Onlooker", "Unchanged"]
-
 CHUNK_NBYTES = 2**31
 
 

@@ -8,8 +8,6 @@ from llmkit.calibration.samples import Samples
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
 
-__all__ = ["MOST_WINDOWS", "held_out"]
-
 MOST_WINDOWS = 64
 
 

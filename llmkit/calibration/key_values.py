@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     # The largest key and value of a layer by head and channel, [kv_heads, head_dim] each.
     Ranges = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
-__all__ = ["MOST_TOKENS", "KeyValueScales", "measure_ranges"]
-
 MOST_TOKENS = 2048
 INT8_MOST = 127
 # Values of other texts go further than those seen. Measured on SmolLM2, on prose and on code: with a quarter more room

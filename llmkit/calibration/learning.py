@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     # (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
     Compute = Callable[[Weights, list[int]], torch.Tensor]
 
-__all__ = ["KeptWeights", "OutputError", "product_dtype"]
-
 
 class OutputError:
     """A `BlockError`: the outputs of one block, with given weights in place, beside those that it shall have.

@@ -23,8 +23,6 @@ from llmkit.tensors.spec import format_bytes
 from llmkit.transforms.candidates import Candidate, Candidates
 from llmkit.transforms.recipe import Scheme
 
-__all__ = ["Choice", "Chosen", "Target", "choose_bits"]
-
 
 @dataclass(frozen=True, slots=True)
 class Target:

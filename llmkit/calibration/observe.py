@@ -29,8 +29,6 @@ from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.stopped import Stopped
 
-__all__ = ["Observing", "observe", "observed"]
-
 _FIELDS = ("squares", "maxima")
 
 

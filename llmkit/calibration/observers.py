@@ -8,8 +8,6 @@ from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
 
-__all__ = ["Observer"]
-
 MEASURED = ("second_moments", "cross_moments", "squares", "maxima", "inputs")
 
 

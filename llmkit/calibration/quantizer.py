@@ -32,8 +32,6 @@ from llmkit.quantization.method import BlockMethod, Method, Task, quantized
 from llmkit.tensors.lazy import Context, Lazy, Node, Rows
 from llmkit.tensors.stopped import Stopped
 
-__all__ = ["CalibratedQuantizer"]
-
 _FLOP_PER_S = 1.5e11  # of a core in SignRound, all that is no product included: SmolLM2 on a Xeon with AMX
 
 

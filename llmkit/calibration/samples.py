@@ -11,8 +11,6 @@ from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError
 
-__all__ = ["Samples"]
-
 
 @dataclass(frozen=True, slots=True)
 class Samples:

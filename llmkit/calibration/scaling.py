@@ -24,8 +24,6 @@ from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
 
-__all__ = ["BlockScaling", "ScaledBlock", "folded"]
-
 
 @dataclass(frozen=True)
 class ScaledBlock:

@@ -19,8 +19,6 @@ from llmkit.tensors.stopped import Stopped
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["written_by"]
-
 _N_TOGETHER = 32
 _TOP_P = 0.95
 _LARGE_NBYTES = 8 << 30  # of float32 weights: beyond it the model is held in half precision

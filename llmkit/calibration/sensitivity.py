@@ -30,8 +30,6 @@ from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
 from llmkit.transforms.candidates import Restore
 
-__all__ = ["Tried", "errors_of_weights", "errors_on_text"]
-
 _HEAD, _EMBEDDING = "head.weight", "embed.weight"
 _N_TOKENS, _N_HEAD_TOKENS = 4096, 256  # of the text: errors are means, and their order is what counts
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from llmkit.architecture.hooks import Weights
     from llmkit.decoder.model import Decoder
 
-__all__ = ["BlockStage", "Compute", "Windows"]
-
 Compute = Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]
 """Gets the blocks, the number of one, the state of the block before it, in which `hidden` are the hidden states that go
 into this one, [B, S, hidden]; and the run's context. Its own state has them for the next one."""

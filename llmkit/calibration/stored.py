@@ -13,8 +13,6 @@ from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import BlockMethod, ScalingMethod, Task, quantized
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["StoredQuantizer"]
-
 
 class StoredQuantizer:
     """Takes the place of `quantized`: each weight with what is known of its inputs in the float model.

@@ -15,8 +15,6 @@ from llmkit.architecture.prompts import ChatTemplate, Message, Prompt
 from llmkit.errors import InputError
 from llmkit.formats import text_file
 
-__all__ = ["CalibrationText", "Document", "own_text", "read_text", "token_ids", "windows"]
-
 Document = str | tuple[Message, ...]
 """A text as it is, or a conversation, which goes through the chat format of the model."""
 

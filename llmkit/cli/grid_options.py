@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from llmkit.cli.output import Output
     from llmkit.transforms.recipe import Scheme
 
-__all__ = ["Calibrating", "Grids", "Mixing"]
-
 
 def _globs(option: str, help: str) -> Any:
     """Globs of modules."""

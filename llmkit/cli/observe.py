@@ -12,8 +12,6 @@ from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
-__all__ = ["observe"]
-
 
 @command(
     "llmkit quantize observe vicuna-7b --calibration my.txt -o statistics.safetensors",

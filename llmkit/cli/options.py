@@ -15,18 +15,6 @@ if TYPE_CHECKING:
     from llmkit.cli.output import Output
     from llmkit.decoder.language_model import LanguageModel
 
-__all__ = [
-    "Chat",
-    "Computing",
-    "DtypeOption",
-    "Folder",
-    "JsonPath",
-    "ModelArgument",
-    "OutDtypeOption",
-    "SeedOption",
-    "Writing",
-]
-
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a weight file or a hub id.")]
 DtypeOption = Annotated[
     str,

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from llmkit.transforms.convert.targets import Target as Layout
     from llmkit.transforms.recipe import Recipe
 
-__all__ = ["quantize"]
-
 _LARGE_NBYTES = 2**31  # in float32
 _N_WORST = 5
 _FEW = 4  # bits, where a recipe or a size says how many: calibrated

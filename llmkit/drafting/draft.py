@@ -19,8 +19,6 @@ from llmkit.errors import InputError, LlmkitError, PluginError, listing
 from llmkit.layouts.opening import layouts
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["Draft", "draft_plugin"]
-
 _NOT_SHOWN = "headers do not show positions, the order of rotary pairs, scales, caps or windows"
 
 

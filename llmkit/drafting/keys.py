@@ -13,8 +13,6 @@ from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.keys import REQUIRED, Computed, Key, as_key, lookup, source_of
 from llmkit.errors import SpecError
 
-__all__ = ["Config", "fields_of"]
-
 _PARTS = ("dims", "embedding", "block", "final_norm", "head")
 _CLOSE = 0.75  # how like a known spelling an unknown key must be, where its value does not tell
 

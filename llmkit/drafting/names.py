@@ -12,8 +12,6 @@ from llmkit.architecture.names import Entry, Fused, Names, Transposed, parts_of,
 from llmkit.errors import InputError, listing
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["Headers", "names_like", "read_headers"]
-
 # Tables and masks that old files store.
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias|causal_mask|position_ids|attention\.mask|attn\.mask)$")
 

@@ -12,8 +12,6 @@ from llmkit.architecture.keys import Key
 from llmkit.architecture.names import Fused, Transposed
 from llmkit.drafting.draft import Draft
 
-__all__ = ["plugin_text"]
-
 _KINDS = (Key, Fused, Transposed)  # what is written as a whole
 _TEMPLATE = '''"""{name}: a draft, made from the headers and the config of {label}, after the plugin {after}.
 

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Size", "allocate", "least_nbytes"]
-
 
 @dataclass(frozen=True, slots=True)
 class Size:

@@ -21,11 +21,6 @@ from llmkit.quantization.points import Points
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = [
-    "CONFIG_KEYS", "GROUP", "REMEDY", "Codec", "FolderCodec", "FolderReader", "Specs", "Stored", "about",
-    "alternatives", "command_for", "config_entry", "folder_codec", "folder_readers", "need", "small",
-]  # fmt: skip
-
 GROUP = "llmkit.codecs"
 CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
 REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"

@@ -16,8 +16,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["FLOAT8", "ScaledFloats", "block_of", "powers_of_two", "scaled_floats"]
-
 FLOAT8 = (DType.F8_E4M3, DType.F8_E5M2)
 _EXPONENTS = (DType.U8, DType.F8_E8M0)
 

@@ -19,11 +19,6 @@ from llmkit.quantization.points import Points
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = [
-    "BLOCK_NBYTES", "Decoded", "Grid", "QuantizedMatrix", "Rearranged", "Restorable", "dequantized_from",
-    "is_dequantized", "matrix_of",
-]  # fmt: skip
-
 # Float32 bytes handled at a time: every pass over a block of rows finds it in the second-level cache.
 BLOCK_NBYTES = 2**20
 

@@ -24,11 +24,6 @@ from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = [
-    "GROUP", "BlockError", "BlockMethod", "BlockWeight", "Method", "Observe", "QuantizedRows", "Quantizer",
-    "ScalingMethod", "Task", "method_named", "quantized",
-]  # fmt: skip
-
 GROUP = "llmkit.methods"
 # Receives (squared error, squared norm, rows) of what was just quantized.
 Observe = Callable[[float, float, int], None]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from llmkit.lazy_imports import torch
 
-__all__ = ["n_bytes", "n_words", "pack", "pack_into", "pack_words", "unpack", "unpack_words", "width"]
-
 
 def width(bits: int) -> int:
     """Bits that a code takes: 4 or 8."""

@@ -11,8 +11,6 @@ from functools import cached_property
 from llmkit.lazy_imports import torch
 from llmkit.tensors.spec import DType
 
-__all__ = ["FP4", "FP8", "MXFP4", "NF4", "Points"]
-
 # Places of the table that tells which values a number lies between: finer than the two closest bounds of FP4.
 _N_PLACES = 1024
 

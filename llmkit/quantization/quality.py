@@ -11,8 +11,6 @@ from typing import Any
 from llmkit.quantization.method import Observe
 from llmkit.tensors.lazy import Lazy
 
-__all__ = ["Measured", "Meter", "Sizes", "sizes"]
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:

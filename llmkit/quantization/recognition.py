@@ -13,8 +13,6 @@ from typing import Any
 from llmkit.quantization.codec import Specs, config_entry, folder_readers
 from llmkit.tensors.spec import DType
 
-__all__ = ["BLOCKS", "Quantization", "find_quantization"]
-
 BLOCKS = "GGUF blocks"
 _BYTES = (DType.I8, DType.U8)
 _LAYOUTS = {"gptq", "awq", "bitsandbytes", "compressed-tensors", "hqq"}

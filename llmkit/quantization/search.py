@@ -22,8 +22,6 @@ from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.methods.rtn import scales_and_zeros
 from llmkit.quantization.statistics import Statistics
 
-__all__ = ["importance_of", "searched_scales"]
-
 _N_FACTORS, _SMALLEST = 16, 0.5
 _FINER = (0.75, 0.5, 0.25, -0.25, -0.5, -0.75)  # of the distance of two factors
 

@@ -15,8 +15,6 @@ from llmkit.quantization.packing import pack, unpack
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["with_positive_scales"]
-
 
 def with_positive_scales(matrix: QuantizedMatrix) -> QuantizedMatrix:
     """The same weights with positive scales; with zero points where some may be negative (`has_signed_scales`).

@@ -8,8 +8,6 @@ from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.finite import count_not_finite
 
-__all__ = ["Statistics"]
-
 
 @dataclass(frozen=True, eq=False)
 class Statistics:

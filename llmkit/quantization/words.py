@@ -15,8 +15,6 @@ from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import take_columns, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["codes_of", "cut", "group_order", "signed", "unsigned", "words_of", "zero_points"]
-
 
 def words_of(matrix: QuantizedMatrix) -> Lazy:
     """Codes as int32 words [out, n_words(in)]: the bytes as they are where a code takes whole bytes, or half of one."""

@@ -20,8 +20,6 @@ from llmkit.transforms.quantize import scale_dtype_of
 from llmkit.transforms.recipe import FLOAT, Recipe, Scheme, first_matches
 from llmkit.transforms.schemes import assign_grids
 
-__all__ = ["Candidate", "Candidates", "Restore", "codec_candidates"]
-
 _BITS = (2, 3, 4, 8)
 Restore = Callable[[Lazy, Lazy | None], Lazy]
 """A weight [out, in] as it is read after it was stored in some way, from it and the sums of x^2 of its inputs [in]."""

@@ -16,11 +16,6 @@ from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.points import Points
 
-__all__ = [
-    "SMALLEST_GROUP", "GroupSize", "Layers", "choose_grid", "choose_layers", "layers_of", "matches", "must_match",
-    "nothing_left", "why_left",
-]  # fmt: skip
-
 GroupSize = int | Literal["auto", "channel"]
 
 # Names of embeddings; `embed_out` is a head.

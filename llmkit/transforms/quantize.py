@@ -18,8 +18,6 @@ from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
 from llmkit.transforms.schemes import assign_grids
 from llmkit.transforms.storing import stored_by
 
-__all__ = ["quantize", "scale_dtype_of"]
-
 _FLOATS = (DType.F32, DType.F16, DType.BF16)
 
 

@@ -19,8 +19,6 @@ from llmkit.errors import InputError, listing
 from llmkit.formats.text_file import read_yaml
 from llmkit.transforms.layers import GroupSize, matches
 
-__all__ = ["FLOAT", "Recipe", "Scheme", "first_matches", "read_recipe", "recipe_attrs"]
-
 _FORMS = "a number of bits, {bits, group_size, symmetric}, float, or a type (nf4, fp8, GGUF's q6_k)"
 
 

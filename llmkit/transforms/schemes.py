@@ -24,8 +24,6 @@ from llmkit.transforms.layers import (
 )
 from llmkit.transforms.recipe import Recipe, Scheme, first_matches
 
-__all__ = ["Assigned", "assign_grids", "ends_recipe"]
-
 FLOAT_BITS = 16
 
 

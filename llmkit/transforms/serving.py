@@ -15,8 +15,6 @@ from llmkit.architecture.model import Model
 from llmkit.errors import counted, listing
 from llmkit.quantization.matrix import QuantizedMatrix
 
-__all__ = ["serving_notes"]
-
 # The last part of a slot's id, and what names the layers that are one for the server.
 _FUSED = {"q": "q, k and v", "k": "q, k and v", "v": "q, k and v", "gate": "gate and up", "up": "gate and up"}
 _CUT = ("o", "down")

@@ -14,8 +14,6 @@ from llmkit.tensors.siblings import siblings
 from llmkit.transforms.layers import Layers
 from llmkit.transforms.serving import serving_notes
 
-__all__ = ["stored_by"]
-
 
 def stored_by(
     ckpt: Checkpoint, codec: FolderCodec, matrices: Mapping[str, QuantizedMatrix], layers: Layers

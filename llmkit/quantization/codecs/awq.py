@@ -27,8 +27,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import take_columns, transpose
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["CODEC", "Awq"]
-
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _INVERSE = (0, 4, 1, 5, 2, 6, 3, 7)
 

@@ -42,8 +42,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["CODEC", "NESTED", "BitsAndBytes", "BitsAndBytesNested"]
-
 _STATE = "quant_state.bitsandbytes__"
 _TYPES = {points.name: points for points in (NF4, FP4)}
 _ENDS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(_STATE + kind for kind in _TYPES))

@@ -24,8 +24,6 @@ from llmkit.quantization.points import MXFP4
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["FLOAT4_FORMATS", "Float4", "read_float4"]
-
 # And the columns that share a scale.
 FLOAT4_FORMATS = {"nvfp4-pack-quantized": 16, "mxfp4-pack-quantized": 32}
 

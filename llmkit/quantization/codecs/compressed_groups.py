@@ -9,8 +9,6 @@ from typing import Any
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.matrix import Grid
 
-__all__ = ["FLOAT", "INTEGER", "PACKED", "grid_of", "group_entry", "group_of", "groups_of"]
-
 PACKED, FLOAT, INTEGER = "pack-quantized", "float-quantized", "int-quantized"
 _TOKEN_BY_TOKEN = {"strategy": "token", "dynamic": True, "observer": None}
 

@@ -47,8 +47,6 @@ from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["CODEC", "CompressedTensors"]
-
 _PLAIN = (INTEGER, FLOAT, "naive-quantized")
 _ENDS = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",

@@ -18,8 +18,6 @@ from llmkit.quantization.codec import FolderReader, Specs, Stored, about
 from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
 from llmkit.tensors.spec import TensorSpec
 
-__all__ = ["CODEC", "BlockFloat8"]
-
 _SCALE = "_scale_inv"
 _OF_ACTIVATIONS = ("activation_scale", "input_scale")
 _BLOCK = [128, 128]

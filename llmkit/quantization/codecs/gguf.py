@@ -23,8 +23,6 @@ from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["CODEC", "DEQUANTIZE", "QUANTIZE", "GgufBlocks", "kept", "quantized", "stored_tensor"]
-
 DEQUANTIZE, QUANTIZE = "dequantize blocks", "quantize blocks"
 
 

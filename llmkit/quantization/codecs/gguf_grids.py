@@ -23,8 +23,6 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.codecs.gguf_points import Points
 from llmkit.tensors.spec import DType
 
-__all__ = ["GRIDS", "BlockGrid", "Field", "Plane", "Planes"]
-
 
 class Field(Protocol):
     """Where small numbers lie in a block."""

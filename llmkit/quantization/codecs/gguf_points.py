@@ -7,8 +7,6 @@ from functools import cached_property
 
 from llmkit.lazy_imports import torch
 
-__all__ = ["Points"]
-
 
 @dataclass(frozen=True)
 class Points:

@@ -18,8 +18,6 @@ from llmkit.quantization.codecs.gguf_search import Blocks
 if TYPE_CHECKING:
     from llmkit.quantization.codecs.gguf_grids import BlockGrid
 
-__all__ = ["rounded"]
-
 _N_CHUNK = 2**17  # weights at work: few enough that a core has them near
 
 

@@ -33,8 +33,6 @@ from llmkit.quantization.codecs.gguf_points import Points
 if TYPE_CHECKING:
     from llmkit.quantization.codecs.gguf_grids import BlockGrid
 
-__all__ = ["Blocks", "fitted"]
-
 _N_TRIED = 2**17  # scales at work: few enough that a core has them near, many enough to be worth the calls
 _LEAST_SHARE = 1e-4  # of the mean importance: a column that no token reached is rounded all the same
 _ROUNDING = 1e-5  # what is left of a determinant that should be 0

@@ -32,8 +32,6 @@ from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.version import __version__
 
-__all__ = ["CODEC", "CODEC_V2", "Gptq", "GptqV2"]
-
 
 class Gptq(QweightCodec):
     """The first version, which AutoGPTQ began with and most engines read."""

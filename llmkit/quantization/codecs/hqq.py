@@ -28,8 +28,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["CODEC", "HalfQuadratic"]
-
 _CODES = "W_q"
 _ENDS = (
     "W_q", "scale", "zero", "shape", "group_size", "axis", "packing", "nbits", "unpack_view_dtype", "view_as_float",

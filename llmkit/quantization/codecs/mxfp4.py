@@ -23,8 +23,6 @@ from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["CODEC", "MicroscalingFloat4"]
-
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _SIZE = 32
 

@@ -28,8 +28,6 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import take_columns, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
-__all__ = ["CODEC", "NBits"]
-
 
 class NBits(Codec):
     """The integers of an ONNX graph."""

@@ -14,8 +14,6 @@ from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about,
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.spec import DType
 
-__all__ = ["QweightCodec", "group_size"]
-
 _ENDS = ("qweight", "qzeros", "zeros", "scales", "g_idx")
 
 

@@ -27,8 +27,6 @@ from llmkit.quantization.methods.gptq import GPTQ
 from llmkit.quantization.methods.mse import LeastSquares
 from llmkit.quantization.search import searched_scales
 
-__all__ = ["AWQ", "METHOD", "WITH_GPTQ", "AWQThenGPTQ"]
-
 _N_ROWS = 512
 _EXPONENTS, _FINER = (0.2, 0.4, 0.6, 0.8, 1.0), (-0.1, 0.1)
 

@@ -32,8 +32,6 @@ from llmkit.quantization.methods.rtn import quantized_rows, to_points
 from llmkit.quantization.search import searched_scales
 from llmkit.quantization.statistics import Statistics
 
-__all__ = ["GPTQ", "METHOD"]
-
 _DAMPING, _MOST_DAMPING = 0.01, 10.0
 _CORRECTION = 0.5  # the share a
 _N_COLUMNS = 128  # corrected one by one; those behind them by one product

@@ -20,8 +20,6 @@ from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.rtn import RoundToNearest, scales_and_zeros
 from llmkit.quantization.statistics import Statistics
 
-__all__ = ["METHOD", "HalfQuadratic", "half_quadratic_zeros"]
-
 _NORM, _BETA, _MOST_STEPS = 0.7, 10.0, 20
 
 

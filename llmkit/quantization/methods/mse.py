@@ -8,8 +8,6 @@ from llmkit.quantization.methods.rtn import RoundToNearest
 from llmkit.quantization.search import importance_of, searched_scales
 from llmkit.quantization.statistics import Statistics
 
-__all__ = ["METHOD", "LeastSquares"]
-
 
 class LeastSquares(RoundToNearest):
     """Every row from itself and the mean of x^2 of each input channel."""

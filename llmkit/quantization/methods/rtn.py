@@ -25,8 +25,6 @@ from llmkit.quantization.packing import n_bytes, pack, pack_into, width
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.finite import require_finite
 
-__all__ = ["METHOD", "NARROW", "RoundToNearest", "quantized_rows", "scales_and_zeros", "to_codes"]
-
 
 class RoundToNearest(Method):
     """Every row from itself alone.

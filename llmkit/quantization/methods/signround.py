@@ -29,8 +29,6 @@ from llmkit.quantization.methods.rtn import quantized_rows
 from llmkit.quantization.search import importance_of, searched_scales
 from llmkit.tensors.finite import require_finite
 
-__all__ = ["METHOD", "SignRound"]
-
 _ITERATIONS, _ITERATIONS_OF_FEW_BITS = 200, 1000  # the paper's: with 3 bits and fewer more of them, at twice the rate
 _FEW_BITS = 3
 _BATCH = 4  # samples in an iteration

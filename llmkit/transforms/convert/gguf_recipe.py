@@ -19,8 +19,6 @@ from llmkit.transforms.candidates import Candidate, Candidates
 from llmkit.transforms.layers import matches
 from llmkit.transforms.recipe import FLOAT, Recipe, Scheme
 
-__all__ = ["block_candidates", "source_names", "types_by_recipe"]
-
 _OF_BITS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
 _FLOAT = "F16"
 _TYPES = tuple(dict.fromkeys([mix.type for mix in MIXES.values()]))
