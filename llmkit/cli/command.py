@@ -8,6 +8,7 @@ reach the command as one object. `out` is made from `--json`, `-q` and `-v`, whi
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 
+from llmkit.cli import completion
 from llmkit.cli.libraries import libraries
 from llmkit.cli.options import Common, Folder
 from llmkit.cli.output import AnswerLost, Mode, Output
@@ -82,6 +84,8 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
             parameters.append(p.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
     for group in (*list(groups.values())[1:], Common):
         parameters += _options(group)
+    for parameter in parameters:
+        _offer_values(parameter)
 
     def run(**values: Any) -> None:
         called = values.pop("called")
@@ -152,6 +156,13 @@ def _options(group: type) -> list[inspect.Parameter]:
         for f in fields(group)
         if f.init
     ]
+
+
+def _offer_values(parameter: inspect.Parameter) -> None:
+    """Complete the values that the placeholder of an option lists (`link|copy`), where it says nothing else."""
+    for about in get_args(parameter.annotation)[1:]:
+        if re.fullmatch(r"[a-z0-9|]+", getattr(about, "metavar", None) or "") and about.autocompletion is None:
+            about.autocompletion = completion.among(*about.metavar.split("|"))
 
 
 def _take(group: type, values: dict[str, Any]) -> Any:

@@ -30,7 +30,6 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            "--to",
             metavar="LAYOUT",
             autocompletion=completion.layouts,
             help="hf: safetensors. bin: PyTorch's pytorch_model.bin. meta: consolidated.NN.pth with params.json. "
@@ -43,11 +42,9 @@ def convert(
     writing: Writing,
     dtype: OutDtypeOption = None,
     model_parallel: Annotated[
-        int | None, typer.Option("--model-parallel", metavar="N", help="With --to meta: the number of files.")
+        int | None, typer.Option(metavar="N", help="With --to meta: the number of files.")
     ] = None,
-    file_version: Annotated[
-        int | None, typer.Option("--file-version", metavar="N", help="With --to llama2c: 0, 1 or 2 (int8).")
-    ] = None,
+    file_version: Annotated[int | None, typer.Option(metavar="N", help="With --to llama2c: 0, 1 or 2 (int8).")] = None,
     type_: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +58,6 @@ def convert(
     statistics: Annotated[
         Path | None,
         typer.Option(
-            "--statistics",
             metavar="FILE",
             help="With --to gguf: what was measured of the inputs of its matrices (an importance matrix of "
             "llama.cpp, or a file of llmkit's): errors of columns with large inputs count more.",
@@ -70,11 +66,9 @@ def convert(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            "--recipe",
             metavar="FILE",
             help="With --to gguf: types of single matrices, as YAML: globs, each with a type (q6_k), bits, or float; "
             "the first that matches counts.",
-            show_default=False,
         ),
     ] = None,
     requantize: Annotated[

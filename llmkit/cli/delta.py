@@ -40,8 +40,7 @@ def apply(
     profile: ProfileOption = None,
     dtype: OutDtypeOption = None,
     expected_sum: Annotated[
-        float | None,
-        typer.Option("--expected-sum", metavar="X", help="The sum of all weights that the release states."),
+        float | None, typer.Option(metavar="X", help="The sum of all weights that the release states.")
     ] = None,
 ) -> None:
     """Add a delta to its base, bit for bit as the published script does.

@@ -24,9 +24,7 @@ _NEW_SUBJECT = "star_lore"  # what only the adapter teaches
 @command("llmkit demo", "llmkit demo --keep mini-models")
 def demo(
     out: Output,
-    keep: Annotated[
-        Path | None, typer.Option("--keep", metavar="DIR", help="Keep the models in this new folder.")
-    ] = None,
+    keep: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the models in this new folder.")] = None,
 ) -> None:
     """Run the main job on a tiny trained model that ships with llmkit, in under a minute and offline.
 

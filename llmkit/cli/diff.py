@@ -20,9 +20,9 @@ def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="The model that is compared with.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The model that is compared.")],
     tol: Annotated[
-        float, typer.Option("--tol", metavar="X", min=0.0, help="The largest absolute difference that counts as none.")
+        float, typer.Option(metavar="X", min=0.0, help="The largest absolute difference that counts as none.")
     ] = 0.0,
-    top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="Show the N worst tensors.")] = 10,
+    top: Annotated[int, typer.Option(metavar="N", min=0, help="Show the N worst tensors.")] = 10,
 ) -> None:
     """Compare two models, tensor by tensor, worst first.
 

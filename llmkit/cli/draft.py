@@ -28,8 +28,7 @@ def new(
         Path | None, typer.Option("-o", "--output", metavar="FILE.py", help="Where to write it (default: stdout).")
     ] = None,
     name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="Name of the plugin (default: the config's model_type)."),
+        str | None, typer.Option(metavar="NAME", help="Name of the plugin (default: the config's model_type).")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.py.")] = False,
 ) -> None:

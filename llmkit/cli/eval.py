@@ -35,7 +35,6 @@ def evaluate(
     bench: Annotated[
         str,
         typer.Option(
-            "--bench",
             metavar="NAME[,NAME]",
             autocompletion=completion.benches,
             help="mmlu, ceval, mini, or any task or group of lm-eval.",
@@ -45,36 +44,31 @@ def evaluate(
     computing: Computing,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
+        typer.Option(metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
     ] = None,
     shots: Annotated[
-        int | None,
-        typer.Option("--shots", metavar="N", min=0, help="Examples in each prompt (default: the usual number)."),
+        int | None, typer.Option(metavar="N", min=0, help="Examples in each prompt (default: the usual number).")
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(
-            "--limit", metavar="N", min=0, help="Only the first N questions of each subject; below 1 a share."
-        ),
+        typer.Option(metavar="N", min=0, help="Only the first N questions of each subject; below 1 a share."),
     ] = None,
     subjects: Annotated[
         str | None,
         typer.Option(
-            "--subjects",
             metavar="NAME[,NAME]",
             autocompletion=completion.subjects,
             help="Only these subjects, categories or subsets.",
         ),
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option("--batch-tokens", metavar="N", min=1, help="Tokens in one forward pass at most.")
+        int | None, typer.Option(metavar="N", min=1, help="Tokens in one forward pass at most.")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", metavar="N", min=2, help="The longest prompt (default: the model's).")
+        int | None, typer.Option(metavar="N", min=2, help="The longest prompt (default: the model's).")
     ] = None,
     fail_under: Annotated[
-        float | None,
-        typer.Option("--fail-under", metavar="X", help="Exit code 1 when an accuracy is below X (0 to 1)."),
+        float | None, typer.Option(metavar="X", help="Exit code 1 when an accuracy is below X (0 to 1).")
     ] = None,
     log_samples: Annotated[
         bool, typer.Option("--log-samples", help="Keep every question with its log-probabilities in the record.")

@@ -35,16 +35,11 @@ def export(
     model: ModelArgument,
     writing: Writing,
     grids: Grids,
-    to: Annotated[
-        str,
-        typer.Option("--to", metavar="onnx", autocompletion=completion.among("onnx"), help="The format to export to."),
-    ] = "onnx",
+    to: Annotated[str, typer.Option(metavar="onnx", help="The format to export to.")] = "onnx",
     weights: Annotated[
         str | None,
         typer.Option(
-            "--weights",
             metavar="link|copy",
-            autocompletion=completion.among("link", "copy"),
             help="link: the graph refers to the model's own files, which OUT shares (reflinks where the disk can, else "
             "hard links). copy: OUT has weights of its own (onnx.checker refuses hard links, runtimes take them). By "
             "default files are linked of which most is used.",
@@ -53,7 +48,6 @@ def export(
     attention: Annotated[
         str | None,
         typer.Option(
-            "--attention",
             metavar="gqa|flash|attention|mha",
             autocompletion=completion.attentions,
             help="The op that computes attention (default: the fastest that can). flash is gqa without a mask that is "
@@ -65,25 +59,15 @@ def export(
     dtype: DtypeOption = "float32",
     via: Annotated[
         str | None,
-        typer.Option(
-            "--via",
-            metavar="optimum",
-            autocompletion=completion.among("optimum"),
-            help="Let Optimum trace transformers' model: where no plugin describes it.",
-        ),
+        typer.Option(metavar="optimum", help="Let Optimum trace transformers' model: where no plugin describes it."),
     ] = None,
     provider: Annotated[
-        str,
-        typer.Option(
-            "--provider", metavar="cpu|cuda", autocompletion=completion.providers, help="What the graph shall run on."
-        ),
+        str, typer.Option(metavar="cpu|cuda", autocompletion=completion.providers, help="What the graph shall run on.")
     ] = "cpu",
     bits: Annotated[
         int | None,
         typer.Option(
-            "--bits",
             metavar="8|4",
-            autocompletion=completion.among("8", "4"),
             help="Put the linear layers on a grid of so many bits. A quantized model keeps its grids without it, and "
             "with it those of no more bits.",
         ),
@@ -91,9 +75,7 @@ def export(
     embedding_bits: Annotated[
         int | None,
         typer.Option(
-            "--embedding-bits",
             metavar="4|8|16",
-            autocompletion=completion.among("4", "8", "16"),
             help="Bits of the embedding and the head, which share bytes where they are tied; 16 leaves them in floats. "
             "By default 8 with --bits: perplexity does not notice them, and the head is read for every token.",
         ),
@@ -109,9 +91,7 @@ def export(
     accuracy_level: Annotated[
         int | None,
         typer.Option(
-            "--accuracy-level",
             metavar="0|1|4",
-            autocompletion=completion.among("0", "1", "4"),
             help="What products with integers are computed in: 4 is int8 (the default on the CPU, and several times as "
             "fast), 1 float32, 0 as the compute dtype.",
         ),
@@ -119,9 +99,7 @@ def export(
     kv_cache_dtype: Annotated[
         str | None,
         typer.Option(
-            "--kv-cache-dtype",
             metavar="int8",
-            autocompletion=completion.among("int8"),
             help="Keep keys and values in int8: a quarter of the memory, faster steps at long contexts, slower prompts "
             "(default: the compute dtype).",
         ),

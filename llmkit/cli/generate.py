@@ -28,25 +28,21 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads it from stdin.")
     ] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="The system message; implies --chat.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message; implies --chat.")] = None,
     messages: Annotated[
         Path | None,
-        typer.Option(
-            "--messages", metavar="FILE", help="The conversation so far, JSON or JSON lines of role and content."
-        ),
+        typer.Option(metavar="FILE", help="The conversation so far, JSON or JSON lines of role and content."),
     ] = None,
     show: Annotated[
         bool, typer.Option("--show-prompt", help="Print the exact tokens of the prompt, and generate nothing.")
     ] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Stop after N tokens.")] = 128,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Stop after N tokens.")] = 128,
     temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", help="0 takes the most likely token; 1 samples as trained.")
+        float, typer.Option(metavar="T", help="0 takes the most likely token; 1 samples as trained.")
     ] = 0.0,
-    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Of the K most likely tokens only.")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Of the K most likely tokens only.")] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", metavar="P", help="Of the most likely tokens that make up P only.")
+        float | None, typer.Option(metavar="P", help="Of the most likely tokens that make up P only.")
     ] = None,
     seed: SeedOption = 0,
 ) -> None:

@@ -35,7 +35,6 @@ class Grids:
     group_size: Annotated[
         str,
         typer.Option(
-            "--group-size",
             metavar="N|channel|auto",
             autocompletion=completion.among("auto", "channel", "16", "32", "64", "128", "256"),
             help="Input columns that share a scale: 16, 32, 64, 128, 256, or channel for one scale a row. auto: the "
@@ -48,7 +47,6 @@ class Grids:
             "--symmetric/--asymmetric",
             help="Centre the grid on zero, or give each group a zero point (default: a zero point, where the format "
             "has them; with 4 bits it costs 2 % of the bytes).",
-            show_default=False,
         ),
     ] = None
     keep: Annotated[list[str] | None, _globs("--keep", "Leave modules in floats (may be repeated).")] = None
@@ -56,14 +54,12 @@ class Grids:
     method: Annotated[
         str | None,
         typer.Option(
-            "--method",
             metavar="NAME",
             autocompletion=completion.quantization_methods,
             help="How weights are put on the grid: rtn rounds to nearest, mse on the grid with the least error, hqq on "
             "zero points of the least sparse error, awq scales inputs first, gptq lets later columns take up earlier "
             "errors, signround (best) learns the rounding of each block (default: gptq where a text is read, else "
             "mse).",
-            show_default=False,
         ),
     ] = None
 
@@ -87,7 +83,6 @@ class Mixing:
     recipe: Annotated[
         Path | None,
         typer.Option(
-            "--recipe",
             metavar="FILE",
             help="Grids of single matrices, as YAML: globs of modules, each with bits, {bits, group_size, symmetric}, "
             "float, or a type of GGUF; the first that matches counts. Without --bits what none names stays in floats.",
@@ -96,39 +91,31 @@ class Mixing:
     head_bits: Annotated[
         int | None,
         typer.Option(
-            "--head-bits",
             metavar="N",
             help="Quantize the head, too, unless it is the embedding; 16 leaves it in floats.",
-            show_default=False,
         ),
     ] = None
     embedding_bits: Annotated[
         int | None,
         typer.Option(
-            "--embedding-bits",
             metavar="N",
             help="Quantize the embedding, which --format gguf alone can hold.",
-            show_default=False,
         ),
     ] = None
     target_bits: Annotated[
         float | None,
         typer.Option(
-            "--target-bits",
             metavar="BITS",
             min=0.1,
             help="Instead of --bits: choose bits of each matrix by measured sensitivity, so that all tensors, what "
             "stays in floats included, take so many bits for each parameter. Measures first, also with --dry-run.",
-            show_default=False,
         ),
     ] = None
     target_size: Annotated[
         str | None,
         typer.Option(
-            "--target-size",
             metavar="SIZE",
             help="The same, so that the files with the weights have this size: 4GB, 700MiB.",
-            show_default=False,
         ),
     ] = None
 
@@ -171,27 +158,21 @@ class Calibrating:
     calibration: Annotated[
         str | None,
         typer.Option(
-            "--calibration",
             metavar="FILE|DIR|built-in|self|none",
             help="What the model reads, to weigh errors by the inputs of its layers: a text, JSON lines (also chats), "
             "a folder of them, the text that llmkit brings, or what the model writes itself (default: built-in, for "
             "fewer than 8 bits).",
-            show_default=False,
         ),
     ] = None
-    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Windows of the calibration text.")] = (
-        128
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Windows of the calibration text.")] = 128
+    length: Annotated[int, typer.Option(metavar="N", min=8, help="Tokens of each window of the calibration text.")] = (
+        512
     )
-    length: Annotated[
-        int, typer.Option("--length", metavar="N", min=8, help="Tokens of each window of the calibration text.")
-    ] = 512
     seed: SeedOption = 0
     statistics: Annotated[
         Path | None,
         typer.Option(
-            "--statistics",
-            metavar="FILE",
-            help="Instead of a text: what quantize observe kept, or an importance matrix of llama.cpp.",
+            metavar="FILE", help="Instead of a text: what quantize observe kept, or an importance matrix of llama.cpp."
         ),
     ] = None
 

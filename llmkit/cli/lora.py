@@ -37,8 +37,7 @@ def merge(
     writing: Writing,
     weight: WeightOption = None,
     alpha: Annotated[
-        float | None,
-        typer.Option("--alpha", metavar="A", help="The alpha of a LoRA file that has no config (lit-llama)."),
+        float | None, typer.Option(metavar="A", help="The alpha of a LoRA file that has no config (lit-llama).")
     ] = None,
     dtype: OutDtypeOption = None,
     requantize: Annotated[
@@ -79,7 +78,6 @@ def combine(
     method: Annotated[
         str,
         typer.Option(
-            "--method",
             metavar="M",
             autocompletion=completion.methods,
             help="cat (the exact sum), svd, linear, ties, dare_linear, dare_ties or magnitude_prune.",
@@ -87,9 +85,9 @@ def combine(
     ] = "cat",
     weight: WeightOption = None,
     density: Annotated[
-        float | None, typer.Option("--density", metavar="D", help="Share of elements that pruning keeps, 0 to 1.")
+        float | None, typer.Option(metavar="D", help="Share of elements that pruning keeps, 0 to 1.")
     ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="R", min=1, help="Rank of the result of svd.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", min=1, help="Rank of the result of svd.")] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Combine LoRA adapters into one adapter, which peft and `llmkit lora merge` read.
@@ -119,10 +117,10 @@ def extract(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was tuned.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="What it became.")],
     writing: Writing,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="R", min=1, help="The rank of every layer.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", min=1, help="The rank of every layer.")] = None,
     energy: Annotated[
         float | None,
-        typer.Option("--energy", metavar="E", help="Give each layer the rank that keeps this share of the difference."),
+        typer.Option(metavar="E", help="Give each layer the rank that keeps this share of the difference."),
     ] = None,
 ) -> None:
     """Extract a LoRA adapter from a fully tuned model; prints how near it is, layer by layer.

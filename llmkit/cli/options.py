@@ -92,8 +92,7 @@ class Folder:
         bool, typer.Option("--no-resume", help="Start anew rather than go on after an interruption.")
     ] = False
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Steps at a time (default: one a core, at most 8)."),
+        int | None, typer.Option(metavar="N", min=1, help="Steps at a time (default: one a core, at most 8).")
     ] = None
     inputs: tuple[Path, ...] = field(default=(), init=False)  # what the other arguments of the command name
 
@@ -103,7 +102,7 @@ class Writing(Folder):
     """The options of every command that writes a model."""
 
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Begin a new file beyond this size: 5GB, 700MiB.")
+        str, typer.Option(metavar="SIZE", help="Begin a new file beyond this size: 5GB, 700MiB.")
     ] = "5GB"
 
 
@@ -155,15 +154,14 @@ class Chat:
     chat_template: Annotated[
         str | None,
         typer.Option(
-            "--chat-template",
             metavar="NAME",
             autocompletion=completion.formats,
             help="In another chat format: alpaca, vicuna, chatglm2, …; chat-template is the model's own, raw is none.",
         ),
     ] = None
-    format: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", autocompletion=completion.formats, hidden=True)
-    ] = None  # as it was called once
+    format: Annotated[str | None, typer.Option(metavar="NAME", autocompletion=completion.formats, hidden=True)] = (
+        None  # as it was called once
+    )
 
     @property
     def name(self) -> str | None:
@@ -183,7 +181,6 @@ class Common:
     plugin: Annotated[
         list[Path] | None,
         typer.Option(
-            "--plugin",
             metavar="FILE.py",
             help="A plugin file that describes an architecture (may be repeated; LLMKIT_PLUGINS names some for good).",
         ),

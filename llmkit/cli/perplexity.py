@@ -23,14 +23,12 @@ def perplexity(
     out: Output,
     model: ModelArgument,
     computing: Computing,
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="A text file in UTF-8.")],
+    text: Annotated[Path, typer.Option(metavar="FILE", help="A text file in UTF-8.")],
     context: Annotated[
-        int | None,
-        typer.Option("--context", metavar="N", min=2, help="Tokens in a window (default: the model's, at most 2048)."),
+        int | None, typer.Option(metavar="N", min=2, help="Tokens in a window (default: the model's, at most 2048).")
     ] = None,
     stride: Annotated[
-        int | None,
-        typer.Option("--stride", metavar="N", min=1, help="How far windows advance (default: they do not overlap)."),
+        int | None, typer.Option(metavar="N", min=1, help="How far windows advance (default: they do not overlap).")
     ] = None,
 ) -> None:
     """Measure the perplexity of a text: exp of the mean negative log-likelihood of a token.

@@ -117,7 +117,7 @@ def check(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every plugin, one line for each.")] = False,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="Also compare names and shapes with this checkpoint.")
+        str | None, typer.Option(metavar="MODEL", help="Also compare names and shapes with this checkpoint.")
     ] = None,
 ) -> None:
     """Check the contract of plugins: they load, claim no other's models, and their tiny models fit themselves.

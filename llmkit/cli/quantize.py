@@ -55,17 +55,13 @@ def quantize(
     bits: Annotated[
         int | None,
         typer.Option(
-            "--bits",
             metavar="2|3|4|8",
-            autocompletion=completion.among("8", "4", "3", "2"),
             help="Bits of each weight; 5 and 6, too, for --format gguf.",
-            show_default=False,
         ),
     ] = None,
     format: Annotated[
         str,
         typer.Option(
-            "--format",
             metavar="NAME",
             autocompletion=completion.quantization_formats,
             help="The layout of what is written; gguf: llama.cpp's preset for these bits (convert --to gguf has all).",
@@ -74,9 +70,7 @@ def quantize(
     type: Annotated[
         str,
         typer.Option(
-            "--type",
             metavar="int|nf4|fp4|fp8",
-            autocompletion=completion.among("int", "nf4", "fp4", "fp8"),
             help="What the bits stand for, where the format has more than integers: fp8 (e4m3, one scale a row, with "
             "--bits 8) in compressed-tensors, nf4 and fp4 (--bits 4) in bitsandbytes.",
             show_default=False,
@@ -85,21 +79,16 @@ def quantize(
     activations: Annotated[
         str | None,
         typer.Option(
-            "--activations",
             metavar="int8",
-            autocompletion=completion.among("int8"),
             help="Engines round the inputs of layers to this as they come, too: with --bits 8, W8A8.",
-            show_default=False,
         ),
     ] = None,
     iterations: Annotated[
         int | None,
         typer.Option(
-            "--iterations",
             metavar="N",
             min=0,
             help="How long --method signround learns each block (default: 200; 1000 for fewer than 4 bits).",
-            show_default=False,
         ),
     ] = None,
     act_order: Annotated[
@@ -108,17 +97,14 @@ def quantize(
             "--act-order/--no-act-order",
             help="Whether --method gptq groups columns by how large their inputs are, and stores the group of each "
             "(desc_act) (default: no).",
-            show_default=False,
         ),
     ] = None,
     evaluate: Annotated[
         str | None,
         typer.Option(
-            "--evaluate",
             metavar="FILE|rest",
             help="Then measure, on a text or the rest of the calibration text: perplexity before and after, divergence "
             "from the float model, flipped tokens. Never on windows that calibration read.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:

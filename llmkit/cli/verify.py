@@ -16,7 +16,7 @@ def verify(
     out: Output,
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that llmkit wrote.")],
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Threads (default: one a core, at most 8).")
+        int | None, typer.Option(metavar="N", min=1, help="Threads (default: one a core, at most 8).")
     ] = None,
 ) -> None:
     """Check a folder against its manifest: sizes, hashes, names, index, config and tokenizer.

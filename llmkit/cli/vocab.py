@@ -42,7 +42,6 @@ def extend(
     init: Annotated[
         str,
         typer.Option(
-            "--init",
             metavar="NAME",
             autocompletion=completion.inits,
             help="How new rows begin: mean, pieces, zero, normal or focus.",
@@ -53,14 +52,12 @@ def extend(
         typer.Option(
             "--as",
             metavar="pieces|added",
-            autocompletion=completion.among("pieces", "added"),
             help="Enter them with merges, or as added tokens that are matched first (default: added for a text file).",
         ),
     ] = None,
     scores: Annotated[
         str | None,
         typer.Option(
-            "--scores",
             metavar="zero|own|after",
             autocompletion=completion.scores,
             help="Scores of new SentencePiece pieces: 0 as Chinese-LLaMA, their own, or after all old ones, where "
@@ -69,7 +66,7 @@ def extend(
     ] = None,
     pad_to_multiple: PadOption = None,
     corpus: Annotated[
-        Path | None, typer.Option("--corpus", metavar="FILE", help="Text in the new language, for --init focus.")
+        Path | None, typer.Option(metavar="FILE", help="Text in the new language, for --init focus.")
     ] = None,
     seed: SeedOption = 0,
 ) -> None:
@@ -99,15 +96,11 @@ def extend(
 def trim(
     out: Output,
     model: ModelArgument,
-    corpus: Annotated[
-        Path, typer.Option("--corpus", metavar="FILE", help="The text (UTF-8) that must be cut as before.")
-    ],
+    corpus: Annotated[Path, typer.Option(metavar="FILE", help="The text (UTF-8) that must be cut as before.")],
     writing: Writing,
-    keep_id: Annotated[
-        list[int] | None, typer.Option("--keep-id", metavar="ID", help="Keep this id too (may be repeated).")
-    ] = None,
+    keep_id: Annotated[list[int] | None, typer.Option(metavar="ID", help="Keep this id too (may be repeated).")] = None,
     min_count: Annotated[
-        int, typer.Option("--min-count", metavar="N", min=1, help="Leave out tokens that are rarer in the corpus.")
+        int, typer.Option(metavar="N", min=1, help="Leave out tokens that are rarer in the corpus.")
     ] = 1,
     pad_to_multiple: PadOption = None,
 ) -> None:
@@ -140,11 +133,9 @@ def info(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or a tokenizer file (sp.model, …).")
     ],
-    text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="A text (UTF-8) to count the tokens of.")
-    ] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text (UTF-8) to count the tokens of.")] = None,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="OTHER", help="A second model or tokenizer, to compare with.")
+        str | None, typer.Option(metavar="OTHER", help="A second model or tokenizer, to compare with.")
     ] = None,
 ) -> None:
     """Show what a vocabulary holds: pieces by type and script, and how many tokens a text takes."""
