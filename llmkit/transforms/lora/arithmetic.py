@@ -101,27 +101,27 @@ def add_low_rank(
                 observe(change, norm, w.shape[0])
             return out
 
-        operands, per, fn = [weight, left, right, gram], [1, 1, 0, 0], add
-        return _node("lora", operands, per, fn, weight.spec.with_dtype(dtype), attrs)
+        spec, operands = weight.spec.with_dtype(dtype), [weight, left, right, gram]
+        return Apply(
+            "lora", operands, spec, add, attrs, row_step=BLOCK_ROWS, input_rows=[1, 1, 0, 0], scratch=2.0
+        ).output()
     if by_column:
         norms = ColumnNorms(weight, left, right, scale).output()
-        operands, per = [weight, left, right, magnitude.cast(_F32), norms], [1, 1, 0, 0, 0]
+        operands, per = [left, right, magnitude.cast(_F32), norms], [1, 0, 0, 0]
     else:
-        operands, per = [weight, left, right, magnitude.cast(_F32)], [1, 1, 0, 1]
+        operands, per = [left, right, magnitude.cast(_F32)], [1, 0, 1]
 
     def rescale(
-        w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor, n: torch.Tensor | None = None
+        block: torch.Tensor, rows: slice, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor, *norms: torch.Tensor
     ) -> torch.Tensor:
-        def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
-            moved = block + _rows_of(a, rows, b) * scale
-            if n is not None:
-                return moved * (m / n)
-            factor: torch.Tensor = (m[rows] / torch.linalg.vector_norm(moved, dim=1))[:, None]
-            return moved * factor
+        moved = block + _rows_of(a, rows, b) * scale
+        if norms:
+            return moved * (m / norms[0])
+        factor: torch.Tensor = (m[rows] / torch.linalg.vector_norm(moved, dim=1))[:, None]
+        return moved * factor
 
-        return _in_blocks(w, dtype, one, name, observe)
-
-    return _node("dora", operands, per, rescale, weight.spec.with_dtype(dtype), attrs | {"by_column": by_column})
+    attrs["by_column"] = by_column
+    return _by_blocks("dora", weight, operands, per, rescale, dtype, attrs, name=name, observe=observe)
 
 
 def add_experts(
@@ -136,25 +136,15 @@ def add_experts(
         dtype: of the result, which has the shape of the weight.
     """
 
-    def fn(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
-            return block + ((a[rows] @ b[rows]) * scale).to(dtype.torch).float()
+    def add(block: torch.Tensor, rows: slice, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return block + ((a[rows] @ b[rows]) * scale).to(dtype.torch).float()
 
-        return _in_blocks(w, dtype, one, name, observe, step=1)
-
-    operands = [weight, left.cast(_F32), right.cast(_F32)]
-    spec = weight.spec.with_dtype(dtype)
-    return Apply("lora", operands, spec, fn, {"scale": scale}, row_step=1, scratch=3.0).output()
+    attrs: dict[str, object] = {"scale": scale}
+    return _by_blocks("lora", weight, [left, right], [1, 1], add, dtype, attrs, name=name, observe=observe, step=1)
 
 
 def add_hadamard(
-    weight: Lazy,
-    factors: Sequence[Lazy],
-    scale: float,
-    dtype: DType,
-    *,
-    name: str,
-    observe: Observe | None = None,
+    weight: Lazy, factors: Sequence[Lazy], scale: float, dtype: DType, *, name: str, observe: Observe | None = None
 ) -> Lazy:
     """W + scale * (w1_a @ w1_b) * (w2_a @ w2_b), the second product elementwise (LoHa), as `dtype`.
 
@@ -162,65 +152,53 @@ def add_hadamard(
         weight: [rows, columns], a float type.
         factors: w1_a [rows, r], w1_b [r, columns], w2_a and w2_b alike.
     """
-    parts = [f.cast(_F32) for f in factors]
 
-    def fn(w: torch.Tensor, a1: torch.Tensor, b1: torch.Tensor, a2: torch.Tensor, b2: torch.Tensor) -> torch.Tensor:
-        def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
-            return block + _rows_of(a1, rows, b1) * _rows_of(a2, rows, b2) * scale
+    def add(block: torch.Tensor, rows: slice, *f: torch.Tensor) -> torch.Tensor:
+        return block + _rows_of(f[0], rows, f[1]) * _rows_of(f[2], rows, f[3]) * scale
 
-        return _in_blocks(w, dtype, one, name, observe)
-
-    return _node("loha", [weight, *parts], [1, 1, 0, 1, 0], fn, weight.spec.with_dtype(dtype), {"scale": scale})
+    attrs: dict[str, object] = {"scale": scale}
+    return _by_blocks("loha", weight, factors, [1, 0, 1, 0], add, dtype, attrs, name=name, observe=observe)
 
 
 def add_kronecker(
     weight: Lazy, first: Lazy, second: Lazy, scale: float, dtype: DType, *, name: str, observe: Observe | None = None
 ) -> Lazy:
     """W + scale * kron(first, second) (LoKr); row i comes from row i // len(second) of the first factor."""
-    first, second = first.cast(_F32), second.cast(_F32)
     height = second.shape[0]
 
-    def fn(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        def one(block: torch.Tensor, rows: slice) -> torch.Tensor:
-            return block + torch.kron(a[rows.start // height : rows.start // height + 1], b) * scale
+    def add(block: torch.Tensor, rows: slice, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return block + torch.kron(a[rows.start // height : rows.start // height + 1], b) * scale
 
-        return _in_blocks(w, dtype, one, name, observe, step=height)
-
-    spec = weight.spec.with_dtype(dtype)
-    return Apply(
-        "lokr", [weight, first, second], spec, fn, {"scale": scale}, row_step=height,
-        input_rows=[1, height, 0], scratch=3.0,
-    ).output()  # fmt: skip
+    attrs: dict[str, object] = {"scale": scale}
+    operands, per = [first, second], [height, 0]
+    return _by_blocks("lokr", weight, operands, per, add, dtype, attrs, name=name, observe=observe, step=height)
 
 
 def scale_rows(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observe: Observe | None = None) -> Lazy:
     """Row i of a matrix or element i of a vector times factor[i]; `factor` is [rows] or [rows, 1]."""
 
-    def fn(w: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
-        column = f.reshape(-1, *[1] * (w.dim() - 1))
-        return _in_blocks(w, dtype, lambda block, rows: block * column[rows], name, observe)
+    def scaled(block: torch.Tensor, rows: slice, f: torch.Tensor) -> torch.Tensor:
+        return block * f.reshape(-1, *[1] * (block.dim() - 1))[rows]
 
-    return _node("scale rows", [weight, factor.cast(_F32)], [1, 1], fn, weight.spec.with_dtype(dtype), {})
+    return _by_blocks("scale rows", weight, [factor], [1], scaled, dtype, {}, name=name, observe=observe)
 
 
 def scale_columns(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observe: Observe | None = None) -> Lazy:
     """Column j times factor[j]; `factor` is [columns] or [1, columns]."""
 
-    def fn(w: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
-        row = f.reshape(-1)
-        return _in_blocks(w, dtype, lambda block, rows: block * row, name, observe)
+    def scaled(block: torch.Tensor, rows: slice, f: torch.Tensor) -> torch.Tensor:
+        return block * f.reshape(-1)
 
-    return _node("scale columns", [weight, factor.cast(_F32)], [1, 0], fn, weight.spec.with_dtype(dtype), {})
+    return _by_blocks("scale columns", weight, [factor], [0], scaled, dtype, {}, name=name, observe=observe)
 
 
 def add_vector(vector: Lazy, addend: Lazy, scale: float, dtype: DType, *, name: str) -> Lazy:
     """[n] plus scale times another [n], summed in float32 and stored as `dtype`."""
 
-    def fn(b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return _in_blocks(b, dtype, lambda block, rows: block + x[rows] * scale, name, None)
+    def add(block: torch.Tensor, rows: slice, x: torch.Tensor) -> torch.Tensor:
+        return block + x[rows] * scale
 
-    spec = vector.spec.with_dtype(dtype)
-    return _node("add", [vector, addend.cast(_F32)], [1, 1], fn, spec, {"scale": scale})
+    return _by_blocks("add", vector, [addend], [1], add, dtype, {"scale": scale}, name=name, observe=None)
 
 
 def replace_rows(weight: Lazy, rows: Sequence[int], values: Lazy) -> Lazy:
@@ -296,42 +274,46 @@ def _rows_of(left: torch.Tensor, rows: slice, right: torch.Tensor) -> torch.Tens
     return (_filled(part) @ right)[: part.shape[0]]
 
 
-def _node(
+def _by_blocks(
     op: str,
+    weight: Lazy,
     operands: Sequence[Lazy],
     per: Sequence[int],
-    fn: Callable[..., torch.Tensor],
-    spec: TensorSpec,
-    attrs: dict[str, object],
-) -> Lazy:
-    return Apply(op, operands, spec, fn, attrs, row_step=BLOCK_ROWS, input_rows=per, scratch=2.0).output()
-
-
-def _in_blocks(
-    w: torch.Tensor,
+    one: Callable[..., torch.Tensor],
     dtype: DType,
-    one: Callable[[torch.Tensor, slice], torch.Tensor],
+    attrs: dict[str, object],
+    *,
     name: str,
     observe: Observe | None,
-    *,
     step: int = BLOCK_ROWS,
-) -> torch.Tensor:
-    """`one` on each block of rows in float32, cast once; measures the change."""
-    out = torch.empty(w.shape, dtype=dtype.torch)
-    change = norm = 0.0
-    for start in range(0, w.shape[0], step):
-        rows = slice(start, min(start + step, w.shape[0]))
-        before = w[rows].float()
-        after = one(before, rows)
-        out[rows] = after
-        difference = float(torch.sum((after - before).square_()))
-        _check_finite(name, difference)
-        change += difference
+) -> Lazy:
+    """`one(block, rows, *operands)` for each block of rows of a weight, in float32, cast once; measures the change.
+
+    Args:
+        per: rows of the weight for one of each operand; 0: it is needed whole.
+    """
+
+    def fn(w: torch.Tensor, *data: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(w.shape, dtype=dtype.torch)
+        change = norm = 0.0
+        for start in range(0, w.shape[0], step):
+            rows = slice(start, min(start + step, w.shape[0]))
+            before = w[rows].float()
+            after = one(before, rows, *data)
+            out[rows] = after
+            difference = float(torch.sum((after - before).square_()))
+            _check_finite(name, difference)
+            change += difference
+            if observe is not None:
+                norm += float(torch.sum(before * before))
         if observe is not None:
-            norm += float(torch.sum(before * before))
-    if observe is not None:
-        observe(change, norm, w.shape[0])
-    return out
+            observe(change, norm, w.shape[0])
+        return out
+
+    inputs, spec = [weight, *(operand.cast(_F32) for operand in operands)], weight.spec.with_dtype(dtype)
+    return Apply(
+        op, inputs, spec, fn, attrs, row_step=step, input_rows=[1, *per], scratch=2.0 if step == BLOCK_ROWS else 3.0
+    ).output()
 
 
 def _check_finite(name: str, squared: float) -> None:
