@@ -20,6 +20,7 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.formats.json_text import read_object
 from llmkit.tensors.spec import DType
+from llmkit.version import __version__
 
 MANIFEST_NAME = "llmkit.json"
 MANIFEST_FORMAT = 2
@@ -241,8 +242,6 @@ def versions(*packages: str) -> dict[str, str]:
     """Versions of what determines the bytes that are written, or a score: of `packages` those that are installed."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
-
-    from llmkit.version import __version__
 
     tools = {"llmkit": __version__, "python": platform.python_version()}
     for package in packages or ("torch",):

@@ -15,6 +15,8 @@ from llmkit.cli.command import command
 from llmkit.cli.options import Folder
 from llmkit.cli.output import Output, duration
 from llmkit.cli.writing import described_step, interrupted_run, resumed_nbytes
+from llmkit.errors import InputError, RequirementError, listing
+from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
     from llmkit.releases.decoding import Decoding
@@ -85,7 +87,6 @@ def refuse_coded(path: str, why: str, base: str, release: str) -> None:
     Raises:
         RequirementError: it is one.
     """
-    from llmkit.errors import RequirementError
     from llmkit.releases.kind import XORED, command_for, release_kind
 
     kind = release_kind(Path(path))
@@ -144,7 +145,6 @@ def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None
 def _expected(out: Output, decoding: Decoding, path: Path | None) -> dict[str, Expected]:
     if path is None:
         return {}
-    from llmkit.errors import InputError, listing
     from llmkit.releases.hash_list import read_hash_list
 
     stated, names = read_hash_list(path), {c.name for c in decoding.files}
@@ -166,8 +166,6 @@ def _sum_up(
     warnings: Sequence[str],
     n_expected: int,
 ) -> None:
-    from llmkit.tensors.spec import format_bytes
-
     nbytes = sum(f["nbytes"] for f in manifest["files"].values())
     checks = {
         "sha256": sum(c.sha256 is not None for c in decoding.files),
@@ -226,8 +224,6 @@ def _plan_document(
 
 
 def _render_plan(out: Output, d: Mapping[str, Any]) -> None:
-    from llmkit.tensors.spec import format_bytes
-
     out.record(
         {
             "plan": f"{d['out']} (dry run: nothing is written)",

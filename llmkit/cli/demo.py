@@ -12,6 +12,8 @@ import typer
 
 from llmkit.cli.command import command
 from llmkit.cli.output import Output, duration
+from llmkit.errors import OutputError
+from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -31,8 +33,6 @@ def demo(
     Applies a delta to its base, merges an adapter that teaches one more subject, quantizes the result to 8 and 4 bits,
     scores each on the mini benchmark, and prints one table.
     """
-    from llmkit.errors import OutputError
-
     started = time.monotonic()
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="llmkit-demo-") as folder:
@@ -108,8 +108,6 @@ def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
 
 
 def _render(out: Output, rows: list[dict[str, Any]]) -> None:
-    from llmkit.tensors.spec import format_bytes
-
     columns = ["size", "bits per weight", "accuracy", "±", _NEW_SUBJECT, "perplexity", "time"]
     out.table(
         ["model", *columns],

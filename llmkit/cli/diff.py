@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from math import prod
 from typing import Annotated, Any
 
 import typer
@@ -31,8 +33,6 @@ def diff(
     compared by the floats they stand for. Exit code 1 when names, shapes or values beyond --tol differ; other dtypes,
     config keys and files are shown and do not count.
     """
-    from dataclasses import asdict
-
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.inspection.comparison import compare
 
@@ -101,8 +101,6 @@ def _render(out: Output, d: Mapping[str, Any], top: int) -> None:
 
 
 def _numel(shape: tuple[int, ...]) -> int:
-    from math import prod
-
     return prod(shape)
 
 

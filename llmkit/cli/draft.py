@@ -12,6 +12,7 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
+from llmkit.errors import InputError, LlmkitError, OutputError, PluginError, listing
 
 if TYPE_CHECKING:
     from llmkit.architecture.architecture import Architecture
@@ -44,7 +45,6 @@ def new(
     from llmkit.checkpoint.quantized import describe, is_quantized
     from llmkit.drafting.draft import draft_plugin
     from llmkit.drafting.text import plugin_text
-    from llmkit.errors import InputError, OutputError
     from llmkit.pipeline.files import check_file, write_file
 
     if output is not None:
@@ -112,7 +112,6 @@ def compare(architecture: Architecture, model: str) -> Check:
     """Names and shapes of a checkpoint against an architecture that need not be installed."""
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.decoder.contract import Check
-    from llmkit.errors import LlmkitError, listing
 
     ckpt = open_checkpoint(model)
     try:
@@ -124,7 +123,6 @@ def compare(architecture: Architecture, model: str) -> Check:
 
 def _known(config: object) -> str | None:
     from llmkit.architecture.registry import find
-    from llmkit.errors import PluginError
 
     try:
         architecture = find(dict(config)) if isinstance(config, dict) else None

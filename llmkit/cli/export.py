@@ -15,6 +15,7 @@ from llmkit.cli.options import DtypeOption, ModelArgument, Writing
 from llmkit.cli.output import Output
 from llmkit.cli.parity import refuse_difference, show_parity
 from llmkit.cli.writing import Addition, write
+from llmkit.errors import InputError, RequirementError, nearest
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -131,7 +132,6 @@ def export(
     """
     from llmkit.checkpoint.contents import open_model, require_model
     from llmkit.checkpoint.quantized import refuse_unread
-    from llmkit.errors import InputError, nearest
     from llmkit.onnx.export import computed_weights
     from llmkit.onnx.export import export as export_checkpoint
     from llmkit.onnx.precision import Precision
@@ -192,7 +192,6 @@ def _planned_check(no_check: bool) -> dict[str, str]:
 def _described(ckpt: Checkpoint) -> None:
     """Refuse what no plugin describes, with the way out."""
     from llmkit.architecture import registry
-    from llmkit.errors import RequirementError
 
     if not ckpt.config:
         raise RequirementError(
@@ -209,8 +208,6 @@ def _described(ckpt: Checkpoint) -> None:
 def _runtime() -> None:
     """Say before the work that the check after it needs ONNX Runtime."""
     from importlib.util import find_spec
-
-    from llmkit.errors import RequirementError
 
     if find_spec("onnxruntime") is None:
         raise RequirementError(

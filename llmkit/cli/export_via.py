@@ -9,6 +9,8 @@ from llmkit.cli.options import Writing
 from llmkit.cli.output import Output, duration
 from llmkit.cli.parity import refuse_difference, show_parity
 from llmkit.cli.writing import interrupted_check
+from llmkit.errors import require_choice
+from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -30,7 +32,6 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
     Raises:
         InputError: no such exporter, or an option that it does not have.
     """
-    from llmkit.errors import require_choice
     from llmkit.onnx.parity import Checked
     from llmkit.onnx.via import VIA, compare_with_transformers, export_by_optimum
     from llmkit.pipeline.target import Target
@@ -61,8 +62,6 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
     }
 
     def render() -> None:
-        from llmkit.tensors.spec import format_bytes
-
         out.line(f"wrote {writing.output}: {format_bytes(sum(files.values()))}, by {via}, {duration(elapsed)}")
         if check:
             show_parity(out, checked, "transformers")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from llmkit.errors import LlmkitError
 from llmkit.lazy_imports import torch
+from llmkit.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     from llmkit.architecture.architecture import Architecture
@@ -36,7 +38,6 @@ def families() -> str:
 def abilities(architecture: Architecture) -> dict[str, str]:
     """What is possible with the tiny model and all its variants, by plans (no weight is read): yes, -, or but for."""
     from llmkit.decoder.contract import random_checkpoint
-    from llmkit.errors import LlmkitError
 
     missing_by_probe: dict[str, list[str]] = {name: [] for name in _PROBES}
     variants = (None, *architecture.variants)
@@ -97,7 +98,6 @@ def _lora(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> No
     """An adapter of rank 1 on every linear layer."""
     from llmkit.formats.adapter import Adapter
     from llmkit.tensors.lazy import Apply
-    from llmkit.tensors.spec import DType, TensorSpec
     from llmkit.transforms.lora import merge
 
     def lazy(*shape: int) -> Lazy:

@@ -11,6 +11,7 @@ import typer
 from llmkit.cli import completion
 from llmkit.cli.options import SeedOption
 from llmkit.errors import InputError
+from llmkit.tensors.spec import parse_bytes
 
 if TYPE_CHECKING:
     from llmkit.calibration.mixing import Target
@@ -139,7 +140,6 @@ class Mixing:
             InputError: more than one of them, or none.
         """
         from llmkit.calibration.mixing import Target
-        from llmkit.tensors.spec import parse_bytes
 
         numbers = {"--bits": bits, "--target-bits": self.target_bits, "--target-size": self.target_size}
         given = [option for option, value in numbers.items() if value is not None]

@@ -15,10 +15,11 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from llmkit.cli.packages import installed_version, requirements, source
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, PluginError
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import n_cores
 from llmkit.tensors.spec import format_bytes
+from llmkit.version import __version__
 
 _MIN_FREE_NBYTES = 10 * 10**9
 
@@ -73,8 +74,6 @@ def _python() -> Iterator[Diagnosis]:
 
 
 def _packages() -> Iterator[Diagnosis]:
-    from llmkit.version import __version__
-
     try:
         wanted = requirements()
     except PackageNotFoundError:
@@ -177,7 +176,6 @@ def _disk() -> Iterator[Diagnosis]:
 def _plugins() -> Iterator[Diagnosis]:
     from llmkit import entry_points
     from llmkit.architecture.registry import default_registry
-    from llmkit.errors import PluginError
     from llmkit.layouts import opening
     from llmkit.quantization import codec, method
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,8 @@ from llmkit.cli.folding import folded
 from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
 from llmkit.cli.writing import described_step
+from llmkit.errors import InputError
+from llmkit.tensors.spec import format_bytes
 
 _MAX_VALUE = 60
 
@@ -33,10 +37,7 @@ def inspect(
     Reads headers, config and tokenizer files only; it takes the same time for 1 GB as for 100. Only --identify reads
     the whole model. Its content hash is the same for the same weights in any container and shard size.
     """
-    from dataclasses import asdict
-
     from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.errors import InputError
     from llmkit.inspection.summary import summarize
 
     try:
@@ -66,8 +67,6 @@ def _file(lazy: Any) -> str | None:
 
 
 def _render(out: Output, d: Mapping[str, Any]) -> None:
-    from llmkit.tensors.spec import format_bytes
-
     vocabulary = d["vocabulary"]
     n_files = len(d["files"])
     out.record(
@@ -128,8 +127,6 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
 
 
 def _render_graph(out: Output, d: Mapping[str, Any]) -> None:
-    from llmkit.tensors.spec import format_bytes
-
     what = "constants" if d["n_parameters"] is None else "weights and constants"
     inside = [f"model.onnx: {format_bytes(d['inside_nbytes'])} of {what}"] if d["inside_nbytes"] else []
     weights = [f"{w['file']}: {w['dtype']} {format_bytes(w['nbytes'])}" for w in d["weights"]]
@@ -153,15 +150,11 @@ def _render_graph(out: Output, d: Mapping[str, Any]) -> None:
 
 def _counts(ops: Mapping[str, int]) -> str | None:
     """`GroupQueryAttention 30, MatMulNBits 211, …` in lines of a width that terminals have."""
-    from textwrap import wrap
-
     # No-break spaces hold a name and its number together.
     return "\n".join(wrap(", ".join(f"{op}\u00a0{n}" for op, n in ops.items()), 66)).replace("\u00a0", " ") or None
 
 
 def _cache(cache: Mapping[str, Any] | None) -> str | None:
-    from llmkit.tensors.spec import format_bytes
-
     if cache is None:
         return None
     nbytes = cache["nbytes_per_token"]

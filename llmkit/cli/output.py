@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from llmkit.cli.progress import Bar, Lines, StatusLine
 from llmkit.cli.terminal import clean, clean_json, raw_stderr
+from llmkit.errors import InputError, listing
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 
@@ -136,8 +137,6 @@ class Output:
         Raises:
             InputError: one of them was given.
         """
-        from llmkit.errors import InputError, listing
-
         ignored = [self.given[name] for name in sorted(unhonoured) if name in self.given]
         if ignored:
             verb = "is" if len(ignored) == 1 else "are"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Annotated
 
@@ -36,9 +38,6 @@ def perplexity(
     Beyond the range of a float it is inf; the bits per token tell more then. The text is encoded whole and cut into
     windows; each token is predicted from those before it in its window.
     """
-    from dataclasses import asdict
-    from math import isfinite, isnan
-
     from llmkit.checkpoint.tokenizer import load_tokenizer
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.formats.text_file import read_text

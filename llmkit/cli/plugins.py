@@ -11,6 +11,7 @@ import typer
 from llmkit.cli import completion, draft
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
+from llmkit.errors import InputError, PluginError, suggestion
 
 if TYPE_CHECKING:
     from llmkit.architecture.architecture import Architecture
@@ -26,7 +27,6 @@ NameArgument = Annotated[
 def list_plugins(out: Output) -> None:
     """List the plugins: what they describe and where they come from."""
     from llmkit.architecture.registry import default_registry
-    from llmkit.errors import PluginError
 
     registry = default_registry()
     entries = []
@@ -128,7 +128,6 @@ def check(
     """
     from llmkit.architecture.registry import default_registry, plugins_in
     from llmkit.decoder.contract import Check, check_architecture
-    from llmkit.errors import InputError, PluginError
     from llmkit.onnx.contract import check_graphs
 
     if name and every:
@@ -194,7 +193,6 @@ def _problems(results: dict[str, Any]) -> list[str]:
 
 def _find(name: str) -> tuple[Plugin, Architecture]:
     from llmkit.architecture.registry import default_registry
-    from llmkit.errors import PluginError, suggestion
 
     registry = default_registry()
     for plugin in registry.plugins:

@@ -15,6 +15,8 @@ from llmkit.cli.grid_options import Calibrating, Grids, Mixing
 from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Mode, Output
 from llmkit.cli.writing import Addition, write
+from llmkit.errors import InputError
+from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
     from llmkit.calibration.mixing import Chosen, Target
@@ -171,7 +173,6 @@ def _chosen(
 ) -> Chosen:
     """Bits of each matrix for a size; the table of them is shown."""
     from llmkit.calibration.mixing import choose_bits
-    from llmkit.tensors.spec import format_bytes
 
     chosen = choose_bits(before, target, candidates, known, report=out.doing)
     out.note(chosen.words())
@@ -220,7 +221,6 @@ def _in_blocks(
     from llmkit.calibration.observe import observed
     from llmkit.calibration.samples import Samples
     from llmkit.calibration.stored import StoredQuantizer
-    from llmkit.errors import InputError
     from llmkit.quantization.codec import alternatives
     from llmkit.transforms.convert import convert
 
@@ -274,7 +274,6 @@ def _write(
         chosen: bits of each matrix, where they were chosen for a size.
     """
     from llmkit.quantization.quality import sizes
-    from llmkit.tensors.spec import format_bytes
 
     saved = sizes(before.tensors, after.tensors)
     size_text = (
@@ -347,7 +346,6 @@ def _held_out(
     from llmkit.calibration.quantizer import CalibratedQuantizer
     from llmkit.calibration.samples import Samples
     from llmkit.calibration.texts import read_text
-    from llmkit.errors import InputError
 
     if evaluate != "rest":
         samples = Samples(read_text(Path(evaluate)), length=calibrating.length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
+from llmkit.tensors.spec import format_bytes
 
 
 @command("llmkit verify vicuna-7b", "llmkit verify vicuna-7b -q && echo sound")
@@ -23,10 +25,7 @@ def verify(
 
     Reads every byte once. Exit code 1, naming what differs, when something does.
     """
-    from dataclasses import asdict
-
     from llmkit.inspection.check import check_output
-    from llmkit.tensors.spec import format_bytes
 
     verdict = check_output(folder, workers=workers, progress=out.progress())
     document = {"folder": str(folder), "ok": verdict.is_ok, **asdict(verdict)}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from llmkit.cli.command import Interrupted
 from llmkit.cli.options import Writing
 from llmkit.cli.output import Output, duration
-from llmkit.errors import counted
+from llmkit.errors import counted, listing
+from llmkit.tensors.spec import DType, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +55,6 @@ def write(
     if not isinstance(checkpoint.container, SafetensorsFiles | TorchFiles):
         out.refuse_options({"max_shard_size"}, "this layout, whose files its format gives")
     from llmkit.pipeline.target import partial_path
-    from llmkit.tensors.spec import format_bytes, parse_bytes
 
     plan = make_plan(
         checkpoint, writing.output, max_shard_size=parse_bytes(writing.max_shard_size), force=writing.force
@@ -137,8 +137,6 @@ def interrupted_run(out: Path, *, is_resumable: bool) -> Interrupted:
 
 def resumed_nbytes(out: Output, manifest: Mapping[str, Any]) -> int:
     """The bytes that an interrupted run had written; a note says so."""
-    from llmkit.tensors.spec import format_bytes
-
     run = manifest["run"]
     nbytes = int(run.get("nbytes_resumed", 0))
     if run.get("steps_resumed"):
@@ -157,9 +155,6 @@ def interrupted_check(folder: Path) -> Interrupted:
 
 def _not_finite(counts: Mapping[str, int], plan: Plan) -> str:
     """Values that are no numbers in what was computed: the inputs had them, or the dtype holds no larger ones."""
-    from llmkit.errors import listing
-    from llmkit.tensors.spec import DType
-
     most = sorted(counts.items(), key=lambda entry: -entry[1])
     values = "1 value is" if sum(counts.values()) == 1 else f"{sum(counts.values())} values are"
     text = f"{values} NaN or infinite in what was written: {listing((f'{name} ({n})' for name, n in most), 3)}"
@@ -170,8 +165,6 @@ def _not_finite(counts: Mapping[str, int], plan: Plan) -> str:
 
 def _shared(entries: Mapping[str, Mapping[str, Any]]) -> str:
     """How much of an output is the source's own files, in words."""
-    from llmkit.tensors.spec import format_bytes
-
     words = {"hard link": "linked {} of the source", "reflink": "shared {} of the source (reflinks)"}
     words |= {"copy": "copied {} from another disk"}
     nbytes: dict[str, int] = {}
@@ -206,8 +199,6 @@ def _plan_document(plan: Plan, writing: Writing, hash_links: bool) -> dict[str, 
 
 
 def _render_plan(out: Output, d: Mapping[str, Any]) -> None:
-    from llmkit.tensors.spec import format_bytes
-
     weights = d["weight_files"]
     dtypes = ", ".join(f"{k} {format_bytes(v)}" for k, v in d["dtypes"].items())
     out.record(
@@ -237,8 +228,6 @@ def _render_plan(out: Output, d: Mapping[str, Any]) -> None:
 
 
 def _planned_links(d: Mapping[str, Any]) -> str | None:
-    from llmkit.tensors.spec import format_bytes
-
     if not d["links"]:
         return None
     text = f"{format_bytes(d['linked_nbytes'])}: {', '.join(d['links'])}"

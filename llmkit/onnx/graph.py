@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.lazy_imports import np, onnx
+from llmkit.version import __version__
 
 OPSET = 23  # the first with RotaryEmbedding, RMSNormalization and Attention
 IR_VERSION = 10
@@ -156,8 +157,6 @@ class Graph:
         Args:
             about: its `doc_string`: what a user of the graph has to know.
         """
-        from llmkit.version import __version__
-
         proto = onnx.ModelProto(
             ir_version=IR_VERSION,
             producer_name="llmkit",
