@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused, Names, Transposed
-
-if TYPE_CHECKING:
-    from llmkit.architecture.model import Model
 
 Metadata = Mapping[str, Any]
 """Metadata of a file; in a family's functions without the prefix `<architecture>.`."""

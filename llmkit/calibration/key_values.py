@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from llmkit.architecture.model import Model
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder.kv import KVCache
+from llmkit.decoder.load import load_decoder
+from llmkit.decoder.positions import build_positions
 from llmkit.decoder.scores import Scores
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
@@ -24,9 +27,8 @@ from llmkit.tensors.lazy import Context, Node, Rows
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.stopped import Stopped
 
-if TYPE_CHECKING:
-    # The largest key and value of a layer by head and channel, [kv_heads, head_dim] each.
-    Ranges = dict[int, tuple[torch.Tensor, torch.Tensor]]
+# The largest key and value of a layer by head and channel, [kv_heads, head_dim] each.
+Ranges: TypeAlias = "dict[int, tuple[torch.Tensor, torch.Tensor]]"
 
 MOST_TOKENS = 2048
 INT8_MOST = 127
@@ -58,9 +60,6 @@ class KeyValueScales(Node):
         self.n_rows, self.row_step = dims.kv_heads, None
 
     def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        from llmkit.checkpoint.tokenizer import load_tokenizer
-        from llmkit.decoder.load import load_decoder
-
         ids = token_ids(self._text, load_tokenizer(self._tokenized))[:MOST_TOKENS]
         is_large = sum(lazy.spec.nbytes for lazy in self.inputs) > _SMALL_NBYTES
         with all_cores() if is_large else nullcontext():
@@ -135,8 +134,6 @@ class _Ranging(KVCache):
 
 def _mixing(decoder: Any, suffix: tuple[int, ...]) -> dict[int, torch.Tensor]:
     """Which channels of a key its position mixes, by layer: asked of the position readers with unit vectors."""
-    from llmkit.decoder.positions import build_positions
-
     model, size = decoder.model, decoder.model.dims.head_dim
     kinds = [decoder.position_kind(i) for i in range(len(model.blocks))]
     found: dict[Any, torch.Tensor] = {}

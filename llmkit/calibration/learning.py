@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from llmkit.architecture.hooks import Weights
 from llmkit.architecture.slots import Slot
@@ -14,9 +14,8 @@ from llmkit.decoder.linear import Linear
 from llmkit.lazy_imports import torch
 from llmkit.tensors.constant import constant
 
-if TYPE_CHECKING:
-    # (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
-    Compute = Callable[[Weights, list[int]], torch.Tensor]
+# (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
+Compute: TypeAlias = "Callable[[Weights, list[int]], torch.Tensor]"
 
 
 class OutputError:

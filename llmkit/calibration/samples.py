@@ -9,7 +9,9 @@ from typing import Any
 from llmkit.calibration.self_written import written_by
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.errors import InputError
+from llmkit.tokenization.chat import prompt_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,6 @@ class Samples:
         Raises:
             InputError: the text has fewer tokens than one sample.
         """
-        from llmkit.checkpoint.tokenizer import load_tokenizer
-        from llmkit.tokenization.chat import prompt_of
-
         length = min(self.length, context or self.length)
         if self.text is None:
             return written_by(tokenized, self.n, length, seed=self.seed, suffix=suffix, is_stopped=is_stopped)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.tokenizer import load_tokenizer
+from llmkit.decoder import load_decoder
+from llmkit.decoder.generate import generate
+from llmkit.decoder.sampling import Sampling
 from llmkit.errors import InputError
 from llmkit.tensors.stopped import Stopped
-
-if TYPE_CHECKING:
-    from typing import Any
 
 _N_TOGETHER = 32
 _TOP_P = 0.95
@@ -38,11 +39,6 @@ def written_by(
     Raises:
         InputError: the vocabulary has special tokens only.
     """
-    from llmkit.checkpoint.tokenizer import load_tokenizer
-    from llmkit.decoder import load_decoder
-    from llmkit.decoder.generate import generate
-    from llmkit.decoder.sampling import Sampling
-
     tokenizer = load_tokenizer(ckpt)
     begin, rng = _beginning(tokenizer, suffix), random.Random(seed)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)

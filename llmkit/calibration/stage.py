@@ -12,19 +12,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llmkit.architecture.hooks import Weights
 from llmkit.calibration.blocks import Blocks
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder.load import load_blocks
+from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Block, Computed, Stage
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
-
-if TYPE_CHECKING:
-    from llmkit.architecture.hooks import Weights
-    from llmkit.decoder.model import Decoder
 
 Compute = Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]
 """Gets the blocks, the number of one, the state of the block before it, in which `hidden` are the hidden states that go
@@ -98,6 +97,4 @@ class BlockStage:
     @cached_property
     def loaded(self) -> tuple[Decoder, Weights]:
         """The decoder without its layers, and the weights to make them of."""
-        from llmkit.decoder.load import load_blocks
-
         return load_blocks(self._ckpt)

@@ -14,6 +14,7 @@ from typing import Any
 from llmkit.architecture.prompts import ChatTemplate, Message, Prompt
 from llmkit.errors import InputError
 from llmkit.formats import text_file
+from llmkit.tokenization.chat import encode_chat
 
 Document = str | tuple[Message, ...]
 """A text as it is, or a conversation, which goes through the chat format of the model."""
@@ -133,8 +134,6 @@ def token_ids(text: CalibrationText, tokenizer: Any, prompt: Prompt | None = Non
     Raises:
         InputError: the format has no place for the turns of a conversation.
     """
-    from llmkit.tokenization.chat import encode_chat
-
     ids: list[int] = []
     for document in text.documents:
         if isinstance(document, str):

@@ -14,6 +14,8 @@ from llmkit.checkpoint.content import FileContent
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.checked import read_tokenizer_json, template_text, without_panic
+from llmkit.tokenization.pieces_tokenizer import tokenizer_of_pieces
+from llmkit.tokenization.published import build_tokenizer, choose_kind, named_classes
 
 _PLAIN_NAMES = names_of(FileKind.FAST)
 
@@ -88,8 +90,6 @@ def published_kind(ckpt: Checkpoint, files: Mapping[str, FileContent] | None = N
         ckpt: the checkpoint.
         files: its tokenizer files where they are not the checkpoint's own.
     """
-    from llmkit.tokenization.published import choose_kind
-
     files = ckpt.tokenizer_files if files is None else files
     default = _own_kind(ckpt)
     names = {kind.file for kind in (*TOKENIZERS.values(), *([default] if default else []))}
@@ -107,8 +107,6 @@ def _own_kind(ckpt: Checkpoint) -> TokenizerKind | None:
 
 def _from_published_file(ckpt: Checkpoint, files: Mapping[str, FileContent], settings: Mapping[str, Any]) -> Any:
     """The tokenizer of a kind that was published as remote code, or None when it is none of them."""
-    from llmkit.tokenization.published import build_tokenizer
-
     kind = published_kind(ckpt, files)
     if kind is None:
         return None
@@ -124,8 +122,6 @@ def _from_pieces(files: Mapping[str, FileContent], settings: Mapping[str, Any], 
     pieces = files.get("tokenizer.model")
     if pieces is None or pieces.make is None:
         return None
-    from llmkit.tokenization.pieces_tokenizer import tokenizer_of_pieces
-
     try:
         return tokenizer_of_pieces(pieces.read(), settings, label)
     except InputError:
@@ -161,8 +157,6 @@ def _unreadable(error: Exception, label: str) -> InputError:
 
 
 def _unknown_class(settings: Mapping[str, Any], label: str) -> InputError:
-    from llmkit.tokenization.published import named_classes
-
     names = named_classes(settings)
     wanted = [kind.file for kind in TOKENIZERS.values() if set(names) & set(kind.classes)]
     needed = f"{' or '.join(dict.fromkeys(wanted))} as it was published with the model" if wanted else "tokenizer.json"

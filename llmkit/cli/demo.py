@@ -13,11 +13,11 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.output import Output, duration
 from llmkit.errors import OutputError
+from llmkit.pipeline.progress import Progress
 from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
-    from llmkit.pipeline.progress import Progress
 
 _CONTEXT = 256
 _NEW_SUBJECT = "star_lore"  # what only the adapter teaches

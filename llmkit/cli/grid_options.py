@@ -10,6 +10,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.options import SeedOption
+from llmkit.cli.output import Output
 from llmkit.errors import InputError
 from llmkit.tensors.spec import parse_bytes
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.checkpoint.statistics import StoredStatistics
-    from llmkit.cli.output import Output
     from llmkit.transforms.recipe import Scheme
 
 

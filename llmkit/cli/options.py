@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli import completion
+from llmkit.cli.output import Output
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
-    from llmkit.cli.output import Output
     from llmkit.decoder.language_model import LanguageModel
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a weight file or a hub id.")]

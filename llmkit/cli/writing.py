@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmkit.cli.command import Interrupted
@@ -15,8 +16,6 @@ from llmkit.errors import counted, listing
 from llmkit.tensors.spec import DType, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.pipeline.plan import Plan
     from llmkit.pipeline.runner import WriteObserver

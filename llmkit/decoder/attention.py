@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.sizes import Sizes
+from llmkit.decoder.kv import Cache
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.norms import build_norm
+from llmkit.decoder.positions import Positions
 from llmkit.decoder.scores import Scores
 from llmkit.lazy_imports import torch
-
-if TYPE_CHECKING:
-    from llmkit.decoder.kv import Cache
-    from llmkit.decoder.positions import Positions
 
 
 def build_attention(kind: Kind, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> Layer:

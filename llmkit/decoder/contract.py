@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.prompts import Instruction, Message, Turns, text_of
 from llmkit.architecture.registry import is_claimed
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder.kv import KVCache
+from llmkit.decoder.load import load_decoder
+from llmkit.decoder.model import Decoder
+from llmkit.decoder.packed import Packed
 from llmkit.decoder.reference import Reference, reference_logits
 from llmkit.errors import LlmkitError, PluginError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply
 from llmkit.tensors.spec import DType, TensorSpec
-
-if TYPE_CHECKING:
-    from llmkit.decoder.model import Decoder
 
 # A clause gives the largest difference of logits, or None where none are compared.
 Clause = Callable[["_Case"], float | None]
@@ -111,8 +112,6 @@ class _Case:
 
     @cached_property
     def decoder(self) -> Decoder:
-        from llmkit.decoder.load import load_decoder
-
         return load_decoder(self.ckpt, architecture=self.architecture)
 
     @cached_property
@@ -187,8 +186,6 @@ def _prompt(case: _Case) -> None:
 
 
 def _cache(case: _Case) -> float | None:
-    from llmkit.decoder.kv import KVCache
-
     decoder, (ids, expected) = case.decoder, case.stepwise
     cache = KVCache()
     parts = [decoder(ids[:, :6], cache), *(decoder(ids[:, i : i + 1], cache) for i in range(6, ids.shape[1]))]
@@ -197,8 +194,6 @@ def _cache(case: _Case) -> float | None:
 
 def _padded(case: _Case) -> float | None:
     """A left-padded batch, computed at once and step by step."""
-    from llmkit.decoder.kv import KVCache
-
     decoder, (ids, _) = case.decoder, case.stepwise
     short = decoder(ids[:1, 2:])
     mask = torch.ones_like(ids)
@@ -211,9 +206,6 @@ def _padded(case: _Case) -> float | None:
 
 
 def _packed(case: _Case) -> float | None:
-    from llmkit.decoder.kv import KVCache
-    from llmkit.decoder.packed import Packed
-
     decoder, (ids, expected) = case.decoder, case.stepwise
     if decoder.exact_sharing_limit == 0:
         side_by_side = decoder(torch.cat([ids[:1], ids[1:, :8]], 1), Packed(None, [ids.shape[1], 8]))

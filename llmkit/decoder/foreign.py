@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.lazy_imports import torch
@@ -278,8 +279,6 @@ def _agree(step: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def load_transformers(ckpt: Checkpoint, dtype: torch.dtype, device: torch.device) -> TransformersDecoder:
     """Transformers' model of a checkpoint's tensors; quantized ones are dequantized first."""
-    from llmkit.checkpoint.quantized import dequantized
-
     ckpt = dequantized(require_model(ckpt, "the decoder"))
     weights = {name: lazy.load() for name, lazy in ckpt.tensors.items()}
     return TransformersDecoder(transformers_model(ckpt.config, weights, ckpt.label, dtype=dtype), device)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llmkit.architecture.kinds import Head
+from llmkit.decoder.linear import Linear
 from llmkit.lazy_imports import torch
-
-if TYPE_CHECKING:
-    from llmkit.decoder.linear import Linear
 
 # On the CPU a float32 copy of a half-precision head is kept when it is no larger than this: a call for ten rows over
 # 49152 x 576 takes 22 instead of 46 ms, which counts where tokens are generated one by one.

@@ -6,19 +6,19 @@ of them a query sees. A forward pass is `begin`, one `attend` a layer, `end`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, TypeAlias
 
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_masked, attend_plain, attend_scored
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    # (x [B, S, hidden], state [B, ...] or None at the start, real [B, S] bool or None) -> (y, the new state).
-    Recurrence = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+# (x [B, S, hidden], state [B, ...] or None at the start, real [B, S] bool or None) -> (y, the new state).
+Recurrence: TypeAlias = (
+    "Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]"
+)
 
 
 @dataclass(frozen=True, slots=True)

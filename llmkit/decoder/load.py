@@ -12,6 +12,7 @@ from llmkit.architecture.registry import require
 from llmkit.architecture.storage import parts_of
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.linear import Linear
@@ -91,8 +92,6 @@ def load_blocks(ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu"
 def _loaded(
     ckpt: Checkpoint, dtype: str, device: str, architecture: Architecture | None, streamed: bool
 ) -> tuple[Decoder, Weights]:
-    from llmkit.checkpoint.quantized import dequantized
-
     wanted = _compute_dtype(dtype)
     where = _device(device)
     ckpt = text_part(require_model(ckpt, "the decoder"))

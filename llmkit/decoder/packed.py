@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
-from llmkit.decoder.kv import KVCache, Places
+from llmkit.decoder.kv import KVCache, Places, Recurrence
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_scored, widened
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
-
-if TYPE_CHECKING:
-    from llmkit.decoder.kv import Recurrence
 
 
 class Packed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.frequencies import frequencies as computed_frequencies
 from llmkit.architecture.hooks import Hooks, reader_of
@@ -12,11 +12,9 @@ from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
 from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
 from llmkit.architecture.sizes import Sizes
+from llmkit.decoder.kv import Cache, Places
+from llmkit.decoder.scores import Scores
 from llmkit.lazy_imports import torch
-
-if TYPE_CHECKING:
-    from llmkit.decoder.kv import Cache, Places
-    from llmkit.decoder.scores import Scores
 
 
 class Positions:

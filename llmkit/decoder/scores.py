@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from llmkit.architecture.attention import ScoreRule
 from llmkit.lazy_imports import torch
 
-if TYPE_CHECKING:
-    # Positions [B, T] of keys -> what is added to the scores of every query, [B, heads, T] float32.
-    KeyBias = Callable[[torch.Tensor], torch.Tensor]
+# Positions [B, T] of keys -> what is added to the scores of every query, [B, heads, T] float32.
+KeyBias: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
 @dataclass(frozen=True, slots=True)

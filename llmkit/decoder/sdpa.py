@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmkit.decoder.scores import Scores
 from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
-    from llmkit.decoder.scores import Scores
-
     Pair = tuple[torch.Tensor, torch.Tensor]
 
 _BLOCK = 64  # query rows at a time on the CPU: their scores stay in the cache, and later keys are never touched

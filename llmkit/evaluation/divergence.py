@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llmkit.decoder.language_model import LanguageModel
 from llmkit.evaluation.perplexity import Perplexity, Tally, batches, scored_logits, windows
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-
-if TYPE_CHECKING:
-    from llmkit.decoder.language_model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)

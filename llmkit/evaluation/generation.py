@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llmkit.decoder.generate import generate
+from llmkit.decoder.language_model import LanguageModel
+from llmkit.decoder.sampling import Sampling
 from llmkit.errors import InputError
 from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.pipeline.progress import Progress
-
-if TYPE_CHECKING:
-    from llmkit.decoder.language_model import LanguageModel
-    from llmkit.decoder.sampling import Sampling
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's order
 _SEED = 1234
@@ -91,8 +90,6 @@ def answer_requests(
 def _read(
     index: int, ids: Sequence[int], arguments: Mapping[str, Any], always: Sequence[str], max_length: int, max_new: int
 ) -> _Request:
-    from llmkit.decoder.sampling import Sampling
-
     until = arguments.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)
     longest = int(next((arguments[name] for name in _LENGTH_NAMES if arguments.get(name) is not None), max_new))
@@ -125,8 +122,6 @@ def _batches(requests: Sequence[_Request], batch_tokens: int) -> Iterator[list[_
 
 
 def _answer(decoder: LanguageModel, encoder: Encoder, eos_ids: Sequence[int], batch: Sequence[_Request]) -> list[str]:
-    from llmkit.decoder.generate import generate
-
     written: list[list[int]] = [[] for _ in batch]
 
     def is_over(i: int, token: int) -> bool:

@@ -13,14 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from llmkit.decoder.language_model import LanguageModel
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-
-if TYPE_CHECKING:
-    from llmkit.decoder.language_model import LanguageModel
 
 # Positions whose logits are in memory at a time.
 _HEAD_ROWS = 256

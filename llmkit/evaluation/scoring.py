@@ -10,15 +10,14 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llmkit.decoder.language_model import LanguageModel
+from llmkit.decoder.packed import Packed
 from llmkit.evaluation.answers import Answers, KeptAnswers
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-
-if TYPE_CHECKING:
-    from llmkit.decoder.language_model import LanguageModel
 
 BATCH_TOKENS = 2048
 KEPT_TOKENS = 4 * BATCH_TOKENS  # tokens of the caches that one forward leaves behind, a shared prefix counted for each
@@ -131,8 +130,6 @@ class Scorer:
         self, stretches: list[tuple[Segment, int, int]], cache: Any, targets: _Targets, *, keep: bool
     ) -> list[Any]:
         """One forward over stretches (segment, start, stop), without padding."""
-        from llmkit.decoder.packed import Packed
-
         tokens: list[int] = []
         reads: list[HeadRead] = []
         for segment, start, stop in stretches:

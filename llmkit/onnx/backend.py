@@ -7,6 +7,7 @@ from llmkit.decoder import load as decoders
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.errors import InputError
 from llmkit.layouts.onnx_folder import NAME
+from llmkit.onnx.opening import load_onnx
 
 BACKENDS = (*decoders.BACKENDS, NAME)
 
@@ -49,6 +50,4 @@ def load_backend(
         if value not in (default, "auto"):
             hint = "llmkit export --dtype chooses it" if option == "--dtype" else f"--provider {value}"
             raise InputError(f"{option} {value} is torch's, and {ckpt.label} is computed by ONNX Runtime", hint=hint)
-    from llmkit.onnx.opening import load_onnx
-
     return load_onnx(folder, provider=provider or "cpu")

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder.contract import Check, guarded, one_thread, random_checkpoint
+from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import onnx, torch
 from llmkit.onnx.context import AttentionOp
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.parity import N_STEPS, compare_decoders
+from llmkit.onnx.parts import Parts
+from llmkit.onnx.session import OrtDecoder
 from llmkit.tensors.lazy import Lazy
-
-if TYPE_CHECKING:
-    from llmkit.architecture.model import Model
-    from llmkit.onnx.session import OrtDecoder
 
 _OPS: tuple[AttentionOp, ...] = ("gqa", "attention")
 
@@ -63,8 +62,6 @@ def _graph(tensors: Mapping[str, Lazy], model: Model) -> onnx.ModelProto:
 
 
 def _largest(exported: OrtDecoder, ckpt: Checkpoint, architecture: Architecture) -> float:
-    from llmkit.decoder.load import load_decoder
-
     wanted = load_decoder(ckpt, architecture=architecture)
     differences = compare_decoders(exported, wanted, suffix=architecture.prompt_suffix_of(ckpt.config))
     # Beyond a length that changes the rotation of earlier keys no cache is exact: such steps are not one computation.
@@ -81,9 +78,6 @@ def initializer_bytes(name: str, lazy: Lazy) -> bytes:
 def decoder_of(graph: onnx.ModelProto, model: Model | None = None) -> OrtDecoder:
     """The decoder of a graph that holds its weights, on one thread of the CPU."""
     import onnxruntime
-
-    from llmkit.onnx.parts import Parts
-    from llmkit.onnx.session import OrtDecoder
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3

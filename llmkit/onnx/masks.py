@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.lazy_imports import np
 from llmkit.onnx.context import GraphContext
-
-if TYPE_CHECKING:
-    from llmkit.onnx.graph import Value
-    from llmkit.onnx.positions import GraphPositions
+from llmkit.onnx.graph import Value
+from llmkit.onnx.positions import GraphPositions
 
 # Not -inf: a row of padding sees nothing, and its softmax has to stay finite. By compute dtype: float16 ends at -65504.
 HIDDEN = {"FLOAT": -1e9, "FLOAT16": -3e4, "BFLOAT16": -1e9}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.kinds import LearnedPositions, NoPositions
 from llmkit.architecture.model import Model
@@ -23,11 +23,8 @@ from llmkit.onnx.kv_cache import CacheScales
 from llmkit.onnx.layers import emit_layer
 from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import build_positions
-from llmkit.onnx.weights import GraphWeights
+from llmkit.onnx.weights import DataOf, GraphWeights
 from llmkit.tensors.lazy import Lazy
-
-if TYPE_CHECKING:
-    from llmkit.onnx.weights import DataOf
 
 ACCURACY = "llmkit.accuracy_level"
 """Metadata key: what products with integers are computed in; absent where there are none."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.errors import InputError, RequirementError, require_choice
@@ -17,9 +17,7 @@ from llmkit.lazy_imports import onnx, torch
 from llmkit.onnx.container import MODEL
 from llmkit.onnx.model import ACCURACY
 from llmkit.onnx.parts import Parts
-
-if TYPE_CHECKING:
-    from llmkit.onnx.session import OrtDecoder
+from llmkit.onnx.session import OrtDecoder
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CONFIGS = (ORIGINAL_CONFIG, "config.json")
@@ -59,8 +57,6 @@ def load_onnx(folder: Path, *, provider: str = "cpu", threads: int | None = None
             Runtime cannot load (weights that are cut short) is told there.
         RequirementError: ONNX Runtime is not installed, or has no such provider.
     """
-    from llmkit.onnx.session import OrtDecoder
-
     check_provider(provider)
     if not is_onnx_folder(folder):
         raise InputError(f"{folder} holds no {MODEL}", hint="llmkit export MODEL --to onnx -o OUT writes one")

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder import load_decoder
 from llmkit.lazy_imports import torch
 from llmkit.onnx.kv_cache import RoundedDecoder, scales_in
 from llmkit.onnx.model import ACCURACY
@@ -86,8 +87,6 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
         dtype: the compute dtype of the graph.
         provider: what runs it.
     """
-    from llmkit.decoder import load_decoder
-
     architecture = registry.require(reference.config, reference.label)
     suffix = architecture.prompt_suffix_of(reference.config)
     exported = load_onnx(folder, provider=provider)

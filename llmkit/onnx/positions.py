@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.frequencies import frequencies
 from llmkit.architecture.hooks import Hooks, emitter_of
@@ -12,9 +12,7 @@ from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope
 from llmkit.lazy_imports import np
 from llmkit.onnx.context import GraphContext
-
-if TYPE_CHECKING:
-    from llmkit.onnx.graph import Value
+from llmkit.onnx.graph import Value
 
 
 class GraphPositions:

@@ -12,8 +12,10 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.manifest import new_manifest
+from llmkit.decoder.foreign import load_transformers
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.lazy_imports import torch
+from llmkit.onnx.opening import load_onnx
 from llmkit.onnx.parity import Difference, compare_decoders
 from llmkit.pipeline.commit import Partial
 from llmkit.pipeline.hashing import hash_range
@@ -78,9 +80,6 @@ def export_by_optimum(ckpt: Checkpoint, target: Target) -> dict[str, Any]:
 
 def compare_with_transformers(ckpt: Checkpoint, folder: Path) -> list[Difference]:
     """Logits of the folder against those of transformers' model: prefill, cached steps, padding on the left."""
-    from llmkit.decoder.foreign import load_transformers
-    from llmkit.onnx.opening import load_onnx
-
     exported = load_onnx(folder)
     wanted = load_transformers(ckpt, torch.float32, torch.device("cpu"))
     return compare_decoders(exported, wanted, n_vocab=exported.n_vocab)

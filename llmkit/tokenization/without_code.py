@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.tokenizer import published_kind, tokenizer_settings
+from llmkit.tokenization.to_fast import can_be_fast, fast_files
 
 
 def tokenizer_without_code(ckpt: Checkpoint) -> tuple[dict[str, FileContent], list[str]]:
@@ -12,8 +13,6 @@ def tokenizer_without_code(ckpt: Checkpoint) -> tuple[dict[str, FileContent], li
     kind = published_kind(ckpt)
     if kind is None or "tokenizer.json" in ckpt.files:
         return dict(ckpt.files), []
-    from llmkit.tokenization.to_fast import can_be_fast, fast_files
-
     if not can_be_fast(kind):
         return dict(ckpt.files), []
     new = fast_files(kind, ckpt.files, tokenizer_settings(ckpt.files, ckpt.label), ckpt.config, ckpt.label)

@@ -10,13 +10,10 @@ Source: `quantize_blocks` in gguf/quants.py of ggml-org/llama.cpp; every divisio
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from llmkit.lazy_imports import torch
+from llmkit.quantization.codecs.gguf_grids import BlockGrid
 from llmkit.quantization.codecs.gguf_search import Blocks
-
-if TYPE_CHECKING:
-    from llmkit.quantization.codecs.gguf_grids import BlockGrid
 
 _N_CHUNK = 2**17  # weights at work: few enough that a core has them near
 

@@ -25,13 +25,11 @@ steps 1 and 2: `make_qkx3_quants`, `make_qx_quants` and `make_qp_quants` in ggml
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from llmkit.lazy_imports import torch
+from llmkit.quantization.codecs.gguf_grids import BlockGrid
 from llmkit.quantization.codecs.gguf_points import Points
-
-if TYPE_CHECKING:
-    from llmkit.quantization.codecs.gguf_grids import BlockGrid
 
 _N_TRIED = 2**17  # scales at work: few enough that a core has them near, many enough to be worth the calls
 _LEAST_SHARE = 1e-4  # of the mean importance: a column that no token reached is rounded all the same
