@@ -65,10 +65,12 @@ class BlockQuantizer:
         for task, owner in zip(open_tasks, owners, strict=True):
             if self._context.is_stopped():
                 raise Stopped
-            if not isinstance(task.method, BlockMethod):
-                self._take(task, self._ranks.by(owner, partial(_quantized, task, statistics)))
-            elif self._ranks.index == owner:
-                self.learnt[task.name] = task.block_weight(task.weight.load(), statistics)
+            is_learnt, start = isinstance(task.method, BlockMethod), None
+            if not isinstance(task.method, BlockMethod) or task.method.starts_in_order:
+                start = self._ranks.by(owner, partial(_quantized, task, statistics))
+                self._take(task, start)
+            if is_learnt and self._ranks.index == owner:
+                self.learnt[task.name] = task.block_weight(task.weight.load(), statistics, start)
         own = values.split([self._n_rows[weight] for weight in weights])
         given = [self._restored.get(weight, rows) for weight, rows in zip(weights, own, strict=True)]
         return torch.cat([rows.to(values.dtype) for rows in given])

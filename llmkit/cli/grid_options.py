@@ -59,8 +59,8 @@ class Grids:
             autocompletion=completion.quantization_methods,
             help="How weights are put on the grid: rtn rounds to nearest, mse on the grid with the least error, hqq on "
             "zero points of the least sparse error, awq scales inputs first, gptq lets later columns take up earlier "
-            "errors, signround (best) learns the rounding of each block (default: gptq where a text is read, else "
-            "mse).",
+            "errors, signround learns the rounding of each block, gptq-signround (best) from what gptq makes (default: "
+            "gptq where a text is read, else mse).",
         ),
     ] = None
 

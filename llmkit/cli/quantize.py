@@ -90,7 +90,7 @@ def quantize(
         typer.Option(
             metavar="N",
             min=0,
-            help="How long --method signround learns each block (default: 200; 1000 for fewer than 4 bits).",
+            help="How long signround and best learn each block (default: 200; 1000 for fewer than 4 bits).",
         ),
     ] = None,
     act_order: Annotated[

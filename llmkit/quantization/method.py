@@ -41,6 +41,7 @@ class QuantizedRows:
         squared_error: the sum over (w - w')^2, w' as it will be read.
         squared_norm: the sum over w^2.
         note: what the user should know of how it went, in a few words; empty for nothing.
+        corrected: float32 [rows, in], the values that the codes are nearest to, where those are not the weights.
     """
 
     codes: torch.Tensor
@@ -50,6 +51,7 @@ class QuantizedRows:
     squared_norm: float
     order: torch.Tensor | None = None
     note: str = ""
+    corrected: torch.Tensor | None = None
 
 
 class Method(ABC):
@@ -152,21 +154,28 @@ class BlockWeight:
     Attributes:
         weight: [out, in], float32, float16 or bfloat16.
         grid, scale_dtype, statistics: as of `Method.quantize`.
+        start: what `quantize` made of it, of a method that `starts_in_order`.
     """
 
     weight: torch.Tensor
     grid: Grid
     scale_dtype: torch.dtype
     statistics: Statistics | None
+    start: QuantizedRows | None = None
 
 
 class BlockMethod(Method):
     """A way to put all weights of a decoder block on their grids together.
 
     `quantize` is what it begins with, from each weight alone.
+
+    Attributes:
+        starts_in_order: `quantize` comes before, each weight for the inputs that those before it give; otherwise all
+            inputs are those of the block in floats.
     """
 
     is_row_wise = False
+    starts_in_order: ClassVar[bool] = False
 
     @abstractmethod
     def quantize_block(self, weights: Mapping[str, BlockWeight], error: BlockError) -> dict[str, QuantizedRows]:
@@ -274,7 +283,9 @@ class Task:
                 statistics.require_finite()
             return self.method.quantize(rows, self.grid, self.scale_dtype.torch, statistics)
 
-    def block_weight(self, weight: torch.Tensor, statistics: Statistics | None) -> BlockWeight:
+    def block_weight(
+        self, weight: torch.Tensor, statistics: Statistics | None, start: QuantizedRows | None = None
+    ) -> BlockWeight:
         """The whole weight [out, in], for a `BlockMethod`.
 
         Raises:
@@ -283,7 +294,7 @@ class Task:
         with about(self.name):
             if statistics is not None:
                 statistics.require_finite()
-            return BlockWeight(weight, self.grid, self.scale_dtype.torch, statistics)
+            return BlockWeight(weight, self.grid, self.scale_dtype.torch, statistics, start)
 
     def parts(self, made: QuantizedRows) -> dict[str, torch.Tensor]:
         """The parts of rows, by the names of `specs`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.method import BlockWeight
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.methods.mse import METHOD as MSE
+from llmkit.quantization.methods.signround import FROM_GPTQ
 from llmkit.quantization.methods.signround import METHOD as SIGNROUND
 from llmkit.quantization.search import importance_of, searched_scales
 from llmkit.quantization.statistics import Statistics
@@ -107,13 +110,13 @@ class Reference(torch.nn.Module):
 @pytest.mark.parametrize("grid", [Grid(4, 16), Grid(3, 16, False), Grid(2, None, False), Grid(4, None)], ids=str)
 @pytest.mark.parametrize("n_iterations", [1, 12])
 def test_iterates_are_those_of_autograd_through_rounding(grid, n_iterations):
-    """The iterate that is kept is the best one of the reference, weight by weight."""
+    """The iterate that is kept is that of the reference, weight by weight."""
     block, weights = case(grid)
     made = SIGNROUND.configured(iterations=n_iterations).quantize_block(weights, block)
     block, weights = case(grid)
     modules = {n: Reference(w) for n, w in weights.items()}
     with torch.no_grad():
-        best = {n: m().clone() for n, m in modules.items()}
+        best = begin = {n: m().clone() for n, m in modules.items()}
         start = block.errors({n: m() for n, m in modules.items()}, range(N_SAMPLES))
     first, least = (2 if grid.bits <= 3 else 1) / n_iterations, 1.0
     for i in range(n_iterations):
@@ -130,6 +133,9 @@ def test_iterates_are_those_of_autograd_through_rounding(grid, n_iterations):
                 rate = first * (1 - i / n_iterations)
                 module.v.sub_(module.v.grad.sign(), alpha=rate).clamp_(-0.5, 0.5)
                 module.factors.sub_(module.factors.grad.sign(), alpha=rate).clamp_(0.5, 1.5)
+    last = {n: m().detach().clone() for n, m in modules.items()}
+    finalists = [begin, best, last]
+    best = min(finalists, key=lambda made: float(block.errors(made, range(N_SAMPLES)).sum()))
     for name, rows in made.items():
         found = restored(rows, grid, tuple(weights[name].weight.shape)).float()
         torch.testing.assert_close(found, best[name].half().float(), rtol=2e-3, atol=1e-4)
@@ -159,6 +165,30 @@ def test_without_iterations_it_is_where_it_begins():
         alone = MSE.quantize(weights[name].weight, grid, torch.float16, weights[name].statistics)
         torch.testing.assert_close(rows.codes, alone.codes, rtol=0, atol=0)
         torch.testing.assert_close(rows.scales, alone.scales, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 16), Grid(3, 16, False), Grid(2, None, False)], ids=str)
+def test_from_gptq_the_first_iterate_is_what_gptq_makes_and_the_last_is_nearer(grid):
+    block, weights = case(grid, torch.float32)
+    inputs = {"a": block.x.flatten(0, 1), "b": torch.tanh(block.x.flatten(0, 1) @ weights["a"].weight.T)}
+    given = {}
+    for name, weight in weights.items():
+        known = Statistics(128, second_moments=inputs[name].T @ inputs[name])
+        start = FROM_GPTQ.quantize(weight.weight, grid, torch.float32, known)
+        given[name] = replace(weight, statistics=known, start=start)
+    first = FROM_GPTQ.configured(iterations=0).quantize_block(given, block)
+    for name, rows in first.items():
+        alone = GPTQ.quantize(weights[name].weight, grid, torch.float32, given[name].statistics)
+        torch.testing.assert_close(rows.codes, alone.codes, rtol=0, atol=0)
+        torch.testing.assert_close(rows.scales, alone.scales, rtol=0, atol=0)
+        assert rows.squared_error == pytest.approx(alone.squared_error)
+    last = FROM_GPTQ.configured(iterations=150).quantize_block(given, block)
+
+    def error(rows):
+        made = {n: restored(r, grid, tuple(weights[n].weight.shape)) for n, r in rows.items()}
+        return float(block.errors(made, range(N_SAMPLES)).mean())
+
+    assert error(last) < 0.9 * error(first)
 
 
 def test_iterations_are_for_methods_that_learn():

@@ -48,6 +48,15 @@ def test_the_model_is_nearer_than_where_it_began(tmp_path, model, family):
     assert errors[60] < 0.9 * errors[0]
 
 
+def test_from_gptq_without_iterations_is_gptq(tmp_path, model):
+    base = model()
+    for name, more in {"a": {"method": "gptq", "iterations": None}, "b": {"method": "gptq-signround"}}.items():
+        llmkit.save(learnt(base, **({"iterations": 0} | more)), tmp_path / name)
+    made = [llmkit.open_checkpoint(tmp_path / name).tensors for name in "ab"]
+    for name, lazy in made[0].items():
+        torch.testing.assert_close(made[1][name].load(), lazy.load(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("block", [0, 1])
 def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, monkeypatch, block):
     base = model()
@@ -109,4 +118,4 @@ def test_what_it_is_asked_for(model):
         quantize(base, bits=4, method="signround")
     with pytest.raises(InputError, match="--method gptq does not learn in iterations"):
         learnt(base, method="gptq")
-    assert learnt(base, method="best").history[-1]["method"] == "signround"
+    assert learnt(base, method="best").history[-1]["method"] == "gptq-signround"

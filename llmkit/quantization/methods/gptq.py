@@ -93,7 +93,8 @@ class GPTQ(Method):
             grids.search(0, columns[in_place], importance)
             q, stored = _rounded(columns, factor, order // size, grids), None
         note = f"the second moments of inputs are damped by {damping:g} of their mean" if damping > _DAMPING else ""
-        return quantized_rows(original, q[in_place].T, grids.scales.T, grids.zeros_of_rows, grid, stored, note)
+        scales, zeros, corrected = grids.scales.T, grids.zeros_of_rows, columns[in_place].T
+        return quantized_rows(original, q[in_place].T, scales, zeros, grid, stored, note, corrected)
 
 
 class _Grids:
@@ -160,7 +161,7 @@ def _rounded(
     """Points on the grid, int8 [in, out].
 
     Args:
-        columns: of the weight, float32 [in, out]; scratch afterwards.
+        columns: of the weight, float32 [in, out]; afterwards each as it was when it was rounded.
         factor: upper, [in, in].
         groups: [in], the group of each column.
         begin: searches the grid of a group when its first column is reached; None where that is done.

@@ -171,13 +171,14 @@ def quantized_rows(
     grid: Grid,
     order: torch.Tensor | None = None,
     note: str = "",
+    corrected: torch.Tensor | None = None,
 ) -> QuantizedRows:
     """The rows of a weight [out, in] that points on the grid stand for.
 
     Args:
         q: the points, int8 [out, in].
         scales, zeros: [out, groups]; zeros as points, int8.
-        order, note: of `QuantizedRows`.
+        order, note, corrected: of `QuantizedRows`.
     """
     n_in = weight.shape[1]
     group = order.long() if order is not None else torch.arange(n_in) // (grid.group_size or n_in)
@@ -194,6 +195,7 @@ def quantized_rows(
         float(original.square().sum()),
         order,
         note,
+        corrected,
     )
 
 

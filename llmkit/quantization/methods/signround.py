@@ -7,9 +7,11 @@ With scale s and zero point z of its group a weight w becomes
 and the ends of the group's range are multiplied by factors in [1/2, 3/2] (one factor, where the grid is symmetric).
 All v and factors of a block move against the sign of the gradient of the squared error of the block's output, rounding
 taken as the identity, by a step that falls linearly to zero. What is kept is the iterate with the least error, each
-compared with what its samples had at the start: errors of other samples differ more than those of other iterates.
+compared with what its samples had at the start (errors of other samples differ more than those of other iterates); or
+the last one, or the start, where that has less error over all samples.
 
-It starts from the grid with the least weighted error, not from that of the range.
+It starts from the grid with the least weighted error, not from that of the range. Or it starts where GPTQ ends: w is
+then each column as GPTQ rounds it, corrected for what the columns before it lost, and all grids are those of GPTQ.
 
 Source: Cheng et al. 2023, arXiv:2309.05516; intel/auto-round.
 """
@@ -24,9 +26,12 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import about
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.method import BlockError, BlockMethod, BlockWeight, QuantizedRows
+from llmkit.quantization.methods.gptq import GPTQ
+from llmkit.quantization.methods.gptq import METHOD as METHOD_GPTQ
 from llmkit.quantization.methods.mse import LeastSquares
-from llmkit.quantization.methods.rtn import quantized_rows
+from llmkit.quantization.methods.rtn import quantized_rows, to_codes
 from llmkit.quantization.search import importance_of, searched_scales
+from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.finite import require_finite
 
 _ITERATIONS, _ITERATIONS_OF_FEW_BITS = 200, 1000  # the paper's: with 3 bits and fewer more of them, at twice the rate
@@ -64,7 +69,7 @@ class SignRound(BlockMethod, LeastSquares):
         return _ITERATIONS_OF_FEW_BITS if bits <= _FEW_BITS else _ITERATIONS
 
     def n_passes(self, n_samples: int, grid: Grid) -> float:
-        return n_samples + 3 * min(_BATCH, n_samples) * self._n_iterations(grid.bits)
+        return 3 * (n_samples + min(_BATCH, n_samples) * self._n_iterations(grid.bits))
 
     def quantize_block(self, weights: Mapping[str, BlockWeight], error: BlockError) -> dict[str, QuantizedRows]:
         learned = dict[str, _Learned]()
@@ -75,11 +80,8 @@ class SignRound(BlockMethod, LeastSquares):
         n_iterations, n_samples = self._n_iterations(bits), min(_BATCH, error.n_samples)
         first_rate = (2 if bits <= _FEW_BITS else 1) / max(n_iterations, 1)
         restored = {name: each.restored() for name, each in learned.items()}
-        start: list[float] = []
-        for first in range(0, error.n_samples, _BATCH):
-            start += error.value(restored, range(first, min(first + _BATCH, error.n_samples)))
-            error.report(0.0, "error ×1.00")
-        least = 1.0
+        start, least = _errors(error, restored), 1.0
+        error.report(0.0, "error ×1.00")
         for i in range(n_iterations):
             samples = error.draw(n_samples)
             value, gradients = error.gradient(restored, samples)
@@ -93,7 +95,20 @@ class SignRound(BlockMethod, LeastSquares):
             restored = {name: each.restored() for name, each in learned.items()}
             if (i + 1) % _REPORT_EVERY == 0:
                 error.report((i + 1) / n_iterations, f"error ×{least:.2f}")
+        kept = sum(_errors(error, {name: each.restored_best() for name, each in learned.items()}))
+        last = sum(_errors(error, restored))
+        for each in learned.values():
+            if min(kept, last) >= sum(start):
+                each.keep_first()
+            elif last < kept:
+                each.keep()
         return {name: each.rows() for name, each in learned.items()}
+
+
+def _errors(error: BlockError, weights: Mapping[str, torch.Tensor]) -> list[float]:
+    """Of all samples."""
+    batches = (range(i, min(i + _BATCH, error.n_samples)) for i in range(0, error.n_samples, _BATCH))
+    return [value for batch in batches for value in error.value(weights, batch)]
 
 
 class _Learned:
@@ -105,17 +120,24 @@ class _Learned:
         n_groups, size = given.grid.n_groups(n_in), given.grid.group_size or n_in
         wide = given.weight.float()
         require_finite(wide, wide)
+        if given.start is not None and given.start.corrected is not None:
+            wide = given.start.corrected
         self._weight = torch.nn.functional.pad(wide, (0, n_groups * size - n_in)).view(n_out, n_groups, size)
-        importance = importance_of(given.statistics, self._weight.shape[1:])
-        scales, zeros = searched_scales(self._weight, given.grid, given.scale_dtype, importance)
+        if given.start is None:
+            importance = importance_of(given.statistics, self._weight.shape[1:])
+            scales, zeros = searched_scales(self._weight, given.grid, given.scale_dtype, importance)
+            codes = None if zeros is None else to_codes(zeros, given.grid)
+        else:
+            scales, codes = given.start.scales, given.start.zeros
         self._n_steps = 2 * given.grid.middle - 1
-        zero = zeros.float() + given.grid.middle if zeros is not None else torch.full_like(scales, given.grid.middle)
-        self._scale, self._zero = scales, zero.float()  # of this iterate; zero as a code
+        self._scale = scales  # of this iterate; zero as a code
+        self._zero = torch.full(scales.shape, float(given.grid.middle)) if codes is None else codes.float()
         self._low, self._high = -self._zero * scales.float(), (self._n_steps - self._zero) * scales.float()
         self._rest = torch.zeros_like(self._zero)
         self._factors = torch.ones((2, n_out, n_groups))
         self._v = torch.zeros_like(self._weight)
         self.keep()
+        self._first = self._best
 
     def _blocks(self) -> Iterator[slice]:
         """Rows that stay in the second-level cache while they are worked on."""
@@ -144,6 +166,16 @@ class _Learned:
             offset = self._zero[rows].unsqueeze(-1) - self._grid.middle
             q[rows] = self._points(rows)[1].add_(offset)
         self._best = q, self._scale.clone(), (self._zero - self._grid.middle).to(torch.int8)
+
+    def keep_first(self) -> None:
+        """Let the start be the best one."""
+        self._best = self._first
+
+    def restored_best(self) -> torch.Tensor:
+        """The weight [out, in] of the best iterate, float32."""
+        q, scales, zeros = self._best
+        made = (q.float() - zeros.float().unsqueeze(-1)).mul_(scales.float().unsqueeze(-1))
+        return made.flatten(1)[:, : self._original.shape[1]]
 
     def step(self, gradient: torch.Tensor, rate: float) -> None:
         """Move against the sign of the gradient of the error by `restored` [out, in]."""
@@ -181,4 +213,18 @@ class _Learned:
         return quantized_rows(self._original, in_place, scales, None if self._grid.is_symmetric else zeros, self._grid)
 
 
-METHOD = SignRound()
+class SignRoundFromGPTQ(SignRound):
+    """A block at a time; every weight begins where GPTQ ends."""
+
+    name = "gptq-signround"
+    words = "by SignRound from where GPTQ on the grid with the least weighted error ends"
+    needs, uses = GPTQ.needs, GPTQ.uses
+    starts_in_order = True
+
+    def quantize(
+        self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None = None
+    ) -> QuantizedRows:
+        return METHOD_GPTQ.quantize(weight, grid, scale_dtype, statistics)
+
+
+METHOD, FROM_GPTQ = SignRound(), SignRoundFromGPTQ()
