@@ -82,12 +82,6 @@ BAICHUAN_7B = Architecture(
     gguf=_GGUF,
     tiny={
         "architectures": ["BaiChuanForCausalLM"],
-        "model_type": "baichuan",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 96,
         "max_position_embeddings": 64,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",

@@ -115,12 +115,9 @@ ARCHITECTURE = Architecture(
         write=lambda model, _: {"context_length": model.dims.context or 2048},
     ),
     tiny={
-        "architectures": ["BloomForCausalLM"],
-        "model_type": "bloom",
         "hidden_size": 32,
         "n_layer": 2,
         "n_head": 4,
-        "vocab_size": 96,
         "seq_length": 64,
         "layer_norm_epsilon": 1e-5,
         "bos_token_id": 1,

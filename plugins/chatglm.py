@@ -247,12 +247,7 @@ CHATGLM = Architecture(
         ignored=("*.rotary_emb.inv_freq",),
     ),
     tiny={
-        "architectures": ["ChatGLMModel"],
-        "model_type": "chatglm",
-        "vocab_size": 96,
-        "hidden_size": 32,
         "num_layers": 2,
-        "num_attention_heads": 4,
         "inner_hidden_size": 64,
         "layernorm_epsilon": 1e-5,
         "max_sequence_length": 64,

@@ -156,13 +156,7 @@ _NAMES = Names(
     ignored=("*.rotary_emb.inv_freq", "*.rotary.inv_freq"),
 )
 _TINY = {
-    "architectures": ["FalconForCausalLM"],
-    "model_type": "falcon",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
     "num_kv_heads": 4,
-    "vocab_size": 96,
     "layer_norm_epsilon": 1e-5,
     "bias": False,
     "multi_query": True,

@@ -16,12 +16,8 @@ DIMS = replace(LLAMA_DIMS, head_dim=Key("head_dim", 256))
 NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-6), offset=1.0)
 BIAS = Key("attention_bias", False)
 TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "vocab_size": 96,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6,
     "bos_token_id": 2,
@@ -75,10 +71,7 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     gguf=GGUF,
     tiny={
-        "architectures": ["GemmaForCausalLM"],
-        "model_type": "gemma",
         **TINY,
-        "num_hidden_layers": 2,
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
         "rope_theta": 10000.0,

@@ -97,8 +97,6 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     gguf=replace(GGUF, arch="gemma2", has_windows=True, read=from_gguf(46), write=lambda model, _: to_gguf(model, 2)),
     tiny={
-        "architectures": ["Gemma2ForCausalLM"],
-        "model_type": "gemma2",
         **TINY,
         "num_hidden_layers": 3,
         # Smaller than released, so that they matter to the scores and logits of a tiny model.

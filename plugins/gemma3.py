@@ -71,8 +71,6 @@ ARCHITECTURE = Architecture(
         write=lambda model, _: {"rope.freq_base_swa": _local_base(model), **to_gguf(model, 6)},
     ),
     tiny={
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
         **TINY,
         "num_hidden_layers": 3,
         "hidden_activation": "gelu_pytorch_tanh",

@@ -28,13 +28,8 @@ BLOCK = Block(
     mlp=GatedMLP(Key("hidden_act", "silu")),
 )
 TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "vocab_size": 96,
     "max_position_embeddings": 64,
     "attention_bias": True,
     "partial_rotary_factor": 0.5,
@@ -106,7 +101,7 @@ ARCHITECTURE = Architecture(
     gguf=replace(GGUF, claims=lambda _, names: "blk.0.attn_q.weight" in names),
     prompt=Computed(lambda c: release_prompt(c, c.get("vocab_size"), c.get("max_position_embeddings"))),
     tokenizer=TOKENIZERS["glm-sentencepiece"],
-    tiny={"architectures": ["GlmForCausalLM"], "model_type": "glm", **TINY, "head_dim": 8},
+    tiny={**TINY, "head_dim": 8},
     variants={
         **VARIANTS,
         "wide-heads": {"head_dim": 16},

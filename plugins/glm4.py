@@ -25,7 +25,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(NAMES, slots={**NAMES.slots, **_NORMS}),
     gguf=replace(GGUF, arch="glm4", refuses=None, tokenizer_pre="glm4"),
-    tiny={"architectures": ["Glm4ForCausalLM"], "model_type": "glm4", **TINY, "rms_norm_eps": 1e-5},
+    tiny={**TINY, "rms_norm_eps": 1e-5},
     variants={
         **VARIANTS,
         "yarn": {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},

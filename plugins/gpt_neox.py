@@ -67,13 +67,7 @@ ARCHITECTURE = Architecture(
         noted=("hidden_act",),
     ),
     tiny={
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": "gpt_neox",
-        "hidden_size": 32,
         "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 96,
         "max_position_embeddings": 64,
         "layer_norm_eps": 1e-5,
         "hidden_act": "gelu",

@@ -45,12 +45,7 @@ GGUF = GgufFamily(
 )
 # Sizes of a tiny model in these keys.
 TINY: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "vocab_size": 96,
     "max_position_embeddings": 64,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
@@ -73,8 +68,6 @@ ARCHITECTURE = Architecture(
     tokenizer=TOKENIZERS["llama"],
     gguf=GGUF,
     tiny={
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
         **TINY,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",

@@ -26,8 +26,6 @@ ARCHITECTURE = Architecture(
     # Written as llama's; only a window tells such a file from one.
     gguf=GgufFamily("llama", pairs="interleaved", claims=lambda metadata, _: "attention.sliding_window" in metadata),
     tiny={
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
         **TINY,
         "rms_norm_eps": 1e-5,
         "sliding_window": 7,

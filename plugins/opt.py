@@ -123,13 +123,7 @@ ARCHITECTURE = Architecture(
         ignored=("*decoder.version",),
     ),
     tiny={
-        "architectures": ["OPTForCausalLM"],
-        "model_type": "opt",
-        "hidden_size": 32,
         "ffn_dim": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 96,
         "max_position_embeddings": 64,
         "word_embed_proj_dim": 32,
         "do_layer_norm_before": True,

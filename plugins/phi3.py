@@ -60,8 +60,6 @@ ARCHITECTURE = Architecture(
         },
     ),
     tiny={
-        "architectures": ["Phi3ForCausalLM"],
-        "model_type": "phi3",
         **TINY,
         "hidden_size": 64,
         "num_key_value_heads": 4,

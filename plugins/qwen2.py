@@ -43,8 +43,6 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     gguf=GgufFamily("qwen2", config={"use_sliding_window": False}),
     tiny={
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
         **TINY,
         "max_window_layers": 1,
         "rms_norm_eps": 1e-6,

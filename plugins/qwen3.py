@@ -42,8 +42,6 @@ ARCHITECTURE = Architecture(
     names=replace(NAMES, slots={**NAMES.slots, "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}),
     gguf=GgufFamily("qwen3", config={"use_sliding_window": False}),
     tiny={
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
         **TINY,
         "head_dim": 16,
         "max_window_layers": 1,

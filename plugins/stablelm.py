@@ -128,8 +128,6 @@ ARCHITECTURE = Architecture(
         tokenizer_pre="stablelm2",
     ),
     tiny={
-        "architectures": ["StableLmForCausalLM"],
-        "model_type": "stablelm",
         **TINY,
         "hidden_size": 64,
         "num_key_value_heads": 4,

@@ -27,6 +27,7 @@ _CONTEXT = Key("max_position_embeddings", None)
 # Sizes are believed before the tensors are looked at: bounds far beyond any model keep the lists made of them small.
 _LARGEST = {"layers": 10_000, "heads": 100_000, "kv_heads": 100_000}
 LARGEST_SIZE = 2**48
+_TINY_SIZES = {"hidden": 32, "layers": 2, "heads": 4, "ffn": 48, "vocab": 96}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Architecture:
         final_norm: the norm before the head; None for one like the block's.
         model_types: the values of `model_type` that it claims where `architectures` is missing.
         when: tells the releases apart that state the same `architectures`: True for a config that is this one.
-        tiny: the config of a tiny random model, with `architectures` and `model_type`.
+        tiny: the config of a tiny random model; sizes, `architectures` and `model_type` only where they are not the
+            usual ones.
         variants: name -> changes to `tiny`, one for each thing that a config of the family can vary.
         prompt: the format that the family's chat models were tuned on; computed where its releases differ.
         tokenizer: how its tokenizer's file is read, where that was published with code of its own.
@@ -148,6 +150,14 @@ class Architecture:
     gguf: GgufFamily | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        usual: dict[str, Any] = {"architectures": list(self.matches[:1]), "model_type": "".join(self.model_types[:1])}
+        for name, size in _TINY_SIZES.items():
+            key = as_key(getattr(self.dims, name))
+            if isinstance(key, Key) and key.spellings and not any(word in self.tiny for word in key.spellings):
+                usual[key.spellings[0]] = size
+        object.__setattr__(self, "tiny", {**usual, **self.tiny})
 
     def bind(self, config: Mapping[str, Any]) -> Model:
         """This architecture with the sizes and values of one config; `unread` is what is left of that.

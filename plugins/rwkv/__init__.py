@@ -79,13 +79,8 @@ ARCHITECTURE = Architecture(
     prompt=Computed(lambda config: FORMATS["rwkv-world" if config.get("vocab_size") == WORLD_VOCAB else "rwkv-raven"]),
     tokenizer=TOKENIZERS["rwkv-world"],
     tiny={
-        "architectures": ["RwkvForCausalLM"],
-        "model_type": "rwkv",
-        "vocab_size": 96,
-        "hidden_size": 32,
         "attention_hidden_size": 32,
         "intermediate_size": 128,
-        "num_hidden_layers": 2,
         "context_length": 64,
         "layer_norm_epsilon": 1e-5,
         "rescale_every": 6,
