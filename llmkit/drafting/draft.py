@@ -6,7 +6,7 @@ Names and shapes come from the headers. What is computed with them is what that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
@@ -28,24 +28,23 @@ class Draft:
 
     Attributes:
         architecture: what was made.
-        plugin: the one whose computation it has, and
-        like: its architecture.
+        plugin, like: the plugin whose computation it has, and that one's architecture.
         checks: path of a field (`block.norm.eps`, `names.slots.attn.qkv`) -> what is not known of it.
         unknown: what speaks for a computation that it does not have, in words.
         unread: keys of config.json that it does not read -> their values.
         problems: what of the checkpoint's names and shapes it does not fit.
-        unlikeness: tensors that do not fit, whether the plugin takes it for another release, keys that the plugin does
-            not read, values that it assumes, less the names that are its own: the plugin with the least is taken.
+        misfits: tensors that do not fit, whether the plugin takes it for another release, keys that the plugin does not
+            read, values that it assumes, less the names that are its own: the plugin with the least is taken.
     """
 
     architecture: Architecture
     plugin: Plugin
     like: Architecture
-    checks: Mapping[str, str] = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
-    unread: Mapping[str, Any] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-    unlikeness: tuple[int, ...] = ()
+    checks: Mapping[str, str]
+    unknown: tuple[str, ...]
+    unread: Mapping[str, Any]
+    problems: tuple[str, ...]
+    misfits: tuple[int, ...]
 
 
 def draft_plugin(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], *, name: str, label: str) -> Draft:
@@ -68,13 +67,12 @@ def draft_plugin(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], *, 
     made = []
     for plugin in order:
         try:
-            draft = _after(plugin, loaded[plugin], tables, Config(config, known), headers, specs, name)
+            made.append(_after(plugin, loaded[plugin], tables, Config(config, known), headers, specs, name))
         except (LlmkitError, ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError):
             continue  # the plugin's functions of the config, given one of another family
-        made.append(draft)
     if not made:
         raise InputError(f"{label}: no plugin has layers that are like its own", hint="llmkit plugins list shows them")
-    return min(made, key=lambda draft: draft.unlikeness)
+    return min(made, key=lambda draft: draft.misfits)
 
 
 def _after(
@@ -84,10 +82,9 @@ def _after(
     """The draft with the computation of one plugin."""
     names = names_like(headers, like, tables)
     parts = config.adapted(like, _sizes(headers, names, config.heads(like.dims)))
-    classes = tuple(str(a) for a in config.values.get("architectures") or ())
-    types = (config.values["model_type"],) if isinstance(config.values.get("model_type"), str) else ()
-    tiny = {config.renamed.get(k, k): v for k, v in like.tiny.items()}
-    tiny |= {"architectures": list(classes), "model_type": "".join(types)}
+    stated = config.values.get("model_type")
+    classes, types = tuple(map(str, config.values.get("architectures") or ())), tuple(filter(None, [stated]))
+    tiny = {config.renamed.get(k, k): v for k, v in like.tiny.items() if k not in ("architectures", "model_type")}
     made = Architecture(name, classes, names=names, tiny=tiny, model_types=types, **parts)
     model = made.bind(config.values)
     if names.head not in headers.outer and not model.is_tied:
@@ -95,19 +92,18 @@ def _after(
         model = made.bind(config.values)
     report = model.check(specs)
     unknown = [f"tensors that no name table knows: {listing(report.extra, 4)}"] if report.extra else []
-    unread = {path: lookup(Key(path, None), config.values) for path in model.unread.unknown}
     n_wrong = len(report.missing) + len(report.extra) + len(report.misshapen)
     n_own = len(headers.inner.keys() & set(map(stem_of, like.names.slots.values())))
     n_unread = len(replace(made, fixed=like.fixed, unused=like.unused).bind(config.values).unread.unknown)
-    stated = {**config.values, **{own: config.values.get(key) for own, key in config.renamed.items()}}
-    is_other = like.when is not None and not like.when(stated)
-    checks = {**config.checks}
+    in_its_words = {**config.values, **{own: config.values.get(key) for own, key in config.renamed.items()}}
+    is_other = like.when is not None and not like.when(in_its_words)
+    checks = {**config.checks, "block": f"as {like.name} computes: {_NOT_SHOWN}"}
     for slot, entry in names.slots.items():
         if parts_of(slot, entry) and stem_of(entry) != stem_of(like.names.slots.get(slot, "")):
             checks[f"names.slots.{slot}"] = 'the order of rows (rows="stacked" or "per_group"), and of its parts'
-    checks["block"] = f"as {like.name} computes: {_NOT_SHOWN}"
     return Draft(
-        made, plugin, like, checks, (*unknown, *model.unread.refused), unread, tuple(report.problems),
+        made, plugin, like, checks, (*unknown, *model.unread.refused),
+        {path: lookup(Key(path, None), config.values) for path in model.unread.unknown}, tuple(report.problems),
         (n_wrong, is_other, n_unread, config.n_assumed, -n_own),
     )  # fmt: skip
 

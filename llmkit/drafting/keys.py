@@ -102,16 +102,13 @@ class Config:
 
 def fields_of(architecture: Architecture) -> Iterator[tuple[str, Any, Any]]:
     """The fields of an architecture's sizes and kinds: path (`block.norm.eps`), default, and value, with its `Key`."""
-    for part in _PARTS:
-        yield from _fields(getattr(architecture, part), part)
-
-
-def _fields(part: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    for f in fields(part) if _is_kind(part) else ():
-        value, where = getattr(part, f.name), f"{path}.{f.name}"
-        value = as_key(value) if isinstance(part, Dims) or f.name in getattr(part, "string_keys", ()) else value
-        yield where, f.default, value
-        yield from _fields(value, where)
+    found = [(part, getattr(architecture, part)) for part in _PARTS]
+    for path, part in found:  # which grows
+        for f in fields(part) if _is_kind(part) else ():
+            value = getattr(part, f.name)
+            value = as_key(value) if isinstance(part, Dims) or f.name in getattr(part, "string_keys", ()) else value
+            found.append((f"{path}.{f.name}", value))
+            yield f"{path}.{f.name}", f.default, value
 
 
 def _changed(part: Any, path: str, changes: Mapping[str, Any]) -> Any:

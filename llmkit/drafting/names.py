@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import Entry, Fused, Names, Transposed, parts_of, stem_of
 from llmkit.errors import InputError, listing
 from llmkit.tensors.spec import DType, TensorSpec
 
+_ENDS = ("head", "embed", "final_norm")
 # Tables and masks that old files store.
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias|causal_mask|position_ids|attention\.mask|attn\.mask)$")
 
@@ -76,28 +78,28 @@ def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) ->
     configs = [like.tiny_config(variant) for variant in (None, *like.variants)]
     needed = {leaf.rpartition(".")[0] for config in configs for leaf in like.bind(config).block.slots()}
     slots = {**like.names.slots}
-    for exact in (True, False):
-        for stem in headers.inner:
-            if stem in map(stem_of, slots.values()):
-                continue
-            for slot, entry in _known_as(stem, tables, exact):
-                parts = set(parts_of(slot, entry) or [slot])
-                rest = {s: e for s, e in slots.items() if not parts & set(parts_of(s, e) or [s])}
-                if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
-                    plain = entry.stored if isinstance(entry, Transposed) else entry
-                    slots = {**rest, slot: replace(plain, name=stem) if isinstance(plain, Fused) else stem}
-                    break
+    for exact, stem in product((True, False), headers.inner):
+        for slot, entry in () if stem in map(stem_of, slots.values()) else _known_as(stem, tables, exact):
+            parts = set(parts_of(slot, entry) or [slot])
+            rest = {s: e for s, e in slots.items() if not parts & set(parts_of(s, e) or [s])}
+            if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
+                plain = _plain(entry)
+                slots = {**rest, slot: replace(plain, name=stem) if isinstance(plain, Fused) else stem}
+                break
     outer = _outer_like(headers, like.names, tables)
-    return replace(
-        like.names,
-        embed=outer["embed"],
-        final_norm=outer["final_norm"],
-        head=outer["head"],
-        outer={slot: outer[slot] for slot in like.names.outer},
-        block=headers.block,
-        slots=_with_orientation(headers, outer["embed"], slots),
-        ignored=like.names.ignored if headers.block == like.names.block else headers.ignored,
-    )
+    hidden, down = headers.shape(outer["embed"])[-1:], headers.shape(slots.get("mlp.down", ""))
+    if len(set(down)) == 2:  # matrices are stored [in, out], or not, as this one is, which is not square
+        is_transposed = down[1:] == hidden
+        for slot, entry in slots.items():
+            if len(headers.shape(entry)) == 2:
+                slots[slot] = Transposed(_plain(entry)) if is_transposed else _plain(entry)
+    ignored = like.names.ignored if headers.block == like.names.block else headers.ignored
+    ends = {slot: outer.pop(slot) for slot in _ENDS}
+    return replace(like.names, **ends, outer=outer, block=headers.block, slots=slots, ignored=ignored)
+
+
+def _plain(entry: Entry) -> str | Fused:
+    return entry.stored if isinstance(entry, Transposed) else entry
 
 
 def _known_as(stem: str, tables: Sequence[Names], exact: bool) -> Iterator[tuple[str, Entry]]:
@@ -113,29 +115,18 @@ def _known_as(stem: str, tables: Sequence[Names], exact: bool) -> Iterator[tuple
 
 def _outer_like(headers: Headers, names: Names, tables: Sequence[Names]) -> dict[str, str]:
     """What lies outside the layers; told by shapes where no table knows its name."""
-    found, claimed = _outer(names), set(_outer(names).values())
+    found = _outer(names)
     for slot in [slot for slot, own in found.items() if own not in headers.outer]:
         known = [_outer(table)[slot] for table in tables if slot in _outer(table)]
         words = {stem.rpartition(".")[2] for stem in known}
         rank = 1 if slot.endswith("norm") else 2
-        free = [s for s in headers.outer if s not in claimed and len(headers.shape(s)) == rank]
+        free = [s for s in headers.outer if s not in found.values() and len(headers.shape(s)) == rank]
         called = [s for s in free if s in known] or [s for s in free if s.rpartition(".")[2] in words]
         if not called and slot in ("embed", "final_norm"):
             called = sorted(free, key=headers.shape, reverse=True)
         found[slot] = called[0] if called else found[slot]
-        claimed.add(found[slot])
     return found
 
 
 def _outer(names: Names) -> dict[str, str]:
-    return {"head": names.head, "embed": names.embed, "final_norm": names.final_norm, **names.outer}
-
-
-def _with_orientation(headers: Headers, embed: str, slots: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Matrices stored [in, out], or not, as the last one of the MLP is, where it is not square."""
-    hidden, down, found = headers.shape(embed)[-1:], headers.shape(slots.get("mlp.down", "")), {**slots}
-    for slot, entry in slots.items() if len(set(down)) == 2 else ():
-        if len(headers.shape(entry)) == 2:
-            plain = entry.stored if isinstance(entry, Transposed) else entry
-            found[slot] = Transposed(plain) if down[1:] == hidden else plain
-    return found
+    return {slot: getattr(names, slot) for slot in _ENDS} | dict(names.outer)

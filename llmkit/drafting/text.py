@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pprint import pformat
+from textwrap import fill, indent, wrap
 from typing import Any
 
 from llmkit.architecture.keys import Key
@@ -13,11 +13,7 @@ from llmkit.architecture.names import Fused, Transposed
 from llmkit.drafting.draft import Draft
 
 _KINDS = (Key, Fused, Transposed)  # what is written as a whole
-_TEMPLATE = '''"""{name}: a draft, made from the headers and the config of {label}, after the plugin {after}.
-
-Names and shapes come from that checkpoint, the computation from {after}. Go through every line marked `check:`, add
-variants for what releases of the family vary, and run `llmkit plugins check` on this file.
-{unknown}"""
+_TEMPLATE = '''"""{about}"""
 
 from __future__ import annotations
 
@@ -31,38 +27,35 @@ ARCHITECTURE = Architecture(
 {fields}
 )
 '''
+_ABOUT = """{name}: a draft, made from the headers and the config of {label}, after the plugin {after}.
+
+Names and shapes come from that checkpoint, the computation from {after}. Go through every line marked `check:`, add
+variants for what releases of the family vary, and run `llmkit plugins check` on this file.
+"""
 
 
 def plugin_text(draft: Draft, label: str) -> str:
     """The module."""
     made, (module, _, attribute) = draft.architecture, draft.plugin.target.partition(":")
-    unread = ", ".join(f"{k} = {v!r:.80}" for k, v in draft.unread.items())
-    items = [*draft.problems, *draft.unknown]
-    items += [f"keys of config.json that nothing reads, and may change what is computed: {unread}"] if unread else []
-    wrapped = [textwrap.fill(f"- {t}", 116, subsequent_indent="  ", break_on_hyphens=False) for t in items]
-    lines = []
+    about, items = _ABOUT.format(name=made.name, label=label, after=draft.like.name), [*draft.problems, *draft.unknown]
+    if draft.unread:
+        unread = ", ".join(f"{k} = {v!r:.80}" for k, v in draft.unread.items())
+        items.append(f"keys of config.json that nothing reads, and may change what is computed: {unread}")
+    if items:
+        lines = [fill(f"- {item}", 116, subsequent_indent="  ", break_on_hyphens=False) for item in items]
+        about += "\n".join(["", "Not known:", "", *lines, ""])
+    body = []
     for field in fields(made):
         value, where = getattr(made, field.name), f"like.{attribute}.{field.name}"
         for path, why in draft.checks.items():
             if path.partition(".")[0] == field.name:
-                lines += textwrap.wrap(f"# check: {path}: {why}", 110, subsequent_indent="#   ")
+                body += wrap(f"# check: {path}: {why}", 110, subsequent_indent="#   ")
         if value != field.default and (field.default_factory is MISSING or value != field.default_factory()):
-            lines.append(f"{field.name}={_code(value, getattr(draft.like, field.name), where)},")
-    body = "\n".join(lines)
-    used = [f"from {kind.__module__} import {kind.__name__}" for kind in _KINDS if f"{kind.__name__}(" in body]
-    return _TEMPLATE.format(
-        name=made.name,
-        label=_plain(label),
-        after=draft.like.name,
-        unknown=_plain("\n".join(["", "Not known:", "", *wrapped, ""])) if items else "",
-        module=module,
-        imports="\n".join(used),
-        fields=textwrap.indent(body, " " * 4),
-    )
-
-
-def _plain(text: str) -> str:
-    return text.replace("\\", "/").replace('"""', "'''")
+            body.append(f"{field.name}={_code(value, getattr(draft.like, field.name), where)},")
+    text = indent("\n".join(body), " " * 4)
+    imports = [f"from {kind.__module__} import {kind.__name__}" for kind in _KINDS if f"{kind.__name__}(" in text]
+    quotable = about.replace("\\", "/").replace('"""', "'''")
+    return _TEMPLATE.format(about=quotable, module=module, imports="\n".join(imports), fields=text)
 
 
 def _code(value: Any, like: Any, where: str) -> str:
@@ -70,11 +63,9 @@ def _code(value: Any, like: Any, where: str) -> str:
     if value == like and type(value) is type(like):
         return where
     if type(value) is type(like) and is_dataclass(value) and not isinstance(value, _KINDS):
-        lines = [f"{where},"]
-        for name in (f.name for f in fields(value) if getattr(value, f.name) != getattr(like, f.name)):
-            lines.append(f"{name}={_code(getattr(value, name), getattr(like, name), f'{where}.{name}')},")
-        return "\n".join(["replace(", textwrap.indent("\n".join(lines), " " * 4), ")"])
-    if isinstance(value, Mapping):
-        lines = [f"    {k!r}: {v!r}," for k, v in value.items()]
-        return "\n".join(["{", *lines, "}"]) if lines else "{}"
+        names = [f.name for f in fields(value) if getattr(value, f.name) != getattr(like, f.name)]
+        changed = [f"{n}={_code(getattr(value, n), getattr(like, n), f'{where}.{n}')}," for n in names]
+        return "\n".join(["replace(", indent("\n".join([f"{where},", *changed]), " " * 4), ")"])
+    if isinstance(value, Mapping) and value:
+        return "\n".join(["{", *(f"    {k!r}: {v!r}," for k, v in value.items()), "}"])
     return pformat(value, 100)
