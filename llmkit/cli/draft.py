@@ -43,8 +43,7 @@ def new(
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import require_model
     from llmkit.checkpoint.quantized import describe, is_quantized
-    from llmkit.drafting.draft import draft_plugin
-    from llmkit.drafting.text import plugin_text
+    from llmkit.drafting.draft import draft_plugin, plugin_text
     from llmkit.pipeline.files import check_file, write_file
 
     if output is not None:

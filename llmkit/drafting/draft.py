@@ -6,12 +6,14 @@ Names and shapes come from the headers. What is computed with them is what that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from pprint import pformat
+from textwrap import fill, indent, wrap
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Key, lookup
-from llmkit.architecture.names import Names, parts_of, stem_of
+from llmkit.architecture.names import Fused, Names, Transposed, parts_of, stem_of
 from llmkit.architecture.registry import Plugin, default_registry
 from llmkit.drafting.keys import Config, fields_of
 from llmkit.drafting.names import Headers, names_like, read_headers
@@ -19,7 +21,27 @@ from llmkit.errors import InputError, LlmkitError, PluginError, listing
 from llmkit.layouts.opening import layouts
 from llmkit.tensors.spec import TensorSpec
 
-_NOT_SHOWN = "headers do not show positions, the order of rotary pairs, scales, caps or windows"
+_NOT_SHOWN = "as {} computes: headers do not show positions, the order of rotary pairs, scales, caps or windows"
+_KINDS = (Key, Fused, Transposed)  # what is written as a whole
+_TEMPLATE = '''"""{about}"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import {module} as like
+from llmkit.architecture.architecture import Architecture
+{imports}
+
+ARCHITECTURE = Architecture(
+{fields}
+)
+'''
+_ABOUT = """{name}: a draft, made from the headers and the config of {label}, after the plugin {after}.
+
+Names and shapes come from that checkpoint, the computation from {after}. Go through every line marked `check:`, add
+variants for what releases of the family vary, and run `llmkit plugins check` on this file.
+"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +119,7 @@ def _after(
     n_unread = len(replace(made, fixed=like.fixed, unused=like.unused).bind(config.values).unread.unknown)
     in_its_words = {**config.values, **{own: config.values.get(key) for own, key in config.renamed.items()}}
     is_other = like.when is not None and not like.when(in_its_words)
-    checks = {**config.checks, "block": f"as {like.name} computes: {_NOT_SHOWN}"}
+    checks = {**config.checks, "block": _NOT_SHOWN.format(like.name)}
     for slot, entry in names.slots.items():
         if parts_of(slot, entry) and stem_of(entry) != stem_of(like.names.slots.get(slot, "")):
             checks[f"names.slots.{slot}"] = 'the order of rows (rows="stacked" or "per_group"), and of its parts'
@@ -123,3 +145,40 @@ def _sizes(headers: Headers, names: Names, heads: int) -> dict[str, int]:
     found = {"hidden": hidden, "layers": headers.n_layers, "heads": heads, "vocab": vocab, "head_dim": head_dim}
     found |= {"kv_heads": of_kv if of_kv > 0 else heads, "ffn": other_side("mlp.down")}
     return {name: size for name, size in found.items() if size}
+
+
+def plugin_text(draft: Draft, label: str) -> str:
+    """The module: what it has of the plugin that it is made after, and what differs."""
+    made, (module, _, attribute) = draft.architecture, draft.plugin.target.partition(":")
+    about, items = _ABOUT.format(name=made.name, label=label, after=draft.like.name), [*draft.problems, *draft.unknown]
+    if draft.unread:
+        unread = ", ".join(f"{k} = {v!r:.80}" for k, v in draft.unread.items())
+        items.append(f"keys of config.json that nothing reads, and may change what is computed: {unread}")
+    if items:
+        lines = [fill(f"- {item}", 116, subsequent_indent="  ", break_on_hyphens=False) for item in items]
+        about += "\n".join(["", "Not known:", "", *lines, ""])
+    body = []
+    for field in fields(made):
+        value, where = getattr(made, field.name), f"like.{attribute}.{field.name}"
+        for path, why in draft.checks.items():
+            if path.partition(".")[0] == field.name:
+                body += wrap(f"# check: {path}: {why}", 110, subsequent_indent="#   ")
+        if value != field.default and (field.default_factory is MISSING or value != field.default_factory()):
+            body.append(f"{field.name}={_code(value, getattr(draft.like, field.name), where)},")
+    text = indent("\n".join(body), " " * 4)
+    imports = [f"from {kind.__module__} import {kind.__name__}" for kind in _KINDS if f"{kind.__name__}(" in text]
+    quotable = about.replace("\\", "/").replace('"""', "'''")
+    return _TEMPLATE.format(about=quotable, module=module, imports="\n".join(imports), fields=text)
+
+
+def _code(value: Any, like: Any, where: str) -> str:
+    """A value as Python: the plugin's own where it is the same, that with other fields where it is of its kind."""
+    if value == like and type(value) is type(like):
+        return where
+    if type(value) is type(like) and is_dataclass(value) and not isinstance(value, _KINDS):
+        names = [f.name for f in fields(value) if getattr(value, f.name) != getattr(like, f.name)]
+        changed = [f"{n}={_code(getattr(value, n), getattr(like, n), f'{where}.{n}')}," for n in names]
+        return "\n".join(["replace(", indent("\n".join([f"{where},", *changed]), " " * 4), ")"])
+    if isinstance(value, Mapping) and value:
+        return "\n".join(["{", *(f"    {k!r}: {v!r}," for k, v in value.items()), "}"])
+    return pformat(value, 100)

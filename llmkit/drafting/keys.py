@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from difflib import SequenceMatcher
 from functools import cache
@@ -94,10 +95,9 @@ class Config:
             self.checks[path] = "not in config.json: as that plugin has it"
 
     def _value(self, key: Any) -> Any:
-        try:
+        with suppress(SpecError, KeyError, TypeError):
             return lookup(key, self.values) if isinstance(key, Key | Computed) else key
-        except (SpecError, KeyError, TypeError):
-            return None
+        return None
 
 
 def fields_of(architecture: Architecture) -> Iterator[tuple[str, Any, Any]]:

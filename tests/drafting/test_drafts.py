@@ -17,8 +17,7 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.cli.app import main
 from llmkit.decoder.contract import check_architecture, random_checkpoint, random_ids
 from llmkit.decoder.load import load_decoder
-from llmkit.drafting.draft import draft_plugin
-from llmkit.drafting.text import plugin_text
+from llmkit.drafting.draft import draft_plugin, plugin_text
 from llmkit.tensors.spec import DType, TensorSpec
 
 BUILT_IN = {p.name: a for p, a in registry.default_registry().load_all().items()}
