@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import Entry, Fused, Names, Transposed, parts_of, stem_of
@@ -94,7 +95,7 @@ def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) ->
             if len(headers.shape(entry)) == 2:
                 slots[slot] = Transposed(_plain(entry)) if is_transposed else _plain(entry)
     ignored = like.names.ignored if headers.block == like.names.block else headers.ignored
-    ends = {slot: outer.pop(slot) for slot in _ENDS}
+    ends: dict[str, Any] = {slot: outer.pop(slot) for slot in _ENDS}
     return replace(like.names, **ends, outer=outer, block=headers.block, slots=slots, ignored=ignored)
 
 
