@@ -16,6 +16,7 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, Task
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
+from llmkit.tensors.device import CPU, made_on, moved
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.stopped import Stopped
 
@@ -73,7 +74,7 @@ class BlockQuantizer:
                 self.learnt[task.name] = task.block_weight(task.weight.load(), statistics, start)
         own = values.split([self._n_rows[weight] for weight in weights])
         given = [self._restored.get(weight, rows) for weight, rows in zip(weights, own, strict=True)]
-        return torch.cat([rows.to(values.dtype) for rows in given])
+        return torch.cat([rows.to(values.device, values.dtype) for rows in given])
 
     def learn(self, error: OutputError) -> None:
         """Quantize the weights that are learnt together; those that are settled by now are in their places."""
@@ -82,8 +83,12 @@ class BlockQuantizer:
             names = [name for name in self.learnt if self._tasks[name].method is method]
             if isinstance(method, BlockMethod):
                 given = {name: self.learnt.pop(name) for name in names}
-                for name, made in method.quantize_block(given, error.beside(self._restored)).items():
-                    self._take(self._tasks[name], made)
+                device = self._tasks[names[0]].device
+                beside = {weight: values.to(device) for weight, values in self._restored.items()}
+                with made_on(device):
+                    learnt = method.quantize_block(given, error.beside(beside))
+                for name, made in learnt.items():
+                    self._take(self._tasks[name], moved(made, CPU))
 
     def _take(self, task: Task, made: QuantizedRows) -> None:
         """Keep the parts of a matrix, and compute with it from now on."""

@@ -2,7 +2,8 @@
 
 Whoever looks on sees the inputs of each linear layer, [tokens, in], and may give it another weight once it has seen all
 of them; the layers after it in the same block, and the blocks after it, then get what the new weight makes of them. In
-memory are one block and the hidden states.
+memory are one block and the hidden states. Where the decoder is on another device, hidden states stay in memory, and
+those of the sequences that are computed at a time go there.
 
 Sequences go through a block in chunks. A linear layer that gets a new weight is complete only when every chunk has
 reached it: the chunks before the last stop there, and start again later, with the weights that are settled by then. A
@@ -22,6 +23,7 @@ from llmkit.decoder.kv import KVCache
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
+from llmkit.tensors.device import CPU
 
 CHUNK_NBYTES = 2**31
 
@@ -70,6 +72,11 @@ class Blocks:
         per_token = 4 * (10 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
         self._n_rows = max(chunk_nbytes // (per_token * ids.shape[1]), 1)
 
+    @property
+    def device(self) -> torch.device:
+        """Where blocks compute."""
+        return self._decoder.device
+
     def __len__(self) -> int:
         return len(self._decoder.model.blocks)
 
@@ -88,13 +95,13 @@ class Blocks:
     def embedded(self) -> torch.Tensor:
         """The hidden states before the first block, [B, S, hidden]."""
         with torch.inference_mode():
-            places = KVCache(keep=False).begin(self.ids, None)
-            return self._decoder.embed(self.ids, places)
+            ids = self.ids.to(self.device)
+            return self._decoder.embed(ids, KVCache(keep=False).begin(ids, None)).to(CPU)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the head takes, from the hidden states after the last block; both [B, S, hidden]."""
         with torch.inference_mode():
-            return self._decoder.final_norm(hidden)
+            return self._decoder.final_norm(hidden.to(self.device)).to(CPU)
 
     def run(
         self, index: int, hidden: torch.Tensor, onlooker: Onlooker, float_hidden: torch.Tensor | None = None
@@ -119,16 +126,18 @@ class Blocks:
 
             for cut in cycle(cuts):
                 try:
-                    last, out = cut, passed(cut)
+                    last, out = cut, passed(cut).to(CPU)
                 except _NotComplete:
                     continue
                 break
             if len(cuts) == 1:
                 return out
-            return torch.cat([out if cut is last else passed(cut) for cut in cuts])
+            return torch.cat([out if cut is last else passed(cut).to(CPU) for cut in cuts])
 
     def outputs(self, index: int, hidden: torch.Tensor, weights: Weights, samples: list[int]) -> torch.Tensor:
-        """What a block made of other weights gives for some sequences, [samples, S, hidden]; with gradients.
+        """What a block made of other weights gives for some sequences, [samples, S, hidden], on its device.
+
+        It has gradients.
 
         Args:
             hidden: the inputs of all sequences, [B, S, hidden].
@@ -137,10 +146,11 @@ class Blocks:
         return self._through(self._decoder.layer(weights, index), index, hidden, samples)
 
     def _through(self, layer: Layer, index: int, hidden: torch.Tensor, rows: slice | list[int]) -> torch.Tensor:
-        ids, cache = self.ids[rows], KVCache(keep=False)
+        device = self.device
+        ids, cache = self.ids[rows].to(device), KVCache(keep=False)
         places = cache.begin(ids, None)
         table = self._decoder.tables(ids, places, cache)[self._decoder.position_kind(index)]
-        return layer(hidden[rows], table, cache)
+        return layer(hidden[rows].to(device), table, cache)
 
 
 class _NotComplete(Exception):

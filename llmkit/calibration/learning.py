@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from llmkit.architecture.storage import parts_of, stored
 from llmkit.decoder.linear import Linear
 from llmkit.lazy_imports import torch
 from llmkit.tensors.constant import constant
+from llmkit.tensors.device import CPU
 
 # (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
 Compute: TypeAlias = "Callable[[Weights, list[int]], torch.Tensor]"
@@ -96,13 +98,17 @@ class OutputError:
 
     def _errors(self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]) -> torch.Tensor:
         rows = list(samples)
-        with torch.autocast("cpu", self._dtype or torch.bfloat16, enabled=self._dtype is not None, cache_enabled=False):
+        device = next(iter(weights.values())).device
+        is_plain = self._dtype is None
+        with nullcontext() if is_plain else torch.autocast(device.type, self._dtype, cache_enabled=False):
             outputs = self._compute(self._weights.replaced({**self._beside, **weights}), rows)
-        return (outputs.float() - self._targets[rows]).square().mean((1, 2))
+        return (outputs.float() - self._targets[rows].to(device)).square().mean((1, 2))
 
 
-def product_dtype() -> torch.dtype | None:
-    """bfloat16 where the CPU has products of it, else None. Not measured: an interrupted run goes on as it began."""
+def product_dtype(device: str) -> torch.dtype | None:
+    """bfloat16 where the device has products of it, else None. Not measured: an interrupted run goes on as it began."""
+    if device != CPU:
+        return torch.bfloat16
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
 

@@ -18,6 +18,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import InputError
 from llmkit.quantization.allocation import Size, allocate, least_nbytes
+from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import format_bytes
 from llmkit.transforms.candidates import Candidate, Candidates
@@ -89,12 +90,15 @@ def choose_bits(
     candidates: Candidates,
     known: Samples | StoredStatistics | None,
     report: Callable[[str], None] = lambda text: None,
+    *,
+    device: str = CPU,
 ) -> Chosen:
     """The scheme of each matrix, for the least sum of errors within the target. Reads the weights.
 
     Args:
         known: a text, or what was measured of the inputs; None for the errors of the weights alone.
         report: told what is at work.
+        device: where blocks compute.
 
     Raises:
         InputError: the target is below what the smallest sizes take, or not below the model as it is.
@@ -105,7 +109,7 @@ def choose_bits(
     fixed = candidates.fixed_nbytes + (candidates.header_nbytes if target.nbytes is not None else 0)
     budget = (target.nbytes if target.nbytes is not None else int((target.bits or 0) * n_parameters / 8)) - fixed
     _refuse_out_of_reach(ckpt, target, options, budget, fixed, n_parameters)
-    measured, errors = _errors(ckpt, candidates, units, options, known, report)
+    measured, errors = _errors(ckpt, candidates, units, options, known, report, device)
     sizes = [[Size(c.nbytes, e) for c, e in zip(options[u], errors[u], strict=True)] for u in units]
     picked = dict(zip(units, allocate(sizes, budget), strict=True))
     recipe = {name: options[unit][picked[unit]].scheme for unit, names in units.items() for name in names}
@@ -175,6 +179,7 @@ def _errors(
     options: Mapping[str, Sequence[Candidate]],
     known: Samples | StoredStatistics | None,
     report: Callable[[str], None],
+    device: str,
 ) -> tuple[str, dict[str, list[float]]]:
     """By what is measured, and the error of each candidate of each unit."""
     tried, layers = dict[str, Tried](), dict[str, list[str]]()
@@ -187,7 +192,10 @@ def _errors(
         layers[unit] = [f"{unit} {layer}" for layer in by_layer]
         tried |= {f"{unit} {layer}": Tried(own, layer, ways) for layer, own in by_layer.items()}
     if isinstance(known, Samples):
-        measured, words = errors_on_text(ckpt, known, tried, report), f"the error of block outputs on {known.label}"
+        measured, words = (
+            errors_on_text(ckpt, known, tried, report, device=device),
+            f"the error of block outputs on {known.label}",
+        )
     else:
         report("measuring the error of every matrix")
         measured = errors_of_weights(tried, known)

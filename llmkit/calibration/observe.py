@@ -24,6 +24,7 @@ from llmkit.lazy_imports import torch
 from llmkit.pipeline.stage import Computed
 from llmkit.quantization.codec import about
 from llmkit.tensors.constant import constant
+from llmkit.tensors.device import CPU, moved
 from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
 from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.spec import DType, TensorSpec
@@ -32,7 +33,9 @@ from llmkit.tensors.stopped import Stopped
 _FIELDS = ("squares", "maxima")
 
 
-def observe(ckpt: Checkpoint, samples: Samples, name: str, *, has_moments: bool = False) -> Checkpoint:
+def observe(
+    ckpt: Checkpoint, samples: Samples, name: str, *, has_moments: bool = False, device: str = CPU
+) -> Checkpoint:
     """The statistics of all linear layers in the blocks of a model, as a checkpoint of one file.
 
     Args:
@@ -40,6 +43,7 @@ def observe(ckpt: Checkpoint, samples: Samples, name: str, *, has_moments: bool 
         samples: what the model reads.
         name: of the file; `.safetensors` for llmkit's own, `.gguf` and `.dat` for importance matrices of llama.cpp.
         has_moments: the second moments too, [in, in] for each weight, which GPTQ needs.
+        device: where the model computes.
 
     Raises:
         InputError: another name, a text shorter than a sample, or an importance matrix that shall hold moments.
@@ -56,7 +60,7 @@ def observe(ckpt: Checkpoint, samples: Samples, name: str, *, has_moments: bool 
             hint=f"-o {Path(name).with_suffix('.safetensors')}, or without --moments",
         )
     measured = (*_FIELDS, "second_moments") if has_moments else _FIELDS
-    statistics, rows = observed(ckpt, samples, measured)
+    statistics, rows = observed(ckpt, samples, measured, device=device)
     made = write(ckpt, statistics.parts, samples, rows, name)
     step = {"transform": "observe", **samples.attrs(), "measured": list(measured)}
     words = f"{len(statistics.parts)} weights, {len(rows)} windows of {len(rows[0])} tokens"
@@ -64,12 +68,13 @@ def observe(ckpt: Checkpoint, samples: Samples, name: str, *, has_moments: bool 
 
 
 def observed(
-    ckpt: Checkpoint, samples: Samples, measured: Sequence[str]
+    ckpt: Checkpoint, samples: Samples, measured: Sequence[str], *, device: str = CPU
 ) -> tuple[StoredStatistics, Sequence[Sequence[int]]]:
     """The statistics of all linear layers in the blocks of a model, computed when they are asked for.
 
     Args:
         measured: fields of `Statistics`.
+        device: where the model computes.
 
     Returns:
         The statistics, and the token ids that the model will have read.
@@ -81,7 +86,7 @@ def observed(
     model = require_model(ckpt, "observe", floats=True).require_model()
     rows = samples.rows(ckpt, ckpt.prompt_suffix(), model.dims.context)
     work = len(model.blocks), [samples.attrs(), list(measured)]
-    stage = BlockStage(ckpt, lambda context, is_stopped: rows, lambda: work, _observing(measured))
+    stage = BlockStage(ckpt, lambda context, is_stopped: rows, lambda: work, _observing(measured), device)
     found: dict[str, dict[str, Lazy]] = {}
     for layer in range(len(model.blocks)):
         slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.kind == "linear"]
@@ -121,6 +126,7 @@ class Observing:
         statistics = self._observers.pop(tuple(weights)).statistics()
         with about(weights[0]):
             statistics.require_finite()
+        statistics = moved(statistics, CPU)
         self.found |= {f"{w}.{field}": getattr(statistics, field) for w in weights for field in self._measured}
         return values
 

@@ -118,6 +118,7 @@ class CalibratedQuantizer:
                 hint=f"leave it in floats (--keep {task.name.removesuffix('.weight')}), or take --method mse",
             )
         self._tasks[task.name] = task
+        self._stage.device = task.device
         return task.matrix(_Calibrated(self, task).outputs())
 
     def parts(self, task: Task, context: Context) -> dict[str, torch.Tensor]:
@@ -174,7 +175,9 @@ class CalibratedQuantizer:
             if onlooker.learnt:
                 compute = partial(blocks.outputs, index, hidden)
                 seed, report = f"{self.samples.seed} {index}", self._reporter(index, context)
-                error = OutputError(compute, blocks.weights, targets, self._slots, seed, report, product_dtype())
+                error = OutputError(
+                    compute, blocks.weights, targets, self._slots, seed, report, product_dtype(self._stage.device)
+                )
                 onlooker.learn(error)
                 after = blocks.run(index, hidden, onlooker)
             passed_on.append(("floats", targets))

@@ -18,6 +18,7 @@ from llmkit.calibration.blocks import Blocks, Onlooker, Unchanged
 from llmkit.errors import InputError, LlmkitError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
+from llmkit.tensors.device import CPU
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ class Ranks:
             value = getattr(statistics, name)
             if value is None:
                 continue
-            tensor = torch.tensor(value, dtype=torch.float64) if name == "n_tokens" else value.contiguous()
+            tensor = torch.tensor(value, dtype=torch.float64) if name == "n_tokens" else value.to(CPU).contiguous()
             if name == "inputs":
                 parts: list[Any] = [None] * self.n
                 distributed.all_gather_object(parts, tensor)

@@ -20,6 +20,7 @@ from llmkit.calibration.observers import Observer
 from llmkit.lazy_imports import torch
 from llmkit.quantization.method import ScalingMethod, Task
 from llmkit.tensors.constant import constant
+from llmkit.tensors.device import CPU, made_on
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
@@ -96,7 +97,7 @@ class BlockScaling:
         for slot in {self._slot_of[leaf].id: self._slot_of[leaf] for leaf in given}.values():
             if slot.name in tasks:  # a task's weight is [out, in]
                 tasks[slot.name] = replace(tasks[slot.name], weight=whole(replace(slot, is_transposed=False)))
-        changed = {slot.name: whole(slot).cast(self._tensors[slot.name].dtype).load() for slot in self.changed}
+        changed = {slot.name: whole(slot).cast(self._tensors[slot.name].dtype).load().to(CPU) for slot in self.changed}
         return ScaledBlock(blocks.with_weights(new), tasks, changed)
 
     def _choice(self, weights: Weights) -> Callable[[Fold, Observer], torch.Tensor]:
@@ -110,7 +111,8 @@ class BlockScaling:
                 weight = weights(leaf)
                 require_finite(weight, weight.abs().amax(), name=task.name)
                 read.append(task.block_weight(weight, statistics))
-            return method.input_scales(read, fold.source_of(read[0].weight.shape[1]))
+            with made_on(tasks[0].device):
+                return method.input_scales(read, fold.source_of(read[0].weight.shape[1]))
 
         return scale
 

@@ -26,6 +26,7 @@ from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Computed
 from llmkit.tensors.constant import constant
+from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
 from llmkit.transforms.candidates import Restore
@@ -82,12 +83,18 @@ def _rounded(error: float) -> float:
 
 
 def errors_on_text(
-    ckpt: Checkpoint, samples: Samples, matrices: Mapping[str, Tried], report: Callable[[str], None]
+    ckpt: Checkpoint,
+    samples: Samples,
+    matrices: Mapping[str, Tried],
+    report: Callable[[str], None],
+    *,
+    device: str = CPU,
 ) -> dict[str, list[float]]:
     """The error of each way to store each matrix, while the model reads some windows of a text.
 
     Args:
         report: told which block is at work.
+        device: where blocks compute.
 
     Raises:
         InputError: a text shorter than a window.
@@ -96,7 +103,8 @@ def errors_on_text(
     few = replace(samples, n=max(min(samples.n, _N_TOKENS // samples.length), 1))
     n_blocks = len(ckpt.require_model().blocks)
     compute = partial(_of_block, matrices, n_blocks)
-    stage = BlockStage(ckpt, partial(few.rows, ckpt, ckpt.prompt_suffix()), lambda: (n_blocks, few.attrs()), compute)
+    windows = partial(few.rows, ckpt, ckpt.prompt_suffix())
+    stage = BlockStage(ckpt, windows, lambda: (n_blocks, few.attrs()), compute, device)
     context = Context()
     found: dict[str, list[float]] = {}
     for index in range(n_blocks):
@@ -125,8 +133,11 @@ def _of_block(
                 for restore in matrix.ways:
                     if context.is_stopped():
                         raise Stopped
-                    given = {w: restore(lazy, squares.get(w)).load().float() for w, lazy in matrix.weights.items()}
-                    changed = blocks.outputs(index, hidden, kept.replaced(given), rows)
+                    given = {
+                        weight: restore(lazy, squares.get(weight)).load().float().to(blocks.device)
+                        for weight, lazy in matrix.weights.items()
+                    }
+                    changed = blocks.outputs(index, hidden, kept.replaced(given), rows).to(CPU)
                     errors[name].append(_share(changed - after, after))
         if index == n_blocks - 1:
             ids = state["ids"].load()

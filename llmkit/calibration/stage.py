@@ -22,6 +22,7 @@ from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Block, Computed, Stage
+from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import Stopped
 
@@ -40,6 +41,7 @@ class BlockStage:
         windows: what the decoder reads; asked once, when work begins.
         plan: asked when work begins: how many blocks are wanted, and plain data that tells this work from other work.
         compute: does one block.
+        device: where blocks compute; what is kept, and what goes from one to the next, is in memory.
 
     Attributes:
         done: blocks that are computed.
@@ -47,8 +49,14 @@ class BlockStage:
     """
 
     def __init__(
-        self, ckpt: Checkpoint, windows: Windows, plan: Callable[[], tuple[int, Any]], compute: Compute
+        self,
+        ckpt: Checkpoint,
+        windows: Windows,
+        plan: Callable[[], tuple[int, Any]],
+        compute: Compute,
+        device: str = CPU,
     ) -> None:
+        self.device = device
         self._ckpt, self._windows, self._plan, self._compute = ckpt, windows, plan, compute
         self._guard = threading.Lock()
         self._path: Path | None = None
@@ -97,4 +105,4 @@ class BlockStage:
     @cached_property
     def loaded(self) -> tuple[Decoder, Weights]:
         """The decoder without its layers, and the weights to make them of."""
-        return load_blocks(self._ckpt)
+        return load_blocks(self._ckpt, device=self.device)

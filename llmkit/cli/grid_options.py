@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli import completion
-from llmkit.cli.options import SeedOption
+from llmkit.cli.options import DeviceOption, SeedOption
 from llmkit.cli.output import Output
 from llmkit.errors import InputError
+from llmkit.tensors.device import CPU, device_named
 from llmkit.tensors.spec import parse_bytes
 
 if TYPE_CHECKING:
@@ -175,6 +176,16 @@ class Calibrating:
             metavar="FILE", help="Instead of a text: what quantize observe kept, or an importance matrix of llama.cpp."
         ),
     ] = None
+    device: DeviceOption = CPU
+
+    @property
+    def where(self) -> str:
+        """The device to compute on: one block, or one matrix, at a time; all else stays in memory.
+
+        Raises:
+            LlmkitError: there is none of that name.
+        """
+        return device_named(self.device)
 
     def known(self, out: Output, ckpt: Checkpoint, method: str | None, bits: int) -> Samples | StoredStatistics | None:
         """What tells of the inputs of layers; None for nothing. Says why where nobody asked for that.

@@ -40,5 +40,5 @@ def observe(
     ckpt = open_checkpoint(model)
     if calibrating.statistics is not None:
         out.refuse_options({"statistics"}, "observe, which measures them")
-    made = observed(ckpt, calibrating.windows(), writing.output.name, has_moments=moments)
+    made = observed(ckpt, calibrating.windows(), writing.output.name, has_moments=moments, device=calibrating.where)
     write(out, made, writing, hint=f"llmkit quantize {model} --bits 4 --statistics {{out}} -o OUT")

@@ -125,7 +125,7 @@ def quantize(
 
     if rank():
         out = replace(out, mode=Mode.QUIET)
-    target = mixing.target(bits)
+    target, device = mixing.target(bits), calibrating.where
     before = open_model(model, force=writing.force)
     layout, recipe = targets().get(format), mixing.rules(before)
     known = calibrating.known(out, before, grids.method, _FEW if bits is None else bits)
@@ -137,7 +137,7 @@ def quantize(
     meter, chosen = Meter(), None
     if target is not None:
         out.refuse_options({"type"}, "a run that chooses bits for a size, which are of integers")
-        chosen = _chosen(out, before, target, _codec_candidates(before, format, grids, recipe), known)
+        chosen = _chosen(out, before, target, _codec_candidates(before, format, grids, recipe), known, device)
         recipe = {**chosen.recipe, **recipe}
     quantizer = calibrating.quantizer(before, known, grids.method)
     after = quantize_checkpoint(
@@ -151,6 +151,7 @@ def quantize(
         activations=activations,
         meter=meter,
         quantizer=quantizer,
+        device=device,
         **grids.arguments,
     )
     rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
@@ -159,7 +160,7 @@ def quantize(
         if shared is not None:
             shared.serve()
         return
-    _write(out, before, after, writing, evaluate, rows, meter=meter, quantizer=quantizer, chosen=chosen)
+    _write(out, before, after, writing, evaluate, rows, device, meter=meter, quantizer=quantizer, chosen=chosen)
     if shared is not None:
         shared.ranks.end()
 
@@ -170,11 +171,12 @@ def _chosen(
     target: Target,
     candidates: Candidates,
     known: Samples | StoredStatistics | None,
+    device: str,
 ) -> Chosen:
     """Bits of each matrix for a size; the table of them is shown."""
     from llmkit.calibration.mixing import choose_bits
 
-    chosen = choose_bits(before, target, candidates, known, report=out.doing)
+    chosen = choose_bits(before, target, candidates, known, report=out.doing, device=device)
     out.note(chosen.words())
     columns = ["matrices", "layers", "stored as", "size", "error", "if smaller"]
     rows = [
@@ -229,17 +231,20 @@ def _in_blocks(
     of_bits = blocks.layout.of_bits
     if blocks.bits is not None and blocks.bits not in of_bits:
         raise InputError(f"--bits {blocks.bits}: expected {alternatives(sorted(of_bits))}", hint="--bits 4")
+    device = calibrating.where
+    if not isinstance(blocks.known, Samples):
+        out.refuse_options({"device"}, f"--format {blocks.format} without a text: blocks are searched on the CPU")
     if evaluate == "rest":
         raise InputError(f"--evaluate rest is not for --format {blocks.format}", hint="--evaluate FILE")
     recipe, chosen = blocks.recipe, None
     if blocks.target is not None and blocks.layout.candidates is not None:
         written = convert(before, to=blocks.format, recipe=recipe)
         candidates = blocks.layout.candidates(before, written, recipe)
-        chosen = _chosen(out, before, blocks.target, candidates, blocks.known)
+        chosen = _chosen(out, before, blocks.target, candidates, blocks.known, device)
         recipe = {**chosen.recipe, **recipe}
     known, notes = blocks.known, list[str]()
     if isinstance(known, Samples):
-        found, windows = observed(before, known, ["squares"])
+        found, windows = observed(before, known, ["squares"], device=device)
         statistics: StoredStatistics | None = found
         notes = [known.words(), *known.shortfall(len(windows))]
     else:
@@ -250,7 +255,7 @@ def _in_blocks(
     after = convert(before, to=blocks.format, **given).derive(notes=notes)
     quantizer = StoredQuantizer(before, statistics) if statistics is not None else None
     rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
-    _write(out, before, after, writing, evaluate, rows, chosen=chosen)
+    _write(out, before, after, writing, evaluate, rows, device, chosen=chosen)
 
 
 def _write(
@@ -260,6 +265,7 @@ def _write(
     writing: Writing,
     evaluate: str | None,
     rows: list[list[int]] | None,
+    device: str,
     *,
     meter: Meter | None = None,
     quantizer: CalibratedQuantizer | StoredQuantizer | None = None,
@@ -269,6 +275,7 @@ def _write(
 
     Args:
         rows: windows to measure on afterwards; None for no evaluation.
+        device: where both models compute then.
         meter: of the errors of weights, where they are measured.
         quantizer: what has findings and notes of the run.
         chosen: bits of each matrix, where they were chosen for a size.
@@ -296,7 +303,7 @@ def _write(
             }
         if chosen is not None:
             document["allocation"] = chosen.as_dict()
-        measured = _evaluated(out, before, writing.output, rows) if rows is not None else None
+        measured = _evaluated(out, before, writing.output, rows, device) if rows is not None else None
         if measured is not None:
             document["evaluation"] = {"text": evaluate, **measured.as_dict()}
 
@@ -356,13 +363,15 @@ def _held_out(
     return held_out(ckpt, samples, quantizer.read_of(samples.text) if quantizer is not None else None)
 
 
-def _evaluated(out: Output, before: Checkpoint, folder: Path, rows: list[list[int]]) -> Divergence:
+def _evaluated(out: Output, before: Checkpoint, folder: Path, rows: list[list[int]], device: str) -> Divergence:
     """The float model and the quantized one over the same windows; large models one layer at a time."""
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.decoder.load import load_decoder
     from llmkit.evaluation.divergence import measure_divergence
 
     is_large = sum(4 * lazy.spec.numel for lazy in before.tensors.values()) > _LARGE_NBYTES
-    floats, quantized = (load_decoder(ckpt, streamed=is_large) for ckpt in (before, open_checkpoint(folder)))
+    floats, quantized = (
+        load_decoder(ckpt, device=device, streamed=is_large) for ckpt in (before, open_checkpoint(folder))
+    )
     ids = [i for row in rows for i in row]
     return measure_divergence(floats, quantized, ids, context=len(rows[0]), progress=out.progress())

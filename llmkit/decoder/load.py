@@ -19,6 +19,7 @@ from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
 from llmkit.errors import InputError, RequirementError
 from llmkit.lazy_imports import torch
+from llmkit.tensors.device import CPU, made_on, torch_device
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
@@ -45,7 +46,7 @@ def load_backend(
     if backend == "transformers":
         from llmkit.decoder.foreign import load_transformers
 
-        return load_transformers(ckpt, _compute_dtype(dtype).torch, _device(device))
+        return load_transformers(ckpt, _compute_dtype(dtype).torch, torch_device(device))
     ckpt = text_part(require_model(ckpt, "the decoder"))
     try:
         architecture = require(ckpt.config, ckpt.label)
@@ -93,7 +94,7 @@ def _loaded(
     ckpt: Checkpoint, dtype: str, device: str, architecture: Architecture | None, streamed: bool
 ) -> tuple[Decoder, Weights]:
     wanted = _compute_dtype(dtype)
-    where = _device(device)
+    where = torch_device(device)
     ckpt = text_part(require_model(ckpt, "the decoder"))
     architecture = architecture or require(ckpt.config, ckpt.label)
     ckpt = dequantized(ckpt)
@@ -118,7 +119,9 @@ class _Stored:
     def __call__(self, leaf: str) -> torch.Tensor:
         weight = self._stem + leaf
         slot = self._model.slots[self._model.stored_in[weight]]
-        return parts_of(self._tensors[slot.name], slot)[weight].cast(self._dtype).load().to(self._device)
+        lazy = parts_of(self._tensors[slot.name], slot)[weight].cast(self._dtype)
+        with made_on(CPU):  # where files are read
+            return lazy.load().to(self._device)
 
     def has(self, leaf: str) -> bool:
         return self._stem + leaf in self._model.stored_in
@@ -135,13 +138,3 @@ def _compute_dtype(name: str) -> DType:
     if wanted not in (DType.F32, DType.BF16, DType.F16):
         raise InputError(f"cannot compute in {wanted.torch_name}", hint="use float32, bfloat16 or float16")
     return wanted
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}", hint="use cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RequirementError(f"device {name!r} is not there: torch sees no CUDA device", hint="use --device cpu")
-    return device

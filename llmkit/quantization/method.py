@@ -21,6 +21,7 @@ from llmkit.quantization.codec import about
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes
 from llmkit.quantization.statistics import Statistics
+from llmkit.tensors.device import CPU, made_on, moved
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -244,6 +245,7 @@ class Task:
         scale_dtype: of the scales.
         name: of the weight, for messages.
         observe: told of the error of each slice.
+        device: where the method computes, as `llmkit.tensors.device` names it.
     """
 
     weight: Lazy
@@ -252,6 +254,7 @@ class Task:
     scale_dtype: DType
     name: str = ""
     observe: Observe | None = None
+    device: str = CPU
 
     @cached_property
     def specs(self) -> dict[str, tuple[TensorSpec, int]]:
@@ -270,31 +273,34 @@ class Task:
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for `explain` and the digest."""
-        return {**self.method.attrs(), **self.grid.attrs()}
+        where = {"device": self.device} if self.device != CPU else {}
+        return {**self.method.attrs(), **self.grid.attrs(), **where}
 
     def quantize(self, rows: torch.Tensor, statistics: Statistics | None = None) -> QuantizedRows:
-        """Rows of the weight on the grid.
+        """Rows of the weight on the grid; tensors of any device, and the result in memory.
 
         Raises:
             InputError: as of `Method.quantize`, or inputs that were no numbers; naming the weight.
         """
-        with about(self.name):
-            if statistics is not None:
-                statistics.require_finite()
-            return self.method.quantize(rows, self.grid, self.scale_dtype.torch, statistics)
+        given = self.block_weight(rows, statistics)
+        with about(self.name), made_on(self.device):
+            made = self.method.quantize(given.weight, self.grid, given.scale_dtype, given.statistics)
+            return moved(made, CPU)
 
     def block_weight(
         self, weight: torch.Tensor, statistics: Statistics | None, start: QuantizedRows | None = None
     ) -> BlockWeight:
-        """The whole weight [out, in], for a `BlockMethod`.
+        """The whole weight [out, in], for a `BlockMethod`, on the task's device.
 
         Raises:
             InputError: inputs that were no numbers; naming the weight.
         """
         with about(self.name):
             if statistics is not None:
+                statistics = moved(statistics, self.device)
                 statistics.require_finite()
-            return BlockWeight(weight, self.grid, self.scale_dtype.torch, statistics, start)
+            start = moved(start, self.device) if start is not None else None
+            return BlockWeight(weight.to(self.device), self.grid, self.scale_dtype.torch, statistics, start)
 
     def parts(self, made: QuantizedRows) -> dict[str, torch.Tensor]:
         """The parts of rows, by the names of `specs`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from llmkit.lazy_imports import torch
+from llmkit.tensors.device import CPU, made_on
 from llmkit.tensors.spec import DType
 
 # Places of the table that tells which values a number lies between: finer than the two closest bounds of FP4.
@@ -43,19 +44,19 @@ class Points:
         """The code of the value nearest to each of float32 numbers of any shape, uint8; of two, the lower value."""
         if self.dtype is not None:  # to the nearest, and of two the one whose last bit is 0
             return x.clamp(-self.largest, self.largest).to(self.dtype.torch).view(torch.uint8)
-        ranks, bounds, order = self._search
+        ranks, bounds, order = (part.to(x.device) for part in self._search)
         places = self._places(x)
         rank = ranks.index_select(0, places).add_(x.reshape(-1) > bounds.index_select(0, places))
         return order.index_select(0, rank).view(x.shape)
 
     def numbers(self, codes: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The values of codes, uint8 of any shape; float32 where no dtype is given."""
-        table = self._table if dtype in (None, torch.float32) else self._table.to(dtype)
+        table = self._table.to(codes.device, dtype or torch.float32)
         return table.index_select(0, codes.reshape(-1).int()).view(codes.shape)
 
     @cached_property
     def _table(self) -> torch.Tensor:
-        return torch.tensor(self.values)
+        return torch.tensor(self.values, device=CPU)
 
     def _places(self, x: torch.Tensor) -> torch.Tensor:
         """Where numbers lie in the range of the values, 0 to `_N_PLACES`; rising with them."""
@@ -69,15 +70,16 @@ class Points:
 
         `torch.bucketize` gives the same, and takes ten times as long.
         """
-        order = sorted(range(len(self.values)), key=lambda code: self.values[code])
-        ordered = self._table[order]
-        bounds = (ordered[1:] + ordered[:-1]) / 2
-        places = self._places(bounds)
-        every = torch.arange(_N_PLACES + 1, dtype=places.dtype)
-        in_place = torch.full((len(every),), torch.inf)
-        in_place[places] = bounds
-        below = torch.searchsorted(places, every).int()
-        return below, in_place, torch.tensor(order, dtype=torch.uint8)
+        with made_on(CPU):
+            order = sorted(range(len(self.values)), key=lambda code: self.values[code])
+            ordered = self._table[order]
+            bounds = (ordered[1:] + ordered[:-1]) / 2
+            places = self._places(bounds)
+            every = torch.arange(_N_PLACES + 1, dtype=places.dtype)
+            in_place = torch.full((len(every),), torch.inf)
+            in_place[places] = bounds
+            below = torch.searchsorted(places, every).int()
+            return below, in_place, torch.tensor(order, dtype=torch.uint8)
 
 
 def _float8() -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from llmkit.quantization.codec import Codec, folder_codec
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
+from llmkit.tensors.device import CPU, device_named
 from llmkit.tensors.spec import DType
 from llmkit.transforms.layers import GroupSize
 from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
@@ -38,6 +39,7 @@ def quantize(
     activations: str | None = None,
     quantizer: Quantizer | None = None,
     meter: Meter | None = None,
+    device: str = CPU,
 ) -> Checkpoint:
     """Put the weights of the linear layers on a grid; embeddings, norms, biases and the head stay as they are.
 
@@ -61,13 +63,15 @@ def quantize(
         activations: what engines are to round the inputs of layers to, as the format can say it ("int8").
         quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
         meter: collects the relative error of every weight while it is written.
+        device: where methods compute, and the blocks of a model that is calibrated: one block or matrix at a time.
 
     Raises:
         InputError: no such method or format, or a setting that the method does not have.
         SpecError: a group size that does not divide a row, a glob that matches nothing, nothing left to quantize.
         RequirementError: already quantized; an architecture that no plugin describes (unless `only` names layers);
-            layers that are stored transposed; a method that needs statistics, and there are none.
+            layers that are stored transposed; a method that needs statistics, and there are none; no such device.
     """
+    device = device_named(device)
     require_model(ckpt, "quantize", floats=True)
     method = method or (quantizer.default_method if quantizer is not None else "mse")
     way = method_named(method, is_calibrated=quantizer is not None).configured(
@@ -85,7 +89,8 @@ def quantize(
     make = quantizer or quantized
     for name, lazy in chosen.weights.items():
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
-        matrices[name] = make(Task(lazy, way, chosen.grids[name], scale_dtype_of(ckpt, name, codec), name, observe))
+        scale_dtype = scale_dtype_of(ckpt, name, codec)
+        matrices[name] = make(Task(lazy, way, chosen.grids[name], scale_dtype, name, observe, device))
     tensors, notes = dict(ckpt.tensors), [f"{chosen.words}, {way.words}"]
     if quantizer is not None:
         notes.append(quantizer.words())
@@ -97,7 +102,7 @@ def quantize(
         "transform": "quantize", **way.attrs(), "format": format, **(grids.pop().attrs() if len(grids) == 1 else {}),
         **({"activations": activations} if activations else {}),
         **({"recipe": recipe_attrs(recipe)} if recipe else {}), "keep": list(keep), "only": list(only),
-        **(quantizer.attrs() if quantizer is not None else {}),
+        **(quantizer.attrs() if quantizer is not None else {}), **({"device": device} if device != CPU else {}),
     }  # fmt: skip
     return stored_by(ckpt.derive(tensors=tensors, step=step, notes=notes), codec, matrices, chosen.layers)
 

@@ -55,6 +55,8 @@ UNKNOWN = [
     ("quantize M --bits 8 --group-size many -o OUT", "--group-size"),
     ("quantize M --bits 8 --keep nothing -o OUT", "nothing"),
     ("quantize M --bits 8 --samples 4 -o OUT", "--samples is not for a run without a text"),
+    ("quantize M --bits 8 --device tpu -o OUT", "tpu"),
+    ("quantize M --bits 8 --device cuda:99 -o OUT", "cuda:99"),
     ("export M --bits 8 --method gptq -o OUT", "--method gptq needs second moments"),
     ("export M --to onx -o OUT", "--to"),
     ("export M --attention fast -o OUT", "--attention"),

@@ -1,0 +1,76 @@
+"""Where torch computes: what `--device` names, whether it is there, and where tensors are made meanwhile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from llmkit.errors import InputError, RequirementError
+from llmkit.lazy_imports import torch
+
+T = TypeVar("T", bound=Any)
+
+CPU = "cpu"
+_TYPES = (CPU, "cuda", "mps", "xpu")
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a name: `cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where there is it.
+
+    `cuda` is the first one, and for a process of torchrun the one of its local rank.
+
+    Raises:
+        InputError: no name of a device.
+        RequirementError: torch does not see it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else CPU
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in _TYPES:
+        raise InputError(f"unknown device {name!r}; expected cpu, cuda, cuda:1 or auto", hint="--device cpu")
+    if device.type == CPU:
+        return torch.device(CPU)
+    n = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= n:
+        seen = f"{n} of them, cuda:0 to cuda:{n - 1}" if n else "no CUDA device"
+        raise RequirementError(f"device {name!r} is not there: torch sees {seen}", hint="--device cpu")
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0")) % n
+        return torch.device("cuda", local if device.index is None else device.index)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises without a backend
+        raise RequirementError(f"device {name!r} is not there for torch", hint="--device cpu") from error
+    return device
+
+
+def device_named(name: str) -> str:
+    """The full name of a device (`cuda:0`), as of `torch_device`; the CPU needs no torch to be there."""
+    return name if name == CPU else str(torch_device(name))
+
+
+@contextmanager
+def made_on(device: torch.device | str) -> Iterator[None]:
+    """Tensors that are made inside and name no device are made there, in this thread.
+
+    Code that computes with tensors of one device need not name it then.
+    """
+    wanted = torch.device(device)
+    if torch.get_default_device() == wanted:  # a mode costs a little at every call
+        yield
+        return
+    with wanted:
+        yield
+
+
+def moved(holder: T, device: torch.device | str) -> T:
+    """A dataclass with all tensors among its fields on a device."""
+    values = {field.name: getattr(holder, field.name) for field in fields(holder)}
+    tensors: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, torch.Tensor)}
+    return replace(holder, **tensors)
