@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -14,7 +13,7 @@ from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import onnx, torch
 from llmkit.onnx.context import AttentionOp
-from llmkit.onnx.model import build_graph
+from llmkit.onnx.model import build_graph, first_graph
 from llmkit.onnx.parity import N_STEPS, compare_decoders
 from llmkit.onnx.parts import Parts
 from llmkit.onnx.session import OrtDecoder
@@ -41,7 +40,7 @@ def _checked(architecture: Architecture, variant: str | None) -> Check:
         config = architecture.tiny_config(variant)
         ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
         try:
-            graph = _graph(ckpt.tensors, model)
+            _, graph = first_graph(_OPS, lambda op: build_graph(model, ckpt.tensors, initializer_bytes, attention=op))
         except RequirementError as error:
             missing.append(f"none: {error.message}")
             return None
@@ -49,16 +48,6 @@ def _checked(architecture: Architecture, variant: str | None) -> Check:
 
     check = guarded(f"{variant or 'tiny'}: ONNX logits", compute)
     return replace(check, note=missing[0]) if missing else check
-
-
-def _graph(tensors: Mapping[str, Lazy], model: Model) -> onnx.ModelProto:
-    """With the first op for attention that can compute it."""
-    for op in _OPS[:-1]:
-        try:
-            return build_graph(model, tensors, initializer_bytes, attention=op)
-        except RequirementError:
-            continue
-    return build_graph(model, tensors, initializer_bytes, attention=_OPS[-1])
 
 
 def _largest(exported: OrtDecoder, ckpt: Checkpoint, architecture: Architecture) -> float:

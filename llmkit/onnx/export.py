@@ -11,7 +11,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
-from llmkit.errors import InputError, RequirementError, listing, require_choice
+from llmkit.errors import InputError, listing, require_choice
 from llmkit.formats.folder import INDEX_NAMES, weight_set
 from llmkit.layouts import onnx_folder
 from llmkit.lazy_imports import onnx
@@ -20,12 +20,11 @@ from llmkit.onnx.context import IN_PLACE, AttentionOp
 from llmkit.onnx.folder_files import large_files, runtime_files
 from llmkit.onnx.genai import genai_config, unfed_inputs
 from llmkit.onnx.integer_matrices import IntegerMatrices
-from llmkit.onnx.kv_cache import CacheScales, choose_scales
-from llmkit.onnx.model import build_graph
+from llmkit.onnx.kv_cache import choose_scales
+from llmkit.onnx.model import build_graph, first_graph
 from llmkit.onnx.opening import PROVIDERS
 from llmkit.onnx.precision import Precision
 from llmkit.onnx.quantized_weights import choose_grids, restored
-from llmkit.onnx.weights import DataOf
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.spec import DType
 
@@ -87,11 +86,12 @@ def export(
         raise InputError("--calibration is for a cache in integers", hint="give --kv-cache-dtype int8, too")
     used: dict[str, Lazy] = {}
 
-    def note_use(name: str, lazy: Lazy) -> None:
-        used[name] = lazy
+    def build(op: AttentionOp) -> onnx.ModelProto:
+        used.clear()
+        note_use = used.__setitem__
+        return build_graph(model, ckpt.tensors, note_use, dtype=compute, attention=op, grids=grids, cache=cache)
 
-    candidates = _candidates(attention, compute, provider)
-    chosen, graph = _graph(model, ckpt, note_use, compute, candidates, grids, cache, used)
+    chosen, graph = first_graph(_candidates(attention, compute, provider), build)
     linked, sources = _linked(used, always=weights == "link") if weights != "copy" else ({}, {})
     files, more = runtime_files(ckpt)
     notes += more
@@ -177,26 +177,6 @@ def _candidates(attention: AttentionOp | None, dtype: str, provider: str) -> Seq
             hint="--dtype float16, or --attention attention",
         )
     return (attention,)
-
-
-def _graph(
-    model: Model,
-    ckpt: Checkpoint,
-    data_of: DataOf,
-    dtype: str,
-    wanted: Sequence[AttentionOp],
-    grids: IntegerMatrices,
-    cache: CacheScales | None,
-    used: dict[str, Lazy],
-) -> tuple[AttentionOp, onnx.ModelProto]:
-    """The graph with the first op that can compute the model."""
-    for op in wanted[:-1]:
-        try:
-            return op, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=op, grids=grids, cache=cache)
-        except RequirementError:
-            used.clear()
-    last = wanted[-1]
-    return last, build_graph(model, ckpt.tensors, data_of, dtype=dtype, attention=last, grids=grids, cache=cache)
 
 
 def _linked(used: Mapping[str, Lazy], *, always: bool) -> tuple[dict[str, Place], dict[str, Path]]:

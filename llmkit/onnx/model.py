@@ -8,7 +8,7 @@ Inputs are those that ONNX Runtime GenAI and Optimum feed: `input_ids` and `posi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llmkit.architecture.kinds import LearnedPositions, NoPositions
@@ -88,6 +88,22 @@ def build_graph(
     about = {f"llmkit.{key}": value for key, value in facts.items()}
     about |= {ACCURACY: str(grids.accuracy_level)} if grids and grids.matrices else {}
     return graph.model(about, _IN_PLACE_DOC if attention in IN_PLACE else "")
+
+
+def first_graph(
+    ops: Sequence[AttentionOp], build: Callable[[AttentionOp], onnx.ModelProto]
+) -> tuple[AttentionOp, onnx.ModelProto]:
+    """The graph with the first op for attention that can compute the model.
+
+    Raises:
+        RequirementError: what the last one lacks.
+    """
+    for op in ops[:-1]:
+        try:
+            return op, build(op)
+        except RequirementError:
+            continue
+    return ops[-1], build(ops[-1])
 
 
 def _int8_cache(weights: GraphWeights, cache: CacheScales, attention: AttentionOp) -> Int8Cache:

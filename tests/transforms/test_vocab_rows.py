@@ -83,14 +83,14 @@ def test_normal_has_the_moments_that_transformers_documents():
     g = torch.Generator().manual_seed(0)
     mix = torch.randn(8, 8, generator=g)
     old = torch.randn(4000, 8, generator=g) @ mix + 3
-    made = new_rows(matrix_of(old), "normal", [()] * 20000, seed=1).load()
+    made = new_rows(matrix_of(old), [()] * 20000, init="normal", seed=1).load()
     mean = old.mean(0)
     covariance = (old - mean).T @ (old - mean) / len(old)
     centred = (made.double() - made.double().mean(0)) / 1e-9**0.5
     assert torch.allclose(made.mean(0), mean, atol=1e-5)
     assert torch.allclose((centred.T @ centred / len(made)).float(), covariance, atol=0.05 * covariance.abs().max())
-    again = new_rows(matrix_of(old), "normal", [()] * 20000, seed=1).load()
-    other = new_rows(matrix_of(old), "normal", [()] * 20000, seed=2).load()
+    again = new_rows(matrix_of(old), [()] * 20000, init="normal", seed=1).load()
+    other = new_rows(matrix_of(old), [()] * 20000, init="normal", seed=2).load()
     assert made.equal(again)
     assert not made.equal(other)
 
@@ -108,7 +108,7 @@ def test_normal_is_the_mean_where_transformers_takes_the_mean():
     model = LlamaForCausalLM(config)
     old = model.get_input_embeddings().weight.detach().clone()
     resized: nn.Embedding = model.resize_token_embeddings(15, mean_resizing=True)
-    made = new_rows(matrix_of(old), "normal", [()] * 3, seed=0).load()
+    made = new_rows(matrix_of(old), [()] * 3, init="normal", seed=0).load()
     assert torch.allclose(made, resized.weight[12:], atol=1e-7)
 
 

@@ -14,9 +14,6 @@
 Scales of 4 bits are written as they are (`bitsandbytes`), or quantized themselves (`bitsandbytes_nested`, the library's
 double quantization). SCB is 127 times the scale: one that was read and is written again may change by its last bit.
 
-`bitsandbytes` writes scales as they are, `bitsandbytes_nested` quantizes those of 4 bits themselves, as the library's
-double quantization does. SCB is 127 times the scale: one that was read may change by its last bit.
-
 Source: bitsandbytes/functional.py and backends/default/ops.py of bitsandbytes-foundation/bitsandbytes.
 """
 

@@ -26,11 +26,11 @@ from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_mixes import MIXES, Sizes, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
-from llmkit.lazy_imports import torch
 from llmkit.quantization.codecs.gguf import kept, quantized
 from llmkit.quantization.matrix import is_dequantized
-from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.constant import constant_of
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType
 from llmkit.tensors.vectors import cast_vector
 from llmkit.tokenization.to_gguf import vocabulary_metadata
 from llmkit.transforms.convert.casting import Overflow, cast
@@ -95,7 +95,8 @@ def write(
         head = model.name_of("head.weight")
         tensors[head] = normalized_rows(tensors[head])
         notes.append("the rows of the head are divided by their norms, as the original does at run time")
-    stored = {**to_gguf(tensors, model, family), **_constants(model)}
+    factors = {n: constant_of(values, DType.F32, (len(values),)) for n, values in rope_factors(model).items()}
+    stored = {**to_gguf(tensors, model, family), **factors}
     values, warnings = metadata_of(model, config, family)
     metadata = {"general.architecture": family.arch, "general.type": "model", "general.name": ckpt.label, **values}
     metadata |= _noted(model, config, family, metadata, stored)
@@ -143,20 +144,6 @@ def _type(text: str) -> str:
         f"--type {text!r} is no type that llmkit writes; expected {', '.join(TYPE_NAMES)}",
         hint=suggestion(text.lower(), TYPE_NAMES, "--type q4_k_m", "--type "),
     )
-
-
-def _constants(model: Model) -> dict[str, Lazy]:
-    """Factors of the rotary frequencies, as tensors."""
-
-    def constant(values: list[float]) -> Lazy:
-        def fn() -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32)
-
-        return Apply(
-            "constant", [], TensorSpec(DType.F32, (len(values),)), fn, {"values": values}, row_step=None
-        ).output()
-
-    return {name: constant(values) for name, values in rope_factors(model).items()}
 
 
 def _noted(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -33,10 +33,6 @@ class ExpectedSum:
     label: str
     value: float
     tolerance: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for the recipe."""
-        return asdict(self)
 
 
 def inv_freq_sum(config: Mapping[str, Any]) -> float | None:

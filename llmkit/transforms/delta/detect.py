@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -103,13 +103,10 @@ def embedding_rows(checkpoint: Checkpoint) -> int | None:
 
 def main_dtype(checkpoint: Checkpoint) -> DType | None:
     """The dtype that most float elements have; None without any."""
-    return _commonest((t.dtype, t.spec.numel) for t in checkpoint.tensors.values() if t.dtype.is_float)
-
-
-def _commonest(weighted: Iterable[tuple[DType, int]]) -> DType | None:
     counts: Counter[DType] = Counter()
-    for dtype, n in weighted:
-        counts[dtype] += n
+    for lazy in checkpoint.tensors.values():
+        counts[lazy.dtype] += lazy.spec.numel if lazy.dtype.is_float else 0
+    counts = +counts
     return counts.most_common(1)[0][0] if counts else None
 
 

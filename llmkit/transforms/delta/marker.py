@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -52,7 +51,7 @@ class Marker:
             "copied": list(self.copied),
             "base": {"label": self.base_label, "specs": self.base_specs, "tensors": self.base_n_tensors},
         }
-        return FileContent(data=(json.dumps(body, indent=2) + "\n").encode())
+        return FileContent.of_json(body)
 
     @classmethod
     def of(cls, delta: Checkpoint) -> Marker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ def apply(
     detection = _choose(base, delta, profile)
     findings = judge_structure(base, delta, detection.profile)
     raise_refusals(findings, force=force)
-    chosen = None if dtype is None else dtype if isinstance(dtype, DType) else DType.parse(dtype)
+    chosen = DType.parse(dtype) if isinstance(dtype, str) else dtype
     merge = Merge(base, delta, chosen, force)
     tensors = merge.ulps(Marker.of(delta)) if detection.profile is None else merge.floats(detection.profile)
     notes = [_chosen_note(detection, forced=profile is not None), *merge.notes]
@@ -63,7 +64,7 @@ def apply(
         step["dtype"] = chosen.torch_name
     sums = expected_sums(detection.name, delta, tensors, expected_sum)
     if sums:
-        step["expected_sums"] = [s.as_dict() for s in sums]
+        step["expected_sums"] = [asdict(s) for s in sums]
         notes.append(f"the sum of all weights will be compared with {sums[0].value} ({sums[0].label})")
     files, file_notes, file_warnings = _files(
         base, delta, "delta" if detection.profile is None else detection.profile.tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,11 +57,9 @@ def peft_checkpoint(
         with_biases = with_biases or is_bias
         if module in modules and leaf in ("weight", "bias"):  # PEFT's own place for what is under an adapted layer
             tensors[f"{_PREFIX}{module}.base_layer.{leaf}"] = lazy
-        elif is_bias:
-            tensors[_PREFIX + path] = lazy
-        else:
-            tensors[_PREFIX + path] = lazy
-            replaced.append(module)
+            continue
+        tensors[_PREFIX + path] = lazy
+        replaced += [] if is_bias else [module]
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 8
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else rank
     document: dict[str, Any] = {
@@ -84,7 +81,7 @@ def peft_checkpoint(
     }
     document.setdefault("target_modules", list(modules))
     small = dict(files or {})
-    small[CONFIG_NAME] = FileContent(data=(json.dumps(document, indent=2) + "\n").encode())
+    small[CONFIG_NAME] = FileContent.of_json(document)
     return Checkpoint(
         label, {}, {}, small, warnings=tuple(warnings), notes=tuple(notes), container=SafetensorsFiles(WEIGHTS_NAME)
     ).derive(tensors=tensors, step=step)  # fmt: skip

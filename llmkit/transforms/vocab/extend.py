@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.errors import InputError, RequirementError
-from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.bundle import TokenizerFiles
 from llmkit.transforms.vocab.bytewise import extend_added, extend_bytes
 from llmkit.transforms.vocab.change import Change, RowMaker, resized
@@ -91,7 +91,7 @@ def _change(tokenizer: TokenizerFiles, source: Source, as_: str | None, scores: 
         )
     if n_lost:
         note = f"{n_lost} tokens of {source.label} are parts of characters or unspellable here, and are left out"
-        return Change(change.old_of, change.parts, change.files, (*change.notes, note), change.warnings, change.figures)
+        return replace(change, notes=(*change.notes, note))
     return change
 
 
@@ -100,8 +100,4 @@ def _row_maker(ckpt: Checkpoint, change: Change, init: str, seed: int, corpus: s
         from llmkit.transforms.vocab.focus import focus_rows
 
         return focus_rows(ckpt, change, corpus, seed=seed)
-
-    def make(matrix: Lazy, parts: Sequence[tuple[int, ...]]) -> Lazy:
-        return new_rows(matrix, init, parts, seed=seed)
-
-    return make
+    return partial(new_rows, init=init, seed=seed)

@@ -45,7 +45,7 @@ def check_init(name: str) -> str:
     raise InputError(f"unknown initialization {name!r}", hint=hint)
 
 
-def new_rows(matrix: Lazy, init: str, parts: Sequence[tuple[int, ...]], *, seed: int) -> Lazy:
+def new_rows(matrix: Lazy, parts: Sequence[tuple[int, ...]], *, init: str, seed: int) -> Lazy:
     """One new row for each entry of `parts`, in the dtype of `matrix`.
 
     Args:

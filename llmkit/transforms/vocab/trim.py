@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats.text_file import read_text
-from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.bpe import Priority, apply_bpe, by_rank, by_score
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
 from llmkit.tokenization.byte_level import from_bytes
@@ -86,14 +86,10 @@ def trim(
     if n_other and min_count == 1:
         warnings.append(f"{n_other} of {n_checked} lines of the corpus are cut otherwise than before")
     step = {"transform": "vocab.trim", "model": ckpt.label, "corpus": Path(corpus).name, "min_count": min_count}
-
-    def padding(matrix: Lazy, parts: Sequence[tuple[int, ...]]) -> Lazy:
-        return new_rows(matrix, "mean", parts, seed=0)
-
     return resized(
         ckpt,
         Change(old_of, (), files, tuple(notes), tuple(warnings), figures),
-        padding,
+        partial(new_rows, init="mean", seed=0),
         n_tokens_before=tokenizer.n_tokens,
         pad_to_multiple=pad_to_multiple,
         keep_padding=False,
