@@ -18,7 +18,6 @@ from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, made_on, moved
 from llmkit.tensors.lazy import Context
-from llmkit.tensors.stopped import Stopped
 
 
 class BlockQuantizer:
@@ -45,8 +44,7 @@ class BlockQuantizer:
         return [self._tasks[name] for name in names]
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
-        if self._context.is_stopped():
-            raise Stopped
+        self._context.raise_if_stopped()
         tasks = [task for task in self._named(weights) if task.name not in self.errors]
         if tasks:
             measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
@@ -64,8 +62,7 @@ class BlockQuantizer:
         ]
         statistics = self._ranks.summed(observer.statistics(), set(owners)) if observer is not None else None
         for task, owner in zip(open_tasks, owners, strict=True):
-            if self._context.is_stopped():
-                raise Stopped
+            self._context.raise_if_stopped()
             is_learnt, start = isinstance(task.method, BlockMethod), None
             if not isinstance(task.method, BlockMethod) or task.method.starts_in_order:
                 start = self._ranks.by(owner, partial(_quantized, task, statistics))

@@ -25,7 +25,6 @@ from llmkit.pipeline.pool import all_cores
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Node, Rows
 from llmkit.tensors.spec import DType, TensorSpec
-from llmkit.tensors.stopped import Stopped
 
 # The largest key and value of a layer by head and channel, [kv_heads, head_dim] each.
 Ranges: TypeAlias = "dict[int, tuple[torch.Tensor, torch.Tensor]]"
@@ -122,11 +121,10 @@ class _Ranging(KVCache):
     def __init__(self, mixing: Mapping[int, torch.Tensor], context: Context | None) -> None:
         super().__init__(keep=False)
         self.found: Ranges = {}
-        self._mixing, self._context = mixing, context
+        self._mixing, self._context = mixing, context or Context()
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-        if self._context is not None and self._context.is_stopped():
-            raise Stopped
+        self._context.raise_if_stopped()
         squares = k.float().square() @ self._mixing[layer]
         self.found[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
         return super().attend(layer, q, k, v, scores)

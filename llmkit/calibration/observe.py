@@ -25,10 +25,10 @@ from llmkit.pipeline.stage import Computed
 from llmkit.quantization.codec import about
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, moved
-from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
+from llmkit.tensors.lazy import Apply, Context, Lazy
 from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.spec import DType, TensorSpec
-from llmkit.tensors.stopped import Stopped
+from llmkit.tensors.whole import Whole
 
 _FIELDS = ("squares", "maxima")
 
@@ -91,8 +91,9 @@ def observed(
     for layer in range(len(model.blocks)):
         slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.kind == "linear"]
         parts = {part.id: part.shape[-1] for slot in slots for part in slot.parts if len(part.shape) == 2}
-        node = _Observed(ckpt, stage, layer, parts, measured, samples)
-        for (weight, field), lazy in zip(node.names, node.outputs(), strict=True):
+        names = {f"{w}.{field}": _spec(field, n) for w, n in parts.items() for field in measured}
+        for name, lazy in _node(ckpt, stage, layer, names, samples).items():
+            weight, _, field = name.rpartition(".")
             found.setdefault(weight, {})[field] = lazy
     n_tokens = dict.fromkeys(found, float(len(rows) * len(rows[0])))
     return StoredStatistics(
@@ -109,6 +110,10 @@ def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, L
     return compute
 
 
+def _spec(field: str, n: int) -> TensorSpec:
+    return TensorSpec(DType.F32, (n, n) if field == "second_moments" else (n,))
+
+
 class Observing:
     """An onlooker that changes nothing; what it found is named WEIGHT.FIELD."""
 
@@ -118,8 +123,7 @@ class Observing:
         self.found: dict[str, torch.Tensor] = {}
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None = None) -> None:
-        if self._context.is_stopped():
-            raise Stopped
+        self._context.raise_if_stopped()
         self._observers.setdefault(tuple(weights), Observer(self._measured)).see(x)
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
@@ -131,47 +135,24 @@ class Observing:
         return values
 
 
-class _Observed(Node):
-    """The statistics of one layer, as its block is computed.
+def _node(
+    ckpt: Checkpoint, stage: BlockStage, layer: int, names: Mapping[str, TensorSpec], samples: Samples
+) -> dict[str, Lazy]:
+    """The statistics of one layer, as its block is computed; `names` are WEIGHT.FIELD."""
+    model = ckpt.require_model()
+    slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.name in ckpt.tensors]
+    hidden = samples.n * samples.length * model.dims.hidden
+    chunk = min(CHUNK_NBYTES, 16 * hidden * (2 + model.dims.ffn // model.dims.hidden))
+    # In float32: a block, the hidden states before and after it, and the activations of a chunk.
+    peak = 4 * (sum(slot.numel for slot in slots) + 2 * hidden) + chunk if layer == 0 else 0
 
-    Attributes:
-        names: (weight, field) of each output.
-    """
+    def compute(context: Context) -> list[torch.Tensor]:
+        kept = stage.block(layer, context).kept
+        return [kept[name].load() for name in names]
 
-    op = "observe"
-
-    def __init__(
-        self,
-        ckpt: Checkpoint,
-        stage: BlockStage,
-        layer: int,
-        parts: Mapping[str, int],
-        measured: Sequence[str],
-        samples: Samples,
-    ) -> None:
-        self._stage, self._layer = stage, layer
-        model = ckpt.require_model()
-        slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.name in ckpt.tensors]
-        self.inputs = tuple(ckpt.tensors[slot.name] for slot in slots)
-        self.names = [(weight, field) for weight in parts for field in measured]
-        dims = {"second_moments": 2}
-        self.specs = tuple(TensorSpec(DType.F32, (parts[w],) * dims.get(field, 1)) for w, field in self.names)
-        self.attrs = {"layer": layer, **samples.attrs()}
-        self.n_rows, self.row_step = 1, None
-        hidden = samples.n * samples.length * model.dims.hidden
-        chunk = min(CHUNK_NBYTES, 16 * hidden * (2 + model.dims.ffn // model.dims.hidden))
-        # In float32: a block, the hidden states before and after it, and the activations of a chunk.
-        self._peak = 4 * (sum(slot.numel for slot in slots) + 2 * hidden) + chunk if layer == 0 else 0
-
-    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        kept = self._stage.block(self._layer, context).kept
-        return tuple(kept[f"{weight}.{field}"].load() for weight, field in self.names)
-
-    def output_rows(self, index: int, rows: Rows) -> Rows:
-        return (0, self.specs[index].n_rows)
-
-    def peak_nbytes(self, n_rows: int) -> int:
-        return self.slice_nbytes(n_rows) + self._peak
+    inputs, attrs = [ckpt.tensors[slot.name] for slot in slots], {"layer": layer, **samples.attrs()}
+    node = Whole("observe", inputs, list(names.values()), compute, attrs, peak_nbytes=lambda: peak)
+    return dict(zip(names, node.outputs(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from llmkit.pipeline.pool import all_cores, n_cores
 from llmkit.pipeline.stage import Computed
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import BlockMethod, Method, Task, quantized
-from llmkit.tensors.lazy import Context, Lazy, Node, Rows
-from llmkit.tensors.stopped import Stopped
+from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.whole import Whole
 
 _FLOP_PER_S = 1.5e11  # of a core in SignRound, all that is no product included: SmolLM2 on a Xeon with AMX
 
@@ -119,7 +119,15 @@ class CalibratedQuantizer:
             )
         self._tasks[task.name] = task
         self._stage.device = task.device
-        return task.matrix(_Calibrated(self, task).outputs())
+        node = Whole(
+            "quantize",
+            [task.weight],
+            [spec for spec, _ in task.specs.values()],
+            lambda context: list(self.parts(task, context).values()),
+            {**task.attrs(), **self.attrs()},
+            peak_nbytes=lambda: self.peak_nbytes(task),
+        )
+        return task.matrix(node.outputs())
 
     def parts(self, task: Task, context: Context) -> dict[str, torch.Tensor]:
         """The parts of one matrix; computes the blocks up to its own where that is not done."""
@@ -206,14 +214,16 @@ class CalibratedQuantizer:
 
     def changed(self) -> dict[str, Lazy]:
         """Norms and biases that take off the scales of the inputs of weights."""
-        slots = [slot for layer in range(self._n_blocks) for slot in self._scaling(layer).changed]
-        return {slot.name: _Rescaled(self, slot, self._ckpt.tensors[slot.name]).output() for slot in slots}
 
-    def kept(self, slot: Slot, context: Context) -> torch.Tensor:
-        """A tensor of a block that has changed; computes the blocks up to its own where that is not done."""
-        if slot.layer is None:
-            raise ValueError(f"{slot.name} is in no block")
-        return self._stage.block(slot.layer, context).kept[slot.name].load()
+        def divided(layer: int, name: str) -> Lazy:
+            def compute(context: Context) -> list[torch.Tensor]:
+                return [self._stage.block(layer, context).kept[name].load()]
+
+            tensor = self._ckpt.tensors[name]
+            return Whole("divide by the scale", [tensor], [tensor.spec], compute, self.attrs()).output()
+
+        changed = {slot.name: layer for layer in range(self._n_blocks) for slot in self._scaling(layer).changed}
+        return {name: divided(layer, name) for name, layer in changed.items()}
 
     @property
     def _changes(self) -> bool:
@@ -235,50 +245,9 @@ class CalibratedQuantizer:
         n_blocks, begun = self._n_blocks, time.monotonic()
 
         def report(done: float, text: str) -> None:
-            if context.is_stopped():
-                raise Stopped
+            context.raise_if_stopped()
             left = (n_blocks - index - done) * (time.monotonic() - begun) / done if done else None
             after = f", {left / 60:.0f} min left" if left is not None else ""
             context.report(f"block {index + 1}/{n_blocks}, {text}{after}")
 
         return report
-
-
-class _Calibrated(Node):
-    """The parts of one matrix, as `CalibratedQuantizer` computes them."""
-
-    op = "quantize"
-
-    def __init__(self, quantizer: CalibratedQuantizer, task: Task) -> None:
-        self._quantizer, self._task = quantizer, task
-        self.inputs = (task.weight,)
-        self.specs = tuple(spec for spec, _ in task.specs.values())
-        self.attrs = {**task.attrs(), **quantizer.attrs()}
-        self.n_rows, self.row_step = task.weight.spec.n_rows, None
-
-    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        return tuple(self._quantizer.parts(self._task, context).values())
-
-    def output_rows(self, index: int, rows: Rows) -> Rows:
-        return (0, self.specs[index].n_rows)
-
-    def peak_nbytes(self, n_rows: int) -> int:
-        return self.slice_nbytes(n_rows) + self._quantizer.peak_nbytes(self._task)
-
-
-class _Rescaled(Node):
-    """A norm's weight, or a bias, once it takes the scale of an input off."""
-
-    op = "divide by the scale"
-
-    def __init__(self, quantizer: CalibratedQuantizer, slot: Slot, tensor: Lazy) -> None:
-        self._quantizer, self._slot = quantizer, slot
-        self.inputs, self.specs = (tensor,), (tensor.spec,)
-        self.attrs = quantizer.attrs()
-        self.n_rows, self.row_step = tensor.spec.n_rows, None
-
-    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
-        return (self._quantizer.kept(self._slot, context),)
-
-    def peak_nbytes(self, n_rows: int) -> int:
-        return self.slice_nbytes(n_rows)

@@ -23,7 +23,6 @@ from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, made_on
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Lazy
-from llmkit.tensors.stopped import Stopped
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,7 @@ class _Choosing:
         return fold if fold is not None and fold not in self.scales else None
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
-        if self._context.is_stopped():
-            raise Stopped
+        self._context.raise_if_stopped()
         fold = self._open(weights)
         if fold is not None:
             self._observers.setdefault(fold, Observer({"second_moments"})).see(x)

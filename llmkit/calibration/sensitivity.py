@@ -28,7 +28,6 @@ from llmkit.pipeline.stage import Computed
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
-from llmkit.tensors.stopped import Stopped
 from llmkit.transforms.candidates import Restore
 
 _HEAD, _EMBEDDING = "head.weight", "embed.weight"
@@ -131,8 +130,7 @@ def _of_block(
             if matrix.layer == index:
                 errors[name] = []
                 for restore in matrix.ways:
-                    if context.is_stopped():
-                        raise Stopped
+                    context.raise_if_stopped()
                     given = {
                         weight: restore(lazy, squares.get(weight)).load().float().to(blocks.device)
                         for weight, lazy in matrix.weights.items()

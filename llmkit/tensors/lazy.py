@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from llmkit.lazy_imports import torch
 from llmkit.tensors.source import SourceFile, bytes_of
 from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.stopped import Stopped
 
 Rows = tuple[int, int]
 Bytes = bytes | bytearray | memoryview
@@ -37,7 +38,7 @@ class Context:
     Inputs are had as tensors (`rows`, `cut`, `whole`) or as their bytes (`row_bytes`, `cut_bytes`): those of moved
     nodes need no torch.
 
-    `is_stopped` tells a long step to raise `Stopped`; `report` is told what it is at, in words; `workspace`: a folder
+    `is_stopped`: the run was; `report` is told what it is at, in words; `workspace`: a folder
     for what it keeps (None: in memory).
     """
 
@@ -50,6 +51,15 @@ class Context:
         self._slice: dict[tuple[int, Rows], tuple[torch.Tensor, ...]] = {}
         self._whole_bytes: dict[int, tuple[Bytes, ...]] = {}
         self._slice_bytes: dict[tuple[int, Rows], tuple[Bytes, ...]] = {}
+
+    def raise_if_stopped(self) -> None:
+        """For a step that takes long.
+
+        Raises:
+            Stopped: the run was stopped.
+        """
+        if self.is_stopped():
+            raise Stopped
 
     def next_slice(self) -> None:
         """Forget the siblings of the previous slice."""
