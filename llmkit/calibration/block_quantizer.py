@@ -69,9 +69,9 @@ class BlockQuantizer:
                 self._take(task, start)
             if is_learnt and self._ranks.index == owner:
                 self.learnt[task.name] = task.block_weight(task.weight.load(), statistics, start)
-        own = values.split([self._n_rows[weight] for weight in weights])
-        given = [self._restored.get(weight, rows) for weight, rows in zip(weights, own, strict=True)]
-        return torch.cat([rows.to(values.device, values.dtype) for rows in given])
+        rows_of_each = values.split([self._n_rows[weight] for weight in weights])
+        current = [self._restored.get(weight, rows) for weight, rows in zip(weights, rows_of_each, strict=True)]
+        return torch.cat([rows.to(values.device, values.dtype) for rows in current])
 
     def learn(self, error: OutputError) -> None:
         """Quantize the weights that are learnt together; those that are settled by now are in their places."""
@@ -79,21 +79,21 @@ class BlockQuantizer:
         for method in methods:
             names = [name for name in self.learnt if self._tasks[name].method is method]
             if isinstance(method, BlockMethod):
-                given = {name: self.learnt.pop(name) for name in names}
+                block_weights = {name: self.learnt.pop(name) for name in names}
                 device = self._tasks[names[0]].device
                 beside = {weight: values.to(device) for weight, values in self._restored.items()}
                 with made_on(device):
-                    learnt = method.quantize_block(given, error.beside(beside))
-                for name, made in learnt.items():
-                    self._take(self._tasks[name], moved(made, CPU))
+                    learnt = method.quantize_block(block_weights, error.beside(beside))
+                for name, rows in learnt.items():
+                    self._take(self._tasks[name], moved(rows, CPU))
 
-    def _take(self, task: Task, made: QuantizedRows) -> None:
+    def _take(self, task: Task, rows: QuantizedRows) -> None:
         """Keep the parts of a matrix, and compute with it from now on."""
-        parts = task.parts(made)
+        parts = task.parts(rows)
         self.results |= {f"{task.name}.{part}": tensor for part, tensor in parts.items()}
-        self.errors[task.name] = made.squared_error, made.squared_norm
-        if made.note:
-            self.notes[task.name] = made.note
+        self.errors[task.name] = rows.squared_error, rows.squared_norm
+        if rows.note:
+            self.notes[task.name] = rows.note
         restored = task.matrix(map(constant, parts.values())).dequantized(task.scale_dtype)
         slot = replace(self._slots[task.name], is_transposed=False)  # a task's weight is [out, in]
         self._restored |= {w: lazy.load() for w, lazy in parts_of(restored, slot).items()}

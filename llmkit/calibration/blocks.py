@@ -28,7 +28,7 @@ from llmkit.tensors.device import CPU
 CHUNK_NBYTES = 2**31
 
 
-class Onlooker(Protocol):
+class BlockHook(Protocol):
     """Sees the linear layers of one block. Layers of one product (q, k and v) share their inputs and come together."""
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
@@ -46,7 +46,7 @@ class Onlooker(Protocol):
 
 
 class Unchanged:
-    """An onlooker that does nothing."""
+    """A hook that does nothing."""
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
         """Look away."""
@@ -82,15 +82,15 @@ class Blocks:
 
     def with_weights(self, weights: Weights) -> Blocks:
         """The same sequences through blocks made of other weights."""
-        made = copy(self)
-        made.weights = weights
-        return made
+        blocks = copy(self)
+        blocks.weights = weights
+        return blocks
 
     def of(self, ids: torch.Tensor) -> Blocks:
         """The same blocks for other sequences of the same length, [B, S]."""
-        made = copy(self)
-        made.ids = ids
-        return made
+        blocks = copy(self)
+        blocks.ids = ids
+        return blocks
 
     def embedded(self) -> torch.Tensor:
         """The hidden states before the first block, [B, S, hidden]."""
@@ -104,15 +104,15 @@ class Blocks:
             return self._decoder.final_norm(hidden.to(self.device)).to(CPU)
 
     def run(
-        self, index: int, hidden: torch.Tensor, onlooker: Onlooker, float_hidden: torch.Tensor | None = None
+        self, index: int, hidden: torch.Tensor, hook: BlockHook, float_hidden: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The hidden states after a block, from those before it; both [B, S, hidden] in the compute dtype.
 
         Args:
-            float_hidden: those before it in the float model: the onlooker sees the inputs of its layers, too.
+            float_hidden: those before it in the float model: the hook sees the inputs of its layers, too.
         """
         cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
-        watch = _Watch(onlooker, len(cuts))
+        watch = _Watch(hook, len(cuts))
         with torch.inference_mode():
             layer = self._decoder.layer(_Watched(self.weights, watch), index)
             if float_hidden is not None:
@@ -169,8 +169,8 @@ class _Watch:
         float_inputs: gives what the inputs of a layer are in the float model, for the chunk that passes.
     """
 
-    def __init__(self, onlooker: Onlooker, n_chunks: int) -> None:
-        self._onlooker, self._n_chunks = onlooker, n_chunks
+    def __init__(self, hook: BlockHook, n_chunks: int) -> None:
+        self._hook, self._n_chunks = hook, n_chunks
         self._n_seen: dict[tuple[str, ...], int] = {}
         self._settled: dict[tuple[str, ...], torch.Tensor] = {}
         self.float_inputs: Callable[[tuple[str, ...]], torch.Tensor] | None = None
@@ -183,11 +183,11 @@ class _Watch:
         """
         if weights not in self._settled:
             float_x = self.float_inputs(weights).flatten(0, -2) if self.float_inputs is not None else None
-            self._onlooker.see(weights, x.flatten(0, -2), float_x)
+            self._hook.see(weights, x.flatten(0, -2), float_x)
             self._n_seen[weights] = self._n_seen.get(weights, 0) + 1
             if self._n_seen[weights] < self._n_chunks:
                 raise _NotComplete
-            self._settled[weights] = self._onlooker.settle(weights, values)
+            self._settled[weights] = self._hook.settle(weights, values)
         return self._settled[weights]
 
 

@@ -29,11 +29,11 @@ def held_out(ckpt: Checkpoint, samples: Samples, read: Samples | None) -> list[l
     known = set()
     if read is not None and read.text is not None:
         known = {tuple(row) for row in read.rows(ckpt, suffix, context)}
-    left = [row for row in rows if tuple(row) not in known]
-    if not left:
+    unread = [row for row in rows if tuple(row) not in known]
+    if not unread:
         raise InputError(
             f"calibration reads all {len(rows)} windows of {samples.label}, and none is left to measure on",
             hint=f"--samples {max(len(rows) * 3 // 4, 1)}, a longer text, or --evaluate FILE with another one",
         )
-    step = max(len(left) / MOST_WINDOWS, 1.0)
-    return [left[int(i * step)] for i in range(min(len(left), MOST_WINDOWS))]
+    step = max(len(unread) / MOST_WINDOWS, 1.0)
+    return [unread[int(i * step)] for i in range(min(len(unread), MOST_WINDOWS))]

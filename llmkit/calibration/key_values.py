@@ -62,10 +62,10 @@ class KeyValueScales(Node):
         ids = token_ids(self._text, load_tokenizer(self._tokenized))[:MOST_TOKENS]
         is_large = sum(lazy.spec.nbytes for lazy in self.inputs) > _SMALL_NBYTES
         with all_cores() if is_large else nullcontext():
-            found = measure_ranges(
+            ranges = measure_ranges(
                 load_decoder(self._ckpt, streamed=True), ids, suffix=self._ckpt.prompt_suffix(), context=context
             )
-        pairs = [found[layer] for layer in range(self._model.dims.layers)]
+        pairs = [ranges[layer] for layer in range(self._model.dims.layers)]
         return tuple(_scales(w) for keys, values in pairs for w in (keys, values * _VALUE_MARGIN))
 
     def peak_nbytes(self, n_rows: int) -> int:
@@ -134,12 +134,12 @@ def _mixing(decoder: Any, suffix: tuple[int, ...]) -> dict[int, torch.Tensor]:
     """Which channels of a key its position mixes, by layer: asked of the position readers with unit vectors."""
     model, size = decoder.model, decoder.model.dims.head_dim
     kinds = [decoder.position_kind(i) for i in range(len(model.blocks))]
-    found: dict[Any, torch.Tensor] = {}
+    masks: dict[Any, torch.Tensor] = {}
     for kind in dict.fromkeys(kinds):
         cache, positions = KVCache(keep=False), build_positions(kind, model.dims, torch.float32, decoder.device)
         ids = torch.tensor([[0] * 3 + list(suffix) + [0] * 12])
         table = positions.table(ids, cache.begin(ids, None), cache)
         units = torch.eye(size)[None, None].expand(1, ids.shape[1], size, size).contiguous()
         rotated = positions.rotate(units, table)[0]  # [S, channel of the unit vector, channel]
-        found[kind] = (rotated.abs().amax(0) > 0).float()
-    return {layer: found[kind] for layer, kind in enumerate(kinds)}
+        masks[kind] = (rotated.abs().amax(0) > 0).float()
+    return {layer: masks[kind] for layer, kind in enumerate(kinds)}

@@ -49,11 +49,11 @@ class OutputError:
         self._dtype = dtype
         self._beside: Mapping[str, torch.Tensor] = {}
 
-    def beside(self, given: Mapping[str, torch.Tensor]) -> OutputError:
+    def beside(self, weights: Mapping[str, torch.Tensor]) -> OutputError:
         """The same, where other weights are in place, too: by id, as the kinds speak of them."""
-        made = copy(self)
-        made._beside = given
-        return made
+        error = copy(self)
+        error._beside = weights
+        return error
 
     @property
     def n_samples(self) -> int:
@@ -78,13 +78,13 @@ class OutputError:
     ) -> tuple[float, dict[str, torch.Tensor]]:
         """The mean of these errors, and its gradient by each weight, float32 [out, in]."""
         with torch.inference_mode(False), torch.enable_grad():
-            # What was made in inference mode has no gradient.
+            # Tensors of inference mode have no gradient.
             leaves = {name: t.clone().requires_grad_() for name, t in self._by_id(weights).items()}
             error = self._errors(leaves, samples).mean()
-            found = torch.autograd.grad(error, list(leaves.values()), allow_unused=True)
+            gradients = torch.autograd.grad(error, list(leaves.values()), allow_unused=True)
         by_id = {
             name: constant(torch.zeros_like(leaf) if gradient is None else gradient)
-            for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+            for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
         }
         return error.item(), {name: stored(by_id, self._slots[name]).load() for name in weights}
 
@@ -120,11 +120,11 @@ class KeptWeights:
         self._weights, self._held, self._stem = weights, {} if held is None else held, stem
         self._given: Mapping[str, torch.Tensor] = {}
 
-    def replaced(self, given: Mapping[str, torch.Tensor]) -> KeptWeights:
+    def replaced(self, replacements: Mapping[str, torch.Tensor]) -> KeptWeights:
         """The same, with these in place."""
-        made = KeptWeights(self._weights, self._held, self._stem)
-        made._given = given
-        return made
+        weights = KeptWeights(self._weights, self._held, self._stem)
+        weights._given = replacements
+        return weights
 
     def __call__(self, leaf: str) -> torch.Tensor:
         name = self._stem + leaf
@@ -138,9 +138,9 @@ class KeptWeights:
         return self._weights.has(leaf)
 
     def under(self, stem: str) -> KeptWeights:
-        made = KeptWeights(self._weights.under(stem), self._held, f"{self._stem}{stem}.")
-        made._given = self._given
-        return made
+        weights = KeptWeights(self._weights.under(stem), self._held, f"{self._stem}{stem}.")
+        weights._given = self._given
+        return weights
 
     def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
         return layer

@@ -61,10 +61,10 @@ def observe(
         )
     measured = (*_FIELDS, "second_moments") if has_moments else _FIELDS
     statistics, rows = observed(ckpt, samples, measured, device=device)
-    made = write(ckpt, statistics.parts, samples, rows, name)
+    statistics_file = write(ckpt, statistics.parts, samples, rows, name)
     step = {"transform": "observe", **samples.attrs(), "measured": list(measured)}
     words = f"{len(statistics.parts)} weights, {len(rows)} windows of {len(rows[0])} tokens"
-    return made.derive(step=step, notes=[words])
+    return statistics_file.derive(step=step, notes=[words])
 
 
 def observed(
@@ -87,25 +87,25 @@ def observed(
     rows = samples.rows(ckpt, ckpt.prompt_suffix(), model.dims.context)
     work = len(model.blocks), [samples.attrs(), list(measured)]
     stage = BlockStage(ckpt, lambda context, is_stopped: rows, lambda: work, _observing(measured), device)
-    found: dict[str, dict[str, Lazy]] = {}
+    by_weight: dict[str, dict[str, Lazy]] = {}
     for layer in range(len(model.blocks)):
         slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.kind == "linear"]
         parts = {part.id: part.shape[-1] for slot in slots for part in slot.parts if len(part.shape) == 2}
         names = {f"{w}.{field}": _spec(field, n) for w, n in parts.items() for field in measured}
         for name, lazy in _node(ckpt, stage, layer, names, samples).items():
             weight, _, field = name.rpartition(".")
-            found.setdefault(weight, {})[field] = lazy
-    n_tokens = dict.fromkeys(found, float(len(rows) * len(rows[0])))
+            by_weight.setdefault(weight, {})[field] = lazy
+    n_tokens = dict.fromkeys(by_weight, float(len(rows) * len(rows[0])))
     return StoredStatistics(
-        samples.text.label if samples.text is not None else "self", found, n_tokens, samples.attrs()
+        samples.text.label if samples.text is not None else "self", by_weight, n_tokens, samples.attrs()
     ), rows
 
 
 def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]:
     def compute(blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
-        onlooker = Observing(measured, context)
-        hidden = blocks.run(index, state["hidden"].load(), onlooker)
-        return Computed({}, [("hidden", hidden)], onlooker.found.items())
+        hook = Observing(measured, context)
+        hidden = blocks.run(index, state["hidden"].load(), hook)
+        return Computed({}, [("hidden", hidden)], hook.found.items())
 
     return compute
 
@@ -115,7 +115,7 @@ def _spec(field: str, n: int) -> TensorSpec:
 
 
 class Observing:
-    """An onlooker that changes nothing; what it found is named WEIGHT.FIELD."""
+    """A hook that changes nothing; what it found is named WEIGHT.FIELD."""
 
     def __init__(self, measured: Sequence[str], context: Context) -> None:
         self._measured, self._context = measured, context
@@ -147,8 +147,8 @@ def _node(
     peak = 4 * (sum(slot.numel for slot in slots) + 2 * hidden) + chunk if layer == 0 else 0
 
     def compute(context: Context) -> list[torch.Tensor]:
-        kept = stage.block(layer, context).kept
-        return [kept[name].load() for name in names]
+        stored = stage.block(layer, context).kept
+        return [stored[name].load() for name in names]
 
     inputs, attrs = [ckpt.tensors[slot.name] for slot in slots], {"layer": layer, **samples.attrs()}
     node = Whole("observe", inputs, list(names.values()), compute, attrs, peak_nbytes=lambda: peak)
@@ -167,24 +167,24 @@ class _OneFile:
         return OutputFiles((OutputFile(self.name, nbytes, offsets, ((0, header),)),))
 
 
-Found = Mapping[str, Mapping[str, Lazy]]
+Parts = Mapping[str, Mapping[str, Lazy]]
 
 
-def _own(ckpt: Checkpoint, found: Found, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
+def _own(ckpt: Checkpoint, parts: Parts, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
     about = {"tokens": len(rows) * len(rows[0]), **samples.attrs()}
-    tensors = {f"{weight}.{field}": lazy for weight, fields in found.items() for field, lazy in fields.items()}
+    tensors = {f"{weight}.{field}": lazy for weight, fields in parts.items() for field, lazy in fields.items()}
     return ckpt.derive(tensors=tensors, config={}, files={}, container=_OneFile(name, json.dumps(about)))
 
 
-def _by_gguf_name(ckpt: Checkpoint, found: Found) -> dict[str, Lazy]:
+def _by_gguf_name(ckpt: Checkpoint, parts: Parts) -> dict[str, Lazy]:
     """The sums of squares by the names that tensors have in GGUF files."""
     slots = gguf_spelling(ckpt, ckpt.require_model()).slots.values()
-    named = [(slot.name, next((part.id for part in slot.parts if part.id in found), None)) for slot in slots]
-    return {name: found[weight]["squares"] for name, weight in named if weight is not None}
+    pairs = [(slot.name, next((part.id for part in slot.parts if part.id in parts), None)) for slot in slots]
+    return {name: parts[weight]["squares"] for name, weight in pairs if weight is not None}
 
 
-def _gguf(ckpt: Checkpoint, found: Found, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
-    sums, tensors = _by_gguf_name(ckpt, found), dict[str, Lazy]()
+def _gguf(ckpt: Checkpoint, parts: Parts, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
+    sums, tensors = _by_gguf_name(ckpt, parts), dict[str, Lazy]()
     count = torch.full((1, 1), float(len(rows) * len(rows[0])))
     for tensor, lazy in sums.items():
         tensors[tensor + imatrix.SUMS] = reshaped(lazy, (1, *lazy.shape))
@@ -194,8 +194,8 @@ def _gguf(ckpt: Checkpoint, found: Found, samples: Samples, rows: Sequence[Seque
     return ckpt.derive(tensors=tensors, config={}, files={}, container=container)
 
 
-def _binary(ckpt: Checkpoint, found: Found, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
-    sums, length = _by_gguf_name(ckpt, found), len(rows[0])
+def _binary(ckpt: Checkpoint, parts: Parts, samples: Samples, rows: Sequence[Sequence[int]], name: str) -> Checkpoint:
+    sums, length = _by_gguf_name(ckpt, parts), len(rows[0])
 
     def mean_times_calls(lazy: Lazy) -> Lazy:
         return Apply("mean", [lazy], lazy.spec, lambda x: x / length, {"tokens": length}).output()

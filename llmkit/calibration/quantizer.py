@@ -175,22 +175,22 @@ class CalibratedQuantizer:
         scaled = self._scaling(index).applied(blocks, hidden, context)
         # Other ranks know nothing of scales.
         ranks = self.ranks if scaled.blocks is blocks else Ranks()
-        blocks, onlooker = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, context, ranks)
-        after, targets = ranks.run(blocks, Share(index, blocks.ids, hidden, floats), onlooker)
-        onlooker.require_all()
+        blocks, hook = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, context, ranks)
+        after, targets = ranks.run(blocks, Share(index, blocks.ids, hidden, floats), hook)
+        hook.require_all()
         passed_on = []
         if targets is not None:
-            if onlooker.learnt:
+            if hook.learnt:
                 compute = partial(blocks.outputs, index, hidden)
                 seed, report = f"{self.samples.seed} {index}", self._reporter(index, context)
                 error = OutputError(
                     compute, blocks.weights, targets, self._slots, seed, report, product_dtype(self._stage.device)
                 )
-                onlooker.learn(error)
-                after = blocks.run(index, hidden, onlooker)
+                hook.learn(error)
+                after = blocks.run(index, hidden, hook)
             passed_on.append(("floats", targets))
-        result = {"errors": onlooker.errors, "notes": onlooker.notes}
-        return Computed(result, [*passed_on, ("hidden", after)], {**onlooker.results, **scaled.changed}.items())
+        result = {"errors": hook.errors, "notes": hook.notes}
+        return Computed(result, [*passed_on, ("hidden", after)], {**hook.results, **scaled.changed}.items())
 
     def serve(self) -> None:
         """On other ranks than 0: compute a share of the samples of each block.
@@ -201,8 +201,8 @@ class CalibratedQuantizer:
 
         def compute(share: Share) -> tuple[torch.Tensor, torch.Tensor | None]:
             tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == share.block}
-            onlooker = BlockQuantizer(tasks, self._slots, Context(), self.ranks)
-            return share.passed(Blocks(*self._stage.loaded, share.ids), onlooker)
+            hook = BlockQuantizer(tasks, self._slots, Context(), self.ranks)
+            return share.passed(Blocks(*self._stage.loaded, share.ids), hook)
 
         with all_cores():
             self.ranks.serve(compute)
@@ -246,8 +246,8 @@ class CalibratedQuantizer:
 
         def report(done: float, text: str) -> None:
             context.raise_if_stopped()
-            left = (n_blocks - index - done) * (time.monotonic() - begun) / done if done else None
-            after = f", {left / 60:.0f} min left" if left is not None else ""
+            remaining = (n_blocks - index - done) * (time.monotonic() - begun) / done if done else None
+            after = f", {remaining / 60:.0f} min left" if remaining is not None else ""
             context.report(f"block {index + 1}/{n_blocks}, {text}{after}")
 
         return report

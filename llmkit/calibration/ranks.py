@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, TypeVar
 
-from llmkit.calibration.blocks import Blocks, Onlooker, Unchanged
+from llmkit.calibration.blocks import BlockHook, Blocks, Unchanged
 from llmkit.errors import InputError, LlmkitError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
@@ -36,9 +36,9 @@ class Share:
     hidden: torch.Tensor
     floats: torch.Tensor | None
 
-    def passed(self, blocks: Blocks, onlooker: Onlooker) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def passed(self, blocks: Blocks, hook: BlockHook) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The hidden states after the block, and those in the float model."""
-        after = blocks.run(self.block, self.hidden, onlooker, self.floats)
+        after = blocks.run(self.block, self.hidden, hook, self.floats)
         return after, blocks.run(self.block, self.floats, Unchanged()) if self.floats is not None else None
 
 
@@ -53,14 +53,14 @@ class Ranks:
     def __init__(self, index: int = 0, n: int = 1) -> None:
         self.index, self.n = index, n
 
-    def run(self, blocks: Blocks, share: Share, onlooker: Onlooker) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def run(self, blocks: Blocks, share: Share, hook: BlockHook) -> tuple[torch.Tensor, torch.Tensor | None]:
         """On rank 0: a block for all samples, as of `Share.passed`.
 
         Raises:
             InputError: there are fewer samples than processes.
         """
         if self.n == 1:
-            return share.passed(blocks, onlooker)
+            return share.passed(blocks, hook)
         n_samples = len(share.ids)
         if n_samples < self.n:
             hint = f"torchrun --nproc-per-node {n_samples}; or a longer text"
@@ -71,9 +71,9 @@ class Ranks:
             for c in cuts
         ]
         mine = self._dealt(shares)
-        made = self._collected((mine or share).passed(blocks.of(mine.ids if mine else share.ids), onlooker))
-        floats = [part for _, part in made if part is not None]
-        return torch.cat([after for after, _ in made]), torch.cat(floats) if floats else None
+        gathered = self._collected((mine or share).passed(blocks.of(mine.ids if mine else share.ids), hook))
+        floats = [part for _, part in gathered if part is not None]
+        return torch.cat([after for after, _ in gathered]), torch.cat(floats) if floats else None
 
     def serve(self, compute: Callable[[Share], tuple[torch.Tensor, torch.Tensor | None]]) -> None:
         """On the other ranks: compute shares until rank 0 has all that it wants.
@@ -99,11 +99,11 @@ class Ranks:
         distributed.scatter_object_list(mine, shares)
         return mine[0] if isinstance(mine[0], Share) else None
 
-    def _collected(self, made: T) -> list[T]:
+    def _collected(self, gathered: T) -> list[T]:
         from torch import distributed
 
         every: list[Any] | None = [None] * self.n if self.index == 0 else None
-        distributed.gather_object(made, every)
+        distributed.gather_object(gathered, every)
         return every or []
 
     def summed(self, statistics: Statistics, owners: Collection[int]) -> Statistics:
@@ -112,7 +112,7 @@ class Ranks:
 
         if self.n == 1:
             return statistics
-        found: dict[str, Any] = {}
+        sums: dict[str, Any] = {}
         for name in (field.name for field in fields(Statistics)):
             value = getattr(statistics, name)
             if value is None:
@@ -121,15 +121,15 @@ class Ranks:
             if name == "inputs":
                 parts: list[Any] = [None] * self.n
                 distributed.all_gather_object(parts, tensor)
-                found[name] = torch.cat(parts)
+                sums[name] = torch.cat(parts)
                 continue
             how = distributed.ReduceOp.MAX if name == "maxima" else distributed.ReduceOp.SUM
             if len(owners) == 1:
                 distributed.reduce(tensor, next(iter(owners)), how)
             else:
                 distributed.all_reduce(tensor, how)
-            found[name] = float(tensor) if name == "n_tokens" else tensor
-        return Statistics(**found)
+            sums[name] = float(tensor) if name == "n_tokens" else tensor
+        return Statistics(**sums)
 
     def by(self, owner: int, compute: Callable[[], T]) -> T:
         """What one rank computes, on every rank.
@@ -151,8 +151,8 @@ class Ranks:
         if box[1] is not None:
             kind, message, hint = box[1]
             raise kind(message, hint=hint)
-        made: T = box[0]
-        return made
+        result: T = box[0]
+        return result
 
 
 def rank() -> int:

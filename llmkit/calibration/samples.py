@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.calibration.self_written import written_by
+from llmkit.calibration.self_generated import generated_by
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tokenizer import load_tokenizer
@@ -62,7 +62,7 @@ class Samples:
         """
         length = min(self.length, context or self.length)
         if self.text is None:
-            return written_by(tokenized, self.n, length, seed=self.seed, suffix=suffix, is_stopped=is_stopped)
+            return generated_by(tokenized, self.n, length, seed=self.seed, suffix=suffix, is_stopped=is_stopped)
         tokenizer = load_tokenizer(tokenized)
         prompt = prompt_of(tokenized, tokenizer) if self.text.has_conversations else None
         ids = token_ids(self.text, tokenizer, prompt)

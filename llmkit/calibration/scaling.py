@@ -83,17 +83,17 @@ class BlockScaling:
         chosen = _Choosing(self.folds, self._choice(blocks.weights), context)
         blocks.run(self._layer, hidden, chosen)
         weights = KeptWeights(blocks.weights, {})
-        given: dict[str, torch.Tensor] = {}
+        replacements: dict[str, torch.Tensor] = {}
         dtypes = {part: self._tensors[slot.name].dtype.torch for part, slot in self._slot_of.items()}
         for fold, scale in chosen.scales.items():
-            given |= folded(fold, scale, weights.replaced(given), dtypes)
-        new = weights.replaced(given)
+            replacements |= folded(fold, scale, weights.replaced(replacements), dtypes)
+        new = weights.replaced(replacements)
 
         def whole(slot: Slot) -> Lazy:
             return stored({part.id: constant(new(part.id)) for part in slot.parts}, slot)
 
         tasks = dict(self._tasks)
-        for slot in {self._slot_of[leaf].id: self._slot_of[leaf] for leaf in given}.values():
+        for slot in {self._slot_of[leaf].id: self._slot_of[leaf] for leaf in replacements}.values():
             if slot.name in tasks:  # a task's weight is [out, in]
                 tasks[slot.name] = replace(tasks[slot.name], weight=whole(replace(slot, is_transposed=False)))
         changed = {slot.name: whole(slot).cast(self._tensors[slot.name].dtype).load().to(CPU) for slot in self.changed}
@@ -171,13 +171,13 @@ def folded(
         is_held = taken_off.isfinite() & (taken_off > 0)
     else:
         divided, is_held = source / scale.unsqueeze(1), torch.ones_like(scale, dtype=torch.bool)
-    made = {}
+    changed = {}
     if weights.has(bias_leaf):
         bias = weights(bias_leaf)
         quotient = (bias / taken_off).to(dtypes[bias_leaf]).float()
         is_held &= quotient.isfinite()
-        made[bias_leaf] = quotient.where(is_held, bias)
-    made[leaf] = divided.where(is_held if fold.norm is not None else is_held.unsqueeze(1), source)
+        changed[bias_leaf] = quotient.where(is_held, bias)
+    changed[leaf] = divided.where(is_held if fold.norm is not None else is_held.unsqueeze(1), source)
     columns = taken_off.where(is_held, 1.0)
-    made |= {weight: weights(weight) * columns[fold.source_of(weights(weight).shape[1])] for weight in fold.weights}
-    return made
+    changed |= {weight: weights(weight) * columns[fold.source_of(weights(weight).shape[1])] for weight in fold.weights}
+    return changed

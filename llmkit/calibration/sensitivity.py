@@ -105,11 +105,11 @@ def errors_on_text(
     windows = partial(few.rows, ckpt, ckpt.prompt_suffix())
     stage = BlockStage(ckpt, windows, lambda: (n_blocks, few.attrs()), compute, device)
     context = Context()
-    found: dict[str, list[float]] = {}
+    errors: dict[str, list[float]] = {}
     for index in range(n_blocks):
         report(f"measuring block {index + 1}/{n_blocks}")
-        found |= stage.block(index, context).result["errors"]
-    return {name: [_rounded(error) for error in found[name]] for name in matrices}
+        errors |= stage.block(index, context).result["errors"]
+    return {name: [_rounded(error) for error in errors[name]] for name in matrices}
 
 
 def _of_block(
@@ -121,21 +121,21 @@ def _of_block(
     context: Context,
 ) -> Computed:
     hidden, errors = state["hidden"].load(), dict[str, list[float]]()
-    onlooker = Observing(["squares"], context)
-    after = blocks.run(index, hidden, onlooker)
-    squares = {name.removesuffix(".squares"): constant(x) for name, x in onlooker.found.items()}
-    kept, rows = KeptWeights(blocks.weights), list(range(len(hidden)))
+    hook = Observing(["squares"], context)
+    after = blocks.run(index, hidden, hook)
+    squares = {name.removesuffix(".squares"): constant(x) for name, x in hook.found.items()}
+    weights, rows = KeptWeights(blocks.weights), list(range(len(hidden)))
     with torch.inference_mode():
         for name, matrix in matrices.items():
             if matrix.layer == index:
                 errors[name] = []
                 for restore in matrix.ways:
                     context.raise_if_stopped()
-                    given = {
+                    replacements = {
                         weight: restore(lazy, squares.get(weight)).load().float().to(blocks.device)
                         for weight, lazy in matrix.weights.items()
                     }
-                    changed = blocks.outputs(index, hidden, kept.replaced(given), rows).to(CPU)
+                    changed = blocks.outputs(index, hidden, weights.replaced(replacements), rows).to(CPU)
                     errors[name].append(_share(changed - after, after))
         if index == n_blocks - 1:
             ids = state["ids"].load()

@@ -97,8 +97,8 @@ class BlockStage:
             return Computed({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self.loaded, ids).embedded())])
         context.report(f"block {int(name) + 1}/{n_blocks}")
         ids = state["ids"].load()
-        made = self._compute(Blocks(*self.loaded, ids), int(name), state, context)
-        return Computed(made.result, [("ids", ids), *made.state], made.kept)
+        computed = self._compute(Blocks(*self.loaded, ids), int(name), state, context)
+        return Computed(computed.result, [("ids", ids), *computed.state], computed.kept)
 
     @cached_property
     def loaded(self) -> tuple[Decoder, Weights]:

@@ -141,8 +141,8 @@ def token_ids(text: CalibrationText, tokenizer: Any, prompt: Prompt | None = Non
             continue
         # As it stands after the model has answered: a format begins an answer after the last question.
         is_answered = document[-1].role == "assistant"
-        asked = document[:-1] if is_answered else document
-        ids += encode_chat(tokenizer, prompt or ChatTemplate(), asked)
+        question = document[:-1] if is_answered else document
+        ids += encode_chat(tokenizer, prompt or ChatTemplate(), question)
         if is_answered:
             ids += tokenizer(document[-1].content, verbose=False, add_special_tokens=False)["input_ids"]
     return ids

@@ -16,7 +16,7 @@ from llmkit.tensors.device import CPU, device_named
 from llmkit.tensors.spec import parse_bytes
 
 if TYPE_CHECKING:
-    from llmkit.calibration.mixing import Target
+    from llmkit.calibration.bit_allocation import Target
     from llmkit.calibration.quantizer import CalibratedQuantizer
     from llmkit.calibration.samples import Samples
     from llmkit.calibration.stored import StoredQuantizer
@@ -79,7 +79,7 @@ class Grids:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixing:
+class MixedPrecision:
     """The options of a command that gives matrices grids of their own."""
 
     recipe: Annotated[
@@ -129,9 +129,9 @@ class Mixing:
             SpecError: a head that is the embedding.
         """
         from llmkit.transforms.recipe import read_recipe
-        from llmkit.transforms.schemes import ends_recipe
+        from llmkit.transforms.schemes import head_and_embedding_recipe
 
-        ends = ends_recipe(ckpt, head_bits=self.head_bits, embedding_bits=self.embedding_bits)
+        ends = head_and_embedding_recipe(ckpt, head_bits=self.head_bits, embedding_bits=self.embedding_bits)
         return {**ends, **(read_recipe(self.recipe) if self.recipe is not None else {})}
 
     def target(self, bits: int | None) -> Target | None:
@@ -140,7 +140,7 @@ class Mixing:
         Raises:
             InputError: more than one of them, or none.
         """
-        from llmkit.calibration.mixing import Target
+        from llmkit.calibration.bit_allocation import Target
 
         numbers = {"--bits": bits, "--target-bits": self.target_bits, "--target-size": self.target_size}
         given = [option for option, value in numbers.items() if value is not None]

@@ -11,7 +11,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.grid_options import Calibrating, Grids, Mixing
+from llmkit.cli.grid_options import Calibrating, Grids, MixedPrecision
 from llmkit.cli.options import ModelArgument, Writing
 from llmkit.cli.output import Mode, Output
 from llmkit.cli.writing import Addition, write
@@ -19,7 +19,7 @@ from llmkit.errors import InputError
 from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
-    from llmkit.calibration.mixing import Chosen, Target
+    from llmkit.calibration.bit_allocation import Chosen, Target
     from llmkit.calibration.quantizer import CalibratedQuantizer
     from llmkit.calibration.samples import Samples
     from llmkit.calibration.stored import StoredQuantizer
@@ -52,7 +52,7 @@ def quantize(
     model: ModelArgument,
     writing: Writing,
     grids: Grids,
-    mixing: Mixing,
+    mixed_precision: MixedPrecision,
     calibrating: Calibrating,
     bits: Annotated[
         int | None,
@@ -125,9 +125,9 @@ def quantize(
 
     if rank():
         out = replace(out, mode=Mode.QUIET)
-    target, device = mixing.target(bits), calibrating.where
+    target, device = mixed_precision.target(bits), calibrating.where
     before = open_model(model, force=writing.force)
-    layout, recipe = targets().get(format), mixing.rules(before)
+    layout, recipe = targets().get(format), mixed_precision.rules(before)
     known = calibrating.known(out, before, grids.method, _FEW if bits is None else bits)
     if layout is not None and layout.of_bits:
         if rank():
@@ -174,7 +174,7 @@ def _chosen(
     device: str,
 ) -> Chosen:
     """Bits of each matrix for a size; the table of them is shown."""
-    from llmkit.calibration.mixing import choose_bits
+    from llmkit.calibration.bit_allocation import choose_bits
 
     chosen = choose_bits(before, target, candidates, known, report=out.doing, device=device)
     out.note(chosen.words())

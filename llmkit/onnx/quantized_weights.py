@@ -19,7 +19,7 @@ from llmkit.quantization.method import Task, method_named, quantized
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
-from llmkit.transforms.layers import choose_grid, nothing_left, why_left
+from llmkit.transforms.layers import choose_grid, exclusion_reasons, nothing_to_quantize
 
 
 @dataclass
@@ -62,7 +62,7 @@ def choose_grids(
     ):
         raise InputError(f"{ckpt.label} has float weights, which nothing rounds", hint="give --bits 4 or --bits 8")
     if precision.bits is not None and not plan.kept and not plan.floats:
-        raise nothing_left(ckpt, model, precision.keep, precision.only)
+        raise nothing_to_quantize(ckpt, model, precision.keep, precision.only)
     integers, notes = dict(plan.kept), _notes(plan, scale_dtype)
     if precision.bits is not None:
         new, more = _quantized(plan, model.tensors(), precision, provider, scale_dtype)
@@ -116,7 +116,7 @@ def _is_table(slot: Slot) -> bool:
 
 def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider: str) -> _WeightPlan:
     plan, slots = _WeightPlan(), model.tensors()
-    for name, why in why_left(ckpt, model, precision.keep, precision.only, has_tables=True).items():
+    for name, why in exclusion_reasons(ckpt, model, precision.keep, precision.only, has_tables=True).items():
         slot, lazy = slots[name], ckpt.tensors[name]
         lazy = transpose(lazy) if slot.is_transposed else lazy
         bits = precision.bits if slot.kind == "linear" else precision.bits_of_embedding(provider)

@@ -23,7 +23,7 @@ class Size:
 
 def least_nbytes(sizes: Sequence[Sequence[Size]]) -> int:
     """The smallest budget that there is a choice for."""
-    return sum(min(size.nbytes for size in own) for own in sizes)
+    return sum(min(size.nbytes for size in options) for options in sizes)
 
 
 def allocate(sizes: Sequence[Sequence[Size]], budget: int) -> list[int]:
@@ -33,9 +33,9 @@ def allocate(sizes: Sequence[Sequence[Size]], budget: int) -> list[int]:
         sizes: of each matrix, in any order.
         budget: of all of them together; at least `least_nbytes`.
     """
-    hulls = [_hull(own) for own in sizes]
+    hulls = [_hull(options) for options in sizes]
     chosen = [hull[0] for hull in hulls]
-    left = budget - sum(own[i].nbytes for own, i in zip(sizes, chosen, strict=True))
+    remaining = budget - sum(options[i].nbytes for options, i in zip(sizes, chosen, strict=True))
     steps = [
         (-_slope(sizes[m][before], sizes[m][after]), m, before, after)
         for m, hull in enumerate(hulls)
@@ -43,19 +43,19 @@ def allocate(sizes: Sequence[Sequence[Size]], budget: int) -> list[int]:
     ]
     for _, m, before, after in sorted(steps):
         extra = sizes[m][after].nbytes - sizes[m][before].nbytes
-        if chosen[m] == before and extra <= left:
-            chosen[m], left = after, left - extra
+        if chosen[m] == before and extra <= remaining:
+            chosen[m], remaining = after, remaining - extra
     while True:
         changes = [
             (sizes[m][i].error - sizes[m][now].error, m, i)
             for m, now in enumerate(chosen)
             for i in range(len(sizes[m]))
-            if sizes[m][i].error < sizes[m][now].error and sizes[m][i].nbytes - sizes[m][now].nbytes <= left
+            if sizes[m][i].error < sizes[m][now].error and sizes[m][i].nbytes - sizes[m][now].nbytes <= remaining
         ]
         if not changes:
             return chosen
         _, m, i = min(changes)
-        left -= sizes[m][i].nbytes - sizes[m][chosen[m]].nbytes
+        remaining -= sizes[m][i].nbytes - sizes[m][chosen[m]].nbytes
         chosen[m] = i
 
 

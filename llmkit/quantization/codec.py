@@ -93,9 +93,9 @@ class Codec(ABC):
             "columns in another order": matrix.order is not None and not self.holds_order,
             f"scales in {matrix.scales.dtype.torch_name}": matrix.scales.dtype not in self.scale_dtypes,
         }
-        found = [what for what, lacks in lacking.items() if lacks]
-        if found:
-            return f"{self.name} has no {' and no '.join(found)}"
+        missing = [what for what, lacks in lacking.items() if lacks]
+        if missing:
+            return f"{self.name} has no {' and no '.join(missing)}"
         if not self.fills_rows and not matrix.grid.divides(matrix.shape[1]):
             return f"rows of {matrix.shape[1]} weights do not fall into groups of {matrix.group}"
         return None
@@ -177,8 +177,8 @@ def need(parts: Mapping[str, Lazy], name: str, *expected: TensorSpec) -> Lazy:
     if name not in parts:
         raise SpecError(f"{name} is missing; found {', '.join(parts)}", hint=REMEDY)
     if expected and parts[name].spec not in expected:
-        wanted = " or ".join(map(str, dict.fromkeys(expected)))
-        raise SpecError(f"{name} is {parts[name].spec}; expected {wanted}", hint=REMEDY)
+        specs = " or ".join(map(str, dict.fromkeys(expected)))
+        raise SpecError(f"{name} is {parts[name].spec}; expected {specs}", hint=REMEDY)
     return parts[name]
 
 
@@ -272,9 +272,9 @@ def folder_codec(name: str) -> FolderCodec:
     Raises:
         InputError: there is none of that name, or it is no layout of folders that is written.
     """
-    found: object = entry_points.by_name(GROUP, name, "--format", object)
-    if isinstance(found, FolderCodec):
-        return found
+    codec: object = entry_points.by_name(GROUP, name, "--format", object)
+    if isinstance(codec, FolderCodec):
+        return codec
     known = ", ".join(codec.name for codec in folder_readers() if isinstance(codec, FolderCodec))
     raise InputError(
         f"--format {name} is no layout of folders that is written; expected {known}", hint=command_for(name) or None
@@ -297,15 +297,15 @@ def folder_readers() -> tuple[FolderReader, ...]:
 
 @cache
 def _folder_readers(entries: tuple[entry_points.EntryPoint, ...]) -> tuple[FolderReader, ...]:
-    found = []
+    readers = []
     for entry in entries:
         try:
             codec = entry_points.load(entry)
         except PluginError:
             continue
         if isinstance(codec, FolderReader):
-            found.append(codec)
-    return tuple(found)
+            readers.append(codec)
+    return tuple(readers)
 
 
 def alternatives(numbers: Sequence[int]) -> str:

@@ -49,12 +49,12 @@ class ScaledFloats:
     def __post_init__(self) -> None:
         """Raises SpecError where the scales are not those of the values."""
         n_out, n_in = self.values.shape
-        wanted = (-(-n_out // self.block[0]), -(-n_in // self.block[1]))
-        is_one = self.scales.spec.numel == 1 and wanted == (1, 1)
-        if not is_one and self.scales.shape != wanted:
+        n_blocks = (-(-n_out // self.block[0]), -(-n_in // self.block[1]))
+        is_one = self.scales.spec.numel == 1 and n_blocks == (1, 1)
+        if not is_one and self.scales.shape != n_blocks:
             raise SpecError(
                 f"{self.values.spec} in blocks of {self.block[0]} x {self.block[1]} needs scales "
-                f"[{wanted[0]}, {wanted[1]}]; found {self.scales.spec}",
+                f"[{n_blocks[0]}, {n_blocks[1]}]; found {self.scales.spec}",
                 hint=REMEDY,
             )
         if not self.scales.dtype.is_float and self.scales.dtype not in _EXPONENTS:
@@ -63,8 +63,8 @@ class ScaledFloats:
     def dequantized(self, dtype: DType | None = None) -> Lazy:
         """The float weight [out, in]; bfloat16 where no dtype is given, and the scales are narrower."""
         own = self.scales.dtype if self.scales.dtype.is_float and self.scales.dtype.bits >= 16 else DType.BF16
-        wanted = dtype or own
-        arithmetic = DType.F32 if self.is_wide else wanted
+        result = dtype or own
+        arithmetic = DType.F32 if self.is_wide else result
         (n_out, n_in), (n_rows, n_columns) = self.values.shape, self.block
         spread = TensorSpec(DType.F32, (n_out, -(-n_in // n_columns)))
 
@@ -74,11 +74,11 @@ class ScaledFloats:
 
         def fn(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
             by_column = scales.to(arithmetic.torch).repeat_interleave(n_columns, 1)[:, :n_in]
-            return values.to(arithmetic.torch).mul_(by_column).to(wanted.torch)
+            return values.to(arithmetic.torch).mul_(by_column).to(result.torch)
 
         # The scales are few: those of all rows are made at once, and cut.
         of_rows = cut(Apply("scales of rows", [self.scales], spread, rows, row_step=None).output())
-        node = Decoded("dequantize", [self.values, of_rows], TensorSpec(wanted, (n_out, n_in)), fn, scratch=2.0)
+        node = Decoded("dequantize", [self.values, of_rows], TensorSpec(result, (n_out, n_in)), fn, scratch=2.0)
         node.source = "float8"
         return node.output()
 
@@ -92,11 +92,11 @@ def scaled_floats(values: Lazy, scales: Lazy, block: tuple[int, int]) -> Quantiz
     Raises:
         SpecError: the scales are not those of the values.
     """
-    made, (n_out, n_in) = ScaledFloats(values, scales, block, is_wide=False), (values.shape[0], values.shape[1])
+    matrix, (n_out, n_in) = ScaledFloats(values, scales, block, is_wide=False), (values.shape[0], values.shape[1])
     grid = Grid(FP8.bits, block[1] if block[1] < n_in else None, points=FP8)
     is_by_row = block[0] == 1 and scales.shape == (n_out, grid.n_groups(n_in)) and scales.dtype.bits >= 16
     if not is_by_row or values.dtype is not FP8.dtype:
-        return made
+        return matrix
     return QuantizedMatrix(grid, (n_out, n_in), viewed(values, DType.U8, values.shape), scales)
 
 

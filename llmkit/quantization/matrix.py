@@ -139,16 +139,16 @@ class QuantizedMatrix:
         """
         dtype = dtype or self.dtype or self.scales.dtype
         parts = {"zeros": self.zeros, "offsets": self.offsets, "order": self.order}
-        given = {name: part for name, part in parts.items() if part is not None}
+        optional = {name: part for name, part in parts.items() if part is not None}
         points = self.grid.points
 
         def fn(codes: torch.Tensor, scales: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
             wide = dtype if points is None or not points.is_wide else DType.F32
-            restored = self._restored(codes, scales.to(wide.torch), **dict(zip(given, rest, strict=True)))
+            restored = self._restored(codes, scales.to(wide.torch), **dict(zip(optional, rest, strict=True)))
             return restored.to(dtype.torch)
 
-        inputs = [self.codes, self.scales, *given.values()]
-        input_rows = [0 if name == "order" else 1 for name in ("codes", "scales", *given)]
+        inputs = [self.codes, self.scales, *optional.values()]
+        input_rows = [0 if name == "order" else 1 for name in ("codes", "scales", *optional)]
         spec, attrs = TensorSpec(dtype, self.shape), self.grid.attrs()
         node = Decoded("dequantize", inputs, spec, fn, attrs, input_rows=input_rows, scratch=1.0)
         node.matrix, node.source = self, str(self)
@@ -246,16 +246,16 @@ def matrix_of(lazy: Lazy) -> QuantizedMatrix | None:
         return node.matrix
     if node.op == "cast" and node.inputs and node.inputs[0].dtype.is_float and lazy.dtype.is_float:
         return matrix_of(node.inputs[0])
-    found = [m for m in map(matrix_of, node.inputs) if m is not None]
-    if not found or len(found) != len(node.inputs) or len(node.specs) != 1 or len(lazy.shape) != 2:
+    matrices = [m for m in map(matrix_of, node.inputs) if m is not None]
+    if not matrices or len(matrices) != len(node.inputs) or len(node.specs) != 1 or len(lazy.shape) != 2:
         return None
-    first = found[0]
-    if any(_kind(m) != _kind(first) for m in found[1:]):
+    first = matrices[0]
+    if any(_kind(m) != _kind(first) for m in matrices[1:]):
         return None
 
     def moved(pick: Callable[[QuantizedMatrix], Lazy | None]) -> Lazy | None:
-        given = [part for part in map(pick, found) if part is not None]
-        return node.over(given) if given else None
+        parts = [part for part in map(pick, matrices) if part is not None]
+        return node.over(parts) if parts else None
 
     codes, scales = moved(lambda m: m.codes), moved(lambda m: m.scales)
     if codes is None or scales is None:

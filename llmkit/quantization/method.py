@@ -221,18 +221,18 @@ def method_named(name: str, *, is_calibrated: bool | None = False) -> Method:
         InputError: there is none of that name, or it has no use for what is measured.
         RequirementError: it needs to know the inputs of layers, and they are not measured.
     """
-    found = entry_points.by_name(GROUP, name, "--method", Method)  # type: ignore[type-abstract]
-    if found.needs and is_calibrated is False:
+    method = entry_points.by_name(GROUP, name, "--method", Method)  # type: ignore[type-abstract]
+    if method.needs and is_calibrated is False:
         raise RequirementError(
-            f"--method {name} needs {' and '.join(sorted(found.needs)).replace('_', ' ')} of the inputs of each layer",
+            f"--method {name} needs {' and '.join(sorted(method.needs)).replace('_', ' ')} of the inputs of each layer",
             hint=f"llmkit quantize MODEL --bits 4 --method {name} --calibration FILE -o OUT measures them",
         )
-    if is_calibrated and not found.looks_at_inputs:
+    if is_calibrated and not method.looks_at_inputs:
         raise InputError(
             f"--method {name} does not look at the inputs of layers, which --calibration measures",
             hint="leave --method out (gptq), or take --calibration none",
         )
-    return found
+    return method
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,10 +282,10 @@ class Task:
         Raises:
             InputError: as of `Method.quantize`, or inputs that were no numbers; naming the weight.
         """
-        given = self.block_weight(rows, statistics)
+        inputs = self.block_weight(rows, statistics)
         with about(self.name), made_on(self.device):
-            made = self.method.quantize(given.weight, self.grid, given.scale_dtype, given.statistics)
-            return moved(made, CPU)
+            result = self.method.quantize(inputs.weight, self.grid, inputs.scale_dtype, inputs.statistics)
+            return moved(result, CPU)
 
     def block_weight(
         self, weight: torch.Tensor, statistics: Statistics | None, start: QuantizedRows | None = None
@@ -302,16 +302,16 @@ class Task:
             start = moved(start, self.device) if start is not None else None
             return BlockWeight(weight.to(self.device), self.grid, self.scale_dtype.torch, statistics, start)
 
-    def parts(self, made: QuantizedRows) -> dict[str, torch.Tensor]:
+    def parts(self, rows: QuantizedRows) -> dict[str, torch.Tensor]:
         """The parts of rows, by the names of `specs`."""
-        return {part: getattr(made, part) for part in self.specs}
+        return {part: getattr(rows, part) for part in self.specs}
 
     def matrix(self, parts: Iterable[Lazy]) -> QuantizedMatrix:
         """The matrix of its parts, which are in the order of `specs`."""
         n_out, n_in = self.weight.shape
-        named = dict(zip(self.specs, parts, strict=True))
-        zeros, order = named.get("zeros"), named.get("order")
-        codes, scales, dtype = named["codes"], named["scales"], self.weight.dtype
+        by_name = dict(zip(self.specs, parts, strict=True))
+        zeros, order = by_name.get("zeros"), by_name.get("order")
+        codes, scales, dtype = by_name["codes"], by_name["scales"], self.weight.dtype
         return QuantizedMatrix(self.grid, (n_out, n_in), codes, scales, zeros, order=order, dtype=dtype)
 
 
@@ -346,10 +346,10 @@ def quantized(task: Task, measured: Mapping[str, Lazy] | None = None, n_tokens: 
 
     def fn(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         known = None if measured is None else Statistics(n_tokens, **dict(zip(fields, values, strict=True)))
-        made = task.quantize(rows, known)
+        quantized_rows = task.quantize(rows, known)
         if task.observe is not None:
-            task.observe(made.squared_error, made.squared_norm, len(rows))
-        return tuple(task.parts(made).values())
+            task.observe(quantized_rows.squared_error, quantized_rows.squared_norm, len(rows))
+        return tuple(task.parts(quantized_rows).values())
 
     node = Apply(
         "quantize",

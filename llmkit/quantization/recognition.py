@@ -6,7 +6,7 @@ This is the one place that answers. Codecs recognise what they read; the tables 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,15 @@ def find_quantization(specs: Specs, config: Mapping[str, Any]) -> Quantization |
 
 def _group_words(entry: Mapping[str, Any]) -> str:
     """The weights of compressed-tensors' config groups."""
-    groups, found = entry.get("config_groups"), []
+    groups, kinds = entry.get("config_groups"), list[str]()
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if isinstance(weights, Mapping):
             size, strategy = weights.get("group_size"), weights.get("strategy")
             how = f"group {size}" if isinstance(size, int) and size > 0 else f"per {strategy or 'channel'}"
             symmetry = "symmetric" if weights.get("symmetric", True) else "asymmetric"
-            found.append(f"{weights.get('type', 'int')}{weights.get('num_bits', '?')} {how} {symmetry}")
-    return ", ".join(dict.fromkeys(found))
+            kinds.append(f"{weights.get('type', 'int')}{weights.get('num_bits', '?')} {how} {symmetry}")
+    return ", ".join(dict.fromkeys(kinds))
 
 
 def _bnb_bits(entry: Mapping[str, Any]) -> int | None:
@@ -92,11 +92,10 @@ def _stored(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
         if recognised is not None:
             words, names = recognised
             return Quantization(codec.name, words, _seen(names), n_weights=len(names))
-    for leaf, describe in _BY_LEAF.items():
+    for leaf, (method, words) in _BY_LEAF.items():
         names = [name for name in specs if name.endswith(leaf)]
-        found = describe(names[0].removesuffix(leaf), specs) if names else None
-        if found is not None:
-            return Quantization(*found, seen=_seen(names), n_weights=len(names))
+        if names:
+            return Quantization(method, words, _seen(names), n_weights=len(names))
     return _by_bytes(specs, config)
 
 
@@ -104,37 +103,30 @@ def _seen(names: Sequence[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more like it"
 
 
-Described = tuple[str, str]
-
-
-def _plain(method: str, words: str = "") -> Callable[[str, Specs], Described]:
-    return lambda stem, specs: (method, words)
-
-
-# By the name of the packed tensor, the most telling first.
-_BY_LEAF: Mapping[str, Callable[[str, Specs], Described | None]] = {
-    ".qweight": _plain("qweight"),
-    ".quant_weight": _plain("gptq", "as lit-llama stores it"),
-    ".weight.data": _plain("bitsandbytes before 0.42, pickled", "4 bits"),
-    ".weight_scale_inv": _plain("fp8", "float8 blocks"),
-    ".weight._data": _plain("quanto"),
-    ".weight_scales": _plain("eetq", "int8"),
-    ".Qidxs": _plain("quip"),
-    ".codebooks": _plain("aqlm"),
-    ".q_weight": _plain("exl2"),
-    ".trellis": _plain("exl3"),
-    ".weight_codes": _plain("an ONNX graph's integers"),
+# (method, words) by the last part of the packed tensor's name, the most telling first.
+_BY_LEAF: Mapping[str, tuple[str, str]] = {
+    ".qweight": ("qweight", ""),
+    ".quant_weight": ("gptq", "as lit-llama stores it"),
+    ".weight.data": ("bitsandbytes before 0.42, pickled", "4 bits"),
+    ".weight_scale_inv": ("fp8", "float8 blocks"),
+    ".weight._data": ("quanto", ""),
+    ".weight_scales": ("eetq", "int8"),
+    ".Qidxs": ("quip", ""),
+    ".codebooks": ("aqlm", ""),
+    ".q_weight": ("exl2", ""),
+    ".trellis": ("exl3", ""),
+    ".weight_codes": ("an ONNX graph's integers", ""),
 }  # fmt: skip
 
 
 def _by_bytes(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
     """A `weight` of float8, or of bytes."""
-    found = [(n, s) for n, s in specs.items() if n.endswith(".weight") and len(s.shape) == 2]
-    small = [(n, s) for n, s in found if s.dtype.name.startswith("F8")]
+    matrices = [(n, s) for n, s in specs.items() if n.endswith(".weight") and len(s.shape) == 2]
+    small = [(n, s) for n, s in matrices if s.dtype.name.startswith("F8")]
     if small:
         seen = f"{small[0][0]} is {small[0][1].dtype.name}"
         return Quantization("float8 without scales", "", seen, n_weights=len(small))
-    whole = [(n, s) for n, s in found if s.dtype in _BYTES]
-    if whole and 2 * len(whole) >= len(found):
+    whole = [(n, s) for n, s in matrices if s.dtype in _BYTES]
+    if whole and 2 * len(whole) >= len(matrices):
         return Quantization("an unknown method", "", f"{whole[0][0]} is {whole[0][1].dtype.name}", n_weights=len(whole))
     return None

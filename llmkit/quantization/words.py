@@ -87,10 +87,10 @@ def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy
     """
     if stored.spec != TensorSpec(DType.I32, (n_columns,)):
         raise SpecError(f"g_idx is {stored.spec}; expected int32 [{n_columns}]")
-    found = small(stored, max_nbytes=stored.spec.nbytes)
-    if found == _neighbours(n_columns, group):
+    groups = small(stored, max_nbytes=stored.spec.nbytes)
+    if groups == _neighbours(n_columns, group):
         return None
-    numbers = memoryview(found).cast("i")
+    numbers = memoryview(groups).cast("i")
     if not 0 <= min(numbers) <= max(numbers) < n_groups:
         raise SpecError(f"g_idx has groups {min(numbers)} to {max(numbers)}; expected 0 to {n_groups - 1}")
     return stored

@@ -77,14 +77,14 @@ def codec_candidates(
         LlmkitError: as of `llmkit.transforms.quantize.quantize`.
     """
     require_model(ckpt, "quantize", floats=True)
-    codec, way = folder_codec(format), method_named("mse")
-    ends = find_embeddings(ckpt)
-    head = ends.head if codec.holds_head and not only else None
-    if head not in ckpt.tensors or ends.is_tied:
+    codec, method = folder_codec(format), method_named("mse")
+    embeddings = find_embeddings(ckpt)
+    head = embeddings.head if codec.holds_head and not only else None
+    if head not in ckpt.tensors or embeddings.is_tied:
         head = None
     pinned = first_matches(ckpt.tensors, recipe)
     is_symmetric = True if symmetric is None and not codec.mixes_zeros else symmetric
-    found: dict[str, list[Candidate]] = defaultdict(list)
+    candidates: dict[str, list[Candidate]] = defaultdict(list)
     weights: dict[str, Lazy] = {}
     specs = {name: lazy.spec for name, lazy in ckpt.tensors.items()}
     for bits in sorted(set(_BITS) & set(codec.bits)):
@@ -92,20 +92,22 @@ def codec_candidates(
         of_head = {head: usual} if head is not None else {}
         assigned = assign_grids(ckpt, codec, usual, {**recipe, **of_head}, keep, only)
         for name, lazy in assigned.weights.items():
-            if name in pinned and found[name]:
+            if name in pinned and candidates[name]:
                 continue
             grid, dtype = assigned.grids[name], scale_dtype_of(ckpt, name, codec)
-            matrix = quantized(Task(lazy, way, grid, dtype, name))
+            matrix = quantized(Task(lazy, method, grid, dtype, name))
             if codec.refuses(matrix) is not None:
                 continue
             parts = codec.write(matrix)
             scheme = Scheme(grid.bits, grid.group_size or "channel", grid.is_symmetric)
-            found[name].append(Candidate(scheme, sum(p.spec.nbytes for p in parts.values()), _restore(grid, dtype)))
+            candidates[name].append(
+                Candidate(scheme, sum(p.spec.nbytes for p in parts.values()), _restore(grid, dtype))
+            )
             weights[name] = lazy
             specs |= {name.removesuffix("weight") + end: part.spec for end, part in parts.items()}
-    for name, own in found.items():
+    for name, options in candidates.items():
         if name not in pinned:
-            own.append(Candidate(FLOAT, ckpt.tensors[name].spec.nbytes, None))
+            options.append(Candidate(FLOAT, ckpt.tensors[name].spec.nbytes, None))
         specs.pop(name, None)
     slots = ckpt.model.tensors() if ckpt.model is not None else {}
     # What assign_grids gives is [out, in] already.
@@ -115,15 +117,15 @@ def codec_candidates(
     }
     files = ckpt.container.lay_out(specs, 2**62).files
     header = sum(file.nbytes for file in files) - sum(spec.nbytes for spec in specs.values())
-    fixed = sum(lazy.spec.nbytes for name, lazy in ckpt.tensors.items() if name not in found)
-    return Candidates(found, by_id, fixed, header, shares_products=True)
+    fixed = sum(lazy.spec.nbytes for name, lazy in ckpt.tensors.items() if name not in candidates)
+    return Candidates(candidates, by_id, fixed, header, shares_products=True)
 
 
 def _restore(grid: Grid, scale_dtype: DType) -> Restore:
-    way = method_named("mse")
+    method = method_named("mse")
 
     def restore(weight: Lazy, squares: Lazy | None) -> Lazy:
         known = {"squares": squares} if squares is not None else None
-        return quantized(Task(weight, way, grid, scale_dtype), known, 1).dequantized(DType.F32)
+        return quantized(Task(weight, method, grid, scale_dtype), known, 1).dequantized(DType.F32)
 
     return restore

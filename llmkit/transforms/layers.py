@@ -28,18 +28,18 @@ class Layers:
 
     Attributes:
         names: of the weights, in the model's order.
-        left: modules of the same kind that stay in floats, by all names that they have.
-        are_all: `names` and `left` are all linear layers there are.
+        ignored: modules of the same kind that stay in floats, by all names that they have.
+        are_all: `names` and `ignored` are all linear layers there are.
         transposed: which of them the float model stores as [in, out].
     """
 
     names: Sequence[str]
-    left: Sequence[str]
+    ignored: Sequence[str]
     are_all: bool
     transposed: frozenset[str] = frozenset()
 
 
-def why_left(
+def exclusion_reasons(
     ckpt: Checkpoint, model: Model, keep: Sequence[str], only: Sequence[str], *, has_tables: bool = False
 ) -> dict[str, str | None]:
     """Every matrix of a model that can have a grid of its own, and why it stays in floats; None where it need not.
@@ -54,7 +54,7 @@ def why_left(
     """
     for glob in (*keep, *only):
         must_match(ckpt, glob)
-    found: dict[str, str | None] = {}
+    reason_of: dict[str, str | None] = {}
     for slot in model.slots.values():
         is_tied_head = slot.kind == "head" and model.is_tied
         if slot.name not in ckpt.tensors or len(slot.shape) != 2 or is_tied_head:
@@ -65,11 +65,11 @@ def why_left(
             "looked up or multiplied element by element": slot.kind not in ("linear", "head")
             and not (has_tables and slot.id == "embed.weight"),
         }
-        found[slot.name] = next((reason for reason, holds in reasons.items() if holds), None)
-    return found
+        reason_of[slot.name] = next((reason for reason, holds in reasons.items() if holds), None)
+    return reason_of
 
 
-def nothing_left(ckpt: Checkpoint, model: Model, keep: Sequence[str], only: Sequence[str]) -> SpecError:
+def nothing_to_quantize(ckpt: Checkpoint, model: Model, keep: Sequence[str], only: Sequence[str]) -> SpecError:
     """The error of globs that leave nothing to quantize."""
     example = next((slot.name for slot in model.slots.values() if slot.kind == "linear"), "lm_head.weight")
     return SpecError(
@@ -96,14 +96,14 @@ def choose_layers(
     if model is None:
         for glob in (*keep, *only):
             must_match(ckpt, glob)
-        return _choose_blindly(ckpt, keep, only, codec)
+        return _choose_without_plugin(ckpt, keep, only, codec)
     slots = model.tensors()
-    reasons = why_left(ckpt, model, keep, only)
+    reasons = exclusion_reasons(ckpt, model, keep, only)
     usual = {name for name, slot in slots.items() if slot.kind == "linear"} | set(heads)
     chosen = [name for name, why in reasons.items() if why is None and (only or name in usual)]
     if not chosen:
         model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
-        raise nothing_left(ckpt, model, keep, only)
+        raise nothing_to_quantize(ckpt, model, keep, only)
     return layers_of(ckpt, chosen, codec)
 
 
@@ -118,11 +118,11 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
         return Layers(chosen, [], False)
     slots = model.tensors()
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
-    left = [name.removesuffix(".weight") for name in linear if name not in chosen]
-    left += [model.names.in_memory[module] for module in left if module in model.names.in_memory]
+    ignored = [name.removesuffix(".weight") for name in linear if name not in chosen]
+    ignored += [model.names.in_memory[module] for module in ignored if module in model.names.in_memory]
     transposed = [name for name in chosen if slots[name].is_transposed]
     _refuse_transposed(ckpt, transposed, codec)
-    return Layers(chosen, left, True, frozenset(transposed))
+    return Layers(chosen, ignored, True, frozenset(transposed))
 
 
 def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> None:
@@ -136,7 +136,7 @@ def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> 
         )
 
 
-def _choose_blindly(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], codec: Codec) -> Layers:
+def _choose_without_plugin(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], codec: Codec) -> Layers:
     """Without a plugin a matrix may as well be an embedding or a transposed layer: the user must name the layers."""
     if not only:
         claims = listing(registry.claims(ckpt.config)) or "its architecture"
@@ -167,13 +167,13 @@ def _transposed(ckpt: Checkpoint, names: Iterable[str]) -> list[str]:
 
     A square matrix tells nothing; it is taken for one where the others of the checkpoint are.
     """
-    found: dict[str, bool | None] = {}
+    is_transposed: dict[str, bool | None] = {}
     for name, lazy in ckpt.tensors.items():
         if name.endswith(".weight") and len(lazy.shape) == 2 and (n := _bias_length(ckpt, name)) is not None:
             n_rows, n_columns = lazy.shape
-            found[name] = None if n_rows == n_columns else n == n_columns
-    is_usual = True in found.values() and False not in found.values()
-    return [n for n in names if found.get(n, False) or (found.get(n, False) is None and is_usual)]
+            is_transposed[name] = None if n_rows == n_columns else n == n_columns
+    is_usual = True in is_transposed.values() and False not in is_transposed.values()
+    return [n for n in names if is_transposed.get(n, False) or (is_transposed.get(n, False) is None and is_usual)]
 
 
 def _bias_length(ckpt: Checkpoint, name: str) -> int | None:
@@ -263,14 +263,14 @@ def _points(codec: Codec, bits: int | None, type: str) -> Points | None:
     Raises:
         InputError: it has no such type, or no such bits.
     """
-    named = {points.name: points for points in codec.points}
-    known_types = ["int", *named] if codec.bits else list(named)
+    by_name = {points.name: points for points in codec.points}
+    known_types = ["int", *by_name] if codec.bits else list(by_name)
     if type and type not in known_types:
         raise InputError(
             f"--type {type}: {codec.name} has {' and '.join(known_types)}", hint=f"--type {known_types[-1]}"
         )
-    if type in named:
-        points = named[type]
+    if type in by_name:
+        points = by_name[type]
         if bits not in (points.bits, None):
             raise InputError(f"--bits {bits}: {type} has codes of {points.bits} bits", hint=f"--bits {points.bits}")
         return points
@@ -305,10 +305,10 @@ def _odd_rows(sizes: Sequence[GroupSize], grid: Grid, rows: Mapping[str, int], o
 
     fitting = [size for size in dividing(rows.values()) if size != "channel"] or dividing(rows.values())
     lengths = " or ".join(map(str, sorted(set(odd.values()))[:3]))
-    own = ", ".join(map(str, dividing(odd.values()))) or "none"
+    divisors = ", ".join(map(str, dividing(odd.values()))) or "none"
     remedy = f"--group-size {fitting[-1]} fits every layer; or leave" if fitting else "leave"
     return SpecError(
         f"{len(odd)} of {len(rows)} layers have rows of {lengths} weights, which do not fall into groups of "
-        f"{grid.group_size}: {listing(odd, 2)}; sizes that divide them: {own}",
+        f"{grid.group_size}: {listing(odd, 2)}; sizes that divide them: {divisors}",
         hint=f"{remedy} these in floats: --keep {' --keep '.join(_globs(odd))}",
     )

@@ -17,7 +17,7 @@ from llmkit.tensors.spec import DType
 from llmkit.transforms.layers import GroupSize
 from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
 from llmkit.transforms.schemes import assign_grids
-from llmkit.transforms.storing import stored_by
+from llmkit.transforms.storing import encoded_checkpoint
 
 _FLOATS = (DType.F32, DType.F16, DType.BF16)
 
@@ -74,7 +74,7 @@ def quantize(
     device = device_named(device)
     require_model(ckpt, "quantize", floats=True)
     method = method or (quantizer.default_method if quantizer is not None else "mse")
-    way = method_named(method, is_calibrated=quantizer is not None).configured(
+    algorithm = method_named(method, is_calibrated=quantizer is not None).configured(
         iterations=iterations, act_order=act_order
     )
     codec = folder_codec(format)
@@ -82,29 +82,29 @@ def quantize(
         codec = codec.with_activations(activations)
     recipe = recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
-    refused = {name: why for name, grid in chosen.grids.items() if (why := way.refuses(grid)) is not None}
+    refused = {name: why for name, grid in chosen.grids.items() if (why := algorithm.refuses(grid)) is not None}
     for name, why in refused.items():
-        raise InputError(f"--method {way.name} {why} ({name})", hint="--method mse takes every grid")
+        raise InputError(f"--method {algorithm.name} {why} ({name})", hint="--method mse takes every grid")
     matrices: dict[str, QuantizedMatrix] = {}
     make = quantizer or quantized
     for name, lazy in chosen.weights.items():
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
         scale_dtype = scale_dtype_of(ckpt, name, codec)
-        matrices[name] = make(Task(lazy, way, chosen.grids[name], scale_dtype, name, observe, device))
-    tensors, notes = dict(ckpt.tensors), [f"{chosen.words}, {way.words}"]
+        matrices[name] = make(Task(lazy, algorithm, chosen.grids[name], scale_dtype, name, observe, device))
+    tensors, notes = dict(ckpt.tensors), [f"{chosen.words}, {algorithm.words}"]
     if quantizer is not None:
         notes.append(quantizer.words())
         tensors |= quantizer.changed()
-    if chosen.layers.left:
-        notes.append(f"linear layers kept as they are: {listing(chosen.layers.left)}")
+    if chosen.layers.ignored:
+        notes.append(f"linear layers kept as they are: {listing(chosen.layers.ignored)}")
     grids = set(chosen.grids.values())
     step = {
-        "transform": "quantize", **way.attrs(), "format": format, **(grids.pop().attrs() if len(grids) == 1 else {}),
-        **({"activations": activations} if activations else {}),
+        "transform": "quantize", **algorithm.attrs(), "format": format,
+        **(grids.pop().attrs() if len(grids) == 1 else {}), **({"activations": activations} if activations else {}),
         **({"recipe": recipe_attrs(recipe)} if recipe else {}), "keep": list(keep), "only": list(only),
         **(quantizer.attrs() if quantizer is not None else {}), **({"device": device} if device != CPU else {}),
     }  # fmt: skip
-    return stored_by(ckpt.derive(tensors=tensors, step=step, notes=notes), codec, matrices, chosen.layers)
+    return encoded_checkpoint(ckpt.derive(tensors=tensors, step=step, notes=notes), codec, matrices, chosen.layers)
 
 
 def scale_dtype_of(ckpt: Checkpoint, name: str, codec: Codec) -> DType:

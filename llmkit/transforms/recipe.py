@@ -46,8 +46,8 @@ class Scheme:
         """Plain data, as a recipe file has it."""
         if self.bits is None:
             return self.type or "float"
-        given = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
-        return {key: value for key, value in given.items() if value is not None}
+        settings = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+        return {key: value for key, value in settings.items() if value is not None}
 
 
 FLOAT = Scheme()
@@ -62,8 +62,8 @@ def recipe_attrs(recipe: Recipe) -> dict[str, Any]:
 
 def first_matches(names: Iterable[str], recipe: Recipe) -> dict[str, str]:
     """The glob that counts for each tensor that one matches."""
-    found = ((name, next((glob for glob in recipe if matches(name, [glob])), None)) for name in names)
-    return {name: glob for name, glob in found if glob is not None}
+    pairs = ((name, next((glob for glob in recipe if matches(name, [glob])), None)) for name in names)
+    return {name: glob for name, glob in pairs if glob is not None}
 
 
 def read_recipe(path: Path) -> dict[str, Scheme]:

@@ -18,9 +18,9 @@ from llmkit.transforms.layers import (
     Layers,
     choose_grid,
     choose_layers,
+    exclusion_reasons,
     layers_of,
     must_match,
-    why_left,
 )
 from llmkit.transforms.recipe import Recipe, Scheme, first_matches
 
@@ -28,7 +28,7 @@ FLOAT_BITS = 16
 
 
 @dataclass(frozen=True)
-class Assigned:
+class GridAssignment:
     """The matrices that are quantized.
 
     Attributes:
@@ -44,30 +44,32 @@ class Assigned:
     words: str
 
 
-def ends_recipe(ckpt: Checkpoint, *, head_bits: int | None, embedding_bits: int | None) -> dict[str, Scheme]:
+def head_and_embedding_recipe(
+    ckpt: Checkpoint, *, head_bits: int | None, embedding_bits: int | None
+) -> dict[str, Scheme]:
     """What `--head-bits` and `--embedding-bits` mean as a recipe; 16 leaves the matrix in floats.
 
     Raises:
         SpecError: the head is the embedding, or it cannot be told which tensors they are.
     """
-    found, made = find_embeddings(ckpt), {}
-    for option, bits, name in (("head", head_bits, found.head), ("embedding", embedding_bits, found.embed)):
+    embeddings, recipe = find_embeddings(ckpt), {}
+    for option, bits, name in (("head", head_bits, embeddings.head), ("embedding", embedding_bits, embeddings.embed)):
         if bits is None:
             continue
-        if option == "head" and found.is_tied:
+        if option == "head" and embeddings.is_tied:
             raise SpecError(
-                f"{ckpt.label}: --head-bits {bits}: its head is its embedding, one matrix ({found.embed})",
+                f"{ckpt.label}: --head-bits {bits}: its head is its embedding, one matrix ({embeddings.embed})",
                 hint=f"--embedding-bits {bits} is for both, where the format can hold an embedding (--format gguf)",
             )
         if name is None:
             raise SpecError(f"{ckpt.label}: no tensor is known to be the {option}", hint=f"leave --{option}-bits out")
-        made[name] = Scheme(None if bits == FLOAT_BITS else bits)
-    return made
+        recipe[name] = Scheme(None if bits == FLOAT_BITS else bits)
+    return recipe
 
 
 def assign_grids(
     ckpt: Checkpoint, codec: Codec, usual: Scheme, recipe: Recipe, keep: Sequence[str], only: Sequence[str]
-) -> Assigned:
+) -> GridAssignment:
     """The matrices that a layout is to hold, and the grid of each.
 
     Args:
@@ -88,14 +90,14 @@ def assign_grids(
                 hint="write {bits: 4, group_size: 64} there, or take --format gguf",
             )
     globs = first_matches(ckpt.tensors, recipe)
-    left = [name for name, glob in globs.items() if recipe[glob].is_float]
-    named = [name for name, glob in globs.items() if not recipe[glob].is_float]
+    float_names = [name for name, glob in globs.items() if recipe[glob].is_float]
+    quantized = [name for name, glob in globs.items() if not recipe[glob].is_float]
     embeddings = find_embeddings(ckpt)
-    heads = [name for name in named if name == embeddings.head]
+    heads = [name for name in quantized if name == embeddings.head]
     if usual.is_float:
-        only = [name for name in named if not only or name in first_matches(named, dict.fromkeys(only, usual))]
+        only = [name for name in quantized if not only or name in first_matches(quantized, dict.fromkeys(only, usual))]
         only = [name for name in only if len(ckpt.tensors[name].shape) == 2]
-    layers = choose_layers(ckpt, [*keep, *left], only, codec, heads=heads)
+    layers = choose_layers(ckpt, [*keep, *float_names], only, codec, heads=heads)
     _refuse_out_of_reach(ckpt, codec, recipe, globs, layers, keep, only)
     chosen = set(layers.names)
     weights = {name: lazy for name, lazy in ckpt.tensors.items() if name in chosen}
@@ -118,7 +120,7 @@ def assign_grids(
     text = ", ".join(f"{n} to {kind}" for kind, n in words.most_common())
     if odd:
         text += f" ({len(odd)} whose rows fall into no groups of {SMALLEST_GROUP} stay in floats: {listing(odd, 1)})"
-    return Assigned(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
+    return GridAssignment(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
 
 
 def _without_groups(weights: Mapping[str, Lazy], schemes: Mapping[str, Scheme]) -> list[str]:
@@ -153,7 +155,7 @@ def _refuse_out_of_reach(
     """
     reached = {globs[name] for name in layers.names if name in globs}
     for glob, scheme in recipe.items():
-        mine = [name for name, own in globs.items() if own == glob]
+        mine = [name for name, other in globs.items() if other == glob]
         if scheme.is_float or glob in reached or not mine:
             continue
         model = ckpt.model
@@ -162,7 +164,7 @@ def _refuse_out_of_reach(
                 f"{ckpt.label}: {mine[0]} is the embedding, which no loader of {codec.name} takes quantized",
                 hint="--format gguf holds it; or leave it in floats",
             )
-        why = why_left(ckpt, model, keep, only).get(mine[0]) if model is not None else None
+        why = exclusion_reasons(ckpt, model, keep, only).get(mine[0]) if model is not None else None
         raise SpecError(
             f"{ckpt.label}: {glob!r} is to have {scheme.bits} bits, and {mine[0]} cannot: {why or 'it is no matrix'}",
             hint="name linear layers, or the head",

@@ -17,7 +17,7 @@ from llmkit.quantization.matrix import QuantizedMatrix
 
 # The last part of a slot's id, and what names the layers that are one for the server.
 _FUSED = {"q": "q, k and v", "k": "q, k and v", "v": "q, k and v", "gate": "gate and up", "up": "gate and up"}
-_CUT = ("o", "down")
+_ROW_PARALLEL = ("o", "down")
 _USUAL_GPUS = 8
 
 
@@ -36,15 +36,15 @@ def serving_notes(model: Model, matrices: Mapping[str, QuantizedMatrix]) -> list
             continue
         if part in _FUSED:
             kinds[place, _FUSED[part]][slot.name] = str(matrix.grid) if matrix is not None else "floats"
-        if part in _CUT and matrix is not None and matrix.n_groups > 1 and matrix.n_groups % _USUAL_GPUS:
+        if part in _ROW_PARALLEL and matrix is not None and matrix.n_groups > 1 and matrix.n_groups % _USUAL_GPUS:
             cut[slot.name] = matrix.n_groups
     notes = []
-    unlike = [(parts, own) for (_, parts), own in kinds.items() if len(set(own.values())) > 1]
+    unlike = [(parts, grids) for (_, parts), grids in kinds.items() if len(set(grids.values())) > 1]
     if unlike:
-        parts, own = unlike[0]
+        parts, grids = unlike[0]
         notes.append(
             f"vLLM fuses {parts}, which have to be quantized alike: "
-            f"{listing([f'{name} is {kind}' for name, kind in own.items()], 3)}"
+            f"{listing([f'{name} is {kind}' for name, kind in grids.items()], 3)}"
             f"{f' ({len(unlike)} such places)' if len(unlike) > 1 else ''}"
         )
     if cut:

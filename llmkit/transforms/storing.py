@@ -15,7 +15,7 @@ from llmkit.transforms.layers import Layers
 from llmkit.transforms.serving import serving_notes
 
 
-def stored_by(
+def encoded_checkpoint(
     ckpt: Checkpoint, codec: FolderCodec, matrices: Mapping[str, QuantizedMatrix], layers: Layers
 ) -> Checkpoint:
     """A float checkpoint with some of its weights in a codec's tensors.
@@ -39,7 +39,7 @@ def stored_by(
         stem = name.removesuffix("weight")
         tensors |= siblings({stem + end: part for end, part in codec.write(matrix).items()})
     by_module = {name.removesuffix(".weight"): matrix for name, matrix in matrices.items()}
-    entry = codec.describe(by_module, layers.left, are_all=layers.are_all)
+    entry = codec.describe(by_module, layers.ignored, are_all=layers.are_all)
     config = {key: value for key, value in ckpt.config.items() if key not in CONFIG_KEYS}
     files = {name: FileContent.of_json(value) for name, value in codec.files(entry).items()}
     return ckpt.derive(

@@ -1,4 +1,4 @@
-"""Blocks one at a time: what onlookers see is what hooks on transformers' modules see; chunks change nothing."""
+"""Blocks one at a time: what hooks see is what hooks on transformers' modules see; chunks change nothing."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Recorder:
         return values * self.factor
 
 
-def passed(ckpt, ids, onlooker, **options):
+def passed(ckpt, ids, hook, **options):
     decoder, weights = load_blocks(ckpt)
     blocks = Blocks(decoder, weights, ids, **options)
     hidden = blocks.embedded()
     for i in range(len(blocks)):
-        hidden = blocks.run(i, hidden, onlooker)
+        hidden = blocks.run(i, hidden, hook)
     return hidden
 
 

@@ -11,7 +11,7 @@ from llmkit.errors import InputError, SpecError
 from llmkit.quantization.matrix import Grid, matrix_of
 from llmkit.transforms.quantize import quantize
 from llmkit.transforms.recipe import FLOAT, Scheme, read_recipe
-from llmkit.transforms.schemes import ends_recipe
+from llmkit.transforms.schemes import head_and_embedding_recipe
 from tests.transforms.test_quantize import hf_logits, write_model
 
 RECIPE = """
@@ -91,13 +91,13 @@ def test_what_cannot_be_is_refused_with_a_remedy(model, recipe, format, words):
 
 
 def test_head_and_embedding_by_their_bits(tmp_path, model):
-    assert ends_recipe(model, head_bits=8, embedding_bits=16) == {
+    assert head_and_embedding_recipe(model, head_bits=8, embedding_bits=16) == {
         "lm_head.weight": Scheme(8), "model.embed_tokens.weight": FLOAT,
     }  # fmt: skip
     write_model(tmp_path / "tied", tied=True)
     tied = llmkit.open_checkpoint(tmp_path / "tied")
     with pytest.raises(SpecError, match="its head is its embedding"):
-        ends_recipe(tied, head_bits=8, embedding_bits=None)
+        head_and_embedding_recipe(tied, head_bits=8, embedding_bits=None)
 
 
 @pytest.mark.parametrize(

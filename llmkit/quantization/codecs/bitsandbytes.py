@@ -104,10 +104,10 @@ class BitsAndBytes(FolderCodec):
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
     ) -> QuantizedMatrix:
-        named = {end.removeprefix("weight."): part for end, part in parts.items()}
-        made = _rows(named["weight"], named["SCB"]).matrix if "SCB" in named else _blocks(named)
-        if isinstance(made, QuantizedMatrix):
-            return made
+        by_name = {end.removeprefix("weight."): part for end, part in parts.items()}
+        matrix = _rows(by_name["weight"], by_name["SCB"]).matrix if "SCB" in by_name else _blocks(by_name)
+        if isinstance(matrix, QuantizedMatrix):
+            return matrix
         raise RequirementError("its blocks cross the rows", hint=REMEDY)
 
     def describe(
@@ -155,7 +155,7 @@ class BitsAndBytes(FolderCodec):
         return ("int8", rows) if rows else None
 
     def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
-        found: dict[str, Restorable] = {}
+        matrices: dict[str, Restorable] = {}
         used: set[str] = set()
         for name in stored.tensors:
             weight, _, end = name.rpartition(".")
@@ -167,14 +167,14 @@ class BitsAndBytes(FolderCodec):
             with about(weight):
                 parts["weight"] = need(stored.tensors, weight)
                 if end == "absmax":
-                    found[weight] = _blocks(parts)
+                    matrices[weight] = _blocks(parts)
                     continue
                 form = f"{weight}_format"
                 if form in stored.tensors:
                     used.add(form)
                     _refuse_tiles(stored.tensors[form])
-                found[weight] = _rows(parts["weight"], parts["SCB"])
-        return found, used
+                matrices[weight] = _rows(parts["weight"], parts["SCB"])
+        return matrices, used
 
 
 class BitsAndBytesNested(BitsAndBytes):
@@ -228,14 +228,14 @@ def _scales(parts: Mapping[str, Lazy], state: _State, spec: TensorSpec) -> Lazy:
     if "nested_absmax" not in parts:
         return viewed(need(parts, "absmax", TensorSpec(DType.F32, (n,))), DType.F32, spec.shape)
     size = state.nested_block_size
-    found = NestedScales(
+    nested = NestedScales(
         need(parts, "absmax", TensorSpec(DType.U8, (n,))),
         need(parts, "nested_absmax", TensorSpec(DType.F32, (-(-n // size),))),
         need(parts, "nested_quant_map", TensorSpec(DType.F32, (256,))),
         constant_of([state.nested_offset], DType.F32, (1,)),
         size,
     )
-    return found.scales((spec.shape[0], spec.shape[1]))
+    return nested.scales((spec.shape[0], spec.shape[1]))
 
 
 def _state_of(entry: Mapping[str, Any], offset: Lazy | None) -> Lazy:
@@ -272,26 +272,26 @@ def _state(parts: Mapping[str, Lazy]) -> _State:
     Raises:
         InputError, SpecError: it is missing, or is none.
     """
-    ends = [end for end in parts if end.startswith(_STATE)]
-    if len(ends) != 1:
-        raise SpecError(f"it has {len(ends)} tensors {_STATE}nf4 or fp4; expected one", hint=REMEDY)
-    entry = parse_object(small(parts[ends[0]]), ends[0])
+    states = [end for end in parts if end.startswith(_STATE)]
+    if len(states) != 1:
+        raise SpecError(f"it has {len(states)} tensors {_STATE}nf4 or fp4; expected one", hint=REMEDY)
+    entry = parse_object(small(parts[states[0]]), states[0])
 
     def positive(key: str) -> int:
         value = entry.get(key)
         if type(value) is not int or not 0 < value <= 2**20:
-            raise SpecError(f"{ends[0]}: {key} is {str(value)[:60]!r}, which is no size of a block", hint=REMEDY)
+            raise SpecError(f"{states[0]}: {key} is {str(value)[:60]!r}, which is no size of a block", hint=REMEDY)
         return value
 
     shape = entry.get("shape")
     if not isinstance(shape, list) or not shape or any(type(n) is not int or not 0 < n < 2**40 for n in shape):
-        raise SpecError(f"{ends[0]}: shape is {str(shape)[:60]!r}; expected numbers of rows and columns", hint=REMEDY)
+        raise SpecError(f"{states[0]}: shape is {str(shape)[:60]!r}; expected numbers of rows and columns", hint=REMEDY)
     offset = entry.get("nested_offset", 0.0)
     if type(offset) not in (int, float) or not math.isfinite(offset):
-        raise SpecError(f"{ends[0]}: nested_offset is {str(offset)[:60]!r}; expected a number", hint=REMEDY)
+        raise SpecError(f"{states[0]}: nested_offset is {str(offset)[:60]!r}; expected a number", hint=REMEDY)
     nested = positive("nested_blocksize") if "nested_absmax" in parts else 0
     return _State(
-        ends[0].removeprefix(_STATE),
+        states[0].removeprefix(_STATE),
         tuple(shape),
         positive("blocksize"),
         nested,

@@ -70,13 +70,13 @@ def read_float4(parts: Mapping[str, Lazy], settings: Mapping[str, Any]) -> Float
 
 def _ratios(parts: Mapping[str, Lazy], shape: tuple[int, int]) -> Lazy:
     """Scales of NVFP4, float32 [out, groups]."""
-    own = need(parts, "weight_scale", TensorSpec(DType.F8_E4M3, shape))
+    scales = need(parts, "weight_scale", TensorSpec(DType.F8_E4M3, shape))
     of_all = need(parts, "weight_global_scale", TensorSpec(DType.F32, (1,)))
 
     def fn(scales: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
         return scales.float() / divisor
 
-    return Apply("divide", [own, of_all], TensorSpec(DType.F32, shape), fn, input_rows=[1, 0]).output()
+    return Apply("divide", [scales, of_all], TensorSpec(DType.F32, shape), fn, input_rows=[1, 0]).output()
 
 
 def _powers(parts: Mapping[str, Lazy], shape: tuple[int, int]) -> Lazy:

@@ -100,9 +100,9 @@ class CompressedTensors(FolderCodec):
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
     ) -> QuantizedMatrix:
         if _is_float8(settings):
-            made = _float8(parts, settings)
-            if isinstance(made, QuantizedMatrix):
-                return made
+            matrix = _float8(parts, settings)
+            if isinstance(matrix, QuantizedMatrix):
+                return matrix
             raise RequirementError("float8 in blocks of rows, or with one scale, is no matrix on a grid", hint=REMEDY)
         grid = grid_of(settings.get("weights") or {})
         is_packed = settings.get("format") == PACKED
@@ -112,7 +112,7 @@ class CompressedTensors(FolderCodec):
         n_out = stored.spec.n_rows
         if is_packed:
             n_in = _n_columns(parts, grid, shape)
-            expected = TensorSpec(DType.I32, (n_out, _n_words_like(stored.shape[-1], n_in, grid.bits)))
+            expected = TensorSpec(DType.I32, (n_out, _n_words_as_stored(stored.shape[-1], n_in, grid.bits)))
         else:
             n_in = stored.spec.row_nbytes
             expected = TensorSpec(DType.I8, (n_out, n_in))
@@ -140,9 +140,9 @@ class CompressedTensors(FolderCodec):
         scales = [specs.get(f"{n}_scale") for n in signed]
         # ChatGLM's have one number a row, and no second dimension.
         are_ours = [s is not None and s.dtype.is_float and len(s.shape) == 2 for s in scales]
-        named = [name for name, is_ours in zip(signed, are_ours, strict=True) if is_ours]
-        if named:
-            return "int8", named
+        names = [name for name, is_ours in zip(signed, are_ours, strict=True) if is_ours]
+        if names:
+            return "int8", names
         floats = [n for n, spec in specs.items() if spec.dtype in FLOAT8 and f"{n}_scale" in specs]
         return ("float8", floats) if floats else None
 
@@ -152,7 +152,7 @@ class CompressedTensors(FolderCodec):
         groups = groups_of(entry)
         modules = [k.removesuffix(".weight_scale") for k in tensors if k.endswith(".weight_scale")]
         used = {f"{module}.{end}" for module in modules for end in _ENDS}
-        found: dict[str, Restorable] = {}
+        matrices: dict[str, Restorable] = {}
         for module in modules:
             name = f"{module}.weight"
             shape = stored.shapes.get(name, ())
@@ -160,17 +160,17 @@ class CompressedTensors(FolderCodec):
                 settings = group_of(module, groups)
                 parts = stored.parts(module, _ENDS)
                 if settings["format"] in FLOAT4_FORMATS:
-                    found[name] = read_float4(parts, settings)
+                    matrices[name] = read_float4(parts, settings)
                     continue
                 known = (shape[0], shape[1]) if len(shape) == 2 else None
                 is_float8 = _is_float8(settings)
-                found[name] = _float8(parts, settings) if is_float8 else self.read(parts, settings, known)
-        left = [k for k in tensors if k.endswith((".weight_packed", ".weight_shape")) and k not in used]
-        if left:
-            raise SpecError(f"{stored.label}: {left[0]} has no weight_scale beside it")
+                matrices[name] = _float8(parts, settings) if is_float8 else self.read(parts, settings, known)
+        unused = [k for k in tensors if k.endswith((".weight_packed", ".weight_shape")) and k not in used]
+        if unused:
+            raise SpecError(f"{stored.label}: {unused[0]} has no weight_scale beside it")
         if isinstance(entry.get("kv_cache_scheme"), Mapping):
             used |= {name for name in tensors if name.endswith(_OF_CACHE)}
-        return found, used
+        return matrices, used
 
     def _refuse_unread(self, stored: Stored) -> None:
         label, entry = stored.label, stored.entry
@@ -224,30 +224,30 @@ class CompressedTensors(FolderCodec):
 
     def warnings(self, stored: Stored) -> list[str]:
         keys = ("input_activations", "output_activations")
-        found = [key for group in groups_of(stored.entry) for key in keys if group.get(key)]
-        found += ["kv_cache_scheme"] if stored.entry.get("kv_cache_scheme") else []
-        if not found:
+        activations = [key for group in groups_of(stored.entry) for key in keys if group.get(key)]
+        activations += ["kv_cache_scheme"] if stored.entry.get("kv_cache_scheme") else []
+        if not activations:
             return []
         return [
-            f"the model was meant to run with quantized {', '.join(dict.fromkeys(found))}; here only its weights are: "
-            "expect slightly other scores"
+            f"the model was meant to run with quantized {', '.join(dict.fromkeys(activations))}; here only its weights "
+            "are: expect slightly other scores"
         ]
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
-        found, grids = [], {matrix.grid for matrix in matrices.values()}
+        notes, grids = [], {matrix.grid for matrix in matrices.values()}
         if len(grids) > 1 and any(not grid.is_symmetric for grid in grids):
-            found.append("transformers 5 loads several grids without zero points only (--symmetric); llmkit loads both")
+            notes.append("transformers 5 loads several grids without zero points only (--symmetric); llmkit loads both")
         elif any(not grid.is_symmetric for grid in grids):
-            found.append(
+            notes.append(
                 "zero points load in transformers 5; transformers 4.57 needs compressed-tensors 0.14 to 0.17 for them"
             )
         if any(matrix.order is not None for matrix in matrices.values()):
-            found.append("newer versions of compressed-tensors refuse groups by act-order; --format gptq has them, too")
+            notes.append("newer versions of compressed-tensors refuse groups by act-order; --format gptq has them, too")
         if any(32 % grid.bits for grid in grids):
-            found.append("codes of 3, 5, 6 and 7 bits load with compressed-tensors 0.18 and later")
+            notes.append("codes of 3, 5, 6 and 7 bits load with compressed-tensors 0.18 and later")
         if any(grid.group_size not in (None, 32, 64, 128) or grid.bits not in (4, 8) for grid in grids):
-            found.append("vLLM's kernels read 4 and 8 bits in groups of 32, 64, 128 or a row; transformers reads all")
-        return found
+            notes.append("vLLM's kernels read 4 and 8 bits in groups of 32, 64, 128 or a row; transformers reads all")
+        return notes
 
 
 class _Int8Inputs(CompressedTensors):
@@ -289,7 +289,7 @@ def _n_columns(parts: Mapping[str, Lazy], grid: Grid, shape: tuple[int, int] | N
     n = parts["weight_packed"].shape[-1]
     if grid.group_size is not None:
         return parts["weight_scale"].shape[-1] * grid.group_size
-    if shape is not None and _n_words_like(n, shape[1], grid.bits) == n:
+    if shape is not None and _n_words_as_stored(n, shape[1], grid.bits) == n:
         return shape[1]
     stored = parts.get("weight_shape")
     if stored is not None and isinstance(stored.node, Read):  # two numbers, no data to speak of
@@ -297,10 +297,10 @@ def _n_columns(parts: Mapping[str, Lazy], grid: Grid, shape: tuple[int, int] | N
     return n * 32 // grid.bits
 
 
-def _n_words_like(found: int, n: int, bits: int) -> int:
-    """Words that `n` codes take: without gaps, or with, where that is what was found."""
+def _n_words_as_stored(n_stored: int, n: int, bits: int) -> int:
+    """Words that `n` codes take: with gaps where as many are stored, otherwise without."""
     with_gaps = -(-n // (32 // bits))
-    return with_gaps if found == with_gaps else n_words(n, bits)
+    return with_gaps if n_stored == with_gaps else n_words(n, bits)
 
 
 def _rows_in_word(bits: int) -> int | None:
@@ -313,7 +313,7 @@ def _zeros(stored: Lazy, grid: Grid, scales: Lazy, *, is_packed: bool) -> Lazy:
     (n_out, n_groups), per = scales.shape, _rows_in_word(grid.bits)
     expected = TensorSpec(DType.I8, scales.shape)
     if is_packed:
-        expected = TensorSpec(DType.I32, (_n_words_like(stored.spec.n_rows, n_out, grid.bits), n_groups))
+        expected = TensorSpec(DType.I32, (_n_words_as_stored(stored.spec.n_rows, n_out, grid.bits), n_groups))
     if stored.spec != expected:
         raise SpecError(f"weight_zero_point is {stored.spec}; expected {expected}")
     if not is_packed:

@@ -33,7 +33,7 @@ class BlockFloat8(FolderReader):
         return ("float8", names) if names else None
 
     def matrices(self, stored: Stored) -> tuple[dict[str, ScaledFloats], set[str]]:
-        found: dict[str, ScaledFloats] = {}
+        matrices: dict[str, ScaledFloats] = {}
         used: set[str] = set()
         specs = {name: lazy.spec for name, lazy in stored.tensors.items()}
         block = stored.entry.get("weight_block_size") or _BLOCK
@@ -43,10 +43,10 @@ class BlockFloat8(FolderReader):
                 values, scales = stored.tensors[name], stored.tensors[name + _SCALE]
                 strategy = {"strategy": "tensor"} if scales.spec.numel == 1 else {}
                 with about(name):
-                    found[name] = ScaledFloats(values, scales, block_of(scheme | strategy, values.shape))
+                    matrices[name] = ScaledFloats(values, scales, block_of(scheme | strategy, values.shape))
                 module = name.rpartition(".")[0]
                 used |= {name, name + _SCALE, *(f"{module}.{end}" for end in _OF_ACTIVATIONS)}
-        return found, used
+        return matrices, used
 
     def warnings(self, stored: Stored) -> list[str]:
         return [

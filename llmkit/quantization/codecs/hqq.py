@@ -52,16 +52,16 @@ class HalfQuadratic(FolderReader):
         return ("", names) if names else None
 
     def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
-        found: dict[str, Restorable] = {}
+        matrices: dict[str, Restorable] = {}
         used: set[str] = set()
         for name in stored.tensors:
             if name.endswith(f".{_CODES}"):
                 module = name.removesuffix(f".{_CODES}")
                 with about(module):
                     parts = stored.parts(module, _ENDS)
-                    found[f"{module}.weight"] = _weight(parts)
+                    matrices[f"{module}.weight"] = _weight(parts)
                 used |= {f"{module}.{end}" for end in parts}
-        return found, used
+        return matrices, used
 
 
 def _weight(parts: Mapping[str, Lazy]) -> Restorable:

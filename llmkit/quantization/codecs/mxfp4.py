@@ -38,7 +38,7 @@ class MicroscalingFloat4(FolderReader):
         return ("float4 blocks", names) if names else None
 
     def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
-        found: dict[str, Restorable] = {}
+        matrices: dict[str, Restorable] = {}
         used: set[str] = set()
         for name, blocks in stored.tensors.items():
             stem = name.removesuffix(_BLOCKS)
@@ -51,9 +51,9 @@ class MicroscalingFloat4(FolderReader):
                         f"{name} is {blocks.spec}; expected U8[experts, out, groups, {_SIZE // 2}]", hint=REMEDY
                     )
                 scales = need(stored.tensors, f"{stem}{_SCALES}", TensorSpec(DType.U8, shape[:3]))
-                found[stem] = _experts(blocks, scales)
+                matrices[stem] = _experts(blocks, scales)
             used |= {name, f"{stem}{_SCALES}"}
-        return found, used
+        return matrices, used
 
 
 def _experts(blocks: Lazy, exponents: Lazy) -> Rearranged:

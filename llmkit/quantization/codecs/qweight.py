@@ -47,21 +47,21 @@ class QweightCodec(FolderCodec):
                 hint=REMEDY,
             )
         modules = [name.removesuffix(".qweight") for name in stored.tensors if name.endswith(".qweight")]
-        found, used = {}, set()
+        matrices, used = {}, set()
         for module in modules:
             parts, weight = stored.parts(module, _ENDS), f"{module}.weight"
             used |= {f"{module}.{end}" for end in parts}
             shape = stored.shapes.get(weight, ())
             with about(module):
-                found[weight] = self.read(parts, stored.entry, (shape[0], shape[1]) if len(shape) == 2 else None)
+                matrices[weight] = self.read(parts, stored.entry, (shape[0], shape[1]) if len(shape) == 2 else None)
             bias = f"{module}.bias"
             is_extra = bool(stored.shapes) and bias not in stored.shapes and bias in stored.tensors
             if is_extra and not any(small(stored.tensors[bias], max_nbytes=stored.tensors[bias].spec.nbytes)):
                 used.add(bias)  # GPTQ-for-LLaMa gives every layer one
-        left = [name for name in stored.tensors if name.endswith((".qzeros", ".g_idx")) and name not in used]
-        if left:
-            raise SpecError(f"{stored.label}: {left[0]} has no qweight beside it")
-        return found, used
+        unused = [name for name in stored.tensors if name.endswith((".qzeros", ".g_idx")) and name not in used]
+        if unused:
+            raise SpecError(f"{stored.label}: {unused[0]} has no qweight beside it")
+        return matrices, used
 
 
 def group_size(n_in: int, n_groups: int, entry: Mapping[str, Any]) -> int | None:

@@ -19,7 +19,7 @@ from llmkit.quantization.signs import with_positive_scales
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.transforms.layers import GroupSize, choose_grid, layers_of
-from llmkit.transforms.storing import stored_by
+from llmkit.transforms.storing import encoded_checkpoint
 
 _METHOD = "mse"
 
@@ -39,12 +39,12 @@ def to_codec(codec: FolderCodec) -> Callable[..., Checkpoint]:
                 f"{ckpt.label} has float weights; --to {codec.name} stores quantized ones",
                 hint=f"llmkit quantize MODEL --bits 4 --format {codec.name} -o OUT makes them",
             )
-        return stored_again(floats, codec, requantize=requantize)
+        return reencoded(floats, codec, requantize=requantize)
 
     return write
 
 
-def stored_again(
+def reencoded(
     floats: Checkpoint, codec: FolderCodec, *, requantize: bool, grids: Mapping[str, Grid] | None = None
 ) -> Checkpoint:
     """Floats that come from codes, in the layout of `codec`.
@@ -59,7 +59,7 @@ def stored_again(
     """
     weights = {name: lazy for name, lazy in floats.tensors.items() if is_dequantized(lazy) and len(lazy.shape) == 2}
     slots, grids = floats.model.tensors() if floats.model is not None else {}, grids or {}
-    kept: dict[str, QuantizedMatrix] = {}
+    unchanged: dict[str, QuantizedMatrix] = {}
     refused: dict[str, tuple[Lazy, str]] = {}
     widened = []
     for name, lazy in weights.items():
@@ -70,13 +70,13 @@ def stored_again(
         is_layer = name.endswith(".weight") and (slot is None or slot.kind in ("linear", "head"))
         why = codec.refuses(matrix) if matrix is not None else f"{dequantized_from(lazy)} is no grid"
         if is_layer and matrix is not None and why is None:
-            kept[name] = matrix
+            unchanged[name] = matrix
         elif is_layer and (slot is None or slot.kind == "linear" or name in grids):
             refused[name] = (rows, str(why))
         else:
             widened.append(name)
-    kinds = listing(list(dict.fromkeys(map(str, kept.values()))), 3)
-    notes = [f"every code and scale stays in {counted(len(kept), 'layer')} ({kinds})"] if kept else []
+    kinds = listing(list(dict.fromkeys(map(str, unchanged.values()))), 3)
+    notes = [f"every code and scale stays in {counted(len(unchanged), 'layer')} ({kinds})"] if unchanged else []
     if widened:
         notes.append(f"{listing(widened, 2)} became floats: the layout has no place for them")
     if refused and not requantize:
@@ -86,19 +86,19 @@ def stored_again(
             f"({listing(list(refused), 2)}): {listing(list(reasons), 2)}",
             hint="--requantize rounds them; --to dense writes floats, which loses nothing",
         )
-    again = _rounded(floats, codec, {name: rows for name, (rows, _) in refused.items()}, kept, grids)
-    if again:
-        kinds = listing(list(dict.fromkeys(str(matrix.grid) for matrix in again.values())), 3)
-        notes.append(f"rounded again: {counted(len(again), 'layer')}, to {kinds} ({listing(list(again), 2)})")
-    matrices = kept | again
-    return stored_by(floats.derive(notes=notes), codec, matrices, layers_of(floats, list(matrices), codec))
+    rounded = _rounded(floats, codec, {name: rows for name, (rows, _) in refused.items()}, unchanged, grids)
+    if rounded:
+        kinds = listing(list(dict.fromkeys(str(matrix.grid) for matrix in rounded.values())), 3)
+        notes.append(f"rounded again: {counted(len(rounded), 'layer')}, to {kinds} ({listing(list(rounded), 2)})")
+    matrices = unchanged | rounded
+    return encoded_checkpoint(floats.derive(notes=notes), codec, matrices, layers_of(floats, list(matrices), codec))
 
 
 def _rounded(
     ckpt: Checkpoint,
     codec: FolderCodec,
     weights: Mapping[str, Lazy],
-    kept: Mapping[str, QuantizedMatrix],
+    unchanged: Mapping[str, QuantizedMatrix],
     grids: Mapping[str, Grid],
 ) -> dict[str, QuantizedMatrix]:
     """Weights [out, in] on their grids, or on one of the layout that is like the most frequent one."""
@@ -106,7 +106,7 @@ def _rounded(
     chosen = {name: grids[name] for name in weights if name in grids}
     if loose:
         before = [matrix_of(lazy) for lazy in loose.values()]
-        usual = Counter(m.grid for m in [*before, *kept.values()] if m is not None).most_common(1)
+        usual = Counter(m.grid for m in [*before, *unchanged.values()] if m is not None).most_common(1)
         grid = usual[0][0] if usual else Grid(codec.all_bits[-1])
         points = grid.points if grid.points in codec.points else None
         known = codec.all_bits if points is None else (points.bits,)

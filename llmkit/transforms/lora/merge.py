@@ -16,7 +16,7 @@ from llmkit.quantization.matrix import Grid, matrix_of
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import config_with_dtype
-from llmkit.transforms.convert.codes import stored_again
+from llmkit.transforms.convert.codes import reencoded
 from llmkit.transforms.lora.apply import Application
 from llmkit.transforms.vocab.config_ids import with_vocab_size
 
@@ -56,7 +56,7 @@ def merge(
     if requantize:
         codec, grids = _quantized(base)
         options: dict[str, Any] = {"weights": weights, "dtype": dtype, "meter": meter, "force": force}
-        return stored_again(merge(dequantized(base), adapters, **options), codec, requantize=True, grids=grids)
+        return reencoded(merge(dequantized(base), adapters, **options), codec, requantize=True, grids=grids)
     if not adapters:
         raise RequirementError("no adapter to merge", hint="llmkit lora merge BASE ADAPTER -o OUT")
     require_model(base, "lora merge", floats=True)

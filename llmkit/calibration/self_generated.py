@@ -25,7 +25,7 @@ _TOP_P = 0.95
 _LARGE_NBYTES = 8 << 30  # of float32 weights: beyond it the model is held in half precision
 
 
-def written_by(
+def generated_by(
     ckpt: Checkpoint, n: int, length: int, *, seed: int, suffix: Sequence[int], is_stopped: Callable[[], bool]
 ) -> list[list[int]]:
     """Windows of `length` tokens that the model writes.
@@ -57,8 +57,8 @@ def written_by(
         prompts = [[*begin, rng.choice(words)] for _ in range(min(_N_TOGETHER, n - len(rows)))]
         sampling = Sampling(temperature=1.0, top_p=_TOP_P, seed=seed + len(rows))
         n_new = length - len(prompts[0]) - len(suffix)
-        made = generate(decoder, prompts, max_new_tokens=n_new, sampling=sampling, on_token=on_token)
-        rows += [[*prompt, *new, *suffix] for prompt, new in zip(prompts, made, strict=True)]
+        generated = generate(decoder, prompts, max_new_tokens=n_new, sampling=sampling, on_token=on_token)
+        rows += [[*prompt, *new, *suffix] for prompt, new in zip(prompts, generated, strict=True)]
     return rows
 
 

@@ -80,7 +80,7 @@ class Chosen:
         choices = [{slot: getattr(c, slot) for slot in Choice.__slots__} for c in self.choices]
         return {
             "nbytes": self.nbytes, "bits_per_weight": self.bits_per_weight, "measured": self.measured,
-            "choices": choices, "errors": {name: dict(own) for name, own in self.errors.items()},
+            "choices": choices, "errors": {name: dict(by_scheme) for name, by_scheme in self.errors.items()},
         }  # fmt: skip
 
 
@@ -123,10 +123,10 @@ def choose_bits(
 
 def _units(candidates: Candidates) -> dict[str, list[str]]:
     """The matrices that get one scheme, by the name of the first."""
-    found: dict[str, list[str]] = defaultdict(list)
+    units: dict[str, list[str]] = defaultdict(list)
     for name in candidates.matrices:
-        found[_product(candidates.weights[name]) if candidates.shares_products else name].append(name)
-    return {names[0]: names for names in found.values()}
+        units[_product(candidates.weights[name]) if candidates.shares_products else name].append(name)
+    return {names[0]: names for names in units.values()}
 
 
 def _product(weights: Mapping[str, Lazy]) -> str:
@@ -141,12 +141,12 @@ def _product(weights: Mapping[str, Lazy]) -> str:
 
 def _united(matrices: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     """The candidates that all of some matrices have, with the bytes of all."""
-    found = []
+    shared = []
     for candidate in matrices[0]:
-        same = [own for matrix in matrices for own in matrix if own.scheme == candidate.scheme]
+        same = [option for matrix in matrices for option in matrix if option.scheme == candidate.scheme]
         if len(same) == len(matrices):
-            found.append(Candidate(candidate.scheme, sum(own.nbytes for own in same), candidate.restore))
-    return found
+            shared.append(Candidate(candidate.scheme, sum(option.nbytes for option in same), candidate.restore))
+    return shared
 
 
 def _refuse_out_of_reach(
@@ -157,7 +157,7 @@ def _refuse_out_of_reach(
     fixed: int,
     n_parameters: int,
 ) -> None:
-    least = least_nbytes([[Size(c.nbytes, 0) for c in own] for own in options.values()]) if options else 0
+    least = least_nbytes([[Size(c.nbytes, 0) for c in candidates] for candidates in options.values()]) if options else 0
     if budget < least:
         bits = 8 * (least + fixed) / n_parameters
         raise InputError(
@@ -165,7 +165,7 @@ def _refuse_out_of_reach(
             f"{format_bytes(least + fixed)}, {bits:.2f} bits per weight ({format_bytes(fixed)} stay in floats)",
             hint=f"--target-bits {bits + 0.05:.1f}, or a format that holds the embedding, too: --format gguf",
         )
-    if budget >= sum(max(c.nbytes for c in own) for own in options.values()):
+    if budget >= sum(max(c.nbytes for c in candidates) for candidates in options.values()):
         raise InputError(
             f"{ckpt.label} is not larger than {target} as it is",
             hint="a smaller --target-bits or --target-size, or --bits 8",
@@ -184,13 +184,13 @@ def _errors(
     """By what is measured, and the error of each candidate of each unit."""
     tried, layers = dict[str, Tried](), dict[str, list[str]]()
     for unit, names in units.items():
-        ways = [c.restore for c in options[unit] if c.restore is not None]
+        restores = [c.restore for c in options[unit] if c.restore is not None]
         by_layer: dict[int | None, dict[str, Lazy]] = defaultdict(dict)
         for name in names:
             for weight, lazy in candidates.weights[name].items():
                 by_layer[_layer(weight)][weight] = lazy
         layers[unit] = [f"{unit} {layer}" for layer in by_layer]
-        tried |= {f"{unit} {layer}": Tried(own, layer, ways) for layer, own in by_layer.items()}
+        tried |= {f"{unit} {layer}": Tried(weights, layer, restores) for layer, weights in by_layer.items()}
     if isinstance(known, Samples):
         measured, words = (
             errors_on_text(ckpt, known, tried, report, device=device),
@@ -200,11 +200,11 @@ def _errors(
         report("measuring the error of every matrix")
         measured = errors_of_weights(tried, known)
         words = "the error of the weights" if known is None else f"the error of outputs by {known.label}"
-    found = {}
-    for unit, own in options.items():
-        lossy = iter([sum(way) for way in zip(*(measured[part] for part in layers[unit]), strict=True)])
-        found[unit] = [0.0 if c.restore is None else next(lossy) for c in own]
-    return words, found
+    unit_errors = {}
+    for unit, of_unit in options.items():
+        lossy = iter([sum(of_parts) for of_parts in zip(*(measured[part] for part in layers[unit]), strict=True)])
+        unit_errors[unit] = [0.0 if c.restore is None else next(lossy) for c in of_unit]
+    return words, unit_errors
 
 
 def _layer(weight: str) -> int | None:
@@ -221,29 +221,31 @@ def _folded(
     """One row for all matrices of a role that have the same scheme."""
     rows: dict[tuple[str, str], list[tuple[int | None, int, float, float | None]]] = defaultdict(list)
     for unit, names in units.items():
-        own, i = options[unit], picked[unit]
-        smaller = [(c.nbytes, e) for c, e in zip(own, errors[unit], strict=True) if c.nbytes < own[i].nbytes]
+        candidates, i = options[unit], picked[unit]
+        smaller = [
+            (c.nbytes, e) for c, e in zip(candidates, errors[unit], strict=True) if c.nbytes < candidates[i].nbytes
+        ]
         numbers = re.findall(r"\.(\d+)\.", unit)
         stems = [re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in names]
         role = ", ".join([stems[0], *dict.fromkeys(stem.rpartition(".")[2] for stem in stems[1:])])
         entry = (
             int(numbers[0]) if numbers else None,
-            own[i].nbytes,
+            candidates[i].nbytes,
             errors[unit][i],
             max(smaller)[1] if smaller else None,
         )
-        rows[role, _short(own[i].scheme)].append(entry)
+        rows[role, _short(candidates[i].scheme)].append(entry)
     order = {role: i for i, (role, _) in enumerate(reversed(list(rows)))}
     return [
         Choice(
             role,
-            _ranges([layer for layer, *_ in found if layer is not None]),
+            _ranges([layer for layer, *_ in entries if layer is not None]),
             scheme,
-            sum(nbytes for _, nbytes, *_ in found),
-            _mean([error for *_, error, _ in found]),
-            _mean(nexts) if (nexts := [after for *_, after in found if after is not None]) else None,
+            sum(nbytes for _, nbytes, *_ in entries),
+            _mean([error for *_, error, _ in entries]),
+            _mean(nexts) if (nexts := [after for *_, after in entries if after is not None]) else None,
         )
-        for (role, scheme), found in sorted(rows.items(), key=lambda row: (-order[row[0][0]], row[0][1]))
+        for (role, scheme), entries in sorted(rows.items(), key=lambda row: (-order[row[0][0]], row[0][1]))
     ]
 
 
@@ -257,10 +259,10 @@ def _mean(numbers: Sequence[float]) -> float:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """`0-3, 7`."""
-    found: list[list[int]] = []
+    ranges: list[list[int]] = []
     for n in sorted(numbers):
-        if found and n == found[-1][1] + 1:
-            found[-1][1] = n
+        if ranges and n == ranges[-1][1] + 1:
+            ranges[-1][1] = n
         else:
-            found.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+            ranges.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
