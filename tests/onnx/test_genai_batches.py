@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from runtimes import FAMILIES, N_TOKENS, PAD, PROMPTS, exported, source_of
+from runtimes import FAMILIES, N_TOKENS, ONE_THREAD, PAD, PROMPTS, exported, source_of
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
@@ -23,9 +21,8 @@ def folder(request, tmp_path_factory):
 
 
 def loaded(folder):
-    """On one thread: those of GenAI wait awake, which a tiny model only suffers from."""
     config = genai.Config(str(folder))
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
+    config.overlay(ONE_THREAD)
     return genai.Model(config)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from runtimes import (
     FAMILIES,
     N_TOKENS,
+    ONE_THREAD,
     PROMPTS,
     UNUSUAL,
     end_and_pad,
@@ -47,8 +46,8 @@ def test_kept_blocks_of_a_gguf_file(kind, tmp_path):
 
 
 def _check(folder, expected, end):
-    config = genai.Config(str(folder))  # on one thread: those of GenAI wait awake, which a tiny model suffers from
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
+    config = genai.Config(str(folder))
+    config.overlay(ONE_THREAD)
     model = genai.Model(config)
     found = []
     for prompt in PROMPTS:

@@ -1,10 +1,13 @@
-"""SmolLM2-135M in Optimum's ORTModelForCausalLM: in float32 the text of transformers, in integers llmkit's runner's."""
+"""SmolLM2-135M in Optimum's ORTModelForCausalLM: in float32 the text of transformers, in integers llmkit's runner's.
+
+Integers with its first layers alone: what they depend on is in each.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from runtimes import left_padded, written_by_llmkit
+from runtimes import left_padded, one_thread, written_by_llmkit
 
 from llmkit.cli.app import main
 
@@ -14,20 +17,20 @@ PAD = 2
 
 
 @pytest.fixture(scope="module")
-def exported(smollm2, tmp_path_factory):
-    """Export SmolLM2 with options, and open it."""
+def exported(tmp_path_factory):
+    """Export a model with options, and open it."""
 
-    def run(*options):
+    def run(model, *options):
         out = tmp_path_factory.mktemp("optimum") / "out"
-        assert main(["export", str(smollm2), "--to", "onnx", *options, "--no-check", "-q", "-o", str(out)]) == 0
-        return out, optimum.ORTModelForCausalLM.from_pretrained(out)
+        assert main(["export", str(model), "--to", "onnx", *options, "--no-check", "-q", "-o", str(out)]) == 0
+        return out, optimum.ORTModelForCausalLM.from_pretrained(out, session_options=one_thread())
 
     return run
 
 
 @pytest.fixture(scope="module", params=["gqa", "attention"])
-def model(request, exported):
-    return exported("--attention", request.param)[1]
+def model(request, smollm2, exported):
+    return exported(smollm2, "--attention", request.param)[1]
 
 
 def written(model, rows, mask=None, n_tokens=32):
@@ -40,6 +43,7 @@ def written(model, rows, mask=None, n_tokens=32):
     return found[:, ids.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize("model", ["gqa"], indirect=True)
 def test_each_prompt_alone(model, prompts, texts):
     assert [written(model, [prompt])[0] for prompt in prompts] == texts
 
@@ -49,13 +53,13 @@ def test_a_batch_of_unequal_prompts(model, prompts, texts):
 
 
 @pytest.mark.parametrize("options", [("--bits", "4"), ("--bits", "8"), ("--kv-cache-dtype", "int8")])
-def test_integers(options, exported, prompts):
-    short, (out, model) = prompts[:3], exported(*options)
+def test_integers(options, shallow_smollm2, exported, prompts):
+    short, (out, model) = prompts[:3], exported(shallow_smollm2, *options)
     assert [written(model, [prompt])[0] for prompt in short] == written_by_llmkit(out, short, 32)
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])
-def test_integers_in_a_batch(bits, exported, prompts):
+def test_integers_in_a_batch(bits, shallow_smollm2, exported, prompts):
     """With activations in floats (slow: few tokens): in int8 their rounding tips with the shape of the batch."""
-    short, (out, model) = prompts[:3], exported("--bits", bits, "--accuracy-level", "0")
+    short, (out, model) = prompts[:3], exported(shallow_smollm2, "--bits", bits, "--accuracy-level", "0")
     assert written(model, *left_padded(short, PAD), n_tokens=16) == written_by_llmkit(out, short, 16)

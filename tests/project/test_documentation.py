@@ -24,7 +24,10 @@ from llmkit.transforms.quantize import quantize
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WORLDS = {"vocabularies.md": "vocabulary_home"}  # pages whose commands need other stand-ins
+WORLDS = {
+    "vocabularies.md": "vocabulary_home",
+    "quantization.md": "shallow_home",
+}  # pages whose commands need other stand-ins
 ANSWER_MAY_BE_NO = ("diff", "--fail-under")
 
 
@@ -115,12 +118,25 @@ def vocabulary_home(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture(scope="module")
+def shallow_home(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with one layer of its four, for what measures every matrix of it."""
+    sys.path.insert(0, str(ROOT / "tests" / "bench"))
+    from smollm2 import shallow
+
+    folder = tmp_path_factory.mktemp("shallow")
+    model = shallow(home / "vicuna-7b", 1).rename(folder / "vicuna-7b")
+    (model / "llmkit.json").unlink()
+    (folder / "my.txt").symlink_to(home / "my.txt")
+    return folder
+
+
 def on_few_windows(args: list[str]) -> list[str]:
-    """A command; if it calibrates, on eight windows of the text."""
+    """A command; if it calibrates, on four short windows of the text."""
     reads_none = {"none", "--statistics", "--samples", "rtn", "hqq"}.intersection(args) or ("--bits", "8") in pairwise(
         args
     )
-    return args if args[0] != "quantize" or reads_none else [*args, "--samples", "8"]
+    return args if args[0] != "quantize" or reads_none else [*args, "--samples", "4", "--length", "64"]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=name_of)

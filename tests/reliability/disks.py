@@ -12,6 +12,7 @@ and leaves nothing else; the inputs are as they were.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import re
 import shutil
@@ -94,6 +95,7 @@ def small(world: World, count: int, seed: int) -> Iterator[tuple[str, list[str]]
             "SIZE": f"{kilobytes}k",
             "PLACE": str(place),
             "HOME": str(world.folder),
+            "PYTHONPYCACHEPREFIX": os.environ.get("PYTHONPYCACHEPREFIX", ""),  # else torch is compiled each time
         }
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         ended = Ended(done.returncode, done.stdout + done.stderr, ())
