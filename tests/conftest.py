@@ -21,6 +21,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# No power cut comes, and a disk takes milliseconds each time. (What is synced, and when: tests/reliability/shim.py.)
+os.fsync = os.fdatasync = lambda fd: None
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a process a core: threads of ONNX Runtime that wait awake would take the core from another test.
     os.getloadavg = lambda: (float(os.cpu_count() or 1) * 4,) * 3

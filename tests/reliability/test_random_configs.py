@@ -1,4 +1,4 @@
-"""Twenty random configs of each family: transformers' logits, or a reason that llmkit states."""
+"""Ten random configs of each family: transformers' logits, or a reason that llmkit states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reliability.random_configs import FAMILIES, trials
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_random_configs(name):
-    found = list(trials(name, 20))
+    found = list(trials(name, 10))
     assert [t for t in found if t.verdict not in ("equal", "refused")] == []
     assert len({str(t.config) for t in found}) == len(found)
-    assert sum(t.verdict == "equal" for t in found) >= 12
+    assert sum(t.verdict == "equal" for t in found) >= 6
