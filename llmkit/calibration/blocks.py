@@ -93,9 +93,14 @@ class Blocks:
         return blocks
 
     def embedded(self) -> torch.Tensor:
-        """The hidden states before the first block, [B, S, hidden]."""
+        """The hidden states before the first block, [B, S, hidden].
+
+        Raises:
+            InputError: ids outside the vocabulary.
+        """
         with torch.inference_mode():
             ids = self.ids.to(self.device)
+            self._decoder.check_ids(ids)
             return self._decoder.embed(ids, KVCache(keep=False).begin(ids, None)).to(CPU)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -104,12 +104,7 @@ class Decoder:
             ids = torch.as_tensor(input_ids, device=self.device)
             if ids.dim() != 2 or ids.is_floating_point():
                 raise InputError(f"token ids have shape {list(ids.shape)} ({ids.dtype}), expected whole numbers [B, S]")
-            if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.dims.vocab:
-                raise InputError(
-                    f"token ids must lie in 0..{self.model.dims.vocab - 1}"
-                    + (f", found {int(ids.min())}..{int(ids.max())}" if ids.numel() else ", found none"),
-                    hint="the tokenizer must be the one that belongs to this checkpoint",
-                )
+            self.check_ids(ids)
             used: Cache = cache if cache is not None else KVCache(keep=False)
             places = used.begin(ids, mask)
             tables = self.tables(ids, places, used)
@@ -119,6 +114,19 @@ class Decoder:
                 del layer  # a streamed one makes room for the next
             used.end()
             return self.final_norm(x)
+
+    def check_ids(self, ids: torch.Tensor) -> None:
+        """Ids of any shape have rows in the embedding.
+
+        Raises:
+            InputError: ids outside the vocabulary, or none.
+        """
+        if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.dims.vocab:
+            raise InputError(
+                f"token ids must lie in 0..{self.model.dims.vocab - 1}"
+                + (f", found {int(ids.min())}..{int(ids.max())}" if ids.numel() else ", found none"),
+                hint="the tokenizer must be the one that belongs to this checkpoint",
+            )
 
     def embed(self, ids: torch.Tensor, places: Places) -> torch.Tensor:
         """What the first layer takes, [B, S, hidden], of ids [B, S]."""

@@ -12,7 +12,7 @@ from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint, random_ids
 from llmkit.decoder.foreign import transformers_model
 from llmkit.decoder.load import load_blocks
-from llmkit.errors import RequirementError
+from llmkit.errors import InputError, RequirementError
 
 ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
 
@@ -104,3 +104,11 @@ def test_weights_that_stay_give_the_hidden_states_of_the_decoder():
     with torch.inference_mode():
         hidden = decoder.final_norm(passed(ckpt, ids, Recorder()))
     torch.testing.assert_close(hidden, decoder.hidden(ids), rtol=0, atol=0)
+
+
+def test_tokens_that_have_no_row_are_refused():
+    """transformers 4.57 gives a folder without tokenizer_config.json special tokens behind the vocabulary."""
+    architecture = ARCHITECTURES["llama"]
+    ckpt = random_checkpoint(architecture, config := architecture.tiny_config())
+    with pytest.raises(InputError, match=f"token ids must lie in 0..{config['vocab_size'] - 1}, found 3.."):
+        passed(ckpt, torch.tensor([[3, config["vocab_size"]]]), Recorder())
