@@ -10,6 +10,7 @@ from llmkit.architecture.slots import Slot
 from llmkit.architecture.storage import parts_of
 from llmkit.calibration.learning import OutputError
 from llmkit.calibration.observers import Observer
+from llmkit.calibration.products import exact_products
 from llmkit.calibration.ranks import Ranks
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import torch
@@ -113,4 +114,5 @@ class BlockQuantizer:
 
 
 def _quantized(task: Task, statistics: Statistics | None) -> QuantizedRows:
-    return task.quantize(task.weight.load(), statistics)
+    with exact_products():
+        return task.quantize(task.weight.load(), statistics)

@@ -5,6 +5,9 @@ of them; the layers after it in the same block, and the blocks after it, then ge
 memory are one block and the hidden states. Where the decoder is on another device, hidden states stay in memory, and
 those of the sequences that are computed at a time go there.
 
+Where the float model is carried along, its hidden states pass first, some sequences at a time, and the inputs of all of
+its layers are kept, in bfloat16.
+
 Sequences go through a block in chunks. A linear layer that gets a new weight is complete only when every chunk has
 reached it: the chunks before the last stop there, and start again later, with the weights that are settled by then. A
 model whose activations fit into one chunk passes through each block once.
@@ -12,9 +15,8 @@ model whose activations fit into one chunk passes through each block once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from functools import partial
 from itertools import cycle
 from typing import Protocol
 
@@ -26,6 +28,10 @@ from llmkit.lazy_imports import torch
 from llmkit.tensors.device import CPU
 
 CHUNK_NBYTES = 2**31
+_PIECE_NBYTES = 2**26  # of activations: so few that memory is used again, and caches hold it
+
+Inputs = Mapping[tuple[str, ...], "torch.Tensor"]
+"""The inputs of each linear layer, [B, S, in] in bfloat16, by its weights."""
 
 
 class BlockHook(Protocol):
@@ -45,17 +51,6 @@ class BlockHook(Protocol):
         """
 
 
-class Unchanged:
-    """A hook that does nothing."""
-
-    def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
-        """Look away."""
-
-    def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
-        """The weights as they are."""
-        return values
-
-
 class Blocks:
     """The blocks of a decoder, and the sequences that pass through them.
 
@@ -69,8 +64,9 @@ class Blocks:
     def __init__(self, decoder: Decoder, weights: Weights, ids: torch.Tensor, chunk_nbytes: int = CHUNK_NBYTES) -> None:
         self._decoder, self.weights, self.ids = decoder, weights, ids
         dims = decoder.model.dims
-        per_token = 4 * (10 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
-        self._n_rows = max(chunk_nbytes // (per_token * ids.shape[1]), 1)
+        per_sequence = 4 * ids.shape[1] * (5 * dims.hidden + 3 * max(dims.ffn, dims.hidden))
+        self._n_rows = max(chunk_nbytes // per_sequence, 1)
+        self._n_rows_of_piece = max(_PIECE_NBYTES // per_sequence, 1)
 
     @property
     def device(self) -> torch.device:
@@ -108,25 +104,35 @@ class Blocks:
         with torch.inference_mode():
             return self._decoder.final_norm(hidden.to(self.device)).to(CPU)
 
+    def recorded(self, index: int, hidden: torch.Tensor) -> tuple[torch.Tensor, Inputs]:
+        """The hidden states after a block, from those before it, and the inputs of its linear layers.
+
+        Both hidden states are [B, S, hidden] in the compute dtype.
+        """
+        record, after = _Record(), torch.empty_like(hidden)
+        with torch.inference_mode():
+            layer = self._decoder.layer(_Watched(self.weights, record), index)
+            for start in range(0, len(hidden), self._n_rows_of_piece):
+                rows = slice(start, start + self._n_rows_of_piece)
+                after[rows] = self._through(layer, index, hidden, rows)
+            return after, {weights: torch.cat(pieces) for weights, pieces in record.inputs.items()}
+
     def run(
-        self, index: int, hidden: torch.Tensor, hook: BlockHook, float_hidden: torch.Tensor | None = None
+        self, index: int, hidden: torch.Tensor, hook: BlockHook, float_inputs: Inputs | None = None
     ) -> torch.Tensor:
         """The hidden states after a block, from those before it; both [B, S, hidden] in the compute dtype.
 
         Args:
-            float_hidden: those before it in the float model: the hook sees the inputs of its layers, too.
+            float_inputs: what `recorded` gave of the hidden states in the float model: the hook sees them, too.
         """
         cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
         watch = _Watch(hook, len(cuts))
         with torch.inference_mode():
             layer = self._decoder.layer(_Watched(self.weights, watch), index)
-            if float_hidden is not None:
-                until = _Until()
-                float_layer = self._decoder.layer(_Watched(self.weights, until), index)
 
             def passed(cut: slice) -> torch.Tensor:
-                if float_hidden is not None:
-                    watch.float_inputs = until.of(partial(self._through, float_layer, index, float_hidden, cut))
+                if float_inputs is not None:
+                    watch.float_inputs = {weights: x[cut].flatten(0, -2) for weights, x in float_inputs.items()}
                 return self._through(layer, index, hidden, cut)
 
             for cut in cycle(cuts):
@@ -171,14 +177,14 @@ class _Watch:
     """Which linear layers of a block are settled.
 
     Attributes:
-        float_inputs: gives what the inputs of a layer are in the float model, for the chunk that passes.
+        float_inputs: the inputs of the layers in the float model, [tokens, in], for the chunk that passes.
     """
 
     def __init__(self, hook: BlockHook, n_chunks: int) -> None:
         self._hook, self._n_chunks = hook, n_chunks
         self._n_seen: dict[tuple[str, ...], int] = {}
         self._settled: dict[tuple[str, ...], torch.Tensor] = {}
-        self.float_inputs: Callable[[tuple[str, ...]], torch.Tensor] | None = None
+        self.float_inputs: Inputs = {}
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What to compute with.
@@ -187,8 +193,7 @@ class _Watch:
             _NotComplete: it is not known yet.
         """
         if weights not in self._settled:
-            float_x = self.float_inputs(weights).flatten(0, -2) if self.float_inputs is not None else None
-            self._hook.see(weights, x.flatten(0, -2), float_x)
+            self._hook.see(weights, x.flatten(0, -2), self.float_inputs.get(weights))
             self._n_seen[weights] = self._n_seen.get(weights, 0) + 1
             if self._n_seen[weights] < self._n_chunks:
                 raise _NotComplete
@@ -196,35 +201,15 @@ class _Watch:
         return self._settled[weights]
 
 
-class _Reached(Exception):
-    """A pass is at the layer whose inputs are wanted."""
+class _Record:
+    """What the linear layers of a block got, some sequences after the others."""
 
-    def __init__(self, x: torch.Tensor) -> None:
-        self.x = x
-
-
-class _Until:
-    """Passes that end at one linear layer."""
-
-    _wanted: tuple[str, ...] = ()
+    def __init__(self) -> None:
+        self.inputs: dict[tuple[str, ...], list[torch.Tensor]] = {}
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if weights == self._wanted:
-            raise _Reached(x)
+        self.inputs.setdefault(weights, []).append(x.bfloat16().to(CPU))
         return values
-
-    def of(self, run: Callable[[], object]) -> Callable[[tuple[str, ...]], torch.Tensor]:
-        """What gives the inputs of the layers with some weights, in this pass."""
-
-        def inputs(weights: tuple[str, ...]) -> torch.Tensor:
-            self._wanted = weights
-            try:
-                run()
-            except _Reached as reached:
-                return reached.x
-            raise AssertionError(f"{weights} are in one of two equal blocks only")
-
-        return inputs
 
 
 class _Watched:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from llmkit.architecture.hooks import Weights
 from llmkit.architecture.slots import Slot
@@ -14,7 +14,6 @@ from llmkit.architecture.storage import parts_of, stored
 from llmkit.decoder.linear import Linear
 from llmkit.lazy_imports import torch
 from llmkit.tensors.constant import constant
-from llmkit.tensors.device import CPU
 
 # (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
 Compute: TypeAlias = "Callable[[Weights, list[int]], torch.Tensor]"
@@ -103,14 +102,6 @@ class OutputError:
         with nullcontext() if is_plain else torch.autocast(device.type, self._dtype, cache_enabled=False):
             outputs = self._compute(self._weights.replaced({**self._beside, **weights}), rows)
         return (outputs.float() - self._targets[rows].to(device)).square().mean((1, 2))
-
-
-def product_dtype(device: str) -> torch.dtype | None:
-    """bfloat16 where the device has products of it, else None. Not measured: an interrupted run goes on as it began."""
-    if device != CPU:
-        return torch.bfloat16
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
 
 
 class KeptWeights:

@@ -8,6 +8,7 @@ from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
 
+_N_TOKENS = 1024  # at a time: products of many more are slower
 MEASURED = ("second_moments", "cross_moments", "squares", "maxima", "inputs")
 
 
@@ -34,14 +35,21 @@ class Observer:
         """Take in x [tokens, in]; sums are float32.
 
         Args:
-            float_x: the same inputs in the float model, for `cross_moments`; None: they do not differ.
+            float_x: the same inputs in the float model, for `cross_moments`; None: they do not differ. Both are
+                compared in its dtype, so that rounding is no difference.
         """
-        x = x.float()
         self._n_tokens += len(x)
+        for start in range(0, len(x), _N_TOKENS):
+            some, difference = x[start : start + _N_TOKENS], None
+            if float_x is not None:
+                difference = float_x[start : start + _N_TOKENS].to(x.device).float() - some.to(float_x.dtype)
+            self._see(some.float(), difference)
+
+    def _see(self, x: torch.Tensor, difference: torch.Tensor | None) -> None:
         if "second_moments" in self._measured:
-            self._add("second_moments", x.T @ x)
-        if "cross_moments" in self._measured and float_x is not None:
-            self._add("cross_moments", (float_x.float() - x).T @ x)
+            self._add_product("second_moments", x, x)
+        if "cross_moments" in self._measured and difference is not None:
+            self._add_product("cross_moments", difference, x)
         if "squares" in self._measured:
             self._add("squares", x.square().sum(0))
         if "maxima" in self._measured:
@@ -50,6 +58,13 @@ class Observer:
             self._sums["maxima"] = largest if known is None else largest.maximum(known)
         if "inputs" in self._measured:
             self._inputs.append(x.clone())
+
+    def _add_product(self, name: str, a: torch.Tensor, b: torch.Tensor) -> None:
+        """The sum of a b^T over tokens."""
+        if name in self._sums:
+            self._sums[name].addmm_(a.T, b)
+        else:
+            self._sums[name] = a.T @ b
 
     def _add(self, name: str, more: torch.Tensor) -> None:
         known = self._sums.get(name)

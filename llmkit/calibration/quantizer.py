@@ -16,7 +16,8 @@ from typing import Any
 from llmkit.architecture.slots import Slot
 from llmkit.calibration.block_quantizer import BlockQuantizer
 from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
-from llmkit.calibration.learning import OutputError, product_dtype
+from llmkit.calibration.learning import OutputError
+from llmkit.calibration.products import product_dtype
 from llmkit.calibration.ranks import Ranks, Share
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.scaling import BlockScaling
@@ -145,9 +146,9 @@ class CalibratedQuantizer:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
 
         In float32 a block and its widest matrix five times over (the weight, its moments, their factors), and the
-        hidden states of all samples before and after it. Where it is compared with the float model, a block and the
-        hidden states of that, too; where it is learnt, for each weight what it is restored to, its gradient, what is
-        learnt and the best of it.
+        hidden states of all samples before and after it. Where it is compared with the float model, a block, the hidden
+        states and, in bfloat16, the inputs of layers of that, too; where it is learnt, for each weight what it is
+        restored to, its gradient, what is learnt and the best of it.
         """
         if task is not next(iter(self._tasks.values())):
             return 0
@@ -156,9 +157,10 @@ class CalibratedQuantizer:
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self.samples.n * self.samples.length * dims.hidden
         n_copies, n_states = (7, 4) if self._learns else (3, 4) if self._changes or self._compares else (1, 2)
-        return 4 * (n_copies * block + 5 * widest + n_states * hidden) + min(
-            CHUNK_NBYTES, 16 * hidden * (2 + dims.ffn // dims.hidden)
-        )
+        widening = dims.ffn // dims.hidden
+        inputs = 2 * hidden * (3 + widening) if self._compares else 0
+        activations = min(CHUNK_NBYTES, 4 * hidden * (5 + 3 * widening))
+        return 4 * (n_copies * block + 5 * widest + n_states * hidden) + inputs + activations
 
     def _plan(self) -> tuple[int, Any]:
         tasks = [[name, task.attrs(), task.scale_dtype.name] for name, task in self._tasks.items()]

@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, TypeVar
 
-from llmkit.calibration.blocks import BlockHook, Blocks, Unchanged
+from llmkit.calibration.blocks import BlockHook, Blocks
+from llmkit.calibration.products import narrow_products
 from llmkit.errors import InputError, LlmkitError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
@@ -38,8 +39,11 @@ class Share:
 
     def passed(self, blocks: Blocks, hook: BlockHook) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The hidden states after the block, and those in the float model."""
-        after = blocks.run(self.block, self.hidden, hook, self.floats)
-        return after, blocks.run(self.block, self.floats, Unchanged()) if self.floats is not None else None
+        with narrow_products():
+            if self.floats is None:
+                return blocks.run(self.block, self.hidden, hook), None
+            targets, inputs = blocks.recorded(self.block, self.floats)
+            return blocks.run(self.block, self.hidden, hook, inputs), targets
 
 
 class Ranks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkit.architecture.registry import default_registry
-from llmkit.calibration.blocks import Unchanged
+from llmkit.calibration.observe import Observing
 from llmkit.calibration.stage import BlockStage
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.pipeline.stage import Computed
@@ -24,7 +24,7 @@ def test_a_run_that_was_stopped_leaves_nothing_to_the_next(tmp_path):
         if context.is_stopped():
             raise Stopped
         computed.append(index)
-        return Computed({}, [("hidden", blocks.run(index, state["hidden"].load(), Unchanged()))], [])
+        return Computed({}, [("hidden", blocks.run(index, state["hidden"].load(), Observing([], context)))], [])
 
     stage = BlockStage(ckpt, lambda longest, is_stopped: [[1, 2, 3]], lambda: (2, None), compute)
     first, second = Context(None, lambda: bool(stopped)), Context()

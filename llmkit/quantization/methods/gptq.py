@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+from weakref import WeakKeyDictionary
 
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
@@ -67,14 +68,15 @@ class GPTQ(Method):
         if statistics is None or statistics.second_moments is None:
             raise InputError("GPTQ needs the second moments of the inputs", hint="--calibration FILE measures them")
         n_out, n_in = weight.shape
-        original, moments = weight.float(), statistics.second_moments.float()
-        order = moments.diagonal().argsort(descending=True, stable=True)
+        original = weight.float()
+        if statistics not in _KNOWN:
+            _KNOWN[statistics] = _factored(statistics.second_moments.float())
+        order, factor, damping = _KNOWN[statistics]
         in_place = order.argsort()
-        factor, lower, damping = _factors(moments[order][:, order])
         columns = original[:, order].T.contiguous()
         if statistics.cross_moments is not None:
             cross = original @ statistics.cross_moments.float()
-            columns += _CORRECTION * torch.cholesky_solve(cross[:, order].T, lower)
+            columns.addmm_(factor.T, factor @ cross[:, order].T, alpha=_CORRECTION)
         grids = _Grids(n_out, n_in, grid, scale_dtype)
         importance = statistics.mean_squares
         size = grid.group_size or n_in
@@ -124,27 +126,42 @@ class _Grids:
             self.zeros[found] = zeros.T
 
 
-def _factors(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Of second moments [in, in], float32, once they are damped: two Cholesky factors, and the damping it took.
+class _Factored(NamedTuple):
+    """Second moments [in, in], once they are damped.
 
-    Returns:
-        The upper one of the inverse, the lower one of themselves, and the share of the mean diagonal that was added.
+    Attributes:
+        order: int64 [in], the columns by falling moments.
+        factor: the upper Cholesky factor U of their inverse, U^T U, columns in this order; float32.
+        damping: the share of the mean diagonal that was added.
     """
+
+    order: torch.Tensor
+    factor: torch.Tensor
+    damping: float
+
+
+_KNOWN: WeakKeyDictionary[Statistics, _Factored] = WeakKeyDictionary()  # layers that share inputs share this, too
+
+
+def _factored(moments: torch.Tensor) -> _Factored:
+    """Of second moments [in, in], float32: with the columns the other way round they are L L^T, and U is L^-1."""
     diagonal = moments.diagonal()
+    order = diagonal.argsort(descending=True, stable=True)
     mean = float(diagonal.mean())
     if mean <= 0:
-        return torch.eye(len(moments)), torch.eye(len(moments)), _DAMPING
-    damped = moments.clone()
-    damped.diagonal()[diagonal == 0] = mean
-    damping = _DAMPING
+        return _Factored(order, torch.eye(len(moments)), _DAMPING)
+    backwards = order.flip(0)
+    damped = moments[backwards][:, backwards]
+    damped.diagonal()[diagonal[backwards] == 0] = mean
+    damping, added = _DAMPING, 0.0
     while damping <= _MOST_DAMPING:
-        trial = damped.clone()
-        trial.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(trial)
+        damped.diagonal().add_(damping * mean - added)
+        added = damping * mean
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not int(failed) and bool(torch.isfinite(upper).all()):
-                return upper, lower, damping
+            inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
+            if bool(torch.isfinite(inverse).all()):
+                return _Factored(order, inverse.flip(0, 1), damping)
         damping *= 10
     raise InputError(
         "the second moments of the inputs cannot be factored", hint="calibrate on a longer text, or use --method mse"

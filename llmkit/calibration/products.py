@@ -1,0 +1,46 @@
+"""In which precision the products of a calibration are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from llmkit.lazy_imports import torch
+from llmkit.tensors.device import CPU
+
+
+def product_dtype(device: str) -> torch.dtype | None:
+    """bfloat16 where the device has products of it, else None. Not measured: an interrupted run goes on as it began."""
+    if device != CPU:
+        return torch.bfloat16
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
+
+
+@contextmanager
+def narrow_products() -> Iterator[None]:
+    """Factors of float32 products are rounded to bfloat16, and summed up in float32, where the CPU is faster so.
+
+    The inputs of layers and what is summed up of them then differ by 0.1 %, as they do from text to text. This holds
+    for all threads: what else runs in the meantime should not need more of its products.
+    """
+    with _precision("medium" if product_dtype(CPU) is not None else "highest"):
+        yield
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Products of float32 numbers are those of float32 numbers."""
+    with _precision("highest"):
+        yield
+
+
+@contextmanager
+def _precision(name: Literal["medium", "highest"]) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
