@@ -277,7 +277,8 @@ def folder_codec(name: str) -> FolderCodec:
         return codec
     known = ", ".join(codec.name for codec in folder_readers() if isinstance(codec, FolderCodec))
     raise InputError(
-        f"--format {name} is no layout of folders that is written; expected {known}", hint=command_for(name) or None
+        f"--format {name} is no layout of folders that is written; expected {known}",
+        hint=command_for(name) or "--format compressed-tensors",
     )
 
 

@@ -9,7 +9,7 @@ Methods make such matrices, codecs read and write them, and a float matrix that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from llmkit.errors import SpecError
@@ -32,6 +32,7 @@ class Grid:
         group_size: input columns that share a scale; None for one scale an output row ("per channel").
         is_symmetric: zero is the code 2^(bits-1) everywhere; otherwise each group has a zero point.
         points: what codes stand for, scaled by one number a group; None for integers, evenly spaced.
+        lowest_zero: the lowest zero point that methods may choose, as the layout holds it; no part of what the grid is.
 
     Raises:
         SpecError: bits or a group size that cannot be, or points with zero points or other bits.
@@ -41,6 +42,7 @@ class Grid:
     group_size: int | None = None
     is_symmetric: bool = True
     points: Points | None = None
+    lowest_zero: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:

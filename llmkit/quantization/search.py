@@ -74,7 +74,8 @@ def _best_of_rows(
     if zero is not None:
         low, high = weight.amin(-1).clamp_(max=0), weight.amax(-1).clamp_(min=0)
         exact = (q_min - low * (q_max - q_min) / (high - low)).nan_to_num_(nan=float(q_min))
-        candidates = [exact.floor().clamp_(q_min, q_max), exact.ceil().clamp_(q_min, q_max)]
+        lowest = q_min + grid.lowest_zero
+        candidates = [exact.floor().clamp_(lowest, q_max), exact.ceil().clamp_(lowest, q_max)]
     best, best_zero = widest, zero
     points = grid.points
     # A symmetric grid holds both ends at the larger factor; with a zero point, half a step more that rounding it cuts.

@@ -122,6 +122,8 @@ class SourceFile:
 def bytes_of(data: torch.Tensor) -> memoryview:
     """The bytes of a CPU tensor of any dtype and shape, in row-major order; without a copy where it is contiguous."""
     flat = data.contiguous().reshape(-1)
+    if flat.numel() == 1:  # whose stride torch leaves as it was
+        flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 

@@ -157,7 +157,7 @@ def _choose_without_plugin(ckpt: Checkpoint, keep: Sequence[str], only: Sequence
     if tables:
         raise SpecError(
             f"{ckpt.label}: {listing(tables, 1)} are embeddings by their names, which are never quantized",
-            hint=f"leave them out: --keep {' --keep '.join(_globs(tables))}",
+            hint=f"leave them out: --keep {' --keep '.join(globs_of(tables))}",
         )
     return Layers(list(chosen), [], False, frozenset(transposed))
 
@@ -181,7 +181,7 @@ def _bias_length(ckpt: Checkpoint, name: str) -> int | None:
     return bias.spec.numel if bias is not None else None
 
 
-def _globs(names: Iterable[str]) -> list[str]:
+def globs_of(names: Iterable[str]) -> list[str]:
     """Globs of the modules, the numbers of layers left open."""
     modules = (name.removesuffix(".weight") for name in names)
     return list(dict.fromkeys("'" + re.sub(r"\.\d+(?=\.)", ".*", module) + "'" for module in modules))
@@ -250,7 +250,7 @@ def choose_grid(
     elif not symmetric and (points is not None or not codec.holds_zeros):
         what = f"{points.name} has" if points is not None else f"{codec.name} has"
         raise InputError(f"--asymmetric: {what} no zero points", hint="leave --asymmetric out")
-    grid = Grid(bits, size if isinstance(size, int) else None, symmetric, points)
+    grid = Grid(bits, size if isinstance(size, int) else None, symmetric, points, codec.lowest_zero)
     odd = {name: n for name, n in rows.items() if not grid.divides(n)}
     if odd and not codec.fills_rows:
         raise _odd_rows(sizes, grid, rows, odd)
@@ -310,5 +310,5 @@ def _odd_rows(sizes: Sequence[GroupSize], grid: Grid, rows: Mapping[str, int], o
     return SpecError(
         f"{len(odd)} of {len(rows)} layers have rows of {lengths} weights, which do not fall into groups of "
         f"{grid.group_size}: {listing(odd, 2)}; sizes that divide them: {divisors}",
-        hint=f"{remedy} these in floats: --keep {' --keep '.join(_globs(odd))}",
+        hint=f"{remedy} these in floats: --keep {' --keep '.join(globs_of(odd))}",
     )

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
-from llmkit.errors import SpecError
+from llmkit.errors import SpecError, listing
 from llmkit.quantization.codec import CONFIG_KEYS, FolderCodec
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.siblings import siblings
-from llmkit.transforms.layers import Layers
+from llmkit.transforms.layers import Layers, globs_of
 from llmkit.transforms.serving import serving_notes
 
 
@@ -27,17 +27,21 @@ def encoded_checkpoint(
     Raises:
         SpecError: a matrix that the layout cannot hold.
     """
+    made = {name: codec.prepared(matrix) for name, matrix in matrices.items()}
+    refused = {name: why for name, matrix in made.items() if (why := codec.refuses(matrix)) is not None}
+    if refused:
+        raise SpecError(
+            f"{listing(list(refused), 2)} {'does' if len(refused) == 1 else 'do'} not fit in --format {codec.name}: "
+            + listing(list(dict.fromkeys(refused.values())), 2),
+            hint=f"leave them in floats (quantize --keep {' --keep '.join(globs_of(refused))}), or take another format",
+        )
     tensors: dict[str, Lazy] = {}
     for name, lazy in ckpt.tensors.items():
         if name not in matrices:
             tensors[name] = lazy
             continue
-        matrix = codec.prepared(matrices[name])
-        why = codec.refuses(matrix)
-        if why is not None:
-            raise SpecError(f"{name} does not fit in --format {codec.name}: {why}")
         stem = name.removesuffix("weight")
-        tensors |= siblings({stem + end: part for end, part in codec.write(matrix).items()})
+        tensors |= siblings({stem + end: part for end, part in codec.write(made[name]).items()})
     by_module = {name.removesuffix(".weight"): matrix for name, matrix in matrices.items()}
     entry = codec.describe(by_module, layers.ignored, are_all=layers.are_all)
     config = {key: value for key, value in ckpt.config.items() if key not in CONFIG_KEYS}

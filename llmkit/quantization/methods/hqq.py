@@ -38,7 +38,7 @@ class HalfQuadratic(RoundToNearest):
         if zeros is None:
             return scales, None
         exact = half_quadratic_zeros(weight, scales.float(), zeros.float(), grid)
-        return scales, exact.round_().clamp_(-grid.middle, grid.middle - 1).to(torch.int8)
+        return scales, exact.round_().clamp_(grid.lowest_zero - grid.middle, grid.middle - 1).to(torch.int8)
 
 
 def half_quadratic_zeros(weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -90,9 +90,11 @@ def scales_and_zeros(
         scale, zero = torch.maximum(-low, high) / (grid.middle - 1 if is_narrow else grid.half_range), None
     else:
         scale = (high - low) / n_steps
+        if grid.lowest_zero:  # of a group above zero, fewer codes are left
+            scale = scale.maximum(high / (n_steps - grid.lowest_zero))
         # A group of zeros gives 0/0; any zero point represents it, 0 is the plain choice.
         exact = (q_min - low / scale).nan_to_num_(nan=0.0)
-        zero = exact.clamp_(q_min, q_min + n_steps).round_().to(torch.int8)
+        zero = exact.clamp_(q_min + grid.lowest_zero, q_min + n_steps).round_().to(torch.int8)
     info = torch.finfo(scale_dtype)
     stored = scale.to(scale_dtype)
     require_finite(weight, stored * (n_steps if zero is not None else math.ceil(grid.half_range)))

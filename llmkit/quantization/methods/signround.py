@@ -202,7 +202,7 @@ class _Learned:
         self._scale = ((high - low) / self._n_steps).to(self._scale_dtype).clamp_(min=tiny)
         if not self._grid.is_symmetric:
             exact = -low / self._scale.float()
-            self._zero = exact.round().clamp_(0, self._n_steps)
+            self._zero = exact.round().clamp_(self._grid.lowest_zero, self._n_steps)
             self._rest = exact - self._zero
 
     def rows(self) -> QuantizedRows:
