@@ -19,7 +19,7 @@ from typing import Any
 
 from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, Stored, about
+from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, Stored, error_context
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.words import cut, unsigned
 from llmkit.tensors.lazy import Apply, Lazy
@@ -65,7 +65,7 @@ class _RowScales(FolderReader):
             name, scale = f"{module}.weight", f"{module}.{self.scale}"
             weight, scales = stored.tensors[name], stored.tensors[scale]
             shape = stored.shapes.get(name)
-            with about(name):
+            with error_context(name):
                 bits = self._bits(weight.spec, shape, stored.config)
                 if bits is None:
                     raise SpecError(

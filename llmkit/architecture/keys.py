@@ -130,13 +130,13 @@ def as_float(value: Number, name: str = "") -> float:
     return float(value)
 
 
-def as_optional(value: Number | None, name: str = "") -> float | None:
+def as_optional(value: Number | None) -> float | None:
     """The number of a bound field that may have none.
 
     Raises:
         SpecError: config.json holds something else there.
     """
-    return None if value is None else as_float(value, name)
+    return None if value is None else as_float(value)
 
 
 def as_bool(value: Flag, name: str = "") -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.calibration.samples import Samples
-from llmkit.calibration.sensitivity import Tried, errors_of_weights, errors_on_text
+from llmkit.calibration.sensitivity import Trial, errors_of_weights, errors_on_text
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import InputError
@@ -182,7 +182,7 @@ def _errors(
     device: str,
 ) -> tuple[str, dict[str, list[float]]]:
     """By what is measured, and the error of each candidate of each unit."""
-    tried, layers = dict[str, Tried](), dict[str, list[str]]()
+    trials, layers = dict[str, Trial](), dict[str, list[str]]()
     for unit, names in units.items():
         restores = [c.restore for c in options[unit] if c.restore is not None]
         by_layer: dict[int | None, dict[str, Lazy]] = defaultdict(dict)
@@ -190,15 +190,15 @@ def _errors(
             for weight, lazy in candidates.weights[name].items():
                 by_layer[_layer(weight)][weight] = lazy
         layers[unit] = [f"{unit} {layer}" for layer in by_layer]
-        tried |= {f"{unit} {layer}": Tried(weights, layer, restores) for layer, weights in by_layer.items()}
+        trials |= {f"{unit} {layer}": Trial(weights, layer, restores) for layer, weights in by_layer.items()}
     if isinstance(known, Samples):
         measured, words = (
-            errors_on_text(ckpt, known, tried, report, device=device),
+            errors_on_text(ckpt, known, trials, report, device=device),
             f"the error of block outputs on {known.label}",
         )
     else:
         report("measuring the error of every matrix")
-        measured = errors_of_weights(tried, known)
+        measured = errors_of_weights(trials, known)
         words = "the error of the weights" if known is None else f"the error of outputs by {known.label}"
     unit_errors = {}
     for unit, of_unit in options.items():

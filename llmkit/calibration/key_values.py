@@ -108,7 +108,7 @@ def measure_ranges(
     rows = windows(ids, decoder.context or MOST_TOKENS, suffix=suffix)
     cache = _Ranging(_mixing(decoder, suffix), context)
     decoder.hidden(torch.tensor(rows), cache)
-    return cache.found
+    return cache.ranges
 
 
 class _Ranging(KVCache):
@@ -120,18 +120,18 @@ class _Ranging(KVCache):
 
     def __init__(self, mixing: Mapping[int, torch.Tensor], context: Context | None) -> None:
         super().__init__(keep=False)
-        self.found: Ranges = {}
+        self.ranges: Ranges = {}
         self._mixing, self._context = mixing, context or Context()
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
         self._context.raise_if_stopped()
         squares = k.float().square() @ self._mixing[layer]
-        self.found[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
+        self.ranges[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
         return super().attend(layer, q, k, v, scores)
 
 
 def _mixing(decoder: Any, suffix: tuple[int, ...]) -> dict[int, torch.Tensor]:
-    """Which channels of a key its position mixes, by layer: asked of the position readers with unit vectors."""
+    """Which channels of a key its position mixes, by layer: by what the position readers make of unit vectors."""
     model, size = decoder.model, decoder.model.dims.head_dim
     kinds = [decoder.position_kind(i) for i in range(len(model.blocks))]
     masks: dict[Any, torch.Tensor] = {}

@@ -22,7 +22,7 @@ from llmkit.formats import imatrix, safetensors
 from llmkit.formats.container import OutputFile, OutputFiles
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.stage import Computed
-from llmkit.quantization.codec import about
+from llmkit.quantization.codec import error_context
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, moved
 from llmkit.tensors.lazy import Apply, Context, Lazy
@@ -70,7 +70,7 @@ def observe(
 def observed(
     ckpt: Checkpoint, samples: Samples, measured: Sequence[str], *, device: str = CPU
 ) -> tuple[StoredStatistics, Sequence[Sequence[int]]]:
-    """The statistics of all linear layers in the blocks of a model, computed when they are asked for.
+    """The statistics of all linear layers in the blocks of a model, computed when they are read.
 
     Args:
         measured: fields of `Statistics`.
@@ -105,7 +105,7 @@ def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, L
     def compute(blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
         hook = Observing(measured, context)
         hidden = blocks.run(index, state["hidden"].load(), hook)
-        return Computed({}, [("hidden", hidden)], hook.found.items())
+        return Computed({}, [("hidden", hidden)], hook.statistics.items())
 
     return compute
 
@@ -115,12 +115,12 @@ def _spec(field: str, n: int) -> TensorSpec:
 
 
 class Observing:
-    """A hook that changes nothing; what it found is named WEIGHT.FIELD."""
+    """A hook that changes nothing; `statistics` are named WEIGHT.FIELD."""
 
     def __init__(self, measured: Sequence[str], context: Context) -> None:
         self._measured, self._context = measured, context
         self._observers: dict[tuple[str, ...], Observer] = {}
-        self.found: dict[str, torch.Tensor] = {}
+        self.statistics: dict[str, torch.Tensor] = {}
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None = None) -> None:
         self._context.raise_if_stopped()
@@ -128,10 +128,10 @@ class Observing:
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
         statistics = self._observers.pop(tuple(weights)).statistics()
-        with about(weights[0]):
+        with error_context(weights[0]):
             statistics.require_finite()
         statistics = moved(statistics, CPU)
-        self.found |= {f"{w}.{field}": getattr(statistics, field) for w in weights for field in self._measured}
+        self.statistics |= {f"{w}.{field}": getattr(statistics, field) for w in weights for field in self._measured}
         return values
 
 

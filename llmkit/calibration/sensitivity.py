@@ -35,26 +35,26 @@ _N_TOKENS, _N_HEAD_TOKENS = 4096, 256  # of the text: errors are means, and thei
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
+class Trial:
     """A matrix, and ways to store it.
 
     Attributes:
         weights: what is in it, by canonical id, [out, in] each.
         layer: None outside the layers.
-        ways: that lose something.
+        restores: how it is read after it was stored in each of the ways that lose something.
     """
 
     weights: Mapping[str, Lazy]
     layer: int | None
-    ways: Sequence[Restore]
+    restores: Sequence[Restore]
 
 
-def errors_of_weights(matrices: Mapping[str, Tried], known: StoredStatistics | None) -> dict[str, list[float]]:
+def errors_of_weights(matrices: Mapping[str, Trial], known: StoredStatistics | None) -> dict[str, list[float]]:
     """The error of each way to store each matrix, by its weights and what is known of their inputs."""
-    return {name: [_of_weights(matrix, restore, known) for restore in matrix.ways] for name, matrix in matrices.items()}
+    return {name: [_of_weights(trial, r, known) for r in trial.restores] for name, trial in matrices.items()}
 
 
-def _of_weights(matrix: Tried, restore: Restore, known: StoredStatistics | None) -> float:
+def _of_weights(matrix: Trial, restore: Restore, known: StoredStatistics | None) -> float:
     error = norm = 0.0
     for weight, lazy in matrix.weights.items():
         fields = known.parts.get(weight, {}) if known is not None else {}
@@ -84,7 +84,7 @@ def _rounded(error: float) -> float:
 def errors_on_text(
     ckpt: Checkpoint,
     samples: Samples,
-    matrices: Mapping[str, Tried],
+    matrices: Mapping[str, Trial],
     report: Callable[[str], None],
     *,
     device: str = CPU,
@@ -113,7 +113,7 @@ def errors_on_text(
 
 
 def _of_block(
-    matrices: Mapping[str, Tried],
+    matrices: Mapping[str, Trial],
     n_blocks: int,
     blocks: Blocks,
     index: int,
@@ -123,13 +123,13 @@ def _of_block(
     hidden, errors = state["hidden"].load(), dict[str, list[float]]()
     hook = Observing(["squares"], context)
     after = blocks.run(index, hidden, hook)
-    squares = {name.removesuffix(".squares"): constant(x) for name, x in hook.found.items()}
+    squares = {name.removesuffix(".squares"): constant(x) for name, x in hook.statistics.items()}
     weights, rows = KeptWeights(blocks.weights), list(range(len(hidden)))
     with torch.inference_mode():
         for name, matrix in matrices.items():
             if matrix.layer == index:
                 errors[name] = []
-                for restore in matrix.ways:
+                for restore in matrix.restores:
                     context.raise_if_stopped()
                     replacements = {
                         weight: restore(lazy, squares.get(weight)).load().float().to(blocks.device)
@@ -139,15 +139,16 @@ def _of_block(
                     errors[name].append(_share(changed - after, after))
         if index == n_blocks - 1:
             ids = state["ids"].load()
-            errors |= {name: _of_ends(m, ids, blocks.normed(after)) for name, m in matrices.items() if m.layer is None}
+            outside, normed = {n: m for n, m in matrices.items() if m.layer is None}, blocks.normed(after)
+            errors |= {name: _of_head_and_embedding(matrix, ids, normed) for name, matrix in outside.items()}
     return Computed({"errors": errors}, [("hidden", after)])
 
 
-def _of_ends(matrix: Tried, ids: torch.Tensor, hidden: torch.Tensor) -> list[float]:
+def _of_head_and_embedding(matrix: Trial, ids: torch.Tensor, hidden: torch.Tensor) -> list[float]:
     """Of a head, an embedding, or one matrix that is both."""
     states = hidden.flatten(0, -2)[:: max(hidden[..., 0].numel() // _N_HEAD_TOKENS, 1)].float()
     errors = []
-    for restore in matrix.ways:
+    for restore in matrix.restores:
         error = 0.0
         for weight, lazy in matrix.weights.items():
             value = lazy.load().float()

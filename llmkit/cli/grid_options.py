@@ -131,8 +131,8 @@ class MixedPrecision:
         from llmkit.transforms.recipe import read_recipe
         from llmkit.transforms.schemes import head_and_embedding_recipe
 
-        ends = head_and_embedding_recipe(ckpt, head_bits=self.head_bits, embedding_bits=self.embedding_bits)
-        return {**ends, **(read_recipe(self.recipe) if self.recipe is not None else {})}
+        of_options = head_and_embedding_recipe(ckpt, head_bits=self.head_bits, embedding_bits=self.embedding_bits)
+        return {**of_options, **(read_recipe(self.recipe) if self.recipe is not None else {})}
 
     def target(self, bits: int | None) -> Target | None:
         """The size that is aimed at; None where bits are given, or a recipe alone says what to do.

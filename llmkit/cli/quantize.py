@@ -317,8 +317,8 @@ def _write(
         return document, render
 
     def findings() -> dict[str, Any]:
-        found = quantizer.findings() if quantizer is not None else {}
-        return found | ({"allocation": chosen.as_dict()} if chosen is not None else {})
+        by_key = quantizer.findings() if quantizer is not None else {}
+        return by_key | ({"allocation": chosen.as_dict()} if chosen is not None else {})
 
     details = {"size": size_text} | ({"bits": chosen.words()} if chosen is not None else {})
     write(out, after, writing, details=details, finish=finish, findings=findings)
@@ -334,10 +334,11 @@ def _show_errors(out: Output, meter: Meter) -> None:
         out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
 
 
-def _words(found: Divergence) -> str:
+def _words(divergence: Divergence) -> str:
     return (
-        f"perplexity {found.before.perplexity:.3f} → {found.after.perplexity:.3f}, divergence {found.kl:.4f} nats, "
-        f"{found.flipped:.1%} of {found.after.n_scored} likeliest tokens are others"
+        f"perplexity {divergence.before.perplexity:.3f} → {divergence.after.perplexity:.3f}, "
+        f"divergence {divergence.kl:.4f} nats, "
+        f"{divergence.flipped:.1%} of {divergence.after.n_scored} likeliest tokens are others"
     )
 
 

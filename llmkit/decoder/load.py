@@ -81,13 +81,13 @@ def load_decoder(
     return _loaded(ckpt, dtype, device, architecture, streamed)[0]
 
 
-def load_blocks(ckpt: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> tuple[Decoder, Weights]:
+def load_blocks(ckpt: Checkpoint, *, device: str = "cpu") -> tuple[Decoder, Weights]:
     """A decoder whose layers are made one by one (`Decoder.layer`), and the weights to make them of.
 
     Raises:
         RequirementError, SpecError: as of `load_decoder`.
     """
-    return _loaded(ckpt, dtype, device, None, True)
+    return _loaded(ckpt, "float32", device, None, True)
 
 
 def _loaded(

@@ -86,15 +86,15 @@ def draft_plugin(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], *, 
     for path, _, key in (read for p in order for read in fields_of(loaded[p])):
         if isinstance(key, Key):
             known.setdefault(path.rpartition(".")[2], []).extend(key.spellings)
-    made = []
+    drafts = []
     for plugin in order:
         try:
-            made.append(_after(plugin, loaded[plugin], tables, Config(config, known), headers, specs, name))
+            drafts.append(_after(plugin, loaded[plugin], tables, Config(config, known), headers, specs, name))
         except (LlmkitError, ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError):
             continue  # the plugin's functions of the config, given one of another family
-    if not made:
+    if not drafts:
         raise InputError(f"{label}: no plugin has layers that are like its own", hint="llmkit plugins list shows them")
-    return min(made, key=lambda draft: draft.misfits)
+    return min(drafts, key=lambda draft: draft.misfits)
 
 
 def _after(
@@ -107,24 +107,24 @@ def _after(
     stated = config.values.get("model_type")
     classes, types = tuple(map(str, config.values.get("architectures") or ())), tuple(filter(None, [stated]))
     tiny = {config.renamed.get(k, k): v for k, v in like.tiny.items() if k not in ("architectures", "model_type")}
-    made = Architecture(name, classes, names=names, tiny=tiny, model_types=types, **parts)
-    model = made.bind(config.values)
+    architecture = Architecture(name, classes, names=names, tiny=tiny, model_types=types, **parts)
+    model = architecture.bind(config.values)
     if names.head not in headers.outer and not model.is_tied:
-        made = replace(made, head=replace(made.head, tied=True))
-        model = made.bind(config.values)
+        architecture = replace(architecture, head=replace(architecture.head, tied=True))
+        model = architecture.bind(config.values)
     report = model.check(specs)
     unknown = [f"tensors that no name table knows: {listing(report.extra, 4)}"] if report.extra else []
     n_wrong = len(report.missing) + len(report.extra) + len(report.misshapen)
     n_own = len(headers.inner.keys() & set(map(stem_of, like.names.slots.values())))
-    n_unread = len(replace(made, fixed=like.fixed, unused=like.unused).bind(config.values).unread.unknown)
-    in_its_words = {**config.values, **{own: config.values.get(key) for own, key in config.renamed.items()}}
+    n_unread = len(replace(architecture, fixed=like.fixed, unused=like.unused).bind(config.values).unread.unknown)
+    in_its_words = {**config.values, **{known: config.values.get(key) for known, key in config.renamed.items()}}
     is_other = like.when is not None and not like.when(in_its_words)
     checks = {**config.checks, "block": _NOT_SHOWN.format(like.name)}
     for slot, entry in names.slots.items():
         if parts_of(slot, entry) and stem_of(entry) != stem_of(like.names.slots.get(slot, "")):
             checks[f"names.slots.{slot}"] = 'the order of rows (rows="stacked" or "per_group"), and of its parts'
     return Draft(
-        made, plugin, like, checks, (*unknown, *model.unread.refused),
+        architecture, plugin, like, checks, (*unknown, *model.unread.refused),
         {path: lookup(Key(path, None), config.values) for path in model.unread.unknown}, tuple(report.problems),
         (n_wrong, is_other, n_unread, config.n_assumed, -n_own),
     )  # fmt: skip
@@ -142,15 +142,16 @@ def _sizes(headers: Headers, names: Names, heads: int) -> dict[str, int]:
 
     head_dim = max((other_side("attn.q") or other_side("attn.o") or hidden) // heads, 1)
     of_kv = other_side("attn.k") // head_dim or (other_side("attn.qkv") // head_dim - heads) // 2
-    found = {"hidden": hidden, "layers": headers.n_layers, "heads": heads, "vocab": vocab, "head_dim": head_dim}
-    found |= {"kv_heads": of_kv if of_kv > 0 else heads, "ffn": other_side("mlp.down")}
-    return {name: size for name, size in found.items() if size}
+    sizes = {"hidden": hidden, "layers": headers.n_layers, "heads": heads, "vocab": vocab, "head_dim": head_dim}
+    sizes |= {"kv_heads": of_kv if of_kv > 0 else heads, "ffn": other_side("mlp.down")}
+    return {name: size for name, size in sizes.items() if size}
 
 
 def plugin_text(draft: Draft, label: str) -> str:
     """The module: what it has of the plugin that it is made after, and what differs."""
-    made, (module, _, attribute) = draft.architecture, draft.plugin.target.partition(":")
-    about, items = _ABOUT.format(name=made.name, label=label, after=draft.like.name), [*draft.problems, *draft.unknown]
+    architecture, (module, _, attribute) = draft.architecture, draft.plugin.target.partition(":")
+    about = _ABOUT.format(name=architecture.name, label=label, after=draft.like.name)
+    items = [*draft.problems, *draft.unknown]
     if draft.unread:
         unread = ", ".join(f"{k} = {v!r:.80}" for k, v in draft.unread.items())
         items.append(f"keys of config.json that nothing reads, and may change what is computed: {unread}")
@@ -158,8 +159,8 @@ def plugin_text(draft: Draft, label: str) -> str:
         lines = [fill(f"- {item}", 116, subsequent_indent="  ", break_on_hyphens=False) for item in items]
         about += "\n".join(["", "Not known:", "", *lines, ""])
     body = []
-    for field in fields(made):
-        value, where = getattr(made, field.name), f"like.{attribute}.{field.name}"
+    for field in fields(architecture):
+        value, where = getattr(architecture, field.name), f"like.{attribute}.{field.name}"
         for path, why in draft.checks.items():
             if path.partition(".")[0] == field.name:
                 body += wrap(f"# check: {path}: {why}", 110, subsequent_indent="#   ")

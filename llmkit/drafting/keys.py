@@ -58,20 +58,20 @@ class Config:
     def _size(self, name: str, key: Any, sizes: dict[str, int]) -> None:
         """The key of a size: the plugin's where its value is that of the headers, else the nearest with that value."""
         derived = {"kv_heads": sizes["heads"], "head_dim": sizes["hidden"] // sizes["heads"]}.get(name)
-        wanted, value = sizes.get(name), self._value(key)
-        if name == "extra" or (value is not None and wanted is None) or wanted == (value or derived):
+        size, value = sizes.get(name), self._value(key)
+        if name == "extra" or (value is not None and size is None) or size == (value or derived):
             return
-        near, likeness = self._nearest(name, wanted)
+        near, likeness = self._nearest(name, size)
         if near is not None:
             self.changes[f"dims.{name}"] = Key(near, None) if name in ("kv_heads", "head_dim", "context") else Key(near)
             self.renamed[next(iter(key.spellings), name)] = near
             if likeness < 1:
-                self.checks[f"dims.{name}"] = "told by its name" if wanted is None else f"told by its value, {wanted}"
-        elif wanted in (derived, None):
+                self.checks[f"dims.{name}"] = "told by its name" if size is None else f"told by its value, {size}"
+        elif size in (derived, None):
             self.changes[f"dims.{name}"] = DERIVED
         else:
-            self.changes[f"dims.{name}"] = Key((), wanted)
-            self.checks[f"dims.{name}"] = f"no key of config.json is {wanted}"
+            self.changes[f"dims.{name}"] = Key((), size)
+            self.checks[f"dims.{name}"] = f"no key of config.json is {size}"
 
     def _nearest(self, name: str, value: int | None) -> tuple[str | None, float]:
         """The key most like the known spellings of a size, of those that hold a value, and how like it is."""
@@ -102,12 +102,12 @@ class Config:
 
 def fields_of(architecture: Architecture) -> Iterator[tuple[str, Any, Any]]:
     """The fields of an architecture's sizes and kinds: path (`block.norm.eps`), default, and value, with its `Key`."""
-    found = [(part, getattr(architecture, part)) for part in _PARTS]
-    for path, part in found:  # which grows
+    parts = [(part, getattr(architecture, part)) for part in _PARTS]
+    for path, part in parts:  # which grows
         for f in fields(part) if _is_kind(part) else ():
             value = getattr(part, f.name)
             value = as_key(value) if isinstance(part, Dims) or f.name in getattr(part, "string_keys", ()) else value
-            found.append((f"{path}.{f.name}", value))
+            parts.append((f"{path}.{f.name}", value))
             yield f"{path}.{f.name}", f.default, value
 
 

@@ -14,7 +14,7 @@ from llmkit.architecture.names import Entry, Fused, Names, Transposed, parts_of,
 from llmkit.errors import InputError, listing
 from llmkit.tensors.spec import DType, TensorSpec
 
-_ENDS = ("head", "embed", "final_norm")
+_OUTER = ("head", "embed", "final_norm")
 # Tables and masks that old files store.
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias|causal_mask|position_ids|attention\.mask|attn\.mask)$")
 
@@ -95,8 +95,8 @@ def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) ->
             if len(headers.shape(entry)) == 2:
                 slots[slot] = Transposed(_plain(entry)) if is_transposed else _plain(entry)
     ignored = like.names.ignored if headers.block == like.names.block else headers.ignored
-    ends: dict[str, Any] = {slot: outer.pop(slot) for slot in _ENDS}
-    return replace(like.names, **ends, outer=outer, block=headers.block, slots=slots, ignored=ignored)
+    outer_names: dict[str, Any] = {slot: outer.pop(slot) for slot in _OUTER}
+    return replace(like.names, **outer_names, outer=outer, block=headers.block, slots=slots, ignored=ignored)
 
 
 def _plain(entry: Entry) -> str | Fused:
@@ -116,18 +116,18 @@ def _known_as(stem: str, tables: Sequence[Names], exact: bool) -> Iterator[tuple
 
 def _outer_like(headers: Headers, names: Names, tables: Sequence[Names]) -> dict[str, str]:
     """What lies outside the layers; told by shapes where no table knows its name."""
-    found = _outer(names)
-    for slot in [slot for slot, own in found.items() if own not in headers.outer]:
-        known = [_outer(table)[slot] for table in tables if slot in _outer(table)]
+    stems = _outer_names(names)
+    for slot in [slot for slot, stem in stems.items() if stem not in headers.outer]:
+        known = [_outer_names(table)[slot] for table in tables if slot in _outer_names(table)]
         words = {stem.rpartition(".")[2] for stem in known}
         rank = 1 if slot.endswith("norm") else 2
-        free = [s for s in headers.outer if s not in found.values() and len(headers.shape(s)) == rank]
+        free = [s for s in headers.outer if s not in stems.values() and len(headers.shape(s)) == rank]
         called = [s for s in free if s in known] or [s for s in free if s.rpartition(".")[2] in words]
         if not called and slot in ("embed", "final_norm"):
             called = sorted(free, key=headers.shape, reverse=True)
-        found[slot] = called[0] if called else found[slot]
-    return found
+        stems[slot] = called[0] if called else stems[slot]
+    return stems
 
 
-def _outer(names: Names) -> dict[str, str]:
-    return {slot: getattr(names, slot) for slot in _ENDS} | dict(names.outer)
+def _outer_names(names: Names) -> dict[str, str]:
+    return {slot: getattr(names, slot) for slot in _OUTER} | dict(names.outer)

@@ -24,7 +24,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _REMEDY = "copy the file from the model's source again"
 
 
-def read_json(path: Path, *, max_nbytes: int = MAX_NBYTES, is_strict: bool = False) -> Any:
+def read_json(path: Path) -> Any:
     """The document in a file; `parse_json` says what is refused.
 
     Raises:
@@ -34,12 +34,12 @@ def read_json(path: Path, *, max_nbytes: int = MAX_NBYTES, is_strict: bool = Fal
         if not path.is_file() and path.exists():
             raise InputError(f"{path} is no regular file; expected a JSON document")
         nbytes = path.stat().st_size
-        if nbytes > max_nbytes:
-            raise InputError(f"{path} is {nbytes} bytes long; a JSON file of a checkpoint has at most {max_nbytes}")
+        if nbytes > MAX_NBYTES:
+            raise InputError(f"{path} is {nbytes} bytes long; a JSON file of a checkpoint has at most {MAX_NBYTES}")
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    return parse_json(data, str(path), max_nbytes=max_nbytes, is_strict=is_strict)
+    return parse_json(data, str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:

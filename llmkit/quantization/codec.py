@@ -154,13 +154,13 @@ class Stored:
         """The quantization entry of config.json; empty for none."""
         return config_entry(self.config) or {}
 
-    def parts(self, module: str, ends: Sequence[str]) -> dict[str, Lazy]:
-        """The tensors of a module, by the ends of their names."""
-        return {end: self.tensors[f"{module}.{end}"] for end in ends if f"{module}.{end}" in self.tensors}
+    def parts(self, module: str, suffixes: Sequence[str]) -> dict[str, Lazy]:
+        """The tensors of a module, by what follows its name."""
+        return {suffix: t for suffix in suffixes if (t := self.tensors.get(f"{module}.{suffix}")) is not None}
 
 
 @contextmanager
-def about(module: str) -> Iterator[None]:
+def error_context(module: str) -> Iterator[None]:
     """Refusals inside name the module, or the weight; those of one without a name stay as they are."""
     try:
         yield
@@ -168,7 +168,7 @@ def about(module: str) -> Iterator[None]:
         raise type(error)(f"{module}: {error.message}" if module else error.message, hint=error.hint) from error
 
 
-def need(parts: Mapping[str, Lazy], name: str, *expected: TensorSpec) -> Lazy:
+def required(parts: Mapping[str, Lazy], name: str, *expected: TensorSpec) -> Lazy:
     """A part that a matrix cannot do without.
 
     Raises:

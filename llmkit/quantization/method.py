@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, Self
 from llmkit import entry_points
 from llmkit.errors import InputError, RequirementError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import about
+from llmkit.quantization.codec import error_context
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes
 from llmkit.quantization.statistics import Statistics
@@ -36,7 +36,7 @@ class QuantizedRows:
 
     Attributes:
         codes: uint8 [rows, n_bytes(in)], as of `llmkit.quantization.packing`.
-        scales: [rows, groups], in the dtype that was asked for, never 0.
+        scales: [rows, groups], in the requested dtype, never 0.
         zeros: uint8 [rows, groups]; None where the grid is symmetric.
         order: int32 [in], the group of each column, from a method that `gives_order`; None elsewhere.
         squared_error: the sum over (w - w')^2, w' as it will be read.
@@ -283,7 +283,7 @@ class Task:
             InputError: as of `Method.quantize`, or inputs that were no numbers; naming the weight.
         """
         inputs = self.block_weight(rows, statistics)
-        with about(self.name), made_on(self.device):
+        with error_context(self.name), made_on(self.device):
             result = self.method.quantize(inputs.weight, self.grid, inputs.scale_dtype, inputs.statistics)
             return moved(result, CPU)
 
@@ -295,7 +295,7 @@ class Task:
         Raises:
             InputError: inputs that were no numbers; naming the weight.
         """
-        with about(self.name):
+        with error_context(self.name):
             if statistics is not None:
                 statistics = moved(statistics, self.device)
                 statistics.require_finite()

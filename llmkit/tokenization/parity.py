@@ -77,8 +77,8 @@ def compare(
     return Difference(len(other), len(texts), text, expected, ids)
 
 
-def tied_texts(scores: Mapping[str, float], n: int = _MOST_TIED) -> list[str]:
-    """Up to `n` texts of pieces that share their score with others, spaces as spaces.
+def tied_texts(scores: Mapping[str, float]) -> list[str]:
+    """Up to `_MOST_TIED` texts of pieces that share their score with others, spaces as spaces.
 
     Half are chains: the end of one such piece begins the next, so that which of the two is made depends on the order.
     """
@@ -90,7 +90,7 @@ def tied_texts(scores: Mapping[str, float], n: int = _MOST_TIED) -> list[str]:
     by_start: dict[tuple[float, str], str] = {}
     for text in tied:
         by_start.setdefault((scores[text], text[0]), text)
-    step = max(1, 2 * len(tied) // n)
+    step = max(1, 2 * len(tied) // _MOST_TIED)
     chains = []
     for text in tied[::step]:
         follower = by_start.get((scores[text], text[-1]))
@@ -98,7 +98,7 @@ def tied_texts(scores: Mapping[str, float], n: int = _MOST_TIED) -> list[str]:
             third = by_start.get((scores[text], follower[-1]), "")
             chains.append(text + follower[1:] + third[1:])
     rows = ["".join(tied[i : i + 8]) for i in range(0, len(tied), 8)]
-    chosen = [*chains, *rows[:: max(1, 2 * len(rows) // n)]]
+    chosen = [*chains, *rows[:: max(1, 2 * len(rows) // _MOST_TIED)]]
     return [text.replace(SPACE, " ") for text in chosen]
 
 

@@ -88,9 +88,9 @@ def name_of(pre_tokenizer: Mapping[str, Any] | None, hint: str | None = None) ->
     return hint if hint in fitting else next(iter(fitting), None)
 
 
-def name_of_pattern(pattern: str, hint: str | None = None) -> str | None:
-    """GGUF's name for words cut by one pattern, as a tiktoken file's code states it; arguments as there."""
-    return name_of({"pretokenizers": [_split(pattern), _bytes()]}, hint)
+def name_of_pattern(pattern: str) -> str | None:
+    """GGUF's name for words cut by one pattern, as a tiktoken file's code states it."""
+    return name_of({"pretokenizers": [_split(pattern), _bytes()]}, None)
 
 
 def _signature(pre_tokenizer: Mapping[str, Any] | None) -> list[tuple[str, ...]]:

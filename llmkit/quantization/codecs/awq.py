@@ -18,7 +18,7 @@ from typing import Any
 
 from llmkit.errors import SpecError, listing
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import Specs, need
+from llmkit.quantization.codec import Specs, required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack, unpack_words
@@ -62,7 +62,7 @@ class Awq(QweightCodec):
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
     ) -> QuantizedMatrix:
         """The matrix of its tensors; their shapes and dtypes tell which form they have."""
-        words, scales, zeros = (need(parts, end) for end in ("qweight", "scales", "qzeros"))
+        words, scales, zeros = (required(parts, end) for end in ("qweight", "scales", "qzeros"))
         fitting = [form for form in _FORMS if form.fits(words.spec, scales.spec, zeros.spec)]
         if not fitting:
             raise SpecError(f"qweight is {words.spec}, scales {scales.spec}, qzeros {zeros.spec}: no form of AWQ")
@@ -87,12 +87,12 @@ class Awq(QweightCodec):
         }
 
     def _words(self, specs: Specs, module: str) -> str | None:
-        found = [specs.get(f"{module}.{end}") for end in ("qweight", "scales", "qzeros")]
-        given = [spec for spec in found if spec is not None]
-        form = next((form for form in _FORMS if len(given) == 3 and form.fits(*given)), None)
+        optional = [specs.get(f"{module}.{end}") for end in ("qweight", "scales", "qzeros")]
+        known = [spec for spec in optional if spec is not None]
+        form = next((form for form in _FORMS if len(known) == 3 and form.fits(*known)), None)
         if form is None:
             return None
-        return f"int4 group {given[0].shape[0] // given[1].shape[0]}" if form is _FORMS[0] else f"int4 ({form.name})"
+        return f"int4 group {known[0].shape[0] // known[1].shape[0]}" if form is _FORMS[0] else f"int4 ({form.name})"
 
 
 @dataclass(frozen=True)

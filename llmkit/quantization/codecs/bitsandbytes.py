@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need, small
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, error_context, required, small
 from llmkit.quantization.codecs.nested_scales import NestedScales, nested_scales, parts_of_scales
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.points import FP4, NF4, Points
@@ -41,7 +41,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 
 _STATE = "quant_state.bitsandbytes__"
 _TYPES = {points.name: points for points in (NF4, FP4)}
-_ENDS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(_STATE + kind for kind in _TYPES))
+_SUFFIXES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(_STATE + kind for kind in _TYPES))
 _DTYPES = {dtype.torch_name: dtype for dtype in (DType.F32, DType.F16, DType.BF16)}
 _MOST_DIGITS = 24  # of the offset, in JSON
 _STEP = 7.874015718698502e-3  # 1 / 127, as the library has it
@@ -145,9 +145,9 @@ class BitsAndBytes(FolderCodec):
 
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
         for kind in _TYPES:
-            found = [name for name in specs if name.endswith(_STATE + kind)]
-            if found:
-                return kind, found
+            names = [name for name in specs if name.endswith(_STATE + kind)]
+            if names:
+                return kind, names
         blocks = [name for name in specs if name.endswith(".absmax")]
         if blocks:
             return "4 bits", blocks
@@ -162,10 +162,10 @@ class BitsAndBytes(FolderCodec):
             if end not in ("absmax", "SCB"):
                 continue
             weight = weight if end == "absmax" else f"{weight}.weight"
-            parts = stored.parts(weight, _ENDS) if end == "absmax" else {"SCB": stored.tensors[name]}
+            parts = stored.parts(weight, _SUFFIXES) if end == "absmax" else {"SCB": stored.tensors[name]}
             used |= {weight, *(f"{weight}.{part}" for part in parts), name}
-            with about(weight):
-                parts["weight"] = need(stored.tensors, weight)
+            with error_context(weight):
+                parts["weight"] = required(stored.tensors, weight)
                 if end == "absmax":
                     matrices[weight] = _blocks(parts)
                     continue
@@ -196,7 +196,7 @@ def _blocks(parts: Mapping[str, Lazy]) -> Restorable:
     stored = parts["weight"]
     if stored.spec.nbytes != (numel + 1) // 2:
         raise SpecError(f"it is {stored.spec}; expected {(numel + 1) // 2} bytes for {list(shape)}", hint=REMEDY)
-    table = struct.unpack("<16f", small(need(parts, "quant_map", TensorSpec(DType.F32, (16,)))))
+    table = struct.unpack("<16f", small(required(parts, "quant_map", TensorSpec(DType.F32, (16,)))))
     if not all(map(math.isfinite, table)):
         raise SpecError("quant_map holds NaN or infinities", hint=REMEDY)
     points = next((known for known in _TYPES.values() if known.values == table), Points(state.kind, 4, table))
@@ -226,12 +226,12 @@ def _scales(parts: Mapping[str, Lazy], state: _State, spec: TensorSpec) -> Lazy:
     """The largest absolute value of each block, float32 [rows, blocks in a row]."""
     n = spec.numel
     if "nested_absmax" not in parts:
-        return viewed(need(parts, "absmax", TensorSpec(DType.F32, (n,))), DType.F32, spec.shape)
+        return viewed(required(parts, "absmax", TensorSpec(DType.F32, (n,))), DType.F32, spec.shape)
     size = state.nested_block_size
     nested = NestedScales(
-        need(parts, "absmax", TensorSpec(DType.U8, (n,))),
-        need(parts, "nested_absmax", TensorSpec(DType.F32, (-(-n // size),))),
-        need(parts, "nested_quant_map", TensorSpec(DType.F32, (256,))),
+        required(parts, "absmax", TensorSpec(DType.U8, (n,))),
+        required(parts, "nested_absmax", TensorSpec(DType.F32, (-(-n // size),))),
+        required(parts, "nested_quant_map", TensorSpec(DType.F32, (256,))),
         constant_of([state.nested_offset], DType.F32, (1,)),
         size,
     )
@@ -308,7 +308,7 @@ def _refuse_tiles(form: Lazy) -> None:
 def _rows(values: Lazy, largest: Lazy) -> _Rows:
     if values.dtype is not DType.I8 or len(values.shape) != 2:
         raise SpecError(f"it is {values.spec}; expected int8 [out, in]", hint=REMEDY)
-    need({"SCB": largest}, "SCB", TensorSpec(DType.F32, values.shape[:1]))
+    required({"SCB": largest}, "SCB", TensorSpec(DType.F32, values.shape[:1]))
     return _Rows(values, largest)
 
 

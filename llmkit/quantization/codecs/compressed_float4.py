@@ -17,7 +17,7 @@ from typing import Any
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, need
+from llmkit.quantization.codec import REMEDY, required
 from llmkit.quantization.float8 import powers_of_two
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.points import MXFP4
@@ -55,7 +55,7 @@ def read_float4(parts: Mapping[str, Lazy], settings: Mapping[str, Any]) -> Float
         raise SpecError(f"{form}: weights are {str(weights)[:60]!r}; expected float, 4 bits", hint=REMEDY)
     if not weights.get("symmetric", True):
         raise RequirementError(f"{form} with zero points is not read", hint=REMEDY)
-    stored, size = need(parts, "weight_packed"), FLOAT4_FORMATS[form]
+    stored, size = required(parts, "weight_packed"), FLOAT4_FORMATS[form]
     if stored.dtype is not DType.U8 or len(stored.shape) != 2 or stored.shape[1] * 2 % size:
         raise SpecError(
             f"weight_packed is {stored.spec}; expected U8[out, in / 2], in a multiple of {size}", hint=REMEDY
@@ -70,8 +70,8 @@ def read_float4(parts: Mapping[str, Lazy], settings: Mapping[str, Any]) -> Float
 
 def _ratios(parts: Mapping[str, Lazy], shape: tuple[int, int]) -> Lazy:
     """Scales of NVFP4, float32 [out, groups]."""
-    scales = need(parts, "weight_scale", TensorSpec(DType.F8_E4M3, shape))
-    of_all = need(parts, "weight_global_scale", TensorSpec(DType.F32, (1,)))
+    scales = required(parts, "weight_scale", TensorSpec(DType.F8_E4M3, shape))
+    of_all = required(parts, "weight_global_scale", TensorSpec(DType.F32, (1,)))
 
     def fn(scales: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
         return scales.float() / divisor
@@ -81,5 +81,5 @@ def _ratios(parts: Mapping[str, Lazy], shape: tuple[int, int]) -> Lazy:
 
 def _powers(parts: Mapping[str, Lazy], shape: tuple[int, int]) -> Lazy:
     """Scales of MXFP4, float32 [out, groups]."""
-    exponents = need(parts, "weight_scale", TensorSpec(DType.U8, shape), TensorSpec(DType.F8_E8M0, shape))
+    exponents = required(parts, "weight_scale", TensorSpec(DType.U8, shape), TensorSpec(DType.F8_E8M0, shape))
     return powers_of_two(exponents, shape)

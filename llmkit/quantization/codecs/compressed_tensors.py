@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, need
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, error_context, required
 from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
 from llmkit.quantization.codecs.compressed_groups import (
     FLOAT,
@@ -48,7 +48,7 @@ from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
 _PLAIN = (INTEGER, FLOAT, "naive-quantized")
-_ENDS = (
+_SUFFIXES = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
     "input_zero_point", "output_scale", "output_zero_point", "weight_global_scale", "input_global_scale",
 )  # fmt: skip
@@ -106,9 +106,9 @@ class CompressedTensors(FolderCodec):
             raise RequirementError("float8 in blocks of rows, or with one scale, is no matrix on a grid", hint=REMEDY)
         grid = grid_of(settings.get("weights") or {})
         is_packed = settings.get("format") == PACKED
-        scales = need(parts, "weight_scale")
-        zeros = None if grid.is_symmetric else need(parts, "weight_zero_point")
-        stored = need(parts, "weight_packed" if is_packed else "weight")
+        scales = required(parts, "weight_scale")
+        zeros = None if grid.is_symmetric else required(parts, "weight_zero_point")
+        stored = required(parts, "weight_packed" if is_packed else "weight")
         n_out = stored.spec.n_rows
         if is_packed:
             n_in = _n_columns(parts, grid, shape)
@@ -151,14 +151,14 @@ class CompressedTensors(FolderCodec):
         entry, tensors = stored.entry, stored.tensors
         groups = groups_of(entry)
         modules = [k.removesuffix(".weight_scale") for k in tensors if k.endswith(".weight_scale")]
-        used = {f"{module}.{end}" for module in modules for end in _ENDS}
+        used = {f"{module}.{end}" for module in modules for end in _SUFFIXES}
         matrices: dict[str, Restorable] = {}
         for module in modules:
             name = f"{module}.weight"
             shape = stored.shapes.get(name, ())
-            with about(module):
+            with error_context(module):
                 settings = group_of(module, groups)
-                parts = stored.parts(module, _ENDS)
+                parts = stored.parts(module, _SUFFIXES)
                 if settings["format"] in FLOAT4_FORMATS:
                     matrices[name] = read_float4(parts, settings)
                     continue
@@ -278,10 +278,10 @@ def _is_float8(group: Mapping[str, Any]) -> bool:
 
 
 def _float8(parts: Mapping[str, Lazy], group: Mapping[str, Any]) -> Restorable:
-    values = need(parts, "weight")
+    values = required(parts, "weight")
     if values.dtype not in FLOAT8:
         raise SpecError(f"weight is {values.spec}; expected float8", hint=REMEDY)
-    return scaled_floats(values, need(parts, "weight_scale"), block_of(group["weights"], values.shape))
+    return scaled_floats(values, required(parts, "weight_scale"), block_of(group["weights"], values.shape))
 
 
 def _n_columns(parts: Mapping[str, Lazy], grid: Grid, shape: tuple[int, int] | None) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmkit.quantization.codec import FolderReader, Specs, Stored, about
+from llmkit.quantization.codec import FolderReader, Specs, Stored, error_context
 from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
 from llmkit.tensors.spec import TensorSpec
 
@@ -42,7 +42,7 @@ class BlockFloat8(FolderReader):
             if _is_quantized(name, specs):
                 values, scales = stored.tensors[name], stored.tensors[name + _SCALE]
                 strategy = {"strategy": "tensor"} if scales.spec.numel == 1 else {}
-                with about(name):
+                with error_context(name):
                     matrices[name] = ScaledFloats(values, scales, block_of(scheme | strategy, values.shape))
                 module = name.rpartition(".")[0]
                 used |= {name, name + _SCALE, *(f"{module}.{end}" for end in _OF_ACTIVATIONS)}

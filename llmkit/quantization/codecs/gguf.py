@@ -98,7 +98,7 @@ class GgufBlocks(Codec):
 CODEC = GgufBlocks()
 
 
-def kept(lazy: Lazy) -> tuple[str, Lazy] | None:
+def as_blocks(lazy: Lazy) -> tuple[str, Lazy] | None:
     """A float matrix as the blocks that are it value for value: those that it is read from, or that hold its grid.
 
     Returns:
@@ -119,11 +119,11 @@ def _stored_blocks(lazy: Lazy) -> tuple[str, Lazy] | None:
         return str(node.attrs["type"]), node.inputs[0]
     if node.op == "cast" and lazy.dtype.is_float:
         return _stored_blocks(node.inputs[0])
-    found = [stored for stored in map(_stored_blocks, node.inputs) if stored is not None]
-    if not found or len(found) != len(node.inputs) or len({kind for kind, _ in found}) > 1 or len(lazy.shape) != 2:
+    parts = [blocks for blocks in map(_stored_blocks, node.inputs) if blocks is not None]
+    if not parts or len(parts) != len(node.inputs) or len({kind for kind, _ in parts}) > 1 or len(lazy.shape) != 2:
         return None
-    moved = node.over([raw for _, raw in found])
-    return None if moved is None else (found[0][0], moved)
+    moved = node.over([raw for _, raw in parts])
+    return None if moved is None else (parts[0][0], moved)
 
 
 def _blocks(matrix: QuantizedMatrix, kind_name: str) -> Lazy:

@@ -60,10 +60,10 @@ class Planes:
         self._planes = planes
 
     def read(self, blocks: torch.Tensor) -> torch.Tensor:
-        found = self._numbers(blocks, self._planes[0])
+        numbers = self._numbers(blocks, self._planes[0])
         for plane in self._planes[1:]:
-            found |= self._numbers(blocks, plane)
-        return found
+            numbers |= self._numbers(blocks, plane)
+        return numbers
 
     @staticmethod
     def _numbers(blocks: torch.Tensor, p: Plane) -> torch.Tensor:

@@ -22,7 +22,7 @@ from typing import Any
 
 from llmkit.errors import InputError, SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import Specs, need
+from llmkit.quantization.codec import Specs, required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
@@ -82,14 +82,14 @@ class Gptq(QweightCodec):
             settings: the entry of config.json: `sym` and `checkpoint_format` say what the tensors do not.
             shape: tells the bits of files of March 2023.
         """
-        words, scales = need(parts, "qweight"), need(parts, "scales")
+        words, scales = required(parts, "qweight"), required(parts, "scales")
         if len(words.shape) != 2 or words.dtype is not DType.I32 or not all(words.shape):
             raise SpecError(f"qweight is {words.spec}; expected int32 words [in * bits / 32, out]")
         if not scales.dtype.is_float or len(scales.shape) != 2 or not all(scales.shape):
             raise SpecError(f"scales are {scales.spec}; expected floats [groups, out]")
         n_out = words.shape[1]
         if "qzeros" not in parts:
-            return self._of_march_2023(words, scales, need(parts, "zeros"), settings, shape)
+            return self._of_march_2023(words, scales, required(parts, "zeros"), settings, shape)
         stored = parts["qzeros"]
         n_groups = scales.spec.n_rows
         bits = next((b for b in self.bits if stored.spec == TensorSpec(DType.I32, (n_groups, n_words(n_out, b)))), None)

@@ -20,7 +20,7 @@ from typing import Any
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need, small
+from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, error_context, required, small
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.packing import n_bytes, pack
 from llmkit.quantization.words import cut
@@ -29,7 +29,7 @@ from llmkit.tensors.rearrange import viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
 _CODES = "W_q"
-_ENDS = (
+_SUFFIXES = (
     "W_q", "scale", "zero", "shape", "group_size", "axis", "packing", "nbits", "unpack_view_dtype", "view_as_float",
     "quant_scale", "quant_zero", "compute_dtype", "offload_meta", "encoded_state_dict", "stores_quant_config",
     "channel_wise", "optimize", "round_zero",
@@ -57,8 +57,8 @@ class HalfQuadratic(FolderReader):
         for name in stored.tensors:
             if name.endswith(f".{_CODES}"):
                 module = name.removesuffix(f".{_CODES}")
-                with about(module):
-                    parts = stored.parts(module, _ENDS)
+                with error_context(module):
+                    parts = stored.parts(module, _SUFFIXES)
                     matrices[f"{module}.weight"] = _weight(parts)
                 used |= {f"{module}.{end}" for end in parts}
         return matrices, used
@@ -71,7 +71,7 @@ def _weight(parts: Mapping[str, Lazy]) -> Restorable:
         RequirementError: it is packed in a way that is not read.
         SpecError: parts are missing, or do not fit together.
     """
-    packing = small(need(parts, "packing")).decode("ascii", "replace")
+    packing = small(required(parts, "packing")).decode("ascii", "replace")
     if packing not in _PACKINGS:
         raise RequirementError(f"packing {packing[:40]!r} is not read; expected {', '.join(_PACKINGS)}", hint=REMEDY)
     bits, per_word, word = _PACKINGS[packing]
@@ -83,7 +83,7 @@ def _weight(parts: Mapping[str, Lazy]) -> Restorable:
     if n_groups * size != n_out * n_in:
         raise SpecError(f"groups of {size} do not divide {n_out} x {n_in} weights", hint=REMEDY)
     n_rows, n_columns = (n_groups, size) if axis == 1 else (size, n_groups)
-    words = viewed(need(parts, _CODES), word, (-(-n_rows // per_word), n_columns))
+    words = viewed(required(parts, _CODES), word, (-(-n_rows // per_word), n_columns))
     # One group a row, where groups are not of neighbours in a row of the weight.
     is_plain = axis == 1 and n_in % size == 0
     rows, columns = (n_out, n_in) if is_plain else (n_groups, size)
@@ -118,7 +118,7 @@ def _joined(groups: Lazy, axis: int, shape: Sequence[int]) -> Lazy:
 
 def _integers(parts: Mapping[str, Lazy], key: str, n: int) -> tuple[int, ...]:
     """The `n` integers that a part holds."""
-    stored = need(parts, key)
+    stored = required(parts, key)
     if stored.dtype not in _INTEGERS or stored.spec.numel != n:
         raise SpecError(f"{key} is {stored.spec}; expected {n} integers", hint=REMEDY)
     return struct.unpack(f"<{n}{_INTEGERS[stored.dtype]}", small(stored))
@@ -126,7 +126,8 @@ def _integers(parts: Mapping[str, Lazy], key: str, n: int) -> tuple[int, ...]:
 
 def _of_groups(parts: Mapping[str, Lazy], key: str, shape: Sequence[int]) -> Lazy:
     """A float for each group."""
-    return need(parts, key, *(TensorSpec(dtype, (shape[0], shape[1])) for dtype in (DType.F16, DType.BF16, DType.F32)))
+    floats = (DType.F16, DType.BF16, DType.F32)
+    return required(parts, key, *(TensorSpec(dtype, (shape[0], shape[1])) for dtype in floats))
 
 
 CODEC = HalfQuadratic()

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkit.errors import SpecError
-from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, about, need
+from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, error_context, required
 from llmkit.quantization.float8 import powers_of_two
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.points import MXFP4
@@ -44,13 +44,13 @@ class MicroscalingFloat4(FolderReader):
             stem = name.removesuffix(_BLOCKS)
             if stem == name or f"{stem}{_SCALES}" not in stored.tensors:
                 continue
-            with about(stem):
+            with error_context(stem):
                 shape = blocks.shape
                 if blocks.dtype is not DType.U8 or len(shape) != 4 or shape[3] != _SIZE // 2 or not blocks.spec.numel:
                     raise SpecError(
                         f"{name} is {blocks.spec}; expected U8[experts, out, groups, {_SIZE // 2}]", hint=REMEDY
                     )
-                scales = need(stored.tensors, f"{stem}{_SCALES}", TensorSpec(DType.U8, shape[:3]))
+                scales = required(stored.tensors, f"{stem}{_SCALES}", TensorSpec(DType.U8, shape[:3]))
                 matrices[stem] = _experts(blocks, scales)
             used |= {name, f"{stem}{_SCALES}"}
         return matrices, used

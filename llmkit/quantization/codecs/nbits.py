@@ -130,8 +130,8 @@ def _of_integers(matrix: QuantizedMatrix) -> QuantizedMatrix | None:
 
     def fn(codes: torch.Tensor) -> torch.Tensor:
         numbers = torch.tensor([int(x) + 128 for x in values], dtype=torch.uint8)
-        found: torch.Tensor = numbers[unpack(codes, bits, k).int()]
-        return found
+        by_code: torch.Tensor = numbers[unpack(codes, bits, k).int()]
+        return by_code
 
     codes = Apply("look up", [matrix.codes], TensorSpec(DType.U8, (n, k)), fn, {"values": list(values)}, scratch=2.0)
     return replace(matrix, grid=replace(matrix.grid, bits=8, points=None), codes=codes.output())

@@ -92,9 +92,9 @@ def nested_scales(scales: Lazy) -> Lazy:
 @cache
 def dynamic_map() -> tuple[float, ...]:
     """The table of the library, in rising order."""
-    found = [0.0, 1.0]
+    values = [0.0, 1.0]
     for i in range(7):
-        ends = torch.linspace(0.1, 1, 2**i + 1)
-        middles = (10.0 ** (i - 6) * ((ends[:-1] + ends[1:]) / 2)).tolist()
-        found += [*middles, *(-x for x in middles)]
-    return tuple(sorted(found))
+        bounds = torch.linspace(0.1, 1, 2**i + 1)
+        middles = (10.0 ** (i - 6) * ((bounds[:-1] + bounds[1:]) / 2)).tolist()
+        values += [*middles, *(-x for x in middles)]
+    return tuple(sorted(values))

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from llmkit.errors import RequirementError, SpecError
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, about, small
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, error_context, small
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.spec import DType
 
-_ENDS = ("qweight", "qzeros", "zeros", "scales", "g_idx")
+_SUFFIXES = ("qweight", "qzeros", "zeros", "scales", "g_idx")
 
 
 class QweightCodec(FolderCodec):
@@ -49,10 +49,10 @@ class QweightCodec(FolderCodec):
         modules = [name.removesuffix(".qweight") for name in stored.tensors if name.endswith(".qweight")]
         matrices, used = {}, set()
         for module in modules:
-            parts, weight = stored.parts(module, _ENDS), f"{module}.weight"
+            parts, weight = stored.parts(module, _SUFFIXES), f"{module}.weight"
             used |= {f"{module}.{end}" for end in parts}
             shape = stored.shapes.get(weight, ())
-            with about(module):
+            with error_context(module):
                 matrices[weight] = self.read(parts, stored.entry, (shape[0], shape[1]) if len(shape) == 2 else None)
             bias = f"{module}.bias"
             is_extra = bool(stored.shapes) and bias not in stored.shapes and bias in stored.tensors

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import about
+from llmkit.quantization.codec import error_context
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.method import BlockError, BlockMethod, BlockWeight, QuantizedRows
 from llmkit.quantization.methods.gptq import GPTQ
@@ -74,7 +74,7 @@ class SignRound(BlockMethod, LeastSquares):
     def quantize_block(self, weights: Mapping[str, BlockWeight], error: BlockError) -> dict[str, QuantizedRows]:
         learned = dict[str, _Learned]()
         for name, given in weights.items():
-            with about(name):
+            with error_context(name):
                 learned[name] = _Learned(given)
         bits = min(each.grid.bits for each in weights.values())
         n_iterations, n_samples = self._n_iterations(bits), min(_BATCH, error.n_samples)

@@ -26,7 +26,7 @@ from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_mixes import MIXES, Sizes, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
-from llmkit.quantization.codecs.gguf import kept, quantized
+from llmkit.quantization.codecs.gguf import as_blocks, quantized
 from llmkit.quantization.matrix import is_dequantized
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Lazy
@@ -107,7 +107,7 @@ def write(
     if recipe:
         matrices = {name: lazy.shape for name, lazy in stored.items() if is_matrix(name, lazy.shape)}
         chosen = types_by_recipe(recipe, matrices, source_names(ckpt, model))
-    blocks = {name: block_type for name, lazy in stored.items() if (block_type := kept(lazy)) is not None}
+    blocks = {name: block_type for name, lazy in stored.items() if (block_type := as_blocks(lazy)) is not None}
     if type is None and blocks:
         types |= {name: block_type for name, (block_type, _) in blocks.items()}
         kind = Counter(block_type for block_type, _ in blocks.values()).most_common(1)[0][0]
