@@ -22,6 +22,7 @@ from typing import Protocol
 
 from llmkit.architecture.hooks import Layer, Weights
 from llmkit.decoder.kv import KVCache
+from llmkit.decoder.language_model import require_in_vocabulary
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
@@ -96,7 +97,7 @@ class Blocks:
         """
         with torch.inference_mode():
             ids = self.ids.to(self.device)
-            self._decoder.check_ids(ids)
+            require_in_vocabulary(ids, self._decoder.model.dims.vocab)
             return self._decoder.embed(ids, KVCache(keep=False).begin(ids, None)).to(CPU)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:

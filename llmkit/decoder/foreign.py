@@ -14,6 +14,7 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.quantized import dequantized
+from llmkit.decoder.language_model import Predictor, token_ids
 from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.lazy_imports import torch
@@ -131,7 +132,7 @@ class _Past:
         self.rows: list[_Past] = []
 
 
-class TransformersDecoder:
+class TransformersDecoder(Predictor):
     """A model of transformers behind the interface of llmkit's decoder; no prefix is shared.
 
     Its "hidden states" are logits already: what a family does after its output matrix is the family's own.
@@ -169,24 +170,11 @@ class TransformersDecoder:
     def new_cache(self, capacity: int = 0) -> _Past:
         return _Past()
 
-    def __call__(self, input_ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [B, S, vocab] in float32."""
-        return self.logits(self.hidden(input_ids, cache, mask))
-
-    def next_logits(self, input_ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Float32 logits [B, vocab] after the last of the tokens."""
-        return self.logits(self.hidden(input_ids, cache, mask)[:, -1])
-
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.float()
 
     def hidden(self, input_ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None) -> torch.Tensor:
-        ids = torch.as_tensor(input_ids, device=self.device)
-        if ids.dim() != 2 or ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self._n_vocab:
-            raise InputError(
-                f"token ids must be [B, S] in 0..{self._n_vocab - 1}, found shape {list(ids.shape)}",
-                hint="the tokenizer must be the one that belongs to this checkpoint",
-            )
+        ids = token_ids(input_ids, self._n_vocab, self.device)
         with torch.inference_mode(), quiet_transformers():
             if isinstance(cache, Packed):
                 return self._side_by_side(ids[0], cache)[None]

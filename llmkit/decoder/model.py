@@ -12,16 +12,16 @@ from llmkit.decoder.attention import build_attention
 from llmkit.decoder.embedding import EmbeddingReader
 from llmkit.decoder.head import OutputHead
 from llmkit.decoder.kv import Cache, KVCache, Places
+from llmkit.decoder.language_model import Predictor, token_ids
 from llmkit.decoder.linear import linear
 from llmkit.decoder.mlp import build_mlp
 from llmkit.decoder.norms import build_norm
 from llmkit.decoder.positions import Positions, build_positions, limits
 from llmkit.decoder.residuals import build_residual
-from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 
 
-class Decoder:
+class Decoder(Predictor):
     """A decoder with its weights; inference only.
 
     Args:
@@ -81,12 +81,6 @@ class Decoder:
         """An empty cache with room for `capacity` tokens at first; it grows by itself."""
         return KVCache(capacity)
 
-    def __call__(
-        self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Logits [B, S, vocab] in float32 of the tokens `input_ids` [B, S]; see `hidden`."""
-        return self.logits(self.hidden(input_ids, cache, mask))
-
     def hidden(
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -101,10 +95,7 @@ class Decoder:
             InputError: ids outside the vocabulary, or shapes that do not fit the cache.
         """
         with torch.inference_mode():
-            ids = torch.as_tensor(input_ids, device=self.device)
-            if ids.dim() != 2 or ids.is_floating_point():
-                raise InputError(f"token ids have shape {list(ids.shape)} ({ids.dtype}), expected whole numbers [B, S]")
-            self.check_ids(ids)
+            ids = token_ids(input_ids, self.model.dims.vocab, self.device)
             used: Cache = cache if cache is not None else KVCache(keep=False)
             places = used.begin(ids, mask)
             tables = self.tables(ids, places, used)
@@ -114,19 +105,6 @@ class Decoder:
                 del layer  # a streamed one makes room for the next
             used.end()
             return self.final_norm(x)
-
-    def check_ids(self, ids: torch.Tensor) -> None:
-        """Ids of any shape have rows in the embedding.
-
-        Raises:
-            InputError: ids outside the vocabulary, or none.
-        """
-        if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.dims.vocab:
-            raise InputError(
-                f"token ids must lie in 0..{self.model.dims.vocab - 1}"
-                + (f", found {int(ids.min())}..{int(ids.max())}" if ids.numel() else ", found none"),
-                hint="the tokenizer must be the one that belongs to this checkpoint",
-            )
 
     def embed(self, ids: torch.Tensor, places: Places) -> torch.Tensor:
         """What the first layer takes, [B, S, hidden], of ids [B, S]."""
@@ -144,12 +122,6 @@ class Decoder:
         """One layer, made of `weights`: (x [B, S, hidden], its table, cache) -> x."""
         positions = self._positions[self._kinds[index]]
         return _build_layer(self.model.blocks[index], self.model, weights.under(f"layers.{index}"), index, positions)
-
-    def next_logits(
-        self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Float32 logits [B, vocab] after the last of the tokens."""
-        return self.logits(self.hidden(input_ids, cache, mask)[:, -1])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocab] of final-normed hidden states [..., hidden]: float32 whatever the compute dtype."""

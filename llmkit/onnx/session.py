@@ -14,9 +14,9 @@ from typing import Any
 from llmkit.architecture.hooks import FeedsGraph
 from llmkit.architecture.model import Model
 from llmkit.decoder.kv import Cache, KVCache, Places
+from llmkit.decoder.language_model import Predictor, token_ids
 from llmkit.decoder.packed import Packed
 from llmkit.decoder.positions import build_positions, limits
-from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.memory import Memory, stacked
@@ -26,7 +26,7 @@ from llmkit.onnx.right_padding import run_right_padded
 _LEAST_STEP = 64
 
 
-class OrtDecoder:
+class OrtDecoder(Predictor):
     """A session with the interface of `llmkit.decoder.Decoder`.
 
     Args:
@@ -71,12 +71,6 @@ class OrtDecoder:
         """An empty cache with room for `capacity` tokens at first; it grows by itself."""
         return KVCache(capacity)
 
-    def __call__(
-        self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Logits [B, S, vocab] in float32; see `llmkit.decoder.Decoder.hidden`."""
-        return self.logits(self.hidden(input_ids, cache, mask))
-
     def hidden(
         self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -88,19 +82,14 @@ class OrtDecoder:
     ) -> torch.Tensor:
         """Float32 logits [B, vocab] after the last column of `input_ids`: in one call, unless there is padding."""
         if not self.parts.is_divided or (self._pads_right and mask is not None and bool((mask == 0).any())):
-            return self.logits(self.hidden(input_ids, cache, mask)[:, -1])
+            return super().next_logits(input_ids, cache, mask)
         return self._forward(self.parts.last, input_ids, cache, mask)[:, -1]
 
     def _forward(
         self, session: BoundSession, input_ids: torch.Tensor, cache: Cache | None, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """The first output of a part, for tokens that continue a cache."""
-        ids = torch.as_tensor(input_ids, device=self.device)
-        if ids.dim() != 2 or ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.n_vocab:
-            raise InputError(
-                f"token ids [B, S] must lie in 0..{self.n_vocab - 1}",
-                hint="the tokenizer must be the one that belongs to this model",
-            )
+        ids = token_ids(input_ids, self.n_vocab, self.device)
         with torch.inference_mode():
             used: Any = cache if cache is not None else KVCache(keep=False)
             places = used.begin(ids, mask)
