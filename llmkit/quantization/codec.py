@@ -19,6 +19,7 @@ from llmkit.errors import InputError, PluginError, RequirementError, SpecError
 from llmkit.quantization.matrix import QuantizedMatrix, Restorable
 from llmkit.quantization.points import Points
 from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.siblings import alone
 from llmkit.tensors.spec import DType, TensorSpec
 
 GROUP = "llmkit.codecs"
@@ -190,6 +191,7 @@ def small(lazy: Lazy, *, max_nbytes: int = 4096) -> bytes:
     """
     if lazy.spec.nbytes > max_nbytes:
         raise SpecError(f"{lazy.spec} has {lazy.spec.nbytes} bytes, which is more than {max_nbytes}", hint=REMEDY)
+    lazy = alone(lazy)
     return bytes(Context().row_bytes(lazy, (0, lazy.node.n_rows)))
 
 

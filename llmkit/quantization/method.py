@@ -26,6 +26,7 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
 GROUP = "llmkit.methods"
+_LOST = 0.999  # the share of the squared weights that is lost where nearly all become 0
 # Receives (squared error, squared norm, rows) of what was just quantized.
 Observe = Callable[[float, float, int], None]
 
@@ -280,12 +281,24 @@ class Task:
         """Rows of the weight on the grid; tensors of any device, and the result in memory.
 
         Raises:
-            InputError: as of `Method.quantize`, or inputs that were no numbers; naming the weight.
+            InputError: as of `Method.quantize`, or inputs that were no numbers, or weights that are all too small for
+                the dtype of scales; naming the weight.
         """
         inputs = self.block_weight(rows, statistics)
         with error_context(self.name), made_on(self.device):
             result = self.method.quantize(inputs.weight, self.grid, inputs.scale_dtype, inputs.statistics)
+            if 0 < _LOST * result.squared_norm < result.squared_error:
+                self._require_held(rows)
             return moved(result, CPU)
+
+    def _require_held(self, rows: torch.Tensor) -> None:
+        """Refuse weights that became zeros because no scale is as small as they are."""
+        largest = float(rows.abs().max())
+        if largest < torch.finfo(self.scale_dtype.torch).tiny:
+            raise InputError(
+                f"the weights reach {largest:.3g} only: with scales in {self.scale_dtype.torch_name} all would be 0",
+                hint="leave this matrix in floats: quantize --keep",
+            )
 
     def block_weight(
         self, weight: torch.Tensor, statistics: Statistics | None, start: QuantizedRows | None = None

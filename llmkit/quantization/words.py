@@ -13,6 +13,7 @@ from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpa
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import take_columns, viewed
+from llmkit.tensors.siblings import alone
 from llmkit.tensors.spec import DType, TensorSpec
 
 
@@ -80,13 +81,18 @@ def zero_points(matrix: QuantizedMatrix) -> Lazy:
 
 
 def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy | None:
-    """The group of each column, int32 [in]; None where groups are of neighbouring columns. Reads it: 4 bytes a column.
+    """The group of each column, int32 [in]; None where groups are of neighbouring columns.
+
+    It is read, 4 bytes a column, where it is stored.
 
     Raises:
         SpecError: it has not one number for each column, or a group that is not there.
     """
     if stored.spec != TensorSpec(DType.I32, (n_columns,)):
         raise SpecError(f"g_idx is {stored.spec}; expected int32 [{n_columns}]")
+    source = alone(stored).node
+    if source.inputs and not source.is_moved:
+        return stored  # it is still to be computed, with the codes
     groups = small(stored, max_nbytes=stored.spec.nbytes)
     if groups == _neighbours(n_columns, group):
         return None

@@ -19,6 +19,11 @@ def siblings(lazies: Mapping[str, Lazy]) -> dict[str, Lazy]:
     return dict(lazies) | dict(zip(together, _Siblings([lazies[name] for name in together]).outputs(), strict=True))
 
 
+def alone(lazy: Lazy) -> Lazy:
+    """The same tensor, computed without its siblings."""
+    return lazy.node.inputs[lazy.index] if isinstance(lazy.node, _Siblings) else lazy
+
+
 def _has_group(node: Node) -> bool:
     return len(node.specs) > 1 or any(_has_group(lazy.node) for lazy in node.inputs)
 

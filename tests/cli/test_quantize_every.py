@@ -88,3 +88,25 @@ def test_a_group_above_zero_has_a_zero_point_that_the_first_gptq_holds(world, ca
     assert call("convert", tmp_path / "q", "--to", "dense", "-o", tmp_path / "dense").code == 0
     error = load_file(tmp_path / "dense" / "model.safetensors")[name] - tensors[name]
     assert error.norm() < 0.15 * tensors[name].norm()
+
+
+@pytest.mark.parametrize("more", [["--act-order"], []])
+@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
+def test_a_plan_computes_nothing(world, call, tmp_path, monkeypatch, layout, more):
+    """Not even the order of columns that is stored beside the codes."""
+    monkeypatch.setattr("llmkit.calibration.quantizer.CalibratedQuantizer.parts", None)
+    done = call("quantize", world / "plain", "--bits", 4, "--format", layout, "--method", "gptq", *more,
+                "--calibration", world / "text.txt", "--length", 8, "--dry-run", "-o", tmp_path / "q")  # fmt: skip
+    assert done.code == 0, done.err
+
+
+def test_a_matrix_below_what_its_scales_hold_is_not_rounded_to_zero(call, tmp_path):
+    model = write_model(tmp_path / "m")
+    tensors = load_file(model / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(tensors | {name: tensors[name] * 1e-9}, model / "model.safetensors", {"format": "pt"})
+    done = call("quantize", model, "--bits", 4, "--calibration", "none", "--format", "awq", "-o", tmp_path / "q")
+    assert done.code == 2
+    assert f"{name}: the weights reach" in done.err
+    assert "with scales in float16 all would be 0" in done.err
+    assert not (tmp_path / "q.partial").exists()
