@@ -90,8 +90,8 @@ def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy
     """
     if stored.spec != TensorSpec(DType.I32, (n_columns,)):
         raise SpecError(f"g_idx is {stored.spec}; expected int32 [{n_columns}]")
-    source = alone(stored).node
-    if source.inputs and not source.is_moved:
+    source = alone(stored)
+    if source is not stored and source.node.inputs:
         return stored  # it is still to be computed, with the codes
     groups = small(stored, max_nbytes=stored.spec.nbytes)
     if groups == _neighbours(n_columns, group):
