@@ -38,6 +38,7 @@ def test_in_one_batch(decoder, prompts, texts):
     assert generate(decoder, prompts[:3], max_new_tokens=N_TOKENS) == texts[:3]
 
 
+@pytest.mark.parametrize("decoder", ["attention"], indirect=True)
 def test_with_the_prompt_in_stretches(decoder, prompts, texts, monkeypatch):
     monkeypatch.setattr(decoder, "scores_nbytes", 1)
     lengths, run = [], decoder.parts.last.run
