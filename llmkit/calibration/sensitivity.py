@@ -23,7 +23,7 @@ from llmkit.calibration.stage import BlockStage
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.lazy_imports import torch
-from llmkit.pipeline.pool import all_cores
+from llmkit.pipeline.pool import mapped_on_cores
 from llmkit.pipeline.stage import Computed
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU
@@ -51,7 +51,9 @@ class Trial:
 
 def errors_of_weights(matrices: Mapping[str, Trial], known: StoredStatistics | None) -> dict[str, list[float]]:
     """The error of each way to store each matrix, by its weights and what is known of their inputs."""
-    return {name: [_of_weights(trial, r, known) for r in trial.restores] for name, trial in matrices.items()}
+    jobs = [(matrix, restore) for matrix in matrices.values() for restore in matrix.restores]
+    errors = iter(mapped_on_cores(lambda job: _of_weights(job[0], job[1], known), jobs))
+    return {name: [next(errors) for _ in matrix.restores] for name, matrix in matrices.items()}
 
 
 def _of_weights(matrix: Trial, restore: Restore, known: StoredStatistics | None) -> float:
@@ -61,11 +63,10 @@ def _of_weights(matrix: Trial, restore: Restore, known: StoredStatistics | None)
         moments, squares = fields.get("second_moments"), fields.get("squares")
         if squares is None and moments is not None:
             squares = constant(moments.load().diagonal().float())
-        with all_cores():
-            value = lazy.load().float()
-            change = restore(lazy, squares).load().float() - value
-            metric = moments.load().float() if moments is not None else squares.load() if squares is not None else None
-            error, norm = error + _weighted(change, metric), norm + _weighted(value, metric)
+        value = lazy.load().float()
+        change = restore(lazy, squares).load().float() - value
+        metric = moments.load().float() if moments is not None else squares.load() if squares is not None else None
+        error, norm = error + _weighted(change, metric), norm + _weighted(value, metric)
     return _rounded(error / norm if norm else 0.0)
 
 
@@ -120,23 +121,28 @@ def _of_block(
     state: Mapping[str, Lazy],
     context: Context,
 ) -> Computed:
-    hidden, errors = state["hidden"].load(), dict[str, list[float]]()
+    hidden = state["hidden"].load()
     hook = Observing(["squares"], context)
     after = blocks.run(index, hidden, hook)
     squares = {name.removesuffix(".squares"): constant(x) for name, x in hook.statistics.items()}
     weights, rows = KeptWeights(blocks.weights), list(range(len(hidden)))
+    own = {name: matrix for name, matrix in matrices.items() if matrix.layer == index}
+
+    def measured(job: tuple[Trial, Restore]) -> float:
+        context.raise_if_stopped()
+        matrix, restore = job
+        with torch.inference_mode():
+            replacements = {
+                weight: restore(lazy, squares.get(weight)).load().float().to(blocks.device)
+                for weight, lazy in matrix.weights.items()
+            }
+            changed = blocks.outputs(index, hidden, weights.replaced(replacements), rows).to(CPU)
+            return _share(changed - after, after)
+
+    jobs = [(matrix, restore) for matrix in own.values() for restore in matrix.restores]
+    shares = iter(mapped_on_cores(measured, jobs))
+    errors = {name: [next(shares) for _ in matrix.restores] for name, matrix in own.items()}
     with torch.inference_mode():
-        for name, matrix in matrices.items():
-            if matrix.layer == index:
-                errors[name] = []
-                for restore in matrix.restores:
-                    context.raise_if_stopped()
-                    replacements = {
-                        weight: restore(lazy, squares.get(weight)).load().float().to(blocks.device)
-                        for weight, lazy in matrix.weights.items()
-                    }
-                    changed = blocks.outputs(index, hidden, weights.replaced(replacements), rows).to(CPU)
-                    errors[name].append(_share(changed - after, after))
         if index == n_blocks - 1:
             ids = state["ids"].load()
             outside, normed = {n: m for n, m in matrices.items() if m.layer is None}, blocks.normed(after)

@@ -12,6 +12,9 @@ from typing import TypeVar
 from llmkit.lazy_imports import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+_N_AT_A_TIME = 4  # each has its own activations
 
 
 def n_cores() -> int:
@@ -40,6 +43,15 @@ def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(before)
+
+
+def mapped_on_cores(function: Callable[[T], R], over: Iterable[T]) -> list[R]:
+    """What a function gives for each of several things, with one thread each, several at a time.
+
+    Threads that share small operations mostly wait for each other.
+    """
+    with one_thread_each(min(n_cores(), _N_AT_A_TIME)) as pool:
+        return list(pool.map(function, over))
 
 
 def default_workers() -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 from typing import Literal
 
 from llmkit.architecture import registry
@@ -187,10 +188,27 @@ def globs_of(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys("'" + re.sub(r"\.\d+(?=\.)", ".*", module) + "'" for module in modules))
 
 
-def matches(name: str, globs: Sequence[str]) -> bool:
+def matches(name: str, globs: Iterable[str]) -> bool:
     """Whether one of the globs names the tensor or its module."""
+    return first_match(name, globs) is not None
+
+
+def first_match(name: str, globs: Iterable[str]) -> str | None:
+    """The first of the globs that names the tensor or its module."""
+    given = tuple(globs)
+    exact, patterns = _compiled(given)
     module = name.rpartition(".")[0]
-    return any(fnmatchcase(name, glob) or fnmatchcase(module, glob) for glob in globs)
+    first = min(exact.get(name, len(given)), exact.get(module, len(given)))
+    first = next((i for i, glob in patterns if i < first and (glob.match(name) or glob.match(module))), first)
+    return given[first] if first < len(given) else None
+
+
+@lru_cache
+def _compiled(globs: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[int, re.Pattern[str]]]]:
+    """Places of names, of which there may be thousands (experts); and of globs, with what matches them."""
+    is_name = [not set(glob) & set("*?[") for glob in globs]
+    patterns = [(i, re.compile(translate(glob))) for i, glob in enumerate(globs) if not is_name[i]]
+    return {globs[i]: i for i in reversed(range(len(globs))) if is_name[i]}, patterns
 
 
 def must_match(ckpt: Checkpoint, glob: str) -> None:
@@ -199,7 +217,7 @@ def must_match(ckpt: Checkpoint, glob: str) -> None:
     Raises:
         SpecError: it matches no module and no tensor.
     """
-    if any(matches(name, [glob]) for name in ckpt.tensors):
+    if glob in ckpt.tensors or any(matches(name, [glob]) for name in ckpt.tensors):
         return
     known = dict.fromkeys(n for name in ckpt.tensors for n in (name.rpartition(".")[0], name))
     listed = f"`llmkit inspect {ckpt.origin or ckpt.label} --tensors` lists the names; * stands for any characters"

@@ -20,6 +20,7 @@ from llmkit.transforms.layers import (
     choose_layers,
     exclusion_reasons,
     layers_of,
+    matches,
     must_match,
 )
 from llmkit.transforms.recipe import Recipe, Scheme, first_matches
@@ -95,7 +96,7 @@ def assign_grids(
     embeddings = find_embeddings(ckpt)
     heads = [name for name in quantized if name == embeddings.head]
     if usual.is_float:
-        only = [name for name in quantized if not only or name in first_matches(quantized, dict.fromkeys(only, usual))]
+        only = [name for name in quantized if not only or matches(name, only)]
         only = [name for name in only if len(ckpt.tensors[name].shape) == 2]
     layers = choose_layers(ckpt, [*keep, *float_names], only, codec, heads=heads)
     _refuse_out_of_reach(ckpt, codec, recipe, globs, layers, keep, only)

@@ -36,7 +36,8 @@ def base(tmp_path_factory):
     ],
 )  # fmt: skip
 def test_the_device_gives_what_the_cpu_gives(monkeypatch, base, method, more):
-    monkeypatch.setattr("llmkit.calibration.quantizer.product_dtype", lambda device: None)
+    for module in ("products", "quantizer"):
+        monkeypatch.setattr(f"llmkit.calibration.{module}.product_dtype", lambda device: None)
     monkeypatch.setattr("llmkit.transforms.quantize.device_named", str)
     monkeypatch.setattr("llmkit.decoder.load.torch_device", torch.device)
     # Tensor subclasses do not go well with it.
