@@ -70,11 +70,22 @@ class CalibratedQuantizer:
         unscaled = [name for layer in range(self._n_blocks) for name in self._scaling(layer).unscaled]
         if unscaled:
             text += f"; without a scale, as nothing before them takes it off: {listing(unscaled)}"
+        if self.ranks.n > 1:
+            text += f"; {self.ranks.n} processes share the windows" + self._words_of_first_rank()
         seconds = self._learning_flop() / (n_cores() * _FLOP_PER_S)
         if not seconds:
             return text
         took = f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
         return f"{text}; learning takes about {took} on {n_cores()} cores with bfloat16 products, else three times that"
+
+    def _words_of_first_rank(self) -> str:
+        """What other processes have no part in."""
+        parts = {
+            "blocks with scaled inputs": any(self._scaling(i).folds for i in range(self._n_blocks)),
+            "what is learnt": self._learns,
+        }
+        alone = [part for part, is_there in parts.items() if is_there]
+        return f", but the first alone computes {' and '.join(alone)}" if alone else ""
 
     def _learning_flop(self) -> float:
         """Multiplications and additions in the linear layers of all passes of methods that learn."""

@@ -13,6 +13,7 @@ from interruption import stopped_in_block
 import llmkit
 from llmkit.calibration.observe import observe
 from llmkit.calibration.quantizer import CalibratedQuantizer
+from llmkit.calibration.ranks import Ranks
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.stored import StoredQuantizer
 from llmkit.calibration.texts import CalibrationText, read_text, token_ids, windows
@@ -122,3 +123,18 @@ def test_weights_that_are_no_numbers_are_named(tmp_path, model):
     broken = base.derive(tensors={**base.tensors, name: constant(bad)})
     with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.up_proj\.weight: the weights hold NaN"):
         llmkit.save(scaled(broken), tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("gptq", "2 processes share the windows"),
+        ("awq", "2 processes share the windows, but the first alone computes blocks with scaled inputs"),
+        ("signround", "2 processes share the windows, but the first alone computes what is learnt"),
+    ],
+)
+def test_the_plan_says_what_processes_do_not_share(tmp_path, method, words):
+    base = llmkit.open_checkpoint(world.written(tmp_path / "m", "llama", None))
+    quantizer = CalibratedQuantizer(base, SAMPLES, ranks=Ranks(0, 2))
+    quantize(base, bits=4, group_size="channel", method=method, quantizer=quantizer)
+    assert words in quantizer.words().split("; ")
