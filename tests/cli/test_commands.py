@@ -275,6 +275,7 @@ def test_all_plugins_are_checked_in_one_line_each(call, monkeypatch):
         return [contract.Check("tiny: names and shapes", None, "odd" if is_odd else None), contract.Check("b", 2e-7)]
 
     monkeypatch.setattr(contract, "check_architecture", checked)
+    monkeypatch.setattr("llmkit.onnx.contract.check_graphs", lambda architecture: [contract.Check("graph", 1e-7)])
     done = call("plugins", "check", "--all")
     assert done.code == 1
     assert "opt tiny: names and shapes: odd" in done.err
@@ -291,6 +292,7 @@ def test_a_plugin_that_does_not_load_breaks_the_check_and_not_the_others(call, m
     known = registry.Registry([*registry.default_registry().plugins, strange])
     monkeypatch.setattr(registry, "default_registry", lambda: known)
     monkeypatch.setattr(contract, "check_architecture", lambda a: [contract.Check("b", 2e-7)])
+    monkeypatch.setattr("llmkit.onnx.contract.check_graphs", lambda architecture: [])
     done = call("plugins", "check", "--all", "--json")
     assert done.code == 1
     assert done.document["plugins"]["zebra"][0]["problem"].startswith("plugin zebra (zebra 1.0) cannot be loaded")
