@@ -6,7 +6,6 @@ from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.errors import SpecError, listing
-from llmkit.quantization.codec import config_entry
 
 
 def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -23,7 +22,7 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
     if checkpoint.architecture is None:
         names = listing(registry.claims(checkpoint.config)) or "its architecture"
         return (f"no plugin describes {names}: names and shapes are not checked",), ()
-    floats = dequantized(checkpoint) if config_entry(checkpoint.config) is not None else checkpoint
+    floats = dequantized(checkpoint)
     report = floats.require_model().check({k: t.spec for k, t in floats.tensors.items()})
     notes: tuple[str, ...] = (
         f"{checkpoint.architecture.name} architecture: {len(floats.tensors)} tensors checked against the config",

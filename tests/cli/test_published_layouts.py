@@ -46,6 +46,10 @@ def test_it_opens_wherever_a_model_is_asked_for(world, call, tmp_path, name):
     ):
         done = call(*args)
         assert done.code == 0, (args, done.err)
+    (tmp_path / "new.txt").write_text("brandnew\n")
+    done = call("vocab", "extend", x, "--with", tmp_path / "new.txt", "-o", tmp_path / "extended")
+    assert done.code == 0, done.err
+    assert call("inspect", tmp_path / "extended", "--json").document["quantization"]
     assert call("diff", x, floats).code == 0  # restored alike, name by name
     wanted = dequantized(open_checkpoint(x))
     made = open_checkpoint(floats)
