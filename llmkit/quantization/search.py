@@ -82,7 +82,8 @@ def _best_of_rows(
     n_steps = q_max - q_min
     largest = (n_steps + 1) / n_steps if zero is not None else n_steps / (2 * q_max) if q_max > 1 else 1.0
     largest = 1.0 if points is not None else largest  # both ends are points there
-    factors = torch.linspace(largest, _SMALLEST, _N_FACTORS)
+    # The device is named: once transformers has loaded a model, torch.linspace does not know the default one.
+    factors = torch.linspace(largest, _SMALLEST, _N_FACTORS, device=weight.device)
     least = torch.full_like(widest, torch.inf, dtype=torch.float32)
     best_factor = torch.ones_like(least)
     nearest = torch.empty_like(weight)
