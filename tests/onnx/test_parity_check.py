@@ -40,7 +40,7 @@ def test_tolerance(by, tolerance, monkeypatch, tmp_path):
     ckpt = random_checkpoint(PLUGINS["llama"], PLUGINS["llama"].tiny_config(None))
     save(export(ckpt), tmp_path / "out")
     scale = max(1.0, float(decoder()(torch.zeros(1, 1, dtype=torch.long)).abs().max()))
-    monkeypatch.setattr("llmkit.decoder.load_decoder", lambda c: Magnifying(load_decoder(c), by * scale))
+    monkeypatch.setattr(parity, "load_decoder", lambda c: Magnifying(load_decoder(c), by * scale))
     checked = parity.check_folder(tmp_path / "out", ckpt, dtype="float32")
     assert checked.tolerance == pytest.approx(tolerance, rel=0.9)
     assert checked.tolerance <= 1e-2
