@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from llmkit.architecture.kind import SlotKind
@@ -55,3 +55,8 @@ class Slot:
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def upright(self) -> Slot:
+        """The same for a weight that is [out, in], however files store it."""
+        return replace(self, is_transposed=False)

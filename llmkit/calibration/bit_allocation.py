@@ -192,10 +192,8 @@ def _errors(
         layers[unit] = [f"{unit} {layer}" for layer in by_layer]
         trials |= {f"{unit} {layer}": Trial(weights, layer, restores) for layer, weights in by_layer.items()}
     if isinstance(known, Samples):
-        measured, words = (
-            errors_on_text(ckpt, known, trials, report, device=device),
-            f"the error of block outputs on {known.label}",
-        )
+        measured = errors_on_text(ckpt, known, trials, report, device=device)
+        words = f"the error of block outputs on {known.label}"
     else:
         report("measuring the error of every matrix")
         measured = errors_of_weights(trials, known)

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import replace
 from typing import TypeAlias
 
 from llmkit.architecture.hooks import Weights
@@ -43,8 +42,7 @@ class OutputError:
         report: Callable[[float, str], None],
         dtype: torch.dtype | None,
     ) -> None:
-        self._compute, self._targets, self.report = compute, targets, report
-        self._slots = slots
+        self._compute, self._targets, self._slots, self.report = compute, targets, slots, report
         self._weights = KeptWeights(weights, {})
         self._random, self._drawn = random.Random(seed), list[int]()
         self._dtype = dtype
@@ -87,18 +85,14 @@ class OutputError:
             name: constant(torch.zeros_like(leaf) if gradient is None else gradient)
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
         }
-        return error.item(), {name: stored(by_id, self._slot(name)).load() for name in weights}
-
-    def _slot(self, name: str) -> Slot:
-        """That of a weight which is [out, in] here, also where it is stored [in, out]."""
-        return replace(self._slots[name], is_transposed=False)
+        return error.item(), {name: stored(by_id, self._slots[name].upright).load() for name in weights}
 
     def _by_id(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What is stored, as the weights that the kinds speak of."""
         return {
             part: lazy.load()
             for name, weight in weights.items()
-            for part, lazy in parts_of(constant(weight), self._slot(name)).items()
+            for part, lazy in parts_of(constant(weight), self._slots[name].upright).items()
         }
 
     def _errors(self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]) -> torch.Tensor:

@@ -95,7 +95,7 @@ class BlockScaling:
         tasks = dict(self._tasks)
         for slot in {self._slot_of[leaf].id: self._slot_of[leaf] for leaf in replacements}.values():
             if slot.name in tasks:  # a task's weight is [out, in]
-                tasks[slot.name] = replace(tasks[slot.name], weight=whole(replace(slot, is_transposed=False)))
+                tasks[slot.name] = replace(tasks[slot.name], weight=whole(slot.upright))
         changed = {slot.name: whole(slot).cast(self._tensors[slot.name].dtype).load().to(CPU) for slot in self.changed}
         return ScaledBlock(blocks.with_weights(new), tasks, changed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmkit.architecture.storage import parts_of
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -112,8 +112,7 @@ def codec_candidates(
     slots = ckpt.model.tensors() if ckpt.model is not None else {}
     # What assign_grids gives is [out, in] already.
     by_id = {
-        name: parts_of(lazy, replace(slots[name], is_transposed=False)) if name in slots else {name: lazy}
-        for name, lazy in weights.items()
+        name: parts_of(lazy, slots[name].upright) if name in slots else {name: lazy} for name, lazy in weights.items()
     }
     files = ckpt.container.lay_out(specs, 2**62).files
     header = sum(file.nbytes for file in files) - sum(spec.nbytes for spec in specs.values())

@@ -115,5 +115,5 @@ def _joined(label: str, slot: Slot, changed: Mapping[str, Mapping[str, Lazy]]) -
             columns[part.id] = zeros(TensorSpec(dtype, shape))
         else:
             columns[part.id] = placed(parts["lora_B"], shape, [(range(shape[0]), starts[id(parts["lora_A"].node)])])
-    left = stored(columns, replace(slot, is_transposed=False))
+    left = stored(columns, slot.upright)
     return {"lora_A": Concat(list(inputs.values())).output(), "lora_B": left}
