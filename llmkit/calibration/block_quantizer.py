@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 from llmkit.architecture.slots import Slot
@@ -62,13 +61,15 @@ class BlockQuantizer:
             for i, task in enumerate(open_tasks)
         ]
         statistics = self._ranks.summed(observer.statistics(), set(owners)) if observer is not None else None
+        if statistics is not None:
+            statistics = moved(statistics, tasks[0].device)  # once for all: what is derived of them is shared
         for task, owner in zip(open_tasks, owners, strict=True):
             self._context.raise_if_stopped()
-            is_learnt, start = isinstance(task.method, BlockMethod), None
+            start = None
             if not isinstance(task.method, BlockMethod) or task.method.starts_in_order:
                 start = self._ranks.by(owner, partial(_quantized, task, statistics))
                 self._take(task, start)
-            if is_learnt and self._ranks.index == owner:
+            if isinstance(task.method, BlockMethod) and self._ranks.index == owner:
                 self.learnt[task.name] = task.block_weight(task.weight.load(), statistics, start)
         rows_of_each = values.split([self._n_rows[weight] for weight in weights])
         current = [self._restored.get(weight, rows) for weight, rows in zip(weights, rows_of_each, strict=True)]
@@ -96,8 +97,8 @@ class BlockQuantizer:
         if rows.note:
             self.notes[task.name] = rows.note
         restored = task.matrix(map(constant, parts.values())).dequantized(task.scale_dtype)
-        slot = replace(self._slots[task.name], is_transposed=False)  # a task's weight is [out, in]
-        self._restored |= {w: lazy.load() for w, lazy in parts_of(restored, slot).items()}
+        parts_by_weight = parts_of(restored, self._slots[task.name].upright)  # a task's weight is [out, in]
+        self._restored |= {w: lazy.load() for w, lazy in parts_by_weight.items()}
 
     def require_all(self) -> None:
         """Refuse a layer that the decoder never called.

@@ -70,7 +70,8 @@ def made_on(device: torch.device | str) -> Iterator[None]:
 
 
 def moved(holder: T, device: torch.device | str) -> T:
-    """A dataclass with all tensors among its fields on a device."""
+    """A dataclass with all tensors among its fields on a device; itself where they are there."""
     values = {field.name: getattr(holder, field.name) for field in fields(holder)}
     tensors: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, torch.Tensor)}
-    return replace(holder, **tensors)
+    is_there = all(tensor is values[name] for name, tensor in tensors.items())
+    return holder if is_there else replace(holder, **tensors)
