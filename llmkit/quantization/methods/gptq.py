@@ -39,7 +39,11 @@ _N_COLUMNS = 128  # corrected one by one; those behind them by one product
 
 
 class GPTQ(Method):
-    """A whole matrix at a time, from the second moments of its inputs."""
+    """A whole matrix at a time, from the second moments of its inputs.
+
+    Args:
+        gives_corrected: `QuantizedRows.corrected` is there, for methods that start where this one ends.
+    """
 
     name = "gptq"
     words = "by GPTQ, on the grid with the least weighted error"
@@ -48,8 +52,8 @@ class GPTQ(Method):
     is_row_wise = False
     takes_points = True
 
-    def __init__(self) -> None:
-        self._has_act_order = False
+    def __init__(self, *, gives_corrected: bool = False) -> None:
+        self._gives_corrected, self._has_act_order = gives_corrected, False
 
     def configured(self, *, iterations: int | None = None, act_order: bool | None = None) -> Self:
         made = copy.copy(super().configured(iterations=iterations))
@@ -95,7 +99,8 @@ class GPTQ(Method):
             grids.search(0, columns[in_place], importance)
             q, stored = _rounded(columns, factor, order // size, grids), None
         note = f"the second moments of inputs are damped by {damping:g} of their mean" if damping > _DAMPING else ""
-        scales, zeros, corrected = grids.scales.T, grids.zeros_of_rows, columns[in_place].T
+        scales, zeros = grids.scales.T, grids.zeros_of_rows
+        corrected = columns[in_place].T if self._gives_corrected else None
         return quantized_rows(original, q[in_place].T, scales, zeros, grid, stored, note, corrected)
 
 

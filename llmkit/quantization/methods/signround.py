@@ -27,7 +27,6 @@ from llmkit.quantization.codec import error_context
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.method import BlockError, BlockMethod, BlockWeight, QuantizedRows
 from llmkit.quantization.methods.gptq import GPTQ
-from llmkit.quantization.methods.gptq import METHOD as METHOD_GPTQ
 from llmkit.quantization.methods.mse import LeastSquares
 from llmkit.quantization.methods.rtn import quantized_rows, to_codes
 from llmkit.quantization.search import importance_of, searched_scales
@@ -220,11 +219,12 @@ class SignRoundFromGPTQ(SignRound):
     words = "by SignRound from where GPTQ on the grid with the least weighted error ends"
     needs, uses = GPTQ.needs, GPTQ.uses
     starts_in_order = True
+    _first = GPTQ(gives_corrected=True)
 
     def quantize(
         self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, statistics: Statistics | None = None
     ) -> QuantizedRows:
-        return METHOD_GPTQ.quantize(weight, grid, scale_dtype, statistics)
+        return self._first.quantize(weight, grid, scale_dtype, statistics)
 
 
 METHOD, FROM_GPTQ = SignRound(), SignRoundFromGPTQ()
