@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
@@ -190,25 +190,26 @@ def globs_of(names: Iterable[str]) -> list[str]:
 
 def matches(name: str, globs: Iterable[str]) -> bool:
     """Whether one of the globs names the tensor or its module."""
-    return first_match(name, globs) is not None
-
-
-def first_match(name: str, globs: Iterable[str]) -> str | None:
-    """The first of the globs that names the tensor or its module."""
-    given = tuple(globs)
-    exact, patterns = _compiled(given)
-    module = name.rpartition(".")[0]
-    first = min(exact.get(name, len(given)), exact.get(module, len(given)))
-    first = next((i for i, glob in patterns if i < first and (glob.match(name) or glob.match(module))), first)
-    return given[first] if first < len(given) else None
+    return matcher(tuple(globs))(name) is not None
 
 
 @lru_cache
-def _compiled(globs: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[int, re.Pattern[str]]]]:
-    """Places of names, of which there may be thousands (experts); and of globs, with what matches them."""
+def matcher(globs: tuple[str, ...]) -> Callable[[str], str | None]:
+    """What gives the first of the globs that names a tensor or its module.
+
+    Names are looked up, of which there may be thousands (experts); only what has wildcards is tried one by one.
+    """
     is_name = [not set(glob) & set("*?[") for glob in globs]
+    exact = {globs[i]: i for i in reversed(range(len(globs))) if is_name[i]}
     patterns = [(i, re.compile(translate(glob))) for i, glob in enumerate(globs) if not is_name[i]]
-    return {globs[i]: i for i in reversed(range(len(globs))) if is_name[i]}, patterns
+
+    def first_match(name: str) -> str | None:
+        module = name.rpartition(".")[0]
+        first = min(exact.get(name, len(globs)), exact.get(module, len(globs)))
+        first = next((i for i, glob in patterns if i < first and (glob.match(name) or glob.match(module))), first)
+        return globs[first] if first < len(globs) else None
+
+    return first_match
 
 
 def must_match(ckpt: Checkpoint, glob: str) -> None:

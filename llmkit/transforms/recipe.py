@@ -17,7 +17,7 @@ from typing import Any
 
 from llmkit.errors import InputError, listing
 from llmkit.formats.text_file import read_yaml
-from llmkit.transforms.layers import GroupSize, first_match
+from llmkit.transforms.layers import GroupSize, matcher
 
 _FORMS = "a number of bits, {bits, group_size, symmetric}, float, or a type (nf4, fp8, GGUF's q6_k)"
 
@@ -62,7 +62,8 @@ def recipe_attrs(recipe: Recipe) -> dict[str, Any]:
 
 def first_matches(names: Iterable[str], recipe: Recipe) -> dict[str, str]:
     """The glob that counts for each tensor that one matches."""
-    pairs = ((name, first_match(name, recipe)) for name in names)
+    first_match = matcher(tuple(recipe))
+    pairs = ((name, first_match(name)) for name in names)
     return {name: glob for name, glob in pairs if glob is not None}
 
 
