@@ -38,6 +38,7 @@ from llmkit.cli import (
     perplexity,
     plugins,
     quantize,
+    report,
     verify,
     vocab,
 )
@@ -93,7 +94,8 @@ def _root(
 
 _COMMANDS = (
     convert.convert, quantize.quantize, observe.observe, export.export, eval.evaluate, perplexity.perplexity,
-    generate.generate, inspect.inspect, diff.diff, verify.verify, explain.explain, doctor.doctor, demo.demo,
+    report.report, generate.generate, inspect.inspect, diff.diff, verify.verify, explain.explain, doctor.doctor,
+    demo.demo,
 )  # fmt: skip
 _GROUPS = {
     "delta": ("Apply and make weight deltas; decode XOR and encrypted releases.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -15,11 +14,11 @@ import typer
 from llmkit.cli import completion
 from llmkit.cli.command import Interrupted, command
 from llmkit.cli.options import Chat, Computing, JsonPath, ModelArgument
-from llmkit.cli.output import Output, duration
+from llmkit.cli.output import Output
+from llmkit.cli.scores import render_record
 
 if TYPE_CHECKING:
-    from llmkit.evaluation.record import BenchResult, RunRecord
-    from llmkit.evaluation.statistics import Mean
+    from llmkit.evaluation.record import RunRecord
 
 
 @command(
@@ -119,7 +118,7 @@ def evaluate(
     for warning in record.warnings:
         out.warning(warning)
     brief = "\n".join(f"{name} {score:.4f}" for name, score in record.scores.items())
-    out.answer(record.to_json(), lambda: _render(out, record, output), brief=brief)
+    out.answer(record.to_json(), lambda: render_record(out, record, output), brief=brief)
     if fail_under is not None:
         _gate(out, record, fail_under)
 
@@ -152,49 +151,3 @@ def _gate(out: Output, record: RunRecord, fail_under: float) -> None:
         out.refuse(f"below --fail-under {fail_under:g}: {shown}")
     if not record.scores:
         out.refuse("--fail-under: these tasks have no accuracy to compare")
-
-
-def _render(out: Output, record: RunRecord, output: Path | None) -> None:
-    for result in record.benches.values():
-        _render_bench(out, result)
-    for name, metrics in record.tasks.items():
-        out.table(
-            [name, "value"],
-            [(k, f"{v:.4f}" if isinstance(v, float) else str(v)) for k, v in metrics.items()],
-            right=["value"],
-        )
-        out.line()
-    out.line(f"{record.model.get('label')}, {record.model.get('dtype')}, {duration(record.elapsed_s)}")
-    if output is not None:
-        out.line(f"wrote {output}")
-
-
-def _render_bench(out: Output, result: BenchResult) -> None:
-    rows: list[Sequence[object]] = []
-    categories = result.bench.categories([s.name for s in result.subjects])
-    listed = categories or {"": [s.name for s in result.subjects]}
-    by_name = {s.name: s for s in result.subjects}
-    for category, names in listed.items():
-        if category:
-            low, high = result.categories[category]
-            rows.append((category, low.n, _share(low), _error(low), f"{high.value:.4f}"))
-        rows += [
-            ("  " * bool(category) + n, by_name[n].acc.n, _share(by_name[n].acc), _error(by_name[n].acc), "")
-            for n in names
-        ]
-    for subset, (low, high) in result.subsets.items():
-        rows.append((f"{subset} (subset)", low.n, _share(low), _error(low), f"{high.value:.4f}"))
-    rows.append(("all", result.micro.n, _share(result.micro), _error(result.micro), f"{result.macro.value:.4f}"))
-    title = f"{result.bench.title}, {result.shots} shots"
-    out.table([title, "questions", "accuracy", "±", "macro"], rows, right=["questions", "accuracy", "±", "macro"])
-    if result.macro_categories is not None:
-        out.line(f"mean of the categories {result.macro_categories.value:.4f}")
-    out.line()
-
-
-def _share(mean: Mean) -> str:
-    return f"{mean.value:.4f}"
-
-
-def _error(mean: Mean) -> str:
-    return "" if mean.stderr is None else f"{mean.stderr:.4f}"

@@ -19,7 +19,7 @@ from llmkit.errors import InputError
 from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.identity import digest_of
 from llmkit.evaluation.lm import SharedPrefixLM
-from llmkit.evaluation.record import BenchResult, SubjectResult
+from llmkit.evaluation.record import BenchResult, Question, SubjectResult
 from llmkit.evaluation.statistics import mean
 from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, set_shots
 
@@ -104,16 +104,16 @@ def _subject(subject: Subject, samples: Sequence[Mapping[str, Any]]) -> SubjectR
     return SubjectResult(
         subject=subject,
         acc=mean([float(s["acc"]) for s in samples]),
-        choices="".join(_LETTERS[_choice(s)] for s in samples),
-        targets="".join(_LETTERS[int(s["target"])] for s in samples),
+        questions=tuple(_question(s) for s in samples),
         metrics={m: mean([float(s[m]) for s in samples]) for m in metrics},
     )
 
 
-def _choice(sample: Mapping[str, Any]) -> int:
+def _question(sample: Mapping[str, Any]) -> Question:
     """The best-scored choice; the first of equals, as numpy's argmax has it."""
-    logprobs = [float(x[0]) for x in sample["filtered_resps"]]
-    return logprobs.index(max(logprobs))
+    logprobs = tuple(float(x[0]) for x in sample["filtered_resps"])
+    choice = _LETTERS[logprobs.index(max(logprobs))]
+    return Question(str(sample["doc_id"]), choice, _LETTERS[int(sample["target"])], logprobs)
 
 
 def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:

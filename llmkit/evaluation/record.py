@@ -12,8 +12,45 @@ from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.statistics import Mean, macro, macro_of_groups, micro
 from llmkit.pipeline.files import check_file, write_file
 
-FORMAT = "llmkit.eval/1"
+FORMAT = "llmkit.eval/2"
 _KIND = "a record of llmkit eval"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question's answer.
+
+    Attributes:
+        id: of the question, unique in its subject: its row in the file, unless the data name it.
+        choice: the chosen letter; empty when an answer could not be read.
+        target: the right letter.
+        logprobs: natural log-probabilities of the choices, in their order; None where none were computed.
+        mass: the probability of all letters together, 0 to 1; None where they are not single tokens of one place.
+        prompt: the first 16 hexadecimal digits of the SHA-256 of the token ids that were sent; empty where unknown.
+    """
+
+    id: str
+    choice: str
+    target: str
+    logprobs: tuple[float, ...] | None = None
+    mass: float | None = None
+    prompt: str = ""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the chosen letter is the right one."""
+        return bool(self.choice) and self.choice == self.target
+
+
+# The columns of a record's subjects: name in JSON -> attribute of `Question`.
+COLUMNS = {
+    "ids": "id",
+    "choices": "choice",
+    "targets": "target",
+    "logprobs": "logprobs",
+    "mass": "mass",
+    "prompts": "prompt",
+}
 
 
 @dataclass(frozen=True)
@@ -23,14 +60,13 @@ class SubjectResult:
     Attributes:
         subject: name, label and categories.
         acc: share of questions whose best-scored choice is right.
-        choices, targets: the chosen and the right letter of each question, in order of the file.
+        questions: in order of the file; empty in a record that has the averages alone.
         metrics: lm-eval's other per-question metrics (C-Eval's acc_norm).
     """
 
     subject: Subject
     acc: Mean
-    choices: str
-    targets: str
+    questions: tuple[Question, ...] = ()
     metrics: Mapping[str, Mean] = field(default_factory=dict)
 
     @property
@@ -48,8 +84,7 @@ class SubjectResult:
             "acc": self.acc.value,
             "stderr": self.acc.stderr,
             "metrics": {k: v.to_json() for k, v in self.metrics.items()},
-            "choices": self.choices,
-            "targets": self.targets,
+            **{column: [getattr(q, name) for q in self.questions] for column, name in COLUMNS.items()},
         }
 
 

@@ -1,0 +1,65 @@
+"""The tables of an evaluation's scores: of a run that has just ended, and of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmkit.cli.output import Output, duration
+
+if TYPE_CHECKING:
+    from llmkit.evaluation.record import BenchResult, RunRecord
+    from llmkit.evaluation.statistics import Mean
+
+
+def render_record(out: Output, record: RunRecord, output: Path | None = None) -> None:
+    """Scores by category and subject.
+
+    Args:
+        output: where the record was written.
+    """
+    for result in record.benches.values():
+        _render_bench(out, result)
+    for name, metrics in record.tasks.items():
+        out.table(
+            [name, "value"],
+            [(k, f"{v:.4f}" if isinstance(v, float) else str(v)) for k, v in metrics.items()],
+            right=["value"],
+        )
+        out.line()
+    about = [str(x) for x in (record.model.get("label"), record.model.get("dtype")) if x]
+    out.line(", ".join([*about, duration(record.elapsed_s)]))
+    if output is not None:
+        out.line(f"wrote {output}")
+
+
+def _render_bench(out: Output, result: BenchResult) -> None:
+    rows: list[Sequence[object]] = []
+    categories = result.bench.categories([s.name for s in result.subjects])
+    listed = categories or {"": [s.name for s in result.subjects]}
+    by_name = {s.name: s for s in result.subjects}
+    for category, names in listed.items():
+        if category:
+            low, high = result.categories[category]
+            rows.append((category, low.n, _share(low), _error(low), f"{high.value:.4f}"))
+        rows += [
+            ("  " * bool(category) + n, by_name[n].acc.n, _share(by_name[n].acc), _error(by_name[n].acc), "")
+            for n in names
+        ]
+    for subset, (low, high) in result.subsets.items():
+        rows.append((f"{subset} (subset)", low.n, _share(low), _error(low), f"{high.value:.4f}"))
+    rows.append(("all", result.micro.n, _share(result.micro), _error(result.micro), f"{result.macro.value:.4f}"))
+    title = f"{result.bench.title}, {result.shots} shots"
+    out.table([title, "questions", "accuracy", "±", "macro"], rows, right=["questions", "accuracy", "±", "macro"])
+    if result.macro_categories is not None:
+        out.line(f"mean of the categories {result.macro_categories.value:.4f}")
+    out.line()
+
+
+def _share(mean: Mean) -> str:
+    return f"{mean.value:.4f}"
+
+
+def _error(mean: Mean) -> str:
+    return "" if mean.stderr is None else f"{mean.stderr:.4f}"
