@@ -36,7 +36,7 @@ def evaluate(
         typer.Option(
             metavar="NAME[,NAME]",
             autocompletion=completion.benches,
-            help="mmlu, ceval, mini, or any task or group of lm-eval.",
+            help="mmlu, ceval, cmmlu, mini, or any task or group of lm-eval.",
         ),
     ],
     templates: Chat,
@@ -44,6 +44,10 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="val|test|dev", help="The split to score (default: the benchmark's usual one)."),
     ] = None,
     shots: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Examples in each prompt (default: the usual number).")
@@ -86,13 +90,14 @@ def evaluate(
 
     if output is not None:
         check_record_path(output)
-    settings = [model, bench, data, shots, limit, subjects, batch_tokens, max_length, templates, computing]
+    settings = [model, bench, data, split, shots, limit, subjects, batch_tokens, max_length, templates, computing]
     keep = _answers_path(output, repr(settings))
     score = partial(
         run_evaluation,
         model,
         bench,
         data=data,
+        split=split,
         shots=shots,
         limit=limit if limit is None or limit < 1 else int(limit),
         subjects=[s.strip() for s in (subjects or "").split(",") if s.strip()],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -42,9 +42,11 @@ class Bench:
         task: pattern of lm-eval's task names.
         definition: pattern of the task's YAML file below lm-eval's tasks folder.
         description: pattern of the prompt's header, where the YAML file has none.
-        csv: the form of the CSV files (`llmkit.evaluation.csv_data`).
+        csv: the form of the CSV files (`llmkit.evaluation.csv_forms`).
         split, shots_split: the scored split, and the one the shots come from.
         shots: how many shots are usual.
+        splits: the published ones (dev, val, test) -> their names on the hub.
+        labelled: the split that is scored usually.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Bench:
     split: str
     shots_split: str
     shots: int
+    splits: Mapping[str, str]
+    labelled: str
 
     @cached_property
     def by_name(self) -> dict[str, Subject]:
@@ -71,8 +75,19 @@ class Bench:
         return folder if (folder / self.split).is_dir() else None
 
     def task_name(self, subject: str) -> str:
-        """The name of a subject's lm-eval task."""
-        return self.task.format(subject=subject)
+        """The name of a subject's lm-eval task; a split that is not scored usually is named in it."""
+        name = self.task.format(subject=subject)
+        return name if self.split == self.labelled else f"{name}_{self.split}"
+
+    def of_split(self, split: str) -> Bench:
+        """The benchmark with another scored split.
+
+        Raises:
+            InputError: it has no such split.
+        """
+        if split not in self.splits:
+            raise InputError(f"{self.title} has no {split} split", hint=f"--split {' or '.join(self.splits)}")
+        return replace(self, split=split)
 
     def categories(self, subjects: Iterable[str]) -> dict[str, list[str]]:
         """The given subjects by category, in published order; empty for a benchmark without categories."""
@@ -156,11 +171,12 @@ def load_bench(name: str) -> Bench:
         for subcategory, members in groups.items()
         for subject in members
     )
-    fields = {k: body[k] for k in ("title", "task", "definition", "csv", "split", "shots_split", "shots")}
+    fields = {k: body[k] for k in ("title", "task", "definition", "csv", "split", "shots_split", "shots", "splits")}
     return Bench(
         name=name,
         subjects=subjects,
         subsets={k: tuple(v) for k, v in body.get("subsets", {}).items()},
         description=body.get("description", ""),
+        labelled=body["split"],
         **fields,
     )

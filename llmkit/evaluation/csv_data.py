@@ -1,26 +1,21 @@
-"""The benchmarks' published CSV layouts: `{dev,val,test}/<subject>_<split>.csv`.
-
-Cells are text and stay text: `0.50` stays `0.50` and `None` stays `None`, which number-guessing readers change.
-
-    mmlu    no header: question, A, B, C, D, answer        -> question, subject, choices, answer (0 to 3)
-    ceval   a header naming at least question, A, B, C, D, answer -> the columns under their names
-"""
+"""A benchmark's questions on this machine: folders of CSV files as published, and where in a given folder they are."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from shlex import quote
 
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench
+from llmkit.evaluation.csv_forms import FORMS, Doc, Split, read_split
 
-Doc = dict[str, Any]
-LETTERS = ("A", "B", "C", "D")
-_COLUMNS = ("question", *LETTERS, "answer")
-_CEVAL_COLUMNS = ("id", *_COLUMNS, "explanation")
+_MAX_DEPTH = 3  # an archive within a folder within a download
+_MAX_FOLDERS = 1000
 
 
 @dataclass(frozen=True)
@@ -28,10 +23,12 @@ class LocalData:
     """A folder of CSV files for one benchmark.
 
     Attributes:
+        bench: with the scored split.
         folder: the folder that holds the splits.
         subjects: those with a file for the scored split, in the benchmark's order.
         missing: the benchmark's other subjects.
         unknown: subjects with a file that the benchmark does not have; they are left out.
+        oddities: what was odd but could be read, by kind: file and line of each.
     """
 
     bench: Bench
@@ -39,135 +36,160 @@ class LocalData:
     subjects: tuple[str, ...]
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
+    oddities: dict[str, list[str]] = field(default_factory=dict)
 
     def path(self, subject: str, split: str) -> Path:
         """Where a subject's split is."""
-        return self.folder / split / f"{subject}_{split}.csv"
+        return self.folder / FORMS[self.bench.csv].path.format(subject=subject, split=split)
 
     def read(self, subject: str, *, shots: int) -> dict[str, list[Doc]]:
         """A subject's scored split and, when there are shots, the split they come from.
 
         Raises:
-            InputError: a missing or malformed file, or fewer rows than shots.
+            InputError: a missing or malformed file, a split without answers, or fewer rows than shots.
         """
         bench = self.bench
-        docs = {bench.split: read_split(self.path(subject, bench.split), bench.csv, subject)}
-        if not docs[bench.split]:
-            raise InputError(f"{self.path(subject, bench.split)}: no questions")
-        shots_path = self.path(subject, bench.shots_split)
-        docs[bench.shots_split] = read_split(shots_path, bench.csv, subject) if shots or shots_path.is_file() else []
+        path = self.path(subject, bench.split)
+        scored = self._read(path, subject)
+        if not scored.docs:
+            raise InputError(f"{path}: no questions")
+        if not scored.is_labelled:
+            raise InputError(
+                f"{path}: the {bench.split} split has no answers, so that nothing can be scored",
+                hint=f"score another split: --split {bench.labelled}" if bench.split != bench.labelled else None,
+            )
+        docs = {bench.split: scored.docs}
+        if bench.shots_split == bench.split:
+            return docs
+        path = self.path(subject, bench.shots_split)
+        docs[bench.shots_split] = self._read(path, subject).docs if shots or path.is_file() else []
         if len(docs[bench.shots_split]) < shots:
             raise InputError(
-                f"{shots_path}: {len(docs[bench.shots_split])} rows, but {shots} shots are asked for",
+                f"{path}: {len(docs[bench.shots_split])} rows, but {shots} shots are asked for",
                 hint=f"add --shots {len(docs[bench.shots_split])}",
             )
         return docs
 
+    def _read(self, path: Path, subject: str) -> Split:
+        split = read_split(path, self.bench.csv, subject)
+        for kind, lines in (
+            ("questions stand twice in their file, and count twice", split.repeated),
+            ("questions have an empty choice", split.empty),
+        ):
+            self.oddities.setdefault(kind, []).extend(f"{path.name} line {line}" for line in lines)
+        return split
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was odd in the files read so far, one line a kind."""
+        return [
+            f"{self.bench.title}: {len(places)} {kind}: {listing(places, 4)}"
+            for kind, places in self.oddities.items()
+            if places
+        ]
+
 
 def find_data(bench: Bench, data: str | Path) -> LocalData:
-    """The benchmark's CSV files in `data`, `data/<bench>` or `data/data` (as MMLU's archive unpacks).
+    """The benchmark's CSV files in `data`, `data/<bench>`, `data/data`, around it, or deeper in it.
 
     Raises:
-        InputError: no such folder, or no file of the benchmark in it.
+        InputError: no such folder, no file of the benchmark in it, or several folders with such files.
     """
     data = Path(data).expanduser()
     if not data.is_dir():
-        raise InputError(f"{data}: no such folder", hint=f"--data takes a folder with {bench.split}/ and dev/ in it")
-    for folder in (data, data / bench.name, data / "data"):
-        present = _subjects_in(folder, bench.split)
-        expected = [s.name for s in bench.subjects] or present
-        subjects = [s for s in expected if s in present]
-        if subjects:
-            missing = [s for s in expected if s not in present]
-            unknown = [s for s in present if s not in expected]
-            return LocalData(bench, folder, tuple(subjects), tuple(missing), tuple(unknown))
-    example = f"{bench.split}/{bench.subjects[0].name if bench.subjects else 'SUBJECT'}_{bench.split}.csv"
-    raise InputError(
-        f"{data}: no {bench.title} file in it; expected files such as {example}",
-        hint=f"unpack the published archive and give the folder that holds {bench.split}/ and {bench.shots_split}/",
+        raise _no_folder(bench, data)
+    near = [data, data / bench.name, data / "data", *([data.parent] if data.name in bench.splits else [])]
+    folder = next((f for f in near if _known(bench, f, bench.split)), None)
+    if folder is None:
+        found = [f for f in _below(data) if _is_mostly(bench, f)]
+        if len(found) > 1:
+            raise InputError(
+                f"{data}: {bench.title} is in {listing([str(f) for f in found], 4)}", hint=f"--data {found[0]}"
+            )
+        folder = found[0] if found else None
+    if folder is None:
+        raise _nothing_there(bench, data, near)
+    present = _subjects_in(bench, folder, bench.split)
+    expected = [s.name for s in bench.subjects] or present
+    return LocalData(
+        bench=bench,
+        folder=folder,
+        subjects=tuple(s for s in expected if s in present),
+        missing=tuple(s for s in expected if s not in present),
+        unknown=tuple(s for s in present if s not in expected),
     )
 
 
-def _subjects_in(folder: Path, split: str) -> list[str]:
-    ending = f"_{split}.csv"
-    inside = (folder / split).iterdir() if (folder / split).is_dir() else []
-    return sorted(p.name.removesuffix(ending) for p in inside if p.name.endswith(ending) and p.is_file())
+def _no_folder(bench: Bench, data: Path) -> InputError:
+    takes = f"--data takes the folder that holds {bench.split}/ and {bench.shots_split}/"
+    if not data.exists():
+        return InputError(f"{data}: no such folder", hint=takes)
+    if data.is_file() and (command := _unpacking(data)):
+        return InputError(f"{data}: an archive, not a folder", hint=command)
+    return InputError(f"{data}: a file, not a folder", hint=takes)
 
 
-def read_split(path: Path, form: str, subject: str) -> list[Doc]:
-    """The questions of one CSV file, in order, as lm-eval's tasks expect them.
+def _unpacking(path: Path) -> str | None:
+    """The command that unpacks an archive."""
+    folder = path.with_name(path.name.split(".")[0])
+    if zipfile.is_zipfile(path):
+        return f"unzip {quote(str(path))} -d {quote(str(folder))}, then --data {quote(str(folder))}"
+    if tarfile.is_tarfile(path):
+        return f"tar -xf {quote(str(path))}, then --data with the folder that it makes"
+    return None
 
-    Raises:
-        InputError: a missing file, a wrong number of cells, a missing column, an answer that is not A to D; names the
-            file and the line the row begins on.
-    """
-    return _READERS[form](path, subject)
 
-
-def _read_mmlu(path: Path, subject: str) -> list[Doc]:
-    docs = []
-    for line, row in _rows(path):
-        if len(row) != len(_COLUMNS):
-            raise InputError(
-                f"{path}, line {line}: {len(row)} cells, expected {len(_COLUMNS)} ({', '.join(_COLUMNS)})",
-                hint="a cell that holds a comma, a quote or a line break must be quoted",
+def _nothing_there(bench: Bench, data: Path, near: list[Path]) -> InputError:
+    for folder in near:
+        if others := [split for split in bench.splits if _known(bench, folder, split)]:
+            return InputError(
+                f"{folder}: {bench.title} is there, but not its {bench.split} split; there is {listing(others)}",
+                hint=f"score another split (--split {others[0]}), or add the files",
             )
-        hint = "MMLU's published files have no header line" if row[5].strip() == "answer" else None
-        answer = _letter(path, line, row[5], hint)
-        docs.append({"question": row[0], "subject": subject, "choices": row[1:5], "answer": LETTERS.index(answer)})
-    return docs
+    example = FORMS[bench.csv].path.format(
+        split=bench.split, subject=bench.subjects[0].name if bench.subjects else "SUBJECT"
+    )
+    archives = [p for p in sorted(data.iterdir()) if p.is_file() and p.suffix in (".zip", ".tar", ".gz", ".tgz")]
+    command = next((c for p in archives if (c := _unpacking(p))), None)
+    return InputError(
+        f"{data}: no {bench.title} file in it; expected files such as {example}",
+        hint=command
+        or f"unpack the published archive and give the folder that holds {bench.split}/ and {bench.shots_split}/",
+    )
 
 
-def _read_ceval(path: Path, subject: str) -> list[Doc]:
-    rows = _rows(path)
-    line, header = next(rows, (1, []))
-    if absent := [c for c in _COLUMNS if c not in header]:
-        raise InputError(
-            f"{path}, line {line}: the header lacks {listing(absent, 6)}; found {listing(header, 8)}",
-            hint="C-Eval's published files begin with the line id,question,A,B,C,D,answer",
-        )
-    docs = []
-    for line, row in rows:
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}, line {line}: {len(row)} cells, expected {len(header)} ({', '.join(header)})",
-                hint="a cell that holds a comma, a quote or a line break must be quoted",
-            )
-        doc = dict.fromkeys(_CEVAL_COLUMNS, "") | dict(zip(header, row, strict=True))
-        doc["answer"] = _letter(path, line, doc["answer"], None)
-        docs.append({column: doc[column] for column in _CEVAL_COLUMNS})
-    return docs
+def _subjects_in(bench: Bench, folder: Path, split: str) -> list[str]:
+    inside, _, name = FORMS[bench.csv].path.rpartition("/")
+    place = folder / inside.format(split=split)
+    ending = name.format(subject="", split=split)
+    files = place.iterdir() if place.is_dir() else []
+    return sorted(p.name.removesuffix(ending) for p in files if p.name.endswith(ending) and p.is_file())
 
 
-def _letter(path: Path, line: int, cell: str, hint: str | None) -> str:
-    answer = cell.strip()
-    if answer not in LETTERS:
-        raise InputError(f"{path}, line {line}: the answer is {cell!r}, expected A, B, C or D", hint=hint)
-    return answer
+def _known(bench: Bench, folder: Path, split: str) -> list[str]:
+    present = _subjects_in(bench, folder, split)
+    return [s for s in present if s in bench.by_name] if bench.subjects else present
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
-    """Rows that are not blank, each with the line it begins on."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: no regular file")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            line = 1
-            for row in reader:
-                if row:
-                    yield line, row
-                line = reader.line_num + 1
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such file", hint="add the file, or leave the subject out of --subjects"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start})", hint="save the file as UTF-8") from error
-    except csv.Error as error:
-        raise InputError(f"{path}: not a CSV file ({error})") from error
+def _is_mostly(bench: Bench, folder: Path) -> bool:
+    """Whether most files of the scored split are subjects of the benchmark: benchmarks share names of subjects."""
+    return 2 * len(_known(bench, folder, bench.split)) > len(_subjects_in(bench, folder, bench.split))
 
 
-_READERS: Mapping[str, Callable[[Path, str], list[Doc]]] = {"mmlu": _read_mmlu, "ceval": _read_ceval}
+def _below(data: Path) -> Iterator[Path]:
+    """Folders in `data`, near ones first, a bounded number of them."""
+    level, n = [data], 0
+    for _ in range(_MAX_DEPTH):
+        deeper: list[Path] = []
+        for folder in level:
+            try:
+                with os.scandir(folder) as entries:
+                    inner = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            except OSError:
+                continue
+            deeper += [folder / name for name in inner]
+            n += len(inner)
+            if n > _MAX_FOLDERS:
+                return
+        yield from deeper
+        level = deeper

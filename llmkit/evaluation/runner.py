@@ -20,7 +20,8 @@ from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
-from llmkit.evaluation.csv_data import Doc, LocalData, find_data
+from llmkit.evaluation.csv_data import LocalData, find_data
+from llmkit.evaluation.csv_forms import Doc
 from llmkit.evaluation.identity import PACKAGES, describe_model, digest_of
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.scoring import BATCH_TOKENS
@@ -46,6 +47,7 @@ def evaluate(
     bench: str | Sequence[str],
     *,
     data: str | Path | None = None,
+    split: str | None = None,
     shots: int | None = None,
     limit: float | None = None,
     subjects: Sequence[str] = (),
@@ -65,8 +67,9 @@ def evaluate(
 
     Args:
         model: a checkpoint, or what `open_checkpoint` takes.
-        bench: names (or one string with commas): mmlu, ceval, mini, or any of lm-eval's tasks and groups.
+        bench: names (or one string with commas): mmlu, ceval, cmmlu, mini, or any of lm-eval's tasks and groups.
         data: a folder with the benchmarks' published CSV files; None takes the hub's (mini has its own).
+        split: the split to score (val, test, dev); None takes the one each benchmark is usually scored on.
         shots: None takes each benchmark's usual number (5; mini 2) and each task's own.
         limit: only the first questions of each subject; below 1 a share of them.
         subjects: subjects, categories or subsets of the benchmarks; all when empty.
@@ -96,8 +99,11 @@ def evaluate(
     others = [n for n in names if n not in bench_names()]
     if subjects and (others or len(names) > 1):
         raise InputError(f"--subjects is about one benchmark, found {', '.join(names)}", hint=f"--bench {names[0]}")
+    if split is not None and others:
+        raise InputError(f"--split is for {listing(bench_names())}; {others[0]} is a task of lm-eval with its own")
     check_task_names(others)
     benches = [load_bench(n) for n in names if n in bench_names()]
+    benches = [b if split is None else b.of_split(split) for b in benches]
     # a benchmark with questions of its own takes them, unless --data can only be meant for it
     folders = [b.own_data if b.own_data and (data is None or len(names) > 1) else data for b in benches]
     prepared = [_prepare(b, folder, shots, subjects) for b, folder in zip(benches, folders, strict=True)]
@@ -125,6 +131,7 @@ def evaluate(
     settings = {
         "bench": names,
         "data": str(data) if data is not None else None,
+        "split": split,
         "shots": shots,
         "limit": limit,
         "subjects": list(subjects),
@@ -214,6 +221,11 @@ def make_lm(
 
 def _prepare(bench: Bench, folder: str | Path | None, shots: int | None, subjects: Sequence[str]) -> _Prepared:
     shots = bench.shots if shots is None else shots
+    if shots and bench.split == bench.shots_split:
+        raise InputError(
+            f"{bench.title}: the {bench.split} split is scored, and the {shots} shots would come from it too",
+            hint="add --shots 0",
+        )
     if folder is None:
         if not bench.subjects:
             raise InputError(f"{bench.title}: its questions are not installed", hint="give them: --data FOLDER")
@@ -233,6 +245,7 @@ def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequenc
                 f"{item.bench.title}: the data folder lacks {n} of {len(item.bench.subjects)} subjects "
                 f"({listing(item.data.missing)}): the averages are over those present"
             )
+        warnings += item.data.warnings if item.data else []
         if item.data and item.data.unknown:
             warnings.append(
                 f"{item.bench.title}: left out files that are no subjects of it: {listing(item.data.unknown)}"

@@ -52,6 +52,9 @@ def bench_task(bench: Bench, subject: str, docs: Docs | None) -> Any:
     if bench.description:
         config["description"] = bench.description.format(words=subject.replace("_", " "))
     config["task"] = bench.task_name(subject)
+    if bench.split != bench.labelled:
+        config.pop("validation_split", None)
+        config["test_split"] = bench.split if docs is not None else bench.splits[bench.split]
     if docs is not None:
         if not docs.get(bench.shots_split):
             config.pop("fewshot_split", None)

@@ -1,4 +1,4 @@
-"""Published CSV layouts: cells stay text, faults are named by file and line."""
+"""Where a benchmark's published files are, and which subjects, categories and splits it has."""
 
 from __future__ import annotations
 
@@ -6,79 +6,20 @@ import pytest
 
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import bench_names, load_bench
-from llmkit.evaluation.csv_data import find_data, read_split
-
-MMLU_ROW = '"What, exactly?",0.50,None,1e3,"a ""b""",C\n'
+from llmkit.evaluation.csv_data import find_data
 
 
-def write(path, text, encoding="utf-8"):
+def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding=encoding)
-    return path
-
-
-def test_cells_are_text(tmp_path):
-    path = write(tmp_path / "x.csv", MMLU_ROW)
-    (doc,) = read_split(path, "mmlu", "anatomy")
-    assert doc == {
-        "question": "What, exactly?",
-        "subject": "anatomy",
-        "choices": ["0.50", "None", "1e3", 'a "b"'],
-        "answer": 2,
-    }
-
-
-def test_line_breaks_inside_cells_windows_ends_and_blank_lines(tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_bytes(b'"two\nlines",1,2,3,4,A\r\n\r\n"second",5,6,7,8,D\r\n')
-    docs = read_split(path, "mmlu", "s")
-    assert [d["question"] for d in docs] == ["two\nlines", "second"]
-    assert [d["answer"] for d in docs] == [0, 3]
-
-
-def test_ceval_takes_columns_by_name_and_fills_what_val_lacks(tmp_path):
-    path = write(tmp_path / "x.csv", "\ufeffid,question,A,B,C,D,answer\n7,题目,0.50,None,丙,丁,B\n")
-    (doc,) = read_split(path, "ceval", "law")
-    assert doc == {
-        "id": "7", "question": "题目", "A": "0.50", "B": "None", "C": "丙", "D": "丁", "answer": "B", "explanation": "",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "layout", "message"),
-    [
-        ('q,1,2,3,4,A\n"a\nb",1,2,3,B\n', "mmlu", "line 2: 5 cells, expected 6 (question, A, B, C, D, answer)"),
-        ('"a\nb",1,2,3,4,A\nq,1,2,3,4,E\n', "mmlu", "line 3: the answer is 'E', expected A, B, C or D"),
-        ("question,A,B,C,D,answer\n", "mmlu", "line 1: the answer is 'answer'"),
-        ("id,question,A,B,C,answer\n", "ceval", "line 1: the header lacks D"),
-        ("q,1,2,3,4,A\n", "ceval", "line 1: the header lacks question, B, C, D, answer"),
-        ("id,question,A,B,C,D,answer\n0,q,1,2,3,4\n", "ceval", "line 2: 6 cells, expected 7"),
-        ("id,question,A,B,C,D,answer\n0,q,1,2,3,4,\n", "ceval", "line 2: the answer is ''"),
-    ],
-)
-def test_faults_name_file_and_line(tmp_path, text, layout, message):
-    path = write(tmp_path / "odd.csv", text)
-    with pytest.raises(InputError) as caught:
-        read_split(path, layout, "s")
-    assert message in caught.value.message
-    assert str(path) in caught.value.message
-
-
-def test_a_file_that_is_absent_or_not_utf8(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
-        read_split(tmp_path / "none.csv", "mmlu", "s")
-    path = tmp_path / "latin.csv"
-    path.write_bytes("café,1,2,3,4,A\n".encode("latin-1"))
-    with pytest.raises(InputError, match="not UTF-8"):
-        read_split(path, "mmlu", "s")
+    path.write_text(text, encoding="utf-8")
 
 
 def folder(root, split, *subjects):
     for subject in subjects:
-        write(root / split / f"{subject}_{split}.csv", MMLU_ROW * 3)
+        write(root / split / f"{subject}_{split}.csv", "".join(f"What is {i}?,0,1,2,3,C\n" for i in range(3)))
 
 
-@pytest.mark.parametrize("inside", ["", "mmlu", "data"])
+@pytest.mark.parametrize("inside", ["", "mmlu", "data", "download/archive/data", "datasets/snapshots/0ab1"])
 def test_a_partial_folder_gives_what_it_has_and_says_what_it_lacks(tmp_path, inside):
     folder(tmp_path / inside, "test", "virology", "anatomy", "alchemy")
     found = find_data(load_bench("mmlu"), tmp_path)
@@ -108,15 +49,71 @@ def test_a_folder_without_the_benchmark(tmp_path):
         find_data(load_bench("ceval"), tmp_path / "nowhere")
 
 
+def test_the_split_folder_itself_is_understood(tmp_path):
+    folder(tmp_path, "test", "anatomy")
+    assert find_data(load_bench("mmlu"), tmp_path / "test").folder == tmp_path
+
+
+def test_two_folders_with_the_benchmark_are_both_named(tmp_path):
+    for inside in ("old", "new"):
+        folder(tmp_path / inside, "test", "anatomy", "virology")
+    with pytest.raises(InputError) as caught:
+        find_data(load_bench("mmlu"), tmp_path)
+    assert f"MMLU is in {tmp_path / 'new'}, {tmp_path / 'old'}" in caught.value.message
+    assert caught.value.hint == f"--data {tmp_path / 'new'}"
+
+
+def test_another_benchmarks_files_are_not_taken_for_it(tmp_path):
+    """MMLU and C-Eval have `high_school_physics_test.csv` both."""
+    folder(tmp_path / "ceval", "test", "high_school_physics", "law", "accountant")
+    with pytest.raises(InputError, match="no MMLU file in it"):
+        find_data(load_bench("mmlu"), tmp_path)
+
+
+def test_a_split_that_is_not_there_and_those_that_are(tmp_path):
+    folder(tmp_path, "dev", "anatomy")
+    folder(tmp_path, "val", "anatomy")
+    with pytest.raises(InputError) as caught:
+        find_data(load_bench("mmlu"), tmp_path)
+    assert caught.value.message == f"{tmp_path}: MMLU is there, but not its test split; there is dev, val"
+    assert find_data(load_bench("mmlu").of_split("val"), tmp_path).subjects == ("anatomy",)
+    with pytest.raises(InputError, match="CMMLU has no val split"):
+        load_bench("cmmlu").of_split("val")
+
+
+def test_an_archive_is_no_folder(tmp_path):
+    import tarfile
+    import zipfile
+
+    folder(tmp_path / "in", "test", "anatomy")
+    with zipfile.ZipFile(tmp_path / "mmlu.zip", "w") as archive:
+        archive.write(tmp_path / "in" / "test" / "anatomy_test.csv", "test/anatomy_test.csv")
+    with tarfile.open(tmp_path / "mmlu.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "in", "data")
+    for name, command in (("mmlu.zip", "unzip"), ("mmlu.tar.gz", "tar -xf")):
+        with pytest.raises(InputError, match="an archive, not a folder") as caught:
+            find_data(load_bench("mmlu"), tmp_path / name)
+        assert caught.value.hint.startswith(f"{command} {tmp_path / name}")
+    with pytest.raises(InputError, match="a file, not a folder"):
+        find_data(load_bench("mmlu"), tmp_path / "in" / "test" / "anatomy_test.csv")
+    (tmp_path / "in" / "test" / "anatomy_test.csv").unlink()
+    with pytest.raises(InputError, match="no MMLU file in it") as caught:
+        find_data(load_bench("mmlu"), tmp_path)
+    assert "unzip" in caught.value.hint or "tar -xf" in caught.value.hint
+
+
 def test_benchmarks_are_whole():
-    assert bench_names() == ["ceval", "mini", "mmlu"]
-    mmlu, ceval = load_bench("mmlu"), load_bench("ceval")
-    assert (len(mmlu.by_name), len(ceval.by_name)) == (57, 52)
+    assert bench_names() == ["ceval", "cmmlu", "mini", "mmlu"]
+    mmlu, ceval, cmmlu = load_bench("mmlu"), load_bench("ceval"), load_bench("cmmlu")
+    assert (len(mmlu.by_name), len(ceval.by_name), len(cmmlu.by_name)) == (57, 52, 67)
     sizes = {k: len(v) for k, v in mmlu.categories(mmlu.by_name).items()}
     assert sizes == {"STEM": 18, "humanities": 13, "social sciences": 12, "other": 14}
     sizes = {k: len(v) for k, v in ceval.categories(ceval.by_name).items()}
     assert sizes == {"STEM": 20, "humanities": 11, "social sciences": 10, "other": 11}
     assert len(ceval.subsets["hard"]) == 8
+    sizes = {k: len(v) for k, v in cmmlu.categories(cmmlu.by_name).items()}
+    assert sizes == {"STEM": 17, "humanities": 13, "social sciences": 22, "other": 15}
+    assert len(cmmlu.subsets["China specific"]) == 15  # a second label: it is in no average over categories
     assert ceval.by_name["law"].label == "法学"
 
 
@@ -125,10 +122,19 @@ def test_subjects_are_those_of_lm_eval():
 
     from lm_eval.tasks import __file__ as tasks
 
-    for name, pattern in (("mmlu", "mmlu/default/mmlu_*.yaml"), ("ceval", "ceval/ceval-valid_*.yaml")):
+    for name, prefix in (("mmlu", "mmlu/default/mmlu_"), ("ceval", "ceval/ceval-valid_"), ("cmmlu", "cmmlu/cmmlu_")):
         bench = load_bench(name)
-        theirs = {p.stem.removeprefix("mmlu_").removeprefix("ceval-valid_") for p in Path(tasks).parent.glob(pattern)}
-        assert set(bench.by_name) == theirs
+        theirs = [p.relative_to(Path(tasks).parent).as_posix() for p in Path(tasks).parent.glob(f"{prefix}*.yaml")]
+        assert {f"{prefix}{subject}.yaml" for subject in bench.by_name} == set(theirs)
+
+
+def test_cmmlus_names_are_those_of_lm_evals_headers():
+    from llmkit.evaluation.tasks import _definition
+
+    bench = load_bench("cmmlu")
+    for subject in bench.subjects:
+        header = _definition(bench.definition.format(subject=subject.name))["description"]
+        assert header == f"以下是关于{subject.label}的单项选择题，请直接给出正确答案的选项。\n\n"
 
 
 def test_subjects_by_name_category_and_subset():

@@ -133,12 +133,48 @@ def test_a_chat_template_wraps_prompts_and_shots(tiny_llama, data, tmp_path):
         ({"bench": "mmlu", "subjects": ["anatomy"]}, "anatomy: no data"),
         ({"bench": "mmlu", "shots": 9}, "3 rows, but 9 shots"),
         ({"bench": "ceval"}, "no C-Eval file"),
+        ({"bench": "mmlu", "split": "dev"}, "the dev split is scored, and the 5 shots would come from it too"),
+        ({"bench": "mmlu", "split": "validation"}, "MMLU has no validation split"),
+        ({"bench": "mmlu", "split": "val"}, "MMLU is there, but not its val split; there is dev, test"),
+        ({"bench": "mmlu,hellaswag", "split": "val"}, "--split is for ceval, cmmlu, mini, mmlu; hellaswag is a task"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_opened(data, options, message):
     options = {"data": data} | options
     with pytest.raises(InputError, match=message):
         evaluate("/nowhere", **options)
+
+
+def test_a_labelled_split_of_another_name_is_scored(tiny_llama, data, tmp_path):
+    """The same questions as test and as val have the same score."""
+    import shutil
+
+    for split in ("val", "dev"):
+        (tmp_path / split).mkdir()
+    for subject in SUBJECTS[:2]:
+        shutil.copy(data / "test" / f"{subject}_test.csv", tmp_path / "val" / f"{subject}_val.csv")
+        shutil.copy(data / "dev" / f"{subject}_dev.csv", tmp_path / "dev")
+    usual = evaluate(tiny_llama, "mmlu", data=data, shots=1).benches["mmlu"]
+    other = evaluate(tiny_llama, "mmlu", data=tmp_path, shots=1, split="val", log_samples=True)
+    assert [s.choices for s in other.benches["mmlu"].subjects] == [s.choices for s in usual.subjects]
+    assert set(other.samples) == {"mmlu_abstract_algebra_val", "mmlu_virology_val"}
+    assert other.settings["split"] == "val"
+    dev = evaluate(tiny_llama, "mmlu", data=tmp_path, shots=0, split="dev", subjects=["virology"]).benches["mmlu"]
+    assert [s.acc.n for s in dev.subjects] == [3]
+
+
+def test_a_second_label_of_subjects_is_in_no_average():
+    cmmlu = load_bench("cmmlu")
+    names = ["chinese_history", "philosophy", "anatomy"]
+    made = [
+        SubjectResult(cmmlu.by_name[n], Mean(a, 0.1, 10), "", "") for n, a in zip(names, (1.0, 0.0, 0.5), strict=True)
+    ]
+    result = BenchResult(cmmlu, tuple(made), (), 5, 0, "1.0", "", 1.0, {})
+    assert result.micro.value == result.macro.value == pytest.approx(0.5)
+    assert result.micro.n == 30
+    assert result.macro_categories.value == pytest.approx(0.5)
+    assert list(result.categories) == ["STEM", "humanities"]
+    assert result.subsets["China specific"][0].value == 1.0
 
 
 def test_a_record_that_cannot_be_written(record, tmp_path):
@@ -221,7 +257,7 @@ def test_the_score_of_other_tasks_is_their_accuracy():
 # Accuracies are the model's own; what is held is agreement, over every kind of subject there is data for.
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.parametrize(("bench", "pattern"), [("mmlu", "mmlu_"), ("ceval", "ceval-valid_")])
+@pytest.mark.parametrize(("bench", "pattern"), [("mmlu", "mmlu_"), ("ceval", "ceval-valid_"), ("cmmlu", "cmmlu_")])
 def test_smollm2_scores_as_lm_evals_hf_backend_does(shared, shallow_smollm2, bench, pattern):
     from lm_eval.evaluator import evaluate as lm_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -229,7 +265,11 @@ def test_smollm2_scores_as_lm_evals_hf_backend_does(shared, shallow_smollm2, ben
     from llmkit.evaluation.csv_data import find_data
     from llmkit.evaluation.tasks import bench_task, quiet_lm_eval, set_shots
 
-    subjects = {"mmlu": ["econometrics", "global_facts"], "ceval": ["law", "high_school_physics"]}[bench]
+    subjects = {
+        "mmlu": ["econometrics", "global_facts"],
+        "ceval": ["law", "high_school_physics"],
+        "cmmlu": ["chinese_food_culture"],
+    }[bench]
     known = load_bench(bench)
     found = find_data(known, shared / "data")
     ours = evaluate(shallow_smollm2, bench, data=shared / "data", limit=2, subjects=subjects, log_samples=True)

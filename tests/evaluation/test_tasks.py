@@ -26,6 +26,12 @@ CEVAL = {
 }
 
 
+CMMLU = {
+    "dev": [(str(i), f"题{i} ", "甲", "0.50", "None", "丁", "ABCDA"[i]) for i in range(5)],
+    "test": [("0", " 下列 ", "1", "2.0", "三", "四", "C"), ("1", "第二", "a", "b", "c", "d", "A")],
+}
+
+
 @pytest.fixture
 def data(tmp_path):
     for split, rows in MMLU.items():
@@ -37,6 +43,10 @@ def data(tmp_path):
         header = ["id", "question", "A", "B", "C", "D", "answer", "explanation"][: len(rows[0])]
         with (tmp_path / "ceval" / split / f"law_{split}.csv").open("w", newline="", encoding="utf-8") as f:
             csv.writer(f).writerows([header, *rows])
+    for split, rows in CMMLU.items():
+        (tmp_path / "cmmlu" / split).mkdir(parents=True)
+        with (tmp_path / "cmmlu" / split / "logical.csv").open("w", newline="", encoding="utf-8") as f:
+            csv.writer(f).writerows([["", "Question", "A", "B", "C", "D", "Answer"], *rows])
     return tmp_path
 
 
@@ -102,6 +112,30 @@ def test_ceval_prompts_are_lm_evals(monkeypatch, data, shots):
     assert [task_metric["metric"] for task_metric in ours.config.metric_list] == ["acc", "acc_norm"]
 
 
+@pytest.mark.parametrize("shots", [0, 5])
+def test_cmmlu_prompts_are_lm_evals(monkeypatch, data, shots):
+    bench = load_bench("cmmlu")
+    ours = bench_task(bench, "logical", find_data(bench, data).read("logical", shots=shots))
+    names = ["Question", "A", "B", "C", "D", "Answer"]
+    splits = {split: [dict(zip(names, row[1:], strict=True)) for row in rows] for split, rows in CMMLU.items()}
+    their = theirs(monkeypatch, "cmmlu/cmmlu_logical.yaml", splits)
+    their.set_config("num_fewshot", shots)
+    their.set_fewshot_seed(1234)
+    their.build_all_requests()
+    assert built(ours, shots) == [i.args for i in their.instances]
+    assert ours.instances[0].args[0].startswith("以下是关于逻辑学的单项选择题，请直接给出正确答案的选项。\n\n")
+
+
+@pytest.mark.parametrize(("name", "subject", "split"), [("mmlu", "abstract_algebra", "dev"), ("ceval", "law", "dev")])
+def test_another_split_has_the_same_template(data, name, subject, split):
+    bench = load_bench(name).of_split(split)
+    task = bench_task(bench, subject, find_data(bench, data).read(subject, shots=0))
+    assert task.config.task == f"{load_bench(name).task_name(subject)}_{split}"
+    usual = load_bench(name)
+    docs = find_data(usual, data).read(subject, shots=0)
+    assert built(task, 0) == built(bench_task(usual, subject, {usual.split: docs["dev"]}), 0)
+
+
 def test_mini_uses_mmlus_template_with_its_own_header(data):
     bench = load_bench("mini")
     found = find_data(bench, data / "mmlu")
@@ -125,6 +159,16 @@ PROMPTS = {
     ("ceval", "high_school_physics"): "56e7b8e0ebb70aea619e9eb83ecbb2036fe99c3abec73df9fc07c1713bb7504e",
     ("ceval", "law"): "2b3bb0dde3cf0fcc06dea604511838b6261a28ab60d8a71a296e0629a278235e",
     ("ceval", "marxism"): "240e103fc2919546e26c190db48c0671d58a967ecd1a6e5827a911c0c016af56",
+    ("cmmlu", "agronomy"): "f2f4a4e531228f654164f5a9e410a1b4eb94bd6bcdaa0fb67ab5accc80c51a0d",
+    ("cmmlu", "anatomy"): "a45feca344bef40f4fded9afc40cebaf2bd34c71ceb7da2f3a4ca49c81dc24ff",
+    ("cmmlu", "chinese_driving_rule"): "dc9ef6af0b753d4b2fd671a7cd77c190f37586cd37f0233c9c3c5c7ed594b477",
+    ("cmmlu", "chinese_food_culture"): "928dd02ed01b49f30ecb84a78dab022753ceabe7463ab3bb73f17c76e22a580f",
+    ("cmmlu", "college_mathematics"): "9df9e36fb704a6cf7fa2f9249781232297e96e47d16daae66ba1e10b76537de6",
+    ("cmmlu", "conceptual_physics"): "043d1c4adc3c671c9fec342a75b858c3337d684a61389d6a6048080f3e0a94be",
+    ("cmmlu", "high_school_politics"): "cb58bb1773f1a9ba31c36efcd72e0511c7cbd75a99460d7031bf25446f26958c",
+    ("cmmlu", "logical"): "88deeb92b9bb787f2e8b979c3e3e67ddcdd94e3aa1e7eb5aaaa51e1688579580",
+    ("cmmlu", "marketing"): "0f1e9c58ef6de0bd23b99b36579893e176e7e17134c98b3ad98b2b126feab9de",
+    ("cmmlu", "virology"): "f9f483b32ef7d0406a1833a7d871048d3331e7a9b4d3cd37003c6d925eca7961",
     ("mmlu", "abstract_algebra"): "3692c2b7755f472d0bf75d4fe5573259fbe181ab1181a21df69967fb122b1a3b",
     ("mmlu", "anatomy"): "80f8955f0e2f80cd347d2539b4bb39dada349f20e83d51b6a92a459a0f338985",
     ("mmlu", "computer_security"): "a9d245f85acb8cc7996261703c43196a661dbaa3b95d3b0ba9c135a7dfa3db25",

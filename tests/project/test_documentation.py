@@ -78,6 +78,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows = [["id", "question", "A", "B", "C", "D", "answer", "explanation"]]
             rows += [[str(i), *row, ""] for i, row in enumerate(questions)]
             write(folder / "ceval" / part / f"{subject}_{part}.csv", rows)
+        (folder / "cmmlu" / part).mkdir(parents=True)
+        rows = [["", "Question", "A", "B", "C", "D", "Answer"], *([str(i), *row] for i, row in enumerate(questions))]
+        write(folder / "cmmlu" / part / "logical.csv", rows)
     return folder
 
 
