@@ -76,4 +76,4 @@ def test_the_program_answers_bash():
     done = subprocess.run(
         [sys.executable, "-m", "llmkit"], env=os.environ | asked, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["ceval"]
+    assert done.stdout.split() == ["ceval", "cmmlu"]
