@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from llmkit.decoder.kv import KVCache, Places, Recurrence
 from llmkit.decoder.scores import Scores
-from llmkit.decoder.sdpa import attend_causal, attend_scored, widened
+from llmkit.decoder.sdpa import attend_causal, attend_scored
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 
@@ -65,16 +65,18 @@ class Packed:
         if self.keep:
             self._keys.append(k)
             self._values.append(v)
-        past = widened(self.prefix.layer(layer)) if self.prefix is not None else None
+        past = self.prefix.layer(layer) if self.prefix is not None else None
+        rules = [scores.over(self.past + n) for n in self.lengths]
+        if all(rule.is_plain for rule in rules):
+            return attend_causal(q, k, v, rules[0].scale, past, self.lengths)
         out = torch.empty_like(q)
         for i, (start, n) in enumerate(zip(self.starts, self.lengths, strict=True)):
             cut = slice(start, start + n)
             own = q[:, :, cut], k[:, :, cut], v[:, :, cut]
-            causal = scores.over(self.past + n)
-            if causal.is_plain:
-                out[:, :, cut] = attend_causal(*own, causal.scale, past)
+            if rules[i].is_plain:
+                out[:, :, cut] = attend_causal(*own, rules[i].scale, past)
             else:
-                out[:, :, cut] = self._scored(*own, causal, past, i)
+                out[:, :, cut] = self._scored(*own, rules[i], past, i)
         return out
 
     def _scored(
