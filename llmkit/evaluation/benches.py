@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -60,8 +60,8 @@ class Bench:
     split: str
     shots_split: str
     shots: int
-    splits: Mapping[str, str]
-    labelled: str
+    splits: Mapping[str, str] = field(default_factory=dict)
+    labelled: str = ""
 
     @cached_property
     def by_name(self) -> dict[str, Subject]:

@@ -1,4 +1,7 @@
-"""A benchmark's questions on this machine: folders of CSV files as published, and where in a given folder they are."""
+"""A benchmark's questions on this machine, and where in a given folder they are.
+
+They are CSV files as published, or Parquet files as the hub keeps them (`SUBJECT/SPLIT-*.parquet`).
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.csv_forms import FORMS, Doc, Split, read_split
 
-_MAX_DEPTH = 3  # an archive within a folder within a download
+_MAX_DEPTH = 4  # of the hub's cache: hub/datasets--OWNER--NAME/snapshots/COMMIT
 _MAX_FOLDERS = 1000
 
 
 @dataclass(frozen=True)
 class LocalData:
-    """A folder of CSV files for one benchmark.
+    """A folder of files for one benchmark.
 
     Attributes:
         bench: with the scored split.
@@ -39,8 +42,10 @@ class LocalData:
     oddities: dict[str, list[str]] = field(default_factory=dict)
 
     def path(self, subject: str, split: str) -> Path:
-        """Where a subject's split is."""
-        return self.folder / FORMS[self.bench.csv].path.format(subject=subject, split=split)
+        """Where a subject's split is; where a CSV file would be, if there is none."""
+        return _paths(self.bench, self.folder, split).get(subject) or self.folder / _csv_name(
+            self.bench, subject, split
+        )
 
     def read(self, subject: str, *, shots: int) -> dict[str, list[Doc]]:
         """A subject's scored split and, when there are shots, the split they come from.
@@ -72,11 +77,11 @@ class LocalData:
 
     def _read(self, path: Path, subject: str) -> Split:
         split = read_split(path, self.bench.csv, subject)
-        for kind, lines in (
+        for kind, places in (
             ("questions stand twice in their file, and count twice", split.repeated),
             ("questions have an empty choice", split.empty),
         ):
-            self.oddities.setdefault(kind, []).extend(f"{path.name} line {line}" for line in lines)
+            self.oddities.setdefault(kind, []).extend(f"{path.name} {place}" for place in places)
         return split
 
     @property
@@ -146,9 +151,7 @@ def _nothing_there(bench: Bench, data: Path, near: list[Path]) -> InputError:
                 f"{folder}: {bench.title} is there, but not its {bench.split} split; there is {listing(others)}",
                 hint=f"score another split (--split {others[0]}), or add the files",
             )
-    example = FORMS[bench.csv].path.format(
-        split=bench.split, subject=bench.subjects[0].name if bench.subjects else "SUBJECT"
-    )
+    example = _csv_name(bench, bench.subjects[0].name if bench.subjects else "SUBJECT", bench.split)
     archives = [p for p in sorted(data.iterdir()) if p.is_file() and p.suffix in (".zip", ".tar", ".gz", ".tgz")]
     command = next((c for p in archives if (c := _unpacking(p))), None)
     return InputError(
@@ -159,11 +162,24 @@ def _nothing_there(bench: Bench, data: Path, near: list[Path]) -> InputError:
 
 
 def _subjects_in(bench: Bench, folder: Path, split: str) -> list[str]:
-    inside, _, name = FORMS[bench.csv].path.rpartition("/")
-    place = folder / inside.format(split=split)
-    ending = name.format(subject="", split=split)
-    files = place.iterdir() if place.is_dir() else []
-    return sorted(p.name.removesuffix(ending) for p in files if p.name.endswith(ending) and p.is_file())
+    return list(_paths(bench, folder, split))
+
+
+def _csv_name(bench: Bench, subject: str, split: str) -> str:
+    return FORMS[bench.csv].path.format(subject=subject, split=split)
+
+
+def _paths(bench: Bench, folder: Path, split: str) -> dict[str, Path]:
+    """Subject -> file of a split in a folder: CSV files as published, or else Parquet files as the hub keeps them."""
+    name = Path(_csv_name(bench, "", split))
+    place = folder / name.parent
+    files = sorted(place.iterdir()) if place.is_dir() else []
+    named = {p.name.removesuffix(name.name): p for p in files if p.name.endswith(name.name) and p.is_file()}
+    if named or not folder.is_dir():
+        return named
+    hub = bench.splits.get(split, split)
+    kept = sorted(p for pattern in (f"*/{hub}-*.parquet", f"*/{hub}/*.parquet") for p in folder.glob(pattern))
+    return {p.relative_to(folder).parts[0]: p for p in kept}
 
 
 def _known(bench: Bench, folder: Path, split: str) -> list[str]:

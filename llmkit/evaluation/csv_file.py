@@ -22,9 +22,9 @@ _MAGIC = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"PAR1"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Cells, and the line the row begins on; the first line is 1."""
+    """Cells, and where the row begins: `line 3`; the first line is 1."""
 
-    line: int
+    place: str
     cells: list[str]
 
 
@@ -45,21 +45,29 @@ def read_rows(path: Path) -> list[Row]:
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    _refuse_other_kinds(path, data)
+    refuse_other_kinds(path, data)
     return list(_split(path, _decode(path, data)))
 
 
-def _refuse_other_kinds(path: Path, data: bytes) -> None:
+def refuse_other_kinds(path: Path, data: bytes, but: bytes = b"") -> None:
+    """Refuse what begins as no table of questions does: archives, pointers, pages; `but` is the wanted beginning.
+
+    Raises:
+        InputError: names the kind.
+    """
     for magic, kind in _MAGIC.items():
-        if data.startswith(magic):
-            raise InputError(f"{path}: {kind}, not a CSV file", hint="unpack it, or download the CSV files themselves")
+        if data.startswith(magic) and magic != but:
+            raise InputError(
+                f"{path}: {kind}, not {'a Parquet' if but else 'a CSV'} file",
+                hint="unpack it, or download the CSV files themselves",
+            )
     if data.startswith(b"version https://git-lfs.github.com/spec/"):
         raise InputError(
             f"{path}: a Git LFS pointer, not the file itself", hint=f"git -C {quote(str(path.parent))} lfs pull"
         )
     if _HTML.match(data[:256]):
         raise InputError(
-            f"{path}: an HTML page saved as .csv",
+            f"{path}: an HTML page saved as {path.suffix}",
             hint="download the file itself: the page's raw link, or the published archive",
         )
 
@@ -114,17 +122,17 @@ def _place(data: bytes, at: int) -> str:
 def _split(path: Path, text: str) -> Iterator[Row]:
     reader = csv.reader(StringIO(text, newline=""))
     line = 1
-    row: Row | None = None
+    last: int | None = None
     try:
         for cells in reader:
             if cells:
-                row = Row(line, cells)
-                yield row
+                last = line
+                yield Row(f"line {line}", cells)
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, line {line}: not CSV ({error})", hint="a quote that is never closed?") from error
-    if row is not None and _is_open(text, row.line):
-        raise InputError(f"{path}, line {row.line}: a quote that is opened in this row is never closed")
+    if last is not None and _is_open(text, last):
+        raise InputError(f"{path}, line {last}: a quote that is opened in this row is never closed")
 
 
 def _is_open(text: str, line: int) -> bool:

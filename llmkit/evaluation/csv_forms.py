@@ -1,4 +1,4 @@
-"""The columns of each benchmark's published CSV files, and the documents that lm-eval's tasks make of them.
+"""The columns of each benchmark's published files, and the documents that lm-eval's tasks make of them.
 
 mmlu    no header: question, A, B, C, D, answer               -> question, subject, choices, answer (0 to 3)
 ceval   a header: id, question, A, B, C, D, answer[, explanation] -> the columns under their names
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError, listing
-from llmkit.evaluation.csv_file import Row, read_rows
+from llmkit.evaluation import csv_file, parquet_file
+from llmkit.evaluation.csv_file import Row
 
 Doc = dict[str, Any]
 LETTERS = ("A", "B", "C", "D")
@@ -73,32 +74,34 @@ class Split:
     Attributes:
         docs: as lm-eval's tasks expect them, in the order of the file.
         is_labelled: whether it has the answers.
-        repeated: lines of questions that stand in the file before, with the same choices.
-        empty: lines of questions of which a choice is empty.
+        repeated: places of questions that stand in the file before, with the same choices.
+        empty: places of questions of which a choice is empty.
     """
 
     docs: list[Doc]
     is_labelled: bool = True
-    repeated: list[int] = field(default_factory=list)
-    empty: list[int] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
 
 
 def read_split(path: Path, form: str, subject: str) -> Split:
-    """The questions of one CSV file.
+    """The questions of one CSV file, or of one of the hub's Parquet files, whose columns have names always.
 
     Raises:
-        InputError: not such a file (see `read_rows`), a wrong number of cells, a missing column, an empty question, an
-            answer that is not A to D, an id that stands twice; names the file, the line the row begins on, the column.
+        InputError: not such a file (see `csv_file.read_rows`), a wrong number of cells, a missing column, an empty
+            question, an answer that is not A to D, an id that stands twice; names the file, the line the row begins
+            on, the column.
     """
     layout = FORMS[form]
-    rows = read_rows(path)
+    is_parquet = path.suffix == ".parquet"
+    rows = parquet_file.read_rows(path) if is_parquet else csv_file.read_rows(path)
     header = list(layout.header or (*_PARTS, "answer"))
-    if layout.header is not None:
+    if is_parquet or layout.header is not None:
         header = _header(path, rows, layout)
         rows = rows[1:]
     elif rows and {layout.part(cell) for cell in rows[0].cells} >= {"question", "answer"}:
         raise InputError(
-            f"{path}, line {rows[0].line}: a header ({listing(rows[0].cells, 6)}), where the published files have none",
+            f"{path}, {rows[0].place}: a header ({listing(rows[0].cells, 6)}), where the published files have none",
             hint="delete the line, and put the columns in the order question, A, B, C, D, answer",
         )
     read = _Reading(path, header, [layout.part(name) for name in header])
@@ -112,23 +115,23 @@ def read_split(path: Path, form: str, subject: str) -> Split:
 
 
 def _header(path: Path, rows: Sequence[Row], layout: Form) -> list[str]:
-    published = ",".join(layout.header or ())
+    published = ",".join(layout.header or (*_PARTS, "answer"))
     hint = f"the published files begin with the line {published}"
     if not rows:
         raise InputError(f"{path}: empty", hint=hint)
     header = rows[0].cells
     parts = [layout.part(name) for name in header]
     if "question" not in parts:
-        raise InputError(f"{path}, line {rows[0].line}: no header; found {listing(header, 8)}", hint=hint)
+        raise InputError(f"{path}, {rows[0].place}: no header; found {listing(header, 8)}", hint=hint)
     if absent := [part for part in _PARTS if part not in parts]:
         raise InputError(
-            f"{path}, line {rows[0].line}: the header lacks {listing(absent, 6)}; found {listing(header, 8)}", hint=hint
+            f"{path}, {rows[0].place}: the header lacks {listing(absent, 6)}; found {listing(header, 8)}", hint=hint
         )
     if double := [header[i] for i, part in enumerate(parts) if part in parts[:i]]:
-        raise InputError(f"{path}, line {rows[0].line}: the header names {double[0] or 'no column'} twice", hint=hint)
+        raise InputError(f"{path}, {rows[0].place}: the header names {double[0] or 'no column'} twice", hint=hint)
     if "E" in header:
         raise InputError(
-            f"{path}, line {rows[0].line}, column {header.index('E') + 1}: a fifth choice, E; the benchmark has A to D"
+            f"{path}, {rows[0].place}, column {header.index('E') + 1}: a fifth choice, E; the benchmark has A to D"
         )
     return header
 
@@ -140,16 +143,16 @@ class _Reading:
         self._path = path
         self._header = header
         self._parts = parts
-        self._line_of_id: dict[str, int] = {}
+        self._place_of_id: dict[str, str] = {}
         self._seen: set[tuple[str, ...]] = set()
-        self.repeated: list[int] = []
-        self.empty: list[int] = []
+        self.repeated: list[str] = []
+        self.empty: list[str] = []
 
     def cells(self, row: Row) -> dict[str, str]:
         """Part -> cell of a row; the answer as A to D, or empty where there is none."""
         if len(row.cells) != len(self._parts):
             raise InputError(
-                f"{self._path}, line {row.line}: {len(row.cells)} cells, expected {len(self._parts)} "
+                f"{self._path}, {row.place}: {len(row.cells)} cells, expected {len(self._parts)} "
                 f"({', '.join(self._parts)})",
                 hint="a question has four choices, and a cell that holds a comma, a quote or a line break is quoted",
             )
@@ -157,7 +160,7 @@ class _Reading:
         if not cells["question"].strip():
             raise InputError(f"{self.place(row, 'question')}: the cell is empty")
         if not all(cells[x].strip() for x in LETTERS):
-            self.empty.append(row.line)
+            self.empty.append(row.place)
         answer = unicodedata.normalize("NFKC", cells.get("answer", "")).strip().upper()
         if answer and answer not in LETTERS:
             raise InputError(
@@ -166,7 +169,7 @@ class _Reading:
         self._check_id(row, cells.get("id", "").strip())
         key = tuple(cells[part] for part in _PARTS)
         if key in self._seen:
-            self.repeated.append(row.line)
+            self.repeated.append(row.place)
         self._seen.add(key)
         return cells | {"answer": answer}
 
@@ -184,12 +187,12 @@ class _Reading:
     def place(self, row: Row, part: str) -> str:
         """File, line and column of a cell."""
         at = self._parts.index(part)
-        return f"{self._path}, line {row.line}, column {at + 1} ({self._header[at]})"
+        return f"{self._path}, {row.place}, column {at + 1} ({self._header[at]})"
 
     def _check_id(self, row: Row, name: str) -> None:
-        if name and name in self._line_of_id:
+        if name and name in self._place_of_id:
             raise InputError(
-                f"{self.place(row, 'id')}: the id {name} is also that of line {self._line_of_id[name]}",
+                f"{self.place(row, 'id')}: the id {name} is also that of {self._place_of_id[name]}",
                 hint="number the questions from 0 on",
             )
-        self._line_of_id[name] = row.line
+        self._place_of_id[name] = row.place

@@ -7,6 +7,7 @@ import pytest
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import bench_names, load_bench
 from llmkit.evaluation.csv_data import find_data
+from llmkit.evaluation.csv_forms import FORMS
 
 
 def write(path, text):
@@ -47,6 +48,50 @@ def test_a_folder_without_the_benchmark(tmp_path):
         find_data(load_bench("ceval"), tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         find_data(load_bench("ceval"), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("pattern", ["{subject}/{hub}-00000-of-00001.parquet", "{subject}/{hub}/0000.parquet"])
+def test_a_hub_snapshot_has_the_same_questions(tmp_path, pattern):
+    """Each benchmark's own columns on the hub, written by pyarrow; `val` is `validation` in MMLU's."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [("What, exactly?", ["0.50", "None", "a\nb", '"d"'], 2), ("Second", ["1", "2", "3", "4"], 0)]
+    letters = [dict(zip("ABCD", choices, strict=True)) for _, choices, _ in rows]
+    columns = {
+        "mmlu": ([{"question": q, "subject": "x", "choices": c, "answer": a} for q, c, a in rows], "validation", "val"),
+        "ceval": (
+            [
+                {"id": i, "question": q, **c, "answer": "ABCD"[a], "explanation": None}
+                for i, ((q, _, a), c) in enumerate(zip(rows, letters, strict=True))
+            ],
+            "val",
+            "val",
+        ),
+        "cmmlu": (
+            [{"Question": q, **c, "Answer": "ABCD"[a]} for (q, _, a), c in zip(rows, letters, strict=True)],
+            "test",
+            "test",
+        ),
+    }
+    subjects = {"mmlu": "anatomy", "ceval": "law", "cmmlu": "logical"}
+    for name, (records, hub, split) in columns.items():
+        subject = subjects[name]
+        snapshot = tmp_path / name / "hub" / "datasets--x--y" / "snapshots" / "0ab1"
+        path = snapshot / pattern.format(subject=subject, hub=hub)
+        path.parent.mkdir(parents=True)
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
+        form = load_bench(name).of_split(split)
+        csv_file = tmp_path / "csv" / FORMS[name].path.format(subject=subject, split=split)
+        header = {"mmlu": "", "ceval": "id,question,A,B,C,D,answer\n", "cmmlu": ",Question,A,B,C,D,Answer\n"}[name]
+        index = [""] * 2 if name == "mmlu" else ["0,", "1,"]
+        write(csv_file, f'{header}{index[0]}"What, exactly?",0.50,None,"a\nb","""d""",C\n{index[1]}Second,1,2,3,4,A\n')
+        wanted = find_data(form, tmp_path / "csv").read(subject, shots=0)
+        for given in (snapshot, tmp_path / name):
+            assert find_data(form, given).read(subject, shots=0) == wanted
+    (snapshot / subject / "test-00000-of-00001.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(InputError, match=r"test-00000-of-00001\.parquet: not a Parquet file"):
+        find_data(load_bench("cmmlu"), snapshot).read("logical", shots=0)
 
 
 def test_the_split_folder_itself_is_understood(tmp_path):

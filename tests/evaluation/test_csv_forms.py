@@ -171,7 +171,7 @@ def test_the_conversion_that_a_refusal_names_makes_the_file_readable(tmp_path):
 
 def test_odd_questions_that_can_be_scored_are_named(tmp_path):
     split = read(tmp_path, "mmlu", "q,1,2,3,4,A\nr,1,,3,4,A\nq,1,2,3,4,B\nq,1,2,3,5,B\n")
-    assert (split.repeated, split.empty, len(split.docs)) == ([3], [2], 4)
+    assert (split.repeated, split.empty, len(split.docs)) == (["line 3"], ["line 2"], 4)
 
 
 def test_a_split_without_answers_is_known(tmp_path):
