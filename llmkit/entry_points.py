@@ -1,7 +1,8 @@
 """What registers itself: entry points of a group, from installed distributions and from the checkout llmkit runs from.
 
 A group is one seam of llmkit: `llmkit.architectures` (decoder families), `llmkit.layouts` (files of other programs),
-`llmkit.codecs` (layouts of quantized matrices), `llmkit.methods` (ways to quantize one). Built-in entries
+`llmkit.codecs` (layouts of quantized matrices), `llmkit.methods` (ways to quantize one),
+`llmkit.report_formats` (forms of a report). Built-in entries
 stand in llmkit's own pyproject.toml.
 """
 

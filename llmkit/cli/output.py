@@ -20,6 +20,7 @@ from llmkit.cli.progress import Bar, Lines, StatusLine
 from llmkit.cli.terminal import clean, clean_json, raw_stderr
 from llmkit.errors import InputError, listing
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.pipeline.progress import duration as duration  # noqa: PLC0414
 
 
 class Mode:
@@ -64,7 +65,7 @@ class Output:
             brief: what `-q` prints.
         """
         if self.mode == Mode.JSON:
-            self._write_json(json.dumps(_finite(document), indent=1, ensure_ascii=False, default=_plain))
+            self._write_json(json.dumps(finite(document), indent=1, ensure_ascii=False, default=_plain))
         elif self.mode == Mode.QUIET:
             if brief is not None:
                 self._write(brief)
@@ -225,14 +226,14 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(table)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return value
 
 
@@ -240,15 +241,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    rounded = round(seconds)
-    if rounded < 60:
-        return f"{rounded} s"
-    if rounded < 3600:
-        return f"{rounded // 60} min {rounded % 60:02d} s"
-    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"

@@ -39,6 +39,7 @@ def perplexity(
     windows; each token is predicted from those before it in its window.
     """
     from llmkit.checkpoint.tokenizer import load_tokenizer
+    from llmkit.evaluation.identity import describe_model
     from llmkit.evaluation.perplexity import measure_perplexity
     from llmkit.formats.text_file import read_text
 
@@ -53,6 +54,8 @@ def perplexity(
     result = measure_perplexity(decoder, ids, context=n_context, stride=stride, progress=out.progress())
     elapsed = time.monotonic() - started
     document = {
+        "model": describe_model(ckpt) | {"dtype": computing.dtype, "device": str(decoder.device), "backend": decoder.backend},
+        "text": text.name,
         "perplexity": result.perplexity,
         "bits_per_token": result.bits_per_token,
         **asdict(result),

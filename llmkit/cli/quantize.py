@@ -13,7 +13,7 @@ from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.grid_options import Calibrating, Grids, MixedPrecision
 from llmkit.cli.options import ModelArgument, Writing
-from llmkit.cli.output import Mode, Output
+from llmkit.cli.output import Mode, Output, finite
 from llmkit.cli.writing import Addition, write
 from llmkit.errors import InputError
 from llmkit.tensors.spec import format_bytes
@@ -306,6 +306,10 @@ def _write(
         measured = _evaluated(out, before, writing.output, rows, device) if rows is not None else None
         if measured is not None:
             document["evaluation"] = {"text": evaluate, **measured.as_dict()}
+            if writing.output.is_dir():  # a file of another layout has no manifest
+                from llmkit.pipeline.commit import add_findings
+
+                add_findings(writing.output, {"evaluation": finite(document["evaluation"])})
 
         def render() -> None:
             out.line(f"size {size_text}")
@@ -318,7 +322,9 @@ def _write(
 
     def findings() -> dict[str, Any]:
         by_key = quantizer.findings() if quantizer is not None else {}
-        return by_key | ({"allocation": chosen.as_dict()} if chosen is not None else {})
+        by_key |= {"allocation": chosen.as_dict()} if chosen is not None else {}
+        by_key |= {"errors": {m.name: m.relative_error for m in meter.measured()}} if meter is not None else {}
+        return by_key | {"sizes": saved.as_dict()}
 
     details = {"size": size_text} | ({"bits": chosen.words()} if chosen is not None else {})
     write(out, after, writing, details=details, finish=finish, findings=findings)

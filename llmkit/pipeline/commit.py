@@ -126,7 +126,7 @@ class Partial:
             source.check_unchanged()
         manifest["run"] = {**manifest.get("run", {}), "plan": self.digest, "out": self.out.name}
         if not self.target.is_file:
-            self.write_file(MANIFEST_NAME, (json.dumps(sealed(manifest), indent=1) + "\n").encode())
+            self.write_file(MANIFEST_NAME, _manifest_bytes(manifest))
         self.commit()
 
     def commit(self) -> None:
@@ -262,6 +262,26 @@ def sync_folder(path: Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir()] if folder.is_dir() and not folder.is_symlink() else []
+
+
+def add_findings(folder: Path, findings: Mapping[str, Any]) -> None:
+    """Add to the entry "run" of a finished folder's manifest what was measured of it since.
+
+    Raises:
+        InputError: the folder has no manifest.
+        OutputError: the disk is full, or may not be written.
+    """
+    manifest = load_manifest(folder)
+    manifest["run"] = {**manifest.get("run", {}), **findings}
+    path = folder / MANIFEST_NAME
+    with disk_errors(path):
+        write_synced(partial_path(path), _manifest_bytes(manifest))
+        os.replace(partial_path(path), path)
+        sync_folder(folder)
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(sealed(manifest), indent=1) + "\n").encode()
 
 
 def _remove(path: Path) -> None:

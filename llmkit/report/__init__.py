@@ -1,0 +1,1 @@
+"""The page: run records drawn and set for people to read."""

@@ -1,0 +1,97 @@
+"""Accuracy by category and subject: one table of dots with intervals for each benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmkit.evaluation.record import BenchResult
+from llmkit.evaluation.statistics import Mean
+from llmkit.report.runs import RunView
+from llmkit.report.setting import interval_of, interval_words, percent
+from llmkit.report.svg import Scale, scale_of
+from llmkit.report.table import Figures, PlotRow, PlotTable, percent_axis
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A benchmark's table, and the runs in it."""
+
+    title: str
+    words: str
+    runs: Sequence[RunView]
+    table: PlotTable
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    label: str
+    note: str
+    is_group: bool
+    means: Mapping[int, Mean]  # by run
+
+
+def accuracies(results: Sequence[Mapping[str, BenchResult]], views: Sequence[RunView]) -> list[Accuracy]:
+    """A table for each benchmark of the records, over all that have it.
+
+    Args:
+        results: of each record, by benchmark; in the order of `views`.
+    """
+    names = list(dict.fromkeys(name for benches in results for name in benches))
+    return [_accuracy({i: b[name] for i, b in enumerate(results) if name in b}, views) for name in names]
+
+
+def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> Accuracy:
+    first = next(iter(results.values()))
+    chance = 0.25
+    lines = list(_lines(results))
+    scale = _scale(lines, chance)
+    rows = [
+        PlotRow.drawn(
+            scale, line.label, [_figures(i, m) for i, m in line.means.items()], note=line.note,
+            is_group=line.is_group, reference=chance, n=max(m.n for m in line.means.values()),
+        )
+        for line in lines
+    ]  # fmt: skip
+    words = "A dot is the share of right answers, the bar its 95 % interval"
+    words += f", the dashed line chance ({percent(chance)} %)." if chance is not None else "."
+    words += " Beside each name stand its questions; in the row of a category all of them count the same."
+    what = "subject" if any(not line.is_group for line in lines) else "average"
+    table = PlotTable("", what, "accuracy, %", percent_axis(scale), rows, len(results) > 1)
+    shots = sorted({r.shots for r in results.values()})
+    title = f"{first.bench.title}, {' and '.join(map(str, shots))} {'shot' if shots == [1] else 'shots'}"
+    return Accuracy(title, words, [views[i] for i in results], table)
+
+
+def _scale(lines: Sequence[_Line], chance: float | None) -> Scale:
+    means = [m for line in lines for m in line.means.values()]
+    ends = [end for m in means for end in (m.value, *(interval_of(m) or ()))]
+    return scale_of([*ends, chance], low=0.0, high=1.0)
+
+
+def _lines(results: Mapping[int, BenchResult]) -> Iterator[_Line]:
+    yield _Line("all questions", "", True, {i: r.micro for i, r in results.items()})
+    if any(len(r.subjects) > 1 for r in results.values()):
+        yield _Line("mean of subjects", "", True, {i: r.macro for i, r in results.items()})
+    overall = {i: m for i, r in results.items() if (m := r.macro_categories) is not None and len(r.categories) > 1}
+    if overall:
+        yield _Line("mean of categories", "", True, overall)
+    for subset in dict.fromkeys(name for r in results.values() for name in r.subsets):
+        yield _Line(subset, "subset", True, {i: r.subsets[subset][0] for i, r in results.items() if subset in r.subsets})
+    by_name = {i: {s.name: s for s in r.subjects} for i, r in results.items()}
+    subjects = {s.name: s.subject for r in results.values() for s in r.subjects}
+    for category in dict.fromkeys(s.category for s in subjects.values()):
+        if category:
+            means = {i: r.categories[category][0] for i, r in results.items() if category in r.categories}
+            yield _Line(category, "", True, means)
+        for name, subject in subjects.items():
+            if subject.category == category:
+                means = {i: of[name].acc for i, of in by_name.items() if name in of}
+                yield _Line(name.replace("_", " "), subject.label, False, means)
+
+
+def _figures(series: int, mean: Mean) -> Figures:
+    low, high = interval_of(mean) or (None, None)
+    ends = "" if low is None else f" [{percent(low, 0)}, {percent(high, 0)}]"
+    words = f"{percent(mean.value)} % {interval_words(mean)}, {mean.n} {'question' if mean.n == 1 else 'questions'}"
+    return Figures(series, mean.value, low, high, f"{percent(mean.value)}{ends}", words)

@@ -1,0 +1,155 @@
+"""What the page says of each run: its figure, how it was measured, what to know before quoting it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from markupsafe import Markup
+
+from llmkit.evaluation.record import BenchResult, RunRecord
+from llmkit.evaluation.report_inputs import ReportInputs, TextScore
+from llmkit.report.setting import interval_words, number, percent, with_interval
+from llmkit.report.svg import legend_mark
+from llmkit.pipeline.progress import duration
+from llmkit.tensors.spec import format_bytes
+
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The one figure of a benchmark, large, with what belongs to it."""
+
+    value: str
+    words: str
+    facts: Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run as the page shows it.
+
+    Attributes:
+        name: the model's, made unique among the runs.
+        key: its mark in plots.
+        facts: the shortest account of how it was measured; `details` is the whole.
+    """
+
+    name: str
+    key: Markup
+    scores: Sequence[Score]
+    facts: Pairs
+    details: Pairs
+    warnings: Sequence[str]
+
+
+def run_names(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each run: the model's label, with its dtype or a number where labels repeat."""
+    names = [str(m.get("label") or "model") for m in models]
+    with_dtype = [f"{n} ({m['dtype']})" if names.count(n) > 1 and m.get("dtype") else n for n, m in zip(names, models, strict=True)]
+    seen: dict[str, int] = {}
+    for i, name in enumerate(with_dtype):
+        seen[name] = seen.get(name, 0) + 1
+        if with_dtype.count(name) > 1:
+            with_dtype[i] = f"{name} #{seen[name]}"
+    return with_dtype
+
+
+def run_views(inputs: ReportInputs, names: Sequence[str]) -> list[RunView]:
+    """Records first, then perplexities; `names` are of both."""
+    views = [_record_view(i, record, names[i]) for i, record in enumerate(inputs.records)]
+    first = len(views)
+    return views + [_text_view(first + i, text, names[first + i]) for i, text in enumerate(inputs.texts)]
+
+
+def _record_view(series: int, record: RunRecord, name: str) -> RunView:
+    scores = [_bench_score(bench) for bench in record.benches.values()]
+    scores += [_task_score(task, metrics) for task, metrics in record.tasks.items()]
+    model, settings = record.model, record.settings
+    shown = {
+        "computed in": ", ".join(str(model[k]) for k in ("dtype", "device", "backend") if model.get(k)),
+        "quantization": model.get("quantization"),
+        "size": format_bytes(model["nbytes"]) if isinstance(model.get("nbytes"), int) else None,
+        "protocol": _protocol(record),
+        "prompt format": settings.get("prompt_format"),
+        "model digest": _short(model.get("source_digest") or model.get("header_digest")),
+        "time": duration(record.elapsed_s),
+    }
+    details = {
+        "date": record.created,
+        "path": model.get("path"),
+        "architectures": _words(model.get("architectures")),
+        **{k.replace("_", " "): model.get(k) for k in ("header_digest", "source_digest", "tokenizer_digest")},
+        **{k.replace("_", " "): _words(v) for k, v in settings.items()},
+        "task digests": _words([f"{n} {_short(b.task_digest)}" for n, b in record.benches.items() if b.task_digest]),
+        "token ids": _words([f"{k!r} {_words(list(v))}" for k, v in record.continuations.items()]),
+        "versions": _words([f"{k} {v}" for k, v in record.versions.items()]),
+    }
+    return RunView(name, legend_mark(series), scores, _pairs(shown), _pairs(details), record.warnings)
+
+
+def _bench_score(bench: BenchResult) -> Score:
+    micro, macro, overall = bench.micro, bench.macro, bench.macro_categories
+    facts = {
+        "questions": f"{number(micro.n)} in {number(len(bench.subjects))} {'subject' if len(bench.subjects) == 1 else 'subjects'}",
+        "shots": str(bench.shots),
+        "mean of subjects": with_interval(macro),
+        "mean of categories": with_interval(overall) if overall is not None else None,
+        **{f"{name} subset": with_interval(micro) for name, (micro, _) in bench.subsets.items()},
+        "speed": _speed(bench),
+    }
+    return Score(f"{percent(micro.value)} %", f"{bench.bench.title} {interval_words(micro)}", _pairs(facts))
+
+
+def _speed(bench: BenchResult) -> str | None:
+    tokens = bench.tokens.get("tokens", 0)
+    return f"{number(round(tokens / bench.elapsed_s))} tokens/s" if tokens and bench.elapsed_s > 0 else None
+
+
+def _task_score(task: str, metrics: Mapping[str, Any]) -> Score:
+    values = {k: v for k, v in metrics.items() if isinstance(v, float) and "_stderr" not in k}
+    first = next(iter(values), "")
+    facts = {}
+    for key, value in values.items():
+        name, _, rest = key.partition(",")
+        error = metrics.get(f"{name}_stderr,{rest}")
+        spread = f" ± {number(error)}" if isinstance(error, float) else ""
+        facts[key.removesuffix(",none")] = f"{number(value, 4)}{spread}"
+    return Score(number(values.get(first), 4), f"{task} {first.removesuffix(',none')}", _pairs(facts))
+
+
+def _text_view(series: int, text: TextScore, name: str) -> RunView:
+    body = text.body
+    spread = f"± {number(text.perplexity * text.stderr)}" if isfinite(text.perplexity) else ""
+    facts = {
+        "bits per token": number(body.get("bits_per_token"), 4),
+        "tokens": f"{number(text.n_scored)} scored",
+        "windows": f"of {body.get('context')} every {body.get('stride')}",
+        "computed in": ", ".join(str(text.model[k]) for k in ("dtype", "device", "backend") if text.model.get(k)),
+        "time": duration(text.elapsed_s),
+    }
+    score = Score(number(text.perplexity, 4), f"perplexity {spread}", _pairs(facts))
+    details = {k.replace("_", " "): _words(v) for k, v in text.model.items() if k != "history"}
+    return RunView(name, legend_mark(series), [score], [], _pairs(details), ())
+
+
+def _protocol(record: RunRecord) -> str | None:
+    stated = record.settings.get("protocol")
+    return str(stated) if stated else None
+
+
+def _short(digest: object) -> str | None:
+    return str(digest)[:12] if digest else None
+
+
+def _words(value: object) -> str | None:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(v) for v in value) or None
+    return None if value is None else str(value)
+
+
+def _pairs(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(k, str(v)) for k, v in values.items() if v not in (None, "", "None")]
