@@ -20,7 +20,7 @@ from llmkit.cli.progress import Bar, Lines, StatusLine
 from llmkit.cli.terminal import clean, clean_json, raw_stderr
 from llmkit.errors import InputError, listing
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.pipeline.progress import duration as duration  # noqa: PLC0414
+from llmkit.pipeline.progress import duration as duration
 
 
 class Mode:

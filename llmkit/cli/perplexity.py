@@ -54,7 +54,8 @@ def perplexity(
     result = measure_perplexity(decoder, ids, context=n_context, stride=stride, progress=out.progress())
     elapsed = time.monotonic() - started
     document = {
-        "model": describe_model(ckpt) | {"dtype": computing.dtype, "device": str(decoder.device), "backend": decoder.backend},
+        "model": describe_model(ckpt)
+        | {"dtype": computing.dtype, "device": str(decoder.device), "backend": decoder.backend},
         "text": text.name,
         "perplexity": result.perplexity,
         "bits_per_token": result.bits_per_token,

@@ -142,7 +142,7 @@ def _of_manifest(folder: Path) -> CheckpointFacts:
 
 
 def _of_answer(body: Fields) -> CheckpointFacts:
-    recipe = [as_object(step, body.where) for step in body.list("recipe")]
+    recipe = [as_object(step, body.where) for step in body.array("recipe")]
     sizes = body.object("sizes", {})
     nbytes = sizes.count("after_nbytes") if sizes.body else None
     return _facts(str(Path(body.text("out")).resolve()), recipe, nbytes, body)
@@ -158,5 +158,3 @@ def _facts(path: str, recipe: Sequence[Mapping[str, Any]], nbytes: int | None, b
         errors={name: errors.number(name) for name in errors.body},
         evaluation=body.object("evaluation", {}).body,
     )
-
-

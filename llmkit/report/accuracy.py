@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 
 from llmkit.evaluation.record import BenchResult
 from llmkit.evaluation.statistics import Mean
@@ -43,7 +44,7 @@ def accuracies(results: Sequence[Mapping[str, BenchResult]], views: Sequence[Run
 
 def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> Accuracy:
     first = next(iter(results.values()))
-    chance = 0.25
+    chance = _chance(first)
     lines = list(_lines(results))
     scale = _scale(lines, chance)
     rows = [
@@ -63,6 +64,12 @@ def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> A
     return Accuracy(title, words, [views[i] for i in results], table)
 
 
+def _chance(result: BenchResult) -> float | None:
+    """The mean of one over the number of choices; None where no question tells how many it has."""
+    sizes = [len(q.logprobs) for s in result.subjects for q in s.questions if q.logprobs]
+    return fsum(1 / n for n in sizes) / len(sizes) if sizes else None
+
+
 def _scale(lines: Sequence[_Line], chance: float | None) -> Scale:
     means = [m for line in lines for m in line.means.values()]
     ends = [end for m in means for end in (m.value, *(interval_of(m) or ()))]
@@ -77,7 +84,9 @@ def _lines(results: Mapping[int, BenchResult]) -> Iterator[_Line]:
     if overall:
         yield _Line("mean of categories", "", True, overall)
     for subset in dict.fromkeys(name for r in results.values() for name in r.subsets):
-        yield _Line(subset, "subset", True, {i: r.subsets[subset][0] for i, r in results.items() if subset in r.subsets})
+        yield _Line(
+            subset, "subset", True, {i: r.subsets[subset][0] for i, r in results.items() if subset in r.subsets}
+        )
     by_name = {i: {s.name: s for s in r.subjects} for i, r in results.items()}
     subjects = {s.name: s.subject for r in results.values() for s in r.subjects}
     for category in dict.fromkeys(s.category for s in subjects.values()):

@@ -44,18 +44,13 @@ def error_map(title: str, errors: Mapping[str, float]) -> ErrorMap | None:
     low, high = min(everything), max(everything)
     numbers = sorted({n for layers in means.values() for n in layers})
     first, last = numbers[0], numbers[-1]
-    rows = [
-        PlotRow(role, "", False, (), heat_strip([_cell(role, n, layers, low, high) for n in range(first, last + 1)], _summary(role, layers)))
-        for role, layers in means.items()
-    ]  # fmt: skip
-    table = Table(
-        "Relative error ‖W − Ŵ‖ / ‖W‖ of each matrix over the layers",
-        ("matrix", "smallest", "median", "largest", "in layer"),
-        [
-            (role, number(min(e.values())), number(median(e.values())), number(max(e.values())), str(max(e, key=lambda n: e[n])))
-            for role, e in means.items()
-        ],
-    )  # fmt: skip
+    rows = []
+    for role, layers in means.items():
+        cells = [_cell(role, n, layers, low, high) for n in range(first, last + 1)]
+        rows.append(PlotRow(role, "", False, (), heat_strip(cells, _summary(role, layers))))
+    caption = "Relative error ‖W − Ŵ‖ / ‖W‖ of each matrix over the layers"
+    columns = ("matrix", "smallest", "median", "largest", "in layer")
+    table = Table(caption, columns, [_row(role, layers) for role, layers in means.items()])
     words = f"Relative error of each quantized weight, from {number(low)} (lightest) to {number(high)} (darkest)."
     return ErrorMap(title, words, first, last, rows, table)
 
@@ -68,4 +63,11 @@ def _cell(role: str, layer: int, errors: Mapping[int, float], low: float, high: 
 
 
 def _summary(role: str, errors: Mapping[int, float]) -> str:
-    return f"{role}: errors from {number(min(errors.values()))} to {number(max(errors.values()))} over {len(errors)} layers"
+    low, high = number(min(errors.values())), number(max(errors.values()))
+    return f"{role}: errors from {low} to {high} over {len(errors)} layers"
+
+
+def _row(role: str, errors: Mapping[int, float]) -> tuple[str, ...]:
+    worst = max(errors, key=lambda n: errors[n])
+    figures = (min(errors.values()), median(errors.values()), errors[worst])
+    return (role, *map(number, figures), str(worst))

@@ -9,11 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from llmkit.errors import counted
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.report_inputs import ReportInputs, TextScore
+from llmkit.pipeline.progress import duration
 from llmkit.report.setting import interval_words, number, percent, with_interval
 from llmkit.report.svg import legend_mark
-from llmkit.pipeline.progress import duration
 from llmkit.tensors.spec import format_bytes
 
 Pairs = Sequence[tuple[str, str]]
@@ -49,7 +50,10 @@ class RunView:
 def run_names(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each run: the model's label, with its dtype or a number where labels repeat."""
     names = [str(m.get("label") or "model") for m in models]
-    with_dtype = [f"{n} ({m['dtype']})" if names.count(n) > 1 and m.get("dtype") else n for n, m in zip(names, models, strict=True)]
+    with_dtype = [
+        f"{n} ({m['dtype']})" if names.count(n) > 1 and m.get("dtype") else n
+        for n, m in zip(names, models, strict=True)
+    ]
     seen: dict[str, int] = {}
     for i, name in enumerate(with_dtype):
         seen[name] = seen.get(name, 0) + 1
@@ -79,7 +83,7 @@ def _record_view(series: int, record: RunRecord, name: str) -> RunView:
         "time": duration(record.elapsed_s),
     }
     details = {
-        "date": record.created,
+        "date": record.created.replace("T", " ").replace("+00:00", " UTC"),
         "path": model.get("path"),
         "architectures": _words(model.get("architectures")),
         **{k.replace("_", " "): model.get(k) for k in ("header_digest", "source_digest", "tokenizer_digest")},
@@ -94,7 +98,7 @@ def _record_view(series: int, record: RunRecord, name: str) -> RunView:
 def _bench_score(bench: BenchResult) -> Score:
     micro, macro, overall = bench.micro, bench.macro, bench.macro_categories
     facts = {
-        "questions": f"{number(micro.n)} in {number(len(bench.subjects))} {'subject' if len(bench.subjects) == 1 else 'subjects'}",
+        "questions": f"{number(micro.n)} in {counted(len(bench.subjects), 'subject')}",
         "shots": str(bench.shots),
         "mean of subjects": with_interval(macro),
         "mean of categories": with_interval(overall) if overall is not None else None,

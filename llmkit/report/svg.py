@@ -85,8 +85,8 @@ def dot_strip(scale: Scale, dots: Sequence[Dot], words: str, reference: float | 
         colour = f"s{dot.series % N_COLOURS}"
         drawn = []
         if dot.low is not None and dot.high is not None:
-            ends = {"x1": scale.at(dot.low), "x2": scale.at(dot.high), "y1": y, "y2": y}
-            drawn.append(element("line", class_=f"interval {colour}", **ends))
+            x1, x2 = scale.at(dot.low), scale.at(dot.high)
+            drawn.append(element("line", class_=f"interval {colour}", x1=x1, x2=x2, y1=y, y2=y))
         shape = _SHAPES[(dot.series // N_COLOURS + dot.series) % len(_SHAPES)]
         mark = element("path", class_=f"mark {colour}", d=shape)
         drawn.append(element("svg", mark, x=scale.at(dot.value), y=y, overflow="visible"))

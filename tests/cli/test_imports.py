@@ -43,6 +43,12 @@ def test_a_benchmark_that_nobody_knows_is_said_without_lm_eval(capsys):
     assert "M: no such file or folder" in capsys.readouterr().err  # a task of that name there is
 
 
+def test_a_report_is_written_without_heavy_imports(tmp_path):
+    text = {"perplexity": 9.5, "nll": 2.25, "stderr": 0.1, "n_scored": 100, "model": {"label": "m"}}
+    (tmp_path / "text.json").write_text(json.dumps(text))
+    assert loaded(["report", tmp_path / "text.json", "-o", tmp_path / "report.html"]) == [[0], []]
+
+
 def test_inspect_loads_nothing_heavy(tiny):
     assert loaded(["inspect", tiny], ["inspect", tiny, "--tensors", "--json"]) == [[0, 0], []]
 

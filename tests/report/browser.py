@@ -15,6 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
+    "--disable-extensions", "--disable-background-networking", "--force-color-profile=srgb", "--remote-debugging-pipe",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)  # fmt: skip
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -35,11 +40,7 @@ class Browser:
             os.dup2(b, 4)
 
         self.process = subprocess.Popen(
-            [
-                program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-                "--no-first-run", "--disable-extensions", "--disable-background-networking", "--force-color-profile=srgb",
-                "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank",
-            ],
+            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             preexec_fn=place, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(child_in)
@@ -62,7 +63,9 @@ class Browser:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One call of the protocol; events that come meanwhile are kept."""
         self._n += 1
-        message = {"id": self._n, "method": method, "params": params} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": self._n, "method": method, "params": params} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._read()
@@ -86,7 +89,9 @@ class Browser:
 
     def open(self, path: Path, width: int, height: int, *, scheme: str = "light", scripts: bool = True) -> None:
         """Load a file in a window of this size, and wait until it is drawn."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         self.call("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.events.clear()
@@ -115,7 +120,9 @@ class Browser:
 
     def pdf(self) -> bytes:
         """The page as it is printed, on A4."""
-        answer = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=False, printBackground=False)
+        answer = self.call(
+            "Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=False, printBackground=False
+        )
         return base64.b64decode(answer["data"])
 
     @property

@@ -40,7 +40,9 @@ def subject_result(subject: Subject, questions: list[Question]) -> SubjectResult
     return SubjectResult(subject, mean([float(q.is_right) for q in questions]), tuple(questions))
 
 
-def bench_result(bench: Bench, seed: int = 0, *, n: int = 40, skill: float = 0.45, only: int | None = None) -> BenchResult:
+def bench_result(
+    bench: Bench, seed: int = 0, *, n: int = 40, skill: float = 0.45, only: int | None = None
+) -> BenchResult:
     rng = random.Random(seed)
     subjects = []
     for subject in bench.subjects[:only]:
@@ -48,7 +50,9 @@ def bench_result(bench: Bench, seed: int = 0, *, n: int = 40, skill: float = 0.4
         size = n if n == 1 else rng.randrange(n // 2, 2 * n)
         subjects.append(subject_result(subject, [question(rng, i, its_skill) for i in range(size)]))
     missing = tuple(s.name for s in bench.subjects[only:]) if only is not None else ()
-    return BenchResult(bench, tuple(subjects), missing, 5, 0, "1.0", "ab" * 32, 61.5, {"tokens": 123456, "tokens_unshared": 801234})
+    return BenchResult(
+        bench, tuple(subjects), missing, 5, 0, "1.0", "ab" * 32, 61.5, {"tokens": 123456, "tokens_unshared": 801234}
+    )
 
 
 def changed(result: BenchResult, seed: int, changes: float) -> BenchResult:
@@ -57,7 +61,9 @@ def changed(result: BenchResult, seed: int, changes: float) -> BenchResult:
     return replace(result, subjects=tuple(subjects))
 
 
-def run(label: str, *results: BenchResult, history: tuple[str, ...] = (), samples: bool = False, **model: object) -> RunRecord:
+def run(
+    label: str, *results: BenchResult, history: tuple[str, ...] = (), samples: bool = False, **model: object
+) -> RunRecord:
     logged = {r.bench.task_name(s.name): documents(s) for r in results for s in r.subjects} if samples else {}
     return RunRecord(
         model={
@@ -66,7 +72,7 @@ def run(label: str, *results: BenchResult, history: tuple[str, ...] = (), sample
             "tokenizer_digest": "3c" * 32, "history": [{"transform": t} for t in history], "dtype": "float32",
             "device": "cpu", "backend": "llmkit",
         } | model,
-        settings={"bench": [r.bench.name for r in results], "shots": 5, "limit": None, "subjects": [], "protocol": "lm-eval"},
+        settings={"bench": [r.bench.name for r in results], "shots": 5, "limit": None, "protocol": "lm-eval"},
         versions={"llmkit": "0.2.0", "lm-eval": "0.4.12", "python": "3.11.7", "torch": "2.13.0"},
         created="2026-11-29T12:00:00+00:00",
         elapsed_s=61.5,
@@ -83,7 +89,7 @@ def documents(result: SubjectResult) -> list[dict]:
     return [
         {
             "doc_id": int(q.id), "target": "ABCD".index(q.target), "prompt": "Question before.\nAnswer: A\n\n" + text,
-            "doc": {"question": text, "choices": ["one", "二", "<b>three</b>", "أربعة"], "answer": "ABCD".index(q.target)},
+            "doc": {"question": text, "choices": ["one", "二", "<b>three</b>", "أربعة"]},
         }
         for q, text in ((q, HOSTILE[i % len(HOSTILE)]) for i, q in enumerate(result.questions))
     ]  # fmt: skip
