@@ -117,12 +117,15 @@ def _question(sample: Mapping[str, Any]) -> Question:
 
 
 def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample as it goes into the record: the document, digests of what was sent, and what came back."""
+    """A sample as it goes into the record: the document, what was sent, and what came back."""
+    prompt = str(sample["arguments"][0][0])
     kept: dict[str, Any] = {
         "doc_id": int(sample["doc_id"]),
         "doc": sample["doc"],
         "target": sample["target"],
-        "prompt_sha256": hashlib.sha256(str(sample["arguments"][0][0]).encode()).hexdigest(),
+        "prompt": prompt,
+        "continuations": [a[1] for a in sample["arguments"] if len(a) > 1 and isinstance(a[1], str)],
+        "prompt_sha256": hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest(),
         "responses": [list(r) if isinstance(r, tuple) else r for r in sample["filtered_resps"]],
     }
     kept |= {m: sample[m] for m in sample["metrics"] if m in sample}

@@ -5,9 +5,12 @@ A format is an object of the entry point group `llmkit.report_formats`; its name
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmkit.entry_points import by_name, entries
 from llmkit.errors import InputError, OutputError
@@ -16,6 +19,7 @@ from llmkit.pipeline.files import check_file, write_file
 
 GROUP = "llmkit.report_formats"
 _HEAD_NBYTES = 2048
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,12 @@ def _make_folder(folder: Path) -> None:
 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def json_line(document: Mapping[str, Any]) -> str:
+    """A JSON object on one line that every reader takes: lone surrogates, which UTF-8 has not, become U+FFFD."""
+    text = json.dumps(document, ensure_ascii=False)
+    return _SURROGATE.sub("\ufffd", text) + "\n"
 
 
 def formats() -> dict[str, ReportFormat]:
