@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -38,6 +40,19 @@ class Interrupted(Exception):
         self.is_resumable = is_resumable
         self.message = message or "interrupted; nothing is kept: the same command starts anew"
         self.hint = hint
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM, as batch systems send it before they kill, is taken as Ctrl-C: what is done is kept, and said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class PipeClosed(Exception):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli import completion
-from llmkit.cli.command import Interrupted, command
+from llmkit.cli.command import Interrupted, command, terminable
 from llmkit.cli.options import Chat, Computing, JsonPath, ModelArgument
 from llmkit.cli.output import Output
 from llmkit.cli.scores import render_record
@@ -110,7 +110,8 @@ def evaluate(
         keep=keep,
     )
     try:
-        record = score()
+        with terminable():
+            record = score()
     except KeyboardInterrupt:
         raise _interrupted(keep) from None
     if record.n_reused:
@@ -130,14 +131,16 @@ def evaluate(
 
 def _answers_path(output: Path | None, settings: str) -> Path:
     """Where answers are kept until all are there: beside the record, or in the user's cache."""
+    from llmkit.evaluation.answers import SUFFIX
+
     if output is not None:
-        return output.with_name(output.name + ".answers")
+        return output.with_name(output.name + SUFFIX)
     import hashlib
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmkit"
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-    return cache / f"{hashlib.sha256(f'{Path.cwd()} {settings}'.encode()).hexdigest()[:32]}.answers"
+    return cache / f"{hashlib.sha256(f'{Path.cwd()} {settings}'.encode()).hexdigest()[:32]}{SUFFIX}"
 
 
 def _interrupted(keep: Path) -> Interrupted:

@@ -17,6 +17,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.prompts import Instruction, Message, Turns, text_of
 from llmkit.architecture.registry import is_claimed
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.decoder.branches import Branches
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.load import load_decoder
 from llmkit.decoder.model import Decoder
@@ -62,6 +63,7 @@ def check_architecture(architecture: Architecture) -> list[Check]:
         "cached = whole": _cache,
         "padded = whole": _padded,
         "packed = whole": _packed,
+        "branches = whole": _branches,
         "transformers' logits": _parity,
         "transformers' padded batch": _padded_parity,
     }
@@ -218,6 +220,27 @@ def _packed(case: _Case) -> float | None:
     after = decoder(rest[:, 3:], packed.segment(1))
     wanted = expected[:1, 6:]
     return _difference(torch.cat([logits, after], 1), torch.cat([wanted, wanted[:, :3], wanted[:, 3:]], 1))
+
+
+def _branches(case: _Case) -> float | None:
+    """Tails of two lengths that go on from one prefix step by step, until only the shorter one is left."""
+    decoder, (ids, expected) = case.decoder, case.stepwise
+    if decoder.exact_sharing_limit == 0:
+        return None
+    parts, wanted = [], []
+    for past in (0, 5):
+        prefix = KVCache()
+        if past:
+            decoder.hidden(ids[:1, :past], prefix)
+        rest, after = ids[:1, past:], expected[0, past:]
+        packed = Packed(prefix, [3, 1], keep=True)
+        decoder.hidden(torch.cat([rest[:, :3], rest[:, :1]], 1), packed)
+        branches = Branches(packed, 3)
+        parts.append(decoder(torch.stack([rest[0, 3:4], rest[0, 1:2]]), branches)[:, 0])
+        branches.keep([1])
+        parts += [decoder(rest[:, i : i + 1], branches)[:, 0] for i in (2, 3)]
+        wanted += [after[[3, 1]], after[2:3], after[3:4]]
+    return _difference(torch.cat(parts), torch.cat(wanted))
 
 
 def _difference(actual: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+from llmkit.decoder.branches import Branches
+from llmkit.decoder.kv import KVCache
 from llmkit.decoder.language_model import LanguageModel
+from llmkit.decoder.model import Decoder
+from llmkit.decoder.packed import Packed
 from llmkit.decoder.sampling import Sampling, choose_tokens
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
+
+_LEFT_SHARE = 0.75  # a batch is cut to its open rows when no more than this share is open: cutting copies them
 
 
 def generate(
@@ -49,6 +55,55 @@ def generate(
                     is_open[i] = False
         if not any(is_open):
             break
+    return texts
+
+
+def generate_from(
+    decoder: Decoder,
+    prefix: KVCache | None,
+    tails: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    eos: Collection[int] = (),
+    on_token: Callable[[int, int], bool | None] | None = None,
+) -> list[list[int]]:
+    """The new tokens of prompts that begin alike, as of `generate`; texts that have ended cost nothing more.
+
+    Args:
+        decoder: one that computes any growing sequence from its cache (`rebuilt_past` and `exact_sharing_limit` are
+            beyond prompt and answer).
+        prefix: what all prompts begin with: one sequence; None for nothing.
+        tails: how each goes on, at least one token.
+        max_new_tokens, sampling, eos, on_token: as of `generate`.
+    """
+    chosen, generator = sampling or Sampling(), torch.Generator().manual_seed((sampling or Sampling()).seed)
+    texts: list[list[int]] = [[] for _ in tails]
+    packed = Packed(prefix, [len(tail) for tail in tails], keep=True)
+    ids = torch.tensor([[token for tail in tails for token in tail]])
+    logits = decoder.logits(decoder.hidden(ids, cache=packed)[0, list(packed.ends)])
+    cache: Branches | None = None
+    rows = list(range(len(tails)))  # the texts in the batch
+    is_open = [True] * len(tails)
+    for step in range(max_new_tokens):
+        tokens = choose_tokens(logits, chosen, generator).tolist()
+        for i, token in zip(rows, tokens, strict=True):
+            if is_open[i] and token in eos:
+                is_open[i] = False
+            elif is_open[i]:
+                texts[i].append(token)
+                if on_token is not None and on_token(i, token):
+                    is_open[i] = False
+        going = [at for at, i in enumerate(rows) if is_open[i]]
+        if not going or step + 1 == max_new_tokens:
+            break
+        if cache is None:
+            cache = Branches(packed, max_new_tokens)
+            del packed
+        if len(going) <= _LEFT_SHARE * len(rows):
+            cache.keep(going)
+            rows, tokens = [rows[at] for at in going], [tokens[at] for at in going]
+        logits = decoder.next_logits(torch.tensor(tokens)[:, None], cache)
     return texts
 
 

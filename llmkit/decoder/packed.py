@@ -106,6 +106,21 @@ class Packed:
     def end(self) -> None:
         """Nothing moves: a packed pass is not continued, its segments are."""
 
+    @property
+    def n_layers(self) -> int:
+        """Number of layers whose keys are kept."""
+        return len(self._keys)
+
+    @property
+    def states(self) -> dict[int, torch.Tensor]:
+        """What the recurrence of each layer left, a row for each segment (`keep=True`)."""
+        layers = self._states[0].keys()
+        return {layer: torch.cat([state[layer] for state in self._states]) for layer in layers}
+
+    def kept(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the whole row, [1, kv_heads, sum(lengths), head_dim] each (`keep=True`)."""
+        return self._keys[layer], self._values[layer]
+
     def segment(self, index: int) -> KVCache:
         """Prefix and segment `index` as a cache of their own (`keep=True`).
 

@@ -1,5 +1,8 @@
 """Answers that are kept while a model is scored, so that the same run goes on after an interruption.
 
+Whether a run is the same is decided by its key (`identity.answers_key`), not by the name of its output: answers that a
+run beside it left under another name are taken over.
+
 Scores depend in their last bits on what is computed in one batch. A resumed run therefore makes the batches of the
 whole run and leaves out those whose every answer is known: its scores are those of a run that nothing disturbed.
 """
@@ -8,14 +11,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import OutputError
 from llmkit.evaluation.prefix import Query
-from llmkit.pipeline.journal import read_journal
+from llmkit.pipeline.journal import HeldElsewhere, Journal, read_journal
 from llmkit.pipeline.stage import Stage
+
+SUFFIX = ".answers"
+"""What the journal of a run ends with: `run.json.answers` lies beside `run.json` until that is written."""
 
 TargetScore = tuple[int, int, float, bool]
 """One target token: (query, slot among its targets, log-probability, whether greedy decoding would choose it)."""
@@ -27,18 +33,43 @@ class Answers:
     Args:
         path: the journal; None keeps nothing.
         digest: identifies model, settings and versions: answers of another run are dropped.
+        subject: what is made, for messages.
 
     Attributes:
         n_reused: answers that an interrupted run had left and that were taken.
+
+    Raises:
+        HeldElsewhere: another process has the journal open.
     """
 
-    def __init__(self, path: Path | None = None, digest: str = "") -> None:
+    def __init__(self, path: Path | None = None, digest: str = "", subject: str = "") -> None:
         self.n_reused = 0
         self._n_calls = 0
         self._stage: Stage | None = None
-        if path is not None:
-            with suppress(OutputError):  # a full disk, no permission, or the same run in another process
-                self._stage = Stage(path, digest)
+        self._entries: list[tuple[str, Mapping[str, Any]]] = []
+        if path is None:
+            return
+        try:
+            self._stage = Stage(path, digest, subject=subject)
+            self._entries = self._stage.entries or self._taken_over(path, digest)
+        except HeldElsewhere:
+            raise
+        except OutputError:  # a full disk, no permission
+            self.close()
+
+    def _taken_over(self, path: Path, digest: str) -> list[tuple[str, Mapping[str, Any]]]:
+        """What a run with the same key left beside `path` under another name; one that still goes on keeps its own."""
+        for other in sorted(path.parent.glob("*" + SUFFIX)):
+            lines = read_journal(other) if other != path else []
+            if not lines or lines[0].get("plan") != digest:
+                continue
+            with suppress(OutputError, OSError), closing(Journal(other, digest)) as journal:
+                entries = [(line["block"], line["result"]) for line in journal.entries]
+                for call, result in entries:
+                    self.append(call, result)
+                journal.remove()
+                return entries
+        return []
 
     def of_queries(self, queries: Sequence[Query]) -> KeptAnswers:
         """The kept answers to the next call, which scores `queries`."""
@@ -69,8 +100,7 @@ class Answers:
     def _next(self, digest: str) -> KeptAnswers:
         self._n_calls += 1
         call = f"{self._n_calls} {digest}"
-        entries = self._stage.entries if self._stage is not None else []
-        return KeptAnswers(self, call, [result for name, result in entries if name == call])
+        return KeptAnswers(self, call, [result for name, result in self._entries if name == call])
 
     def append(self, call: str, answers: Mapping[str, Any]) -> None:
         """More answers to a call; a disk that takes none ends the keeping, not the scoring."""
@@ -106,6 +136,7 @@ class KeptAnswers:
 
     def add_texts(self, texts: dict[int, str]) -> None:
         """Keep what one batch has answered."""
+        self.texts |= texts
         self._answers.append(self._call, {"texts": texts})
 
 

@@ -1,29 +1,51 @@
-"""Answers to lm-eval's `generate_until` requests: batches for the decoder, stop strings, truncation."""
+"""Answers to lm-eval's `generate_until` requests: stop strings, truncation, and batches for a decoder.
+
+Prompts are arranged in the tree of shared prefixes that scores are computed with: what prompts begin with is computed
+and held once, their answers grow side by side, and an answer that is finished leaves its batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import groupby
 from typing import Any
 
-from llmkit.decoder.generate import generate
+from llmkit.decoder.generate import generate, generate_from
+from llmkit.decoder.kv import KVCache
 from llmkit.decoder.language_model import LanguageModel
+from llmkit.decoder.model import Decoder
+from llmkit.decoder.packed import Packed
 from llmkit.decoder.sampling import Sampling
 from llmkit.errors import InputError
-from llmkit.evaluation.answers import Answers
+from llmkit.evaluation.answers import KeptAnswers
 from llmkit.evaluation.encoding import Encoder
+from llmkit.evaluation.prefix import Query, Segment, Tokens, share_prefixes
+from llmkit.lazy_imports import torch
 from llmkit.pipeline.progress import Progress
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's order
 _SEED = 1234
 
 
+Run = Callable[..., list[list[int]]]
+"""Generates from one batch; takes max_new_tokens, sampling, eos and on_token as `generate` does."""
+
+
 @dataclass(frozen=True)
-class _Request:
-    """One prompt and how it is to be answered."""
+class Request:
+    """One prompt and how it is to be answered.
+
+    Attributes:
+        index: its place among the requests.
+        tokens: the prompt.
+        stops: texts that end the answer and are no part of it.
+        max_new: the longest answer in tokens.
+    """
 
     index: int
-    tokens: tuple[int, ...]
+    tokens: Tokens
     stops: tuple[str, ...]
     max_new: int
     sampling: Sampling
@@ -33,63 +55,43 @@ class _Request:
         """What all requests of a batch have in common."""
         return self.max_new, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p
 
+    def cut(self, text: str) -> str:
+        """The answer, without what follows its first stop string."""
+        for stop in self.stops:
+            text = text.split(stop)[0]
+        return text
 
-def answer_requests(
-    decoder: LanguageModel,
+
+def read_requests(
     encoder: Encoder,
-    eos_ids: Sequence[int],
     requests: Sequence[tuple[str, Mapping[str, Any]]],
     *,
     stops: Sequence[str] = (),
     max_length: int,
     max_new: int,
-    batch_tokens: int,
-    progress: Progress,
-    answers: Answers | None = None,
-) -> list[str]:
-    """The answers, in the order of the requests: text up to the first stop string or end token.
+) -> list[Request]:
+    """Prompts as token ids, and lm-eval's generation arguments (until, max_gen_toks, do_sample, temperature, …).
 
     Args:
-        decoder: the model.
-        encoder: its tokenizer.
-        eos_ids: tokens that end a text.
-        requests: prompt and lm-eval's generation arguments (until, max_gen_toks, do_sample, temperature, …).
+        encoder: the tokenizer.
+        requests: prompt and arguments.
         stops: texts that end an answer besides those of the request.
         max_length: prompts lose tokens on the left so that prompt and answer fit in it.
         max_new: the longest answer where a request does not say.
-        batch_tokens: prompts are batched while their padded lengths and answers stay below it.
-        progress: told of answers as they are finished.
-        answers: where what is generated is kept; answers found there are not generated again.
 
     Raises:
         InputError: a request asks for more new tokens than the model takes.
     """
     prompts = encoder.encode([prompt for prompt, _ in requests])
-    read = [
+    return [
         _read(index, ids, arguments, (*stops, encoder.eos_text), max_length, max_new)
         for index, (ids, (_, arguments)) in enumerate(zip(prompts, requests, strict=True))
     ]
-    kept = (answers or Answers()).of_prompts((r.tokens, r.stops, r.max_new, r.sampling) for r in read)
-    replies = [""] * len(requests)
-    progress.begin(len(read), "generating", "answers")
-    try:
-        for batch in _batches(read, batch_tokens):
-            if all(request.index in kept.texts for request in batch):
-                texts = [kept.texts[request.index] for request in batch]
-            else:
-                texts = _answer(decoder, encoder, eos_ids, batch)
-                kept.add_texts({request.index: text for request, text in zip(batch, texts, strict=True)})
-            for request, text in zip(batch, texts, strict=True):
-                replies[request.index] = text
-            progress.advance(len(batch))
-    finally:
-        progress.end()
-    return replies
 
 
 def _read(
     index: int, ids: Sequence[int], arguments: Mapping[str, Any], always: Sequence[str], max_length: int, max_new: int
-) -> _Request:
+) -> Request:
     until = arguments.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)
     longest = int(next((arguments[name] for name in _LENGTH_NAMES if arguments.get(name) is not None), max_new))
@@ -99,7 +101,7 @@ def _read(
     if not arguments.get("do_sample", temperature > 0.0):
         temperature = 0.0
     top_k, top_p = int(arguments.get("top_k") or 0), float(arguments.get("top_p") or 1.0)
-    return _Request(
+    return Request(
         index=index,
         tokens=tuple(ids[-(max_length - longest) :]),
         stops=tuple(stop for stop in (*stops, *always) if stop),
@@ -108,40 +110,155 @@ def _read(
     )
 
 
-def _batches(requests: Sequence[_Request], batch_tokens: int) -> Iterator[list[_Request]]:
-    """Requests of one kind together, longest prompts first, so that neighbours need little padding."""
-    batch: list[_Request] = []
-    for request in sorted(requests, key=lambda r: (r.kind, -len(r.tokens), r.index)):
-        fits = batch and (len(batch) + 1) * (len(batch[0].tokens) + request.max_new) <= batch_tokens
-        if batch and not (fits and request.kind == batch[0].kind):
-            yield batch
-            batch = []
+class Generator:
+    """Answers requests with a decoder.
+
+    Args:
+        decoder: the model.
+        encoder: its tokenizer.
+        eos_ids: tokens that end a text.
+        batch_tokens: how many tokens one forward takes at most.
+        kept_tokens: as many answers grow side by side as have room in it, prompts that are not shared included.
+        forward_cost: as for `share_prefixes`.
+        progress: told of answers as they are finished.
+    """
+
+    def __init__(
+        self,
+        decoder: LanguageModel,
+        encoder: Encoder,
+        eos_ids: Sequence[int],
+        *,
+        batch_tokens: int,
+        kept_tokens: int,
+        forward_cost: int,
+        progress: Progress,
+    ) -> None:
+        self._decoder, self._encoder, self._eos = decoder, encoder, frozenset(eos_ids)
+        self._batch_tokens, self._kept_tokens, self._forward_cost = batch_tokens, kept_tokens, forward_cost
+        self._progress = progress
+
+    def answer(self, requests: Sequence[Request], kept: KeptAnswers) -> list[str]:
+        """The answers, in the order of the requests: text up to the first stop string or end token.
+
+        Args:
+            requests: `index` counts them.
+            kept: where answers are kept; those found there are not generated again.
+
+        Raises:
+            InputError: a prompt without tokens.
+        """
+        if any(not request.tokens for request in requests):
+            raise InputError("nothing to continue: a prompt has no tokens", hint="give some text, or a BOS token")
+        self._progress.begin(len(requests), "generating", "answers")
+        try:
+            with torch.inference_mode():
+                for _, group in groupby(sorted(requests, key=lambda r: (r.kind, r.index)), key=lambda r: r.kind):
+                    for batch, run in self._batches(list(group)):
+                        if any(request.index not in kept.texts for request in batch):
+                            kept.add_texts(self._texts(batch, run))
+                        self._progress.advance(len(batch))
+        finally:
+            self._progress.end()
+        return [kept.texts[request.index] for request in requests]
+
+    def _batches(self, group: list[Request]) -> Iterator[tuple[list[Request], Run]]:
+        """Requests of one kind, and what generates from each batch of them."""
+        longest = max(len(r.tokens) + r.max_new for r in group)
+        limit = self._decoder.exact_sharing_limit
+        if isinstance(self._decoder, Decoder) and (limit is None or longest <= limit):
+            yield from self._of_tree(self._decoder, group)
+            return
+        for batch in _rows(group, 0, self._batch_tokens, self._batch_tokens):
+            yield batch, partial(generate, self._decoder, [request.tokens for request in batch])
+
+    def _of_tree(self, decoder: Decoder, group: list[Request]) -> Iterator[tuple[list[Request], Run]]:
+        """Batches that each continue one shared prefix, depth first: the caches alive are those of one path."""
+        # The last token of a prompt is never shared: the answer begins with its logits.
+        queries = [Query(r.tokens[:-1], (0,)) for r in group if len(r.tokens) > 1]
+        many = [r for r in group if len(r.tokens) > 1]
+        roots = share_prefixes(queries, self._forward_cost)
+        direct: dict[int, list[Request]] = {id(None): [r for r in group if len(r.tokens) == 1]}
+        pending = list(roots)
+        while pending:
+            segment = pending.pop()
+            for _, index, _ in segment.reads:
+                owner: Segment | None = segment
+                while owner is not None and (owner.stop >= len(many[index].tokens) or not self._is_shared(owner)):
+                    owner = owner.parent
+                direct.setdefault(id(owner), []).append(many[index])
+            pending += segment.children
+        level: list[tuple[_Prefix | None, list[Segment]]] = [(None, roots)]
+        while level:
+            prefix, segments = level.pop()
+            stop = prefix.segment.stop if prefix else 0
+            some = direct.get(id(prefix.segment if prefix else None), [])
+            for batch in _rows(some, stop, self._batch_tokens, self._kept_tokens):
+                yield batch, self._run(decoder, prefix, batch)
+            level += [
+                (_Prefix(decoder, s, prefix, self._batch_tokens), s.children) for s in segments if self._is_shared(s)
+            ]
+
+    def _is_shared(self, segment: Segment) -> bool:
+        """Whether several prompts go on from it: others below it, or the same one again."""
+        repeated = (len(segment.reads) - 1) * len(segment)
+        return bool(segment.children) or repeated > self._forward_cost
+
+    def _run(self, decoder: Decoder, prefix: _Prefix | None, batch: list[Request]) -> Run:
+        if len(batch) == 1 and len(batch[0].tokens) - (prefix.segment.stop if prefix else 0) > self._batch_tokens:
+            row = batch[0].tokens  # read piece by piece
+            long = Segment(row, len(row) - 1, parent=prefix.segment if prefix else None)
+            prefix = _Prefix(decoder, long, prefix, self._batch_tokens)
+        stop = prefix.segment.stop if prefix else 0
+        tails = [request.tokens[stop:] for request in batch]
+        # the cache is computed when the batch is: an interrupted run may have answered it
+        return lambda **options: generate_from(decoder, prefix.cache if prefix else None, tails, **options)
+
+    def _texts(self, batch: Sequence[Request], run: Run) -> dict[int, str]:
+        written: list[list[int]] = [[] for _ in batch]
+        reach = [max(map(len, request.stops), default=0) + 8 for request in batch]
+
+        def is_over(i: int, token: int) -> bool:
+            written[i].append(token)
+            # a stop string may be spelt by any tokens: look at the text, as far back as it can reach
+            recent = self._encoder.decode(written[i][-reach[i] :])
+            return any(stop in recent for stop in batch[i].stops)
+
+        first = batch[0]
+        made = run(max_new_tokens=first.max_new, sampling=first.sampling, eos=self._eos, on_token=is_over)
+        return {r.index: r.cut(self._encoder.decode(ids)) for r, ids in zip(batch, made, strict=True)}
+
+
+class _Prefix:
+    """What some prompts begin with; its keys and values are computed when they are asked for."""
+
+    def __init__(self, decoder: Decoder, segment: Segment, parent: _Prefix | None, batch_tokens: int) -> None:
+        self.segment = segment
+        self._decoder, self._parent, self._batch_tokens = decoder, parent, batch_tokens
+
+    @cached_property
+    def cache(self) -> KVCache:
+        """Of all tokens up to the end of the segment."""
+        cache = self._parent.cache if self._parent else None
+        for start in range(self.segment.start, self.segment.stop, self._batch_tokens):
+            tokens = self.segment.row[start : min(start + self._batch_tokens, self.segment.stop)]
+            packed = Packed(cache, [len(tokens)], keep=True)
+            self._decoder.hidden(torch.tensor([tokens]), cache=packed)
+            cache = packed.segment(0)
+        if cache is None:
+            raise ValueError("a prefix has tokens")
+        return cache
+
+
+def _rows(requests: Sequence[Request], start: int, batch_tokens: int, kept_tokens: int) -> Iterator[list[Request]]:
+    """Requests with the longest prompts first, as many as there is room for with their tokens from `start` padded."""
+    batch: list[Request] = []
+    for request in sorted(requests, key=lambda r: (-len(r.tokens), r.index)):
+        if batch:
+            rows, longest = len(batch) + 1, len(batch[0].tokens) - start
+            if rows * longest > batch_tokens or rows * (longest + request.max_new) > kept_tokens:
+                yield batch
+                batch = []
         batch.append(request)
     if batch:
         yield batch
-
-
-def _answer(decoder: LanguageModel, encoder: Encoder, eos_ids: Sequence[int], batch: Sequence[_Request]) -> list[str]:
-    written: list[list[int]] = [[] for _ in batch]
-
-    def is_over(i: int, token: int) -> bool:
-        written[i].append(token)
-        # a stop string may be spelt by any tokens: look at the text, as far back as it can reach
-        recent = encoder.decode(written[i][-(max(map(len, batch[i].stops), default=0) + 8) :])
-        return any(stop in recent for stop in batch[i].stops)
-
-    generated = generate(
-        decoder,
-        [request.tokens for request in batch],
-        max_new_tokens=batch[0].max_new,
-        sampling=batch[0].sampling,
-        eos=eos_ids,
-        on_token=is_over,
-    )
-    return [_cut(encoder.decode(ids), request.stops) for ids, request in zip(generated, batch, strict=True)]
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        text = text.split(stop)[0]
-    return text

@@ -16,17 +16,15 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from llmkit.architecture.prompts import ChatTemplate, Message, Prompt, Turns
 from llmkit.errors import InputError
 from llmkit.evaluation.encoding import Encoder
-from llmkit.evaluation.generation import answer_requests
+from llmkit.evaluation.generation import read_requests
 from llmkit.evaluation.prefix import Query
-from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer
-from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.tokenization.chat import ending_of, is_marked, marked_lead, marked_text
 from llmkit.tokenization.templates import TemplateRefusal, render
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from llmkit.decoder.language_model import LanguageModel
+    from llmkit.evaluation.engine import Engine
 
 DEFAULT_MAX_LENGTH = 2048
 _UNSET_LENGTH = 10**18  # tokenizers that know no limit report 1e30
@@ -37,37 +35,31 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
     """Scores lm-eval's requests with each shared prefix computed once.
 
     Args:
-        decoder: the model.
+        scorer: what computes the model.
         tokenizer: a transformers tokenizer.
         max_length: the longest input in tokens; longer ones lose tokens on the left.
-        batch_tokens: how many tokens one forward takes at most.
         add_bos_token: None leaves it to the tokenizer, as the `hf` backend does.
         eos_ids: tokens that end a generated text besides the tokenizer's end token.
         prompt: the format that `apply_chat_template` writes; the tokenizer's own chat template when not given.
-        progress: told of tokens as they are computed.
     """
 
     backend = "causal"
 
     def __init__(
         self,
-        decoder: LanguageModel,
+        scorer: Engine,
         tokenizer: Any,
         *,
         max_length: int,
-        batch_tokens: int = BATCH_TOKENS,
         add_bos_token: bool | None = None,
         eos_ids: Sequence[int] = (),
         prompt: Prompt | None = None,
-        progress: Progress = NO_PROGRESS,
     ) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.scorer = scorer
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.max_gen_toks = 256
-        self.progress = progress
-        self.scorer = Scorer(decoder, batch_tokens, progress=progress)
         self.prompt = prompt
         ending = ending_of(tokenizer, prompt or ChatTemplate())
         self.encoder = Encoder(tokenizer, add_bos_token, is_templated=isinstance(prompt, ChatTemplate))
@@ -76,7 +68,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self._lead = marked_lead(tokenizer, prompt)
         self.n_truncated = 0
         self.continuations: dict[str, tuple[int, ...]] = {}
-        self._device = decoder.device
+        self._device = scorer.device
 
     @property
     def eot_token_id(self) -> int:
@@ -149,18 +141,14 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate until a stop string, the end token, or the longest length that the task allows."""
-        answers = answer_requests(
-            self.decoder,
+        read = read_requests(
             self.encoder,
-            self.eos_ids,
             [(str(r.args[0]), dict(r.args[1])) for r in requests],
             stops=self.stops,
             max_length=self.max_length,
             max_new=self.max_gen_toks,
-            batch_tokens=self.scorer.batch_tokens,
-            progress=self.progress,
-            answers=self.scorer.answers,
         )
+        answers = self.scorer.generate(read, self.encoder, self.eos_ids)
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -19,14 +19,15 @@ from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, listing
+from llmkit.evaluation.answers import SUFFIX, Answers
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
 from llmkit.evaluation.csv_data import LocalData, find_data
 from llmkit.evaluation.csv_forms import Doc
-from llmkit.evaluation.identity import PACKAGES, describe_model, digest_of
+from llmkit.evaluation.engine import EngineArguments, EngineOptions, open_engine
+from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
 from llmkit.evaluation.record import BenchResult, RunRecord
-from llmkit.evaluation.scoring import BATCH_TOKENS
 from llmkit.evaluation.task_files import check_task_names
-from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.pipeline.journal import require_free
 
 if TYPE_CHECKING:
     from llmkit.evaluation.lm import SharedPrefixLM
@@ -51,17 +52,12 @@ def evaluate(
     shots: int | None = None,
     limit: float | None = None,
     subjects: Sequence[str] = (),
-    batch_tokens: int = BATCH_TOKENS,
-    dtype: str = "float32",
-    device: str = "cpu",
-    backend: str = "auto",
-    provider: str | None = None,
     max_length: int | None = None,
     add_bos_token: bool | None = None,
     chat_template: bool | str = False,
     log_samples: bool = False,
-    progress: Progress = NO_PROGRESS,
     keep: Path | None = None,
+    **engine: Unpack[EngineArguments],
 ) -> RunRecord:
     """Score a model on benchmarks and lm-eval tasks.
 
@@ -73,25 +69,22 @@ def evaluate(
         shots: None takes each benchmark's usual number (5; mini 2) and each task's own.
         limit: only the first questions of each subject; below 1 a share of them.
         subjects: subjects, categories or subsets of the benchmarks; all when empty.
-        batch_tokens: how many tokens one forward takes at most.
-        dtype: the compute dtype; scores are float32 always.
-        device: a torch device.
-        backend: llmkit, transformers, or auto, which is llmkit's decoder and asks for a choice where no plugin serves.
-            An exported folder is computed by ONNX Runtime (onnx, or auto).
-        provider: ONNX Runtime's, for an exported folder: cpu or cuda.
         max_length: the longest input in tokens; None takes the model's.
         add_bos_token: None leaves it to the tokenizer.
         chat_template: put prompts in the checkpoint's chat format (its template, or its family's), shots as turns;
             a string names another format.
         log_samples: keep every question's document, log-probabilities and prompt digest in the record.
-        progress: told of tokens as they are computed.
         keep: a file in which answers are kept meanwhile; the same call goes on from one that was interrupted. It stays.
+        engine: what computes the model and how, see `EngineOptions`.
 
     Raises:
         InputError: unknown names, missing or malformed files, nothing to score.
+        OutputError: another process has `keep` open.
         RequirementError: no plugin describes the model, or the device is not there.
     """
     started = perf_counter()
+    if keep is not None:
+        require_free(keep, str(keep).removesuffix(SUFFIX))
     chat_template = False if chat_template == "raw" else chat_template
     names = [n for n in (bench.split(",") if isinstance(bench, str) else bench) if n]
     if not names:
@@ -109,25 +102,13 @@ def evaluate(
     prepared = [_prepare(b, folder, shots, subjects) for b, folder in zip(benches, folders, strict=True)]
     ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
 
-    from llmkit.evaluation.answers import Answers
     from llmkit.evaluation.execution import run_bench, run_tasks
     from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks
-    from llmkit.onnx.session import OrtDecoder
 
     planned = [(p, {s: bench_task(p.bench, s, docs) for s, docs in p.docs.items()}) for p in prepared]
     loaded = load_lm_eval_tasks(others) if others else None
-    lm = make_lm(
-        ckpt,
-        dtype=dtype,
-        device=device,
-        backend=backend,
-        provider=provider,
-        batch_tokens=batch_tokens,
-        max_length=max_length,
-        add_bos_token=add_bos_token,
-        chat_template=chat_template,
-        progress=progress,
-    )
+    options = EngineOptions(**engine)
+    lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, **engine)
     settings = {
         "bench": names,
         "data": str(data) if data is not None else None,
@@ -135,17 +116,19 @@ def evaluate(
         "shots": shots,
         "limit": limit,
         "subjects": list(subjects),
-        "batch_tokens": batch_tokens,
+        "batch_tokens": options.batch_tokens,
         "max_length": lm.max_length,
         "add_bos_token": add_bos_token,
         "chat_template": chat_template,
         "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
     }
-    digest = digest_of([describe_model(ckpt), settings, dtype, device, backend, provider, versions(*PACKAGES)])
+    described = describe_model(ckpt, options.progress)
+    computed = {"dtype": options.dtype, "device": lm.scorer.device, "backend": lm.scorer.backend, **lm.scorer.runtime}
+    key = answers_key(described, settings, computed)
     results: dict[str, BenchResult] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
     scores: dict[str, Any] = {}
-    with closing(Answers(keep, digest)) as answers:
+    with closing(Answers(keep, key, str(keep).removesuffix(SUFFIX))) as answers:
         lm.scorer.answers = answers
         for item, tasks in planned:
             missing = [s.name for s in item.bench.subjects if s.name not in tasks]
@@ -157,9 +140,7 @@ def evaluate(
             scores, logged = run_tasks(lm, loaded, shots=shots, limit=limit, chat_template=bool(chat_template))
             samples |= logged
     return RunRecord(
-        model=describe_model(ckpt)
-        | {"dtype": dtype, "device": str(lm.decoder.device), "backend": lm.decoder.backend}
-        | (lm.decoder.runtime if isinstance(lm.decoder, OrtDecoder) else {}),
+        model=described | computed,
         settings=settings,
         versions=versions(*PACKAGES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,22 +150,17 @@ def evaluate(
         continuations=lm.continuations,
         samples=samples if log_samples else {},
         n_reused=answers.n_reused,
-        warnings=(*ckpt.warnings, *doubts_of(ckpt, lm.decoder.backend), *_warnings(prepared, lm, subjects)),
+        warnings=(*ckpt.warnings, *doubts_of(ckpt, lm.scorer.backend), *_warnings(prepared, lm, subjects)),
     )
 
 
 def make_lm(
     ckpt: Checkpoint,
     *,
-    dtype: str = "float32",
-    device: str = "cpu",
-    backend: str = "auto",
-    provider: str | None = None,
-    batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     add_bos_token: bool | None = None,
     chat_template: bool | str = False,
-    progress: Progress = NO_PROGRESS,
+    **engine: Unpack[EngineArguments],
 ) -> SharedPrefixLM:
     """The lm-eval `LM` of a checkpoint; lm-eval's own `simple_evaluate(model=...)` takes it too.
 
@@ -193,7 +169,6 @@ def make_lm(
     """
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.evaluation.lm import SharedPrefixLM, resolve_max_length
-    from llmkit.onnx.backend import load_backend
     from llmkit.tokenization.chat import encode_pieces, prompt_of
 
     tokenizer = load_tokenizer(ckpt)
@@ -208,14 +183,12 @@ def make_lm(
     if prompt is not None and not isinstance(prompt, ChatTemplate):
         encode_pieces(tokenizer, prompt.pieces([Message("user", "?")]))  # has the tokenizer the format's tokens?
     return SharedPrefixLM(
-        load_backend(ckpt, backend=backend, dtype=dtype, device=device, provider=provider),
+        open_engine(ckpt, EngineOptions(**engine)),
         tokenizer,
         max_length=max_length or resolve_max_length(ckpt.config, tokenizer),
-        batch_tokens=batch_tokens,
         add_bos_token=add_bos_token,
         eos_ids=end_tokens(ckpt),
         prompt=prompt,
-        progress=progress,
     )
 
 

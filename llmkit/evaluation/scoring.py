@@ -15,12 +15,15 @@ from typing import Any
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.packed import Packed
 from llmkit.evaluation.answers import Answers, KeptAnswers
+from llmkit.evaluation.encoding import Encoder
+from llmkit.evaluation.generation import Generator, Request
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
 from llmkit.lazy_imports import torch
+from llmkit.onnx.session import OrtDecoder
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 BATCH_TOKENS = 2048
-KEPT_TOKENS = 4 * BATCH_TOKENS  # tokens of the caches that one forward leaves behind, a shared prefix counted for each
+KEPT_TOKENS = 4 * BATCH_TOKENS
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
 
 HeadRead = tuple[int, int, int]
@@ -62,6 +65,8 @@ class Scorer:
         forward_cost: what one more forward costs in tokens; a shared stretch that saves less is repeated.
         progress: told of tokens as they are computed.
         answers: where what is scored is kept; answers found there are not computed again.
+        kept_tokens: tokens of the caches that one forward leaves behind, a shared prefix counted for each segment; of
+            the answers that grow side by side.
         logits_nbytes: float32 logits in memory at a time.
     """
 
@@ -71,8 +76,24 @@ class Scorer:
     progress: Progress = NO_PROGRESS
     usage: Usage = field(default_factory=Usage)
     answers: Answers = field(default_factory=Answers)
+    kept_tokens: int = KEPT_TOKENS
     logits_nbytes: int = 64 << 20
     _n_vocab: int | None = field(default=None, init=False, repr=False)
+
+    @property
+    def backend(self) -> str:
+        """What computes the decoder."""
+        return self.decoder.backend
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return str(self.decoder.device)
+
+    @property
+    def runtime(self) -> dict[str, Any]:
+        """What the record says of the decoder's library, beyond the versions."""
+        return self.decoder.runtime if isinstance(self.decoder, OrtDecoder) else {}
 
     def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
         """The scores, in the order of the queries."""
@@ -87,6 +108,20 @@ class Scorer:
             self.progress.end()
         return targets.scores()
 
+    def generate(self, requests: Sequence[Request], encoder: Encoder, eos_ids: Sequence[int]) -> list[str]:
+        """The answers, in the order of the requests."""
+        generator = Generator(
+            self.decoder,
+            encoder,
+            eos_ids,
+            batch_tokens=self.batch_tokens,
+            kept_tokens=self.kept_tokens,
+            forward_cost=self.forward_cost,
+            progress=self.progress,
+        )
+        kept = self.answers.of_prompts((r.tokens, r.stops, r.max_new, r.sampling) for r in requests)
+        return generator.answer(requests, kept)
+
     def _walk(self, roots: list[Segment], targets: _Targets) -> None:
         """Depth first, so that the caches alive at a time are those of one path and its siblings in one batch."""
         pending: list[tuple[list[Segment], Any]] = [(roots, None)]
@@ -98,7 +133,7 @@ class Scorer:
             inner = [s for s in segments if s.children]
             if inner:
                 # one batch of inner segments now; the others wait until everything below these is done
-                batch = _affordable(next(pack(inner, self.batch_tokens)), KEPT_TOKENS)
+                batch = _affordable(next(pack(inner, self.batch_tokens)), self.kept_tokens)
                 if rest := inner[len(batch) :]:
                     pending.append((rest, cache))
                 if self._is_answered(batch, targets):

@@ -20,6 +20,10 @@ from llmkit.errors import OutputError
 _START = b'{"plan": "'
 
 
+class HeldElsewhere(OutputError):
+    """Another process has the journal open."""
+
+
 class Journal:
     """The journal of one piece of work.
 
@@ -34,7 +38,8 @@ class Journal:
         entries: what earlier runs of the same work wrote, in order.
 
     Raises:
-        OutputError: another process has it open, or it is a file of another kind.
+        HeldElsewhere: another process has it open.
+        OutputError: it is a file of another kind.
         OSError: it cannot be opened or written.
     """
 
@@ -73,7 +78,7 @@ class Journal:
             raise
 
     def _lock(self, subject: str) -> None:
-        held = OutputError(f"{subject} is being written by another llmkit process", hint="wait until it has ended")
+        held = _held(subject)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -114,6 +119,27 @@ def is_journal(path: Path) -> bool:
             return _starts(file.read(len(_START)))
     except OSError:
         return False
+
+
+def require_free(path: Path, subject: str) -> None:
+    """Find out, before work begins, that another process has the journal open.
+
+    Raises:
+        HeldElsewhere: it has.
+    """
+    if is_journal(path):
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _held(subject) from None
+            finally:
+                os.close(fd)
+
+
+def _held(subject: str) -> HeldElsewhere:
+    return HeldElsewhere(f"{subject} is being written by another llmkit process", hint="wait until it has ended")
 
 
 def _starts(data: bytes) -> bool:

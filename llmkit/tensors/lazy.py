@@ -173,13 +173,18 @@ class Node(ABC):
 
     def fingerprint(self) -> str:
         """A digest of the expression (not of the data): op, parameters, specs and inputs."""
-        cached = getattr(self, "_fingerprint", None)
-        if cached is None:
-            body: list[Any] = [self.op, dict(self.attrs), [str(s) for s in self.specs], self._identity()]
-            body += [[i.node.fingerprint(), i.index] for i in self.inputs]
-            cached = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-            self._fingerprint: str = cached
-        return cached
+        if not hasattr(self, "_fingerprint"):
+            self._fingerprint = self._digest([i.node.fingerprint() for i in self.inputs], self._identity())
+        return self._fingerprint
+
+    def content_fingerprint(self, contents: Mapping[Node, str]) -> str:
+        """A digest of the expression and of the data, wherever the files lie; `contents` has a digest of each read."""
+        return self._digest([i.node.content_fingerprint(contents) for i in self.inputs], self._identity())
+
+    def _digest(self, inputs: Sequence[str], identity: str) -> str:
+        body: list[Any] = [self.op, dict(self.attrs), [str(s) for s in self.specs], identity]
+        body += [[digest, i.index] for digest, i in zip(inputs, self.inputs, strict=True)]
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     def _identity(self) -> str:
         return ""
@@ -272,12 +277,19 @@ class Read(Node):
     def is_moved(self) -> bool:
         return self.strides is None
 
+    @property
+    def span_nbytes(self) -> int:
+        """Bytes of the file from the first element to the last."""
+        (spec,) = self.specs
+        if self.strides is None or not spec.numel:
+            return spec.nbytes
+        return (1 + sum((n - 1) * s for n, s in zip(spec.shape, self.strides, strict=True))) * spec.dtype.itemsize
+
     def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
         spec = self.specs[0]
         dtype = spec.dtype.torch
         if self.strides is not None:
-            span = 1 + sum((n - 1) * s for n, s in zip(spec.shape, self.strides, strict=True)) if spec.numel else 0
-            flat = self.source.read_tensor(self.offset, span, dtype)
+            flat = self.source.read_tensor(self.offset, self.span_nbytes // spec.dtype.itemsize, dtype)
             data = flat.as_strided(spec.shape, self.strides).contiguous()
         else:
             part = spec.of_rows(rows)
@@ -296,6 +308,9 @@ class Read(Node):
 
     def peak_nbytes(self, n_rows: int) -> int:
         return self.slice_nbytes(n_rows) * (1 if self.strides is None else 2)
+
+    def content_fingerprint(self, contents: Mapping[Node, str]) -> str:
+        return f"{contents[self]}:{self.specs[0]}:{self.strides}"
 
     def _identity(self) -> str:
         return f"{self.source.fingerprint()}@{self.offset}:{self.strides}"

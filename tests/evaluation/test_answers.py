@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.evaluation.answers import Answers
+from llmkit.evaluation.identity import answers_key, describe_model
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.runner import evaluate
+from llmkit.pipeline.journal import HeldElsewhere
 
 BASE = Path(str(files("llmkit_evalsets"))) / "mini/base"
 
@@ -85,8 +90,48 @@ def test_a_place_that_cannot_be_written_keeps_nothing_and_disturbs_nothing(tmp_p
         kept = Answers(path, "digest").of_queries([Query((1,), (2,))])
         kept.add_reads([(0, 0, -0.1, True)])
         assert kept.reads == {}
-    held = Answers(tmp_path / "kept", "digest")
-    other = Answers(tmp_path / "kept", "digest")  # the same command in another process
-    other.of_queries([Query((1,), (2,))]).add_reads([(0, 0, -0.1, True)])
+
+
+def test_one_journal_serves_one_process(tmp_path):
+    held = Answers(tmp_path / "run.json.answers", "digest")
+    with pytest.raises(HeldElsewhere, match=r"run.json is being written by another llmkit process"):
+        Answers(tmp_path / "run.json.answers", "digest", str(tmp_path / "run.json"))
+    with pytest.raises(HeldElsewhere, match=r"run.json is being"):  # before anything is loaded
+        evaluate(tmp_path / "no-model", "mini", keep=tmp_path / "run.json.answers")
     held.close()
-    assert Answers(tmp_path / "kept", "digest").of_queries([Query((1,), (2,))]).reads == {}
+    Answers(tmp_path / "run.json.answers", "digest").close()
+
+
+def test_answers_of_the_same_run_under_another_name_are_taken_over(tmp_path):
+    one = Answers(tmp_path / "one.json.answers", "digest")
+    one.of_prompts(["why"]).add_texts({0: "because"})
+    beside = Answers(tmp_path / "two.json.answers", "digest")
+    assert beside.of_prompts(["why"]).texts == {}  # that run still goes on: nothing is shared
+    beside.close()
+    one.close()
+    other = Answers(tmp_path / "three.json.answers", "another digest")
+    assert other.of_prompts(["why"]).texts == {}
+    other.close()
+    for _ in range(2):  # taken over, they are this journal's own
+        again = Answers(tmp_path / "four.json.answers", "digest")
+        assert again.of_prompts(["why"]).texts == {0: "because"}
+        again.close()
+    assert not (tmp_path / "one.json.answers").exists()
+
+
+def test_the_key_is_of_contents_not_of_places_and_times(tmp_path):
+    def key(folder, **settings):
+        described = describe_model(open_checkpoint(folder))
+        return answers_key(described, {"data": str(folder), **settings}, {"dtype": "float32", "device": "cpu"})
+
+    first = tmp_path / "a/model"
+    shutil.copytree(BASE, first)
+    assert key(first) == key(shutil.copytree(first, tmp_path / "b"))
+    assert key(first) != key(first, shots=3)
+    (weights,) = first.glob("*.safetensors")
+    times = weights.stat()
+    before, data = key(first), bytearray(weights.read_bytes())
+    data[-1] ^= 1  # another model, of the same size and the same time
+    weights.write_bytes(data)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert key(first) != before

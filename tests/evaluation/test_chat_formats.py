@@ -42,7 +42,7 @@ def plain_scores(lm, ids, answers):
     """Log-probabilities of answers' ids after the ids of a prompt, by the decoder alone."""
     found = []
     for answer in answers:
-        logits = lm.decoder(torch.tensor([[*ids, *answer]])).log_softmax(-1)[0]
+        logits = lm.scorer.decoder(torch.tensor([[*ids, *answer]])).log_softmax(-1)[0]
         found.append(sum(float(logits[len(ids) - 1 + i, token]) for i, token in enumerate(answer)))
     return found
 
@@ -53,7 +53,7 @@ def plain_lm(tiny_llama_bos):
 
 
 def with_format(lm, name, tokenizer=None):
-    return SharedPrefixLM(lm.decoder, tokenizer or lm.tokenizer, max_length=400, prompt=FORMATS[name])
+    return SharedPrefixLM(lm.scorer, tokenizer or lm.tokenizer, max_length=400, prompt=FORMATS[name])
 
 
 @pytest.mark.parametrize("name", ["vicuna", "koala", "belle", "openbuddy", "vicuna-v0"])

@@ -110,7 +110,7 @@ def test_generation_stops_at_the_end_token(tiny_llama):
     lm = make_lm(open_checkpoint(tiny_llama))
     (free,) = lm.generate_until(requests("generate_until", [("apple", {"until": [], "max_gen_toks": 8})]))
     ids = lm.tok_encode("apple")
-    logits = lm.decoder(torch.tensor([ids]))
+    logits = lm.scorer.decoder(torch.tensor([ids]))
     lm.eos_ids = [int(logits[0, -1].argmax())]
     (stopped,) = lm.generate_until(requests("generate_until", [("apple", {"until": [], "max_gen_toks": 8})]))
     assert free != ""

@@ -45,7 +45,7 @@ def both(request, tmp_path_factory):
 
 def test_scores_with_shared_prefixes(both):
     ours, theirs = both
-    assert ours.decoder.backend == "llmkit"
+    assert ours.scorer.backend == "llmkit"
     ours.scorer.forward_cost = 1  # even short stretches are shared
     asked = [(STEM + q, f" {word}") for q in QUESTIONS for word in ("A", "apple river", "stone stone stone")]
     asked += [("The", f" {word}") for word in ("following", "following are", "apple stone")]

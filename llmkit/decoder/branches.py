@@ -1,0 +1,143 @@
+"""Many sequences that grow token by token from one shared prefix, whose keys and values are held once.
+
+A step of a batch reads the prefix once for all sequences, and sequences that are finished leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmkit.decoder.kv import Places, Recurrence
+from llmkit.decoder.packed import Packed
+from llmkit.decoder.scores import Scores
+from llmkit.decoder.sdpa import attend_scored
+from llmkit.errors import InputError
+from llmkit.lazy_imports import torch
+
+
+class Branches:
+    """The cache of sequences that share what came before a packed pass and go on from its segments.
+
+    Tails lie in one batch, padded on the left: all new tokens go to one column.
+
+    Args:
+        packed: the pass that read each sequence's tail (`keep=True`).
+        capacity: tokens to make room for after the tails.
+
+    Attributes:
+        memory: what kinds remember of past tokens: name -> [B, ...].
+    """
+
+    def __init__(self, packed: Packed, capacity: int) -> None:
+        prefix = packed.prefix
+        self._past = packed.past
+        self._lengths = torch.tensor(packed.lengths)  # real tokens of each tail
+        self._length = max(packed.lengths)  # columns in use
+        self._room = self._length + capacity
+        self._shared = [_widened(prefix.layer(i)) for i in range(prefix.n_layers)] if prefix is not None else []
+        self._tails = [self._laid_out(packed, i) for i in range(packed.n_layers)]
+        self._states, self.memory = packed.states, dict(packed.memory)
+        self._bias = self._padding()
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return len(self._lengths)
+
+    def _laid_out(self, packed: Packed, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the tails, [B, kv_heads, room, head_dim] each."""
+        made = []
+        for row in _widened(packed.kept(layer)):
+            batch = row.new_zeros((len(packed.lengths), row.shape[1], self._room, row.shape[3]))
+            for i, (start, n) in enumerate(zip(packed.starts, packed.lengths, strict=True)):
+                batch[i, :, self._length - n : self._length] = row[0, :, start : start + n]
+            made.append(batch)
+        return made[0], made[1]
+
+    def _padding(self) -> torch.Tensor | None:
+        """What is added to the scores of the tails' first columns, [B, 1, 1, columns]; None without padding."""
+        if not self._tails or int(self._lengths.min()) == self._length:
+            return None
+        columns = torch.arange(self._room)
+        is_padding = columns < (self._length - self._lengths)[:, None]
+        device = self._tails[0][0].device
+        return torch.zeros(is_padding.shape).masked_fill_(is_padding, float("-inf"))[:, None, None].to(device)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences only."""
+        index = torch.tensor(rows)
+        self._lengths = self._lengths[index]
+        cut = self._length - int(self._lengths.max())  # columns that are padding in all that stay
+        self._length, self._room = self._length - cut, self._room - cut
+        on = index.to(self._tails[0][0].device if self._tails else "cpu")
+        self._tails = [(k[on, :, cut:].contiguous(), v[on, :, cut:].contiguous()) for k, v in self._tails]
+        self._states = {layer: state[index.to(state.device)] for layer, state in self._states.items()}
+        self.memory = {name: held[index.to(held.device)] for name, held in self.memory.items()}
+        self._bias = self._padding()
+
+    def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
+        if tuple(input_ids.shape) != (self.batch, 1) or mask is not None:
+            raise InputError(f"a step takes one token of each of {self.batch} sequences, found {list(input_ids.shape)}")
+        if self._length >= self._room:
+            raise InputError(f"these sequences have room for no more than {self._room} tokens after their prefix")
+        positions = (self._lengths + self._past)[:, None].to(input_ids.device)
+        return Places(positions, positions + 1, tuple((row, 0, 1) for row in range(self.batch)))
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+        keys, values = self._tails[layer]
+        keys[:, :, self._length] = k[:, :, 0]
+        values[:, :, self._length] = v[:, :, 0]
+        stop = self._length + 1
+        keys, values = keys[:, :, :stop], values[:, :, :stop]
+        scores = scores.over(self._past + stop)
+        if scores.is_plain:
+            return self._plain(layer, q, keys, values, scores.scale)
+        return self._scored(layer, q, keys, values, scores)
+
+    def _plain(
+        self, layer: int, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        batch, heads, _, width = q.shape
+        groups, past = keys.shape[1], self._past
+        folded = (q * scale).to(keys.dtype).view(batch, groups, -1, width)  # the queries of one key head
+        each = folded.shape[2]
+        weights = torch.empty(batch, groups, each, past + keys.shape[2], dtype=keys.dtype, device=q.device)
+        if past:  # one product for all sequences: [groups, B * each, width] by [groups, width, past]
+            old_keys, old_values = (t[0] for t in self._shared[layer])
+            together = folded.transpose(0, 1).reshape(groups, -1, width)
+            old = torch.bmm(together, old_keys.transpose(1, 2))
+            weights[..., :past] = old.view(groups, batch, each, past).transpose(0, 1)
+        own = torch.matmul(folded, keys.transpose(2, 3))
+        weights[..., past:] = own if self._bias is None else own + self._bias[..., : keys.shape[2]].to(own.dtype)
+        shares = torch.softmax(weights, -1, dtype=torch.float32).to(keys.dtype)
+        out = torch.matmul(shares[..., past:], values)
+        if past:
+            together = shares[..., :past].transpose(0, 1).reshape(groups, -1, past)
+            out = out + torch.bmm(together, old_values).view(groups, batch, each, width).transpose(0, 1)
+        return out.reshape(batch, heads, 1, width).to(q.dtype)
+
+    def _scored(
+        self, layer: int, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scores: Scores
+    ) -> torch.Tensor:
+        batch, stop = self.batch, keys.shape[2]
+        pad = (self._length - self._lengths)[:, None]
+        columns = torch.arange(stop) - pad
+        positions = torch.cat([torch.arange(self._past).expand(batch, -1), columns.clamp_min(0) + self._past], 1)
+        real = torch.cat([torch.ones(batch, self._past, dtype=torch.bool), columns >= 0], 1)
+        if self._past:
+            old = [t.expand(batch, -1, -1, -1) for t in self._shared[layer]]
+            keys, values = torch.cat([old[0], keys], 2), torch.cat([old[1], values], 2)
+        return attend_scored(q, keys, values, scores, positions.to(q.device), real.to(q.device))
+
+    def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
+        out, self._states[layer] = run(x, self._states.get(layer), None)
+        return out
+
+    def end(self) -> None:
+        self._length += 1
+        self._lengths = self._lengths + 1
+
+
+def _widened(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as the products take them: float32 on a CPU, cast once and not in each step."""
+    return (pair[0].float(), pair[1].float()) if pair[0].device.type == "cpu" else pair

@@ -1,0 +1,134 @@
+"""What an evaluation needs of whatever computes the model: scores of token sequences, and their continuations.
+
+`Scorer` answers with any `LanguageModel`. A serving engine answers in its stead: one module, registered in the group
+`llmkit.engines` under the name that `--backend` takes. Prompts, token ids and the record are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict
+
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.entry_points import by_name, entries
+from llmkit.errors import InputError
+from llmkit.evaluation.answers import Answers
+from llmkit.evaluation.encoding import Encoder
+from llmkit.evaluation.generation import Request
+from llmkit.evaluation.prefix import Query
+from llmkit.evaluation.scoring import BATCH_TOKENS, Score, Scorer, Usage
+from llmkit.onnx.backend import BACKENDS, load_backend
+from llmkit.pipeline.progress import NO_PROGRESS, Progress
+
+_GROUP = "llmkit.engines"
+
+
+class Engine(Protocol):
+    """Scores and continues sequences of token ids.
+
+    Attributes:
+        backend: as `--backend` calls it.
+        device: where it computes, in words.
+        runtime: what the record says of it: versions, the name that a server has for the model. Part of the key of
+            kept answers.
+        answers: where answers are kept; set by whoever runs it.
+        usage: what was computed.
+    """
+
+    answers: Answers
+    usage: Usage
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def runtime(self) -> Mapping[str, Any]: ...
+
+    def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
+        """The scores, in the order of the queries."""
+
+    def generate(self, requests: Sequence[Request], encoder: Encoder, eos_ids: Sequence[int]) -> list[str]:
+        """The answers, in the order of the requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What is said of how a model is computed.
+
+    Attributes:
+        backend: llmkit, transformers, onnx, auto, or a registered engine.
+        dtype: the compute dtype; scores are float32 always.
+        device: a torch device.
+        provider: ONNX Runtime's, for an exported folder: cpu or cuda.
+        url: of the server, for an engine that asks one.
+        batch_tokens: how many tokens one forward takes at most.
+    """
+
+    backend: str = "auto"
+    dtype: str = "float32"
+    device: str = "cpu"
+    provider: str | None = None
+    url: str | None = None
+    batch_tokens: int = BATCH_TOKENS
+    progress: Progress = field(default=NO_PROGRESS, compare=False)
+
+
+class EngineArguments(TypedDict, total=False):
+    """`EngineOptions` as keyword arguments."""
+
+    backend: str
+    dtype: str
+    device: str
+    provider: str | None
+    url: str | None
+    batch_tokens: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """A registered engine.
+
+    Attributes:
+        open: makes it for a checkpoint.
+        takes: those of dtype, device, provider and url that it honours; others are refused.
+    """
+
+    open: Callable[[Checkpoint, EngineOptions], Engine]
+    takes: frozenset[str] = frozenset()
+
+
+def engine_names() -> list[str]:
+    """What `--backend` takes here."""
+    return [*BACKENDS, *sorted(e.name for e in entries(_GROUP))]
+
+
+def open_engine(ckpt: Checkpoint, options: EngineOptions) -> Engine:
+    """The engine of a checkpoint.
+
+    Raises:
+        InputError: no such backend, or options that it does not have.
+        RequirementError: it does not know the architecture, or is not installed.
+    """
+    if options.backend not in engine_names():
+        raise InputError(f"unknown backend {options.backend!r}", hint=f"--backend {', '.join(engine_names())}")
+    if options.backend in BACKENDS:
+        _refuse(options, frozenset({"dtype", "device", "provider"}))
+        decoder = load_backend(
+            ckpt, backend=options.backend, dtype=options.dtype, device=options.device, provider=options.provider
+        )
+        return Scorer(decoder, options.batch_tokens, progress=options.progress)
+    kind = by_name(_GROUP, options.backend, "--backend", EngineKind)
+    _refuse(options, kind.takes)
+    return kind.open(ckpt, options)
+
+
+def _refuse(options: EngineOptions, takes: frozenset[str]) -> None:
+    unset = EngineOptions()
+    for name in ("dtype", "device", "provider", "url"):
+        if name not in takes and getattr(options, name) != getattr(unset, name):
+            raise InputError(f"--{name} is not for --backend {options.backend}", hint=f"leave --{name} out")
