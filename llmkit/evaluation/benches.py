@@ -47,6 +47,7 @@ class Bench:
         shots: how many shots are usual.
         splits: the published ones (dev, val, test) -> their names on the hub.
         labelled: the split that is scored usually.
+        dataset: its id on the hub; empty where it has none.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Bench:
     shots: int
     splits: Mapping[str, str] = field(default_factory=dict)
     labelled: str = ""
+    dataset: str = ""
 
     @cached_property
     def by_name(self) -> dict[str, Subject]:
@@ -178,5 +180,6 @@ def load_bench(name: str) -> Bench:
         subsets={k: tuple(v) for k, v in body.get("subsets", {}).items()},
         description=body.get("description", ""),
         labelled=body["split"],
+        dataset=body.get("dataset", ""),
         **fields,
     )

@@ -78,6 +78,21 @@ class ReportInputs:
     checkpoints: tuple[CheckpointFacts, ...] = ()
 
 
+def run_names(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each run: the model's label, with its dtype or a number where labels repeat."""
+    names = [str(m.get("label") or "model") for m in models]
+    with_dtype = [
+        f"{n} ({m['dtype']})" if names.count(n) > 1 and m.get("dtype") else n
+        for n, m in zip(names, models, strict=True)
+    ]
+    seen: dict[str, int] = {}
+    for i, name in enumerate(with_dtype):
+        seen[name] = seen.get(name, 0) + 1
+        if with_dtype.count(name) > 1:
+            with_dtype[i] = f"{name} #{seen[name]}"
+    return with_dtype
+
+
 def read_inputs(paths: Sequence[str | Path]) -> ReportInputs:
     """Read run records (llmkit's, lm-eval's), answers of `perplexity --json` and of `quantize --json`, and folders.
 

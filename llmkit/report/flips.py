@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Any
 
+from llmkit.evaluation.documents import LETTERS, logged_questions, question_and_choices
 from llmkit.evaluation.record import BenchResult, Question, RunRecord
 from llmkit.report.setting import number, percent
 
-_LETTERS = "ABCDEFGHIJ"
 _SHOWN = 40  # of one comparison; a page stays one that a phone opens
 
 
@@ -80,11 +79,9 @@ def _documents(bench: str, runs: Sequence[RunRecord]) -> dict[tuple[str, str], M
     """What `--log-samples` kept, by subject and question."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for run in reversed(runs):
-        result = run.benches[bench]
-        for subject in result.subjects:
-            samples = run.samples.get(result.bench.task_name(subject.name), ())
-            for question, sample in zip(subject.questions, samples, strict=False):
-                found[subject.name, question.id] = sample
+        for subject, question, logged in logged_questions(run, run.benches[bench]):
+            if logged is not None:
+                found[subject.name, question.id] = logged
     return found
 
 
@@ -95,9 +92,8 @@ def _kind(before: Question, after: Question) -> str:
 def _question(
     subject: str, before: Question, after: Question, sample: Mapping[str, Any], names: tuple[str, str]
 ) -> ChangedQuestion:
-    document = sample.get("doc")
-    text, choices = _read(document if isinstance(document, Mapping) else {})
-    letters = [_LETTERS[i] for i in range(len(choices))] or sorted({before.choice, after.choice, before.target} - {""})
+    text, choices = question_and_choices(sample.get("doc"))
+    letters = list(LETTERS[: len(choices)]) or sorted({before.choice, after.choice, before.target} - {""})
     views = []
     for i, letter in enumerate(letters):
         tags = ["right answer"] if letter == before.target else []
@@ -115,17 +111,3 @@ def _share(question: Question, i: int) -> str:
         return ""
     top = max(question.logprobs)
     return f" {percent(exp(question.logprobs[i] - top) / sum(exp(x - top) for x in question.logprobs), 0)} %"
-
-
-def _read(document: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Question and choices of a document in the forms of the known benchmarks; others are shown as they are."""
-    lowered = {str(k).lower(): v for k, v in document.items()}
-    listed = lowered.get("choices", lowered.get("options"))
-    if isinstance(listed, Mapping):
-        listed = listed.get("text")
-    if not isinstance(listed, list):
-        listed = [document[letter] for letter in _LETTERS if letter in document]
-    text = lowered.get("question", lowered.get("query"))
-    if not isinstance(text, str):
-        return json.dumps(document, ensure_ascii=False, indent=1), []
-    return text, [str(choice) for choice in listed]

@@ -10,12 +10,12 @@ from markupsafe import Markup
 
 from llmkit.errors import listing
 from llmkit.evaluation.formats.format import ReportFormat
-from llmkit.evaluation.report_inputs import ReportInputs
+from llmkit.evaluation.report_inputs import ReportInputs, run_names
 from llmkit.report.accuracy import Accuracy, accuracies
 from llmkit.report.comparison import ComparisonView, comparisons
 from llmkit.report.flips import Flips, flips
 from llmkit.report.layer_errors import ErrorMap, error_map
-from llmkit.report.runs import RunView, run_names, run_views
+from llmkit.report.runs import RunView, run_views
 from llmkit.report.setting import number, percent, plain, said, signed
 from llmkit.report.steps import stages, step_table
 from llmkit.report.table import Table

@@ -47,21 +47,6 @@ class RunView:
     warnings: Sequence[str]
 
 
-def run_names(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each run: the model's label, with its dtype or a number where labels repeat."""
-    names = [str(m.get("label") or "model") for m in models]
-    with_dtype = [
-        f"{n} ({m['dtype']})" if names.count(n) > 1 and m.get("dtype") else n
-        for n, m in zip(names, models, strict=True)
-    ]
-    seen: dict[str, int] = {}
-    for i, name in enumerate(with_dtype):
-        seen[name] = seen.get(name, 0) + 1
-        if with_dtype.count(name) > 1:
-            with_dtype[i] = f"{name} #{seen[name]}"
-    return with_dtype
-
-
 def run_views(inputs: ReportInputs, names: Sequence[str]) -> list[RunView]:
     """Records first, then perplexities; `names` are of both."""
     views = [_record_view(i, record, names[i]) for i, record in enumerate(inputs.records)]

@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llmkit.entry_points import by_name, entries
 from llmkit.errors import InputError, OutputError
+from llmkit.evaluation.record import RunRecord
 from llmkit.evaluation.report_inputs import ReportInputs
 from llmkit.pipeline.files import check_file, write_file
 
@@ -77,6 +79,14 @@ def _make_folder(folder: Path) -> None:
 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def when(record: RunRecord) -> datetime:
+    """When a run was made; 1970 where its record does not tell."""
+    try:
+        return datetime.fromisoformat(record.created).astimezone(UTC)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
 
 
 def json_line(document: Mapping[str, Any]) -> str:

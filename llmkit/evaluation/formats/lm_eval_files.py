@@ -9,16 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.evaluation.formats.format import ReportFormat, json_line
+from llmkit.evaluation.documents import LETTERS
+from llmkit.evaluation.formats.format import ReportFormat, json_line, when
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.report_inputs import ReportInputs
 from llmkit.evaluation.statistics import Mean
-
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def _files(inputs: ReportInputs) -> dict[str, bytes]:
@@ -31,7 +29,7 @@ def _files(inputs: ReportInputs) -> dict[str, bytes]:
         name = re.sub(
             r"[\"<>:/|\\?*\[\]]+", "__", str(record.model.get("label") or "model")
         )  # as lm-eval names folders
-        stamp = _date(record).replace(tzinfo=None, microsecond=i).isoformat(timespec="microseconds").replace(":", "-")
+        stamp = when(record).replace(tzinfo=None, microsecond=i).isoformat(timespec="microseconds").replace(":", "-")
         files[f"{name}/results_{stamp}.json"] = json_line(results_of(record)).encode()
         for task, lines in samples_of(record):
             files[f"{name}/samples_{task}_{stamp}.jsonl"] = "".join(map(json_line, lines)).encode()
@@ -60,7 +58,7 @@ def results_of(record: RunRecord) -> dict[str, Any]:
         body["results"][task] = {"alias": task, **values}
         body["configs"][task] = {"task": task, "num_fewshot": metrics.get("shots")}
         body["versions"][task], body["n-shot"][task] = metrics.get("version"), metrics.get("shots")
-    model, date = record.model, _date(record)
+    model, date = record.model, when(record)
     label = str(model.get("label") or "model")
     return {
         **{k: v for k, v in body.items() if v or k not in ("groups", "group_subtasks")},
@@ -136,8 +134,8 @@ def samples_of(record: RunRecord) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 def _sample(question: Question, row: int, subject: SubjectResult, logged: Mapping[str, Any]) -> dict[str, Any]:
     """One question, with what `--log-samples` kept of it."""
-    target = _LETTERS.index(question.target) if question.target in _LETTERS and question.target else question.target
-    responses = logged.get("responses") or [[x, None] for x in question.logprobs or ()]
+    target = LETTERS.index(question.target) if question.target in LETTERS and question.target else question.target
+    responses = logged.get("responses") or [[x] for x in question.logprobs or ()]
     document = logged.get("doc", {"id": question.id, "subject": subject.name})
     body = {
         "doc_id": logged.get("doc_id", row),
@@ -174,13 +172,6 @@ def _logged_sample(logged: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def _date(record: RunRecord) -> datetime:
-    try:
-        return datetime.fromisoformat(record.created).astimezone(UTC)
-    except ValueError:
-        return datetime.fromtimestamp(0, UTC)
 
 
 FORMAT = ReportFormat("lm-eval", "a folder of lm-eval's results", (), _files, b"{")
