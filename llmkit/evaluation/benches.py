@@ -48,6 +48,7 @@ class Bench:
         splits: the published ones (dev, val, test) -> their names on the hub.
         labelled: the split that is scored usually.
         dataset: its id on the hub; empty where it has none.
+        submitted: the split whose answers a leaderboard takes; empty where there is none.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Bench:
     splits: Mapping[str, str] = field(default_factory=dict)
     labelled: str = ""
     dataset: str = ""
+    submitted: str = ""
 
     @cached_property
     def by_name(self) -> dict[str, Subject]:
@@ -181,5 +183,6 @@ def load_bench(name: str) -> Bench:
         description=body.get("description", ""),
         labelled=body["split"],
         dataset=body.get("dataset", ""),
+        submitted=body.get("submitted", ""),
         **fields,
     )

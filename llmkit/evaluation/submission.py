@@ -1,0 +1,103 @@
+"""The answers to a split whose right ones are not published, in the form that a leaderboard takes.
+
+C-Eval's `submission.json` is UTF-8 JSON `{subject: {"0": "A", "1": "C", …}}`: every subject, and in it every `id` of
+the test split, from 0 on without a gap (hkust-nlp/ceval, README, "How to Submit").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import InputError, listing
+from llmkit.evaluation.benches import Bench
+from llmkit.evaluation.csv_forms import LETTERS
+from llmkit.pipeline.files import check_file, write_file
+
+_KIND = "a submission"
+Answers = Mapping[str, Mapping[str, str]]
+
+
+def check_submittable(bench: Bench, ids: Mapping[str, Sequence[str]], path: Path) -> None:
+    """Refuse, before anything is scored, what would be no complete submission.
+
+    Args:
+        ids: of the questions that will be answered, by subject.
+        path: of the file to write.
+
+    Raises:
+        InputError: the benchmark or the split takes none, subjects are missing, ids are not 0, 1, 2, …
+        OutputError: no submission can be written there.
+    """
+    if bench.split != bench.submitted:
+        wanted = f"--split {bench.submitted}" if bench.submitted else "--bench ceval --split test"
+        raise InputError(f"{bench.title} takes no submission of its {bench.split} split", hint=wanted)
+    _check_subjects(bench, ids)
+    for subject, names in ids.items():
+        if missing := [str(i) for i in range(len(names)) if str(i) not in names]:
+            raise InputError(
+                f"{bench.title} {subject}: {len(names)} questions, but none with the id {missing[0]}; a submission has "
+                f"the ids 0 to {len(names) - 1}",
+                hint="take the published test files as they are",
+            )
+    check_file(path, _KIND, _is_submission)
+
+
+def write_submission(bench: Bench, answers: Answers, ids: Mapping[str, Sequence[str]], path: Path) -> None:
+    """Write the file, whole or not at all.
+
+    Args:
+        answers: subject -> id -> letter; empty where an answer could not be read.
+        ids: of the split's questions, by subject.
+
+    Raises:
+        InputError: it is not complete (see `check_submission`).
+        OutputError: no submission can be written there.
+    """
+    check_submission(bench, answers, ids)
+    ordered = {s: {i: answers[s][i] for i in sorted(answers[s], key=int)} for s in bench.by_name}
+    text = json.dumps(ordered, ensure_ascii=False, indent=1) + "\n"
+    write_file(path, text.encode(), _KIND, _is_submission)
+
+
+def check_submission(bench: Bench, answers: Any, ids: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a submission that is not complete.
+
+    Raises:
+        InputError: names the subject, and how many of its questions are answered.
+    """
+    if not isinstance(answers, Mapping) or not all(isinstance(v, Mapping) for v in answers.values()):
+        raise InputError('a submission is an object of objects: {"law": {"0": "A"}}')
+    _check_subjects(bench, answers)
+    for subject, names in ids.items():
+        given = answers[subject]
+        right = [i for i in names if given.get(i) in LETTERS]
+        if len(right) < len(names):
+            first = next(i for i in names if given.get(i) not in LETTERS)
+            found = repr(given[first]) if first in given else "nothing"
+            raise InputError(
+                f"{bench.title} {subject}: {len(right)} of {len(names)} questions have an answer from A to D; "
+                f"question {first} has {found}"
+            )
+        if more := [i for i in given if i not in names]:
+            raise InputError(f"{bench.title} {subject}: no question has the id {more[0]}; there are {len(names)}")
+
+
+def _check_subjects(bench: Bench, subjects: Mapping[str, Any]) -> None:
+    missing = [s for s in bench.by_name if s not in subjects]
+    if missing:
+        raise InputError(
+            f"a submission has all {len(bench.by_name)} subjects of {bench.title}; {len(missing)} are missing: "
+            f"{listing(missing)}",
+            hint="leave --subjects out, and give the whole test split",
+        )
+    if unknown := [s for s in subjects if s not in bench.by_name]:
+        raise InputError(f"{bench.title} has no subject {unknown[0]}")
+
+
+def _is_submission(head: bytes) -> bool:
+    start = b'{"advanced_mathematics":{"0":"'
+    squeezed = b"".join(head[:256].split())
+    return squeezed.startswith(start) or start.startswith(squeezed)
