@@ -78,8 +78,8 @@ class LocalData:
     def _read(self, path: Path, subject: str) -> Split:
         split = read_split(path, self.bench.csv, subject)
         for kind, places in (
-            ("questions stand twice in their file, and count twice", split.repeated),
-            ("questions have an empty choice", split.empty),
+            ("questions that stand twice in their file, and count twice", split.repeated),
+            ("questions with an empty choice", split.empty),
         ):
             self.oddities.setdefault(kind, []).extend(f"{path.name} {place}" for place in places)
         return split
@@ -87,11 +87,7 @@ class LocalData:
     @property
     def warnings(self) -> list[str]:
         """What was odd in the files read so far, one line a kind."""
-        return [
-            f"{self.bench.title}: {len(places)} {kind}: {listing(places, 4)}"
-            for kind, places in self.oddities.items()
-            if places
-        ]
+        return [f"{self.bench.title}: {kind}: {listing(places, 4)}" for kind, places in self.oddities.items() if places]
 
 
 def find_data(bench: Bench, data: str | Path) -> LocalData:

@@ -67,6 +67,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.stops = ending.texts
         self._lead = marked_lead(tokenizer, prompt)
         self.n_truncated = 0
+        self.n_without_system = 0
         self.continuations: dict[str, tuple[int, ...]] = {}
         self._device = scorer.device
 
@@ -161,7 +162,8 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         (`marked_text`), which only this encoder reads.
 
         Raises:
-            InputError: an answer is begun and shall be continued, or the tokenizer has not the format's tokens.
+            InputError: an answer is begun and shall be continued, the tokenizer has not the format's tokens, or the
+                template leaves the question out.
         """
         if self.prompt is not None and not isinstance(self.prompt, ChatTemplate):
             if not add_generation_prompt:
@@ -172,10 +174,17 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
             return marked_text(self.tokenizer, self.prompt.pieces(_system_in_question(chat_history, self.prompt)))
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
-            return render(self.tokenizer, chat_history, **options)
+            text = render(self.tokenizer, chat_history, **options)
         except TemplateRefusal:
             spoken = [message for message in chat_history if message["role"] != "system"]
-            return render(self.tokenizer, spoken, **options)
+            text = render(self.tokenizer, spoken, **options)
+            self.n_without_system += len(spoken) < len(chat_history)
+        if chat_history[-1]["content"].strip() not in text:
+            raise InputError(
+                f"the chat template leaves the question out: it writes {text[:60]!r}",
+                hint="choose another format: --chat-template raw, alpaca, vicuna, …",
+            )
+        return text
 
 
 def _system_in_question(history: Sequence[Mapping[str, str]], prompt: Prompt) -> list[Message]:

@@ -169,7 +169,7 @@ def make_lm(
     """
     from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
     from llmkit.evaluation.lm import SharedPrefixLM, resolve_max_length
-    from llmkit.tokenization.chat import encode_pieces, prompt_of
+    from llmkit.tokenization.chat import apply_template, encode_pieces, prompt_of
 
     tokenizer = load_tokenizer(ckpt)
     prompt = None
@@ -182,6 +182,8 @@ def make_lm(
             )
     if prompt is not None and not isinstance(prompt, ChatTemplate):
         encode_pieces(tokenizer, prompt.pieces([Message("user", "?")]))  # has the tokenizer the format's tokens?
+    elif prompt is not None:
+        apply_template(tokenizer, [Message("user", "?")])  # one that fails does so before the weights are read
     return SharedPrefixLM(
         open_engine(ckpt, EngineOptions(**engine)),
         tokenizer,
@@ -223,6 +225,10 @@ def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequenc
             warnings.append(
                 f"{item.bench.title}: left out files that are no subjects of it: {listing(item.data.unknown)}"
             )
+    if lm.n_without_system:
+        warnings.append(
+            "the chat template refuses a system message: prompts have no header, as with lm-eval's hf backend"
+        )
     if lm.n_truncated:
         warnings.append(
             f"{lm.n_truncated} prompts were longer than {lm.max_length} tokens and lost their beginning; "
