@@ -7,18 +7,17 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import Interrupted, command, terminable
-from llmkit.cli.options import Chat, Computing, JsonPath, ModelArgument
+from llmkit.cli.comparisons import compared, outcome, render_comparisons
+from llmkit.cli.gating import gates_of
+from llmkit.cli.options import Chat, Computing, Gating, JsonPath, ModelArgument
 from llmkit.cli.output import Output
-from llmkit.cli.scores import render_record
-
-if TYPE_CHECKING:
-    from llmkit.evaluation.record import RunRecord
+from llmkit.cli.scores import record_warnings, render_record
 
 
 @command(
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     "llmkit eval vicuna-7b-int4 --bench mmlu,ceval --dtype bfloat16 --limit 100",
     "llmkit eval vicuna-7b --bench ceval --subjects STEM,law --shots 5",
     "llmkit eval vicuna-7b --bench mini --fail-under 0.45",
+    "llmkit eval vicuna-7b-int4 --bench mmlu --compare vicuna-7b.mmlu.json --max-drop 0.01 --junit eval.xml",
     name="eval",
 )
 def evaluate(
@@ -41,6 +41,7 @@ def evaluate(
     ],
     templates: Chat,
     computing: Computing,
+    gating: Gating,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
@@ -70,8 +71,8 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="The longest prompt (default: the model's).")
     ] = None,
-    fail_under: Annotated[
-        float | None, typer.Option(metavar="X", help="Exit code 1 when an accuracy is below X (0 to 1).")
+    compare: Annotated[
+        Path | None, typer.Option(metavar="BASELINE", help="Compare with this record, question by question.")
     ] = None,
     log_samples: Annotated[
         bool, typer.Option("--log-samples", help="Keep every question with its log-probabilities in the record.")
@@ -80,16 +81,20 @@ def evaluate(
 ) -> None:
     """Score a model on benchmarks: lm-eval's tasks, prompts and metrics, each shared prompt prefix computed once.
 
-    Prints accuracy by category and subject with standard errors. The record holds the same and all settings, versions
-    and digests. Scores are computed in float32 whatever the dtype.
+    Prints accuracy by category and subject with standard errors, and the averages with their intervals. The record
+    holds the same and all settings, versions and digests. Scores are computed in float32 whatever the dtype.
     """
     from llmkit.evaluation.record import check_record_path
+    from llmkit.evaluation.records import read_record
     from llmkit.evaluation.runner import evaluate as run_evaluation
     from llmkit.evaluation.scoring import BATCH_TOKENS
     from llmkit.pipeline.journal import is_journal
 
+    gates = gates_of(out, gating, has_baseline=compare is not None, how="--compare BASELINE.json")
     if output is not None:
         check_record_path(output)
+    baseline = read_record(compare) if compare is not None else None
+    gates.check_early([name for name in bench.split(",") if name], baseline, compare)
     settings = [model, bench, data, split, shots, limit, subjects, batch_tokens, max_length, templates, computing]
     keep = _answers_path(output, repr(settings))
     score = partial(
@@ -121,12 +126,21 @@ def evaluate(
     if is_journal(keep):
         with suppress(OSError):
             keep.unlink()
-    for warning in record.warnings:
+    for warning in [*record.warnings, *record_warnings(record)]:
         out.warning(warning)
-    brief = "\n".join(f"{name} {score:.4f}" for name, score in record.scores.items())
-    out.answer(record.to_json(), lambda: render_record(out, record, output), brief=brief)
-    if fail_under is not None:
-        _gate(out, record, fail_under)
+    comparisons = compared(out, [baseline, record], [compare, output], gating) if baseline is not None else []
+    checked = gates.check([record], comparisons)
+    document = record.to_json() | outcome(comparisons, checked)
+
+    def render() -> None:
+        render_record(out, record, output)
+        if comparisons:
+            out.line()
+        render_comparisons(out, comparisons)
+
+    brief = [f"{name} {score:.4f}" for name, score in record.scores.items()] + [c.sentence for c in comparisons]
+    out.answer(document, render, brief="\n".join(brief))
+    gates.finish(out, [record], comparisons, checked)
 
 
 def _answers_path(output: Path | None, settings: str) -> Path:
@@ -150,12 +164,3 @@ def _interrupted(keep: Path) -> Interrupted:
     if not n:
         return Interrupted(is_resumable=False)
     return Interrupted(is_resumable=True, message=f"interrupted; {n} answers are kept in {keep}")
-
-
-def _gate(out: Output, record: RunRecord, fail_under: float) -> None:
-    low = {name: score for name, score in record.scores.items() if score < fail_under}
-    if low:
-        shown = ", ".join(f"{name} {score:.4f}" for name, score in low.items())
-        out.refuse(f"below --fail-under {fail_under:g}: {shown}")
-    if not record.scores:
-        out.refuse("--fail-under: these tasks have no accuracy to compare")

@@ -170,6 +170,39 @@ class Chat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gating:
+    """The options of every command whose scores may decide a CI job."""
+
+    fail_under: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X|NAME[:AVERAGE]=X,…",
+            help="Exit code 1 when an accuracy is below X (0 to 1): of all benchmarks, or of those named; AVERAGE is "
+            "micro (default), macro or categories.",
+        ),
+    ] = None
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X|NAME[:AVERAGE]=X,…",
+            help="Exit code 1 when an accuracy is more than X (0.01: one point) below the baseline's, and that is "
+            "significant.",
+        ),
+    ] = None
+    strict: Annotated[bool, typer.Option("--strict", help="With --max-drop: also when it may be chance.")] = False
+    common: Annotated[
+        bool,
+        typer.Option(
+            "--common",
+            help="Compare the questions that both runs have, where one has others, or another protocol or shots.",
+        ),
+    ] = False
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE.xml", help="Write subjects and thresholds as JUnit XML.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Common:
     """The options of every command."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,11 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
+from llmkit.cli.comparisons import compared, outcome, render_comparisons
+from llmkit.cli.gating import gates_of
+from llmkit.cli.options import Gating
 from llmkit.cli.output import Output
-from llmkit.cli.scores import render_record
+from llmkit.cli.scores import record_warnings, render_record
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,12 +29,14 @@ RunsArgument = Annotated[
 @command(
     "llmkit report run.json",
     "llmkit report lm-eval-output/",
+    "llmkit report vicuna-7b.mmlu.json vicuna-7b-int4.mmlu.json --max-drop 0.01",
     "llmkit report before.json after.json vicuna-7b-int4 -o report.html",
     "llmkit report run.json --format lm-eval -o results/",
 )
 def report(
     out: Output,
     runs: RunsArgument,
+    gating: Gating,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write a report here: report.html is a page to look at."),
@@ -44,14 +50,17 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Print the scores of run records again, or write them as a page or in the forms that other programs read.
+    """Print the scores of a run again, compare runs with the first one, or write them in forms that others read.
 
-    Reads llmkit's records and lm-eval's results_*.json with the samples_*.jsonl beside them. For a page also what
-    perplexity --json and quantize --json printed, and folders that llmkit wrote.
+    Reads llmkit's records and lm-eval's results_*.json with the samples_*.jsonl beside them. Of several runs the first
+    is the baseline: shows the paired difference with its 95 % interval, flipped answers, McNemar's exact test and a
+    bootstrap, by category; refuses runs that did not answer the same questions. With -o a page or another form is
+    written; for a page also of what perplexity --json and quantize --json printed, and of folders that llmkit wrote.
     """
     from llmkit.evaluation.records import read_record
 
     if output is not None:
+        out.refuse_options([f.name for f in fields(Gating)], "report -o", "run it once more without -o")
         from llmkit.evaluation.formats.format import format_for
 
         _write(out, runs, output, format_for(output, format))
@@ -59,19 +68,27 @@ def report(
     if format is not None:
         raise InputError(f"--format {format} writes files, but no -o says where", hint="add -o FILE or -o FOLDER")
 
+    gates = gates_of(out, gating, has_baseline=len(runs) > 1, how="llmkit report BASELINE RUN")
     records = [read_record(path) for path in runs]
     for path, record in zip(runs, records, strict=True):
-        for warning in record.warnings:
+        for warning in [*record.warnings, *record_warnings(record)]:
             out.warning(f"{path}: {warning}")
-    scores = [(name, score) for record in records for name, score in record.scores.items()]
+    comparisons = compared(out, records, runs, gating) if len(records) > 1 else []
+    judged = records[1:] or records
+    checked = gates.check(judged, comparisons)
 
     def render() -> None:
-        for i, record in enumerate(records):
-            out.line() if i else None
-            render_record(out, record)
+        if comparisons:
+            render_comparisons(out, comparisons)
+        else:
+            render_record(out, records[0])
 
-    document = records[0].to_json() if len(records) == 1 else {"runs": [r.to_json() for r in records]}
-    out.answer(document, render, brief="\n".join(f"{name} {score:.4f}" for name, score in scores))
+    document = outcome(comparisons, checked)
+    if not comparisons:
+        document = records[0].to_json() | document
+    brief = [c.sentence for c in comparisons] or [f"{name} {x:.4f}" for name, x in records[0].scores.items()]
+    out.answer(document, render, brief="\n".join(brief))
+    gates.finish(out, judged, comparisons, checked)
 
 
 def _write(out: Output, runs: list[Path], output: Path, form: ReportFormat) -> None:

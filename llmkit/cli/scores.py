@@ -34,6 +34,12 @@ def render_record(out: Output, record: RunRecord, output: Path | None = None) ->
         out.line(f"wrote {output}")
 
 
+def record_warnings(record: RunRecord) -> list[str]:
+    """What the answers say against quoting the figures."""
+    benches = record.benches.values()
+    return [warning for b in benches if b.letters is not None for warning in b.letters.warnings(b.bench.title)]
+
+
 def _render_bench(out: Output, result: BenchResult) -> None:
     rows: list[Sequence[object]] = []
     categories = result.bench.categories([s.name for s in result.subjects])
@@ -52,13 +58,38 @@ def _render_bench(out: Output, result: BenchResult) -> None:
     rows.append(("all", result.micro.n, _share(result.micro), _error(result.micro), f"{result.macro.value:.4f}"))
     title = f"{result.bench.title}, {result.shots} shots"
     out.table([title, "questions", "accuracy", "±", "macro"], rows, right=["questions", "accuracy", "±", "macro"])
-    if result.macro_categories is not None:
-        out.line(f"mean of the categories {result.macro_categories.value:.4f}")
     out.line()
+    _render_averages(out, result)
+    out.line()
+
+
+def _render_averages(out: Output, result: BenchResult) -> None:
+    averages = [("over questions (micro)", result.micro), ("over subjects (macro)", result.macro)]
+    if result.macro_categories is not None:
+        averages.append(("over categories", result.macro_categories))
+    columns = ["mean", "accuracy", "±", "± by subject", "95 % interval"]
+    rows = [(name, _share(m), _error(m), _clustered(m), _interval(m)) for name, m in averages]
+    out.table(columns, rows, right=columns[1:])
+    letters = result.letters
+    if letters is not None:
+        parts = [f"chance {letters.chance:.4f}", f"always {letters.majority_letter} {letters.majority:.4f}"]
+        if letters.mass is not None:
+            parts.append(f"probability on the letters {letters.mass:.4f}")
+        if letters.n_unread:
+            parts.append(f"{letters.n_unread} answers could not be read")
+        out.line(", ".join(parts))
 
 
 def _share(mean: Mean) -> str:
     return f"{mean.value:.4f}"
+
+
+def _clustered(mean: Mean) -> str:
+    return "" if mean.stderr_clustered is None else f"{mean.stderr_clustered:.4f}"
+
+
+def _interval(mean: Mean) -> str:
+    return "" if mean.interval is None else "{:.4f} to {:.4f}".format(*mean.interval)
 
 
 def _error(mean: Mean) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.evaluation.benches import Bench, Subject
+from llmkit.evaluation.letters import Letters, letters_of
 from llmkit.evaluation.statistics import Mean, macro, macro_of_groups, micro
 from llmkit.pipeline.files import check_file, write_file
 
@@ -83,6 +84,7 @@ class SubjectResult:
             "n": self.acc.n,
             "acc": self.acc.value,
             "stderr": self.acc.stderr,
+            "interval": self.acc.interval,
             "metrics": {k: v.to_json() for k, v in self.metrics.items()},
             **{column: [getattr(q, name) for q in self.questions] for column, name in COLUMNS.items()},
         }
@@ -143,6 +145,11 @@ class BenchResult:
         return self._averages({k: v for k, v in present.items() if v})
 
     @property
+    def letters(self) -> Letters | None:
+        """Chance level, the commonest letter and the probability of all; None of averages alone."""
+        return letters_of([q for s in self.subjects for q in s.questions])
+
+    @property
     def _names(self) -> list[str]:
         return [s.name for s in self.subjects]
 
@@ -159,12 +166,13 @@ class BenchResult:
         def pairs(groups: Mapping[str, tuple[Mean, Mean]]) -> dict[str, Any]:
             return {k: {"micro": a.to_json(), "macro": b.to_json()} for k, (a, b) in groups.items()}
 
-        overall = self.macro_categories
+        overall, letters = self.macro_categories, self.letters
         return {
             "title": self.bench.title,
             "micro": self.micro.to_json(),
             "macro": self.macro.to_json(),
             "macro_categories": overall.to_json() if overall else None,
+            "letters": letters.to_json() if letters else None,
             "categories": pairs(self.categories),
             "subcategories": pairs(self.subcategories),
             "subsets": pairs(self.subsets),
