@@ -23,8 +23,11 @@ from llmkit.pipeline.stage import Stage
 SUFFIX = ".answers"
 """What the journal of a run ends with: `run.json.answers` lies beside `run.json` until that is written."""
 
-TargetScore = tuple[int, int, float, bool]
-"""One target token: (query, slot among its targets, log-probability, whether greedy decoding would choose it)."""
+TokenScore = tuple[float, bool, float]
+"""Of one target token: log-probability, whether greedy decoding would choose it, logit."""
+
+TargetScore = tuple[int, int, float, bool, float]
+"""One target token: query, slot among its targets, and its `TokenScore`."""
 
 
 class Answers:
@@ -116,17 +119,17 @@ class KeptAnswers:
     """What is known of the answers of one call.
 
     Attributes:
-        reads: (query, slot) -> (log-probability, is greedy).
+        reads: (query, slot) -> score.
         texts: request -> generated text.
     """
 
     def __init__(self, answers: Answers, call: str, results: Sequence[Mapping[str, Any]] = ()) -> None:
         self._answers = answers
         self._call = call
-        self.reads: dict[tuple[int, int], tuple[float, bool]] = {}
+        self.reads: dict[tuple[int, int], TokenScore] = {}
         self.texts: dict[int, str] = {}
         for result in results:
-            self.reads |= {(query, slot): (logprob, same) for query, slot, logprob, same in result.get("reads", ())}
+            self.reads |= {(read[0], read[1]): tuple(read[2:]) for read in result.get("reads", ()) if len(read) == 5}
             self.texts |= {int(request): text for request, text in result.get("texts", {}).items()}
         answers.n_reused += len(self.reads) + len(self.texts)
 

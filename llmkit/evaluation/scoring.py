@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.packed import Packed
-from llmkit.evaluation.answers import Answers, KeptAnswers
+from llmkit.evaluation.answers import Answers, KeptAnswers, TokenScore
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import Generator, Request
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
@@ -32,10 +32,17 @@ HeadRead = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The log-probability of a continuation (natural logarithm), and whether greedy decoding would produce it."""
+    """Of a continuation.
+
+    Attributes:
+        logprob: the natural logarithm of its probability.
+        is_greedy: greedy decoding would produce it.
+        logit: of its first token, before the softmax; None where the engine does not tell it.
+    """
 
     logprob: float
     is_greedy: bool
+    logit: float | None = None
 
 
 @dataclass(slots=True)
@@ -196,7 +203,7 @@ class _Targets:
 
     def __init__(self, queries: Sequence[Query], kept: KeptAnswers) -> None:
         self._targets = [q.targets for q in queries]
-        self._found: list[list[tuple[float, bool]]] = [[(0.0, False)] * len(q.targets) for q in queries]
+        self._found: list[list[TokenScore]] = [[(0.0, False, 0.0)] * len(q.targets) for q in queries]
         self._kept = kept
         for (query, slot), answer in kept.reads.items():
             self._found[query][slot] = answer
@@ -220,15 +227,15 @@ class _Targets:
         targets = torch.tensor([self._targets[q][slot] for _, q, slot in reads], device=logits.device)
         logprobs = torch.log_softmax(logits, -1)[where, targets].tolist()
         is_greedy = (logits.argmax(-1)[where] == targets).tolist()
-        for (_, query, slot), logprob, same in zip(reads, logprobs, is_greedy, strict=True):
-            self._found[query][slot] = (logprob, same)
-        self._kept.add_reads(
-            [(q, slot, x, same) for (_, q, slot), x, same in zip(reads, logprobs, is_greedy, strict=True)]
-        )
+        raw = logits[where, targets].tolist()
+        some = list(zip(logprobs, is_greedy, raw, strict=True))
+        for (_, query, slot), score in zip(reads, some, strict=True):
+            self._found[query][slot] = score
+        self._kept.add_reads([(q, slot, *score) for (_, q, slot), score in zip(reads, some, strict=True)])
 
     def scores(self) -> list[Score]:
         """One score a query: its targets' log-probabilities added up."""
-        return [Score(sum(x for x, _ in slots), all(same for _, same in slots)) for slots in self._found]
+        return [Score(sum(x for x, _, _ in s), all(same for _, same, _ in s), s[0][2]) for s in self._found]
 
 
 def _affordable(batch: list[Segment], n_tokens: int) -> list[Segment]:

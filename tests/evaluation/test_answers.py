@@ -73,12 +73,12 @@ def test_answers_of_other_settings_are_not_taken(tmp_path):
 def test_answers_belong_to_the_very_queries_of_a_call(tmp_path):
     queries = [Query((1, 2, 3), (4,)), Query((1, 2), (5,))]
     answers = Answers(tmp_path / "kept", "digest")
-    answers.of_queries(queries).add_reads([(0, 0, -0.1, True)])
-    answers.of_queries(queries[:1]).add_reads([(0, 0, -0.2, False)])
+    answers.of_queries(queries).add_reads([(0, 0, -0.1, True, 2.5)])
+    answers.of_queries(queries[:1]).add_reads([(0, 0, -0.2, False, 1.5)])
     answers.of_prompts(["why"]).add_texts({0: "because"})
     answers.close()
     again = Answers(tmp_path / "kept", "digest")
-    assert again.of_queries(queries).reads == {(0, 0): (-0.1, True)}
+    assert again.of_queries(queries).reads == {(0, 0): (-0.1, True, 2.5)}
     assert again.of_queries(queries).reads == {}  # the second call had one query
     assert again.of_prompts(["why"]).texts == {0: "because"}
     assert again.n_reused == 2
@@ -88,7 +88,7 @@ def test_answers_belong_to_the_very_queries_of_a_call(tmp_path):
 def test_a_place_that_cannot_be_written_keeps_nothing_and_disturbs_nothing(tmp_path):
     for path in (tmp_path / "no/such/folder", None):
         kept = Answers(path, "digest").of_queries([Query((1,), (2,))])
-        kept.add_reads([(0, 0, -0.1, True)])
+        kept.add_reads([(0, 0, -0.1, True, 2.5)])
         assert kept.reads == {}
 
 

@@ -119,3 +119,10 @@ def test_half_precision_makes_no_ties(tiny_llama):
     assert all(len(set(values[i : i + 4])) == 4 for i in range(0, len(values), 4))
     rounded = torch.tensor(values).bfloat16().tolist()
     assert any(len(set(rounded[i : i + 4])) < 4 for i in range(0, len(values), 4))
+
+
+def test_a_score_has_the_logit_of_its_first_token(reference, decoder):
+    with torch.no_grad():
+        logits = reference(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    scores = Scorer(decoder).score([Query((5, 6, 7), (8,)), Query((5, 6, 7, 9), (9, 4))])
+    assert [s.logit for s in scores] == pytest.approx([float(logits[8]), float(logits[9])], abs=1e-4)
