@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum
 
 from llmkit.evaluation.record import BenchResult
 from llmkit.evaluation.statistics import Mean
 from llmkit.report.runs import RunView
-from llmkit.report.setting import interval_of, interval_words, percent
+from llmkit.report.setting import interval_words, percent
 from llmkit.report.svg import Scale, scale_of
 from llmkit.report.table import Figures, PlotRow, PlotTable, percent_axis
 
@@ -44,7 +43,7 @@ def accuracies(results: Sequence[Mapping[str, BenchResult]], views: Sequence[Run
 
 def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> Accuracy:
     first = next(iter(results.values()))
-    chance = _chance(first)
+    chance = first.letters.chance if first.letters is not None else None
     lines = list(_lines(results))
     scale = _scale(lines, chance)
     rows = [
@@ -64,15 +63,9 @@ def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> A
     return Accuracy(title, words, [views[i] for i in results], table)
 
 
-def _chance(result: BenchResult) -> float | None:
-    """The mean of one over the number of choices; None where no question tells how many it has."""
-    sizes = [len(q.logprobs) for s in result.subjects for q in s.questions if q.logprobs]
-    return fsum(1 / n for n in sizes) / len(sizes) if sizes else None
-
-
 def _scale(lines: Sequence[_Line], chance: float | None) -> Scale:
     means = [m for line in lines for m in line.means.values()]
-    ends = [end for m in means for end in (m.value, *(interval_of(m) or ()))]
+    ends = [end for m in means for end in (m.value, *(m.interval or ()))]
     return scale_of([*ends, chance], low=0.0, high=1.0)
 
 
@@ -100,7 +93,7 @@ def _lines(results: Mapping[int, BenchResult]) -> Iterator[_Line]:
 
 
 def _figures(series: int, mean: Mean) -> Figures:
-    low, high = interval_of(mean) or (None, None)
+    low, high = mean.interval or (None, None)
     ends = "" if low is None else f" [{percent(low, 0)}, {percent(high, 0)}]"
     words = f"{percent(mean.value)} % {interval_words(mean)}, {mean.n} {'question' if mean.n == 1 else 'questions'}"
     return Figures(series, mean.value, low, high, f"{percent(mean.value)}{ends}", words)

@@ -55,15 +55,16 @@ def make_page(inputs: ReportInputs) -> Page:
     names = run_names([*(r.model for r in inputs.records), *(t.model for t in inputs.texts)])
     views = run_views(inputs, names)
     found = stages(inputs)
+    compared, reasons = comparisons(inputs.records, views)
     maps = [error_map(c.label, c.errors) for c in inputs.checkpoints if c.errors]
     titles = list(dict.fromkeys(names)) or [s.label for s in found]
     return Page(
         title=listing(titles, 3),
         subtitle=_subtitle(inputs),
         runs=views,
-        warnings=_warnings(views),
+        warnings=[*_warnings(views), *((reason, "") for reason in reasons)],
         accuracies=accuracies([r.benches for r in inputs.records], views),
-        comparisons=comparisons(inputs.records, names),
+        comparisons=compared,
         steps=step_table(found) if len(found) > 1 or inputs.checkpoints else None,
         errors=[m for m in maps if m is not None],
         flips=_flips(inputs, names),

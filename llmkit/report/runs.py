@@ -87,10 +87,24 @@ def _bench_score(bench: BenchResult) -> Score:
         "shots": str(bench.shots),
         "mean of subjects": with_interval(macro),
         "mean of categories": with_interval(overall) if overall is not None else None,
+        **_letters(bench),
         **{f"{name} subset": with_interval(micro) for name, (micro, _) in bench.subsets.items()},
         "speed": _speed(bench),
     }
     return Score(f"{percent(micro.value)} %", f"{bench.bench.title} {interval_words(micro)}", _pairs(facts))
+
+
+def _letters(bench: BenchResult) -> dict[str, str | None]:
+    """What the letters tell: chance, the commonest answer, how much of the probability they have."""
+    letters = bench.letters
+    if letters is None:
+        return {}
+    return {
+        "chance level": f"{percent(letters.chance)} %",
+        "always one letter": f"{percent(letters.majority)} % ({letters.majority_letter})",
+        "mass on the letters": f"{percent(letters.mass)} %" if letters.mass is not None else None,
+        "unreadable answers": number(letters.n_unread) if letters.n_unread else None,
+    }
 
 
 def _speed(bench: BenchResult) -> str | None:

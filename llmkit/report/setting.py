@@ -60,18 +60,13 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 1e-4 else f"{value:#.{digits}g}".rstrip(".")
 
 
-def interval_of(mean: Mean) -> tuple[float, float] | None:
-    """The 95 % interval of a mean; None where it is undefined."""
-    return None if mean.stderr is None else (mean.value - 1.96 * mean.stderr, mean.value + 1.96 * mean.stderr)
-
-
 def interval_words(mean: Mean) -> str:
     """`(95 % interval 41.2 to 45.0)`."""
-    ends = interval_of(mean)
+    ends = mean.interval
     return f"(95 % interval {percent(ends[0])} to {percent(ends[1])})" if ends else "(no interval)"
 
 
 def with_interval(mean: Mean) -> str:
     """`43.1 % [41.2, 45.0]`."""
-    ends = interval_of(mean)
+    ends = mean.interval
     return f"{percent(mean.value)} %" + (f" [{percent(ends[0])}, {percent(ends[1])}]" if ends else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import select
@@ -20,6 +19,14 @@ FLAGS = (
     "--disable-extensions", "--disable-background-networking", "--force-color-profile=srgb", "--remote-debugging-pipe",
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )  # fmt: skip
+DECODE = """(async () => {
+  const bytes = Uint8Array.from(atob('PNG'), c => c.charCodeAt(0));
+  const image = await createImageBitmap(new Blob([bytes], {type: 'image/png'}));
+  const canvas = new OffscreenCanvas(image.width, image.height), context = canvas.getContext('2d');
+  context.drawImage(image, 0, 0);
+  const data = context.getImageData(0, 0, image.width, image.height).data, reader = new FileReader();
+  await new Promise(done => { reader.onload = done; reader.readAsDataURL(new Blob([data])) });
+  return [image.width, image.height, reader.result.split(',')[1]] })()"""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -48,8 +55,12 @@ class Browser:
         self._n, self._session, self._rest = 0, "", b""
         self.events: list[dict[str, Any]] = []
         targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(t for t in targets if t["type"] == "page")
-        self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        first = next(t["targetId"] for t in targets if t["type"] == "page")
+        second = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._decoder, self._session = (
+            self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"] for target in (second, first)
+        )
+        self.call("Target.activateTarget", targetId=first)
         self.call("Page.enable")
         self.call("Network.enable")
         self.call("Log.enable")
@@ -106,17 +117,24 @@ class Browser:
             raise RuntimeError(json.dumps(result["exceptionDetails"])[:500])
         return result["result"].get("value")
 
-    def screenshot(self, *, whole: bool = False) -> bytes:
-        """A PNG of the window, or of the whole page."""
-        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        return base64.b64decode(answer["data"])
+    def screenshot(self, session: str | None = None, **options: Any) -> bytes:
+        """A PNG of the window, or of the whole page (captureBeyondViewport=True)."""
+        before, self._session = self._session, session or self._session
+        try:
+            return base64.b64decode(self.call("Page.captureScreenshot", format="png", **options)["data"])
+        finally:
+            self._session = before
 
-    def pixels(self, *, whole: bool = False):
-        """The screenshot as an array [height, width, 3] of bytes."""
+    def pixels(self):
+        """What the window shows, as an array [height, width, 3] of bytes. The browser itself decodes its PNG."""
         import numpy as np
-        from PIL import Image
 
-        return np.asarray(Image.open(io.BytesIO(self.screenshot(whole=whole))).convert("RGB"))
+        page, self._session = self._session, self._decoder
+        try:
+            width, height, data = self.evaluate(DECODE.replace("PNG", base64.b64encode(self.screenshot(page)).decode()))
+        finally:
+            self._session = page
+        return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3]
 
     def pdf(self) -> bytes:
         """The page as it is printed, on A4."""
