@@ -17,7 +17,7 @@ from llmkit.cli.comparisons import compared, outcome, render_comparisons
 from llmkit.cli.gating import gates_of
 from llmkit.cli.options import Chat, Computing, Gating, JsonPath, ModelArgument
 from llmkit.cli.output import Output
-from llmkit.cli.scores import record_warnings, render_record
+from llmkit.cli.scores import render_record
 
 
 @command(
@@ -126,7 +126,7 @@ def evaluate(
     if is_journal(keep):
         with suppress(OSError):
             keep.unlink()
-    for warning in [*record.warnings, *record_warnings(record)]:
+    for warning in [*record.warnings, *record.letter_warnings]:
         out.warning(warning)
     comparisons = compared(out, [baseline, record], [compare, output], gating) if baseline is not None else []
     checked = gates.check([record], comparisons)

@@ -14,7 +14,7 @@ from llmkit.cli.comparisons import compared, outcome, render_comparisons
 from llmkit.cli.gating import gates_of
 from llmkit.cli.options import Gating
 from llmkit.cli.output import Output
-from llmkit.cli.scores import record_warnings, render_record
+from llmkit.cli.scores import render_record
 from llmkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def report(
     gates = gates_of(out, gating, has_baseline=len(runs) > 1, how="llmkit report BASELINE RUN")
     records = [read_record(path) for path in runs]
     for path, record in zip(runs, records, strict=True):
-        for warning in [*record.warnings, *record_warnings(record)]:
+        for warning in [*record.warnings, *record.letter_warnings]:
             out.warning(f"{path}: {warning}")
     comparisons = compared(out, records, runs, gating) if len(records) > 1 else []
     judged = records[1:] or records

@@ -34,12 +34,6 @@ def render_record(out: Output, record: RunRecord, output: Path | None = None) ->
         out.line(f"wrote {output}")
 
 
-def record_warnings(record: RunRecord) -> list[str]:
-    """What the answers say against quoting the figures."""
-    benches = record.benches.values()
-    return [warning for b in benches if b.letters is not None for warning in b.letters.warnings(b.bench.title)]
-
-
 def _render_bench(out: Output, result: BenchResult) -> None:
     rows: list[Sequence[object]] = []
     categories = result.bench.categories([s.name for s in result.subjects])

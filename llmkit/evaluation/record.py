@@ -227,6 +227,12 @@ class RunRecord:
                     break
         return by_bench
 
+    @property
+    def letter_warnings(self) -> list[str]:
+        """What the answers say against quoting the figures."""
+        benches = self.benches.values()
+        return [warning for b in benches if b.letters is not None for warning in b.letters.warnings(b.bench.title)]
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         body = {

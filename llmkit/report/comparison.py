@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmkit.errors import InputError
@@ -13,6 +14,9 @@ from llmkit.report.runs import Pairs, RunView
 from llmkit.report.setting import number, percent, signed
 from llmkit.report.svg import scale_of
 from llmkit.report.table import Figures, PlotRow, PlotTable, percent_axis
+
+_Parts = Mapping[int, tuple[Difference, Flips | None]]
+_MINUS = re.compile(r"(?<= )-(?=\d)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,14 @@ def comparisons(records: Sequence[RunRecord], views: Sequence[RunView]) -> tuple
     adjusted = holm([c.p_value for _, c in done])
     done = [(i, replace(c, p_adjusted=p)) for (i, c), p in zip(done, adjusted, strict=True)]
     benches = dict.fromkeys(c.bench for _, c in done)
-    return [_view({i: c for i, c in done if c.bench == bench}, views) for bench in benches], reasons
+    return [_view({i: c for i, c in done if c.bench == bench}, views, records[0]) for bench in benches], reasons
 
 
-def _view(by_run: dict[int, Comparison], views: Sequence[RunView]) -> ComparisonView:
+def _view(by_run: dict[int, Comparison], views: Sequence[RunView], baseline: RunRecord) -> ComparisonView:
     first = next(iter(by_run.values()))
-    lines = list(_lines(by_run))
+    bench = baseline.benches.get(first.bench)
+    categories = {s.name: s.subject.category for s in bench.subjects} if bench is not None else {}
+    lines = list(_lines(by_run, categories))
     ends = [end for _, _, parts in lines for d, _ in parts.values() for end in (d.change.value, *d.interval)]
     scale = scale_of([*ends, 0.0], low=-1.0, high=1.0)
     rows = [
@@ -67,32 +73,36 @@ def _view(by_run: dict[int, Comparison], views: Sequence[RunView]) -> Comparison
         "left of the dashed line is worse. Arrows count answers that became wrong (↓) and right (↑)."
     )
     table = PlotTable("", "subject", "change, points", percent_axis(scale, is_signed=True), rows, len(by_run) > 1)
-    compared = [Compared(c.sentence, _facts(c)) for c in by_run.values()]
+    compared = [Compared(_MINUS.sub("−", c.sentence), _facts(c)) for c in by_run.values()]
     return ComparisonView(first.title, words, [views[i] for i in by_run], compared, table)
 
 
-def _lines(by_run: dict[int, Comparison]) -> Iterator[tuple[str, bool, dict[int, tuple[Difference, Flips | None]]]]:
+def _lines(by_run: Mapping[int, Comparison], category_of: Mapping[str, str]) -> Iterator[tuple[str, bool, _Parts]]:
     yield "all questions", True, {i: (c.micro, c.flips) for i, c in by_run.items()}
     names = {"macro": "mean of subjects", "categories": "mean of categories"}
     for average, label in names.items():
         means = {i: (c.averages[average], None) for i, c in by_run.items() if average in c.averages}
         if means and any(len(c.subjects) > 1 for c in by_run.values()):
             yield label, True, dict(means)
-    for category in dict.fromkeys(name for c in by_run.values() for name in c.categories):
-        yield category, True, {i: c.categories[category] for i, c in by_run.items() if category in c.categories}
-    for subject in dict.fromkeys(name for c in by_run.values() for name in c.subjects):
-        parts = {i: c.subjects[subject] for i, c in by_run.items() if subject in c.subjects}
-        yield subject.replace("_", " "), False, dict(parts)
+    subjects = list(dict.fromkeys(name for c in by_run.values() for name in c.subjects))
+    for category in dict.fromkeys(category_of.get(subject, "") for subject in subjects):
+        parts = {i: c.categories[category] for i, c in by_run.items() if category in c.categories}
+        if parts:
+            yield category, True, dict(parts)
+        for subject in subjects:
+            if category_of.get(subject, "") == category:
+                parts = {i: c.subjects[subject] for i, c in by_run.items() if subject in c.subjects}
+                yield subject.replace("_", " "), False, dict(parts)
 
 
 def _figures(series: int, difference: Difference, flips: Flips | None) -> Figures:
     low, high = difference.interval
-    arrows = f" {flips.to_wrong}↓ {flips.to_right}↑" if flips is not None else ""
-    text = f"{signed(difference.change.value)} [{signed(low)}, {signed(high)}]{arrows}"
+    arrows = f"{flips.to_wrong}↓ {flips.to_right}↑" if flips is not None else ""
+    text = f"{signed(difference.change.value)} [{signed(low)}, {signed(high)}]"
     words = f"{signed(difference.change.value)} points, 95 % interval {signed(low)} to {signed(high)}"
     if flips is not None:
         words += f", {flips.to_wrong} answers became wrong, {flips.to_right} right"
-    return Figures(series, difference.change.value, low, high, text, words)
+    return Figures(series, difference.change.value, low, high, text, words, arrows)
 
 
 def _facts(c: Comparison) -> Pairs:

@@ -77,7 +77,9 @@ def _record_view(series: int, record: RunRecord, name: str) -> RunView:
         "token ids": _words([f"{k!r} {_words(list(v))}" for k, v in record.continuations.items()]),
         "versions": _words([f"{k} {v}" for k, v in record.versions.items()]),
     }
-    return RunView(name, legend_mark(series), scores, _pairs(shown), _pairs(details), record.warnings)
+    return RunView(
+        name, legend_mark(series), scores, _pairs(shown), _pairs(details), [*record.warnings, *record.letter_warnings]
+    )
 
 
 def _bench_score(bench: BenchResult) -> Score:
@@ -128,6 +130,7 @@ def _text_view(series: int, text: TextScore, name: str) -> RunView:
     body = text.body
     spread = f"± {number(text.perplexity * text.stderr)}" if isfinite(text.perplexity) else ""
     facts = {
+        "text": str(body.get("text", "")),
         "bits per token": number(body.get("bits_per_token"), 4),
         "tokens": f"{number(text.n_scored)} scored",
         "windows": f"of {body.get('context')} every {body.get('stride')}",

@@ -26,7 +26,7 @@ class Figures:
 
     Attributes:
         series: which run it is of.
-        text: the value and its interval in figures.
+        text: the value and its interval in figures; `more` follows, and is not broken over lines.
         words: the same in words, for who points at the mark.
     """
 
@@ -36,6 +36,7 @@ class Figures:
     high: float | None
     text: str
     words: str
+    more: str = ""
 
     @property
     def dot(self) -> Dot:

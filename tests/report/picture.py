@@ -1,7 +1,7 @@
 """The picture of the report in the guide, made anew: `python tests/report/picture.py docs/guides/report.png`.
 
-Scores the mini model before and after an int4 quantization on the mini benchmark, writes the page, and photographs it in
-Chromium at a desktop's and a phone's width.
+Scores the mini model before and after an int3 quantization on the mini benchmark, writes the page, and photographs it
+in Chromium at the width of a desktop and of a phone.
 """
 
 from __future__ import annotations

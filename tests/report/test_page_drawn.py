@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import report_world as world
 
-from llmkit.report.setting import interval_of
-
 PHONE, DESK = (360, 800), (1280, 900)
 PAGES = ["mmlu", "ceval", "three", "one question", "perplexity", "checkpoint"]
 COLOURS = {
@@ -101,7 +99,7 @@ def test_marks_stand_where_the_figures_say(browser, pages, size, scheme, scripts
         ):
             x, y = left + (right - left) * mean.value, (mark[2] + mark[3]) / 2
             assert (mark[0] + mark[1]) / 2 == pytest.approx(x, abs=0.6)
-            low, high = interval_of(mean)
+            low, high = mean.interval
             assert interval[0] == pytest.approx(left + (right - left) * max(low, 0), abs=0.6)
             assert interval[1] == pytest.approx(left + (right - left) * min(high, 1), abs=0.6)
             if size == DESK:  # beside the figure that it shows
