@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 import pytest
 import report_world as world
 
+from llmkit.evaluation.report_inputs import ReportInputs
+from llmkit.report.page import render
 from llmkit.report.setting import number, percent, plain, signed
 from llmkit.report.svg import scale_of
 
@@ -93,6 +95,34 @@ def test_every_plot_has_words_and_its_figures_stand_beside_it(parsed):
         name, figure = subject.name.replace("_", " "), f"{100 * subject.acc.value:.1f}"
         (row,) = [r for r in rows if r.startswith(f"{name}\u00a0{subject.acc.n}")]
         assert figure in row
+
+
+def test_runs_are_compared_with_the_first_on_the_same_questions(parsed):
+    """Counted here by hand, from the questions of the runs."""
+    first = world.mmlu(seed=2, only=3, n=20)
+    second = world.changed(first, 3, 0.3)
+    rows = [e["text"] for e in parsed["three"].elements if e["tag"] == "tr" and ("↓" in e["text"])]
+    sentences = [e["text"] for e in parsed["three"].of(**{"class": "sentence"})]
+    pairs = [
+        list(zip(a.questions, b.questions, strict=True)) for a, b in zip(first.subjects, second.subjects, strict=True)
+    ]
+    names = ["all questions", *(s.name.replace("_", " ") for s in first.subjects)]
+    for name, some in zip(names, [[p for each in pairs for p in each], *pairs], strict=True):
+        wrong = sum(a.choice == a.target != b.choice for a, b in some)
+        right = sum(a.choice != a.target == b.choice for a, b in some)
+        (row,) = [r for r in rows if r.startswith(name)]
+        assert signed((right - wrong) / len(some)) in row
+        assert f"{wrong}↓ {right}↑" in row
+        if name == "all questions":
+            flipped = f"{wrong} questions flipped to wrong, {right} to right."
+            assert sum(s.startswith("vicuna-7b-int8 is ") and s.endswith(flipped) for s in sentences) == 2
+
+
+def test_runs_that_cannot_be_compared_are_shown_beside_each_other():
+    runs = world.run("a", world.mmlu(seed=1, only=1)), world.run("b", world.ceval(seed=1, only=1))
+    page = Parsed(render(ReportInputs(runs)))
+    assert "comparison" not in {e.get("id") for e in page.elements}
+    assert "not compared: a and b have no benchmark in common" in page.of(**{"class": "warnings"})[0]["text"]
 
 
 def test_what_is_not_there_makes_no_section(parsed):
