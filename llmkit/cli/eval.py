@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,9 +15,13 @@ from llmkit.cli import completion
 from llmkit.cli.command import Interrupted, command, terminable
 from llmkit.cli.comparisons import compared, outcome, render_comparisons
 from llmkit.cli.gating import gates_of
-from llmkit.cli.options import Chat, Computing, Gating, JsonPath, ModelArgument
+from llmkit.cli.options import Chat, Computing, Gating, JsonPath, ModelArgument, Scaling
 from llmkit.cli.output import Output
 from llmkit.cli.scores import render_record
+from llmkit.errors import InputError
+
+if TYPE_CHECKING:
+    from llmkit.evaluation.shards import Shard
 
 
 @command(
@@ -26,6 +30,8 @@ from llmkit.cli.scores import render_record
     "llmkit eval vicuna-7b --bench ceval --subjects STEM,law --shots 5",
     "llmkit eval vicuna-7b --bench mini --fail-under 0.45",
     "llmkit eval vicuna-7b-int4 --bench mmlu --compare vicuna-7b.mmlu.json --max-drop 0.01 --junit eval.xml",
+    "llmkit eval vicuna-7b --bench mmlu --data mmlu/data --shard 2/3 -o mmlu.shard-2-of-3.json",
+    "llmkit eval vicuna-7b --bench mmlu --backend openai --url http://localhost:8000/v1 -o served.json",
     name="eval",
 )
 def evaluate(
@@ -42,6 +48,7 @@ def evaluate(
     templates: Chat,
     computing: Computing,
     gating: Gating,
+    scaling: Scaling,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
@@ -64,9 +71,6 @@ def evaluate(
             autocompletion=completion.subjects,
             help="Only these subjects, categories or subsets.",
         ),
-    ] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Tokens in one forward pass at most.")
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="The longest prompt (default: the model's).")
@@ -91,11 +95,12 @@ def evaluate(
     from llmkit.pipeline.journal import is_journal
 
     gates = gates_of(out, gating, has_baseline=compare is not None, how="--compare BASELINE.json")
+    shard, output = _part(out, scaling.shard, output)
     if output is not None:
         check_record_path(output)
     baseline = read_record(compare) if compare is not None else None
     gates.check_early([name for name in bench.split(",") if name], baseline, compare)
-    settings = [model, bench, data, split, shots, limit, subjects, batch_tokens, max_length, templates, computing]
+    settings = [model, bench, data, split, shots, limit, subjects, max_length, templates, computing, scaling]
     keep = _answers_path(output, repr(settings))
     score = partial(
         run_evaluation,
@@ -106,7 +111,9 @@ def evaluate(
         shots=shots,
         limit=limit if limit is None or limit < 1 else int(limit),
         subjects=[s.strip() for s in (subjects or "").split(",") if s.strip()],
-        batch_tokens=batch_tokens or BATCH_TOKENS,
+        batch_tokens=scaling.batch_tokens or BATCH_TOKENS,
+        url=scaling.url,
+        shard=shard,
         **asdict(computing),
         max_length=max_length,
         chat_template=templates.name or templates.chat,
@@ -141,6 +148,24 @@ def evaluate(
     brief = [f"{name} {score:.4f}" for name, score in record.scores.items()] + [c.sentence for c in comparisons]
     out.answer(document, render, brief="\n".join(brief))
     gates.finish(out, [record], comparisons, checked)
+
+
+def _part(out: Output, text: str | None, output: Path | None) -> tuple[Shard | None, Path | None]:
+    """Which part of the run this process does, and where its record goes."""
+    from llmkit.evaluation.shards import read_shard, started_by
+
+    if text is None:
+        if (many := started_by(os.environ)) is not None:
+            starter, n = many
+            out.warning(f"{starter} started {n} processes, and each scores everything: --shard auto gives each a part")
+        return None, output
+    shard = read_shard(text, os.environ)
+    if output is None:
+        raise InputError(f"--shard {shard}: the record of a part is of use in a file", hint="add -o RUN.json")
+    if text == "auto":
+        output = shard.beside(output)
+        out.note(f"this process does part {shard}: {output}")
+    return shard, output
 
 
 def _answers_path(output: Path | None, settings: str) -> Path:

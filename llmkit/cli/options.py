@@ -47,7 +47,7 @@ BackendOption = Annotated[
         metavar="NAME",
         autocompletion=completion.backends,
         help="What computes the model: llmkit, transformers (where no plugin describes it), onnx (an exported folder), "
-        "or auto (onnx or llmkit).",
+        "or auto (onnx or llmkit); for eval also vllm, and openai (a server: --url).",
     ),
 ]
 ProviderOption = Annotated[
@@ -142,6 +142,30 @@ class Computing:
 
         out.doing(f"loading {ckpt.label}")
         return load_backend(ckpt, backend=self.backend, dtype=self.dtype, device=self.device, provider=self.provider)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """The options of a command whose work is cut up, or done elsewhere."""
+
+    batch_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tokens in one forward pass at most.")
+    ] = None
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="With --backend openai: the server, as http://host:8000/v1 (#NAME for one of its models).",
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only part I of N, cut by subject; auto takes I and N from torchrun, MPI, srun or a Slurm array. "
+            "llmkit report puts the records together.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ RunsArgument = Annotated[
     "llmkit report vicuna-7b.mmlu.json vicuna-7b-int4.mmlu.json --max-drop 0.01",
     "llmkit report before.json after.json vicuna-7b-int4 -o report.html",
     "llmkit report run.json --format lm-eval -o results/",
+    "llmkit report run.shard-*-of-3.json -o run.json",
 )
 def report(
     out: Output,
@@ -57,6 +58,7 @@ def report(
     bootstrap, by category; refuses runs that did not answer the same questions. With -o a page or another form is
     written; for a page also of what perplexity --json and quantize --json printed, and of folders that llmkit wrote.
     """
+    from llmkit.evaluation.merging import merge_shards
     from llmkit.evaluation.records import read_record
 
     if output is not None:
@@ -68,12 +70,13 @@ def report(
     if format is not None:
         raise InputError(f"--format {format} writes files, but no -o says where", hint="add -o FILE or -o FOLDER")
 
-    gates = gates_of(out, gating, has_baseline=len(runs) > 1, how="llmkit report BASELINE RUN")
-    records = [read_record(path) for path in runs]
-    for path, record in zip(runs, records, strict=True):
+    read = merge_shards([(str(path), read_record(path)) for path in runs])
+    records, names = [record for _, record in read], [Path(name) for name, _ in read]
+    gates = gates_of(out, gating, has_baseline=len(records) > 1, how="llmkit report BASELINE RUN")
+    for path, record in read:
         for warning in [*record.warnings, *record.letter_warnings]:
             out.warning(f"{path}: {warning}")
-    comparisons = compared(out, records, runs, gating) if len(records) > 1 else []
+    comparisons = compared(out, records, names, gating) if len(records) > 1 else []
     judged = records[1:] or records
     checked = gates.check(judged, comparisons)
 

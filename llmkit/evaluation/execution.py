@@ -24,7 +24,8 @@ from llmkit.evaluation.statistics import mean
 from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, set_shots
 
 Samples = dict[str, list[dict[str, Any]]]
-_BOOTSTRAP_ITERS = (
+Values = dict[str, dict[str, list[Any]]]
+BOOTSTRAP_ITERS = (
     1000  # for the metrics without a closed form among lm-eval's other tasks; lm-eval itself takes 100,000
 )
 _LETTERS = "ABCD"
@@ -39,11 +40,13 @@ def run_bench(
     limit: float | None,
     missing: Sequence[str],
     chat_template: bool,
+    defined: Mapping[str, Any] | None = None,
 ) -> tuple[BenchResult, Samples]:
-    """Score a benchmark's subjects (subject -> task) in one go."""
+    """Score a benchmark's subjects (subject -> task) in one go; `defined` are those of the whole run."""
     started = perf_counter()
     before, truncated = asdict(lm.scorer.usage), lm.n_truncated
-    for task in tasks.values():
+    defined = defined or tasks
+    for task in defined.values():
         set_shots(task, shots)
     by_task = {bench.task_name(subject): task for subject, task in tasks.items()}
     results = _evaluate(lm, by_task, limit=limit, chat_template=chat_template, bootstrap_iters=0)
@@ -60,7 +63,7 @@ def run_bench(
         shots=int(some.get_config("num_fewshot") or 0),
         n_truncated=lm.n_truncated - truncated,
         task_version=str(some.VERSION),
-        task_digest=_digest_tasks(by_task),
+        task_digest=_digest_tasks(defined),
         elapsed_s=perf_counter() - started,
         tokens={k: v - before[k] for k, v in asdict(lm.scorer.usage).items()},
     )
@@ -68,27 +71,66 @@ def run_bench(
 
 
 def run_tasks(
-    lm: SharedPrefixLM, loaded: Any, *, shots: int | None, limit: float | None, chat_template: bool
-) -> tuple[dict[str, Any], Samples]:
-    """Score lm-eval's own tasks and groups: its results by task, its samples."""
+    lm: SharedPrefixLM,
+    loaded: Any,
+    *,
+    shots: int | None,
+    limit: float | None,
+    chat_template: bool,
+    questions: Mapping[str, list[int]] | None = None,
+) -> tuple[dict[str, Any], Samples, Values]:
+    """Score lm-eval's own tasks and groups: its results by task, its samples, the values of metrics by question.
+
+    Args:
+        questions: task -> the only questions that are scored; None for all within `limit`.
+    """
     for task in leaf_tasks(loaded):
         set_shots(task, shots)
-    output = _evaluate(lm, loaded, limit=limit, chat_template=chat_template, bootstrap_iters=_BOOTSTRAP_ITERS)
+    output = _evaluate(
+        lm,
+        loaded,
+        limit=None if questions else limit,
+        chat_template=chat_template,
+        bootstrap_iters=BOOTSTRAP_ITERS,
+        questions=questions,
+    )
     results: dict[str, Any] = {}
     for name, metrics in output["results"].items():
         kept = {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         results[name] = {k: float(v) if "," in k else v for k, v in kept.items()}
         results[name] |= {"version": str(output["versions"].get(name)), "shots": output["n-shot"].get(name)}
-    return results, {name: [_logged(s) for s in samples] for name, samples in output["samples"].items()}
+    samples = output["samples"].items()
+    values = {name: _values(some) for name, some in samples}
+    return results, {name: [_logged(s) for s in some] for name, some in samples}, values
 
 
-def _evaluate(lm: SharedPrefixLM, tasks: Any, *, limit: float | None, chat_template: bool, bootstrap_iters: int) -> Any:
+def _values(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """`metric,filter` -> [question, value] of each question."""
+    values: dict[str, list[Any]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            key = f"{metric},{sample.get('filter', 'none')}"
+            values.setdefault(key, []).append([int(sample["doc_id"]), sample[metric]])
+    plain: dict[str, list[Any]] = json.loads(json.dumps(values, default=float))
+    return plain
+
+
+def _evaluate(
+    lm: SharedPrefixLM,
+    tasks: Any,
+    *,
+    limit: float | None,
+    chat_template: bool,
+    bootstrap_iters: int,
+    questions: Mapping[str, list[int]] | None = None,
+) -> Any:
     with quiet_lm_eval():
         try:
             return lm_evaluate(
                 lm,
                 tasks,
                 limit=limit,
+                samples=questions or None,
                 bootstrap_iters=bootstrap_iters,
                 log_samples=True,
                 apply_chat_template=chat_template,

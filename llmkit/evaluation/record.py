@@ -201,6 +201,8 @@ class RunRecord:
         samples: per question, by task name; empty unless they were asked for.
         warnings: what the user should know before quoting the figures.
         n_reused: answers that an interrupted run had left.
+        shard: of one of several parts of a run: index, count and what the whole consists of
+            (`llmkit.evaluation.sharding`); empty for a whole run.
     """
 
     model: Mapping[str, Any]
@@ -214,6 +216,7 @@ class RunRecord:
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     n_reused: int = 0
+    shard: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -250,6 +253,8 @@ class RunRecord:
         }
         if self.n_reused:
             body["n_reused"] = self.n_reused
+        if self.shard:
+            body["shard"] = dict(self.shard)
         if self.samples:
             body["samples"] = {k: list(v) for k, v in self.samples.items()}
         return body
@@ -260,8 +265,12 @@ class RunRecord:
         Raises:
             OutputError: another file lies there, or the folder is missing or cannot be written.
         """
+        write_file(Path(path), self.to_bytes(), _KIND, _is_record)
+
+    def to_bytes(self) -> bytes:
+        """As the text of a file."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
-        write_file(Path(path), text.encode("utf-8", "backslashreplace"), _KIND, _is_record)
+        return text.encode("utf-8", "backslashreplace")
 
 
 def check_record_path(path: Path) -> None:

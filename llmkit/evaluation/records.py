@@ -69,7 +69,23 @@ def own_record(body: Fields) -> RunRecord:
         samples={k: list(v) for k, v in body.object("samples", {}).body.items() if isinstance(v, list)},
         warnings=tuple(body.texts("warnings", [])),
         n_reused=body.count("n_reused", 0),
+        shard=_shard(body.object("shard", {})),
     )
+
+
+def _shard(fields: Fields) -> dict[str, Any]:
+    """What a shard says of the whole run; empty for a whole one."""
+    if fields.body:
+        index, count = fields.count("index"), fields.count("count")
+        if not 1 <= index <= count:
+            raise InputError(f"{fields.where}: shard {index} of {count} cannot be")
+        for key in ("benches", "tasks", "groups", "aggregations"):
+            fields.object(key)
+        sizes = [*(f for _, f in fields.objects("benches")), fields.object("tasks")]
+        for some in sizes:
+            for name in some.body:
+                some.count(name)
+    return dict(fields.body)
 
 
 def _bench_result(name: str, fields: Fields) -> BenchResult:

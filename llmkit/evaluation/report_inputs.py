@@ -9,6 +9,7 @@ from typing import Any
 
 from llmkit.checkpoint.manifest import MANIFEST_NAME, load_manifest
 from llmkit.errors import InputError
+from llmkit.evaluation.merging import merge_shards
 from llmkit.evaluation.record import RunRecord
 from llmkit.evaluation.records import read_record
 from llmkit.formats.json_fields import Fields
@@ -101,7 +102,7 @@ def read_inputs(paths: Sequence[str | Path]) -> ReportInputs:
     Raises:
         InputError: a path is missing, cannot be read, or is none of these.
     """
-    records: list[RunRecord] = []
+    read: list[tuple[str, RunRecord]] = []
     texts: list[TextScore] = []
     checkpoints: dict[str, CheckpointFacts] = {}
     for path in (Path(p).expanduser() for p in paths):
@@ -116,7 +117,8 @@ def read_inputs(paths: Sequence[str | Path]) -> ReportInputs:
             facts = _of_answer(body)
             checkpoints.setdefault(facts.path, facts)
         else:
-            records.append(read_record(path))
+            read.append((str(path), read_record(path)))
+    records = [record for _, record in merge_shards(read)]
     for model in (*(r.model for r in records), *(t.model for t in texts)):
         folder = model.get("path")
         if isinstance(folder, str) and folder not in checkpoints and (Path(folder) / MANIFEST_NAME).is_file():

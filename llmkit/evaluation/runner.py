@@ -26,6 +26,7 @@ from llmkit.evaluation.csv_forms import Doc
 from llmkit.evaluation.engine import EngineArguments, EngineOptions, open_engine
 from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
 from llmkit.evaluation.record import BenchResult, RunRecord
+from llmkit.evaluation.shards import Shard
 from llmkit.evaluation.task_files import check_task_names
 from llmkit.pipeline.journal import require_free
 
@@ -57,6 +58,7 @@ def evaluate(
     chat_template: bool | str = False,
     log_samples: bool = False,
     keep: Path | None = None,
+    shard: Shard | None = None,
     **engine: Unpack[EngineArguments],
 ) -> RunRecord:
     """Score a model on benchmarks and lm-eval tasks.
@@ -75,10 +77,11 @@ def evaluate(
             a string names another format.
         log_samples: keep every question's document, log-probabilities and prompt digest in the record.
         keep: a file in which answers are kept meanwhile; the same call goes on from one that was interrupted. It stays.
+        shard: only this part of the run; `merging.merge_shards` puts the records of all parts together.
         engine: what computes the model and how, see `EngineOptions`.
 
     Raises:
-        InputError: unknown names, missing or malformed files, nothing to score.
+        InputError: unknown names, missing or malformed files, nothing to score, more shards than subjects.
         OutputError: another process has `keep` open.
         RequirementError: no plugin describes the model, or the device is not there.
     """
@@ -103,10 +106,18 @@ def evaluate(
     ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
 
     from llmkit.evaluation.execution import run_bench, run_tasks
-    from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks
+    from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks, set_shots
 
     planned = [(p, {s: bench_task(p.bench, s, docs) for s, docs in p.docs.items()}) for p in prepared]
     loaded = load_lm_eval_tasks(others) if others else None
+    part = None
+    if shard is not None:
+        from llmkit.evaluation.sharding import cut_run
+
+        for item, tasks in planned:
+            for task in tasks.values():
+                set_shots(task, item.shots)
+        part = cut_run(shard, {p.bench.name: tasks for p, tasks in planned}, loaded, limit)
     options = EngineOptions(**engine)
     lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, **engine)
     settings = {
@@ -121,7 +132,7 @@ def evaluate(
         "add_bos_token": add_bos_token,
         "chat_template": chat_template,
         "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
-    }
+    } | ({} if shard is None else {"shard": str(shard)})
     described = describe_model(ckpt, options.progress)
     computed = {"dtype": options.dtype, "device": lm.scorer.device, "backend": lm.scorer.backend, **lm.scorer.runtime}
     key = answers_key(described, settings, computed)
@@ -132,13 +143,31 @@ def evaluate(
         lm.scorer.answers = answers
         for item, tasks in planned:
             missing = [s.name for s in item.bench.subjects if s.name not in tasks]
-            results[item.bench.name], logged = run_bench(
-                lm, item.bench, tasks, shots=item.shots, limit=limit, missing=missing, chat_template=bool(chat_template)
+            mine = tasks if part is None else {name: tasks[name] for name in part.subjects[item.bench.name]}
+            if mine:
+                results[item.bench.name], logged = run_bench(
+                    lm,
+                    item.bench,
+                    mine,
+                    shots=item.shots,
+                    limit=limit,
+                    missing=missing,
+                    chat_template=bool(chat_template),
+                    defined=tasks,
+                )
+                samples |= logged
+        if loaded is not None and (part is None or part.tasks):
+            scores, logged, values = run_tasks(
+                lm,
+                loaded if part is None else {"tasks": dict(part.tasks)},
+                shots=shots,
+                limit=limit,
+                chat_template=bool(chat_template),
+                questions=part.questions if part is not None else None,
             )
             samples |= logged
-        if loaded is not None:
-            scores, logged = run_tasks(lm, loaded, shots=shots, limit=limit, chat_template=bool(chat_template))
-            samples |= logged
+            if part is not None and part.questions:
+                part.about["values"] = values
     return RunRecord(
         model=described | computed,
         settings=settings,
@@ -150,6 +179,7 @@ def evaluate(
         continuations=lm.continuations,
         samples=samples if log_samples else {},
         n_reused=answers.n_reused,
+        shard=part.about if part is not None else {},
         warnings=(*ckpt.warnings, *doubts_of(ckpt, lm.scorer.backend), *_warnings(prepared, lm, subjects)),
     )
 

@@ -235,7 +235,7 @@ def test_other_lm_eval_tasks_run_as_with_hflm(tiny_llama):
         return {name: LocalTask(config, docs) for name, config in (("rolling", rolling), ("spoken", spoken))}
 
     options = {"shots": None, "limit": None, "chat_template": False}
-    scores, samples = run_tasks(make_lm(open_checkpoint(tiny_llama)), tasks(), **options)
+    scores, samples, _ = run_tasks(make_lm(open_checkpoint(tiny_llama)), tasks(), **options)
     with quiet_lm_eval():
         theirs = lm_evaluate(
             HFLM(pretrained=str(tiny_llama), device="cpu", dtype="float32"), tasks(), bootstrap_iters=0

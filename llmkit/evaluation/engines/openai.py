@@ -24,7 +24,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.engine import EngineKind, EngineOptions
-from llmkit.evaluation.engines.served import Scored, ServedEngine, TokenScore
+from llmkit.evaluation.engines.served import Scored, ServedEngine, ServedScore
 from llmkit.evaluation.generation import Request
 from llmkit.pipeline.progress import Progress
 
@@ -70,14 +70,14 @@ class OpenAIEngine(ServedEngine):
         """Where it is served and under which name; the dtype is the server's."""
         return {"url": self._base, "served_model": self._model, "dtype": "as served"}
 
-    def logprobs(self, sequences: Sequence[Scored]) -> list[list[TokenScore]]:
+    def logprobs(self, sequences: Sequence[Scored]) -> list[list[ServedScore]]:
         """The scores of each sequence's targets.
 
         Raises:
             InputError: the server refuses, truncates, or returns no log-probabilities of the prompt.
         """
 
-        def ask(batch: Sequence[Scored]) -> list[list[TokenScore]]:
+        def ask(batch: Sequence[Scored]) -> list[list[ServedScore]]:
             body = {"prompt": [list(s.tokens) for s in batch], "max_tokens": 1, "logprobs": 1, "echo": True}
             choices = self._choices(body | {"temperature": 0}, len(batch))
             return [self._read(choice, s) for choice, s in zip(choices, batch, strict=True)]
@@ -108,7 +108,7 @@ class OpenAIEngine(ServedEngine):
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return [text for some in pool.map(ask, batches) for text in some]
 
-    def _read(self, choice: Mapping[str, Any], sequence: Scored) -> list[TokenScore]:
+    def _read(self, choice: Mapping[str, Any], sequence: Scored) -> list[ServedScore]:
         held = choice.get("logprobs") or {}
         values, tops = held.get("token_logprobs") or [], held.get("top_logprobs") or []
         n = len(sequence.tokens)
@@ -123,7 +123,7 @@ class OpenAIEngine(ServedEngine):
                 hint="serve it with a longer context, or give --max-length",
             )
         cut = slice(n - sequence.n_targets, n)
-        scores: list[TokenScore] = []
+        scores: list[ServedScore] = []
         for value, top in zip(values[cut], tops[cut], strict=True):
             if value is None or not top:
                 raise InputError(f"{self._base} returns no log-probability for a token of the prompt")

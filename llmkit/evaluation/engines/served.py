@@ -16,7 +16,7 @@ from llmkit.pipeline.progress import Progress
 
 T = TypeVar("T")
 
-TokenScore = tuple[float, bool]
+ServedScore = tuple[float, bool]
 """The log-probability of a target token, and whether greedy decoding would choose it."""
 
 
@@ -59,7 +59,7 @@ class ServedEngine(ABC):
         """What the record says of it."""
 
     @abstractmethod
-    def logprobs(self, sequences: Sequence[Scored]) -> list[list[TokenScore]]:
+    def logprobs(self, sequences: Sequence[Scored]) -> list[list[ServedScore]]:
         """The scores of each sequence's targets."""
 
     @abstractmethod
@@ -81,8 +81,8 @@ class ServedEngine(ABC):
             for batch in _batches(sequences, self.batch):
                 left = [s for s in batch if any((askers[s][0], j) not in known for j in range(s.n_targets))]
                 for sequence, scores in zip(left, self.logprobs(left) if left else [], strict=True):
-                    reads = {(i, j): pair for i in askers[sequence] for j, pair in enumerate(scores)}
-                    kept.add_reads([(*place, *pair) for place, pair in reads.items()])
+                    reads = {(i, j): (*pair, 0.0) for i in askers[sequence] for j, pair in enumerate(scores)}
+                    kept.add_reads([(*place, *score) for place, score in reads.items()])
                     known |= reads
                     self.usage.tokens += len(sequence.tokens)
                 self.usage.forwards += bool(left)
@@ -90,7 +90,7 @@ class ServedEngine(ABC):
         finally:
             self.progress.end()
         return [
-            Score(sum(x for x, _ in slots), all(same for _, same in slots))
+            Score(sum(x for x, _, _ in slots), all(same for _, same, _ in slots))  # no server tells logits
             for slots in ([known[i, j] for j in range(len(q.targets))] for i, q in enumerate(queries))
         ]
 

@@ -8,6 +8,7 @@ Source: vllm/entrypoints/llm.py, vllm/sampling_params.py, vllm/outputs.py.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, RequirementError
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.engine import EngineKind, EngineOptions
-from llmkit.evaluation.engines.served import Scored, ServedEngine, TokenScore
+from llmkit.evaluation.engines.served import Scored, ServedEngine, ServedScore
 from llmkit.evaluation.generation import Request
 from llmkit.evaluation.prefix import Tokens
 from llmkit.pipeline.progress import Progress
@@ -53,7 +54,7 @@ class VllmEngine(ServedEngine):
             version = "unknown"
         return {"vllm": version, "dtype": self._dtype}
 
-    def logprobs(self, sequences: Sequence[Scored]) -> list[list[TokenScore]]:
+    def logprobs(self, sequences: Sequence[Scored]) -> list[list[ServedScore]]:
         """The scores of each sequence's targets.
 
         Raises:
@@ -74,7 +75,7 @@ class VllmEngine(ServedEngine):
             scores[sequence] = [_score(held[i][sequence.tokens[i]]) for i in places]
         return [scores[s] for s in sequences]
 
-    def _next_tokens(self, sequences: Sequence[Scored]) -> dict[Scored, list[TokenScore]]:
+    def _next_tokens(self, sequences: Sequence[Scored]) -> dict[Scored, list[ServedScore]]:
         """Sequences of which the last token alone is scored: one request for all that differ in nothing else."""
         asked: dict[Tokens, list[Scored]] = {}
         for sequence in sequences:
@@ -124,21 +125,21 @@ class VllmEngine(ServedEngine):
         return outputs
 
 
-def _score(held: Any) -> TokenScore:
+def _score(held: Any) -> ServedScore:
     return float(held.logprob), held.rank == 1
 
 
 def _open(ckpt: Checkpoint, options: EngineOptions) -> VllmEngine:
     try:
-        from vllm import LLM, SamplingParams
+        vllm = importlib.import_module("vllm")
     except ImportError as error:
         raise RequirementError(
             f"--backend vllm needs vLLM, which cannot be imported ({error})", hint="pip install vllm"
         ) from error
     if ckpt.origin is None or not ckpt.origin.is_dir():
         raise InputError(f"{ckpt.label}: vLLM reads a model from a folder", hint=f"llmkit convert {ckpt.label} -o OUT")
-    model = LLM(model=str(ckpt.origin), dtype=options.dtype, enable_prefix_caching=True, seed=0)
-    return VllmEngine(model, SamplingParams, options.dtype, options.progress)
+    model = vllm.LLM(model=str(ckpt.origin), dtype=options.dtype, enable_prefix_caching=True, seed=0)
+    return VllmEngine(model, vllm.SamplingParams, options.dtype, options.progress)
 
 
 ENGINE = EngineKind(_open, takes=frozenset({"dtype"}))
