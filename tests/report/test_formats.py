@@ -33,7 +33,7 @@ def inputs(record):
 
 
 def test_each_is_one_module_that_registers_itself():
-    assert set(formats()) == {"every-eval-ever", "html", "hub", "lm-eval", "markdown", "model-index"}
+    assert set(formats()) == {"every-eval-ever", "html", "hub", "lm-eval", "markdown", "model-index", "record"}
     endings = [ending for each in formats().values() for ending in each.endings]
     assert len(endings) == len(set(endings))
 
