@@ -50,8 +50,9 @@ _CEVAL_COT = [
     )
 ]
 
+# hkust-nlp/ceval, code/evaluator_series/evaluators/chatglm.py, and from there
 # ymcui/Chinese-LLaMA-Alpaca, scripts/ceval/llama_evaluator.py
-_ALPACA = [
+_STATED = [
     re.compile(pattern)
     for pattern in (
         r"([ABCD])是正确的",
@@ -104,20 +105,39 @@ def of_ceval_reasoning(text: str, choices: Sequence[str], target: str = "") -> s
     return target if target in same else (same[0] if same else "")
 
 
+def of_ceval_chat(text: str, choices: Sequence[str]) -> str:
+    """The letter of a chat model's answer, as C-Eval's script for ChatGLM reads it.
+
+    Patterns in their order, then the only letter, then the only choice whose text occurs.
+    """
+    if stated := _stated(text):
+        return stated
+    for found in (
+        re.findall(r"[ABCD]", text),
+        [letter for letter, choice in zip(LETTERS, choices, strict=False) if choice in text],
+    ):
+        if len(found) == 1:
+            return found[0]
+    return ""
+
+
 def of_alpaca(text: str, choices: Sequence[str]) -> str:
     """The letter of a short answer, as Chinese-LLaMA-Alpaca's script reads it.
 
     Patterns in their order, then the first letter, then the first text of a choice.
     """
-    ends = re.findall(r"所以答案是(.+?)。", text)
-    if ends and ends[-1] in LETTERS:
-        return str(ends[-1])
-    for pattern in (*_ALPACA, re.compile(r"([ABCD])")):
-        if match := pattern.search(text):
-            return match[1]
+    if stated := _stated(text) or "".join(re.findall(r"[ABCD]", text))[:1]:
+        return stated
     letter_of = dict(zip(choices, LETTERS, strict=False))  # the last of equal ones
     match = re.search("|".join(re.escape(choice) for choice in choices), text)
     return letter_of[match[0]] if match else ""
+
+
+def _stated(text: str) -> str:
+    ends = re.findall(r"所以答案是(.+?)。", text)
+    if ends and ends[-1] in LETTERS:
+        return str(ends[-1])
+    return next((match[1] for match in (pattern.search(text) for pattern in _STATED) if match), "")
 
 
 def of_cmmlu_reasoning(text: str) -> str:

@@ -21,6 +21,7 @@ LEAD = "让我们一步一步思考，\n1."
 # hkust-nlp/ceval cba65ae, ymcui/Chinese-LLaMA-Alpaca 090475f, haonan-li/CMMLU d6e7b71
 RECORDED = {
     "ceval": "e870057f8ac82938377650270b8ae803940268a05a21cdd61ec3a5e529f81b95",
+    "chat": "8806a2c55155939dcbd0a4c549e6a87de022bc3e930236699ed3bb8a880829f0",
     "alpaca": "3d5257dbeb9fdee27dc959d0251d8d9d4b7f3ac4b2b56a3d05306746b3806028",
     "cmmlu": "468490e917acce5fa4a5baed7ef4698ab91c60f715d63e400a61f0f2e729ae6c",
 }
@@ -40,6 +41,7 @@ def right_ones(text, choices):
 
 READERS = {
     "ceval": right_ones,
+    "chat": extraction.of_ceval_chat,
     "alpaca": extraction.of_alpaca,
     "cmmlu": lambda text, choices: extraction.of_cmmlu_reasoning(text),
 }
