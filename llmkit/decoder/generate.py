@@ -45,7 +45,8 @@ def generate(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=decoder.device)
     texts: list[list[int]] = [[] for _ in prompts]
     is_open = [True] * len(prompts)
-    for tokens in _steps(decoder, ids, mask, max_new_tokens, sampling or Sampling()):
+    before = [list(prompt) for prompt in prompts]
+    for tokens in _steps(decoder, ids, mask, max_new_tokens, sampling or Sampling(), before):
         for i, token in enumerate(tokens):
             if is_open[i] and token in eos:
                 is_open[i] = False
@@ -63,6 +64,7 @@ def generate_from(
     prefix: KVCache | None,
     tails: Sequence[Sequence[int]],
     *,
+    start: Sequence[int] = (),
     max_new_tokens: int,
     sampling: Sampling | None = None,
     eos: Collection[int] = (),
@@ -75,6 +77,7 @@ def generate_from(
             beyond prompt and answer).
         prefix: what all prompts begin with: one sequence; None for nothing.
         tails: how each goes on, at least one token.
+        start: the tokens of the prefix, which a repetition penalty looks at.
         max_new_tokens, sampling, eos, on_token: as of `generate`.
     """
     chosen, generator = sampling or Sampling(), torch.Generator().manual_seed((sampling or Sampling()).seed)
@@ -86,7 +89,8 @@ def generate_from(
     rows = list(range(len(tails)))  # the texts in the batch
     is_open = [True] * len(tails)
     for step in range(max_new_tokens):
-        tokens = choose_tokens(logits, chosen, generator).tolist()
+        before = [[*start, *tails[i], *texts[i]] for i in rows] if chosen.repetition_penalty != 1 else []
+        tokens = choose_tokens(logits, chosen, generator, before).tolist()
         for i, token in zip(rows, tokens, strict=True):
             if is_open[i] and token in eos:
                 is_open[i] = False
@@ -122,16 +126,22 @@ def stream(
     """
     if not prompt_ids:
         raise InputError("the prompt has no tokens, and the tokenizer adds none", hint="give a prompt with text in it")
-    for (token,) in _steps(decoder, torch.tensor([list(prompt_ids)]), None, max_tokens, sampling):
+    ids = torch.tensor([list(prompt_ids)])
+    for (token,) in _steps(decoder, ids, None, max_tokens, sampling, [list(prompt_ids)]):
         if token in end_ids:
             return
         yield token
 
 
 def _steps(
-    decoder: LanguageModel, ids: torch.Tensor, mask: torch.Tensor | None, max_tokens: int, sampling: Sampling
+    decoder: LanguageModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    max_tokens: int,
+    sampling: Sampling,
+    before: Sequence[list[int]],
 ) -> Iterator[list[int]]:
-    """The next token of every row, step by step."""
+    """The next token of every row, step by step; `before` has the tokens of each row, and grows."""
     room = ids.shape[1] + max_tokens
     cache, generator = decoder.new_cache(room), torch.Generator().manual_seed(sampling.seed)
     sequence = ids.to(decoder.device)
@@ -141,6 +151,8 @@ def _steps(
             sequence, real = torch.cat([sequence, ids], 1), torch.cat([real, torch.ones_like(ids)], 1)
             is_rebuilt = decoder.rebuilt_past is not None and bool((real.sum(1) == decoder.rebuilt_past + 1).any())
             cache, ids, mask = (decoder.new_cache(room), sequence, real) if is_rebuilt else (cache, ids, None)
-        tokens = choose_tokens(decoder.next_logits(ids, cache, mask), sampling, generator)
+        tokens = choose_tokens(decoder.next_logits(ids, cache, mask), sampling, generator, before)
+        for row, token in zip(before, tokens.tolist(), strict=True):
+            row.append(token)
         yield tokens.tolist()
         ids = tokens[:, None]

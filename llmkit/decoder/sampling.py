@@ -1,10 +1,11 @@
 """How the next token is chosen from its logits.
 
-The filters are those of transformers, in its order: temperature, then top-k, then top-p.
+The filters are those of transformers, in its order: repetition penalty, temperature, top-k, top-p.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkit.errors import InputError
@@ -20,6 +21,8 @@ class Sampling:
         top_k: only this many most likely tokens; None or 0 for all.
         top_p: only the most likely tokens whose probabilities add up to this; None or 1 for all.
         seed: of the random choice.
+        repetition_penalty: logits of tokens that stand before are divided by it where they are positive and multiplied
+            where they are negative; 1 leaves them.
 
     Raises:
         InputError: a value out of its range.
@@ -29,6 +32,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -37,6 +41,8 @@ class Sampling:
             raise InputError(f"top-k {self.top_k} leaves no token", hint="use 0 for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top-p {self.top_p} is no share between 0 and 1", hint="use 1 for all tokens")
+        if self.repetition_penalty <= 0:
+            raise InputError(f"repetition penalty {self.repetition_penalty} is not above 0", hint="use 1 for none")
 
 
 def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -54,8 +60,25 @@ def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return scores
 
 
-def choose_tokens(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
-    """One token id [B] for each row of logits [B, vocab]; the generator lives on the CPU."""
+def penalize(logits: torch.Tensor, before: Sequence[Sequence[int]], penalty: float) -> torch.Tensor:
+    """Logits [B, vocab] with the repetition penalty on the tokens that stand before in each row."""
+    logits = logits.clone()
+    for row, tokens in zip(logits, before, strict=True):
+        ids = torch.tensor(sorted(set(tokens)), device=logits.device)
+        row[ids] = torch.where(row[ids] < 0, row[ids] * penalty, row[ids] / penalty)
+    return logits
+
+
+def choose_tokens(
+    logits: torch.Tensor, sampling: Sampling, generator: torch.Generator, before: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """One token id [B] for each row of logits [B, vocab]; the generator lives on the CPU.
+
+    Args:
+        before: the tokens of each row so far.
+    """
+    if sampling.repetition_penalty != 1:
+        logits = penalize(logits, before, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     shares = torch.softmax(filter_logits(logits, sampling), -1)

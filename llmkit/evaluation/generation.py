@@ -51,9 +51,10 @@ class Request:
     sampling: Sampling
 
     @property
-    def kind(self) -> tuple[int, float, int | None, float | None]:
+    def kind(self) -> tuple[int, float, int | None, float | None, float]:
         """What all requests of a batch have in common."""
-        return self.max_new, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p
+        how = self.sampling
+        return self.max_new, how.temperature, how.top_k, how.top_p, how.repetition_penalty
 
     def cut(self, text: str) -> str:
         """The answer, without what follows its first stop string."""
@@ -106,7 +107,7 @@ def _read(
         tokens=tuple(ids[-(max_length - longest) :]),
         stops=tuple(stop for stop in (*stops, *always) if stop),
         max_new=longest,
-        sampling=Sampling(temperature, top_k, top_p, _SEED),
+        sampling=Sampling(temperature, top_k, top_p, _SEED, float(arguments.get("repetition_penalty") or 1.0)),
     )
 
 
@@ -210,9 +211,9 @@ class Generator:
             long = Segment(row, len(row) - 1, parent=prefix.segment if prefix else None)
             prefix = _Prefix(decoder, long, prefix, self._batch_tokens)
         stop = prefix.segment.stop if prefix else 0
-        tails = [request.tokens[stop:] for request in batch]
+        tails, start = [request.tokens[stop:] for request in batch], batch[0].tokens[:stop]
         # the cache is computed when the batch is: an interrupted run may have answered it
-        return lambda **options: generate_from(decoder, prefix.cache if prefix else None, tails, **options)
+        return lambda **options: generate_from(decoder, prefix.cache if prefix else None, tails, start=start, **options)
 
     def _texts(self, batch: Sequence[Request], run: Run) -> dict[int, str]:
         written: list[list[int]] = [[] for _ in batch]

@@ -9,7 +9,8 @@ import transformers
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
-from llmkit.decoder.generate import generate, stream
+from llmkit.decoder.generate import generate, generate_from, stream
+from llmkit.decoder.packed import Packed
 from llmkit.decoder.sampling import Sampling, choose_tokens, filter_logits
 from llmkit.errors import InputError
 
@@ -32,11 +33,10 @@ def pair(tmp_path_factory):
 PROMPTS = [[5, 9, 40], [7, 30, 31, 32, 33, 8, 12], [60]]
 
 
-def theirs_greedy(theirs, prompt, n, eos=None):
+def theirs_greedy(theirs, prompt, n, eos=None, **options):
     ids = torch.tensor([prompt])
-    out = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, eos_token_id=eos, pad_token_id=0
-    )
+    options |= {"attention_mask": torch.ones_like(ids), "eos_token_id": eos, "pad_token_id": 0}
+    out = theirs.generate(ids, max_new_tokens=n, do_sample=False, **options)
     return out[0, len(prompt) :].tolist()
 
 
@@ -97,15 +97,30 @@ def test_filters_equal_transformers(top_k, top_p):
 
 def test_samples_follow_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(4000, 3)
-    tokens = choose_tokens(logits, Sampling(temperature=1.0), torch.Generator().manual_seed(0))
+    tokens = choose_tokens(logits, Sampling(temperature=1.0), torch.Generator().manual_seed(0), [])
     shares = torch.bincount(tokens, minlength=3) / 4000
     assert torch.allclose(shares, torch.softmax(logits[0], -1), atol=0.03)
+
+
+def test_a_repetition_penalty_is_transformers(pair):
+    ours, theirs = pair
+    how = Sampling(repetition_penalty=1.8)
+    wanted = [theirs_greedy(theirs, prompt, 6, repetition_penalty=1.8) for prompt in PROMPTS]
+    assert generate(ours, PROMPTS, max_new_tokens=6, sampling=how) == wanted
+    assert generate(ours, PROMPTS, max_new_tokens=6) != wanted
+    assert list(stream(ours, PROMPTS[0], how, max_tokens=6)) == wanted[0]
+    stem = PROMPTS[0]
+    tails = [[5, 9], [5], [7, 8, 3]]
+    alone = [generate(ours, [[*stem, *tail]], max_new_tokens=6, sampling=how)[0] for tail in tails]
+    packed = Packed(None, [len(stem)], keep=True)
+    ours.hidden(torch.tensor([stem]), cache=packed)
+    assert generate_from(ours, packed.segment(0), tails, start=stem, max_new_tokens=6, sampling=how) == alone
 
 
 def test_refusals(pair):
     with pytest.raises(InputError, match="no tokens"):
         generate(pair[0], [[1], []], max_new_tokens=2)
-    for wrong in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
+    for wrong in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"repetition_penalty": 0.0}):
         with pytest.raises(InputError):
             Sampling(**wrong)
 
