@@ -99,6 +99,8 @@ class OpenAIEngine(ServedEngine):
                 "seed": first.sampling.seed,
                 "stop": list(first.stops[:_STOPS]),
             }
+            if first.sampling.repetition_penalty != 1:  # not OpenAI's own: vLLM, llama.cpp and others take it
+                body["repetition_penalty"] = first.sampling.repetition_penalty
             return [str(choice.get("text") or "") for choice in self._choices(body, len(batch))]
 
         batches = []

@@ -105,6 +105,7 @@ class VllmEngine(ServedEngine):
                 top_k=r.sampling.top_k or 0,
                 top_p=r.sampling.top_p or 1.0,
                 seed=r.sampling.seed,
+                repetition_penalty=r.sampling.repetition_penalty,
                 stop=list(r.stops),
                 stop_token_ids=list(eos_ids),
             )
