@@ -17,13 +17,13 @@ from browser import browser, executable
 from llmkit.cli.app import main
 
 MINI = Path(str(files("llmkit_evalsets"))) / "mini"
-HEIGHT = 860
+DESK, PHONE, HEIGHT = 900, 360, 980
 SIDES = """<body style="margin:0;display:flex;gap:16px;padding:16px;background:#8b949e;width:max-content">%s</body>"""
 
 
 def make_page(folder: Path) -> Path:
     """The page of two runs and of the quantization between them, by the commands of the guide."""
-    tuned, small, page = folder / "vicuna-7b", folder / "vicuna-7b-int4", folder / "report.html"
+    tuned, small, page = folder / "mini", folder / "mini-int3", folder / "report.html"
     text = str(MINI / "text.txt")
     calls = [
         ["delta", "apply", MINI / "base", MINI / "delta", "-o", tuned],
@@ -43,12 +43,13 @@ def photograph(page: Path, picture: Path, scratch: Path) -> None:
     assert program is not None, "no Chromium"
     with browser(program, scratch / "profile") as opened:
         shots = []
-        for width in (980, 360):
+        for width, section in ((DESK, "summary"), (PHONE, "accuracy")):
             opened.open(page, width, HEIGHT)
+            opened.evaluate(f"document.querySelector('#{section} h2').scrollIntoView()")
             shots.append(base64.b64encode(opened.screenshot()).decode())
         images = "".join(f'<img src="data:image/png;base64,{shot}">' for shot in shots)
         (scratch / "sides.html").write_text(f"<!doctype html>{SIDES % images}")
-        opened.open(scratch / "sides.html", 980 + 360 + 48, HEIGHT + 32)
+        opened.open(scratch / "sides.html", DESK + PHONE + 48, HEIGHT + 32)
         picture.write_bytes(opened.screenshot())
 
 
