@@ -79,6 +79,11 @@ class ReportInputs:
     checkpoints: tuple[CheckpointFacts, ...] = ()
 
 
+def checkpoint_key(model: Mapping[str, Any]) -> str:
+    """Equal for two accounts of one checkpoint: its folder, or what else is known of it."""
+    return str(model.get("path") or model.get("source_digest") or model.get("label"))
+
+
 def run_names(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each run: the model's label, with its dtype or a number where labels repeat."""
     names = [str(m.get("label") or "model") for m in models]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from llmkit.errors import listing
 from llmkit.evaluation.formats.format import ReportFormat
-from llmkit.evaluation.report_inputs import ReportInputs, run_names
+from llmkit.evaluation.report_inputs import ReportInputs
 from llmkit.report.accuracy import Accuracy, accuracies
 from llmkit.report.comparison import ComparisonView, comparisons
 from llmkit.report.flips import Flips, flips
@@ -52,8 +52,8 @@ class Page:
 
 def make_page(inputs: ReportInputs) -> Page:
     """Arrange what the inputs hold."""
-    names = run_names([*(r.model for r in inputs.records), *(t.model for t in inputs.texts)])
-    views = run_views(inputs, names)
+    views = run_views(inputs)
+    names = [view.name for view in views]
     found = stages(inputs)
     compared, reasons = comparisons(inputs.records, views)
     maps = [error_map(c.label, c.errors) for c in inputs.checkpoints if c.errors]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from llmkit.errors import counted
 from llmkit.evaluation.record import BenchResult, RunRecord
-from llmkit.evaluation.report_inputs import ReportInputs, TextScore
+from llmkit.evaluation.report_inputs import ReportInputs, TextScore, checkpoint_key, run_names
 from llmkit.pipeline.progress import duration
 from llmkit.report.setting import interval_words, number, percent, with_interval
 from llmkit.report.svg import legend_mark
@@ -47,16 +47,25 @@ class RunView:
     warnings: Sequence[str]
 
 
-def run_views(inputs: ReportInputs, names: Sequence[str]) -> list[RunView]:
-    """Records first, then perplexities; `names` are of both."""
-    views = [_record_view(i, record, names[i]) for i, record in enumerate(inputs.records)]
+def run_views(inputs: ReportInputs) -> list[RunView]:
+    """Records first, each with the perplexities of its checkpoint, then the other perplexities."""
+    checkpoints = [checkpoint_key(r.model) for r in inputs.records]
+    with_record = [t for t in inputs.texts if checkpoint_key(t.model) in checkpoints]
+    others = [t for t in inputs.texts if t not in with_record]
+    names = run_names([*(r.model for r in inputs.records), *(t.model for t in others)])
+    views = []
+    for i, record in enumerate(inputs.records):
+        is_first = checkpoints.index(checkpoints[i]) == i
+        texts = [t for t in with_record if is_first and checkpoint_key(t.model) == checkpoints[i]]
+        views.append(_record_view(i, record, names[i], texts))
     first = len(views)
-    return views + [_text_view(first + i, text, names[first + i]) for i, text in enumerate(inputs.texts)]
+    return views + [_text_view(first + i, text, names[first + i]) for i, text in enumerate(others)]
 
 
-def _record_view(series: int, record: RunRecord, name: str) -> RunView:
+def _record_view(series: int, record: RunRecord, name: str, texts: Sequence[TextScore]) -> RunView:
     scores = [_bench_score(bench) for bench in record.benches.values()]
     scores += [_task_score(task, metrics) for task, metrics in record.tasks.items()]
+    scores += [_text_score(text) for text in texts]
     model, settings = record.model, record.settings
     shown = {
         "computed in": ", ".join(str(model[k]) for k in ("dtype", "device", "backend") if model.get(k)),
@@ -127,6 +136,11 @@ def _task_score(task: str, metrics: Mapping[str, Any]) -> Score:
 
 
 def _text_view(series: int, text: TextScore, name: str) -> RunView:
+    details = {k.replace("_", " "): _words(v) for k, v in text.model.items() if k != "history"}
+    return RunView(name, legend_mark(series), [_text_score(text)], [], _pairs(details), ())
+
+
+def _text_score(text: TextScore) -> Score:
     body = text.body
     spread = f"± {number(text.perplexity * text.stderr)}" if isfinite(text.perplexity) else ""
     facts = {
@@ -137,9 +151,7 @@ def _text_view(series: int, text: TextScore, name: str) -> RunView:
         "computed in": ", ".join(str(text.model[k]) for k in ("dtype", "device", "backend") if text.model.get(k)),
         "time": duration(text.elapsed_s),
     }
-    score = Score(number(text.perplexity, 4), f"perplexity {spread}", _pairs(facts))
-    details = {k.replace("_", " "): _words(v) for k, v in text.model.items() if k != "history"}
-    return RunView(name, legend_mark(series), [score], [], _pairs(details), ())
+    return Score(number(text.perplexity, 4), f"perplexity {spread}", _pairs(facts))
 
 
 def _protocol(record: RunRecord) -> str | None:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkit.evaluation.report_inputs import ReportInputs
+from llmkit.evaluation.report_inputs import ReportInputs, checkpoint_key
 from llmkit.evaluation.statistics import Mean
 from llmkit.report.setting import number, percent, with_interval
 from llmkit.report.table import Table
 from llmkit.tensors.spec import format_bytes
+
+_SIDE_BY_SIDE = 5  # checkpoints; more of them stand below each other
 
 
 @dataclass
@@ -40,7 +42,7 @@ def stages(inputs: ReportInputs) -> list[Stage]:
     found: dict[str, Stage] = {}
 
     def stage(model: Mapping[str, Any]) -> Stage:
-        key = str(model.get("path") or model.get("source_digest") or model.get("label"))
+        key = checkpoint_key(model)
         known = found.setdefault(key, Stage(str(model.get("label") or key)))
         known.history = known.history or list(model.get("history", ()))
         known.nbytes = known.nbytes or model.get("nbytes")
@@ -80,7 +82,10 @@ def step_table(found: Sequence[Stage]) -> Table:
         columns[f"{bench} tokens/s"] = [number(round(s.speeds[bench])) if bench in s.speeds else "" for s in found]
     kept = {name: cells for name, cells in columns.items() if any(cells)}
     caption = "Checkpoints in the order in which they were made; a step is what was done since the one before."
-    return Table(caption, list(kept), list(zip(*kept.values(), strict=True)))
+    if len(found) > _SIDE_BY_SIDE:
+        return Table(caption, list(kept), list(zip(*kept.values(), strict=True)))
+    labels = kept.pop("checkpoint")
+    return Table(caption, ["", *labels], [[name, *cells] for name, cells in kept.items()])
 
 
 def _steps(found: Sequence[Stage]) -> list[str]:

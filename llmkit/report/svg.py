@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 LINE = 18
 """Pixels from one mark to the next in a strip: the height of the line of text that says the same."""
+_MAX_TICKS = 5  # whose labels stand beside each other on a phone
 _SHAPES = (
     "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
     "M-4-4h8v8h-8z",
@@ -44,10 +45,11 @@ def scale_of(values: Iterable[float | None], *, low: float = float("-inf"), high
     first, last = max(min(finite), low), min(max(finite), high)
     if last - first < 1e-9:
         first, last = max(first - 0.05, low), min(last + 0.05, high)
-    rough = (last - first) / 4
-    unit = 10 ** floor(log10(rough))
-    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.999)
-    start, stop = floor(first / step + 1e-9), ceil(last / step - 1e-9)
+    unit = 10 ** floor(log10((last - first) / 4))
+    for step in (unit * m for m in (1, 2, 2.5, 5, 10, 20, 25)):
+        start, stop = floor(first / step + 1e-9), ceil(last / step - 1e-9)
+        if stop - start < _MAX_TICKS:
+            break
     ticks = tuple(round(i * step, 12) for i in range(start, stop + 1))
     ends = max(ticks[0], low), min(ticks[-1], high)
     return Scale(*ends, tuple(t for t in ticks if ends[0] <= t <= ends[1]))

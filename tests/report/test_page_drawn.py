@@ -10,6 +10,7 @@ import pytest
 import report_world as world
 
 PHONE, DESK = (360, 800), (1280, 900)
+PAPER = 688  # pixels between the margins of A4
 PAGES = ["mmlu", "ceval", "three", "one question", "perplexity", "checkpoint"]
 COLOURS = {
     "light": [(5, 80, 174), (179, 66, 11), (26, 127, 55)],
@@ -148,6 +149,22 @@ def test_on_paper_it_is_light_and_whole(browser, pages):
     assert {rgb(t["paper"]) for t in texts} == {(255, 255, 255)}
     assert min(contrast(rgb(t["ink"]), rgb(t["paper"])) for t in texts) >= 4.5
     assert browser.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+
+
+def test_nothing_is_cut_on_paper(browser, pages):
+    """At the width that A4 has between its margins; labels of an axis stand apart."""
+    browser.open(pages["three"], PAPER, 1000)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= PAPER
+    wide = browser.evaluate("[...document.querySelectorAll('.scroll, table')].map(e => [e.scrollWidth, e.clientWidth])")
+    assert all(content <= place for content, place in wide), wide
+    axes = browser.evaluate(
+        """[...document.querySelectorAll('thead .strip')].map(s => [...s.querySelectorAll('text')].map(t => {
+        const b = t.getBoundingClientRect(); return [b.left, b.right] }))"""
+    )
+    assert axes
+    for labels in axes:
+        assert all(a[1] + 2 <= b[0] for a, b in pairwise(labels)), labels
 
 
 def test_chinese_is_set_with_room_between_lines(browser, pages):
