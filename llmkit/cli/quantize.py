@@ -374,11 +374,11 @@ def _evaluated(out: Output, before: Checkpoint, folder: Path, rows: list[list[in
     """The float model and the quantized one over the same windows; large models one layer at a time."""
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.decoder.load import load_decoder
-    from llmkit.evaluation.divergence import measure_divergence
+    from llmkit.evaluation.divergence import Computed, measure_divergence
 
     is_large = sum(4 * lazy.spec.numel for lazy in before.tensors.values()) > _LARGE_NBYTES
     floats, quantized = (
         load_decoder(ckpt, device=device, streamed=is_large) for ckpt in (before, open_checkpoint(folder))
     )
     ids = [i for row in rows for i in row]
-    return measure_divergence(floats, quantized, ids, context=len(rows[0]), progress=out.progress())
+    return measure_divergence(Computed(floats), quantized, ids, context=len(rows[0]), progress=out.progress())

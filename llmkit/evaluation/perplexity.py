@@ -11,7 +11,7 @@ Source: transformers, docs "Perplexity of fixed-length models".
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkit.decoder.language_model import LanguageModel
@@ -78,33 +78,51 @@ def measure_perplexity(
     context: int,
     stride: int | None = None,
     progress: Progress = NO_PROGRESS,
+    keep: Callable[[torch.Tensor, torch.Tensor], None] = lambda logits, targets: None,
 ) -> Perplexity:
     """Perplexity of the tokens `ids`.
 
     Args:
         context: tokens in a window.
         stride: how far windows advance; None for disjoint ones.
+        keep: told the float32 logits [tokens, vocab] before some scored tokens, and these tokens' ids, in order.
 
     Raises:
         InputError: fewer than two tokens, or a stride that does not fit the context.
     """
     step = context if stride is None else stride
-    if context < 2 or not 1 <= step <= context:
-        raise InputError(f"a context of {context} and a stride of {step} do not make windows: 1 <= stride <= context")
-    if len(ids) < 2:
-        raise InputError(f"the text has {len(ids)} tokens, too few to predict one", hint="give a longer text")
-    spans = windows(len(ids), context, step)
+    spans = checked_windows(len(ids), context, step)
     tally = Tally()
     progress.begin(sum(end - start for start, end, _ in spans), "perplexity", "tokens")
     try:
         with torch.inference_mode():
             for batch in batches(spans):
                 for logits, targets in scored_logits(decoder, ids, batch):
-                    tally.add(logits, targets)
+                    tally.add(negative_log_likelihood(logits, targets))
+                    keep(logits, targets)
                 progress.advance(sum(end - start for start, end, _ in batch))
     finally:
         progress.end()
     return tally.perplexity(len(ids), context, step)
+
+
+def checked_windows(n_tokens: int, context: int, stride: int) -> list[tuple[int, int, int]]:
+    """The windows of a text of so many tokens.
+
+    Raises:
+        InputError: fewer than two tokens, or a stride that does not fit the context.
+    """
+    if context < 2 or not 1 <= stride <= context:
+        raise InputError(f"a context of {context} and a stride of {stride} do not make windows: 1 <= stride <= context")
+    if n_tokens < 2:
+        raise InputError(f"the text has {n_tokens} tokens, too few to predict one", hint="give a longer text")
+    return windows(n_tokens, context, stride)
+
+
+def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """In nats, float64 [tokens], of float32 logits [tokens, vocab] and the ids [tokens] that came."""
+    chosen = logits.gather(-1, targets[:, None])[:, 0]
+    return (torch.logsumexp(logits, -1) - chosen).double()
 
 
 class Tally:
@@ -114,10 +132,8 @@ class Tally:
         self._total = self._squares = 0.0
         self._n = 0
 
-    def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Take in float32 logits [tokens, vocab] and the ids [tokens] that came."""
-        chosen = logits.gather(-1, targets[:, None])[:, 0]
-        values = (torch.logsumexp(logits, -1) - chosen).double()
+    def add(self, values: torch.Tensor) -> None:
+        """Take in those of some tokens, float64 [tokens]."""
         self._total += float(values.sum())
         self._squares += float((values * values).sum())
         self._n += values.numel()
@@ -151,8 +167,14 @@ def scored_logits(
     """
     rows = torch.tensor([list(ids[start:end]) for start, end, _ in batch])
     hidden = decoder.hidden(rows)
-    for i, (start, end, first) in enumerate(batch):
+    for i, low, high in scored_ranges(batch):
+        start = batch[i][0]
+        logits = decoder.logits(hidden[i, low - start - 1 : high - start - 1])
+        yield logits, torch.tensor(list(ids[low:high]), device=logits.device)
+
+
+def scored_ranges(batch: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(window of the batch, first, end) of a few hundred scored positions at a time, from the start of the text."""
+    for i, (_, end, first) in enumerate(batch):
         for low in range(first, end, _HEAD_ROWS):
-            high = min(low + _HEAD_ROWS, end)
-            logits = decoder.logits(hidden[i, low - start - 1 : high - start - 1])
-            yield logits, torch.tensor(list(ids[low:high]), device=logits.device)
+            yield i, low, min(low + _HEAD_ROWS, end)

@@ -86,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     from llmkit.errors import LlmkitError
-    from llmkit.evaluation.divergence import measure_divergence
+    from llmkit.evaluation.divergence import Computed, measure_divergence
     from llmkit.evaluation.perplexity import measure_perplexity
 
     ids = held_ids(args.model, args.held, args.context, args.windows)
@@ -123,7 +123,7 @@ def main() -> None:
                 if not note.exists():
                     shutil.rmtree(folder, ignore_errors=True)
                     seconds, peak = run([*command, str(folder)], folder.with_suffix(".log"))
-                    found = measure_divergence(reference, decoder(folder), ids, context=args.context)
+                    found = measure_divergence(Computed(reference), decoder(folder), ids, context=args.context)
                     note.write_text(json.dumps({**found.as_dict(), "seconds": seconds, "peak": peak}))
             except (RuntimeError, LlmkitError) as error:
                 print(row.format(case, name, "failed", "", "", "", "", ""), str(error).splitlines()[-1], flush=True)
