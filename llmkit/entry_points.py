@@ -2,7 +2,7 @@
 
 A group is one seam of llmkit: `llmkit.architectures` (decoder families), `llmkit.layouts` (files of other programs),
 `llmkit.codecs` (layouts of quantized matrices), `llmkit.methods` (ways to quantize one),
-`llmkit.report_formats` (forms of a report). Built-in entries
+`llmkit.report_formats` (forms of a report), `llmkit.protocols` (ways to score a benchmark). Built-in entries
 stand in llmkit's own pyproject.toml.
 """
 

@@ -121,6 +121,14 @@ def subjects(context: typer.Context) -> Iterable[str]:
 
 
 @offering_after
+def protocols(context: typer.Context) -> Iterable[str]:
+    """Those of the benchmark."""
+    from llmkit.evaluation.protocol import protocol_names
+
+    return protocol_names(context.params.get("bench") or "")
+
+
+@offering_after
 def tensors(context: typer.Context) -> Iterable[str]:
     """Those in a folder that llmkit wrote."""
     from llmkit.checkpoint.manifest import load_manifest

@@ -57,6 +57,14 @@ def evaluate(
         str | None,
         typer.Option(metavar="val|test|dev", help="The split to score (default: the benchmark's usual one)."),
     ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.protocols,
+            help="How questions are put and answers read: lm-eval, or as published (mmlu: original, …).",
+        ),
+    ] = "lm-eval",
     shots: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Examples in each prompt (default: the usual number).")
     ] = None,
@@ -100,7 +108,8 @@ def evaluate(
         check_record_path(output)
     baseline = read_record(compare) if compare is not None else None
     gates.check_early([name for name in bench.split(",") if name], baseline, compare)
-    settings = [model, bench, data, split, shots, limit, subjects, max_length, templates, computing, scaling]
+    chosen = (model, bench, data, split, protocol, shots, limit, subjects)
+    settings = [*chosen, max_length, templates, computing, scaling]
     keep = _answers_path(output, repr(settings))
     score = partial(
         run_evaluation,
@@ -108,6 +117,7 @@ def evaluate(
         bench,
         data=data,
         split=split,
+        protocol=protocol,
         shots=shots,
         limit=limit if limit is None or limit < 1 else int(limit),
         subjects=[s.strip() for s in (subjects or "").split(",") if s.strip()],

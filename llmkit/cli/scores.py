@@ -39,19 +39,23 @@ def _render_bench(out: Output, result: BenchResult) -> None:
     categories = result.bench.categories([s.name for s in result.subjects])
     listed = categories or {"": [s.name for s in result.subjects]}
     by_name = {s.name: s for s in result.subjects}
+    is_macro = result.average == "macro"
+    columns = ["questions", "macro", "±", "micro"] if is_macro else ["questions", "accuracy", "±", "macro"]
+
+    def row(name: str, micro: Mean, macro: Mean) -> Sequence[object]:
+        first, second = (macro, micro) if is_macro else (micro, macro)
+        return name, first.n, _share(first), _error(first), _share(second)
+
     for category, names in listed.items():
         if category:
-            low, high = result.categories[category]
-            rows.append((category, low.n, _share(low), _error(low), f"{high.value:.4f}"))
+            rows.append(row(category, *result.categories[category]))
         rows += [
             ("  " * bool(category) + n, by_name[n].acc.n, _share(by_name[n].acc), _error(by_name[n].acc), "")
             for n in names
         ]
-    for subset, (low, high) in result.subsets.items():
-        rows.append((f"{subset} (subset)", low.n, _share(low), _error(low), f"{high.value:.4f}"))
-    rows.append(("all", result.micro.n, _share(result.micro), _error(result.micro), f"{result.macro.value:.4f}"))
-    title = f"{result.bench.title}, {result.shots} shots"
-    out.table([title, "questions", "accuracy", "±", "macro"], rows, right=["questions", "accuracy", "±", "macro"])
+    rows += [row(f"{subset} (subset)", *means) for subset, means in result.subsets.items()]
+    rows.append(row("all", result.micro, result.macro))
+    out.table([f"{result.title}, {result.shots} shots", *columns], rows, right=columns)
     out.line()
     _render_averages(out, result)
     out.line()
@@ -59,6 +63,7 @@ def _render_bench(out: Output, result: BenchResult) -> None:
 
 def _render_averages(out: Output, result: BenchResult) -> None:
     averages = [("over questions (micro)", result.micro), ("over subjects (macro)", result.macro)]
+    averages.sort(key=lambda named: result.average not in named[0])  # first the one that its authors report
     if result.macro_categories is not None:
         averages.append(("over categories", result.macro_categories))
     columns = ["mean", "accuracy", "±", "± by subject", "95 % interval"]

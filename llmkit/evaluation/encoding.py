@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.evaluation.prefix import common_length
 from llmkit.tokenization.chat import encode_marked, is_marked
 
 
@@ -92,6 +96,28 @@ class Encoder:
                 encoded.append(([self.prefix_id], tokens))
         return encoded
 
+    def encode_choices(
+        self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
+    ) -> list[tuple[list[int], list[list[int]]]]:
+        """Each context with what each of its continuations adds to it when the two are encoded together.
+
+        Where the tokenizer joins the end of a context with a continuation, the context ends before. Where it closes a
+        question with tokens after which the answer starts, continuations are encoded apart, without the space before.
+        """
+        heads = self.encode(contexts)
+        if getattr(self.tokenizer, "answers_after_suffix", False):
+            bare = [x.removeprefix(" ") for some in continuations for x in some]
+            tails = iter(self.encode(bare, add_special_tokens=False))
+            return [(head, [next(tails) for _ in some]) for head, some in zip(heads, continuations, strict=True)]
+        texts = [context + x for context, some in zip(contexts, continuations, strict=True) for x in some]
+        joint = iter(self.encode(texts))
+        encoded = []
+        for head, some in zip(heads, continuations, strict=True):
+            whole = [next(joint) for _ in some]
+            shared = min(common_length(tuple(head), tuple(ids)) for ids in whole)
+            encoded.append((head[:shared], [ids[shared:] for ids in whole]))
+        return encoded
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -100,6 +126,14 @@ class Encoder:
     def eos_text(self) -> str:
         """The end token as text, which is a stop string too."""
         return str(self.tokenizer.decode([self.eos_id], skip_special_tokens=False))
+
+
+def hash_ids(ids: Sequence[int]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of token ids, as little-endian 64-bit integers."""
+    words = array("q", ids)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return hashlib.sha256(words.tobytes()).hexdigest()[:16]
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

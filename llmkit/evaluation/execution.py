@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from string import punctuation
 from time import perf_counter
 from typing import Any
 
@@ -16,56 +17,54 @@ from lm_eval.evaluator import evaluate as lm_evaluate
 
 from llmkit.architecture.prompts import ChatTemplate, Turns
 from llmkit.errors import InputError
-from llmkit.evaluation.benches import Bench, Subject
+from llmkit.evaluation.benches import Subject
+from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.identity import digest_of
-from llmkit.evaluation.lm import SharedPrefixLM
+from llmkit.evaluation.lm import Sent, SharedPrefixLM
+from llmkit.evaluation.prompting import probability_mass
+from llmkit.evaluation.protocol import Protocol, Samples, Workload
 from llmkit.evaluation.record import BenchResult, Question, SubjectResult
 from llmkit.evaluation.statistics import mean
 from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, set_shots
 
-Samples = dict[str, list[dict[str, Any]]]
 Values = dict[str, dict[str, list[Any]]]
 BOOTSTRAP_ITERS = (
     1000  # for the metrics without a closed form among lm-eval's other tasks; lm-eval itself takes 100,000
 )
-_LETTERS = "ABCD"
 
 
 def run_bench(
     lm: SharedPrefixLM,
-    bench: Bench,
+    work: Workload,
     tasks: Mapping[str, Any],
-    *,
-    shots: int,
-    limit: float | None,
-    missing: Sequence[str],
-    chat_template: bool,
-    defined: Mapping[str, Any] | None = None,
+    protocol: Protocol,
+    subjects: Sequence[str],
 ) -> tuple[BenchResult, Samples]:
-    """Score a benchmark's subjects (subject -> task) in one go; `defined` are those of the whole run."""
+    """Score `subjects` in one go; `tasks` are those of all subjects."""
+    bench = work.bench
     started = perf_counter()
     before, truncated = asdict(lm.scorer.usage), lm.n_truncated
-    defined = defined or tasks
-    for task in defined.values():
-        set_shots(task, shots)
-    by_task = {bench.task_name(subject): task for subject, task in tasks.items()}
-    results = _evaluate(lm, by_task, limit=limit, chat_template=chat_template, bootstrap_iters=0)
-    subjects, logged = [], {}
-    for name in tasks:
+    by_task = {bench.task_name(subject): tasks[subject] for subject in subjects}
+    results = _evaluate(lm, by_task, limit=work.limit, chat_template=work.chat, bootstrap_iters=0)
+    scored, logged = [], {}
+    for name in subjects:
         samples = sorted(results["samples"][bench.task_name(name)], key=lambda s: int(s["doc_id"]))
-        subjects.append(_subject(bench.by_name.get(name, Subject(name)), samples))
+        scored.append(_subject(bench.by_name.get(name, Subject(name)), samples, lm))
         logged[bench.task_name(name)] = [_logged(s) for s in samples]
-    some = next(iter(tasks.values()))
+    some = tasks[subjects[0]]
     result = BenchResult(
         bench=bench,
-        subjects=tuple(subjects),
-        missing=tuple(missing),
+        subjects=tuple(scored),
+        missing=work.missing,
         shots=int(some.get_config("num_fewshot") or 0),
         n_truncated=lm.n_truncated - truncated,
         task_version=str(some.VERSION),
-        task_digest=_digest_tasks(defined),
+        task_digest=_digest_tasks(tasks),
         elapsed_s=perf_counter() - started,
         tokens={k: v - before[k] for k, v in asdict(lm.scorer.usage).items()},
+        protocol=protocol.name,
+        average=protocol.average,
+        letter_ids=_letter_ids(lm, results["samples"][bench.task_name(subjects[0])]),
     )
     return result, logged
 
@@ -141,21 +140,56 @@ def _evaluate(
             raise InputError(f"lm-eval: {error}") from error
 
 
-def _subject(subject: Subject, samples: Sequence[Mapping[str, Any]]) -> SubjectResult:
-    metrics = [m for m in samples[0]["metrics"] if m != "acc"]
+def _subject(subject: Subject, samples: Sequence[Mapping[str, Any]], lm: SharedPrefixLM) -> SubjectResult:
+    metrics = [m for m in samples[0]["metrics"] if m not in ("acc", "exact_match")]
+    questions = tuple(_question(s, lm) for s in samples)
     return SubjectResult(
         subject=subject,
-        acc=mean([float(s["acc"]) for s in samples]),
-        questions=tuple(_question(s) for s in samples),
+        acc=mean([float(q.is_right) for q in questions]),
+        questions=questions,
         metrics={m: mean([float(s[m]) for s in samples]) for m in metrics},
     )
 
 
-def _question(sample: Mapping[str, Any]) -> Question:
-    """The best-scored choice; the first of equals, as numpy's argmax has it."""
+def _question(sample: Mapping[str, Any], lm: SharedPrefixLM) -> Question:
+    """The best-scored choice, the first of equals, as numpy's argmax has it; or the letter that was generated."""
+    sent = _sent(lm, sample)
+    row = str(sample["doc_id"])
+    if "acc" not in sample["metrics"]:
+        return Question(row, _generated_letter(sample), str(sample["target"]), prompt=sent[0].prompt)
     logprobs = tuple(float(x[0]) for x in sample["filtered_resps"])
-    choice = _LETTERS[logprobs.index(max(logprobs))]
-    return Question(str(sample["doc_id"]), choice, _LETTERS[int(sample["target"])], logprobs)
+    is_letters = len({s.prompt for s in sent}) == 1
+    return Question(
+        id=row,
+        choice=LETTERS[logprobs.index(max(logprobs))],
+        target=LETTERS[int(sample["target"])],
+        logprobs=logprobs,
+        mass=probability_mass([[s.targets] for s in sent], logprobs) if is_letters else None,
+        prompt=sent[0].prompt,
+    )
+
+
+def _generated_letter(sample: Mapping[str, Any]) -> str:
+    """What lm-eval's exact match takes the text for: it looks at neither case nor punctuation."""
+    if sample["exact_match"]:
+        return str(sample["target"])
+    text = str(sample["filtered_resps"][0]).strip(punctuation).strip().upper()
+    return text if text in set(LETTERS) - {str(sample["target"])} else ""
+
+
+def _sent(lm: SharedPrefixLM, sample: Mapping[str, Any]) -> list[Sent]:
+    """What became of a sample's requests: one a choice, or the one that was to be answered."""
+    requests = [(str(r[0]), r[1]) for r in sample["arguments"]]
+    return [lm.sent[(lm.with_lead(a), b) if isinstance(b, str) else (a,)] for a, b in requests]
+
+
+def _letter_ids(lm: SharedPrefixLM, samples: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, ...]]]:
+    """The tokens that stood for each letter after the first prompt; none where answers are texts."""
+    sample = min(samples, key=lambda s: int(s["doc_id"]))
+    texts = [str(r[1]).strip() for r in sample["arguments"]]
+    if texts != list(LETTERS[: len(texts)]):
+        return {}
+    return {letter: [s.targets] for letter, s in zip(texts, _sent(lm, sample), strict=True)}
 
 
 def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ is how the scores are computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
@@ -15,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Prompt, Turns
 from llmkit.errors import InputError
-from llmkit.evaluation.encoding import Encoder
+from llmkit.evaluation.encoding import Encoder, hash_ids
 from llmkit.evaluation.generation import read_requests
 from llmkit.evaluation.prefix import Query
 from llmkit.tokenization.chat import ending_of, is_marked, marked_lead, marked_text
@@ -29,6 +30,19 @@ if TYPE_CHECKING:
 DEFAULT_MAX_LENGTH = 2048
 _UNSET_LENGTH = 10**18  # tokenizers that know no limit report 1e30
 _MAX_CONTINUATIONS = 16  # distinct continuations whose token ids are remembered for the record
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a request.
+
+    Attributes:
+        prompt: of the token ids that stood before the answer, as of the record's `Question`.
+        targets: the ids of the continuation; empty where an answer was generated.
+    """
+
+    prompt: str
+    targets: tuple[int, ...] = ()
 
 
 class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
@@ -69,6 +83,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.n_truncated = 0
         self.n_without_system = 0
         self.continuations: dict[str, tuple[int, ...]] = {}
+        self.sent: dict[tuple[str, ...], Sent] = {}
         self._device = scorer.device
 
     @property
@@ -88,11 +103,11 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As `TemplateLM` encodes them, but all at once, and each distinct text once."""
-        pairs = [(self._with_lead(str(r.args[0])), str(r.args[1])) for r in requests]
+        pairs = [(self.with_lead(str(r.args[0])), str(r.args[1])) for r in requests]
         encoded = self.encoder.encode_pairs(pairs)
         return self._loglikelihood_tokens([(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)])
 
-    def _with_lead(self, context: str) -> str:
+    def with_lead(self, context: str) -> str:
         """A prompt in a format of ours with what its answers begin with: lm-eval puts no space after a chat prompt."""
         return context + self._lead if is_marked(context) else context
 
@@ -102,10 +117,14 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         queries = []
         truncated: set[tuple[int, ...]] = set()
         for texts, context, continuation in requests:
-            queries.append(self._query(context, continuation))
+            query = self._query(context, continuation)
+            queries.append(query)
             if len(context) + len(continuation) > self.max_length + 1:
                 truncated.add(tuple(context))
-            if texts is not None and len(self.continuations) < _MAX_CONTINUATIONS:
+            if texts is None:
+                continue
+            self.sent[texts] = Sent(hash_ids(query.tokens[: query.first + 1]), query.targets)
+            if len(self.continuations) < _MAX_CONTINUATIONS:
                 self.continuations.setdefault(texts[1], tuple(continuation))
         self.n_truncated += len(truncated)
         answers = [(score.logprob, score.is_greedy) for score in self.scorer.score(queries)]
@@ -149,6 +168,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
             max_length=self.max_length,
             max_new=self.max_gen_toks,
         )
+        self.sent |= {(str(r.args[0]),): Sent(hash_ids(q.tokens)) for r, q in zip(requests, read, strict=True)}
         answers = self.scorer.generate(read, self.encoder, self.eos_ids)
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)

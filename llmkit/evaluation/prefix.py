@@ -106,7 +106,7 @@ def _build(rows: Sequence[Tokens], segment_of: dict[Tokens, Segment], forward_co
     root = _TreeNode(0, ())
     path = [root]
     for index, row in enumerate(rows):
-        shared = _common(rows[index - 1], row) if index else 0
+        shared = common_length(rows[index - 1], row) if index else 0
         while path[-1].depth > shared:
             node = path.pop()
             if path[-1].depth < shared:
@@ -134,7 +134,7 @@ def _close(node: _TreeNode, parent_depth: int, segment_of: dict[Tokens, Segment]
     return segments
 
 
-def _common(a: Tokens, b: Tokens) -> int:
+def common_length(a: Tokens, b: Tokens) -> int:
     """How many leading tokens two sequences share (bisected, so that the comparing is done by tuple slices)."""
     low, high = 0, min(len(a), len(b))
     while low < high:

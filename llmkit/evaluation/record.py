@@ -99,7 +99,11 @@ class BenchResult:
         missing: subjects of the benchmark that were not scored.
         shots: shots in each prompt.
         n_truncated: prompts that lost tokens on the left because they were longer than the model's context.
-        task_version, task_digest: lm-eval's version of the tasks, and a digest of their definitions.
+        task_version, task_digest: lm-eval's version of the tasks, and a digest of their definitions; of a protocol
+            with prompts of its own of its name and settings.
+        protocol: how questions were put and answers read.
+        average: the one that the protocol's authors report: micro, over questions, or macro, over subjects.
+        letter_ids: letter -> the token sequences that counted as it, after the first prompt.
     """
 
     bench: Bench
@@ -111,6 +115,19 @@ class BenchResult:
     task_digest: str
     elapsed_s: float
     tokens: Mapping[str, int]
+    protocol: str = "lm-eval"
+    average: str = "micro"
+    letter_ids: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Of the benchmark, with the protocol where it is not lm-eval's own (`C-Eval official`)."""
+        return self.bench.title if self.protocol == "lm-eval" else f"{self.bench.title} {self.protocol}"
+
+    @property
+    def reported(self) -> Mean:
+        """The average that the protocol's authors report."""
+        return self.macro if self.average == "macro" else self.micro
 
     @property
     def micro(self) -> Mean:
@@ -169,6 +186,8 @@ class BenchResult:
         overall, letters = self.macro_categories, self.letters
         return {
             "title": self.bench.title,
+            "protocol": self.protocol,
+            "average": self.average,
             "micro": self.micro.to_json(),
             "macro": self.macro.to_json(),
             "macro_categories": overall.to_json() if overall else None,
@@ -184,6 +203,7 @@ class BenchResult:
             "task_digest": self.task_digest,
             "elapsed_s": round(self.elapsed_s, 3),
             "tokens": dict(self.tokens),
+            "letter_ids": {k: [list(ids) for ids in v] for k, v in self.letter_ids.items()},
         }
 
 
@@ -220,8 +240,8 @@ class RunRecord:
 
     @property
     def scores(self) -> dict[str, float]:
-        """The one figure of each benchmark or task that `--fail-under` looks at: micro accuracy, or accuracy."""
-        by_bench = {name: result.micro.value for name, result in self.benches.items()}
+        """The one figure of each benchmark or task that `--fail-under` looks at: the average its authors report."""
+        by_bench = {name: result.reported.value for name, result in self.benches.items()}
         for name, metrics in self.tasks.items():
             values = {k.split(",")[0]: v for k, v in metrics.items() if isinstance(v, float)}
             for key in ("acc", "exact_match", "acc_norm"):

@@ -105,6 +105,9 @@ def _bench_result(name: str, fields: Fields) -> BenchResult:
         task_digest=fields.text("task_digest", ""),
         elapsed_s=fields.number("elapsed_s", 0.0),
         tokens={k: tokens.count(k) for k in tokens.body},
+        protocol=fields.text("protocol", "lm-eval"),
+        average=fields.text("average", "micro"),
+        letter_ids={k: list(v) for k, v in fields.object("letter_ids", {}).body.items() if isinstance(v, list)},
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -22,9 +22,9 @@ from llmkit.errors import InputError, listing
 from llmkit.evaluation.answers import SUFFIX, Answers
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
 from llmkit.evaluation.csv_data import LocalData, find_data
-from llmkit.evaluation.csv_forms import Doc
 from llmkit.evaluation.engine import EngineArguments, EngineOptions, open_engine
 from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
+from llmkit.evaluation.protocol import DEFAULT, Protocol, Workload, protocol_named
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.shards import Shard
 from llmkit.evaluation.task_files import check_task_names
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 class _Prepared:
     """A benchmark whose subjects are chosen and whose local files are read."""
 
-    bench: Bench
-    shots: int
-    docs: dict[str, dict[str, list[Doc]] | None]  # by subject; None: from the hub
+    protocol: Protocol
+    work: Workload
     data: LocalData | None
 
 
@@ -50,6 +49,7 @@ def evaluate(
     *,
     data: str | Path | None = None,
     split: str | None = None,
+    protocol: str = DEFAULT,
     shots: int | None = None,
     limit: float | None = None,
     subjects: Sequence[str] = (),
@@ -68,6 +68,8 @@ def evaluate(
         bench: names (or one string with commas): mmlu, ceval, cmmlu, mini, or any of lm-eval's tasks and groups.
         data: a folder with the benchmarks' published CSV files; None takes the hub's (mini has its own).
         split: the split to score (val, test, dev); None takes the one each benchmark is usually scored on.
+        protocol: how questions are put and answers read: lm-eval, or another that the benchmarks have
+            (`protocol.protocol_names`).
         shots: None takes each benchmark's usual number (5; mini 2) and each task's own.
         limit: only the first questions of each subject; below 1 a share of them.
         subjects: subjects, categories or subsets of the benchmarks; all when empty.
@@ -97,33 +99,38 @@ def evaluate(
         raise InputError(f"--subjects is about one benchmark, found {', '.join(names)}", hint=f"--bench {names[0]}")
     if split is not None and others:
         raise InputError(f"--split is for {listing(bench_names())}; {others[0]} is a task of lm-eval with its own")
+    if protocol != DEFAULT and others:
+        raise InputError(f"--protocol is for {listing(bench_names())}; {others[0]} is a task of lm-eval with its own")
     check_task_names(others)
     benches = [load_bench(n) for n in names if n in bench_names()]
     benches = [b if split is None else b.of_split(split) for b in benches]
     # a benchmark with questions of its own takes them, unless --data can only be meant for it
     folders = [b.own_data if b.own_data and (data is None or len(names) > 1) else data for b in benches]
-    prepared = [_prepare(b, folder, shots, subjects) for b, folder in zip(benches, folders, strict=True)]
+    protocols = [protocol_named(b, protocol) for b in benches]
+    prepared = [
+        _Prepared(p, replace(work, limit=limit, chat=bool(chat_template)), local)
+        for p, b, folder in zip(protocols, benches, folders, strict=True)
+        for work, local in [_prepare(b, folder, p.shots if shots is None else shots, subjects)]
+    ]
     ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
 
-    from llmkit.evaluation.execution import run_bench, run_tasks
-    from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks, set_shots
+    from llmkit.evaluation.execution import run_tasks
+    from llmkit.evaluation.tasks import load_lm_eval_tasks
 
-    planned = [(p, {s: bench_task(p.bench, s, docs) for s, docs in p.docs.items()}) for p in prepared]
+    plans = {p.work.bench.name: p.protocol.plan(p.work) for p in prepared}
     loaded = load_lm_eval_tasks(others) if others else None
     part = None
     if shard is not None:
         from llmkit.evaluation.sharding import cut_run
 
-        for item, tasks in planned:
-            for task in tasks.values():
-                set_shots(task, item.shots)
-        part = cut_run(shard, {p.bench.name: tasks for p, tasks in planned}, loaded, limit)
+        part = cut_run(shard, {name: plan.documents for name, plan in plans.items()}, loaded, limit)
     options = EngineOptions(**engine)
     lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, **engine)
     settings = {
         "bench": names,
         "data": str(data) if data is not None else None,
         "split": split,
+        "protocol": protocol,
         "shots": shots,
         "limit": limit,
         "subjects": list(subjects),
@@ -141,20 +148,10 @@ def evaluate(
     scores: dict[str, Any] = {}
     with closing(Answers(keep, key, str(keep).removesuffix(SUFFIX))) as answers:
         lm.scorer.answers = answers
-        for item, tasks in planned:
-            missing = [s.name for s in item.bench.subjects if s.name not in tasks]
-            mine = tasks if part is None else {name: tasks[name] for name in part.subjects[item.bench.name]}
+        for name, plan in plans.items():
+            mine = list(plan.documents) if part is None else part.subjects[name]
             if mine:
-                results[item.bench.name], logged = run_bench(
-                    lm,
-                    item.bench,
-                    mine,
-                    shots=item.shots,
-                    limit=limit,
-                    missing=missing,
-                    chat_template=bool(chat_template),
-                    defined=tasks,
-                )
+                results[name], logged = plan.score(lm, mine)
                 samples |= logged
         if loaded is not None and (part is None or part.tasks):
             scores, logged, values = run_tasks(
@@ -224,7 +221,9 @@ def make_lm(
     )
 
 
-def _prepare(bench: Bench, folder: str | Path | None, shots: int | None, subjects: Sequence[str]) -> _Prepared:
+def _prepare(
+    bench: Bench, folder: str | Path | None, shots: int | None, subjects: Sequence[str]
+) -> tuple[Workload, LocalData | None]:
     shots = bench.shots if shots is None else shots
     if shots and bench.split == bench.shots_split:
         raise InputError(
@@ -235,10 +234,10 @@ def _prepare(bench: Bench, folder: str | Path | None, shots: int | None, subject
         if not bench.subjects:
             raise InputError(f"{bench.title}: its questions are not installed", hint="give them: --data FOLDER")
         chosen = bench.select(subjects, [s.name for s in bench.subjects])
-        return _Prepared(bench, shots, dict.fromkeys(chosen), None)
+        return Workload(bench, dict.fromkeys(chosen), shots), None
     local = find_data(bench, folder)
     chosen = bench.select(subjects, local.subjects)
-    return _Prepared(bench, shots, {s: local.read(s, shots=shots) for s in chosen}, local)
+    return Workload(bench, {s: local.read(s, shots=shots) for s in chosen}, shots), local
 
 
 def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequence[str]) -> list[str]:
@@ -247,13 +246,13 @@ def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequenc
         if item.data and item.data.missing and not chosen:
             n = len(item.data.missing)
             warnings.append(
-                f"{item.bench.title}: the data folder lacks {n} of {len(item.bench.subjects)} subjects "
+                f"{item.work.bench.title}: the data folder lacks {n} of {len(item.work.bench.subjects)} subjects "
                 f"({listing(item.data.missing)}): the averages are over those present"
             )
         warnings += item.data.warnings if item.data else []
         if item.data and item.data.unknown:
             warnings.append(
-                f"{item.bench.title}: left out files that are no subjects of it: {listing(item.data.unknown)}"
+                f"{item.work.bench.title}: left out files that are no subjects of it: {listing(item.data.unknown)}"
             )
     if lm.n_without_system:
         warnings.append(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,8 +16,9 @@ from lm_eval.api.registry import AGGREGATION_REGISTRY
 
 from llmkit.errors import InputError
 from llmkit.evaluation.identity import digest_of
+from llmkit.evaluation.protocol import Documents
 from llmkit.evaluation.shards import Shard, cut_questions, cut_units
-from llmkit.evaluation.tasks import leaf_tasks
+from llmkit.evaluation.tasks import documents_of, leaf_tasks
 
 Tasks = Mapping[str, Any]
 
@@ -40,11 +41,11 @@ class Part:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def cut_run(shard: Shard, benches: Mapping[str, Tasks], loaded: Any, limit: float | None) -> Part:
+def cut_run(shard: Shard, benches: Mapping[str, Mapping[str, Documents]], loaded: Any, limit: float | None) -> Part:
     """The part of a run.
 
     Args:
-        benches: benchmark -> subject -> task.
+        benches: benchmark -> subject -> its documents.
         loaded: what `load_lm_eval_tasks` gave; None for nothing.
         limit: as of `evaluate`.
 
@@ -52,21 +53,23 @@ def cut_run(shard: Shard, benches: Mapping[str, Tasks], loaded: Any, limit: floa
         InputError: there are more shards than subjects.
     """
     tasks = {str(task.config.task): task for task in leaf_tasks(loaded)} if loaded is not None else {}
-    units = {(bench, name): task for bench, some in benches.items() for name, task in some.items()}
-    units |= {("", name): task for name, task in tasks.items()}
-    costs = {unit: list(_costs(task, limit)) for unit, task in units.items()}
+    units = {(bench, name): docs for bench, some in benches.items() for name, docs in some.items()}
+    units |= {("", name): documents_of(task) for name, task in tasks.items()}
+    costs = {unit: list(_costs(docs.scored, limit)) for unit, docs in units.items()}
     about = {
         "index": shard.index,
         "count": shard.count,
         "benches": {bench: {name: len(costs[bench, name]) for name in some} for bench, some in benches.items()},
         "tasks": {name: len(costs["", name]) for name in tasks},
-        "data": digest_of([[unit, _documents(task)] for unit, task in units.items()]),
+        "data": digest_of([[unit, _digest(docs)] for unit, docs in units.items()]),
         "groups": _groups(loaded),
         "aggregations": {name: _aggregations(task) for name, task in tasks.items()},
     }
     if shard.count <= len(units):
         mine = set(
-            cut_units({u: _prefix_cost(units[u]) + sum(c) for u, c in costs.items()}, shard.count)[shard.index - 1]
+            cut_units({u: sum(map(_cost, units[u].shots)) + sum(c) for u, c in costs.items()}, shard.count)[
+                shard.index - 1
+            ]
         )
         subjects = {bench: [name for name in some if (bench, name) in mine] for bench, some in benches.items()}
         return Part(subjects, {n: task for n, task in tasks.items() if ("", n) in mine}, {}, about)
@@ -78,8 +81,7 @@ def cut_run(shard: Shard, benches: Mapping[str, Tasks], loaded: Any, limit: floa
     return Part({}, {n: t for n, t in tasks.items() if questions[n]}, {n: q for n, q in questions.items() if q}, about)
 
 
-def _costs(task: Any, limit: float | None) -> Iterator[int]:
-    docs = task.eval_docs
+def _costs(docs: Sequence[Mapping[str, Any]], limit: float | None) -> Iterator[int]:
     n = len(docs) if limit is None else math.ceil(len(docs) * limit) if limit < 1 else int(limit)
     return (_cost(doc) for doc in islice(docs, n))
 
@@ -89,14 +91,8 @@ def _cost(doc: Mapping[str, Any]) -> int:
     return sum(len(str(value).encode("utf-8", "replace")) for value in doc.values())
 
 
-def _prefix_cost(task: Any) -> int:
-    """Of the examples that all prompts of a task begin with."""
-    docs, n = task.fewshot_docs() if task.config.num_fewshot else None, int(task.config.num_fewshot or 0)
-    return sum(_cost(doc) for doc in islice(docs, n)) if docs is not None else 0
-
-
-def _documents(task: Any) -> str:
-    return digest_of([json.dumps(doc, sort_keys=True, default=str) for doc in task.eval_docs])
+def _digest(docs: Documents) -> str:
+    return digest_of([json.dumps(doc, sort_keys=True, default=str) for doc in docs.scored])
 
 
 def _aggregations(task: Any) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.evaluation.benches import Bench
+from llmkit.evaluation.protocol import Documents
 from llmkit.evaluation.task_files import unknown_task
 
 Docs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -125,6 +127,13 @@ def set_shots(task: Any, shots: int | None) -> None:
     elif fixed is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=_SHOTS_SEED)
+
+
+def documents_of(task: Any) -> Documents:
+    """What a task scores, and the examples that all of its prompts begin with."""
+    n = int(task.config.num_fewshot or 0)
+    shots = task.fewshot_docs() if n else None
+    return Documents(task.eval_docs, list(islice(shots, n)) if shots is not None else [])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ WORDS = (
 )
 
 
-def train_tokenizer(folder: Path, *, bos: bool = False) -> None:
+def train_tokenizer(folder: Path, *, bos: bool = False, words: str = WORDS) -> None:
     """A byte-level BPE tokenizer of a few hundred pieces; with `bos` it puts <s> in front."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -26,7 +26,7 @@ def train_tokenizer(folder: Path, *, bos: bool = False) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator([WORDS] * 3, trainer)
+    made.train_from_iterator([words] * 3, trainer)
     if bos:
         made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     PreTrainedTokenizerFast(
