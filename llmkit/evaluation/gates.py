@@ -21,7 +21,8 @@ class Threshold:
 
     Attributes:
         bench: a benchmark or task; empty for all.
-        average: micro, macro (over subjects) or categories.
+        average: micro, macro (over subjects) or categories; empty for the usual one: of scores the one that the
+            protocol's authors report, of drops micro.
         value: a share, 0 to 1.
     """
 
@@ -63,10 +64,10 @@ def parse_thresholds(text: str, option: str) -> list[Threshold]:
             raise InputError(f"{option} {part}: {number!r} is no number", hint=example) from None
         if not 0 <= value <= 1:
             raise InputError(f"{option} {part}: expected a share from 0 to 1", hint=example)
-        if (average or "micro") not in AVERAGES:
+        if average and average not in AVERAGES:
             hint = suggestion(average, AVERAGES, f"known are {', '.join(AVERAGES)}")
             raise InputError(f"{option} {part}: no average {average!r}; expected {', '.join(AVERAGES)}", hint=hint)
-        thresholds.append(Threshold(bench, average or "micro", value))
+        thresholds.append(Threshold(bench, average, value))
     if not thresholds:
         raise InputError(f"{option} {text!r} holds no threshold", hint=f"{option} 0.45")
     return thresholds
@@ -93,7 +94,9 @@ def check_scores(record: RunRecord, thresholds: Sequence[Threshold], option: str
         InputError: there is no such benchmark or average.
     """
     scores: dict[str, dict[str, float]] = {name: {"micro": score} for name, score in record.scores.items()}
+    usual = dict.fromkeys(scores, "micro") | {name: result.average for name, result in record.benches.items()}
     for name, result in record.benches.items():
+        scores[name]["micro"] = result.micro.value
         scores[name]["macro"] = result.macro.value
         if result.macro_categories is not None:
             scores[name]["categories"] = result.macro_categories.value
@@ -101,9 +104,10 @@ def check_scores(record: RunRecord, thresholds: Sequence[Threshold], option: str
     gates = []
     for threshold in thresholds:
         for bench in [threshold.bench] if threshold.bench else scores:
-            value = _average(scores[bench], bench, threshold.average, option)
+            average = threshold.average or usual[bench]
+            value = _average(scores[bench], bench, average, option)
             passed = value >= threshold.value
-            figure = f"{bench} {threshold.average}"
+            figure = f"{bench} {average}"
             message = f"{figure} {value:.4f} {'reaches' if passed else 'is below'} {threshold.value:g}"
             gates.append(Gate(bench, figure, passed, message))
     return gates
@@ -126,10 +130,11 @@ def check_drops(
     gates = []
     for threshold in thresholds:
         for each in (c for c in comparisons if threshold.bench in ("", c.bench)):
-            change = _average(each.averages, each.bench, threshold.average, option).change.value
+            average = threshold.average or "micro"
+            change = _average(each.averages, each.bench, average, option).change.value
             is_large = -change > threshold.value + _ROUNDING
-            is_sure = each.is_significant(threshold.average)
-            figure = f"{each.bench} {threshold.average}: {each.label} against {each.baseline}"
+            is_sure = each.is_significant(average)
+            figure = f"{each.bench} {average}: {each.label} against {each.baseline}"
             doubt = ", not significant" if is_large and not is_sure else ""
             message = f"{figure} {change:+.4f}{doubt}, allowed are {-threshold.value:+g}"
             gates.append(Gate(each.bench, figure, not is_large or not (is_sure or strict), message))

@@ -28,6 +28,7 @@ from llmkit.evaluation.statistics import mean
 
 if TYPE_CHECKING:
     from llmkit.evaluation.lm import SharedPrefixLM
+    from llmkit.evaluation.scoring import Score
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -140,22 +141,14 @@ class Session:
         self.lm.n_truncated += len(ids) > room
         return Prompt(text, ids[-room:])
 
-    def logprobs(
-        self, prompts: Sequence[Prompt], options: Sequence[Options]
-    ) -> list[tuple[tuple[tuple[float, bool], ...], ...]]:
-        """By prompt, choice and token sequence: its natural log-probability, and whether greedy decoding gives it."""
+    def scores(self, prompts: Sequence[Prompt], options: Sequence[Options]) -> list[list[list[Score]]]:
+        """By prompt, choice and token sequence."""
         queries = []
         for prompt, choices in zip(prompts, options, strict=True):
             for ids in (ids for sequences in choices for ids in sequences):
                 queries.append(Query((prompt.ids + ids)[-(self.max_length + 1) :][:-1], ids))
         scores = iter(self.lm.scorer.score(queries))
-        return [
-            tuple(
-                tuple((score.logprob, score.is_greedy) for _, score in zip(sequences, scores, strict=False))
-                for sequences in choices
-            )
-            for choices in options
-        ]
+        return [[[next(scores) for _ in sequences] for sequences in choices] for choices in options]
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new: int, stops: Sequence[str] = (), sampling: Sampling = GREEDY
@@ -168,14 +161,14 @@ class Session:
     def choose(self, cases: Sequence[Case], prompts: Sequence[Prompt], options: Sequence[Options]) -> list[Question]:
         """The most probable choice of each; the first of equals, as numpy's argmax has it."""
         questions = []
-        for case, prompt, choices, scores in zip(cases, prompts, options, self.logprobs(prompts, options), strict=True):
-            logprobs = tuple(add_probabilities([x for x, _ in sequences]) for sequences in scores)
+        for case, prompt, choices, scores in zip(cases, prompts, options, self.scores(prompts, options), strict=True):
+            logprobs = tuple(add_probabilities([s.logprob for s in sequences]) for sequences in scores)
             letter = LETTERS[logprobs.index(max(logprobs))]
             questions.append(
                 Question(case.id, letter, case.item.answer, logprobs, probability_mass(choices, logprobs), prompt.hash)
             )
             self.letter_ids = self.letter_ids or dict(zip(LETTERS, map(list, choices), strict=False))
-            responses = [[x, any(g for _, g in s)] for x, s in zip(logprobs, scores, strict=True)]
+            responses = [[x, any(s.is_greedy for s in some)] for x, some in zip(logprobs, scores, strict=True)]
             self._log(case, prompt, responses, continuations=list(LETTERS[: len(choices)]))
         return questions
 

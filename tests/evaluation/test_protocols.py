@@ -6,8 +6,8 @@ import csv
 from collections import Counter
 
 import pytest
-from conftest import save_tiny_llama
 from published import Hendrycks, PlainModel, ids_hash, score_subject
+from tiny_model import save_tiny_llama
 from tiny_tokenizer import WORDS, train_tokenizer
 
 from llmkit.errors import InputError
