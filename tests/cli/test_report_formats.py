@@ -84,6 +84,6 @@ def test_steps_and_layer_errors_come_from_what_quantize_left(call, tmp_path):
     done = call("report", tmp_path / "text.json", "-o", page)
     assert done.code == 0, done.err
     shown = page.read_text(encoding="utf-8")
-    assert shown.count('<th role="rowheader" scope="row"><bdi dir="auto">q</bdi>') == 1
+    assert shown.count('<th role="columnheader" scope="col" class="n"><bdi dir="auto">q</bdi></th>') == 1
     assert f"{measured['evaluation']['perplexity_after']:.2f}" in shown
     assert "mlp.down_proj" in shown
