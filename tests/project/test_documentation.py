@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 import llmkit
 from llmkit.architecture.registry import default_registry
@@ -28,7 +31,7 @@ WORLDS = {
     "vocabularies.md": "vocabulary_home",
     "quantization.md": "shallow_home",
 }  # pages whose commands need other stand-ins
-ANSWER_MAY_BE_NO = ("diff", "--fail-under")
+ANSWER_MAY_BE_NO = ("diff", "--fail-under", "--max-drop")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -158,6 +161,47 @@ def test_the_commands_shown_work(page, request, tmp_path, monkeypatch, capsys):
         code = main(args)
         allowed = {0, 1} if any(word in args for word in ANSWER_MAY_BE_NO) else {0}
         assert code in allowed, (args, capsys.readouterr().err)
+
+
+@pytest.fixture
+def gated(home, tmp_path, monkeypatch) -> Path:
+    """A folder with two models and the baseline that the page on CI has made."""
+    page = ROOT / "docs" / "guides" / "ci.md"
+    for name in ("vicuna-7b", "vicuna-7b-int4"):
+        (tmp_path / name).symlink_to(home / name)
+    monkeypatch.chdir(tmp_path)
+    (baseline,) = (args for args in commands(page) if "baseline.json" in args)
+    assert main([*baseline, "-q"]) == 0
+    return page
+
+
+@pytest.mark.slow
+def test_the_shell_script_for_ci_tells_a_worse_model(gated, capfd):
+    """The model itself is published; where the bound is out of reach it is not; a missing one could not be run."""
+    (script,) = blocks(gated, "sh")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    unreachable = script.replace("mini:macro=0.1", "mini:macro=0.99")
+    for text, model, code, said in (
+        (script, "vicuna-7b", 0, "publish"),
+        (unreachable, "vicuna-7b", 1, "worse: see eval.xml"),
+        (script, "nowhere", 2, "could not run"),
+    ):
+        done = subprocess.run(["sh", "-c", text, "gate.sh", model], env=os.environ | {"PATH": path}, check=False)
+        assert (done.returncode, capfd.readouterr().out.splitlines()[-1]) == (code, said)
+    assert Path("eval.xml").read_text(encoding="utf-8").count("<failure") == 1
+
+
+def test_the_steps_of_the_github_workflow_run(gated, capsys):
+    (workflow,) = (yaml.safe_load(b) for b in blocks(gated, "yaml"))
+    steps = workflow["jobs"]["evaluate"]["steps"]
+    assert all(("uses" in step) != ("run" in step) for step in steps)
+    lines = [line for step in steps for line in step.get("run", "").splitlines() if line.startswith("llmkit ")]
+    assert len(lines) == 2
+    for line in lines:
+        args = shlex.split(line.partition(">>")[0])[1:]
+        assert main(args) in ({0, 1} if "--max-drop" in args else {0})
+    assert "vicuna-7b-int4 is " in capsys.readouterr().out
+    assert Path("eval.xml").is_file()
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
