@@ -33,4 +33,5 @@ def logged_questions(
     for subject in bench.subjects:
         logged = record.samples.get(bench.bench.task_name(subject.name), ())
         for i, question in enumerate(subject.questions):
-            yield subject, question, logged[i] if i < len(logged) else None
+            sample = logged[i] if i < len(logged) else None
+            yield subject, question, sample if isinstance(sample, Mapping) else None

@@ -84,6 +84,12 @@ def checkpoint_key(model: Mapping[str, Any]) -> str:
     return str(model.get("path") or model.get("source_digest") or model.get("label"))
 
 
+def steps_of(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The steps that made a checkpoint, as its record has them."""
+    history = model.get("history")
+    return [step for step in history if isinstance(step, Mapping)] if isinstance(history, list) else []
+
+
 def run_names(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each run: the model's label, with its dtype or a number where labels repeat."""
     names = [str(m.get("label") or "model") for m in models]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, isfinite
 from statistics import median
 
 from llmkit.report.setting import number
@@ -34,7 +34,7 @@ def error_map(title: str, errors: Mapping[str, float]) -> ErrorMap | None:
     """
     by_role: dict[str, dict[int, list[float]]] = {}
     for name, error in errors.items():
-        if found := _LAYER.search(name):
+        if (found := _LAYER.search(name)) and isfinite(error):
             role = re.sub(r"\.\d+\.", ".*.", name[found.end() :].removesuffix(".weight"))
             by_role.setdefault(role, {}).setdefault(int(found[1]), []).append(error)
     if not by_role:

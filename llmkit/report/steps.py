@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkit.evaluation.report_inputs import ReportInputs, checkpoint_key
+from llmkit.evaluation.report_inputs import ReportInputs, checkpoint_key, steps_of
 from llmkit.evaluation.statistics import Mean
 from llmkit.report.setting import number, percent, with_interval
 from llmkit.report.table import Table
@@ -44,7 +44,7 @@ def stages(inputs: ReportInputs) -> list[Stage]:
     def stage(model: Mapping[str, Any]) -> Stage:
         key = checkpoint_key(model)
         known = found.setdefault(key, Stage(str(model.get("label") or key)))
-        known.history = known.history or list(model.get("history", ()))
+        known.history = known.history or steps_of(model)
         known.nbytes = known.nbytes or model.get("nbytes")
         parameters = model.get("parameters")
         if known.bits is None and known.nbytes and isinstance(parameters, int) and parameters:

@@ -19,7 +19,7 @@ from llmkit.evaluation.documents import logged_questions, question_and_choices
 from llmkit.evaluation.formats.format import ReportFormat, json_line, when
 from llmkit.evaluation.identity import digest_of
 from llmkit.evaluation.record import BenchResult, Question, RunRecord
-from llmkit.evaluation.report_inputs import ReportInputs
+from llmkit.evaluation.report_inputs import ReportInputs, steps_of
 from llmkit.evaluation.statistics import Mean
 
 _SCHEMA = "0.3.0"
@@ -128,7 +128,7 @@ def _source(bench: BenchResult) -> dict[str, Any]:
 
 def _model_info(record: RunRecord, model: str) -> dict[str, Any]:
     known = {k: v for k, v in record.model.items() if k in ("dtype", "device", "quantization") or k.endswith("digest")}
-    history = [str(step.get("transform")) for step in record.model.get("history", ())]
+    history = [str(step.get("transform")) for step in steps_of(record.model)]
     return {
         "name": str(record.model.get("label") or "model"),
         "id": model,

@@ -85,7 +85,7 @@ def when(record: RunRecord) -> datetime:
     """When a run was made; 1970 where its record does not tell."""
     try:
         return datetime.fromisoformat(record.created).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         return datetime.fromtimestamp(0, UTC)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.evaluation.documents import LETTERS
+from llmkit.evaluation.documents import LETTERS, logged_questions
 from llmkit.evaluation.formats.format import ReportFormat, json_line, when
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.report_inputs import ReportInputs
@@ -114,22 +114,15 @@ def _metrics(means: Mapping[str, Mean]) -> dict[str, Any]:
 
 def samples_of(record: RunRecord) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Each task's samples: all that the record has of every question."""
+    listed: dict[str, list[dict[str, Any]]] = {}
     for bench in record.benches.values():
-        for subject in bench.subjects:
-            task = bench.bench.task_name(subject.name)
-            logged = record.samples.get(task, ())
-            if subject.questions:
-                yield (
-                    task,
-                    [
-                        _sample(q, i, subject, logged[i] if i < len(logged) else {})
-                        for i, q in enumerate(subject.questions)
-                    ],
-                )
-    listed = {b.bench.task_name(s.name) for b in record.benches.values() for s in b.subjects}
-    for task, logged in record.samples.items():
+        for subject, question, logged in logged_questions(record, bench):
+            rows = listed.setdefault(bench.bench.task_name(subject.name), [])
+            rows.append(_sample(question, len(rows), subject, logged or {}))
+    yield from listed.items()
+    for task, some in record.samples.items():
         if task not in listed:
-            yield task, [_logged_sample(s) for s in logged]
+            yield task, [_logged_sample(s) for s in some if isinstance(s, Mapping)]
 
 
 def _sample(question: Question, row: int, subject: SubjectResult, logged: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +142,10 @@ def _sample(question: Question, row: int, subject: SubjectResult, logged: Mappin
 
 def _logged_sample(logged: Mapping[str, Any]) -> dict[str, Any]:
     document, prompt = logged.get("doc"), logged.get("prompt")
-    responses = [[str(x) for x in r] if isinstance(r, list) else str(r) for r in logged.get("responses", ())]
+    given = logged.get("responses")
+    responses = (
+        [[str(x) for x in r] if isinstance(r, list) else str(r) for r in given] if isinstance(given, list) else []
+    )
     metrics = logged.get("metrics") or [k for k, v in logged.items() if isinstance(v, float)]
     arguments = {}
     if isinstance(prompt, str):
