@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,7 @@ from llmkit.cli.comparisons import compared, outcome, render_comparisons
 from llmkit.cli.gating import gates_of
 from llmkit.cli.options import Chat, Computing, Gating, JsonPath, ModelArgument, Scaling
 from llmkit.cli.output import Output
+from llmkit.cli.prompts_shown import show_prompts
 from llmkit.cli.scores import render_record
 from llmkit.errors import InputError
 
@@ -83,6 +84,12 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="The longest prompt (default: the model's).")
     ] = None,
+    show: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Print the first N prompts of each subject with their token ids; score nothing."
+        ),
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(metavar="BASELINE", help="Compare with this record, question by question.")
     ] = None,
@@ -96,12 +103,19 @@ def evaluate(
     Prints accuracy by category and subject with standard errors, and the averages with their intervals. The record
     holds the same and all settings, versions and digests. Scores are computed in float32 whatever the dtype.
     """
+    from llmkit.evaluation.planning import Selection
     from llmkit.evaluation.record import check_record_path
     from llmkit.evaluation.records import read_record
     from llmkit.evaluation.runner import evaluate as run_evaluation
     from llmkit.evaluation.scoring import BATCH_TOKENS
     from llmkit.pipeline.journal import is_journal
 
+    wanted = [s.strip() for s in (subjects or "").split(",") if s.strip()]
+    if show is not None:
+        out.refuse_options({"output", "compare", *(f.name for f in fields(Gating))}, "--show, which scores nothing")
+        selection = Selection(bench, data, split, protocol, shots, show, wanted, bool(templates.name or templates.chat))
+        show_prompts(out, model, selection, max_length=max_length, chat_template=templates.name or templates.chat)
+        return
     gates = gates_of(out, gating, has_baseline=compare is not None, how="--compare BASELINE.json")
     shard, output = _part(out, scaling.shard, output)
     if output is not None:
@@ -120,7 +134,7 @@ def evaluate(
         protocol=protocol,
         shots=shots,
         limit=limit if limit is None or limit < 1 else int(limit),
-        subjects=[s.strip() for s in (subjects or "").split(",") if s.strip()],
+        subjects=wanted,
         batch_tokens=scaling.batch_tokens or BATCH_TOKENS,
         url=scaling.url,
         shard=shard,

@@ -47,8 +47,11 @@ class LocalData:
             self.bench, subject, split
         )
 
-    def read(self, subject: str, *, shots: int) -> dict[str, list[Doc]]:
+    def read(self, subject: str, *, shots: int, needs_answers: bool = True) -> dict[str, list[Doc]]:
         """A subject's scored split and, when there are shots, the split they come from.
+
+        Args:
+            needs_answers: the scored split has to have its answers.
 
         Raises:
             InputError: a missing or malformed file, a split without answers, or fewer rows than shots.
@@ -58,7 +61,7 @@ class LocalData:
         scored = self._read(path, subject)
         if not scored.docs:
             raise InputError(f"{path}: no questions")
-        if not scored.is_labelled:
+        if needs_answers and not scored.is_labelled:
             raise InputError(
                 f"{path}: the {bench.split} split has no answers, so that nothing can be scored",
                 hint=f"score another split: --split {bench.labelled}" if bench.split != bench.labelled else None,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -20,27 +19,16 @@ from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.answers import SUFFIX, Answers
-from llmkit.evaluation.benches import Bench, bench_names, load_bench
-from llmkit.evaluation.csv_data import LocalData, find_data
-from llmkit.evaluation.engine import EngineArguments, EngineOptions, open_engine
+from llmkit.evaluation.engine import Engine, EngineArguments, EngineOptions, open_engine
 from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
-from llmkit.evaluation.protocol import DEFAULT, Protocol, Workload, protocol_named
+from llmkit.evaluation.planning import Prepared, Selection
+from llmkit.evaluation.protocol import DEFAULT
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.shards import Shard
-from llmkit.evaluation.task_files import check_task_names
 from llmkit.pipeline.journal import require_free
 
 if TYPE_CHECKING:
     from llmkit.evaluation.lm import SharedPrefixLM
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A benchmark whose subjects are chosen and whose local files are read."""
-
-    protocol: Protocol
-    work: Workload
-    data: LocalData | None
 
 
 def evaluate(
@@ -91,34 +79,15 @@ def evaluate(
     if keep is not None:
         require_free(keep, str(keep).removesuffix(SUFFIX))
     chat_template = False if chat_template == "raw" else chat_template
-    names = [n for n in (bench.split(",") if isinstance(bench, str) else bench) if n]
-    if not names:
-        raise InputError("no benchmark named", hint=f"--bench {' or '.join(bench_names())}, or an lm-eval task")
-    others = [n for n in names if n not in bench_names()]
-    if subjects and (others or len(names) > 1):
-        raise InputError(f"--subjects is about one benchmark, found {', '.join(names)}", hint=f"--bench {names[0]}")
-    if split is not None and others:
-        raise InputError(f"--split is for {listing(bench_names())}; {others[0]} is a task of lm-eval with its own")
-    if protocol != DEFAULT and others:
-        raise InputError(f"--protocol is for {listing(bench_names())}; {others[0]} is a task of lm-eval with its own")
-    check_task_names(others)
-    benches = [load_bench(n) for n in names if n in bench_names()]
-    benches = [b if split is None else b.of_split(split) for b in benches]
-    # a benchmark with questions of its own takes them, unless --data can only be meant for it
-    folders = [b.own_data if b.own_data and (data is None or len(names) > 1) else data for b in benches]
-    protocols = [protocol_named(b, protocol) for b in benches]
-    prepared = [
-        _Prepared(p, replace(work, limit=limit, chat=bool(chat_template)), local)
-        for p, b, folder in zip(protocols, benches, folders, strict=True)
-        for work, local in [_prepare(b, folder, p.shots if shots is None else shots, subjects)]
-    ]
+    selection = Selection(bench, data, split, protocol, shots, limit, subjects, chat=bool(chat_template))
+    prepared = selection.prepare()
     ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
 
     from llmkit.evaluation.execution import run_tasks
     from llmkit.evaluation.tasks import load_lm_eval_tasks
 
     plans = {p.work.bench.name: p.protocol.plan(p.work) for p in prepared}
-    loaded = load_lm_eval_tasks(others) if others else None
+    loaded = load_lm_eval_tasks(selection.tasks) if selection.tasks else None
     part = None
     if shard is not None:
         from llmkit.evaluation.sharding import cut_run
@@ -127,7 +96,7 @@ def evaluate(
     options = EngineOptions(**engine)
     lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, **engine)
     settings = {
-        "bench": names,
+        "bench": selection.names,
         "data": str(data) if data is not None else None,
         "split": split,
         "protocol": protocol,
@@ -187,9 +156,13 @@ def make_lm(
     max_length: int | None = None,
     add_bos_token: bool | None = None,
     chat_template: bool | str = False,
+    scorer: Engine | None = None,
     **engine: Unpack[EngineArguments],
 ) -> SharedPrefixLM:
     """The lm-eval `LM` of a checkpoint; lm-eval's own `simple_evaluate(model=...)` takes it too.
+
+    Args:
+        scorer: what computes the model, in place of what `engine` describes.
 
     Raises:
         InputError: a chat format is wanted and neither the checkpoint nor its family has one, or none has that name.
@@ -212,7 +185,7 @@ def make_lm(
     elif prompt is not None:
         apply_template(tokenizer, [Message("user", "?")])  # one that fails does so before the weights are read
     return SharedPrefixLM(
-        open_engine(ckpt, EngineOptions(**engine)),
+        scorer or open_engine(ckpt, EngineOptions(**engine)),
         tokenizer,
         max_length=max_length or resolve_max_length(ckpt.config, tokenizer),
         add_bos_token=add_bos_token,
@@ -221,26 +194,7 @@ def make_lm(
     )
 
 
-def _prepare(
-    bench: Bench, folder: str | Path | None, shots: int | None, subjects: Sequence[str]
-) -> tuple[Workload, LocalData | None]:
-    shots = bench.shots if shots is None else shots
-    if shots and bench.split == bench.shots_split:
-        raise InputError(
-            f"{bench.title}: the {bench.split} split is scored, and the {shots} shots would come from it too",
-            hint="add --shots 0",
-        )
-    if folder is None:
-        if not bench.subjects:
-            raise InputError(f"{bench.title}: its questions are not installed", hint="give them: --data FOLDER")
-        chosen = bench.select(subjects, [s.name for s in bench.subjects])
-        return Workload(bench, dict.fromkeys(chosen), shots), None
-    local = find_data(bench, folder)
-    chosen = bench.select(subjects, local.subjects)
-    return Workload(bench, {s: local.read(s, shots=shots) for s in chosen}, shots), local
-
-
-def _warnings(prepared: Sequence[_Prepared], lm: SharedPrefixLM, chosen: Sequence[str]) -> list[str]:
+def _warnings(prepared: Sequence[Prepared], lm: SharedPrefixLM, chosen: Sequence[str]) -> list[str]:
     warnings = []
     for item in prepared:
         if item.data and item.data.missing and not chosen:

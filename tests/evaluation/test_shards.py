@@ -195,7 +195,7 @@ def tasks_at_hand(monkeypatch):
     from lm_eval.api.group import Group
     from lm_eval.config.group import AggMetricConfig
 
-    from llmkit.evaluation import runner, tasks
+    from llmkit.evaluation import planning, tasks
 
     def load(names):
         made = {
@@ -211,7 +211,7 @@ def tasks_at_hand(monkeypatch):
             group.add(task)
         return {"tasks": made, "groups": {"all": group}, "group_map": {"all": list(made)}}
 
-    monkeypatch.setattr(runner, "check_task_names", lambda names: None)
+    monkeypatch.setattr(planning, "check_task_names", lambda names: None)
     monkeypatch.setattr(tasks, "load_lm_eval_tasks", load)
 
 

@@ -1,0 +1,90 @@
+"""What is to be scored: names and files become workloads, before a model is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from llmkit.errors import InputError, listing
+from llmkit.evaluation.benches import Bench, bench_names, load_bench
+from llmkit.evaluation.csv_data import LocalData, find_data
+from llmkit.evaluation.protocol import DEFAULT, Protocol, Workload, protocol_named
+from llmkit.evaluation.task_files import check_task_names
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A benchmark whose subjects are chosen and whose local files are read."""
+
+    protocol: Protocol
+    work: Workload
+    data: LocalData | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of which benchmarks is wanted; attributes as the arguments of `runner.evaluate`."""
+
+    bench: str | Sequence[str]
+    data: str | Path | None = None
+    split: str | None = None
+    protocol: str = DEFAULT
+    shots: int | None = None
+    limit: float | None = None
+    subjects: Sequence[str] = ()
+    chat: bool = False
+    needs_answers: bool = True
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of benchmarks and tasks."""
+        return [n for n in (self.bench.split(",") if isinstance(self.bench, str) else self.bench) if n]
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Names that are none of the benchmarks: lm-eval's."""
+        return [n for n in self.names if n not in bench_names()]
+
+    def prepare(self) -> list[Prepared]:
+        """The benchmarks, their local files read.
+
+        Raises:
+            InputError: unknown names, missing or malformed files, nothing to score.
+        """
+        names, tasks = self.names, self.tasks
+        if not names:
+            raise InputError("no benchmark named", hint=f"--bench {' or '.join(bench_names())}, or an lm-eval task")
+        if self.subjects and (tasks or len(names) > 1):
+            raise InputError(f"--subjects is about one benchmark, found {', '.join(names)}", hint=f"--bench {names[0]}")
+        for option, value in (("--split", self.split), ("--protocol", self.protocol != DEFAULT)):
+            if value and tasks:
+                raise InputError(
+                    f"{option} is for {listing(bench_names())}; {tasks[0]} is a task of lm-eval with its own"
+                )
+        check_task_names(tasks)
+        benches = [load_bench(n) for n in names if n in bench_names()]
+        benches = [b if self.split is None else b.of_split(self.split) for b in benches]
+        protocols = [protocol_named(b, self.protocol) for b in benches]
+        return [self._prepare(bench, protocol) for bench, protocol in zip(benches, protocols, strict=True)]
+
+    def _prepare(self, bench: Bench, protocol: Protocol) -> Prepared:
+        usual = bench.shots if protocol.shots is None else protocol.shots
+        shots = usual if self.shots is None else self.shots
+        if shots and bench.split == bench.shots_split:
+            raise InputError(
+                f"{bench.title}: the {bench.split} split is scored, and the {shots} shots would come from it too",
+                hint="add --shots 0",
+            )
+        # a benchmark with questions of its own takes them, unless --data can only be meant for it
+        folder = bench.own_data if bench.own_data and (self.data is None or len(self.names) > 1) else self.data
+        if folder is None:
+            if not bench.subjects:
+                raise InputError(f"{bench.title}: its questions are not installed", hint="give them: --data FOLDER")
+            chosen = bench.select(self.subjects, [s.name for s in bench.subjects])
+            return Prepared(protocol, Workload(bench, dict.fromkeys(chosen), shots, self.limit, self.chat), None)
+        local = find_data(bench, folder)
+        chosen = bench.select(self.subjects, local.subjects)
+        docs = {s: local.read(s, shots=shots, needs_answers=self.needs_answers) for s in chosen}
+        return Prepared(protocol, Workload(bench, docs, shots, self.limit, self.chat), local)

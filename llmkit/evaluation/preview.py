@@ -1,0 +1,132 @@
+"""What a run would send, without the model: the engine that only looks at its requests.
+
+Protocols and lm-eval's tasks run as ever; nothing else writes prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.checkpoint.contents import require_model
+from llmkit.evaluation.answers import Answers
+from llmkit.evaluation.encoding import Encoder, hash_ids
+from llmkit.evaluation.generation import Request
+from llmkit.evaluation.planning import Selection
+from llmkit.evaluation.prefix import Query
+from llmkit.evaluation.scoring import Score, Usage
+
+if TYPE_CHECKING:
+    from llmkit.evaluation.lm import SharedPrefixLM
+
+Ids = tuple[int, ...]
+
+
+@dataclass
+class PreviewEngine:
+    """Keeps what it is asked for, and answers with nothing.
+
+    Attributes:
+        asked: hash of a prompt's ids -> the ids, and the continuations to score, in the order of the requests.
+    """
+
+    asked: dict[str, tuple[Ids, list[Ids]]] = field(default_factory=dict)
+    answers: Answers = field(default_factory=Answers)
+    usage: Usage = field(default_factory=Usage)
+    backend: str = "preview"
+    device: str = "cpu"
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+
+    def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
+        """Zeros."""
+        for query in queries:
+            ids = query.tokens[: query.first + 1]
+            self.asked.setdefault(hash_ids(ids), (ids, []))[1].append(query.targets)
+        return [Score(0.0, False, 0.0)] * len(queries)
+
+    def generate(self, requests: Sequence[Request], encoder: Encoder, eos_ids: Sequence[int]) -> list[str]:
+        """Empty texts."""
+        for request in requests:
+            self.asked.setdefault(hash_ids(request.tokens), (request.tokens, []))
+        return [""] * len(requests)
+
+    def sent(self, lm: SharedPrefixLM, bench: str, subject: str, name: str, prompt: str) -> SentPrompt:
+        """The prompt with a hash."""
+        ids, choices = self.asked[prompt]
+        text = lm.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return SentPrompt(bench, subject, name, prompt, ids, str(text), tuple(dict.fromkeys(choices)))
+
+
+@dataclass(frozen=True)
+class SentPrompt:
+    """One question as it is sent.
+
+    Attributes:
+        bench, subject, id: which question.
+        prompt: the hash that the record has of the ids.
+        ids: token ids; the answer begins after the last.
+        text: those ids as text.
+        choices: the ids of each choice that is scored there; empty where text is generated.
+    """
+
+    bench: str
+    subject: str
+    id: str
+    prompt: str
+    ids: Ids
+    text: str
+    choices: tuple[Ids, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "bench": self.bench,
+            "subject": self.subject,
+            "id": self.id,
+            "prompt": self.prompt,
+            "answer_at": len(self.ids),
+            "ids": list(self.ids),
+            "choices": [list(ids) for ids in self.choices],
+            "text": self.text,
+        }
+
+
+def preview(
+    model: Checkpoint | str | Path,
+    selection: Selection,
+    *,
+    max_length: int | None = None,
+    add_bos_token: bool | None = None,
+    chat_template: bool | str = False,
+) -> list[SentPrompt]:
+    """What `runner.evaluate` would send, in the order of the questions; no weights are read.
+
+    Of a protocol that asks twice (first for an explanation) it is what is sent first.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    from llmkit.evaluation.runner import make_lm
+
+    prepared = selection.prepare()
+    ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
+    plans = [item.protocol.plan(item.work) for item in prepared]
+    engine = PreviewEngine()
+    lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, scorer=engine)
+    sent = []
+    for plan in plans:
+        result, _ = plan.score(lm, list(plan.documents))
+        for subject in result.subjects:
+            sent += [engine.sent(lm, result.bench.name, subject.name, q.id, q.prompt) for q in subject.questions]
+    if selection.tasks:
+        from llmkit.evaluation.execution import run_tasks
+        from llmkit.evaluation.tasks import load_lm_eval_tasks
+
+        engine.asked.clear()
+        loaded, names = load_lm_eval_tasks(selection.tasks), ",".join(selection.tasks)
+        run_tasks(lm, loaded, shots=selection.shots, limit=selection.limit, chat_template=selection.chat)
+        sent += [engine.sent(lm, names, "", str(i), prompt) for i, prompt in enumerate(engine.asked)]
+    return sent

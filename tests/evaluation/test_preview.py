@@ -1,0 +1,107 @@
+"""`eval --show`: what is printed is what a run sends, and no weights are read for it."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from llmkit.errors import InputError
+from llmkit.evaluation.benches import bench_names
+from llmkit.evaluation.planning import Selection
+from llmkit.evaluation.preview import preview
+from llmkit.evaluation.protocol import protocol_names
+from llmkit.evaluation.runner import evaluate
+from llmkit.evaluation.scoring import Scorer
+
+SUBJECTS = {
+    "mmlu": ["virology", "anatomy"],
+    "ceval": ["law", "logic"],
+    "cmmlu": ["logical", "arts"],
+    "mini": ["a", "b"],
+}
+HEADERS = {"ceval": ["id", "question", *"ABCD", "answer", "explanation"], "cmmlu": ["", "Question", *"ABCD", "Answer"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for bench, subjects in SUBJECTS.items():
+        for split in ("dev", "test", "val"):
+            for subject in subjects:
+                path = root / bench / split / (f"{subject}.csv" if bench == "cmmlu" else f"{subject}_{split}.csv")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                rows = [[f"{subject} {split} {i}?", "apple", "stone", "None", "river", "ABCD"[i]] for i in range(3)]
+                rows = rows if bench not in HEADERS else [[str(i), *row] for i, row in enumerate(rows)]
+                rows = [[*row, "1. 理由"] for row in rows] if bench == "ceval" else rows
+                with path.open("w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows(([HEADERS[bench]] if bench in HEADERS else []) + rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def long_llama(tmp_path_factory):
+    """A tiny model with room for long answers."""
+    from tiny_model import save_tiny_llama
+    from tiny_tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("long-llama")
+    save_tiny_llama(folder, max_length=1500)
+    train_tokenizer(folder)
+    return folder
+
+
+def refuse(*args):
+    raise AssertionError("the model was opened to be computed")
+
+
+@pytest.mark.parametrize(("bench", "protocol"), [(b, p) for b in bench_names() for p in protocol_names(b)])
+def test_what_is_shown_is_what_is_sent(long_llama, data, monkeypatch, bench, protocol):
+    with monkeypatch.context() as patch:
+        patch.setattr("llmkit.evaluation.runner.open_engine", refuse)
+        shown = preview(long_llama, Selection(bench, data / bench, protocol=protocol, shots=1, limit=2))
+    sent = set()
+    score, generate = Scorer.score, Scorer.generate
+
+    def scored(self, queries, *args):
+        sent.update((q.tokens[: q.first + 1], q.targets) for q in queries)
+        return score(self, queries, *args)
+
+    def generated(self, requests, *args):
+        sent.update((r.tokens, ()) for r in requests)
+        short = [type(r)(r.index, r.tokens, r.stops, 2, r.sampling) for r in requests]
+        return generate(self, short, *args)
+
+    monkeypatch.setattr(Scorer, "score", scored)
+    monkeypatch.setattr(Scorer, "generate", generated)
+    record = evaluate(long_llama, bench, data=data / bench, protocol=protocol, shots=1, limit=2)
+    questions = [(s.name, q) for s in record.benches[bench].subjects for q in s.questions]
+    assert [(p.subject, p.id, p.prompt) for p in shown] == [(s, q.id, q.prompt) for s, q in questions]
+    assert len(shown) == 4
+    for prompt in shown:
+        assert all((prompt.ids, choice) in sent for choice in prompt.choices or [()])
+        assert f"{prompt.subject} " in prompt.text
+
+
+def test_the_command(long_llama, data, capsys):
+    from llmkit.cli.app import main
+
+    line = ["eval", str(long_llama), "--bench", "cmmlu", "--data", str(data), "--subjects", "logical", "--show", "1"]
+    assert main([*line, "--shots", "1", "--json"]) == 0
+    (prompt,) = json.loads(capsys.readouterr().out)["prompts"]
+    assert (prompt["bench"], prompt["subject"], prompt["id"]) == ("cmmlu", "logical", "0")
+    assert prompt["answer_at"] == len(prompt["ids"])
+    assert len(prompt["choices"]) == 4
+    assert main([*line, "--shots", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "以下是关于逻辑学的单项选择题，请直接给出正确答案的选项。" in text
+    assert " ".join(map(str, prompt["ids"])) in text
+    assert prompt["prompt"] in text
+    assert main([*line, "-o", "run.json"]) == 2
+    assert "--output is not for --show" in capsys.readouterr().err
+
+
+def test_what_cannot_be_scored_cannot_be_shown(long_llama, data):
+    with pytest.raises(InputError, match="no subject or category 'logicall'"):
+        preview(long_llama, Selection("cmmlu", data / "cmmlu", subjects=["logicall"]))
