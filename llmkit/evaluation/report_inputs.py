@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,10 @@ def read_inputs(paths: Sequence[str | Path]) -> ReportInputs:
     records = [record for _, record in merge_shards(read)]
     for model in (*(r.model for r in records), *(t.model for t in texts)):
         folder = model.get("path")
-        if isinstance(folder, str) and folder not in checkpoints and (Path(folder) / MANIFEST_NAME).is_file():
-            try:
-                checkpoints[folder] = _of_manifest(Path(folder))
-            except InputError:  # it was not asked for
-                continue
+        if isinstance(folder, str) and folder not in checkpoints:
+            with suppress(InputError, OSError, ValueError):  # it was not asked for, and may be no path
+                if (Path(folder) / MANIFEST_NAME).is_file():
+                    checkpoints[folder] = _of_manifest(Path(folder))
     return ReportInputs(tuple(records), tuple(texts), tuple(checkpoints.values()))
 
 

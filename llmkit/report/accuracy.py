@@ -18,7 +18,6 @@ class Accuracy:
     """A benchmark's table, and the runs in it."""
 
     title: str
-    words: str
     runs: Sequence[RunView]
     table: PlotTable
 
@@ -57,10 +56,11 @@ def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> A
     words += f", the dashed line chance ({percent(chance)} %)." if chance is not None else "."
     words += " Beside each name stand its questions; in the row of a category all of them count the same."
     what = "subject" if any(not line.is_group for line in lines) else "average"
-    table = PlotTable("", what, "accuracy, %", percent_axis(scale), rows, len(results) > 1)
+    table = PlotTable(words, what, "accuracy, %", percent_axis(scale), rows, len(results) > 1)
     shots = sorted({r.shots for r in results.values()})
-    title = f"{first.bench.title}, {' and '.join(map(str, shots))} {'shot' if shots == [1] else 'shots'}"
-    return Accuracy(title, words, [views[i] for i in results], table)
+    titles = " and ".join(dict.fromkeys(r.title for r in results.values()))
+    title = f"{titles}, {' and '.join(map(str, shots))} {'shot' if shots == [1] else 'shots'}"
+    return Accuracy(title, [views[i] for i in results], table)
 
 
 def _scale(lines: Sequence[_Line], chance: float | None) -> Scale:

@@ -32,7 +32,6 @@ class ComparisonView:
     """The runs beside the first one, over one benchmark."""
 
     title: str
-    words: str
     runs: Sequence[RunView]
     compared: Sequence[Compared]
     table: PlotTable
@@ -72,9 +71,9 @@ def _view(by_run: dict[int, Comparison], views: Sequence[RunView], baseline: Run
         f"Points of accuracy gained or lost against {first.baseline} on the same questions, with 95 % intervals; "
         "left of the dashed line is worse. Arrows count answers that became wrong (↓) and right (↑)."
     )
-    table = PlotTable("", "subject", "change, points", percent_axis(scale, is_signed=True), rows, len(by_run) > 1)
+    table = PlotTable(words, "subject", "change, points", percent_axis(scale, is_signed=True), rows, len(by_run) > 1)
     compared = [Compared(_MINUS.sub("−", c.sentence), _facts(c)) for c in by_run.values()]
-    return ComparisonView(first.title, words, [views[i] for i in by_run], compared, table)
+    return ComparisonView(first.title, [views[i] for i in by_run], compared, table)
 
 
 def _lines(by_run: Mapping[int, Comparison], category_of: Mapping[str, str]) -> Iterator[tuple[str, bool, _Parts]]:

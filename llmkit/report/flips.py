@@ -99,6 +99,9 @@ def _question(
         tags = ["right answer"] if letter == before.target else []
         tags += [f"{n}{_share(q, i)}" for n, q in zip(names, (before, after), strict=True) if q.choice == letter]
         views.append(Choice(letter, choices[i] if choices else "", letter == before.target, tags))
+    unread = [n for n, q in zip(names, (before, after), strict=True) if not q.choice]
+    if unread:
+        views.append(Choice("–", "no answer that could be read", False, unread))
     change = {"bad": "right → wrong", "good": "wrong → right", "": "wrong → wrong"}[_kind(before, after)]
     prompt = sample.get("prompt")
     title = f"{subject.replace('_', ' ')}, question {before.id}"

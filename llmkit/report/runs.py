@@ -71,7 +71,6 @@ def _record_view(series: int, record: RunRecord, name: str, texts: Sequence[Text
         "computed in": ", ".join(str(model[k]) for k in ("dtype", "device", "backend") if model.get(k)),
         "quantization": model.get("quantization"),
         "size": format_bytes(model["nbytes"]) if isinstance(model.get("nbytes"), int) else None,
-        "protocol": _protocol(record),
         "prompt format": settings.get("prompt_format"),
         "model digest": _short(model.get("source_digest") or model.get("header_digest")),
         "time": duration(record.elapsed_s),
@@ -83,6 +82,7 @@ def _record_view(series: int, record: RunRecord, name: str, texts: Sequence[Text
         **{k.replace("_", " "): model.get(k) for k in ("header_digest", "source_digest", "tokenizer_digest")},
         **{k.replace("_", " "): _words(v) for k, v in settings.items()},
         "task digests": _words([f"{n} {_short(b.task_digest)}" for n, b in record.benches.items() if b.task_digest]),
+        "letters' ids": _words([f"{n} {_letter_ids(b)}" for n, b in record.benches.items() if b.letter_ids]),
         "token ids": _words([f"{k!r} {_words(list(v))}" for k, v in record.continuations.items()]),
         "versions": _words([f"{k} {v}" for k, v in record.versions.items()]),
     }
@@ -93,16 +93,21 @@ def _record_view(series: int, record: RunRecord, name: str, texts: Sequence[Text
 
 def _bench_score(bench: BenchResult) -> Score:
     micro, macro, overall = bench.micro, bench.macro, bench.macro_categories
+    is_macro = bench.average == "macro"
     facts = {
         "questions": f"{number(micro.n)} in {counted(len(bench.subjects), 'subject')}",
         "shots": str(bench.shots),
-        "mean of subjects": with_interval(macro),
+        "protocol": bench.protocol,
+        "average": "mean of subjects" if is_macro else "over all questions",
+        "over all questions": with_interval(micro) if is_macro else None,
+        "mean of subjects": with_interval(macro) if not is_macro else None,
         "mean of categories": with_interval(overall) if overall is not None else None,
         **_letters(bench),
         **{f"{name} subset": with_interval(micro) for name, (micro, _) in bench.subsets.items()},
         "speed": _speed(bench),
     }
-    return Score(f"{percent(micro.value)} %", f"{bench.bench.title} {interval_words(micro)}", _pairs(facts))
+    figure = bench.reported
+    return Score(f"{percent(figure.value)} %", f"{bench.title} {interval_words(figure)}", _pairs(facts))
 
 
 def _letters(bench: BenchResult) -> dict[str, str | None]:
@@ -154,9 +159,10 @@ def _text_score(text: TextScore) -> Score:
     return Score(number(text.perplexity, 4), f"perplexity {spread}", _pairs(facts))
 
 
-def _protocol(record: RunRecord) -> str | None:
-    stated = record.settings.get("protocol")
-    return str(stated) if stated else None
+def _letter_ids(bench: BenchResult) -> str:
+    """`A 330, B 389`: what counted as each letter."""
+    sequences = {k: " or ".join(" ".join(map(str, ids)) for ids in v) for k, v in bench.letter_ids.items()}
+    return ", ".join(f"{letter} {ids}" for letter, ids in sequences.items())
 
 
 def _short(digest: object) -> str | None:

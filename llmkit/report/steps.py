@@ -54,10 +54,10 @@ def stages(inputs: ReportInputs) -> list[Stage]:
     for record in inputs.records:
         known = stage(record.model)
         for bench in record.benches.values():
-            known.scores[bench.bench.title] = bench.micro
+            known.scores[bench.title] = bench.reported
             tokens = bench.tokens.get("tokens", 0)
             if tokens and bench.elapsed_s > 0:
-                known.speeds[bench.bench.title] = tokens / bench.elapsed_s
+                known.speeds[bench.title] = tokens / bench.elapsed_s
     for text in inputs.texts:
         stage(text.model).perplexities[text.label] = text.perplexity
     for facts in inputs.checkpoints:

@@ -13,7 +13,7 @@ from llmkit.errors import LlmkitError
 from llmkit.evaluation.formats.format import formats
 from llmkit.evaluation.report_inputs import read_inputs
 
-VALUES = [None, 0, -1, 1e308, True, "", "x", [], {}, [None], ["x", 1], {"a": None}, float("nan")]
+VALUES = [None, 0, -1, 1e308, True, "", "x", [], {}, [None], ["x", 1], {"a": None}, float("nan"), "\0"]
 
 
 def places(body, path=()):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import report_world as world
 
+from llmkit.evaluation.formats.format import format_for
 from llmkit.evaluation.report_inputs import ReportInputs
 from llmkit.report.page import render
 from llmkit.report.setting import number, percent, plain, signed
@@ -116,6 +118,27 @@ def test_runs_are_compared_with_the_first_on_the_same_questions(parsed):
         if name == "all questions":
             flipped = f"{wrong} questions flipped to wrong, {right} to right."
             assert sum(s.startswith("vicuna-7b-int8 is ") and s.endswith(flipped) for s in sentences) == 2
+
+
+def test_the_large_figure_is_the_average_that_the_protocol_reports(tmp_path):
+    result = replace(world.ceval(seed=2, only=4), protocol="official", average="macro")
+    run = world.run("m", result)
+    page = Parsed(render(ReportInputs((run,))))
+    assert page.of(**{"class": "figure"})[0]["text"] == f"{100 * result.macro.value:.1f} %"
+    assert any("C-Eval official, 5 shots" in e["text"] for e in page.elements if e["tag"] == "h3")
+    (path,) = format_for(tmp_path, "hub").write(ReportInputs((run,)), tmp_path)
+    assert f"value: {100 * result.macro.value:.2f}"[:11] in path.read_text()
+    assert "protocol official, mean of subjects" in path.read_text()
+
+
+def test_an_answer_that_could_not_be_read_is_said():
+    first = world.mmlu(seed=1, only=1)
+    blank = tuple(replace(q, choice="") for q in first.subjects[0].questions)
+    second = replace(first, subjects=(world.subject_result(first.subjects[0].subject, list(blank)),))
+    page = Parsed(render(ReportInputs((world.run("a", first, samples=True), world.run("b", second, samples=True)))))
+    shown = [e["text"] for e in page.of(**{"class": "question"})]
+    assert shown
+    assert all("no answer that could be readb" in text for text in shown)
 
 
 def test_runs_that_cannot_be_compared_are_shown_beside_each_other():

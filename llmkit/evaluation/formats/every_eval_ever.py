@@ -91,9 +91,14 @@ def aggregate(record: RunRecord, bench: BenchResult, model: str) -> dict[str, An
 def _means(bench: BenchResult) -> Iterator[tuple[str, str, Mean]]:
     """Name, description and mean of each result: averages, categories, subjects."""
     name = bench.bench.name
-    yield name, "share of right answers, every question counts the same", bench.micro
+    texts = {
+        "micro": ("share of right answers, every question counts the same", bench.micro),
+        "macro": ("mean of the subjects' shares of right answers", bench.macro),
+    }
+    yield name, *texts[bench.average]
     if len(bench.subjects) > 1:
-        yield f"{name}/macro", "mean of the subjects' shares of right answers", bench.macro
+        other = "micro" if bench.average == "macro" else "macro"
+        yield f"{name}/{other}", *texts[other]
     if (overall := bench.macro_categories) is not None:
         yield f"{name}/macro_categories", "mean of the categories' means of subjects", overall
     for category, (micro, _) in bench.categories.items():
@@ -107,7 +112,8 @@ def _result(record: RunRecord, bench: BenchResult, name: str, description: str, 
     uncertainty: dict[str, Any] = {"num_samples": mean.n}
     if mean.stderr is not None:
         uncertainty["standard_error"] = {"value": mean.stderr, "method": "analytic"}
-    details = {"shots": bench.shots, **{k: record.settings.get(k) for k in ("protocol", "prompt_format", "limit")}}
+    details = {"shots": bench.shots, "protocol": bench.protocol}
+    details |= {k: record.settings.get(k) for k in ("prompt_format", "limit")}
     return {
         "evaluation_result_id": f"{name}:accuracy",
         "evaluation_name": name,

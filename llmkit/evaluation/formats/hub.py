@@ -38,7 +38,7 @@ def _files(inputs: ReportInputs) -> dict[str, bytes]:
 def _entry(record: RunRecord, bench: BenchResult) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "dataset": {"id": bench.bench.dataset, "task_id": bench.bench.name},
-        "value": round(100 * bench.micro.value, 2),
+        "value": round(100 * bench.reported.value, 2),
     }
     if record.created:
         entry["date"] = record.created.replace("+00:00", "Z")
@@ -48,8 +48,8 @@ def _entry(record: RunRecord, bench: BenchResult) -> dict[str, Any]:
 def conditions(record: RunRecord, bench: BenchResult) -> str:
     """What has to be known to compare the figure: shots, protocol, dtype, quantization, subjects that are missing."""
     model, settings = record.model, record.settings
-    parts = [f"{bench.shots}-shot", f"{bench.micro.n} questions"]
-    parts += [f"protocol {settings['protocol']}"] if settings.get("protocol") else []
+    parts = [f"{bench.shots}-shot", f"{bench.micro.n} questions", f"protocol {bench.protocol}"]
+    parts += ["mean of subjects"] if bench.average == "macro" else []
     parts += [f"prompt format {settings['prompt_format']}"] if settings.get("prompt_format") else []
     parts += [str(model[key]) for key in ("dtype", "quantization") if model.get(key)]
     parts += [f"without {len(bench.missing)} subjects"] if bench.missing else []

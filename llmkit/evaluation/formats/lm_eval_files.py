@@ -83,7 +83,7 @@ def results_of(record: RunRecord) -> dict[str, Any]:
 
 
 def _add_bench(body: dict[str, dict[str, Any]], record: RunRecord, bench: BenchResult) -> None:
-    group, metadata = bench.bench.name, {"version": bench.task_version, "protocol": record.settings.get("protocol")}
+    group, metadata = bench.bench.name, {"version": bench.task_version, "protocol": bench.protocol}
     rows: dict[str, tuple[str, Mapping[str, Mean]]] = {}
     if len(bench.subjects) > 1:
         rows[group] = bench.bench.title, {"acc": bench.micro}

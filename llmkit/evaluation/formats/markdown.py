@@ -30,8 +30,8 @@ def _lines(inputs: ReportInputs) -> Iterator[str]:
     yield _row(["", *map(_text, run_names([r.model for r in records]))])
     yield _row(["---", *["---:"] * len(records)])
     for name in dict.fromkeys(name for r in records for name in r.benches):
-        title = next(r.benches[name].bench.title for r in records if name in r.benches)
-        yield _row([f"**{_text(title)}**", *(_cell(getattr(r.benches.get(name), "micro", None)) for r in records)])
+        title = " and ".join(dict.fromkeys(r.benches[name].title for r in records if name in r.benches))
+        yield _row([f"**{_text(title)}**", *(_cell(getattr(r.benches.get(name), "reported", None)) for r in records)])
         yield from _groups(records, name)
     for task in dict.fromkeys(task for r in records for task in r.tasks):
         for key in dict.fromkeys(k for r in records for k, v in r.tasks.get(task, {}).items() if isinstance(v, float)):
@@ -40,13 +40,17 @@ def _lines(inputs: ReportInputs) -> Iterator[str]:
                 label = f"{task}, {key.removesuffix(',none')}"
                 yield _row([_text(label), *(f"{v:.4f}" if isinstance(v, float) else "" for v in values)])
     yield ""
-    notes = dict.fromkeys(f"{b.bench.title}: {conditions(r, b)}" for r in records for b in r.benches.values())
+    notes = dict.fromkeys(f"{b.title}: {conditions(r, b)}" for r in records for b in r.benches.values())
     yield f"Percent of questions answered rightly, ± one standard error. {'; '.join(map(_text, notes))}."
 
 
 def _groups(records: Sequence[RunRecord], name: str) -> Iterator[str]:
     present = [r.benches.get(name) for r in records]
-    means = {"mean of subjects": [b.macro if b and len(b.subjects) > 1 else None for b in present]}
+    several = [b if b and len(b.subjects) > 1 else None for b in present]
+    means: dict[str, list[Mean | None]] = {
+        "over all questions": [b.micro if b and b.average == "macro" else None for b in several],
+        "mean of subjects": [b.macro if b and b.average != "macro" else None for b in several],
+    }
     for label in dict.fromkeys(k for b in present if b for k in b.subsets):
         means[f"{label} subset"] = [b.subsets[label][0] if b and label in b.subsets else None for b in present]
     for label in dict.fromkeys(k for b in present if b for k in b.categories):

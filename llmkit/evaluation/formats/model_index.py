@@ -40,7 +40,7 @@ def _result(record: RunRecord, bench: BenchResult) -> dict[str, Any]:
             {
                 "type": "acc",
                 "name": f"accuracy ({conditions(record, bench)})",
-                "value": round(100 * bench.micro.value, 2),
+                "value": round(100 * bench.reported.value, 2),
             }
         ],
     }
