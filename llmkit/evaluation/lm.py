@@ -174,12 +174,14 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True, *, keeps_system: bool = False
+    ) -> str:
         """The prompt text of a conversation.
 
-        The tokenizer's own template, if it knows no system role, gets the conversation without. A format that has no
-        place for a system message gets it before the first question. Special tokens of a format are marks in the text
-        (`marked_text`), which only this encoder reads.
+        The tokenizer's own template, if it knows no system role, gets the conversation without, as by the `hf` backend,
+        or with `keeps_system` before the first question; there a format has it that has no place for a system message.
+        Special tokens of a format are marks in the text (`marked_text`), which only this encoder reads.
 
         Raises:
             InputError: an answer is begun and shall be continued, the tokenizer has not the format's tokens, or the
@@ -197,8 +199,10 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
             text = render(self.tokenizer, chat_history, **options)
         except TemplateRefusal:
             spoken = [message for message in chat_history if message["role"] != "system"]
+            if keeps_system:
+                spoken = [{"role": m.role, "content": m.content} for m in _with_system(chat_history)]
             text = render(self.tokenizer, spoken, **options)
-            self.n_without_system += len(spoken) < len(chat_history)
+            self.n_without_system += len(spoken) < len(chat_history) and not keeps_system
         if chat_history[-1]["content"].strip() not in text:
             raise InputError(
                 f"the chat template leaves the question out: it writes {text[:60]!r}",
@@ -217,8 +221,13 @@ def _system_in_question(history: Sequence[Mapping[str, str]], prompt: Prompt) ->
         messages[0] = Message("system", messages[0].content.rstrip())
     if messages[0].role != "system" or (isinstance(prompt, Turns) and prompt.system is not None):
         return messages
-    system, first, *rest = messages
-    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
+    return _with_system(history)
+
+
+def _with_system(history: Sequence[Mapping[str, str]]) -> list[Message]:
+    """The messages, the system message in front of the first question."""
+    system, first, *rest = [Message(str(m["role"]), str(m["content"])) for m in history]
+    return [Message(first.role, f"{system.content.rstrip()}\n\n{first.content}"), *rest]
 
 
 def resolve_max_length(config: Mapping[str, Any], tokenizer: Any) -> int:

@@ -51,6 +51,12 @@ class Item:
     answer: str
     explanation: str = ""
 
+    @property
+    def text(self) -> str:
+        """The question, and below it a line `A. …` for each choice."""
+        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]
+        return "\n".join([self.question, *lines])
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -114,9 +120,21 @@ class Session:
         encoded = self.lm.encoder.encode(texts, None if special else False)
         return [tuple(ids) for ids in encoded]
 
-    def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A conversation (role, content) in the chat format of the run, up to where the answer begins."""
-        return self.lm.with_lead(self.lm.apply_chat_template([dict(m) for m in messages]))
+    def token_id(self, name: str) -> int:
+        """The vocabulary's entry of that name; that of the unknown token where it has none."""
+        found = self.tokenizer.convert_tokens_to_ids(name)
+        return int(found if found is not None else -1)
+
+    def chat_text(self, messages: Sequence[Mapping[str, str]], *, lead: bool = False) -> str:
+        """A conversation (role, content) in the chat format of the run, up to where the answer begins.
+
+        The system message stands in front of the first question where the format has no place for it.
+
+        Args:
+            lead: with what the format's answers begin with, where a letter is scored rather than generated.
+        """
+        text = self.lm.apply_chat_template([dict(m) for m in messages], keeps_system=True)
+        return self.lm.with_lead(text) if lead else text
 
     def prompts(self, texts: Sequence[str], *, max_new: int = 0) -> list[Prompt]:
         """Texts as prompts; those that do not fit in the model's context lose their beginning, and are counted.

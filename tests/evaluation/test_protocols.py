@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from collections import Counter
 
 import pytest
-from published import Hendrycks, PlainModel, ids_hash, score_subject
+from published import CMMLU, CEval, Hendrycks, LlamaPieces, PlainModel, ids_hash, score_subject
 from tiny_model import save_tiny_llama
 from tiny_tokenizer import WORDS, train_tokenizer
 
@@ -47,6 +49,22 @@ def space_model(tmp_path_factory):
     return folder
 
 
+def write_chinese(root, bench, subject, lengths):
+    """Rows of dev (5) and of the scored split, whose questions are so many times a text."""
+    rows = {}
+    for split, some in (("dev", [0, 14, 6, 14, 9]), ({"ceval": "val", "cmmlu": "test"}[bench], lengths)):
+        (root / split).mkdir(exist_ok=True)
+        rows[split] = [
+            [f"题{i}，" + "以下是的" * n, f"答{i}", "None", " 0.50", "river", "ABCD"[(i * i + n) % 4]]
+            for i, n in enumerate(some)
+        ]
+        header = ["id", "question", *"ABCD", "answer"] if bench == "ceval" else ["", "Question", *"ABCD", "Answer"]
+        name = f"{subject}_{split}.csv" if bench == "ceval" else f"{subject}.csv"
+        with (root / split / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *([i, *row] for i, row in enumerate(rows[split]))])
+    return rows
+
+
 def check(record, bench, subject, expected):
     (result,) = (s for s in record.benches[bench].subjects if s.name == subject)
     for question, (digest, choice, logprobs) in zip(result.questions, expected, strict=True):
@@ -76,6 +94,26 @@ def test_original_mmlu_is_that_of_the_authors_script(model, tmp_path):
     assert ids_hash(sample["prompt_ids"]) == result.questions[0].prompt
     letters = [ids[0][-1] for ids in bench.letter_ids.values()]
     assert letters == [plain.tokenizer(f"Answer: {x}")["input_ids"][-1] for x in "ABCD"]
+
+
+@pytest.mark.parametrize("shots", [0, 5])
+@pytest.mark.parametrize(
+    ("bench", "script", "subject", "label"),
+    [("ceval", CEval(), "law", "法学"), ("cmmlu", CMMLU(), "college_mathematics", "大学数学")],
+)
+def test_official_is_that_of_the_authors_scripts(model, tmp_path, bench, script, subject, label, shots):
+    rows = write_chinese(tmp_path, bench, subject, [0, 20, 40, 60, 84 if bench == "ceval" else 92])
+    dev, scored = list(rows.values())
+    record = evaluate(model, bench, data=tmp_path, protocol="official", shots=shots)
+    plain, kept, expected = PlainModel(model), [], []
+    for row in scored:
+        expected += score_subject(plain, script, label, dev[:shots], [row], 420)
+        kept.append(script.k)
+    assert len(set(kept)) > 2 if shots else set(kept) <= {0, -1}, "prompts lose shots, each as many as it must"
+    result = check(record, bench, subject, expected)
+    n_right = sum(choice == row[5] for (_, choice, _), row in zip(expected, scored, strict=True))
+    assert result.acc.value == n_right / len(scored)
+    assert (record.benches[bench].average, record.scores) == ("macro", {bench: record.benches[bench].macro.value})
 
 
 def test_a_letter_of_several_tokens_is_scored_by_their_sum(space_model, tmp_path):
@@ -160,6 +198,84 @@ def test_questions_of_lm_eval_hold_their_prompts_and_letters(model, tmp_path):
         logprobs = plain.next_logprobs(ids)[[ids[0] for (ids,) in bench.letter_ids.values()]]
         assert question.logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
         assert question.mass == pytest.approx(float(logprobs.exp().sum()), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def llama(shared, tmp_path_factory):
+    """A tiny model with the vocabulary of LLaMA."""
+    folder = tmp_path_factory.mktemp("llama")
+    save_tiny_llama(folder, max_length=2300, n_vocab=32000)
+    shutil.copy(shared / "tokenizers" / "llama.model", folder / "tokenizer.model")
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True, "legacy": True}))
+    return folder
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("bench", "protocol", "script", "subject", "label", "letters", "first"),
+    [
+        ("mmlu", "original", Hendrycks(), "anatomy", "anatomy", [319, 350, 315, 360], "ffc967832eafabea"),
+        ("ceval", "official", CEval(), "law", "法学", [319, 350, 315, 360], "e63823a238d89d8c"),
+        (
+            "cmmlu",
+            "official",
+            CMMLU(),
+            "college_mathematics",
+            "大学数学",
+            [29909, 29933, 29907, 29928],
+            "19f9d67b98d9c2df",
+        ),
+    ],
+)
+def test_llamas_letters_and_prompts_are_those_of_its_sentencepiece_model(
+    llama, shared, bench, protocol, script, subject, label, letters, first
+):
+    """Whole prompts of the published data; MMLU and C-Eval score `▁A`, CMMLU scores `A`."""
+    record = evaluate(llama, bench, data=shared / "data", protocol=protocol, subjects=[subject], limit=3)
+    plain = PlainModel(llama, LlamaPieces(shared / "tokenizers" / "llama.model"))
+    dev, scored = (read_rows(shared / "data", bench, subject, split) for split in ("dev", record_split(record, bench)))
+    result = check(record, bench, subject, score_subject(plain, script, label, dev, scored[:3], 2048))
+    assert result.questions[0].prompt == first
+    assert [ids for ((ids,),) in record.benches[bench].letter_ids.values()] == letters
+
+
+def record_split(record, bench):
+    return record.benches[bench].bench.split
+
+
+def read_rows(data, bench, subject, split):
+    """Question, A to D, answer."""
+    name = f"{subject}.csv" if bench == "cmmlu" else f"{subject}_{split}.csv"
+    with (data / bench / split / name).open(encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    return rows if bench == "mmlu" else [row[1:7] for row in rows[1:]]
+
+
+def test_official_ceval_in_a_chat_format(model, tmp_path, monkeypatch):
+    """The tutorial's conversation; the letter is read in the answer."""
+    from llmkit.evaluation.scoring import Scorer
+
+    rows = write_chinese(tmp_path, "ceval", "law", [0, 1])
+    sent = []
+
+    def generate(self, requests, encoder, eos_ids):
+        sent.extend(encoder.decode(r.tokens) for r in requests)
+        return ["答案是B。", "不知道"]
+
+    monkeypatch.setattr(Scorer, "generate", generate)
+    record = evaluate(
+        model, "ceval", data=tmp_path, protocol="official", shots=1, chat_template="llama-2-chat", log_samples=True
+    )
+    head = "以下是中国关于法学考试的单项选择题，请选出其中的正确答案。"
+    block = CEval().block
+    first = f"[INST] <<SYS>>\n{head}\n<</SYS>>\n\n{block(rows['dev'][0])} [/INST] {rows['dev'][0][5]} "
+    assert sent[0].startswith(first)
+    assert sent[0].endswith(f"[INST] {block(rows['val'][0])} [/INST]")
+    (result,) = record.benches["ceval"].subjects
+    assert [q.choice for q in result.questions] == ["B", ""]
+    assert [q.logprobs for q in result.questions] == [None, None]
+    assert record.samples["ceval-valid_law"][0]["responses"] == ["答案是B。"]
 
 
 @pytest.mark.parametrize(

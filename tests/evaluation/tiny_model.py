@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def save_tiny_llama(folder: Path, *, max_length: int = 96, scale: float = 0.3) -> None:
+def save_tiny_llama(folder: Path, *, max_length: int = 96, scale: float = 0.3, n_vocab: int = 380) -> None:
     """A seeded two-layer Llama, wide enough in its weights that choices differ clearly."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=380,
+        vocab_size=n_vocab,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,

@@ -38,8 +38,7 @@ def write_prompt(case: Case, n_shots: int) -> str:
 
 
 def _write(item: Item) -> str:
-    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False)]
-    return "\n".join([item.question, *lines, "Answer:"])
+    return f"{item.text}\nAnswer:"
 
 
 PROTOCOL = Original()
