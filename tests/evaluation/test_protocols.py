@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from published import CMMLU, CEval, Hendrycks, LlamaPieces, PlainModel, ids_hash, score_subject
@@ -276,6 +277,30 @@ def test_official_ceval_in_a_chat_format(model, tmp_path, monkeypatch):
     assert [q.choice for q in result.questions] == ["B", ""]
     assert [q.logprobs for q in result.questions] == [None, None]
     assert record.samples["ceval-valid_law"][0]["responses"] == ["答案是B。"]
+
+
+def test_a_protocol_is_one_module_of_anybodys(tmp_path, monkeypatch):
+    """The one that the documentation shows."""
+    import re
+    from importlib.resources import files
+
+    from registered import install
+
+    from llmkit.evaluation.protocol import protocol_names
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(# spoken\.py\n.*?)```", page, re.DOTALL)
+    install(tmp_path, monkeypatch, "llmkit.protocols", "mini.spoken", "spoken:PROTOCOL", code)
+    assert protocol_names("mini") == ["lm-eval", "original", "spoken"]
+    assert "spoken" not in protocol_names("mmlu")
+    mini = files("llmkit_evalsets") / "mini" / "base"
+    record = evaluate(str(mini), "mini", protocol="spoken", limit=8, subjects=["star_lore"], log_samples=True)
+    (subject,) = record.benches["mini"].subjects
+    assert [q.choice for q in subject.questions] == [
+        s["responses"][0].strip()[:1] for s in record.samples["mini_star_lore"]
+    ]
+    assert subject.acc.value > 0.25, "the mini model answers such questions"
+    assert record.benches["mini"].shots == 2
 
 
 @pytest.mark.parametrize(
