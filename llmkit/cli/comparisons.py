@@ -34,7 +34,7 @@ def compared(
             out.warning(f"{each.title}: {each.n_left_out} questions that only one of two runs has are left out")
         if each.n_other_prompts:
             out.warning(
-                f"{each.title}: {each.n_other_prompts} of {each.micro.change.n} prompts have other token ids in "
+                f"{each.title}: {each.n_other_prompts} of {each.reported.change.n} prompts have other token ids in "
                 f"{each.label} than in {each.baseline}: another tokenizer, or other prompts"
             )
     return comparisons

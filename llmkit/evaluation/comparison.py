@@ -73,6 +73,7 @@ class Comparison:
     Attributes:
         bench, title: the benchmark's or task's name, and what it is called.
         baseline, label: what the two runs are called.
+        average: the one that the protocol's authors report, micro or macro.
         averages: the changes by the name of the average: micro, macro, and categories where there are some.
         categories, subjects: the change (micro) and the flips of each.
         p_value: of McNemar's exact test over all questions.
@@ -85,6 +86,7 @@ class Comparison:
     title: str
     baseline: str
     label: str
+    average: str
     averages: Mapping[str, Difference]
     flips: Flips
     categories: Mapping[str, tuple[Difference, Flips]]
@@ -101,23 +103,29 @@ class Comparison:
         """The change over all questions."""
         return self.averages["micro"]
 
-    def is_significant(self, average: str = "micro") -> bool:
-        """Whether a change is more than chance, on questions of the subjects that were scored.
+    @property
+    def reported(self) -> Difference:
+        """The change of the average that the protocol's authors report."""
+        return self.averages[self.average]
+
+    def is_significant(self, average: str = "") -> bool:
+        """Whether a change, of the reported average or of another, is more than chance on the subjects scored.
 
         Over all questions McNemar's exact test, adjusted for the number of comparisons, tells at 5 %; for the other
         averages the interval without clusters. (The clustered interval tells whether other subjects would show it.)
         """
-        return self.p_adjusted < ALPHA if average == "micro" else self.averages[average].is_clear_here
+        name = average or self.average
+        return self.p_adjusted < ALPHA if name == "micro" else self.averages[name].is_clear_here
 
     @property
     def is_tied(self) -> bool:
-        """Whether neither the interval nor McNemar's test tells the runs apart."""
-        return not self.micro.is_clear and not self.is_significant()
+        """Whether neither the interval nor the test of significance tells the runs apart."""
+        return not self.reported.is_clear and not self.is_significant()
 
     @property
     def sentence(self) -> str:
         """The comparison in one sentence."""
-        change, flips = self.micro, self.flips
+        change, flips = self.reported, self.flips
         if not (flips.to_wrong or flips.to_right or flips.wrong_to_wrong):
             return f"{self.label} answers all {change.change.n} questions of {self.title} as {self.baseline} does"
         low, high = (f"{100 * x:+.1f}" for x in change.interval)
@@ -129,10 +137,11 @@ class Comparison:
             return f"{tied} ({points:+.1f} points, {interval}); {flipped}"
         word = "worse" if points < 0 else "better"
         verdict = f"{self.label} is {word} than {self.baseline} by {abs(points):.1f} points on {self.title}"
+        test = f"McNemar's p {self.p_adjusted:.2g}" if self.average == "micro" else "without clusters"
         if not change.is_clear:
-            verdict += f" (McNemar's p {self.p_adjusted:.2g}), in some subjects only; for others"
+            verdict += f" ({test}), in some subjects only; for others"
         elif not self.is_significant():
-            verdict += f" (not significant: McNemar's p {self.p_adjusted:.2g})"
+            verdict += f" (not significant: {test})"
         return f"{verdict}, {interval}; {flipped}"
 
     def to_json(self) -> dict[str, Any]:
@@ -146,6 +155,7 @@ class Comparison:
             "baseline": self.baseline,
             "run": self.label,
             "sentence": self.sentence,
+            "average": self.average,
             "averages": {name: difference.to_json() for name, difference in self.averages.items()},
             "flips": self.flips.to_json(),
             "p_value": self.p_value,
@@ -208,7 +218,7 @@ def _compared(baseline: RunRecord, name: str, matched: Matched, labels: tuple[st
     title = name
     if name in baseline.benches:
         bench = baseline.benches[name].bench
-        categories, title = bench.categories(pairs), bench.title
+        categories, title = bench.categories(pairs), baseline.benches[name].title
     averages = {"micro": _difference(pairs, micro), "macro": _difference(pairs, macro)}
     if categories:
         averages["categories"] = _difference(
@@ -223,6 +233,7 @@ def _compared(baseline: RunRecord, name: str, matched: Matched, labels: tuple[st
         title=title,
         baseline=labels[0],
         label=labels[1],
+        average=baseline.benches[name].average if name in baseline.benches else "micro",
         averages=averages,
         flips=flips,
         categories={

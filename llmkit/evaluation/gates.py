@@ -21,8 +21,7 @@ class Threshold:
 
     Attributes:
         bench: a benchmark or task; empty for all.
-        average: micro, macro (over subjects) or categories; empty for the usual one: of scores the one that the
-            protocol's authors report, of drops micro.
+        average: micro, macro (over subjects) or categories; empty for the one that the protocol's authors report.
         value: a share, 0 to 1.
     """
 
@@ -130,7 +129,7 @@ def check_drops(
     gates = []
     for threshold in thresholds:
         for each in (c for c in comparisons if threshold.bench in ("", c.bench)):
-            average = threshold.average or "micro"
+            average = threshold.average or each.average
             change = _average(each.averages, each.bench, average, option).change.value
             is_large = -change > threshold.value + _ROUNDING
             is_sure = each.is_significant(average)

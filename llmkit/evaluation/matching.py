@@ -110,9 +110,10 @@ def _check_settings(a: RunRecord, b: RunRecord, name: str, labels: tuple[str, st
 
 
 def _settings(record: RunRecord, name: str) -> dict[str, Any]:
-    protocol = record.settings.get("protocol")
-    shots = record.benches[name].shots if name in record.benches else record.tasks.get(name, {}).get("shots")
-    return {"protocol": protocol, "shots": shots}
+    if name not in record.benches:
+        return {"shots": record.tasks.get(name, {}).get("shots")}
+    result = record.benches[name]
+    return {"protocol": result.protocol, "shots": result.shots}
 
 
 def _check_keys(

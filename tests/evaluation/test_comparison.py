@@ -40,7 +40,7 @@ OTHER = run({"algebra": "AAAABBAC", "physics": "AACA", "law": "ABAB A"})
 
 def test_differences_and_flips_are_counted_by_hand():
     (c,) = compare(BASE, [OTHER], ["a", "b"])
-    assert (c.micro.before, c.micro.after) == (12 / 18, 11 / 18)
+    assert (c.reported.before, c.reported.after) == (12 / 18, 11 / 18)
     assert (c.flips.to_wrong, c.flips.to_right, c.flips.wrong_to_wrong) == (3, 2, 3)
     by_subject = {name: (d.change.value, f.to_wrong, f.to_right) for name, (d, f) in c.subjects.items()}
     assert by_subject == {"algebra": (-0.25, 2, 0), "physics": (0.25, 0, 1), "law": (0.0, 1, 1)}
@@ -57,11 +57,11 @@ def test_averages_of_the_difference_are_those_of_the_paired_scores():
     rows = {}
     for a, b in zip(BASE.benches["b"].subjects, OTHER.benches["b"].subjects, strict=True):
         rows[a.name] = mean([float(q.is_right) - p.is_right for p, q in zip(a.questions, b.questions, strict=True)])
-    assert c.micro.change == micro(rows.values())
+    assert c.reported.change == micro(rows.values())
     assert c.averages["macro"].change == macro(rows.values())
     groups = {"STEM": [rows["algebra"], rows["physics"]], "humanities": [rows["law"]]}
     assert c.averages["categories"].change == macro_of_groups(groups)
-    assert c.micro.after - c.micro.before == pytest.approx(c.micro.change.value)
+    assert c.reported.after - c.reported.before == pytest.approx(c.reported.change.value)
 
 
 def test_what_is_surely_worse_is_called_so():
@@ -71,31 +71,40 @@ def test_what_is_surely_worse_is_called_so():
     after = {name: "".join(rng.choice([*"AB"], p=[0.7, 0.3], size=60)) for name in names}
     (c,) = compare(run(before), [run(after)], ["a", "b"])
     assert c.is_significant()
-    assert c.micro.is_clear
-    points = round(-100 * c.micro.change.value, 1)
+    assert c.reported.is_clear
+    points = round(-100 * c.reported.change.value, 1)
     assert c.sentence.startswith(f"b is worse than a by {points} points on Bench, 95 % interval -")
-    assert c.bootstrap[0] < c.micro.change.value < c.bootstrap[1] < 0
+    assert c.bootstrap[0] < c.reported.change.value < c.bootstrap[1] < 0
     (back,) = compare(run(after), [run(before)], ["b", "a"])
     assert back.sentence.startswith(f"a is better than b by {points} points on Bench")
-    assert back.micro.change.value == -c.micro.change.value
+    assert back.micro.change.value == -c.reported.change.value
 
 
 def test_a_loss_in_some_subjects_is_no_tie():
     """The interval for other subjects holds 0, but on these the loss is no chance."""
     before = {f"s{i}": "A" * 40 for i in range(6)}
     (c,) = compare(run(before), [run(before | {"s0": "B" * 40})], ["a", "b"])
-    assert not c.micro.is_clear
+    assert not c.reported.is_clear
     assert c.is_significant()
     assert not c.is_tied
     assert "b is worse than a by 16.7 points on Bench (McNemar's p " in c.sentence
     assert "in some subjects only; for others" in c.sentence
 
 
+def test_the_average_that_a_protocols_authors_report_is_compared():
+    def by_macro(record):
+        return replace(record, benches={"b": replace(record.benches["b"], protocol="official", average="macro")})
+
+    (c,) = compare(by_macro(BASE), [by_macro(OTHER)], ["a", "b"])
+    assert c.reported is c.averages["macro"]
+    assert c.sentence.startswith("b is tied with a on Bench official (+0.0 points, ")
+
+
 def test_equal_answers_are_said_to_be():
     (c,) = compare(BASE, [BASE], ["a", "b"])
     assert c.sentence == "b answers all 18 questions of Bench as a does"
     assert (c.p_value, c.bootstrap, c.kl) == (1.0, (0.0, 0.0), None)
-    assert c.micro.interval[0] < 0 < c.micro.interval[1]
+    assert c.reported.interval[0] < 0 < c.reported.interval[1]
 
 
 def test_p_values_of_several_runs_are_adjusted():
@@ -136,17 +145,16 @@ def test_the_divergence_is_over_questions_with_log_probabilities():
             run({"algebra": "AAAAAAAB", "physics": "AABB", "law": "AAABBB"}, targets={"physics": "ADDA"}),
             r"2 questions of b \(of 18\) have another right answer in b than in a",
         ),
-        (replace(BASE, settings={"protocol": "y"}), "protocol x in a, y in b"),
+        (replace(BASE, benches={"b": replace(BASE.benches["b"], protocol="y")}), "protocol lm-eval in a, y in b"),
     ],
 )
 def test_other_questions_are_refused_with_numbers_or_left_out(other, message):
-    base = replace(BASE, settings={"protocol": "x"})
     with pytest.raises(InputError, match=message) as caught:
-        compare(base, [other], ["a", "b"])
+        compare(BASE, [other], ["a", "b"])
     assert caught.value.hint.endswith("--common")
-    (c,) = compare(base, [other], ["a", "b"], common=True)
-    n = [sum(len(s.questions) for s in record.benches["b"].subjects) for record in (base, other)]
-    assert c.n_left_out == sum(n) - 2 * c.micro.change.n
+    (c,) = compare(BASE, [other], ["a", "b"], common=True)
+    n = [sum(len(s.questions) for s in record.benches["b"].subjects) for record in (BASE, other)]
+    assert c.n_left_out == sum(n) - 2 * c.reported.change.n
 
 
 def test_other_prompts_are_counted():
@@ -184,7 +192,7 @@ def test_lm_evals_other_tasks_are_compared_by_their_samples():
     a = task_run((1.0, yes), (1.0, yes), (0.0, no), (0.0, ["text"]))
     b = task_run((1.0, yes), (0.0, no), (0.0, other), (0.0, ["another"]))
     (c,) = compare(a, [b], ["a", "b"])
-    assert (c.micro.before, c.micro.after) == (0.5, 0.25)
+    assert (c.reported.before, c.reported.after) == (0.5, 0.25)
     assert (c.flips.to_wrong, c.flips.to_right, c.flips.wrong_to_wrong) == (1, 0, 1)
     assert c.kl > 0
 
