@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # records hold the letters
     from llmkit.evaluation.record import Question
 
 LOW_MASS = 0.1
-"""Below it the letters are hardly what the model expects. (A small model without shots may have 0.14, with them 0.97.)"""
+"""Below it the letters are hardly what the model expects. (SmolLM2 on MMLU has 0.14 without shots, 0.97 with 5.)"""
 
 
 @dataclass(frozen=True, slots=True)
