@@ -51,12 +51,14 @@ class Flips:
 
 
 def flips(bench: str, runs: tuple[RunRecord, RunRecord], names: tuple[str, str]) -> Flips | None:
-    """The questions that both runs answered and whose answers differ; None where no run kept their texts."""
+    """The questions that both runs answered otherwise; None where none are, or no run kept their texts."""
     results = runs[0].benches[bench], runs[1].benches[bench]
     documents = _documents(bench, runs)
     if not documents:
         return None
     changed = [(s, a, b) for s, a, b in _pairs(*results) if a.choice != b.choice]
+    if not changed:
+        return None
     order = {"bad": 0, "good": 1, "": 2}
     changed.sort(key=lambda item: order[_kind(item[1], item[2])])
     readable = [(s, a, b, documents[s, a.id]) for s, a, b in changed if (s, a.id) in documents]

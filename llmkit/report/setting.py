@@ -41,10 +41,11 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def signed(share: float | None, digits: int = 1) -> str:
-    """A difference of shares in points, with its sign."""
+    """A difference of shares in points, with its sign where it has one when it is rounded."""
     if share is None or not isfinite(share):
         return "–"
-    return f"{100 * share:+.{digits}f}".replace("-", "−")
+    text = f"{100 * share:+.{digits}f}"
+    return text.replace("-", "−") if text.strip("+-0.") else text[1:]
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -180,4 +180,4 @@ def test_figures_are_set_as_people_write_them():
         "14\u202f042", "12.3", "1.23e-05", "0.500", "–", "inf", "x",
     ]  # fmt: skip
     assert [percent(x) for x in (0.4321, None, float("nan"))] == ["43.2", "–", "–"]
-    assert [signed(x) for x in (0.012, -0.012, 0.0)] == ["+1.2", "−1.2", "+0.0"]
+    assert [signed(x) for x in (0.012, -0.012, 0.0, -0.0001)] == ["+1.2", "−1.2", "0.0", "0.0"]

@@ -64,7 +64,7 @@ def results_of(record: RunRecord) -> dict[str, Any]:
         **{k: v for k, v in body.items() if v or k not in ("groups", "group_subtasks")},
         "config": {
             "model": f"llmkit {model.get('backend', '')}".strip(),
-            "model_args": f"pretrained={model.get('path') or label}",
+            "model_args": f"pretrained={label}",
             "model_dtype": model.get("dtype"),
             "device": model.get("device"),
             "limit": record.settings.get("limit"),
