@@ -14,7 +14,16 @@ Only `llmkit.cli.app` turns an error into an exit code. Everything else that esc
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Collection, Iterable
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad_?alloc|bad allocation|"
+    r"failed to allocate memory|failed to map segment|unable to allocate|memory allocation (of|failed)|"
+    r"can't start new thread|cannot allocate write\+execute|std::length_error",
+    re.IGNORECASE,
+)
 
 # Of difflib's ratio; one letter of three, or two of five, may be wrong.
 _ALIKE, _ALIKE_SHORT, _SHORT = 0.65, 0.66, 4
@@ -116,3 +125,12 @@ def _is_other_number(a: str, b: str) -> bool:
     digits = [sorted(filter(str.isdigit, word)) for word in (a, b)]
     letters = [[c for c in word if not c.isdigit()] for word in (a, b)]
     return letters[0] == letters[1] and all(digits) and digits[0] != digits[1]
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether memory was short, in the words of Python, the system, torch, ONNX Runtime or the dynamic loader."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, Exception) and bool(_NO_MEMORY.search(str(error)))

@@ -7,18 +7,11 @@ long for the file system, a folder without permission.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator, Sequence
 
 from llmkit.cli.packages import missing_package
-from llmkit.errors import InputError, LlmkitError, OutputError, RequirementError
+from llmkit.errors import InputError, LlmkitError, OutputError, RequirementError, is_memory_error
 
-_NO_MEMORY = re.compile(
-    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad_?alloc|bad allocation|"
-    r"failed to allocate memory|failed to map segment|unable to allocate|memory allocation (of|failed)|"
-    r"can't start new thread|cannot allocate write\+execute|std::length_error",
-    re.IGNORECASE,
-)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _WORDS = {
     errno.ENAMETOOLONG: "the name is too long for the file system",
@@ -50,7 +43,7 @@ def as_refusal(error: BaseException) -> LlmkitError | None:
     for cause in _chain(error):
         if isinstance(cause, LlmkitError):
             continue
-        if _is_memory(cause):
+        if is_memory_error(cause):
             first = str(cause).strip().splitlines()[:1]
             return RequirementError(
                 f"too little memory: {first[0][:300] if first else 'an allocation failed'}",
@@ -67,15 +60,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
-    # torch, ONNX Runtime and the dynamic loader have no class of their own for it.
-    return isinstance(error, Exception) and bool(_NO_MEMORY.search(str(error)))
 
 
 def _of_file(error: OSError) -> LlmkitError:

@@ -20,6 +20,7 @@ from llmkit.cli.output import Output
 from llmkit.cli.prompts_shown import show_prompts
 from llmkit.cli.scores import render_record
 from llmkit.errors import InputError
+from llmkit.tensors.spec import parse_bytes
 
 if TYPE_CHECKING:
     from llmkit.evaluation.shards import Shard
@@ -136,6 +137,7 @@ def evaluate(
         limit=limit if limit is None or limit < 1 else int(limit),
         subjects=wanted,
         batch_tokens=scaling.batch_tokens or BATCH_TOKENS,
+        memory=parse_bytes(scaling.memory) if scaling.memory is not None else None,
         url=scaling.url,
         shard=shard,
         **asdict(computing),

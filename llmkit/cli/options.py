@@ -151,6 +151,10 @@ class Scaling:
     batch_tokens: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Tokens in one forward pass at most.")
     ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Make batches so small that the process takes at most this: 8GiB, 900MiB."),
+    ] = None
     url: Annotated[
         str | None,
         typer.Option(

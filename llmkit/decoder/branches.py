@@ -16,27 +16,30 @@ from llmkit.lazy_imports import torch
 
 
 class Branches:
-    """The cache of sequences that share what came before a packed pass and go on from its segments.
+    """The cache of sequences that share what came before packed passes and go on from their segments.
 
     Tails lie in one batch, padded on the left: all new tokens go to one column.
 
     Args:
-        packed: the pass that read each sequence's tail (`keep=True`).
+        passes: those that read each sequence's tail, over one prefix (`keep=True`).
         capacity: tokens to make room for after the tails.
 
     Attributes:
         memory: what kinds remember of past tokens: name -> [B, ...].
     """
 
-    def __init__(self, packed: Packed, capacity: int) -> None:
-        prefix = packed.prefix
-        self._past = packed.past
-        self._lengths = torch.tensor(packed.lengths)  # real tokens of each tail
-        self._length = max(packed.lengths)  # columns in use
+    def __init__(self, passes: Sequence[Packed], capacity: int) -> None:
+        first = passes[0]
+        prefix, lengths = first.prefix, [n for packed in passes for n in packed.lengths]
+        self._past = first.past
+        self._lengths = torch.tensor(lengths)  # real tokens of each tail
+        self._length = max(lengths)  # columns in use
         self._room = self._length + capacity
         self._shared = [_widened(prefix.layer(i)) for i in range(prefix.n_layers)] if prefix is not None else []
-        self._tails = [self._laid_out(packed, i) for i in range(packed.n_layers)]
-        self._states, self.memory = packed.states, dict(packed.memory)
+        self._tails = [self._laid_out(passes, i) for i in range(first.n_layers)]
+        states = [packed.states for packed in passes]
+        self._states = {layer: torch.cat([s[layer] for s in states]) for layer in states[0]}
+        self.memory = {name: torch.cat([p.memory[name] for p in passes]) for name in first.memory}
         self._bias = self._padding()
 
     @property
@@ -44,13 +47,18 @@ class Branches:
         """Number of sequences."""
         return len(self._lengths)
 
-    def _laid_out(self, packed: Packed, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _laid_out(self, passes: Sequence[Packed], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the tails, [B, kv_heads, room, head_dim] each."""
+        rows = [_widened(packed.kept(layer)) for packed in passes]
         made = []
-        for row in _widened(packed.kept(layer)):
-            batch = row.new_zeros((len(packed.lengths), row.shape[1], self._room, row.shape[3]))
-            for i, (start, n) in enumerate(zip(packed.starts, packed.lengths, strict=True)):
-                batch[i, :, self._length - n : self._length] = row[0, :, start : start + n]
+        for kind in (0, 1):
+            some = rows[0][kind]
+            batch = some.new_zeros((self.batch, some.shape[1], self._room, some.shape[3]))
+            i = 0
+            for packed, row in zip(passes, rows, strict=True):
+                for start, n in zip(packed.starts, packed.lengths, strict=True):
+                    batch[i, :, self._length - n : self._length] = row[kind][0, :, start : start + n]
+                    i += 1
             made.append(batch)
         return made[0], made[1]
 

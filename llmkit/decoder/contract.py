@@ -235,7 +235,7 @@ def _branches(case: _Case) -> float | None:
         rest, after = ids[:1, past:], expected[0, past:]
         packed = Packed(prefix, [3, 1], keep=True)
         decoder.hidden(torch.cat([rest[:, :3], rest[:, :1]], 1), packed)
-        branches = Branches(packed, 3)
+        branches = Branches([packed], 3)
         parts.append(decoder(torch.stack([rest[0, 3:4], rest[0, 1:2]]), branches)[:, 0])
         branches.keep([1])
         parts += [decoder(rest[:, i : i + 1], branches)[:, 0] for i in (2, 3)]

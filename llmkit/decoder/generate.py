@@ -65,6 +65,7 @@ def generate_from(
     tails: Sequence[Sequence[int]],
     *,
     start: Sequence[int] = (),
+    batch_tokens: int,
     max_new_tokens: int,
     sampling: Sampling | None = None,
     eos: Collection[int] = (),
@@ -78,13 +79,18 @@ def generate_from(
         prefix: what all prompts begin with: one sequence; None for nothing.
         tails: how each goes on, at least one token.
         start: the tokens of the prefix, which a repetition penalty looks at.
+        batch_tokens: how many tokens of tails one forward takes at most, longer ones alone.
         max_new_tokens, sampling, eos, on_token: as of `generate`.
     """
     chosen, generator = sampling or Sampling(), torch.Generator().manual_seed((sampling or Sampling()).seed)
     texts: list[list[int]] = [[] for _ in tails]
-    packed = Packed(prefix, [len(tail) for tail in tails], keep=True)
-    ids = torch.tensor([[token for tail in tails for token in tail]])
-    logits = decoder.logits(decoder.hidden(ids, cache=packed)[0, list(packed.ends)])
+    passes: list[Packed] = []
+    ends = []
+    for some in _side_by_side(tails, batch_tokens):
+        passes.append(Packed(prefix, [len(tail) for tail in some], keep=True))
+        ids = torch.tensor([[token for tail in some for token in tail]])
+        ends.append(decoder.hidden(ids, cache=passes[-1])[0, list(passes[-1].ends)])
+    logits = decoder.logits(torch.cat(ends))
     cache: Branches | None = None
     rows = list(range(len(tails)))  # the texts in the batch
     is_open = [True] * len(tails)
@@ -102,13 +108,23 @@ def generate_from(
         if not going or step + 1 == max_new_tokens:
             break
         if cache is None:
-            cache = Branches(packed, max_new_tokens)
-            del packed
+            cache = Branches(passes, max_new_tokens)
+            passes.clear()
         if len(going) <= _LEFT_SHARE * len(rows):
             cache.keep(going)
             rows, tokens = [rows[at] for at in going], [tokens[at] for at in going]
         logits = decoder.next_logits(torch.tensor(tokens)[:, None], cache)
     return texts
+
+
+def _side_by_side(tails: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[Sequence[int]]]:
+    some: list[Sequence[int]] = []
+    for tail in tails:
+        if some and sum(map(len, some)) + len(tail) > batch_tokens:
+            yield some
+            some = []
+        some.append(tail)
+    yield some
 
 
 def stream(

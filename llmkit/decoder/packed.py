@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -23,9 +23,17 @@ class Packed:
         prefix: what all segments continue: one sequence without padding; None for nothing.
         lengths: tokens of each segment.
         keep: keep each segment's keys, so that `segment(i)` can be continued in its turn.
+        on_layer: called when a layer begins.
     """
 
-    def __init__(self, prefix: KVCache | None, lengths: Sequence[int], *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        prefix: KVCache | None,
+        lengths: Sequence[int],
+        *,
+        keep: bool = False,
+        on_layer: Callable[[], None] = lambda: None,
+    ) -> None:
         if prefix is not None and (prefix.batch > 1 or prefix.mask is not None):
             raise InputError("a shared prefix is one sequence without padding")
         if not lengths or min(lengths) < 1:
@@ -34,6 +42,7 @@ class Packed:
         self.lengths = tuple(lengths)
         self.starts = (0, *accumulate(lengths))[:-1]
         self.keep = keep
+        self._on_layer = on_layer
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._states: list[dict[int, torch.Tensor]] = [{} for _ in lengths]
@@ -62,6 +71,7 @@ class Packed:
         return Places(positions[None], totals, spans)
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+        self._on_layer()
         if self.keep:
             self._keys.append(k)
             self._values.append(v)
@@ -95,6 +105,7 @@ class Packed:
         return attend_scored(q, k, v, scores, torch.arange(k.shape[2], device=q.device)[None])
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
+        self._on_layer()
         before = self.prefix.state(layer) if self.prefix is not None else None
         out = torch.empty_like(x)
         for state, start, n in zip(self._states, self.starts, self.lengths, strict=True):

@@ -34,10 +34,12 @@ class Engine(Protocol):
             kept answers.
         answers: where answers are kept; set by whoever runs it.
         usage: what was computed.
+        warnings: what the user should know of how it went.
     """
 
     answers: Answers
     usage: Usage
+    warnings: list[str]
 
     @property
     def backend(self) -> str: ...
@@ -66,6 +68,7 @@ class EngineOptions:
         provider: ONNX Runtime's, for an exported folder: cpu or cuda.
         url: of the server, for an engine that asks one.
         batch_tokens: how many tokens one forward takes at most.
+        memory: what the process may take, in bytes.
     """
 
     backend: str = "auto"
@@ -74,6 +77,7 @@ class EngineOptions:
     provider: str | None = None
     url: str | None = None
     batch_tokens: int = BATCH_TOKENS
+    memory: int | None = None
     progress: Progress = field(default=NO_PROGRESS, compare=False)
 
 
@@ -86,6 +90,7 @@ class EngineArguments(TypedDict, total=False):
     provider: str | None
     url: str | None
     batch_tokens: int
+    memory: int | None
     progress: Progress
 
 
@@ -95,7 +100,7 @@ class EngineKind:
 
     Attributes:
         open: makes it for a checkpoint.
-        takes: those of dtype, device, provider and url that it honours; others are refused.
+        takes: those of dtype, device, provider, url and memory that it honours; others are refused.
     """
 
     open: Callable[[Checkpoint, EngineOptions], Engine]
@@ -117,11 +122,11 @@ def open_engine(ckpt: Checkpoint, options: EngineOptions) -> Engine:
     if options.backend not in engine_names():
         raise InputError(f"unknown backend {options.backend!r}", hint=f"--backend {', '.join(engine_names())}")
     if options.backend in BACKENDS:
-        _refuse(options, frozenset({"dtype", "device", "provider"}))
+        _refuse(options, frozenset({"dtype", "device", "provider", "memory"}))
         decoder = load_backend(
             ckpt, backend=options.backend, dtype=options.dtype, device=options.device, provider=options.provider
         )
-        return Scorer(decoder, options.batch_tokens, progress=options.progress)
+        return Scorer(decoder, options.batch_tokens, progress=options.progress, memory=options.memory)
     kind = by_name(_GROUP, options.backend, "--backend", EngineKind)
     _refuse(options, kind.takes)
     return kind.open(ckpt, options)
@@ -129,6 +134,6 @@ def open_engine(ckpt: Checkpoint, options: EngineOptions) -> Engine:
 
 def _refuse(options: EngineOptions, takes: frozenset[str]) -> None:
     unset = EngineOptions()
-    for name in ("dtype", "device", "provider", "url"):
+    for name in ("dtype", "device", "provider", "url", "memory"):
         if name not in takes and getattr(options, name) != getattr(unset, name):
             raise InputError(f"--{name} is not for --backend {options.backend}", hint=f"leave --{name} out")

@@ -170,22 +170,26 @@ class Generator:
         if isinstance(self._decoder, Decoder) and (limit is None or longest <= limit):
             yield from self._of_tree(self._decoder, group)
             return
-        for batch in _rows(group, 0, self._batch_tokens, self._batch_tokens):
+        for batch in _rows(group, 0, self._batch_tokens):
             yield batch, partial(generate, self._decoder, [request.tokens for request in batch])
 
     def _of_tree(self, decoder: Decoder, group: list[Request]) -> Iterator[tuple[list[Request], Run]]:
-        """Batches that each continue one shared prefix, depth first: the caches alive are those of one path."""
+        """Batches that each continue one shared prefix, depth first: the caches alive are those of one path.
+
+        What is shared has answers of its own batch, and so costs up to as many forwards more as they are long.
+        """
         # The last token of a prompt is never shared: the answer begins with its logits.
         queries = [Query(r.tokens[:-1], (0,)) for r in group if len(r.tokens) > 1]
         many = [r for r in group if len(r.tokens) > 1]
-        roots = share_prefixes(queries, self._forward_cost)
+        worth = self._forward_cost * group[0].max_new
+        roots = share_prefixes(queries, worth)
         direct: dict[int, list[Request]] = {id(None): [r for r in group if len(r.tokens) == 1]}
         pending = list(roots)
         while pending:
             segment = pending.pop()
             for _, index, _ in segment.reads:
                 owner: Segment | None = segment
-                while owner is not None and (owner.stop >= len(many[index].tokens) or not self._is_shared(owner)):
+                while owner is not None and (owner.stop >= len(many[index].tokens) or not _is_shared(owner, worth)):
                     owner = owner.parent
                 direct.setdefault(id(owner), []).append(many[index])
             pending += segment.children
@@ -194,16 +198,10 @@ class Generator:
             prefix, segments = level.pop()
             stop = prefix.segment.stop if prefix else 0
             some = direct.get(id(prefix.segment if prefix else None), [])
-            for batch in _rows(some, stop, self._batch_tokens, self._kept_tokens):
+            for batch in _rows(some, stop, self._kept_tokens):
                 yield batch, self._run(decoder, prefix, batch)
-            level += [
-                (_Prefix(decoder, s, prefix, self._batch_tokens), s.children) for s in segments if self._is_shared(s)
-            ]
-
-    def _is_shared(self, segment: Segment) -> bool:
-        """Whether several prompts go on from it: others below it, or the same one again."""
-        repeated = (len(segment.reads) - 1) * len(segment)
-        return bool(segment.children) or repeated > self._forward_cost
+            shared = [s for s in segments if _is_shared(s, worth)]
+            level += [(_Prefix(decoder, s, prefix, self._batch_tokens), s.children) for s in shared]
 
     def _run(self, decoder: Decoder, prefix: _Prefix | None, batch: list[Request]) -> Run:
         if len(batch) == 1 and len(batch[0].tokens) - (prefix.segment.stop if prefix else 0) > self._batch_tokens:
@@ -213,7 +211,9 @@ class Generator:
         stop = prefix.segment.stop if prefix else 0
         tails, start = [request.tokens[stop:] for request in batch], batch[0].tokens[:stop]
         # the cache is computed when the batch is: an interrupted run may have answered it
-        return lambda **options: generate_from(decoder, prefix.cache if prefix else None, tails, start=start, **options)
+        return lambda **options: generate_from(
+            decoder, prefix.cache if prefix else None, tails, start=start, batch_tokens=self._batch_tokens, **options
+        )
 
     def _texts(self, batch: Sequence[Request], run: Run) -> dict[int, str]:
         written: list[list[int]] = [[] for _ in batch]
@@ -228,6 +228,11 @@ class Generator:
         first = batch[0]
         made = run(max_new_tokens=first.max_new, sampling=first.sampling, eos=self._eos, on_token=is_over)
         return {r.index: r.cut(self._encoder.decode(ids)) for r, ids in zip(batch, made, strict=True)}
+
+
+def _is_shared(segment: Segment, worth: int) -> bool:
+    """Whether several prompts go on from it: others below it, or the same one again."""
+    return bool(segment.children) or (len(segment.reads) - 1) * len(segment) > worth
 
 
 class _Prefix:
@@ -251,13 +256,13 @@ class _Prefix:
         return cache
 
 
-def _rows(requests: Sequence[Request], start: int, batch_tokens: int, kept_tokens: int) -> Iterator[list[Request]]:
+def _rows(requests: Sequence[Request], start: int, kept_tokens: int) -> Iterator[list[Request]]:
     """Requests with the longest prompts first, as many as there is room for with their tokens from `start` padded."""
     batch: list[Request] = []
     for request in sorted(requests, key=lambda r: (-len(r.tokens), r.index)):
         if batch:
             rows, longest = len(batch) + 1, len(batch[0].tokens) - start
-            if rows * longest > batch_tokens or rows * (longest + request.max_new) > kept_tokens:
+            if rows * (longest + request.max_new) > kept_tokens:
                 yield batch
                 batch = []
         batch.append(request)

@@ -104,6 +104,7 @@ def evaluate(
         "limit": limit,
         "subjects": list(subjects),
         "batch_tokens": options.batch_tokens,
+        "memory": options.memory,
         "max_length": lm.max_length,
         "add_bos_token": add_bos_token,
         "chat_template": chat_template,
@@ -212,6 +213,7 @@ def _warnings(prepared: Sequence[Prepared], lm: SharedPrefixLM, chosen: Sequence
         warnings.append(
             "the chat template refuses a system message: prompts have no header, as with lm-eval's hf backend"
         )
+    warnings += lm.scorer.warnings
     if lm.n_truncated:
         warnings.append(
             f"{lm.n_truncated} prompts were longer than {lm.max_length} tokens and lost their beginning; "

@@ -13,8 +13,11 @@ from itertools import accumulate
 from typing import Any
 
 from llmkit.decoder.language_model import LanguageModel
+from llmkit.decoder.model import Decoder
 from llmkit.decoder.packed import Packed
+from llmkit.errors import InputError, RequirementError, is_memory_error
 from llmkit.evaluation.answers import Answers, KeptAnswers, TokenScore
+from llmkit.evaluation.cost import Batch, Costs
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import Generator, Request
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
@@ -24,6 +27,7 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 BATCH_TOKENS = 2048
 KEPT_TOKENS = 4 * BATCH_TOKENS
+_LEAST_TOKENS = 16
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
 
 HeadRead = tuple[int, int, int]
@@ -70,11 +74,18 @@ class Scorer:
         decoder: the model.
         batch_tokens: how many tokens one forward takes at most.
         forward_cost: what one more forward costs in tokens; a shared stretch that saves less is repeated.
-        progress: told of tokens as they are computed.
+        progress: told of arithmetic as it is done, or of tokens where the decoder is not llmkit's own.
         answers: where what is scored is kept; answers found there are not computed again.
         kept_tokens: tokens of the caches that one forward leaves behind, a shared prefix counted for each segment; of
             the answers that grow side by side.
         logits_nbytes: float32 logits in memory at a time.
+        memory: what the process may take, in bytes; batches are made so small that it does, by an estimate.
+
+    Attributes:
+        warnings: what the user should know: memory was short.
+
+    Raises:
+        InputError: `memory` is too little for the weights, or given for a decoder that is not llmkit's own.
     """
 
     decoder: LanguageModel
@@ -85,7 +96,26 @@ class Scorer:
     answers: Answers = field(default_factory=Answers)
     kept_tokens: int = KEPT_TOKENS
     logits_nbytes: int = 64 << 20
+    memory: int | None = None
+    warnings: list[str] = field(default_factory=list)
     _n_vocab: int | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._now = Batch(self.batch_tokens, self.kept_tokens, self.logits_nbytes)
+        self._costs: Costs | None = None
+        self._per_unit = 1
+        if isinstance(self.decoder, Decoder):
+            self._costs = Costs.of(self.decoder.model, self.decoder.dtype.itemsize)
+        if self.memory is not None:
+            self._fit(1)
+
+    def _fit(self, longest: int) -> None:
+        """Batches for sequences of up to so many tokens."""
+        self._now = Batch(self.batch_tokens, self.kept_tokens, self.logits_nbytes)
+        if self.memory is not None:
+            if self._costs is None:
+                raise InputError(f"--memory is not for --backend {self.backend}", hint="give --batch-tokens")
+            self._now = self._costs.fit(self.memory, longest, self._now)
 
     @property
     def backend(self) -> str:
@@ -104,10 +134,14 @@ class Scorer:
 
     def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
         """The scores, in the order of the queries."""
+        self._fit(max((len(q.tokens) for q in queries), default=1))
         roots = share_prefixes(queries, self.forward_cost, self.decoder.exact_sharing_limit)
         self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
         targets = _Targets(queries, self.answers.of_queries(queries))
-        self.progress.begin(count_tokens(roots), label, "tokens")
+        self._per_unit = 1
+        total = self._work(roots)
+        self._per_unit, unit = (1, "tokens") if self._costs is None else _unit_of(total)
+        self.progress.begin(self._work(roots), label, unit)
         try:
             with torch.inference_mode():
                 self._walk(roots, targets)
@@ -117,12 +151,13 @@ class Scorer:
 
     def generate(self, requests: Sequence[Request], encoder: Encoder, eos_ids: Sequence[int]) -> list[str]:
         """The answers, in the order of the requests."""
+        self._fit(max((len(r.tokens) + r.max_new for r in requests), default=1))
         generator = Generator(
             self.decoder,
             encoder,
             eos_ids,
-            batch_tokens=self.batch_tokens,
-            kept_tokens=self.kept_tokens,
+            batch_tokens=self._now.tokens,
+            kept_tokens=self._now.kept_tokens,
             forward_cost=self.forward_cost,
             progress=self.progress,
         )
@@ -134,13 +169,13 @@ class Scorer:
         pending: list[tuple[list[Segment], Any]] = [(roots, None)]
         while pending:
             segments, cache = pending.pop()
-            for batch in pack([s for s in segments if not s.children], self.batch_tokens):
+            for batch in pack([s for s in segments if not s.children], self._now.tokens):
                 if not self._is_answered(batch, targets):
                     self._compute(batch, cache, targets, keep=False)
             inner = [s for s in segments if s.children]
             if inner:
                 # one batch of inner segments now; the others wait until everything below these is done
-                batch = _affordable(next(pack(inner, self.batch_tokens)), self.kept_tokens)
+                batch = _affordable(next(pack(inner, self._now.tokens)), self._now.kept_tokens)
                 if rest := inner[len(batch) :]:
                     pending.append((rest, cache))
                 if self._is_answered(batch, targets):
@@ -152,50 +187,108 @@ class Scorer:
         """Whether an interrupted run has answered all that these segments and those below them are for."""
         if not targets.has_all(batch):
             return False
-        self.progress.advance(count_tokens(batch))
+        self.progress.advance(self._work(batch))
         return True
+
+    def _work(self, segments: Sequence[Segment]) -> int:
+        """What segments and those below them take, as `progress` counts it."""
+        if self._costs is None:
+            return count_tokens(segments)
+        total, pending = 0, [*segments]
+        while pending:
+            segment = pending.pop()
+            total += self._flop(segment.start, segment.stop)
+            pending += segment.children
+        return total
+
+    def _flop(self, start: int, stop: int) -> int:
+        return self._costs.flop(start, stop) // self._per_unit if self._costs is not None else stop - start
 
     def _compute(self, batch: list[Segment], cache: Any, targets: _Targets, *, keep: bool) -> list[Any]:
         """Compute segments that continue one cache, read their scores, hand back their caches if they are kept."""
-        if len(batch) > 1:
-            return self._forward([(s, s.start, s.stop) for s in batch], cache, targets, keep=keep)
-        (segment,) = batch
-        if segment.is_whole:
-            return self._forward([(segment, 0, segment.stop)], cache, targets, keep=keep)
-        for start in range(segment.start, segment.stop, self.batch_tokens):
-            stop = min(start + self.batch_tokens, segment.stop)
+        if len(batch) == 1 and not batch[0].is_whole:
+            return [self._in_stretches(batch[0], cache, targets, keep=keep)]
+        stretches = [(s, 0 if s.is_whole else s.start, s.stop) for s in batch]
+        caches = self._forward(stretches, cache, targets, keep=keep)
+        if caches is not None:
+            return caches
+        middle = -(-len(batch) // 2)  # memory was short
+        halves = [half for half in (batch[:middle], batch[middle:]) if half]
+        return [c for half in halves for c in self._compute(half, cache, targets, keep=keep)]
+
+    def _in_stretches(self, segment: Segment, cache: Any, targets: _Targets, *, keep: bool) -> Any:
+        """Compute a segment, as many tokens at a time as a batch has."""
+        start = segment.start
+        while start < segment.stop:
+            stop = min(start + self._now.tokens, segment.stop)
             caches = self._forward([(segment, start, stop)], cache, targets, keep=keep or stop < segment.stop)
-            cache = caches[0] if caches else None
-        return [cache]
+            if caches is not None:
+                cache, start = (caches[0] if caches else None), stop
+        return cache
 
     def _forward(
         self, stretches: list[tuple[Segment, int, int]], cache: Any, targets: _Targets, *, keep: bool
+    ) -> list[Any] | None:
+        """One forward over stretches (segment, start, stop), without padding; None, and smaller batches from now on,
+        where memory was short."""
+        try:
+            return self._forward_in_memory(stretches, cache, targets, keep=keep)
+        except Exception as error:
+            if not is_memory_error(error):
+                raise
+        # here, as the error held the tensors
+        n_tokens = min(self._now.tokens, sum(stop - start for _, start, stop in stretches))
+        if n_tokens <= _LEAST_TOKENS or (len(stretches) == 1 and stretches[0][0].is_whole):
+            raise RequirementError(
+                f"too little memory: {n_tokens} tokens at a time do not fit either",
+                hint="close other programs, raise the container's limit, or compute in --dtype bfloat16",
+            )
+        self._now = Batch(n_tokens // 2, self._now.kept_tokens // 2, self._now.logits_nbytes // 2)
+        text = f"memory was short: from then on {n_tokens // 2} tokens were computed at a time"
+        self.warnings[:] = [text]
+        return None
+
+    def _forward_in_memory(
+        self, stretches: list[tuple[Segment, int, int]], cache: Any, targets: _Targets, *, keep: bool
     ) -> list[Any]:
-        """One forward over stretches (segment, start, stop), without padding."""
         tokens: list[int] = []
         reads: list[HeadRead] = []
         for segment, start, stop in stretches:
             shift = len(tokens) - start
             reads += [(p + shift, query, slot) for p, query, slot in segment.reads if start <= p < stop]
             tokens += segment.row[start:stop]
-        packed = Packed(cache, [stop - start for _, start, stop in stretches], keep=keep)
+        left = sum(self._flop(start, stop) for _, start, stop in stretches)
+        share = left // (len(self.decoder.model.blocks) + 1) if isinstance(self.decoder, Decoder) else 0
+
+        def on_layer() -> None:  # so that something moves within a forward that takes minutes
+            nonlocal left
+            if left > share:
+                left -= share
+                self.progress.advance(share)
+
+        packed = Packed(cache, [stop - start for _, start, stop in stretches], keep=keep, on_layer=on_layer)
         ids = torch.tensor([tokens], dtype=torch.long, device=self.decoder.device)
         hidden = self.decoder.hidden(ids, cache=packed)[0]
         self.usage.forwards += 1
         self.usage.tokens += len(tokens)
         if reads:
             self._read(hidden, reads, targets)
-        self.progress.advance(len(tokens))
+        self.progress.advance(left)
         return [packed.segment(i) for i in range(len(stretches))] if keep else []
 
     def _read(self, hidden: torch.Tensor, reads: list[HeadRead], targets: _Targets) -> None:
         """Read targets from hidden states [T, d]; the head sees each row once, some rows at a time."""
-        n_rows = _FIRST_ROWS if self._n_vocab is None else max(1, self.logits_nbytes // (4 * self._n_vocab))
+        n_rows = _FIRST_ROWS if self._n_vocab is None else max(1, self._now.logits_nbytes // (4 * self._n_vocab))
         for rows, some in _in_pieces(reads, n_rows):
             logits = self.decoder.logits(hidden[torch.tensor(rows, device=hidden.device)]).float()
             self._n_vocab = logits.shape[-1]
             self.usage.head_rows += len(rows)
             targets.fill(logits, rows, some)
+
+
+def _unit_of(n_flop: int) -> tuple[int, str]:
+    """In what so much arithmetic is counted."""
+    return (10**9, "GFLOP") if n_flop >= 10**11 else (10**6, "MFLOP") if n_flop >= 10**9 else (1, "FLOP")
 
 
 class _Targets:

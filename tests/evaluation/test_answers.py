@@ -27,17 +27,17 @@ def scored(record) -> dict:
 
 
 class Stopping:
-    """Progress that is interrupted in the last of so many forwards."""
+    """Progress that is interrupted after so much of the scoring."""
 
-    def __init__(self, n_forwards):
-        self.n_left, self.unit = n_forwards, ""
+    def __init__(self, share):
+        self.share, self.label, self.left = share, "", 0.0
 
     def begin(self, total, label, unit="B"):
-        self.unit = unit
+        self.label, self.left = label, self.share * total
 
     def advance(self, n, note=""):
-        self.n_left -= self.unit == "tokens"
-        if not self.n_left:
+        self.left -= n
+        if self.label == "scoring" and self.left < 0:
             raise KeyboardInterrupt
 
     def end(self):
@@ -48,9 +48,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path):
     options = {"limit": 6, "shots": 1, "batch_tokens": 64, "log_samples": True, "subjects": ["star_lore"]}
     whole = evaluate(BASE, "mini", **options)
     keep = tmp_path / "answers"
-    n_forwards = whole.benches["mini"].tokens["forwards"]
     with pytest.raises(KeyboardInterrupt):
-        evaluate(BASE, "mini", keep=keep, progress=Stopping(n_forwards), **options)
+        evaluate(BASE, "mini", keep=keep, progress=Stopping(0.8), **options)
     n_kept = sum(len(json.loads(line).get("result", {}).get("reads", [])) for line in keep.read_text().splitlines())
     assert n_kept > 0
     resumed = evaluate(BASE, "mini", keep=keep, **options)

@@ -88,9 +88,9 @@ def test_every_position_of_a_long_text_is_scored_in_pieces(reference, decoder):
     assert score.logprob == pytest.approx(plain(reference, query)[0], abs=2e-4)
 
 
-def test_progress_counts_the_tokens_that_are_computed(decoder):
+def test_progress_counts_the_arithmetic_of_what_is_computed(decoder):
     class Seen:
-        total = done = 0
+        total = done = n_calls = 0
         ended = False
 
         def begin(self, total, label, unit="B"):
@@ -98,6 +98,7 @@ def test_progress_counts_the_tokens_that_are_computed(decoder):
 
         def advance(self, n, note=""):
             self.done += n
+            self.n_calls += 1
 
         def end(self):
             self.ended = True
@@ -105,7 +106,12 @@ def test_progress_counts_the_tokens_that_are_computed(decoder):
     seen = Seen()
     scorer = Scorer(decoder, progress=seen)
     scorer.score([Query((1, 2, 3, i), (4,)) for i in range(5)])
-    assert (seen.total, seen.done, seen.unit, seen.ended) == (scorer.usage.tokens, seen.total, "tokens", True)
+    weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32)  # of two layers, the norms' included
+    pairs = 5 * (1 + 2 + 3 + 4)  # tokens and what they see; four heads of eight
+    assert scorer.usage.tokens == 5 * 4
+    assert seen.total == 2 * weights * 20 + 4 * 32 * 2 * pairs
+    assert (seen.done, seen.unit, seen.ended) == (seen.total, "FLOP", True)
+    assert seen.n_calls > scorer.usage.forwards  # it moves within a forward, too
 
 
 def test_half_precision_makes_no_ties(tiny_llama):

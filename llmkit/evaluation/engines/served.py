@@ -52,6 +52,7 @@ class ServedEngine(ABC):
         self.progress = progress
         self.answers = Answers()
         self.usage = Usage()
+        self.warnings: list[str] = []
 
     @property
     @abstractmethod
