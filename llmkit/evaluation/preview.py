@@ -36,6 +36,7 @@ class PreviewEngine:
     asked: dict[str, tuple[Ids, list[Ids]]] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
     usage: Usage = field(default_factory=Usage)
+    warnings: list[str] = field(default_factory=list)
     backend: str = "preview"
     device: str = "cpu"
     runtime: Mapping[str, Any] = field(default_factory=dict)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
-from conftest import save_tiny_llama
 from small_tasks import KINDS, load
+from tiny_model import save_tiny_llama
 from tiny_tokenizer import train_tokenizer
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
