@@ -37,6 +37,12 @@ class TextScore:
     body: Mapping[str, Any]
 
     @property
+    def reference(self) -> Mapping[str, Any]:
+        """What was measured against another model's distributions; empty where nothing was."""
+        found = self.body.get("reference")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
     def label(self) -> str:
         """The text, and the windows in which it was read: perplexities compare where these are equal."""
         windows = f"windows of {self.body.get('context')}"

@@ -106,8 +106,9 @@ def _figures(series: int, difference: Difference, flips: Flips | None) -> Figure
 
 def _facts(c: Comparison) -> Pairs:
     low, high = c.bootstrap
+    before, after = percent(c.reported.before), percent(c.reported.after)
     shown = {
-        "accuracy": f"{percent(c.micro.before)} % → {percent(c.micro.after)} %, {number(c.micro.change.n)} questions",
+        "accuracy": f"{before} % → {after} %, {number(c.micro.change.n)} questions",
         "flipped": f"{c.flips.to_wrong} to wrong, {c.flips.to_right} to right, {c.flips.wrong_to_wrong} wrong to wrong",
         "McNemar, exact": f"p = {number(c.p_adjusted, 2)} (adjusted by Holm for all comparisons here)",
         "bootstrap": f"95 % interval {signed(low)} to {signed(high)} points",

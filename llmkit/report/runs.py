@@ -156,7 +156,23 @@ def _text_score(text: TextScore) -> Score:
         "computed in": ", ".join(str(text.model[k]) for k in ("dtype", "device", "backend") if text.model.get(k)),
         "time": duration(text.elapsed_s),
     }
-    return Score(number(text.perplexity, 4), f"perplexity {spread}", _pairs(facts))
+    return Score(number(text.perplexity, 4), f"perplexity {spread}", _pairs(facts | _beside_reference(text)))
+
+
+def _beside_reference(text: TextScore) -> dict[str, str]:
+    """What `perplexity --reference` measured against the model that it names."""
+    found = text.reference
+    if not found:
+        return {}
+    low, high = found.get("perplexity_ratio_low"), found.get("perplexity_ratio_high")
+    tails = (("mean", "kl_divergence"), ("median", "kl_median"), ("99th percentile", "kl_99"))
+    flipped = found.get("flipped")
+    return {
+        "reference": f"{found.get('model')}, perplexity {number(found.get('perplexity_before'), 4)}",
+        "ratio": f"{number(found.get('perplexity_ratio'), 4)} [{number(low, 4)}, {number(high, 4)}]",
+        "divergence, nats": ", ".join(f"{name} {number(found[key])}" for name, key in tails if key in found),
+        "other top tokens": f"{percent(flipped)} %" if isinstance(flipped, float) else "",
+    }
 
 
 def _letter_ids(bench: BenchResult) -> str:

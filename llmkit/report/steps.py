@@ -23,14 +23,14 @@ class Stage:
         history: the steps that made it; the checkpoint whose history is the beginning of it came before.
         bits: per weight, of the whole model.
         perplexities: by text.
-        evaluation: what `quantize --evaluate` measured of the step to this checkpoint.
+        evaluation: what `quantize --evaluate` or `perplexity --reference` measured beside the checkpoint before.
         scores, speeds: accuracy, and tokens per second, by benchmark.
     """
 
     label: str
     history: Sequence[Mapping[str, Any]] = ()
     nbytes: int | None = None
-    bits: float | None = None
+    bits: str = ""
     perplexities: dict[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     speeds: dict[str, float] = field(default_factory=dict)
@@ -46,9 +46,6 @@ def stages(inputs: ReportInputs) -> list[Stage]:
         known = found.setdefault(key, Stage(str(model.get("label") or key)))
         known.history = known.history or steps_of(model)
         known.nbytes = known.nbytes or model.get("nbytes")
-        parameters = model.get("parameters")
-        if known.bits is None and known.nbytes and isinstance(parameters, int) and parameters:
-            known.bits = 8 * known.nbytes / parameters
         return known
 
     for record in inputs.records:
@@ -59,11 +56,13 @@ def stages(inputs: ReportInputs) -> list[Stage]:
             if tokens and bench.elapsed_s > 0:
                 known.speeds[bench.title] = tokens / bench.elapsed_s
     for text in inputs.texts:
-        stage(text.model).perplexities[text.label] = text.perplexity
+        known = stage(text.model)
+        known.perplexities[text.label] = text.perplexity
+        known.evaluation = text.reference or known.evaluation
     for facts in inputs.checkpoints:
         known = stage({"path": facts.path, "label": facts.label, "history": facts.recipe, "nbytes": facts.nbytes})
-        known.bits = facts.sizes.get("bits_per_weight", known.bits)
-        known.evaluation = facts.evaluation
+        known.bits = _bits(facts.sizes) or known.bits
+        known.evaluation = facts.evaluation or known.evaluation
     return sorted(found.values(), key=lambda s: len(s.history))
 
 
@@ -71,7 +70,7 @@ def step_table(found: Sequence[Stage]) -> Table:
     """A row for each checkpoint; a column that nobody fills is left out."""
     columns: dict[str, list[str]] = {"checkpoint": [s.label for s in found], "step": _steps(found)}
     columns["size"] = [format_bytes(s.nbytes) if s.nbytes else "" for s in found]
-    columns["bits per weight"] = [number(s.bits) if s.bits else "" for s in found]
+    columns["bits per weight"] = [s.bits for s in found]
     for text in dict.fromkeys(t for s in found for t in s.perplexities):
         columns[f"perplexity of {text}"] = [number(s.perplexities.get(text, ""), 4) for s in found]
     columns["perplexity before → after"] = [_before_after(s.evaluation) for s in found]
@@ -86,6 +85,15 @@ def step_table(found: Sequence[Stage]) -> Table:
         return Table(caption, list(kept), list(zip(*kept.values(), strict=True)))
     labels = kept.pop("checkpoint")
     return Table(caption, ["", *labels], [[name, *cells] for name, cells in kept.items()])
+
+
+def _bits(sizes: Mapping[str, Any]) -> str:
+    """Bits per weight before and after quantization: `16.0 → 4.62`."""
+    after = sizes.get("bits_per_weight")
+    nbytes, n = sizes.get("before_nbytes"), sizes.get("n_parameters")
+    if not isinstance(nbytes, int) or not isinstance(n, int) or not n:
+        return "" if after is None else number(after)
+    return f"{number(8 * nbytes / n)} → {number(after)}"
 
 
 def _steps(found: Sequence[Stage]) -> list[str]:

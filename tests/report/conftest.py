@@ -21,9 +21,13 @@ def inputs() -> dict[str, ReportInputs]:
         world.run("vicuna-7b-int8", world.changed(mini, 3, 0.3), samples=True, history=("quantize",)),
         world.run("vicuna-7b-int4-with-a-rather-long-name", world.changed(mini, 4, 0.6), samples=True),
     ]
+    reference = {
+        "model": "vicuna-7b-f16", "perplexity_before": 12.1, "perplexity_ratio": 1.0203, "perplexity_ratio_low": 1.01,
+        "perplexity_ratio_high": 1.03, "kl_divergence": 0.0321, "kl_median": 0.011, "kl_99": 0.41, "flipped": 0.087,
+    }  # fmt: skip
     text = TextScore(
         {"label": "vicuna-7b", "dtype": "float32", "path": "/models/vicuna-7b"}, 12.3456, 2.513, 0.01, 40000, 33.0,
-        {"bits_per_token": 3.626, "context": 2048, "stride": 2048, "text": "wiki.txt"},
+        {"bits_per_token": 3.626, "context": 2048, "stride": 2048, "text": "wiki.txt", "reference": reference},
     )  # fmt: skip
     return {
         "mmlu": ReportInputs((world.run("vicuna-7b", mmlu),)),

@@ -157,6 +157,9 @@ def test_what_is_not_there_makes_no_section(parsed):
     assert sections("checkpoint") == ["summary", "steps", "errors", "details"]
     assert {"summary", "accuracy", "steps", "errors", "questions", "details"} <= set(sections("three"))
     assert "12.35" in parsed["perplexity"].of(**{"class": "figure"})[0]["text"]
+    facts = [e["text"] for e in parsed["perplexity"].elements if e["tag"] == "dd"]
+    assert {"vicuna-7b-f16, perplexity 12.10", "1.020 [1.010, 1.030]", "8.7 %"} <= set(facts)
+    assert "mean 0.0321, median 0.0110, 99th percentile 0.410" in facts
 
 
 def test_one_question_has_no_figure_that_is_none(parsed):
