@@ -86,5 +86,5 @@ def test_steps_and_layer_errors_come_from_what_quantize_left(call, tmp_path):
     shown = page.read_text(encoding="utf-8")
     assert shown.count('<th role="columnheader" scope="col" class="n"><bdi dir="auto">q</bdi></th>') == 1
     assert f"{measured['evaluation']['perplexity_after']:.2f}" in shown
-    assert f"16.0 → {measured['sizes']['bits_per_weight']:.2f}" in shown
+    assert f"16.0 → {measured['sizes']['bits_per_weight']:.1f}" in shown
     assert "mlp.down_proj" in shown
