@@ -2,8 +2,8 @@
 
 A group is one seam of llmkit: `llmkit.architectures` (decoder families), `llmkit.layouts` (files of other programs),
 `llmkit.codecs` (layouts of quantized matrices), `llmkit.methods` (ways to quantize one),
-`llmkit.report_formats` (forms of a report), `llmkit.protocols` (ways to score a benchmark). Built-in entries
-stand in llmkit's own pyproject.toml.
+`llmkit.report_formats` (forms of a report), `llmkit.protocols` (ways to score a benchmark), `llmkit.engines` (what
+scores in a decoder's place). Built-in entries stand in llmkit's own pyproject.toml.
 """
 
 from __future__ import annotations
