@@ -44,7 +44,7 @@ def evaluate(
         typer.Option(
             metavar="NAME[,NAME]",
             autocompletion=completion.benches,
-            help="mmlu, ceval, cmmlu, mini, or any task or group of lm-eval.",
+            help="mmlu, mmlu_pro, ceval, cmmlu, mini, or any task or group of lm-eval.",
         ),
     ],
     templates: Chat,

@@ -171,6 +171,9 @@ def _csv_name(bench: Bench, subject: str, split: str) -> str:
 def _paths(bench: Bench, folder: Path, split: str) -> dict[str, Path]:
     """Subject -> file of a split in a folder: CSV files as published, or else Parquet files as the hub keeps them."""
     name = Path(_csv_name(bench, "", split))
+    if FORMS[bench.csv].whole is not None:
+        whole = sorted(folder.glob(name.name)) if folder.is_dir() else []
+        return dict.fromkeys(bench.by_name, whole[0]) if whole else {}
     place = folder / name.parent
     files = sorted(place.iterdir()) if place.is_dir() else []
     named = {p.name.removesuffix(name.name): p for p in files if p.name.endswith(name.name) and p.is_file()}

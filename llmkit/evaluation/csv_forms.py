@@ -3,6 +3,7 @@
 mmlu    no header: question, A, B, C, D, answer               -> question, subject, choices, answer (0 to 3)
 ceval   a header: id, question, A, B, C, D, answer[, explanation] -> the columns under their names
 cmmlu   a header: (unnamed), Question, A, B, C, D, Answer      -> the columns under their names
+mmlu_pro  Parquet, all subjects in one file: question, options, answer, cot_content, category -> as they are
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError, listing
-from llmkit.evaluation import csv_file, parquet_file
+from llmkit.evaluation import csv_file, mmlu_pro_file, parquet_file
 from llmkit.evaluation.csv_file import Row
 
 Doc = dict[str, Any]
@@ -30,11 +31,13 @@ class Form:
         path: pattern of a file's path below the data folder.
         header: the first line as published; None where a file begins with its first question.
         document: makes lm-eval's document of a question's cells by part (id, question, A to D, answer, explanation).
+        whole: reads a subject's documents out of a file that has those of all subjects.
     """
 
     path: str
     header: tuple[str, ...] | None
     document: Callable[[Mapping[str, str], str], Doc]
+    whole: Callable[[Path, str], list[Doc]] | None = None
 
     def part(self, column: str) -> str:
         """The part of a question that stands below a column's name, whatever its case."""
@@ -64,6 +67,7 @@ FORMS: Mapping[str, Form] = {
     "mmlu": Form("{split}/{subject}_{split}.csv", None, _mmlu),
     "ceval": Form("{split}/{subject}_{split}.csv", ("id", *_PARTS, "answer"), _ceval),
     "cmmlu": Form("{split}/{subject}.csv", ("", "Question", *LETTERS, "Answer"), _cmmlu),
+    "mmlu_pro": Form(mmlu_pro_file.PATTERN, None, lambda cells, subject: dict(cells), mmlu_pro_file.read_category),
 }
 
 
@@ -93,6 +97,8 @@ def read_split(path: Path, form: str, subject: str) -> Split:
             on, the column.
     """
     layout = FORMS[form]
+    if layout.whole is not None:
+        return Split(layout.whole(path, subject))
     is_parquet = path.suffix == ".parquet"
     rows = parquet_file.read_rows(path) if is_parquet else csv_file.read_rows(path)
     header = list(layout.header or (*_PARTS, "answer"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from string import punctuation
@@ -31,6 +32,8 @@ Values = dict[str, dict[str, list[Any]]]
 BOOTSTRAP_ITERS = (
     1000  # for the metrics without a closed form among lm-eval's other tasks; lm-eval itself takes 100,000
 )
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, where a definition names one
 
 
 def run_bench(
@@ -213,5 +216,5 @@ def _digest_tasks(tasks: Mapping[str, Any]) -> str:
     """A digest of the definitions that shape prompts and metrics."""
     keys = ("task", "description", "doc_to_text", "doc_to_choice", "doc_to_target", "target_delimiter",
             "fewshot_delimiter", "fewshot_config", "output_type", "metric_list", "num_fewshot")  # fmt: skip
-    bodies = [[str(task.get_config(k)) for k in keys] for task in tasks.values()]
+    bodies = [[_ADDRESS.sub("", str(task.get_config(k))) for k in keys] for task in tasks.values()]
     return digest_of(bodies)

@@ -17,6 +17,19 @@ def read_rows(path: Path) -> list[Row]:
         InputError: no such file, or none of Parquet.
         RequirementError: pyarrow is not installed.
     """
+    plain = [_flat(record) for record in read_records(path)]
+    names = list(dict.fromkeys(name for record in plain for name in record))
+    rows = [Row(f"row {i}", [record.get(name, "") for name in names]) for i, record in enumerate(plain, 1)]
+    return [Row("columns", names), *rows]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, column -> value.
+
+    Raises:
+        InputError: no such file, or none of Parquet.
+        RequirementError: pyarrow is not installed.
+    """
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -30,10 +43,7 @@ def read_rows(path: Path) -> list[Row]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ArrowException as error:
         raise InputError(f"{path}: not a Parquet file ({error})", hint="download it again") from error
-    plain = [_flat(record) for record in records]
-    names = list(dict.fromkeys(name for record in plain for name in record))
-    rows = [Row(f"row {i}", [record.get(name, "") for name in names]) for i, record in enumerate(plain, 1)]
-    return [Row("columns", names), *rows]
+    return records
 
 
 def _flat(record: dict[str, Any]) -> dict[str, str]:

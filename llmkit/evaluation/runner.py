@@ -53,7 +53,8 @@ def evaluate(
 
     Args:
         model: a checkpoint, or what `open_checkpoint` takes.
-        bench: names (or one string with commas): mmlu, ceval, cmmlu, mini, or any of lm-eval's tasks and groups.
+        bench: names (or one string with commas): mmlu, mmlu_pro, ceval, cmmlu, mini, or any of lm-eval's tasks and
+            groups.
         data: a folder with the benchmarks' published CSV files; None takes the hub's (mini has its own).
         split: the split to score (val, test, dev); None takes the one each benchmark is usually scored on.
         protocol: how questions are put and answers read: lm-eval, or another that the benchmarks have

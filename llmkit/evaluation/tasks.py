@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def _definition(name: str) -> dict[str, Any]:
     """A task's YAML file below lm-eval's tasks folder, with what it includes."""
     path = Path(lm_eval.tasks.__file__).parent / name
     try:
-        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), _loader(path))
     except FileNotFoundError as error:
         raise RequirementError(
             f"this lm-eval has no task definition {name}", hint="pip install 'lm-eval>=0.4.9,<0.5'"
@@ -83,6 +83,16 @@ def _definition(name: str) -> dict[str, Any]:
     if include := config.get("include"):
         config = _definition(str(Path(name).parent / include)) | config
     return {k: v for k, v in config.items() if k not in _NOT_TASK_CONFIG}
+
+
+def _loader(path: Path) -> type[yaml.SafeLoader]:
+    """Of a task's file, whose `!function` names a function of a module beside it."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", partial(lm_eval.utils.import_function, yaml_path=path))
+    return Loader
 
 
 def load_lm_eval_tasks(names: Sequence[str]) -> Any:

@@ -24,7 +24,7 @@ def offered(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["eval", "M", "--bench", "m"], ["mini", "mmlu"]),
+        (["eval", "M", "--bench", "m"], ["mini", "mmlu", "mmlu_pro"]),
         (["eval", "M", "--bench", "mini,ce"], ["mini,ceval"]),
         (["eval", "M", "--chat-template", "vicuna"], ["vicuna", "vicuna-v0"]),
         (["convert", "M", "--to", "l"], ["litgpt", "llama2c"]),

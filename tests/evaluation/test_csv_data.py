@@ -148,7 +148,7 @@ def test_an_archive_is_no_folder(tmp_path):
 
 
 def test_benchmarks_are_whole():
-    assert bench_names() == ["ceval", "cmmlu", "mini", "mmlu"]
+    assert bench_names() == ["ceval", "cmmlu", "mini", "mmlu", "mmlu_pro"]
     mmlu, ceval, cmmlu = load_bench("mmlu"), load_bench("ceval"), load_bench("cmmlu")
     assert (len(mmlu.by_name), len(ceval.by_name), len(cmmlu.by_name)) == (57, 52, 67)
     sizes = {k: len(v) for k, v in mmlu.categories(mmlu.by_name).items()}

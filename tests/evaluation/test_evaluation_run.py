@@ -136,7 +136,10 @@ def test_a_chat_template_wraps_prompts_and_shots(tiny_llama, data, tmp_path):
         ({"bench": "mmlu", "split": "dev"}, "the dev split is scored, and the 5 shots would come from it too"),
         ({"bench": "mmlu", "split": "validation"}, "MMLU has no validation split"),
         ({"bench": "mmlu", "split": "val"}, "MMLU is there, but not its val split; there is dev, test"),
-        ({"bench": "mmlu,hellaswag", "split": "val"}, "--split is for ceval, cmmlu, mini, mmlu; hellaswag is a task"),
+        (
+            {"bench": "mmlu,hellaswag", "split": "val"},
+            "--split is for ceval, cmmlu, mini, mmlu, mmlu_pro; hellaswag is a task",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_opened(data, options, message):

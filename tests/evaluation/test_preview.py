@@ -8,7 +8,6 @@ import json
 import pytest
 
 from llmkit.errors import InputError
-from llmkit.evaluation.benches import bench_names
 from llmkit.evaluation.planning import Selection
 from llmkit.evaluation.preview import preview
 from llmkit.evaluation.protocol import protocol_names
@@ -56,7 +55,7 @@ def refuse(*args):
     raise AssertionError("the model was opened to be computed")
 
 
-@pytest.mark.parametrize(("bench", "protocol"), [(b, p) for b in bench_names() for p in protocol_names(b)])
+@pytest.mark.parametrize(("bench", "protocol"), [(b, p) for b in SUBJECTS for p in protocol_names(b)])
 def test_what_is_shown_is_what_is_sent(long_llama, data, monkeypatch, bench, protocol):
     with monkeypatch.context() as patch:
         patch.setattr("llmkit.evaluation.runner.open_engine", refuse)
