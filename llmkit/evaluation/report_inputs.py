@@ -128,7 +128,7 @@ def read_inputs(paths: Sequence[str | Path]) -> ReportInputs:
             facts = _of_manifest(path)
             checkpoints[facts.path] = facts
             continue
-        body = Fields(as_object(read_json(path), str(path)), str(path)) if path.is_file() else None
+        body = _document(path) if path.is_file() else None
         if body is not None and "perplexity" in body.body and "nll" in body.body:
             texts.append(_text_score(body))
         elif body is not None and "recipe" in body.body and "out" in body.body:
@@ -144,6 +144,13 @@ def read_inputs(paths: Sequence[str | Path]) -> ReportInputs:
                 if (Path(folder) / MANIFEST_NAME).is_file():
                     checkpoints[folder] = _of_manifest(Path(folder))
     return ReportInputs(tuple(records), tuple(texts), tuple(checkpoints.values()))
+
+
+def _document(path: Path) -> Fields:
+    try:
+        return Fields(as_object(read_json(path), str(path)), str(path))
+    except InputError as error:
+        raise InputError(error.message, hint="make the file again, or copy it again") from error
 
 
 def _text_score(body: Fields) -> TextScore:

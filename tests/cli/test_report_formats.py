@@ -49,7 +49,8 @@ def test_what_cannot_be_written_is_said_in_a_line(call, tmp_path, run):
         ("report", run, "--format", "html"): "no -o says where",
         ("report", run, "--format", "lm-eval", "-o", run): "is a file",
         ("report", tmp_path / "none.json", "-o", tmp_path / "r.html"): "No such file",
-        ("report", other, "-o", tmp_path / "r.html"): "notes.html",
+        ("report", other, "-o", tmp_path / "r.html"): "hint: make the file again, or copy it again",
+        ("report", tmp_path, "-o", tmp_path / "r.html"): "without a results_*.json",
     }
     for args, words in bad.items():
         done = call(*args)

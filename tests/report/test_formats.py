@@ -171,3 +171,26 @@ def test_a_single_question_has_no_standard_error_anywhere(tmp_path):
             text = path.read_text(encoding="utf-8")
             assert "NaN" not in text
             assert "None" not in text
+
+
+def test_a_full_disk_leaves_no_file_that_speaks_of_others(inputs, tmp_path, monkeypatch):
+    """What refers to the samples is written when they are there; here the disk takes three files."""
+    import errno
+
+    from llmkit.errors import OutputError
+    from llmkit.pipeline import files
+
+    written = []
+
+    def write(path, data):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        path.write_bytes(data)
+
+    monkeypatch.setattr(files, "write_synced", write)
+    with pytest.raises(OutputError, match="No space left"):
+        format_for(tmp_path, "lm-eval").write(inputs, tmp_path)
+    left = [p.name for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(left) == 3
+    assert all(name.startswith("samples_") for name in left)

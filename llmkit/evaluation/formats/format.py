@@ -32,7 +32,8 @@ class ReportFormat:
         name: what `--format` takes.
         what: one word or a few, for messages.
         endings: of the files that are written in it when no format is named; none for a format of a folder.
-        render: the files by their path in the folder; a format of one file has it under "".
+        render: the files by their path in the folder, those that speak of others before these, so that they are written
+            when the others are there; a format of one file has it under "".
         mark: what stands at the beginning of each file, by which an earlier one is known that may be replaced.
     """
 
@@ -50,14 +51,12 @@ class ReportFormat:
             InputError: the inputs have nothing for this format.
         """
         self.check(path)
-        written = []
-        for name, data in self.render(inputs).items():
-            file = path / name if name else path
-            if name:
+        files = {path / name if name else path: data for name, data in self.render(inputs).items()}
+        for file, data in reversed(files.items()):
+            if file != path:
                 _make_folder(file.parent)
             write_file(file, data, self.what, self._is_such)
-            written.append(file)
-        return written
+        return list(files)
 
     def check(self, path: Path) -> None:
         """Refuse, before anything is read, a path where the report cannot be written.
