@@ -91,6 +91,10 @@ class Prompt:
         return hash_ids(self.ids)
 
 
+Value = Callable[[Prompt, Sequence[Ids], Sequence["Score"]], float]
+"""How good a choice is: of the prompt, the token sequences that count as the choice, and their scores."""
+
+
 @dataclass
 class Session:
     """A model as protocols use it.
@@ -176,17 +180,28 @@ class Session:
         requests = [Request(i, p.ids, ends, max_new, sampling) for i, p in enumerate(prompts)]
         return self.lm.scorer.generate(requests, self.lm.encoder, self.lm.eos_ids)
 
-    def choose(self, cases: Sequence[Case], prompts: Sequence[Prompt], options: Sequence[Options]) -> list[Question]:
-        """The most probable choice of each; the first of equals, as numpy's argmax has it."""
+    def choose(
+        self,
+        cases: Sequence[Case],
+        prompts: Sequence[Prompt],
+        options: Sequence[Options],
+        value: Value | None = None,
+    ) -> list[Question]:
+        """The most probable choice of each; the first of equals, as numpy's argmax has it.
+
+        Args:
+            value: what decides in place of the probability.
+        """
         questions = []
         for case, prompt, choices, scores in zip(cases, prompts, options, self.scores(prompts, options), strict=True):
             logprobs = tuple(add_probabilities([s.logprob for s in sequences]) for sequences in scores)
-            letter = LETTERS[logprobs.index(max(logprobs))]
+            values = logprobs if value is None else [value(prompt, *both) for both in zip(choices, scores, strict=True)]
+            letter = LETTERS[values.index(max(values))]
             questions.append(
                 Question(case.id, letter, case.item.answer, logprobs, probability_mass(choices, logprobs), prompt.hash)
             )
             self.letter_ids = self.letter_ids or dict(zip(LETTERS, map(list, choices), strict=False))
-            responses = [[x, any(s.is_greedy for s in some)] for x, some in zip(logprobs, scores, strict=True)]
+            responses = [[x, any(s.is_greedy for s in some)] for x, some in zip(values, scores, strict=True)]
             self._log(case, prompt, responses, continuations=list(LETTERS[: len(choices)]))
         return questions
 

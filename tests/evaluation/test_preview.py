@@ -8,9 +8,10 @@ import json
 import pytest
 
 from llmkit.errors import InputError
+from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.planning import Selection
 from llmkit.evaluation.preview import preview
-from llmkit.evaluation.protocol import protocol_names
+from llmkit.evaluation.protocol import protocol_named, protocol_names
 from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.scoring import Scorer
 
@@ -57,9 +58,11 @@ def refuse(*args):
 
 @pytest.mark.parametrize(("bench", "protocol"), [(b, p) for b in SUBJECTS for p in protocol_names(b)])
 def test_what_is_shown_is_what_is_sent(long_llama, data, monkeypatch, bench, protocol):
+    shots = protocol_named(load_bench(bench), protocol).shots
+    shots = 1 if shots is None else shots
     with monkeypatch.context() as patch:
         patch.setattr("llmkit.evaluation.runner.open_engine", refuse)
-        shown = preview(long_llama, Selection(bench, data / bench, protocol=protocol, shots=1, limit=2))
+        shown = preview(long_llama, Selection(bench, data / bench, protocol=protocol, shots=shots, limit=2))
     sent = set()
     score, generate = Scorer.score, Scorer.generate
 
@@ -74,7 +77,7 @@ def test_what_is_shown_is_what_is_sent(long_llama, data, monkeypatch, bench, pro
 
     monkeypatch.setattr(Scorer, "score", scored)
     monkeypatch.setattr(Scorer, "generate", generated)
-    record = evaluate(long_llama, bench, data=data / bench, protocol=protocol, shots=1, limit=2)
+    record = evaluate(long_llama, bench, data=data / bench, protocol=protocol, shots=shots, limit=2)
     questions = [(s.name, q) for s in record.benches[bench].subjects for q in s.questions]
     assert [(p.subject, p.id, p.prompt) for p in shown] == [(s, q.id, q.prompt) for s, q in questions]
     assert len(shown) == 4
