@@ -1,4 +1,4 @@
-"""C-Eval's protocols that generate, against transformers' generate and forward on one prompt at a time."""
+"""Protocols of C-Eval and CMMLU that generate, against transformers' generate and forward on one prompt at a time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from llmkit.evaluation.protocols.ceval_cot import CevalReasoning
 from llmkit.evaluation.protocols.chatglm import TwoStages
 from llmkit.evaluation.protocols.chinese_llama_alpaca import FREE, PROMPT, PROMPT_FREE
 from llmkit.evaluation.protocols.chinese_llama_alpaca import PROTOCOL as CONSTRAINED
+from llmkit.evaluation.protocols.cmmlu_cot import CmmluReasoning
 from llmkit.evaluation.runner import evaluate, make_lm
 
 N_TEST = 4
@@ -52,6 +53,17 @@ def data(tmp_path_factory):
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cmmlu_data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cmmlu")
+    for split, rows in (("dev", ROWS["dev"]), ("test", ROWS["val"])):
+        (root / split).mkdir()
+        with (root / split / "arts.csv").open("w", newline="", encoding="utf-8") as file:
+            header = ["", "Question", *LETTERS, "Answer"]
+            csv.writer(file).writerows([header, *([*list(r.values())[:7]] for r in rows)])
     return root
 
 
@@ -96,14 +108,14 @@ def pieces_folder(tmp_path_factory):
     return folder
 
 
-def run(protocol, folder, data, *, shots, chat=False):
+def run(protocol, folder, data, *, shots, chat=False, bench="ceval"):
     """The questions of a protocol, and what was logged of each."""
-    selection = Selection("ceval", data, shots=shots, subjects=["law"], chat=chat)
+    selection = Selection(bench, data, shots=shots, chat=chat)
     (item,) = selection.prepare()
     plan = protocol.plan(item.work)
     result, logged = plan.score(make_lm(open_checkpoint(folder), chat_template=chat), list(plan.documents))
     (subject,) = result.subjects
-    return subject.questions, logged["ceval-valid_law"]
+    return subject.questions, next(iter(logged.values()))
 
 
 def continued(plain, ids, n, **options):
@@ -145,6 +157,20 @@ def test_ceval_reasoning_in_a_chat_format(folder, plain, data):
         assert question.prompt == ids_hash(ids)
         assert sample["responses"] == [answer]
         assert question.choice == extraction.of_ceval_chat(answer.strip(), [r[x] for x in LETTERS])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_cmmlu_with_reasoning(folder, plain, cmmlu_data, chat):
+    questions, logged = run(CmmluReasoning(max_new=10), folder, cmmlu_data, shots=2, chat=chat, bench="cmmlu")
+    for r, question, sample in zip(ROWS["val"], questions, logged, strict=True):
+        text = "以下是关于艺术学的单项选择题，请分析并选出正确答案。\n\n"
+        text += "".join(f"题目：{item(shot)}\n答案是：{shot['answer']}\n\n" for shot in ROWS["dev"][:2])
+        text += f"题目：{item(r)}\n逐步分析并给出答案选项。"
+        ids = plain.tokenizer(f"<user>{text}<assistant>" if chat else text)["input_ids"]
+        answer = text_of(plain, ids, 10)
+        assert question.prompt == ids_hash(ids)
+        assert sample["responses"] == [answer]
+        assert question.choice == extraction.of_cmmlu_reasoning(answer)
 
 
 def test_two_stages(folder, plain, data):

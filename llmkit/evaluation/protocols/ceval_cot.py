@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkit.evaluation import extraction
-from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.prompting import Case, Item, Prompting, Session, drop_last_shots
 from llmkit.evaluation.protocol import Average
 from llmkit.evaluation.record import Question
@@ -72,13 +71,7 @@ def messages(case: Case, n_shots: int) -> list[dict[str, str]]:
 
 def write_item(item: Item) -> str:
     """A question up to where its answer begins."""
-    return f"{write_choices(item)}\n答案："
-
-
-def write_choices(item: Item) -> str:
-    """A question and its choices."""
-    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False)]
-    return "\n".join([item.question, *lines])
+    return f"{item.text}\n答案："
 
 
 def _header(case: Case) -> str:

@@ -16,7 +16,6 @@ from llmkit.errors import InputError
 from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.prompting import Case, Prompting, Session, single_tokens
 from llmkit.evaluation.protocol import Plan, Workload
-from llmkit.evaluation.protocols.ceval_cot import write_choices
 from llmkit.evaluation.record import Question
 
 _SUMMARY = "综上所述，ABCD中正确的选项是："
@@ -43,10 +42,10 @@ class TwoStages(Prompting):
     def answer(self, session: Session, cases: Sequence[Case], *, chat: bool) -> list[Question]:
         """The letter that is most probable after the model's own explanation."""
         max_new = min(self.max_new, session.max_length // 2)
-        first = session.prompts([in_round(write_choices(case.item)) for case in cases], max_new=max_new)
+        first = session.prompts([in_round(case.item.text) for case in cases], max_new=max_new)
         texts = session.generate(first, max_new=max_new)
         second = session.prompts(
-            [in_round(f"{write_choices(case.item)}{text}\n{_SUMMARY}") for case, text in zip(cases, texts, strict=True)]
+            [in_round(f"{case.item.text}{text}\n{_SUMMARY}") for case, text in zip(cases, texts, strict=True)]
         )
         letters = [ids[0] for ids in session.encode(LETTERS[:4], special=False)]
         options = single_tokens(letters, self.name)

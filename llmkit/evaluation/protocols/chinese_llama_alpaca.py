@@ -22,7 +22,7 @@ from llmkit.evaluation import extraction
 from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.prompting import Case, Ids, Prompt, Prompting, Session
 from llmkit.evaluation.protocol import Average
-from llmkit.evaluation.protocols.ceval_cot import write_choices, write_item
+from llmkit.evaluation.protocols.ceval_cot import write_item
 from llmkit.evaluation.record import Question
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ChineseAlpaca(Prompting):
         shots = "".join(f"{write_item(shot)}{shot.answer}\n\n" for shot in case.shots)
         header = f"以下是中国关于{case.subject.name}考试的单项选择题，请选出其中的正确答案。\n\n" if case.shots else ""
         if self.has_prompt:
-            return _ALPACA.format(f"{header}{shots}{write_choices(case.item)}\n答案是什么？ ")
+            return _ALPACA.format(f"{header}{shots}{case.item.text}\n答案是什么？ ")
         return f"{header}{shots}{write_item(case.item)}"
 
 

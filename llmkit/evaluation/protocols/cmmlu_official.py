@@ -14,7 +14,7 @@ from llmkit.evaluation.prompting import Case, Ids, Item, Prompting, Session, sin
 from llmkit.evaluation.protocol import Average
 from llmkit.evaluation.record import Question
 
-_MAX_LENGTH = 2048
+MAX_LENGTH = 2048
 
 
 class Official(Prompting):
@@ -25,20 +25,27 @@ class Official(Prompting):
 
     def answer(self, session: Session, cases: Sequence[Case], *, chat: bool) -> list[Question]:
         """The letter whose token is most probable after the prompt."""
-        prompts = session.prompts(fitted(session, cases))
+        ends = [_question(case.item) for case in cases]
+        longest = min(MAX_LENGTH, session.max_length)
+        prompts = session.prompts(fitted(session, cases, [header(case) for case in cases], ends, longest))
         letters = single_tokens([session.token_id(letter) for letter in LETTERS[:4]], self.name)
         return session.choose(cases, prompts, [letters[: len(case.item.choices)] for case in cases])
 
 
-def fitted(session: Session, cases: Sequence[Case]) -> list[str]:
-    """The texts, with those of the shots that there is room for."""
-    longest = min(_MAX_LENGTH, session.max_length)
-    ends = [_question(case.item) for case in cases]
-    pieces = [*ends, *{header(case) for case in cases}, *{_shot(shot) for case in cases for shot in case.shots}]
+def fitted(
+    session: Session, cases: Sequence[Case], headers: Sequence[str], ends: Sequence[str], longest: int
+) -> list[str]:
+    """The texts, with those of the shots that there is room for.
+
+    Args:
+        headers, ends: what the text of each case begins and ends with.
+        longest: a text in tokens.
+    """
+    pieces = [*ends, *set(headers), *{_shot(shot) for case in cases for shot in case.shots}]
     ids: dict[str, Ids] = dict(zip(pieces, session.encode(pieces), strict=True))
     texts = []
-    for case, end in zip(cases, ends, strict=True):
-        room = longest - len(ids[header(case)]) - len(ids[end])
+    for case, head, end in zip(cases, headers, ends, strict=True):
+        room = longest - len(ids[head]) - len(ids[end])
         if room < 0:
             texts.append(end)
             continue
@@ -46,7 +53,7 @@ def fitted(session: Session, cases: Sequence[Case]) -> list[str]:
         while shots and sum(len(ids[shot]) for shot in shots) >= room:
             greatest = max(len(ids[shot]) for shot in shots)
             shots = [shot for shot in shots if len(ids[shot]) != greatest]
-        texts.append("".join([header(case), *shots, end]))
+        texts.append("".join([head, *shots, end]))
     return texts
 
 
