@@ -212,7 +212,8 @@ class Lines:
         if self._unit == "B":
             amount = f"{format_bytes(self._done)} of {format_bytes(self._total)}, {format_bytes(rate)}/s"
         else:
-            amount = f"{self._done} of {self._total} {self._unit}, {rate:.3g}/s"
+            form = ".0f" if rate >= 100 else ".3g"
+            amount = f"{self._done} of {self._total} {self._unit}, {rate:{form}}/s"
         if self._note:
             return f"{self._label}: {share} ({self._note})"
         return f"{self._label}: {share} ({amount}, {minutes}:{seconds:02d} left)"
