@@ -186,6 +186,11 @@ def _part(out: Output, text: str | None, output: Path | None) -> tuple[Shard | N
             out.warning(f"{starter} started {n} processes, and each scores everything: --shard auto gives each a part")
         return None, output
     shard = read_shard(text, os.environ)
+    out.refuse_options(
+        {"compare", "fail_under", "max_drop", "strict", "common", "junit"},
+        f"one part of a run (--shard {shard})",
+        hint="llmkit report takes them, for all parts together",
+    )
     if output is None:
         raise InputError(f"--shard {shard}: the record of a part is of use in a file", hint="add -o RUN.json")
     if text == "auto":

@@ -18,7 +18,7 @@ from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.model import Decoder
 from llmkit.decoder.packed import Packed
 from llmkit.decoder.sampling import Sampling
-from llmkit.errors import InputError
+from llmkit.errors import InputError, is_memory_error
 from llmkit.evaluation.answers import KeptAnswers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.prefix import Query, Segment, Tokens, share_prefixes
@@ -31,6 +31,8 @@ _SEED = 1234
 
 Run = Callable[..., list[list[int]]]
 """Generates from one batch; takes max_new_tokens, sampling, eos and on_token as `generate` does."""
+
+Prepare = Callable[["list[Request]"], Run]
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ class Generator:
         kept_tokens: as many answers grow side by side as have room in it, prompts that are not shared included.
         forward_cost: as for `share_prefixes`.
         progress: told of answers as they are finished.
+
+    Attributes:
+        warnings: what the user should know: memory was short.
     """
 
     def __init__(
@@ -138,6 +143,7 @@ class Generator:
         self._decoder, self._encoder, self._eos = decoder, encoder, frozenset(eos_ids)
         self._batch_tokens, self._kept_tokens, self._forward_cost = batch_tokens, kept_tokens, forward_cost
         self._progress = progress
+        self.warnings: list[str] = []
 
     def answer(self, requests: Sequence[Request], kept: KeptAnswers) -> list[str]:
         """The answers, in the order of the requests: text up to the first stop string or end token.
@@ -155,25 +161,38 @@ class Generator:
         try:
             with torch.inference_mode():
                 for _, group in groupby(sorted(requests, key=lambda r: (r.kind, r.index)), key=lambda r: r.kind):
-                    for batch, run in self._batches(list(group)):
+                    for batch, prepare in self._batches(list(group)):
                         if any(request.index not in kept.texts for request in batch):
-                            kept.add_texts(self._texts(batch, run))
+                            kept.add_texts(self._in_memory(batch, prepare))
                         self._progress.advance(len(batch))
         finally:
             self._progress.end()
         return [kept.texts[request.index] for request in requests]
 
-    def _batches(self, group: list[Request]) -> Iterator[tuple[list[Request], Run]]:
-        """Requests of one kind, and what generates from each batch of them."""
+    def _in_memory(self, batch: list[Request], prepare: Prepare) -> dict[int, str]:
+        """The answers of a batch; of its halves where memory is short."""
+        try:
+            return self._texts(batch, prepare(batch))
+        except Exception as error:
+            if not is_memory_error(error) or len(batch) == 1:
+                raise
+        # here, as the error held the tensors
+        middle = len(batch) // 2
+        self.warnings[:] = [f"memory was short: answers were generated {middle} at a time"]
+        self._kept_tokens //= 2
+        return self._in_memory(batch[:middle], prepare) | self._in_memory(batch[middle:], prepare)
+
+    def _batches(self, group: list[Request]) -> Iterator[tuple[list[Request], Prepare]]:
+        """Requests of one kind, and what makes a batch of them ready to generate."""
         longest = max(len(r.tokens) + r.max_new for r in group)
         limit = self._decoder.exact_sharing_limit
         if isinstance(self._decoder, Decoder) and (limit is None or longest <= limit):
             yield from self._of_tree(self._decoder, group)
             return
         for batch in _rows(group, 0, self._batch_tokens):
-            yield batch, partial(generate, self._decoder, [request.tokens for request in batch])
+            yield batch, lambda some: partial(generate, self._decoder, [request.tokens for request in some])
 
-    def _of_tree(self, decoder: Decoder, group: list[Request]) -> Iterator[tuple[list[Request], Run]]:
+    def _of_tree(self, decoder: Decoder, group: list[Request]) -> Iterator[tuple[list[Request], Prepare]]:
         """Batches that each continue one shared prefix, depth first: the caches alive are those of one path.
 
         What is shared has answers of its own batch, and so costs up to as many forwards more as they are long.
@@ -199,7 +218,7 @@ class Generator:
             stop = prefix.segment.stop if prefix else 0
             some = direct.get(id(prefix.segment if prefix else None), [])
             for batch in _rows(some, stop, self._kept_tokens):
-                yield batch, self._run(decoder, prefix, batch)
+                yield batch, partial(self._run, decoder, prefix)
             shared = [s for s in segments if _is_shared(s, worth)]
             level += [(_Prefix(decoder, s, prefix, self._batch_tokens), s.children) for s in shared]
 

@@ -162,7 +162,9 @@ class Scorer:
             progress=self.progress,
         )
         kept = self.answers.of_prompts((r.tokens, r.stops, r.max_new, r.sampling) for r in requests)
-        return generator.answer(requests, kept)
+        texts = generator.answer(requests, kept)
+        self.warnings += generator.warnings
+        return texts
 
     def _walk(self, roots: list[Segment], targets: _Targets) -> None:
         """Depth first, so that the caches alive at a time are those of one path and its siblings in one batch."""

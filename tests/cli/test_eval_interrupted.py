@@ -127,6 +127,7 @@ def test_processes_that_all_score_everything_are_told_of_shards(call, monkeypatc
     [
         (["--shard", "1/3"], "--shard 1/3: the record of a part is of use in a file"),
         (["--shard", "5/3", "-o", "x.json"], "--shard '5/3' is no part of a whole"),
+        (["--shard", "1/3", "-o", "x.json", "--fail-under", "0"], "--fail-under is not for one part of a run"),
         (["--memory", "much"], "size 'much' is not a number of bytes"),
         (["--memory", "100MiB"], "--memory 105 MB is too little: the weights take"),
         (["--backend", "vllm", "--memory", "8GiB"], "--memory is not for --backend vllm"),

@@ -13,9 +13,12 @@ from llmkit.architecture.registry import require
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
 from llmkit.decoder.model import Decoder
+from llmkit.decoder.sampling import Sampling
 from llmkit.errors import InputError, RequirementError
 from llmkit.evaluation.cost import Batch, Costs
+from llmkit.evaluation.generation import Request
 from llmkit.evaluation.prefix import Query
+from llmkit.evaluation.runner import make_lm
 from llmkit.evaluation.scoring import Scorer
 
 CONFIG = {
@@ -31,7 +34,10 @@ torch.set_num_threads(1)
 from llmkit.architecture.registry import require
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.decoder.sampling import Sampling
+from llmkit.evaluation.generation import Request
 from llmkit.evaluation.prefix import Query
+from llmkit.evaluation.runner import make_lm
 from llmkit.evaluation.scoring import Scorer
 config, tokens, limit = json.loads(sys.argv[1])
 decoder = load_decoder(random_checkpoint(require(config, "x"), config))
@@ -60,6 +66,7 @@ def measured(tokens, limit=None):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_estimate_bounds_the_measured_peak_and_is_no_wild_guess():
     before, peak, _ = measured(2048)
     estimate = costs().peak_nbytes(Batch(2048, 8192, 64 << 20), 1500) - costs().peak_nbytes(Batch(0, 0, 0), 0)
@@ -119,6 +126,16 @@ def test_where_memory_is_short_batches_are_halved_and_scores_are_the_same(tiny_l
             Scorer(decoder).score(QUERIES)
     finally:
         Full.most = 40
+
+
+def test_where_memory_is_short_answers_are_generated_fewer_at_a_time(tiny_llama):
+    ckpt = open_checkpoint(tiny_llama)
+    lm = make_lm(ckpt)
+    asked = [Request(i, (*range(5, 15), 100 + i), (), 4, Sampling()) for i in range(7)]
+    wanted = lm.scorer.generate(asked, lm.encoder, [])
+    lm.scorer.decoder.__class__ = Full
+    assert lm.scorer.generate(asked, lm.encoder, []) == wanted
+    assert lm.scorer.warnings == ["memory was short: answers were generated 2 at a time"]
 
 
 def test_other_errors_are_what_they_are(tiny_llama, monkeypatch):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from completions_server import Completions, serving
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_model import save_tiny_llama
+from tiny_tokenizer import train_tokenizer
 
+from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
+from llmkit.decoder import load_decoder
 from llmkit.errors import InputError
 from llmkit.evaluation.merging import merge_shards
 from llmkit.evaluation.records import read_record
@@ -233,3 +240,62 @@ def test_lm_evals_tasks_are_cut_by_task_or_by_question(tiny_llama, tasks_at_hand
         assert {k: v for k, v in found.items() if k not in numbers} == {
             k: wanted[k] for k in wanted.keys() - {*numbers}
         }
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """MMLU's and C-Eval's files, two subjects each."""
+    root = tmp_path_factory.mktemp("published")
+    for bench, subjects, splits in (
+        ("mmlu", ("anatomy", "virology"), ("dev", "test")),
+        ("ceval", ("law", "logic"), ("dev", "val")),
+    ):
+        for split in splits:
+            (root / bench / split).mkdir(parents=True)
+            for subject in subjects:
+                rows = [[f"Which {subject} {i}?", "apple", f"0.{i}", "None", "river", "ABCD"[i % 4]] for i in range(5)]
+                if bench == "ceval":
+                    rows = [["id", "question", *"ABCD", "answer"], *([str(i), *row] for i, row in enumerate(rows))]
+                with (root / bench / split / f"{subject}_{split}.csv").open("w", newline="") as file:
+                    csv.writer(file).writerows(rows)
+    return root
+
+
+def choices(record, bench):
+    return {s.name: [(q.id, q.choice, q.prompt) for q in s.questions] for s in record.benches[bench].subjects}
+
+
+@pytest.mark.parametrize(
+    ("bench", "options"),
+    [
+        ("mmlu", {"protocol": "original", "shots": 2}),
+        ("mmlu", {"protocol": "continuation", "shots": 0}),
+        ("mmlu", {"protocol": "generative", "shots": 0}),
+        ("mmlu", {"chat_template": "vicuna", "shots": 1}),
+        ("ceval", {"protocol": "official", "shots": 1}),
+    ],
+)
+@pytest.mark.parametrize("by", ["shards", "a server"])
+def test_every_protocol_is_cut_up_and_served_alike(tiny_long, published, tmp_path, bench, options, by):
+    options = {"data": published, **options}
+    whole = evaluate(tiny_long, bench, **options)
+    if by == "shards":
+        parts = [tmp_path / f"{i}.json" for i in (1, 2)]
+        for i, path in enumerate(parts):
+            evaluate(tiny_long, bench, shard=Shard(i + 1, 2), **options).write(path)
+        ((_, again),) = merge_shards(read(parts))
+    else:
+        ckpt = open_checkpoint(tiny_long)
+        with serving(Completions(load_decoder(ckpt), load_tokenizer(ckpt), end_tokens(ckpt))) as url:
+            again = evaluate(tiny_long, bench, backend="openai", url=url, max_length=600, **options)
+    assert choices(again, bench) == choices(whole, bench)
+    assert again.scores == whole.scores
+
+
+@pytest.fixture(scope="module")
+def tiny_long(tmp_path_factory):
+    """The tiny model with room for a chat format and shots."""
+    folder = tmp_path_factory.mktemp("long")
+    save_tiny_llama(folder, max_length=700)
+    train_tokenizer(folder)
+    return folder
