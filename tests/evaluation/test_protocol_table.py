@@ -1,0 +1,115 @@
+"""Every protocol of every benchmark: shots, limits, subjects, chat formats, backends, quantized weights, shards."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from tiny_model import save_tiny_llama
+from tiny_tokenizer import train_tokenizer
+
+import llmkit
+from llmkit.errors import InputError
+from llmkit.evaluation.benches import load_bench
+from llmkit.evaluation.protocol import protocol_named, protocol_names
+from llmkit.evaluation.runner import evaluate
+from llmkit.evaluation.scoring import Scorer
+from llmkit.evaluation.shards import Shard
+from llmkit.transforms.quantize import quantize
+
+SUBJECTS = {
+    "mmlu": ("virology", "anatomy"),
+    "ceval": ("law", "logic"),
+    "cmmlu": ("logical", "arts"),
+    "mini": ("a", "b"),
+}
+SCORED = {"mmlu": "test", "ceval": "val", "cmmlu": "test", "mini": "test"}
+TABLE = [(bench, protocol) for bench in SUBJECTS for protocol in protocol_names(bench)]
+HEADERS = {"ceval": ["id", "question", *"ABCD", "answer", "explanation"], "cmmlu": ["", "Question", *"ABCD", "Answer"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for bench, subjects in SUBJECTS.items():
+        for split in ("dev", SCORED[bench]):
+            for subject in subjects:
+                path = root / bench / split / (f"{subject}.csv" if bench == "cmmlu" else f"{subject}_{split}.csv")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                rows = [[f"{subject} {split} {i}?", "apple", "stone", "None", "river", "ABCD"[i]] for i in range(3)]
+                rows = rows if bench not in HEADERS else [[str(i), *row] for i, row in enumerate(rows)]
+                rows = [[*row, "1. 理由"] for row in rows] if bench == "ceval" else rows
+                with path.open("w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows(([HEADERS[bench]] if bench in HEADERS else []) + rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_llama(folder, max_length=1500)
+    train_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    """A few tokens, however long a protocol lets answers grow."""
+    generate = Scorer.generate
+
+    def few(self, requests, *args):
+        short = [type(r)(r.index, r.tokens, r.stops, min(r.max_new, 2), r.sampling) for r in requests]
+        return generate(self, short, *args)
+
+    monkeypatch.setattr(Scorer, "generate", few)
+
+
+def questions(record, bench):
+    return {(s.name, q.id): (q.choice, q.prompt) for s in record.benches[bench].subjects for q in s.questions}
+
+
+@pytest.mark.parametrize(("bench", "protocol"), TABLE)
+def test_a_protocol_in_all_circumstances(model, data, tmp_path, bench, protocol):
+    options = {"data": data / bench, "protocol": protocol, "shots": 1}
+    whole = evaluate(model, bench, **options)
+    result = whole.benches[bench]
+    assert (len(questions(whole, bench)), result.protocol, result.n_truncated) == (6, protocol, 0)
+    assert all(len(q.prompt) == 16 for s in result.subjects for q in s.questions)
+
+    bare = evaluate(model, bench, **options | {"shots": 0, "limit": 0.5, "subjects": [SUBJECTS[bench][1]]})
+    assert set(questions(bare, bench)) == {(SUBJECTS[bench][1], "0"), (SUBJECTS[bench][1], "1")}
+    assert not set(questions(bare, bench).values()) & set(questions(whole, bench).values())
+
+    parts = [evaluate(model, bench, shard=Shard(i, 2), **options) for i in (1, 2)]
+    assert questions(parts[0], bench) | questions(parts[1], bench) == questions(whole, bench)
+    assert {p.benches[bench].task_digest for p in parts} == {result.task_digest}
+
+    other = evaluate(model, bench, backend="transformers", **options)
+    assert questions(other, bench) == questions(whole, bench)
+
+    keep = tmp_path / "run.json.answers"
+    assert questions(evaluate(model, bench, keep=keep, **options), bench) == questions(whole, bench)
+    resumed = evaluate(model, bench, keep=keep, **options)
+    assert questions(resumed, bench) == questions(whole, bench)
+    assert resumed.n_reused > 0
+
+
+@pytest.mark.parametrize(("bench", "protocol"), TABLE)
+def test_a_protocol_in_a_chat_format(model, data, bench, protocol):
+    options = {"data": data / bench, "protocol": protocol, "shots": 1}
+    plain = questions(evaluate(model, bench, **options), bench)
+    if not getattr(protocol_named(load_bench(bench), protocol), "has_chat", True):
+        with pytest.raises(InputError, match="its authors define no chat format for it"):
+            evaluate(model, bench, chat_template="vicuna", **options)
+        return
+    chat = questions(evaluate(model, bench, chat_template="vicuna", **options), bench)
+    assert chat.keys() == plain.keys()
+    assert not {p for _, p in chat.values()} & {p for _, p in plain.values()}
+
+
+def test_a_quantized_checkpoint(model, data, tmp_path):
+    llmkit.save(quantize(llmkit.open_checkpoint(model), bits=8), tmp_path / "int8")
+    for bench, protocol in (("mmlu", "original"), ("ceval", "official"), ("cmmlu", "official")):
+        options = {"data": data / bench, "protocol": protocol, "shots": 1}
+        floats, codes = (questions(evaluate(m, bench, **options), bench) for m in (model, tmp_path / "int8"))
+        assert {k: p for k, (_, p) in floats.items()} == {k: p for k, (_, p) in codes.items()}
