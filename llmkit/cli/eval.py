@@ -85,6 +85,10 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="The longest prompt (default: the model's).")
     ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the answers as the leaderboard takes them (ceval, --split test)."),
+    ] = None,
     show: Annotated[
         int | None,
         typer.Option(
@@ -113,7 +117,9 @@ def evaluate(
 
     wanted = [s.strip() for s in (subjects or "").split(",") if s.strip()]
     if show is not None:
-        out.refuse_options({"output", "compare", *(f.name for f in fields(Gating))}, "--show, which scores nothing")
+        out.refuse_options(
+            {"output", "compare", "submission", *(f.name for f in fields(Gating))}, "--show, which scores nothing"
+        )
         selection = Selection(bench, data, split, protocol, shots, show, wanted, bool(templates.name or templates.chat))
         show_prompts(out, model, selection, max_length=max_length, chat_template=templates.name or templates.chat)
         return
@@ -123,7 +129,7 @@ def evaluate(
         check_record_path(output)
     baseline = read_record(compare) if compare is not None else None
     gates.check_early([name for name in bench.split(",") if name], baseline, compare)
-    chosen = (model, bench, data, split, protocol, shots, limit, subjects)
+    chosen = (model, bench, data, split, protocol, shots, limit, subjects, submission)
     settings = [*chosen, max_length, templates, computing, scaling]
     keep = _answers_path(output, repr(settings))
     score = partial(
@@ -140,6 +146,7 @@ def evaluate(
         memory=parse_bytes(scaling.memory) if scaling.memory is not None else None,
         url=scaling.url,
         shard=shard,
+        submission=submission,
         **asdict(computing),
         max_length=max_length,
         chat_template=templates.name or templates.chat,
@@ -154,6 +161,8 @@ def evaluate(
         raise _interrupted(keep) from None
     if record.n_reused:
         out.note(f"went on from an interrupted run: {record.n_reused} of its answers were kept")
+    if submission is not None:
+        out.note(f"wrote {submission}" + ("" if record.benches else "; the split has no answers to score it with"))
     if output is not None:
         record.write(output)
     if is_journal(keep):

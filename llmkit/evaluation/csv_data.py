@@ -62,9 +62,11 @@ class LocalData:
         if not scored.docs:
             raise InputError(f"{path}: no questions")
         if needs_answers and not scored.is_labelled:
+            hints = [f"score another split: --split {bench.labelled}"] if bench.split != bench.labelled else []
+            hints += ["write what a leaderboard takes: --submission FILE"] if bench.split == bench.submitted else []
             raise InputError(
                 f"{path}: the {bench.split} split has no answers, so that nothing can be scored",
-                hint=f"score another split: --split {bench.labelled}" if bench.split != bench.labelled else None,
+                hint=", or ".join(hints) or None,
             )
         docs = {bench.split: scored.docs}
         if bench.shots_split == bench.split:

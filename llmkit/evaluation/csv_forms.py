@@ -88,6 +88,11 @@ class Split:
     empty: list[str] = field(default_factory=list)
 
 
+def has_answers(docs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the right answers of documents are known."""
+    return all(doc.get("answer", doc.get("Answer")) not in ("", -1) for doc in docs)
+
+
 def read_split(path: Path, form: str, subject: str) -> Split:
     """The questions of one CSV file, or of one of the hub's Parquet files, whose columns have names always.
 

@@ -17,7 +17,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
-from llmkit.errors import InputError, listing
+from llmkit.errors import InputError, counted, listing
 from llmkit.evaluation.answers import SUFFIX, Answers
 from llmkit.evaluation.engine import Engine, EngineArguments, EngineOptions, open_engine
 from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
@@ -25,6 +25,7 @@ from llmkit.evaluation.planning import Prepared, Selection
 from llmkit.evaluation.protocol import DEFAULT
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.shards import Shard
+from llmkit.evaluation.submission import plan_submission
 from llmkit.pipeline.journal import require_free
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def evaluate(
     log_samples: bool = False,
     keep: Path | None = None,
     shard: Shard | None = None,
+    submission: Path | None = None,
     **engine: Unpack[EngineArguments],
 ) -> RunRecord:
     """Score a model on benchmarks and lm-eval tasks.
@@ -69,6 +71,8 @@ def evaluate(
         log_samples: keep every question's document, log-probabilities and prompt digest in the record.
         keep: a file in which answers are kept meanwhile; the same call goes on from one that was interrupted. It stays.
         shard: only this part of the run; `merging.merge_shards` puts the records of all parts together.
+        submission: a file for the answers, in the form that the benchmark's leaderboard takes; the split may be
+            without the right ones then, and the record is without scores.
         engine: what computes the model and how, see `EngineOptions`.
 
     Raises:
@@ -80,8 +84,13 @@ def evaluate(
     if keep is not None:
         require_free(keep, str(keep).removesuffix(SUFFIX))
     chat_template = False if chat_template == "raw" else chat_template
-    selection = Selection(bench, data, split, protocol, shots, limit, subjects, chat=bool(chat_template))
+    selection = Selection(
+        bench, data, split, protocol, shots, limit, subjects, bool(chat_template), needs_answers=submission is None
+    )
     prepared = selection.prepare()
+    submitted = plan_submission(selection, prepared, submission) if submission is not None else None
+    if submitted is not None and shard is not None:
+        raise InputError("--submission has the answers of the whole run, not of a part", hint="leave --shard out")
     ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
 
     from llmkit.evaluation.execution import run_tasks
@@ -114,6 +123,7 @@ def evaluate(
     described = describe_model(ckpt, options.progress)
     computed = {"dtype": options.dtype, "device": lm.scorer.device, "backend": lm.scorer.backend, **lm.scorer.runtime}
     key = answers_key(described, settings, computed)
+    n_drawn = 0
     results: dict[str, BenchResult] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
     scores: dict[str, Any] = {}
@@ -124,6 +134,10 @@ def evaluate(
             if mine:
                 results[name], logged = plan.score(lm, mine)
                 samples |= logged
+        if submitted is not None:
+            n_drawn = submitted.write(results[submitted.bench.name])
+            if not submitted.is_scored:
+                results, samples = {}, {}
         if loaded is not None and (part is None or part.tasks):
             scores, logged, values = run_tasks(
                 lm,
@@ -148,7 +162,7 @@ def evaluate(
         samples=samples if log_samples else {},
         n_reused=answers.n_reused,
         shard=part.about if part is not None else {},
-        warnings=(*ckpt.warnings, *doubts_of(ckpt, lm.scorer.backend), *_warnings(prepared, lm, subjects)),
+        warnings=(*ckpt.warnings, *doubts_of(ckpt, lm.scorer.backend), *_warnings(prepared, lm, subjects, n_drawn)),
     )
 
 
@@ -196,7 +210,7 @@ def make_lm(
     )
 
 
-def _warnings(prepared: Sequence[Prepared], lm: SharedPrefixLM, chosen: Sequence[str]) -> list[str]:
+def _warnings(prepared: Sequence[Prepared], lm: SharedPrefixLM, chosen: Sequence[str], n_drawn: int) -> list[str]:
     warnings = []
     for item in prepared:
         if item.data and item.data.missing and not chosen:
@@ -210,6 +224,8 @@ def _warnings(prepared: Sequence[Prepared], lm: SharedPrefixLM, chosen: Sequence
             warnings.append(
                 f"{item.work.bench.title}: left out files that are no subjects of it: {listing(item.data.unknown)}"
             )
+    if n_drawn:
+        warnings.append(f"{counted(n_drawn, 'answer')} of the submission could not be read, and were drawn (seed 0)")
     if lm.n_without_system:
         warnings.append(
             "the chat template refuses a system message: prompts have no header, as with lm-eval's hf backend"

@@ -7,17 +7,76 @@ the test split, from 0 on without a gap (hkust-nlp/ceval, README, "How to Submit
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench
-from llmkit.evaluation.csv_forms import LETTERS
+from llmkit.evaluation.csv_forms import LETTERS, has_answers
+from llmkit.evaluation.planning import Prepared, Selection
+from llmkit.evaluation.record import BenchResult
 from llmkit.pipeline.files import check_file, write_file
 
 _KIND = "a submission"
 Answers = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission that a run is to leave.
+
+    Attributes:
+        bench: with the split that is submitted.
+        ids: of its questions, by subject.
+        is_scored: the right answers are there too.
+    """
+
+    bench: Bench
+    ids: Mapping[str, Sequence[str]]
+    is_scored: bool
+    path: Path
+
+    def write(self, result: BenchResult) -> int:
+        """Write the file; an answer that could not be read is drawn, as published scripts do, with a fixed seed.
+
+        Returns:
+            How many were drawn.
+        """
+        draw = random.Random(0)
+        answers: dict[str, dict[str, str]] = {}
+        n_drawn = 0
+        for subject in result.subjects:
+            names = self.ids[subject.name]
+            n_drawn += sum(not q.choice for q in subject.questions)
+            answers[subject.name] = {names[int(q.id)]: q.choice or draw.choice(LETTERS) for q in subject.questions}
+        write_submission(self.bench, answers, self.ids, self.path)
+        return n_drawn
+
+
+def plan_submission(selection: Selection, prepared: Sequence[Prepared], path: Path) -> Submission:
+    """What a run has to answer for a submission.
+
+    Raises:
+        InputError: several benchmarks, a limit, no local files, or see `check_submittable`.
+        OutputError: no submission can be written there.
+    """
+    if len(selection.names) > 1 or not prepared:
+        raise InputError(
+            f"--submission is about one benchmark, found {', '.join(selection.names)}", hint="--bench ceval"
+        )
+    (item,) = prepared
+    bench = item.work.bench
+    if selection.limit is not None:
+        raise InputError("--submission has an answer to every question", hint="leave --limit out")
+    docs = {subject: of_splits[bench.split] for subject, of_splits in item.work.docs.items() if of_splits is not None}
+    if not docs:
+        raise InputError(f"--submission needs {bench.title}'s {bench.split} files", hint="give them: --data FOLDER")
+    ids = {subject: [str(doc.get("id", "")) for doc in some] for subject, some in docs.items()}
+    check_submittable(bench, ids, path)
+    return Submission(bench, ids, all(map(has_answers, docs.values())), path)
 
 
 def check_submittable(bench: Bench, ids: Mapping[str, Sequence[str]], path: Path) -> None:

@@ -21,6 +21,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.evaluation.benches import Bench
+from llmkit.evaluation.csv_forms import has_answers
 from llmkit.evaluation.protocol import Documents
 from llmkit.evaluation.task_files import unknown_task
 
@@ -61,6 +62,8 @@ def bench_task(bench: Bench, subject: str, docs: Docs | None) -> Any:
         if not docs.get(bench.shots_split):
             config.pop("fewshot_split", None)
             config.pop("fewshot_config", None)
+        if not has_answers(docs[bench.split]):
+            config["doc_to_target"] = 0  # lm-eval looks up the letter; nobody reads what it counts
         return LocalTask(config, docs)
     try:
         return ConfigurableTask(config=config)

@@ -8,7 +8,11 @@ import pytest
 
 from llmkit.errors import InputError, OutputError
 from llmkit.evaluation.benches import load_bench
-from llmkit.evaluation.submission import check_submission, check_submittable, write_submission
+from llmkit.evaluation.record import BenchResult, Question, SubjectResult
+from llmkit.evaluation.runner import evaluate
+from llmkit.evaluation.shards import Shard
+from llmkit.evaluation.statistics import Mean
+from llmkit.evaluation.submission import Submission, check_submission, check_submittable, write_submission
 
 BENCH = load_bench("ceval").of_split("test")
 IDS = {subject: [str(i) for i in range(3)] for subject in BENCH.by_name}
@@ -52,6 +56,21 @@ def test_an_incomplete_one_is_refused(tmp_path, answers, message):
         check_submission(BENCH, answers, IDS)
 
 
+def test_an_answer_that_could_not_be_read_is_drawn(tmp_path):
+    subjects = [
+        SubjectResult(s, Mean(0.0, None, 3), tuple(Question(str(i), "" if i else "D", "") for i in range(3)))
+        for s in BENCH.subjects
+    ]
+    result = BenchResult(BENCH, tuple(subjects), (), 0, 0, "", "", 0.0, {})
+    submission = Submission(BENCH, IDS, is_scored=False, path=tmp_path / "submission.json")
+    assert submission.write(result) == 2 * 52
+    body = submission.path.read_text(encoding="utf-8")
+    assert {answers[i] for answers in json.loads(body).values() for i in "12"} == set("ABCD")
+    assert {answers["0"] for answers in json.loads(body).values()} == {"D"}
+    submission.write(result)
+    assert submission.path.read_text(encoding="utf-8") == body
+
+
 def test_what_cannot_become_complete_is_refused_before_scoring(tmp_path):
     path = tmp_path / "submission.json"
     check_submittable(BENCH, IDS, path)
@@ -68,3 +87,68 @@ def test_what_cannot_become_complete_is_refused_before_scoring(tmp_path):
     with pytest.raises(OutputError, match="already exists and is not a submission"):
         check_submittable(BENCH, IDS, path)
     assert path.read_text() == "[1, 2]"
+
+
+@pytest.fixture(scope="module")
+def unanswered(tmp_path_factory):
+    """All 52 subjects without answers, two questions each."""
+    root = tmp_path_factory.mktemp("ceval")
+    for split, answer in (("test", ""), ("dev", "A")):
+        (root / split).mkdir()
+        for subject in BENCH.by_name:
+            rows = "".join(f"{i},{subject} {i}?,1,2,3,4,{answer}\n" for i in range(2))
+            (root / split / f"{subject}_{split}.csv").write_text(f"id,question,A,B,C,D,answer\n{rows}", "utf-8")
+    return root
+
+
+def test_a_run_over_a_split_without_answers_leaves_a_submission(tiny_llama, unanswered, tmp_path):
+    path = tmp_path / "submission.json"
+    record = evaluate(
+        tiny_llama,
+        "ceval",
+        data=unanswered,
+        split="test",
+        shots=0,
+        submission=path,
+        log_samples=True,
+    )
+    assert (record.benches, record.samples, record.scores) == ({}, {}, {})
+    body = json.loads(path.read_text(encoding="utf-8"))
+    assert {s: list(a) for s, a in body.items()} == {s: ["0", "1"] for s in BENCH.by_name}
+    labelled = tmp_path / "labelled"
+    (labelled / "test").mkdir(parents=True)
+    for file in (unanswered / "test").iterdir():
+        (labelled / "test" / file.name).write_text(file.read_text("utf-8").replace(",4,\n", ",4,B\n"), "utf-8")
+    scored = evaluate(tiny_llama, "ceval", data=labelled, split="test", shots=0, protocol="official", submission=path)
+    subjects = scored.benches["ceval"].subjects
+    body = json.loads(path.read_text(encoding="utf-8"))
+    assert {s.name: [q.choice for q in s.questions] for s in subjects} == {s: [*a.values()] for s, a in body.items()}
+    assert {q.target for s in subjects for q in s.questions} == {"B"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 1}, "an answer to every question"),
+        ({"subjects": ["law"]}, "51 are missing"),
+        ({"bench": "ceval,mini"}, "about one benchmark"),
+        ({"bench": "mini", "data": None}, "mini takes no submission of its dev split"),
+        ({"data": None}, "needs C-Eval's test files"),
+        ({"shard": True}, "not of a part"),
+    ],
+)
+def test_a_run_that_cannot_leave_one_is_refused_before_the_model_is_opened(unanswered, tmp_path, options, message):
+    if "shard" in options:
+        options = {"shard": Shard(1, 2)}
+    options = {"bench": "ceval", "data": unanswered, "split": "test", "shots": 0} | options
+    if options["bench"] != "ceval":
+        options["split"] = "dev"
+    with pytest.raises(InputError, match=message):
+        evaluate("/nowhere", **options, submission=tmp_path / "submission.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_split_without_answers_is_said_when_no_submission_is_wanted(unanswered):
+    with pytest.raises(InputError, match="the test split has no answers, so that nothing can be scored") as caught:
+        evaluate("/nowhere", "ceval", data=unanswered, split="test", shots=0)
+    assert caught.value.hint == "score another split: --split val, or write what a leaderboard takes: --submission FILE"
