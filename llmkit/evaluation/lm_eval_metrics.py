@@ -40,8 +40,11 @@ def task_metrics(
                 hint="score this task in one piece",
             )
         items = [tuple(v) if isinstance(v, list) else v for v in values]
-        function = AGGREGATION_REGISTRY[registered]
-        results[key] = float(function(items))
+        try:
+            function = AGGREGATION_REGISTRY[registered]
+            results[key] = float(function(items))
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{name}: {key} cannot be put together by {registered}: {error}") from error
         stderr = stderr_for_metric(metric=function, bootstrap_iters=BOOTSTRAP_ITERS)
         if stderr is not None and len(items) > 1:
             results[f"{metric}_stderr,{rest}"] = float(stderr(items))
@@ -50,14 +53,17 @@ def task_metrics(
 
 def group_metrics(name: str, group: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
     """A group's metrics from those of its tasks, by lm-eval's `Group.aggregate`."""
-    stand_in = _Leaves(name, aggregate_metric_list=[AggMetricConfig(**m) for m in group["metrics"]])
-    stand_in.leaves = [SimpleNamespace(task_name=task) for task in group["tasks"]]
-    found = stand_in.aggregate(dict(tasks))
+    try:
+        stand_in = _Leaves(name, aggregate_metric_list=[AggMetricConfig(**m) for m in group["metrics"]])
+        stand_in.leaves = [SimpleNamespace(task_name=task) for task in group["tasks"]]
+        found = stand_in.aggregate(dict(tasks))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{name}: its metrics cannot be averaged: {error}") from error
     kept = {k: v for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    shots = {tasks[task].get("shots") for task in group["tasks"]}
+    shots = [tasks[task].get("shots") for task in group["tasks"]]
     return {k: float(v) if "," in k else v for k, v in kept.items()} | {
         "version": group["version"],
-        "shots": shots.pop() if len(shots) == 1 else None,
+        "shots": shots[0] if shots and all(n == shots[0] for n in shots) else None,
     }
 
 

@@ -182,7 +182,7 @@ def _of_questions(
 
     values: dict[str, dict[int, Any]] = {}
     for file, record in parts:
-        for metric, pairs in record.shard["values"][name].items():
+        for metric, pairs in (record.shard.get("values") or {}).get(name, {}).items():
             held = values.setdefault(metric, {})
             double = [i for i, _ in pairs if i in held]
             if double:
@@ -192,5 +192,7 @@ def _of_questions(
     if left := sorted(set(range(n)) - asked):
         raise InputError(f"{name}: {len(left)} of {n} questions are in no shard: {listing([str(i) for i in left])}")
     first = parts[0][1].tasks[name]
+    if not asked:
+        raise InputError(f"{name}: its shards hold no values of its questions")
     columns = {metric: [held[i] for i in sorted(held)] for metric, held in values.items()}
     return {**first, "sample_len": n, **task_metrics(name, columns, aggregations)}

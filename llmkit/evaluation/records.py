@@ -75,16 +75,29 @@ def own_record(body: Fields) -> RunRecord:
 
 def _shard(fields: Fields) -> dict[str, Any]:
     """What a shard says of the whole run; empty for a whole one."""
-    if fields.body:
-        index, count = fields.count("index"), fields.count("count")
-        if not 1 <= index <= count:
-            raise InputError(f"{fields.where}: shard {index} of {count} cannot be")
-        for key in ("benches", "tasks", "groups", "aggregations"):
-            fields.object(key)
-        sizes = [*(f for _, f in fields.objects("benches")), fields.object("tasks")]
-        for some in sizes:
-            for name in some.body:
-                some.count(name)
+    if not fields.body:
+        return {}
+    index, count = fields.count("index"), fields.count("count")
+    if not 1 <= index <= count:
+        raise InputError(f"{fields.where}: shard {index} of {count} cannot be")
+    tasks, aggregations = fields.object("tasks"), fields.object("aggregations")
+    for sizes in (tasks, *(f for _, f in fields.objects("benches"))):
+        for name in sizes.body:
+            sizes.count(name)
+    for name in tasks.body:
+        of_task = aggregations.object(name)
+        for metric, function in of_task.body.items():
+            if function is not None:
+                of_task.text(metric)
+    for _, group in fields.objects("groups"):
+        group.text("version")
+        metrics = group.array("metrics")
+        if not {*group.texts("tasks")} <= tasks.body.keys() or not all(isinstance(m, dict) for m in metrics):
+            raise InputError(f"{group.where}: expected tasks of the run, and metrics as objects")
+    for name, values in fields.objects("values", {}):
+        for metric in values.body:
+            if not all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], int) for p in values.array(metric)):
+                raise InputError(f"{values.where}: {metric}: expected [question, value] of each question of {name}")
     return dict(fields.body)
 
 

@@ -242,6 +242,36 @@ def test_lm_evals_tasks_are_cut_by_task_or_by_question(tiny_llama, tasks_at_hand
         }
 
 
+def places(body, *path):
+    """The paths of all values in an object, two keys deep and below."""
+    for key, value in body.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, *path, key)
+
+
+def test_a_spoilt_shard_is_refused_and_no_bug(tiny_llama, tasks_at_hand, tmp_path):
+    paths = [tmp_path / f"{i}.json" for i in range(5)]
+    for i, path in enumerate(paths):
+        evaluate(tiny_llama, "chosen,rolling,spoken", limit=9, shard=Shard(i + 1, 5)).write(path)
+    others, spoilt = read(paths[1:]), tmp_path / "spoilt.json"
+    text = paths[0].read_text()
+    n_refused = 0
+    for *inside, key in [p for p in places(json.loads(text)) if p[0] in ("shard", "tasks")]:
+        for value in (None, [], "x", 7, {}):
+            body = json.loads(text)
+            place = body
+            for name in inside:
+                place = place[name]
+            place[key] = value
+            spoilt.write_text(json.dumps(body))
+            try:
+                merge_shards([("spoilt.json", read_record(spoilt)), *others])
+            except InputError:
+                n_refused += 1
+    assert n_refused > 100
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """MMLU's and C-Eval's files, two subjects each."""
