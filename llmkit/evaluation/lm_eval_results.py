@@ -145,8 +145,12 @@ def _mean(body: Fields, results: Fields, task: str, metric: str, n_samples: int)
         raise InputError(f"{body.where}: n-samples: {task} is missing, and no samples_{task}_*.jsonl lies beside it")
     if n_samples and n_samples != n:
         raise InputError(f"{body.where}: {task} has {n} questions, but {n_samples} samples lie beside it")
-    stderr: Any = results.body.get(f"{metric}_stderr,none")
-    return Mean(results.number(f"{metric},none"), float(stderr) if is_number(stderr) else None, n)  # "N/A" for one
+    stderr = f"{metric}_stderr,none"  # "N/A" where there is none
+    return Mean(
+        results.number(f"{metric},none"),
+        results.error_of_mean(stderr) if is_number(results.body.get(stderr)) else None,
+        n,
+    )
 
 
 def _metrics(results: Fields, body: Fields, name: str) -> dict[str, Any]:
@@ -219,11 +223,11 @@ def _logprob(answer: Any, sample: Fields) -> float:
 
 def _logged(sample: Fields) -> dict[str, Any]:
     """As llmkit's records have samples."""
-    metrics = sample.array("metrics", [])
+    metrics = sample.texts("metrics", [])
     return {
         "doc_id": sample.count("doc_id"),
         "doc": sample.body.get("doc"),
         "target": sample.body.get("target"),
         "prompt_sha256": sample.text("prompt_hash", ""),
         "responses": sample.array("filtered_resps", []),
-    } | {str(m): sample.body[m] for m in metrics if m in sample.body}
+    } | {m: sample.body[m] for m in metrics if m in sample.body}

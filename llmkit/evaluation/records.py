@@ -11,7 +11,7 @@ from llmkit.evaluation import lm_eval_results
 from llmkit.evaluation.benches import Bench, Subject, bench_names, load_bench
 from llmkit.evaluation.record import COLUMNS, FORMAT, BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.statistics import Mean
-from llmkit.formats.json_fields import Fields, is_number
+from llmkit.formats.json_fields import Fields, is_count, is_number
 from llmkit.formats.json_text import as_object, read_json
 
 _FORMATS = ("llmkit.eval/1", FORMAT)
@@ -65,8 +65,8 @@ def own_record(body: Fields) -> RunRecord:
         elapsed_s=body.number("elapsed_s"),
         benches={name: _bench_result(name, fields) for name, fields in body.objects("benches")},
         tasks={name: dict(fields.body) for name, fields in body.objects("tasks", {})},
-        continuations={k: list(v) for k, v in body.object("continuations", {}).body.items() if isinstance(v, list)},
-        samples={k: list(v) for k, v in body.object("samples", {}).body.items() if isinstance(v, list)},
+        continuations=body.arrays("continuations", is_count, "token ids"),
+        samples=body.arrays("samples", lambda sample: isinstance(sample, dict), "objects"),
         warnings=tuple(body.texts("warnings", [])),
         n_reused=body.count("n_reused", 0),
         shard=_shard(body.object("shard", {})),
@@ -119,9 +119,13 @@ def _bench_result(name: str, fields: Fields) -> BenchResult:
         elapsed_s=fields.number("elapsed_s", 0.0),
         tokens={k: tokens.count(k) for k in tokens.body},
         protocol=fields.text("protocol", "lm-eval"),
-        average=fields.text("average", "micro"),
-        letter_ids={k: list(v) for k, v in fields.object("letter_ids", {}).body.items() if isinstance(v, list)},
+        average=fields.choice("average", ("micro", "macro"), "micro"),
+        letter_ids=fields.arrays("letter_ids", _are_ids, "token ids' arrays"),
     )
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_count, value))
 
 
 def bench_of(name: str, present: list[Subject], missing: list[str], title: str) -> Bench:
@@ -138,6 +142,8 @@ def bench_of(name: str, present: list[Subject], missing: list[str], title: str) 
 
 def _subject_result(name: str, fields: Fields) -> SubjectResult:
     acc = _mean(fields, "acc")
+    if not 0 <= acc.value <= 1:
+        raise InputError(f"{fields.where}: acc is {acc.value:.6g}, expected a share from 0 to 1")
     questions = _questions(fields)
     if questions and len(questions) != acc.n:
         raise InputError(f"{fields.where}: {acc.n} questions are counted, but {len(questions)} are listed")
@@ -157,7 +163,7 @@ def _mean(fields: Fields, key: str) -> Mean:
     n = fields.count("n")
     if not n:
         raise InputError(f"{fields.where}: n is 0, expected at least one question")
-    return Mean(fields.number(key), fields.optional_number("stderr"), n)
+    return Mean(fields.number(key), fields.error_of_mean("stderr"), n)
 
 
 def _questions(fields: Fields) -> tuple[Question, ...]:

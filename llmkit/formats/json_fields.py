@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from llmkit.errors import InputError
 from llmkit.formats.json_text import as_object
 
 _T = TypeVar("_T")
+_MAX_ERROR = 1e9  # so that its square has a float
 _Check = Callable[[Any], bool]
 
 
@@ -18,7 +19,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number that is not negative."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -49,9 +51,16 @@ class Fields:
         """A number, or None where it is absent or null."""
         return None if self.body.get(key) is None else self.number(key)
 
+    def error_of_mean(self, key: str) -> float | None:
+        """A standard error, or None where it is absent or null."""
+        value = self.optional_number(key)
+        if value is not None and not 0 <= value <= _MAX_ERROR:
+            raise InputError(f"{self.where}: {key}: expected a standard error, found {value:.6g}")
+        return value
+
     def count(self, key: str, *default: int) -> int:
         """A whole number that is not negative."""
-        return int(self._take(key, _is_count, "a count", default))
+        return int(self._take(key, is_count, "a count", default))
 
     def array(self, key: str, *default: list[Any]) -> list[Any]:
         """An array."""
@@ -64,6 +73,21 @@ class Fields:
             key, lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v), "an array of texts", default
         )
         return value
+
+    def choice(self, key: str, choices: Sequence[str], *default: str) -> str:
+        """One of some strings."""
+        value = self.text(key, *default)
+        if value not in choices:
+            raise InputError(f"{self.where}: {key}: expected {' or '.join(choices)}, found {value[:40]!r}")
+        return value
+
+    def arrays(self, key: str, check: Callable[[Any], bool], expected: str) -> dict[str, list[Any]]:
+        """The members of an object, each of which is an array of what `check` tells; {} where it is absent or null."""
+        outer = self.object(key, {})
+        found = {name: outer.array(name) for name in outer.body}
+        if not all(check(item) for items in found.values() for item in items):
+            raise InputError(f"{outer.where}: expected arrays of {expected}")
+        return found
 
     def object(self, key: str, *default: Mapping[str, Any]) -> Fields:
         """An object."""

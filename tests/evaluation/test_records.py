@@ -148,6 +148,15 @@ def test_a_truncated_sample_file_is_refused_by_its_line(lm_eval_run, tmp_path):
         read_record(tmp_path)
 
 
+def test_a_sample_with_a_field_of_another_type_is_refused_by_its_line(lm_eval_run, tmp_path):
+    (source,) = (p.parent for p in lm_eval_run.glob("*/results_*.json"))
+    for path in source.iterdir():
+        text = path.read_text(encoding="utf-8").replace('"metrics": ["acc"]', '"metrics": [["acc"]]')
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"jsonl, line 1: metrics: expected an array of texts"):
+        read_record(tmp_path)
+
+
 def broken(**changes) -> dict:
     return body(star_lore=subject("ABCA", "ABDD") | changes)
 
@@ -166,6 +175,11 @@ def broken(**changes) -> dict:
         (broken(acc=0.75), "acc is 0.75, but 2 of 4 answers are right"),
         (broken(n=5), "5 questions are counted, but 4 are listed"),
         (broken(n=0), "n is 0"),
+        (broken(stderr=1e308), "stderr: expected a standard error, found 1e+308"),
+        (broken() | {"benches": {"mini": body()["benches"]["mini"] | {"average": "mean"}}}, "expected micro or macro"),
+        (broken(acc=45, choices=None, targets=None), "acc is 45, expected a share from 0 to 1"),
+        (body() | {"samples": {"mini_star_lore": ["x"]}}, "samples: expected arrays of objects"),
+        (body() | {"continuations": {" A": [1.5]}}, "continuations: expected arrays of token ids"),
         (broken(n=True), "n: expected a count, found True"),
         (broken(ids=["a", "b", "c", "a"]), "ids: one of them occurs twice"),
         (broken(mass=[1, 2, 3, "x"]), "mass: expected numbers, found x"),
