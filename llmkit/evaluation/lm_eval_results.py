@@ -14,12 +14,12 @@ from typing import Any
 
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, Subject, bench_names, load_bench
+from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.statistics import Mean
 from llmkit.formats.json_fields import Fields, is_number
 from llmkit.formats.json_text import parse_object
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NOT_METRICS = ("alias", "name", "sample_len", "sample_count")
 _MAX_FILES = 10_000
 
@@ -199,11 +199,11 @@ def _question(sample: Fields) -> Question:
         raise InputError(f"{sample.where}: filtered_resps is empty, expected one answer a choice")
     target = sample.body.get("target")
     try:
-        right = str(target) if str(target).isalpha() else _LETTERS[int(str(target))]
-        choice = _LETTERS[logprobs.index(max(logprobs))]
+        right = str(target) if str(target).isalpha() else LETTERS[int(str(target))]
+        choice = LETTERS[logprobs.index(max(logprobs))]
     except (ValueError, IndexError) as error:
         raise InputError(f"{sample.where}: target: expected a choice's number, found {str(target)[:40]}") from error
-    is_letters = [str(c).strip() for c in sample.array("continuations")] == list(_LETTERS[: len(logprobs)])
+    is_letters = [str(c).strip() for c in sample.array("continuations")] == list(LETTERS[: len(logprobs)])
     mass = fsum(map(exp, logprobs)) if is_letters else None
     return Question(str(sample.count("doc_id")), choice, right, logprobs, mass)
 

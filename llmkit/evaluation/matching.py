@@ -10,7 +10,6 @@ from typing import Any
 from llmkit.errors import InputError, counted, listing
 from llmkit.evaluation.record import Question, RunRecord
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _METRICS = ("acc", "exact_match", "acc_norm")  # in the order of `RunRecord.scores`
 
 Questions = Mapping[str, Sequence[Question]]

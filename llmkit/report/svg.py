@@ -21,8 +21,7 @@ _SHAPES = (
     "M0-5.2 4.8 3.6h-9.6z",
     "M0-5.5 5.5 0 0 5.5-5.5 0z",
 )
-N_COLOURS = 4
-"""Runs after the fourth repeat the colours, with another shape."""
+_N_COLOURS = 4  # s0 to s3 in page.css
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +83,11 @@ def dot_strip(scale: Scale, dots: Sequence[Dot], words: str, reference: float | 
         parts.append(_line(scale.at(reference), 0, height, "reference"))
     for i, dot in enumerate(dots):
         y = LINE // 2 + i * LINE
-        colour = f"s{dot.series % N_COLOURS}"
         drawn = []
         if dot.low is not None and dot.high is not None:
             x1, x2 = scale.at(dot.low), scale.at(dot.high)
-            drawn.append(element("line", class_=f"interval {colour}", x1=x1, x2=x2, y1=y, y2=y))
-        shape = _SHAPES[(dot.series // N_COLOURS + dot.series) % len(_SHAPES)]
-        mark = element("path", class_=f"mark {colour}", d=shape)
-        drawn.append(element("svg", mark, x=scale.at(dot.value), y=y, overflow="visible"))
+            drawn.append(element("line", class_=f"interval s{dot.series % _N_COLOURS}", x1=x1, x2=x2, y1=y, y2=y))
+        drawn.append(element("svg", _mark(dot.series), x=scale.at(dot.value), y=y, overflow="visible"))
         parts.append(element("g", [element("title", dot.words), *drawn]))
     return picture(parts, words, height)
 
@@ -135,9 +131,13 @@ def picture(parts: Sequence[Markup], words: str, height: int) -> Markup:
 
 def legend_mark(series: int) -> Markup:
     """The mark of a run, for a legend."""
-    shape = _SHAPES[(series // N_COLOURS + series) % len(_SHAPES)]
-    path = element("path", class_=f"mark s{series % N_COLOURS}", d=shape)
-    return element("svg", path, class_="key", width=12, height=12, viewBox="-6 -6 12 12", aria_hidden="true")
+    return element("svg", _mark(series), class_="key", width=12, height=12, viewBox="-6 -6 12 12", aria_hidden="true")
+
+
+def _mark(series: int) -> Markup:
+    """Runs after the fourth repeat the colours, with another shape."""
+    shape = _SHAPES[(series // _N_COLOURS + series) % len(_SHAPES)]
+    return element("path", class_=f"mark s{series % _N_COLOURS}", d=shape)
 
 
 def _line(x: str, top: int, bottom: int, kind: str) -> Markup:
