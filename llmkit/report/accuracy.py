@@ -83,8 +83,8 @@ def _lines(results: Mapping[int, BenchResult]) -> Iterator[_Line]:
     by_name = {i: {s.name: s for s in r.subjects} for i, r in results.items()}
     subjects = {s.name: s.subject for r in results.values() for s in r.subjects}
     for category in dict.fromkeys(s.category for s in subjects.values()):
-        if category:
-            means = {i: r.categories[category][0] for i, r in results.items() if category in r.categories}
+        means = {i: r.categories[category][0] for i, r in results.items() if category in r.categories}
+        if means:
             yield _Line(category, "", True, means)
         for name, subject in subjects.items():
             if subject.category == category:

@@ -110,9 +110,10 @@ def render(inputs: ReportInputs) -> str:
     )  # fmt: skip
     environment.filters |= {"said": said, "plain": plain, "number": number}
     style = (files("llmkit.report") / "templates" / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         page=make_page(inputs), version=__version__, style=Markup(style)
     )
+    return plain(page)  # text from outside stands in titles and attributes, too
 
 
 def _files(inputs: ReportInputs) -> dict[str, bytes]:

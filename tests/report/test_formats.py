@@ -194,3 +194,22 @@ def test_a_full_disk_leaves_no_file_that_speaks_of_others(inputs, tmp_path, monk
     left = [p.name for p in tmp_path.rglob("*") if p.is_file()]
     assert len(left) == 3
     assert all(name.startswith("samples_") for name in left)
+
+
+def test_no_name_in_a_record_leads_out_of_the_folder(tmp_path):
+    odd = "../../../x/..\0\ud800"
+    first = world.mmlu(seed=1, only=1, n=2)
+    subject = replace(first.subjects[0], subject=replace(first.subjects[0].subject, name=odd))
+    result = replace(first, bench=replace(first.bench, name=odd, title=odd), subjects=(subject,))
+    for label in (odd, "..", ".", "", "/etc"):
+        run = world.run(label, result, samples=True)
+        run = replace(run, samples={**run.samples, odd: next(iter(run.samples.values()))})
+        for name in formats():
+            out = tmp_path / "inside" / "out"
+            out.mkdir(parents=True, exist_ok=True)
+            path = out if not formats()[name].endings else out / f"file{formats()[name].endings[0]}"
+            for file in format_for(path, name).write(ReportInputs((run,)), path):
+                assert file.resolve().is_relative_to(out.resolve())
+                assert file.is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["inside"]
+    assert [p.name for p in (tmp_path / "inside").iterdir()] == ["out"]

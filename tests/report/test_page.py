@@ -79,6 +79,22 @@ def test_hostile_questions_are_text(parsed):
     assert any("\ufffd[31mcontrol\ufffd" in text for text in shown)
 
 
+def test_no_name_brings_in_what_a_document_may_not_hold():
+    name = 'a"\x00\ud800\x1b]0;<i>&'
+    first = world.mmlu(seed=1, only=1)
+    subject = replace(
+        first.subjects[0], subject=replace(first.subjects[0].subject, name=name, label=name, category=name)
+    )
+    result = replace(first, bench=replace(first.bench, title=name, subjects=(subject.subject,)), subjects=(subject,))
+    runs = [world.run(f"{name}{i}", result, samples=True, history=(name,) * i) for i in range(2)]
+    text = render(ReportInputs(tuple(runs)))
+    text.encode()
+    assert not re.search("[\x00-\x08\x0b-\x1f]", text)
+    page = Parsed(text)
+    assert "i" not in {e["tag"] for e in page.elements}
+    assert page.of(**{"class": "strip"})
+
+
 def test_text_from_outside_is_isolated_and_in_its_language(parsed):
     isolated = [e for e in parsed["ceval"].elements if e["tag"] == "bdi"]
     chinese = [e for e in isolated if re.search("[\u4e00-\u9fff]", e["text"])]

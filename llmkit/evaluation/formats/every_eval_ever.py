@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,14 +15,13 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import Subject
 from llmkit.evaluation.documents import logged_questions, question_and_choices
-from llmkit.evaluation.formats.format import ReportFormat, json_line, when
+from llmkit.evaluation.formats.format import ReportFormat, file_part, json_line, when
 from llmkit.evaluation.identity import digest_of
 from llmkit.evaluation.record import BenchResult, Question, RunRecord
 from llmkit.evaluation.report_inputs import ReportInputs, steps_of
 from llmkit.evaluation.statistics import Mean
 
 _SCHEMA = "0.3.0"
-_UNSAFE = re.compile(r'[<>:"\\|?*\x00-\x1f]')
 _ACCURACY = {
     "metric_id": "accuracy", "metric_name": "Accuracy", "metric_kind": "accuracy", "metric_unit": "proportion",
     "lower_is_better": False, "score_type": "continuous", "min_score": 0.0, "max_score": 1.0,
@@ -45,7 +43,7 @@ def _run(record: RunRecord, bench: BenchResult) -> dict[str, bytes]:
     developer, _, label = model.rpartition("/")
     identity = digest_of([record.to_json()["model"], dict(record.settings), record.created, bench.to_json()])
     number = uuid.UUID(identity[:32], version=4)
-    folder = f"data/{_safe(name)}/{_safe(developer)}/{_safe(label)}"
+    folder = f"data/{file_part(name)}/{file_part(developer)}/{file_part(label)}"
     body = aggregate(record, bench, model)
     rows = [
         _instance(body, bench.bench.task_name(s.name), s.subject, question, logged)
@@ -191,11 +189,6 @@ def _model_id(record: RunRecord) -> str:
     """`developer/model`, as the hub names models; a folder here has "local" for one."""
     label = str(record.model.get("label") or "model").strip("/")
     return label if label.count("/") == 1 else f"local/{label.rpartition('/')[2] or 'model'}"
-
-
-def _safe(part: str) -> str:
-    """A name for a folder."""
-    return _UNSAFE.sub("_", part).strip(". ") or "unknown"
 
 
 FORMAT = ReportFormat("every-eval-ever", "a folder of Every Eval Ever's files", (), _files, b"{")

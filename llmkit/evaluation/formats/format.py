@@ -21,6 +21,7 @@ from llmkit.pipeline.files import check_file, write_file
 
 GROUP = "llmkit.report_formats"
 _HEAD_NBYTES = 2048
+_NOT_IN_FILES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -86,6 +87,11 @@ def when(record: RunRecord) -> datetime:
         return datetime.fromisoformat(record.created).astimezone(UTC)
     except (ValueError, OverflowError):
         return datetime.fromtimestamp(0, UTC)
+
+
+def file_part(name: object) -> str:
+    """A name from a record as one part of a path: it leads nowhere else, and every file system takes it."""
+    return _NOT_IN_FILES.sub("_", str(name)).strip(". ") or "unknown"
 
 
 def json_line(document: Mapping[str, Any]) -> str:

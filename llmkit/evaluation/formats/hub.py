@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.evaluation.formats.format import ReportFormat
+from llmkit.evaluation.formats.format import ReportFormat, file_part
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.report_inputs import ReportInputs
 from llmkit.version import __version__
@@ -21,7 +21,7 @@ def _files(inputs: ReportInputs) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for record in inputs.records:
         for name, bench in record.benches.items():
-            path = f".eval_results/{name}.yaml"
+            path = f".eval_results/{file_part(name)}.yaml"
             if path in files:
                 raise InputError(
                     f"two of the runs are of {bench.bench.title}, and a model's page shows one",

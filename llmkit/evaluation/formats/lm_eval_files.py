@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.evaluation.documents import LETTERS, logged_questions
-from llmkit.evaluation.formats.format import ReportFormat, json_line, when
+from llmkit.evaluation.formats.format import ReportFormat, file_part, json_line, when
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.report_inputs import ReportInputs
 from llmkit.evaluation.statistics import Mean
@@ -26,14 +26,17 @@ def _files(inputs: ReportInputs) -> dict[str, bytes]:
         )
     files: dict[str, bytes] = {}
     for i, record in enumerate(inputs.records):
-        name = re.sub(
-            r"[\"<>:/|\\?*\[\]]+", "__", str(record.model.get("label") or "model")
-        )  # as lm-eval names folders
+        name = file_part(_sanitized(record))
         stamp = when(record).replace(tzinfo=None, microsecond=i).isoformat(timespec="microseconds").replace(":", "-")
         files[f"{name}/results_{stamp}.json"] = json_line(results_of(record)).encode()
         for task, lines in samples_of(record):
-            files[f"{name}/samples_{task}_{stamp}.jsonl"] = "".join(map(json_line, lines)).encode()
+            files[f"{name}/samples_{file_part(task)}_{stamp}.jsonl"] = "".join(map(json_line, lines)).encode()
     return files
+
+
+def _sanitized(record: RunRecord) -> str:
+    """The model's name as lm-eval names folders."""
+    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", str(record.model.get("label") or "model"))
 
 
 def results_of(record: RunRecord) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def results_of(record: RunRecord) -> dict[str, Any]:
         "transformers_version": record.versions.get("transformers"),
         "model_source": "llmkit",
         "model_name": label,
-        "model_name_sanitized": re.sub(r"[\"<>:/|\\?*\[\]]+", "__", label),
+        "model_name_sanitized": _sanitized(record),
         "max_length": record.settings.get("max_length"),
         "chat_template": record.settings.get("prompt_format"),
         "total_evaluation_time_seconds": str(record.elapsed_s),
