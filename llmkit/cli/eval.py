@@ -147,6 +147,7 @@ def evaluate(
         url=scaling.url,
         shard=shard,
         submission=submission,
+        tell=out.warning,
         **asdict(computing),
         max_length=max_length,
         chat_template=templates.name or templates.chat,

@@ -8,6 +8,7 @@ is how the scores are computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,15 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.continuations: dict[str, tuple[int, ...]] = {}
         self.sent: dict[tuple[str, ...], Sent] = {}
         self._device = scorer.device
+
+    def with_engine(self, engine: Engine, max_length: int | None = None) -> SharedPrefixLM:
+        """The same, nothing counted yet, with something else behind it."""
+        other = copy(self)
+        other.scorer, other._device = engine, engine.device
+        other.max_length = max_length or self.max_length
+        other.n_truncated = other.n_without_system = 0
+        other.continuations, other.sent = {}, {}
+        return other
 
     @property
     def eot_token_id(self) -> int:

@@ -31,9 +31,11 @@ class PreviewEngine:
 
     Attributes:
         asked: hash of a prompt's ids -> the ids, and the continuations to score, in the order of the requests.
+        needs: hash -> how many tokens the model has to take for it.
     """
 
     asked: dict[str, tuple[Ids, list[Ids]]] = field(default_factory=dict)
+    needs: dict[str, int] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
     usage: Usage = field(default_factory=Usage)
     warnings: list[str] = field(default_factory=list)
@@ -45,13 +47,17 @@ class PreviewEngine:
         """Zeros."""
         for query in queries:
             ids = query.tokens[: query.first + 1]
-            self.asked.setdefault(hash_ids(ids), (ids, []))[1].append(query.targets)
+            name = hash_ids(ids)
+            self.asked.setdefault(name, (ids, []))[1].append(query.targets)
+            self.needs[name] = max(self.needs.get(name, 0), len(query.tokens))
         return [Score(0.0, False, 0.0)] * len(queries)
 
     def generate(self, requests: Sequence[Request], encoder: Encoder, eos_ids: Sequence[int]) -> list[str]:
         """Empty texts."""
         for request in requests:
-            self.asked.setdefault(hash_ids(request.tokens), (request.tokens, []))
+            name = hash_ids(request.tokens)
+            self.asked.setdefault(name, (request.tokens, []))
+            self.needs[name] = len(request.tokens) + request.max_new
         return [""] * len(requests)
 
     def sent(self, lm: SharedPrefixLM, bench: str, subject: str, name: str, prompt: str) -> SentPrompt:

@@ -5,7 +5,7 @@ Everything that can be wrong about names and files is found before the model is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,11 @@ from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, counted, listing
 from llmkit.evaluation.answers import SUFFIX, Answers
+from llmkit.evaluation.context import long_prompts
 from llmkit.evaluation.engine import Engine, EngineArguments, EngineOptions, open_engine
 from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
 from llmkit.evaluation.planning import Prepared, Selection
+from llmkit.evaluation.preview import PreviewEngine
 from llmkit.evaluation.protocol import DEFAULT
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.shards import Shard
@@ -49,6 +51,7 @@ def evaluate(
     keep: Path | None = None,
     shard: Shard | None = None,
     submission: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
     **engine: Unpack[EngineArguments],
 ) -> RunRecord:
     """Score a model on benchmarks and lm-eval tasks.
@@ -73,6 +76,7 @@ def evaluate(
         shard: only this part of the run; `merging.merge_shards` puts the records of all parts together.
         submission: a file for the answers, in the form that the benchmark's leaderboard takes; the split may be
             without the right ones then, and the record is without scores.
+        tell: called before anything is scored with each line that is worth an interruption: prompts that do not fit.
         engine: what computes the model and how, see `EngineOptions`.
 
     Raises:
@@ -104,7 +108,12 @@ def evaluate(
 
         part = cut_run(shard, {name: plan.documents for name, plan in plans.items()}, loaded, limit)
     options = EngineOptions(**engine)
-    lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, **engine)
+    lm = make_lm(
+        ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, scorer=PreviewEngine()
+    )
+    for line in long_prompts(prepared, lm):
+        tell(line)
+    lm = lm.with_engine(open_engine(ckpt, options))
     settings = {
         "bench": selection.names,
         "data": str(data) if data is not None else None,
