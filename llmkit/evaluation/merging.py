@@ -120,6 +120,7 @@ def _bench(name: str, sizes: Mapping[str, int], shards: Sequence[tuple[str, RunR
         bench=replace(first.bench, subjects=(*known, *others)),
         subjects=tuple(by_name.values()),
         n_truncated=sum(part.n_truncated for _, part in parts),
+        n_fewer_shots=sum(part.n_fewer_shots for _, part in parts),
         elapsed_s=sum(part.elapsed_s for _, part in parts),
         tokens=_sums(part.tokens for _, part in parts),
     )

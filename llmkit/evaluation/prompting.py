@@ -103,11 +103,13 @@ class Session:
         lm: encodes, and has the engine.
         logged: of each question by (subject, id), what `--log-samples` keeps.
         letter_ids: letter -> the token sequences that count as it, after the first prompt.
+        n_fewer_shots: prompts that have fewer shots than were asked for, so that they fit.
     """
 
     lm: SharedPrefixLM
     logged: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     letter_ids: dict[str, list[Ids]] = field(default_factory=dict)
+    n_fewer_shots: int = 0
 
     @property
     def max_length(self) -> int:
@@ -287,6 +289,7 @@ class Prompting(Protocol):
             protocol=self.name,
             average=self.average,
             letter_ids=session.letter_ids,
+            n_fewer_shots=session.n_fewer_shots,
         )
         return result, logged
 
@@ -337,6 +340,7 @@ def drop_last_shots(
         for i in pending:
             shots[i] -= 1
             texts[i] = write(cases[i], shots[i])
+    session.n_fewer_shots += sum(k < len(case.shots) for case, k in zip(cases, shots, strict=True))
     return texts
 
 

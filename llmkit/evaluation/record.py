@@ -103,6 +103,7 @@ class BenchResult:
             with prompts of its own of its name and settings.
         protocol: how questions were put and answers read.
         average: the one that the protocol's authors report: micro, over questions, or macro, over subjects.
+        n_fewer_shots: prompts that have fewer shots, so that they fit, by the rule of their protocol.
         letter_ids: letter -> the token sequences that counted as it, after the first prompt.
     """
 
@@ -118,6 +119,7 @@ class BenchResult:
     protocol: str = "lm-eval"
     average: str = "micro"
     letter_ids: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    n_fewer_shots: int = 0
 
     @property
     def title(self) -> str:
@@ -199,6 +201,7 @@ class BenchResult:
             "missing": list(self.missing),
             "shots": self.shots,
             "n_truncated": self.n_truncated,
+            "n_fewer_shots": self.n_fewer_shots,
             "task_version": self.task_version,
             "task_digest": self.task_digest,
             "elapsed_s": round(self.elapsed_s, 3),

@@ -114,6 +114,7 @@ def _bench_result(name: str, fields: Fields) -> BenchResult:
         missing=tuple(missing),
         shots=fields.count("shots"),
         n_truncated=fields.count("n_truncated", 0),
+        n_fewer_shots=fields.count("n_fewer_shots", 0),
         task_version=fields.text("task_version", ""),
         task_digest=fields.text("task_digest", ""),
         elapsed_s=fields.number("elapsed_s", 0.0),

@@ -5,7 +5,7 @@ Everything that can be wrong about names and files is found before the model is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,7 +171,12 @@ def evaluate(
         samples=samples if log_samples else {},
         n_reused=answers.n_reused,
         shard=part.about if part is not None else {},
-        warnings=(*ckpt.warnings, *doubts_of(ckpt, lm.scorer.backend), *_warnings(prepared, lm, subjects, n_drawn)),
+        warnings=(
+            *ckpt.warnings,
+            *doubts_of(ckpt, lm.scorer.backend),
+            *_warnings(prepared, lm, subjects, n_drawn),
+            *_shot_warnings(results, lm.max_length),
+        ),
     )
 
 
@@ -246,3 +251,12 @@ def _warnings(prepared: Sequence[Prepared], lm: SharedPrefixLM, chosen: Sequence
             "fewer --shots keep them whole"
         )
     return warnings
+
+
+def _shot_warnings(results: Mapping[str, BenchResult], max_length: int) -> list[str]:
+    return [
+        f"{r.title}: {r.n_fewer_shots} of {r.micro.n} prompts have fewer than {r.shots} shots, so that they fit "
+        f"(the model takes {max_length} tokens)"
+        for r in results.values()
+        if r.n_fewer_shots
+    ]

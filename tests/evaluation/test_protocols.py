@@ -90,6 +90,8 @@ def test_original_mmlu_is_that_of_the_authors_script(model, tmp_path):
     bench = record.benches["mmlu"]
     assert (bench.protocol, bench.average, bench.shots, bench.n_truncated) == ("original", "micro", 5, 0)
     assert record.settings["protocol"] == "original"
+    assert bench.n_fewer_shots == kept.total() - kept[5]
+    assert any(f"{bench.n_fewer_shots} of 6 prompts have fewer than 5 shots" in w for w in record.warnings)
     sample = record.samples["mmlu_high_school_biology"][0]
     assert sample["prompt"].startswith("The following are multiple choice questions (with answers) about  high school")
     assert ids_hash(sample["prompt_ids"]) == result.questions[0].prompt
@@ -114,6 +116,7 @@ def test_official_is_that_of_the_authors_scripts(model, tmp_path, bench, script,
     result = check(record, bench, subject, expected)
     n_right = sum(choice == row[5] for (_, choice, _), row in zip(expected, scored, strict=True))
     assert result.acc.value == n_right / len(scored)
+    assert record.benches[bench].n_fewer_shots == sum(k < shots for k in kept if shots)
     assert (record.benches[bench].average, record.scores) == ("macro", {bench: record.benches[bench].macro.value})
 
 

@@ -48,11 +48,13 @@ def fitted(
         room = longest - len(ids[head]) - len(ids[end])
         if room < 0:
             texts.append(end)
+            session.n_fewer_shots += bool(case.shots)
             continue
         shots = [_shot(shot) for shot in case.shots]
         while shots and sum(len(ids[shot]) for shot in shots) >= room:
             greatest = max(len(ids[shot]) for shot in shots)
             shots = [shot for shot in shots if len(ids[shot]) != greatest]
+        session.n_fewer_shots += len(shots) < len(case.shots)
         texts.append("".join([head, *shots, end]))
     return texts
 
