@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -246,6 +246,7 @@ class Scorer:
                 hint="close other programs, raise the container's limit, or compute in --dtype bfloat16",
             )
         self._now = Batch(n_tokens // 2, self._now.kept_tokens // 2, self._now.logits_nbytes // 2)
+        self.batch_tokens, self.kept_tokens, self.logits_nbytes = astuple(self._now)  # for the calls to come, too
         text = f"memory was short: from then on {n_tokens // 2} tokens were computed at a time"
         self.warnings[:] = [text]
         return None

@@ -102,9 +102,11 @@ class Full(Decoder):
     """A decoder that has room for so many tokens of one forward."""
 
     most = 40
+    n_refused = 0
 
     def hidden(self, input_ids, cache=None, mask=None):
         if input_ids.numel() > self.most:
+            Full.n_refused += 1
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
         return super().hidden(input_ids, cache, mask)
 
@@ -120,6 +122,9 @@ def test_where_memory_is_short_batches_are_halved_and_scores_are_the_same(tiny_l
     found = scorer.score(QUERIES)
     assert [s.logprob for s in found] == pytest.approx([s.logprob for s in wanted], abs=1e-4)
     assert scorer.warnings == ["memory was short: from then on 28 tokens were computed at a time"]
+    refused = Full.n_refused
+    scorer.score(QUERIES)
+    assert Full.n_refused == refused > 0  # no batch is tried that has failed before
     Full.most = 4
     try:
         with pytest.raises(RequirementError, match="do not fit either"):
