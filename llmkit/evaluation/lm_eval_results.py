@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from math import exp, fsum
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, Subject, bench_names, load_bench
 from llmkit.evaluation.documents import LETTERS
+from llmkit.evaluation.protocol import protocol_named, protocol_names
+from llmkit.evaluation.protocols.lm_eval import LmEval
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.statistics import Mean
 from llmkit.formats.json_fields import Fields, is_number
@@ -56,10 +59,12 @@ def record_of(body: Fields, file: Path) -> RunRecord:
               for name, fields in body.objects("results") if name in body.object("configs").body}  # fmt: skip
     samples = {name: list(_samples(path)) for name in leaves if (path := _samples_path(file, name)).is_file()}
     benches = {}
-    for bench in map(load_bench, bench_names()):
-        present = _subjects(bench, leaves)
-        if present:
-            benches[bench.name] = _bench_result(body, bench, present, leaves, samples)
+    scored = [name for name, fields in leaves.items() if "acc,none" in fields.body]
+    for bench, protocol in _families():
+        present = _subjects(bench, scored)
+        if present and bench.name not in benches:
+            result = _bench_result(body, bench, present, leaves, samples)
+            benches[bench.name] = replace(result, protocol=protocol.name, average=protocol.average)
     taken = {r.bench.task_name(s.name) for r in benches.values() for s in r.subjects}
     others = [name for name in leaves if name not in taken]
     config = body.object("config", {})
@@ -89,6 +94,15 @@ def record_of(body: Fields, file: Path) -> RunRecord:
         continuations={},
         samples={name: [_logged(s) for s in some] for name, some in samples.items()},
     )
+
+
+def _families() -> Iterator[tuple[Bench, LmEval]]:
+    """The families of lm-eval's tasks that are a benchmark's subjects, the usual one of each benchmark first."""
+    for bench in map(load_bench, bench_names()):
+        for name in protocol_names(bench.name):
+            protocol = protocol_named(bench, name)
+            if isinstance(protocol, LmEval):
+                yield replace(bench, task=protocol.task or bench.task), protocol
 
 
 def _subjects(bench: Bench, tasks: Iterable[str]) -> dict[str, str]:

@@ -108,3 +108,13 @@ def test_completion_answers_without_heavy_imports():
     env = {"_LLMKIT_COMPLETE": "complete_bash", "COMP_WORDS": "llmkit insp", "COMP_CWORD": "1", "PATH": "/usr/bin"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=60)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
+
+
+def test_records_are_read_and_compared_without_heavy_imports(tmp_path):
+    subject = {"n": 2, "acc": 0.5, "stderr": 0.5, "choices": "AB", "targets": "AA"}
+    bench = {"title": "mini", "subjects": {"star_lore": subject}, "missing": [], "shots": 2}
+    document = {"format": "llmkit.eval/1", "created": "", "model": {}, "settings": {}, "versions": {}, "elapsed_s": 1}
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(document | {"benches": {"mini": bench}}), encoding="utf-8")
+    assert loaded(["report", run], ["report", run, "--json", "--fail-under", "0.1"]) == [[0, 0], []]
+    assert loaded(["report", run, run, "--max-drop", "0.01"]) == [[0], ["numpy"]]

@@ -139,6 +139,31 @@ def test_lm_evals_results_alone_have_averages_without_questions(lm_eval_run, tmp
     assert record.scores == read_record(lm_eval_run).scores
 
 
+def results(*tasks: str) -> dict:
+    """What lm-eval writes of such tasks."""
+    return {
+        "results": {t: {"alias": t, "acc,none": 0.25, "acc_stderr,none": "N/A"} for t in tasks},
+        "configs": {t: {} for t in tasks}, "versions": dict.fromkeys(tasks, 1.0), "n-shot": dict.fromkeys(tasks, 5),
+        "n-samples": {t: {"original": 9, "effective": 4} for t in tasks},
+    }  # fmt: skip
+
+
+def test_lm_evals_families_of_a_benchmark_are_protocols_of_it(tmp_path):
+    """The usual family is the benchmark where both were scored; what is no subject is a task of its own."""
+    other = ["mmlu_virology_continuation", "mmlu_anatomy_continuation", "arc_easy"]
+    record = read_record(write(tmp_path / "results_1.json", results(*other)))
+    result = record.benches["mmlu"]
+    assert (result.protocol, result.title) == ("continuation", "MMLU continuation")
+    assert [(s.name, s.acc.value, s.acc.stderr, s.acc.n) for s in result.subjects] == [
+        ("anatomy", 0.25, None, 4),
+        ("virology", 0.25, None, 4),
+    ]
+    assert list(record.tasks) == ["arc_easy"]
+    both = read_record(write(tmp_path / "results_1.json", results(*other, "mmlu_anatomy")))
+    assert (both.benches["mmlu"].protocol, len(both.benches["mmlu"].subjects)) == ("lm-eval", 1)
+    assert sorted(both.tasks) == sorted(other)
+
+
 def test_a_truncated_sample_file_is_refused_by_its_line(lm_eval_run, tmp_path):
     (source,) = (p.parent for p in lm_eval_run.glob("*/results_*.json"))
     for path in source.iterdir():
