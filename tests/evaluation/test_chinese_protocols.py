@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import InputError
 from llmkit.evaluation import extraction
 from llmkit.evaluation.planning import Selection
+from llmkit.evaluation.preview import PreviewEngine
 from llmkit.evaluation.protocols.ceval_cot import CevalReasoning
 from llmkit.evaluation.protocols.chatglm import TwoStages
 from llmkit.evaluation.protocols.chinese_llama_alpaca import FREE, PROMPT, PROMPT_FREE
@@ -229,3 +231,37 @@ def test_what_two_stages_have_no_place_for(folder, data):
         evaluate(folder, "ceval", data=data, protocol="chatglm", chat_template=True)
     with pytest.raises(InputError, match="--protocol chatglm has no shots, found 2"):
         evaluate(folder, "ceval", data=data, protocol="chatglm", shots=2)
+
+
+# sha256 over the prompts of a subject (each ended by \0), 5-shot, as the scripts' own functions write them
+PUBLISHED = {
+    ("ceval", "official-cot", "law"): "0ce28cf9dd2c377ecc94b8d3f10615d4bb76e6c3d25f20b8ce81797795328e46",
+    (
+        "ceval",
+        "official-cot",
+        "high_school_physics",
+    ): "4daa116fdbdf0a71292827ee5ea137ec42e6aa7756efd86c3b4ccb9f5e864ffe",
+    ("ceval", "chinese-llama-alpaca", "law"): "87f26c541376a7151ca45a2a8fb7d364599a3bc57b36fe72e94a673bf63f20b4",
+    (
+        "ceval",
+        "chinese-llama-alpaca-prompt",
+        "marxism",
+    ): "4beee8ecd55ee5028d519295a8730f45fd38e3a4a9b9e9b701a1e8e75eeab381",
+    ("cmmlu", "official-cot", "logical"): "ace60ce7ee037c6b39c3090796be7413ee15fd9464a8979c32104f10bac9b5e5",
+    (
+        "cmmlu",
+        "official-cot",
+        "college_mathematics",
+    ): "7ce4ebe07ea9afe69ff13584a40d739ed3eadaa61032b32fdc769ba71ea3d414",
+}
+
+
+@pytest.mark.shared
+def test_prompts_of_the_shared_subjects_are_those_of_the_scripts(shared, folder):
+    for (bench, name, subject), wanted in PUBLISHED.items():
+        (item,) = Selection(bench, shared / "data", protocol=name, shots=5, subjects=[subject]).prepare()
+        plan = item.protocol.plan(item.work)
+        lm = make_lm(open_checkpoint(folder), scorer=PreviewEngine(), max_length=1 << 20)
+        logged = next(iter(plan.score(lm, [subject])[1].values()))
+        digest = hashlib.sha256(b"".join(sample["prompt"].encode() + b"\0" for sample in logged))
+        assert digest.hexdigest() == wanted, (bench, name, subject)
