@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 from llmkit.lazy_imports import torch
-from llmkit.tensors.device import CPU
-
-
-def product_dtype(device: str) -> torch.dtype | None:
-    """bfloat16 where the device has products of it, else None. Not measured: an interrupted run goes on as it began."""
-    if device != CPU:
-        return torch.bfloat16
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
+from llmkit.tensors.device import CPU, product_dtype
 
 
 @contextmanager

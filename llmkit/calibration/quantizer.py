@@ -17,7 +17,6 @@ from llmkit.architecture.slots import Slot
 from llmkit.calibration.block_quantizer import BlockQuantizer
 from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
 from llmkit.calibration.learning import OutputError
-from llmkit.calibration.products import product_dtype
 from llmkit.calibration.ranks import Ranks, Share
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.scaling import BlockScaling
@@ -30,6 +29,7 @@ from llmkit.pipeline.pool import all_cores, n_cores
 from llmkit.pipeline.stage import Computed
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import BlockMethod, Method, Task, quantized
+from llmkit.tensors.device import product_dtype
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.whole import Whole
 

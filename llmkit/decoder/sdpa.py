@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.decoder.scores import Scores
 from llmkit.lazy_imports import torch
+from llmkit.tensors.device import CPU, product_dtype
 
 if TYPE_CHECKING:
     Pair = tuple[torch.Tensor, torch.Tensor]
@@ -70,7 +71,7 @@ def attend_causal(
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What attention on a CPU is computed in: half precision in float32 where the CPU has no products of it."""
-    return dtype if dtype is torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return dtype if dtype is product_dtype(CPU) else torch.float32
 
 
 def _flash(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -53,6 +53,14 @@ def torch_device(name: str) -> torch.device:
 def device_named(name: str) -> str:
     """The full name of a device (`cuda:0`), as of `torch_device`; the CPU needs no torch to be there."""
     return name if name == CPU else str(torch_device(name))
+
+
+def product_dtype(device: str) -> torch.dtype | None:
+    """bfloat16 where the device has products of it, else None. Not measured: an interrupted run goes on as it began."""
+    if device != CPU:
+        return torch.bfloat16
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
 
 
 @contextmanager

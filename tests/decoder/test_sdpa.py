@@ -45,7 +45,7 @@ def test_a_past_and_what_continues_it(n_past, lengths, heads, has_gradients):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(monkeypatch, dtype, has_products):
     """In float32 where the CPU has no products of half precision: then only the result is rounded."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_products)
+    monkeypatch.setattr(sdpa, "product_dtype", lambda device: torch.bfloat16 if has_products else None)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, 40, 16).to(dtype) for n in (4, 2, 2))
     past = tuple(torch.randn(2, 2, 30, 16).to(dtype) for _ in range(2))

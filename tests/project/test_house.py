@@ -213,10 +213,7 @@ def test_nothing_large_is_tracked_but_the_mini_models_and_the_recordings():
 
 
 # What looks like a private name or a constant and may be replaced: (file, name) -> why.
-PATCHED = {
-    ("test_target.py", "CDLL"): "the system's library, without the calls that a system may lack",
-    ("test_sdpa.py", "_is_avx512_bf16_supported"): "what torch says of the machine, which it says nowhere else",
-}
+PATCHED = {("test_target.py", "CDLL"): "the system's library, without the calls that a system may lack"}
 
 
 def private_patches(tree: ast.AST):
