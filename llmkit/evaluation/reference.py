@@ -15,6 +15,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -43,7 +44,7 @@ _HINT = "name another file for --reference, or remove this one"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class WindowedText:
     """What distributions are over.
 
     Attributes:
@@ -72,10 +73,10 @@ class Subject:
         return sum(end - first for _, end, first in self.windows())
 
 
-def subject_of(text: str, ids: Sequence[int], context: int, stride: int) -> Subject:
+def subject_of(text: str, ids: Sequence[int], context: int, stride: int) -> WindowedText:
     """Of a text, its tokens and the windows over them."""
     digest = hashlib.sha256(array("q", ids).tobytes()).hexdigest()
-    return Subject(hashlib.sha256(text.encode()).hexdigest(), digest, len(ids), context, stride)
+    return WindowedText(hashlib.sha256(text.encode()).hexdigest(), digest, len(ids), context, stride)
 
 
 class ReferenceWriter:
@@ -86,10 +87,10 @@ class ReferenceWriter:
         model: what it is called later.
     """
 
-    def __init__(self, path: Path, model: str, subject: Subject) -> None:
+    def __init__(self, path: Path, model: str, subject: WindowedText) -> None:
         self._path, self._partial = path, partial_path(path)
         self._metadata = {"format": FORMAT, "model": model} | {
-            name: str(getattr(subject, name)) for name in Subject.__slots__
+            name: str(getattr(subject, name)) for name in WindowedText.__slots__
         }
         self._n = subject.n_scored
         self._done = 0
@@ -113,7 +114,7 @@ class ReferenceWriter:
         nll = negative_log_likelihood(logits, targets).cpu()
         for name, values in zip(_SMALL, (high, step, top.int(), nll), strict=True):
             self._small[name].append(values)
-        with disk_errors(self._path):
+        with _disk_errors(self._path):
             fd = self._open(log_p.shape[1])
             data = bytes_of((codes.int() - _HALF).short())
             _write_at(fd, data, self._starts["codes"] + self._done * log_p.shape[1] * 2)
@@ -124,7 +125,7 @@ class ReferenceWriter:
             return
         try:
             if kind is None:
-                with disk_errors(self._path):
+                with _disk_errors(self._path):
                     for name, pieces in self._small.items():
                         _write_at(self._fd, bytes_of(torch.cat(pieces)), self._starts[name])
                     os.fsync(self._fd)
@@ -145,11 +146,19 @@ class ReferenceWriter:
                 raise OutputError(
                     f"{self._path} needs {format_bytes(nbytes)} ({self._n} tokens of a vocabulary of {n_vocab}), the "
                     f"disk has {format_bytes(free)} free",
-                    hint="give a shorter text, or another place for --reference",
                 )
             self._fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
             _write_at(self._fd, header, 0)
         return self._fd
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        with disk_errors(path):
+            yield
+    except OutputError as error:  # nothing is resumed here
+        raise OutputError(error.message, hint="free some space, give a shorter text, or another place") from error
 
 
 def check_reference_path(path: Path) -> None:
@@ -180,10 +189,10 @@ class Reference:
 
     path: Path
     model: str
-    subject: Subject
+    subject: WindowedText
     tensors: Mapping[str, Lazy]
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: WindowedText) -> None:
         """Refuse another text, tokenizer, context or stride.
 
         Raises:
@@ -245,7 +254,7 @@ def _read(path: Path) -> Reference:
         raise InputError(f"{path} is no reference of llmkit perplexity, expected the format {FORMAT}")
     try:
         numbers = [int(metadata[name]) for name in ("n_tokens", "context", "stride")]
-        subject = Subject(metadata["text"], metadata["ids"], *numbers)
+        subject = WindowedText(metadata["text"], metadata["ids"], *numbers)
         specs = {name: tensors[name].spec for name in ("codes", *_SMALL)}
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: {error} is missing or no number") from error
