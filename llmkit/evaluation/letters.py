@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # records hold the letters
@@ -52,8 +53,8 @@ class Letters:
 def letters_of(questions: Sequence[Question]) -> Letters | None:
     """The letters of a benchmark's questions; None without questions.
 
-    How many choices a question has is the number of its log-probabilities, else the number of letters that are right
-    anywhere in the benchmark.
+    How many choices a question has is the number of its log-probabilities, else as many as the last letter says that is
+    right or chosen anywhere in the benchmark.
     """
     if not questions:
         return None
@@ -61,7 +62,9 @@ def letters_of(questions: Sequence[Question]) -> Letters | None:
     letter = min(right, key=lambda x: (-right[x], x))
     masses = [q.mass for q in questions if q.mass is not None]
     return Letters(
-        chance=_chance(questions, len(right)),
+        chance=_chance(
+            questions, max(map(ascii_uppercase.find, {x for q in questions for x in (q.target, q.choice)})) + 1
+        ),
         majority=right[letter] / len(questions),
         majority_letter=letter,
         mass=fsum(masses) / len(masses) if masses else None,

@@ -26,6 +26,7 @@ def test_without_log_probabilities_the_right_letters_are_the_choices():
     assert letters.chance == 0.25
     assert (letters.majority_letter, letters.majority) == ("A", 0.25)  # the first of equals
     assert letters.n_unread == 8
+    assert letters_of([Question("0", "", "B"), Question("1", "A", "D")]).chance == 0.25
 
 
 def test_little_probability_on_the_letters_is_said():
