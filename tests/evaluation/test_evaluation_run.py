@@ -128,6 +128,7 @@ def test_a_chat_template_wraps_prompts_and_shots(tiny_llama, data, tmp_path):
     ("options", "message"),
     [
         ({"bench": ""}, "no benchmark named"),
+        ({"bench": "mmlu", "limit": 0}, "--limit 0 leaves no question"),
         ({"bench": "mini,hellaswag", "subjects": ["x"]}, "about one benchmark"),
         ({"bench": "mmlu", "subjects": ["vriology"]}, "no subject or category 'vriology'"),
         ({"bench": "mmlu", "subjects": ["anatomy"]}, "anatomy: no data"),
