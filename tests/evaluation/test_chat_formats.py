@@ -144,7 +144,8 @@ def test_a_run_in_named_formats(tiny_llama, data, monkeypatch):
     score = SharedPrefixLM.loglikelihood
 
     def spy(self, requests, **options):
-        seen.append(str(requests[0].args[0]))
+        if self.scorer.backend != "preview":  # which looks at lengths
+            seen.append(str(requests[0].args[0]))
         return score(self, requests, **options)
 
     monkeypatch.setattr(SharedPrefixLM, "loglikelihood", spy)
