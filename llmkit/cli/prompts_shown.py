@@ -14,7 +14,7 @@ def show_prompts(
     out: Output, model: str, selection: Selection, *, max_length: int | None, chat_template: bool | str
 ) -> None:
     """Print them."""
-    from llmkit.evaluation.preview import preview
+    from llmkit.evaluation.runner import preview
 
     prompts = preview(model, selection, max_length=max_length, chat_template=chat_template)
 

@@ -150,7 +150,7 @@ def _nothing_there(bench: Bench, data: Path, near: list[Path]) -> InputError:
         if others := [split for split in bench.splits if _known(bench, folder, split)]:
             return InputError(
                 f"{folder}: {bench.title} is there, but not its {bench.split} split; there is {listing(others)}",
-                hint=f"score another split (--split {others[0]}), or add the files",
+                hint=f"score another split (--split {max(others, key=bench.labelled.__eq__)}), or add the files",
             )
     example = _csv_name(bench, bench.subjects[0].name if bench.subjects else "SUBJECT", bench.split)
     archives = [p for p in sorted(data.iterdir()) if p.is_file() and p.suffix in (".zip", ".tar", ".gz", ".tgz")]

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from llmkit.checkpoint.contents import require_model
 from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder, hash_ids
 from llmkit.evaluation.generation import Request
-from llmkit.evaluation.planning import Selection
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import Score, Usage
 
@@ -99,41 +95,3 @@ class SentPrompt:
             "choices": [list(ids) for ids in self.choices],
             "text": self.text,
         }
-
-
-def preview(
-    model: Checkpoint | str | Path,
-    selection: Selection,
-    *,
-    max_length: int | None = None,
-    add_bos_token: bool | None = None,
-    chat_template: bool | str = False,
-) -> list[SentPrompt]:
-    """What `runner.evaluate` would send, in the order of the questions; no weights are read.
-
-    Of a protocol that asks twice (first for an explanation) it is what is sent first.
-
-    Raises:
-        InputError: as `evaluate`.
-    """
-    from llmkit.evaluation.runner import make_lm
-
-    prepared = selection.prepare()
-    ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
-    plans = [item.protocol.plan(item.work) for item in prepared]
-    engine = PreviewEngine()
-    lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, scorer=engine)
-    sent = []
-    for plan in plans:
-        result, _ = plan.score(lm, list(plan.documents))
-        for subject in result.subjects:
-            sent += [engine.sent(lm, result.bench.name, subject.name, q.id, q.prompt) for q in subject.questions]
-    if selection.tasks:
-        from llmkit.evaluation.execution import run_tasks
-        from llmkit.evaluation.tasks import load_lm_eval_tasks
-
-        engine.asked.clear()
-        loaded, names = load_lm_eval_tasks(selection.tasks), ",".join(selection.tasks)
-        run_tasks(lm, loaded, shots=selection.shots, limit=selection.limit, chat_template=selection.chat)
-        sent += [engine.sent(lm, names, "", str(i), prompt) for i, prompt in enumerate(engine.asked)]
-    return sent

@@ -23,7 +23,7 @@ from llmkit.evaluation.context import long_prompts
 from llmkit.evaluation.engine import Engine, EngineArguments, EngineOptions, open_engine
 from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
 from llmkit.evaluation.planning import Prepared, Selection
-from llmkit.evaluation.preview import PreviewEngine
+from llmkit.evaluation.preview import PreviewEngine, SentPrompt
 from llmkit.evaluation.protocol import DEFAULT
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.shards import Shard
@@ -178,6 +178,42 @@ def evaluate(
             *_shot_warnings(results, lm.max_length),
         ),
     )
+
+
+def preview(
+    model: Checkpoint | str | Path,
+    selection: Selection,
+    *,
+    max_length: int | None = None,
+    add_bos_token: bool | None = None,
+    chat_template: bool | str = False,
+) -> list[SentPrompt]:
+    """What `evaluate` would send, in the order of the questions; no weights are read.
+
+    Of a protocol that asks twice (first for an explanation) it is what is sent first.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    prepared = selection.prepare()
+    ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
+    plans = [item.protocol.plan(item.work) for item in prepared]
+    engine = PreviewEngine()
+    lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, scorer=engine)
+    sent = []
+    for plan in plans:
+        result, _ = plan.score(lm, list(plan.documents))
+        for subject in result.subjects:
+            sent += [engine.sent(lm, result.bench.name, subject.name, q.id, q.prompt) for q in subject.questions]
+    if selection.tasks:
+        from llmkit.evaluation.execution import run_tasks
+        from llmkit.evaluation.tasks import load_lm_eval_tasks
+
+        engine.asked.clear()
+        loaded, names = load_lm_eval_tasks(selection.tasks), ",".join(selection.tasks)
+        run_tasks(lm, loaded, shots=selection.shots, limit=selection.limit, chat_template=selection.chat)
+        sent += [engine.sent(lm, names, "", str(i), prompt) for i, prompt in enumerate(engine.asked)]
+    return sent
 
 
 def make_lm(

@@ -10,9 +10,8 @@ import pytest
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.planning import Selection
-from llmkit.evaluation.preview import preview
 from llmkit.evaluation.protocol import protocol_named, protocol_names
-from llmkit.evaluation.runner import evaluate
+from llmkit.evaluation.runner import evaluate, preview
 from llmkit.evaluation.scoring import Scorer
 
 SUBJECTS = {
