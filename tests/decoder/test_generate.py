@@ -114,7 +114,8 @@ def test_a_repetition_penalty_is_transformers(pair):
     alone = [generate(ours, [[*stem, *tail]], max_new_tokens=6, sampling=how)[0] for tail in tails]
     packed = Packed(None, [len(stem)], keep=True)
     ours.hidden(torch.tensor([stem]), cache=packed)
-    assert generate_from(ours, packed.segment(0), tails, start=stem, max_new_tokens=6, sampling=how) == alone
+    options = {"start": stem, "batch_tokens": 64, "max_new_tokens": 6, "sampling": how}
+    assert generate_from(ours, packed.segment(0), tails, **options) == alone
 
 
 def test_refusals(pair):
