@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.cli.output import Output, duration
+from llmkit.evaluation.statistics import MIN_CLUSTERS, Mean
 
 if TYPE_CHECKING:
     from llmkit.evaluation.record import BenchResult, RunRecord
-    from llmkit.evaluation.statistics import Mean
 
 
 def render_record(out: Output, record: RunRecord, output: Path | None = None) -> None:
@@ -84,7 +84,9 @@ def _share(mean: Mean) -> str:
 
 
 def _clustered(mean: Mean) -> str:
-    return "" if mean.stderr_clustered is None else f"{mean.stderr_clustered:.4f}"
+    """Empty for few subjects: then it says nothing, and the interval is not made of it either."""
+    is_known = mean.stderr_clustered is not None and mean.n_clusters >= MIN_CLUSTERS
+    return f"{mean.stderr_clustered:.4f}" if is_known else ""
 
 
 def _interval(mean: Mean) -> str:
