@@ -43,20 +43,13 @@ def generate(
     longest = max(len(p) for p in prompts)
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=decoder.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=decoder.device)
-    texts: list[list[int]] = [[] for _ in prompts]
-    is_open = [True] * len(prompts)
+    texts = _Texts(len(prompts), eos, on_token)
     before = [list(prompt) for prompt in prompts]
     for tokens in _steps(decoder, ids, mask, max_new_tokens, sampling or Sampling(), before):
-        for i, token in enumerate(tokens):
-            if is_open[i] and token in eos:
-                is_open[i] = False
-            elif is_open[i]:
-                texts[i].append(token)
-                if on_token is not None and on_token(i, token):
-                    is_open[i] = False
-        if not any(is_open):
+        texts.add(range(len(prompts)), tokens)
+        if not any(texts.is_open):
             break
-    return texts
+    return texts.tokens
 
 
 def generate_from(
@@ -83,7 +76,7 @@ def generate_from(
         max_new_tokens, sampling, eos, on_token: as of `generate`.
     """
     chosen, generator = sampling or Sampling(), torch.Generator().manual_seed((sampling or Sampling()).seed)
-    texts: list[list[int]] = [[] for _ in tails]
+    texts = _Texts(len(tails), eos, on_token)
     passes: list[Packed] = []
     ends = []
     for some in _side_by_side(tails, batch_tokens):
@@ -93,18 +86,11 @@ def generate_from(
     logits = decoder.logits(torch.cat(ends))
     cache: Branches | None = None
     rows = list(range(len(tails)))  # the texts in the batch
-    is_open = [True] * len(tails)
     for step in range(max_new_tokens):
-        before = [[*start, *tails[i], *texts[i]] for i in rows] if chosen.repetition_penalty != 1 else []
+        before = [[*start, *tails[i], *texts.tokens[i]] for i in rows] if chosen.repetition_penalty != 1 else []
         tokens = choose_tokens(logits, chosen, generator, before).tolist()
-        for i, token in zip(rows, tokens, strict=True):
-            if is_open[i] and token in eos:
-                is_open[i] = False
-            elif is_open[i]:
-                texts[i].append(token)
-                if on_token is not None and on_token(i, token):
-                    is_open[i] = False
-        going = [at for at, i in enumerate(rows) if is_open[i]]
+        texts.add(rows, tokens)
+        going = [at for at, i in enumerate(rows) if texts.is_open[i]]
         if not going or step + 1 == max_new_tokens:
             break
         if cache is None:
@@ -114,7 +100,31 @@ def generate_from(
             cache.keep(going)
             rows, tokens = [rows[at] for at in going], [tokens[at] for at in going]
         logits = decoder.next_logits(torch.tensor(tokens)[:, None], cache)
-    return texts
+    return texts.tokens
+
+
+class _Texts:
+    """Texts that grow token by token, each until it ends.
+
+    Attributes:
+        tokens: of each text, without the one that ended it.
+        is_open: whether it goes on.
+    """
+
+    def __init__(self, n: int, eos: Collection[int], on_token: Callable[[int, int], bool | None] | None) -> None:
+        self.tokens: list[list[int]] = [[] for _ in range(n)]
+        self.is_open = [True] * n
+        self._eos, self._on_token = eos, on_token
+
+    def add(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """One more token for each of the texts `rows`; those that have ended stay as they are."""
+        for i, token in zip(rows, tokens, strict=True):
+            if self.is_open[i] and token in self._eos:
+                self.is_open[i] = False
+            elif self.is_open[i]:
+                self.tokens[i].append(token)
+                if self._on_token is not None and self._on_token(i, token):
+                    self.is_open[i] = False
 
 
 def _side_by_side(tails: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[Sequence[int]]]:
