@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import pytest
+from small_benchmarks import SUBJECTS, write_benchmarks
 
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import load_bench
@@ -14,29 +14,10 @@ from llmkit.evaluation.protocol import protocol_named, protocol_names
 from llmkit.evaluation.runner import evaluate, preview
 from llmkit.evaluation.scoring import Scorer
 
-SUBJECTS = {
-    "mmlu": ["virology", "anatomy"],
-    "ceval": ["law", "logic"],
-    "cmmlu": ["logical", "arts"],
-    "mini": ["a", "b"],
-}
-HEADERS = {"ceval": ["id", "question", *"ABCD", "answer", "explanation"], "cmmlu": ["", "Question", *"ABCD", "Answer"]}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    for bench, subjects in SUBJECTS.items():
-        for split in ("dev", "test", "val"):
-            for subject in subjects:
-                path = root / bench / split / (f"{subject}.csv" if bench == "cmmlu" else f"{subject}_{split}.csv")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                rows = [[f"{subject} {split} {i}?", "apple", "stone", "None", "river", "ABCD"[i]] for i in range(3)]
-                rows = rows if bench not in HEADERS else [[str(i), *row] for i, row in enumerate(rows)]
-                rows = [[*row, "1. 理由"] for row in rows] if bench == "ceval" else rows
-                with path.open("w", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerows(([HEADERS[bench]] if bench in HEADERS else []) + rows)
-    return root
+    return write_benchmarks(tmp_path_factory.mktemp("data"), lambda bench: ("dev", "test", "val"))
 
 
 @pytest.fixture(scope="module")
