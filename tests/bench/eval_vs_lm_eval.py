@@ -1,4 +1,4 @@
-"""MMLU or C-Eval with llmkit and with `lm_eval --model hf`, on the same questions, in one run.
+"""MMLU, C-Eval or CMMLU with llmkit and with `lm_eval --model hf`, on the same questions, in one run.
 
     python tests/bench/eval_vs_lm_eval.py MODEL --data ../shared/data \
         --subjects abstract_algebra,high_school_us_history,anatomy,computer_security --limit 100
@@ -27,13 +27,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS = "abstract_algebra,high_school_us_history,anatomy,computer_security"
-DEFINITIONS = {"mmlu": ("mmlu/default/mmlu_{}.yaml", "test"), "ceval": ("ceval/ceval-valid_{}.yaml", "val")}
+# lm-eval's definition of a subject, the split that is asked, and the name of a file of a split.
+DEFINITIONS = {
+    "mmlu": ("mmlu/default/mmlu_{}.yaml", "test", "{}_{}.csv"),
+    "ceval": ("ceval/ceval-valid_{}.yaml", "val", "{}_{}.csv"),
+    "cmmlu": ("cmmlu/cmmlu_{}.yaml", "test", "{}.csv"),
+}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--data", required=True, help="folder with mmlu/ or ceval/ in it, published CSV layout")
+    parser.add_argument("--data", required=True, help="folder with mmlu/, ceval/ or cmmlu/ in it, published CSV layout")
     parser.add_argument("--bench", choices=sorted(DEFINITIONS), default="mmlu")
     parser.add_argument("--subjects", help=f"default for mmlu: {SUBJECTS}; `all` for every subject in the folder")
     parser.add_argument("--limit", type=int, help="first questions of each subject; default: all")
@@ -52,8 +57,9 @@ def arguments() -> argparse.Namespace:
 
 
 def chosen_subjects(args: argparse.Namespace) -> list[str]:
-    split = DEFINITIONS[args.bench][1]
-    present = sorted(p.name.removesuffix(f"_{split}.csv") for p in (folder(args) / split).glob(f"*_{split}.csv"))
+    _, split, pattern = DEFINITIONS[args.bench]
+    ending = pattern.format("", split)
+    present = sorted(p.name.removesuffix(ending) for p in (folder(args) / split).glob(f"*{ending}"))
     if args.subjects:
         return present if args.subjects == "all" else args.subjects.split(",")
     return SUBJECTS.split(",") if args.bench == "mmlu" else present
@@ -85,12 +91,21 @@ def ours(args: argparse.Namespace) -> dict:
     )
     result = record.benches[args.bench]
     answers = {
-        name.removeprefix("mmlu_").removeprefix("ceval-valid_"): [
+        subject_of(name): [
             {"prompt": s["prompt_sha256"], "logprobs": [r[0] for r in s["responses"]], "acc": s["acc"]} for s in samples
         ]
         for name, samples in record.samples.items()
     }
     return {"seconds": result.elapsed_s, "answers": answers, "tokens": dict(result.tokens)}
+
+
+def subject_of(task: str) -> str:
+    """The subject of one of lm-eval's tasks (`mmlu_anatomy`)."""
+    return next(
+        task.removeprefix(stem)
+        for stem in (Path(name).stem.format("") for name, _, _ in DEFINITIONS.values())
+        if task.startswith(stem)
+    )
 
 
 def theirs(args: argparse.Namespace) -> dict:
@@ -107,13 +122,13 @@ def theirs(args: argparse.Namespace) -> dict:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
-    pattern, split = DEFINITIONS[args.bench]
+    pattern, split, name = DEFINITIONS[args.bench]
     tasks = {}
     with tempfile.TemporaryDirectory() as scratch:
         for subject in chosen_subjects(args):
             files = {}
             for part in ("dev", split):
-                rows = read_csv(folder(args) / part / f"{subject}_{part}.csv", args.bench, subject)
+                rows = read_csv(folder(args) / part / name.format(subject, part), args.bench, subject)
                 files[part] = str(Path(scratch) / f"{subject}_{part}.jsonl")
                 Path(files[part]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             path = Path(lm_eval.tasks.__file__).parent / pattern.format(subject)
