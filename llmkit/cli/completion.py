@@ -55,7 +55,6 @@ def _table(target: str) -> Callable[[str], list[str]]:
 
 
 attentions = _table("onnx.export:ATTENTIONS")
-backends = _table("onnx.backend:BACKENDS")
 benches = _table("evaluation.benches:bench_names")
 formats = _table("architecture.prompts:FORMATS")
 report_formats = _table("evaluation.formats.format:formats")
@@ -108,6 +107,15 @@ def plugins() -> Iterable[str]:
     from llmkit.architecture.registry import default_registry
 
     return [plugin.name for plugin in default_registry().plugins]
+
+
+@offering_after
+def backends(context: typer.Context) -> Iterable[str]:
+    """What computes a model; `eval` knows serving engines besides."""
+    from llmkit.evaluation.engine import engine_names
+    from llmkit.onnx.backend import BACKENDS
+
+    return engine_names() if context.info_name == "eval" else BACKENDS
 
 
 @offering_after

@@ -9,9 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from string import punctuation
-from time import perf_counter
 from typing import Any
 
 from lm_eval.evaluator import evaluate as lm_evaluate
@@ -22,6 +20,7 @@ from llmkit.evaluation.benches import Subject
 from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.identity import digest_of
 from llmkit.evaluation.lm import Sent, SharedPrefixLM
+from llmkit.evaluation.meter import Meter
 from llmkit.evaluation.prompting import probability_mass
 from llmkit.evaluation.protocol import Protocol, Samples, Workload
 from llmkit.evaluation.record import BenchResult, Question, SubjectResult
@@ -45,8 +44,7 @@ def run_bench(
 ) -> tuple[BenchResult, Samples]:
     """Score `subjects` in one go; `tasks` are those of all subjects."""
     bench = work.bench
-    started = perf_counter()
-    before, truncated = asdict(lm.scorer.usage), lm.n_truncated
+    meter = Meter(lm)
     by_task = {bench.task_name(subject): tasks[subject] for subject in subjects}
     results = _evaluate(lm, by_task, limit=work.limit, chat_template=work.chat, bootstrap_iters=0)
     scored, logged = [], {}
@@ -60,11 +58,11 @@ def run_bench(
         subjects=tuple(scored),
         missing=work.missing,
         shots=int(some.get_config("num_fewshot") or 0),
-        n_truncated=lm.n_truncated - truncated,
+        n_truncated=meter.n_truncated,
         task_version=str(some.VERSION),
         task_digest=_digest_tasks(tasks),
-        elapsed_s=perf_counter() - started,
-        tokens={k: v - before[k] for k, v in asdict(lm.scorer.usage).items()},
+        elapsed_s=meter.elapsed_s,
+        tokens=meter.tokens,
         protocol=protocol.name,
         average=protocol.average,
         letter_ids=_letter_ids(lm, results["samples"][bench.task_name(subjects[0])]),

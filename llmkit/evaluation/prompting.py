@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, exp, fsum, log
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from llmkit.decoder.sampling import Sampling
@@ -21,6 +20,7 @@ from llmkit.evaluation.documents import LETTERS, question_and_choices
 from llmkit.evaluation.encoding import hash_ids
 from llmkit.evaluation.generation import Request
 from llmkit.evaluation.identity import digest_of
+from llmkit.evaluation.meter import Meter
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.protocol import Documents, Plan, Protocol, Samples, Workload
 from llmkit.evaluation.record import BenchResult, Question, SubjectResult
@@ -258,9 +258,8 @@ class Prompting(Protocol):
         return Plan(docs, lambda lm, subjects: self._score(lm, work, {s: docs[s] for s in subjects}))
 
     def _score(self, lm: SharedPrefixLM, work: Workload, docs: Mapping[str, Documents]) -> tuple[BenchResult, Samples]:
-        started = perf_counter()
+        meter = Meter(lm)
         cases = [case for subject, some in docs.items() for case in _cases(work, subject, some)]
-        before, truncated = asdict(lm.scorer.usage), lm.n_truncated
         session = Session(lm)
         by_subject: dict[Subject, list[Question]] = {}
         for case, question in zip(cases, self.answer(session, cases, chat=work.chat), strict=True):
@@ -281,11 +280,11 @@ class Prompting(Protocol):
             ),
             missing=work.missing,
             shots=work.shots,
-            n_truncated=lm.n_truncated - truncated,
+            n_truncated=meter.n_truncated,
             task_version="",
             task_digest=digest_of([work.bench.name, self.name, work.shots, work.chat]),
-            elapsed_s=perf_counter() - started,
-            tokens={k: v - before[k] for k, v in asdict(lm.scorer.usage).items()},
+            elapsed_s=meter.elapsed_s,
+            tokens=meter.tokens,
             protocol=self.name,
             average=self.average,
             letter_ids=session.letter_ids,

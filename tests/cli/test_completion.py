@@ -34,6 +34,8 @@ def offered(*words: str) -> list[str]:
         (["convert", "M", "--as", "ll"], ["llama"]),
         (["perplexity", "M", "--dtype", ""], ["float32", "float16", "bfloat16"]),
         (["perplexity", "M", "--backend", "tr"], ["transformers"]),
+        (["perplexity", "M", "--backend", "v"], []),
+        (["eval", "M", "--backend", "v"], ["vllm"]),
         (["generate", "M", "--provider", ""], ["cpu", "cuda"]),
         (["generate", "M", "--device", "c"], ["cpu", "cuda"]),
         (["export", "M", "--attention", ""], ["gqa", "flash", "attention", "mha"]),
