@@ -103,6 +103,7 @@ def _sizes(config: Mapping[str, Any], draw: random.Random) -> dict[str, Any]:
         "vocab_size": draw.randint(40, 140),
         "max_position_embeddings": (context := draw.choice([25, 32, 64, 200])), "n_positions": context,
         "seq_length": context, "context_length": context,
+        "num_heads": heads, "n_heads": heads, "num_layers": layers, "n_layers": layers, "d_model": hidden,
         "word_embed_proj_dim": draw.choice([hidden, hidden // 2 or 1]), "attention_hidden_size": hidden,
     }  # fmt: skip
     ids = {k: draw.randint(0, 39) for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
@@ -161,6 +162,7 @@ _KNOBS: dict[str, Draw] = {
     "final_logit_softcapping": _one_of(None, 1.5, 30.0), "query_pre_attn_scalar": _one_of(5, 16, 256),
     "partial_rotary_factor": _one_of(0.25, 0.5, 1.0), "rotary_pct": _one_of(0.25, 0.5, 1.0),
     "rotary_dim": _one_of(2, 4), "rescale_every": _one_of(0, 1, 2, 6), "rope_local_base_freq": _one_of(100.0, 10000.0),
+    "window_size": _one_of(1, 2, 5, 23, 100),
 }  # fmt: skip
 _MORE = {
     "llama": ("attention_bias", "mlp_bias", "head_dim"),
@@ -175,6 +177,8 @@ _MORE = {
     "glm4": ("attention_bias",),
     "gpt_neox": ("attention_bias",),
     "gpt2": ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings"),
+    "gpt_bigcode": ("scale_attn_weights", "tie_word_embeddings"),
+    "gpt_neo": ("tie_word_embeddings",),
     "bloom": ("apply_residual_connection_post_layernorm", "tie_word_embeddings"),
     "opt": ("enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings", "_remove_final_layer_norm"),
     "falcon": ("activation", "tie_word_embeddings", "num_ln_in_parallel_attn"),
@@ -194,6 +198,11 @@ def _long_rope(config: Mapping[str, Any], draw: random.Random) -> Any:
 
 
 _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]] = {
+    "gpt_neo": {
+        "attention_types": lambda config, draw: [
+            [[draw.choice(["global", "local"])], 1] for _ in range(config["num_layers"])
+        ],
+    },
     "phi3": {
         "rope_parameters": lambda config, draw: None,
         "rope_scaling": _long_rope,
