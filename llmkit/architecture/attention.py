@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkit.architecture.keys import Computed, Flag, Key, Number, as_float, as_optional
+from llmkit.architecture.keys import Computed, Flag, Key, Number, as_bool, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
 
 
@@ -35,9 +35,11 @@ class GroupedQuery(Kind):
         window: a query sees the last `window` tokens, itself included; None for all.
         qk_norm: normalises each head of queries and keys before positions are applied; None for none.
         k_norm: for keys, where it is another kind than for queries.
+        sinks: each query head has a learned score that its softmax counts beside the keys', and that no value follows
+            (gpt-oss; Xiao et al. 2023, arXiv:2309.17453, section 3.3).
     """
 
-    string_keys = ("qkv_bias", "out_bias")
+    string_keys = ("qkv_bias", "out_bias", "sinks")
 
     qkv_bias: Flag = False
     out_bias: Flag = False
@@ -46,6 +48,7 @@ class GroupedQuery(Kind):
     window: Key | Computed | int | None = None
     qk_norm: Kind | Computed | None = None
     k_norm: Kind | Computed | None = None
+    sinks: Flag = False
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {
@@ -56,6 +59,8 @@ class GroupedQuery(Kind):
         }
         if self.norms is not None:
             slots |= under("q_norm", self.norms[0]) | under("k_norm", self.norms[1])
+        if as_bool(self.sinks):
+            slots["sinks"] = SlotShape(("heads",), "parameter")
         return slots
 
     def score_rule(self, head_dim: int) -> ScoreRule:

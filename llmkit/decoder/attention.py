@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
+from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.kv import Cache
@@ -32,7 +33,8 @@ class _GroupedQuery:
         self._layer = layer
         self._positions = positions
         rule = kind.score_rule(dims.head_dim)
-        self._scores = Scores(rule.scale, rule.softcap, rule.window)
+        sinks = weights("sinks") if as_bool(kind.sinks) else None
+        self._scores = Scores(rule.scale, rule.softcap, rule.window, sinks=sinks)
         self._norms: tuple[TensorFunction, TensorFunction] | None = None
         if kind.norms is not None:
             q, k = kind.norms

@@ -20,15 +20,17 @@ class Scores(ScoreRule):
     Attributes:
         key_bias: a bias for each key by its position (ALiBi).
         prefix: [B] int64, keys at positions below it are seen by every query (prefix-LM); None for causal.
+        sinks: [heads], a score of each head that counts in the sum of its softmax and has no value; None for none.
     """
 
     key_bias: KeyBias | None = None
     prefix: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
 
     @property
     def is_plain(self) -> bool:
         """True when there is nothing but the scale and causality."""
-        return self.softcap is None and self.window is None and self.key_bias is None and self.prefix is None
+        return all(x is None for x in (self.softcap, self.window, self.key_bias, self.prefix, self.sinks))
 
     def over(self, n_keys: int) -> Scores:
         """The same over `n_keys` keys: a window that hides none of them is none."""

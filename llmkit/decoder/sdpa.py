@@ -123,7 +123,7 @@ def attend_scored(
     positions: torch.Tensor,
     real: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention with biases, caps, windows or an open prefix, in float32 and in blocks of query rows.
+    """Attention with biases, caps, windows, sinks or an open prefix, in float32 and in blocks of query rows.
 
     Args:
         q: [B, N, S, H], the last S of the T tokens.
@@ -162,10 +162,17 @@ def attend_scored(
             products = scores.softcap * (products / scores.softcap).tanh_()
         if bias is not None:
             products = products + bias[..., low:high]
-        shares = products.masked_fill_(~seen[:, None], float("-inf")).softmax(-1)
+        products = products.masked_fill_(~seen[:, None], float("-inf"))
+        shares = products.softmax(-1) if scores.sinks is None else _beside_sinks(products, scores.sinks)
         attended = shares.view(batch, groups, -1, high - low) @ values[:, :, low:high]
         out[:, :, start:stop] = attended.view(batch, heads, stop - start, width)
     return out
+
+
+def _beside_sinks(products: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """The softmax of scores [B, heads, S, T] beside one more score for each head, which is dropped then."""
+    more = sinks.float()[:, None, None].expand(products.shape[0], -1, products.shape[2], 1)
+    return torch.cat([products, more], -1).softmax(-1)[..., :-1]
 
 
 def _repeated(k: torch.Tensor, v: torch.Tensor, heads: int) -> Pair:

@@ -9,10 +9,12 @@ its MultiHeadAttention, which every version and provider has, for models whose q
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llmkit.architecture.attention import ScoreRule
 from llmkit.architecture.hooks import Hooks, emitter_of
+from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import GroupedQuery
 from llmkit.errors import RequirementError
@@ -24,6 +26,13 @@ from llmkit.onnx.positions import GraphPositions
 from llmkit.onnx.weights import GraphWeights
 
 _FLASH_HEAD = 256  # the largest head of the kernels
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores(ScoreRule):
+    """How scores are made; `sinks` [heads], where each head has a score without a key."""
+
+    sinks: Value | None = None
 
 
 def emit_attention(
@@ -47,7 +56,9 @@ def _grouped_query(
         k = _head_norm(kind.norms[1], weights.under("k_norm"), k, dims.kv_heads, dims.head_dim)
     q, k = positions.rotate(context, q, dims.heads), positions.rotate(context, k, dims.kv_heads)
     rule = kind.score_rule(dims.head_dim)
-    return weights.linear(_OPS[context.attention](context, layer, (q, k, v), positions, rule), "o")
+    sinks = weights.value("sinks") if as_bool(kind.sinks) else None
+    scores = _Scores(rule.scale, rule.softcap, rule.window, sinks)
+    return weights.linear(_OPS[context.attention](context, layer, (q, k, v), positions, scores), "o")
 
 
 def _head_norm(kind: Kind, weights: GraphWeights, x: Any, heads: int, size: int) -> Any:
@@ -74,8 +85,10 @@ def _present(context: GraphContext, layer: int, key: Any, value: Any) -> None:
 
 
 def _attention(
-    context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: ScoreRule
+    context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: _Scores
 ) -> Any:
+    if rule.sinks is not None:
+        return _beside_sinks(context, layer, qkv, positions, rule)
     past = _cache(context, layer)
     has_prefix = positions.prefix(context) is not None
     bias = score_bias(context, positions, rule.window, causal=has_prefix)
@@ -92,7 +105,38 @@ def _attention(
     return out
 
 
-def _gqa(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: ScoreRule) -> Any:
+def _beside_sinks(
+    context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: _Scores
+) -> Any:
+    """The standard op has no sinks: one more key and value of zeros stand for them, and the bias is the score."""
+    g, dims = context.graph, context.model.dims
+    sizes = dims.heads, dims.kv_heads, dims.kv_heads
+    heads = [
+        g.op("Transpose", g.op("Reshape", x, g.ints(0, 0, n, dims.head_dim)), perm=[0, 2, 1, 3])
+        for x, n in zip(qkv, sizes, strict=True)
+    ]
+    query, *pair = heads
+    pair = [g.op("Concat", old, new, axis=2) for old, new in zip(_cache(context, layer), pair, strict=True)]
+    zeros = context.once("sink's key", lambda: _zero_key(context))
+    bias = score_bias(context, positions, rule.window, causal=True)
+    shape = g.op("Concat", context.batch(), g.ints(dims.heads), context.length(), g.ints(1), axis=0)
+    column = g.op("Expand", g.op("Reshape", rule.sinks, g.ints(1, dims.heads, 1, 1)), shape)
+    every = g.op("Concat", context.batch(), g.ints(dims.heads), context.length(), context.total(), axis=0)
+    bias = g.op("Concat", g.op("Expand", bias, every), column, axis=-1)
+    wide = [g.op("Concat", x, zeros, axis=2) for x in pair]
+    out = g.op("Attention", query, *wide, bias, scale=rule.scale, softcap=rule.softcap)
+    _present(context, layer, *pair)
+    return g.op("Reshape", g.op("Transpose", out, perm=[0, 2, 1, 3]), g.ints(0, 0, dims.heads * dims.head_dim))
+
+
+def _zero_key(context: GraphContext) -> Any:
+    """[B, kv_heads, 1, head_dim] of zeros in the compute dtype."""
+    g, dims = context.graph, context.model.dims
+    shape = g.op("Concat", context.batch(), g.ints(dims.kv_heads, 1, dims.head_dim), axis=0)
+    return g.op("Expand", g.cast(g.number(0.0), context.dtype), shape)
+
+
+def _gqa(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: _Scores) -> Any:
     dims = context.model.dims
     if dims.head_dim % 8:
         other = "leave --kv-cache-dtype out" if context.cache is not None else "export with --attention attention"
@@ -103,7 +147,7 @@ def _gqa(context: GraphContext, layer: int, qkv: Sequence[Value], positions: Gra
     has_prefix = positions.prefix(context) is not None
     bias = score_bias(context, positions, rule.window, causal=has_prefix)
     lengths, total = context.once("gqa lengths", lambda: _lengths(context))
-    inputs = [*qkv, *past, lengths, total, None, None, None, bias]
+    inputs = [*qkv, *past, lengths, total, None, None, None, bias, rule.sinks]
     return _grouped(context, layer, inputs, scale=rule.scale, softcap=rule.softcap, causal=0 if has_prefix else None)
 
 
@@ -119,7 +163,7 @@ def _grouped(context: GraphContext, layer: int, inputs: list[Any], **attributes:
     return out
 
 
-def _flash(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: ScoreRule) -> Any:
+def _flash(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: _Scores) -> Any:
     dims = context.model.dims
     if positions.prefix(context) is not None or positions.key_bias(context) is not None:
         raise RequirementError(
@@ -133,7 +177,7 @@ def _flash(context: GraphContext, layer: int, qkv: Sequence[Value], positions: G
         )
     past = _cache(context, layer)
     lengths, total = context.once("flash lengths", lambda: _row_lengths(context))
-    inputs = [*qkv, *past, lengths, total]
+    inputs = [*qkv, *past, lengths, total, None, None, None, None, rule.sinks]
     return _grouped(context, layer, inputs, scale=rule.scale, softcap=rule.softcap, local_window_size=rule.window)
 
 
@@ -153,12 +197,14 @@ def _lengths(context: GraphContext) -> tuple[Any, Any]:
     return g.cast(last, "INT32"), total
 
 
-def _mha(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: ScoreRule) -> Any:
+def _mha(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: _Scores) -> Any:
     g, dims = context.graph, context.model.dims
-    if dims.heads != dims.kv_heads or rule.softcap is not None:
-        what = (
-            "a cap on its scores" if rule.softcap is not None else f"{dims.heads} query and {dims.kv_heads} key heads"
-        )
+    lacks = {
+        "attention sinks": rule.sinks is not None,
+        "a cap on its scores": rule.softcap is not None,
+        f"{dims.heads} query and {dims.kv_heads} key heads": dims.heads != dims.kv_heads,
+    }
+    if what := next((name for name, is_there in lacks.items() if is_there), None):
         raise RequirementError(
             f"MultiHeadAttention cannot compute this model: it has {what}", hint="export with --attention attention"
         )

@@ -10,7 +10,7 @@ from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_scored
 
 
-def formula(q, k, v, positions, *, scale=1.0, cap=None, window=None, slopes=None, prefix=None, real=None):
+def formula(q, k, v, positions, *, scale=1.0, cap=None, window=None, slopes=None, prefix=None, sinks=None, real=None):
     """The whole [S, T] matrix of scores at once, float64."""
     n_new, n_all = q.shape[2], k.shape[2]
     times = q.shape[1] // k.shape[1]
@@ -28,7 +28,11 @@ def formula(q, k, v, positions, *, scale=1.0, cap=None, window=None, slopes=None
         seen = seen | (positions < prefix[:, None])[:, None]
     if real is not None:
         seen = seen & real[:, None] | (key == query)
-    return torch.softmax(scores.masked_fill(~seen[:, None], -torch.inf), -1) @ v
+    scores = scores.masked_fill(~seen[:, None], -torch.inf)
+    if sinks is None:
+        return torch.softmax(scores, -1) @ v
+    exponentials = scores.exp()  # the plain sum of gpt-oss' model card: exp(sink) is one more term below the line
+    return exponentials / (exponentials.sum(-1, keepdim=True) + sinks.double().exp()[:, None, None]) @ v
 
 
 def made(n_new, n_all, batch=2):
@@ -39,7 +43,7 @@ def made(n_new, n_all, batch=2):
 
 
 @pytest.mark.parametrize(("n_new", "n_all"), [(150, 150), (130, 200), (1, 90)])
-@pytest.mark.parametrize("case", ["cap", "narrow", "wide", "window-of-one", "slopes", "prefix", "prefix-window"])
+@pytest.mark.parametrize("case", ["cap", "narrow", "wide", "window-of-one", "slopes", "prefix", "prefix-window", "sinks"])
 def test_blocks_are_the_formula(case, n_new, n_all):
     q, k, v, positions = made(n_new, n_all)
     slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625])
@@ -51,6 +55,7 @@ def test_blocks_are_the_formula(case, n_new, n_all):
         "slopes": {"slopes": slopes},
         "prefix": {"prefix": torch.tensor([80, 3])},
         "prefix-window": {"prefix": torch.tensor([80, 3]), "window": 20},
+        "sinks": {"sinks": torch.tensor([0.5, -3.0, 4.0, 0.0]), "window": 20},
     }[case]
     scores = Scores(
         0.3,
@@ -58,6 +63,7 @@ def test_blocks_are_the_formula(case, n_new, n_all):
         given.get("window"),
         (lambda p: slopes[:, None] * p[:, None].float()) if "slopes" in given else None,
         given.get("prefix"),
+        given.get("sinks"),
     )
     found = attend_scored(q, k, v, scores, positions)
     # A bias of 100 leaves float32 scores 7 digits: 8e-6.
