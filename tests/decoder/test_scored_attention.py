@@ -43,7 +43,9 @@ def made(n_new, n_all, batch=2):
 
 
 @pytest.mark.parametrize(("n_new", "n_all"), [(150, 150), (130, 200), (1, 90)])
-@pytest.mark.parametrize("case", ["cap", "narrow", "wide", "window-of-one", "slopes", "prefix", "prefix-window", "sinks"])
+@pytest.mark.parametrize(
+    "case", ["cap", "narrow", "wide", "window-of-one", "slopes", "prefix", "prefix-window", "sinks"]
+)
 def test_blocks_are_the_formula(case, n_new, n_all):
     q, k, v, positions = made(n_new, n_all)
     slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625])
