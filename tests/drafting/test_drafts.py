@@ -75,8 +75,10 @@ def of_transformers(model_type, **more):
     return model, state, {**config.to_dict(), "architectures": [type(model).__name__]}
 
 
-def test_a_family_without_a_plugin_computes_what_transformers_does(tmp_path):
-    """Multi-query GPT-2 with matrices that are not transposed."""
+def test_a_family_without_a_plugin_computes_what_transformers_does(tmp_path, monkeypatch):
+    """Multi-query GPT-2 with matrices that are not transposed, whose own plugin is hidden."""
+    others = [p for p in registry.default_registry().plugins if p.name != "gpt_bigcode"]
+    monkeypatch.setattr("llmkit.drafting.draft.default_registry", lambda: registry.Registry(others))
     model, state, config = of_transformers("gpt_bigcode", n_inner=128, max_position_embeddings=64)
     save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config, default=str))

@@ -54,6 +54,12 @@ def test_the_other_class_gives_the_same_logits(tmp_path, name, other, variant):
         ("baichuan2-7b", "llama", {"z_loss_weight": 0}),
         ("chatglm2-6b", "glm", {}),
         ("chatglm3-6b", "glm", {}),
+        ("aquila-7b", "llama", {}),
+        ("internlm-20b", "llama", {}),
+        ("internlm2-7b", "llama", {}),
+        ("skywork-13b", "llama", {}),
+        ("xverse-13b", "llama", {}),
+        ("yi-6b", "llama", {}),
     ],
 )
 def test_recorded_logits_survive(tmp_path, folder, other, changes):

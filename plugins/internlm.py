@@ -1,0 +1,102 @@
+"""InternLM 1, and InternLM 2 and 2.5 (Shanghai AI Laboratory 2023, 2024): Llama's layers, in InternLM 2's own names.
+
+Source: modeling_internlm.py and modeling_internlm2.py of the repositories (internlm). Outputs of both are recorded in
+tests/golden; transformers' Llama is the same model (`equivalents`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
+from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.scaling import DynamicNTK, NoScaling, Scaling, UnknownScaling
+
+from .llama import GGUF, TINY
+from .llama_alikes import alike, as_llama
+
+_BIAS = Key("bias", True)
+
+
+def _with_biases(config: Mapping[str, Any]) -> dict[str, Any]:
+    return as_llama({k: v for k, v in config.items() if k != "bias"}) | {"attention_bias": config.get("bias", True)}
+
+
+def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the code of autumn 2023 adds to the config: a base that grows past the context it was trained with."""
+    return {"type": "dynamic", "base": 10000, "scaling_factor": 1.0} | dict(config.get("rotary") or {})
+
+
+def _scaling(config: Mapping[str, Any]) -> Scaling:
+    rotary = _rotary(config)
+    if rotary["type"] != "dynamic":
+        return NoScaling() if rotary["type"] == "origin" else UnknownScaling(rotary["type"])
+    return DynamicNTK(float(rotary["scaling_factor"]), config.get("max_position_embeddings", 2048))
+
+
+def _of_1(config: Mapping[str, Any]) -> dict[str, Any]:
+    rotary = _rotary(config)
+    llama = {k: v for k, v in _with_biases(config).items() if k != "rotary"} | {"rope_theta": float(rotary["base"])}
+    if rotary["type"] == "dynamic":
+        llama["rope_scaling"] = {"type": "dynamic", "factor": float(rotary["scaling_factor"])}
+    return llama
+
+
+_BLOCK = Block(
+    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+    attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS),
+    position=Rope(),
+    mlp=GatedMLP(Key("hidden_act", "silu")),
+)
+
+INTERNLM = alike(
+    "internlm",
+    ("InternLM-7B", "InternLM-20B"),
+    ("InternLMForCausalLM",),
+    "internlm",
+    _of_1,
+    block=replace(_BLOCK, position=Rope(theta=Key("rotary.base", 10000.0), scaling=Computed(_scaling))),
+    tiny={
+        **{k: v for k, v in TINY.items() if k != "rope_theta"},
+        "architectures": ["InternLMForCausalLM"],
+        "model_type": "internlm",
+    },
+    variants={"20b": {"bias": False, "rotary": {"base": 20000, "type": "dynamic"}, "max_position_embeddings": 24}},
+)
+INTERNLM2 = alike(
+    "internlm2",
+    ("InternLM2", "InternLM2.5"),
+    ("InternLM2ForCausalLM",),
+    "internlm2",
+    _with_biases,
+    block=_BLOCK,
+    names=Names(
+        embed="model.tok_embeddings",
+        final_norm="model.norm",
+        head="output",
+        block="model.layers.{i}.",
+        slots={
+            "attn_norm": "attention_norm",
+            "attn.qkv": Fused("attention.wqkv", ("q", "k", "v"), rows="per_group"),
+            "attn.o": "attention.wo",
+            "mlp_norm": "ffn_norm",
+            "mlp.gate": "feed_forward.w1",
+            "mlp.up": "feed_forward.w3",
+            "mlp.down": "feed_forward.w2",
+        },
+        ignored=("*.rotary_emb.inv_freq",),
+    ),
+    reference_config=None,
+    gguf=replace(GGUF, arch="internlm2", flags={"bias": "blk.0.attn_q.bias"}),
+    tiny={
+        **TINY,
+        "architectures": ["InternLM2ForCausalLM"],
+        "model_type": "internlm2",
+        "rms_norm_eps": 1e-5,
+        "bias": False,
+    },
+    variants={"biases": {"bias": True}, "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
+)
