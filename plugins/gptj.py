@@ -59,6 +59,7 @@ ARCHITECTURE = Architecture(
         },
         ignored=("*.attn.bias", "*.attn.masked_bias"),
     ),
+    no_gguf="llama.cpp has a name for it and no graph",
     tiny={
         "n_embd": 64,
         "n_layer": 2,

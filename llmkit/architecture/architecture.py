@@ -21,6 +21,7 @@ from llmkit.errors import PluginError, SpecError
 Size = str | Key | Computed
 DERIVED = Key((), None)
 """For `kv_heads` and `head_dim` of a family whose configs state neither: heads, and hidden / heads."""
+NOT_IN_LLAMA_CPP = "llama.cpp does not know it"
 _KV_HEADS = Key("num_key_value_heads", None)
 _HEAD_DIM = Key("head_dim", None)
 _CONTEXT = Key("max_position_embeddings", None)
@@ -121,7 +122,8 @@ class Architecture:
         prompt_suffix: ids that every prompt ends with, without which the model cannot be run.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
-        gguf: how it looks in GGUF files; None where llama.cpp does not know it.
+        gguf: how it looks in GGUF files; None for none.
+        no_gguf: why there is none.
         fixed: keys of config.json that no kind reads and that change what the family's class computes: key -> the value
             that is computed (or where the config has it); another is refused.
         unused: patterns of keys that the class does not compute with (`unread.py` has those of all families).
@@ -148,6 +150,7 @@ class Architecture:
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     gguf: GgufFamily | None = None
+    no_gguf: str = NOT_IN_LLAMA_CPP
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 

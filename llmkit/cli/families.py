@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmkit.errors import LlmkitError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from llmkit.tensors.lazy import Lazy
 
 _COLUMNS = ("plugin", "releases", "architectures", "decoder", "delta", "LoRA", "quantize", "ONNX", "GGUF", "prompts")
-_YES, _NO = "yes", "-"
+_NO = "-"
 
 
 def families() -> str:
@@ -24,22 +25,41 @@ def families() -> str:
 
     registry = default_registry()
     lines = [_row(_COLUMNS), _row(["---"] * len(_COLUMNS))]
+    reasons: dict[str, list[str]] = {}
     for plugin in registry.plugins:
         if not plugin.is_builtin:
             continue
         architecture = registry.load(plugin)
-        can = abilities(architecture)
+        can = abilities(architecture) | {"GGUF": gguf(architecture)}
+        for verb, ability in can.items():
+            for reason in ability.reasons:
+                reasons.setdefault(f"{verb}: {reason}", []).append(f"`{plugin.name}`")
         names = [f"`{m}`" for m in architecture.matches]
-        cells = [", ".join(architecture.releases), ", ".join(names), *can.values(), gguf(architecture)]
+        cells = [", ".join(architecture.releases), ", ".join(names), *(ability.cell for ability in can.values())]
         lines.append(_row([f"`{plugin.name}`", *cells, prompts(architecture)]))
+    lines += ["", "What is not possible, and why:", ""]
+    lines += [f"- {reason} ({', '.join(names)})" for reason, names in sorted(reasons.items())]
     return "\n".join(lines) + "\n"
 
 
-def abilities(architecture: Architecture) -> dict[str, str]:
-    """What is possible with the tiny model and all its variants, by plans (no weight is read): yes, -, or but for."""
+@dataclass(frozen=True)
+class Ability:
+    """Whether something is possible with a family.
+
+    Attributes:
+        cell: yes, -, or yes but for some variants of the tiny model.
+        reasons: what llmkit says where it is not.
+    """
+
+    cell: str
+    reasons: tuple[str, ...] = ()
+
+
+def abilities(architecture: Architecture) -> dict[str, Ability]:
+    """What is possible with the tiny model and all its variants, by plans: no weight is read."""
     from llmkit.decoder.contract import random_checkpoint
 
-    missing_by_probe: dict[str, list[str]] = {name: [] for name in _PROBES}
+    missing_by_probe: dict[str, dict[str, str]] = {name: {} for name in _PROBES}
     variants = (None, *architecture.variants)
     for variant in variants:
         config = architecture.tiny_config(variant)
@@ -47,19 +67,20 @@ def abilities(architecture: Architecture) -> dict[str, str]:
         for name, probe in _PROBES.items():
             try:
                 probe(architecture, base, tuned)
-            except LlmkitError:
-                missing_by_probe[name].append(variant or "tiny")
-    return {name: _cell(missing, len(variants)) for name, missing in missing_by_probe.items()}
+            except LlmkitError as error:
+                missing_by_probe[name][variant or "tiny"] = error.message
+    return {name: _ability(missing, len(variants)) for name, missing in missing_by_probe.items()}
 
 
-def gguf(architecture: Architecture) -> str:
+def gguf(architecture: Architecture) -> Ability:
     """The name that llama.cpp has for the family, and which variants it cannot run."""
     family = architecture.gguf
     if family is None:
-        return _NO
+        return Ability(_NO, (architecture.no_gguf,))
     models = {v: architecture.bind(architecture.tiny_config(v)) for v in (None, *architecture.variants)}
-    refused = [v or "tiny" for v, model in models.items() if family.refuses is not None and family.refuses(model)]
-    return f"`{family.arch}`" + (f", not {', '.join(refused)}" if refused else "")
+    refuses = family.refuses or (lambda model: None)
+    refused = {v or "tiny": reason for v, model in models.items() if (reason := refuses(model))}
+    return _ability(refused, len(models), yes=f"`{family.arch}`")
 
 
 def prompts(architecture: Architecture) -> str:
@@ -72,10 +93,11 @@ def prompts(architecture: Architecture) -> str:
     return ", ".join(formats) or "template"
 
 
-def _cell(missing: list[str], n_all: int) -> str:
+def _ability(missing: Mapping[str, str], n_all: int, yes: str = "yes") -> Ability:
+    reasons = tuple(dict.fromkeys(missing.values()))
     if len(missing) == n_all:
-        return _NO
-    return f"{_YES}, not {', '.join(missing)}" if missing else _YES
+        return Ability(_NO, reasons)
+    return Ability(f"{yes}, not {', '.join(missing)}" if missing else yes, reasons)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
+from gguf import MODEL_ARCH_NAMES
 
+from llmkit.architecture.architecture import NOT_IN_LLAMA_CPP
 from llmkit.architecture.kinds import Kind, RMSNorm, SlotShape
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.registry import default_registry
-from llmkit.cli.families import abilities, families, gguf, prompts
+from llmkit.cli.families import Ability, abilities, families, gguf, prompts
 
 PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
 
@@ -24,12 +26,21 @@ class Unread(Kind):
 
 @pytest.mark.slow
 def test_a_row_for_each_plugin():
-    rows = [line.split(" | ") for line in families().splitlines()]
+    table, _, reasons = families().partition("\n\nWhat is not possible, and why:\n\n")
+    rows = [line.split(" | ") for line in table.splitlines()]
     assert {len(row) for row in rows} == {10}
     assert [row[0].removeprefix("| ").strip("`") for row in rows[2:]] == list(PLUGINS)
     by_name = dict(zip(PLUGINS, rows[2:], strict=True))
     assert by_name["chatglm"][-1] == "chatglm |"
     assert "Vicuna" in by_name["llama"][1]
+    unexplained = [
+        (name, verb)
+        for name, row in by_name.items()
+        for verb, cell in zip(("decoder", "delta", "LoRA", "quantize", "ONNX", "GGUF"), row[3:9], strict=True)
+        if (cell == "-" or ", not " in cell)
+        and not any(line.startswith(f"- {verb}: ") and f"`{name}`" in line for line in reasons.splitlines())
+    ]
+    assert not unexplained
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -38,27 +49,36 @@ def test_every_plugin_names_its_releases(name):
     assert PLUGINS[name].matches
 
 
+@pytest.mark.parametrize("name", [name for name, plugin in PLUGINS.items() if plugin.gguf is None])
+def test_no_family_that_llama_cpp_knows_is_passed_over_in_silence(name):
+    known = {arch.replace("-", "").replace("_", "") for arch in MODEL_ARCH_NAMES.values()}
+    plugin = PLUGINS[name]
+    own = {model_type.replace("_", "") for model_type in plugin.model_types}
+    assert plugin.no_gguf != NOT_IN_LLAMA_CPP or not own & known or plugin.model_types == ("chatglm",)  # ChatGLM2's
+
+
 def test_what_no_reader_knows_is_not_claimed(monkeypatch):
     llama = replace(PLUGINS["llama"], variants={})
-    assert set(abilities(llama).values()) == {"yes"}
+    assert {ability.cell for ability in abilities(llama).values()} == {"yes"}
     block = replace(llama.block, norm=Unread())
     strange = replace(llama, block=block, final_norm=RMSNorm(eps=1e-5))
-    assert abilities(strange)["decoder"] == "-"
+    assert abilities(strange)["decoder"] == Ability("-", ("the torch decoder has no reader for the kind Unread",))
     partly = replace(
         llama, variants={"odd": {"rope_scaling": {"type": "okapi"}}, "tied": {"tie_word_embeddings": True}}
     )
     found = abilities(partly)
-    assert (found["decoder"], found["quantize"]) == ("yes, not odd", "yes")
+    assert (found["decoder"].cell, found["quantize"].cell) == ("yes, not odd", "yes")
 
 
 def test_transposed_layers_are_not_quantized():
-    assert abilities(replace(PLUGINS["gpt2"], variants={}))["quantize"] == "-"
+    assert abilities(replace(PLUGINS["gpt2"], variants={}))["quantize"].cell == "-"
 
 
 def test_gguf_and_prompts_come_from_the_architecture():
     llama = PLUGINS["llama"]
-    assert gguf(replace(llama, gguf=None)) == "-"
+    assert gguf(replace(llama, gguf=None, no_gguf="not written")) == Ability("-", ("not written",))
     family = replace(llama.gguf, refuses=lambda model: "tied" if model.is_tied else None)
-    assert gguf(replace(llama, gguf=family, variants={"tied": llama.variants["tied"]})) == f"`{family.arch}`, not tied"
+    partly = gguf(replace(llama, gguf=family, variants={"tied": llama.variants["tied"]}))
+    assert partly == Ability(f"`{family.arch}`, not tied", ("tied",))
     assert prompts(llama) == "template"
     assert prompts(replace(llama, prompt=FORMATS["vicuna"])) == "vicuna"
