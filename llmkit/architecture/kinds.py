@@ -102,13 +102,13 @@ class _MLP(Kind):
         act: the name of the activation, or a `Key` that holds it.
     """
 
-    string_keys = ("bias",)
+    string_keys: ClassVar[tuple[str, ...]] = ("bias",)
 
     act: str | Any
 
     def bind(self, config: Mapping[str, Any]) -> Self:
         bound = super().bind(config)
-        return replace(bound, act=same_activation(bound.act))
+        return replace(bound, act=same_activation(bound.act)) if isinstance(bound.act, str) else bound
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ from llmkit.architecture.check import Report, compare
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind, SlotShape, under
 from llmkit.architecture.kinds import Embedding, Head
-from llmkit.architecture.names import Fused, Names, NameTable
+from llmkit.architecture.names import Names, NameTable, Place, Stacked
 from llmkit.architecture.sizes import Sizes
 from llmkit.architecture.slots import Part, Slot
 from llmkit.architecture.unread import Unread
+from llmkit.errors import SpecError
 from llmkit.tensors.spec import TensorSpec
+
+_MOST_SLOTS = 2_000_000  # sizes are believed before the tensors are looked at
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,15 @@ class Model:
         """Slot id -> slot, one for each tensor, in the order of the computation."""
         outer = self.embedding.slots()
         slots = [self._outer(slot, shape) for slot, shape in outer.items()]
+        made: list[tuple[Kind, list[Slot]]] = []  # of each sort of layers: most are alike, and some have 1000 tensors
         for i, block in enumerate(self.blocks):
-            slots += self._layer(i, block)
+            layer = next((slots for known, slots in made if known == block), None)
+            if layer is None:
+                layer = self._layer(i, block)
+                made.append((block, layer))
+            slots += layer if layer[0].layer == i else [self._moved(slot, i) for slot in layer]
+            if len(slots) > _MOST_SLOTS:
+                raise SpecError(f"config.json: more than {_MOST_SLOTS:,} tensors follow from it, in {i + 1} layers")
         outer = under("final_norm", self.final_norm) | self.head.slots()
         slots += [self._outer(slot, shape) for slot, shape in outer.items()]
         return MappingProxyType({slot.id: slot for slot in slots})
@@ -74,45 +84,60 @@ class Model:
         return MappingProxyType({part.id: slot.id for slot in self.slots.values() for part in slot.parts})
 
     def _outer(self, slot: str, shape: SlotShape) -> Slot:
-        return self._slot(slot, [(slot, shape)], None, None, False)
+        return self._slot(slot, [(slot, shape)], None, Place(slot))
 
     def _layer(self, i: int, block: Kind) -> list[Slot]:
         gathered: dict[str, list[tuple[str, SlotShape]]] = {}
-        stored: dict[str, tuple[Fused | None, bool]] = {}
+        places: dict[str, Place] = {}
         for leaf, shape in block.slots().items():
-            slot, fused, is_transposed = self.table.stored_in(leaf)
-            gathered.setdefault(slot, []).append((f"layers.{i}.{leaf}", shape))
-            stored[slot] = fused, is_transposed
-        return [self._slot(f"layers.{i}.{slot}", parts, i, *stored[slot]) for slot, parts in gathered.items()]
+            place = self.table.stored_in(leaf)
+            gathered.setdefault(place.leaf, []).append((f"layers.{i}.{leaf}", shape))
+            places[place.leaf] = place
+        return [self._slot(f"layers.{i}.{slot}", parts, i, places[slot]) for slot, parts in gathered.items()]
 
-    def _slot(
-        self,
-        slot: str,
-        shapes: list[tuple[str, SlotShape]],
-        layer: int | None,
-        fused: Fused | None,
-        is_transposed: bool,
-    ) -> Slot:
-        first = shapes[0][1]
-        groups = self.dims.kv_heads if fused is not None and fused.rows == "per_group" else 1
+    def _moved(self, slot: Slot, i: int) -> Slot:
+        """The slot of a layer for layer `i`, which is alike."""
+        old, new = f"layers.{slot.layer}.", f"layers.{i}."
+        prefix = self.names.block.format(i=slot.layer)
+        return replace(
+            slot,
+            id=new + slot.id[len(old) :],
+            name=self.names.block.format(i=i) + slot.name[len(prefix) :],
+            layer=i,
+            parts=tuple(Part(new + part.id[len(old) :], part.shape, part.rows) for part in slot.parts),
+        )
+
+    def _slot(self, slot: str, shapes: list[tuple[str, SlotShape]], layer: int | None, place: Place) -> Slot:
+        first, entry = shapes[0][1], place.entry
+        stack = len(shapes) // len(entry.parts) if isinstance(entry, Stacked) else 0
+        groups = self.dims.kv_heads if entry is not None and entry.rows == "per_group" else 1
         parts = []
         for part, formulas in shapes:
             shape = tuple(self.dims.evaluate(formula) for formula in formulas.dims)
+            if entry is not None and entry.rows == "interleaved":
+                groups = shape[0]
             parts.append(Part(part, shape, (shape[0] if shape else 1) // groups))
-        fused_shape = (sum(p.shape[0] for p in parts), *parts[0].shape[1:]) if parts[0].shape else ()
-        rows = " + ".join(self.dims.spell(formulas.dims[0]) for _, formulas in shapes) if first.dims else ""
-        words = [rows, *(self.dims.spell(formula) for formula in first.dims[1:])]
+        together = shapes[: len(shapes) // stack] if stack else shapes  # of one matrix
+        rows = sum(p.shape[0] for p in parts[: len(together)]) if parts[0].shape else 0
+        fused_shape = (rows, *parts[0].shape[1:]) if parts[0].shape else ()
+        words = [" + ".join(self.dims.spell(formulas.dims[0]) for _, formulas in together)] if first.dims else [""]
+        words += [self.dims.spell(formula) for formula in first.dims[1:]]
+        if place.is_transposed:
+            fused_shape, words = fused_shape[::-1], words[::-1]
+        if stack:
+            fused_shape, words = (stack, *fused_shape), [str(stack), *words]
         return Slot(
             id=slot,
             name=self.table.name(slot),
-            shape=fused_shape[::-1] if is_transposed else fused_shape,
+            shape=fused_shape,
             kind=first.kind,
             is_optional=first.is_optional,
             layer=layer,
-            formula=", ".join(words[::-1] if is_transposed else words),
+            formula=", ".join(words),
             parts=tuple(parts),
             groups=groups,
-            is_transposed=is_transposed,
+            is_transposed=place.is_transposed,
+            stack=stack,
         )
 
     def tensors(self) -> dict[str, Slot]:

@@ -1,7 +1,8 @@
 """One table of names, inverted by code: slot id <-> tensor name.
 
 A slot is what a file stores: `layers.3.attn.q.weight`, or `layers.3.attn.qkv.weight` where q, k and v are one tensor.
-How the weights of the kinds are stored in it is the type of the entry: a plain stem, `Fused`, or `Transposed`.
+How the weights of the kinds are stored in it is the type of the entry: a plain stem, `Fused`, `Transposed`, or
+`Stacked`. The number of an expert is `{e}` in both: `"mlp.experts.{e}.up": "mlp.experts.{e}.up_proj"`.
 """
 
 from __future__ import annotations
@@ -38,14 +39,51 @@ class Transposed:
     stored: str | Fused
 
 
-Entry = str | Fused | Transposed
+@dataclass(frozen=True)
+class Stacked:
+    """The matrices of all experts in one tensor [experts, rows, columns], their biases in one [experts, rows].
+
+    Attributes:
+        name: the stem in files.
+        parts: stems of an expert's layers (`("gate", "up")` under `mlp.experts.gate_up`), which are fused if several.
+        rows: `stacked` has all rows of the first, then of the second, …; `interleaved` a row of each in turn.
+        is_transposed: each matrix is stored as [in, out]; `rows` are then columns.
+        weight, bias: what follows the stem in the names of the two.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    rows: Literal["stacked", "interleaved"] = "stacked"
+    is_transposed: bool = False
+    weight: str = ""
+    bias: str = "_bias"
+
+
+Entry = str | Fused | Transposed | Stacked
+EXPERT = "{e}"
+_NUMBER = re.compile(r"\.(0|[1-9][0-9]*)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a layer's weight is stored.
+
+    Attributes:
+        leaf: of the slot.
+        entry: how it is stored with others; None for alone.
+        is_transposed: stored as [in, out].
+    """
+
+    leaf: str
+    entry: Fused | Stacked | None = None
+    is_transposed: bool = False
 
 
 def stem_of(entry: Entry) -> str:
     """The stem in files of a table entry."""
     if isinstance(entry, Transposed):
         entry = entry.stored
-    return entry.name if isinstance(entry, Fused) else entry
+    return entry if isinstance(entry, str) else entry.name
 
 
 @dataclass(frozen=True)
@@ -90,22 +128,28 @@ class NameTable:
         if names.block.count("{i}") != 1:
             raise PluginError(f"the block prefix {names.block!r} needs exactly one {{i}}")
         self._outer = {"embed": names.embed, "final_norm": names.final_norm, "head": names.head, **names.outer}
-        self._inner = {slot: stem_of(entry) for slot, entry in names.slots.items()}
+        self._inner = {key: name for slot, entry in names.slots.items() for key, name in _named(slot, entry)}
         self._stored_in = {part: slot for slot, entry in names.slots.items() for part in parts_of(slot, entry)}
         self._outer_back = _inverted(self._outer)
         self._inner_back = _inverted(self._inner)
         before, after = names.block.split("{i}")
         self._block = re.compile(re.escape(before) + r"(0|[1-9][0-9]*)" + re.escape(after) + r"(.+)")
 
-    def stored_in(self, leaf: str) -> tuple[str, Fused | None, bool]:
-        """Where a layer's leaf (`attn.q.weight`) is stored: the slot's leaf, how it is fused, and if transposed."""
-        stem, _, last = leaf.rpartition(".")
+    def stored_in(self, leaf: str) -> Place:
+        """Where a layer's leaf (`attn.q.weight`, `mlp.experts.17.up.weight`) is stored."""
+        pattern, number = _numbered(leaf)
+        stem, _, last = pattern.rpartition(".")
+        if stem not in self._stored_in and stem not in self.names.slots:
+            stem, number = leaf.rpartition(".")[0], ""
         slot = self._stored_in.get(stem, stem)
         entry = self.names.slots.get(slot, slot)
-        is_transposed = isinstance(entry, Transposed)
+        is_matrix, is_transposed = last == "weight", isinstance(entry, Transposed)
         if isinstance(entry, Transposed):
             entry = entry.stored
-        return f"{slot}.{last}", entry if isinstance(entry, Fused) else None, is_transposed and last == "weight"
+        place = f"{slot}.{last}".replace(EXPERT, number)
+        if isinstance(entry, Stacked):
+            return Place(place, entry, is_matrix and entry.is_transposed)
+        return Place(place, entry if isinstance(entry, Fused) else None, is_matrix and is_transposed)
 
     def name(self, slot: str) -> str:
         """The tensor name of slot id `slot` (`layers.3.attn.q.weight`).
@@ -117,7 +161,7 @@ class NameTable:
         if match is None:
             translated = _translated(slot, self._outer)
         else:
-            inner = _translated(match[2], self._inner)
+            inner = _inner_translated(match[2], self._inner)
             translated = None if inner is None else self.names.block.format(i=int(match[1])) + inner
         if translated is None:
             raise PluginError(f"the name table has no entry for slot {slot!r}")
@@ -129,7 +173,7 @@ class NameTable:
         match = self._block.fullmatch(name) if outer is None else None
         if match is None:
             return outer
-        inner = _translated(match[2], self._inner_back)
+        inner = _inner_translated(match[2], self._inner_back)
         return None if inner is None else f"layers.{match[1]}.{inner}"
 
     def is_ignored(self, name: str) -> bool:
@@ -154,8 +198,33 @@ class NameTable:
 def parts_of(slot: str, entry: Entry) -> list[str]:
     """The stems of the layers that an entry stores together; none for a plain one."""
     fused = entry.stored if isinstance(entry, Transposed) else entry
+    if isinstance(fused, str):
+        return []
     before = slot.rpartition(".")[0]
-    return [f"{before}.{part}" if before else part for part in fused.parts] if isinstance(fused, Fused) else []
+    before = f"{before}.{EXPERT}" if isinstance(fused, Stacked) else before
+    return [f"{before}.{part}" if before else part for part in fused.parts]
+
+
+def _named(slot: str, entry: Entry) -> list[tuple[str, str]]:
+    """What a table has for an entry: a stem, or whole names where the last word is not kept."""
+    if not isinstance(entry, Stacked):
+        return [(slot, stem_of(entry))]
+    return [(f"{slot}.weight", entry.name + entry.weight), (f"{slot}.bias", entry.name + entry.bias)]
+
+
+def _numbered(text: str) -> tuple[str, str]:
+    """`mlp.experts.{e}.up.weight` and the number of `mlp.experts.17.up.weight`; "" where there is none."""
+    match = _NUMBER.search(text)
+    return (text, "") if match is None else (f"{text[: match.start()]}.{EXPERT}.{text[match.end() :]}", match[1])
+
+
+def _inner_translated(text: str, table: Mapping[str, str]) -> str | None:
+    pattern, number = _numbered(text)
+    if number:
+        translated = _translated(pattern, table)
+        if translated is not None and translated.count(EXPERT) == 1:
+            return translated.replace(EXPERT, number)
+    return _translated(text, table)
 
 
 def _inverted(table: Mapping[str, str]) -> dict[str, str]:

@@ -38,6 +38,7 @@ class Slot:
         parts: the weights it holds, one below the other; a single one for most slots.
         groups: how often the parts' rows alternate (1: each part whole).
         is_transposed: stored as [in, out].
+        stack: how many matrices lie one behind the other in it, each with as many of the parts; 0 for no stack.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Slot:
     parts: tuple[Part, ...] = ()
     groups: int = 1
     is_transposed: bool = False
+    stack: int = 0
 
     @property
     def numel(self) -> int:
@@ -60,3 +62,8 @@ class Slot:
     def upright(self) -> Slot:
         """The same for a weight that is [out, in], however files store it."""
         return replace(self, is_transposed=False)
+
+    def of_stack(self, index: int) -> Slot:
+        """One of the stacked matrices."""
+        n = len(self.parts) // self.stack
+        return replace(self, shape=self.shape[1:], parts=self.parts[index * n : (index + 1) * n], stack=0)

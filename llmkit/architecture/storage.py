@@ -7,42 +7,78 @@ architecture (see `Model.spelled`) are converted by taking the weights out of on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.slots import Slot
 from llmkit.errors import SpecError, listing
 from llmkit.lazy_imports import torch
-from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose
+from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.moving import Concat, Stack, TakeRows
+from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose, viewed
 
 
 def parts_of(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
     """The weights in a stored tensor: id (`layers.3.attn.q.weight`) -> [out, in]."""
+    if slot.stack:
+        return {k: w for i in range(slot.stack) for k, w in parts_of(_of_stack(lazy, i), slot.of_stack(i)).items()}
     if slot.is_transposed:
         lazy = transpose(lazy)
     if len(slot.parts) == 1:
         return {slot.parts[0].id: lazy}
-    period = sum(part.rows for part in slot.parts)
+    groups, n_parts = slot.groups, len(slot.parts)
+    if groups > 1 and groups == slot.parts[0].shape[0]:  # single rows in turn
+        lazy, groups = permute_blocks(lazy, _order(groups, n_parts), op="rows apart"), 1
+    sizes = [part.shape[0] // groups for part in slot.parts]
+    period = sum(sizes)
     parts, start = {}, 0
-    for part in slot.parts:
-        runs = [(0, g * period + start, g * period + start + part.rows) for g in range(slot.groups)]
+    for part, size in zip(slot.parts, sizes, strict=True):
+        runs = [(0, g * period + start, g * period + start + size) for g in range(groups)]
         parts[part.id] = gather_rows([lazy], runs)
-        start += part.rows
+        start += size
     return parts
+
+
+def part_of(lazy: Lazy, slot: Slot, id: str) -> Lazy:
+    """One of the weights in a stored tensor."""
+    if slot.stack:
+        index = next(i for i, part in enumerate(slot.parts) if part.id == id) * slot.stack // len(slot.parts)
+        lazy, slot = _of_stack(lazy, index), slot.of_stack(index)
+    return parts_of(lazy, slot)[id]
 
 
 def stored(weights: Mapping[str, Lazy], slot: Slot) -> Lazy:
     """The tensor to store for a slot, from weights by id."""
+    if slot.stack:
+        return Stack([stored(weights, slot.of_stack(i)) for i in range(slot.stack)]).output()
     parts = [weights[part.id] for part in slot.parts]
     if len(parts) == 1:
         tensor = parts[0]
+    elif slot.groups > 1 and slot.groups == slot.parts[0].shape[0]:
+        tensor = permute_blocks(Concat(parts).output(), _order(len(parts), slot.groups), op="rows in turn")
     else:
         runs = [
             (i, g * part.rows, (g + 1) * part.rows) for g in range(slot.groups) for i, part in enumerate(slot.parts)
         ]
         tensor = gather_rows(parts, runs)
     return transpose(tensor) if slot.is_transposed else tensor
+
+
+@lru_cache
+def _order(rows: int, columns: int) -> tuple[int, ...]:
+    """The order in which a table of `rows` by `columns` items is read by columns."""
+    return tuple(row * columns + column for column in range(columns) for row in range(rows))
+
+
+def _of_stack(lazy: Lazy, index: int) -> Lazy:
+    """[n, rows, …] -> [rows, …], the matrix of that index."""
+    n, rows, *rest = lazy.shape
+    if isinstance(lazy.node, Stack):
+        return lazy.node.inputs[index]
+    if isinstance(lazy.node, Read) and lazy.node.strides is None:
+        return gather_rows([viewed(lazy, lazy.dtype, (n * rows, *rest))], [(0, index * rows, (index + 1) * rows)])
+    return viewed(TakeRows(lazy, index, index + 1).output(), lazy.dtype, (rows, *rest))
 
 
 def weights_of(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:

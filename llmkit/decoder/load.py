@@ -9,7 +9,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.hooks import Weights
 from llmkit.architecture.model import Model
 from llmkit.architecture.registry import require
-from llmkit.architecture.storage import parts_of
+from llmkit.architecture.storage import part_of
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.quantized import dequantized
@@ -119,7 +119,7 @@ class _Stored:
     def __call__(self, leaf: str) -> torch.Tensor:
         weight = self._stem + leaf
         slot = self._model.slots[self._model.stored_in[weight]]
-        lazy = parts_of(self._tensors[slot.name], slot)[weight].cast(self._dtype)
+        lazy = part_of(self._tensors[slot.name], slot, weight).cast(self._dtype)
         with made_on(CPU):  # where files are read
             return lazy.load().to(self._device)
 

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.names import Entry, Fused, Names, Transposed, parts_of, stem_of
+from llmkit.architecture.names import Entry, Fused, Names, Stacked, Transposed, parts_of, stem_of
 from llmkit.errors import InputError, listing
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -85,21 +85,22 @@ def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) ->
             rest = {s: e for s, e in slots.items() if not parts & set(parts_of(s, e) or [s])}
             if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
                 plain = _plain(entry)
-                slots = {**rest, slot: replace(plain, name=stem) if isinstance(plain, Fused) else stem}
+                slots = {**rest, slot: stem if isinstance(plain, str) else replace(plain, name=stem)}
                 break
     outer = _outer_like(headers, like.names, tables)
     hidden, down = headers.shape(outer["embed"])[-1:], headers.shape(slots.get("mlp.down", ""))
     if len(set(down)) == 2:  # matrices are stored [in, out], or not, as this one is, which is not square
         is_transposed = down[1:] == hidden
         for slot, entry in slots.items():
-            if len(headers.shape(entry)) == 2:
-                slots[slot] = Transposed(_plain(entry)) if is_transposed else _plain(entry)
+            plain = _plain(entry)
+            if len(headers.shape(entry)) == 2 and not isinstance(plain, Stacked):
+                slots[slot] = Transposed(plain) if is_transposed else plain
     ignored = like.names.ignored if headers.block == like.names.block else headers.ignored
     outer_names: dict[str, Any] = {slot: outer.pop(slot) for slot in _OUTER}
     return replace(like.names, **outer_names, outer=outer, block=headers.block, slots=slots, ignored=ignored)
 
 
-def _plain(entry: Entry) -> str | Fused:
+def _plain(entry: Entry) -> str | Fused | Stacked:
     return entry.stored if isinstance(entry, Transposed) else entry
 
 

@@ -149,3 +149,35 @@ class TakeRows(Node):
     def peak_nbytes(self, n_rows: int) -> int:
         inner = self.inputs[0].node
         return inner.peak_nbytes(n_rows if self.row_step is not None else inner.n_rows)
+
+
+class Stack(Node):
+    """Tensors of one shape as one with a further dimension in front; a row of it is one of them, whole."""
+
+    op = "stack"
+    row_step = 1
+
+    def __init__(self, parts: Sequence[Lazy]) -> None:
+        first = parts[0].spec
+        if any(part.spec != first for part in parts):
+            raise SpecError(f"cannot {self.op} {' and '.join(dict.fromkeys(str(part.spec) for part in parts))}")
+        self.inputs = tuple(parts)
+        self.n_rows = len(parts)
+        self.specs = (TensorSpec(first.dtype, (len(parts), *first.shape)),)
+        self.attrs = {}
+
+    @cached_property
+    def is_moved(self) -> bool:
+        return all(i.node.is_moved for i in self.inputs)
+
+    def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
+        return (torch.stack([context.rows(x, (0, x.node.n_rows)) for x in self.inputs[slice(*rows)]]),)
+
+    def move(self, rows: Rows, context: Context) -> tuple[Bytes, ...]:
+        return (bytearray().join([context.row_bytes(x, (0, x.node.n_rows)) for x in self.inputs[slice(*rows)]]),)
+
+    def over(self, inputs: Sequence[Lazy]) -> Lazy:
+        return Stack(inputs).output()
+
+    def peak_nbytes(self, n_rows: int) -> int:
+        return max(x.node.peak_nbytes(x.node.n_rows) for x in self.inputs) + 2 * self.slice_nbytes(n_rows)

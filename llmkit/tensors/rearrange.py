@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
@@ -45,10 +46,15 @@ def permute_blocks(lazy: Lazy, order: Sequence[int], *, op: str = "permute") -> 
         starts = [(block + j) * row for block in range(0, n_rows, size) for j in order]
         return (bytearray().join([data[start : start + row] for start in starts]),)
 
-    attrs = {"block": size, "order": hashlib.sha256(repr(tuple(order)).encode()).hexdigest()[:12]}
+    attrs = {"block": size, "order": _digest(tuple(order))}
     node = _Permuted(op, [lazy], lazy.spec, move, attrs, row_step=size, scratch=1.0)
     node.order = tuple(order)
     return node.output()
+
+
+@lru_cache
+def _digest(order: tuple[int, ...]) -> str:
+    return hashlib.sha256(repr(order).encode()).hexdigest()[:12]
 
 
 class _Permuted(Moved):

@@ -20,7 +20,7 @@ from llmkit.architecture.scaling import (
     Yarn,
     scaling_of,
 )
-from llmkit.decoder.mlp import activation
+from llmkit.decoder.gated import activation
 from llmkit.decoder.positions import frequencies
 from llmkit.errors import RequirementError, SpecError
 

@@ -1,0 +1,58 @@
+"""Mixtral 8x7B and 8x22B: Mistral's attention, and two of eight experts for each token."""
+
+from dataclasses import replace
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.layer_types import window_of
+
+from .llama import DIMS, NAMES, TINY
+
+ARCHITECTURE = Architecture(
+    name="mixtral",
+    releases=("Mixtral 8x7B", "Mixtral 8x22B"),
+    matches=("MixtralForCausalLM",),
+    model_types=("mixtral",),
+    dims=DIMS,
+    block=Block(
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
+        attention=GroupedQuery(window=Computed(lambda config: window_of(config, None))),
+        position=Rope(),
+        mlp=Experts(
+            Key("hidden_act", "silu"),
+            router=Router(
+                count=Key(("num_local_experts", "num_experts"), 8),
+                top_k=Key("num_experts_per_tok", 2),
+                is_normalized=True,
+            ),
+            width="ffn",
+        ),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=replace(
+        NAMES,
+        slots={
+            **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
+            "mlp.router": "block_sparse_moe.gate",
+            "mlp.experts.{e}.gate": "block_sparse_moe.experts.{e}.w1",
+            "mlp.experts.{e}.up": "block_sparse_moe.experts.{e}.w3",
+            "mlp.experts.{e}.down": "block_sparse_moe.experts.{e}.w2",
+        },
+    ),
+    unused=("router_jitter_noise", "output_router_logits"),
+    tiny={
+        **TINY,
+        "rms_norm_eps": 1e-5,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    variants={
+        "one-expert": {"num_experts_per_tok": 1, "head_dim": 16},
+        "window": {"sliding_window": 7, "tie_word_embeddings": True},
+    },
+)
