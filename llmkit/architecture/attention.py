@@ -37,6 +37,9 @@ class GroupedQuery(Kind):
         k_norm: for keys, where it is another kind than for queries.
         sinks: each query head has a learned score that its softmax counts beside the keys', and that no value follows
             (gpt-oss; Xiao et al. 2023, arXiv:2309.17453, section 3.3).
+        norms_all_heads: both normalise all heads of a token together, not each (OLMo 2).
+        norms_rotated: both come after positions are applied (Hunyuan).
+        clip: queries, keys and values are cut off at -clip and clip after their projections; None for none.
     """
 
     string_keys = ("qkv_bias", "out_bias", "sinks")
@@ -49,6 +52,9 @@ class GroupedQuery(Kind):
     qk_norm: Kind | Computed | None = None
     k_norm: Kind | Computed | None = None
     sinks: Flag = False
+    norms_all_heads: bool = False
+    norms_rotated: bool = False
+    clip: Number | None = None
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {
@@ -67,6 +73,11 @@ class GroupedQuery(Kind):
         """How a bound kind makes scores."""
         scale = head_dim**-0.5 if self.scale is None else as_float(self.scale)
         return ScoreRule(scale, as_optional(self.softcap), self.window if isinstance(self.window, int) else None)
+
+    @property
+    def limit(self) -> float | None:
+        """The clip of a bound kind; None for none."""
+        return as_optional(self.clip)
 
     @property
     def norms(self) -> tuple[Kind, Kind] | None:

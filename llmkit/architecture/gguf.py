@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llmkit.architecture.model import Model
-from llmkit.architecture.names import Fused, Names, Transposed
+from llmkit.architecture.names import Fused, Names, Transposed, stem_of
 
 Metadata = Mapping[str, Any]
 """Metadata of a file; in a family's functions without the prefix `<architecture>.`."""
@@ -96,12 +96,14 @@ class GgufFamily:
             if isinstance(entry, Fused)
             for part in entry.parts
         }
+        taken = {stem_of(entry) for entry in self.slots.values()}
+        usual = {k: v for k, v in _SLOTS.items() if k not in fused and v not in taken}
         return Names(
             embed="token_embd",
             final_norm="output_norm",
             head="output",
             block="blk.{i}.",
-            slots={**{k: v for k, v in _SLOTS.items() if k not in fused}, **self.slots},
+            slots={**usual, **self.slots},
             outer={**_OUTER, **self.outer},
             ignored=CONSTANT_TENSORS,
         )

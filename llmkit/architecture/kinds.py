@@ -24,6 +24,7 @@ __all__ = [
     "LearnedPositions",
     "NoNorm",
     "NoPositions",
+    "OutputNorm",
     "Parallel",
     "PerLayer",
     "PlainMLP",
@@ -50,9 +51,14 @@ class _Norm(Kind):
 
     Attributes:
         eps: added to the variance, or to the mean square.
+        width: a formula: the length of the weight.
+        offset: added to the weight; where it is not 0 the product is taken in float32 too (Gemma, Nemotron: weight - 1
+            is stored).
     """
 
     eps: Number
+    width: str = field(default="hidden", kw_only=True)
+    offset: float = field(default=0.0, kw_only=True)
 
     @property
     def epsilon(self) -> float:
@@ -62,17 +68,9 @@ class _Norm(Kind):
 
 @dataclass(frozen=True)
 class RMSNorm(_Norm):
-    """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 (Zhang & Sennrich 2019, arXiv:1910.07467).
-
-    Attributes:
-        offset: added to the weight; where it is not 0 the product is taken in float32 too (Gemma stores weight - 1).
-        width: a formula: the length of the weight.
-    """
+    """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     string_keys = ("eps",)
-
-    width: str = "hidden"
-    offset: float = 0.0
 
     def slots(self) -> dict[str, SlotShape]:
         return {"weight": SlotShape((self.width,), "norm")}
@@ -85,7 +83,6 @@ class LayerNorm(_Norm):
     string_keys = ("eps", "bias")
 
     bias: Flag = True
-    width: str = "hidden"
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {"weight": SlotShape((self.width,), "norm")}
@@ -182,11 +179,19 @@ class Sandwich(Kind):
 
 
 @dataclass(frozen=True)
+class OutputNorm(Kind):
+    """x + post(attn(x)), then x + post(mlp(x)) (OLMo team 2024, arXiv:2501.00656)."""
+
+    norms: ClassVar[tuple[str, ...]] = ("attn_post_norm", "mlp_post_norm")
+
+
+@dataclass(frozen=True)
 class Block(Kind):
     """One layer of an attention decoder; `Computed` may choose each of its kinds.
 
     Attributes:
         residual: how norms, attention and MLP are wired; its type names the norms there are.
+        multiplier: of what attention and MLP give, before it is added (Granite, MiniCPM); None for 1.
     """
 
     norm: Kind | Any
@@ -194,6 +199,12 @@ class Block(Kind):
     position: Kind | Any
     mlp: Kind | Any
     residual: Any = field(default_factory=PreNorm)
+    multiplier: Number | None = None
+
+    @property
+    def branch_scale(self) -> float | None:
+        """The multiplier of a bound kind; None for none."""
+        return as_optional(self.multiplier)
 
     def slots(self) -> dict[str, SlotShape]:
         slots: dict[str, SlotShape] = {}
@@ -247,7 +258,8 @@ class Head(Kind):
 
     Attributes:
         bias: added to the logits.
-        softcap: logits become c * tanh(logit / c); None for none.
+        scale: multiplies the logits, after the bias; None for 1.
+        softcap: logits become c * tanh(logit / c), after the scale; None for none.
         normalized: rows of the weight are divided by their L2 norm (Baichuan 2's NormHead).
         width: a formula, or `Computed`; where it is not `hidden`, [width, hidden] comes first (slot `head_proj`).
     """
@@ -256,6 +268,7 @@ class Head(Kind):
 
     tied: Flag = False
     bias: Flag = False
+    scale: Number | None = None
     softcap: Number | None = None
     normalized: Flag = False
     width: str | Any = "hidden"
@@ -264,6 +277,11 @@ class Head(Kind):
     def is_normalized(self) -> bool:
         """Whether a bound kind divides rows by their norms."""
         return as_bool(self.normalized)
+
+    @property
+    def multiplier(self) -> float | None:
+        """The scale of a bound kind; None for none."""
+        return as_optional(self.scale)
 
     @property
     def cap(self) -> float | None:

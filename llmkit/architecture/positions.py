@@ -14,7 +14,8 @@ from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
 from llmkit.errors import SpecError
 
 # transformers 4 writes rope_theta and rope_scaling, transformers 5 one object; what is inside the object wins.
-_THETA = Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 10000.0)
+THETA_KEYS = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta")
+_THETA = Key(THETA_KEYS, 10000.0)
 _SCALING = Key(("rope_scaling", "rope_parameters"), None)
 
 

@@ -35,6 +35,7 @@ class _GroupedQuery:
         rule = kind.score_rule(dims.head_dim)
         sinks = weights("sinks") if as_bool(kind.sinks) else None
         self._scores = Scores(rule.scale, rule.softcap, rule.window, sinks=sinks)
+        self._kind = kind
         self._norms: tuple[TensorFunction, TensorFunction] | None = None
         if kind.norms is not None:
             q, k = kind.norms
@@ -44,15 +45,27 @@ class _GroupedQuery:
         batch, length, _ = x.shape
         n_q, n_kv = self._dims.heads, self._dims.kv_heads
         heads = self._qkv(x).view(batch, length, n_q + 2 * n_kv, self._dims.head_dim)
-        if self._norms is not None:
-            q, k = self._norms[0](heads[:, :, :n_q]), self._norms[1](heads[:, :, n_q : n_q + n_kv])
-            rotated = torch.cat([q, k], 2)
-        else:
-            rotated = heads[:, :, : n_q + n_kv]
-        rotated = self._positions.rotate(rotated, table).transpose(1, 2)
-        q, k, v = rotated[:, :n_q], rotated[:, n_q:], heads[:, :, n_q + n_kv :].transpose(1, 2)
+        if (limit := self._kind.limit) is not None:
+            heads = heads.clamp(-limit, limit)
+        both, v = heads[:, :, : n_q + n_kv], heads[:, :, n_q + n_kv :].transpose(1, 2)
+        both = both if self._kind.norms_rotated else self._normed(both)
+        both = self._positions.rotate(both, table)
+        both = self._normed(both) if self._kind.norms_rotated else both
+        q = self._positions.scaled(both[:, :, :n_q], table).transpose(1, 2)
+        k = both[:, :, n_q:].transpose(1, 2)
         attended = cache.attend(self._layer, q, k, v, self._positions.score(self._scores, table))
         return self._out(attended.transpose(1, 2).reshape(batch, length, n_q * self._dims.head_dim))
+
+    def _normed(self, both: torch.Tensor) -> torch.Tensor:
+        """Heads of queries and keys [B, S, heads + kv_heads, head_dim] normed, if the kind has norms."""
+        if self._norms is None:
+            return both
+        parts = both.split([self._dims.heads, self._dims.kv_heads], 2)
+        if self._kind.norms_all_heads:
+            normed = [norm(part.flatten(2)).view_as(part) for norm, part in zip(self._norms, parts, strict=True)]
+        else:
+            normed = [norm(part) for norm, part in zip(self._norms, parts, strict=True)]
+        return torch.cat(normed, 2)
 
 
 _READERS: Hooks[Layer] = {GroupedQuery: _GroupedQuery}

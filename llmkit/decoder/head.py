@@ -13,7 +13,7 @@ _CHUNK_ROWS = 8192  # vocabulary rows widened to float32 at a time: 128 MiB for 
 
 
 class OutputHead:
-    """logits = hidden @ weight^T, products and sums in float32; then bias and cap.
+    """logits = hidden @ weight^T, products and sums in float32; then bias, scale and cap.
 
     Args:
         kind: the head, bound.
@@ -31,6 +31,7 @@ class OutputHead:
         self.weight = weight.float() if is_kept else weight
         self._bias = bias.float() if bias is not None else None
         self._project = project
+        self._scale = kind.multiplier
         self._softcap = kind.cap
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -39,6 +40,8 @@ class OutputHead:
         logits = self._product(hidden)
         if self._bias is not None:
             logits += self._bias
+        if self._scale is not None:
+            logits *= self._scale
         if self._softcap is not None:
             logits = self._softcap * (logits / self._softcap).tanh_()
         return logits

@@ -146,8 +146,14 @@ def _build_layer(block: Kind, model: Model, weights: Weights, index: int, positi
 def _attention_block(block: Block, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
     attention = build_attention(block.attention, weights.under("attn"), model.dims, index, positions)
     mlp = build_mlp(block.mlp, weights.under("mlp"))
+    if (scale := block.branch_scale) is not None:
+        attention, mlp = _scaled(attention, scale), _scaled(mlp, scale)
     norms = [build_norm(block.norm, weights.under(name)) for name in block.residual.norms]
     return build_residual(block.residual, norms, attention, mlp)
+
+
+def _scaled(branch: Callable[..., torch.Tensor], scale: float) -> Callable[..., torch.Tensor]:
+    return lambda *given: branch(*given) * scale
 
 
 _BLOCKS: Hooks[Layer] = {Block: _attention_block}

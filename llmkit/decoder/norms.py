@@ -40,6 +40,9 @@ def _layer_norm(kind: LayerNorm, weights: Weights) -> TensorFunction:
     weight = weights("weight")
     bias = weights("bias") if weights.has("bias") else None
     eps = kind.epsilon
+    if kind.offset:
+        scale, shift = weight.float() + kind.offset, None if bias is None else bias.float()
+        return lambda x: layer_norm(x.float(), scale.shape, scale, shift, eps).to(x.dtype)
     return lambda x: layer_norm(x, weight.shape, weight, bias, eps)
 
 

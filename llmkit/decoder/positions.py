@@ -39,6 +39,10 @@ class Positions:
         """Heads [B, S, n, head_dim] of queries and keys with their positions."""
         return heads
 
+    def scaled(self, queries: torch.Tensor, table: Any) -> torch.Tensor:
+        """Queries [B, S, heads, head_dim], after `rotate`, multiplied by what grows with their positions."""
+        return queries
+
     def score(self, scores: Scores, table: Any) -> Scores:
         """How scores are made, with what the positions add."""
         return scores

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, reader_of
-from llmkit.architecture.kinds import Kind, Parallel, PostNorm, PreNorm, Sandwich, SharedParallel
+from llmkit.architecture.kinds import Kind, OutputNorm, Parallel, PostNorm, PreNorm, Sandwich, SharedParallel
 from llmkit.decoder.kv import Cache
 from llmkit.lazy_imports import torch
 
@@ -43,6 +43,16 @@ def _post_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, ml
     return layer
 
 
+def _output_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
+    attn_norm, mlp_norm = norms
+
+    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        x = x + attn_norm(attention(x, table, cache))
+        return x + mlp_norm(mlp(x))
+
+    return layer
+
+
 def _parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, mlp_norm = norms
 
@@ -75,6 +85,7 @@ def _sandwich(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp
 _READERS: Hooks[Layer] = {
     PreNorm: _pre_norm,
     PostNorm: _post_norm,
+    OutputNorm: _output_norm,
     Parallel: _parallel,
     SharedParallel: _shared_parallel,
     Sandwich: _sandwich,

@@ -13,7 +13,7 @@ from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.frequencies import llama3_scaled
 from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Alibi, Block, Kind, LayerNorm, RMSNorm, Rope
+from llmkit.architecture.kinds import Alibi, Block, Kind, LayerNorm, NoPositions, RMSNorm, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.scaling import (
     LinearScaling,
@@ -230,9 +230,13 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
 
 
 def main_block(model: Model) -> Kind:
-    """The layer that stands for the model's: the first that sees everything, else the first."""
-    is_whole = [b for b in model.blocks if getattr(getattr(b, "attention", None), "window", None) is None]
-    return is_whole[0] if is_whole else model.block
+    """The layer that stands for the model's: the first with positions, of those that see everything where there are."""
+
+    def lacks(block: Kind) -> tuple[bool, bool]:
+        has_window = getattr(getattr(block, "attention", None), "window", None) is not None
+        return isinstance(getattr(block, "position", None), NoPositions), has_window
+
+    return min(model.blocks, key=lacks)
 
 
 def _window(model: Model) -> int | None:

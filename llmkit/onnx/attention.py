@@ -51,14 +51,30 @@ def _grouped_query(
 ) -> Any:
     dims = context.model.dims
     q, k, v = weights.project(x, ("q", "k", "v"))
-    if kind.norms is not None:
-        q = _head_norm(kind.norms[0], weights.under("q_norm"), q, dims.heads, dims.head_dim)
-        k = _head_norm(kind.norms[1], weights.under("k_norm"), k, dims.kv_heads, dims.head_dim)
+    if (limit := kind.limit) is not None:
+        ends = weights.number(-limit), weights.number(limit)
+        q, k, v = (context.graph.op("Clip", part, *ends) for part in (q, k, v))
+    q, k = (q, k) if kind.norms_rotated else _normed(kind, weights, q, k)
     q, k = positions.rotate(context, q, dims.heads), positions.rotate(context, k, dims.kv_heads)
+    q, k = _normed(kind, weights, q, k) if kind.norms_rotated else (q, k)
+    q = positions.scaled(context, q)
     rule = kind.score_rule(dims.head_dim)
     sinks = weights.value("sinks") if as_bool(kind.sinks) else None
     scores = _Scores(rule.scale, rule.softcap, rule.window, sinks)
     return weights.linear(_OPS[context.attention](context, layer, (q, k, v), positions, scores), "o")
+
+
+def _normed(kind: GroupedQuery, weights: GraphWeights, q: Any, k: Any) -> tuple[Any, Any]:
+    """Queries and keys normed, if the kind has norms."""
+    if kind.norms is None:
+        return q, k
+    (q_norm, k_norm), dims = kind.norms, weights.model.dims
+    if kind.norms_all_heads:
+        return emit_norm(q_norm, weights.under("q_norm"), q), emit_norm(k_norm, weights.under("k_norm"), k)
+    return (
+        _head_norm(q_norm, weights.under("q_norm"), q, dims.heads, dims.head_dim),
+        _head_norm(k_norm, weights.under("k_norm"), k, dims.kv_heads, dims.head_dim),
+    )
 
 
 def _head_norm(kind: Kind, weights: GraphWeights, x: Any, heads: int, size: int) -> Any:

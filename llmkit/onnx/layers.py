@@ -7,7 +7,17 @@ from typing import Any
 from llmkit.architecture.activations import LAPLACE_DEVIATION, LAPLACE_MEAN, QUICK_GELU_SLOPE, known_activation
 from llmkit.architecture.hooks import GraphFunction, Hooks, emitter_of
 from llmkit.architecture.kind import Kind
-from llmkit.architecture.kinds import Block, GatedMLP, Parallel, PlainMLP, PostNorm, PreNorm, Sandwich, SharedParallel
+from llmkit.architecture.kinds import (
+    Block,
+    GatedMLP,
+    OutputNorm,
+    Parallel,
+    PlainMLP,
+    PostNorm,
+    PreNorm,
+    Sandwich,
+    SharedParallel,
+)
 from llmkit.onnx.attention import emit_attention
 from llmkit.onnx.context import GraphContext
 from llmkit.onnx.graph import CONTRIB, Graph, Value
@@ -41,13 +51,17 @@ def emit_layer(
 def _attention_block(
     block: Block, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, stream: Stream
 ) -> None:
+    def scaled(x: Any) -> Any:
+        scale = block.branch_scale
+        return x if scale is None else context.graph.op("Mul", x, weights.number(scale))
+
     def attention(x: Any) -> Any:
         with context.graph.scope("attn"):
-            return emit_attention(block.attention, context, weights.under("attn"), layer, positions, x)
+            return scaled(emit_attention(block.attention, context, weights.under("attn"), layer, positions, x))
 
     def mlp(x: Any) -> Any:
         with context.graph.scope("mlp"):
-            return emitter_of(block.mlp, _MLPS)(weights.under("mlp"), x)
+            return scaled(emitter_of(block.mlp, _MLPS)(weights.under("mlp"), x))
 
     emitter_of(block.residual, _RESIDUALS)(block.norm, weights, stream, attention, mlp)
 
@@ -113,6 +127,13 @@ def _post_norm(
     stream.replace(stream.normed(norm, weights.under("mlp_norm")))
 
 
+def _output_norm(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+) -> None:
+    stream.add(emit_norm(norm, weights.under("attn_post_norm"), attention(stream.value())))
+    stream.add(emit_norm(norm, weights.under("mlp_post_norm"), mlp(stream.value())))
+
+
 def _parallel(
     kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
 ) -> None:
@@ -143,6 +164,7 @@ _MLPS: Hooks[Value] = {GatedMLP: _gated, PlainMLP: _plain}
 _RESIDUALS: Hooks[None] = {
     PreNorm: _pre_norm,
     PostNorm: _post_norm,
+    OutputNorm: _output_norm,
     Parallel: _parallel,
     SharedParallel: _shared_parallel,
     Sandwich: _sandwich,

@@ -152,6 +152,8 @@ def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:
     if weights.has("head.bias"):
         logits = g.op("Add", logits, weights.value("head.bias"))
     logits = weights.single(logits)
+    if kind.multiplier is not None:
+        logits = g.op("Mul", logits, g.number(kind.multiplier))
     if kind.cap is not None:
         cap = g.number(kind.cap)
         logits = g.op("Mul", g.op("Tanh", g.op("Div", logits, cap)), cap)

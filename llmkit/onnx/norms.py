@@ -46,9 +46,9 @@ class Stream:
             return emit_norm(kind, weights, self.value())
         branch, self._branch = self._branch, None
         if isinstance(kind, RMSNorm):
-            op, parameters = "SkipSimplifiedLayerNormalization", [_rms_weight(kind, weights)]
+            op, parameters = "SkipSimplifiedLayerNormalization", [_weight(kind, weights)]
         else:
-            op, parameters = "SkipLayerNormalization", [weights.value("weight")]
+            op, parameters = "SkipLayerNormalization", [_weight(kind, weights)]
             parameters += [weights.value("bias")] if weights.has("bias") else []
         out, mean, deviation, self._value = self._graph.op(
             op, self._value, branch, *parameters, domain=CONTRIB, n=4, epsilon=kind.epsilon
@@ -57,20 +57,20 @@ class Stream:
         return cast("Value", out)
 
 
-def _rms_weight(kind: RMSNorm, weights: GraphWeights) -> Value:
+def _weight(kind: RMSNorm | LayerNorm, weights: GraphWeights) -> Value:
     weight = weights.value("weight")
     return weights.graph.op("Add", weight, weights.number(kind.offset)) if kind.offset else weight
 
 
 def _rms(kind: RMSNorm, weights: GraphWeights, x: Value) -> Value:
-    normed: Value = weights.graph.op("RMSNormalization", x, _rms_weight(kind, weights), axis=-1, epsilon=kind.epsilon)
+    normed: Value = weights.graph.op("RMSNormalization", x, _weight(kind, weights), axis=-1, epsilon=kind.epsilon)
     return normed
 
 
 def _layer_norm(kind: LayerNorm, weights: GraphWeights, x: Value) -> Value:
     bias = weights.value("bias") if weights.has("bias") else None
     normed: Value = weights.graph.op(
-        "LayerNormalization", x, weights.value("weight"), bias, axis=-1, epsilon=kind.epsilon
+        "LayerNormalization", x, _weight(kind, weights), bias, axis=-1, epsilon=kind.epsilon
     )
     return normed
 

@@ -22,6 +22,10 @@ class GraphPositions:
         """Heads of queries or keys, [B, S, n_heads * head_dim], with their positions."""
         return x
 
+    def scaled(self, context: GraphContext, queries: Value) -> Value:
+        """Queries [B, S, heads * head_dim], after `rotate`, multiplied by what grows with their positions."""
+        return queries
+
     def key_bias(self, context: GraphContext) -> Value | None:
         """What is added to the scores of each key, [B, heads, T] float32; None for nothing."""
         return None

@@ -161,8 +161,12 @@ _KNOBS: dict[str, Draw] = {
     "sliding_window_pattern": _one_of(2, 3, 6), "attn_logit_softcapping": _one_of(None, 2.0, 50.0),
     "final_logit_softcapping": _one_of(None, 1.5, 30.0), "query_pre_attn_scalar": _one_of(5, 16, 256),
     "partial_rotary_factor": _one_of(0.25, 0.5, 1.0), "rotary_pct": _one_of(0.25, 0.5, 1.0),
-    "rotary_dim": _one_of(2, 4), "rescale_every": _one_of(0, 1, 2, 6), "rope_local_base_freq": _one_of(100.0, 10000.0),
     "window_size": _one_of(1, 2, 5, 23, 100),
+    "use_bias": _FLAG, "use_qk_norm": _FLAG, "attention_out_bias": _FLAG, "norm_epsilon": _EPS,
+    "clip_qkv": _one_of(None, 0.3, 2.0), "attention_multiplier": _number(0.05, 1.0), "logit_scale": _number(0.05, 2.0),
+    "residual_multiplier": _number(0.1, 1.0), "embedding_multiplier": _number(1.0, 12.0),
+    "logits_scaling": _number(0.5, 16.0), "rotary_dim": _one_of(2, 4),
+    "rescale_every": _one_of(0, 1, 2, 6), "rope_local_base_freq": _one_of(100.0, 10000.0),
 }  # fmt: skip
 _MORE = {
     "llama": ("attention_bias", "mlp_bias", "head_dim"),
@@ -182,9 +186,17 @@ _MORE = {
     "bloom": ("apply_residual_connection_post_layernorm", "tie_word_embeddings"),
     "opt": ("enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings", "_remove_final_layer_norm"),
     "falcon": ("activation", "tie_word_embeddings", "num_ln_in_parallel_attn"),
+    "granite": ("attention_bias", "mlp_bias", "hidden_act"),
+    "seed_oss": ("attention_out_bias", "hidden_act"),
+    "smollm3": ("attention_bias", "mlp_bias", "hidden_act"),
+    "olmo": ("attention_bias", "hidden_act"),
+    "olmo2": ("attention_bias", "hidden_act"),
+    "olmo3": ("attention_bias", "hidden_act"),
+    "cohere": ("attention_bias", "hidden_act", "use_qk_norm"),
+    "cohere2": ("attention_bias", "hidden_act"),
     "falcon40b": ("activation", "tie_word_embeddings"),
 }
-_WITH_TYPES = ("gemma2", "gemma3")
+_WITH_TYPES = ("gemma2", "gemma3", "olmo3", "cohere2")
 
 
 def _long_rope(config: Mapping[str, Any], draw: random.Random) -> Any:
@@ -208,6 +220,8 @@ _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]
         "rope_scaling": _long_rope,
         "original_max_position_embeddings": lambda config, draw: draw.choice([8, 16, 24]),
     },
+    # transformers 5 gives a `rope_theta` of transformers 4 to the layers without a window only, others its default.
+    "olmo3": {"rope_theta": lambda config, draw: config.get("rope_theta") and 500000.0},
 }
 
 

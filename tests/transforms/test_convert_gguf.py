@@ -32,6 +32,8 @@ DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16}
 REFUSED = {
     ("bloom", "normed-residual"): "residual is NormedResidual(), here PreNorm()",
     ("chatglm2", "linear biases"): "attention.out_bias is True, here False",
+    ("cohere", "r-plus"): "it reads norms of heads of models from 64 layers on",
+    ("cohere2", "transformers-5"): "attention.qkv_bias is True, here False",
     ("falcon", "rw-1b"): "attention.qkv_bias is True",
     ("falcon", "rw-twelve-heads"): "attention.qkv_bias is True",
     ("falcon", "rw-1b-2023"): "attention.qkv_bias is True",
@@ -49,11 +51,16 @@ REFUSED = {
     ("internlm2", "dynamic"): "rope_scaling is 'dynamic'",
     ("llama", "dynamic"): "rope_scaling is 'dynamic'",
     ("llama", "yarn-mscale"): "rope_scaling.mscale is 1.0, here None",
+    ("olmo2", "bias"): "attention.qkv_bias is True, here False",
+    ("olmo3", "transformers-5"): "sliding_window is None, here 7",
+    ("phi", "grouped"): "attention.qk_norm is LayerNorm, here None",
     ("qwen2", "window-above"): "sliding_window is 7, here None",
     ("qwen2", "window-layer-types"): "sliding_window is 7, here None",
     ("qwen3", "attention-bias"): "attention.qkv_bias is True, here False",
     ("qwen3", "window-above"): "sliding_window is 7, here None",
     ("qwen3", "transformers-5"): "sliding_window is 7, here None",
+    ("seed_oss", "output-bias"): "attention.out_bias is True, here False",
+    ("smollm3", "window"): "sliding_window is 7, here None",
     ("stablelm", "tied"): "its head is tied to the embedding",
 }
 CASES = [

@@ -1,0 +1,179 @@
+"""Command R, R+ and R7B, Aya, Command A: attention and MLP side by side behind one LayerNorm without bias.
+
+The second generation has a window on three layers of four, and positions on those only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily
+from llmkit.architecture.hooks import TensorFunction, Weights
+from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.kinds import (
+    Block,
+    GatedMLP,
+    GroupedQuery,
+    Head,
+    Kind,
+    LayerNorm,
+    NoPositions,
+    PerLayer,
+    Rope,
+    SharedParallel,
+    SlotShape,
+)
+from llmkit.architecture.layer_types import is_sliding, window_of
+from llmkit.architecture.model import Model
+from llmkit.architecture.positions import THETA_KEYS
+from llmkit.lazy_imports import np, torch
+
+from .llama import DIMS, TINY
+from .llama import NAMES as LLAMA_NAMES
+
+if TYPE_CHECKING:
+    from llmkit.onnx.graph import Value
+    from llmkit.onnx.weights import GraphWeights
+
+_EPS, _SCALE = Key("layer_norm_eps", 1e-5), Key("logit_scale", 0.0625)
+_BIAS = Key("attention_bias", False)
+_FROM = 64  # llama.cpp looks for norms of heads in models of this many layers, and in no others
+
+
+@dataclass(frozen=True)
+class NormOfHeads(Kind):
+    """LayerNorm over the dims of each head, without bias; a weight [heads, head_dim], a row for each head."""
+
+    eps: float
+    heads: str
+
+    def slots(self) -> dict[str, SlotShape]:
+        return {"weight": SlotShape((self.heads, "head_dim"), "norm")}
+
+    def torch_reader(self, weights: Weights) -> TensorFunction:
+        """The norm of the torch decoder, over [B, S, heads, head_dim]."""
+        scale = weights("weight").float()
+
+        def norm(x: torch.Tensor) -> torch.Tensor:
+            return (torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * scale).to(x.dtype)
+
+        return norm
+
+    def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
+        """The same in a graph."""
+        g = weights.graph
+        ones = weights.computed(g.constant(np.ones(weights.model.dims.head_dim, dtype=np.float32)))
+        unit = g.op("LayerNormalization", x, ones, axis=-1, epsilon=self.eps)
+        normed: Value = g.op("Mul", unit, weights.value("weight"))
+        return normed
+
+
+def _head_norm(heads: str) -> Computed:
+    return Computed(lambda config: NormOfHeads(lookup(_EPS, config), heads) if config.get("use_qk_norm") else None)
+
+
+_BLOCK = Block(
+    norm=LayerNorm(eps=_EPS, bias=False),
+    attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS, qk_norm=_head_norm("heads"), k_norm=_head_norm("kv_heads")),
+    position=Rope(theta=Key(THETA_KEYS, 500000.0), pairs="interleaved"),
+    mlp=GatedMLP(Key("hidden_act", "silu")),
+    residual=SharedParallel(),
+)
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    pattern = config.get("sliding_window_pattern") or 4
+    window = window_of(config, 4096) if is_sliding(config, i, lambda i: bool((i + 1) % pattern)) else None
+    attention = GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS, window=window)
+    return replace(_BLOCK, attention=attention, position=NoPositions() if window is None else Rope(pairs="interleaved"))
+
+
+def _refused(model: Model) -> str | None:
+    has_norms = isinstance(model.block, Block) and "attn.q_norm.weight" in model.block.slots()
+    if has_norms != (model.dims.layers >= _FROM):
+        return f"it reads norms of heads of models from {_FROM} layers on, and of no others"
+    return None if model.is_tied else "its head is not tied to the embedding"
+
+
+_GGUF = GgufFamily(
+    "command-r",
+    pairs="interleaved",
+    keys={"logit_scale": "logit_scale"},
+    config={"hidden_act": "silu"},
+    flags={"use_qk_norm": "blk.0.attn_q_norm.weight"},
+    write=lambda _, config: {"logit_scale": lookup(_SCALE, config)},
+    refuses=_refused,
+)
+_TINY = {
+    **TINY,
+    "layer_norm_eps": 1e-5,
+    "logit_scale": 0.25,
+    "use_qk_norm": False,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+}
+
+COHERE = Architecture(
+    name="cohere",
+    releases=("Command R", "Command R+", "Aya 23", "Aya Expanse"),
+    matches=("CohereForCausalLM",),
+    model_types=("cohere",),
+    dims=DIMS,
+    block=_BLOCK,
+    head=Head(tied=Key("tie_word_embeddings", True), scale=_SCALE),
+    names=replace(
+        LLAMA_NAMES,
+        slots={k: v for k, v in LLAMA_NAMES.slots.items() if k != "mlp_norm"}
+        | {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"},
+    ),
+    gguf=_GGUF,
+    tiny=_TINY,
+    variants={
+        "r-plus": {"use_qk_norm": True},
+        "defaults": {"logit_scale": None, "layer_norm_eps": None, "tie_word_embeddings": None},
+    },
+)
+
+COHERE_2 = replace(
+    COHERE,
+    name="cohere2",
+    releases=("Command R7B", "Command A", "Tiny Aya"),
+    matches=("Cohere2ForCausalLM",),
+    model_types=("cohere2",),
+    block=PerLayer(_block),
+    unused=(
+        "sliding_window",  # where no layer has one
+        "order_of_interleaved_layers",
+        "rotary_pct",
+        "position_embedding_type",
+        "use_gated_activation",
+        "use_parallel_*",
+        "use_embedding_sharing",
+    ),
+    gguf=replace(
+        _GGUF,
+        arch="cohere2",
+        has_windows=True,
+        flags={},
+        refuses=lambda model: None if model.is_tied else "its head is not tied to the embedding",
+    ),
+    tiny={
+        **{k: v for k, v in _TINY.items() if k != "use_qk_norm"},
+        "architectures": ["Cohere2ForCausalLM"],
+        "model_type": "cohere2",
+        "num_hidden_layers": 4,
+        "sliding_window": 7,
+    },
+    variants={
+        "transformers-5": {
+            "num_hidden_layers": 2,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_theta": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+            "attention_bias": True,
+        },
+    },
+)
