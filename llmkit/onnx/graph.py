@@ -70,10 +70,12 @@ class Graph:
 
     Args:
         name: of the graph.
+        outer: the graph that it is a part of, as the body of a loop: constants and weights go there.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, outer: Graph | None = None) -> None:
         self.name = name
+        self._outer = outer
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
         self.nodes: list[_Node] = []
@@ -120,6 +122,8 @@ class Graph:
         """A small constant as an initializer; equal ones are one."""
         from onnx import TensorProto, helper
 
+        if self._outer is not None:
+            return self._outer.constant(array)
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
             dtype = TensorProto.DataType.Name(helper.np_dtype_to_tensor_dtype(array.dtype))
@@ -137,6 +141,8 @@ class Graph:
 
     def initializer(self, name: str, dtype: str, shape: Shape, data: bytes | None) -> Value:
         """A constant or a weight (by its name in the checkpoint): little-endian bytes, or None for those of a file."""
+        if self._outer is not None:
+            return self._outer.initializer(name, dtype, shape, data)
         if name not in self.initializers:
             self.initializers[name] = Value(name, dtype, shape, data)
         return self.initializers[name]
