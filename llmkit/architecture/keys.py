@@ -113,7 +113,7 @@ def bind_fields(kind: T, config: Mapping[str, Any], string_keys: tuple[str, ...]
             bound, where = value.bind(config), field.name
         else:
             continue
-        if bound is not None and field.type in _CHECKS:
+        if bound is not None and field.type in _CHECKS and not hasattr(bound, "bind"):  # an activation may be a kind
             _CHECKS[field.type](bound, where)
         changes[field.name] = bound
     return dataclasses.replace(kind, **changes)  # type: ignore[type-var]

@@ -1,0 +1,95 @@
+"""gpt-oss 20B and 120B: attention sinks, windows in every other layer, experts with a clamped SwiGLU."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.experts import ClampedSwiGLU, Experts, Router
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Block, GroupedQuery, Head, PerLayer, RMSNorm, Rope
+from llmkit.architecture.layer_types import is_sliding, window_of
+from llmkit.architecture.names import Stacked
+
+from .llama import DIMS, NAMES, TINY
+
+# The positions of a config that states none.
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+_BIAS = Key("attention_bias", True)
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    return Block(
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
+        attention=GroupedQuery(
+            qkv_bias=_BIAS,
+            out_bias=_BIAS,
+            window=window_of(config, 128) if is_sliding(config, i, lambda i: i % 2 == 0) else None,
+            sinks=True,
+        ),
+        position=Rope(
+            theta=Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 150000.0),
+            scaling=Key(("rope_scaling", "rope_parameters"), _YARN),
+        ),
+        mlp=Experts(
+            ClampedSwiGLU(alpha=Key("swiglu_alpha", 1.702), limit=Key("swiglu_limit", 7.0)),
+            bias=True,
+            router=Router(
+                count=Key(("num_local_experts", "num_experts"), 128),
+                top_k=Key(("num_experts_per_tok", "experts_per_token"), 4),
+                scores="chosen_softmax",
+                bias=True,
+            ),
+            width="ffn",
+        ),
+    )
+
+
+ARCHITECTURE = Architecture(
+    name="gpt_oss",
+    releases=("gpt-oss-20b", "gpt-oss-120b"),
+    matches=("GptOssForCausalLM",),
+    model_types=("gpt_oss",),
+    dims=replace(DIMS, head_dim=Key("head_dim", 64)),
+    block=PerLayer(_block),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=replace(
+        NAMES,
+        slots={
+            **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
+            "attn.sinks": "self_attn.sinks",
+            "mlp.router": "mlp.router",
+            "mlp.experts.gate_up": Stacked("mlp.experts.gate_up_proj", ("gate", "up"), "interleaved", is_transposed=True),
+            "mlp.experts.down": Stacked("mlp.experts.down_proj", ("down",), is_transposed=True),
+        },
+    ),
+    unused=("hidden_act", "initial_context_length", "router_aux_loss_coef", "output_router_logits"),
+    tiny={
+        **TINY,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000.0,
+        "rope_scaling": {**_YARN, "original_max_position_embeddings": 16},
+        "sliding_window": 7,
+        "eos_token_id": 2,
+    },
+    variants={
+        "defaults": {"rope_theta": None, "rope_scaling": None, "num_key_value_heads": 4},
+        "clamped": {"swiglu_limit": 0.5, "attention_bias": False, "tie_word_embeddings": True},
+        "transformers-5": {
+            "rope_theta": None,
+            "rope_scaling": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    },
+)
