@@ -1,4 +1,4 @@
-"""GLM-4.5 and its followers (4.5-Air, 4.6, 4.7): experts after the first layers, chosen by sigmoids with a correction."""
+"""GLM-4.5 and its followers (4.5-Air, 4.6, 4.7): after the first layers experts, chosen by sigmoids and a correction."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -55,9 +55,7 @@ ARCHITECTURE = Architecture(
     releases=("GLM-4.5", "GLM-4.5-Air", "GLM-4.6", "GLM-4.7"),
     matches=("Glm4MoeForCausalLM",),
     model_types=("glm4_moe",),
-    dims=replace(
-        DIMS, extra={"expert_ffn": Key("moe_intermediate_size", 1408), "shared_ffn": Computed(_shared_width)}
-    ),
+    dims=replace(DIMS, extra={"expert_ffn": Key("moe_intermediate_size", 1408), "shared_ffn": Computed(_shared_width)}),
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
@@ -74,6 +72,8 @@ ARCHITECTURE = Architecture(
                 for part in ("gate", "up", "down")
             },
         },
+        # The layer after the last predicts further tokens (46 of GLM-4.5-Air, 92 of the large ones): nothing reads it.
+        ignored=(*NAMES.ignored, "model.layers.46.*", "model.layers.92.*"),
     ),
     unused=("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits"),
     tiny={

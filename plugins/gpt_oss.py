@@ -66,7 +66,9 @@ ARCHITECTURE = Architecture(
             **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
             "attn.sinks": "self_attn.sinks",
             "mlp.router": "mlp.router",
-            "mlp.experts.gate_up": Stacked("mlp.experts.gate_up_proj", ("gate", "up"), "interleaved", is_transposed=True),
+            "mlp.experts.gate_up": Stacked(
+                "mlp.experts.gate_up_proj", ("gate", "up"), "interleaved", is_transposed=True
+            ),
             "mlp.experts.down": Stacked("mlp.experts.down_proj", ("down",), is_transposed=True),
         },
     ),

@@ -70,7 +70,7 @@ def _fused(kind: Experts, weights: GraphWeights, x: Any) -> Any:
             x = g.op("Mul", x, weights.computed(shares))
         else:
             factor = weights.computed(total)
-    act = {"activation_alpha": 1.0, "activation_beta": 0.0}
+    act: dict[str, Any] = {"activation_alpha": 1.0, "activation_beta": 0.0}
     if isinstance(kind.act, ClampedSwiGLU):
         act = {"activation_alpha": as_float(kind.act.alpha), "activation_beta": 1.0}
         act["swiglu_limit"] = as_float(kind.act.limit)
@@ -214,4 +214,6 @@ def _stack(kind: Experts, weights: GraphWeights, parts: Sequence[str], leaf: str
         groups=groups,
         stack=kind.n_experts,
     )
-    return weights.derived(wanted.name, stored({id: part_of(weights.lazy(slots[id]), slots[id], id) for id in ids}, wanted))
+    return weights.derived(
+        wanted.name, stored({id: part_of(weights.lazy(slots[id]), slots[id], id) for id in ids}, wanted)
+    )

@@ -27,6 +27,7 @@ from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import GraphPositions
 from llmkit.onnx.weights import GraphWeights
 
+
 def emit_layer(
     block: Kind, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, stream: Stream
 ) -> None:

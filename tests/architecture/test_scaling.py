@@ -160,8 +160,8 @@ def test_activations_equal_transformers(name):
 @pytest.mark.parametrize("name", sorted(transformers.activations.ACT2FN.keys() & set(ACTIVATIONS)))
 def test_activations_of_graphs_equal_transformers(name):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+    from llmkit.onnx.gated import activation as emit
     from llmkit.onnx.graph import Graph
-    from llmkit.onnx.layers import activation as emit
 
     graph = Graph("activation")
     x = torch.linspace(-15, 15, 301)

@@ -1,0 +1,56 @@
+"""Mixtures of experts in a graph: every form of router and activation beside the torch reader, and which operator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llmkit.architecture.experts import ClampedSwiGLU
+from llmkit.architecture.registry import default_registry
+from llmkit.decoder.contract import random_checkpoint
+from llmkit.decoder.load import load_decoder
+from llmkit.onnx.contract import decoder_of, initializer_bytes
+from llmkit.onnx.model import build_graph
+from llmkit.onnx.parity import compare_decoders
+
+_MIXTRAL = default_registry().load(next(p for p in default_registry().plugins if p.name == "mixtral"))
+_GROUPS = {"groups": 2, "top_groups": 1}
+
+
+def made(router, mlp):
+    """A tiny model whose experts are of that form."""
+    kind = replace(_MIXTRAL.block.mlp, **mlp)
+    kind = replace(kind, router=replace(kind.router, **router))
+    names = {**_MIXTRAL.names.slots, "mlp.shared": "shared", "mlp.shared_gate": "shared_gate"}
+    names["mlp.router.correction"] = "correction"
+    return replace(
+        _MIXTRAL,
+        block=replace(_MIXTRAL.block, mlp=kind),
+        names=replace(_MIXTRAL.names, slots=names),
+        tiny={**_MIXTRAL.tiny, "num_hidden_layers": 1},
+    )
+
+
+@pytest.mark.filterwarnings("ignore:config.json")
+@pytest.mark.parametrize(
+    ("operator", "router", "mlp"),
+    [
+        ("MoE", {"is_normalized": False}, {}),
+        ("MoE", {"scores": "chosen_softmax", "scale": 2.5, "bias": True}, {"act": ClampedSwiGLU(limit=0.5)}),
+        ("MoE", {"is_normalized": False, "scale": 2.5, **_GROUPS}, {"bias": True}),
+        ("MoE", {"scores": "sigmoid", "correction": True, "epsilon": 0.1, "group_score": "top2", **_GROUPS}, {}),
+        ("MoE", {"scores": "sigmoid", "top_k": 1, "is_normalized": False}, {"weighs": "input"}),
+        ("MoE", {}, {"shared": "ffn", "shared_gate": True}),
+        ("Loop", {}, {"act": "gelu", "bias": True}),
+        ("Loop", {"scores": "sigmoid"}, {"act": ClampedSwiGLU(limit=0.5), "weighs": "input"}),
+    ],
+)
+def test_every_form_is_computed(operator, router, mlp):
+    family = made(router, mlp)
+    config = family.tiny_config()
+    ckpt, model = random_checkpoint(family, config), family.bind(config)
+    graph = build_graph(model, ckpt.tensors, initializer_bytes)
+    assert operator in {node.op_type for node in graph.graph.node}
+    wanted = load_decoder(ckpt, architecture=family)
+    assert max(d.largest for d in compare_decoders(decoder_of(graph, model), wanted)) < 1e-5
