@@ -1,4 +1,4 @@
-"""GLM-4.5 and its followers (4.5-Air, 4.6, 4.7): after the first layers experts, chosen by sigmoids and a correction."""
+"""GLM-4.5 and its followers: after the first layers experts, chosen by sigmoids with a correction."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -75,6 +75,7 @@ ARCHITECTURE = Architecture(
         # The layer after the last predicts further tokens (46 of GLM-4.5-Air, 92 of the large ones): nothing reads it.
         ignored=(*NAMES.ignored, "model.layers.46.*", "model.layers.92.*"),
     ),
+    no_gguf="experts are not read or written there yet",
     unused=("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits"),
     tiny={
         **TINY,

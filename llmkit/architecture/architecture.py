@@ -21,7 +21,7 @@ from llmkit.errors import PluginError, SpecError
 Size = str | Key | Computed
 DERIVED = Key((), None)
 """For `kv_heads` and `head_dim` of a family whose configs state neither: heads, and hidden / heads."""
-NOT_IN_LLAMA_CPP = "llama.cpp does not know it"
+NOT_IN_GGUF = "llama.cpp does not know it"
 _KV_HEADS = Key("num_key_value_heads", None)
 _HEAD_DIM = Key("head_dim", None)
 _CONTEXT = Key("max_position_embeddings", None)
@@ -150,7 +150,7 @@ class Architecture:
     reference_attention: str = "eager"
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     gguf: GgufFamily | None = None
-    no_gguf: str = NOT_IN_LLAMA_CPP
+    no_gguf: str = NOT_IN_GGUF
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 

@@ -125,7 +125,7 @@ def _lora(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> No
     def lazy(*shape: int) -> Lazy:
         return Apply("none", [], TensorSpec(DType.F32, shape), _unread, {}, row_step=None, output_rows=[0]).output()
 
-    layers = [s for s in architecture.bind(base.config).slots.values() if s.kind == "linear"]
+    layers = [s for s in architecture.bind(base.config).slots.values() if s.kind == "linear" and not s.stack]
     modules = {}
     for slot in layers:
         out, inside = slot.shape[::-1] if slot.is_transposed else slot.shape

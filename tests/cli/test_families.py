@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 from gguf import MODEL_ARCH_NAMES
 
-from llmkit.architecture.architecture import NOT_IN_LLAMA_CPP
+from llmkit.architecture.architecture import NOT_IN_GGUF
 from llmkit.architecture.kinds import Kind, RMSNorm, SlotShape
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.registry import default_registry
@@ -54,7 +54,7 @@ def test_no_family_that_llama_cpp_knows_is_passed_over_in_silence(name):
     known = {arch.replace("-", "").replace("_", "") for arch in MODEL_ARCH_NAMES.values()}
     plugin = PLUGINS[name]
     own = {model_type.replace("_", "") for model_type in plugin.model_types}
-    assert plugin.no_gguf != NOT_IN_LLAMA_CPP or not own & known or plugin.model_types == ("chatglm",)  # ChatGLM2's
+    assert plugin.no_gguf != NOT_IN_GGUF or not own & known or plugin.model_types == ("chatglm",)  # ChatGLM2's
 
 
 def test_what_no_reader_knows_is_not_claimed(monkeypatch):
