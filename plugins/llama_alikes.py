@@ -48,6 +48,7 @@ def alike(
             "equivalents": {"llama": same},
             "reference_config": same,
             "gguf": None,
+            "no_gguf": "llama.cpp knows it as Llama: convert it --as llama first",
             "tiny": {**TINY, "architectures": [matches[0]], "model_type": model_type, "rms_norm_eps": 1e-5},
             "variants": {},
             **changes,

@@ -28,6 +28,7 @@ REMOTE = {
     "internlm-7b": "internlm",
     "internlm-20b": "internlm",
     "internlm2-7b": "internlm2",
+    "moss-003": "moss",
     "skywork-13b": "skywork",
     "xverse-13b": "xverse",
     "yi-6b": "yi",

@@ -11,7 +11,7 @@ from llmkit.architecture.check import Report, compare
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind, SlotShape, under
 from llmkit.architecture.kinds import Embedding, Head
-from llmkit.architecture.names import Names, NameTable, Place, Stacked
+from llmkit.architecture.names import Fused, Names, NameTable, Place, Stacked
 from llmkit.architecture.sizes import Sizes
 from llmkit.architecture.slots import Part, Slot
 from llmkit.architecture.unread import Unread
@@ -93,6 +93,10 @@ class Model:
             place = self.table.stored_in(leaf)
             gathered.setdefault(place.leaf, []).append((f"layers.{i}.{leaf}", shape))
             places[place.leaf] = place
+        for slot, parts in gathered.items():
+            if isinstance(entry := places[slot].entry, Fused):  # in the order of the file, not of the kind
+                ordered = {stem: place for place, stem in enumerate(entry.parts)}
+                parts.sort(key=lambda part: ordered[part[0].split(".")[-2]])
         return [self._slot(f"layers.{i}.{slot}", parts, i, places[slot]) for slot, parts in gathered.items()]
 
     def _moved(self, slot: Slot, i: int) -> Slot:
@@ -110,7 +114,7 @@ class Model:
     def _slot(self, slot: str, shapes: list[tuple[str, SlotShape]], layer: int | None, place: Place) -> Slot:
         first, entry = shapes[0][1], place.entry
         stack = len(shapes) // len(entry.parts) if isinstance(entry, Stacked) else 0
-        groups = self.dims.kv_heads if entry is not None and entry.rows == "per_group" else 1
+        groups = self.dims.evaluate(entry.groups) if isinstance(entry, Fused) and entry.rows == "per_group" else 1
         parts = []
         for part, formulas in shapes:
             shape = tuple(self.dims.evaluate(formula) for formula in formulas.dims)

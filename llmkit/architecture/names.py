@@ -22,14 +22,17 @@ class Fused:
 
     Attributes:
         name: the stem in files.
-        parts: stems of the layers beside the entry's own (`("q", "k", "v")` under `attn.qkv`).
+        parts: stems of the layers beside the entry's own, in the order of their rows (`("q", "k", "v")` under
+            `attn.qkv`).
         rows: `stacked` has all rows of the first, then of the second, …; `per_group` has for each key/value head the
             rows of its queries, of its key and of its value (for multi-head attention q, k, v of head 0, of head 1, …).
+        groups: a formula: how many groups `per_group` has.
     """
 
     name: str
     parts: tuple[str, ...]
     rows: Literal["stacked", "per_group"] = "stacked"
+    groups: str = "kv_heads"
 
 
 @dataclass(frozen=True)
