@@ -107,11 +107,15 @@ def _yarn(theta: float, dim: int, powers: Floats, scaling: Yarn) -> Floats:
 
 
 def _yarn_factor(scaling: Yarn) -> float:
-    def temperature(mscale: float) -> float:
-        return 1.0 if scaling.factor <= 1 else 0.1 * mscale * math.log(scaling.factor) + 1.0
-
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:
-        return temperature(scaling.mscale) / temperature(scaling.mscale_all_dim)
-    return temperature(1.0)
+        return yarn_temperature(scaling.factor, scaling.mscale) / yarn_temperature(
+            scaling.factor, scaling.mscale_all_dim
+        )
+    return yarn_temperature(scaling.factor, 1.0)
+
+
+def yarn_temperature(factor: float, mscale: float) -> float:
+    """What YaRN multiplies queries and keys by, for a context that is `factor` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -7,8 +7,10 @@ from typing import Any
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kinds import GroupedQuery, Kind
+from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.kv import Cache
+from llmkit.decoder.latent import LatentReader
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.norms import build_norm
 from llmkit.decoder.positions import Positions
@@ -68,4 +70,4 @@ class _GroupedQuery:
         return torch.cat(normed, 2)
 
 
-_READERS: Hooks[Layer] = {GroupedQuery: _GroupedQuery}
+_READERS: Hooks[Layer] = {GroupedQuery: _GroupedQuery, LatentAttention: LatentReader}

@@ -19,7 +19,11 @@ class Linear:
         self._product = functional.linear
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, self.weight, self.bias)
+        return self._product(x, self.weight_for(x), self.bias)
+
+    def weight_for(self, x: torch.Tensor) -> torch.Tensor:
+        """The weight, where a product with x is computed in another order; calibration sees x."""
+        return self.weight
 
 
 def linear(weights: Weights, name: str) -> Linear:

@@ -17,9 +17,11 @@ from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import GroupedQuery
+from llmkit.architecture.latent import LatentAttention
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import GraphContext
 from llmkit.onnx.graph import CONTRIB, Value
+from llmkit.onnx.latent import emit_latent
 from llmkit.onnx.masks import score_bias
 from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.positions import GraphPositions
@@ -234,4 +236,4 @@ def _mha(context: GraphContext, layer: int, qkv: Sequence[Value], positions: Gra
 
 
 _OPS = {"attention": _attention, "flash": _flash, "gqa": _gqa, "mha": _mha}
-_EMITTERS: Hooks[Value] = {GroupedQuery: _grouped_query}
+_EMITTERS: Hooks[Value] = {GroupedQuery: _grouped_query, LatentAttention: emit_latent}

@@ -1,0 +1,52 @@
+"""The torch reader of latent attention: the cache holds what is compressed, and all heads attend to that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmkit.architecture.hooks import Weights
+from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.sizes import Sizes
+from llmkit.decoder.kv import Cache
+from llmkit.decoder.linear import fused_linear, linear
+from llmkit.decoder.norms import build_norm
+from llmkit.decoder.positions import Positions
+from llmkit.decoder.scores import Scores
+from llmkit.lazy_imports import torch
+
+
+class LatentReader:
+    """The attention of one layer: what expands keys and values is applied to queries and to what was attended."""
+
+    def __init__(
+        self, kind: LatentAttention, weights: Weights, dims: Sizes, layer: int, positions: Positions
+    ) -> None:
+        self._dims, self._layer, self._positions = dims, layer, positions
+        if kind.compresses_queries:
+            down, norm = linear(weights, "q_a"), build_norm(kind.norm("q_rank"), weights.under("q_a_norm"))
+            up = linear(weights, "q_b")
+            self._queries = lambda x: up(norm(down(x)))
+        else:
+            self._queries = linear(weights, "q")
+        self._compress = linear(weights, "kv_a")
+        self._norm = build_norm(kind.norm("kv_rank"), weights.under("kv_a_norm"))
+        self._expand = fused_linear(weights, ("k_b", "v_b"))
+        self._out = linear(weights, "o")
+        self._scores = Scores(kind.score_rule(dims.extra["qk_width"]).scale)
+
+    def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        batch, length, _ = x.shape
+        heads, rotated = self._dims.heads, self._dims.head_dim
+        rank, nope, value = (self._dims.extra[name] for name in ("kv_rank", "nope", "v_width"))
+        queries = self._queries(x).view(batch, length, heads, nope + rotated)
+        latent, key = self._compress(x).split([rank, rotated], -1)
+        latent = self._norm(latent)
+        turned = torch.cat([queries[..., nope:], key[:, :, None]], 2)
+        turned = self._positions.rotate(turned, table).transpose(1, 2)
+        k_b, v_b = self._expand.weight_for(latent).split([heads * nope, heads * value])
+        plain = queries[..., :nope].transpose(1, 2) @ k_b.view(heads, nope, rank)
+        q = torch.cat([plain, turned[:, :heads]], -1)
+        k = torch.cat([latent[:, None], turned[:, heads:]], -1)
+        attended = cache.attend(self._layer, q, k, k, self._positions.score(self._scores, table))[..., :rank]
+        values = attended @ v_b.view(heads, value, rank).transpose(1, 2)
+        return self._out(values.transpose(1, 2).reshape(batch, length, heads * value))
