@@ -29,11 +29,11 @@ LATENT_SLOTS = {
 NAMES = replace(_NAMES, slots={k: v for k, v in _NAMES.slots.items() if k not in ("attn.k", "attn.v")} | LATENT_SLOTS)
 TINY: dict[str, Any] = {
     "num_key_value_heads": 4,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 10,
-    "qk_nope_head_dim": 6,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
     "qk_rope_head_dim": 4,
-    "v_head_dim": 5,
+    "v_head_dim": 8,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,

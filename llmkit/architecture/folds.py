@@ -6,6 +6,7 @@ is the wiring of the kinds that tells where this holds: all that reads x must be
     norm -> q, k, v      norm -> gate, up      norm -> both, where a parallel block shares one
     up -> down           of a gated MLP; of a plain one where its activation f has f(x / s) = f(x) / s for s > 0
     v -> o               a key/value head's channel has one scale in all query heads that share it
+    norm -> q_b, norm -> k_b, v_b and v_b -> o     of latent attention
 
 A kind that is not listed here (a plugin's own) passes nothing on, and its layers get no scale.
 """
@@ -28,6 +29,7 @@ from llmkit.architecture.kinds import (
     Sandwich,
     SharedParallel,
 )
+from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.model import Model
 from llmkit.lazy_imports import torch
 
@@ -91,7 +93,7 @@ def folds(model: Model, layer: int) -> list[Fold]:
 def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
     kinds = {"attn": block.attention, "mlp": block.mlp}
     read = {
-        part: tuple(f"{stem}{part}.{name}" for name in _READERS.get(type(kind), ())) for part, kind in kinds.items()
+        part: tuple(f"{stem}{part}.{name}" for name in _readers(kind)) for part, kind in kinds.items()
     }
     if type(block.norm) in (RMSNorm, LayerNorm):
         for norm, parts in _READ_BY.get(type(block.residual), {}).items():
@@ -100,5 +102,18 @@ def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
     if type(block.attention) is GroupedQuery and block.attention.limit is None:
         dims = model.dims
         yield Fold(f"{stem}attn.v", (f"{stem}attn.o",), None, dims.head_dim, dims.heads // dims.kv_heads)
+    if type(block.attention) is LatentAttention:
+        yield from _of_latent(block.attention, model, f"{stem}attn.")
     if type(block.mlp) is GatedMLP or (type(block.mlp) is PlainMLP and block.mlp.act in _HOMOGENEOUS):
         yield Fold(f"{stem}mlp.up", (f"{stem}mlp.down",))
+
+
+def _readers(kind: Kind) -> tuple[str, ...]:
+    return kind.readers if type(kind) is LatentAttention else _READERS.get(type(kind), ())
+
+
+def _of_latent(kind: LatentAttention, model: Model, stem: str) -> Iterator[Fold]:
+    if kind.compresses_queries:
+        yield Fold(f"{stem}q_a_norm", (f"{stem}q_b",), kind.norm("q_rank"))
+    yield Fold(f"{stem}kv_a_norm", (f"{stem}k_b", f"{stem}v_b"), kind.norm("kv_rank"))
+    yield Fold(f"{stem}v_b", (f"{stem}o",), None, model.dims.extra["v_width"])

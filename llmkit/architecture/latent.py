@@ -92,6 +92,11 @@ class LatentAttention(Kind):
         """Whether queries of a bound kind are compressed, too."""
         return as_bool(self.compressed_queries)
 
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The linear layers of a bound kind that read x."""
+        return ("q_a", "kv_a") if self.compresses_queries else ("q", "kv_a")
+
     def norm(self, width: str) -> RMSNorm:
         """The norm of what is compressed to `width`."""
         return RMSNorm(eps=as_float(self.eps), width=width)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.model import Model
 from llmkit.errors import InputError, counted
 from llmkit.tensors.spec import format_bytes
@@ -59,7 +60,9 @@ class Costs:
     def of(cls, model: Model, itemsize: int) -> Costs:
         """Of a model whose weights and activations take `itemsize` bytes each."""
         dims = model.dims
-        heads = dims.heads * dims.head_dim
+        latent = isinstance(getattr(model.block, "attention", None), LatentAttention)
+        width = dims.extra["cache_width"] if latent else dims.head_dim
+        heads, cached = dims.heads * width, width if latent else 2 * dims.kv_heads * width
         in_layers = sum(prod(s.shape) for s in model.slots.values() if s.layer is not None)
         others = [prod(s.shape) for s in model.slots.values() if s.layer is None and not s.is_optional]
         wide = max(3 * dims.ffn, 6 * heads)  # gate, up and their product; or queries, repeated keys and values, outputs
@@ -67,7 +70,7 @@ class Costs:
             token_flop=2 * in_layers,
             pair_flop=4 * heads * dims.layers,
             weights_nbytes=(in_layers + sum(others)) * itemsize,
-            cache_nbytes=2 * dims.kv_heads * dims.head_dim * dims.layers * itemsize,
+            cache_nbytes=cached * dims.layers * itemsize,
             # what is kept of a row while it is computed, and cut into caches after it
             work_nbytes=(3 * dims.hidden + wide) * itemsize,
             logits_nbytes=4 * dims.vocab,

@@ -31,7 +31,7 @@ from llmkit.transforms.quantize import quantize
 
 TEXT = CalibrationText("english", ("\n".join(vocab_world.ENGLISH) * 4,))
 SAMPLES = Samples(TEXT, n=12, length=24, seed=1)
-FAMILIES = ["llama", "bloom", "falcon", "gpt_neox", "rwkv", "qwen3", "opt", "phi3", "chatglm2"]
+FAMILIES = ["llama", "bloom", "falcon", "gpt_neox", "rwkv", "qwen3", "opt", "phi3", "chatglm2", "deepseek3"]
 
 
 @pytest.fixture
