@@ -92,9 +92,7 @@ def folds(model: Model, layer: int) -> list[Fold]:
 
 def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
     kinds = {"attn": block.attention, "mlp": block.mlp}
-    read = {
-        part: tuple(f"{stem}{part}.{name}" for name in _readers(kind)) for part, kind in kinds.items()
-    }
+    read = {part: tuple(f"{stem}{part}.{name}" for name in _readers(kind)) for part, kind in kinds.items()}
     if type(block.norm) in (RMSNorm, LayerNorm):
         for norm, parts in _READ_BY.get(type(block.residual), {}).items():
             if all(read[part] for part in parts):

@@ -49,6 +49,9 @@ def _temperature(config: Mapping[str, Any]) -> float:
     return 1.0
 
 
+_COMPRESSES, _TEMPERATURE = Computed(lambda config: config.get(_RANK_OF_QUERIES, 1) is not None), Computed(_temperature)
+
+
 @dataclass(frozen=True)
 class LatentAttention(Kind):
     """Causal softmax attention over a compressed cache (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
@@ -68,9 +71,9 @@ class LatentAttention(Kind):
     string_keys = ("bias",)
 
     bias: Flag = False
-    compressed_queries: Flag = Computed(lambda config: config.get(_RANK_OF_QUERIES, 1) is not None)
+    compressed_queries: Flag = _COMPRESSES
     eps: Number = 1e-6
-    temperature: Number = Computed(_temperature)
+    temperature: Number = _TEMPERATURE
 
     def slots(self) -> dict[str, SlotShape]:
         if self.compresses_queries:

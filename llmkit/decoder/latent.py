@@ -18,9 +18,7 @@ from llmkit.lazy_imports import torch
 class LatentReader:
     """The attention of one layer: what expands keys and values is applied to queries and to what was attended."""
 
-    def __init__(
-        self, kind: LatentAttention, weights: Weights, dims: Sizes, layer: int, positions: Positions
-    ) -> None:
+    def __init__(self, kind: LatentAttention, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> None:
         self._dims, self._layer, self._positions = dims, layer, positions
         if kind.compresses_queries:
             down, norm = linear(weights, "q_a"), build_norm(kind.norm("q_rank"), weights.under("q_a_norm"))

@@ -60,10 +60,8 @@ def emit_latent(
     context.state[past_name] = present_name
 
     plain = g.op("MatMul", g.op("Transpose", plain, perm=[0, 2, 1, 3]), _by_head(weights, "k_b", nope))
-    attended = g.op(
-        "Attention", g.op("Concat", plain, turned, axis=-1), cache, cache, score_bias(context, positions, None, causal=True),
-        scale=kind.score_rule(dims.extra["qk_width"]).scale,
-    )  # fmt: skip
+    q, bias = g.op("Concat", plain, turned, axis=-1), score_bias(context, positions, None, causal=True)
+    attended = g.op("Attention", q, cache, cache, bias, scale=kind.score_rule(dims.extra["qk_width"]).scale)
     attended = g.op("Slice", attended, g.ints(0), g.ints(rank), g.ints(-1))
     values = g.op("MatMul", attended, g.op("Transpose", _by_head(weights, "v_b", value), perm=[0, 2, 1]))
     values = g.op("Reshape", g.op("Transpose", values, perm=[0, 2, 1, 3]), g.ints(0, 0, heads * value))

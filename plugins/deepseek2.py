@@ -1,0 +1,133 @@
+"""DeepSeek-V2: latent attention, dense layers first, then experts, some of which every token goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.kinds import Block, GatedMLP, Head, Kind, PerLayer, RMSNorm, Rope
+from llmkit.architecture.latent import LatentAttention, latent_sizes
+from llmkit.architecture.names import Entry, Fused
+
+from .llama import DIMS as LLAMA_DIMS
+from .llama import NAMES as LLAMA_NAMES
+
+ACTIVATION = Key("hidden_act", "silu")
+# The head of every key is made of rows of its own in kv_b.
+ONE_KEY_EACH = {"num_key_value_heads": Key("num_attention_heads")}
+_LATENT_SLOTS: dict[str, Entry] = {
+    "attn.q_a": "self_attn.q_a_proj",
+    "attn.q_a_norm": "self_attn.q_a_layernorm",
+    "attn.q_b": "self_attn.q_b_proj",
+    "attn.kv_a": "self_attn.kv_a_proj_with_mqa",
+    "attn.kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn.kv_b": Fused("self_attn.kv_b_proj", ("k_b", "v_b"), rows="per_group"),
+}
+_EXPERT_SLOTS = {
+    "mlp.router": "mlp.gate",
+    "mlp.router.correction": "mlp.gate.e_score_correction_bias",
+    **{f"mlp.experts.{{e}}.{part}": f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")},
+    **{f"mlp.shared.{part}": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
+}
+DENSE_NAMES = replace(
+    LLAMA_NAMES,
+    slots={k: v for k, v in LLAMA_NAMES.slots.items() if k not in ("attn.k", "attn.v")} | _LATENT_SLOTS,
+)
+NAMES = replace(DENSE_NAMES, slots={**DENSE_NAMES.slots, **_EXPERT_SLOTS})
+
+
+def dims(extra: Mapping[str, Key], rope: int = 64, **defaults: Any) -> Dims:
+    """The sizes, with the defaults of the config's class."""
+    latent = latent_sizes(rope=rope, **defaults)
+    return replace(LLAMA_DIMS, kv_heads=DERIVED, head_dim=Key("qk_rope_head_dim", rope), extra={**latent, **extra})
+
+
+def latent_block(mlp: Kind) -> Block:
+    """A layer with latent attention."""
+    return Block(
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+        attention=LatentAttention(bias=Key("attention_bias", False)),
+        position=Rope(pairs="interleaved"),
+        mlp=mlp,
+    )
+
+
+def blocks(router: Router, *, n_dense: int, n_shared: int) -> PerLayer:
+    """Dense layers first, then experts; with the defaults of the config's class."""
+
+    def block(config: Mapping[str, Any], i: int) -> Block:
+        shared = lookup(Key("n_shared_experts", n_shared), config)
+        mixture = Experts(ACTIVATION, router=router, shared=f"{shared}*expert_ffn")
+        is_dense = i < lookup(Key("first_k_dense_replace", n_dense), config)
+        return latent_block(GatedMLP(ACTIVATION) if is_dense else mixture)
+
+    return PerLayer(block)
+
+
+def _groups(key: str) -> Computed:
+    """V2 has the number of groups in its config also where the choice is not limited to them."""
+    return Computed(lambda config: config[key] if config.get("topk_method") == "group_limited_greedy" else 1)
+
+
+TINY: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+YARN = {
+    "rope_theta": None,
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+        "mscale": 1.0, "mscale_all_dim": 0.8,
+    },
+}  # fmt: skip
+NOT_COMPUTED = ("num_nextn_predict_layers", "ep_size", "seq_aux", "aux_loss_alpha", "output_router_logits")
+
+ARCHITECTURE = Architecture(
+    name="deepseek2",
+    releases=("DeepSeek-V2", "DeepSeek-V2-Lite", "DeepSeek-Coder-V2"),
+    matches=("DeepseekV2ForCausalLM",),
+    model_types=("deepseek_v2",),
+    dims=dims({"expert_ffn": Key("moe_intermediate_size", 1407)}),
+    block=blocks(
+        Router(
+            count=Key("n_routed_experts", 64),
+            top_k=Key("num_experts_per_tok"),
+            scale=Key("routed_scaling_factor", 1.0),
+            groups=_groups("n_group"),
+            top_groups=_groups("topk_group"),
+            is_single=True,
+        ),
+        n_dense=0,
+        n_shared=2,
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=NAMES,
+    fixed={**ONE_KEY_EACH, "norm_topk_prob": False, "scoring_func": "softmax", "moe_layer_freq": 1},
+    unused=NOT_COMPUTED,
+    tiny={**TINY, "topk_method": "greedy"},
+    variants={
+        "plain-queries": {"q_lora_rank": None, "attention_bias": True},
+        "groups": {
+            "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 16.0,
+        },
+        "yarn": YARN,
+    },
+)  # fmt: skip
