@@ -138,10 +138,6 @@ def _stored(ckpt: Checkpoint, codec: FolderReader) -> Stored:
     stated, file = ckpt.config, ckpt.files.get(codec.config_file)
     if file is not None and config_entry(stated) is None:
         stated = {**stated, CONFIG_KEYS[0]: parse_object(file.read(), codec.config_file)}
-    return Stored(
-        ckpt.label,
-        ckpt.tensors,
-        stated,
-        {name: slot.shape[::-1] if slot.is_transposed else slot.shape for name, slot in slots.items()},
-        frozenset(name for name, slot in slots.items() if slot.is_transposed),
-    )
+    transposed = frozenset(name for name, slot in slots.items() if slot.is_transposed and not slot.stack)
+    shapes = {name: slot.shape[::-1] if name in transposed else slot.shape for name, slot in slots.items()}
+    return Stored(ckpt.label, ckpt.tensors, stated, shapes, transposed)

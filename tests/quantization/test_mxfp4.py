@@ -8,11 +8,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from llmkit.architecture.registry import default_registry
+from llmkit.architecture.storage import part_of
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.quantized import dequantized, describe
+from llmkit.decoder import load_decoder
+from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import LlmkitError
+from llmkit.quantization.matrix import matrix_of
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.spec import DType
+from llmkit.transforms.convert import convert
 
 STEM = "model.layers.0.mlp.experts.gate_up_proj"
 
@@ -58,3 +64,50 @@ def test_equals_transformers(tmp_path, dtype):
 def test_what_does_not_fit_is_refused(tmp_path, end, part, message):
     with pytest.raises(LlmkitError, match=message):
         dequantized(opened(tmp_path, made() | {f"{STEM}_{end}": part}))
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A tiny gpt-oss as it is published: experts in MXFP4, all else in bfloat16."""
+    registry = default_registry()
+    family = registry.load(next(p for p in registry.plugins if p.name == "gpt_oss"))
+    config = family.tiny_config() | {"hidden_size": 32, "intermediate_size": 64}
+    tensors = {name: lazy.load().bfloat16() for name, lazy in random_checkpoint(family, config).tensors.items()}
+    for name in [name for name in tensors if name.endswith("_proj") and ".experts." in name]:
+        n, columns, rows = tensors.pop(name).shape
+        blocks = torch.randint(0, 256, (n, rows, columns // 32, 16), dtype=torch.uint8)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": torch.randint(121, 124, blocks.shape[:3]).byte()}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    entry = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": entry}))
+    return tmp_path
+
+
+def test_a_published_model_computes_what_transformers_does(model):
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    ids = torch.arange(24).view(2, 12)
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+    assert torch.allclose(load_decoder(open_checkpoint(model))(ids), expected, atol=1e-5)
+
+
+def test_each_expert_remembers_its_codes(model):
+    floats = dequantized(open_checkpoint(model))
+    slot = floats.model.slots["layers.0.mlp.experts.gate_up.weight"]
+    up = part_of(floats.tensors[slot.name], slot, "layers.0.mlp.experts.1.up.weight")
+    matrix = matrix_of(up)
+    assert (matrix.shape, matrix.bits, matrix.grid.group_size) == ((64, 32), 4, 32)
+    assert torch.equal(matrix.dequantized(DType.F32).load(), up.load().float())
+
+
+def test_a_copy_keeps_every_byte(model, tmp_path):
+    ckpt = open_checkpoint(model)
+    copy = convert(ckpt, to="hf")
+    assert copy.tensors.keys() == ckpt.tensors.keys()
+    assert all(torch.equal(copy.tensors[name].load(), lazy.load()) for name, lazy in ckpt.tensors.items())
+    assert copy.config["quantization_config"] == ckpt.config["quantization_config"]

@@ -18,9 +18,9 @@ from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, error
 from llmkit.quantization.float8 import powers_of_two
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.points import MXFP4
-from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.moving import Concat, TakeRows
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.moving import Stack, TakeRows
+from llmkit.tensors.rearrange import transpose, viewed
 from llmkit.tensors.spec import DType, TensorSpec
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -64,14 +64,12 @@ def _experts(blocks: Lazy, exponents: Lazy) -> Rearranged:
     codes = viewed(blocks, DType.U8, (rows, n_in // 2))
     matrix = QuantizedMatrix(Grid(4, _SIZE, points=MXFP4), (rows, n_in), codes, scales, source="MXFP4")
 
-    def transposed(weights: Lazy) -> Lazy:
-        """One expert at a time."""
-        spec = TensorSpec(weights.dtype, (1, n_in, n_out))
-        rows_of = (TakeRows(weights, i * n_out, (i + 1) * n_out).output() for i in range(n_experts))
-        experts = [Apply("expert", [own], spec, lambda w: w.t().contiguous()[None]).output() for own in rows_of]
-        return Concat(experts).output()
+    def stacked(weights: Lazy) -> Lazy:
+        """[experts, in, out]."""
+        own = (TakeRows(weights, i * n_out, (i + 1) * n_out).output() for i in range(n_experts))
+        return Stack([transpose(rows) for rows in own]).output()
 
-    return Rearranged(matrix, transposed)
+    return Rearranged(matrix, stacked)
 
 
 CODEC = MicroscalingFloat4()
