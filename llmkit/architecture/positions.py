@@ -84,13 +84,22 @@ class Alibi(Kind):
     """Attention with linear biases: slope_h * j is added to the score of key j (Press et al. 2021, arXiv:2108.12409).
 
     Softmax does not see a shift, so this equals slope_h * (j - i). Slopes are the paper's for any number of heads.
+
+    Attributes:
+        steepness: the flattest slope is 2^-steepness where the heads are a power of two; 8 in the paper.
     """
 
+    steepness: Number = 8
 
-def alibi_slopes(n_heads: int) -> list[float]:
+    def slopes(self, n_heads: int) -> list[float]:
+        """The slopes of a bound kind, [n_heads]."""
+        return alibi_slopes(n_heads, as_float(self.steepness))
+
+
+def alibi_slopes(n_heads: int, steepness: float = 8.0) -> list[float]:
     """The slopes of the paper, [n_heads]: a geometric series for a power of two, and every other one of the next."""
     power = 2 ** math.floor(math.log2(n_heads))
-    ratio, between = 2.0 ** (-8.0 / power), 2.0 ** (-8.0 / (2 * power))
+    ratio, between = 2.0 ** (-steepness / power), 2.0 ** (-steepness / (2 * power))
     slopes = [ratio ** (i + 1) for i in range(power)]
     return slopes + [between ** (2 * i + 1) for i in range(n_heads - power)]
 

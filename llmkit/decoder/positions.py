@@ -9,7 +9,6 @@ from typing import Any
 from llmkit.architecture.frequencies import frequencies as computed_frequencies
 from llmkit.architecture.hooks import Hooks, reader_of
 from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
-from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.kv import Cache, Places
@@ -69,7 +68,7 @@ class AlibiBias(Positions):
     """Linear biases by the position of the key, float32."""
 
     def __init__(self, kind: Alibi, dims: Sizes, dtype: torch.dtype, device: torch.device) -> None:
-        self._slopes = torch.tensor(alibi_slopes(dims.heads), device=device)
+        self._slopes = torch.tensor(kind.slopes(dims.heads), device=device)
 
     def bias(self, positions: torch.Tensor) -> torch.Tensor:
         """[B, T] positions -> [B, heads, T]."""

@@ -210,10 +210,11 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
             metadata["rope.freq_base"] = float(rope.theta)  # type: ignore[arg-type]
             metadata |= _scaling_metadata(rope.bound_scaling, warnings)
         elif isinstance(main.position, Alibi):
-            metadata["attention.max_alibi_bias"] = 8.0
+            metadata["attention.max_alibi_bias"] = float(main.position.steepness)  # type: ignore[arg-type]
         attention = main.attention
         if isinstance(attention, GroupedQuery):
             metadata["attn_logit_softcapping"] = attention.softcap
+            metadata["attention.clamp_kqv"] = attention.limit
             metadata["attention.sliding_window"] = window = _window(model)
             if window is not None and not family.has_windows and (dims.context is None or window < dims.context):
                 warnings.append(f"llama.cpp runs {family.arch} models without a sliding window; this one has {window}")

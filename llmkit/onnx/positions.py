@@ -8,7 +8,6 @@ from llmkit.architecture.frequencies import frequencies
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Alibi, NoPositions, Rope
-from llmkit.architecture.positions import alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope
 from llmkit.lazy_imports import np
 from llmkit.onnx.context import GraphContext
@@ -100,7 +99,7 @@ class _Alibi(GraphPositions):
     def key_bias(self, context: GraphContext) -> Any:
         def make() -> Any:
             g = context.graph
-            slopes = g.constant(np.array(alibi_slopes(context.model.dims.heads), dtype=np.float32)[:, None])
+            slopes = g.constant(np.array(self._kind.slopes(context.model.dims.heads), dtype=np.float32)[:, None])
             at = g.op("Unsqueeze", g.cast(context.key_positions(), "FLOAT"), g.ints(1))
             return g.op("Mul", at, slopes)
 

@@ -161,6 +161,7 @@ _KNOBS: dict[str, Draw] = {
     "sliding_window_pattern": _one_of(2, 3, 6), "attn_logit_softcapping": _one_of(None, 2.0, 50.0),
     "final_logit_softcapping": _one_of(None, 1.5, 30.0), "query_pre_attn_scalar": _one_of(5, 16, 256),
     "partial_rotary_factor": _one_of(0.25, 0.5, 1.0), "rotary_pct": _one_of(0.25, 0.5, 1.0),
+    "scale_emb": _one_of(1, 12, 0.5), "scale_depth": _one_of(1, 1.4), "dim_model_base": _one_of(1, 16, 256),
     "window_size": _one_of(1, 2, 5, 23, 100),
     "use_bias": _FLAG, "use_qk_norm": _FLAG, "attention_out_bias": _FLAG, "norm_epsilon": _EPS,
     "clip_qkv": _one_of(None, 0.3, 2.0), "attention_multiplier": _number(0.05, 1.0), "logit_scale": _number(0.05, 2.0),
@@ -183,6 +184,7 @@ _MORE = {
     "gpt2": ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings"),
     "gpt_bigcode": ("scale_attn_weights", "tie_word_embeddings"),
     "gpt_neo": ("tie_word_embeddings",),
+    "mpt": ("layer_norm_epsilon", "tie_word_embeddings"),
     "bloom": ("apply_residual_connection_post_layernorm", "tie_word_embeddings"),
     "opt": ("enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings", "_remove_final_layer_norm"),
     "falcon": ("activation", "tie_word_embeddings", "num_ln_in_parallel_attn"),
@@ -210,6 +212,13 @@ def _long_rope(config: Mapping[str, Any], draw: random.Random) -> Any:
 
 
 _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]] = {
+    "mpt": {
+        "attn_config": lambda config, draw: {
+            "alibi": True,
+            "clip_qkv": draw.choice([None, 0.5, 6.0]),
+            "softmax_scale": draw.choice([None, 0.3]),
+        },
+    },
     "gpt_neo": {
         "attention_types": lambda config, draw: [
             [[draw.choice(["global", "local"])], 1] for _ in range(config["num_layers"])

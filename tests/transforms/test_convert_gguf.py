@@ -54,6 +54,7 @@ REFUSED = {
     ("olmo2", "bias"): "attention.qkv_bias is True, here False",
     ("olmo3", "transformers-5"): "sliding_window is None, here 7",
     ("phi", "grouped"): "attention.qk_norm is LayerNorm, here None",
+    ("mpt", "scaled"): "attention.scale is 0.5",
     ("qwen2", "window-above"): "sliding_window is 7, here None",
     ("qwen2", "window-layer-types"): "sliding_window is 7, here None",
     ("qwen3", "attention-bias"): "attention.qkv_bias is True, here False",

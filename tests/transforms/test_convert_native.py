@@ -57,6 +57,7 @@ def test_the_other_class_gives_the_same_logits(tmp_path, name, other, variant):
         ("aquila-7b", "llama", {}),
         ("internlm-20b", "llama", {}),
         ("internlm2-7b", "llama", {}),
+        ("minicpm-2b", "granite", {}),
         ("skywork-13b", "llama", {}),
         ("xverse-13b", "llama", {}),
         ("yi-6b", "llama", {}),
