@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmkit.decoder.kv import Places, Recurrence
+from llmkit.decoder.kv import Places
 from llmkit.decoder.packed import Packed
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_scored
+from llmkit.decoder.states import Recurrence
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 
@@ -35,10 +36,10 @@ class Branches:
         self._lengths = torch.tensor(lengths)  # real tokens of each tail
         self._length = max(lengths)  # columns in use
         self._room = self._length + capacity
-        self._shared = [_widened(prefix.layer(i)) for i in range(prefix.n_layers)] if prefix is not None else []
-        self._tails = [self._laid_out(passes, i) for i in range(first.n_layers)]
-        states = [packed.states for packed in passes]
-        self._states = {layer: torch.cat([s[layer] for s in states]) for layer in states[0]}
+        self._shared = {i: _widened(prefix.layer(i)) for i in prefix.layers} if prefix is not None else {}
+        self._tails = {i: self._laid_out(passes, i) for i in first.layers}
+        states = {layer: zip(*(packed.states[layer] for packed in passes), strict=True) for layer in first.states}
+        self._states = {layer: tuple(map(torch.cat, parts)) for layer, parts in states.items()}
         self.memory = {name: torch.cat([p.memory[name] for p in passes]) for name in first.memory}
         self._bias = self._padding()
 
@@ -68,7 +69,7 @@ class Branches:
             return None
         columns = torch.arange(self._room)
         is_padding = columns < (self._length - self._lengths)[:, None]
-        device = self._tails[0][0].device
+        device = next(iter(self._tails.values()))[0].device
         return torch.zeros(is_padding.shape).masked_fill_(is_padding, float("-inf"))[:, None, None].to(device)
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -77,9 +78,12 @@ class Branches:
         self._lengths = self._lengths[index]
         cut = self._length - int(self._lengths.max())  # columns that are padding in all that stay
         self._length, self._room = self._length - cut, self._room - cut
-        on = index.to(self._tails[0][0].device if self._tails else "cpu")
-        self._tails = [(k[on, :, cut:].contiguous(), v[on, :, cut:].contiguous()) for k, v in self._tails]
-        self._states = {layer: state[index.to(state.device)] for layer, state in self._states.items()}
+        for layer, (k, v) in self._tails.items():
+            on = index.to(k.device)
+            self._tails[layer] = k[on, :, cut:].contiguous(), v[on, :, cut:].contiguous()
+        self._states = {
+            layer: tuple(held[index.to(held.device)] for held in state) for layer, state in self._states.items()
+        }
         self.memory = {name: held[index.to(held.device)] for name, held in self.memory.items()}
         self._bias = self._padding()
 

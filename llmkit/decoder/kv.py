@@ -1,24 +1,21 @@
-"""Keys and values of past tokens, and the attention over them.
+"""Keys and values of past tokens, the attention over them, and the states of recurrences.
 
-The decoder hands queries, keys and values of the new tokens to `attend`; a cache decides how keys are kept and which
-of them a query sees. A forward pass is `begin`, one `attend` a layer, `end`.
+The decoder hands queries, keys and values of the new tokens to `attend`, and recurrences to `recur`; a cache decides
+how keys are kept, which of them a query sees, and from which state a recurrence goes on. A forward pass is `begin`, an
+`attend`, a `recur` or both for each layer, `end`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_masked, attend_plain, attend_scored
+from llmkit.decoder.states import Recurrence, Rows, State
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
-
-# (x [B, S, hidden], state [B, ...] or None at the start, real [B, S] bool or None) -> (y, the new state).
-Recurrence: TypeAlias = (
-    "Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,10 @@ class Cache(Protocol):
         """Attention of the new queries [B, heads, S, head_dim] over past and new keys [B, kv_heads, S, head_dim]."""
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
-        """A recurrence over the new tokens [B, S, hidden] of each sequence, from the state its past left."""
+        """A recurrence over the new tokens [B, S, width] of each sequence, from the state that its past left.
+
+        It gives [B, S, width'], never read at padding. One for each layer and pass, in a layer with attention too.
+        """
 
     def end(self) -> None:
         """The pass is over: the new tokens are past ones now."""
@@ -79,19 +79,20 @@ class KVCache:
         self.mask: torch.Tensor | None = None
         self._capacity = capacity
         self._keep = keep
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
+        self._keys: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
         self._new = 0
         self._batch = 0
         self._bias: torch.Tensor | None = None
         self._positions: torch.Tensor | None = None
         self.memory: dict[str, torch.Tensor] = {}
-        self._states: dict[int, torch.Tensor] = {}
+        self._rows = Rows(None)
+        self._states: dict[int, State] = {}
 
     @property
-    def n_layers(self) -> int:
-        """Number of layers that hold something."""
-        return len(self._keys)
+    def layers(self) -> tuple[int, ...]:
+        """The layers that hold keys and values."""
+        return tuple(self._keys)
 
     @property
     def batch(self) -> int:
@@ -107,23 +108,23 @@ class KVCache:
         """Keys and values of a layer, [B, kv_heads, length, head_dim] each (views)."""
         return self._keys[layer][:, :, : self.length], self._values[layer][:, :, : self.length]
 
-    def state(self, layer: int) -> torch.Tensor | None:
-        """What the recurrence of a layer left, [B, ...]."""
+    def state(self, layer: int) -> State | None:
+        """What the recurrence of a layer left."""
         return self._states.get(layer)
 
     @classmethod
     def of(
         cls,
-        keys: list[torch.Tensor],
-        values: list[torch.Tensor],
-        states: dict[int, torch.Tensor],
-        memory: dict[str, torch.Tensor],
+        pairs: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
+        states: Mapping[int, State],
+        memory: Mapping[str, torch.Tensor],
         length: int,
     ) -> KVCache:
-        """A cache of one sequence of `length` tokens: a [1, kv_heads, T, head_dim] pair, or a state, for each layer."""
+        """A cache of one sequence of `length` tokens: by layer, [1, kv_heads, T, head_dim] pairs and states."""
         cache = cls()
-        cache._keys, cache._values = keys, values
-        cache._states, cache.memory = states, memory
+        cache._keys = {layer: keys for layer, (keys, _) in pairs.items()}
+        cache._values = {layer: values for layer, (_, values) in pairs.items()}
+        cache._states, cache.memory = dict(states), dict(memory)
         cache.length = cache._capacity = length
         cache._batch = 1
         return cache
@@ -138,7 +139,7 @@ class KVCache:
         if self._keep:
             self._batch = batch
         if self.mask is None:
-            self._bias = None
+            self._bias, self._rows = None, Rows(None)
             self._positions = torch.arange(total, device=input_ids.device).expand(batch, total)
             positions = self._positions[:, self.length :]
             spans = tuple((row, 0, new) for row in range(batch))
@@ -147,6 +148,7 @@ class KVCache:
         self._positions = (real - 1).clamp_min(0)
         self._bias = _visible(self.mask, self.length, new)
         is_new = self.mask[:, self.length :] != 0
+        self._rows = Rows(is_new)
         count = torch.arange(1, new + 1, device=is_new.device)
         stops = (is_new * count).amax(-1)
         starts = torch.minimum(new - (is_new * count.flip(0)).amax(-1), stops)
@@ -179,8 +181,7 @@ class KVCache:
         return attend_causal(q, k, v, scores.scale)
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
-        real = (self.mask != 0)[:, self.length :] if self.mask is not None else None
-        out, state = run(x, self._states.get(layer), real)
+        out, state = self._rows.run(run, x, self._states.get(layer))
         if self._keep:
             self._states[layer] = state
         return out
@@ -193,10 +194,10 @@ class KVCache:
 
     def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         start, stop = self.length, self.length + k.shape[2]
-        if layer == len(self._keys):
+        if layer not in self._keys:
             room = max(stop, self._capacity)
-            self._keys.append(k.new_empty((*k.shape[:2], room, k.shape[3])))
-            self._values.append(v.new_empty((*v.shape[:2], room, v.shape[3])))
+            self._keys[layer] = k.new_empty((*k.shape[:2], room, k.shape[3]))
+            self._values[layer] = v.new_empty((*v.shape[:2], room, v.shape[3]))
         elif self._keys[layer].shape[2] < stop:
             room = max(stop, 2 * self._keys[layer].shape[2], self._capacity)
             self._keys[layer] = _grown(self._keys[layer], start, room)

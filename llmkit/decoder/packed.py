@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from llmkit.decoder.kv import KVCache, Places, Recurrence
+from llmkit.decoder.kv import KVCache, Places
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_scored
+from llmkit.decoder.states import Recurrence, Segments, State
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 
@@ -24,6 +25,9 @@ class Packed:
         lengths: tokens of each segment.
         keep: keep each segment's keys, so that `segment(i)` can be continued in its turn.
         on_layer: called when a layer begins.
+
+    Attributes:
+        states: what the recurrence of each layer left, a row for each segment (`keep=True`).
     """
 
     def __init__(
@@ -42,10 +46,10 @@ class Packed:
         self.lengths = tuple(lengths)
         self.starts = (0, *accumulate(lengths))[:-1]
         self.keep = keep
-        self._on_layer = on_layer
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
-        self._states: list[dict[int, torch.Tensor]] = [{} for _ in lengths]
+        self._on_layer, self._layer = on_layer, -1
+        self._pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._segments = Segments(self.lengths)
+        self.states: dict[int, State] = {}
         past = prefix.memory if self.prefix is not None and prefix is not None else {}
         self.memory = {name: held.expand(len(lengths), *held.shape[1:]) for name, held in past.items()}
 
@@ -71,10 +75,9 @@ class Packed:
         return Places(positions[None], totals, spans)
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-        self._on_layer()
+        self._reach(layer)
         if self.keep:
-            self._keys.append(k)
-            self._values.append(v)
+            self._pairs[layer] = k, v
         past = self.prefix.layer(layer) if self.prefix is not None else None
         rules = [scores.over(self.past + n) for n in self.lengths]
         if all(rule.is_plain for rule in rules):
@@ -105,32 +108,29 @@ class Packed:
         return attend_scored(q, k, v, scores, torch.arange(k.shape[2], device=q.device)[None])
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
-        self._on_layer()
+        self._reach(layer)
         before = self.prefix.state(layer) if self.prefix is not None else None
-        out = torch.empty_like(x)
-        for state, start, n in zip(self._states, self.starts, self.lengths, strict=True):
-            out[:, start : start + n], after = run(x[:, start : start + n], before, None)
-            if self.keep:
-                state[layer] = after
+        out, after = self._segments.run(run, x, before)
+        if self.keep:
+            self.states[layer] = after
         return out
+
+    def _reach(self, layer: int) -> None:
+        if layer != self._layer:
+            self._layer = layer
+            self._on_layer()
 
     def end(self) -> None:
         """Nothing moves: a packed pass is not continued, its segments are."""
 
     @property
-    def n_layers(self) -> int:
-        """Number of layers whose keys are kept."""
-        return len(self._keys)
-
-    @property
-    def states(self) -> dict[int, torch.Tensor]:
-        """What the recurrence of each layer left, a row for each segment (`keep=True`)."""
-        layers = self._states[0].keys()
-        return {layer: torch.cat([state[layer] for state in self._states]) for layer in layers}
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose keys are kept."""
+        return tuple(self._pairs)
 
     def kept(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the whole row, [1, kv_heads, sum(lengths), head_dim] each (`keep=True`)."""
-        return self._keys[layer], self._values[layer]
+        return self._pairs[layer]
 
     def segment(self, index: int) -> KVCache:
         """Prefix and segment `index` as a cache of their own (`keep=True`).
@@ -141,12 +141,14 @@ class Packed:
         if not self.keep:
             raise InputError("this packed pass kept nothing; make it with keep=True")
         cut = slice(self.starts[index], self.starts[index] + self.lengths[index])
-        pairs = []
-        for layer, pair in enumerate(zip(self._keys, self._values, strict=True)):
-            new_pair = [t[:, :, cut].clone() for t in pair]  # a view would keep the whole row alive
+        pairs = {}
+        for layer, (keys, values) in self._pairs.items():
+            k, v = keys[:, :, cut].clone(), values[:, :, cut].clone()  # a view would keep the whole row alive
             if self.prefix is not None:
-                new_pair = [torch.cat([p, o], 2) for p, o in zip(self.prefix.layer(layer), new_pair, strict=True)]
-            pairs.append(new_pair)
-        memory = {name: held[index : index + 1].clone() for name, held in self.memory.items()}
-        length = self.past + self.lengths[index]
-        return KVCache.of([p[0] for p in pairs], [p[1] for p in pairs], self._states[index], memory, length)
+                before = self.prefix.layer(layer)
+                k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
+            pairs[layer] = k, v
+        row = slice(index, index + 1)
+        states = {layer: tuple(held[row].clone() for held in state) for layer, state in self.states.items()}
+        memory = {name: held[row].clone() for name, held in self.memory.items()}
+        return KVCache.of(pairs, states, memory, self.past + self.lengths[index])

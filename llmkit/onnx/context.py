@@ -41,7 +41,7 @@ class GraphContext:
         mask: [B, T] int64, 1 for real tokens, past ones included.
         positions: [B, S] int64, the place of each new token in its own sequence.
         state: what the runtime hands on from call to call: name of an input -> name of the output.
-        initial: what such an input holds at first along its second dimension, where that is not empty or zero.
+        initial: the number that such an input holds at first, where that is not zero.
     """
 
     graph: Graph
@@ -53,7 +53,7 @@ class GraphContext:
     positions: Value
     cache: Int8Cache | None = None
     state: dict[str, str] = field(default_factory=dict)
-    initial: dict[str, list[float]] = field(default_factory=dict)
+    initial: dict[str, float] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:

@@ -37,7 +37,7 @@ class Memory:
     def __init__(self, parts: Parts) -> None:
         self._parts, metadata = parts, parts.metadata
         self.state: dict[str, str] = _stated(parts) if "llmkit.state" in metadata else _paired(parts)
-        self.pasts = [name for name in self.state if len(parts.inputs[name].shape) == 4]
+        self.pasts = [name for name in self.state if _grows(parts.inputs[name].shape)]
         self.in_place = metadata.get("llmkit.attention") in IN_PLACE and bool(self.pasts)
         self.width = sum(int(parts.inputs[n].shape[1]) * int(parts.inputs[n].shape[3]) for n in self.pasts)
         self._initial = _initial(parts)
@@ -76,8 +76,7 @@ class Memory:
         if name in self.pasts:
             return self._empty(name, batch, 0)
         empty = self._empty(name, batch)
-        values = self._initial.get(name)
-        return empty if values is None else empty + torch.tensor(values, device=self._parts.device)[None, :, None]
+        return empty + self._initial[name] if name in self._initial else empty
 
     def _empty(self, name: str, batch: int, room: int | None = None) -> torch.Tensor:
         """Zeros for a state input, [B, …]; keys and values with room for `room` tokens."""
@@ -95,16 +94,21 @@ def _stated(parts: Parts) -> dict[str, str]:
         if name not in parts.inputs or not isinstance(output, str) or output not in parts.outputs:
             raise _damaged(f"llmkit.state pairs {name!r} with {str(output)[:60]!r}, of which it has not both")
         shape = parts.inputs[name].shape
-        if len(shape) == 4 and not all(isinstance(n, int) for n in (shape[1], shape[3])):
+        if _grows(shape) and not all(isinstance(n, int) for n in (shape[1], shape[3])):
             raise _damaged(f"its input {name!r} states no heads or no width")
     return state
 
 
-def _initial(parts: Parts) -> dict[str, list[float]]:
+def _grows(shape: Sequence[Any]) -> bool:
+    """Whether it is that of keys or values, [B, kv_heads, P, head_dim], and of no state of a fixed size."""
+    return len(shape) == 4 and not isinstance(shape[2], int)
+
+
+def _initial(parts: Parts) -> dict[str, float]:
     values = parse_object(parts.metadata.get("llmkit.initial", "{}"), "the graph's llmkit.initial")
-    for name, numbers in values.items():
-        if not isinstance(numbers, list) or not all(type(n) in (int, float) for n in numbers):
-            raise _damaged(f"llmkit.initial of {name!r} is no list of numbers")
+    for name, number in values.items():
+        if type(number) not in (int, float):
+            raise _damaged(f"llmkit.initial of {name!r} is no number")
     return values
 
 

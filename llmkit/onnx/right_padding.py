@@ -53,12 +53,19 @@ def run_right_padded(
         hidden, after = call(ids.gather(1, order), seen.long(), positions.gather(1, order), memory, 0)
         return torch.empty_like(hidden).scatter_(1, order[..., None].expand_as(hidden), hidden), after
     out = torch.zeros(len(ids), new, width, device=ids.device)
+    states: list[dict[str, torch.Tensor]] = [{} for _ in ids]  # of recurrences: buffers are written in place
     for i, n in enumerate(counts.tolist()):
         if n:
             row, past = slice(i, i + 1), int(held[i])
             row_memory = {name: buffer[row] for name, buffer in memory.items()}
             ones = torch.ones(1, past + n, dtype=torch.int64, device=ids.device)
-            hidden, _ = by_row(ids[row, real[i]], ones, positions[row, real[i]], row_memory, past)
+            hidden, after = by_row(ids[row, real[i]], ones, positions[row, real[i]], row_memory, past)
             out = out.to(hidden.dtype)
             out[i, real[i]] = hidden[0]
-    return out, dict(memory)
+            states[i] = {name: held for name, held in after.items() if held is not row_memory.get(name)}
+    started = next((state for state in states if state), {})
+    joined = {}
+    for name, held in started.items():
+        empty = memory[name] if name in memory else torch.zeros_like(held).expand(len(ids), *held.shape[1:])
+        joined[name] = torch.cat([state.get(name, empty[i : i + 1]) for i, state in enumerate(states)])
+    return out, memory | joined

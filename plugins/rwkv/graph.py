@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmkit.onnx.states import back_in_place, before_padding, last_tokens, past_state, present_state, real_tokens
+
 from .mix import SMALLEST
 
 if TYPE_CHECKING:
@@ -16,74 +18,45 @@ if TYPE_CHECKING:
 
     from .kind import TimeAndChannelMix
 
+_STATE = ("last_channel", "last_time", "numerator", "denominator", "largest")
+
 
 def emit_layer(
     kind: TimeAndChannelMix, context: GraphContext, weights: GraphWeights, layer: int, stream: Stream
 ) -> None:
-    """One layer on the stream; `past_state.N` and `present_state.N` are [B, 5, hidden] as in `mix.py`."""
+    """One layer on the stream; its states are those of `mix.py`."""
     g, hidden = context.graph, context.model.dims.hidden
-    state = g.input(f"past_state.{layer}", "FLOAT", ["batch_size", 5, hidden])
-    last_z, last_y, above, below, largest = g.op("Split", state, g.ints(1, 1, 1, 1, 1), n=5, axis=1)
-    real = context.once("real", lambda: _real(context))
-    earlier = context.once("earlier", lambda: _earlier(context))
-    last_z, last_y = weights.computed(last_z), weights.computed(last_y)
+    last_z, last_y, *held = (
+        past_state(context, layer, name, [hidden], initial=SMALLEST if name == "largest" else 0.0) for name in _STATE
+    )
     with g.scope("attn"):
         attn = weights.under("attn")
-        y = stream.normed(kind.norm, weights.under("attn_norm"))
-        before, last_y = _shifted(g, y, last_y, earlier)
+        y = before_padding(context, stream.normed(kind.norm, weights.under("attn_norm")))
+        before, last_y = _shifted(context, weights, y, last_y)
         k, v, r = (
             attn.linear(_mixed(attn, f"mix_{name}", y, before), leaf)
             for name, leaf in (("key", "k"), ("value", "v"), ("receptance", "r"))
         )
-        mean, held = _weighted_mean(g, attn, k, v, (above, below, largest), real)
-        stream.add(attn.linear(g.op("Mul", g.op("Sigmoid", r), mean), "o"))
+        mean, held = _weighted_mean(g, attn, k, v, held, real_tokens(context))
+        stream.add(back_in_place(context, attn.linear(g.op("Mul", g.op("Sigmoid", r), mean), "o")))
     with g.scope("mlp"):
         mlp = weights.under("mlp")
-        z = stream.normed(kind.norm, weights.under("mlp_norm"))
-        before, last_z = _shifted(g, z, last_z, earlier)
+        z = before_padding(context, stream.normed(kind.norm, weights.under("mlp_norm")))
+        before, last_z = _shifted(context, weights, z, last_z)
         key = g.op("Relu", mlp.linear(_mixed(mlp, "mix_key", z, before), "key"))
         value = mlp.linear(g.op("Mul", key, key), "value")
         gate = g.op("Sigmoid", mlp.linear(_mixed(mlp, "mix_receptance", z, before), "receptance"))
-        stream.add(g.op("Mul", gate, value))
-    after = g.op("Concat", weights.single(last_z), weights.single(last_y), *held, axis=1)
-    g.output(after, f"present_state.{layer}", "FLOAT", ["batch_size", 5, hidden])
-    context.state[f"past_state.{layer}"] = f"present_state.{layer}"
-    context.initial[f"past_state.{layer}"] = [0.0, 0.0, 0.0, 0.0, SMALLEST]
+        stream.add(back_in_place(context, g.op("Mul", gate, value)))
+    for name, after in zip(_STATE, (last_z, last_y, *held), strict=True):
+        present_state(context, layer, name, after, [hidden])
 
 
-def _new(context: GraphContext) -> Any:
-    """[B, S] int64: 1 for new tokens, 0 for padding."""
+def _shifted(context: GraphContext, weights: GraphWeights, y: Any, last: Any) -> tuple[Any, Any]:
+    """The token before each one, and the last one in float32; `last` [B, hidden] is the past's."""
     g = context.graph
-    first = g.op("Sub", context.total(), context.length())
-    return context.once("new", lambda: g.op("Slice", context.mask, first, context.total(), g.ints(1)))
-
-
-def _real(context: GraphContext) -> Any:
-    """[B, S, 1] float32: 1 for tokens, 0 for padding."""
-    g = context.graph
-    return g.op("Unsqueeze", g.op("Cast", _new(context), to=1), g.ints(2))
-
-
-def _earlier(context: GraphContext) -> Any:
-    """[B, S + 1, 1] int64: the token before each one and before what comes next, counted from 1; 0: the past's last.
-
-    ONNX has no running maximum: the tokens' places in order (TopK), looked up by how many tokens there were before.
-    """
-    g, new = context.graph, _new(context)
-    none = g.op("Expand", g.ints(0), g.op("Concat", context.batch(), g.ints(1), axis=0))
-    count = g.op("CumSum", g.op("Expand", g.ints(1), g.op("Shape", new)), g.ints(1))
-    later = g.op("Add", g.op("Mul", g.op("Sub", g.ints(1), new), context.length()), count)  # padding after all tokens
-    places, _ = g.op("TopK", later, context.length(), n=2, axis=1, largest=0)
-    places = g.op("Concat", none, places, axis=1)
-    n_before = g.op("Concat", none, g.op("CumSum", new, g.ints(1)), axis=1)
-    return g.op("Unsqueeze", g.op("GatherElements", places, n_before, axis=1), g.ints(2))
-
-
-def _shifted(g: Any, y: Any, last: Any, earlier: Any) -> tuple[Any, Any]:
-    """The token before each one, and the last one; `last` [B, 1, hidden] is the past's."""
-    shifted = g.op("GatherND", g.op("Concat", last, y, axis=1), earlier, batch_dims=1)
-    before = g.op("Slice", shifted, g.ints(0), g.ints(-1), g.ints(1))
-    return before, g.op("Slice", shifted, g.ints(-1), g.ints(2**62), g.ints(1))
+    whole = g.op("Concat", weights.computed(g.op("Unsqueeze", last, g.ints(1))), y, axis=1)
+    before = g.op("Slice", whole, g.ints(0), g.ints(-1), g.ints(1))
+    return before, weights.single(g.op("Squeeze", last_tokens(context, whole, 1), g.ints(1)))
 
 
 def _mixed(weights: Any, name: str, y: Any, before: Any) -> Any:
@@ -92,18 +65,17 @@ def _mixed(weights: Any, name: str, y: Any, before: Any) -> Any:
     return g.op("Add", before, g.op("Mul", g.op("Sub", y, before), weights.value(name)))
 
 
-def _weighted_mean(g: Any, weights: Any, k: Any, v: Any, state: tuple[Any, ...], real: Any) -> tuple[Any, list[Any]]:
+def _weighted_mean(g: Any, weights: Any, k: Any, v: Any, state: list[Any], real: Any) -> tuple[Any, list[Any]]:
     """The Scan; see `mix._weighted_mean` for the formula."""
     decay, first = (weights.single(weights.value(name)) for name in ("decay", "first"))
     decay = g.op("Neg", g.op("Exp", decay))
     hidden = weights.model.dims.hidden
-    flat = [g.op("Squeeze", s, g.ints(1)) for s in state]
     body = _body(g, decay, first, hidden)
-    above, below, largest, out = g.op(
-        "Scan", *flat, weights.single(k), weights.single(v), real,
+    *held, out = g.op(
+        "Scan", *state, weights.single(k), weights.single(v), real,
         n=4, body=body, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1],
     )  # fmt: skip
-    return weights.computed(out), [g.op("Unsqueeze", s, g.ints(1)) for s in (above, below, largest)]
+    return weights.computed(out), held
 
 
 def _body(outer: Any, decay: Any, first: Any, hidden: int) -> Any:

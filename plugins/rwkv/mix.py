@@ -1,18 +1,20 @@
 """The layer of RWKV-4: a time mix and a channel mix, each of a token with the one before it.
 
-State of a layer, [B, 5, hidden] float32: the last token as the channel mix and as the time mix saw it, and numerator,
-denominator and largest exponent of the weighted mean. Source: the paper, and BlinkDL/ChatRWKV.
+State of a layer, five of [B, hidden] float32: the last token as the channel mix and as the time mix saw it, and
+numerator, denominator and largest exponent of the weighted mean. Source: the paper, and BlinkDL/ChatRWKV.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmkit.decoder.states import last_tokens
 from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
     from llmkit.architecture.hooks import Layer, Weights
     from llmkit.decoder.kv import Cache
+    from llmkit.decoder.states import State
 
     from .kind import TimeAndChannelMix
 
@@ -32,25 +34,24 @@ def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
     channel = {n: mlp(f"mix_{n}").view(-1) for n in ("key", "receptance")}
     decay, first = -attn("decay").float().exp(), attn("first").float()
 
-    def run(x: torch.Tensor, state: torch.Tensor | None, real: torch.Tensor | None) -> Any:
+    def run(x: torch.Tensor, state: State | None, real: torch.Tensor | None) -> tuple[torch.Tensor, State]:
         if state is None:
-            state = x.new_zeros((x.shape[0], 5, x.shape[2]), dtype=torch.float32)
-            state[:, 4] = SMALLEST
-        earlier = None if real is None else _earlier(real)
+            empty = x.new_zeros((x.shape[0], x.shape[2]), dtype=torch.float32)
+            state = empty, empty, empty, empty, torch.full_like(empty, SMALLEST)
         y = norms[0](x)
-        before, last_y = _shifted(y, state[:, 1], earlier)
+        before, last_y = _shifted(y, state[1], real)
         k, v, r = (
             product[m](y * mixes[n] + before * (1 - mixes[n]))
             for n, m in (("key", "k"), ("value", "v"), ("receptance", "r"))
         )
-        mean, held = _weighted_mean(k.float(), v.float(), decay, first, state[:, 2:], real)
+        mean, held = _weighted_mean(k.float(), v.float(), decay, first, state[2:], real)
         x = x + product["o"](r.sigmoid() * mean.to(x.dtype))
         z = norms[1](x)
-        before, last_z = _shifted(z, state[:, 0], earlier)
+        before, last_z = _shifted(z, state[0], real)
         key = product["key"](z * channel["key"] + before * (1 - channel["key"])).relu().square()
         gate = product["receptance"](z * channel["receptance"] + before * (1 - channel["receptance"])).sigmoid()
         x = x + gate * product["value"](key)
-        return x, torch.cat([last_z.float(), last_y.float(), held], 1)
+        return x, (last_z, last_y, *held)
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         return cache.recur(index, run, x)
@@ -58,17 +59,10 @@ def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
     return layer
 
 
-def _earlier(real: torch.Tensor) -> torch.Tensor:
-    """[B, S + 1]: the token before each one and before what comes next, counted from 1; 0 for the past's last one."""
-    count = torch.arange(1, real.shape[1] + 1, device=real.device)
-    return torch.nn.functional.pad((real * count).cummax(-1).values, (1, 0))
-
-
-def _shifted(y: torch.Tensor, last: torch.Tensor, earlier: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-    """The token before each one, and the last one; `last` [B, hidden] is the past's."""
-    extended = torch.cat([last[:, None].to(y.dtype), y], 1)
-    shifted = extended if earlier is None else extended.take_along_dim(earlier[..., None], 1)
-    return shifted[:, :-1], shifted[:, -1:]
+def _shifted(y: torch.Tensor, last: torch.Tensor, real: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token before each one, and the last one in float32; `last` [B, hidden] is the past's."""
+    whole = torch.cat([last[:, None].to(y.dtype), y], 1)
+    return whole[:, :-1], last_tokens(whole, 1, real)[:, 0].float()
 
 
 def _weighted_mean(
@@ -76,11 +70,11 @@ def _weighted_mean(
     v: torch.Tensor,
     decay: torch.Tensor,
     first: torch.Tensor,
-    state: torch.Tensor,
+    state: State,
     real: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, State]:
     """The mean of values weighted by exp(key), decaying with distance; token by token, exponents kept below zero."""
-    above, below, largest = state.unbind(1)
+    above, below, largest = state
     out = torch.empty_like(k)
     for t in range(k.shape[1]):
         key, value = k[:, t], v[:, t]
@@ -96,4 +90,4 @@ def _weighted_mean(
             is_real = real[:, t, None]
             held = (above, below, largest)
             above, below, largest = (torch.where(is_real, a, h) for a, h in zip(after, held, strict=True))
-    return out, torch.stack([above, below, largest], 1)
+    return out, (above, below, largest)
