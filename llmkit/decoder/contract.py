@@ -149,7 +149,7 @@ def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, 
             # Scaled so that every layer matters and logits are of order one: rounding is then far below the tolerance.
             if kind == "norm":
                 return 1 + 0.1 * data
-            return data * (0.1 if kind == "bias" else shape[-1] ** -0.5)
+            return data * (0.1 if kind == "bias" or not shape else shape[-1] ** -0.5)
 
         spec = TensorSpec(DType.F32, slot.shape)
         tensors[slot.name] = Apply("random", [], spec, make, {"seed": seed}, row_step=None, output_rows=[0]).output()

@@ -197,6 +197,7 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
     }  # fmt: skip
     if dims.head_dim * dims.heads != dims.hidden or config.get("head_dim"):
         metadata |= {"attention.key_length": dims.head_dim, "attention.value_length": dims.head_dim}
+    own = family.write(model, config) if family.write is not None else {}
     norm = model.final_norm
     if isinstance(norm, RMSNorm):
         metadata["attention.layer_norm_rms_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
@@ -208,7 +209,7 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
             rope = main.position
             metadata["rope.dimension_count"] = rope.rotated(dims.head_dim)
             metadata["rope.freq_base"] = float(rope.theta)  # type: ignore[arg-type]
-            metadata |= _scaling_metadata(rope.bound_scaling, warnings)
+            metadata |= _scaling_metadata(rope.bound_scaling, own, warnings)
         elif isinstance(main.position, Alibi):
             metadata["attention.max_alibi_bias"] = float(main.position.steepness)  # type: ignore[arg-type]
         attention = main.attention
@@ -219,8 +220,7 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
             if window is not None and not family.has_windows and (dims.context is None or window < dims.context):
                 warnings.append(f"llama.cpp runs {family.arch} models without a sliding window; this one has {window}")
     metadata["final_logit_softcapping"] = model.head.softcap
-    if family.write is not None:
-        metadata |= family.write(model, config)
+    metadata |= own
     if metadata["context_length"] is None:
         metadata["context_length"] = _CONTEXT
         key = model.dims.keys["context"]
@@ -246,7 +246,7 @@ def _window(model: Model) -> int | None:
     return windows[0] if windows else None
 
 
-def _scaling_metadata(scaling: Scaling, warnings: list[str]) -> dict[str, Any]:
+def _scaling_metadata(scaling: Scaling, own: Metadata, warnings: list[str]) -> dict[str, Any]:
     if isinstance(scaling, NoScaling):
         return {}
     if isinstance(scaling, LinearScaling):
@@ -265,7 +265,8 @@ def _scaling_metadata(scaling: Scaling, warnings: list[str]) -> dict[str, Any]:
             "rope.scaling.original_context_length": scaling.max_position,
         }  # fmt: skip
     if isinstance(scaling, Yarn):
-        if scaling.mscale is not None or scaling.mscale_all_dim is not None or not scaling.truncate:
+        has_mscale = scaling.mscale is not None or scaling.mscale_all_dim is not None
+        if (has_mscale and "rope.scaling.yarn_log_multiplier" not in own) or not scaling.truncate:
             warnings.append(
                 "GGUF has no place for mscale and truncate of the YaRN scaling: llama.cpp will not see them"
             )

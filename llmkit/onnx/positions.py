@@ -39,7 +39,7 @@ def build_positions(kind: Kind) -> GraphPositions:
     return emitter_of(kind, _EMITTERS)()
 
 
-class _Rotary(GraphPositions):
+class Rotary(GraphPositions):
     """Angles are computed in the graph from positions: no table limits the length, and the graph stays small."""
 
     def __init__(self, kind: Rope) -> None:
@@ -111,4 +111,4 @@ def in_compute_dtype(context: GraphContext, value: Any) -> Any:
     return value if context.dtype == "FLOAT" else context.graph.cast(value, context.dtype)
 
 
-_EMITTERS: Hooks[GraphPositions] = {Rope: _Rotary, Alibi: _Alibi, NoPositions: lambda kind: GraphPositions()}
+_EMITTERS: Hooks[GraphPositions] = {Rope: Rotary, Alibi: _Alibi, NoPositions: lambda kind: GraphPositions()}

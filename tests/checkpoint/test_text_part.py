@@ -24,6 +24,7 @@ IMAGES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "n
 WHOLE = {
     "gemma3": ("Gemma3ForConditionalGeneration", "gemma3", {"mm_tokens_per_image": 4, "image_token_index": 90}),
     "llama": ("LlavaForConditionalGeneration", "llava", {"image_token_index": 90}),
+    "ministral3": ("Mistral3ForConditionalGeneration", "mistral3", {"image_token_index": 90}),
     "mistral": ("Mistral3ForConditionalGeneration", "mistral3", {"image_token_index": 90}),
 }
 OLD = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
@@ -32,9 +33,11 @@ OLD = {"model.language_model.": "language_model.model.", "lm_head.": "language_m
 
 def written(folder, family):
     name, model_type, more = WHOLE[family]
+    if not hasattr(transformers, PLUGINS[family].matches[0]):
+        pytest.skip(f"transformers {transformers.__version__} has no {PLUGINS[family].matches[0]}")
     text = PLUGINS[family].tiny_config()
     text.pop("architectures")
-    images = {"model_type": "pixtral" if family == "mistral" else "siglip_vision_model", **IMAGES}
+    images = {"model_type": "pixtral" if model_type == "mistral3" else "siglip_vision_model", **IMAGES}
     config = transformers.AutoConfig.for_model(model_type, text_config=text, vision_config=images, **more)
     torch.manual_seed(0)
     with quiet_transformers():

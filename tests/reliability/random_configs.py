@@ -229,7 +229,8 @@ _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]
         "rope_scaling": _long_rope,
         "original_max_position_embeddings": lambda config, draw: draw.choice([8, 16, 24]),
     },
-    # transformers 5 gives a `rope_theta` of transformers 4 to the layers without a window only, others its default.
+    # transformers 5 gives a `rope_theta` of transformers 4 to some layers only, or to scaled ones only.
+    "apertus": {"rope_theta": lambda config, draw: config.get("rope_scaling") and config.get("rope_theta")},
     "olmo3": {"rope_theta": lambda config, draw: config.get("rope_theta") and 500000.0},
 }
 

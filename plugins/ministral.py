@@ -1,0 +1,181 @@
+"""Ministral and Ministral 3 (text): Mistral's layers; those of the third grow queries with their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily
+from llmkit.architecture.keys import Computed, Key, Number, as_float
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
+from llmkit.architecture.layer_types import is_sliding, window_of
+from llmkit.architecture.model import Model
+from llmkit.architecture.scaling import Yarn, scaling_of
+from llmkit.architecture.sizes import Sizes
+from llmkit.lazy_imports import torch
+
+from .llama import DIMS, NAMES, TINY
+
+if TYPE_CHECKING:
+    from llmkit.decoder.positions import Positions
+    from llmkit.onnx.positions import GraphPositions
+
+_IN = ("rope_scaling", "rope_parameters")
+_BETA = Key(tuple(f"{name}.llama_4_scaling_beta" for name in _IN))
+_LENGTH = Key(tuple(f"{name}.original_max_position_embeddings" for name in _IN))
+_DEFAULT = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0,
+            "mscale_all_dim": 1.0}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GrowingRope(Rope):
+    """Rotary positions; then queries times 1 + beta ln(1 + floor(p / length)) at position p (Llama 4's temperature).
+
+    Attributes:
+        length: the context that the model was trained for at first, in tokens.
+    """
+
+    beta: Number = _BETA
+    length: Number = _LENGTH
+
+    def torch_reader(self, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
+        """The positions of the torch decoder."""
+        from llmkit.decoder.positions import Rotary
+
+        beta, length = as_float(self.beta), as_float(self.length)
+
+        class Growing(Rotary):
+            def table(self, input_ids: Any, places: Any, cache: Any) -> Any:
+                growth = 1 + beta * torch.log1p(torch.floor(places.positions / length))
+                return *super().table(input_ids, places, cache), growth[:, :, None, None].to(dtype)
+
+            def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
+                return super().rotate(heads, table[:2])
+
+            def scaled(self, queries: torch.Tensor, table: Any) -> torch.Tensor:
+                scaled: torch.Tensor = queries * table[2]
+                return scaled
+
+        return Growing(self, dims, dtype, device)
+
+    def onnx_emitter(self) -> GraphPositions:
+        """The positions of a graph."""
+        from llmkit.onnx.positions import Rotary, in_compute_dtype
+
+        kind = self
+
+        class Growing(Rotary):
+            def scaled(self, context: Any, queries: Any) -> Any:
+                def growth() -> Any:
+                    g = context.graph
+                    at = g.op("Div", g.cast(context.positions, "FLOAT"), g.number(as_float(kind.length)))
+                    logs = g.op("Log", g.op("Add", g.op("Floor", at), g.number(1.0)))
+                    value = g.op("Add", g.op("Mul", logs, g.number(as_float(kind.beta))), g.number(1.0))
+                    return in_compute_dtype(context, g.op("Unsqueeze", value, g.ints(2)))
+
+                return context.graph.op("Mul", queries, context.once(("growth", kind), growth))
+
+        return Growing(self)
+
+
+def _position(config: Mapping[str, Any]) -> Rope:
+    if any(config.get(name) for name in _IN):
+        return GrowingRope()
+    return GrowingRope(theta=1000000.0, scaling=scaling_of(_DEFAULT, config), beta=0.1, length=16384)
+
+
+def _metadata(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+    position = model.block.position if isinstance(model.block, Block) else None
+    if not isinstance(position, GrowingRope) or not isinstance(position.scaling, Yarn):
+        return {}
+    return {
+        "attention.temperature_scale": position.beta,
+        "rope.scaling.yarn_log_multiplier": position.scaling.mscale_all_dim,
+    }
+
+
+def _scaling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json calls the scaling; llama.cpp has one number for both of YaRN's mscales."""
+    names = {
+        "rope.scaling.factor": ("factor",),
+        "rope.scaling.original_context_length": ("original_max_position_embeddings",),
+        "rope.scaling.yarn_beta_fast": ("beta_fast",),
+        "rope.scaling.yarn_beta_slow": ("beta_slow",),
+        "rope.scaling.yarn_log_multiplier": ("mscale", "mscale_all_dim"),
+        "attention.temperature_scale": ("llama_4_scaling_beta",),
+    }
+    stated = {name: metadata[key] for key, several in names.items() if key in metadata for name in several}
+    rounded = {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in stated.items()}
+    return {"rope_scaling": {"rope_type": metadata.get("rope.scaling.type"), **rounded}}
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    width = window_of(config, 4096)
+    is_local = width is not None and is_sliding(config, i, lambda i: True)
+    return replace(_BLOCK, attention=GroupedQuery(window=width if is_local else None))
+
+
+_BLOCK = Block(
+    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+    attention=GroupedQuery(),
+    position=Rope(),
+    mlp=GatedMLP(Key("hidden_act", "silu")),
+)
+
+MINISTRAL = Architecture(
+    name="ministral",
+    releases=("Ministral-8B-2410 (with layer types)",),
+    matches=("MinistralForCausalLM",),
+    model_types=("ministral",),
+    dims=DIMS,
+    block=PerLayer(_block),
+    unused=("layer_types",),  # where no layer has a window
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    names=NAMES,
+    tiny={
+        **TINY,
+        "rms_norm_eps": 1e-5,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 7,
+        "head_dim": 16,
+    },
+)
+
+MINISTRAL_3 = replace(
+    MINISTRAL,
+    name="ministral3",
+    releases=("Ministral 3 3B", "Ministral 3 8B", "Ministral 3 14B"),
+    matches=("Ministral3ForCausalLM",),
+    model_types=("ministral3",),
+    dims=replace(DIMS, head_dim=Key("head_dim", 128)),
+    block=replace(
+        _BLOCK,
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
+        attention=GroupedQuery(window=Computed(lambda config: window_of(config, None))),
+        position=Computed(_position),
+    ),
+    unused=("layer_types", "rope_*.max_position_embeddings"),
+    gguf=GgufFamily("mistral3", pairs="interleaved", config={"hidden_act": "silu"}, read=_scaling, write=_metadata),
+    tiny={
+        **TINY,
+        "architectures": ["Ministral3ForCausalLM"],
+        "model_type": "ministral3",
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": None,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1000000.0,
+            "factor": 16.0,
+            "original_max_position_embeddings": 8,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    variants={"window": {"sliding_window": 7, "tie_word_embeddings": True}, "defaults": {"rope_parameters": None}},
+)
