@@ -6,44 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, Head, Kind, PerLayer, RMSNorm, Rope
-from llmkit.architecture.latent import LatentAttention, latent_sizes
-from llmkit.architecture.names import Entry, Fused
+from llmkit.architecture.latent import LatentAttention
 
-from .llama import DIMS as LLAMA_DIMS
-from .llama import NAMES as LLAMA_NAMES
+from . import latent
 
 ACTIVATION = Key("hidden_act", "silu")
-# The head of every key is made of rows of its own in kv_b.
-ONE_KEY_EACH = {"num_key_value_heads": Key("num_attention_heads")}
-_LATENT_SLOTS: dict[str, Entry] = {
-    "attn.q_a": "self_attn.q_a_proj",
-    "attn.q_a_norm": "self_attn.q_a_layernorm",
-    "attn.q_b": "self_attn.q_b_proj",
-    "attn.kv_a": "self_attn.kv_a_proj_with_mqa",
-    "attn.kv_a_norm": "self_attn.kv_a_layernorm",
-    "attn.kv_b": Fused("self_attn.kv_b_proj", ("k_b", "v_b"), rows="per_group"),
-}
 _EXPERT_SLOTS = {
     "mlp.router": "mlp.gate",
     "mlp.router.correction": "mlp.gate.e_score_correction_bias",
     **{f"mlp.experts.{{e}}.{part}": f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")},
     **{f"mlp.shared.{part}": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
 }
-DENSE_NAMES = replace(
-    LLAMA_NAMES,
-    slots={k: v for k, v in LLAMA_NAMES.slots.items() if k not in ("attn.k", "attn.v")} | _LATENT_SLOTS,
-)
-NAMES = replace(DENSE_NAMES, slots={**DENSE_NAMES.slots, **_EXPERT_SLOTS})
-
-
-def dims(extra: Mapping[str, Key], rope: int = 64, **defaults: Any) -> Dims:
-    """The sizes, with the defaults of the config's class."""
-    latent = latent_sizes(rope=rope, **defaults)
-    return replace(LLAMA_DIMS, kv_heads=DERIVED, head_dim=Key("qk_rope_head_dim", rope), extra={**latent, **extra})
+NAMES = replace(latent.NAMES, slots={**latent.NAMES.slots, **_EXPERT_SLOTS})
 
 
 def latent_block(mlp: Kind) -> Block:
@@ -74,21 +52,13 @@ def _groups(key: str) -> Computed:
 
 
 TINY: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 12,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 8,
+    **latent.TINY,
     "n_routed_experts": 8,
     "n_shared_experts": 2,
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 16,
     "first_k_dense_replace": 1,
-    "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
     "tie_word_embeddings": False,
 }
 YARN = {
@@ -105,7 +75,7 @@ ARCHITECTURE = Architecture(
     releases=("DeepSeek-V2", "DeepSeek-V2-Lite", "DeepSeek-Coder-V2"),
     matches=("DeepseekV2ForCausalLM",),
     model_types=("deepseek_v2",),
-    dims=dims({"expert_ffn": Key("moe_intermediate_size", 1407)}),
+    dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 1407)}),
     block=blocks(
         Router(
             count=Key("n_routed_experts", 64),
@@ -120,8 +90,9 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
-    fixed={**ONE_KEY_EACH, "norm_topk_prob": False, "scoring_func": "softmax", "moe_layer_freq": 1},
+    fixed={**latent.ONE_KEY_EACH, "norm_topk_prob": False, "scoring_func": "softmax", "moe_layer_freq": 1},
     unused=NOT_COMPUTED,
+    no_gguf="experts are not read or written there yet",
     tiny={**TINY, "topk_method": "greedy"},
     variants={
         "plain-queries": {"q_lora_rank": None, "attention_bias": True},

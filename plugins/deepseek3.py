@@ -5,8 +5,9 @@ from dataclasses import replace
 from llmkit.architecture.experts import Router
 from llmkit.architecture.keys import Key
 
+from . import latent
 from .deepseek2 import ARCHITECTURE as V2
-from .deepseek2 import NAMES, ONE_KEY_EACH, TINY, YARN, blocks, dims
+from .deepseek2 import NAMES, TINY, YARN, blocks
 
 ROUTER = Router(
     count=Key("n_routed_experts", 256),
@@ -28,11 +29,11 @@ ARCHITECTURE = replace(
     releases=("DeepSeek-V3", "DeepSeek-R1", "Moonlight", "Kimi K2"),
     matches=("DeepseekV3ForCausalLM",),
     model_types=("deepseek_v3", "kimi_k2"),
-    dims=dims({"expert_ffn": Key("moe_intermediate_size", 2048)}),
+    dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 2048)}),
     block=blocks(ROUTER, n_dense=3, n_shared=1),
     # The layers after the last, which guess further tokens.
     names=replace(NAMES, ignored=(*NAMES.ignored, "model.layers.61.*")),
-    fixed={**ONE_KEY_EACH, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    fixed={**latent.ONE_KEY_EACH, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
     tiny={
         **TINY, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
         "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",

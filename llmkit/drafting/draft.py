@@ -142,6 +142,9 @@ def _sizes(headers: Headers, names: Names, heads: int) -> dict[str, int]:
 
     head_dim = max((other_side("attn.q") or other_side("attn.o") or hidden) // heads, 1)
     of_kv = other_side("attn.k") // head_dim or (other_side("attn.qkv") // head_dim - heads) // 2
+    latent, norm = (headers.shape(names.slots.get(f"attn.{slot}", "")) for slot in ("kv_a", "kv_a_norm"))
+    if latent and norm:  # all heads share the key: its head_dim rotated dims stand below what is compressed
+        head_dim, of_kv = latent[0] - norm[0], heads
     sizes = {"hidden": hidden, "layers": headers.n_layers, "heads": heads, "vocab": vocab, "head_dim": head_dim}
     sizes |= {"kv_heads": of_kv if of_kv > 0 else heads, "ffn": other_side("mlp.down")}
     return {name: size for name, size in sizes.items() if size}

@@ -53,6 +53,8 @@ REFUSED = {
     ("hunyuan", "plain"): "attention.qkv_bias is True, here False",
     ("llama", "dynamic"): "rope_scaling is 'dynamic'",
     ("llama", "yarn-mscale"): "rope_scaling.mscale is 1.0, here None",
+    ("minicpm3", "plain-queries"): "attention.bias is True, here False",
+    ("minicpm3", "other-scales"): "multiplier is 1.41421",
     ("olmo2", "bias"): "attention.qkv_bias is True, here False",
     ("olmo3", "transformers-5"): "sliding_window is None, here 7",
     ("phi", "grouped"): "attention.qk_norm is LayerNorm, here None",

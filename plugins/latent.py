@@ -1,0 +1,88 @@
+"""What families with latent attention share: sizes, names of tensors and metadata of GGUF files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.architecture import DERIVED, Dims
+from llmkit.architecture.gguf import GgufFamily, Metadata
+from llmkit.architecture.keys import Key
+from llmkit.architecture.latent import latent_sizes
+from llmkit.architecture.model import Model
+from llmkit.architecture.names import Entry, Fused
+
+from .llama import DIMS as LLAMA_DIMS
+from .llama import NAMES as LLAMA_NAMES
+
+# The head of every key is made of rows of its own in kv_b.
+ONE_KEY_EACH = {"num_key_value_heads": Key("num_attention_heads")}
+_SLOTS: dict[str, Entry] = {
+    "attn.q_a": "self_attn.q_a_proj",
+    "attn.q_a_norm": "self_attn.q_a_layernorm",
+    "attn.q_b": "self_attn.q_b_proj",
+    "attn.kv_a": "self_attn.kv_a_proj_with_mqa",
+    "attn.kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn.kv_b": Fused("self_attn.kv_b_proj", ("k_b", "v_b"), rows="per_group"),
+}
+NAMES = replace(
+    LLAMA_NAMES,
+    slots={k: v for k, v in LLAMA_NAMES.slots.items() if k not in ("attn.k", "attn.v")} | _SLOTS,
+)
+TINY: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+}
+
+
+def dims(extra: Mapping[str, Key], rope: int = 64, **defaults: Any) -> Dims:
+    """The sizes, with the defaults of the config's class."""
+    latent = latent_sizes(rope=rope, **defaults)
+    return replace(LLAMA_DIMS, kv_heads=DERIVED, head_dim=Key("qk_rope_head_dim", rope), extra={**latent, **extra})
+
+
+def _config(metadata: Metadata) -> dict[str, Any]:
+    width = metadata["attention.key_length"]
+    value = metadata.get("attention.value_length") or metadata["embedding_length"] // metadata["attention.head_count"]
+    rank = metadata.get("attention.q_lora_rank")
+    return {"q_lora_rank": rank, "qk_nope_head_dim": width - metadata["rope.dimension_count"], "v_head_dim": value}
+
+
+def _metadata(model: Model, _: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = model.dims.extra
+    return {
+        "attention.q_lora_rank": sizes["q_rank"] or None,
+        "attention.kv_lora_rank": sizes["kv_rank"],
+        "attention.key_length": sizes["qk_width"],
+        "attention.value_length": sizes["v_width"],
+    }
+
+
+# Names and metadata: ggml-org/llama.cpp, gguf-py/gguf/constants.py and conversion/.
+GGUF = GgufFamily(
+    "deepseek2",
+    slots={
+        "attn.q_a": "attn_q_a",
+        "attn.q_a_norm": "attn_q_a_norm",
+        "attn.q_b": "attn_q_b",
+        "attn.kv_a": "attn_kv_a_mqa",
+        "attn.kv_a_norm": "attn_kv_a_norm",
+        "attn.kv_b": Fused("attn_kv_b", ("k_b", "v_b"), rows="per_group"),
+    },
+    keys={
+        "attention.key_length": "",
+        "attention.kv_lora_rank": "kv_lora_rank",
+        "rope.dimension_count": "qk_rope_head_dim",
+    },
+    config={"hidden_act": "silu"},
+    read=_config,
+    write=_metadata,
+)
