@@ -40,9 +40,11 @@ class GroupedQuery(Kind):
         norms_all_heads: both normalise all heads of a token together, not each (OLMo 2).
         norms_rotated: both come after positions are applied (Hunyuan).
         clip: queries, keys and values are cut off at -clip and clip after their projections; None for none.
+        gate: what is attended is multiplied by sigmoid(gate(x)) before the output matrix (Qiu et al. 2025,
+            arXiv:2505.06708); its matrix has the shape and the bias of the queries'.
     """
 
-    string_keys = ("qkv_bias", "out_bias", "sinks")
+    string_keys = ("qkv_bias", "out_bias", "sinks", "gate")
 
     qkv_bias: Flag = False
     out_bias: Flag = False
@@ -55,6 +57,7 @@ class GroupedQuery(Kind):
     norms_all_heads: bool = False
     norms_rotated: bool = False
     clip: Number | None = None
+    gate: Flag = False
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {
@@ -63,11 +66,18 @@ class GroupedQuery(Kind):
             **linear_slots("v", "kv_heads*head_dim", "hidden", self.qkv_bias),
             **linear_slots("o", "hidden", "heads*head_dim", self.out_bias),
         }
+        if self.is_gated:
+            slots |= linear_slots("gate", "heads*head_dim", "hidden", self.qkv_bias)
         if self.norms is not None:
             slots |= under("q_norm", self.norms[0]) | under("k_norm", self.norms[1])
         if as_bool(self.sinks):
             slots["sinks"] = SlotShape(("heads",), "parameter")
         return slots
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a bound kind multiplies what is attended by a gate."""
+        return as_bool(self.gate)
 
     def score_rule(self, head_dim: int) -> ScoreRule:
         """How a bound kind makes scores."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llmkit.architecture.attention import GroupedQuery
+from llmkit.architecture.deltanet import GatedDeltaNet
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import (
     Block,
@@ -34,11 +35,12 @@ from llmkit.architecture.model import Model
 from llmkit.lazy_imports import torch
 
 _READERS: Mapping[type[Kind], tuple[str, ...]] = {
-    GroupedQuery: ("q", "k", "v"),
+    GatedDeltaNet: ("in_q", "in_k", "in_v", "in_b", "in_a", "in_z"),
+    GroupedQuery: ("q", "k", "v", "gate"),
     GatedMLP: ("gate", "up"),
     PlainMLP: ("up",),
 }
-"""The layers of a kind that read what it is given."""
+"""The layers of a kind that read what it is given, those among them that it has."""
 _ONE_EACH = {"attn_norm": ("attn",), "mlp_norm": ("mlp",)}
 _READ_BY: Mapping[type[Kind], Mapping[str, tuple[str, ...]]] = {
     PreNorm: _ONE_EACH,
@@ -107,7 +109,10 @@ def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
 
 
 def _readers(kind: Kind) -> tuple[str, ...]:
-    return kind.readers if type(kind) is LatentAttention else _READERS.get(type(kind), ())
+    if type(kind) is LatentAttention:
+        return kind.readers
+    slots = kind.slots() if type(kind) in _READERS else {}
+    return tuple(name for name in _READERS.get(type(kind), ()) if f"{name}.weight" in slots)
 
 
 def _of_latent(kind: LatentAttention, model: Model, stem: str) -> Iterator[Fold]:

@@ -1,8 +1,8 @@
-"""Layers of two sorts: those that see everything before them, and those with a sliding window."""
+"""Layers of several sorts: with attention to all before them, with a sliding window, or without attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llmkit.errors import SpecError
@@ -10,19 +10,28 @@ from llmkit.errors import SpecError
 _SORTS = ("full_attention", "sliding_attention")
 
 
-def is_sliding(config: Mapping[str, Any], i: int, rule: Callable[[int], bool]) -> bool:
-    """Whether layer `i` has a window: as `layer_types` says (transformers 5), or by the family's rule without it.
+def layer_type(config: Mapping[str, Any], i: int, sorts: Sequence[str], rule: Callable[[int], str]) -> str:
+    """The sort of layer `i`: as `layer_types` says (transformers 5), or by the family's rule without it.
 
     Raises:
-        SpecError: `layer_types` has too few entries, or one that is neither sort.
+        SpecError: `layer_types` has too few entries, or one that is none of the sorts.
     """
     types = config.get("layer_types")
     if types is None:
         return rule(i)
-    if not isinstance(types, list) or len(types) <= i or types[i] not in _SORTS:
-        layer_type = types[i] if isinstance(types, list) and len(types) > i else types
-        raise SpecError(f"config.json: layer_types[{i}] must be one of {', '.join(_SORTS)}, found {layer_type!r}")
-    return bool(types[i] == _SORTS[1])
+    if not isinstance(types, list) or len(types) <= i or types[i] not in sorts:
+        found = types[i] if isinstance(types, list) and len(types) > i else types
+        raise SpecError(f"config.json: layer_types[{i}] must be one of {', '.join(sorts)}, found {found!r}")
+    return str(types[i])
+
+
+def is_sliding(config: Mapping[str, Any], i: int, rule: Callable[[int], bool]) -> bool:
+    """Whether layer `i` has a window: as `layer_types` says, or by the family's rule without it.
+
+    Raises:
+        SpecError: `layer_types` has too few entries, or one that is neither sort.
+    """
+    return layer_type(config, i, _SORTS, lambda i: _SORTS[rule(i)]) == _SORTS[1]
 
 
 def window_of(config: Mapping[str, Any], default: int | None) -> int | None:

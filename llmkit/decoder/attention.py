@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmkit.architecture.deltanet import GatedDeltaNet
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.sizes import Sizes
+from llmkit.decoder.deltanet import gated_delta_net
 from llmkit.decoder.kv import Cache
 from llmkit.decoder.latent import LatentReader
 from llmkit.decoder.linear import fused_linear, linear
@@ -29,7 +31,7 @@ def build_attention(kind: Kind, weights: Weights, dims: Sizes, layer: int, posit
 
 class _GroupedQuery:
     def __init__(self, kind: GroupedQuery, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> None:
-        self._qkv = fused_linear(weights, ("q", "k", "v"))
+        self._inputs = fused_linear(weights, ("q", "k", "v", "gate") if kind.is_gated else ("q", "k", "v"))
         self._out = linear(weights, "o")
         self._dims = dims
         self._layer = layer
@@ -46,7 +48,8 @@ class _GroupedQuery:
     def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         batch, length, _ = x.shape
         n_q, n_kv = self._dims.heads, self._dims.kv_heads
-        heads = self._qkv(x).view(batch, length, n_q + 2 * n_kv, self._dims.head_dim)
+        heads = self._inputs(x).view(batch, length, -1, self._dims.head_dim)
+        heads, gate = heads[:, :, : n_q + 2 * n_kv], heads[:, :, n_q + 2 * n_kv :]
         if (limit := self._kind.limit) is not None:
             heads = heads.clamp(-limit, limit)
         both, v = heads[:, :, : n_q + n_kv], heads[:, :, n_q + n_kv :].transpose(1, 2)
@@ -56,7 +59,10 @@ class _GroupedQuery:
         q = self._positions.scaled(both[:, :, :n_q], table).transpose(1, 2)
         k = both[:, :, n_q:].transpose(1, 2)
         attended = cache.attend(self._layer, q, k, v, self._positions.score(self._scores, table))
-        return self._out(attended.transpose(1, 2).reshape(batch, length, n_q * self._dims.head_dim))
+        attended = attended.transpose(1, 2)
+        if self._kind.is_gated:
+            attended = attended * gate.sigmoid()
+        return self._out(attended.reshape(batch, length, n_q * self._dims.head_dim))
 
     def _normed(self, both: torch.Tensor) -> torch.Tensor:
         """Heads of queries and keys [B, S, heads + kv_heads, head_dim] normed, if the kind has norms."""
@@ -70,4 +76,8 @@ class _GroupedQuery:
         return torch.cat(normed, 2)
 
 
-_READERS: Hooks[Layer] = {GroupedQuery: _GroupedQuery, LatentAttention: LatentReader}
+_READERS: Hooks[Layer] = {
+    GatedDeltaNet: gated_delta_net,
+    GroupedQuery: _GroupedQuery,
+    LatentAttention: LatentReader,
+}

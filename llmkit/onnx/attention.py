@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.architecture.attention import ScoreRule
+from llmkit.architecture.deltanet import GatedDeltaNet
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind
@@ -20,6 +21,7 @@ from llmkit.architecture.kinds import GroupedQuery
 from llmkit.architecture.latent import LatentAttention
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import GraphContext
+from llmkit.onnx.deltanet import emit_gated_delta_net
 from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.latent import emit_latent
 from llmkit.onnx.masks import score_bias
@@ -52,7 +54,7 @@ def _grouped_query(
     kind: GroupedQuery, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: Any
 ) -> Any:
     dims = context.model.dims
-    q, k, v = weights.project(x, ("q", "k", "v"))
+    q, k, v, *gate = weights.project(x, ("q", "k", "v", "gate") if kind.is_gated else ("q", "k", "v"))
     if (limit := kind.limit) is not None:
         ends = weights.number(-limit), weights.number(limit)
         q, k, v = (context.graph.op("Clip", part, *ends) for part in (q, k, v))
@@ -63,7 +65,10 @@ def _grouped_query(
     rule = kind.score_rule(dims.head_dim)
     sinks = weights.value("sinks") if as_bool(kind.sinks) else None
     scores = _Scores(rule.scale, rule.softcap, rule.window, sinks)
-    return weights.linear(_OPS[context.attention](context, layer, (q, k, v), positions, scores), "o")
+    attended = _OPS[context.attention](context, layer, (q, k, v), positions, scores)
+    if gate:
+        attended = weights.graph.op("Mul", attended, weights.graph.op("Sigmoid", gate[0]))
+    return weights.linear(attended, "o")
 
 
 def _normed(kind: GroupedQuery, weights: GraphWeights, q: Any, k: Any) -> tuple[Any, Any]:
@@ -236,4 +241,8 @@ def _mha(context: GraphContext, layer: int, qkv: Sequence[Value], positions: Gra
 
 
 _OPS = {"attention": _attention, "flash": _flash, "gqa": _gqa, "mha": _mha}
-_EMITTERS: Hooks[Value] = {GroupedQuery: _grouped_query, LatentAttention: emit_latent}
+_EMITTERS: Hooks[Value] = {
+    GatedDeltaNet: emit_gated_delta_net,
+    GroupedQuery: _grouped_query,
+    LatentAttention: emit_latent,
+}
