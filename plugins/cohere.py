@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily
+from llmkit.architecture.gguf import GgufFamily, needs_tied_head
 from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
@@ -95,7 +95,7 @@ def _refused(model: Model) -> str | None:
     has_norms = isinstance(model.block, Block) and "attn.q_norm.weight" in model.block.slots()
     if has_norms != (model.dims.layers >= _FROM):
         return f"it reads norms of heads of models from {_FROM} layers on, and of no others"
-    return None if model.is_tied else "its head is not tied to the embedding"
+    return needs_tied_head(model)
 
 
 _GGUF = GgufFamily(
@@ -158,7 +158,7 @@ COHERE_2 = replace(
         arch="cohere2",
         has_windows=True,
         flags={},
-        refuses=lambda model: None if model.is_tied else "its head is not tied to the embedding",
+        refuses=needs_tied_head,
     ),
     tiny={
         **{k: v for k, v in _TINY.items() if k != "use_qk_norm"},

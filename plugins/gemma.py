@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily
+from llmkit.architecture.gguf import GgufFamily, needs_tied_head
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Embedding, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 
@@ -44,7 +44,7 @@ GGUF = GgufFamily(
     "gemma",
     norm_offset=1.0,
     config={"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
-    refuses=lambda model: None if model.is_tied else "its head is not tied to the embedding",
+    refuses=needs_tied_head,
 )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily, rotary_share
+from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, PlainMLP, Rope, rotated_share
 
@@ -31,6 +31,7 @@ ARCHITECTURE = Architecture(
         keys={"attention.layer_norm_epsilon": "norm_eps"},
         config={"hidden_act": "relu2"},
         flags=GGUF.flags,
+        refuses=needs_head,
         read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
     ),
     tiny={
@@ -43,7 +44,8 @@ ARCHITECTURE = Architecture(
         "eos_token_id": 3,
     },
     variants={
-        "biases": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        "biases": {"attention_bias": True, "mlp_bias": True},
+        "tied": {"tie_word_embeddings": True, "num_hidden_layers": 1},
         "minitron": {"head_dim": 32, "partial_rotary_factor": None, "num_key_value_heads": 4},
     },
 )

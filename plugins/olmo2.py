@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily
+from llmkit.architecture.gguf import GgufFamily, needs_head
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, OutputNorm, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -41,6 +41,7 @@ _BLOCK = Block(
     mlp=GatedMLP(Key("hidden_act", "silu")),
     residual=OutputNorm(),
 )
+_GGUF = GgufFamily("olmo2", config={"hidden_act": "silu"}, refuses=needs_head)
 _TINY = {**TINY, "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "pad_token_id": 1}
 
 
@@ -71,7 +72,7 @@ OLMO_2 = Architecture(
     block=_BLOCK,
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
-    gguf=GgufFamily("olmo2", config={"hidden_act": "silu"}),
+    gguf=_GGUF,
     tiny=_TINY,
     variants={"multi-head": {"num_key_value_heads": 4, "tie_word_embeddings": True}, "bias": {"attention_bias": True}},
 )
@@ -84,12 +85,7 @@ OLMO_3 = replace(
     model_types=("olmo3",),
     block=PerLayer(_block),
     unused=("sliding_window",),  # where no layer has one
-    gguf=GgufFamily(
-        "olmo2",
-        config={"hidden_act": "silu"},
-        has_windows=True,
-        claims=lambda metadata, _: "attention.sliding_window" in metadata,
-    ),
+    gguf=replace(_GGUF, has_windows=True, claims=lambda metadata, _: "attention.sliding_window" in metadata),
     tiny={
         **_TINY,
         "architectures": ["Olmo3ForCausalLM"],

@@ -50,7 +50,7 @@ ARCHITECTURE = Architecture(
     unused=("no_rope_layer_interval", "sliding_window", "max_window_layers"),
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=NAMES,
-    gguf=GgufFamily("smollm3", pairs=GGUF.pairs, config={"hidden_act": "silu"}, flags=GGUF.flags),
+    gguf=GgufFamily("smollm3", pairs=GGUF.pairs, config={"hidden_act": "silu"}),
     tiny={
         **TINY,
         "num_hidden_layers": 4,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily, rotary_share
+from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
 from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
@@ -124,7 +124,7 @@ ARCHITECTURE = Architecture(
         flags={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
         read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
         write=lambda _, config: {"use_parallel_residual": bool(config.get("use_parallel_residual"))},
-        refuses=lambda model: "its head is tied to the embedding" if model.is_tied else None,
+        refuses=needs_head,
         tokenizer_pre="stablelm2",
     ),
     tiny={

@@ -36,7 +36,7 @@ ARCHITECTURE = Architecture(
         "starcoder2",
         keys={"attention.layer_norm_epsilon": "norm_epsilon"},
         config={"hidden_act": "gelu_pytorch_tanh"},
-        flags={"use_bias": "blk.0.attn_q.bias"},
+        refuses=lambda model: None if "layers.0.attn.o.bias" in model.slots else "its layers have no biases",
     ),
     tiny={
         **TINY,

@@ -115,3 +115,13 @@ def rotary_share(metadata: Metadata) -> float:
     rotated = metadata.get("rope.dimension_count", head_dim)
     share = rotated / head_dim
     return float(share if int(head_dim * share) == rotated else (rotated + 0.5) / head_dim)
+
+
+def needs_head(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model of a family whose head it does not take from the embedding."""
+    return "its head is tied to the embedding" if model.is_tied else None
+
+
+def needs_tied_head(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model of a family whose head it always takes from the embedding."""
+    return None if model.is_tied else "its head is not tied to the embedding"

@@ -55,6 +55,8 @@ REFUSED = {
     ("llama", "yarn-mscale"): "rope_scaling.mscale is 1.0, here None",
     ("minicpm3", "plain-queries"): "attention.bias is True, here False",
     ("minicpm3", "other-scales"): "multiplier is 1.41421",
+    ("nemotron", "tied"): "its head is tied to the embedding",
+    ("olmo2", "multi-head"): "its head is tied to the embedding",
     ("olmo2", "bias"): "attention.qkv_bias is True, here False",
     ("olmo3", "transformers-5"): "sliding_window is None, here 7",
     ("phi", "grouped"): "attention.qk_norm is LayerNorm, here None",
@@ -65,7 +67,8 @@ REFUSED = {
     ("qwen3", "window-above"): "sliding_window is 7, here None",
     ("qwen3", "transformers-5"): "sliding_window is 7, here None",
     ("seed_oss", "output-bias"): "attention.out_bias is True, here False",
-    ("smollm3", "window"): "sliding_window is 7, here None",
+    ("smollm3", "window"): "attention.qkv_bias is True, here False",
+    ("starcoder2", "no-bias"): "its layers have no biases",
     ("stablelm", "tied"): "its head is tied to the embedding",
 }
 CASES = [

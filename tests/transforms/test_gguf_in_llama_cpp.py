@@ -65,6 +65,11 @@ CASES = {
     ("llama", "tied"): {}, ("llama", "wide-heads"): {}, ("llama", "yarn"): {}, ("llama", "yarn-attention-factor"): {},
     ("mistral", "window-beyond"): {}, ("phi3", "medium"): {}, ("phi3", "128k-long"): {}, ("phi3", "phi-4-mini"): {},
     ("qwen2", None): {}, ("qwen3", None): {}, ("stablelm", None): {}, ("stablelm", "2-12b"): {},
+    ("cohere", None): {}, ("cohere2", None): {}, ("ernie4_5", None): {}, ("granite", None): {}, ("hunyuan", None): {},
+    ("ministral3", None): {}, ("nemotron", "biases"): {}, ("olmo", None): {}, ("olmo2", None): {},
+    ("olmo3", "yarn"): {}, ("phi", "phi-2"): {}, ("seed_oss", None): {}, ("smollm3", None): {},
+    ("starcoder2", None): {"sliding_window": 30}, ("cohere", "r-plus"): {"num_hidden_layers": 64},
+    ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
 
