@@ -36,6 +36,14 @@ HEAD = Head(
     scale=Computed(lambda config: 1 / as_float(lookup(scale("logits_scaling"), config), "logits_scaling")),
 )
 
+BLOCK = Block(
+    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+    attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS, scale=scale("attention_multiplier")),
+    position=Rope(),
+    mlp=GatedMLP(Key("hidden_act", "silu"), bias=Key("mlp_bias", False)),
+    multiplier=scale("residual_multiplier"),
+)
+
 ARCHITECTURE = Architecture(
     name="granite",
     releases=("Granite 3.0 to 3.3", "Granite 4.0 (dense)"),
@@ -43,13 +51,7 @@ ARCHITECTURE = Architecture(
     model_types=("granite",),
     dims=DIMS,
     embedding=EMBEDDING,
-    block=Block(
-        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
-        attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS, scale=scale("attention_multiplier")),
-        position=Rope(),
-        mlp=GatedMLP(Key("hidden_act", "silu"), bias=Key("mlp_bias", False)),
-        multiplier=scale("residual_multiplier"),
-    ),
+    block=BLOCK,
     head=HEAD,
     names=NAMES,
     gguf=GgufFamily(

@@ -44,6 +44,7 @@ class Router(Kind):
         scale: multiplies the weights at last.
         bias: whether the logits have one.
         correction: whether a vector is added to the scores for the choice alone (Wang et al. 2024, arXiv:2408.15664).
+        correction_rows: a formula: "" for a vector [experts], "1" for a matrix [1, experts] (ERNIE 4.5).
         groups: experts are divided into so many groups, of which only the `top_groups` best can be chosen
             (DeepSeek-AI 2024, arXiv:2405.04434).
         group_score: a group is as good as its best expert (`max`), or as the sum of its best two (`top2`).
@@ -60,6 +61,7 @@ class Router(Kind):
     scale: Number = 1.0
     bias: Flag = False
     correction: Flag = False
+    correction_rows: str = ""
     groups: Number = 1
     top_groups: Number = 1
     group_score: Literal["max", "top2"] = "max"
@@ -98,7 +100,8 @@ class Router(Kind):
         if as_bool(self.bias):
             slots["bias"] = SlotShape((count,), "bias")
         if as_bool(self.correction):
-            slots["correction"] = SlotShape((count,), "bias")
+            rows = (self.correction_rows,) if self.correction_rows else ()
+            slots["correction"] = SlotShape((*rows, count), "bias")
         return slots
 
 

@@ -70,6 +70,16 @@ class MLPHooks(Protocol):
         """The same in a graph."""
 
 
+class RouterHooks(Protocol):
+    """Which experts a token goes to (`Experts.router`); the kind also has `n_experts` and `n_chosen`."""
+
+    def torch_reader(self, weights: Weights) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """X [N, hidden] -> the experts of each token, int64 [N, n_chosen], and their weights, none below 0."""
+
+    def onnx_emitter(self, weights: GraphWeights, x: Value) -> tuple[Value, Value]:
+        """The same in a graph, the weights in float32; here `weights` are those of the whole MLP."""
+
+
 class AttentionHooks(Protocol):
     """The attention of one layer."""
 

@@ -1,0 +1,68 @@
+"""Granite 3 MoE: Granite's multipliers, and experts whose weights are a softmax over the chosen."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.names import Fused, Stacked
+
+from .granite import ARCHITECTURE as GRANITE
+from .granite import BLOCK
+from .llama import DIMS, NAMES
+
+_EXPERTS = Experts(
+    Key("hidden_act", "silu"),
+    router=Router(
+        count=Key(("num_local_experts", "num_experts"), 8),
+        top_k=Key("num_experts_per_tok", 2),
+        scores="chosen_softmax",
+    ),
+    width="ffn",
+)
+_SLOTS = {
+    **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
+    "mlp.router": "block_sparse_moe.router.layer",
+    "mlp.experts.gate_up": Stacked("block_sparse_moe.input_linear", ("gate", "up"), weight=".weight"),
+    "mlp.experts.down": Stacked("block_sparse_moe.output_linear", ("down",), weight=".weight"),
+}
+_SHARED = {
+    "mlp.shared.gate_up": Fused("shared_mlp.input_linear", ("gate", "up")),
+    "mlp.shared.down": "shared_mlp.output_linear",
+}
+_TINY = {key: value for key, value in GRANITE.tiny.items() if key not in ("architectures", "model_type")}
+
+_SHARED_WIDTH = Key("shared_intermediate_size", 0)
+
+
+def _with_shared(config: Mapping[str, Any]) -> Experts:
+    return replace(_EXPERTS, shared="shared_ffn" if lookup(_SHARED_WIDTH, config) else None)
+
+
+GRANITE_MOE = replace(
+    GRANITE,
+    name="granitemoe",
+    releases=("Granite-3.0-1B-A400M", "Granite-3.1-3B-A800M"),
+    matches=("GraniteMoeForCausalLM",),
+    model_types=("granitemoe",),
+    block=replace(BLOCK, mlp=_EXPERTS),
+    names=replace(NAMES, slots=_SLOTS),
+    gguf=None,
+    no_gguf="experts are not read or written there yet",
+    unused=("router_aux_loss_coef", "output_router_logits", "mlp_bias"),
+    tiny={**_TINY, "num_local_experts": 4, "num_experts_per_tok": 2},
+    variants={"defaults": GRANITE.variants["defaults"], "biases": {"attention_bias": True, "num_experts_per_tok": 1}},
+)
+GRANITE_MOE_SHARED = replace(
+    GRANITE_MOE,
+    name="granitemoeshared",
+    releases=("MoE-7B-A1B with shared experts (IBM Research)",),
+    matches=("GraniteMoeSharedForCausalLM",),
+    model_types=("granitemoeshared",),
+    dims=replace(DIMS, extra={"shared_ffn": Computed(lambda config: lookup(_SHARED_WIDTH, config) or 1)}),
+    block=replace(BLOCK, mlp=Computed(_with_shared)),
+    names=replace(NAMES, slots={**_SLOTS, **_SHARED}),
+    tiny={**_TINY, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
+    variants={"unshared": {"shared_intermediate_size": None}},
+)
