@@ -55,8 +55,16 @@ ARCHITECTURE = Architecture(
         },
     ),
     no_gguf="experts are not read or written there yet",
-    unused=(*DENSE.unused, "moe_drop_tokens", "moe_random_routing_dropped_token", "moe_intermediate_size",
-            "num_shared_expert", "use_mixed_mlp_moe", "moe_layer_num_skipped", "output_router_logits"),
+    unused=(
+        *DENSE.unused,
+        "moe_drop_tokens",
+        "moe_random_routing_dropped_token",
+        "moe_intermediate_size",
+        "num_shared_expert",
+        "use_mixed_mlp_moe",
+        "moe_layer_num_skipped",
+        "output_router_logits",
+    ),
     tiny={
         **{key: value for key, value in DENSE.tiny.items() if key not in ("architectures", "model_type")},
         "num_experts": 4,
