@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Computed, Key, lookup
-from llmkit.architecture.names import Fused, Stacked
+from llmkit.architecture.names import Entry, Fused, Stacked
 
 from .granite import ARCHITECTURE as GRANITE
 from .granite import BLOCK
@@ -27,7 +27,7 @@ _SLOTS = {
     "mlp.experts.gate_up": Stacked("block_sparse_moe.input_linear", ("gate", "up"), weight=".weight"),
     "mlp.experts.down": Stacked("block_sparse_moe.output_linear", ("down",), weight=".weight"),
 }
-_SHARED = {
+_SHARED: dict[str, Entry] = {
     "mlp.shared.gate_up": Fused("shared_mlp.input_linear", ("gate", "up")),
     "mlp.shared.down": "shared_mlp.output_linear",
 }
