@@ -31,6 +31,7 @@ REMOTE = {
     "minicpm-2b": "minicpm",
     "moss-003": "moss",
     "mpt-7b-storywriter": "mpt",
+    "qwen-7b": "qwen",
     "skywork-13b": "skywork",
     "xverse-13b": "xverse",
     "yi-6b": "yi",

@@ -14,7 +14,7 @@ from llmkit.architecture.registry import default_registry
 from llmkit.decoder.contract import TOLERANCE, check_architecture
 
 # transformers has none of these: recorded outputs of the originals in test_golden.py stand for it.
-RECORDED = {"baichuan", "baichuan13b", "chatglm", "chatglm2", "internlm2", "moss", "yi"}
+RECORDED = {"baichuan", "baichuan13b", "chatglm", "chatglm2", "internlm2", "moss", "qwen", "yi"}
 # transformers' own class does not look at the mask: its padded batch is another model's.
 UNPADDED = {"rwkv"}
 PLUGINS = [default_registry().load(p) for p in default_registry().plugins if p.is_builtin]

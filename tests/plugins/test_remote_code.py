@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from goldens import REMOTE, error, golden, stepwise
+import torch
+from goldens import GOLDEN, REMOTE, error, golden, stepwise
 
 from llmkit.api import save
 from llmkit.decoder import load_decoder
@@ -33,6 +35,16 @@ def test_step_by_step(case):
     _, decoder, ids, _ = case
     limit = decoder.exact_sharing_limit or ids.shape[1]
     assert error(stepwise(decoder, ids[:, :limit]), decoder(ids[:, :limit])) <= TOLERANCE
+
+
+def test_a_prompt_that_is_continued_keeps_its_base(tmp_path):
+    """Qwen's base follows the length of the prompt: recorded step by step after a prompt that is not a long one."""
+    ckpt, ids, _ = golden("qwen-7b")
+    wanted = torch.from_numpy(np.load(GOLDEN / "qwen-7b" / "expected.npz")["stepwise"])
+    assert error(stepwise(load_decoder(ckpt), ids), wanted) <= TOLERANCE
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
+    save(export(ckpt), tmp_path / "out")
+    assert error(stepwise(load_onnx(tmp_path / "out", threads=1), ids), wanted) <= 1e-4
 
 
 def test_onnx(case, tmp_path):

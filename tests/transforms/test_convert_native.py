@@ -23,7 +23,7 @@ CASES = [
     for other in default_registry().load(PLUGINS[name]).equivalents
     for variant in (None, *default_registry().load(PLUGINS[name]).variants)
     if variant != "linear biases"
-]
+] + [("qwen", "qwen2", "plain")]
 
 
 def tiny(name, variant=None):
