@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
@@ -40,6 +41,13 @@ ARCHITECTURE = Architecture(
             "mlp.experts.{e}.up": "block_sparse_moe.experts.{e}.w3",
             "mlp.experts.{e}.down": "block_sparse_moe.experts.{e}.w2",
         },
+    ),
+    gguf=GgufFamily(  # as Llama's files, with experts
+        "llama",
+        pairs="interleaved",
+        config={"hidden_act": "silu"},
+        keys={"expert_count": "num_local_experts", "expert_feed_forward_length": ""},
+        write=lambda model, _: {"expert_feed_forward_length": None},
     ),
     unused=("router_jitter_noise", "output_router_logits"),
     tiny={

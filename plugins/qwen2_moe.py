@@ -6,6 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -84,16 +85,16 @@ ARCHITECTURE = Architecture(
             "mlp.shared_gate": "mlp.shared_expert_gate",
         },
     ),
+    gguf=GgufFamily("qwen2moe", config={"use_sliding_window": False, "norm_topk_prob": False}),
     unused=(*WINDOW_KEYS, "output_router_logits"),
     tiny={
         **TINY,
-        "num_hidden_layers": 3,
         "num_experts": 6,
         "num_experts_per_tok": 3,
         "norm_topk_prob": False,
         "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24,
-        "mlp_only_layers": [1],
+        "mlp_only_layers": [],
         "decoder_sparse_step": 1,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
@@ -101,7 +102,7 @@ ARCHITECTURE = Architecture(
         "eos_token_id": 2,
     },
     variants={
-        "normalized": {"norm_topk_prob": True, "tie_word_embeddings": True, "mlp_only_layers": None},
+        "dense-above": {"norm_topk_prob": True, "tie_word_embeddings": True, "mlp_only_layers": [1]},
         "window": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2, "qkv_bias": False},
     },
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
@@ -47,6 +48,8 @@ ARCHITECTURE = Architecture(
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(QWEN3.names, slots={**QWEN3.names.slots, **EXPERTS}),
+    # llama.cpp divides the weights by their sum, as all published models want it.
+    gguf=GgufFamily("qwen3moe", config={"use_sliding_window": False, "norm_topk_prob": True}),
     unused=(*WINDOW_KEYS, "output_router_logits"),
     tiny={
         **TINY,

@@ -39,7 +39,7 @@ class GroupedQuery(Kind):
             (gpt-oss; Xiao et al. 2023, arXiv:2309.17453, section 3.3).
         norms_all_heads: both normalise all heads of a token together, not each (OLMo 2).
         norms_rotated: both come after positions are applied (Hunyuan).
-        clip: queries, keys and values are cut off at -clip and clip after their projections; None for none.
+        clip: values, queries and keys (once they are normed) are cut off at -clip and clip; None for none.
         gate: what is attended is multiplied by sigmoid(gate(x)) before the output matrix (Qiu et al. 2025,
             arXiv:2505.06708); its matrix has the shape and the bias of the queries'.
     """

@@ -13,17 +13,27 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llmkit.architecture.model import Model
-from llmkit.architecture.names import Fused, Names, Transposed, stem_of
+from llmkit.architecture.names import Entry, Fused, Names, Stacked, stem_of
 
 Metadata = Mapping[str, Any]
 """Metadata of a file; in a family's functions without the prefix `<architecture>.`."""
 
-_SLOTS: Mapping[str, str] = {
+
+
+def _experts(name: str, part: str) -> Stacked:
+    return Stacked(name, (part,), weight=".weight", bias=".bias")
+
+
+_SLOTS: Mapping[str, Entry] = {
     "attn_norm": "attn_norm", "attn_post_norm": "post_attention_norm",
     "attn.q": "attn_q", "attn.k": "attn_k", "attn.v": "attn_v", "attn.o": "attn_output",
     "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm",
     "mlp_norm": "ffn_norm", "mlp_post_norm": "post_ffw_norm",
     "mlp.gate": "ffn_gate", "mlp.up": "ffn_up", "mlp.down": "ffn_down",
+    "mlp.router": "ffn_gate_inp", "mlp.router.correction": "exp_probs_b.bias",
+    "mlp.experts.gate": _experts("ffn_gate_exps", "gate"), "mlp.experts.up": _experts("ffn_up_exps", "up"),
+    "mlp.experts.down": _experts("ffn_down_exps", "down"), "mlp.shared_gate": "ffn_gate_inp_shexp",
+    "mlp.shared.gate": "ffn_gate_shexp", "mlp.shared.up": "ffn_up_shexp", "mlp.shared.down": "ffn_down_shexp",
 }  # fmt: skip
 _OUTER: Mapping[str, str] = {"embed_norm": "token_embd_norm", "positions": "position_embd"}
 QKV = Fused("attn_qkv", ("q", "k", "v"))
@@ -37,7 +47,9 @@ CONFIG_KEYS: Mapping[str, str] = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps", "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.key_length": "head_dim", "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta", "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping", "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok", "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }  # fmt: skip
 
 
@@ -70,7 +82,7 @@ class GgufFamily:
 
     arch: str
     pairs: Literal["half", "interleaved"] = "half"
-    slots: Mapping[str, str | Fused | Transposed] = field(default_factory=dict)
+    slots: Mapping[str, Entry] = field(default_factory=dict)
     outer: Mapping[str, str] = field(default_factory=dict)
     stacked: tuple[str, ...] = ()
     norm_offset: float = 0.0

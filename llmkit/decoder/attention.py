@@ -50,10 +50,10 @@ class _GroupedQuery:
         n_q, n_kv = self._dims.heads, self._dims.kv_heads
         heads = self._inputs(x).view(batch, length, -1, self._dims.head_dim)
         heads, gate = heads[:, :, : n_q + 2 * n_kv], heads[:, :, n_q + 2 * n_kv :]
-        if (limit := self._kind.limit) is not None:
-            heads = heads.clamp(-limit, limit)
         both, v = heads[:, :, : n_q + n_kv], heads[:, :, n_q + n_kv :].transpose(1, 2)
         both = both if self._kind.norms_rotated else self._normed(both)
+        if (limit := self._kind.limit) is not None:
+            both, v = both.clamp(-limit, limit), v.clamp(-limit, limit)
         both = self._positions.rotate(both, table)
         both = self._normed(both) if self._kind.norms_rotated else both
         q = self._positions.scaled(both[:, :, :n_q], table).transpose(1, 2)

@@ -52,7 +52,7 @@ def read(path: Path) -> Opened:
         return Opened(NAME, tensors, {}, details=_details(model))
     arch = model.metadata.get("general.architecture")
     n_experts = model.metadata.get(f"{arch}.expert_count", 0)
-    architecture = None if n_experts else architecture_of(model.metadata, tensors)
+    architecture = architecture_of(model.metadata, tensors)
     if architecture is None or architecture.gguf is None:
         what = f"{arch!r} with {n_experts} experts" if n_experts else repr(arch)
         warning = f"no plugin describes GGUF's {what}: names stay as in the file, only tensor-wise work is possible"

@@ -75,7 +75,7 @@ def _both(one: Condition, other: Condition) -> Condition:
 
 
 # Kinds of matrices with rules, by the ends of their names; one fused matrix counts as the values in it.
-_KINDS = {"v": re.compile(r"attn_(v|qkv)\.weight"), "down": re.compile(r"ffn_down\.weight"),
+_KINDS = {"v": re.compile(r"attn_(v|qkv)\.weight"), "down": re.compile(r"ffn_down(_exps|_shexp)?\.weight"),
           "o": re.compile(r"attn_output\.weight")}  # fmt: skip
 Rule = tuple[str, str, Condition]
 
@@ -147,7 +147,7 @@ MIXES: Mapping[str, Mix] = {
 _SMALLER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 _NO_FIT = "F16"
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
-_ALWAYS_F32 = ("position_embd.weight",)
+_ALWAYS_F32 = ("position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # or the ends of names
 # llama.cpp knows its 70B model by this: matrices of values, an eighth of the others in size, are given more bits.
 _LAYERS_OF_70B = 80
 
@@ -177,7 +177,7 @@ def types_of(mix: Mix, shapes: Mapping[str, Sequence[int]], sizes: Sizes) -> tup
 
 def is_matrix(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor of a file has a type of its own; vectors, norms and positions are float32."""
-    return len(shape) > 1 and name.endswith(".weight") and not name.endswith("_norm.weight") and name not in _ALWAYS_F32
+    return len(shape) > 1 and name.endswith(".weight") and not name.endswith(("_norm.weight", *_ALWAYS_F32))
 
 
 def _head_type(mix: Mix, n: int, sizes: Sizes) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.attention import GroupedQuery
+from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.frequencies import llama3_scaled
 from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata
 from llmkit.architecture.keys import Key
@@ -46,7 +47,8 @@ def architecture_of(metadata: Metadata, names: Collection[str]) -> Architecture 
     """The family that reads a file with these metadata and tensors, or None when no plugin describes it."""
     arch = metadata.get("general.architecture")
     stripped = _stripped(metadata, str(arch))
-    same = [a for a in _families() if a.gguf is not None and a.gguf.arch == arch]
+    has_experts = bool(stripped.get("expert_count"))
+    same = [a for a in _families() if a.gguf is not None and a.gguf.arch == arch and _has_experts(a) == has_experts]
     claiming = [a for a in same if a.gguf is not None and a.gguf.claims is not None and a.gguf.claims(stripped, names)]
     general = [a for a in same if a.gguf is not None and a.gguf.claims is None]
     return next(iter([*claiming, *general]), None)
@@ -56,6 +58,11 @@ def _families() -> Iterator[Architecture]:
     for loaded in registry.default_registry().load_all().values():
         if isinstance(loaded, Architecture):
             yield loaded
+
+
+def _has_experts(architecture: Architecture) -> bool:
+    blocks = architecture.bind(architecture.tiny_config()).blocks
+    return any(isinstance(getattr(block, "mlp", None), Experts) for block in blocks)
 
 
 def _stripped(metadata: Metadata, arch: str) -> dict[str, Any]:
@@ -219,6 +226,7 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
             metadata["attention.sliding_window"] = window = _window(model)
             if window is not None and not family.has_windows and (dims.context is None or window < dims.context):
                 warnings.append(f"llama.cpp runs {family.arch} models without a sliding window; this one has {window}")
+    metadata |= _of_experts(model)
     metadata["final_logit_softcapping"] = model.head.softcap
     metadata |= own
     if metadata["context_length"] is None:
@@ -228,6 +236,19 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
     return {
         k if k.startswith("llmkit.") else f"{family.arch}.{k}": v for k, v in metadata.items() if v is not None
     }, warnings
+
+
+def _of_experts(model: Model) -> dict[str, Any]:
+    kinds = [getattr(block, "mlp", None) for block in model.blocks]
+    experts = next((kind for kind in kinds if isinstance(kind, Experts)), None)
+    if experts is None:
+        return {}
+    shared = experts.shared and model.dims.evaluate(experts.shared)
+    router = experts.router
+    return {
+        "expert_count": experts.n_experts, "expert_used_count": router.n_chosen if isinstance(router, Router) else None,
+        "expert_feed_forward_length": model.dims.evaluate(experts.width), "expert_shared_feed_forward_length": shared,
+    }  # fmt: skip
 
 
 def main_block(model: Model) -> Kind:

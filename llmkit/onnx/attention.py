@@ -55,10 +55,10 @@ def _grouped_query(
 ) -> Any:
     dims = context.model.dims
     q, k, v, *gate = weights.project(x, ("q", "k", "v", "gate") if kind.is_gated else ("q", "k", "v"))
+    q, k = (q, k) if kind.norms_rotated else _normed(kind, weights, q, k)
     if (limit := kind.limit) is not None:
         ends = weights.number(-limit), weights.number(limit)
         q, k, v = (context.graph.op("Clip", part, *ends) for part in (q, k, v))
-    q, k = (q, k) if kind.norms_rotated else _normed(kind, weights, q, k)
     q, k = positions.rotate(context, q, dims.heads), positions.rotate(context, k, dims.kv_heads)
     q, k = _normed(kind, weights, q, k) if kind.norms_rotated else (q, k)
     q = positions.scaled(context, q)

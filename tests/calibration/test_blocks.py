@@ -63,12 +63,29 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
     def hook(name):
         return lambda module, args: seen.__setitem__(name, args[0].flatten(0, -2))
 
+    def experts_hook(module, args):
+        """What each expert is given, of all that are stacked in one module."""
+        x, chosen, _ = args
+        for e in range(int(chosen.max()) + 1):
+            given.setdefault(e, []).append(x[(chosen == e).any(-1)])
+
+    given = {}
     modules = dict(theirs.named_modules())
+    layer = next((m for n, m in modules.items() if n.endswith("layers.0.mlp.experts")), None)
+    if layer is not None:
+        layer.register_forward_pre_hook(experts_hook)
+        linear = [slot for slot in linear if ".experts." not in slot.id]
     for slot in linear:
         name = slot.name.removesuffix(".weight")
         modules[model.names.in_memory.get(name, name)].register_forward_pre_hook(hook(slot.name))
     with torch.inference_mode():
         theirs(ids)
+    for e, (x,) in given.items():
+        for part in ("gate", "up", "down"):
+            ours = recorder.observers[f"layers.0.mlp.experts.{e}.{part}.weight"].statistics()
+            assert ours.n_tokens == len(x)
+            if part != "down" and len(x):
+                torch.testing.assert_close(ours.second_moments, x.T @ x, rtol=1e-4, atol=1e-4)
     for slot in linear:
         x = seen[slot.name]
         for part in slot.parts:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from llmkit.architecture.experts import Experts
 from llmkit.architecture.registry import default_registry
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import OutputError
@@ -19,6 +20,9 @@ ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().
 def error_of(architecture, index=1, seed="0 1"):
     """The error of a block whose targets are its own outputs, and its linear weights by name."""
     config = architecture.tiny_config()
+    experts = [b.mlp for b in architecture.bind(config).blocks if isinstance(getattr(b, "mlp", None), Experts)]
+    if experts and "num_experts_per_tok" in config:  # each token to all of them: a choice that changes is no slope
+        config |= {"num_experts_per_tok": experts[0].n_experts, "topk_group": config.get("n_group")}
     ckpt = random_checkpoint(architecture, config)
     ids = random_ids(architecture, config).repeat(3, 1)[:5]
     decoder, weights = load_blocks(ckpt)

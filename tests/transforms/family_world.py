@@ -74,6 +74,10 @@ def layers_of(ckpt: Checkpoint) -> list[str]:
     return [s.name.removesuffix(".weight") for s in model.slots.values() if s.kind == "linear"]
 
 
+def has_experts(ckpt: Checkpoint) -> bool:
+    return any(".experts." in slot for slot in require(ckpt.config, ckpt.label).bind(ckpt.config).slots)
+
+
 def is_in_transformers(config: Any) -> bool:
     return config["model_type"] in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
 

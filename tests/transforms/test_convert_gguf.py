@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,9 +60,15 @@ REFUSED = {
     ("olmo2", "multi-head"): "its head is tied to the embedding",
     ("olmo2", "bias"): "attention.qkv_bias is True, here False",
     ("olmo3", "transformers-5"): "sliding_window is None, here 7",
+    ("olmoe", "clipped"): "attention.clip is 0.5, here None",
+    ("olmoe", "normalized"): "attention.qkv_bias is True, here False",
     ("phi", "grouped"): "attention.qk_norm is LayerNorm, here None",
     ("mpt", "scaled"): "attention.scale is 0.5",
     ("qwen2", "window-above"): "sliding_window is 7, here None",
+    ("qwen2_moe", "dense-above"): "mlp.router.is_normalized is True, here False",
+    ("qwen2_moe", "window"): "attention.qkv_bias is False, here True",
+    ("qwen3_moe", "dense-below"): "mlp is GatedMLP(act='silu', bias=False), here Experts",
+    ("qwen3_moe", "window"): "attention.qkv_bias is True, here False",
     ("qwen2", "window-layer-types"): "sliding_window is 7, here None",
     ("qwen3", "attention-bias"): "attention.qkv_bias is True, here False",
     ("qwen3", "window-above"): "sliding_window is 7, here None",
@@ -173,6 +180,7 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
         if tensor.endswith("attention.wqkv.weight"):  # its converter takes them apart first
             expected |= {f"blk.{tensor.split('.')[2]}.attn_{part}.weight" for part in "qkv"}
             continue
+        tensor = re.sub(r"\.experts\.\d+\.", ".experts.", tensor)  # its converter stacks them first
         # llama.cpp's converter leaves this prefix out for two families.
         spelled = (tensor, tensor.removeprefix("transformer."))
         names = [n for t in spelled if (n := table.get_name(t, (".weight", ".bias")))]

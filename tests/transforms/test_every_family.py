@@ -151,6 +151,11 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_transformers_computes_what_we_do_with_quantized_weights(tmp_path, base, name, variant, bits, symmetric):
     save(quantize(base, bits=bits, symmetric=symmetric, group_size="channel", method="rtn"), tmp_path / "q")
+    if not symmetric and not transformers.__version__.startswith("4.") and world.has_experts(base):
+        # transformers 5 stacks experts, and does not collect their zero points for it.
+        with pytest.raises(RuntimeError, match="conversion of the weights"):
+            world.by_transformers(tmp_path / "q", world.ARCHITECTURES[name].reference_attention)
+        return
     model = world.by_transformers(tmp_path / "q", world.ARCHITECTURES[name].reference_attention)
     ids = random_ids(world.ARCHITECTURES[name], base.config)
     with torch.no_grad():

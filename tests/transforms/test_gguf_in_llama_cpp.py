@@ -63,6 +63,7 @@ CASES = {
     ("gpt2", None): {}, ("gpt_neox", None): {}, ("gpt_neox", "redpajama"): {}, ("gpt_neox", "linear"): {},
     ("llama", None): {}, ("llama", "attention-bias"): {}, ("llama", "linear"): {}, ("llama", "llama3"): {},
     ("llama", "tied"): {}, ("llama", "wide-heads"): {}, ("llama", "yarn"): {}, ("llama", "yarn-attention-factor"): {},
+    ("mixtral", None): {}, ("olmoe", None): {}, ("qwen2_moe", None): {}, ("qwen3_moe", None): {},
     ("mistral", "window-beyond"): {}, ("phi3", "medium"): {}, ("phi3", "128k-long"): {}, ("phi3", "phi-4-mini"): {},
     ("qwen2", None): {}, ("qwen3", None): {}, ("stablelm", None): {}, ("stablelm", "2-12b"): {},
     ("cohere", None): {}, ("cohere2", None): {}, ("ernie4_5", None): {}, ("granite", None): {}, ("hunyuan", None): {},
@@ -96,12 +97,17 @@ def test_logits(tmp_path, name, variant):
     assert (found - want).abs().max() <= tolerance * want.abs().max()
 
 
-@pytest.mark.parametrize("type_", ["q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs"])
-def test_blocks(tmp_path, type_):
+_BLOCKS = [("llama", each) for each in ("q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs")]
+
+
+@pytest.mark.parametrize(("name", "type_"), [*_BLOCKS, ("qwen3_moe", "q4_k_m")])
+def test_blocks(tmp_path, name, type_):
     """llama.cpp reads the weights that we read. It rounds activations to eight bits, which moves the logits: by 0.022
     to 0.027 of their deviation, for all types alike."""
-    architecture = next(a for p in default_registry().plugins if (a := default_registry().load(p)).name == "llama")
+    architecture = next(a for p in default_registry().plugins if (a := default_registry().load(p)).name == name)
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
+    if "num_experts" in architecture.tiny:  # all of them for each token: rounded activations may choose others
+        sizes |= {"moe_intermediate_size": 256, "num_experts_per_tok": architecture.tiny["num_experts"]}
     ckpt = random_checkpoint(architecture, {**architecture.tiny_config(), **sizes})
     after = convert(replace(ckpt, label="tiny"), to="gguf", type=type_)
     metadata = {**after.container.metadata, "tokenizer.ggml.model": "no_vocab"}

@@ -6,6 +6,7 @@ Blocks are made floats by `gguf.quants`, so that the bits are those of the gguf 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmkit.errors import InputError, RequirementError, SpecError
@@ -21,6 +22,7 @@ from llmkit.quantization.packing import n_bytes, pack, unpack
 from llmkit.quantization.points import Points
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
+from llmkit.tensors.moving import Stack
 from llmkit.tensors.spec import DType, TensorSpec
 
 DEQUANTIZE, QUANTIZE = "dequantize blocks", "quantize blocks"
@@ -167,6 +169,10 @@ def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
             f"{file.source.path}: {tensor.name} is {kind.name}, which is not dequantized",
             hint="take a file of another quantization",
         )
+    if len(shape) == 3:  # experts: each a matrix of its own
+        nbytes = tensor.nbytes // shape[0]
+        each = [replace(tensor, shape=shape[1:], offset=tensor.offset + i * nbytes) for i in range(shape[0])]
+        return Stack([stored_tensor(file, part) for part in each]).output()
     # A row of the raw bytes for each row of the tensor; a vector is one row.
     rows = shape[0] if len(shape) > 1 else 1
     raw = TensorSpec(DType.U8, (rows, tensor.nbytes // rows))
