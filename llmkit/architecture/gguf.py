@@ -19,7 +19,6 @@ Metadata = Mapping[str, Any]
 """Metadata of a file; in a family's functions without the prefix `<architecture>.`."""
 
 
-
 def _experts(name: str, part: str) -> Stacked:
     return Stacked(name, (part,), weight=".weight", bias=".bias")
 

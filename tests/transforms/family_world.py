@@ -71,11 +71,20 @@ def loaded(ckpt: Checkpoint) -> dict[str, torch.Tensor]:
 def layers_of(ckpt: Checkpoint) -> list[str]:
     """The modules of the linear layers."""
     model = require(ckpt.config, ckpt.label).bind(ckpt.config)
-    return [s.name.removesuffix(".weight") for s in model.slots.values() if s.kind == "linear"]
+    return [s.name.removesuffix(".weight") for s in model.slots.values() if s.kind == "linear" and not s.stack]
 
 
 def has_experts(ckpt: Checkpoint) -> bool:
-    return any(".experts." in slot for slot in require(ckpt.config, ckpt.label).bind(ckpt.config).slots)
+    """Whether files hold experts one by one."""
+    return any(".experts." in module for module in layers_of(ckpt))
+
+
+def is_known_to_peft(ckpt: Checkpoint) -> bool:
+    """Whether PEFT's adapters name the layers as files do: transformers 5 stacks experts, and PEFT then takes the names
+    of their layers for those of the stacks, also where a dense or a shared MLP has the same."""
+    slots = require(ckpt.config, ckpt.label).bind(ckpt.config).slots
+    others = [s for s in slots if s.endswith(".gate.weight") and ".mlp." in s and ".experts." not in s]
+    return is_in_transformers(ckpt.config) and not (has_experts(ckpt) and others)
 
 
 def is_in_transformers(config: Any) -> bool:

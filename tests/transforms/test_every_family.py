@@ -87,7 +87,7 @@ def test_a_delta_gives_the_tuned_model_back(tmp_path, base, name, variant):
 def test_an_adapter_on_every_linear_layer_is_merged(tmp_path, folders, base, name, variant):
     layers = world.layers_of(base)
     assert layers
-    if world.is_in_transformers(base.config):
+    if world.is_known_to_peft(base):
         model = world.by_transformers(folders(name, variant), "eager")
         world.peft_adapter(model, tmp_path / "adapter", layers, transposed=name in TRANSPOSED)
         expected = loaded(world.peft_merged(model, tmp_path / "adapter", tmp_path / "merged"))
@@ -109,7 +109,7 @@ def test_an_adapter_is_extracted_and_gives_the_tuned_model(tmp_path, folders, ba
     merged = loaded(merge(base, [open_adapter(tmp_path / "adapter")]))
     for tensor, value in loaded(tuned).items():
         torch.testing.assert_close(merged[tensor], value, atol=2e-6, rtol=0)
-    if world.is_in_transformers(base.config):
+    if world.is_known_to_peft(base):
         attention = world.ARCHITECTURES[name].reference_attention
         live = world.peft_model(world.by_transformers(folders(name, variant), attention), tmp_path / "adapter")
         ids = random_ids(world.ARCHITECTURES[name], base.config)
