@@ -91,7 +91,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     fixed={**latent.ONE_KEY_EACH, "norm_topk_prob": False, "scoring_func": "softmax", "moe_layer_freq": 1},
-    unused=NOT_COMPUTED,
+    unused=(*NOT_COMPUTED, "n_group", "topk_group"),  # where the choice is not limited
     no_gguf="experts are not read or written there yet",
     tiny={**TINY, "topk_method": "greedy"},
     variants={

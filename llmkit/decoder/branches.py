@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmkit.decoder.kv import Places
+from llmkit.decoder.kv import Places, of_both
 from llmkit.decoder.packed import Packed
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_scored
@@ -51,17 +51,18 @@ class Branches:
     def _laid_out(self, passes: Sequence[Packed], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the tails, [B, kv_heads, room, head_dim] each."""
         rows = [_widened(packed.kept(layer)) for packed in passes]
-        made = []
-        for kind in (0, 1):
-            some = rows[0][kind]
-            batch = some.new_zeros((self.batch, some.shape[1], self._room, some.shape[3]))
+
+        def laid_out(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+            batch = parts[0].new_zeros((self.batch, parts[0].shape[1], self._room, parts[0].shape[3]))
             i = 0
-            for packed, row in zip(passes, rows, strict=True):
+            for packed, part in zip(passes, parts, strict=True):
                 for start, n in zip(packed.starts, packed.lengths, strict=True):
-                    batch[i, :, self._length - n : self._length] = row[kind][0, :, start : start + n]
+                    batch[i, :, self._length - n : self._length] = part[0, :, start : start + n]
                     i += 1
-            made.append(batch)
-        return made[0], made[1]
+            return batch
+
+        keys = laid_out([row[0] for row in rows])
+        return keys, keys if rows[0][1] is rows[0][0] else laid_out([row[1] for row in rows])
 
     def _padding(self) -> torch.Tensor | None:
         """What is added to the scores of the tails' first columns, [B, 1, 1, columns]; None without padding."""
@@ -78,9 +79,11 @@ class Branches:
         self._lengths = self._lengths[index]
         cut = self._length - int(self._lengths.max())  # columns that are padding in all that stay
         self._length, self._room = self._length - cut, self._room - cut
-        for layer, (k, v) in self._tails.items():
-            on = index.to(k.device)
-            self._tails[layer] = k[on, :, cut:].contiguous(), v[on, :, cut:].contiguous()
+
+        def chosen(held: torch.Tensor) -> torch.Tensor:
+            return held[index.to(held.device), :, cut:].contiguous()
+
+        self._tails = {layer: of_both(pair, chosen) for layer, pair in self._tails.items()}
         self._states = {
             layer: tuple(held[index.to(held.device)] for held in state) for layer, state in self._states.items()
         }
@@ -152,4 +155,4 @@ class Branches:
 
 def _widened(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values as the products take them: float32 on a CPU, cast once and not in each step."""
-    return (pair[0].float(), pair[1].float()) if pair[0].device.type == "cpu" else pair
+    return of_both(pair, lambda held: held.float()) if pair[0].device.type == "cpu" else pair

@@ -7,15 +7,18 @@ how keys are kept, which of them a query sees, and from which state a recurrence
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_masked, attend_plain, attend_scored
 from llmkit.decoder.states import Recurrence, Rows, State
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
+
+Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+"""Keys and values, [B, kv_heads, T, head_dim] each; one tensor where they are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,10 @@ class Cache(Protocol):
         """Start a pass over `input_ids` [B, S]; `mask` [B, past + S] has 1 for real tokens."""
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-        """Attention of the new queries [B, heads, S, head_dim] over past and new keys [B, kv_heads, S, head_dim]."""
+        """Attention of the new queries [B, heads, S, head_dim] over past and new keys [B, kv_heads, S, head_dim].
+
+        Where `v` is `k` itself, the values are the keys, and they are held once (latent attention).
+        """
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
         """A recurrence over the new tokens [B, S, width] of each sequence, from the state that its past left.
@@ -104,9 +110,9 @@ class KVCache:
         """Tokens to make room for at first."""
         return self._capacity
 
-    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def layer(self, layer: int) -> Pair:
         """Keys and values of a layer, [B, kv_heads, length, head_dim] each (views)."""
-        return self._keys[layer][:, :, : self.length], self._values[layer][:, :, : self.length]
+        return of_both((self._keys[layer], self._values[layer]), lambda held: held[:, :, : self.length])
 
     def state(self, layer: int) -> State | None:
         """What the recurrence of a layer left."""
@@ -192,19 +198,24 @@ class KVCache:
         else:
             self.mask = None
 
-    def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
         start, stop = self.length, self.length + k.shape[2]
-        if layer not in self._keys:
-            room = max(stop, self._capacity)
-            self._keys[layer] = k.new_empty((*k.shape[:2], room, k.shape[3]))
-            self._values[layer] = v.new_empty((*v.shape[:2], room, v.shape[3]))
-        elif self._keys[layer].shape[2] < stop:
-            room = max(stop, 2 * self._keys[layer].shape[2], self._capacity)
-            self._keys[layer] = _grown(self._keys[layer], start, room)
-            self._values[layer] = _grown(self._values[layer], start, room)
-        self._keys[layer][:, :, start:stop] = k
-        self._values[layer][:, :, start:stop] = v
+        for held, new in ((self._keys, k), (self._values, v)):
+            if held is self._values and v is k:
+                held[layer] = self._keys[layer]
+                continue
+            if layer not in held:
+                held[layer] = new.new_empty((*new.shape[:2], max(stop, self._capacity), new.shape[3]))
+            elif held[layer].shape[2] < stop:
+                held[layer] = _grown(held[layer], start, max(stop, 2 * held[layer].shape[2], self._capacity))
+            held[layer][:, :, start:stop] = new
         return self._keys[layer][:, :, :stop], self._values[layer][:, :, :stop]
+
+
+def of_both(pair: Pair, function: Callable[[torch.Tensor], torch.Tensor]) -> Pair:
+    """A function of keys and of values; once where they are one tensor."""
+    keys = function(pair[0])
+    return keys, keys if pair[1] is pair[0] else function(pair[1])
 
 
 def _grown(held: torch.Tensor, length: int, room: int) -> torch.Tensor:

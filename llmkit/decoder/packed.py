@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from llmkit.decoder.kv import KVCache, Places
+from llmkit.decoder.kv import KVCache, Places, of_both
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_scored
 from llmkit.decoder.states import Recurrence, Segments, State
@@ -142,12 +142,13 @@ class Packed:
             raise InputError("this packed pass kept nothing; make it with keep=True")
         cut = slice(self.starts[index], self.starts[index] + self.lengths[index])
         pairs = {}
-        for layer, (keys, values) in self._pairs.items():
-            k, v = keys[:, :, cut].clone(), values[:, :, cut].clone()  # a view would keep the whole row alive
+        for layer, pair in self._pairs.items():
+            own = of_both(pair, lambda held: held[:, :, cut].clone())  # a view would keep the whole row alive
             if self.prefix is not None:
                 before = self.prefix.layer(layer)
-                k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
-            pairs[layer] = k, v
+                keys = torch.cat([before[0], own[0]], 2)
+                own = keys, keys if own[1] is own[0] else torch.cat([before[1], own[1]], 2)
+            pairs[layer] = own
         row = slice(index, index + 1)
         states = {layer: tuple(held[row].clone() for held in state) for layer, state in self.states.items()}
         memory = {name: held[row].clone() for name, held in self.memory.items()}

@@ -176,6 +176,10 @@ def _beside_sinks(products: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
 
 
 def _repeated(k: torch.Tensor, v: torch.Tensor, heads: int) -> Pair:
-    """Keys and values repeated for the query heads of their group."""
+    """Keys and values repeated for the query heads of their group; a single head is seen by all without a copy."""
     times = heads // k.shape[1]
-    return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
+    if times == 1:
+        return k, v
+    if k.shape[1] == 1:
+        return k.expand(-1, heads, -1, -1), v.expand(-1, heads, -1, -1)
+    return k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)

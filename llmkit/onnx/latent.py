@@ -29,8 +29,13 @@ def emit_latent(
     """The attention of one layer: x [B, S, hidden] -> [B, S, hidden].
 
     Raises:
-        RequirementError: the chosen op keeps keys and values, which this attention has none of.
+        RequirementError: the chosen op, or an int8 cache, keeps keys and values, of which this attention has none.
     """
+    if context.cache is not None:
+        raise RequirementError(
+            "an int8 cache holds keys and values, and latent attention caches neither",
+            hint="leave --kv-cache-dtype out",
+        )
     if context.attention != "attention":
         raise RequirementError(
             f"the attention op {context.attention!r} caches keys and values of one width; latent attention caches "
