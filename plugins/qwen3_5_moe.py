@@ -1,10 +1,9 @@
-"""Qwen3.5 with experts, whose matrices files hold in three dimensions."""
+"""Qwen3.5 with experts."""
 
 from dataclasses import replace
 
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import PerLayer
-from llmkit.architecture.names import Stacked
 
 from .qwen3_5 import ARCHITECTURE as QWEN3_5
 from .qwen3_5 import UNUSED, VARIANTS, mixer
@@ -22,9 +21,7 @@ ARCHITECTURE = replace(
         QWEN3_5.names,
         slots={
             **QWEN3_5.names.slots,
-            **{slot: entry for slot, entry in MLP.items() if "{e}" not in slot},
-            "mlp.experts.gate_up": Stacked("mlp.experts.gate_up_proj", ("gate", "up")),
-            "mlp.experts.down": Stacked("mlp.experts.down_proj", ("down",)),
+            **MLP,
         },
     ),
     unused=(*UNUSED, "output_router_logits"),

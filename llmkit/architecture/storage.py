@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from llmkit.architecture.model import Model
+from llmkit.architecture.names import EXPERT, Names
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.slots import Slot
 from llmkit.errors import SpecError, listing
@@ -17,6 +18,8 @@ from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.moving import Concat, Stack, TakeRows
 from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose, viewed
+
+_IN_MEMORY: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
 def parts_of(lazy: Lazy, slot: Slot) -> dict[str, Lazy]:
@@ -79,6 +82,29 @@ def _of_stack(lazy: Lazy, index: int) -> Lazy:
     if isinstance(lazy.node, Read) and lazy.node.strides is None:
         return gather_rows([viewed(lazy, lazy.dtype, (n * rows, *rest))], [(0, index * rows, (index + 1) * rows)])
     return viewed(TakeRows(lazy, index, index + 1).output(), lazy.dtype, (rows, *rest))
+
+
+def single_experts(tensors: Mapping[str, Lazy], names: Names) -> dict[str, Lazy]:
+    """The tensors with experts one by one, where the family has them so and files as transformers 5 has them in memory.
+
+    That is, all of a layer in `….experts.gate_up_proj` [n, 2 * width, hidden] and `….experts.down_proj` [n, hidden,
+    width].
+    """
+    entries = {part: names.slots.get(f"mlp.experts.{EXPERT}.{part}") for part in ("gate", "up", "down")}
+    single = {part: entry.split(f".{EXPERT}.") for part, entry in entries.items() if isinstance(entry, str)}
+    found: dict[str, Lazy] = {}
+    for name, lazy in tensors.items():
+        stem, _, leaf = name.rpartition(".")
+        parts = _IN_MEMORY.get(leaf, ()) if len(single) == len(entries) and len(lazy.shape) == 3 else ()
+        if not parts or not stem.endswith(single[parts[0]][0]):
+            found[name] = lazy
+            continue
+        for e in range(lazy.shape[0]):
+            matrix, rows = _of_stack(lazy, e), lazy.shape[1] // len(parts)
+            for i, part in enumerate(parts):
+                weight = gather_rows([matrix], [(0, i * rows, (i + 1) * rows)])
+                found[f"{stem}.{e}.{single[part][1]}.weight"] = weight
+    return found
 
 
 def weights_of(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmkit.architecture.names import NameTable
 from llmkit.architecture.registry import find
+from llmkit.architecture.storage import single_experts
 from llmkit.errors import PluginError, listing
 from llmkit.tensors.lazy import Lazy
 
@@ -20,7 +21,7 @@ LANGUAGE_MODEL_PREFIXES = (
 
 
 def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> tuple[dict[str, Lazy], list[str]]:
-    """The tensors with the prefix that the family's names begin with, and what to tell the user.
+    """The tensors with the prefix that the family's names begin with and its experts one by one, and what to tell.
 
     Files saved from the model without its head lack it (`h.0.ln_1.weight`); those saved with the head have it
     (`transformer.h.0.ln_1.weight`), as have adapters, deltas and every library's idea of the family.
@@ -29,7 +30,10 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
         architecture = find(config)
     except PluginError:  # whoever needs the architecture will hear of it
         architecture = None
-    if architecture is None or not architecture.names.prefix:
+    if architecture is None:
+        return dict(tensors), []
+    tensors = single_experts(tensors, architecture.names)
+    if not architecture.names.prefix:
         return dict(tensors), []
     prefix, table = architecture.names.prefix, NameTable(architecture.names)
     renamed: dict[str, Lazy] = {}

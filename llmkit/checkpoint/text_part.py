@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import NameTable
 from llmkit.architecture.registry import find, model_type_of
+from llmkit.architecture.storage import single_experts
 from llmkit.checkpoint.checkpoint import Checkpoint, sort_tensors
 from llmkit.checkpoint.spelling import LANGUAGE_MODEL_PREFIXES
 from llmkit.errors import SpecError
@@ -35,8 +36,9 @@ def text_part(ckpt: Checkpoint) -> Checkpoint:
     config = {**outer, **_whole(architecture, stated), "architectures": [architecture.matches[0]]}
     if tied is not None:
         config["tie_word_embeddings"] = tied
-    tensors = _decoder_tensors(architecture, ckpt.tensors)
-    left = len(ckpt.tensors) - len(tensors)
+    whole = single_experts(ckpt.tensors, architecture.names)
+    tensors = _decoder_tensors(architecture, whole)
+    left = len(whole) - len(tensors)
     return ckpt.derive(
         tensors=sort_tensors(tensors),
         config=config,

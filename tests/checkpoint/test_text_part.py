@@ -26,7 +26,9 @@ WHOLE = {
     "llama": ("LlavaForConditionalGeneration", "llava", {"image_token_index": 90}),
     "ministral3": ("Mistral3ForConditionalGeneration", "mistral3", {"image_token_index": 90}),
     "mistral": ("Mistral3ForConditionalGeneration", "mistral3", {"image_token_index": 90}),
+    "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", {"image_token_id": 90}),
 }
+KINDS_OF_IMAGES = {"mistral3": "pixtral", "qwen3_5_moe": "qwen3_5_moe_vision"}
 OLD = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
        "model.vision_tower.": "vision_tower.", "model.multi_modal_projector.": "multi_modal_projector."}  # fmt: skip
 
@@ -37,7 +39,9 @@ def written(folder, family):
         pytest.skip(f"transformers {transformers.__version__} has no {PLUGINS[family].matches[0]}")
     text = PLUGINS[family].tiny_config()
     text.pop("architectures")
-    images = {"model_type": "pixtral" if model_type == "mistral3" else "siglip_vision_model", **IMAGES}
+    images = {"model_type": KINDS_OF_IMAGES.get(model_type, "siglip_vision_model"), **IMAGES}
+    if model_type == "qwen3_5_moe":
+        images |= {"depth": 1, "num_heads": 2, "out_hidden_size": text["hidden_size"]}
     config = transformers.AutoConfig.for_model(model_type, text_config=text, vision_config=images, **more)
     torch.manual_seed(0)
     with quiet_transformers():
@@ -71,6 +75,27 @@ def test_text_is_computed_as_transformers_does(tmp_path, family, names):
     assert (shown.architecture, shown.problems) == (family, ())
     assert note in shown.oddities
     assert set(convert(ckpt, to="bin").tensors) == set(ckpt.tensors)  # of the whole nothing is lost
+
+
+def test_stacked_experts_are_read_one_by_one(tmp_path):
+    """As published Qwen3.5 has them, and transformers 5 in memory; its own files have them one by one."""
+    model = written(tmp_path, "qwen3_5_moe")
+    stacked = {name: t.contiguous() for name, t in model.state_dict().items()}
+    assert "model.language_model.layers.0.mlp.experts.gate_up_proj" in stacked
+    save_file(stacked, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ids = torch.arange(3, 15)[None]
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits
+    part = text_part(open_checkpoint(tmp_path))
+    assert part.tensors["model.layers.0.mlp.experts.5.down_proj.weight"].shape == (32, 16)
+    torch.testing.assert_close(load_decoder(part)(ids), wanted, atol=2e-5, rtol=2e-5)
+    inner = {name: lazy.load() for name, lazy in part.tensors.items() if ".experts." not in name}
+    inner |= {n.replace("language_model.", ""): t for n, t in stacked.items() if ".experts." in n}
+    save_file(inner, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(part.config))
+    again = open_checkpoint(tmp_path)
+    assert set(again.tensors) == set(part.tensors)
+    torch.testing.assert_close(load_decoder(again)(ids), wanted, atol=2e-5, rtol=2e-5)
 
 
 def test_what_the_text_config_leaves_to_its_class_is_read_from_transformers(tmp_path):

@@ -83,10 +83,17 @@ def random_config(name: str, draw: random.Random) -> dict[str, Any]:
         config |= _rope(config, draw)
     if "layer_types" in config or (name in _WITH_TYPES and draw.random() < 0.5):
         layers = config["num_hidden_layers"]
-        config["layer_types"] = [draw.choice(["sliding_attention", "full_attention"]) for _ in range(layers)]
+        config["layer_types"] = [draw.choice(_layer_sorts(name)) for _ in range(layers)]
     for key, value in _FITTING.get(name, {}).items():
         config[key] = value(config, draw)
     return {k: v for k, v in config.items() if v is not None}
+
+
+def _layer_sorts(name: str) -> list[str]:
+    """The sorts of layers that the tiny configs of a family have."""
+    tiny = (PLUGINS[name].tiny_config(variant) for variant in (None, *PLUGINS[name].variants))
+    found = sorted({sort for config in tiny for sort in config.get("layer_types") or ()})
+    return found if len(found) > 1 else ["full_attention", "sliding_attention"]
 
 
 def _sizes(config: Mapping[str, Any], draw: random.Random) -> dict[str, Any]:
@@ -167,6 +174,9 @@ _KNOBS: dict[str, Draw] = {
     "clip_qkv": _one_of(None, 0.3, 2.0), "attention_multiplier": _number(0.05, 1.0), "logit_scale": _number(0.05, 2.0),
     "residual_multiplier": _number(0.1, 1.0), "embedding_multiplier": _number(1.0, 12.0),
     "logits_scaling": _number(0.5, 16.0), "rotary_dim": _one_of(2, 4),
+    "linear_num_key_heads": _one_of(1, 2), "linear_num_value_heads": _one_of(2, 4, 6),
+    "linear_key_head_dim": _one_of(8, 16, 20), "linear_value_head_dim": _one_of(8, 12, 24),
+    "linear_conv_kernel_dim": _one_of(2, 3, 4, 5),
     "rescale_every": _one_of(0, 1, 2, 6), "rope_local_base_freq": _one_of(100.0, 10000.0),
 }  # fmt: skip
 _MORE = {
