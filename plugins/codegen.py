@@ -73,7 +73,7 @@ ARCHITECTURE = Architecture(
         "bos_token_id": 95,
         "eos_token_id": 95,
     },
-    variants={"wide-heads": {"n_head": 2, "rotary_dim": 16, "n_inner": 48}},
+    variants={"wide-heads": {"n_embd": 64, "rotary_dim": 16, "n_inner": 48}},
 )
 
 MOSS = replace(
