@@ -72,6 +72,7 @@ _STABLELM = (
 
 _BEGIN, _END = Token("<s>"), Token("</s>")
 _END_OF_TEXT = Token("<|endoftext|>")
+_IM_START, _IM_END = Token("<|im_start|>"), Token("<|im_end|>")
 _SYSTEM, _USER, _ASSISTANT = Token("<|system|>"), Token("<|user|>"), Token("<|assistant|>")
 # Baichuan's generation_config.json fixes the ids; the strings differ between its two vocabularies.
 _BAICHUAN = {
@@ -161,6 +162,14 @@ FORMATS: dict[str, Prompt] = {
     "chatglm3": _GLM_ROLES,
     # THUDM, tokenization_chatglm.py of GLM-4-9B: build_chat_input
     "glm-4": _GLM_ROLES,
+    # Qwen-7B-Chat, qwen_generation_utils.py: make_context, get_stop_words_ids; each part is encoded on its own
+    "qwen-chat": Turns(
+        system=(_IM_START, "system", CUT, "\n", CUT, "{system}", _IM_END, "\n"),
+        default_system="You are a helpful assistant.",
+        user=(_IM_START, "user", CUT, "\n", CUT, "{question}", _IM_END, "\n", _IM_START, "assistant", CUT, "\n"),
+        assistant=(CUT, "{answer}", _IM_END, "\n"),
+        stops=(_IM_END, _IM_START),
+    ),
     # Baichuan-13B, modeling_baichuan.py: _build_chat_input
     "baichuan-chat": Turns(
         user=(_BAICHUAN[""][0], "{question}", _BAICHUAN[""][1]),

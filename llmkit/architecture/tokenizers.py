@@ -78,9 +78,14 @@ class SentencePieceFile(_Published):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TiktokenFile(_Published):
-    """Byte-pair ranks in base64, one a line, and the pattern that cuts a text into words."""
+    """Byte-pair ranks in base64, one a line, and the pattern that cuts a text into words.
+
+    Attributes:
+        is_composed: a text is brought to Unicode's composed form (NFC) first.
+    """
 
     pattern: str
+    is_composed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,19 @@ TOKENIZERS: Mapping[str, TokenizerKind] = {
             "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
         ),
         prefix=("[gMASK]", "<sop>"),
+        eos="<|endoftext|>",
+        pad="<|endoftext|>",
+    ),
+    # Qwen 1: tokenization_qwen.py; transformers' class of Qwen 2 cuts texts in the same way
+    "qwen-tiktoken": TiktokenFile(
+        file="qwen.tiktoken",
+        classes=("QWenTokenizer",),
+        pattern=(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        is_composed=True,
+        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205))),
         eos="<|endoftext|>",
         pad="<|endoftext|>",
     ),

@@ -95,13 +95,13 @@ class RanksCodec:
 
     def __init__(self, data: bytes, kind: TiktokenFile, where: str) -> None:
         self._ranks = parse_ranks(data, where)
-        self._pattern = kind.pattern
+        self._pattern, self._is_composed = kind.pattern, kind.is_composed
         self.n_tokens = max(self._ranks.values(), default=-1) + 1
 
     @cached_property
     def tokenizer(self) -> Any:
         """The same ranks as merges: every way to cut a token into two, in the order of the token's rank."""
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
         ranks = self._ranks
         merges = [
@@ -118,6 +118,8 @@ class RanksCodec:
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
         tokenizer.decoder = decoders.ByteLevel()
+        if self._is_composed:
+            tokenizer.normalizer = normalizers.NFC()
         return tokenizer
 
     @cached_property

@@ -16,7 +16,9 @@ from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, RMSNorm, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
+from llmkit.architecture.tokenizers import TOKENIZERS
 
 from .positions import LongRope
 
@@ -75,6 +77,8 @@ ARCHITECTURE = Architecture(
     fixed={"scale_attn_weights": True},
     unused=("bf16", "fp16", "fp32", "onnx_safe", "softmax_in_fp32", "use_cache_*", "params_dtype", "*_prob"),
     head=Head(tied=Key("tie_word_embeddings", False)),
+    prompt=FORMATS["qwen-chat"],
+    tokenizer=TOKENIZERS["qwen-tiktoken"],
     names=Names(
         embed="transformer.wte",
         final_norm="transformer.ln_f",

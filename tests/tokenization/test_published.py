@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import unicodedata
 from itertools import pairwise
 
 import pytest
@@ -240,12 +241,12 @@ def ranks_of(world):
     return ranks
 
 
-def by_rank(ranks, text):
+def by_rank(ranks, text, pattern=RANKS.pattern):
     """tiktoken's rule: words by the pattern; in a word the pair of least rank first, the leftmost of equals."""
     import regex
 
     ids = []
-    for word in regex.findall(RANKS.pattern, text):
+    for word in regex.findall(pattern, text):
         parts = [bytes([b]) for b in word.encode()]
         while len(parts) > 1:
             found = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
@@ -283,6 +284,19 @@ def test_ranks_and_their_special_tokens(glm4):
     ]  # fmt: skip
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (n, n, None)
     assert tokenizer("<|user|>", add_special_tokens=False)["input_ids"] == by_rank(ranks, "<|user|>")
+
+
+def test_qwens_ranks_are_of_composed_texts(world):
+    kind, ranks = TOKENIZERS["qwen-tiktoken"], ranks_of(world)
+    tokenizer = made(kind, b"".join(base64.b64encode(t) + b" %d\n" % r for t, r in ranks.items()))
+    text = "Cafe\u0301 the fox\n\n 人工 1970 <|im_start|>"
+    composed = unicodedata.normalize("NFC", text)
+    assert tokenizer(text)["input_ids"] == by_rank(ranks, composed, kind.pattern)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == composed
+    n = len(ranks)
+    known = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>", "<|extra_204|>"]
+    assert tokenizer.convert_tokens_to_ids(known) == [n, n + 1, n + 2, n + 3, n + 207]
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (n, n, None)
 
 
 # --- the choice ---
