@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from llmkit.architecture.activations import same_activation
 from llmkit.architecture.attention import GroupedQuery
-from llmkit.architecture.keys import Flag, Number, as_bool, as_float, as_optional
+from llmkit.architecture.keys import Computed, Flag, Number, as_bool, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotKind, SlotShape, linear_slots, under
 from llmkit.architecture.positions import Alibi, LearnedPositions, NoPositions, Rope, rotated_share
 
@@ -114,9 +114,11 @@ class GatedMLP(_MLP):
 
     Attributes:
         bias: whether all three have biases.
+        multipliers: of gate(x), and of what the MLP gives (Falcon-H1); None for 1.
     """
 
     bias: Flag = False
+    multipliers: Computed | tuple[float, float] | None = None
 
     def slots(self) -> dict[str, SlotShape]:
         return {

@@ -9,11 +9,13 @@ from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, rea
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.mamba import BesideAttention, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.deltanet import gated_delta_net
 from llmkit.decoder.kv import Cache
 from llmkit.decoder.latent import LatentReader
 from llmkit.decoder.linear import fused_linear, linear
+from llmkit.decoder.mamba import duality_layer, selective_scan_layer, short_convolution_layer
 from llmkit.decoder.norms import build_norm
 from llmkit.decoder.positions import Positions
 from llmkit.decoder.scores import Scores
@@ -76,8 +78,21 @@ class _GroupedQuery:
         return torch.cat(normed, 2)
 
 
+def _beside(kind: BesideAttention, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> Layer:
+    attention = build_attention(kind.attention, weights, dims, layer, positions)
+    recurrence = build_attention(kind.recurrence, weights.under("ssm"), dims, layer, positions)
+    (a_in, a_out), (r_in, r_out) = kind.attention_factors, kind.recurrence_factors
+    return lambda x, table, cache: (
+        attention(x * a_in, table, cache) * a_out + recurrence(x * r_in, table, cache) * r_out
+    )
+
+
 _READERS: Hooks[Layer] = {
+    BesideAttention: _beside,
     GatedDeltaNet: gated_delta_net,
     GroupedQuery: _GroupedQuery,
     LatentAttention: LatentReader,
+    SelectiveScan: selective_scan_layer,
+    ShortConvolution: short_convolution_layer,
+    StateSpaceDuality: duality_layer,
 }

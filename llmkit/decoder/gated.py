@@ -62,6 +62,14 @@ def gated_mlp(kind: GatedMLP, weights: Weights) -> TensorFunction:
         product = reader_of(kind.act, _PRODUCTS)()
         return lambda x: down(product(*both(x).chunk(2, dim=-1)))
     act = activation(str(kind.act))
+    if isinstance(kind.multipliers, tuple):
+        of_gate, of_all = kind.multipliers
+
+        def scaled(x: torch.Tensor) -> torch.Tensor:
+            gate, up = both(x).chunk(2, dim=-1)
+            return down(act(gate * of_gate) * up) * of_all
+
+        return scaled
 
     def gated(x: torch.Tensor) -> torch.Tensor:
         gate, up = both(x).chunk(2, dim=-1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import GatedMLP, Kind, PlainMLP
+from llmkit.architecture.mamba import NoMLP
 from llmkit.decoder.experts import experts
 from llmkit.decoder.gated import activation, gated_mlp
 from llmkit.decoder.linear import linear
+from llmkit.lazy_imports import torch
 
 
 def build_mlp(kind: Kind, weights: Weights) -> TensorFunction:
@@ -25,4 +27,8 @@ def _plain(kind: PlainMLP, weights: Weights) -> TensorFunction:
     return lambda x: down(act(up(x)))
 
 
-_READERS: Hooks[TensorFunction] = {GatedMLP: gated_mlp, PlainMLP: _plain, Experts: experts}
+def _none(kind: NoMLP, weights: Weights) -> TensorFunction:
+    return torch.zeros_like
+
+
+_READERS: Hooks[TensorFunction] = {Experts: experts, GatedMLP: gated_mlp, NoMLP: _none, PlainMLP: _plain}

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, reader_of
 from llmkit.architecture.kinds import Kind, OutputNorm, Parallel, PostNorm, PreNorm, Sandwich, SharedParallel
+from llmkit.architecture.mamba import MixerOnly
 from llmkit.decoder.kv import Cache
 from llmkit.lazy_imports import torch
 
@@ -53,6 +54,11 @@ def _output_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, 
     return layer
 
 
+def _mixer_only(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
+    (norm,) = norms
+    return lambda x, table, cache: x + attention(norm(x), table, cache)
+
+
 def _parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, mlp_norm = norms
 
@@ -83,6 +89,7 @@ def _sandwich(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp
 
 
 _READERS: Hooks[Layer] = {
+    MixerOnly: _mixer_only,
     PreNorm: _pre_norm,
     PostNorm: _post_norm,
     OutputNorm: _output_norm,

@@ -19,11 +19,13 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import GroupedQuery
 from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.mamba import BesideAttention, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import GraphContext
 from llmkit.onnx.deltanet import emit_gated_delta_net
 from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.latent import emit_latent
+from llmkit.onnx.mamba import emit_duality, emit_selective_scan, emit_short_convolution
 from llmkit.onnx.masks import score_bias
 from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.positions import GraphPositions
@@ -241,8 +243,27 @@ def _mha(context: GraphContext, layer: int, qkv: Sequence[Value], positions: Gra
 
 
 _OPS = {"attention": _attention, "flash": _flash, "gqa": _gqa, "mha": _mha}
+
+
+def _beside(
+    kind: BesideAttention, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: Any
+) -> Any:
+    def scaled(value: Any, factor: float) -> Any:
+        return value if factor == 1 else context.graph.op("Mul", value, weights.number(factor))
+
+    (a_in, a_out), (r_in, r_out) = kind.attention_factors, kind.recurrence_factors
+    attended = emit_attention(kind.attention, context, weights, layer, positions, scaled(x, a_in))
+    with context.graph.scope("ssm"):
+        mixed = emit_attention(kind.recurrence, context, weights.under("ssm"), layer, positions, scaled(x, r_in))
+    return context.graph.op("Add", scaled(attended, a_out), scaled(mixed, r_out))
+
+
 _EMITTERS: Hooks[Value] = {
+    BesideAttention: _beside,
     GatedDeltaNet: emit_gated_delta_net,
     GroupedQuery: _grouped_query,
     LatentAttention: emit_latent,
+    SelectiveScan: emit_selective_scan,
+    ShortConvolution: emit_short_convolution,
+    StateSpaceDuality: emit_duality,
 }

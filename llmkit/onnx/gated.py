@@ -66,8 +66,13 @@ def _like(g: Graph, number: float, x: Any) -> Any:
 
 def gated_mlp(kind: GatedMLP, weights: GraphWeights, x: Any) -> Any:
     """The gated MLP made of `gate`, `up` and `down` of the weights, with the activation of the kind."""
+    g = weights.graph
     gate, up = weights.project(x, ("gate", "up"))
-    return weights.linear(gated_product(weights.graph, kind.act, gate, up), "down")
+    if not isinstance(kind.multipliers, tuple):
+        return weights.linear(gated_product(g, kind.act, gate, up), "down")
+    of_gate, of_all = (weights.number(factor) for factor in kind.multipliers)
+    y = weights.linear(gated_product(g, kind.act, g.op("Mul", gate, of_gate), up), "down")
+    return g.op("Mul", y, of_all)
 
 
 def gated_product(g: Graph, act: str | Kind, gate: Any, up: Any) -> Any:

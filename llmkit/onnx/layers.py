@@ -18,6 +18,7 @@ from llmkit.architecture.kinds import (
     Sandwich,
     SharedParallel,
 )
+from llmkit.architecture.mamba import MixerOnly
 from llmkit.onnx.attention import emit_attention
 from llmkit.onnx.context import GraphContext
 from llmkit.onnx.experts import emit_experts
@@ -80,6 +81,12 @@ def _output_norm(
     stream.add(emit_norm(norm, weights.under("mlp_post_norm"), mlp(stream.value())))
 
 
+def _mixer_only(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+) -> None:
+    stream.add(attention(stream.normed(norm, weights.under("attn_norm"))))
+
+
 def _parallel(
     kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
 ) -> None:
@@ -108,6 +115,7 @@ def _sandwich(
 
 _MLPS: Hooks[Value] = {Experts: emit_experts, GatedMLP: gated_mlp, PlainMLP: _plain}
 _RESIDUALS: Hooks[None] = {
+    MixerOnly: _mixer_only,
     PreNorm: _pre_norm,
     PostNorm: _post_norm,
     OutputNorm: _output_norm,

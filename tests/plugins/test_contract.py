@@ -15,8 +15,9 @@ from llmkit.decoder.contract import TOLERANCE, check_architecture
 
 # transformers has none of these: recorded outputs of the originals in test_golden.py stand for it.
 RECORDED = {"baichuan", "baichuan13b", "chatglm", "chatglm2", "internlm2", "moss", "qwen", "yi"}
-# transformers' own class does not look at the mask: its padded batch is another model's.
-UNPADDED = {"rwkv"}
+# Configs whose padded batch is another model's in transformers' own class: it does not look at the mask, or (LFM2) lets
+# the bias of padding through.
+UNPADDED = {"rwkv": 3, "lfm2": 3 if transformers.__version__.startswith("4.") else 1}
 PLUGINS = [default_registry().load(p) for p in default_registry().plugins if p.is_builtin]
 
 
@@ -46,7 +47,7 @@ def test_contract(architecture):
     assert len(compared) == len(known)
     assert all(c.difference <= TOLERANCE for c in compared)
     padded = [c for c in checks if c.name.endswith("padded batch") and c.difference is not None]
-    assert len(padded) == (0 if architecture.name in UNPADDED else len(compared))
+    assert len(padded) == len(compared) - UNPADDED.get(architecture.name, 0)
 
 
 @pytest.mark.parametrize(

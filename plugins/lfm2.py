@@ -1,0 +1,115 @@
+"""LFM2: gated short convolutions, and attention in a few layers (Liquid AI 2025)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm, Rope
+from llmkit.architecture.mamba import ShortConvolution
+from llmkit.architecture.names import Names
+from llmkit.architecture.positions import THETA_KEYS
+from llmkit.errors import SpecError
+
+_NORM = RMSNorm(eps=Key("norm_eps", 1e-5))
+_SORTS = ("conv", "full_attention")
+
+
+def _ffn(config: Mapping[str, Any]) -> int:
+    """`block_ff_dim` of the original's configs wins; it is cut to two thirds, and rounded up."""
+    width = config.get("block_ff_dim") or config.get("intermediate_size", 12288)
+    if not config.get("block_auto_adjust_ff_dim", True):
+        return int(width)
+    width, factor = int(2 * width / 3), config.get("block_ffn_dim_multiplier", 1.0)
+    if factor is None:
+        return width
+    multiple = config.get("block_multiple_of", 256)
+    return int(multiple * ((int(factor * width) + multiple - 1) // multiple))
+
+
+def _sort(config: Mapping[str, Any], i: int) -> str:
+    types = config.get("layer_types")
+    if types is None:
+        places = config.get("full_attn_idxs")
+        return _SORTS[places is None or i in places]
+    if not isinstance(types, list) or len(types) <= i or types[i] not in _SORTS:
+        raise SpecError(f"config.json: layer_types has no entry of {', '.join(_SORTS)} for layer {i}")
+    return str(types[i])
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    is_attention = _sort(config, i) != "conv"
+    return Block(
+        norm=_NORM,
+        attention=GroupedQuery(qk_norm=RMSNorm(eps=Key("norm_eps", 1e-5), width="head_dim"))
+        if is_attention
+        else ShortConvolution(bias=Key("conv_bias", False)),
+        position=Rope(theta=Key(THETA_KEYS, 1000000.0)) if is_attention else NoPositions(),
+        mlp=GatedMLP("silu"),
+    )
+
+
+ARCHITECTURE = Architecture(
+    name="lfm2",
+    releases=("LFM2-350M, 700M, 1.2B, 2.6B",),
+    matches=("Lfm2ForCausalLM",),
+    model_types=("lfm2",),
+    dims=Dims(
+        hidden=Key("hidden_size", 2560),
+        layers=Key("num_hidden_layers", 32),
+        heads=Key("num_attention_heads", 32),
+        kv_heads=Key("num_key_value_heads", 8),
+        ffn=Computed(_ffn),
+        vocab=Key("vocab_size", 65536),
+        extra={"kernel": Key("conv_L_cache", 3)},
+    ),
+    block=PerLayer(_block),
+    final_norm=_NORM,
+    unused=("block_*", "conv_*", "full_attn_idxs", "intermediate_size", "num_heads", "use_pos_enc", "theta"),
+    head=Head(tied=Key(("tie_embedding", "tie_word_embeddings"), True)),
+    names=Names(
+        embed="model.embed_tokens",
+        final_norm="model.embedding_norm",
+        head="lm_head",
+        block="model.layers.{i}.",
+        slots={
+            "attn_norm": "operator_norm",
+            "attn.q": "self_attn.q_proj",
+            "attn.k": "self_attn.k_proj",
+            "attn.v": "self_attn.v_proj",
+            "attn.o": "self_attn.out_proj",
+            "attn.q_norm": "self_attn.q_layernorm",
+            "attn.k_norm": "self_attn.k_layernorm",
+            "attn.in": "conv.in_proj",
+            "attn.conv": "conv.conv",
+            "attn.out": "conv.out_proj",
+            "mlp_norm": "ffn_norm",
+            "mlp.gate": "feed_forward.w1",
+            "mlp.up": "feed_forward.w3",
+            "mlp.down": "feed_forward.w2",
+        },
+    ),
+    tiny={
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "norm_eps": 1e-5,
+        "layer_types": ["conv", "full_attention"],
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    },
+    variants={
+        "adjusted": {
+            "layer_types": None,
+            "full_attn_idxs": [0],
+            "block_auto_adjust_ff_dim": True,
+            "block_multiple_of": 8,
+            "block_ffn_dim_multiplier": 1.5,
+            "rope_theta": None,
+        },
+        "biases": {"conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False},
+    },
+)

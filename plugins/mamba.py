@@ -1,0 +1,104 @@
+"""Mamba, and Falcon Mamba: layers of a selective scan (Gu & Dao 2023, arXiv:2312.00752; arXiv:2410.05355)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, Head, NoPositions, RMSNorm
+from llmkit.architecture.mamba import MixerOnly, NoMLP, SelectiveScan
+from llmkit.architecture.names import Names
+
+
+def inner_width(config: Mapping[str, Any]) -> int:
+    """As the config class has it; `intermediate_size` of a file is not read."""
+    return int(config.get("expand", 2) * config["hidden_size"])
+
+
+def _rank(config: Mapping[str, Any]) -> Any:
+    rank = config.get("time_step_rank", "auto")
+    return ceil(config["hidden_size"] / 16) if rank == "auto" else rank
+
+
+# How weights begin and which kernels compute them. `residual_in_fp32` keeps the stream wider than the rest.
+TRAINING = (
+    *("time_step_*", "re*_residual", "residual_in_fp32", "use_*mambapy", "use_associative_scan", "intermediate_size"),
+    *("d_model", "d_inner", "n_layer", "ssm_cfg", "rms_norm", "fused_add_norm", "pad_vocab_size_multiple"),
+)
+_BIAS = Key("use_bias", False)
+_SCAN = SelectiveScan(Key("hidden_act", "silu"), conv_bias=Key("use_conv_bias", True), in_bias=_BIAS, out_bias=_BIAS)
+_BLOCK = Block(
+    norm=RMSNorm(eps=Key("layer_norm_epsilon", 1e-5)),
+    attention=_SCAN,
+    position=NoPositions(),
+    mlp=NoMLP(),
+    residual=MixerOnly(),
+)
+
+MAMBA = Architecture(
+    name="mamba",
+    releases=("Mamba 130M to 2.8B",),
+    matches=("MambaForCausalLM",),
+    model_types=("mamba",),
+    dims=Dims(
+        hidden=Key("hidden_size", 768),
+        layers=Key("num_hidden_layers", 32),
+        heads=Key((), 1),
+        kv_heads=DERIVED,
+        head_dim=DERIVED,
+        ffn=Computed(inner_width),
+        vocab=Key("vocab_size", 50280),
+        extra={
+            "inner": Computed(inner_width),
+            "state": Key("state_size", 16),
+            "kernel": Key("conv_kernel", 4),
+            "dt_rank": Computed(_rank),
+            "scan_width": Computed(lambda config: _rank(config) + 2 * config.get("state_size", 16)),
+        },
+    ),
+    block=_BLOCK,
+    head=Head(tied=Key("tie_word_embeddings", True)),
+    unused=TRAINING,
+    names=Names(
+        embed="backbone.embeddings",
+        final_norm="backbone.norm_f",
+        head="lm_head",
+        block="backbone.layers.{i}.",
+        slots={
+            "attn_norm": "norm",
+            "attn.in": "mixer.in_proj",
+            "attn.conv": "mixer.conv1d",
+            "attn.x": "mixer.x_proj",
+            "attn.dt": "mixer.dt_proj",
+            "attn.a_log": "mixer.A_log",
+            "attn.d": "mixer.D",
+            "attn.out": "mixer.out_proj",
+        },
+    ),
+    tiny={
+        "state_size": 8,
+        "conv_kernel": 4,
+        "expand": 2,
+        "time_step_rank": 3,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    variants={
+        "defaults": {"state_size": None, "time_step_rank": None, "expand": 1, "tie_word_embeddings": None},
+        "untied": {"conv_kernel": 2, "use_conv_bias": False, "tie_word_embeddings": False},
+    },
+)
+
+FALCON_MAMBA = replace(
+    MAMBA,
+    name="falcon_mamba",
+    releases=("Falcon Mamba 7B",),
+    matches=("FalconMambaForCausalLM",),
+    model_types=("falcon_mamba",),
+    block=replace(_BLOCK, attention=replace(_SCAN, norm=RMSNorm(eps=Key("mixer_rms_eps", 1e-6)), weighted=False)),
+    tiny={**MAMBA.tiny, "architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba"},
+)

@@ -1,0 +1,94 @@
+"""Mamba 2: layers whose heads have one decay each (Dao & Gu 2024, arXiv:2405.21060)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.kinds import Block, Head, NoPositions, RMSNorm
+from llmkit.architecture.mamba import MixerOnly, NoMLP, StateSpaceDuality, duality_sizes, step_limit
+from llmkit.architecture.names import Names
+from llmkit.errors import SpecError
+
+from .mamba import TRAINING, inner_width
+
+_NORM, _BIAS = RMSNorm(eps=Key("layer_norm_epsilon", 1e-5)), Key("use_bias", False)
+
+
+def _inner(config: Mapping[str, Any]) -> int:
+    inner, heads, width = inner_width(config), config.get("num_heads", 128), config.get("head_dim", 64)
+    if heads * width != inner:
+        raise SpecError(f"config.json: num_heads {heads} * head_dim {width} is not hidden_size * expand ({inner})")
+    return inner
+
+
+ARCHITECTURE = Architecture(
+    name="mamba2",
+    releases=("Mamba 2 130M to 2.7B", "Mamba Codestral 7B"),
+    matches=("Mamba2ForCausalLM",),
+    model_types=("mamba2",),
+    dims=Dims(
+        hidden=Key("hidden_size", 4096),
+        layers=Key("num_hidden_layers", 64),
+        heads=Key((), 1),
+        kv_heads=DERIVED,
+        head_dim=DERIVED,
+        ffn=Computed(_inner),
+        vocab=Key("vocab_size", 32768),
+        extra=duality_sizes(
+            Computed(_inner),
+            heads=Key("num_heads", 128),
+            groups=Key("n_groups", 8),
+            state=Key("state_size", 128),
+            kernel=Key("conv_kernel", 4),
+        ),
+    ),
+    block=Block(
+        norm=_NORM,
+        attention=StateSpaceDuality(
+            Key("hidden_act", "silu"),
+            conv_bias=Key("use_conv_bias", True),
+            in_bias=_BIAS,
+            out_bias=_BIAS,
+            norm=_NORM,
+            limit=Computed(step_limit),
+        ),
+        position=NoPositions(),
+        mlp=NoMLP(),
+        residual=MixerOnly(),
+    ),
+    head=Head(tied=Key("tie_word_embeddings", False)),
+    unused=(*TRAINING, "chunk_size", "norm_before_gate"),
+    names=Names(
+        embed="backbone.embeddings",
+        final_norm="backbone.norm_f",
+        head="lm_head",
+        block="backbone.layers.{i}.",
+        slots={
+            "attn_norm": "norm",
+            "attn.in": "mixer.in_proj",
+            "attn.conv": "mixer.conv1d",
+            "attn.dt_bias": "mixer.dt_bias",
+            "attn.a_log": "mixer.A_log",
+            "attn.d": "mixer.D",
+            "attn.norm": "mixer.norm",
+            "attn.out": "mixer.out_proj",
+        },
+    ),
+    # One group: transformers 4.57 norms all of them together, where the original norms each.
+    tiny={
+        "num_heads": 4,
+        "head_dim": 16,
+        "n_groups": 1,
+        "state_size": 8,
+        "conv_kernel": 4,
+        "chunk_size": 8,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": False,
+    },
+    variants={
+        "tied": {"num_heads": 2, "expand": 1, "use_conv_bias": False, "conv_kernel": 2, "tie_word_embeddings": True},
+    },
+)
