@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmkit.architecture.keys import Computed, Flag, Key, Number, as_bool, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
+from llmkit.architecture.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,10 @@ class GroupedQuery(Kind):
     def limit(self) -> float | None:
         """The clip of a bound kind; None for none."""
         return as_optional(self.clip)
+
+    def widths(self, dims: Sizes) -> tuple[int, int]:
+        """Numbers of a token: of all its queries, and of what later tokens see of it."""
+        return dims.heads * dims.head_dim, 2 * dims.kv_heads * dims.head_dim
 
     @property
     def norms(self) -> tuple[Kind, Kind] | None:

@@ -148,6 +148,10 @@ class Experts(GatedMLP):
             slots["shared_gate.weight"] = SlotShape(("1", "hidden"), "parameter")
         return slots
 
+    def usage(self, leaf: str) -> float:
+        is_chosen = leaf.startswith("experts.") and isinstance(self.router, Router)
+        return self.router.n_chosen / self.n_experts if is_chosen else 1.0
+
 
 def _mlp(stem: str, width: str, bias: Flag) -> dict[str, SlotShape]:
     return {

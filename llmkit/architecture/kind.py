@@ -41,6 +41,10 @@ class Kind:
         """The weights of a bound kind: leaf name -> shape."""
         return {}
 
+    def usage(self, leaf: str) -> float:
+        """The part of all tokens that go through a weight of a bound kind."""
+        return 1.0
+
 
 def linear_slots(name: str, out: str, inside: str, bias: Flag) -> dict[str, SlotShape]:
     """The slots of a linear layer [out, in] with or without bias."""

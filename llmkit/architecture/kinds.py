@@ -214,6 +214,10 @@ class Block(Kind):
             slots |= under(name, self.norm)
         return slots | under("attn", self.attention) | under("mlp", self.mlp)
 
+    def usage(self, leaf: str) -> float:
+        part, _, inside = leaf.partition(".")
+        return float(self.mlp.usage(inside)) if part == "mlp" else 1.0
+
 
 @dataclass(frozen=True)
 class PerLayer:

@@ -13,6 +13,7 @@ from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
 from llmkit.architecture.kinds import RMSNorm
 from llmkit.architecture.positions import Rope
 from llmkit.architecture.scaling import Yarn
+from llmkit.architecture.sizes import Sizes
 
 _RANK_OF_QUERIES = "q_lora_rank"
 
@@ -103,6 +104,10 @@ class LatentAttention(Kind):
     def norm(self, width: str) -> RMSNorm:
         """The norm of what is compressed to `width`."""
         return RMSNorm(eps=as_float(self.eps), width=width)
+
+    def widths(self, dims: Sizes) -> tuple[int, int]:
+        """Numbers of a token: of all its queries, and of what later tokens see of it."""
+        return dims.heads * dims.extra["cache_width"], dims.extra["cache_width"]
 
     def score_rule(self, qk_width: int) -> ScoreRule:
         """How a bound kind makes scores of queries and keys of nope + head_dim numbers."""

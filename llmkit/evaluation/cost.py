@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol, runtime_checkable
 
-from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.model import Model
+from llmkit.architecture.sizes import Sizes
 from llmkit.errors import InputError, counted
 from llmkit.tensors.spec import format_bytes
 
@@ -19,6 +20,13 @@ _LOGITS_COPIES = 3  # float32 logits, their log-softmax, and the piece before it
 _LEAST_TOKENS = 16
 _KEPT_RATIO = 4  # tokens held in caches for each token of a batch
 _PATH = 2  # batches of caches on the way from the root of the tree to what is being computed, beside their copies
+
+
+@runtime_checkable
+class _SeesAll(Protocol):
+    """Attention to every earlier token; what has a state of one size instead takes nothing for a pair of tokens."""
+
+    def widths(self, dims: Sizes) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True)
@@ -60,17 +68,19 @@ class Costs:
     def of(cls, model: Model, itemsize: int) -> Costs:
         """Of a model whose weights and activations take `itemsize` bytes each."""
         dims = model.dims
-        latent = isinstance(getattr(model.block, "attention", None), LatentAttention)
-        width = dims.extra["cache_width"] if latent else dims.head_dim
-        heads, cached = dims.heads * width, width if latent else 2 * dims.kv_heads * width
-        in_layers = sum(prod(s.shape) for s in model.slots.values() if s.layer is not None)
+        kinds = [getattr(block, "attention", None) for block in model.blocks]
+        widths = [kind.widths(dims) for kind in kinds if isinstance(kind, _SeesAll)]
+        queries, kept = [width for width, _ in widths], sum(width for _, width in widths)
+        in_layers = [(prod(s.shape), s.layer, s.id) for s in model.slots.values() if s.layer is not None]
         others = [prod(s.shape) for s in model.slots.values() if s.layer is None and not s.is_optional]
-        wide = max(3 * dims.ffn, 6 * heads)  # gate, up and their product; or queries, repeated keys and values, outputs
+        used = [n * model.blocks[layer].usage(slot.partition(f"layers.{layer}.")[2]) for n, layer, slot in in_layers]
+        # gate, up and their product; or queries, repeated keys and values, outputs
+        wide = max(3 * dims.ffn, 6 * max(queries, default=dims.hidden))
         return cls(
-            token_flop=2 * in_layers,
-            pair_flop=4 * heads * dims.layers,
-            weights_nbytes=(in_layers + sum(others)) * itemsize,
-            cache_nbytes=cached * dims.layers * itemsize,
+            token_flop=int(2 * sum(used)),
+            pair_flop=4 * sum(queries),
+            weights_nbytes=(sum(n for n, _, _ in in_layers) + sum(others)) * itemsize,
+            cache_nbytes=kept * itemsize,
             # what is kept of a row while it is computed, and cut into caches after it
             work_nbytes=(3 * dims.hidden + wide) * itemsize,
             logits_nbytes=4 * dims.vocab,

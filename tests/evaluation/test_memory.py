@@ -59,6 +59,19 @@ def costs():
     return Costs.of(require(CONFIG, "x").bind(CONFIG), 4)
 
 
+def of_experts(**changes):
+    shape = {"num_local_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": False}
+    config = CONFIG | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"} | shape | changes
+    return Costs.of(require(config, "x").bind(config), 4)
+
+
+def test_a_token_takes_the_products_of_the_experts_that_it_goes_to():
+    all_of_them, two = of_experts(num_experts_per_tok=8), of_experts()
+    expert = 3 * 128 * 1024
+    assert all_of_them.token_flop - two.token_flop == 2 * 6 * 6 * expert
+    assert all_of_them.weights_nbytes == two.weights_nbytes > 4 * 6 * 8 * expert
+
+
 def measured(tokens, limit=None):
     done = subprocess.run(
         [sys.executable, "-c", PEAK, json.dumps([CONFIG, tokens, limit])], capture_output=True, text=True, check=True
