@@ -32,6 +32,7 @@ REMOTE = {
     "moss-003": "moss",
     "mpt-7b-storywriter": "mpt",
     "qwen-7b": "qwen",
+    "rwkv7-goose": "rwkv7",
     "skywork-13b": "skywork",
     "xverse-13b": "xverse",
     "yi-6b": "yi",

@@ -32,7 +32,7 @@ def emit_layer(
     with g.scope("attn"):
         attn = weights.under("attn")
         y = before_padding(context, stream.normed(kind.norm, weights.under("attn_norm")))
-        before, last_y = _shifted(context, weights, y, last_y)
+        before, last_y = shifted(context, weights, y, last_y)
         k, v, r = (
             attn.linear(_mixed(attn, f"mix_{name}", y, before), leaf)
             for name, leaf in (("key", "k"), ("value", "v"), ("receptance", "r"))
@@ -42,7 +42,7 @@ def emit_layer(
     with g.scope("mlp"):
         mlp = weights.under("mlp")
         z = before_padding(context, stream.normed(kind.norm, weights.under("mlp_norm")))
-        before, last_z = _shifted(context, weights, z, last_z)
+        before, last_z = shifted(context, weights, z, last_z)
         key = g.op("Relu", mlp.linear(_mixed(mlp, "mix_key", z, before), "key"))
         value = mlp.linear(g.op("Mul", key, key), "value")
         gate = g.op("Sigmoid", mlp.linear(_mixed(mlp, "mix_receptance", z, before), "receptance"))
@@ -51,7 +51,7 @@ def emit_layer(
         present_state(context, layer, name, after, [hidden])
 
 
-def _shifted(context: GraphContext, weights: GraphWeights, y: Any, last: Any) -> tuple[Any, Any]:
+def shifted(context: GraphContext, weights: GraphWeights, y: Any, last: Any) -> tuple[Any, Any]:
     """The token before each one, and the last one in float32; `last` [B, hidden] is the past's."""
     g = context.graph
     whole = g.op("Concat", weights.computed(g.op("Unsqueeze", last, g.ints(1))), y, axis=1)

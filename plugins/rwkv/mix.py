@@ -39,7 +39,7 @@ def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
             empty = x.new_zeros((x.shape[0], x.shape[2]), dtype=torch.float32)
             state = empty, empty, empty, empty, torch.full_like(empty, SMALLEST)
         y = norms[0](x)
-        before, last_y = _shifted(y, state[1], real)
+        before, last_y = shifted(y, state[1], real)
         k, v, r = (
             product[m](y * mixes[n] + before * (1 - mixes[n]))
             for n, m in (("key", "k"), ("value", "v"), ("receptance", "r"))
@@ -47,7 +47,7 @@ def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
         mean, held = _weighted_mean(k.float(), v.float(), decay, first, state[2:], real)
         x = x + product["o"](r.sigmoid() * mean.to(x.dtype))
         z = norms[1](x)
-        before, last_z = _shifted(z, state[0], real)
+        before, last_z = shifted(z, state[0], real)
         key = product["key"](z * channel["key"] + before * (1 - channel["key"])).relu().square()
         gate = product["receptance"](z * channel["receptance"] + before * (1 - channel["receptance"])).sigmoid()
         x = x + gate * product["value"](key)
@@ -59,7 +59,7 @@ def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
     return layer
 
 
-def _shifted(y: torch.Tensor, last: torch.Tensor, real: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def shifted(y: torch.Tensor, last: torch.Tensor, real: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The token before each one, and the last one in float32; `last` [B, hidden] is the past's."""
     whole = torch.cat([last[:, None].to(y.dtype), y], 1)
     return whole[:, :-1], last_tokens(whole, 1, real)[:, 0].float()

@@ -1,4 +1,4 @@
-"""The .pth files that RWKV-4 was published in (BlinkDL/rwkv-4-pile-*, -raven, -world): weights and nothing else."""
+"""The .pth files that RWKV-4 and RWKV-7 were published in (BlinkDL/rwkv-4-*, rwkv7-g1): weights and nothing else."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,8 @@ from llmkit.architecture.names import Names
 from llmkit.errors import InputError
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
+
+from . import v7_pth
 
 NAME = "RWKV .pth"
 
@@ -68,11 +70,15 @@ def find(candidate: Candidate) -> Opened | None:
     """What such a file holds; None for anything else, and where a config.json lies beside it.
 
     Raises:
-        InputError: the tensors are not those of one model of version 4.
+        InputError: the tensors are not those of one model of version 4 or 7.
     """
     if candidate.main is None or "config.json" in candidate.names:
         return None
     tensors, where = candidate.tensors, str(candidate.main)
+    if all(mark in tensors for mark in v7_pth.MARKS):
+        described, config = v7_pth.opened(tensors)
+        config["torch_dtype"] = commonest_dtype(tensors).torch_name
+        return Opened(NAME, described, config, notes=(f"read from {NAME}, version 7",))
     if not all(mark in tensors for mark in _MARKS):
         return None
     config = _config(where, {name: lazy.shape for name, lazy in tensors.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from goldens import error, golden
 
 import llmkit.api
 from llmkit.architecture.registry import default_registry
@@ -73,3 +74,34 @@ def test_a_missing_tensor_is_named(model):
     torch.save(weights, path)
     with pytest.raises(InputError, match=r"1 tensor missing: blocks\.1\.ffn\.value\.weight"):
         open_checkpoint(path)
+
+
+def test_version_7_gives_what_its_own_code_gave(tmp_path):
+    ckpt, ids, wanted = golden("rwkv7-goose")
+    path = tmp_path / "RWKV-x070-tiny.pth"
+    torch.save(published_7({name: lazy.load() for name, lazy in ckpt.tensors.items()}), path)
+    opened = open_checkpoint(path)
+    assert sorted(opened.tensors) == sorted(ckpt.tensors)
+    assert {k: v for k, v in opened.config.items() if k != "torch_dtype"} == ckpt.config
+    assert error(load_decoder(opened)(ids), wanted) <= 1e-5
+
+
+def published_7(tensors):
+    """The names and shapes of BlinkDL/RWKV-LM's RWKV-7 (x070)."""
+    found = {f"blocks.0.att.v{i}": torch.zeros(1, 1, 32) for i in range(3)}
+    longer = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output", "g_norm": "ln_x",
+              "attn_norm": "ln1", "ffn_norm": "ln2", "pre_norm": "ln0"}  # fmt: skip
+    for name, tensor in tensors.items():
+        name = name.removeprefix("model.").replace("layers.", "blocks.").replace(".attn.", ".att.")
+        name = name.replace("embeddings.", "emb.").replace("lm_head.", "head.")
+        name = name.replace("norm.", "ln_out.") if name.startswith("norm.") else name
+        stem, _, last = name.partition("_lora.lora.")
+        if last:
+            name = stem + {"0.weight": "1", "2.weight": "2", "2.bias": "0"}[last]
+            tensor = tensor.T.contiguous() if tensor.dim() == 2 else tensor.view(1, 1, -1)
+        elif name.endswith((".k_k", ".k_a", "ffn.x_k")):
+            tensor = tensor.view(1, 1, -1)
+        for short, long in longer.items():
+            name = name.replace(f".{short}.", f".{long}.")
+        found[name] = tensor
+    return found
