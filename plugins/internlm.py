@@ -1,4 +1,4 @@
-"""InternLM 1, and InternLM 2 and 2.5 (Shanghai AI Laboratory 2023, 2024): Llama's layers, in InternLM 2's own names.
+"""InternLM 1 to 3 (Shanghai AI Laboratory 2023 to 2025): Llama's layers, in InternLM 2's own names.
 
 Source: modeling_internlm.py and modeling_internlm2.py of the repositories (internlm). Outputs of both are recorded in
 tests/golden; transformers' Llama is the same model (`equivalents`).
@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.scaling import DynamicNTK, NoScaling, Scaling, UnknownScaling
 
+from .llama import ARCHITECTURE as LLAMA
 from .llama import GGUF, TINY
 from .llama_alikes import alike, as_llama
 
@@ -43,6 +44,16 @@ def _of_1(config: Mapping[str, Any]) -> dict[str, Any]:
     if rotary["type"] == "dynamic":
         llama["rope_scaling"] = {"type": "dynamic", "factor": float(rotary["scaling_factor"])}
     return llama
+
+
+_QKV_BIAS = Key(("qkv_bias", "attention_bias"), False)
+_OUT_BIAS = Key(("bias", "mlp_bias"), False)
+
+
+def _of_3(config: Mapping[str, Any]) -> dict[str, Any]:
+    llama = as_llama({k: v for k, v in config.items() if k not in ("bias", "qkv_bias")})
+    llama |= {"attention_bias": lookup(_QKV_BIAS, config), "mlp_bias": lookup(_OUT_BIAS, config)}
+    return {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5} | llama
 
 
 _BLOCK = Block(
@@ -99,4 +110,29 @@ INTERNLM2 = alike(
         "bias": False,
     },
     variants={"biases": {"bias": True}, "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
+)
+# transformers takes one key for the biases of attention, the original code the other for its output.
+INTERNLM3 = alike(
+    "internlm3",
+    ("InternLM3-8B",),
+    ("InternLM3ForCausalLM",),
+    "internlm3",
+    _of_3,
+    dims=replace(LLAMA.dims, kv_heads=Key("num_key_value_heads", 2), head_dim=Key("head_dim", 128)),
+    block=replace(
+        _BLOCK,
+        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
+        attention=GroupedQuery(qkv_bias=_QKV_BIAS, out_bias=_OUT_BIAS),
+        mlp=GatedMLP(Key("hidden_act", "silu"), bias=_OUT_BIAS),
+    ),
+    tiny={
+        **TINY,
+        "architectures": ["InternLM3ForCausalLM"],
+        "model_type": "internlm3",
+        "rms_norm_eps": 1e-5,
+        "head_dim": 16,
+        "qkv_bias": False,
+        "bias": False,
+    },
+    variants={"biases": {"qkv_bias": True, "bias": True}},
 )

@@ -10,7 +10,14 @@ from llmkit.architecture.activations import same_activation
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.keys import Computed, Flag, Number, as_bool, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotKind, SlotShape, linear_slots, under
-from llmkit.architecture.positions import Alibi, LearnedPositions, NoPositions, Rope, rotated_share
+from llmkit.architecture.positions import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Rope,
+    SinusoidalPositions,
+    rotated_share,
+)
 
 __all__ = [
     "Alibi",
@@ -34,6 +41,7 @@ __all__ = [
     "Rope",
     "Sandwich",
     "SharedParallel",
+    "SinusoidalPositions",
     "SlotKind",
     "SlotShape",
     "rotated_share",
@@ -238,7 +246,7 @@ class Embedding(Kind):
         width: a formula, or `Computed`; where it is not `hidden`, a matrix [hidden, width] follows (slot `embed_proj`).
         scale: multiplies the rows, rounded to the compute dtype first (as Gemma has it); None for 1.
         norm: applied to the rows.
-        positions: `LearnedPositions`, added to them.
+        positions: `LearnedPositions` or `SinusoidalPositions`, added to them.
     """
 
     width: str | Any = "hidden"

@@ -118,3 +118,29 @@ class LearnedPositions(Kind):
 
     def slots(self) -> dict[str, SlotShape]:
         return {"weight": SlotShape((self.rows, "hidden"), "embedding")}
+
+
+@dataclass(frozen=True)
+class SinusoidalPositions(Kind):
+    """Sines, then cosines, of each position, added to the embedding (Vaswani et al. 2017, as in tensor2tensor).
+
+    Of W dims, dim j of either half has the angle p * 10000^(-j / (W/2 - 1)); an odd last dim is zero.
+
+    Attributes:
+        offset: position p counts as p + offset.
+        empty: the one of those whose row is zero (a padding token's, whatever stands there); None for none.
+    """
+
+    offset: int = 0
+    empty: Number | None = None
+
+    @property
+    def empty_row(self) -> int | None:
+        """The empty row of a bound kind."""
+        return None if self.empty is None else int(as_float(self.empty))
+
+
+def sinusoidal_frequencies(width: int) -> list[float]:
+    """The angular frequencies of `SinusoidalPositions`, [width // 2]."""
+    half = width // 2
+    return [math.exp(-j * math.log(10000) / max(half - 1, 1)) for j in range(half)]

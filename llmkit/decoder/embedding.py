@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llmkit.architecture.hooks import Weights
-from llmkit.architecture.kinds import Embedding, LearnedPositions, NoPositions
+from llmkit.architecture.kinds import Embedding, LearnedPositions, NoPositions, SinusoidalPositions
+from llmkit.architecture.positions import sinusoidal_frequencies
 from llmkit.decoder.linear import linear
 from llmkit.decoder.norms import build_norm
 from llmkit.errors import InputError, RequirementError
@@ -29,10 +30,11 @@ class EmbeddingReader:
         self._norm = build_norm(kind.norm, weights.under("embed_norm"))
         self._positions: torch.Tensor | None = None
         self._offset = 0
+        self._waves = kind.positions if isinstance(kind.positions, SinusoidalPositions) else None
         if isinstance(kind.positions, LearnedPositions):
             self._positions = weights("positions.weight")
             self._offset = kind.positions.offset
-        elif not isinstance(kind.positions, NoPositions):
+        elif not isinstance(kind.positions, NoPositions | SinusoidalPositions):
             raise RequirementError(f"the torch decoder cannot add {type(kind.positions).__name__} to embeddings")
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -57,4 +59,16 @@ class EmbeddingReader:
                     hint="give a shorter text (eval: fewer shots)",
                 )
             x = x + embedding(rows, self._positions)
+        if self._waves is not None:
+            x = x + _waves(self._waves, positions, x)
         return self._norm(x)
+
+
+def _waves(kind: SinusoidalPositions, positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The rows of positions [B, S], [B, S, hidden], with the dtype and the device of `like`."""
+    rows, width = positions + kind.offset, like.shape[-1]
+    angles = rows[..., None].float() * torch.tensor(sinusoidal_frequencies(width), device=like.device)
+    waves = torch.cat([angles.sin(), angles.cos(), *([torch.zeros_like(angles[..., :1])] if width % 2 else [])], -1)
+    if kind.empty_row is not None:
+        waves = waves * (rows != kind.empty_row)[..., None]
+    return waves.to(like.dtype)

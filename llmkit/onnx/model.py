@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llmkit.architecture.kinds import LearnedPositions, NoPositions
+from llmkit.architecture.kinds import LearnedPositions, NoPositions, SinusoidalPositions
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
@@ -22,7 +22,7 @@ from llmkit.onnx.integer_matrices import IntegerMatrices
 from llmkit.onnx.kv_cache import CacheScales
 from llmkit.onnx.layers import emit_layer
 from llmkit.onnx.norms import Stream, emit_norm
-from llmkit.onnx.positions import build_positions
+from llmkit.onnx.positions import build_positions, emit_waves
 from llmkit.onnx.weights import DataOf, GraphWeights
 from llmkit.tensors.lazy import Lazy
 
@@ -133,6 +133,8 @@ def _embedded(context: GraphContext, weights: GraphWeights) -> Any:
             if kind.positions.offset:
                 at = g.op("Add", at, g.ints(kind.positions.offset))
             x = g.op("Add", x, weights.rows("positions.weight", at))
+        elif isinstance(kind.positions, SinusoidalPositions):
+            x = g.op("Add", x, emit_waves(kind.positions, context))
         elif not isinstance(kind.positions, NoPositions):
             raise RequirementError(f"the ONNX export cannot add {type(kind.positions).__name__} to embeddings")
         return emit_norm(kind.norm, weights.under("embed_norm"), x)

@@ -7,7 +7,8 @@ from typing import Any
 from llmkit.architecture.frequencies import frequencies
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
-from llmkit.architecture.kinds import Alibi, NoPositions, Rope
+from llmkit.architecture.kinds import Alibi, NoPositions, Rope, SinusoidalPositions
+from llmkit.architecture.positions import sinusoidal_frequencies
 from llmkit.architecture.scaling import DynamicNTK, LongRope
 from llmkit.lazy_imports import np
 from llmkit.onnx.context import GraphContext
@@ -104,6 +105,22 @@ class _Alibi(GraphPositions):
             return g.op("Mul", at, slopes)
 
         return context.once(("alibi", self._kind), make)
+
+
+def emit_waves(kind: SinusoidalPositions, context: GraphContext) -> Any:
+    """What is added to the embeddings of the new tokens, [B, S, hidden]."""
+    g, width = context.graph, context.model.dims.hidden
+    rows = g.op("Add", context.positions, g.ints(kind.offset))
+    at = g.op("Unsqueeze", g.cast(rows, "FLOAT"), g.ints(2))
+    angles = g.op("Mul", at, g.constant(np.array(sinusoidal_frequencies(width), dtype=np.float32)))
+    waves = [g.op("Sin", angles), g.op("Cos", angles)]
+    if width % 2:
+        waves.append(g.op("Mul", at, g.number(0.0)))
+    both = g.op("Concat", *waves, axis=-1)
+    if kind.empty_row is not None:
+        is_there = g.op("Not", g.op("Equal", rows, g.ints(kind.empty_row)))
+        both = g.op("Mul", both, g.op("Unsqueeze", g.cast(is_there, "FLOAT"), g.ints(2)))
+    return in_compute_dtype(context, both)
 
 
 def in_compute_dtype(context: GraphContext, value: Any) -> Any:

@@ -110,7 +110,8 @@ def _sizes(config: Mapping[str, Any], draw: random.Random) -> dict[str, Any]:
         "vocab_size": draw.randint(40, 140),
         "max_position_embeddings": (context := draw.choice([25, 32, 64, 200])), "n_positions": context,
         "seq_length": context, "context_length": context,
-        "num_heads": heads, "n_heads": heads, "num_layers": layers, "n_layers": layers, "d_model": hidden,
+        "num_heads": heads, "n_heads": heads, "attention_heads": heads, "d_model": hidden,
+        "num_layers": layers, "n_layers": layers,
         "word_embed_proj_dim": draw.choice([hidden, hidden // 2 or 1]), "attention_hidden_size": hidden,
     }  # fmt: skip
     ids = {k: draw.randint(0, 39) for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
@@ -167,9 +168,9 @@ _KNOBS: dict[str, Draw] = {
     "sliding_window": _one_of(1, 2, 5, 11, 23, 24, 100), "max_window_layers": _one_of(0, 1, 2, 9),
     "sliding_window_pattern": _one_of(2, 3, 6), "attn_logit_softcapping": _one_of(None, 2.0, 50.0),
     "final_logit_softcapping": _one_of(None, 1.5, 30.0), "query_pre_attn_scalar": _one_of(5, 16, 256),
-    "partial_rotary_factor": _one_of(0.25, 0.5, 1.0), "rotary_pct": _one_of(0.25, 0.5, 1.0),
+    "qkv_bias": _FLAG, "partial_rotary_factor": _one_of(0.25, 0.5, 1.0), "rotary_pct": _one_of(0.25, 0.5, 1.0),
     "scale_emb": _one_of(1, 12, 0.5), "scale_depth": _one_of(1, 1.4), "dim_model_base": _one_of(1, 16, 256),
-    "window_size": _one_of(1, 2, 5, 23, 100),
+    "scale_embedding": _FLAG, "window_size": _one_of(1, 2, 5, 23, 100),
     "use_bias": _FLAG, "use_qk_norm": _FLAG, "attention_out_bias": _FLAG, "norm_epsilon": _EPS,
     "clip_qkv": _one_of(None, 0.3, 2.0), "attention_multiplier": _number(0.05, 1.0), "logit_scale": _number(0.05, 2.0),
     "residual_multiplier": _number(0.1, 1.0), "embedding_multiplier": _number(1.0, 12.0),
@@ -194,6 +195,7 @@ _MORE = {
     "gpt2": ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings"),
     "gpt_bigcode": ("scale_attn_weights", "tie_word_embeddings"),
     "gpt_neo": ("tie_word_embeddings",),
+    "xglm": ("scale_embedding", "tie_word_embeddings"),
     "mpt": ("layer_norm_epsilon", "tie_word_embeddings"),
     "bloom": ("apply_residual_connection_post_layernorm", "tie_word_embeddings"),
     "opt": ("enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings", "_remove_final_layer_norm"),
@@ -222,6 +224,7 @@ def _long_rope(config: Mapping[str, Any], draw: random.Random) -> Any:
 
 
 _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]] = {
+    "internlm3": {"bias": lambda config, draw: config["qkv_bias"]},  # transformers has one key for both
     "mpt": {
         "attn_config": lambda config, draw: {
             "alibi": True,
