@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
@@ -24,24 +24,33 @@ _EXPERT_SLOTS = {
 NAMES = replace(latent.NAMES, slots={**latent.NAMES.slots, **_EXPERT_SLOTS})
 
 
-def latent_block(mlp: Kind) -> Block:
+def pairs(config: Mapping[str, Any]) -> Literal["half", "interleaved"]:
+    """Which rotated dims turn together; V2 knows one order only."""
+    return "interleaved" if config.get("rope_interleave", True) else "half"
+
+
+def latent_block(config: Mapping[str, Any], mlp: Kind, eps: float = 1e-6) -> Block:
     """A layer with latent attention."""
     return Block(
-        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+        norm=RMSNorm(eps=Key("rms_norm_eps", eps)),
         attention=LatentAttention(bias=Key("attention_bias", False)),
-        position=Rope(pairs="interleaved"),
+        position=Rope(pairs=pairs(config)),
         mlp=mlp,
     )
+
+
+def mixture(config: Mapping[str, Any], router: Router, n_shared: int) -> Experts:
+    """Experts, and so many of them side by side that every token goes through."""
+    shared = lookup(Key("n_shared_experts", n_shared), config)
+    return Experts(ACTIVATION, router=router, shared=f"{shared}*expert_ffn")
 
 
 def blocks(router: Router, *, n_dense: int, n_shared: int) -> PerLayer:
     """Dense layers first, then experts; with the defaults of the config's class."""
 
     def block(config: Mapping[str, Any], i: int) -> Block:
-        shared = lookup(Key("n_shared_experts", n_shared), config)
-        mixture = Experts(ACTIVATION, router=router, shared=f"{shared}*expert_ffn")
         is_dense = i < lookup(Key("first_k_dense_replace", n_dense), config)
-        return latent_block(GatedMLP(ACTIVATION) if is_dense else mixture)
+        return latent_block(config, GatedMLP(ACTIVATION) if is_dense else mixture(config, router, n_shared))
 
     return PerLayer(block)
 
@@ -61,14 +70,21 @@ TINY: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
-YARN = {
+YARN: dict[str, Any] = {
     "rope_theta": None,
     "rope_parameters": {
         "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
         "mscale": 1.0, "mscale_all_dim": 0.8,
     },
 }  # fmt: skip
-NOT_COMPUTED = ("num_nextn_predict_layers", "ep_size", "seq_aux", "aux_loss_alpha", "output_router_logits")
+NOT_COMPUTED = (
+    *latent.FOLLOWING,
+    "num_nextn_predict_layers",
+    "ep_size",
+    "seq_aux",
+    "aux_loss_alpha",
+    "output_router_logits",
+)
 
 ARCHITECTURE = Architecture(
     name="deepseek2",

@@ -18,6 +18,8 @@ from .llama import NAMES as LLAMA_NAMES
 
 # The head of every key is made of rows of its own in kv_b.
 ONE_KEY_EACH = {"num_key_value_heads": Key("num_attention_heads")}
+# What transformers writes beside the sizes that they follow from.
+FOLLOWING = ("head_dim", "qk_head_dim")
 _SLOTS: dict[str, Entry] = {
     "attn.q_a": "self_attn.q_a_proj",
     "attn.q_a_norm": "self_attn.q_a_layernorm",

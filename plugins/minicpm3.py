@@ -52,6 +52,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True), scale=Computed(_logits)),
     names=latent.NAMES,
     fixed=latent.ONE_KEY_EACH,
+    unused=latent.FOLLOWING,
     gguf=replace(
         latent.GGUF,
         arch="minicpm3",

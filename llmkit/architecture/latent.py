@@ -19,13 +19,19 @@ _RANK_OF_QUERIES = "q_lora_rank"
 
 
 def latent_sizes(
-    *, nope: int = 128, rope: int = 64, kv_rank: int = 512, q_rank: int = 1536, v_width: Key | Computed | None = None
+    *,
+    nope: int = 128,
+    rope: int = 64,
+    kv_rank: int = 512,
+    q_rank: int = 1536,
+    v: int = 128,
+    v_width: Key | Computed | None = None,
 ) -> dict[str, Key | Computed]:
     """`Dims.extra` of latent attention; `Dims.head_dim` is `qk_rope_head_dim`.
 
     Args:
-        nope, rope, kv_rank, q_rank: the defaults of the family's config class.
-        v_width: of the value of a head.
+        nope, rope, kv_rank, q_rank, v: the defaults of the family's config class.
+        v_width: of the value of a head, where the class computes it otherwise.
     """
     plain, turned = Key("qk_nope_head_dim", nope), Key("qk_rope_head_dim", rope)
     latent = Key("kv_lora_rank", kv_rank)
@@ -33,7 +39,7 @@ def latent_sizes(
         "q_rank": Computed(lambda config: config.get(_RANK_OF_QUERIES, q_rank)),
         "kv_rank": latent,
         "nope": plain,
-        "v_width": v_width or Key("v_head_dim", 128),
+        "v_width": v_width or Key("v_head_dim", v),
         "qk_width": _sum(plain, turned),
         "cache_width": _sum(latent, turned),
     }

@@ -37,6 +37,7 @@ class LatentReader:
         heads, rotated = self._dims.heads, self._dims.head_dim
         rank, nope, value = (self._dims.extra[name] for name in ("kv_rank", "nope", "v_width"))
         queries = self._queries(x).view(batch, length, heads, nope + rotated)
+        queries = self._positions.scaled(queries, table)
         latent, key = self._compress(x).split([rank, rotated], -1)
         latent = self._norm(latent)
         turned = torch.cat([queries[..., nope:], key[:, :, None]], 2)

@@ -39,8 +39,8 @@ ARCHITECTURE = Architecture(
 '''
 _ABOUT = """{name}: a draft, made from the headers and the config of {label}, after the plugin {after}.
 
-Names and shapes come from that checkpoint, the computation from {after}. Go through every line marked `check:`, add
-variants for what releases of the family vary, and run `llmkit plugins check` on this file.
+Names and shapes come from that checkpoint, the computation from {after}. Go through every line marked
+`check:`, add variants for what releases of the family vary, and run `llmkit plugins check` on this file.
 """
 
 
@@ -184,5 +184,5 @@ def _code(value: Any, like: Any, where: str) -> str:
         changed = [f"{n}={_code(getattr(value, n), getattr(like, n), f'{where}.{n}')}," for n in names]
         return "\n".join(["replace(", indent("\n".join([f"{where},", *changed]), " " * 4), ")"])
     if isinstance(value, Mapping) and value:
-        return "\n".join(["{", *(f"    {k!r}: {v!r}," for k, v in value.items()), "}"])
-    return pformat(value, 100)
+        return "\n".join(["{", *(indent(f"{k!r}: {_code(v, _code, where)},", " " * 4) for k, v in value.items()), "}"])
+    return pformat(value, width=100)

@@ -79,8 +79,9 @@ def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) ->
     configs = [like.tiny_config(variant) for variant in (None, *like.variants)]
     needed = {leaf.rpartition(".")[0] for config in configs for leaf in like.bind(config).block.slots()}
     slots = {**like.names.slots}
+    pairs = tuple(dict.fromkeys(pair for table in tables for pair in table.slots.items()))
     for exact, stem in product((True, False), headers.inner):
-        for slot, entry in () if stem in map(stem_of, slots.values()) else _known_as(stem, tables, exact):
+        for slot, entry in () if stem in map(stem_of, slots.values()) else _known_as(stem, pairs, exact):
             parts = set(parts_of(slot, entry) or [slot])
             rest = {s: e for s, e in slots.items() if not parts & set(parts_of(s, e) or [s])}
             if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
@@ -104,11 +105,11 @@ def _plain(entry: Entry) -> str | Fused | Stacked:
     return entry.stored if isinstance(entry, Transposed) else entry
 
 
-def _known_as(stem: str, tables: Sequence[Names], exact: bool) -> Iterator[tuple[str, Entry]]:
-    """Slots that some table calls so; else those whose last word is the same, in a part of the layer that may be."""
+def _known_as(stem: str, pairs: Sequence[tuple[str, Entry]], exact: bool) -> Iterator[tuple[str, Entry]]:
+    """Slots of this stem in some table; else those with the same last word, in a part of the layer that may be."""
     around, _, word = stem.lower().rpartition(".")
     is_attention, is_mlp = "att" in around, any(w in around for w in ("mlp", "ff", "feed"))
-    for slot, entry in (pair for table in tables for pair in table.slots.items()):
+    for slot, entry in pairs:
         known, part = stem_of(entry), slot.partition(".")[0]
         is_apart = (part == "attn" and is_mlp) or (part == "mlp" and is_attention)
         if known == stem if exact else known.rpartition(".")[2].lower() == word and not is_apart:

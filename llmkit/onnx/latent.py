@@ -50,6 +50,7 @@ def emit_latent(
         queries = weights.linear(down, "q_b")
     else:
         queries = weights.linear(x, "q")
+    queries = positions.scaled(context, queries)
     queries = g.op("Reshape", queries, g.ints(0, 0, heads, nope + rotated))
     plain, turned = g.op("Split", queries, g.ints(nope, rotated), n=2, axis=-1)
     turned = positions.rotate(context, g.op("Reshape", turned, g.ints(0, 0, heads * rotated)), heads)

@@ -88,7 +88,7 @@ def is_known_to_peft(ckpt: Checkpoint) -> bool:
 
 
 def is_in_transformers(config: Any) -> bool:
-    return config["model_type"] in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    return config["model_type"] in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 @contextmanager

@@ -1,0 +1,55 @@
+"""GLM-4.7-Flash: DeepSeek-V3's layers in other sizes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.experts import Router
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Block, GatedMLP, Kind, PerLayer
+from llmkit.errors import SpecError
+
+from . import latent
+from .deepseek2 import ACTIVATION, NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mixture
+from .deepseek3 import ARCHITECTURE as V3
+from .deepseek3 import ROUTER
+
+_SORTS = ("dense", "sparse")
+_ROUTER: Router = replace(
+    ROUTER,
+    count=Key("n_routed_experts", 64),
+    top_k=Key("num_experts_per_tok", 4),
+    scale=Key("routed_scaling_factor", 1.8),
+    groups=Key("n_group", 1),
+    top_groups=Key("topk_group", 1),
+)
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    stated = config.get("mlp_layer_types")
+    types = stated or ["dense"] * config.get("first_k_dense_replace", 1) + ["sparse"] * config["num_hidden_layers"]
+    if not isinstance(types, list) or len(types) <= i or types[i] not in _SORTS:
+        raise SpecError(f"config.json: mlp_layer_types must have one of {', '.join(_SORTS)} for layer {i}")
+    mlp: Kind = GatedMLP(ACTIVATION) if types[i] == "dense" else mixture(config, _ROUTER, 1)
+    return latent_block(config, mlp, eps=1e-5)
+
+
+ARCHITECTURE = replace(
+    V3,
+    name="glm4_moe_lite",
+    releases=("GLM-4.7-Flash",),
+    matches=("Glm4MoeLiteForCausalLM",),
+    model_types=("glm4_moe_lite",),
+    dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 1536)}, nope=192, q_rank=768, v=256),
+    block=PerLayer(_block),
+    names=replace(NAMES, ignored=(*NAMES.ignored, "model.layers.47.*")),
+    unused=(*NOT_COMPUTED, "partial_rotary_factor", "first_k_dense_replace"),
+    tiny={
+        **TINY, "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1,
+        "topk_group": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True, "first_k_dense_replace": None,
+    },
+    variants={
+        "types": {"mlp_layer_types": ["sparse", "dense"], "n_group": 2, "rope_interleave": False},
+        "yarn": YARN,
+    },
+)  # fmt: skip

@@ -1,0 +1,61 @@
+"""Mistral 4 (text): DeepSeek-V3's layers with a router by softmax, and queries that grow with their positions."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmkit.architecture.experts import Router
+from llmkit.architecture.keys import Key, lookup
+from llmkit.architecture.kinds import Block, GatedMLP, PerLayer
+from llmkit.architecture.names import Stacked
+
+from . import latent
+from .deepseek2 import ACTIVATION, NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mixture, pairs
+from .deepseek3 import ARCHITECTURE as V3
+from .deepseek3 import ROUTER
+from .ministral import GrowingRope
+
+_ROUTER: Router = replace(
+    ROUTER,
+    count=Key("n_routed_experts", 128),
+    top_k=Key("num_experts_per_tok", 4),
+    scores="softmax",
+    scale=Key("routed_scaling_factor", 1.0),
+    correction=False,
+    groups=Key("n_group", 1),
+    top_groups=Key("topk_group", 1),
+    is_single=False,
+)
+_SLOTS = {slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.experts.")}
+_STACKED = {
+    "mlp.experts.gate_up": Stacked("mlp.experts.gate_up_proj", ("gate", "up")),
+    "mlp.experts.down": Stacked("mlp.experts.down_proj", ("down",)),
+}
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    is_dense = i < lookup(Key("first_k_dense_replace", 0), config)
+    block = latent_block(config, GatedMLP(ACTIVATION) if is_dense else mixture(config, _ROUTER, 1))
+    return replace(block, position=GrowingRope(pairs=pairs(config)))
+
+
+ARCHITECTURE = replace(
+    V3,
+    name="mistral4",
+    releases=("Mistral Small 4",),
+    matches=("Mistral4ForCausalLM",),
+    model_types=("mistral4",),
+    dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 2048)}, nope=64, kv_rank=256, q_rank=1024),
+    block=PerLayer(_block),
+    names=replace(NAMES, slots={**_SLOTS, **_STACKED}),
+    fixed=latent.ONE_KEY_EACH,
+    unused=(*NOT_COMPUTED, "rope_*.partial_rotary_factor", "rope_*.max_position_embeddings"),
+    tiny={
+        **TINY, "architectures": ["Mistral4ForCausalLM"], "model_type": "mistral4", "n_group": 1, "topk_group": 1,
+        "norm_topk_prob": True, "rope_theta": None,
+        "rope_parameters": {**YARN["rope_parameters"], "llama_4_scaling_beta": 0.1},
+    },
+    variants={
+        "groups": {"n_group": 4, "topk_group": 2, "norm_topk_prob": False, "rope_interleave": False},
+    },
+)  # fmt: skip
