@@ -13,6 +13,7 @@ from llmkit.architecture.kinds import Block, GatedMLP, Head, Kind, PerLayer, RMS
 from llmkit.architecture.latent import LatentAttention
 
 from . import latent
+from .deepseek_gguf import GGUF
 
 ACTIVATION = Key("hidden_act", "silu")
 _EXPERT_SLOTS = {
@@ -108,13 +109,13 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     fixed={**latent.ONE_KEY_EACH, "norm_topk_prob": False, "scoring_func": "softmax", "moe_layer_freq": 1},
     unused=(*NOT_COMPUTED, "n_group", "topk_group"),  # where the choice is not limited
-    no_gguf="experts are not read or written there yet",
+    gguf=GGUF,
     tiny={**TINY, "topk_method": "greedy"},
     variants={
         "plain-queries": {"q_lora_rank": None, "attention_bias": True},
         "groups": {
             "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 16.0,
         },
-        "yarn": YARN,
+        "yarn": {**YARN, "rope_parameters": {**YARN["rope_parameters"], "mscale": 0.8}},
     },
 )  # fmt: skip

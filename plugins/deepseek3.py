@@ -8,6 +8,7 @@ from llmkit.architecture.keys import Key
 from . import latent
 from .deepseek2 import ARCHITECTURE as V2
 from .deepseek2 import NAMES, TINY, YARN, blocks
+from .deepseek_gguf import GGUF_V3
 
 ROUTER = Router(
     count=Key("n_routed_experts", 256),
@@ -33,6 +34,7 @@ ARCHITECTURE = replace(
     block=blocks(ROUTER, n_dense=3, n_shared=1),
     # The layers after the last, which guess further tokens.
     names=replace(NAMES, ignored=(*NAMES.ignored, "model.layers.61.*")),
+    gguf=GGUF_V3,
     fixed={**latent.ONE_KEY_EACH, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
     tiny={
         **TINY, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True,

@@ -43,6 +43,8 @@ ARCHITECTURE = replace(
     dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 1536)}, nope=192, q_rank=768, v=256),
     block=PerLayer(_block),
     names=replace(NAMES, ignored=(*NAMES.ignored, "model.layers.47.*")),
+    gguf=None,
+    no_gguf="not tried: llama.cpp reads it as DeepSeek",
     unused=(*NOT_COMPUTED, "partial_rotary_factor", "first_k_dense_replace"),
     tiny={
         **TINY, "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1,

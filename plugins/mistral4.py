@@ -49,6 +49,8 @@ ARCHITECTURE = replace(
     block=PerLayer(_block),
     names=replace(NAMES, slots={**_SLOTS, **_STACKED}),
     fixed=latent.ONE_KEY_EACH,
+    gguf=None,
+    no_gguf="not tried: llama.cpp has queries that grow with their positions",
     unused=(*NOT_COMPUTED, "rope_*.partial_rotary_factor", "rope_*.max_position_embeddings"),
     tiny={
         **TINY, "architectures": ["Mistral4ForCausalLM"], "model_type": "mistral4", "n_group": 1, "topk_group": 1,

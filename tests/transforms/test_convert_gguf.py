@@ -36,6 +36,9 @@ REFUSED = {
     ("cohere", "r-plus"): "it reads norms of heads of models from 64 layers on",
     ("cohere2", "transformers-5"): "attention.qkv_bias is True, here False",
     ("ernie4_5", "biases"): "attention.qkv_bias is True, here False",
+    ("deepseek2", "plain-queries"): "attention.bias is True, here False",
+    ("deepseek3", "plain-queries"): "attention.bias is True, here False",
+    ("deepseek3", "yarn"): "it reads one mscale of YaRN, and this model has two",
     ("falcon", "rw-1b"): "attention.qkv_bias is True",
     ("falcon", "rw-twelve-heads"): "attention.qkv_bias is True",
     ("falcon", "rw-1b-2023"): "attention.qkv_bias is True",
@@ -181,6 +184,7 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
             expected |= {f"blk.{tensor.split('.')[2]}.attn_{part}.weight" for part in "qkv"}
             continue
         tensor = re.sub(r"\.experts\.\d+\.", ".experts.", tensor)  # its converter stacks them first
+        tensor = tensor.replace("e_score_correction_bias", "e_score_correction.bias")  # and calls this so
         # llama.cpp's converter leaves this prefix out for two families.
         spelled = (tensor, tensor.removeprefix("transformer."))
         names = [n for t in spelled if (n := table.get_name(t, (".weight", ".bias")))]
