@@ -121,6 +121,7 @@ ARCHITECTURE = Architecture(
     ),
     fixed={"attn_output_gate": True},
     unused=UNUSED,
+    no_gguf="Gated DeltaNets are not read or written there yet",
     tiny=TINY,
     variants=VARIANTS,
 )

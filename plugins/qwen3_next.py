@@ -66,6 +66,7 @@ ARCHITECTURE = Architecture(
         },
     ),
     unused=(*UNUSED, "output_router_logits"),
+    no_gguf="Gated DeltaNets are not read or written there yet",
     tiny={**MOE_TINY, "norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1},
     variants={
         **VARIANTS,

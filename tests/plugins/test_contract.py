@@ -42,6 +42,8 @@ def test_contract(architecture):
     compared = [c for c in checks if c.name.endswith("logits") and c.difference is not None]
     if architecture.name in RECORDED:
         return
+    if not compared and transformers.__version__.startswith("4."):
+        pytest.skip(f"transformers {transformers.__version__} has no {architecture.matches[0]}")
     configs = [architecture.tiny_config(variant) for variant in (None, *architecture.variants)]
     known = [c for c in configs if "rope_parameters" not in c or not transformers.__version__.startswith("4.")]
     assert len(compared) == len(known)
