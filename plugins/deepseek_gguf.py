@@ -76,8 +76,13 @@ def _refuses(model: Model) -> str | None:
     scaling = _yarn(model)
     if scaling is not None and scaling.mscale != scaling.mscale_all_dim:
         return "it reads one mscale of YaRN, and this model has two"
-    has_experts = any(isinstance(block, Block) and isinstance(block.mlp, Experts) for block in model.blocks)
-    return None if has_experts else "all its layers are dense"
+    experts = [b.mlp for b in model.blocks if isinstance(b, Block) and isinstance(b.mlp, Experts)]
+    if not experts:
+        return "all its layers are dense"
+    groups, top_groups = experts[0].router.choice_of_groups
+    if groups != top_groups and experts[0].router.group_score == "max":
+        return "it chooses groups by their two best experts, this model by the best"
+    return None
 
 
 GGUF: GgufFamily = replace(

@@ -36,6 +36,7 @@ REFUSED = {
     ("cohere", "r-plus"): "it reads norms of heads of models from 64 layers on",
     ("cohere2", "transformers-5"): "attention.qkv_bias is True, here False",
     ("ernie4_5", "biases"): "attention.qkv_bias is True, here False",
+    ("deepseek2", "groups"): "it chooses groups by their two best experts",
     ("deepseek2", "plain-queries"): "attention.bias is True, here False",
     ("deepseek3", "plain-queries"): "attention.bias is True, here False",
     ("deepseek3", "yarn"): "it reads one mscale of YaRN, and this model has two",

@@ -70,6 +70,8 @@ CASES = {
     ("ministral3", None): {}, ("nemotron", "biases"): {}, ("olmo", None): {}, ("olmo2", None): {},
     ("olmo3", "yarn"): {}, ("phi", "phi-2"): {}, ("seed_oss", None): {}, ("smollm3", None): {},
     ("starcoder2", None): {"sliding_window": 30}, ("cohere", "r-plus"): {"num_hidden_layers": 64},
+    ("deepseek2", None): {}, ("deepseek2", "yarn"): {}, ("deepseek3", None): {},
+    ("deepseek3", "no-groups"): {}, ("minicpm3", None): {}, ("minicpm3", "longrope"): {},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
