@@ -11,11 +11,15 @@ from reliability.against_transformers import try_ours
 from reliability.config_flips import FAMILIES, check_family
 
 # Refused although transformers computes the same: its class does not look at what the config says.
-DOUBTFUL = {("gpt_neox", "rope_theta"), ("gpt_neox", "partial_rotary_factor")}
+DOUBTFUL = {("gpt_neox", "rope_theta"), ("gpt_neox", "partial_rotary_factor"), ("gpt_neo", "is_causal")}
+# What the original computes with (see its recordings) and transformers' class does not look at.
+OF_THE_ORIGINAL = {("mpt", key) for key in ("expansion_ratio", "logit_scale", "no_bias", "norm_type")}
 ODD = "rotary positions would turn"  # an odd number of dims
 
 
 def is_right(name, flip):
+    if (name, flip.path) in OF_THE_ORIGINAL:
+        return True
     if flip.verdict == "refused needlessly":
         return (name, flip.path) in DOUBTFUL or ODD in flip.outcome.refusal
     return flip.verdict != "WRONG"
