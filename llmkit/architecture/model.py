@@ -101,14 +101,20 @@ class Model:
 
     def _moved(self, slot: Slot, i: int) -> Slot:
         """The slot of a layer for layer `i`, which is alike."""
-        old, new = f"layers.{slot.layer}.", f"layers.{i}."
+        new, n = f"layers.{i}.", len(f"layers.{slot.layer}.")
         prefix = self.names.block.format(i=slot.layer)
-        return replace(
-            slot,
-            id=new + slot.id[len(old) :],
-            name=self.names.block.format(i=i) + slot.name[len(prefix) :],
-            layer=i,
-            parts=tuple(Part(new + part.id[len(old) :], part.shape, part.rows) for part in slot.parts),
+        return Slot(
+            new + slot.id[n:],
+            self.names.block.format(i=i) + slot.name[len(prefix) :],
+            slot.shape,
+            slot.kind,
+            slot.is_optional,
+            i,
+            slot.formula,
+            tuple([Part(new + part.id[n:], part.shape, part.rows) for part in slot.parts]),
+            slot.groups,
+            slot.is_transposed,
+            slot.stack,
         )
 
     def _slot(self, slot: str, shapes: list[tuple[str, SlotShape]], layer: int | None, place: Place) -> Slot:

@@ -151,9 +151,13 @@ class Checkpoint:
         return f"Checkpoint({self.label!r}, {len(self.tensors)} tensors, {self.nbytes} bytes)"
 
 
+_DIGITS, _MOST_DIGITS = re.compile(r"(\d+)"), 300
+
+
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts `layers.2` before `layers.10`."""
-    return [(int(p), "") if re.fullmatch(r"\d{1,300}", p) else (-1, p) for p in re.split(r"(\d+)", name)]
+    parts = enumerate(_DIGITS.split(name))  # every other one is a number
+    return [(int(p), "") if i % 2 and len(p) <= _MOST_DIGITS else (-1, p) for i, p in parts]
 
 
 def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:

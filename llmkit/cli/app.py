@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import shlex
@@ -170,6 +171,7 @@ def _guarded(args: Sequence[str], out: Output) -> int:
 def run() -> NoReturn:
     """The console script: `main`, then out at once, because tearing torch down would take another half second."""
     open_streams()
+    gc.set_threshold(50_000, 20, 100)  # plans hold a million objects that live to the end
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

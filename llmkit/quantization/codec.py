@@ -54,7 +54,7 @@ class Codec(ABC):
         prefers_symmetric: kernels for the layout expect a symmetric grid, so it is the default.
         written_by: the command that writes it, where that is neither `quantize` nor `convert`.
         holds_head: its loaders take a head, too.
-        mixes_zeros: its loaders take zero points where matrices are on different grids.
+        mixes_zeros: its loaders take zero points where matrices are on different grids, and those of experts.
     """
 
     name: ClassVar[str]

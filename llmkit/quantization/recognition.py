@@ -92,8 +92,9 @@ def _stored(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
         if recognised is not None:
             words, names = recognised
             return Quantization(codec.name, words, _seen(names), n_weights=len(names))
+    packed = [name for name in specs if name.endswith(tuple(_BY_LEAF))]
     for leaf, (method, words) in _BY_LEAF.items():
-        names = [name for name in specs if name.endswith(leaf)]
+        names = [name for name in packed if name.endswith(leaf)]
         if names:
             return Quantization(method, words, _seen(names), n_weights=len(names))
     return _by_bytes(specs, config)

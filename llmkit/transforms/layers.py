@@ -117,9 +117,9 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
     model = ckpt.model
     if model is None:
         return Layers(chosen, [], False)
-    slots = model.tensors()
+    slots, quantized = model.tensors(), frozenset(chosen)  # there may be thousands of experts
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
-    ignored = [name.removesuffix(".weight") for name in linear if name not in chosen]
+    ignored = [name.removesuffix(".weight") for name in linear if name not in quantized]
     ignored += [model.names.in_memory[module] for module in ignored if module in model.names.in_memory]
     transposed = [name for name in chosen if slots[name].is_transposed]
     _refuse_transposed(ckpt, transposed, codec)

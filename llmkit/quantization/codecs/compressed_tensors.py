@@ -237,6 +237,8 @@ class CompressedTensors(FolderCodec):
         notes, grids = [], {matrix.grid for matrix in matrices.values()}
         if len(grids) > 1 and any(not grid.is_symmetric for grid in grids):
             notes.append("transformers 5 loads several grids without zero points only (--symmetric); llmkit loads both")
+        elif any(".experts." in name and not matrix.grid.is_symmetric for name, matrix in matrices.items()):
+            notes.append("transformers 5 loads experts without zero points only (--symmetric); llmkit loads both")
         elif any(not grid.is_symmetric for grid in grids):
             notes.append(
                 "zero points load in transformers 5; transformers 4.57 needs compressed-tensors 0.14 to 0.17 for them"
