@@ -5,12 +5,15 @@ has one router, the top k of a softmax over all experts, their shares as they ar
 and one gated activation, SwiGLU with rows of gate and up in turn (any other order is refused: line 28; a third matrix,
 too). Every other router is brought into that form: the op is given the logarithms of weights that standard operators
 made, and its output is multiplied by their sum. `use_sparse_mixer` is accepted there and never read, so it is not used.
+`QMoE` is the same with integers of 4 bits. With 8 its CPU kernel computes with int8 activations at every accuracy
+level, which is no reference, and its MXFP4 form stops when a session starts (1.32): both are computed as floats.
 Experts with another activation go through a Loop over those that some token has chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llmkit.architecture.experts import ClampedSwiGLU, Experts, Router
@@ -20,9 +23,13 @@ from llmkit.architecture.slots import Part, Slot
 from llmkit.architecture.storage import part_of, stored
 from llmkit.onnx.gated import gated_mlp, gated_product
 from llmkit.onnx.graph import CONTRIB, Graph, Value
+from llmkit.onnx.integer_matrices import fits_experts
 from llmkit.onnx.masks import HIDDEN
 from llmkit.onnx.weights import GraphWeights
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.rearrange import viewed
 
+_LAYERS = (("gate", "up"), ("down",))
 _SMALLEST = 1e-30  # of a weight whose logarithm is taken
 
 
@@ -74,22 +81,33 @@ def _fused(kind: Experts, weights: GraphWeights, x: Any) -> Any:
     if isinstance(kind.act, ClampedSwiGLU):
         act = {"activation_alpha": as_float(kind.act.alpha), "activation_beta": 1.0}
         act["swiglu_limit"] = as_float(kind.act.limit)
+    op, matrices, more = _matrices(kind, weights)
     y = g.op(
-        "MoE",
+        op,
         x,
         weights.computed(scores),
-        _stack(kind, weights, ("gate", "up"), "weight"),
-        _stack(kind, weights, ("gate", "up"), "bias"),
-        _stack(kind, weights, ("down",), "weight"),
-        _stack(kind, weights, ("down",), "bias"),
+        *matrices,
         domain=CONTRIB,
         k=router.n_chosen,
         activation_type="swiglu",
         swiglu_fusion=1,
         normalize_routing_weights=int(is_normalized),
         **act,
+        **more,
     )
     return y if factor is None else g.op("Mul", y, factor)
+
+
+def _matrices(kind: Experts, weights: GraphWeights) -> tuple[str, list[Value | None], dict[str, int]]:
+    """The operator, what it is given of the experts, and attributes for that."""
+    biases = [_stack(kind, weights, parts, "bias") for parts in _LAYERS]
+    first, second = (_on_grid(kind, weights, parts) for parts in _LAYERS)
+    if first is None or second is None or first.block != second.block:
+        stacks = [_stack(kind, weights, parts, "weight") for parts in _LAYERS]
+        return "MoE", [value for pair in zip(stacks, biases, strict=True) for value in pair], {}
+    matrices = [first.codes, first.scales, biases[0], second.codes, second.scales, biases[1], None, None, None]
+    more = {"expert_weight_bits": 4, "block_size": first.block, "accuracy_level": weights.grids.accuracy_level}
+    return "QMoE", [*matrices, first.zeros, second.zeros], more
 
 
 def _is_top_of_softmax(router: Router) -> bool:
@@ -197,15 +215,23 @@ def _stack(kind: Experts, weights: GraphWeights, parts: Sequence[str], leaf: str
     """
     if not weights.has(f"experts.0.{parts[0]}.{leaf}"):
         return None
+    slots, wanted = _slots(kind, weights, parts, leaf)
+    held, groups = next(iter(slots.values())), wanted.groups
+    is_alike = held.groups == groups or len(parts) == 1
+    if held.stack and not held.is_transposed and is_alike and [part.id for part in held.parts] == list(slots):
+        return weights.value(f"experts.0.{parts[0]}.{leaf}")
+    own = {id: part_of(weights.restored(slot), slot, id) for id, slot in slots.items()}
+    return weights.derived(wanted.name, stored(own, wanted))
+
+
+def _slots(kind: Experts, weights: GraphWeights, parts: Sequence[str], leaf: str) -> tuple[dict[str, Slot], Slot]:
+    """Where the checkpoint has each of the matrices, by id, and the stack of all that the operators take."""
     ids = [f"{weights.stem}experts.{e}.{part}.{leaf}" for e in range(kind.n_experts) for part in parts]
     slots = {id: weights.model.slots[weights.model.stored_in[id]] for id in ids}
     held = slots[ids[0]]
     shape = next(part.shape for part in held.parts if part.id == ids[0])
     groups = shape[0] if len(parts) > 1 else 1
-    is_alike = held.groups == groups or len(parts) == 1
-    if held.stack and not held.is_transposed and is_alike and [part.id for part in held.parts] == ids:
-        return weights.value(f"experts.0.{parts[0]}.{leaf}")
-    wanted = Slot(
+    stack = Slot(
         id="",
         name=f"{weights.stem}experts.{'_'.join(parts)}.{leaf}",
         shape=(kind.n_experts, len(parts) * shape[0], *shape[1:]),
@@ -214,6 +240,33 @@ def _stack(kind: Experts, weights: GraphWeights, parts: Sequence[str], leaf: str
         groups=groups,
         stack=kind.n_experts,
     )
-    return weights.derived(
-        wanted.name, stored({id: part_of(weights.lazy(slots[id]), slots[id], id) for id in ids}, wanted)
-    )
+    return slots, stack
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """Codes [experts, rows, bytes], scales and packed zero points, and the columns of a block."""
+
+    codes: Value
+    scales: Value
+    zeros: Value | None
+    block: int
+
+
+def _on_grid(kind: Experts, weights: GraphWeights, parts: Sequence[str]) -> _Integers | None:
+    """The matrices of some layers of the experts as integers; None where not all are on one grid that QMoE has."""
+    slots, stack = _slots(kind, weights, parts, "weight")
+    held = {id: weights.grids.matrices.get(slot.name) for id, slot in slots.items()}
+    matrices = {id: integers for id, integers in held.items() if integers is not None}
+    grids = {(m.matrix.group, m.matrix.zeros is None) for m in matrices.values()}
+    if len(matrices) < len(slots) or len(grids) > 1 or not all(fits_experts(m.matrix) for m in matrices.values()):
+        return None
+
+    def stacked(end: str) -> tuple[str, Lazy]:
+        rows = {id: integers.parts[f"weight_{end}"] for id, integers in matrices.items()}
+        flat = {id: viewed(x, x.dtype, (x.shape[0], x.spec.numel // x.shape[0])) for id, x in rows.items()}
+        return f"{stack.name.removesuffix('weight')}{end}", stored(flat, stack)
+
+    block, has_no_zeros = grids.pop()
+    zeros = None if has_no_zeros else weights.initializer(*stacked("zeros"))
+    return _Integers(weights.initializer(*stacked("codes")), weights.derived(*stacked("scales")), zeros, block)

@@ -134,6 +134,11 @@ class IntegerMatrices:
         return g.op("Reshape", g.op("Add", blocks, added), g.ints(0, 0, matrix.shape[1]))
 
 
+def fits_experts(matrix: QuantizedMatrix) -> bool:
+    """Whether QMoE can have a matrix that is `fitted`: 4 bits, whole blocks, no offsets."""
+    return width(matrix.bits) == 4 and matrix.offsets is None and matrix.shape[1] % matrix.group == 0
+
+
 def _values(
     weights: GraphWeights, name: str, integers: IntegerMatrix
 ) -> tuple[Value, Value, Value | None, Value | None]:

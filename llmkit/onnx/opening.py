@@ -108,8 +108,9 @@ def _refuse_right_padding(path: Path, proto: onnx.ModelProto) -> None:
 
 
 def _make_exact(graph: onnx.ModelProto) -> None:
-    for attribute in (a for n in graph.graph.node if n.op_type == "MatMulNBits" for a in n.attribute):
-        attribute.i = 0 if attribute.name == "accuracy_level" else attribute.i
+    nodes = (node for node in graph.graph.node if node.op_type in ("MatMulNBits", "QMoE"))
+    for attribute in (a for node in nodes for a in node.attribute if a.name == "accuracy_level"):
+        attribute.i = 0
 
 
 def _device(provider: str) -> torch.device:

@@ -11,7 +11,7 @@ from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, SpecError, listing
 from llmkit.lazy_imports import torch
-from llmkit.onnx.integer_matrices import IntegerMatrices, IntegerMatrix
+from llmkit.onnx.integer_matrices import IntegerMatrices, IntegerMatrix, fits_experts
 from llmkit.onnx.precision import ACCURACY_LEVELS, Precision
 from llmkit.quantization.codecs.nbits import CODEC
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, dequantized_from, is_dequantized, matrix_of
@@ -114,6 +114,10 @@ def _is_table(slot: Slot) -> bool:
     return slot.id == "embed.weight"
 
 
+def _is_expert(slot: Slot) -> bool:
+    return ".mlp.experts." in slot.id
+
+
 def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider: str) -> _WeightPlan:
     plan, slots = _WeightPlan(), model.tensors()
     for name, why in exclusion_reasons(ckpt, model, precision.keep, precision.only, has_tables=True).items():
@@ -124,6 +128,10 @@ def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider
             why = _why_no_table(model, lazy.shape[1])
         matrix = matrix_of(lazy) if why is None else None
         fitted = CODEC.fitted(matrix) if matrix is not None else None
+        if fitted is not None and _is_expert(slot) and not fits_experts(fitted):
+            fitted = None
+        if why is None and _is_expert(slot) and bits == 8:
+            why = "QMoE has no 8 bits with float activations on a CPU"
         if fitted is not None and _is_table(slot) and lazy.shape[1] % fitted.group:
             fitted = None  # GatherBlockQuantized has whole blocks only
         if fitted is not None and (precision.bits is None or (bits is not None and fitted.bits <= bits)):

@@ -12,6 +12,8 @@ from llmkit.errors import RequirementError
 from llmkit.onnx.graph import CONTRIB, ELEMENTS, Graph, Value
 from llmkit.onnx.integer_matrices import IntegerMatrices
 from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.rearrange import transpose
+from llmkit.tensors.spec import DType
 
 # (name, lazy tensor) -> the bytes of an initializer, or None: they lie in a file.
 DataOf = Callable[[str, Lazy], bytes | None]
@@ -58,6 +60,13 @@ class GraphWeights:
     def lazy(self, slot: Slot) -> Lazy:
         """A slot's tensor."""
         return self.tensors[slot.name]
+
+    def restored(self, slot: Slot) -> Lazy:
+        """A slot's tensor in floats; of one that is on a grid what its integers stand for."""
+        if slot.name not in self.grids.matrices:
+            return self.lazy(slot)
+        floats = self.grids.matrices[slot.name].matrix.dequantized(DType.F32)
+        return transpose(floats) if slot.is_transposed else floats
 
     def value(self, leaf: str) -> Value:
         """The tensor of a weight that has a slot to itself, in the compute dtype."""

@@ -63,7 +63,7 @@ def exclusion_reasons(
         reasons = {
             "--keep": matches(slot.name, keep),
             "--only": bool(only) and not matches(slot.name, only),
-            "looked up or multiplied element by element": slot.kind not in ("linear", "head")
+            "looked up, a router of experts, or multiplied element by element": slot.kind not in ("linear", "head")
             and not (has_tables and slot.id == "embed.weight"),
         }
         reason_of[slot.name] = next((reason for reason, holds in reasons.items() if holds), None)

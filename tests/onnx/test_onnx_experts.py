@@ -13,6 +13,9 @@ from llmkit.decoder.load import load_decoder
 from llmkit.onnx.contract import decoder_of, initializer_bytes
 from llmkit.onnx.model import build_graph
 from llmkit.onnx.parity import compare_decoders
+from llmkit.onnx.precision import Precision
+from llmkit.onnx.quantized_weights import choose_grids, restored
+from llmkit.tensors.spec import DType
 
 _MIXTRAL = default_registry().load(next(p for p in default_registry().plugins if p.name == "mixtral"))
 _GROUPS = {"groups": 2, "top_groups": 1}
@@ -53,4 +56,27 @@ def test_every_form_is_computed(operator, router, mlp):
     graph = build_graph(model, ckpt.tensors, initializer_bytes)
     assert operator in {node.op_type for node in graph.graph.node}
     wanted = load_decoder(ckpt, architecture=family)
+    assert max(d.largest for d in compare_decoders(decoder_of(graph, model), wanted)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:config.json")
+@pytest.mark.parametrize(
+    ("operator", "bits", "symmetric", "mlp"),
+    [
+        ("QMoE", 4, True, {}),
+        ("QMoE", 4, False, {"bias": True}),
+        ("MoE", 8, None, {}),
+        ("Loop", 4, None, {"act": "gelu"}),
+    ],
+)
+def test_experts_on_grids(operator, bits, symmetric, mlp):
+    family = made({}, mlp)
+    config = {**family.tiny_config(), "intermediate_size": 48}
+    ckpt, model = random_checkpoint(family, config), family.bind(config)
+    precision = Precision(bits=bits, symmetric=symmetric, group_size=16)
+    grids, _ = choose_grids(ckpt, model, precision, scale_dtype=DType.F32, provider="cpu")
+    assert any(".experts." in name for name in grids.matrices) == (bits == 4)
+    graph = build_graph(model, ckpt.tensors, initializer_bytes, grids=replace(grids, accuracy_level=0))
+    assert operator in {node.op_type for node in graph.graph.node}
+    wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=family)
     assert max(d.largest for d in compare_decoders(decoder_of(graph, model), wanted)) < 1e-5

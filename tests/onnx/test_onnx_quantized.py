@@ -165,7 +165,8 @@ def test_every_matrix_that_stays_in_floats_is_named(case):
     architecture = PLUGINS[name]
     model = architecture.bind(architecture.tiny_config(variant))
     for slot in model.slots.values():
-        if len(slot.shape) == 2 and slot.name in sizes:
+        # Routers of experts are few numbers, which decide much: they are never rounded.
+        if len(slot.shape) == 2 and slot.name in sizes and slot.kind != "parameter":
             assert slot.name in left
             # Nothing that a family of this size multiplies with, but tables of rows that no block divides.
             assert slot.kind == "embedding"
