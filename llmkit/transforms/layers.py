@@ -58,7 +58,7 @@ def exclusion_reasons(
     reason_of: dict[str, str | None] = {}
     for slot in model.slots.values():
         is_tied_head = slot.kind == "head" and model.is_tied
-        if slot.name not in ckpt.tensors or len(slot.shape) != 2 or is_tied_head:
+        if slot.name not in ckpt.tensors or len(slot.shape) != 2 or slot.kind == "bias" or is_tied_head:
             continue
         reasons = {
             "--keep": matches(slot.name, keep),

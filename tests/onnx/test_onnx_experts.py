@@ -80,3 +80,16 @@ def test_experts_on_grids(operator, bits, symmetric, mlp):
     assert operator in {node.op_type for node in graph.graph.node}
     wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=family)
     assert max(d.largest for d in compare_decoders(decoder_of(graph, model), wanted)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:config.json")
+def test_int8_activations_of_experts_stay_near():
+    """Every expert is chosen, so that rounding cannot send a token to another one."""
+    family = made({"top_k": _MIXTRAL.tiny["num_local_experts"]}, {})
+    config = {**family.tiny_config(), "intermediate_size": 48}
+    ckpt, model = random_checkpoint(family, config), family.bind(config)
+    grids, _ = choose_grids(ckpt, model, Precision(bits=4, group_size=16), scale_dtype=DType.F32, provider="cpu")
+    graph = build_graph(model, ckpt.tensors, initializer_bytes, grids=grids)
+    wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=family)
+    worst = [d.largest for d in compare_decoders(decoder_of(graph, model), wanted)]
+    assert all(1e-4 < x < 0.15 for x in worst), worst

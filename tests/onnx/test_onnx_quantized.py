@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmkit.architecture.experts import Experts
 from llmkit.errors import InputError, SpecError
 from llmkit.onnx.parity import compare_decoders
 from llmkit.onnx.precision import Precision
@@ -51,7 +52,10 @@ def test_the_standards_operators(name, bits):
 @pytest.mark.parametrize("name", PLUGINS)
 def test_int8_activations_stay_near(name):
     worst, _ = worst_of(name, with_level(WAYS["int4"], 4))
-    assert all(1e-4 < x <= 0.15 for x in worst.values()), worst  # below: the level would not have been applied
+    blocks = PLUGINS[name].bind(PLUGINS[name].tiny_config()).blocks
+    # A token that rounding sends to another expert is another number: test_onnx_experts.py has one without a choice.
+    most = 1.0 if any(isinstance(getattr(block, "mlp", None), Experts) for block in blocks) else 0.15
+    assert all(1e-4 < x <= most for x in worst.values()), worst  # below: the level would not have been applied
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,7 @@ def test_every_matrix_that_stays_in_floats_is_named(case):
     model = architecture.bind(architecture.tiny_config(variant))
     for slot in model.slots.values():
         # Routers of experts are few numbers, which decide much: they are never rounded.
-        if len(slot.shape) == 2 and slot.name in sizes and slot.kind != "parameter":
+        if len(slot.shape) == 2 and slot.name in sizes and slot.kind not in ("parameter", "bias"):
             assert slot.name in left
             # Nothing that a family of this size multiplies with, but tables of rows that no block divides.
             assert slot.kind == "embedding"
