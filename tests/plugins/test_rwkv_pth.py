@@ -12,7 +12,7 @@ from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
-from llmkit.errors import InputError
+from llmkit.errors import InputError, RequirementError
 from llmkit.transforms.convert import convert
 
 RWKV = next(default_registry().load(p) for p in default_registry().plugins if p.name == "rwkv")
@@ -84,6 +84,15 @@ def test_version_7_gives_what_its_own_code_gave(tmp_path):
     assert sorted(opened.tensors) == sorted(ckpt.tensors)
     assert {k: v for k, v in opened.config.items() if k != "torch_dtype"} == ckpt.config
     assert error(load_decoder(opened)(ids), wanted) <= 1e-5
+
+
+def test_layers_of_version_7_are_not_computed_one_by_one():
+    decoder = load_decoder(golden("rwkv7-goose")[0])
+    ids, cache = torch.arange(5)[None], decoder.new_cache()
+    table = decoder.tables(ids, cache.begin(ids, None), cache)[decoder.position_kind(1)]
+    _, second = decoder._layers
+    with pytest.raises(RequirementError, match="all need the values of the first"):
+        second[1](torch.zeros(1, 5, 32), table, cache)
 
 
 def published_7(tensors):
