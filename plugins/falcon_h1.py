@@ -11,6 +11,8 @@ from llmkit.architecture.names import Names
 from llmkit.architecture.positions import THETA_KEYS
 from llmkit.errors import SpecError
 
+from .mamba2 import MIXER
+
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-5))
 _ACT, _BIAS = Key("hidden_act", "silu"), Key("attention_bias", False)
 
@@ -38,6 +40,16 @@ def _floats(config: Mapping[str, Any], key: str, n: int) -> tuple[float, ...] | 
         raise SpecError(f"config.json: {key} is {stated!r:.60}, expected {n} numbers")
     return tuple(as_float(factor, key) for factor in stated)
 
+
+_TINY = {
+    "num_key_value_heads": 2,
+    "mamba_d_ssm": 48, "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_chunk_size": 8,
+    "mamba_rms_norm": False, "embedding_multiplier": 5.0, "lm_head_multiplier": 0.2, "key_multiplier": 0.4,
+    "attention_in_multiplier": 0.8, "attention_out_multiplier": 0.9,
+    "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.4, "ssm_multipliers": [0.7, 0.5, 0.6, 0.5, 0.8],
+    "mlp_multipliers": [0.9, 0.6], "rope_theta": 100000.0, "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 
 ARCHITECTURE = Architecture(
     name="falcon_h1",
@@ -107,54 +119,17 @@ ARCHITECTURE = Architecture(
             "attn.k": "self_attn.k_proj",
             "attn.v": "self_attn.v_proj",
             "attn.o": "self_attn.o_proj",
-            "attn.ssm.in": "mamba.in_proj",
-            "attn.ssm.conv": "mamba.conv1d",
-            "attn.ssm.dt_bias": "mamba.dt_bias",
-            "attn.ssm.a_log": "mamba.A_log",
-            "attn.ssm.d": "mamba.D",
-            "attn.ssm.norm": "mamba.norm",
-            "attn.ssm.out": "mamba.out_proj",
+            **{f"attn.ssm.{slot}": f"mamba.{name}" for slot, name in MIXER.items()},
             "mlp_norm": "pre_ff_layernorm",
             "mlp.gate": "feed_forward.gate_proj",
             "mlp.up": "feed_forward.up_proj",
             "mlp.down": "feed_forward.down_proj",
         },
     ),
-    tiny={
-        "num_key_value_heads": 2,
-        "mamba_d_ssm": 48,
-        "mamba_n_heads": 6,
-        "mamba_n_groups": 2,
-        "mamba_d_state": 8,
-        "mamba_chunk_size": 8,
-        "mamba_rms_norm": False,
-        "embedding_multiplier": 5.0,
-        "lm_head_multiplier": 0.2,
-        "key_multiplier": 0.4,
-        "attention_in_multiplier": 0.8,
-        "attention_out_multiplier": 0.9,
-        "ssm_in_multiplier": 1.25,
-        "ssm_out_multiplier": 0.4,
-        "ssm_multipliers": [0.7, 0.5, 0.6, 0.5, 0.8],
-        "mlp_multipliers": [0.9, 0.6],
-        "rope_theta": 100000.0,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": False,
-    },
+    tiny=_TINY,
     variants={
-        "norm": {
-            "mamba_rms_norm": True,
-            "mamba_d_ssm": None,
-            "mamba_n_heads": 4,
-            "mamba_n_groups": 1,
-            "mamba_conv_bias": False,
-        },
-        "norm-after": {
-            "mamba_rms_norm": True,
-            "mamba_norm_before_gate": False,
-            "ssm_multipliers": None,
-            "mlp_multipliers": None,
-        },
+        "norm": {"mamba_rms_norm": True, "mamba_n_heads": 4, "mamba_n_groups": 1},
+        "norm-after": {"mamba_rms_norm": True, "mamba_norm_before_gate": False, "ssm_multipliers": None}
+        | {"mlp_multipliers": None, "mamba_conv_bias": False},
     },
 )

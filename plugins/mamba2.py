@@ -12,6 +12,10 @@ from llmkit.errors import SpecError
 
 from .mamba import TRAINING, inner_width
 
+MIXER = {
+    "in": "in_proj", "conv": "conv1d", "dt_bias": "dt_bias", "a_log": "A_log", "d": "D", "norm": "norm",
+    "out": "out_proj",
+}  # fmt: skip
 _NORM, _BIAS = RMSNorm(eps=Key("layer_norm_epsilon", 1e-5)), Key("use_bias", False)
 
 
@@ -66,13 +70,7 @@ ARCHITECTURE = Architecture(
         block="backbone.layers.{i}.",
         slots={
             "attn_norm": "norm",
-            "attn.in": "mixer.in_proj",
-            "attn.conv": "mixer.conv1d",
-            "attn.dt_bias": "mixer.dt_bias",
-            "attn.a_log": "mixer.A_log",
-            "attn.d": "mixer.D",
-            "attn.norm": "mixer.norm",
-            "attn.out": "mixer.out_proj",
+            **{f"attn.{slot}": f"mixer.{name}" for slot, name in MIXER.items()},
         },
     ),
     # One group: transformers 4.57 norms all of them together, where the original norms each.

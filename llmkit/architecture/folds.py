@@ -31,6 +31,7 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.mamba import BesideAttention, MixerOnly, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.architecture.model import Model
 from llmkit.lazy_imports import torch
 
@@ -39,6 +40,9 @@ _READERS: Mapping[type[Kind], tuple[str, ...]] = {
     GroupedQuery: ("q", "k", "v", "gate"),
     GatedMLP: ("gate", "up"),
     PlainMLP: ("up",),
+    SelectiveScan: ("in",),
+    ShortConvolution: ("in",),
+    StateSpaceDuality: ("in",),
 }
 """The layers of a kind that read what it is given, those among them that it has."""
 _ONE_EACH = {"attn_norm": ("attn",), "mlp_norm": ("mlp",)}
@@ -46,6 +50,7 @@ _READ_BY: Mapping[type[Kind], Mapping[str, tuple[str, ...]]] = {
     PreNorm: _ONE_EACH,
     Parallel: _ONE_EACH,
     Sandwich: _ONE_EACH,
+    MixerOnly: {"attn_norm": ("attn",)},
     SharedParallel: {"attn_norm": ("attn", "mlp")},
 }
 """Norms of a residual kind that nothing but attention and MLP read."""
@@ -109,6 +114,9 @@ def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
 
 
 def _readers(kind: Kind) -> tuple[str, ...]:
+    if type(kind) is BesideAttention:
+        recurrence = tuple(f"ssm.{name}" for name in _readers(kind.recurrence))
+        return recurrence and (*_readers(kind.attention), *recurrence)
     if type(kind) is LatentAttention:
         return kind.readers
     slots = kind.slots() if type(kind) in _READERS else {}
