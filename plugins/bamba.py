@@ -65,7 +65,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False)),
     unused=(
         *("mamba_*", "rope_*", "num_logits_to_keep", "time_step_*", "layer*_type*", "z_loss*", "attn_*"),
-        *("partial_rotary_factor"),
+        "partial_rotary_factor",
     ),
     names=Names(
         embed="model.embed_tokens",

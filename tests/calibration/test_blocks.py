@@ -71,7 +71,7 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
 
     given = {}
     modules = dict(theirs.named_modules())
-    stacks = [name for name in modules if name.endswith(".mlp.experts")]
+    stacks = [name for name in modules if name.endswith((".mlp.experts", ".feed_forward.experts"))]
     if stacks:
         modules[stacks[0]].register_forward_pre_hook(experts_hook)
         linear = [slot for slot in linear if ".experts." not in slot.id]
@@ -82,7 +82,8 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
         theirs(ids)
     for e, (x,) in given.items():
         for part in ("gate", "up", "down"):
-            ours = recorder.observers[f"{stacks[0].removeprefix('model.')}.{e}.{part}.weight"].statistics()
+            stem = stacks[0].removeprefix("model.").replace(".feed_forward.", ".mlp.")
+            ours = recorder.observers[f"{stem}.{e}.{part}.weight"].statistics()
             assert ours.n_tokens == len(x)
             if part != "down" and len(x):
                 torch.testing.assert_close(ours.second_moments, x.T @ x, rtol=1e-4, atol=1e-4)

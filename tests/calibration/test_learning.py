@@ -51,7 +51,7 @@ def test_gradients_are_the_slopes_of_the_error(architecture):
     for name, gradient in gradients.items():
         norm = gradient.norm()
         assert norm > 0, name
-        step = 0.005 * weights[name].norm() * gradient / norm
+        step = 0.001 * weights[name].norm() * gradient / norm
         above, below = (sum(error.value(moved | {name: moved[name] + sign * step}, [0, 3])) / 2 for sign in (1, -1))
         assert (above - below) / 2 == pytest.approx(float((gradient * step).sum()), rel=0.05), name
 

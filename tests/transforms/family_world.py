@@ -29,6 +29,7 @@ RELEASES = {
     "llama": ["tied", "attention-bias"], "opt": ["350m", "no-final-norm"],
 }  # fmt: skip
 ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
+_WITHOUT_OUT = {"falcon_h1", "falcon_mamba", "mamba", "mamba2"}  # PEFT refuses adapters on their `out_proj`
 CASES = [(name, variant) for name in ARCHITECTURES for variant in (None, *RELEASES.get(name, ()))]
 IDS = [f"{name}-{variant}" if variant else name for name, variant in CASES]
 
@@ -72,6 +73,12 @@ def layers_of(ckpt: Checkpoint) -> list[str]:
     """The modules of the linear layers."""
     model = require(ckpt.config, ckpt.label).bind(ckpt.config)
     return [s.name.removesuffix(".weight") for s in model.slots.values() if s.kind == "linear" and not s.stack]
+
+
+def adapted_layers_of(ckpt: Checkpoint) -> list[str]:
+    """Those that PEFT puts an adapter on."""
+    is_refused = ckpt.config["model_type"] in _WITHOUT_OUT
+    return [n for n in layers_of(ckpt) if not (is_refused and n.endswith(".out_proj"))]
 
 
 def has_experts(ckpt: Checkpoint) -> bool:

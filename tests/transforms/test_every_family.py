@@ -85,7 +85,7 @@ def test_a_delta_gives_the_tuned_model_back(tmp_path, base, name, variant):
 
 @every_family
 def test_an_adapter_on_every_linear_layer_is_merged(tmp_path, folders, base, name, variant):
-    layers = world.layers_of(base)
+    layers = world.adapted_layers_of(base)
     assert layers
     if world.is_known_to_peft(base):
         model = world.by_transformers(folders(name, variant), "eager")
@@ -104,7 +104,7 @@ def test_an_adapter_on_every_linear_layer_is_merged(tmp_path, folders, base, nam
 
 @every_family
 def test_an_adapter_is_extracted_and_gives_the_tuned_model(tmp_path, folders, base, name, variant):
-    tuned = world.moved(base, tmp_path / "tuned", only=world.layers_of(base))
+    tuned = world.moved(base, tmp_path / "tuned", only=world.adapted_layers_of(base))
     save(extract(base, tuned, rank=1000), tmp_path / "adapter")
     merged = loaded(merge(base, [open_adapter(tmp_path / "adapter")]))
     for tensor, value in loaded(tuned).items():
