@@ -77,6 +77,6 @@ def emit_latent(
 def _by_head(weights: GraphWeights, name: str, rows: int) -> Any:
     """A matrix that expands what is compressed, [heads, rows, kv_rank]: floats also where it is stored on a grid."""
     slot = weights.slot(f"{name}.weight")
-    lazy = parts_of(weights.lazy(slot), slot)[f"{weights.stem}{name}.weight"]
+    lazy = parts_of(weights.restored(slot), slot)[f"{weights.stem}{name}.weight"]
     matrix = weights.derived(f"{slot.name}.{name}" if len(slot.parts) > 1 else slot.name, lazy)
     return weights.graph.op("Reshape", matrix, weights.graph.ints(-1, rows, weights.model.dims.extra["kv_rank"]))
