@@ -5,8 +5,9 @@ has one router, the top k of a softmax over all experts, their shares as they ar
 and one gated activation, SwiGLU with rows of gate and up in turn (any other order is refused: line 28; a third matrix,
 too). Every other router is brought into that form: the op is given the logarithms of weights that standard operators
 made, and its output is multiplied by their sum. `use_sparse_mixer` is accepted there and never read, so it is not used.
-`QMoE` is the same with integers of 4 bits. With 8 its CPU kernel computes with int8 activations at every accuracy
-level, which is no reference, and its MXFP4 form stops when a session starts (1.32): both are computed as floats.
+`QMoE` is the same with integers of 4 bits, and divides shares by their sum whatever it is told. With 8 bits its CPU
+kernel computes with int8 activations at every accuracy level, which is no reference, and its MXFP4 form stops when a
+session starts (1.32): both are computed as floats.
 Experts with another activation go through a Loop over those that some token has chosen.
 """
 
@@ -61,10 +62,11 @@ def _why_no_op(kind: Experts) -> str | None:
 def _fused(kind: Experts, weights: GraphWeights, x: Any) -> Any:
     """X [N, hidden] -> [N, hidden] by `MoE`."""
     g, router, factor = weights.graph, kind.router, None
-    is_normalized = True
-    if kind.weighs == "output" and isinstance(router, Router) and _is_top_of_softmax(router):
+    op, matrices, more = _matrices(kind, weights)
+    is_plain = isinstance(router, Router) and kind.weighs == "output" and _is_top_of_softmax(router)
+    is_normalized = not is_plain or op == "QMoE" or _is_divided(router)
+    if is_plain and is_normalized == _is_divided(router):
         scores = _logits(router, weights, x)
-        is_normalized = as_bool(router.is_normalized) or router.scores == "chosen_softmax"
         factor = weights.number(as_float(router.scale)) if as_float(router.scale) != 1 else None
     else:
         chosen, shares = emit_routes(kind, weights, x)
@@ -81,7 +83,6 @@ def _fused(kind: Experts, weights: GraphWeights, x: Any) -> Any:
     if isinstance(kind.act, ClampedSwiGLU):
         act = {"activation_alpha": as_float(kind.act.alpha), "activation_beta": 1.0}
         act["swiglu_limit"] = as_float(kind.act.limit)
-    op, matrices, more = _matrices(kind, weights)
     y = g.op(
         op,
         x,
@@ -108,6 +109,11 @@ def _matrices(kind: Experts, weights: GraphWeights) -> tuple[str, list[Value | N
     matrices = [first.codes, first.scales, biases[0], second.codes, second.scales, biases[1], None, None, None]
     more = {"expert_weight_bits": 4, "block_size": first.block, "accuracy_level": weights.grids.accuracy_level}
     return "QMoE", [*matrices, first.zeros, second.zeros], more
+
+
+def _is_divided(router: Router) -> bool:
+    """Whether the weights of a token's experts sum up to 1 before they are scaled."""
+    return as_bool(router.is_normalized) or router.scores == "chosen_softmax"
 
 
 def _is_top_of_softmax(router: Router) -> bool:

@@ -61,16 +61,16 @@ def test_every_form_is_computed(operator, router, mlp):
 
 @pytest.mark.filterwarnings("ignore:config.json")
 @pytest.mark.parametrize(
-    ("operator", "bits", "symmetric", "mlp"),
+    ("operator", "bits", "symmetric", "router", "mlp"),
     [
-        ("QMoE", 4, True, {}),
-        ("QMoE", 4, False, {"bias": True}),
-        ("MoE", 8, None, {}),
-        ("Loop", 4, None, {"act": "gelu"}),
+        ("QMoE", 4, True, {}, {}),
+        ("QMoE", 4, False, {"is_normalized": False}, {"bias": True}),  # its kernel normalises what it is told not to
+        ("MoE", 8, None, {}, {}),
+        ("Loop", 4, None, {}, {"act": "gelu"}),
     ],
 )
-def test_experts_on_grids(operator, bits, symmetric, mlp):
-    family = made({}, mlp)
+def test_experts_on_grids(operator, bits, symmetric, router, mlp):
+    family = made(router, mlp)
     config = {**family.tiny_config(), "intermediate_size": 48}
     ckpt, model = random_checkpoint(family, config), family.bind(config)
     precision = Precision(bits=bits, symmetric=symmetric, group_size=16)
