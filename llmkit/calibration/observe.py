@@ -17,7 +17,7 @@ from llmkit.calibration.stage import BlockStage
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.statistics import KEY, StoredStatistics, gguf_spelling
-from llmkit.errors import InputError
+from llmkit.errors import InputError, RequirementError
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.container import OutputFile, OutputFiles
 from llmkit.lazy_imports import torch
@@ -179,6 +179,11 @@ def _own(ckpt: Checkpoint, parts: Parts, samples: Samples, rows: Sequence[Sequen
 def _by_gguf_name(ckpt: Checkpoint, parts: Parts) -> dict[str, Lazy]:
     """The sums of squares by the names that tensors have in GGUF files."""
     slots = gguf_spelling(ckpt, ckpt.require_model()).slots.values()
+    if any(slot.stack for slot in slots):
+        raise RequirementError(
+            f"{ckpt.label}: llama.cpp's importance matrices count the tokens of each expert, which are not measured",
+            hint="-o NAME.safetensors; `convert --to gguf` takes it, too",
+        )
     pairs = [(slot.name, next((part.id for part in slot.parts if part.id in parts), None)) for slot in slots]
     return {name: parts[weight]["squares"] for name, weight in pairs if weight is not None}
 

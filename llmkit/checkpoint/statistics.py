@@ -23,6 +23,7 @@ from llmkit.formats.json_text import parse_object
 from llmkit.formats.unreadable import read_head
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import TakeRows
 from llmkit.tensors.rearrange import reshaped
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -133,12 +134,14 @@ def _from_imatrix(path: Path, matrix: imatrix.Imatrix, ckpt: Checkpoint, model: 
         slot = slots.get(name)
         if slot is None:
             raise SpecError(f"{path} has importance of {name}, which {ckpt.label} does not have")
-        if len(entry.counts) != 1:
-            raise RequirementError(f"{path}: {name} stacks {len(entry.counts)} experts, which no plugin describes")
-        if entry.counts[0] > 0:
-            squares = reshaped(entry.sums, (entry.sums.shape[1],))
-            parts |= {part.id: {"squares": squares} for part in slot.parts}
-            n_tokens |= {part.id: entry.counts[0] for part in slot.parts}
+        matrices = [slot.of_stack(e) for e in range(slot.stack)] if slot.stack else [slot]
+        if len(entry.counts) != len(matrices):
+            raise SpecError(f"{path}: {name} has {len(entry.counts)} counts, expected one for each of {len(matrices)}")
+        for i, (each, count) in enumerate(zip(matrices, entry.counts, strict=True)):
+            if count > 0:
+                squares = reshaped(TakeRows(entry.sums, i, i + 1).output(), (entry.sums.shape[1],))
+                parts |= {part.id: {"squares": squares} for part in each.parts}
+                n_tokens |= {part.id: count for part in each.parts}
     return StoredStatistics(path.name, parts, n_tokens, {"datasets": list(matrix.datasets)})
 
 

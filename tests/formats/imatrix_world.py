@@ -19,9 +19,9 @@ def of_gguf(path, all_sums=SUMS, *, kind="imatrix", counts=TOKENS):
     writer.add_uint32(gguf.Keys.IMatrix.CHUNK_COUNT, 3)
     writer.add_uint32(gguf.Keys.IMatrix.CHUNK_SIZE, 16)
     for name, sums in all_sums.items():
-        writer.add_tensor(f"{name}.in_sum2", sums[None])
-        writer.add_tensor(f"{name}.counts", np.array([[counts]], "<f4"))
-        writer.add_tensor(f"{name}.in_sum", sums[None] / 2)
+        writer.add_tensor(f"{name}.in_sum2", np.atleast_2d(sums))
+        writer.add_tensor(f"{name}.counts", np.atleast_2d(np.array(counts, "<f4")))
+        writer.add_tensor(f"{name}.in_sum", np.atleast_2d(sums) / 2)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

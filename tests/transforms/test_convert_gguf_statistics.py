@@ -48,3 +48,22 @@ def test_columns_with_large_inputs_come_out_closer(tmp_path, family):
         assert errors[0] < 0.9 * errors[1], name
     for name in set(exact) - set(names):  # nothing is known of their inputs
         assert np.array_equal(found[False][name][0], found[True][name][0])
+
+
+def test_each_expert_has_its_own_inputs(tmp_path):
+    """Expert 1 saw no token, and is rounded as without statistics; blocks that are read stay as they are."""
+    family = ARCHITECTURES["qwen3_moe"]
+    ckpt = random_checkpoint(family, family.tiny_config())
+    exact = restored(ckpt, tmp_path / "f32", "f32")
+    name = "blk.1.ffn_up_exps.weight"
+    squares = np.random.default_rng(0).gamma(0.3, 1, (8, 32)).astype("<f4")
+    counts = np.array([5, 0, *[7] * 6], "<f4")[:, None]
+    statistics = world.of_gguf(tmp_path / "imatrix.gguf", {name: squares}, counts=counts)
+    plain = restored(ckpt, tmp_path / "plain", "iq4_nl")
+    found = restored(ckpt, tmp_path / "measured", "iq4_nl", statistics)
+    for e in range(8):
+        errors = [((x[name][0][e] - exact[name][0][e]) ** 2 * squares[e]).mean() for x in (found, plain)]
+        assert errors[0] < 0.9 * errors[1] if e != 1 else errors[0] == errors[1]
+    kept = restored(llmkit.open_checkpoint(tmp_path / "plain"), tmp_path / "again", None)
+    assert kept[name][1] == "IQ4_NL"
+    assert np.array_equal(kept[name][0], plain[name][0])

@@ -122,7 +122,9 @@ def _stored_blocks(lazy: Lazy) -> tuple[str, Lazy] | None:
     if node.op == "cast" and lazy.dtype.is_float:
         return _stored_blocks(node.inputs[0])
     parts = [blocks for blocks in map(_stored_blocks, node.inputs) if blocks is not None]
-    if not parts or len(parts) != len(node.inputs) or len({kind for kind, _ in parts}) > 1 or len(lazy.shape) != 2:
+    if not parts or len(parts) != len(node.inputs) or len({kind for kind, _ in parts}) > 1:
+        return None
+    if len(lazy.shape) != 2 and not isinstance(node, Stack):
         return None
     moved = node.over([raw for _, raw in parts])
     return None if moved is None else (parts[0][0], moved)

@@ -30,6 +30,7 @@ from llmkit.quantization.codecs.gguf import as_blocks, quantized
 from llmkit.quantization.matrix import is_dequantized
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.moving import Stack
 from llmkit.tensors.spec import DType
 from llmkit.tensors.vectors import cast_vector
 from llmkit.tokenization.to_gguf import vocabulary_metadata
@@ -126,7 +127,9 @@ def write(
     overflow = overflow if overflow is not None else Overflow()
     return ckpt.derive(
         tensors={
-            name: same[name] if name in same else _stored(name, lazy, types[name], overflow, importance.get(name))
+            name: same[name]
+            if name in same
+            else _stored(name, lazy, types[name], overflow, importance.get(name) or [None])
             for name, lazy in stored.items()
         },
         config={},
@@ -226,20 +229,23 @@ def _counts(types: Mapping[str, str]) -> str:
     return ", ".join(f"{n} as {kind}" for kind, n in Counter(types.values()).most_common())
 
 
-def _importance(statistics: StoredStatistics, ckpt: Checkpoint) -> dict[str, Lazy]:
-    """What was measured of the inputs of each tensor, by its name in GGUF files."""
+def _importance(statistics: StoredStatistics, ckpt: Checkpoint) -> dict[str, list[Lazy | None]]:
+    """What was measured of the inputs of each tensor, by its name in GGUF files; of each matrix that it stacks."""
     slots = gguf_spelling(ckpt, ckpt.require_model()).slots.values()
-    importance = {slot.name: statistics.squares(slot) for slot in slots}
-    return {name: lazy for name, lazy in importance.items() if lazy is not None}
+    matrices = {s.name: [s.of_stack(e) for e in range(s.stack)] if s.stack else [s] for s in slots}
+    return {name: [statistics.squares(matrix) for matrix in each] for name, each in matrices.items()}
 
 
-def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow, importance: Lazy | None) -> Lazy:
+def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow, importance: Sequence[Lazy | None] = (None,)) -> Lazy:
     dtype = TYPE_BY_NAME[kind].dtype
     if dtype is DType.F32 and lazy.dtype is not DType.F64:
         return cast_vector(lazy, dtype)
     if dtype is not None:
         return cast({name: lazy}, dtype, overflow)[name]
-    return quantized(lazy, kind, name, importance)
+    if isinstance(lazy.node, Stack) and len(importance) > 1:
+        pairs = zip(lazy.node.inputs, importance, strict=True)
+        return Stack([quantized(matrix, kind, name, squares) for matrix, squares in pairs]).output()
+    return quantized(lazy, kind, name, importance[0])
 
 
 def _source_dtype(ckpt: Checkpoint) -> dict[str, str]:
