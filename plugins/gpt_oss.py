@@ -87,7 +87,7 @@ ARCHITECTURE = Architecture(
     },
     variants={
         "defaults": {"rope_theta": None, "rope_scaling": None, "num_key_value_heads": 4},
-        "clamped": {"swiglu_limit": 0.5, "attention_bias": False, "tie_word_embeddings": True},
+        "no-biases": {"attention_bias": False, "tie_word_embeddings": True},
         "transformers-5": {
             "rope_theta": None,
             "rope_scaling": None,

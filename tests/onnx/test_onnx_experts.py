@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from llmkit.architecture.experts import ClampedSwiGLU
+from llmkit.architecture.hooks import reader_of
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.decoder.gated import _PRODUCTS
 from llmkit.decoder.load import load_decoder
 from llmkit.onnx.contract import decoder_of, initializer_bytes
 from llmkit.onnx.model import build_graph
@@ -93,3 +96,18 @@ def test_int8_activations_of_experts_stay_near():
     wanted = load_decoder(ckpt.derive(tensors=restored(ckpt.tensors, model, grids)), architecture=family)
     worst = [d.largest for d in compare_decoders(decoder_of(graph, model), wanted)]
     assert all(1e-4 < x < 0.15 for x in worst), worst
+
+
+def test_the_clamped_activation_is_the_one_of_transformers():
+    """Beyond the limit too, which no random model reaches."""
+    from transformers import GptOssConfig
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
+    config = GptOssConfig(hidden_size=1, intermediate_size=64, num_local_experts=1)
+    theirs = GptOssExperts(config)
+    if not hasattr(theirs, "_apply_gate"):
+        pytest.skip("this transformers has the activation within a longer function")
+    gate, up = torch.linspace(-20, 20, 64), torch.linspace(15, -15, 64).roll(9)
+    expected = theirs._apply_gate(torch.stack([gate, up], -1).flatten())
+    product = reader_of(ClampedSwiGLU(), _PRODUCTS)()
+    assert torch.allclose(product(gate, up), expected, atol=1e-6)
