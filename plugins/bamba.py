@@ -67,6 +67,7 @@ ARCHITECTURE = Architecture(
         *("mamba_*", "rope_*", "num_logits_to_keep", "time_step_*", "layer*_type*", "z_loss*", "attn_*"),
         "partial_rotary_factor",
     ),
+    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",

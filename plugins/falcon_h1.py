@@ -108,6 +108,7 @@ ARCHITECTURE = Architecture(
         "layer*_type*",
         "attn_*",
     ),
+    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",

@@ -76,6 +76,7 @@ ARCHITECTURE = Architecture(
         *("use_mamba*", "use_associative_scan", "num_logits_to_keep", "calc_logits_for_entire_prompt", "layer*_type*"),
         *("output_router_logits", "num_experts*", "mamba_*"),
     ),
+    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",

@@ -67,6 +67,7 @@ ARCHITECTURE = Architecture(
     final_norm=_NORM,
     unused=("block_*", "conv_*", "full_attn_idxs", "intermediate_size", "num_heads", "use_pos_enc", "theta"),
     head=Head(tied=Key(("tie_embedding", "tie_word_embeddings"), True)),
+    no_gguf="its files keep a convolution as a matrix, which is not read or written yet",
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.embedding_norm",

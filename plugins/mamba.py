@@ -61,6 +61,7 @@ MAMBA = Architecture(
     block=_BLOCK,
     head=Head(tied=Key("tie_word_embeddings", True)),
     unused=TRAINING,
+    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
     names=Names(
         embed="backbone.embeddings",
         final_norm="backbone.norm_f",

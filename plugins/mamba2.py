@@ -63,6 +63,7 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     unused=(*TRAINING, "chunk_size", "norm_before_gate"),
+    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
     names=Names(
         embed="backbone.embeddings",
         final_norm="backbone.norm_f",

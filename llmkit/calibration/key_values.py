@@ -65,7 +65,8 @@ class KeyValueScales(Node):
             ranges = measure_ranges(
                 load_decoder(self._ckpt, streamed=True), ids, suffix=self._ckpt.prompt_suffix(), context=context
             )
-        pairs = [ranges[layer] for layer in range(self._model.dims.layers)]
+        nothing = torch.zeros(self._model.dims.kv_heads, self._model.dims.head_dim)  # of a layer without attention
+        pairs = [ranges.get(layer, (nothing, nothing)) for layer in range(self._model.dims.layers)]
         return tuple(_scales(w) for keys, values in pairs for w in (keys, values * _VALUE_MARGIN))
 
     def peak_nbytes(self, n_rows: int) -> int:

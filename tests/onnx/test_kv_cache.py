@@ -21,7 +21,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 # Grouped heads, caps and windows, ALiBi, an open prefix, norms of heads, learned and interleaved positions.
-FAMILIES = ("llama", "gemma2", "bloom", "chatglm", "qwen3", "gpt2", "gptj", "falcon")
+FAMILIES = ("llama", "gemma2", "bloom", "chatglm", "qwen3", "gpt2", "gptj", "falcon", "lfm2", "falcon_h1")
 MINI = Path(__file__).resolve().parents[2] / "evalsets" / "mini" / "base"
 
 
@@ -42,14 +42,15 @@ def made(name, *, attention="gqa", per_tensor=False, wrong=1.0):
     decoder, ends = load_decoder(ckpt, architecture=architecture), architecture.prompt_suffix_of(config)
     ids = torch.randint(5, 90, (60,), generator=torch.Generator().manual_seed(1)).tolist()
     ranges = measure_ranges(decoder, ids, suffix=ends)
-    pairs = [[r[:, None] / 127 for r in ranges[i]] for i in range(model.dims.layers)]
+    nothing = [torch.ones(model.dims.kv_heads, model.dims.head_dim)] * 2  # of a layer without attention
+    pairs = [[r[:, None] / 127 for r in ranges.get(i, nothing)] for i in range(model.dims.layers)]
     if per_tensor:
         pairs = [[s.max().reshape(1) for s in pair] for pair in pairs]
     keys, values = ([constant(pair[i] * wrong) for pair in pairs] for i in range(2))
     cache = CacheScales(tuple(keys), tuple(values))
     graph = build_graph(model, ckpt.tensors, initializer_bytes, attention=attention, cache=cache)
     caches = [v.type.tensor_type.elem_type for v in graph.graph.input if v.name.endswith((".key", ".value"))]
-    assert caches == [3] * 2 * model.dims.layers  # int8, as ONNX numbers it
+    assert caches == [3] * 2 * len(ranges)  # int8, as ONNX numbers it
     return decoder_of(graph, model), RoundedDecoder(decoder, [tuple(p) for p in pairs]), decoder, ends
 
 
@@ -84,7 +85,7 @@ def test_wrong_scales_are_seen(wrong):
     assert max(d.largest for d in compare_decoders(found, rounding)) > of_int8 / 2
 
 
-@pytest.mark.parametrize("name", ["llama", "gptj", "chatglm", "bloom"])
+@pytest.mark.parametrize("name", ["llama", "gptj", "chatglm", "bloom", "lfm2", "falcon_h1"])
 def test_ranges_of_a_model_that_is_read_layer_by_layer(name):
     architecture = PLUGINS[name]
     config = architecture.tiny_config()
@@ -257,6 +258,7 @@ def test_models_that_cannot_have_one(tmp_path, capsys):
     assert "llama has no tokenizer, and the scales of an int8 cache are calibrated on a text" in said.err
     for name, changes, message in (
         ("rwkv", {}, "rwkv keeps no keys and values"),
+        ("mamba2", {}, "mamba2 keeps no keys and values"),
         ("llama", {"head_dim": 12}, "GroupQueryAttention needs a head size that 8 divides, found 12"),
     ):
         source = tiny_folder(name, tmp_path / f"{name} again", changes)
