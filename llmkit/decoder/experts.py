@@ -42,13 +42,13 @@ def experts(kind: Experts, weights: Weights) -> TensorFunction:
         chosen, shares = route(flat)
         order = chosen.flatten().argsort(stable=True)
         tokens, sorted_shares = order // chosen.shape[1], shares.flatten()[order, None]
-        sizes = chosen.flatten().bincount(minlength=len(mlps)).tolist()
+        counts = chosen.flatten().bincount(minlength=len(mlps)).tolist()
+        used, sizes = [mlp for mlp, n in zip(mlps, counts, strict=True) if n], [n for n in counts if n]
         out = torch.zeros_like(flat)
-        for mlp, own, share in zip(mlps, tokens.split(sizes), sorted_shares.split(sizes), strict=True):
-            if len(own):
-                given = flat[own] * share if kind.weighs == "input" else flat[own]
-                made = mlp(given)
-                out.index_add_(0, own, made if kind.weighs == "input" else made * share)
+        for mlp, own, share in zip(used, tokens.split(sizes), sorted_shares.split(sizes), strict=True):
+            given = flat[own] * share if kind.weighs == "input" else flat[own]
+            made = mlp(given)
+            out.index_add_(0, own, made if kind.weighs == "input" else made * share)
         if shared is not None:
             common = shared(flat)
             out += common if gate is None else torch.sigmoid(gate(flat)) * common
