@@ -79,7 +79,7 @@ ARCHITECTURE = Architecture(
         },
         ignored=(*NAMES.ignored, "model.mtp_*"),  # layers that predict further tokens: nothing reads them
     ),
-    no_gguf="experts are not read or written there yet",
+    no_gguf="llmkit does not have its names and metadata there yet",
     unused=("router_aux_loss_coef", "output_router_logits", "moe_capacity", "moe_gate", "moe_use_aux_free"),
     fixed={"use_bias": False, "moe_norm_min": 1e-12},
     tiny={

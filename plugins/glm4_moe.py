@@ -75,7 +75,7 @@ ARCHITECTURE = Architecture(
         # The layer after the last predicts further tokens (46 of GLM-4.5-Air, 92 of the large ones): nothing reads it.
         ignored=(*NAMES.ignored, "model.layers.46.*", "model.layers.92.*"),
     ),
-    no_gguf="experts are not read or written there yet",
+    no_gguf="llmkit does not have its names and metadata there yet",
     unused=("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits"),
     tiny={
         **TINY,

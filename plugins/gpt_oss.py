@@ -72,7 +72,7 @@ ARCHITECTURE = Architecture(
             "mlp.experts.down": Stacked("mlp.experts.down_proj", ("down",), is_transposed=True),
         },
     ),
-    no_gguf="experts are not read or written there yet",
+    no_gguf="llmkit does not have its names and metadata there yet",
     unused=("hidden_act", "initial_context_length", "router_aux_loss_coef", "output_router_logits"),
     tiny={
         **TINY,

@@ -49,7 +49,7 @@ GRANITE_MOE = replace(
     block=replace(BLOCK, mlp=_EXPERTS),
     names=replace(NAMES, slots=_SLOTS),
     gguf=None,
-    no_gguf="experts are not read or written there yet",
+    no_gguf="llmkit does not have its names and metadata there yet",
     unused=("router_aux_loss_coef", "output_router_logits", "mlp_bias"),
     tiny={**_TINY, "num_local_experts": 4, "num_experts_per_tok": 2},
     variants={"defaults": GRANITE.variants["defaults"], "biases": {"attention_bias": True, "num_experts_per_tok": 1}},

@@ -54,7 +54,7 @@ ARCHITECTURE = Architecture(
             },
         },
     ),
-    no_gguf="experts are not read or written there yet",
+    no_gguf="llmkit does not have its names and metadata there yet",
     unused=(
         *DENSE.unused,
         "moe_drop_tokens",

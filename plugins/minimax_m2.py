@@ -60,7 +60,7 @@ ARCHITECTURE = Architecture(
             "mlp.router.correction": "block_sparse_moe.e_score_correction_bias",
         },
     ),
-    no_gguf="experts are not read or written there yet",
+    no_gguf="llmkit does not have its names and metadata there yet",
     unused=(
         "router_jitter_noise",
         "output_router_logits",
