@@ -12,6 +12,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.keys import REQUIRED, Computed, Key, as_key, lookup, source_of
+from llmkit.architecture.kinds import PerLayer
 from llmkit.errors import SpecError
 
 _PARTS = ("dims", "embedding", "block", "final_norm", "head")
@@ -45,10 +46,21 @@ class Config:
             if path.startswith("dims."):
                 self._size(name, value, sizes)
             elif not isinstance(value, Key):
-                self.n_assumed += not is_dataclass(value) and default not in (value, MISSING)
+                self.n_assumed += self._is_assumed(default, value)
             elif source_of(value, self.values) is None and value.spellings:
                 self._unstated(path, value, default, like.tiny)
+        if isinstance(like.block, PerLayer):  # what every layer has to have; the rest follows from other keys
+            first = replace(like, block=like.block.of(self.values, 0))
+            needed = [(d, v) for path, d, v in fields_of(first) if path.startswith("block.") and d is MISSING]
+            self.n_assumed += sum(self._is_assumed(default, value) for default, value in needed)
         return {part: _changed(getattr(like, part), part, self.changes) for part in _PARTS}
+
+    def _is_assumed(self, default: Any, value: Any) -> bool:
+        """Whether a field is not at its default although the config does not say so."""
+        if not isinstance(value, Key):
+            return not is_dataclass(value) and default not in (value, MISSING)
+        is_stated = source_of(value, self.values) is not None or not value.spellings
+        return not is_stated and default not in (value, value.names, value.default)
 
     def heads(self, like: Dims) -> int:
         """The number of heads, which no shape tells: by its name alone; 1 where no key is like it."""
@@ -90,7 +102,7 @@ class Config:
             self.changes[path], self.renamed[key.spellings[0]] = Key(other, key.default), other
         elif key.default is REQUIRED:
             self.changes[path] = lookup(key, tiny)
-        if other is None and default not in (key, key.names, key.default):
+        if other is None and self._is_assumed(default, key):
             self.n_assumed += 1
             self.checks[path] = "not in config.json: as that plugin has it"
 

@@ -10,6 +10,7 @@ import transformers
 from lm_eval.api.instance import Instance
 from tiny_tokenizer import train_tokenizer
 
+from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_backend
 from llmkit.decoder.generate import generate
@@ -123,7 +124,8 @@ def test_perplexity_is_the_loss_of_transformers(folder):
     assert measure_perplexity(ours, ids.tolist(), context=60).nll == pytest.approx(loss, rel=1e-5)
 
 
-def test_the_default_asks_for_a_choice(folder):
+def test_the_default_asks_for_a_choice(folder, monkeypatch):
+    monkeypatch.setattr(registry, "default_registry", lambda: registry.Registry([]))
     ckpt = open_checkpoint(folder)
     with pytest.raises(RequirementError, match="no plugin describes its architecture") as auto:
         load_backend(ckpt)
