@@ -194,7 +194,9 @@ class _Watch:
             _NotComplete: it is not known yet.
         """
         if weights not in self._settled:
-            self._hook.see(weights, x.flatten(0, -2), self.float_inputs.get(weights))
+            # Which tokens an expert gets is chosen anew in the quantized model: theirs cannot be told apart.
+            float_x = None if ".experts." in weights[0] else self.float_inputs.get(weights)
+            self._hook.see(weights, x.flatten(0, -2), float_x)
             self._n_seen[weights] = self._n_seen.get(weights, 0) + 1
             if self._n_seen[weights] < self._n_chunks:
                 raise _NotComplete

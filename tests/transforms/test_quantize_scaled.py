@@ -27,7 +27,7 @@ from llmkit.transforms.quantize import quantize
 
 TEXT = CalibrationText("english", ("\n".join(vocab_world.ENGLISH) * 4,))
 SAMPLES = Samples(TEXT, n=8, length=24, seed=1)
-FAMILIES = ["falcon", "gpt_neox", "gpt2", "rwkv", "opt", "phi3", "deepseek3"]
+FAMILIES = ["falcon", "gpt_neox", "gpt2", "rwkv", "opt", "phi3", "minicpm3"]
 MINI = Path(__file__).resolve().parents[2] / "evalsets/mini"
 
 
