@@ -101,7 +101,7 @@ INTERNLM2 = alike(
         ignored=("*.rotary_emb.inv_freq",),
     ),
     reference_config=None,
-    gguf=replace(GGUF, arch="internlm2", flags={"bias": "blk.0.attn_q.bias"}),
+    gguf=replace(GGUF, arch="internlm2", flags={}, config={**GGUF.config, "bias": False}),  # no biases there
     tiny={
         **TINY,
         "architectures": ["InternLM2ForCausalLM"],

@@ -54,6 +54,7 @@ REFUSED = {
     ("gpt2", "unscaled"): "attention.scale is 1.0",
     ("gpt_bigcode", "unscaled"): "attention.scale is 1.0",
     ("gpt_neox", "no-bias"): "attention.qkv_bias is False, here True",
+    ("internlm2", "biases"): "attention.qkv_bias is True, here False",
     ("internlm2", "dynamic"): "rope_scaling is 'dynamic'",
     ("hunyuan", "plain"): "attention.qkv_bias is True, here False",
     ("llama", "dynamic"): "rope_scaling is 'dynamic'",

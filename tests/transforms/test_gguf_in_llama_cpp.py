@@ -72,6 +72,8 @@ CASES = {
     ("starcoder2", None): {"sliding_window": 30}, ("cohere", "r-plus"): {"num_hidden_layers": 64},
     ("deepseek2", None): {}, ("deepseek2", "yarn"): {}, ("deepseek3", None): {},
     ("deepseek3", "no-groups"): {}, ("minicpm3", None): {}, ("minicpm3", "longrope"): {},
+    ("gpt_bigcode", None): {}, ("internlm2", None): {}, ("minicpm", None): {},
+    ("minicpm", "untied"): {}, ("mpt", None): {}, ("mpt", "clipped"): {}, ("qwen", None): {}, ("xverse", None): {},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
