@@ -110,7 +110,7 @@ class Packed:
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
         self._reach(layer)
         before = self.prefix.state(layer) if self.prefix is not None else None
-        out, after = self._segments.run(run, x, before)
+        out, after = self._segments.run(run, x, before, keep=self.keep)
         if self.keep:
             self.states[layer] = after
         return out

@@ -21,6 +21,7 @@ Recurrence: TypeAlias = "Callable[[torch.Tensor, State | None, torch.Tensor | No
 `real` [B, S] bool is False for padding, which follows the tokens of its row and changes no state; None: no padding.
 """
 _MOST_PADDING = 1.25  # segments are rows of one batch where the longest is at most so much longer than the shortest
+_MOST_ROWS = 64  # of such a batch: each has a state of its own, which may be megabytes
 
 
 class Rows:
@@ -52,16 +53,20 @@ class Segments:
         self._lengths, self._starts = lengths, (0, *accumulate(lengths))
         self._groups: list[list[int]] = []
         for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-            if self._groups and lengths[i] <= _MOST_PADDING * lengths[self._groups[-1][0]]:
-                self._groups[-1].append(i)
+            group = self._groups[-1] if self._groups else []
+            if group and len(group) < _MOST_ROWS and lengths[i] <= _MOST_PADDING * lengths[group[0]]:
+                group.append(i)
             else:
                 self._groups.append([i])
 
-    def run(self, run: Recurrence, x: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
+    def run(
+        self, run: Recurrence, x: torch.Tensor, state: State | None, *, keep: bool = True
+    ) -> tuple[torch.Tensor, State]:
         """What a recurrence gives for x [1, sum(lengths), width], and the states, a row for each segment.
 
         Args:
             state: one row, which all segments go on from.
+            keep: False forgets the states, and gives none.
         """
         pieces: dict[int, torch.Tensor] = {}
         after: list[State] = []
@@ -74,7 +79,8 @@ class Segments:
             before = None if state is None else tuple(held.expand(len(group), *held.shape[1:]) for held in state)
             y, held = run(batch, before, None if len(set(counts.tolist())) == 1 else real)
             pieces |= {i: y[row, : self._lengths[i]] for row, i in enumerate(group)}
-            after.append(held)
+            if keep:
+                after.append(held)
         place = torch.argsort(torch.tensor([i for group in self._groups for i in group])).to(x.device)
         states = tuple(torch.cat(parts)[place] for parts in zip(*after, strict=True))
         return torch.cat([pieces[i] for i in range(len(pieces))])[None], states

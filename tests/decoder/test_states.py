@@ -64,7 +64,9 @@ def test_padding_changes_nothing(masks):
         torch.testing.assert_close(window[i], tokens[-KERNEL + 1 :], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("lengths", [[7], [3, 3], [9, 1, 8, 2, 9]], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[7], [3, 3], [9, 1, 8, 2, 9], [4] * 65 + [5] * 65], ids=["one", "two", "five", "many"]
+)
 def test_segments_continue_one_state(lengths):
     before = torch.randn(5, WIDTH)
     _, state = run(before[None], None, None)
