@@ -41,6 +41,7 @@ def mlp_of(config: Mapping[str, Any], i: int, experts: Experts) -> Kind:
 def _window(config: Mapping[str, Any], i: int) -> int | None:
     if not config.get("use_sliding_window"):
         return None
+    # transformers 5's rule; 4.57 has the upper layers in its place. No published model has a window.
     is_windowed = is_sliding(config, i, lambda i: i % 2 == 0 and i < config.get("max_window_layers", 28))
     return window_of(config, 4096) if is_windowed else None
 
@@ -103,6 +104,6 @@ ARCHITECTURE = Architecture(
     },
     variants={
         "dense-above": {"norm_topk_prob": True, "tie_word_embeddings": True, "mlp_only_layers": [1]},
-        "window": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2, "qkv_bias": False},
+        "no-bias": {"qkv_bias": False},
     },
 )

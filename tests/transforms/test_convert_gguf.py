@@ -71,7 +71,7 @@ REFUSED = {
     ("mpt", "scaled"): "attention.scale is 0.5",
     ("qwen2", "window-above"): "sliding_window is 7, here None",
     ("qwen2_moe", "dense-above"): "mlp.router.is_normalized is True, here False",
-    ("qwen2_moe", "window"): "attention.qkv_bias is False, here True",
+    ("qwen2_moe", "no-bias"): "attention.qkv_bias is False, here True",
     ("qwen3_moe", "dense-below"): "mlp is GatedMLP(act='silu', bias=False), here Experts",
     ("qwen3_moe", "window"): "attention.qkv_bias is True, here False",
     ("qwen2", "window-layer-types"): "sliding_window is 7, here None",
