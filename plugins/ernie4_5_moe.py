@@ -6,8 +6,10 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
+from llmkit.architecture.model import Model
 
 from .llama import DIMS, NAMES, TINY
 
@@ -53,6 +55,19 @@ def _shared_width(config: Mapping[str, Any]) -> int:
     return _number(config, "moe_intermediate_size", 1536) * max(1, _number(config, "moe_num_shared_experts", 2))
 
 
+def _read(metadata: Metadata) -> dict[str, Any]:
+    shared = metadata.get("expert_shared_feed_forward_length", 0)
+    return {"moe_num_shared_experts": shared // metadata["expert_feed_forward_length"]}
+
+
+def _write(_: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "leading_dense_block_count": _number(config, "moe_layer_start_index", 1),
+        "interleave_moe_layer_step": _number(config, "moe_layer_interval", 1),
+        "expert_shared_count": _number(config, "moe_num_shared_experts", 2),
+    }
+
+
 ARCHITECTURE = Architecture(
     name="ernie4_5_moe",
     releases=("ERNIE-4.5-21B-A3B", "ERNIE-4.5-300B-A47B"),
@@ -79,7 +94,20 @@ ARCHITECTURE = Architecture(
         },
         ignored=(*NAMES.ignored, "model.mtp_*"),  # layers that predict further tokens: nothing reads them
     ),
-    no_gguf="llmkit does not have its names and metadata there yet",
+    gguf=GgufFamily(
+        "ernie4_5-moe",
+        pairs="interleaved",
+        keys={
+            "leading_dense_block_count": "moe_layer_start_index",
+            "interleave_moe_layer_step": "moe_layer_interval",
+            "expert_count": "moe_num_experts",
+            "expert_used_count": "moe_k",
+            "expert_shared_feed_forward_length": "",
+        },
+        config={"hidden_act": "silu"},
+        read=_read,
+        write=_write,
+    ),
     unused=("router_aux_loss_coef", "output_router_logits", "moe_capacity", "moe_gate", "moe_use_aux_free"),
     fixed={"use_bias": False, "moe_norm_min": 1e-12},
     tiny={

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import ClampedSwiGLU, Experts, Router
+from llmkit.architecture.gguf import GgufFamily, Metadata, needs_head
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -52,6 +53,20 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     )
 
 
+def _scaling(metadata: Metadata) -> dict[str, Any]:
+    """Positions, of which a config that states none has others; YaRN as the family's code has it, without rounding."""
+    kind = metadata.get("rope.scaling.type", "none")
+    if kind == "none":
+        return {"rope_scaling": {"rope_type": "default"}}
+    if kind != "yarn":
+        return {}
+    names = {"yarn_attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+    names |= {"factor": "factor", "original_context_length": "original_max_position_embeddings"}
+    values = {name: metadata.get(f"rope.scaling.{key}") for key, name in names.items()}
+    stated = {name: round(value, 6) for name, value in values.items() if value is not None}
+    return {"rope_scaling": {**_YARN, **stated, "truncate": False}}
+
+
 ARCHITECTURE = Architecture(
     name="gpt_oss",
     releases=("gpt-oss-20b", "gpt-oss-120b"),
@@ -72,7 +87,14 @@ ARCHITECTURE = Architecture(
             "mlp.experts.down": Stacked("mlp.experts.down_proj", ("down",), is_transposed=True),
         },
     ),
-    no_gguf="llmkit does not have its names and metadata there yet",
+    gguf=GgufFamily(
+        "gpt-oss",
+        slots={"mlp_norm": "post_attention_norm", "attn.sinks": "attn_sinks.weight"},
+        keys={"expert_count": "num_local_experts", "expert_feed_forward_length": ""},
+        read=_scaling,
+        refuses=needs_head,
+        has_windows=True,
+    ),
     unused=("hidden_act", "initial_context_length", "router_aux_loss_coef", "output_router_logits"),
     tiny={
         **TINY,

@@ -13,7 +13,7 @@ from .llama import DIMS, GGUF, NAMES, TINY
 
 _BIAS = Key("attention_bias", False)
 # As llama.cpp calls them; it divides logits by its `logit_scale`, too.
-_SCALES = {
+SCALES = {
     "attention.scale": "attention_multiplier",
     "embedding_scale": "embedding_multiplier",
     "residual_scale": "residual_multiplier",
@@ -26,8 +26,8 @@ def scale(name: str) -> Key:
     return Key(name, 1.0)
 
 
-def _metadata(model: Model, config: Mapping[str, Any]) -> dict[str, float]:
-    return {key: as_float(lookup(scale(name), config), name) for key, name in _SCALES.items()}
+def metadata(model: Model, config: Mapping[str, Any]) -> dict[str, float]:
+    return {key: as_float(lookup(scale(name), config), name) for key, name in SCALES.items()}
 
 
 EMBEDDING = Embedding(scale=scale("embedding_multiplier"))
@@ -57,10 +57,10 @@ ARCHITECTURE = Architecture(
     gguf=GgufFamily(
         "granite",
         pairs=GGUF.pairs,
-        keys=_SCALES,
+        keys=SCALES,
         config={"hidden_act": "silu"},
         flags=GGUF.flags,
-        write=_metadata,
+        write=metadata,
     ),
     tiny={
         **TINY,

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.names import Entry, Fused, Stacked
 
 from .granite import ARCHITECTURE as GRANITE
-from .granite import BLOCK
+from .granite import BLOCK, SCALES, metadata
 from .llama import DIMS, NAMES
 
 _EXPERTS = Experts(
@@ -40,6 +41,19 @@ def _with_shared(config: Mapping[str, Any]) -> Experts:
     return replace(_EXPERTS, shared="shared_ffn" if lookup(_SHARED_WIDTH, config) else None)
 
 
+_GGUF = GgufFamily(
+    "granitemoe",
+    pairs="interleaved",
+    keys={
+        **SCALES,
+        "expert_count": "num_local_experts",
+        "expert_feed_forward_length": "",
+        "expert_shared_feed_forward_length": "shared_intermediate_size",
+    },
+    config={"hidden_act": "silu"},
+    flags={"attention_bias": "blk.0.attn_q.bias"},
+    write=lambda model, config: {**metadata(model, config), "expert_feed_forward_length": None},
+)
 GRANITE_MOE = replace(
     GRANITE,
     name="granitemoe",
@@ -48,8 +62,7 @@ GRANITE_MOE = replace(
     model_types=("granitemoe",),
     block=replace(BLOCK, mlp=_EXPERTS),
     names=replace(NAMES, slots=_SLOTS),
-    gguf=None,
-    no_gguf="llmkit does not have its names and metadata there yet",
+    gguf=_GGUF,
     unused=("router_aux_loss_coef", "output_router_logits", "mlp_bias"),
     tiny={**_TINY, "num_local_experts": 4, "num_experts_per_tok": 2},
     variants={"defaults": GRANITE.variants["defaults"], "biases": {"attention_bias": True, "num_experts_per_tok": 1}},
@@ -63,6 +76,7 @@ GRANITE_MOE_SHARED = replace(
     dims=replace(DIMS, extra={"shared_ffn": Computed(lambda config: lookup(_SHARED_WIDTH, config) or 1)}),
     block=replace(BLOCK, mlp=Computed(_with_shared)),
     names=replace(NAMES, slots={**_SLOTS, **_SHARED}),
+    gguf=replace(_GGUF, claims=lambda metadata, _: "expert_shared_feed_forward_length" in metadata),
     tiny={**_TINY, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
     variants={"unshared": {"shared_intermediate_size": None}},
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, Head, PerLayer
 from llmkit.errors import SpecError
@@ -54,7 +55,15 @@ ARCHITECTURE = Architecture(
             },
         },
     ),
-    no_gguf="llmkit does not have its names and metadata there yet",
+    gguf=GgufFamily(
+        "hunyuan-moe",
+        keys={
+            "expert_used_count": "moe_topk",
+            "expert_feed_forward_length": "",
+            "expert_shared_feed_forward_length": "",
+        },
+        config={"hidden_act": "silu"},
+    ),
     unused=(
         *DENSE.unused,
         "moe_drop_tokens",
@@ -68,7 +77,7 @@ ARCHITECTURE = Architecture(
     tiny={
         **{key: value for key, value in DENSE.tiny.items() if key not in ("architectures", "model_type")},
         "num_experts": 4,
-        "moe_topk": [1, 2],
+        "moe_topk": 2,
     },
-    variants={"plain": {"rope_scaling": None, "moe_topk": 2, "attention_bias": True, "tie_word_embeddings": False}},
+    variants={"plain": {"rope_scaling": None, "moe_topk": [1, 2], "attention_bias": True, "tie_word_embeddings": False}},
 )

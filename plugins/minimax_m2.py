@@ -6,6 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.gguf import GgufFamily, needs_head
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, RMSNorm, Rope, rotated_share
 
@@ -60,7 +61,17 @@ ARCHITECTURE = Architecture(
             "mlp.router.correction": "block_sparse_moe.e_score_correction_bias",
         },
     ),
-    no_gguf="llmkit does not have its names and metadata there yet",
+    gguf=GgufFamily(
+        "minimax-m2",
+        keys={
+            "expert_count": "num_local_experts",
+            "expert_feed_forward_length": "",
+            "rope.dimension_count": "rotary_dim",
+        },
+        config={"hidden_act": "silu"},
+        write=lambda *_: {"expert_gating_func": 2},  # sigmoid
+        refuses=needs_head,
+    ),
     unused=(
         "router_jitter_noise",
         "output_router_logits",

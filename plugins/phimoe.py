@@ -121,7 +121,7 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False), bias=Key("lm_head_bias", False)),
     names=MIXTRAL.names,
-    no_gguf="llmkit does not have its names and metadata there yet",
+    no_gguf="llama.cpp weighs its experts by a plain softmax",
     unused=("router_aux_loss_coef", "output_router_logits", "input_jitter_noise", "rope_*.*_mscale"),
     fixed={"num_experts_per_tok": 2},
     tiny={

@@ -62,6 +62,7 @@ class GgufFamily:
         slots: names that differ from the usual ones, and fusions: stem of the slot -> name.
         outer: the same for what lies outside the blocks.
         stacked: names of tensors of which files have one [n, …] for the original's n, `attn_q_norm.0` and so on.
+        ignored: patterns of tensors that files may have and nothing needs.
         norm_offset: what files add to the weight of every norm (Gemma's original stores weight - 1).
         keys: metadata key -> key of config.json, where it is not the usual one; "" for a key that config.json lacks.
         config: values of config.json that no metadata say.
@@ -84,6 +85,7 @@ class GgufFamily:
     slots: Mapping[str, Entry] = field(default_factory=dict)
     outer: Mapping[str, str] = field(default_factory=dict)
     stacked: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     norm_offset: float = 0.0
     keys: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +118,7 @@ class GgufFamily:
             block="blk.{i}.",
             slots={**usual, **self.slots},
             outer={**_OUTER, **self.outer},
-            ignored=CONSTANT_TENSORS,
+            ignored=(*CONSTANT_TENSORS, *self.ignored),
         )
 
 

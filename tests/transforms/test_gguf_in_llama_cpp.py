@@ -74,6 +74,8 @@ CASES = {
     ("deepseek3", "no-groups"): {}, ("minicpm3", None): {}, ("minicpm3", "longrope"): {},
     ("gpt_bigcode", None): {}, ("internlm2", None): {}, ("minicpm", None): {},
     ("minicpm", "untied"): {}, ("mpt", None): {}, ("mpt", "clipped"): {}, ("qwen", None): {}, ("xverse", None): {},
+    ("gpt_oss", None): {}, ("glm4_moe", None): {}, ("ernie4_5_moe", None): {}, ("hunyuan_moe", None): {},
+    ("minimax_m2", None): {}, ("granitemoe", None): {}, ("granitemoeshared", None): {},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
