@@ -27,6 +27,7 @@ def scale(name: str) -> Key:
 
 
 def metadata(model: Model, config: Mapping[str, Any]) -> dict[str, float]:
+    """The multipliers of a GGUF file, from config.json."""
     return {key: as_float(lookup(scale(name), config), name) for key, name in SCALES.items()}
 
 

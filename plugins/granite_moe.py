@@ -76,7 +76,15 @@ GRANITE_MOE_SHARED = replace(
     dims=replace(DIMS, extra={"shared_ffn": Computed(lambda config: lookup(_SHARED_WIDTH, config) or 1)}),
     block=replace(BLOCK, mlp=Computed(_with_shared)),
     names=replace(NAMES, slots={**_SLOTS, **_SHARED}),
-    gguf=replace(_GGUF, claims=lambda metadata, _: "expert_shared_feed_forward_length" in metadata),
+    gguf=replace(
+        _GGUF,
+        write=lambda model, config: {
+            **metadata(model, config),
+            "expert_feed_forward_length": None,
+            "expert_shared_feed_forward_length": lookup(_SHARED_WIDTH, config) or 0,
+        },
+        claims=lambda metadata, _: "expert_shared_feed_forward_length" in metadata,
+    ),
     tiny={**_TINY, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
     variants={"unshared": {"shared_intermediate_size": None}},
 )

@@ -79,5 +79,7 @@ ARCHITECTURE = Architecture(
         "num_experts": 4,
         "moe_topk": 2,
     },
-    variants={"plain": {"rope_scaling": None, "moe_topk": [1, 2], "attention_bias": True, "tie_word_embeddings": False}},
+    variants={
+        "plain": {"rope_scaling": None, "moe_topk": [1, 2], "attention_bias": True, "tie_word_embeddings": False}
+    },
 )

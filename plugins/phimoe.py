@@ -121,7 +121,7 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False), bias=Key("lm_head_bias", False)),
     names=MIXTRAL.names,
-    no_gguf="llama.cpp weighs its experts by a plain softmax",
+    no_gguf="llama.cpp weighs its experts by a plain softmax, and has RMSNorm where it has LayerNorm",
     unused=("router_aux_loss_coef", "output_router_logits", "input_jitter_noise", "rope_*.*_mscale"),
     fixed={"num_experts_per_tok": 2},
     tiny={

@@ -26,7 +26,7 @@ def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> 
         SpecError: they do not fit the model.
     """
     stored = model.spelled(family.names)
-    tensors = _unstacked(tensors, family)
+    tensors = _as_rows(_unstacked(tensors, family), stored)
     report = stored.check({name: lazy.spec for name, lazy in tensors.items()})
     if report.problems:
         raise SpecError(f"its tensors do not fit its metadata: {listing(report.problems, 3)}")
@@ -50,7 +50,25 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
     rotary = _rotary(model, family)
     if rotary_order(rotary) not in (None, family.pairs):
         weights = rotary_pairs(weights, rotary, to=family.pairs)
-    return _stacked(tensors_of(_norms_shifted(weights, family.norm_offset), model.spelled(family.names)), family)
+    spelled = model.spelled(family.names)
+    return _stacked(_as_vectors(tensors_of(_norms_shifted(weights, family.norm_offset), spelled), spelled), family)
+
+
+def _rows(model: Model) -> dict[str, tuple[int, ...]]:
+    """The biases that the family keeps as a matrix of one row, by name; files have vectors."""
+    return {s.name: s.shape for s in model.slots.values() if s.kind == "bias" and len(s.shape) == 2 and not s.stack}
+
+
+def _as_vectors(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
+    rows = _rows(model)
+    return {n: reshaped(lazy, lazy.shape[1:]) if n in rows else lazy for n, lazy in tensors.items()}
+
+
+def _as_rows(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
+    rows = _rows(model)
+    return {
+        n: reshaped(lazy, rows[n]) if n in rows and lazy.shape == rows[n][1:] else lazy for n, lazy in tensors.items()
+    }
 
 
 def _rotary(model: Model, family: GgufFamily) -> Model:

@@ -40,6 +40,7 @@ REFUSED = {
     ("deepseek2", "plain-queries"): "attention.bias is True, here False",
     ("deepseek3", "plain-queries"): "attention.bias is True, here False",
     ("deepseek3", "yarn"): "it reads one mscale of YaRN, and this model has two",
+    ("ernie4_5_moe", "unshared"): "mlp is GatedMLP(act='silu', bias=False, multipliers=None), here Experts",
     ("falcon", "rw-1b"): "attention.qkv_bias is True",
     ("falcon", "rw-twelve-heads"): "attention.qkv_bias is True",
     ("falcon", "rw-1b-2023"): "attention.qkv_bias is True",
@@ -50,6 +51,9 @@ REFUSED = {
     ("gemma2", "exact-gelu"): "mlp.act is 'gelu', here 'gelu_pytorch_tanh'",
     ("glm", "defaults"): "its heads are 512 wide together, not 32",
     ("glm", "wide-heads"): "its heads are 64 wide together, not 32",
+    ("glm4_moe", "groups"): "mlp.router.groups is 3, here 1",
+    ("gpt_oss", "no-biases"): "its head is tied to the embedding",
+    ("gpt_oss", "transformers-5"): "sliding_window is None, here 7",
     ("gpt2", "by-layer"): "attention.scale is",
     ("gpt2", "unscaled"): "attention.scale is 1.0",
     ("gpt_bigcode", "unscaled"): "attention.scale is 1.0",
@@ -57,6 +61,8 @@ REFUSED = {
     ("internlm2", "biases"): "attention.qkv_bias is True, here False",
     ("internlm2", "dynamic"): "rope_scaling is 'dynamic'",
     ("hunyuan", "plain"): "attention.qkv_bias is True, here False",
+    ("hunyuan_moe", "plain"): "attention.qkv_bias is True, here False",
+    ("minimax_m2", "defaults"): "its head is tied to the embedding",
     ("llama", "dynamic"): "rope_scaling is 'dynamic'",
     ("llama", "yarn-mscale"): "rope_scaling.mscale is 1.0, here None",
     ("minicpm3", "plain-queries"): "attention.bias is True, here False",
@@ -186,6 +192,11 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
             expected |= {f"blk.{tensor.split('.')[2]}.attn_{part}.weight" for part in "qkv"}
             continue
         tensor = re.sub(r"\.experts\.\d+\.", ".experts.", tensor)  # its converter stacks them first
+        tensor = re.sub(r"((sinks|_proj)|(_proj)_(bias))$", lambda m: f"{m[2] or m[3]}.{m[4] or 'weight'}", tensor)
+        if (halves := re.search(r"(gate_up_proj|input_linear)(\.\w+)$", tensor)) is not None:  # and halves these
+            of = "shexp" if "shared" in tensor else "exps"
+            expected |= {f"blk.{tensor.split('.')[2]}.ffn_{part}_{of}{halves[2]}" for part in ("gate", "up")}
+            continue
         tensor = tensor.replace("e_score_correction_bias", "e_score_correction.bias")  # and calls this so
         # llama.cpp's converter leaves this prefix out for two families.
         spelled = (tensor, tensor.removeprefix("transformer."))
@@ -418,3 +429,17 @@ def test_betas_of_yarn_that_llama_cpp_does_not_read_are_said():
     (said,) = of_keys("llama", rope_scaling=rope | {"beta_fast": 8.0})[1]
     assert "YaRN's beta_fast and beta_slow" in said
     assert "this model has 8 and 1" in said
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+    """Files by llama.cpp count that layer of GLM-4.5-Air, the 47th, and have its tensors."""
+    ckpt = random_checkpoint(FAMILIES["glm4_moe"], {**tiny_config("glm4_moe"), "num_hidden_layers": 46})
+    after = convert(replace(ckpt, label="tiny"), to="gguf", type="f32")
+    more = {f"blk.46.{name}.weight": after.tensors["output_norm.weight"] for name in ("attn_norm", "nextn.enorm")}
+    metadata = {**after.container.metadata, "glm4moe.block_count": 47, "glm4moe.nextn_predict_layers": 1}
+    types = {**after.container.types, **dict.fromkeys(more, "F32")}
+    container = replace(after.container, metadata=metadata, types=types)
+    llmkit.save(replace(after, tensors={**after.tensors, **more}, container=container), tmp_path / "out")
+    back = llmkit.open_checkpoint(tmp_path / "out")
+    assert back.config["num_hidden_layers"] == 46
+    assert back.tensors.keys() == ckpt.tensors.keys()

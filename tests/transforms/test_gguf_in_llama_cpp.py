@@ -75,7 +75,11 @@ CASES = {
     ("gpt_bigcode", None): {}, ("internlm2", None): {}, ("minicpm", None): {},
     ("minicpm", "untied"): {}, ("mpt", None): {}, ("mpt", "clipped"): {}, ("qwen", None): {}, ("xverse", None): {},
     ("gpt_oss", None): {}, ("glm4_moe", None): {}, ("ernie4_5_moe", None): {}, ("hunyuan_moe", None): {},
-    ("minimax_m2", None): {}, ("granitemoe", None): {}, ("granitemoeshared", None): {},
+    ("minimax_m2", None): {}, ("granitemoe", None): {}, ("granitemoe", "biases"): {}, ("granitemoeshared", None): {},
+    ("granitemoeshared", "unshared"): {}, ("glm4_moe", "groups"): {"n_group": 1, "topk_group": 1},
+    ("glm4_moe", "defaults"): {}, ("gpt_oss", "transformers-5"): {"layer_types": None},
+    ("ernie4_5_moe", "unshared"): {"moe_layer_end_index": -1},
+    ("hunyuan_moe", "plain"): {"attention_bias": False, "moe_topk": 2},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
