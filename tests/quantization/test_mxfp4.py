@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from llmkit.api import save
 from llmkit.architecture.registry import default_registry
 from llmkit.architecture.storage import part_of
 from llmkit.checkpoint.checkpoint import open_checkpoint
@@ -15,9 +18,13 @@ from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import LlmkitError
-from llmkit.quantization.matrix import matrix_of
+from llmkit.quantization.codecs.gguf import as_blocks
+from llmkit.quantization.matrix import Grid, QuantizedMatrix, matrix_of
+from llmkit.quantization.points import MXFP4
+from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Context
-from llmkit.tensors.spec import DType
+from llmkit.tensors.rearrange import zeros
+from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.convert import convert
 
 STEM = "model.layers.0.mlp.experts.gate_up_proj"
@@ -66,24 +73,28 @@ def test_what_does_not_fit_is_refused(tmp_path, end, part, message):
         dequantized(opened(tmp_path, made() | {f"{STEM}_{end}": part}))
 
 
-@pytest.fixture
-def model(tmp_path):
+def published(path, **sizes):
     """A tiny gpt-oss as it is published: experts in MXFP4, all else in bfloat16."""
     registry = default_registry()
     family = registry.load(next(p for p in registry.plugins if p.name == "gpt_oss"))
-    config = family.tiny_config() | {"hidden_size": 32, "intermediate_size": 64}
+    config = family.tiny_config() | {"hidden_size": 32, "intermediate_size": 64} | sizes
     tensors = {name: lazy.load().bfloat16() for name, lazy in random_checkpoint(family, config).tensors.items()}
     for name in [name for name in tensors if name.endswith("_proj") and ".experts." in name]:
         n, columns, rows = tensors.pop(name).shape
         blocks = torch.randint(0, 256, (n, rows, columns // 32, 16), dtype=torch.uint8)
         tensors |= {f"{name}_blocks": blocks, f"{name}_scales": torch.randint(121, 124, blocks.shape[:3]).byte()}
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
     entry = {
         "quant_method": "mxfp4",
         "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
     }
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": entry}))
-    return tmp_path
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": entry}))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    return published(tmp_path)
 
 
 def test_a_published_model_computes_what_transformers_does(model):
@@ -111,3 +122,32 @@ def test_a_copy_keeps_every_byte(model, tmp_path):
     assert copy.tensors.keys() == ckpt.tensors.keys()
     assert all(torch.equal(copy.tensors[name].load(), lazy.load()) for name, lazy in ckpt.tensors.items())
     assert copy.config["quantization_config"] == ckpt.config["quantization_config"]
+
+
+def test_gguf_keeps_every_code(model, tmp_path):
+    floats = dequantized(open_checkpoint(model), dtype=DType.F32)
+    save(replace(convert(open_checkpoint(model), to="gguf"), label="tiny"), tmp_path / "a")
+    path = next((tmp_path / "a").glob("*-MXFP4.gguf"))
+    file = gguf.GGUFReader(path)
+    stored = {t.name: t for t in file.tensors}
+    assert file.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_MXFP4_MOE
+    gate_up = floats[STEM].load().transpose(1, 2)
+    down = floats[STEM.replace("gate_up", "down")].load().transpose(1, 2)
+    for part, want in (("gate", gate_up[:, ::2]), ("up", gate_up[:, 1::2]), ("down", down)):
+        tensor = stored[f"blk.0.ffn_{part}_exps.weight"]
+        assert tensor.tensor_type is gguf.GGMLQuantizationType.MXFP4
+        found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert torch.equal(torch.from_numpy(found).view(want.shape), want)
+    back = open_checkpoint(path)
+    assert back.tensors.keys() == floats.tensors.keys()
+    assert all(torch.equal(back.tensors[name].load().float(), lazy.load()) for name, lazy in floats.tensors.items())
+    save(convert(back, to="gguf"), tmp_path / "b")
+    again = gguf.GGUFReader(next((tmp_path / "b").glob("*.gguf")))
+    assert all((t.data == stored[t.name].data).all() for t in again.tensors)
+
+
+def test_gguf_has_no_other_scales_than_powers():
+    codes = zeros(TensorSpec(DType.U8, (1, 16)))
+    for value, held in ((1.5, False), (0.5, True), (float("inf"), False)):
+        matrix = QuantizedMatrix(Grid(4, 32, points=MXFP4), (1, 32), codes, constant_of([value], DType.F32, (1, 1)))
+        assert (as_blocks(matrix.dequantized(DType.F32)) is not None) == held

@@ -18,6 +18,7 @@ import llmkit
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.transforms.convert import convert
+from tests.quantization.test_mxfp4 import published
 
 PYTHON = os.environ.get("LLMKIT_LLAMA_CPP")
 pytestmark = [
@@ -127,6 +128,20 @@ def test_blocks(tmp_path, name, type_):
     found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
     with torch.inference_mode():
         want = llmkit.load_decoder(llmkit.open_checkpoint(path), dtype="float32")(torch.tensor([IDS]))[0]
+    assert (found - want).std() < 0.05 * want.std()
+
+
+def test_experts_in_float4(tmp_path):
+    """gpt-oss as it is published, with the codes of its experts; all of them for each token, as above."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_experts_per_tok": 4}
+    ckpt = llmkit.open_checkpoint(published(tmp_path, **sizes))
+    after = convert(replace(ckpt, label="tiny"), to="gguf")
+    metadata = {**after.container.metadata, "tokenizer.ggml.model": "no_vocab"}
+    llmkit.save(replace(after, container=replace(after.container, metadata=metadata)), tmp_path / "out")
+    run(LOGITS, tmp_path / "out" / "tiny-MXFP4.gguf", tmp_path / "logits.npy", json.dumps(IDS))
+    found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    with torch.inference_mode():
+        want = llmkit.load_decoder(ckpt, dtype="float32")(torch.tensor([IDS]))[0]
     assert (found - want).std() < 0.05 * want.std()
 
 

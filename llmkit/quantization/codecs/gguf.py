@@ -19,7 +19,7 @@ from llmkit.quantization.codecs.gguf_rounding import rounded
 from llmkit.quantization.codecs.gguf_search import fitted
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, matrix_of
 from llmkit.quantization.packing import n_bytes, pack, unpack
-from llmkit.quantization.points import Points
+from llmkit.quantization.points import MXFP4, Points
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.moving import Stack
@@ -109,9 +109,21 @@ def as_blocks(lazy: Lazy) -> tuple[str, Lazy] | None:
     stored = _stored_blocks(lazy)
     if stored is not None:
         return stored
+    if isinstance(lazy.node, Stack):
+        each = [blocks for blocks in map(as_blocks, lazy.node.inputs) if blocks is not None]
+        is_same = len(each) == len(lazy.node.inputs) and len({kind for kind, _ in each}) == 1
+        return (each[0][0], Stack([raw for _, raw in each]).output()) if is_same else None
     matrix = matrix_of(lazy)
-    kind = CODEC.type_of(matrix) if matrix is not None and Codec.refuses(CODEC, matrix) is None else None
+    kind = _holding(matrix) if matrix is not None else None
     return None if matrix is None or kind is None else (kind, _blocks(matrix, kind))
+
+
+def _holding(matrix: QuantizedMatrix) -> str | None:
+    """The type of blocks that holds a matrix value for value; None for none."""
+    if matrix.grid.points != MXFP4:
+        return CODEC.type_of(matrix) if Codec.refuses(CODEC, matrix) is None else None
+    is_whole = matrix.group == 32 and matrix.order is None and matrix.shape[1] % 32 == 0
+    return "MXFP4" if is_whole and _are_powers(matrix.scales) else None
 
 
 def _stored_blocks(lazy: Lazy) -> tuple[str, Lazy] | None:
@@ -134,11 +146,13 @@ def _blocks(matrix: QuantizedMatrix, kind_name: str) -> Lazy:
     kind, grid, (n_out, n_in) = TYPE_BY_NAME[kind_name], GRIDS[kind_name], matrix.shape
     halves = [part for part in (matrix.scales, matrix.offsets) if part is not None]
     n_blocks = matrix.group // kind.block  # of a group
-    shift = 0 if matrix.offsets is not None else (1 << grid.bits - 1) - matrix.grid.middle
+    is_integer = matrix.offsets is None and matrix.grid.points is None
+    shift = 0 if not is_integer else (1 << grid.bits - 1) - matrix.grid.middle
 
     def fn(codes: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
         q = (unpack(codes, matrix.bits, n_in) + shift).view(-1, kind.block)
-        spread = [part.to(torch.float16).repeat_interleave(n_blocks, dim=1).view(-1) for part in numbers]
+        stored = [_exponents(part) if grid.has_power else part.to(torch.float16) for part in numbers]
+        spread = [part.repeat_interleave(n_blocks, dim=1).view(-1) for part in stored]
         return grid.pack(q, spread).view(len(codes), -1)
 
     spec = TensorSpec(DType.U8, (n_out, kind.row_nbytes(n_in)))
@@ -151,6 +165,16 @@ def _is_half(numbers: Lazy) -> bool:
         return True
     values = numbers.load().float()
     return bool(torch.equal(values.half().float(), values))
+
+
+def _exponents(powers: torch.Tensor) -> torch.Tensor:
+    """The bytes of E8M0 that powers of two have, uint8: the exponent plus 127."""
+    return (torch.frexp(powers).exponent + 126).to(torch.uint8)
+
+
+def _are_powers(numbers: Lazy) -> bool:
+    """Whether all numbers are powers of two."""
+    return bool((torch.frexp(numbers.load().float()).mantissa == 0.5).all())
 
 
 # Written by plain rounding, as the gguf library does, and matrices of other layouts code for code.

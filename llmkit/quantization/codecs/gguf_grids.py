@@ -181,7 +181,7 @@ class BlockGrid:
 
         Args:
             codes: uint8 [blocks, block]; either axis may be the inner one.
-            halves: d, and e for types with minima; float16 [blocks].
+            halves: d, and e for types with minima; float16 [blocks], or uint8 where d is the byte of a power.
             integers: as stored (s + centre, then t), uint8 [blocks, n], for types that have them.
         """
         shape = len(codes), self.nbytes
@@ -190,7 +190,8 @@ class BlockGrid:
         blocks = blocks if is_by_rows else blocks.T  # in memory like the codes
         self.codes.write(blocks, codes)
         for start, half in zip((self.d, self.e or 0), halves, strict=False):
-            blocks[..., start : start + 2] = half.unsqueeze(-1).contiguous().view(torch.uint8)
+            number = half.unsqueeze(-1).contiguous().view(torch.uint8)
+            blocks[..., start : start + number.shape[-1]] = number
         if self.integers is not None and integers is not None:
             self.integers.write(blocks, integers)
         return blocks.contiguous()

@@ -42,6 +42,7 @@ TYPE_NAMES = tuple(name.lower() for name in MIXES)
 _USUAL = {2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0"}
 OF_BITS = {bits: {"type": name} for bits, name in _USUAL.items()}
 _FLOATS = "F16"
+_KEPT = {"MXFP4": 38}  # types that matrices keep and nothing is rounded to, by llama.cpp's number for such files
 _KEPT_FILES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "README.md")
 
 
@@ -222,6 +223,8 @@ def _matrices(n: int) -> str:
 
 def _file_type(kind: str) -> int:
     """llama.cpp's number for files whose matrices are mostly of this type."""
+    if kind in _KEPT:
+        return _KEPT[kind]
     return next((mix.file_type for name, mix in MIXES.items() if kind in (name, mix.type)), MIXES[_FLOATS].file_type)
 
 
