@@ -113,6 +113,7 @@ ARCHITECTURE = Architecture(
         flags={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
         read=_read,
         write=_write,
+        tokenizer_pre="glm4",
     ),
     unused=("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits"),
     tiny={
