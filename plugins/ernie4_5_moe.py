@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.gguf import GgufFamily, Metadata
+from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.model import Model
@@ -60,10 +60,11 @@ def _read(metadata: Metadata) -> dict[str, Any]:
     return {"moe_num_shared_experts": shared // metadata["expert_feed_forward_length"]}
 
 
-def _write(_: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+    mlps = [block.mlp for block in model.blocks if isinstance(block, Block)]
     return {
-        "leading_dense_block_count": _number(config, "moe_layer_start_index", 1),
-        "interleave_moe_layer_step": _number(config, "moe_layer_interval", 1),
+        "leading_dense_block_count": next(i for i, mlp in enumerate(mlps) if isinstance(mlp, Experts)),
+        "interleave_moe_layer_step": 1,  # llama.cpp looks for experts in all layers after those
         "expert_shared_count": _number(config, "moe_num_shared_experts", 2),
     }
 
@@ -107,6 +108,7 @@ ARCHITECTURE = Architecture(
         config={"hidden_act": "silu"},
         read=_read,
         write=_write,
+        refuses=needs_experts,
     ),
     unused=("router_aux_loss_coef", "output_router_logits", "moe_capacity", "moe_gate", "moe_use_aux_free"),
     fixed={"use_bias": False, "moe_norm_min": 1e-12},

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.gguf import GgufFamily, Metadata, rotary_share
+from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts, rotary_share
 from llmkit.architecture.keys import Computed, Key, as_bool, as_float
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope, rotated_share
 from llmkit.architecture.model import Model
@@ -113,6 +113,7 @@ ARCHITECTURE = Architecture(
         flags={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
         read=_read,
         write=_write,
+        refuses=needs_experts,
         tokenizer_pre="glm4",
     ),
     unused=("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llmkit.architecture.experts import Experts
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry, Fused, Names, Stacked, stem_of
 
@@ -133,6 +134,12 @@ def rotary_share(metadata: Metadata) -> float:
 def needs_head(model: Model) -> str | None:
     """Why llama.cpp cannot run a model of a family whose head it does not take from the embedding."""
     return "its head is tied to the embedding" if model.is_tied else None
+
+
+def needs_experts(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model of a family whose files always have experts."""
+    has_experts = any(isinstance(getattr(block, "mlp", None), Experts) for block in model.blocks)
+    return None if has_experts else "all its layers are dense"
 
 
 def needs_tied_head(model: Model) -> str | None:

@@ -78,7 +78,7 @@ REFUSED = {
     ("qwen2", "window-above"): "sliding_window is 7, here None",
     ("qwen2_moe", "dense-above"): "mlp.router.is_normalized is True, here False",
     ("qwen2_moe", "no-bias"): "attention.qkv_bias is False, here True",
-    ("qwen3_moe", "dense-below"): "mlp is GatedMLP(act='silu', bias=False), here Experts",
+    ("qwen3_moe", "dense-below"): "mlp is GatedMLP(act='silu', bias=False, multipliers=None), here Experts",
     ("qwen3_moe", "window"): "attention.qkv_bias is True, here False",
     ("qwen2", "window-layer-types"): "sliding_window is 7, here None",
     ("qwen3", "attention-bias"): "attention.qkv_bias is True, here False",
@@ -443,3 +443,20 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
     back = llmkit.open_checkpoint(tmp_path / "out")
     assert back.config["num_hidden_layers"] == 46
     assert back.tensors.keys() == ckpt.tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("glm4_moe", "first_k_dense_replace"), ("ernie4_5_moe", "moe_layer_start_index")]
+)
+def test_models_whose_layers_are_all_dense_are_refused(name, key):
+    ckpt = random_checkpoint(FAMILIES[name], {**tiny_config(name), key: 2})
+    with pytest.raises(RequirementError, match=f"llama.cpp cannot run this {name} model: all its layers are dense"):
+        convert(ckpt, to="gguf")
+
+
+def test_dense_layers_between_those_of_experts_are_refused():
+    every = {**tiny_config("ernie4_5_moe"), "moe_layer_interval": 2}
+    assert convert(random_checkpoint(FAMILIES["ernie4_5_moe"], every), to="gguf").container is not None
+    ckpt = random_checkpoint(FAMILIES["ernie4_5_moe"], {**every, "num_hidden_layers": 4})
+    with pytest.raises(RequirementError, match="cannot hold this ernie4_5_moe model: mlp is GatedMLP"):
+        convert(ckpt, to="gguf")
