@@ -94,7 +94,7 @@ TINY: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "tie_word_embeddings": True},
     "one-key-head": {
-        "linear_key_head_dim": 24,
+        "linear_key_head_dim": 40,
         "linear_num_key_heads": 1,
         "linear_conv_kernel_dim": 3,
         "layer_types": ["full_attention", "linear_attention"],

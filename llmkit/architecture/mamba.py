@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from llmkit.architecture.activations import same_activation
+from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.keys import Computed, Flag, Key, Number, as_bool, as_float, as_text, lookup
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
 from llmkit.architecture.kinds import RMSNorm
+from llmkit.architecture.sizes import Sizes
 from llmkit.errors import SpecError
 
 
@@ -158,12 +160,16 @@ class BesideAttention(Kind):
         attention_in, attention_out, recurrence_in, recurrence_out: multipliers.
     """
 
-    attention: Kind
+    attention: GroupedQuery
     recurrence: Kind
     attention_in: Number = 1.0
     attention_out: Number = 1.0
     recurrence_in: Number = 1.0
     recurrence_out: Number = 1.0
+
+    def widths(self, dims: Sizes) -> tuple[int, int]:
+        """As of the attention."""
+        return self.attention.widths(dims)
 
     @property
     def attention_factors(self) -> tuple[float, float]:

@@ -45,7 +45,8 @@ def run_right_padded(
     counts = real.sum(1)
     if new == 1 and bool(real.all()):
         total = int(held.max()) + 1
-        seen = torch.arange(total, device=ids.device) <= held[:, None]
+        # The lengths are all that attention takes of it; recurrences look for the new token in the last column.
+        seen = torch.arange(total, device=ids.device) >= total - 1 - held[:, None]
         return call(ids, seen.long(), positions, memory, total - 1)
     if in_one and int(held.max()) == 0 and int(counts.min()) > 0:
         order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)

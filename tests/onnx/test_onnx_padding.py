@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rotation import rotated
 from tiny_graphs import CASES, PLUGINS, is_refused, made
 
 from llmkit.decoder.kv import KVCache
@@ -73,7 +74,7 @@ def test_rows_of_a_padded_batch(name, variant):
 
 
 @pytest.mark.parametrize(
-    ("name", "attention"), [(n, a) for n in PLUGINS for a in ("gqa", "flash", "mha") if not is_refused(n, a)]
+    ("name", "attention"), [(n, a) for n, a in rotated(PLUGINS, ["gqa", "flash", "mha"]) if not is_refused(n, a)]
 )
 def test_with_other_ops_for_attention(name, attention):
     check(name, attention=attention)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmkit.architecture.kinds import NoPositions, Rope
+from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
@@ -22,6 +23,8 @@ def is_refused(name, attention):
     kind = getattr(model.block, "attention", None)
     if kind is None or attention == "attention":
         return False
+    if isinstance(kind, LatentAttention):
+        return True
     is_grouped = model.dims.heads != model.dims.kv_heads or getattr(kind, "softcap", None) is not None
     is_biased = attention == "flash" and not isinstance(model.block.position, Rope | NoPositions)
     return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8 or is_biased)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from family_world import CASES, IDS, VOCAB, loaded
+from rotation import rotated
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
@@ -25,14 +26,11 @@ from llmkit.transforms.vocab.extend import extend
 from llmkit.transforms.vocab.trim import trim
 
 TRANSPOSED = {"gpt2"}
-# transformers 5 cannot load these quantized (4.57 can): their `_init_weights` reads weights that are packed.
 
 every_family = pytest.mark.parametrize(("name", "variant"), CASES, ids=IDS)
-every_family_that_transformers_has = pytest.mark.parametrize(
-    ("name", "variant"),
-    [c for c in CASES if c[0] not in TRANSPOSED and world.is_in_transformers(world.ARCHITECTURES[c[0]].tiny)],
-    ids=lambda value: value or "tiny",
-)
+IN_TRANSFORMERS = [
+    c for c in CASES if c[0] not in TRANSPOSED and world.is_in_transformers(world.ARCHITECTURES[c[0]].tiny)
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,8 +115,11 @@ def test_an_adapter_is_extracted_and_gives_the_tuned_model(tmp_path, folders, ba
             assert closeness(logits(tuned, ids), live(ids).logits) <= 2e-5
 
 
-@every_family
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("name", "variant", "bits"),
+    [(*case, bits) for case, bits in rotated(CASES, [8, 4])],
+    ids=lambda x: str(x or "tiny"),
+)
 def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
     if name in TRANSPOSED:
         with pytest.raises(
@@ -146,9 +147,11 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
     assert 0 < relative < (0.15 if bits == 8 else 1.5)
 
 
-@every_family_that_transformers_has
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("name", "variant", "bits", "symmetric"),
+    [(*case, *way) for case, way in rotated(IN_TRANSFORMERS, [(8, True), (4, False), (8, False), (4, True)])],
+    ids=lambda value: str(value) if value is not None else "tiny",
+)
 def test_transformers_computes_what_we_do_with_quantized_weights(tmp_path, base, name, variant, bits, symmetric):
     save(quantize(base, bits=bits, symmetric=symmetric, group_size="channel", method="rtn"), tmp_path / "q")
     if not symmetric and not transformers.__version__.startswith("4.") and world.has_experts(base):
