@@ -193,7 +193,7 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
             continue
         tensor = re.sub(r"\.experts\.\d+\.", ".experts.", tensor)  # its converter stacks them first
         tensor = re.sub(r"((sinks|_proj)|(_proj)_(bias))$", lambda m: f"{m[2] or m[3]}.{m[4] or 'weight'}", tensor)
-        if (halves := re.search(r"(gate_up_proj|input_linear)(\.\w+)$", tensor)) is not None:  # and halves these
+        if halves := re.search(r"(experts\.gate_up_proj|input_linear)(\.\w+)$", tensor):  # and halves these
             of = "shexp" if "shared" in tensor else "exps"
             expected |= {f"blk.{tensor.split('.')[2]}.ffn_{part}_{of}{halves[2]}" for part in ("gate", "up")}
             continue
