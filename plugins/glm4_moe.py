@@ -60,7 +60,7 @@ def _read(metadata: Metadata) -> dict[str, Any]:
 
 def _write(model: Model, _: Mapping[str, Any]) -> dict[str, Any]:
     mlps = [block.mlp for block in model.blocks if isinstance(block, Block)]
-    experts = next((mlp for mlp in mlps if isinstance(mlp, Experts)), _EXPERTS.bind({}))
+    experts = next(mlp for mlp in mlps if isinstance(mlp, Experts))
     return {
         "leading_dense_block_count": sum(not isinstance(mlp, Experts) for mlp in mlps),
         "expert_shared_count": model.dims.extra["shared_ffn"] // model.dims.extra["expert_ffn"],
