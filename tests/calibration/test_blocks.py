@@ -46,7 +46,10 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
     config = architecture.tiny_config()
     ckpt, ids = random_checkpoint(architecture, config), random_ids(architecture, config)
     recorder = Recorder()
-    passed(ckpt, ids, recorder)
+    try:
+        passed(ckpt, ids, recorder)
+    except RequirementError as error:
+        pytest.skip(error.message)
     model = ckpt.require_model()
     linear = [slot for slot in model.slots.values() if slot.kind == "linear" and slot.layer is not None]
     assert {part.id for slot in linear for part in slot.parts} == set(recorder.observers)
@@ -74,7 +77,7 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
     stacks = [name for name in modules if name.endswith((".mlp.experts", ".feed_forward.experts"))]
     if stacks:
         modules[stacks[0]].register_forward_pre_hook(experts_hook)
-        linear = [slot for slot in linear if ".experts." not in slot.id]
+    linear = [slot for slot in linear if ".experts." not in slot.id]
     for slot in linear:
         name = slot.name.removesuffix(".weight")
         modules[model.names.in_memory.get(name, name)].register_forward_pre_hook(hook(slot.name))

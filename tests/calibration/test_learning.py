@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from llmkit.architecture.experts import Experts
+from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.registry import default_registry
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import OutputError
 from llmkit.decoder.contract import random_checkpoint, random_ids
 from llmkit.decoder.load import load_blocks
+from llmkit.errors import RequirementError
 
 ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
 
@@ -40,7 +41,13 @@ def error_of(architecture, index=1, seed="0 1"):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda a: a.name)
 def test_gradients_are_the_slopes_of_the_error(architecture):
-    error, weights = error_of(architecture)
+    blocks = architecture.bind(architecture.tiny_config()).blocks
+    if any(isinstance(getattr(b, "mlp", None), Experts) and not isinstance(b.mlp.router, Router) for b in blocks):
+        pytest.skip(f"the router of {architecture.name} has steps, where there is no slope")
+    try:
+        error, weights = error_of(architecture)
+    except RequirementError as message:
+        pytest.skip(message.message)
     if not weights:
         pytest.skip(f"{architecture.name} stores its linear layers transposed, which no layout of codes holds")
     assert error.value(weights, [0, 3]) == pytest.approx([0.0, 0.0], abs=1e-15)

@@ -90,6 +90,11 @@ def is_known_to_peft(ckpt: Checkpoint) -> bool:
     """Whether PEFT's adapters name the layers as files do: transformers 5 stacks experts, and PEFT then takes the names
     of their layers for those of the stacks, also where a dense or a shared MLP has the same."""
     slots = require(ckpt.config, ckpt.label).bind(ckpt.config).slots
+    if has_experts(ckpt) and not transformers.__version__.startswith("4."):
+        from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN as stacked
+
+        if ckpt.config["model_type"] not in stacked:  # PEFT leaves its experts out
+            return False
     others = [s for s in slots if s.endswith(".gate.weight") and ".mlp." in s and ".experts." not in s]
     return is_in_transformers(ckpt.config) and not (has_experts(ckpt) and others)
 

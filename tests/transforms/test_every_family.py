@@ -144,7 +144,8 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
     ids = random_ids(world.ARCHITECTURES[name], base.config)
     ours, before = logits(reloaded, ids), logits(base, ids)
     relative = float((ours - before).norm() / before.norm())
-    assert 0 < relative < (0.15 if bits == 8 else 1.5)
+    bound = 0.3 if world.has_experts(base) else 0.15  # a token may go to another expert
+    assert 0 < relative < (bound if bits == 8 else 1.5)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_tokens_are_added(tmp_path, base, name, variant):
     for tensor, lazy in base.tensors.items():
         old, new = lazy.load(), larger.tensors[tensor].load()
         assert new.shape == ((n_old + 3, *old.shape[1:]) if tensor in with_rows else old.shape)
-        assert torch.equal(new[: old.shape[0]], old)
+        assert torch.equal(new[: old.shape[0]] if old.ndim else new, old)
     assert set(larger.tensors) == set(base.tensors)
     ids = random_ids(architecture, base.config)
     found = logits(larger, ids)
