@@ -11,15 +11,15 @@ HINT = "hint: --backend transformers computes it with the installed transformers
 
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory, tiny):
-    """A GPTBigCode model, which no plugin describes, with the tokenizer of the tiny model."""
+    """A Persimmon model, which no plugin describes, with the tokenizer of the tiny model."""
     import torch
     import transformers
 
-    folder = tmp_path_factory.mktemp("strange") / "bigcode"
+    folder = tmp_path_factory.mktemp("strange") / "persimmon"
     torch.manual_seed(1)
     config = transformers.AutoConfig.for_model(
-        "gpt_bigcode", vocab_size=130, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3,
-        bos_token_id=1, eos_token_id=2,
+        "persimmon", vocab_size=130, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, initializer_range=0.3, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder)
     for file in tiny.glob("tokenizer*"):
@@ -34,7 +34,7 @@ def test_generate(call, strange):
     args = ["generate", strange, "w5 w6 w7", "--max-tokens", "6"]
     refused = call(*args)
     assert refused.code == 2
-    assert "no plugin describes its architecture: GPTBigCodeForCausalLM" in refused.err
+    assert "no plugin describes its architecture: PersimmonForCausalLM" in refused.err
     assert refused.err.endswith(HINT)
     assert refused.out == ""
     done = call(*args, "--backend", "transformers", "--json")
