@@ -25,8 +25,11 @@ SIZES = {
 FAMILIES = {
     "mixtral": ("MixtralConfig", {"num_local_experts": 3}),
     "qwen3_moe": ("Qwen3MoeConfig", {"num_experts": 3, "moe_intermediate_size": 24, "num_experts_per_tok": 2}),
-    "gpt_oss": ("GptOssConfig", {"num_local_experts": 3}),
-    "gpt_oss of square experts": ("GptOssConfig", {"num_local_experts": 3, "intermediate_size": 32}),
+    "gpt_oss": ("GptOssConfig", {"num_local_experts": 3, "num_experts_per_tok": 2}),
+    "gpt_oss of square experts": (
+        "GptOssConfig",
+        {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 32},
+    ),
     "olmoe": ("OlmoeConfig", {"num_experts": 3, "num_experts_per_tok": 2}),
 }
 BOTH = ["experts.gate_up_proj", "experts.down_proj"]
