@@ -6,7 +6,7 @@ takes the past ones and gives longer ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from llmkit.errors import InputError
@@ -40,7 +40,7 @@ class Memory:
         self.pasts = [name for name in self.state if _grows(parts.inputs[name].shape)]
         self.in_place = metadata.get("llmkit.attention") in IN_PLACE and bool(self.pasts)
         self.width = sum(int(parts.inputs[n].shape[1]) * int(parts.inputs[n].shape[3]) for n in self.pasts)
-        self._initial = _initial(parts)
+        self._initial = _initial(parts, set(self.state).difference(self.pasts))
 
     def with_capacity(
         self,
@@ -104,9 +104,12 @@ def _grows(shape: Sequence[Any]) -> bool:
     return len(shape) == 4 and not isinstance(shape[2], int)
 
 
-def _initial(parts: Parts) -> dict[str, float]:
+def _initial(parts: Parts, fixed: Container[str]) -> dict[str, float]:
+    """What states of a `fixed` size hold at first; keys and values of no token hold nothing."""
     values = parse_object(parts.metadata.get("llmkit.initial", "{}"), "the graph's llmkit.initial")
     for name, number in values.items():
+        if name not in fixed:
+            raise _damaged(f"llmkit.initial names {name[:60]!r}, which is no state of a fixed size")
         if type(number) not in (int, float):
             raise _damaged(f"llmkit.initial of {name!r} is no number")
     return values

@@ -16,20 +16,23 @@ from llmkit.onnx.parts import Parts  # noqa: E402
 
 SOUND = {
     "llmkit.hidden": "h", "llmkit.hidden_size": "4", "llmkit.dtype": "FLOAT",
-    "llmkit.state": json.dumps({"past": "present"}),
+    "llmkit.state": json.dumps({"past": "present", "sum": "next_sum"}),
 }  # fmt: skip
 
 
 def parts(**metadata: str) -> Parts:
     ports = [onnx.helper.make_tensor_value_info(n, 1, [1, 2, "t", 4]) for n in ("past", "present", "logits")]
+    ports += [onnx.helper.make_tensor_value_info(n, 1, [1, 2, 3, 4]) for n in ("sum", "next_sum")]
     nodes = [onnx.helper.make_node("Identity", ["h"], ["logits"])]
-    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:]))
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ports[::3], ports[1:3] + ports[4:]))
     onnx.helper.set_model_props(model, SOUND | {f"llmkit.{k}": v for k, v in metadata.items()})
     return Parts(model, lambda _: None, torch.device("cpu"))
 
 
 def test_a_sound_one() -> None:
-    assert Memory(parts()).pasts == ["past"]
+    memory = Memory(parts(initial='{"sum": 2}'))
+    assert memory.pasts == ["past"]
+    assert torch.equal(memory.held("sum", {}, 1, 0), torch.full((1, 2, 3, 4), 2.0))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def test_a_sound_one() -> None:
     [
         ("hidden", "x"), ("hidden_size", "x"), ("hidden_size", "9" * 5000), ("dtype", "X"), ("state", "[]"),
         ("state", "{"), ("state", '{"x": "present"}'), ("state", '{"past": 1}'), ("state", "[" * 3000),
-        ("initial", '{"past": 1}'), ("initial", '{"past": ["1"]}'),
+        ("initial", '{"past": 1}'), ("initial", '{"x": 1}'), ("initial", '{"sum": ["1"]}'),
     ],
 )  # fmt: skip
 def test_what_is_refused(key: str, value: str) -> None:
