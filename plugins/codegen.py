@@ -82,6 +82,7 @@ MOSS = replace(
     releases=("MOSS-003",),
     matches=("MossForCausalLM",),
     model_types=("moss",),
+    described_as=lambda config: {**config, "architectures": ["CodeGenForCausalLM"], "model_type": "codegen"},
     fixed={"wbits": 32},
     unused=(*ARCHITECTURE.unused, "groupsize"),
     tiny={**ARCHITECTURE.tiny, "architectures": ["MossForCausalLM"], "model_type": "moss", "wbits": 32},

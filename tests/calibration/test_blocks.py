@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from llmkit.architecture.registry import default_registry
 from llmkit.calibration.blocks import Blocks
@@ -61,14 +62,16 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
         )
     except RequirementError:
         pytest.skip(f"transformers has no class for {architecture.name}")
+    if architecture.name == "apertus" and transformers.__version__.startswith("4."):
+        pytest.skip("transformers 4.57 computes its activation in bfloat16")
     seen = {}
 
     def hook(name):
         return lambda module, args: seen.__setitem__(name, args[0].flatten(0, -2))
 
-    def experts_hook(module, args):
+    def experts_hook(module, args, named):
         """What each expert is given, of all that are stacked in one module."""
-        x, chosen, _ = args
+        x, chosen = args[0].flatten(0, -2), named["router_indices"] if "router_indices" in named else args[1]
         for e in range(int(chosen.max()) + 1):
             given.setdefault(e, []).append(x[(chosen == e).any(-1)])
 
@@ -76,7 +79,7 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
     modules = dict(theirs.named_modules())
     stacks = [name for name in modules if name.endswith((".mlp.experts", ".feed_forward.experts"))]
     if stacks:
-        modules[stacks[0]].register_forward_pre_hook(experts_hook)
+        modules[stacks[0]].register_forward_pre_hook(experts_hook, with_kwargs=True)
     linear = [slot for slot in linear if ".experts." not in slot.id]
     for slot in linear:
         name = slot.name.removesuffix(".weight")
