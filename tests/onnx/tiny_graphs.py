@@ -30,13 +30,16 @@ def is_refused(name, attention):
     return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8 or is_biased)
 
 
-def made(name, variant=None, attention="attention", check=False, dtype="FLOAT"):
-    """The decoder on ONNX Runtime and the torch decoder, with the ids that prompts of the family end with."""
+def made(name, variant=None, attention="attention", check=False, dtype="FLOAT", changes=None, seed=0):
+    """The decoder on ONNX Runtime and the torch decoder, with the ids that prompts of the family end with.
+
+    `changes` are keys of the tiny config that differ.
+    """
     import onnx
 
     architecture = PLUGINS[name]
-    config = architecture.tiny_config(variant)
-    ckpt = random_checkpoint(architecture, config)
+    config = architecture.tiny_config(variant) | (changes or {})
+    ckpt = random_checkpoint(architecture, config, seed=seed)
     model = architecture.bind(config)
     graph = build_graph(model, ckpt.tensors, initializer_bytes, attention=attention, dtype=dtype)
     if check:
