@@ -25,8 +25,8 @@ def _experts(config: Mapping[str, Any]) -> Experts:
     return Experts(
         _ACTIVATION,
         router=Router(
-            count=Key(("moe_num_experts", "num_experts"), 64),
-            top_k=Key(("moe_k", "num_experts_per_tok"), 6),
+            count=Key(("num_experts", "moe_num_experts"), 64),
+            top_k=Key(("num_experts_per_tok", "moe_k"), 6),
             is_normalized=True,
             correction=True,
             correction_rows="1",

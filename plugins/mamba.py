@@ -13,8 +13,9 @@ from llmkit.architecture.names import Names
 
 
 def inner_width(config: Mapping[str, Any]) -> int:
-    """As the config class has it; `intermediate_size` of a file is not read."""
-    return int(config.get("expand", 2) * config["hidden_size"])
+    """As the config class has it: `intermediate_size` where a file states it, else from `expand`."""
+    stated = config.get("intermediate_size")
+    return int(config.get("expand", 2) * config["hidden_size"] if stated is None else stated)
 
 
 def _rank(config: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from llmkit.architecture.mamba import MixerOnly, NoMLP, StateSpaceDuality, duali
 from llmkit.architecture.names import Names
 from llmkit.errors import SpecError
 
-from .mamba import TRAINING, inner_width
+from .mamba import TRAINING
 
 MIXER = {
     "in": "in_proj", "conv": "conv1d", "dt_bias": "dt_bias", "a_log": "A_log", "d": "D", "norm": "norm",
@@ -20,7 +20,8 @@ _NORM, _BIAS = RMSNorm(eps=Key("layer_norm_epsilon", 1e-5)), Key("use_bias", Fal
 
 
 def _inner(config: Mapping[str, Any]) -> int:
-    inner, heads, width = inner_width(config), config.get("num_heads", 128), config.get("head_dim", 64)
+    inner = int(config.get("expand", 2) * config["hidden_size"])
+    heads, width = config.get("num_heads", 128), config.get("head_dim", 64)
     if heads * width != inner:
         raise SpecError(f"config.json: num_heads {heads} * head_dim {width} is not hidden_size * expand ({inner})")
     return inner

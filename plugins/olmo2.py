@@ -49,7 +49,7 @@ def _rope(layer_type: str, *scaling: str) -> Rope:
     """Those of one sort of layers; transformers 5 states them for each, 4 scales those without a window only."""
     nested = f"rope_parameters.{layer_type}"
     return Rope(
-        theta=Key((f"{nested}.rope_theta", "rope_scaling.rope_theta", "rope_theta"), 500000.0),
+        theta=Key((f"{nested}.rope_theta", *(f"{name}.rope_theta" for name in scaling), "rope_theta"), 500000.0),
         scaling=Key((nested, *scaling), None),
     )
 

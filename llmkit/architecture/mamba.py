@@ -221,6 +221,8 @@ def step_limit(config: Mapping[str, Any]) -> tuple[float, float] | None:
     limit = config.get("time_step_limit")
     if limit is None:
         return None
+    if isinstance(limit, list | tuple):  # JSON has no infinities: transformers 5 writes {"__float__": "Infinity"}
+        limit = [float("inf") if x == {"__float__": "Infinity"} else x for x in limit]
     if not isinstance(limit, list | tuple) or len(limit) != 2 or not all(type(x) in (int, float) for x in limit):
         raise SpecError(f"config.json: time_step_limit is {limit!r:.60}, expected the least and the largest step")
     low, high = float(limit[0]), float(limit[1])

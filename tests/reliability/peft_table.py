@@ -53,6 +53,8 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "cohere": {},
     "gpt_bigcode": {},
 }
+# Families that PEFT cannot adapt by the class that transformers has for them, and why.
+NOT_ADAPTED = {"mistral4": "transformers has no causal language model of this model_type alone"}
 _SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
     "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -144,6 +146,8 @@ def check(family: str, kind: Kind) -> Cell:
 
 
 def _check(family: str, kind: Kind, folder: Path) -> tuple[str, str]:
+    if family in NOT_ADAPTED:
+        return "none", NOT_ADAPTED[family]
     facts = facts_of(family)
     config = kind.make(facts)
     if config is None:

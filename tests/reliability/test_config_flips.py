@@ -12,16 +12,22 @@ from reliability.config_flips import FAMILIES, check_family
 
 # Refused although transformers computes the same: its class does not look at what the config says.
 DOUBTFUL = {("gpt_neox", "rope_theta"), ("gpt_neox", "partial_rotary_factor"), ("gpt_neo", "is_causal")}
+DOUBTFUL |= {("deepseek2", "norm_topk_prob"), ("phimoe", "num_experts_per_tok")}  # the originals' classes look at them
+DOUBTFUL |= {("phimoe", "rope_scaling.long_mscale")}  # which is of texts longer than the ones computed here
+DOUBTFUL |= {("ernie4_5_moe", "moe_norm_min")}  # a floor that the sums computed here are above of
 # What the original computes with (see its recordings) and transformers' class does not look at.
 OF_THE_ORIGINAL = {("mpt", key) for key in ("expansion_ratio", "logit_scale", "no_bias", "norm_type")}
+# transformers 5 gives it to the layers without a window only, transformers 4 and the original to all.
+OF_THE_ORIGINAL |= {("olmo3", "rope_theta")}
 ODD = "rotary positions would turn"  # an odd number of dims
+NO_NUMBER = "is True, expected a finite number"
 
 
 def is_right(name, flip):
     if (name, flip.path) in OF_THE_ORIGINAL:
         return True
     if flip.verdict == "refused needlessly":
-        return (name, flip.path) in DOUBTFUL or ODD in flip.outcome.refusal
+        return (name, flip.path) in DOUBTFUL or any(said in flip.outcome.refusal for said in (ODD, NO_NUMBER))
     return flip.verdict != "WRONG"
 
 
