@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
@@ -120,7 +120,7 @@ ARCHITECTURE = Architecture(
         ),
     ),
     head=Head(tied=Key("tie_word_embeddings", False), bias=Key("lm_head_bias", False)),
-    names=MIXTRAL.names,
+    names=replace(MIXTRAL.names, in_memory={"block_sparse_moe.gate": "mlp.router"}),  # since transformers 5
     no_gguf="llama.cpp weighs its experts by a plain softmax, and has RMSNorm where it has LayerNorm",
     unused=("router_aux_loss_coef", "output_router_logits", "input_jitter_noise", "rope_*.*_mscale"),
     fixed={"num_experts_per_tok": 2},

@@ -67,6 +67,9 @@ class Paths:
             return path
         if self._is_head(path) and self._head is not None:
             return self._head
+        for loaded, stored in self._in_files.items():
+            if path.endswith(f".{loaded}") and (other := path.removesuffix(loaded) + stored) in self._modules:
+                return other
         if self._has_parts:
             return next((other for other in spellings(path) if other in self._modules), path)
         return self._rename(path, self._change)
