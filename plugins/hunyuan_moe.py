@@ -27,7 +27,7 @@ def _of_layer(config: Mapping[str, Any], i: int, *names: str) -> Any:
 def _block(config: Mapping[str, Any], i: int) -> Block:
     router = Router(
         count=_of_layer(config, i, "num_experts", "num_local_experts"),
-        top_k=_of_layer(config, i, "moe_topk", "num_experts_per_tok"),
+        top_k=_of_layer(config, i, "num_experts_per_tok", "moe_topk"),
         is_normalized=True,
         is_single=True,
     )

@@ -33,6 +33,12 @@ IN_TRANSFORMERS = [
 ]
 
 
+def one_way(way):
+    """Vocabularies grow or shrink in one module: of most families, one of the two."""
+    cases = [case for case, chosen in rotated(CASES, ["added", "taken out"]) if chosen == way]
+    return pytest.mark.parametrize(("name", "variant"), cases, ids=lambda value: value or "tiny")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     before = torch.get_num_threads()
@@ -166,7 +172,7 @@ def test_transformers_computes_what_we_do_with_quantized_weights(tmp_path, base,
         assert closeness(logits(open_checkpoint(tmp_path / "q"), ids), model(ids).logits) <= 1e-5
 
 
-@every_family
+@one_way("added")
 def test_tokens_are_added(tmp_path, base, name, variant):
     (tmp_path / "words.txt").write_text("quokka\nzebrafish\naxolotl\n")
     save(extend(base, tmp_path / "words.txt"), tmp_path / "larger")
@@ -187,7 +193,7 @@ def test_tokens_are_added(tmp_path, base, name, variant):
     assert logits(larger, ids).isfinite().all()
 
 
-@every_family
+@one_way("taken out")
 def test_tokens_are_taken_out(tmp_path, base, name, variant):
     (tmp_path / "corpus.txt").write_text("the other mother bothered her brother there\n")
     save(trim(base, tmp_path / "corpus.txt"), tmp_path / "smaller")
