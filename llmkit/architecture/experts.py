@@ -112,7 +112,7 @@ class Experts(GatedMLP):
     Attributes:
         act: as of other MLPs, or a kind that takes gate and up (`ClampedSwiGLU`).
         bias: whether the layers of the experts have biases.
-        router: a `Router`, or a plugin's own kind; it has `n_experts`.
+        router: a `Router`, or a plugin's own kind; it has `n_experts` and `n_chosen`.
         width: a formula: the width of an expert.
         shared: a formula: the width of the MLP (one or several experts side by side) that every token goes through,
             whose output is added; None for none.
@@ -149,8 +149,7 @@ class Experts(GatedMLP):
         return slots
 
     def usage(self, leaf: str) -> float:
-        is_chosen = leaf.startswith("experts.") and isinstance(self.router, Router)
-        return self.router.n_chosen / self.n_experts if is_chosen else 1.0
+        return self.router.n_chosen / self.n_experts if leaf.startswith("experts.") else 1.0
 
 
 def _mlp(stem: str, width: str, bias: Flag) -> dict[str, SlotShape]:

@@ -92,10 +92,12 @@ def single_experts(tensors: Mapping[str, Lazy], names: Names) -> dict[str, Lazy]
     """
     entries = {part: names.slots.get(f"mlp.experts.{EXPERT}.{part}") for part in ("gate", "up", "down")}
     single = {part: entry.split(f".{EXPERT}.") for part, entry in entries.items() if isinstance(entry, str)}
+    if len(single) < len(entries):
+        return dict(tensors)
     found: dict[str, Lazy] = {}
     for name, lazy in tensors.items():
         stem, _, leaf = name.rpartition(".")
-        parts = _IN_MEMORY.get(leaf, ()) if len(single) == len(entries) and len(lazy.shape) == 3 else ()
+        parts = _IN_MEMORY.get(leaf, ()) if len(lazy.shape) == 3 else ()
         if not parts or not stem.endswith(single[parts[0]][0]):
             found[name] = lazy
             continue

@@ -10,7 +10,7 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.attention import GroupedQuery
-from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.experts import Experts
 from llmkit.architecture.frequencies import llama3_scaled
 from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata
 from llmkit.architecture.keys import Key
@@ -244,9 +244,8 @@ def _of_experts(model: Model) -> dict[str, Any]:
     if experts is None:
         return {}
     shared = experts.shared and model.dims.evaluate(experts.shared)
-    router = experts.router
     return {
-        "expert_count": experts.n_experts, "expert_used_count": router.n_chosen if isinstance(router, Router) else None,
+        "expert_count": experts.n_experts, "expert_used_count": experts.router.n_chosen,
         "expert_feed_forward_length": model.dims.evaluate(experts.width), "expert_shared_feed_forward_length": shared,
     }  # fmt: skip
 
