@@ -10,10 +10,35 @@ from llmkit.architecture.mamba import StateSpaceDuality, duality_sizes, step_lim
 from llmkit.architecture.names import Names
 from llmkit.architecture.positions import THETA_KEYS
 
+from .mamba import NO_GGUF
 from .mamba2 import MIXER
 
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-5))
 _ACT, _BIAS, _MIXER_BIAS = Key("hidden_act", "silu"), Key("attention_bias", False), Key("mamba_proj_bias", False)
+
+# The names of a layer, but for its mixer's.
+SLOTS = {
+    "attn_norm": "input_layernorm",
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.o": "self_attn.o_proj",
+    "mlp_norm": "pre_ff_layernorm",
+    "mlp.gate": "feed_forward.gate_proj",
+    "mlp.up": "feed_forward.up_proj",
+    "mlp.down": "feed_forward.down_proj",
+}
+
+
+def sizes(inner: Computed) -> dict[str, Key | Computed]:
+    """`Dims.extra`, of a mixer that is `inner` wide."""
+    return duality_sizes(
+        inner,
+        heads=Key("mamba_n_heads", 128),
+        groups=Key("mamba_n_groups", 1),
+        state=Key("mamba_d_state", 256),
+        kernel=Key("mamba_d_conv", 4),
+    )
 
 
 def _block(config: Mapping[str, Any], i: int) -> Block:
@@ -53,13 +78,7 @@ ARCHITECTURE = Architecture(
         kv_heads=Computed(lambda config: config.get("num_key_value_heads", 8)),
         ffn=Key("intermediate_size", 14336),
         vocab=Key("vocab_size", 128000),
-        extra=duality_sizes(
-            Computed(lambda config: int(config.get("mamba_expand", 2) * config["hidden_size"])),
-            heads=Key("mamba_n_heads", 128),
-            groups=Key("mamba_n_groups", 1),
-            state=Key("mamba_d_state", 256),
-            kernel=Key("mamba_d_conv", 4),
-        ),
+        extra=sizes(Computed(lambda config: int(config.get("mamba_expand", 2) * config["hidden_size"]))),
     ),
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", False)),
@@ -67,24 +86,13 @@ ARCHITECTURE = Architecture(
         *("mamba_*", "rope_*", "num_logits_to_keep", "time_step_*", "layer*_type*", "z_loss*", "attn_*"),
         "partial_rotary_factor",
     ),
-    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
+    no_gguf=NO_GGUF,
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",
         head="lm_head",
         block="model.layers.{i}.",
-        slots={
-            "attn_norm": "input_layernorm",
-            "attn.q": "self_attn.q_proj",
-            "attn.k": "self_attn.k_proj",
-            "attn.v": "self_attn.v_proj",
-            "attn.o": "self_attn.o_proj",
-            **{f"attn.{slot}": f"mamba.{name}" for slot, name in MIXER.items()},
-            "mlp_norm": "pre_ff_layernorm",
-            "mlp.gate": "feed_forward.gate_proj",
-            "mlp.up": "feed_forward.up_proj",
-            "mlp.down": "feed_forward.down_proj",
-        },
+        slots={**SLOTS, **{f"attn.{slot}": f"mamba.{name}" for slot, name in MIXER.items()}},
     ),
     tiny=_TINY,
     variants={

@@ -1,16 +1,19 @@
 """Falcon-H1: attention and Mamba 2 side by side in every layer, with multipliers (arXiv:2507.22448)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed, Key, as_float
 from llmkit.architecture.kinds import Block, Embedding, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
-from llmkit.architecture.mamba import BesideAttention, StateSpaceDuality, duality_sizes, step_limit
-from llmkit.architecture.names import Names
+from llmkit.architecture.mamba import BesideAttention, StateSpaceDuality, step_limit
 from llmkit.architecture.positions import THETA_KEYS
 from llmkit.errors import SpecError
 
+from .bamba import ARCHITECTURE as BAMBA
+from .bamba import SLOTS, sizes
+from .mamba import NO_GGUF
 from .mamba2 import MIXER
 
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-5))
@@ -56,21 +59,7 @@ ARCHITECTURE = Architecture(
     releases=("Falcon-H1 0.5B to 34B",),
     matches=("FalconH1ForCausalLM",),
     model_types=("falcon_h1",),
-    dims=Dims(
-        hidden=Key("hidden_size", 4096),
-        layers=Key("num_hidden_layers", 32),
-        heads=Key("num_attention_heads", 32),
-        kv_heads=Computed(lambda config: config.get("num_key_value_heads", 8)),
-        ffn=Key("intermediate_size", 14336),
-        vocab=Key("vocab_size", 128000),
-        extra=duality_sizes(
-            Computed(_inner),
-            heads=Key("mamba_n_heads", 128),
-            groups=Key("mamba_n_groups", 1),
-            state=Key("mamba_d_state", 256),
-            kernel=Key("mamba_d_conv", 4),
-        ),
-    ),
+    dims=replace(BAMBA.dims, extra=sizes(Computed(_inner))),
     embedding=Embedding(scale=Key("embedding_multiplier", 1.0)),
     block=Block(
         norm=_NORM,
@@ -108,24 +97,9 @@ ARCHITECTURE = Architecture(
         "layer*_type*",
         "attn_*",
     ),
-    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
-    names=Names(
-        embed="model.embed_tokens",
-        final_norm="model.final_layernorm",
-        head="lm_head",
-        block="model.layers.{i}.",
-        slots={
-            "attn_norm": "input_layernorm",
-            "attn.q": "self_attn.q_proj",
-            "attn.k": "self_attn.k_proj",
-            "attn.v": "self_attn.v_proj",
-            "attn.o": "self_attn.o_proj",
-            **{f"attn.ssm.{slot}": f"mamba.{name}" for slot, name in MIXER.items()},
-            "mlp_norm": "pre_ff_layernorm",
-            "mlp.gate": "feed_forward.gate_proj",
-            "mlp.up": "feed_forward.up_proj",
-            "mlp.down": "feed_forward.down_proj",
-        },
+    no_gguf=NO_GGUF,
+    names=replace(
+        BAMBA.names, slots={**SLOTS, **{f"attn.ssm.{slot}": f"mamba.{name}" for slot, name in MIXER.items()}}
     ),
     tiny=_TINY,
     variants={

@@ -25,6 +25,16 @@ from llmkit.architecture.names import Fused, Names, Transposed
 _HIDDEN = Key(("hidden_size", "n_embd"))
 _HEADS = Key(("num_attention_heads", "n_head"))
 
+GGUF_KEYS = {
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "block_count": "n_layer",
+    "attention.head_count": "n_head",
+    "attention.head_count_kv": "",
+    "feed_forward_length": "n_inner",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+
 
 def _block(config: Mapping[str, Any], layer: int) -> Block:
     """Scores may be left unscaled, and divided by the number of the layer."""
@@ -79,15 +89,7 @@ ARCHITECTURE = Architecture(
     gguf=GgufFamily(
         "gpt2",
         slots={"attn.qkv": QKV},
-        keys={
-            "context_length": "n_positions",
-            "embedding_length": "n_embd",
-            "block_count": "n_layer",
-            "attention.head_count": "n_head",
-            "attention.head_count_kv": "",
-            "feed_forward_length": "n_inner",
-            "attention.layer_norm_epsilon": "layer_norm_epsilon",
-        },
+        keys=GGUF_KEYS,
         config={"activation_function": "gelu_new"},
         noted=("activation_function",),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
@@ -18,7 +19,10 @@ from llmkit.architecture.kinds import (
     NoPositions,
     PlainMLP,
 )
-from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.names import Fused
+
+from .gpt2 import ARCHITECTURE as GPT2
+from .gpt2 import GGUF_KEYS as GPT2_KEYS
 
 # Where a config has both names, transformers takes the common one.
 _HIDDEN = Key(("hidden_size", "n_embd"))
@@ -67,11 +71,8 @@ ARCHITECTURE = Architecture(
         "validate_runner_input",
     ),
     head=Head(tied=Key("tie_word_embeddings", True)),
-    names=Names(
-        embed="transformer.wte",
-        final_norm="transformer.ln_f",
-        head="lm_head",
-        block="transformer.h.{i}.",
+    names=replace(
+        GPT2.names,
         slots={
             "attn_norm": "ln_1",
             "attn.qkv": Fused("attn.c_attn", ("q", "k", "v"), rows="per_group"),
@@ -80,21 +81,11 @@ ARCHITECTURE = Architecture(
             "mlp.up": "mlp.c_fc",
             "mlp.down": "mlp.c_proj",
         },
-        outer={"positions": "transformer.wpe"},
-        ignored=("*.attn.bias", "*.attn.masked_bias"),
     ),
     gguf=GgufFamily(
         "starcoder",
         slots={"attn.qkv": QKV},
-        keys={
-            "context_length": "n_positions",
-            "embedding_length": "n_embd",
-            "block_count": "n_layer",
-            "attention.head_count": "n_head",
-            "attention.head_count_kv": "",
-            "feed_forward_length": "n_inner",
-            "attention.layer_norm_epsilon": "layer_norm_epsilon",
-        },
+        keys=GPT2_KEYS,
         read=_from_gguf,
         config={"activation_function": "gelu_pytorch_tanh"},
         noted=("activation_function",),

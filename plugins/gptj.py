@@ -9,14 +9,22 @@ from llmkit.architecture.names import Names
 from llmkit.architecture.scaling import NoScaling
 
 # Where a config has both names, transformers takes the common one.
-_HIDDEN = Key(("hidden_size", "n_embd"))
+HIDDEN = Key(("hidden_size", "n_embd"))
 _HEADS = Key(("num_attention_heads", "n_head"))
-_HEAD_DIM = Computed(lambda config: lookup(_HIDDEN, config) // lookup(_HEADS, config))
+HEAD_DIM = Computed(lambda config: lookup(HIDDEN, config) // lookup(_HEADS, config))
 # A null `rotary_dim` rotates whole heads; one that is absent counts as 64, as in transformers.
 _SHARE = Computed(
     lambda config: (
-        1.0 if config.get("rotary_dim", 64) is None else config.get("rotary_dim", 64) / lookup(_HEAD_DIM, config)
+        1.0 if config.get("rotary_dim", 64) is None else config.get("rotary_dim", 64) / lookup(HEAD_DIM, config)
     )
+)
+
+BLOCK = Block(
+    norm=LayerNorm(eps=Key("layer_norm_epsilon", 1e-5)),
+    attention=GroupedQuery(),
+    position=Rope(theta=10000.0, scaling=NoScaling(), share=_SHARE, pairs="interleaved"),
+    mlp=PlainMLP(Key("activation_function", "gelu_new")),
+    residual=SharedParallel(),
 )
 
 ARCHITECTURE = Architecture(
@@ -25,22 +33,16 @@ ARCHITECTURE = Architecture(
     matches=("GPTJForCausalLM",),
     model_types=("gptj",),
     dims=Dims(
-        hidden=_HIDDEN,
+        hidden=HIDDEN,
         layers=Key(("num_hidden_layers", "n_layer")),
         heads=_HEADS,
         kv_heads=DERIVED,
         head_dim=DERIVED,
-        ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(_HIDDEN, config)),
+        ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(HIDDEN, config)),
         vocab="vocab_size",
         context=Key(("max_position_embeddings", "n_positions", "n_ctx"), None),
     ),
-    block=Block(
-        norm=LayerNorm(eps=Key("layer_norm_epsilon", 1e-5)),
-        attention=GroupedQuery(),
-        position=Rope(theta=10000.0, scaling=NoScaling(), share=_SHARE, pairs="interleaved"),
-        mlp=PlainMLP(Key("activation_function", "gelu_new")),
-        residual=SharedParallel(),
-    ),
+    block=BLOCK,
     unused=("rotary", "scale_attn_weights"),
     head=Head(tied=Key("tie_word_embeddings", False), bias=True),
     names=Names(

@@ -11,6 +11,8 @@ from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPos
 from llmkit.architecture.mamba import SelectiveScan
 from llmkit.architecture.names import Names
 
+from .mamba import NO_GGUF
+
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-6))
 _ACT, _BIAS = Key("hidden_act", "silu"), Key("mamba_proj_bias", False)
 
@@ -76,7 +78,7 @@ ARCHITECTURE = Architecture(
         *("use_mamba*", "use_associative_scan", "num_logits_to_keep", "calc_logits_for_entire_prompt", "layer*_type*"),
         *("output_router_logits", "num_experts*", "mamba_*"),
     ),
-    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
+    no_gguf=NO_GGUF,
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",

@@ -28,6 +28,7 @@ TRAINING = (
     *("time_step_*", "re*_residual", "residual_in_fp32", "use_*mambapy", "use_associative_scan", "intermediate_size"),
     *("d_model", "d_inner", "n_layer", "ssm_cfg", "rms_norm", "fused_add_norm", "pad_vocab_size_multiple"),
 )
+NO_GGUF = "its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet"
 _BIAS = Key("use_bias", False)
 _SCAN = SelectiveScan(Key("hidden_act", "silu"), conv_bias=Key("use_conv_bias", True), in_bias=_BIAS, out_bias=_BIAS)
 _BLOCK = Block(
@@ -62,7 +63,7 @@ MAMBA = Architecture(
     block=_BLOCK,
     head=Head(tied=Key("tie_word_embeddings", True)),
     unused=TRAINING,
-    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
+    no_gguf=NO_GGUF,
     names=Names(
         embed="backbone.embeddings",
         final_norm="backbone.norm_f",

@@ -10,7 +10,7 @@ from llmkit.architecture.mamba import MixerOnly, NoMLP, StateSpaceDuality, duali
 from llmkit.architecture.names import Names
 from llmkit.errors import SpecError
 
-from .mamba import TRAINING
+from .mamba import NO_GGUF, TRAINING
 
 MIXER = {
     "in": "in_proj", "conv": "conv1d", "dt_bias": "dt_bias", "a_log": "A_log", "d": "D", "norm": "norm",
@@ -64,7 +64,7 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     unused=(*TRAINING, "chunk_size", "norm_before_gate"),
-    no_gguf="its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet",
+    no_gguf=NO_GGUF,
     names=Names(
         embed="backbone.embeddings",
         final_norm="backbone.norm_f",
