@@ -13,7 +13,7 @@ from .granite import ARCHITECTURE as GRANITE
 from .granite import BLOCK, SCALES, metadata
 from .llama import DIMS, NAMES
 
-_EXPERTS = Experts(
+EXPERTS = Experts(
     Key("hidden_act", "silu"),
     router=Router(
         count=Key(("num_local_experts", "num_experts"), 8),
@@ -38,7 +38,7 @@ _SHARED_WIDTH = Key("shared_intermediate_size", 0)
 
 
 def _with_shared(config: Mapping[str, Any]) -> Experts:
-    return replace(_EXPERTS, shared="shared_ffn" if lookup(_SHARED_WIDTH, config) else None)
+    return replace(EXPERTS, shared="shared_ffn" if lookup(_SHARED_WIDTH, config) else None)
 
 
 _GGUF = GgufFamily(
@@ -60,7 +60,7 @@ GRANITE_MOE = replace(
     releases=("Granite-3.0-1B-A400M", "Granite-3.1-3B-A800M"),
     matches=("GraniteMoeForCausalLM",),
     model_types=("granitemoe",),
-    block=replace(BLOCK, mlp=_EXPERTS),
+    block=replace(BLOCK, mlp=EXPERTS),
     names=replace(NAMES, slots=_SLOTS),
     gguf=_GGUF,
     unused=("router_aux_loss_coef", "output_router_logits", "mlp_bias"),

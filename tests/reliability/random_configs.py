@@ -223,7 +223,22 @@ def _long_rope(config: Mapping[str, Any], draw: random.Random) -> Any:
     return {"rope_type": "longrope", "short_factor": short, "long_factor": long}
 
 
+def _state_space(config: Mapping[str, Any], draw: random.Random) -> int:
+    """A number of heads of Mamba 2 that divides its inner width, twice the hidden size."""
+    return draw.choice([n for n in range(1, 9) if 2 * config["hidden_size"] % n == 0])
+
+
+_MAMBA_2: dict[str, Callable[[Mapping[str, Any], random.Random], Any]] = {
+    "mamba_n_heads": _state_space,
+    "mamba_d_head": lambda config, draw: "auto",
+    "mamba_conv_bias": lambda config, draw: draw.choice([None, True, False]),
+    "mamba_proj_bias": lambda config, draw: draw.choice([None, True, False]),
+    "mamba_d_state": lambda config, draw: draw.choice([2, 8, 12]),
+}
 _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]] = {
+    "bamba": _MAMBA_2,
+    "granitehybrid": _MAMBA_2,
+    "granitemoehybrid": _MAMBA_2,
     "internlm3": {"bias": lambda config, draw: config["qkv_bias"]},  # transformers has one key for both
     "mpt": {
         "attn_config": lambda config, draw: {
