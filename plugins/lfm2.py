@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm, Rope
 from llmkit.architecture.mamba import ShortConvolution
@@ -49,6 +50,12 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     )
 
 
+def _read(metadata: Metadata) -> dict[str, Any]:
+    """Which layers have attention: those with key heads."""
+    heads = metadata["attention.head_count_kv"]
+    return {"layer_types": [_SORTS[n > 0] for n in heads], "num_key_value_heads": max(heads)}
+
+
 ARCHITECTURE = Architecture(
     name="lfm2",
     releases=("LFM2-350M, 700M, 1.2B, 2.6B",),
@@ -67,7 +74,22 @@ ARCHITECTURE = Architecture(
     final_norm=_NORM,
     unused=("block_*", "conv_*", "full_attn_idxs", "intermediate_size", "num_heads", "use_pos_enc", "theta"),
     head=Head(tied=Key(("tie_embedding", "tie_word_embeddings"), True)),
-    no_gguf="its files keep a convolution as a matrix, which is not read or written yet",
+    gguf=GgufFamily(
+        "lfm2",
+        slots={"attn.in": "shortconv.in_proj", "attn.conv": "shortconv.conv", "attn.out": "shortconv.out_proj"},
+        outer={"final_norm": "token_embd_norm"},
+        keys={
+            "attention.layer_norm_rms_epsilon": "norm_eps",
+            "attention.head_count_kv": "",
+            "shortconv.l_cache": "conv_L_cache",
+        },
+        config={"block_auto_adjust_ff_dim": False},
+        read=_read,
+        write=lambda model, _: {
+            "attention.head_count_kv": heads_of_layers(model),
+            "shortconv.l_cache": model.dims.evaluate("kernel"),
+        },
+    ),
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.embedding_norm",

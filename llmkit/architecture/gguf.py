@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry, Fused, Names, Stacked, stem_of
@@ -54,6 +55,27 @@ CONFIG_KEYS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
+class Form:
+    """How files have a weight that the family's checkpoints have otherwise.
+
+    Attributes:
+        shape: as formulas of dims; () for the same, without an axis of 1 between two others (depthwise convolutions).
+        value: `-exp` for minus the exponential of it.
+        rows, columns: the number of groups, and of blocks in all: blocks that lie group by group in checkpoints are one
+            of each group in turn in files.
+    """
+
+    shape: tuple[str, ...] = ()
+    value: Literal["", "-exp"] = ""
+    rows: tuple[str, str] | None = None
+    columns: tuple[str, str] | None = None
+
+
+DECAY = Form(value="-exp")
+"""A of a state space: files have it, checkpoints the logarithm of -A."""
+
+
+@dataclass(frozen=True)
 class GgufFamily:
     """A family, or one of its releases, in GGUF files.
 
@@ -64,7 +86,9 @@ class GgufFamily:
         outer: the same for what lies outside the blocks.
         stacked: names of tensors of which files have one [n, …] for the original's n, `attn_q_norm.0` and so on.
         ignored: patterns of tensors that files may have and nothing needs.
-        norm_offset: what files add to the weight of every norm (Gemma's original stores weight - 1).
+        norm_offset: what files add to the weight of every norm (Gemma's original stores weight - 1), but for those in
+            `unshifted`, by their leaves (`attn.out_norm.weight`).
+        forms: leaf of a weight (`attn.a_log`) -> how files have it, where that is not as it is.
         keys: metadata key -> key of config.json, where it is not the usual one; "" for a key that config.json lacks.
         config: values of config.json that no metadata say.
         flags: keys of config.json that are true where a tensor is there: key -> its name in files.
@@ -88,6 +112,8 @@ class GgufFamily:
     stacked: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     norm_offset: float = 0.0
+    unshifted: tuple[str, ...] = ()
+    forms: Mapping[str, Form] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
@@ -118,7 +144,7 @@ class GgufFamily:
             head="output",
             block="blk.{i}.",
             slots={**usual, **self.slots},
-            outer={**_OUTER, **self.outer},
+            outer={k: v for k, v in _OUTER.items() if v not in self.outer.values()} | self.outer,
             ignored=(*CONSTANT_TENSORS, *self.ignored),
         )
 
@@ -129,6 +155,12 @@ def rotary_share(metadata: Metadata) -> float:
     rotated = metadata.get("rope.dimension_count", head_dim)
     share = rotated / head_dim
     return float(share if int(head_dim * share) == rotated else (rotated + 0.5) / head_dim)
+
+
+def heads_of_layers(model: Model) -> list[int]:
+    """The number of key heads of each layer, 0 for one without attention."""
+    has_attention = [isinstance(getattr(block, "attention", None), GroupedQuery) for block in model.blocks]
+    return [model.dims.kv_heads * has for has in has_attention]
 
 
 def needs_head(model: Model) -> str | None:

@@ -147,7 +147,10 @@ MIXES: Mapping[str, Mix] = {
 _SMALLER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 _NO_FIT = "F16"
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
-_ALWAYS_F32 = ("position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # or the ends of names
+_ALWAYS_F32 = (  # or the ends of names
+    *("position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"),
+    *("ssm_conv1d.weight", "shortconv.conv.weight"),
+)
 # llama.cpp knows its 70B model by this: matrices of values, an eighth of the others in size, are given more bits.
 _LAYERS_OF_70B = 80
 

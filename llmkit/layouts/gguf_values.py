@@ -90,7 +90,7 @@ def config_of(
     config |= {key: name in names for key, name in family.flags.items()}
     for key, name in {**CONFIG_KEYS, **family.keys}.items():
         value = values.get(key)
-        if isinstance(value, list):
+        if name and isinstance(value, list):
             raise InputError(f"{family.arch}.{key} differs from layer to layer, which no plugin describes")
         if name and value is not None:
             config[name] = shortest(value) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""The tensors of a model as GGUF files have them, and back: names, fusions, order of rotary rows, offset of norms."""
+"""The tensors of a model as GGUF files have them, and back: names, fusions, order of rotary rows, offset of norms, forms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llmkit.architecture.kinds import Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import SpecError, listing
+from llmkit.layouts.gguf_forms import formed, leaf_of, unformed
 from llmkit.layouts.layout import rotary_order
 from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy
@@ -26,7 +27,7 @@ def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> 
         SpecError: they do not fit the model.
     """
     stored = model.spelled(family.names)
-    tensors = _as_rows(_unstacked(tensors, family), stored)
+    tensors = _as_kept(_unstacked(tensors, family), stored, family)
     report = stored.check({name: lazy.spec for name, lazy in tensors.items()})
     if report.problems:
         raise SpecError(f"its tensors do not fit its metadata: {listing(report.problems, 3)}")
@@ -35,7 +36,8 @@ def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> 
     original = rotary_order(rotary)
     if original is not None and original != family.pairs:
         weights = rotary_pairs(weights, rotary, to=original)
-    return tensors_of(_norms_shifted(weights, -family.norm_offset), model)
+    weights = unformed(weights, stored, family.forms)
+    return tensors_of(_norms_shifted(weights, -family.norm_offset, family), model)
 
 
 def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
@@ -44,30 +46,47 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
     Raises:
         SpecError: they do not fit the model.
     """
-    weights = weights_of(tensors, model)
+    weights = formed(weights_of(tensors, model), model, family.forms)
     if model.is_tied:
         weights.pop("head.weight", None)
     rotary = _rotary(model, family)
     if rotary_order(rotary) not in (None, family.pairs):
         weights = rotary_pairs(weights, rotary, to=family.pairs)
     spelled = model.spelled(family.names)
-    return _stacked(_as_vectors(tensors_of(_norms_shifted(weights, family.norm_offset), spelled), spelled), family)
+    stored = tensors_of(_norms_shifted(weights, family.norm_offset, family), spelled)
+    return _stacked(_as_filed(stored, spelled, family), family)
 
 
-def _rows(model: Model) -> dict[str, tuple[int, ...]]:
-    """The biases that the family keeps as a matrix of one row, by name; files have vectors."""
-    return {s.name: s.shape for s in model.slots.values() if s.kind == "bias" and len(s.shape) == 2 and not s.stack}
+def _shapes(model: Model, family: GgufFamily) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The shapes that the family keeps and that files have, by name, where they differ.
+
+    Files have a bias that is kept as a matrix of one row as a vector, and a depthwise convolution [n, 1, k] as a matrix.
+    """
+    shapes = {}
+    for slot in model.slots.values():
+        shape = filed = slot.shape
+        form = family.forms.get(leaf_of(slot.id))
+        if form is not None and form.shape:
+            filed = tuple(model.dims.evaluate(size) for size in form.shape)
+        elif len(shape) == 2 and slot.kind == "bias" and not slot.stack:
+            filed = shape[1:]
+        elif len(shape) == 3 and shape[1] == 1 and not slot.stack:
+            filed = (shape[0], shape[2])
+        if filed != shape:
+            shapes[slot.name] = (shape, filed)
+    return shapes
 
 
-def _as_vectors(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
-    rows = _rows(model)
-    return {n: reshaped(lazy, lazy.shape[1:]) if n in rows else lazy for n, lazy in tensors.items()}
+def _as_filed(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
+    shapes = _shapes(model, family)
+    return {n: reshaped(lazy, shapes[n][1]) if n in shapes else lazy for n, lazy in tensors.items()}
 
 
-def _as_rows(tensors: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
-    rows = _rows(model)
+def _as_kept(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
+    shapes = _shapes(model, family)
     return {
-        n: reshaped(lazy, rows[n]) if n in rows and lazy.shape == rows[n][1:] else lazy for n, lazy in tensors.items()
+        n: reshaped(lazy, shapes[n][0]) if n in shapes and lazy.shape == shapes[n][1] else lazy
+        for n, lazy in tensors.items()
     }
 
 
@@ -78,8 +97,8 @@ def _rotary(model: Model, family: GgufFamily) -> Model:
     return replace(model, blocks=tuple(replace(block, position=Rope()) for block in model.blocks))  # type: ignore[call-arg]
 
 
-def _norms_shifted(weights: Mapping[str, Lazy], offset: float) -> dict[str, Lazy]:
-    """The weights of all norms plus `offset`, in float32."""
+def _norms_shifted(weights: Mapping[str, Lazy], offset: float, family: GgufFamily) -> dict[str, Lazy]:
+    """The weights of the family's shifted norms plus `offset`, in float32."""
     if not offset:
         return dict(weights)
 
@@ -89,7 +108,7 @@ def _norms_shifted(weights: Mapping[str, Lazy], offset: float) -> dict[str, Lazy
     def shifted(lazy: Lazy) -> Lazy:
         return Apply("add", [lazy], lazy.spec.with_dtype(DType.F32), fn, {"value": offset}).output()
 
-    is_norm = {w for w in weights if "norm" in w and w.endswith(".weight")}
+    is_norm = {w for w in weights if "norm" in w and w.endswith(".weight") and leaf_of(w) not in family.unshifted}
     return {name: shifted(lazy) if name in is_norm else lazy for name, lazy in weights.items()}
 
 

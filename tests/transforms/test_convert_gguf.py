@@ -63,6 +63,7 @@ REFUSED = {
     ("hunyuan", "plain"): "attention.qkv_bias is True, here False",
     ("hunyuan_moe", "plain"): "attention.qkv_bias is True, here False",
     ("minimax_m2", "defaults"): "its head is tied to the embedding",
+    ("lfm2", "biases"): "attention.bias is True, here False",
     ("llama", "dynamic"): "rope_scaling is 'dynamic'",
     ("llama", "yarn-mscale"): "rope_scaling.mscale is 1.0, here None",
     ("minicpm3", "plain-queries"): "attention.bias is True, here False",

@@ -81,6 +81,7 @@ CASES = {
     ("glm4_moe", "defaults"): {}, ("gpt_oss", "transformers-5"): {"layer_types": None},
     ("ernie4_5_moe", "unshared"): {"moe_layer_end_index": -1},
     ("hunyuan_moe", "plain"): {"attention_bias": False, "moe_topk": 2},
+    ("lfm2", None): {}, ("lfm2", "adjusted"): {},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
