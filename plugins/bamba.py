@@ -10,7 +10,6 @@ from llmkit.architecture.mamba import StateSpaceDuality, duality_sizes, step_lim
 from llmkit.architecture.names import Names
 from llmkit.architecture.positions import THETA_KEYS
 
-from .mamba import NO_GGUF
 from .mamba2 import MIXER
 
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-5))
@@ -86,7 +85,7 @@ ARCHITECTURE = Architecture(
         *("mamba_*", "rope_*", "num_logits_to_keep", "time_step_*", "layer*_type*", "z_loss*", "attn_*"),
         "partial_rotary_factor",
     ),
-    no_gguf=NO_GGUF,
+    no_gguf="not yet",
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",

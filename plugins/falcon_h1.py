@@ -13,7 +13,6 @@ from llmkit.errors import SpecError
 
 from .bamba import ARCHITECTURE as BAMBA
 from .bamba import SLOTS, sizes
-from .mamba import NO_GGUF
 from .mamba2 import MIXER
 
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-5))
@@ -97,7 +96,7 @@ ARCHITECTURE = Architecture(
         "layer*_type*",
         "attn_*",
     ),
-    no_gguf=NO_GGUF,
+    no_gguf="not yet",
     names=replace(
         BAMBA.names, slots={**SLOTS, **{f"attn.ssm.{slot}": f"mamba.{name}" for slot, name in MIXER.items()}}
     ),

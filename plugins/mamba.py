@@ -6,10 +6,13 @@ from math import ceil
 from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Head, NoPositions, RMSNorm
 from llmkit.architecture.mamba import MixerOnly, NoMLP, SelectiveScan
 from llmkit.architecture.names import Names
+
+from . import ssm_gguf
 
 
 def inner_width(config: Mapping[str, Any]) -> int:
@@ -28,7 +31,6 @@ TRAINING = (
     *("time_step_*", "re*_residual", "residual_in_fp32", "use_*mambapy", "use_associative_scan", "intermediate_size"),
     *("d_model", "d_inner", "n_layer", "ssm_cfg", "rms_norm", "fused_add_norm", "pad_vocab_size_multiple"),
 )
-NO_GGUF = "its files keep a convolution as a matrix and A as -exp(A_log), which is not read or written yet"
 _BIAS = Key("use_bias", False)
 _SCAN = SelectiveScan(Key("hidden_act", "silu"), conv_bias=Key("use_conv_bias", True), in_bias=_BIAS, out_bias=_BIAS)
 _BLOCK = Block(
@@ -37,6 +39,28 @@ _BLOCK = Block(
     position=NoPositions(),
     mlp=NoMLP(),
     residual=MixerOnly(),
+)
+
+
+def _read(metadata: Metadata) -> dict[str, Any]:
+    return {"intermediate_size": metadata["ssm.inner_size"], "expand": ssm_gguf.expansion(metadata)}
+
+
+_GGUF = GgufFamily(
+    "mamba",
+    slots=ssm_gguf.under("attn", ssm_gguf.SCAN),
+    forms=ssm_gguf.SCAN_FORMS,
+    keys={
+        "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+        "ssm.conv_kernel": "conv_kernel",
+        "ssm.state_size": "state_size",
+        "ssm.time_step_rank": "time_step_rank",
+        **dict.fromkeys(ssm_gguf.WITHOUT_ATTENTION, ""),
+    },
+    config={"hidden_act": "silu"},
+    read=_read,
+    write=lambda model, _: {**ssm_gguf.WITHOUT_ATTENTION, **ssm_gguf.sizes(model)},
+    refuses=ssm_gguf.needs_twice,
 )
 
 MAMBA = Architecture(
@@ -63,7 +87,7 @@ MAMBA = Architecture(
     block=_BLOCK,
     head=Head(tied=Key("tie_word_embeddings", True)),
     unused=TRAINING,
-    no_gguf=NO_GGUF,
+    gguf=_GGUF,
     names=Names(
         embed="backbone.embeddings",
         final_norm="backbone.norm_f",
@@ -103,5 +127,11 @@ FALCON_MAMBA = replace(
     matches=("FalconMambaForCausalLM",),
     model_types=("falcon_mamba",),
     block=replace(_BLOCK, attention=replace(_SCAN, norm=RMSNorm(eps=Key("mixer_rms_eps", 1e-6)), weighted=False)),
+    gguf=replace(  # llama.cpp norms dt, B and C with the epsilon of the layers
+        _GGUF,
+        write=lambda model, _: {**ssm_gguf.WITHOUT_ATTENTION, **ssm_gguf.sizes(model), "ssm.dt_b_c_rms": True},
+        noted=("mixer_rms_eps",),
+        claims=lambda metadata, _: bool(metadata.get("ssm.dt_b_c_rms")),
+    ),
     tiny={**MAMBA.tiny, "architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba"},
 )

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Head, NoPositions, RMSNorm
 from llmkit.architecture.mamba import MixerOnly, NoMLP, StateSpaceDuality, duality_sizes, step_limit
 from llmkit.architecture.names import Names
 from llmkit.errors import SpecError
 
-from .mamba import NO_GGUF, TRAINING
+from . import ssm_gguf
+from .mamba import TRAINING
 
 MIXER = {
     "in": "in_proj", "conv": "conv1d", "dt_bias": "dt_bias", "a_log": "A_log", "d": "D", "norm": "norm",
@@ -25,6 +27,11 @@ def _inner(config: Mapping[str, Any]) -> int:
     if heads * width != inner:
         raise SpecError(f"config.json: num_heads {heads} * head_dim {width} is not hidden_size * expand ({inner})")
     return inner
+
+
+def _read(metadata: Metadata) -> dict[str, Any]:
+    width = metadata["ssm.inner_size"] // metadata["ssm.time_step_rank"]
+    return {"head_dim": width, "expand": ssm_gguf.expansion(metadata)}
 
 
 ARCHITECTURE = Architecture(
@@ -64,7 +71,22 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     unused=(*TRAINING, "chunk_size", "norm_before_gate"),
-    no_gguf=NO_GGUF,
+    gguf=GgufFamily(
+        "mamba2",
+        slots=ssm_gguf.under("attn", ssm_gguf.DUALITY),
+        forms=ssm_gguf.duality_forms("attn"),
+        keys={
+            "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+            "ssm.conv_kernel": "conv_kernel",
+            "ssm.state_size": "state_size",
+            "ssm.time_step_rank": "num_heads",
+            "ssm.group_count": "n_groups",
+            **dict.fromkeys(ssm_gguf.WITHOUT_ATTENTION, ""),
+        },
+        config={"hidden_act": "silu"},
+        read=_read,
+        write=lambda model, _: {**ssm_gguf.WITHOUT_ATTENTION, **ssm_gguf.sizes(model)},
+    ),
     names=Names(
         embed="backbone.embeddings",
         final_norm="backbone.norm_f",

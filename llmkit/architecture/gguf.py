@@ -59,7 +59,7 @@ class Form:
     """How files have a weight that the family's checkpoints have otherwise.
 
     Attributes:
-        shape: as formulas of dims; () for the same, without an axis of 1 between two others (depthwise convolutions).
+        shape: as formulas of dims, "" for what is left; () for the same, without an axis of 1 between two others.
         value: `-exp` for minus the exponential of it.
         rows, columns: the number of groups, and of blocks in all: blocks that lie group by group in checkpoints are one
             of each group in turn in files.
@@ -93,6 +93,7 @@ class GgufFamily:
         config: values of config.json that no metadata say.
         flags: keys of config.json that are true where a tensor is there: key -> its name in files.
         read: more values of config.json, from all metadata.
+        read_names: more of them, from all metadata and the names of the tensors.
         write: more metadata, from the model and config.json; it wins over the usual ones, and None takes one away.
         noted: keys of config.json that no metadata say and that llama.cpp goes without (which GELU it is); where they
             are not what is read from a file by itself, they are noted in it.
@@ -118,6 +119,7 @@ class GgufFamily:
     config: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[Metadata], Mapping[str, Any]] | None = None
+    read_names: Callable[[Metadata, Collection[str]], Mapping[str, Any]] | None = None
     write: Callable[[Model, Mapping[str, Any]], Mapping[str, Any]] | None = None
     noted: tuple[str, ...] = ()
     refuses: Callable[[Model], str | None] | None = None

@@ -107,6 +107,8 @@ def config_of(
             config[name] = value
     if family.read is not None:
         config |= family.read(values)
+    if family.read_names is not None:
+        config |= family.read_names(values, names)
     return config | _noted(values)
 
 

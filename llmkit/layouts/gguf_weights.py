@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.kinds import Rope
@@ -67,7 +68,9 @@ def _shapes(model: Model, family: GgufFamily) -> dict[str, tuple[tuple[int, ...]
         shape = filed = slot.shape
         form = family.forms.get(leaf_of(slot.id))
         if form is not None and form.shape:
-            filed = tuple(model.dims.evaluate(size) for size in form.shape)
+            sizes = [model.dims.evaluate(size) if size else 1 for size in form.shape]
+            rest = slot.numel // prod(sizes)
+            filed = tuple(n if size else rest for size, n in zip(form.shape, sizes, strict=True))
         elif len(shape) == 2 and slot.kind == "bias" and not slot.stack:
             filed = shape[1:]
         elif len(shape) == 3 and shape[1] == 1 and not slot.stack:

@@ -81,7 +81,9 @@ CASES = {
     ("glm4_moe", "defaults"): {}, ("gpt_oss", "transformers-5"): {"layer_types": None},
     ("ernie4_5_moe", "unshared"): {"moe_layer_end_index": -1},
     ("hunyuan_moe", "plain"): {"attention_bias": False, "moe_topk": 2},
-    ("lfm2", None): {}, ("lfm2", "adjusted"): {},
+    ("lfm2", None): {}, ("lfm2", "adjusted"): {}, ("mamba", None): {}, ("falcon_mamba", None): {"mixer_rms_eps": 1e-5},
+    ("mamba2", None): {}, ("mamba2", "tied"): {"use_conv_bias": True}, ("jamba", None): {},
+    ("jamba", "dense"): {"mamba_conv_bias": True},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
