@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers
+from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, needs_experts
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm
 from llmkit.architecture.mamba import SelectiveScan
@@ -73,9 +73,9 @@ def _read(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
 
 
 def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = {"attention.head_count_kv": heads_of_layers(model), **ssm_gguf.sizes(model)}
-    is_dense = not any(isinstance(block.mlp, Experts) for block in model.blocks if isinstance(block, Block))
-    return metadata | {"expert_feed_forward_length": None} | ({"expert_count": 1, "expert_used_count": 1} if is_dense else {})
+    metadata = {"attention.head_count_kv": heads_of_layers(model), "expert_feed_forward_length": None}
+    is_dense = needs_experts(model) is not None
+    return metadata | ssm_gguf.sizes(model) | ({"expert_count": 1, "expert_used_count": 1} if is_dense else {})
 
 
 _TINY = {

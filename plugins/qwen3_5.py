@@ -22,6 +22,7 @@ from llmkit.architecture.kinds import (
 from llmkit.architecture.layer_types import layer_type
 from llmkit.architecture.names import Fused
 
+from .delta_gguf import GGUF
 from .llama import DIMS as LLAMA_DIMS
 from .llama import NAMES as LLAMA_NAMES
 from .llama import TINY as LLAMA_TINY
@@ -121,7 +122,7 @@ ARCHITECTURE = Architecture(
     ),
     fixed={"attn_output_gate": True},
     unused=UNUSED,
-    no_gguf="Gated DeltaNets are not read or written there yet",
+    gguf=GGUF,
     tiny=TINY,
     variants=VARIANTS,
 )

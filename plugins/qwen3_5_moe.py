@@ -5,6 +5,7 @@ from dataclasses import replace
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import PerLayer
 
+from .delta_gguf import GGUF_MOE
 from .qwen3_5 import ARCHITECTURE as QWEN3_5
 from .qwen3_5 import UNUSED, VARIANTS, mixer
 from .qwen3_next import MLP, MOE_DIMS, MOE_TINY, experts_of
@@ -24,6 +25,7 @@ ARCHITECTURE = replace(
             **MLP,
         },
     ),
+    gguf=GGUF_MOE,
     unused=(*UNUSED, "output_router_logits"),
     tiny=MOE_TINY,
     variants=VARIANTS,

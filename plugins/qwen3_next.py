@@ -10,6 +10,7 @@ from llmkit.architecture.keys import Flag, Key
 from llmkit.architecture.kinds import Block, Head, PerLayer
 from llmkit.architecture.names import Fused
 
+from .delta_gguf import GGUF_NEXT
 from .qwen2_moe import ACT, mlp_of
 from .qwen2_moe import ARCHITECTURE as QWEN2_MOE
 from .qwen3_5 import DIMS, NAMES, TINY, UNUSED, VARIANTS, mixer
@@ -66,7 +67,7 @@ ARCHITECTURE = Architecture(
         },
     ),
     unused=(*UNUSED, "output_router_logits"),
-    no_gguf="Gated DeltaNets are not read or written there yet",
+    gguf=GGUF_NEXT,
     tiny={**MOE_TINY, "norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1},
     variants={
         **VARIANTS,

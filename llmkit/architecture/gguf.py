@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.experts import Experts
+from llmkit.architecture.kind import Kind
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry, Fused, Names, Stacked, stem_of
+from llmkit.architecture.positions import NoPositions
 
 Metadata = Mapping[str, Any]
 """Metadata of a file; in a family's functions without the prefix `<architecture>.`."""
@@ -157,6 +159,16 @@ def rotary_share(metadata: Metadata) -> float:
     rotated = metadata.get("rope.dimension_count", head_dim)
     share = rotated / head_dim
     return float(share if int(head_dim * share) == rotated else (rotated + 0.5) / head_dim)
+
+
+def main_block(model: Model) -> Kind:
+    """The layer that stands for the model's: the first with positions, of those that see everything where there are."""
+
+    def lacks(block: Kind) -> tuple[bool, bool]:
+        has_window = getattr(getattr(block, "attention", None), "window", None) is not None
+        return isinstance(getattr(block, "position", None), NoPositions), has_window
+
+    return min(model.blocks, key=lacks)
 
 
 def heads_of_layers(model: Model) -> list[int]:

@@ -12,9 +12,9 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.frequencies import llama3_scaled
-from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata
+from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata, main_block
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Alibi, Block, Kind, LayerNorm, NoPositions, RMSNorm, Rope
+from llmkit.architecture.kinds import Alibi, Block, LayerNorm, RMSNorm, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.scaling import (
     LinearScaling,
@@ -250,16 +250,6 @@ def _of_experts(model: Model) -> dict[str, Any]:
         "expert_count": experts.n_experts, "expert_used_count": experts.router.n_chosen,
         "expert_feed_forward_length": model.dims.evaluate(experts.width), "expert_shared_feed_forward_length": shared,
     }  # fmt: skip
-
-
-def main_block(model: Model) -> Kind:
-    """The layer that stands for the model's: the first with positions, of those that see everything where there are."""
-
-    def lacks(block: Kind) -> tuple[bool, bool]:
-        has_window = getattr(getattr(block, "attention", None), "window", None) is not None
-        return isinstance(getattr(block, "position", None), NoPositions), has_window
-
-    return min(model.blocks, key=lacks)
 
 
 def _window(model: Model) -> int | None:

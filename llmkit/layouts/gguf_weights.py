@@ -1,4 +1,4 @@
-"""The tensors of a model as GGUF files have them, and back: names, fusions, order of rotary rows, offset of norms, forms."""
+"""The tensors of a model as GGUF files have them, and back: names, fusions, order of rows, shifted norms, forms."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
 def _shapes(model: Model, family: GgufFamily) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """The shapes that the family keeps and that files have, by name, where they differ.
 
-    Files have a bias that is kept as a matrix of one row as a vector, and a depthwise convolution [n, 1, k] as a matrix.
+    Files have a bias that is kept as a matrix of one row as a vector, a depthwise convolution [n, 1, k] as a matrix.
     """
     shapes = {}
     for slot in model.slots.values():

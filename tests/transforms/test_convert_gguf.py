@@ -83,6 +83,10 @@ REFUSED = {
     ("phi", "grouped"): "attention.qk_norm is LayerNorm, here None",
     ("mpt", "scaled"): "attention.scale is 0.5",
     ("qwen2", "window-above"): "sliding_window is 7, here None",
+    ("qwen3_5", "biases"): "attention.qkv_bias is True, here False",
+    ("qwen3_5_moe", "biases"): "attention.qkv_bias is True, here False",
+    ("qwen3_next", "biases"): "attention.qkv_bias is True, here False",
+    ("qwen3_next", "dense-below"): "mlp is GatedMLP(act='silu', bias=False, multipliers=None), here Experts",
     ("qwen2_moe", "dense-above"): "mlp.router.is_normalized is True, here False",
     ("qwen2_moe", "no-bias"): "attention.qkv_bias is False, here True",
     ("qwen3_moe", "dense-below"): "mlp is GatedMLP(act='silu', bias=False, multipliers=None), here Experts",
@@ -108,6 +112,8 @@ def tiny_config(name: str, variant: str | None = None) -> dict:
     config = FAMILIES[name].tiny_config(variant)
     if "query_pre_attn_scalar" in FAMILIES[name].tiny:  # llama.cpp always scales by the head's size
         config["query_pre_attn_scalar"] = config["head_dim"]
+    if "linear_key_head_dim" in config:  # llama.cpp has values as wide as keys
+        config["linear_value_head_dim"] = config["linear_key_head_dim"]
     if name == "exaone4":  # llama.cpp gives windows to the model of 64 layers
         config |= {"sliding_window": None, "layer_types": ["full_attention"] * config["num_hidden_layers"]}
     return config
@@ -199,6 +205,9 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
     for tensor in ckpt.tensors:
         if tensor.endswith("attention.wqkv.weight"):  # its converter takes them apart first
             expected |= {f"blk.{tensor.split('.')[2]}.attn_{part}.weight" for part in "qkv"}
+            continue
+        if tensor.endswith("in_proj_qkvz.weight"):
+            expected |= {f"blk.{tensor.split('.')[2]}.attn_{part}.weight" for part in ("qkv", "gate")}
             continue
         tensor = re.sub(r"\.experts\.\d+\.", ".experts.", tensor)  # its converter stacks them first
         tensor = re.sub(r"((sinks|_proj)|(_proj)_(bias))$", lambda m: f"{m[2] or m[3]}.{m[4] or 'weight'}", tensor)
@@ -470,3 +479,38 @@ def test_dense_layers_between_those_of_experts_are_refused():
     ckpt = random_checkpoint(FAMILIES["ernie4_5_moe"], {**every, "num_hidden_layers": 4})
     with pytest.raises(RequirementError, match="cannot hold this ernie4_5_moe model: mlp is GatedMLP"):
         convert(ckpt, to="gguf")
+
+
+def test_decays_that_have_no_logarithm_are_refused_by_name(tmp_path):
+    from llmkit.tensors.constant import constant_of
+
+    ckpt = tiny("mamba")
+    name = "backbone.layers.1.mixer.A_log"
+    for value in (200.0, float("nan"), -float("inf")):
+        bad = constant_of([value] * 512, DType.F32, (64, 8))
+        with pytest.raises(InputError, match=f"{name} has the value .*, of which -exp is no negative float32"):
+            written(replace(ckpt, tensors={**ckpt.tensors, name: bad}), tmp_path / f"{value}")
+    written(ckpt, tmp_path / "out")
+    path = next((tmp_path / "out").glob("*.gguf"))
+    file = gguf.GGUFReader(path, "r+")
+    decay = next(t for t in file.tensors if t.name == "blk.1.ssm_a")
+    for value in (0.0, 0.25, float("nan"), -float("inf")):
+        decay.data[3, 2] = value
+        file.data.flush()
+        back = llmkit.open_checkpoint(path)
+        with pytest.raises(InputError, match=r"blk\.1\.ssm_a has the value .*: a decay of a state must be negative"):
+            back.tensors[name].load()
+
+
+def test_heads_of_qwen3_5_lie_in_turn_of_its_key_heads(tmp_path):
+    """Value heads 0 and 1 read key head 0, 2 and 3 key head 1; ggml repeats key heads 0, 1, 0, 1."""
+    ckpt = tiny("qwen3_5")
+    stored = {t.name: values(t) for t in written(ckpt, tmp_path / "out").tensors}
+    w = {n: ckpt.tensors[f"model.layers.0.linear_attn.{n}"].load() for n in ("in_proj_z.weight", "out_proj.weight")}
+    order = [0, 2, 1, 3]
+    assert torch.equal(stored["blk.0.attn_gate.weight"], w["in_proj_z.weight"].view(4, 16, -1)[order].flatten(0, 1))
+    assert torch.equal(stored["blk.0.ssm_out.weight"], w["out_proj.weight"].view(-1, 4, 16)[:, order].flatten(1))
+    a_log = ckpt.tensors["model.layers.0.linear_attn.A_log"].load()
+    assert torch.allclose(stored["blk.0.ssm_a"], -a_log.exp()[order], rtol=2**-22, atol=0)
+    norms = "blk.0.ssm_norm.weight", "model.layers.0.linear_attn.norm.weight"
+    assert torch.equal(stored[norms[0]], ckpt.tensors[norms[1]].load())  # this one is not shifted

@@ -83,14 +83,18 @@ CASES = {
     ("hunyuan_moe", "plain"): {"attention_bias": False, "moe_topk": 2},
     ("lfm2", None): {}, ("lfm2", "adjusted"): {}, ("mamba", None): {}, ("falcon_mamba", None): {"mixer_rms_eps": 1e-5},
     ("mamba2", None): {}, ("mamba2", "tied"): {"use_conv_bias": True}, ("jamba", None): {},
-    ("jamba", "dense"): {"mamba_conv_bias": True},
+    ("jamba", "dense"): {"mamba_conv_bias": True}, ("qwen3_next", None): {"linear_value_head_dim": 16},
+    ("qwen3_next", "one-key-head"): {"linear_value_head_dim": 40}, ("qwen3_5", None): {"linear_value_head_dim": 16},
+    ("qwen3_5", "one-key-head"): {"linear_value_head_dim": 40},
+    ("qwen3_next", "transformers-5"): {"linear_value_head_dim": 16},
+    ("qwen3_5_moe", None): {"linear_value_head_dim": 16},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
 
 def run(script: str, *args: object) -> str:
     done = subprocess.run([str(PYTHON), "-c", script, *map(str, args)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-800:]
+    assert done.returncode == 0, "\n".join(x for x in done.stderr.splitlines() if "ASSERT" in x) or done.stderr[-800:]
     return done.stdout
 
 
