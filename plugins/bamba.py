@@ -85,7 +85,7 @@ ARCHITECTURE = Architecture(
         *("mamba_*", "rope_*", "num_logits_to_keep", "time_step_*", "layer*_type*", "z_loss*", "attn_*"),
         "partial_rotary_factor",
     ),
-    no_gguf="not yet",
+    no_gguf="its files are not read or written yet",
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",

@@ -96,7 +96,7 @@ ARCHITECTURE = Architecture(
         "layer*_type*",
         "attn_*",
     ),
-    no_gguf="not yet",
+    no_gguf="its files are not read or written yet",
     names=replace(
         BAMBA.names, slots={**SLOTS, **{f"attn.ssm.{slot}": f"mamba.{name}" for slot, name in MIXER.items()}}
     ),

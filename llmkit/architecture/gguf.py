@@ -148,7 +148,7 @@ class GgufFamily:
             head="output",
             block="blk.{i}.",
             slots={**usual, **self.slots},
-            outer={k: v for k, v in _OUTER.items() if v not in self.outer.values()} | self.outer,
+            outer={**{k: v for k, v in _OUTER.items() if v not in self.outer.values()}, **self.outer},
             ignored=(*CONSTANT_TENSORS, *self.ignored),
         )
 

@@ -199,7 +199,7 @@ def test_shortest(value):
     assert shortest(stored) == value or value == 1 / 3
 
 
-@pytest.mark.parametrize(("arch", "experts", "what"), [("mamba", 0, "'mamba'"), ("grok", 8, "'grok' with 8 experts")])
+@pytest.mark.parametrize(("arch", "experts", "what"), [("plamo", 0, "'plamo'"), ("grok", 8, "'grok' with 8 experts")])
 def test_an_architecture_without_a_plugin_keeps_its_names(tmp_path, arch, experts, what):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", arch)
     if experts:
