@@ -31,6 +31,7 @@ FAMILIES = {name: a for name, a in PLUGINS.items() if a.gguf is not None}
 DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16}
 # What llama.cpp has no place for, by the reason that is given. Everything else must come back.
 REFUSED = {
+    ("arcee", "biases"): "it reads no biases",
     ("bloom", "normed-residual"): "residual is NormedResidual(), here PreNorm()",
     ("chatglm2", "linear biases"): "attention.out_bias is True, here False",
     ("cohere", "r-plus"): "it reads norms of heads of models from 64 layers on",

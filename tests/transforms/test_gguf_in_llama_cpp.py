@@ -64,7 +64,7 @@ CASES = {
     ("gpt2", None): {}, ("gpt_neox", None): {}, ("gpt_neox", "redpajama"): {}, ("gpt_neox", "linear"): {},
     ("llama", None): {}, ("llama", "attention-bias"): {}, ("llama", "linear"): {}, ("llama", "llama3"): {},
     ("llama", "tied"): {}, ("llama", "wide-heads"): {}, ("llama", "yarn"): {}, ("llama", "yarn-attention-factor"): {},
-    ("mixtral", None): {}, ("olmoe", None): {}, ("qwen2_moe", None): {}, ("qwen3_moe", None): {},
+    ("arcee", None): {}, ("arcee", "yarn"): {}, ("mixtral", None): {}, ("olmoe", None): {}, ("qwen2_moe", None): {}, ("qwen3_moe", None): {},
     ("mistral", "window-beyond"): {}, ("phi3", "medium"): {}, ("phi3", "128k-long"): {}, ("phi3", "phi-4-mini"): {},
     ("qwen2", None): {}, ("qwen3", None): {}, ("stablelm", None): {}, ("stablelm", "2-12b"): {},
     ("cohere", None): {}, ("cohere2", None): {}, ("ernie4_5", None): {}, ("granite", None): {}, ("hunyuan", None): {},
