@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Dims
 from llmkit.architecture.gguf import GgufFamily, Metadata
-from llmkit.architecture.keys import Key
+from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.latent import latent_sizes
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry, Fused
@@ -45,7 +45,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def dims(extra: Mapping[str, Key], rope: int = 64, **defaults: Any) -> Dims:
+def dims(extra: Mapping[str, Key | Computed], rope: int = 64, **defaults: Any) -> Dims:
     """The sizes, with the defaults of the config's class."""
     latent = latent_sizes(rope=rope, **defaults)
     return replace(LLAMA_DIMS, kv_heads=DERIVED, head_dim=Key("qk_rope_head_dim", rope), extra={**latent, **extra})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmkit.architecture.keys import Computed, Flag, Key, Number, as_bool, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
@@ -17,11 +17,13 @@ class ScoreRule:
         scale: multiplies the products.
         softcap: cap(x) = c * tanh(x / c); None for x.
         window: a query sees the last `window` keys, its own included; None for all before it.
+        chunk: positions are divided into chunks of so many, and a query sees its own chunk only; None for one chunk.
     """
 
     scale: float
     softcap: float | None = None
     window: int | None = None
+    chunk: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class GroupedQuery(Kind):
         scale: multiplies the scores; None means 1/sqrt(head_dim).
         softcap: scores become c * tanh(score / c) before the mask (Gemma team 2024); None for none.
         window: a query sees the last `window` tokens, itself included; None for all.
+        chunk: a query at position p sees tokens from position chunk * floor(p / chunk) on (Llama 4); None for all.
         qk_norm: normalises each head of queries and keys before positions are applied; None for none.
         k_norm: for keys, where it is another kind than for queries.
         sinks: each query head has a learned score that its softmax counts beside the keys', and that no value follows
@@ -52,6 +55,7 @@ class GroupedQuery(Kind):
     scale: Number | None = None
     softcap: Number | None = None
     window: Key | Computed | int | None = None
+    chunk: int | None = None
     qk_norm: Kind | Computed | None = None
     k_norm: Kind | Computed | None = None
     sinks: Flag = False
@@ -83,7 +87,8 @@ class GroupedQuery(Kind):
     def score_rule(self, head_dim: int) -> ScoreRule:
         """How a bound kind makes scores."""
         scale = head_dim**-0.5 if self.scale is None else as_float(self.scale)
-        return ScoreRule(scale, as_optional(self.softcap), self.window if isinstance(self.window, int) else None)
+        window = self.window if isinstance(self.window, int) else None
+        return ScoreRule(scale, as_optional(self.softcap), window, chunk=self.chunk)
 
     @property
     def limit(self) -> float | None:

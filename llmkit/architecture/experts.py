@@ -38,7 +38,8 @@ class Router(Kind):
     Attributes:
         count: number of experts.
         top_k: how many of them each token goes to.
-        scores: `softmax` over all logits, `chosen_softmax` over those of the chosen, or `sigmoid` of each.
+        scores: `softmax` over all logits, `chosen_softmax` over those of the chosen, `sigmoid` of each, or
+            `chosen_sigmoid`, where the logits themselves choose.
         is_normalized: the weights are divided by their sum.
         epsilon: added to that sum.
         scale: multiplies the weights at last.
@@ -55,7 +56,7 @@ class Router(Kind):
 
     count: Number
     top_k: Number
-    scores: Literal["softmax", "chosen_softmax", "sigmoid"] = "softmax"
+    scores: Literal["softmax", "chosen_softmax", "sigmoid", "chosen_sigmoid"] = "softmax"
     is_normalized: Flag = False
     epsilon: float = 0.0
     scale: Number = 1.0

@@ -52,6 +52,8 @@ class Stacked:
         rows: `stacked` has all rows of the first, then of the second, …; `interleaved` a row of each in turn.
         is_transposed: each matrix is stored as [in, out]; `rows` are then columns.
         weight, bias: what follows the stem in the names of the two.
+        apart_in: layouts of quantized matrices whose reader in transformers makes linear layers of the experts, and
+            finds none of them in a stack.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Stacked:
     is_transposed: bool = False
     weight: str = ""
     bias: str = "_bias"
+    apart_in: tuple[str, ...] = ()
 
 
 Entry = str | Fused | Transposed | Stacked

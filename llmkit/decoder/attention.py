@@ -6,12 +6,14 @@ from typing import Any
 
 from llmkit.architecture.deltanet import GatedDeltaNet
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
+from llmkit.architecture.indexer import IndexedAttention
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.mamba import BesideAttention, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.deltanet import gated_delta_net
+from llmkit.decoder.indexer import IndexedReader
 from llmkit.decoder.kv import Cache
 from llmkit.decoder.latent import LatentReader
 from llmkit.decoder.linear import fused_linear, linear
@@ -40,7 +42,7 @@ class _GroupedQuery:
         self._positions = positions
         rule = kind.score_rule(dims.head_dim)
         sinks = weights("sinks") if as_bool(kind.sinks) else None
-        self._scores = Scores(rule.scale, rule.softcap, rule.window, sinks=sinks)
+        self._scores = Scores(rule.scale, rule.softcap, rule.window, chunk=rule.chunk, sinks=sinks)
         self._kind = kind
         self._norms: tuple[TensorFunction, TensorFunction] | None = None
         if kind.norms is not None:
@@ -91,6 +93,7 @@ _READERS: Hooks[Layer] = {
     BesideAttention: _beside,
     GatedDeltaNet: gated_delta_net,
     GroupedQuery: _GroupedQuery,
+    IndexedAttention: IndexedReader,
     LatentAttention: LatentReader,
     SelectiveScan: selective_scan_layer,
     ShortConvolution: short_convolution_layer,

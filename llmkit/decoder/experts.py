@@ -75,14 +75,12 @@ def _router(kind: Router, weights: Weights) -> Routes:
 
     def route(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = product(x.to(matrix.dtype)).float()
-        scores = logits
-        if kind.scores != "chosen_softmax":
-            scores = logits.sigmoid() if kind.scores == "sigmoid" else logits.softmax(-1)
+        function, of_chosen = _FUNCTIONS[kind.scores]
+        scores = logits if of_chosen else function(logits)
         choice = scores if correction is None else scores + correction
         chosen = (choice if groups == top_groups else limited(choice)).topk(top_k, dim=-1).indices
         shares = scores.gather(1, chosen)
-        if kind.scores == "chosen_softmax":
-            shares = shares.softmax(-1)
+        shares = function(shares) if of_chosen else shares
         if as_bool(kind.is_normalized):
             shares = shares / (shares.sum(-1, keepdim=True) + kind.epsilon)
         return chosen, (shares * scale).to(x.dtype)
@@ -90,4 +88,17 @@ def _router(kind: Router, weights: Weights) -> Routes:
     return route
 
 
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(-1)
+
+
+def _sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    return logits.sigmoid()
+
+
+_FUNCTIONS: dict[str, tuple[TensorFunction, bool]] = {
+    "softmax": (_softmax, False), "chosen_softmax": (_softmax, True),
+    "sigmoid": (_sigmoid, False), "chosen_sigmoid": (_sigmoid, True),
+}  # fmt: skip
+"""What makes scores of logits, and whether only those of the chosen."""
 _ROUTERS: Hooks[Routes] = {Router: _router}

@@ -22,9 +22,10 @@ class LatentReader:
         self._dims, self._layer, self._positions = dims, layer, positions
         if kind.compresses_queries:
             down, norm = linear(weights, "q_a"), build_norm(kind.norm("q_rank"), weights.under("q_a_norm"))
-            up = linear(weights, "q_b")
-            self._queries = lambda x: up(norm(down(x)))
+            self._compress_queries = lambda x: norm(down(x))
+            self._queries = linear(weights, "q_b")
         else:
+            self._compress_queries = lambda x: x
             self._queries = linear(weights, "q")
         self._compress = linear(weights, "kv_a")
         self._norm = build_norm(kind.norm("kv_rank"), weights.under("kv_a_norm"))
@@ -36,7 +37,8 @@ class LatentReader:
         batch, length, _ = x.shape
         heads, rotated = self._dims.heads, self._dims.head_dim
         rank, nope, value = (self._dims.extra[name] for name in ("kv_rank", "nope", "v_width"))
-        queries = self._queries(x).view(batch, length, heads, nope + rotated)
+        compressed = self._compress_queries(x)
+        queries = self._queries(compressed).view(batch, length, heads, nope + rotated)
         queries = self._positions.scaled(queries, table)
         latent, key = self._compress(x).split([rank, rotated], -1)
         latent = self._norm(latent)
@@ -46,6 +48,18 @@ class LatentReader:
         plain = queries[..., :nope].transpose(1, 2) @ k_b.view(heads, nope, rank)
         q = torch.cat([plain, turned[:, :heads]], -1)
         k = torch.cat([latent[:, None], turned[:, heads:]], -1)
-        attended = cache.attend(self._layer, q, k, k, self._positions.score(self._scores, table))[..., :rank]
+        q, k, scores = self._scored(x, compressed, q, k, table)
+        attended = cache.attend(self._layer, q, k, k, self._positions.score(scores, table))[..., :rank]
         values = attended @ v_b.view(heads, value, rank).transpose(1, 2)
         return self._out(values.transpose(1, 2).reshape(batch, length, heads * value))
+
+    def _scored(
+        self, x: torch.Tensor, compressed: torch.Tensor, q: torch.Tensor, k: torch.Tensor, table: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, Scores]:
+        """Queries [B, heads, S, width] and keys [B, 1, S, width] as the cache gets them, and how scores are made.
+
+        Args:
+            x: [B, S, hidden], what the layer is given.
+            compressed: what queries are made of, [B, S, q_rank], or x.
+        """
+        return q, k, self._scores

@@ -89,7 +89,7 @@ class Packed:
             if rules[i].is_plain:
                 out[:, :, cut] = attend_causal(*own, rules[i].scale, past)
             else:
-                out[:, :, cut] = self._scored(*own, rules[i], past, i)
+                out[:, :, cut] = self._scored(*own, rules[i].of(cut), past, i)
         return out
 
     def _scored(

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmkit.architecture.frequencies import frequencies as computed_frequencies
 from llmkit.architecture.hooks import Hooks, reader_of
+from llmkit.architecture.indexer import NotingRope
 from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
 from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
 from llmkit.architecture.sizes import Sizes
@@ -45,6 +46,10 @@ class Positions:
     def score(self, scores: Scores, table: Any) -> Scores:
         """How scores are made, with what the positions add."""
         return scores
+
+    def notes(self, table: Any) -> dict[str, Any] | None:
+        """What layers of one pass leave for those after them; None where they leave nothing."""
+        return None
 
 
 def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
@@ -139,6 +144,20 @@ class Rotary(Positions):
         return heads[..., :half], heads[..., half : self._dim]
 
 
+class _Noting(Rotary):
+    """Rotary positions whose table has a third part: what the layers note."""
+
+    def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
+        return *super().table(input_ids, places, cache), {}
+
+    def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
+        return super().rotate(heads, table[:2])
+
+    def notes(self, table: Any) -> dict[str, Any]:
+        noted: dict[str, Any] = table[2]
+        return noted
+
+
 def frequencies(theta: float, dim: int, scaling: Scaling, length: int | None = None) -> tuple[torch.Tensor, float]:
     """`llmkit.architecture.frequencies` with the bits of torch's powers, which transformers has."""
     computed, factor = computed_frequencies(theta, dim, scaling, length, power=_power)
@@ -149,4 +168,4 @@ def _power(base: float, exponents: Any) -> Any:
     return (base ** torch.from_numpy(exponents)).numpy()
 
 
-_READERS: Hooks[Positions] = {Rope: Rotary, Alibi: AlibiBias, NoPositions: _none}
+_READERS: Hooks[Positions] = {Rope: Rotary, NotingRope: _Noting, Alibi: AlibiBias, NoPositions: _none}

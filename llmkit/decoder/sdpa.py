@@ -123,13 +123,13 @@ def attend_scored(
     positions: torch.Tensor,
     real: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention with biases, caps, windows, sinks or an open prefix, in float32 and in blocks of query rows.
+    """Attention with biases, caps, windows, chunks, sinks or an open prefix, in float32 and in blocks of query rows.
 
     Args:
         q: [B, N, S, H], the last S of the T tokens.
         k, v: [B, K, T, H].
         scores: how scores are made and which keys are seen.
-        positions: [B, T] int64, the position of each key in its own sequence; windows count by them.
+        positions: [B, T] int64, the position of each key in its own sequence; windows and chunks count by them.
         real: [B, T] bool, False for padding; None for none. A padding token sees itself, so that its row of the
             softmax is not empty (its output is never read).
     """
@@ -147,15 +147,22 @@ def attend_scored(
         first, last = total - length + start, total - length + stop
         # Keys that no query of the block sees are not computed with.
         low = max(first - scores.window - gaps + 1, 0) if scores.window is not None and prefix is None else 0
+        if scores.chunk is not None and prefix is None and real is None:  # positions are places in the row
+            low = max(low, first // scores.chunk * scores.chunk)
         high = last if prefix is None else total
         own, others = index[first:last, None], index[low:high]
         seen = (others <= own)[None]
         if scores.window is not None:
             seen = seen & (positions[:, None, low:high] > positions[:, first:last, None] - scores.window)
+        if scores.chunk is not None:
+            begins = positions[:, first:last, None] // scores.chunk * scores.chunk
+            seen = seen & (positions[:, None, low:high] >= begins)
         if prefix is not None:
             seen = seen | prefix[:, None, low:high]
         if real is not None:
             seen = seen & real[:, None, low:high] | (others == own)
+        if scores.selection is not None:
+            seen = scores.selection.among(seen.expand(batch, -1, -1), keys[..., low:high], start)
         block = q[:, :, start:stop].float() * scores.scale
         products = (block.reshape(batch, groups, -1, width) @ keys[..., low:high]).view(batch, heads, stop - start, -1)
         if scores.softcap is not None:

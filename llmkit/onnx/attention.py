@@ -15,6 +15,7 @@ from typing import Any
 from llmkit.architecture.attention import ScoreRule
 from llmkit.architecture.deltanet import GatedDeltaNet
 from llmkit.architecture.hooks import Hooks, emitter_of
+from llmkit.architecture.indexer import IndexedAttention
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import GroupedQuery
@@ -66,7 +67,7 @@ def _grouped_query(
     q = positions.scaled(context, q)
     rule = kind.score_rule(dims.head_dim)
     sinks = weights.value("sinks") if as_bool(kind.sinks) else None
-    scores = _Scores(rule.scale, rule.softcap, rule.window, sinks)
+    scores = _Scores(rule.scale, rule.softcap, rule.window, sinks, chunk=rule.chunk)
     attended = _OPS[context.attention](context, layer, (q, k, v), positions, scores)
     if gate:
         attended = weights.graph.op("Mul", attended, weights.graph.op("Sigmoid", gate[0]))
@@ -116,7 +117,7 @@ def _attention(
         return _beside_sinks(context, layer, qkv, positions, rule)
     past = _cache(context, layer)
     has_prefix = positions.prefix(context) is not None
-    bias = score_bias(context, positions, rule.window, causal=has_prefix)
+    bias = score_bias(context, positions, rule.window, causal=has_prefix, chunk=rule.chunk)
     out, key, value = context.graph.op(
         "Attention", *qkv, bias, *past,
         n=3,
@@ -143,7 +144,7 @@ def _beside_sinks(
     query, *pair = heads
     pair = [g.op("Concat", old, new, axis=2) for old, new in zip(_cache(context, layer), pair, strict=True)]
     zeros = context.once("sink's key", lambda: _zero_key(context))
-    bias = score_bias(context, positions, rule.window, causal=True)
+    bias = score_bias(context, positions, rule.window, causal=True, chunk=rule.chunk)
     shape = g.op("Concat", context.batch(), g.ints(dims.heads), context.length(), g.ints(1), axis=0)
     column = g.op("Expand", g.op("Reshape", rule.sinks, g.ints(1, dims.heads, 1, 1)), shape)
     every = g.op("Concat", context.batch(), g.ints(dims.heads), context.length(), context.total(), axis=0)
@@ -170,7 +171,7 @@ def _gqa(context: GraphContext, layer: int, qkv: Sequence[Value], positions: Gra
         )
     past = _cache(context, layer)
     has_prefix = positions.prefix(context) is not None
-    bias = score_bias(context, positions, rule.window, causal=has_prefix)
+    bias = score_bias(context, positions, rule.window, causal=has_prefix, chunk=rule.chunk)
     lengths, total = context.once("gqa lengths", lambda: _lengths(context))
     inputs = [*qkv, *past, lengths, total, None, None, None, bias, rule.sinks]
     return _grouped(context, layer, inputs, scale=rule.scale, softcap=rule.softcap, causal=0 if has_prefix else None)
@@ -190,9 +191,9 @@ def _grouped(context: GraphContext, layer: int, inputs: list[Any], **attributes:
 
 def _flash(context: GraphContext, layer: int, qkv: Sequence[Value], positions: GraphPositions, rule: _Scores) -> Any:
     dims = context.model.dims
-    if positions.prefix(context) is not None or positions.key_bias(context) is not None:
+    if rule.chunk is not None or positions.prefix(context) is not None or positions.key_bias(context) is not None:
         raise RequirementError(
-            "flash attention takes no bias of scores and no open prefix, and this model has them",
+            "flash attention takes no bias of scores, no open prefix and no chunks, and this model has them",
             hint="export with --attention attention or gqa",
         )
     if dims.head_dim % 8 or dims.head_dim > _FLASH_HEAD:
@@ -234,7 +235,7 @@ def _mha(context: GraphContext, layer: int, qkv: Sequence[Value], positions: Gra
             f"MultiHeadAttention cannot compute this model: it has {what}", hint="export with --attention attention"
         )
     past = _cache(context, layer)
-    bias = score_bias(context, positions, rule.window, causal=True)
+    bias = score_bias(context, positions, rule.window, causal=True, chunk=rule.chunk)
     out, key, value = g.op(
         "MultiHeadAttention", *qkv, None, None, bias, *past, domain=CONTRIB, n=3, num_heads=dims.heads, scale=rule.scale
     )
@@ -262,6 +263,7 @@ _EMITTERS: Hooks[Value] = {
     BesideAttention: _beside,
     GatedDeltaNet: emit_gated_delta_net,
     GroupedQuery: _grouped_query,
+    IndexedAttention: emit_latent,
     LatentAttention: emit_latent,
     SelectiveScan: emit_selective_scan,
     ShortConvolution: emit_short_convolution,

@@ -42,6 +42,7 @@ class GraphContext:
         positions: [B, S] int64, the place of each new token in its own sequence.
         state: what the runtime hands on from call to call: name of an input -> name of the output.
         initial: the number that such an input holds at first, where that is not zero.
+        notes: what layers leave for those after them.
     """
 
     graph: Graph
@@ -54,6 +55,7 @@ class GraphContext:
     cache: Int8Cache | None = None
     state: dict[str, str] = field(default_factory=dict)
     initial: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:

@@ -145,8 +145,12 @@ def _logits(kind: Router, weights: GraphWeights, x: Any) -> Any:
 def _router(kind: Router, weights: GraphWeights, x: Any) -> tuple[Any, Any]:
     g = weights.graph
     scores = _logits(kind, weights, x)
-    if kind.scores != "chosen_softmax":
-        scores = g.op("Sigmoid", scores) if kind.scores == "sigmoid" else g.op("Softmax", scores, axis=-1)
+    is_late = kind.scores.startswith("chosen")
+
+    def weighed(logits: Any) -> Any:
+        return g.op("Sigmoid", logits) if kind.scores.endswith("sigmoid") else g.op("Softmax", logits, axis=-1)
+
+    scores = scores if is_late else weighed(scores)
     choice = scores
     if as_bool(kind.correction):
         choice = g.op("Add", choice, weights.single(weights.value("router.correction")))
@@ -155,8 +159,7 @@ def _router(kind: Router, weights: GraphWeights, x: Any) -> tuple[Any, Any]:
         choice = _limited(kind, g, choice)
     _, chosen = g.op("TopK", choice, g.ints(kind.n_chosen), n=2, axis=-1)
     shares = g.op("GatherElements", scores, chosen, axis=1)
-    if kind.scores == "chosen_softmax":
-        shares = g.op("Softmax", shares, axis=-1)
+    shares = weighed(shares) if is_late else shares
     if as_bool(kind.is_normalized):
         total = g.op("ReduceSum", shares, g.ints(-1), keepdims=1)
         shares = g.op("Div", shares, g.op("Add", total, g.number(kind.epsilon)) if kind.epsilon else total)
@@ -184,7 +187,7 @@ def _looped(kind: Experts, weights: GraphWeights, x: Any) -> Any:
     chosen, shares = emit_routes(kind, weights, x)
     shares = weights.computed(shares)
     used = g.op("Unique", chosen)
-    zeros = g.op("Expand", weights.number(0.0), g.op("Shape", x))
+    zeros = g.op("Expand", g.number(0.0), g.op("Shape", x))  # float32: ScatterND adds no halves on a CPU
     stacks = {
         (part, leaf): _stack(kind, weights, (part,), leaf)
         for part in ("gate", "up", "down")
@@ -193,7 +196,7 @@ def _looped(kind: Experts, weights: GraphWeights, x: Any) -> Any:
     body = Graph("expert", g)
     at = body.input("expert_index", "INT64", [])
     goes_on = body.input("goes_on", "BOOL", [])
-    out = body.input("mixture", weights.dtype, ["tokens", weights.model.dims.hidden])
+    out = body.input("mixture", "FLOAT", ["tokens", weights.model.dims.hidden])
     expert = body.op("Gather", used, at)
     places = body.op("NonZero", body.op("Equal", chosen, expert))  # [2, M]: tokens, and which choice of theirs
     tokens = body.op("Gather", places, body.ints(0))
@@ -208,10 +211,11 @@ def _looped(kind: Experts, weights: GraphWeights, x: Any) -> Any:
     own = body.op("Mul", own, share) if kind.weighs == "input" else own
     made = linear(gated_product(body, kind.act, linear(own, "gate"), linear(own, "up")), "down")
     made = body.op("Mul", made, share) if kind.weighs == "output" else made
+    made = made if weights.dtype == "FLOAT" else body.cast(made, "FLOAT")
     after = body.op("ScatterND", out, body.op("Transpose", tokens), made, reduction="add")
     body.output(body.op("Identity", goes_on), "goes_on_after", "BOOL", [])
-    body.output(after, "mixture_after", weights.dtype, ["tokens", weights.model.dims.hidden])
-    return g.op("Loop", g.op("Size", used), None, zeros, body=body)
+    body.output(after, "mixture_after", "FLOAT", ["tokens", weights.model.dims.hidden])
+    return weights.computed(g.op("Loop", g.op("Size", used), None, zeros, body=body))
 
 
 def _stack(kind: Experts, weights: GraphWeights, parts: Sequence[str], leaf: str) -> Value | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmkit.architecture.indexer import IndexedAttention
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.storage import parts_of
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import GraphContext
+from llmkit.onnx.indexer import chosen, index_keys
 from llmkit.onnx.masks import score_bias
 from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.positions import GraphPositions
@@ -45,9 +47,11 @@ def emit_latent(
     g, dims = context.graph, context.model.dims
     heads, rotated = dims.heads, dims.head_dim
     rank, nope, width, value = (dims.extra[name] for name in ("kv_rank", "nope", "cache_width", "v_width"))
+    indexer = kind if isinstance(kind, IndexedAttention) else None
+    compressed = x
     if kind.compresses_queries:
-        down = emit_norm(kind.norm("q_rank"), weights.under("q_a_norm"), weights.linear(x, "q_a"))
-        queries = weights.linear(down, "q_b")
+        compressed = emit_norm(kind.norm("q_rank"), weights.under("q_a_norm"), weights.linear(x, "q_a"))
+        queries = weights.linear(compressed, "q_b")
     else:
         queries = weights.linear(x, "q")
     queries = positions.scaled(context, queries)
@@ -57,7 +61,11 @@ def emit_latent(
     turned = g.op("Transpose", g.op("Reshape", turned, g.ints(0, 0, heads, rotated)), perm=[0, 2, 1, 3])
     latent, key = g.op("Split", weights.linear(x, "kv_a"), g.ints(rank, rotated), n=2, axis=-1)
     latent = emit_norm(kind.norm("kv_rank"), weights.under("kv_a_norm"), latent)
-    new = g.op("Unsqueeze", g.op("Concat", latent, positions.rotate(context, key, 1), axis=-1), g.ints(1))
+    parts = [latent, positions.rotate(context, key, 1)]
+    if indexer is not None and not indexer.shares:
+        width = indexer.cached(dims)
+        parts.append(index_keys(indexer, context, weights, positions, x))
+    new = g.op("Unsqueeze", g.op("Concat", *parts, axis=-1), g.ints(1))
 
     past_name, present_name = f"past_latents.{layer}", f"present_latents.{layer}"
     past = g.input(past_name, context.dtype, ["batch_size", 1, "past_sequence_length", width])
@@ -67,7 +75,10 @@ def emit_latent(
 
     plain = g.op("MatMul", g.op("Transpose", plain, perm=[0, 2, 1, 3]), _by_head(weights, "k_b", nope))
     q, bias = g.op("Concat", plain, turned, axis=-1), score_bias(context, positions, None, causal=True)
-    attended = g.op("Attention", q, cache, cache, bias, scale=kind.score_rule(dims.extra["qk_width"]).scale)
+    seen = cache
+    if indexer is not None:
+        seen, bias = chosen(indexer, context, weights, positions, (x, compressed, cache), bias)
+    attended = g.op("Attention", q, seen, seen, bias, scale=kind.score_rule(dims.extra["qk_width"]).scale)
     attended = g.op("Slice", attended, g.ints(0), g.ints(rank), g.ints(-1))
     values = g.op("MatMul", attended, g.op("Transpose", _by_head(weights, "v_b", value), perm=[0, 2, 1]))
     values = g.op("Reshape", g.op("Transpose", values, perm=[0, 2, 1, 3]), g.ints(0, 0, heads * value))

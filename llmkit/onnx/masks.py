@@ -13,29 +13,36 @@ from llmkit.onnx.positions import GraphPositions
 HIDDEN = {"FLOAT": -1e9, "FLOAT16": -3e4, "BFLOAT16": -1e9}
 
 
-def score_bias(context: GraphContext, positions: GraphPositions, window: int | None, *, causal: bool) -> Value:
+def score_bias(
+    context: GraphContext, positions: GraphPositions, window: int | None, *, causal: bool, chunk: int | None = None
+) -> Value:
     """[B, 1 or heads, S, T] in the compute dtype: what the attention op adds to the scores before its softmax.
 
     Args:
         positions: brings biases of keys and an open prefix.
         window: a query sees the last `window` keys; None for all.
         causal: later keys are hidden here, too (the op does not do it).
+        chunk: a query sees the keys of its own chunk of so many positions; None for all.
     """
-    key = ("score bias", id(positions), window, causal)
-    bias: Value = context.once(key, lambda: _build(context, positions, window, causal))
+    key = ("score bias", id(positions), window, chunk, causal)
+    bias: Value = context.once(key, lambda: _build(context, positions, window, chunk, causal))
     return bias
 
 
-def _build(context: GraphContext, positions: GraphPositions, window: int | None, causal: bool) -> Any:
+def _build(
+    context: GraphContext, positions: GraphPositions, window: int | None, chunk: int | None, causal: bool
+) -> Any:
     g = context.graph
     real = g.cast(g.op("Unsqueeze", context.mask, g.ints(1, 2)), "BOOL")  # [B, 1, 1, T]
     prefix = positions.prefix(context)
     hidden = g.op("Not", real)
-    if window is not None or causal or prefix is not None:
+    if window is not None or chunk is not None or causal or prefix is not None:
         key, query = _places(context)
         later = g.op("Greater", key, query)  # [S, T]
         if window is not None:
             later = g.op("Or", later, _outside_window(context, window))
+        if chunk is not None:
+            later = g.op("Or", later, _outside_chunk(context, chunk))
         if prefix is not None:
             place = g.op("Unsqueeze", context.key_positions(), g.ints(1, 2))
             outside = g.op("GreaterOrEqual", place, g.op("Unsqueeze", prefix, g.ints(1, 2, 3)))
@@ -58,10 +65,22 @@ def _build(context: GraphContext, positions: GraphPositions, window: int | None,
 
 def _outside_window(context: GraphContext, window: int) -> Any:
     """[B, 1, S, T]: keys that a query's window has left behind; padding takes no room in it."""
-    g, place = context.graph, context.key_positions()
-    query = g.op("Slice", place, g.op("Sub", context.total(), context.length()), context.total(), g.ints(1))
+    g, (place, query) = context.graph, _positions(context)
     first = g.op("Unsqueeze", g.op("Sub", query, g.ints(window)), g.ints(1, 3))
     return g.op("LessOrEqual", g.op("Unsqueeze", place, g.ints(1, 2)), first)
+
+
+def _outside_chunk(context: GraphContext, chunk: int) -> Any:
+    """[B, 1, S, T]: keys before the chunk of a query."""
+    g, (place, query) = context.graph, _positions(context)
+    first = g.op("Unsqueeze", g.op("Mul", g.op("Div", query, g.ints(chunk)), g.ints(chunk)), g.ints(1, 3))
+    return g.op("Less", g.op("Unsqueeze", place, g.ints(1, 2)), first)
+
+
+def _positions(context: GraphContext) -> tuple[Any, Any]:
+    """Positions of all tokens [B, T] and of the new ones [B, S]."""
+    g, place = context.graph, context.key_positions()
+    return place, g.op("Slice", place, g.op("Sub", context.total(), context.length()), context.total(), g.ints(1))
 
 
 def _places(context: GraphContext) -> tuple[Any, Any]:

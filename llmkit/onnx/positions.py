@@ -6,6 +6,7 @@ from typing import Any
 
 from llmkit.architecture.frequencies import frequencies
 from llmkit.architecture.hooks import Hooks, emitter_of
+from llmkit.architecture.indexer import NotingRope
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Alibi, NoPositions, Rope, SinusoidalPositions
 from llmkit.architecture.positions import sinusoidal_frequencies
@@ -128,4 +129,9 @@ def in_compute_dtype(context: GraphContext, value: Any) -> Any:
     return value if context.dtype == "FLOAT" else context.graph.cast(value, context.dtype)
 
 
-_EMITTERS: Hooks[GraphPositions] = {Rope: Rotary, Alibi: _Alibi, NoPositions: lambda kind: GraphPositions()}
+_EMITTERS: Hooks[GraphPositions] = {
+    Rope: Rotary,
+    NotingRope: Rotary,
+    Alibi: _Alibi,
+    NoPositions: lambda kind: GraphPositions(),
+}

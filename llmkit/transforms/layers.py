@@ -11,6 +11,7 @@ from typing import Literal
 
 from llmkit.architecture import registry
 from llmkit.architecture.model import Model
+from llmkit.architecture.names import Stacked
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, RequirementError, SpecError, listing, suggestion
 from llmkit.quantization.codec import Codec, alternatives
@@ -112,11 +113,12 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
     """The layers of which `chosen` are the weights that are quantized.
 
     Raises:
-        RequirementError: some are stored transposed, and the layout does not take them.
+        RequirementError: some are stored transposed, or experts in a stack, and the layout does not take them.
     """
     model = ckpt.model
     if model is None:
         return Layers(chosen, [], False)
+    _refuse_stacks(ckpt, model, codec)
     slots, quantized = model.tensors(), frozenset(chosen)  # there may be thousands of experts
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
     ignored = [name.removesuffix(".weight") for name in linear if name not in quantized]
@@ -133,6 +135,18 @@ def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> 
             f"{ckpt.label}: {listing(names, 1)} are stored as [in, out] (the Conv1D layers of transformers); "
             f"{codec.name} describes [out, in] only, and transformers would put random weights in their place",
             hint="--format gptq, whose loaders make linear layers of them; or a float dtype of half the size: "
+            "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT",
+        )
+
+
+def _refuse_stacks(ckpt: Checkpoint, model: Model, codec: Codec) -> None:
+    """A stack beside quantized layers that the layout's reader looks for one by one would be left out."""
+    stacks = (entry for entry in model.names.slots.values() if isinstance(entry, Stacked))
+    if any(codec.name.startswith(stack.apart_in) for stack in stacks if stack.apart_in):
+        raise RequirementError(
+            f"{ckpt.label} has its experts in stacks; with {codec.name} transformers looks for one layer each, and "
+            "would put random weights in their place",
+            hint="--format gguf, which holds stacks; or a float dtype of half the size: "
             "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT",
         )
 

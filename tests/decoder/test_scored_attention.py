@@ -8,9 +8,12 @@ import torch
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_scored
+from llmkit.decoder.selection import Selection
 
 
-def formula(q, k, v, positions, *, scale=1.0, cap=None, window=None, slopes=None, prefix=None, sinks=None, real=None):
+def formula(
+    q, k, v, positions, *, scale=1.0, cap=None, window=None, chunk=None, slopes=None, prefix=None, sinks=None, real=None
+):
     """The whole [S, T] matrix of scores at once, float64."""
     n_new, n_all = q.shape[2], k.shape[2]
     times = q.shape[1] // k.shape[1]
@@ -24,6 +27,8 @@ def formula(q, k, v, positions, *, scale=1.0, cap=None, window=None, slopes=None
     seen = (key <= query).expand(q.shape[0], n_new, n_all)
     if window is not None:
         seen = seen & (query - key < window)
+    if chunk is not None:
+        seen = seen & (query // chunk == key // chunk)
     if prefix is not None:
         seen = seen | (positions < prefix[:, None])[:, None]
     if real is not None:
@@ -44,7 +49,7 @@ def made(n_new, n_all, batch=2):
 
 @pytest.mark.parametrize(("n_new", "n_all"), [(150, 150), (130, 200), (1, 90)])
 @pytest.mark.parametrize(
-    "case", ["cap", "narrow", "wide", "window-of-one", "slopes", "prefix", "prefix-window", "sinks"]
+    "case", ["cap", "narrow", "wide", "window-of-one", "slopes", "prefix", "prefix-window", "sinks", "chunk"]
 )
 def test_blocks_are_the_formula(case, n_new, n_all):
     q, k, v, positions = made(n_new, n_all)
@@ -58,6 +63,7 @@ def test_blocks_are_the_formula(case, n_new, n_all):
         "prefix": {"prefix": torch.tensor([80, 3])},
         "prefix-window": {"prefix": torch.tensor([80, 3]), "window": 20},
         "sinks": {"sinks": torch.tensor([0.5, -3.0, 4.0, 0.0]), "window": 20},
+        "chunk": {"chunk": 70, "window": 50},
     }[case]
     scores = Scores(
         0.3,
@@ -66,6 +72,7 @@ def test_blocks_are_the_formula(case, n_new, n_all):
         (lambda p: slopes[:, None] * p[:, None].float()) if "slopes" in given else None,
         given.get("prefix"),
         given.get("sinks"),
+        chunk=given.get("chunk"),
     )
     found = attend_scored(q, k, v, scores, positions)
     # A bias of 100 leaves float32 scores 7 digits: 8e-6.
@@ -95,3 +102,21 @@ def test_a_window_that_hides_nothing_is_none_and_one_that_hides_a_key_is_not():
         found = cache.attend(0, q[:, :, :n], k[:, :, :n], v[:, :, :n], scores)
         wanted = formula(q[:, :, :n], k[:, :, :n], v[:, :, :n], positions[:, :n], window=8)
         assert (found - wanted).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("top_k", [1, 7, 200])
+@pytest.mark.parametrize(("n_new", "n_all"), [(150, 150), (130, 200), (1, 90)])
+def test_what_an_indexer_chooses(top_k, n_new, n_all):
+    """The formula of the DeepSeek-V3.2 report, one query at a time."""
+    q, k, v, positions = made(n_new, n_all)
+    gen = torch.Generator().manual_seed(5)
+    queries, weights = torch.randn(2, n_new, 6, 3, generator=gen), torch.randn(2, n_new, 6, generator=gen)
+    found = attend_scored(q, k, v, Scores(0.3, selection=Selection(queries, weights, top_k)), positions)
+    for row, i in [(0, 0), (1, n_new - 1), (0, n_new // 2)]:
+        own = n_all - n_new + i
+        keys = k[row, 0, : own + 1, -3:].double()
+        scores = weights[row, i].double() @ (queries[row, i].double() @ keys.T).relu()
+        best = scores.topk(min(top_k, own + 1)).indices
+        for head in range(4):
+            shares = (k[row, head // 2, best].double() @ q[row, head, i].double() * 0.3).softmax(0)
+            assert (found[row, head, i] - shares @ v[row, head // 2, best].double()).abs().max() < 2e-6

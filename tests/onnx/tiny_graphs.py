@@ -18,7 +18,7 @@ CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a
 
 
 def is_refused(name, attention):
-    """Whether the op cannot compute the family's tiny model: head size, shared key heads, capped or biased scores."""
+    """Whether an op cannot compute a tiny model: head size, shared key heads, capped, biased or cut scores."""
     model = PLUGINS[name].bind(PLUGINS[name].tiny_config())
     kind = getattr(model.block, "attention", None)
     if kind is None or attention == "attention":
@@ -26,7 +26,9 @@ def is_refused(name, attention):
     if isinstance(kind, LatentAttention):
         return True
     is_grouped = model.dims.heads != model.dims.kv_heads or getattr(kind, "softcap", None) is not None
-    is_biased = attention == "flash" and not isinstance(model.block.position, Rope | NoPositions)
+    kinds = [getattr(block, "attention", None) for block in model.blocks]
+    is_cut = any(getattr(each, "chunk", None) is not None for each in kinds)
+    is_biased = attention == "flash" and (is_cut or not isinstance(model.block.position, Rope | NoPositions))
     return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8 or is_biased)
 
 

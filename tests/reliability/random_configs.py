@@ -178,6 +178,9 @@ _KNOBS: dict[str, Draw] = {
     "linear_num_key_heads": _one_of(1, 2), "linear_num_value_heads": _one_of(2, 4, 6),
     "linear_key_head_dim": _one_of(8, 16, 20), "linear_value_head_dim": _one_of(8, 12, 24),
     "linear_conv_kernel_dim": _one_of(2, 3, 4, 5),
+    "index_topk": _one_of(1, 3, 9, 23, 100), "attention_chunk_size": _one_of(1, 5, 11, 24, 100),
+    "floor_scale": _one_of(1, 4, 30),
+    "interleave_moe_layer_step": _one_of(1, 2), "attn_temperature_tuning": _FLAG, "attn_scale": _number(0.05, 1.0),
     "rescale_every": _one_of(0, 1, 2, 6), "rope_local_base_freq": _one_of(100.0, 10000.0),
 }  # fmt: skip
 _MORE = {
@@ -209,6 +212,7 @@ _MORE = {
     "cohere": ("attention_bias", "hidden_act", "use_qk_norm"),
     "cohere2": ("attention_bias", "hidden_act"),
     "falcon40b": ("activation", "tie_word_embeddings"),
+    "llama4": ("floor_scale", "attn_scale", "attn_temperature_tuning", "attention_bias", "hidden_act"),
 }
 _WITH_TYPES = ("gemma2", "gemma3", "olmo3", "cohere2")
 
@@ -251,6 +255,12 @@ _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]
         "attention_types": lambda config, draw: [
             [[draw.choice(["global", "local"])], 1] for _ in range(config["num_layers"])
         ],
+    },
+    "llama4": {
+        "no_rope_layers": lambda config, draw: draw.choice(
+            [None, [draw.choice([0, 1]) for _ in range(config["num_hidden_layers"])]]
+        ),
+        "moe_layers": lambda config, draw: draw.choice([None, [0, config["num_hidden_layers"] - 1]]),
     },
     "phi3": {
         "rope_parameters": lambda config, draw: None,

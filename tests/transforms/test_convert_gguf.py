@@ -71,6 +71,8 @@ REFUSED = {
     ("falcon_mamba", "untied"): "attention.conv_bias is False, here True",
     ("mamba2", "tied"): "attention.conv_bias is False, here True",
     ("jamba", "dense"): "attention.conv_bias is False, here True",
+    ("llama4", "chunks"): "attention.chunk is 5, here 8192",
+    ("llama4", "types"): "attention.chunk is None, here 8192",
     ("llama", "dynamic"): "rope_scaling is 'dynamic'",
     ("llama", "yarn-mscale"): "rope_scaling.mscale is 1.0, here None",
     ("minicpm3", "plain-queries"): "attention.bias is True, here False",

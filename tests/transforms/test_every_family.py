@@ -26,6 +26,7 @@ from llmkit.transforms.vocab.extend import extend
 from llmkit.transforms.vocab.trim import trim
 
 TRANSPOSED = {"gpt2"}
+APART = {"llama4"}  # experts in stacks, of which transformers makes linear layers where a model is quantized
 
 every_family = pytest.mark.parametrize(("name", "variant"), CASES, ids=IDS)
 IN_TRANSFORMERS = [
@@ -137,6 +138,10 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
             "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
         )
         return
+    if name in APART:
+        with pytest.raises(RequirementError, match="experts in stacks; with compressed-tensors transformers looks"):
+            quantize(base, bits=bits, group_size="channel")
+        return
     save(quantize(base, bits=bits, group_size="channel", method="rtn"), tmp_path / "q")
     reloaded = open_checkpoint(tmp_path / "q")
     restored = loaded(dequantized(reloaded))
@@ -156,7 +161,11 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
 
 @pytest.mark.parametrize(
     ("name", "variant", "bits", "symmetric"),
-    [(*case, *way) for case, way in rotated(IN_TRANSFORMERS, [(8, True), (4, False), (8, False), (4, True)])],
+    [
+        (*case, *way)
+        for case, way in rotated(IN_TRANSFORMERS, [(8, True), (4, False), (8, False), (4, True)])
+        if case[0] not in APART
+    ],
     ids=lambda value: str(value) if value is not None else "tiny",
 )
 def test_transformers_computes_what_we_do_with_quantized_weights(tmp_path, base, name, variant, bits, symmetric):

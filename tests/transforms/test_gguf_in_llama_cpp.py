@@ -64,7 +64,7 @@ CASES = {
     ("gpt2", None): {}, ("gpt_neox", None): {}, ("gpt_neox", "redpajama"): {}, ("gpt_neox", "linear"): {},
     ("llama", None): {}, ("llama", "attention-bias"): {}, ("llama", "linear"): {}, ("llama", "llama3"): {},
     ("llama", "tied"): {}, ("llama", "wide-heads"): {}, ("llama", "yarn"): {}, ("llama", "yarn-attention-factor"): {},
-    ("arcee", None): {}, ("arcee", "yarn"): {}, ("mixtral", None): {}, ("olmoe", None): {}, ("qwen2_moe", None): {}, ("qwen3_moe", None): {},
+    ("mixtral", None): {}, ("olmoe", None): {}, ("qwen2_moe", None): {}, ("qwen3_moe", None): {},
     ("mistral", "window-beyond"): {}, ("phi3", "medium"): {}, ("phi3", "128k-long"): {}, ("phi3", "phi-4-mini"): {},
     ("qwen2", None): {}, ("qwen3", None): {}, ("stablelm", None): {}, ("stablelm", "2-12b"): {},
     ("cohere", None): {}, ("cohere2", None): {}, ("ernie4_5", None): {}, ("granite", None): {}, ("hunyuan", None): {},
@@ -88,6 +88,7 @@ CASES = {
     ("qwen3_5", "one-key-head"): {"linear_value_head_dim": 40},
     ("qwen3_next", "transformers-5"): {"linear_value_head_dim": 16},
     ("qwen3_5_moe", None): {"linear_value_head_dim": 16},
+    ("arcee", None): {}, ("arcee", "yarn"): {}, ("llama4", None): {},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
