@@ -109,4 +109,4 @@ def _places(context: GraphContext) -> Any:
     """[B, S] int64: 0, 1, 2, … in each row."""
     g = context.graph
     ones = g.op("Expand", g.ints(1), g.op("Shape", context.ids))
-    return context.once("places", lambda: g.op("Sub", g.op("CumSum", ones, g.ints(1)), g.ints(1)))
+    return context.once("new places", lambda: g.op("Sub", g.op("CumSum", ones, g.ints(1)), g.ints(1)))

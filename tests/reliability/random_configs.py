@@ -241,6 +241,15 @@ _MAMBA_2: dict[str, Callable[[Mapping[str, Any], random.Random], Any]] = {
 }
 _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]] = {
     "bamba": _MAMBA_2,
+    "recurrent_gemma": {
+        "block_types": lambda config, draw: [
+            draw.choice(["recurrent", "attention"]) for _ in range(draw.randint(1, 4))
+        ],
+        "lru_width": lambda config, draw: draw.choice([None, 2, 5]) and config["num_attention_heads"] * 6,
+        "conv1d_width": lambda config, draw: draw.choice([2, 3, 4, 6]),
+        "attention_window_size": lambda config, draw: draw.choice([1, 2, 5, 24, 100]),
+        "logits_soft_cap": lambda config, draw: draw.choice([None, 1.5, 30.0]),
+    },
     "granitehybrid": _MAMBA_2,
     "granitemoehybrid": _MAMBA_2,
     "internlm3": {"bias": lambda config, draw: config["qkv_bias"]},  # transformers has one key for both
