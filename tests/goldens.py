@@ -32,6 +32,8 @@ REMOTE = {
     "moss-003": "moss",
     "mpt-7b-storywriter": "mpt",
     "qwen-7b": "qwen",
+    "rwkv5-eagle": "rwkv5",
+    "rwkv6-finch": "rwkv6",
     "rwkv7-goose": "rwkv7",
     "skywork-13b": "skywork",
     "xverse-13b": "xverse",

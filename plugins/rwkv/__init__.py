@@ -17,7 +17,7 @@ from llmkit.architecture.tokenizers import TOKENIZERS
 from .kind import TimeAndChannelMix
 
 
-def _norm(config: Mapping[str, Any], layer: int, eps: float | None = None) -> LayerNorm:
+def norm_of(config: Mapping[str, Any], layer: int, eps: float | None = None) -> LayerNorm:
     """norm(x / 2^n; eps) = norm(x; 4^n eps). The last norm has torch's own eps, whatever the config says."""
     every = int(config.get("rescale_every") or 0)
     stated = float(config.get("layer_norm_epsilon", 1e-5)) if eps is None else eps
@@ -45,9 +45,9 @@ ARCHITECTURE = Architecture(
         vocab="vocab_size",
         context=Key("context_length", None),
     ),
-    embedding=Embedding(norm=Computed(lambda config: _norm(config, 0))),
-    block=PerLayer(lambda config, i: TimeAndChannelMix(_norm(config, i))),
-    final_norm=Computed(lambda config: _norm(config, int(config["num_hidden_layers"]), 1e-5)),
+    embedding=Embedding(norm=Computed(lambda config: norm_of(config, 0))),
+    block=PerLayer(lambda config, i: TimeAndChannelMix(norm_of(config, i))),
+    final_norm=Computed(lambda config: norm_of(config, int(config["num_hidden_layers"]), 1e-5)),
     unused=("is_causal",),
     fixed={"attention_hidden_size": Key("hidden_size")},  # another runs in transformers, without its cache
     head=Head(tied=Key("tie_word_embeddings", False)),

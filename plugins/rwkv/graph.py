@@ -12,6 +12,7 @@ from llmkit.onnx.states import back_in_place, before_padding, last_tokens, past_
 from .mix import SMALLEST
 
 if TYPE_CHECKING:
+    from llmkit.architecture.kinds import LayerNorm
     from llmkit.onnx.context import GraphContext
     from llmkit.onnx.norms import Stream
     from llmkit.onnx.weights import GraphWeights
@@ -57,6 +58,15 @@ def shifted(context: GraphContext, weights: GraphWeights, y: Any, last: Any) -> 
     whole = g.op("Concat", weights.computed(g.op("Unsqueeze", last, g.ints(1))), y, axis=1)
     before = g.op("Slice", whole, g.ints(0), g.ints(-1), g.ints(1))
     return before, weights.single(g.op("Squeeze", last_tokens(context, whole, 1), g.ints(1)))
+
+
+def head_normed(norm: LayerNorm, weights: GraphWeights, x: Any) -> Any:
+    """A norm over each head of x [B, S, heads, head_dim] float32, its weights `head_norm` -> [B, S, hidden]."""
+    g, dims = weights.graph, weights.model.dims
+    ones = g.op("Expand", g.number(1.0), g.ints(dims.head_dim))
+    centred = g.op("LayerNormalization", x, ones, axis=-1, epsilon=norm.epsilon)
+    flat = weights.computed(g.op("Reshape", centred, g.ints(0, 0, dims.hidden)))
+    return g.op("Add", g.op("Mul", flat, weights.value("head_norm.weight")), weights.value("head_norm.bias"))
 
 
 def _mixed(weights: Any, name: str, y: Any, before: Any) -> Any:

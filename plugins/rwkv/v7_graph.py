@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.onnx.states import back_in_place, before_padding, past_state, present_state, real_tokens
 
-from .graph import shifted
+from .graph import head_normed, shifted
 from .v7_mix import MIXED, SLOWEST
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ def _time_mix(
         "Scan", matrix, *tokens, real_tokens(context),
         n=2, body=_body(dims.heads, dims.head_dim), num_scan_inputs=7, scan_input_axes=[1] * 7, scan_output_axes=[1],
     )  # fmt: skip
-    centred = g.op("LayerNormalization", out, g.op("Expand", g.number(1.0), g.ints(dims.head_dim)), axis=-1,
-                   epsilon=kind.head_norm.epsilon)  # fmt: skip
-    flat = weights.computed(g.op("Reshape", centred, g.ints(0, 0, dims.hidden)))
-    flat = g.op("Add", g.op("Mul", flat, attn.value("head_norm.weight")), attn.value("head_norm.bias"))
+    flat = head_normed(kind.head_norm, attn, out)
     again = g.op("ReduceSum", g.op("Mul", g.op("Mul", heads(r), heads(k)), attn.value("r_k")), g.ints(-1))
     flat = g.op("Add", flat, g.op("Reshape", g.op("Mul", again, heads(v)), g.ints(0, 0, dims.hidden)))
     return back_in_place(context, attn.linear(g.op("Mul", flat, gate), "o")), last, matrix

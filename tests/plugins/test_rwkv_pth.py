@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from goldens import error, golden
+from goldens import GOLDEN, error, golden
 
 import llmkit.api
 from llmkit.architecture.registry import default_registry
@@ -58,13 +59,28 @@ def test_a_pth_is_read_without_a_config(model, tmp_path):
     assert float((found - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
-def test_version_5_is_refused(model):
+def test_version_5_0_is_refused(model):
     path, _ = model
     weights = torch.load(path, weights_only=True)
     weights["blocks.0.att.time_decay"] = torch.zeros(4, 8)
     torch.save(weights, path)
-    with pytest.raises(InputError, match="an RWKV of version 5 or later, which no plugin describes"):
+    with pytest.raises(InputError, match=r"an RWKV of version 5\.0 or 5\.1, which no plugin describes"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["rwkv5-eagle", "rwkv6-finch"])
+def test_versions_5_2_and_6_give_what_their_own_code_gave(name, tmp_path):
+    ckpt, ids, wanted = golden(name)
+    path = tmp_path / "RWKV-tiny.pth"
+    torch.save({published_5(n): lazy.load() for n, lazy in ckpt.tensors.items()}, path)
+    opened = open_checkpoint(path)
+    assert sorted(opened.tensors) == sorted(ckpt.tensors)
+    assert {k: v for k, v in opened.config.items() if k != "torch_dtype"} == ckpt.config
+    decoder = load_decoder(opened)
+    assert error(decoder(ids), wanted) <= 1e-5
+    stepwise, cache = torch.from_numpy(np.load(GOLDEN / name / "expected.npz")["stepwise"]), decoder.new_cache()
+    found = torch.cat([decoder(ids[:, i : i + 1], cache) for i in range(ids.shape[1])], 1)
+    assert error(found, stepwise) <= 1e-5
 
 
 def test_a_missing_tensor_is_named(model):
@@ -93,6 +109,11 @@ def test_layers_of_version_7_are_not_computed_one_by_one():
     _, second = decoder._layers
     with pytest.raises(RequirementError, match="all need the values of the first"):
         second[1](torch.zeros(1, 5, 32), table, cache)
+
+
+def published_5(name):
+    """The names of BlinkDL's RWKV-5.2 and RWKV-6."""
+    return published(name).replace("time_mix_gate", "time_mix_g")
 
 
 def published_7(tensors):
