@@ -10,6 +10,7 @@ from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.evaluation.prefix import common_length
+from llmkit.tokenization.alike import encode_alike
 from llmkit.tokenization.chat import encode_marked, is_marked
 
 
@@ -52,8 +53,7 @@ class Encoder:
             some = [text for text, wanted in flags.items() if wanted is flag]
             if some:
                 options = self._options | ({} if flag is None else {"add_special_tokens": flag})
-                ids = self.tokenizer(some, return_attention_mask=False, verbose=False, **options)["input_ids"]
-                ids_of |= dict(zip(some, ids, strict=True))
+                ids_of |= zip(some, encode_alike(self.tokenizer, some, options), strict=True)
         return [ids_of[text] for text in texts]
 
     def _marked(self, text: str, wanted: bool | None) -> list[int]:
