@@ -13,6 +13,7 @@ from llmkit.errors import SpecError
 
 from .bamba import ARCHITECTURE as BAMBA
 from .bamba import SLOTS, sizes
+from .falcon_h1_gguf import GGUF
 from .mamba2 import MIXER
 
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-5))
@@ -96,7 +97,7 @@ ARCHITECTURE = Architecture(
         "layer*_type*",
         "attn_*",
     ),
-    no_gguf="its files are not read or written yet",
+    gguf=GGUF,
     names=replace(
         BAMBA.names, slots={**SLOTS, **{f"attn.ssm.{slot}": f"mamba.{name}" for slot, name in MIXER.items()}}
     ),

@@ -8,7 +8,7 @@ Source of names and keys: ggml-org/llama.cpp (gguf-py/gguf/constants.py, convers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -91,6 +91,8 @@ class GgufFamily:
         norm_offset: what files add to the weight of every norm (Gemma's original stores weight - 1), but for those in
             `unshifted`, by their leaves (`attn.out_norm.weight`).
         forms: leaf of a weight (`attn.a_log`) -> how files have it, where that is not as it is.
+        fold: the model without factors that files have in their weights, and these: leaf of a weight -> the factor of
+            each stretch of its rows (a formula of their number, "" for what is left).
         keys: metadata key -> key of config.json, where it is not the usual one; "" for a key that config.json lacks.
         config: values of config.json that no metadata say.
         flags: keys of config.json that are true where a tensor is there: key -> its name in files.
@@ -117,6 +119,7 @@ class GgufFamily:
     norm_offset: float = 0.0
     unshifted: tuple[str, ...] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)
+    fold: Callable[[Model], tuple[Model, Mapping[str, Sequence[tuple[str, float]]]]] | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)

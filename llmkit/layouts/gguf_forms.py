@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from llmkit.architecture.gguf import Form
+from llmkit.architecture.gguf import Form, GgufFamily
 from llmkit.architecture.model import Model
+from llmkit.architecture.storage import tensors_of, weights_of
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy
+from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import gather_rows, join_columns, take_columns
 from llmkit.tensors.spec import DType
 
@@ -27,6 +29,41 @@ def formed(weights: Mapping[str, Lazy], model: Model, forms: Mapping[str, Form])
 def unformed(weights: Mapping[str, Lazy], stored: Model, forms: Mapping[str, Form]) -> dict[str, Lazy]:
     """The way back; `stored` is the model in the names of files."""
     return {id: _unformed(lazy, stored, id, forms.get(leaf_of(id))) for id, lazy in weights.items()}
+
+
+def folded(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> tuple[dict[str, Lazy], Model]:
+    """The tensors of a checkpoint with the family's factors in them, in float32, and the model without these.
+
+    Raises:
+        SpecError: the tensors do not fit the model.
+    """
+    if family.fold is None:
+        return dict(tensors), model
+    plain, factors = family.fold(model)
+    weights = weights_of(tensors, model)
+    if model.is_tied:
+        weights.pop("head.weight", None)
+        weights |= {} if plain.is_tied else {"head.weight": weights["embed.weight"]}
+    scaled = {id: _scaled(lazy, model, factors.get(leaf_of(id), ())) for id, lazy in weights.items()}
+    return tensors_of(scaled, plain), plain
+
+
+def _scaled(lazy: Lazy, model: Model, factors: Sequence[tuple[str, float]]) -> Lazy:
+    if all(factor == 1.0 for _, factor in factors):
+        return lazy
+    parts, start = [], 0
+    for rows, factor in factors:
+        stop = start + model.dims.evaluate(rows) if rows else lazy.shape[0]
+        parts.append(_times(gather_rows([lazy], [(0, start, stop)]), factor))
+        start = stop
+    return parts[0] if len(parts) == 1 else Concat(parts).output()
+
+
+def _times(lazy: Lazy, factor: float) -> Lazy:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return x.float() * factor
+
+    return Apply("multiply", [lazy], lazy.spec.with_dtype(DType.F32), fn, {"by": factor}).output()
 
 
 def _formed(lazy: Lazy, model: Model, id: str, form: Form | None) -> Lazy:

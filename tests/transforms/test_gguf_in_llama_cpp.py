@@ -83,6 +83,8 @@ CASES = {
     ("hunyuan_moe", "plain"): {"attention_bias": False, "moe_topk": 2},
     ("lfm2", None): {}, ("lfm2", "adjusted"): {}, ("mamba", None): {}, ("falcon_mamba", None): {"mixer_rms_eps": 1e-5},
     ("mamba2", None): {}, ("mamba2", "tied"): {"use_conv_bias": True}, ("jamba", None): {},
+    ("falcon_h1", None): {}, ("falcon_h1", "norm"): {"mamba_norm_before_gate": False, "mamba_n_groups": 2},
+    ("falcon_h1", "norm-after"): {"tie_word_embeddings": True, "mamba_conv_bias": True},
     ("jamba", "dense"): {"mamba_conv_bias": True}, ("qwen3_next", None): {"linear_value_head_dim": 16},
     ("qwen3_next", "one-key-head"): {"linear_value_head_dim": 40}, ("qwen3_5", None): {"linear_value_head_dim": 16},
     ("qwen3_5", "one-key-head"): {"linear_value_head_dim": 40},

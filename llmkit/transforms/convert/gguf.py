@@ -23,6 +23,7 @@ from llmkit.errors import InputError, LlmkitError, RequirementError, listing, su
 from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
+from llmkit.layouts.gguf_forms import folded
 from llmkit.layouts.gguf_mixes import MIXES, Sizes, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import to_gguf
@@ -92,7 +93,10 @@ def write(
     why = family.refuses(model) if family.refuses is not None else None
     if why is not None:
         raise RequirementError(f"llama.cpp cannot run this {architecture.name} model: {why}", hint="--to hf holds any")
-    tensors = dict(ckpt.tensors)
+    original = model
+    tensors, model = folded(ckpt.tensors, model, family)
+    if model is not original:
+        notes.append("the multipliers of config.json are multiplied into the weights, as llama.cpp has them")
     if as_bool(model.head.normalized):
         head = model.name_of("head.weight")
         tensors[head] = normalized_rows(tensors[head])
