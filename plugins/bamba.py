@@ -10,6 +10,7 @@ from llmkit.architecture.mamba import StateSpaceDuality, duality_sizes, step_lim
 from llmkit.architecture.names import Names
 from llmkit.architecture.positions import THETA_KEYS
 
+from .hybrid_gguf import BAMBA
 from .mamba2 import MIXER
 
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-5))
@@ -85,7 +86,7 @@ ARCHITECTURE = Architecture(
         *("mamba_*", "rope_*", "num_logits_to_keep", "time_step_*", "layer*_type*", "z_loss*", "attn_*"),
         "partial_rotary_factor",
     ),
-    no_gguf="its files are not read or written yet",
+    gguf=BAMBA,
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",

@@ -10,6 +10,7 @@ from llmkit.architecture.layer_types import layer_type
 from llmkit.architecture.mamba import StateSpaceDuality, step_limit
 from llmkit.architecture.names import Fused
 
+from . import hybrid_gguf
 from .bamba import sizes
 from .granite import ARCHITECTURE as GRANITE
 from .granite import BLOCK
@@ -64,8 +65,7 @@ GRANITE_MOE_HYBRID = replace(
     dims=replace(DIMS, extra={"shared_ffn": _SHARED_WIDTH, **_SIZES}),
     block=_layers(replace(EXPERTS, shared="shared_ffn")),
     names=replace(NAMES, slots={**GRANITE_MOE_SHARED.names.slots, **_SLOTS}),
-    gguf=None,
-    no_gguf="its files are not read or written yet",
+    gguf=hybrid_gguf.GRANITE_MOE,
     unused=(
         *(*GRANITE_MOE_SHARED.unused, "mamba_*", "rope_*", "init_method", "normalization_function", "time_step_*"),
         *("attention_multiplier", "position_embedding_type"),  # of a model without attention
@@ -89,6 +89,7 @@ GRANITE_HYBRID = replace(
             "mlp.down": "shared_mlp.output_linear",
         },
     ),
+    gguf=hybrid_gguf.GRANITE,
     unused=(*GRANITE_MOE_HYBRID.unused, "num_experts_per_tok", "intermediate_size"),
     tiny={**_TINY, "num_local_experts": 0, "num_experts_per_tok": 0},
     variants={"rope": _ROPE, "attention": {**_ROPE, "layer_types": ["attention", "attention"]}},

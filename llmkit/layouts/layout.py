@@ -160,8 +160,8 @@ def weights_for(
 
 def rotary_order(model: Model) -> Pairs | None:
     """Which dims of a head make a rotary pair; None for a model without rotary positions."""
-    position = getattr(model.block, "position", None)
-    return position.pairs if isinstance(position, Rope) else None
+    positions = (getattr(block, "position", None) for block in model.blocks)
+    return next((position.pairs for position in positions if isinstance(position, Rope)), None)
 
 
 def plain_model(where: str, config: Mapping[str, Any]) -> Model:

@@ -60,6 +60,10 @@ REFUSED = {
     ("gpt_bigcode", "unscaled"): "attention.scale is 1.0",
     ("gpt_neox", "no-bias"): "attention.qkv_bias is False, here True",
     ("falcon_h1", "norm-after"): "attention.recurrence.conv_bias is False, here True",
+    ("bamba", "tied"): "attention.conv_bias is False, here True",
+    ("granitehybrid", "rope"): "attention.conv_bias is False, here True",
+    ("granitehybrid", "attention"): "all its layers have attention",
+    ("granitemoehybrid", "rope"): "attention.conv_bias is False, here True",
     ("falcon_h1", "norm"): "attention.recurrence.norm_before_gate is True, here False",
     ("internlm2", "biases"): "attention.qkv_bias is True, here False",
     ("internlm2", "dynamic"): "rope_scaling is 'dynamic'",
@@ -217,6 +221,10 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
     for tensor in ckpt.tensors:
         if tensor.endswith("attention.wqkv.weight"):  # its converter takes them apart first
             expected |= {f"blk.{tensor.split('.')[2]}.attn_{part}.weight" for part in "qkv"}
+            continue
+        if name == "granitehybrid" and "shared_mlp" in tensor:  # and these are no experts without others
+            parts = ("gate", "up") if "input" in tensor else ("down",)
+            expected |= {f"blk.{tensor.split('.')[2]}.ffn_{part}.weight" for part in parts}
             continue
         if tensor.endswith("in_proj_qkvz.weight"):
             expected |= {f"blk.{tensor.split('.')[2]}.attn_{part}.weight" for part in ("qkv", "gate")}

@@ -85,6 +85,8 @@ CASES = {
     ("mamba2", None): {}, ("mamba2", "tied"): {"use_conv_bias": True}, ("jamba", None): {},
     ("falcon_h1", None): {}, ("falcon_h1", "norm"): {"mamba_norm_before_gate": False, "mamba_n_groups": 2},
     ("falcon_h1", "norm-after"): {"tie_word_embeddings": True, "mamba_conv_bias": True},
+    ("bamba", None): {}, ("bamba", "tied"): {"mamba_conv_bias": True}, ("granitemoehybrid", None): {},
+    ("granitemoehybrid", "rope"): {"mamba_conv_bias": True}, ("granitehybrid", None): {},
     ("jamba", "dense"): {"mamba_conv_bias": True}, ("qwen3_next", None): {"linear_value_head_dim": 16},
     ("qwen3_next", "one-key-head"): {"linear_value_head_dim": 40}, ("qwen3_5", None): {"linear_value_head_dim": 16},
     ("qwen3_5", "one-key-head"): {"linear_value_head_dim": 40},
