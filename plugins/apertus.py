@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import GgufFamily, Metadata, needs_head
 from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots
@@ -81,6 +82,11 @@ def _mlp(config: Mapping[str, Any]) -> Kind:
     return XieluMLP() if act == "xielu" else PlainMLP(act, bias=False)
 
 
+def _read(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
+    is_scaled = "rope_freqs.weight" in names or metadata.get("rope.scaling.type", "none") != "none"
+    return {} if is_scaled else {"rope_scaling": {"rope_type": "default"}}
+
+
 ARCHITECTURE = Architecture(
     name="apertus",
     releases=("Apertus-8B", "Apertus-70B"),
@@ -106,7 +112,15 @@ ARCHITECTURE = Architecture(
             "mlp.act": "mlp.act_fn",
         },
     ),
-    no_gguf="llama.cpp keeps the weights of its activation as metadata",
+    gguf=GgufFamily(
+        "apertus",
+        slots={"mlp.act": "xielu"},
+        in_metadata={f"xielu.{leaf}": f"xielu.{leaf}" for leaf in ("alpha_p", "alpha_n", "beta", "eps")},
+        config={"hidden_act": "xielu"},
+        flags={"attention_bias": "blk.0.attn_q.bias"},
+        read_names=_read,
+        refuses=needs_head,
+    ),
     tiny={
         **TINY,
         "hidden_act": "xielu",

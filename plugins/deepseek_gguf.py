@@ -73,6 +73,9 @@ def _yarn(model: Model) -> Yarn | None:
 
 
 def _refuses(model: Model) -> str | None:
+    position = model.block.position if isinstance(model.block, Block) else None
+    if isinstance(position, Rope) and position.pairs != "interleaved":
+        return "its rotary pairs are the halves of a head, and files have them side by side"
     scaling = _yarn(model)
     if scaling is not None and scaling.mscale != scaling.mscale_all_dim:
         return "it reads one mscale of YaRN, and this model has two"

@@ -13,6 +13,7 @@ from . import latent
 from .deepseek2 import ACTIVATION, NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mixture
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
+from .deepseek_gguf import GGUF_V3
 
 _SORTS = ("dense", "sparse")
 _ROUTER: Router = replace(
@@ -43,8 +44,7 @@ ARCHITECTURE = replace(
     dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 1536)}, nope=192, q_rank=768, v=256),
     block=PerLayer(_block),
     names=replace(NAMES, ignored=(*NAMES.ignored, "model.layers.47.*")),
-    gguf=None,
-    no_gguf="not tried: llama.cpp reads it as DeepSeek",
+    gguf=replace(GGUF_V3, noted=("architectures", "model_type")),  # llama.cpp has one name for both
     unused=(*NOT_COMPUTED, "partial_rotary_factor", "first_k_dense_replace"),
     tiny={
         **TINY, "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1,

@@ -5,14 +5,18 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.experts import Router
+from llmkit.architecture.gguf import Metadata
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, PerLayer
+from llmkit.architecture.model import Model
 from llmkit.architecture.names import Stacked
+from llmkit.architecture.scaling import Yarn
 
 from . import latent
 from .deepseek2 import ACTIVATION, NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mixture, pairs
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
+from .deepseek_gguf import GGUF
 from .ministral import GrowingRope
 
 _ROUTER: Router = replace(
@@ -39,6 +43,28 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     return replace(block, position=GrowingRope(pairs=pairs(config)))
 
 
+def _read(metadata: Metadata) -> dict[str, Any]:
+    assert GGUF.read is not None  # noqa: S101
+    config = {key: value for key, value in GGUF.read(metadata).items() if key != "topk_method"}
+    beta = round(metadata.get("attention.temperature_scale", 0.0), 6)
+    return config | {"rope_scaling": {**config.get("rope_scaling", {}), "llama_4_scaling_beta": beta}}
+
+
+def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+    assert GGUF.write is not None and isinstance(model.block, Block)  # noqa: S101, PT018
+    position = model.block.position
+    assert isinstance(position, GrowingRope)  # noqa: S101
+    growth = {"attention.temperature_scale": position.beta, "attention.temperature_length": position.length}
+    return {**GGUF.write(model, config), **growth}
+
+
+def _refuses(model: Model) -> str | None:
+    position = model.block.position if isinstance(model.block, Block) else None
+    if not isinstance(position, GrowingRope) or not isinstance(position.bound_scaling, Yarn):
+        return "its positions are not YaRN's"
+    return GGUF.refuses(model) if GGUF.refuses is not None else None
+
+
 ARCHITECTURE = replace(
     V3,
     name="mistral4",
@@ -49,8 +75,16 @@ ARCHITECTURE = replace(
     block=PerLayer(_block),
     names=replace(NAMES, slots={**_SLOTS, **_STACKED}),
     fixed=latent.ONE_KEY_EACH,
-    gguf=None,
-    no_gguf="not tried: llama.cpp has queries that grow with their positions",
+    gguf=replace(
+        GGUF,
+        arch="mistral4",
+        keys={**GGUF.keys, "expert_weights_norm": "norm_topk_prob"},
+        config={**GGUF.config, "n_group": 1, "topk_group": 1},
+        read=_read,
+        write=_write,
+        refuses=_refuses,
+        claims=lambda _, names: "blk.0.attn_kv_b.weight" in names,
+    ),
     unused=(*NOT_COMPUTED, "rope_*.partial_rotary_factor", "rope_*.max_position_embeddings"),
     tiny={
         **TINY, "architectures": ["Mistral4ForCausalLM"], "model_type": "mistral4", "n_group": 1, "topk_group": 1,

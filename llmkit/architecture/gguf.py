@@ -93,6 +93,8 @@ class GgufFamily:
         forms: leaf of a weight (`attn.a_log`) -> how files have it, where that is not as it is.
         fold: the model without factors that files have in their weights, and these: leaf of a weight -> the factor of
             each stretch of its rows (a formula of their number, "" for what is left).
+        in_metadata: tensors of one value, of which metadata have a list with an entry for each layer: name after
+            `blk.N.` -> metadata key, without a prefix.
         keys: metadata key -> key of config.json, where it is not the usual one; "" for a key that config.json lacks.
         config: values of config.json that no metadata say.
         flags: keys of config.json that are true where a tensor is there: key -> its name in files.
@@ -120,6 +122,7 @@ class GgufFamily:
     unshifted: tuple[str, ...] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)
     fold: Callable[[Model], tuple[Model, Mapping[str, Sequence[tuple[str, float]]]]] | None = None
+    in_metadata: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)

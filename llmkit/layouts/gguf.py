@@ -14,7 +14,7 @@ from llmkit.formats.folder import is_weight_file
 from llmkit.formats.gguf_files import GgufModel, find_gguf, looks_like, read_model
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.gguf_values import architecture_of, config_of
-from llmkit.layouts.gguf_weights import from_gguf
+from llmkit.layouts.gguf_weights import from_gguf, unlisted
 from llmkit.layouts.layout import Layout, Opened, plain_model
 from llmkit.quantization.codecs.gguf import stored_tensor
 from llmkit.tensors.lazy import Lazy
@@ -80,7 +80,9 @@ def _as_transformers(
     config["torch_dtype"] = dtype.torch_name
     weights = {n: t for n, t in tensors.items() if n not in CONSTANT_TENSORS}
     try:
-        weights_by_name = from_gguf(weights, plain_model(str(path), config), family)
+        bound = plain_model(str(path), config)
+        weights |= unlisted(model.metadata, bound.spelled(family.names), family)
+        weights_by_name = from_gguf(weights, bound, family)
     except SpecError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
     if model.metadata.get(SOURCE_DTYPE) == dtype.torch_name:

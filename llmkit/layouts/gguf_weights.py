@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
-from llmkit.architecture.gguf import GgufFamily
+from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.kinds import Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
@@ -15,6 +15,7 @@ from llmkit.errors import SpecError, listing
 from llmkit.layouts.gguf_forms import formed, leaf_of, unformed
 from llmkit.layouts.layout import rotary_order
 from llmkit.lazy_imports import torch
+from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat, TakeRows
 from llmkit.tensors.rearrange import reshaped
@@ -56,6 +57,30 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
     spelled = model.spelled(family.names)
     stored = tensors_of(_norms_shifted(weights, family.norm_offset, family), spelled)
     return _stacked(_as_filed(stored, spelled, family), family)
+
+
+def listed(tensors: Mapping[str, Lazy], family: GgufFamily) -> tuple[dict[str, Lazy], dict[str, list[float]]]:
+    """The tensors that a file has, from those of `to_gguf`, and the metadata that others are; these are loaded."""
+    kept: dict[str, Lazy] = {}
+    lists: dict[str, list[float]] = {}
+    for name, lazy in tensors.items():
+        key = family.in_metadata.get(name.split(".", 2)[-1]) if name.startswith("blk.") else None
+        if key is None:
+            kept[name] = lazy
+        else:
+            lists.setdefault(key, []).append(float(lazy.load().float().item()))
+    return kept, lists
+
+
+def unlisted(metadata: Metadata, model: Model, family: GgufFamily) -> dict[str, Lazy]:
+    """The tensors of `model`, as files name it, whose values are lists in metadata: float32."""
+    found: dict[str, Lazy] = {}
+    for slot in model.slots.values():
+        key = family.in_metadata.get(slot.name.split(".", 2)[-1]) if slot.layer is not None else None
+        values = metadata.get(key) if key is not None else None
+        if isinstance(values, list) and slot.layer is not None and slot.layer < len(values):
+            found[slot.name] = constant_of([float(values[slot.layer])], DType.F32, slot.shape)
+    return found
 
 
 def _shapes(model: Model, family: GgufFamily) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

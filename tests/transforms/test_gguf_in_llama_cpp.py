@@ -53,6 +53,9 @@ for prompt in json.loads(sys.argv[2]):
     found.append([ids, new])
 print(json.dumps(found))
 """
+# One mscale: llama.cpp reads no two.
+MISTRAL_4 = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8,
+             "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}  # fmt: skip
 # llama.cpp knows sizes and positions of some families by the number of layers, and applies no window to some.
 CASES = {
     ("baichuan", None): {"num_hidden_layers": 32}, ("baichuan", "baichuan2-7b"): {"num_hidden_layers": 32},
@@ -87,6 +90,9 @@ CASES = {
     ("falcon_h1", "norm-after"): {"tie_word_embeddings": True, "mamba_conv_bias": True},
     ("bamba", None): {}, ("bamba", "tied"): {"mamba_conv_bias": True}, ("granitemoehybrid", None): {},
     ("granitemoehybrid", "rope"): {"mamba_conv_bias": True}, ("granitehybrid", None): {},
+    ("glm4_moe_lite", None): {}, ("mistral4", None): {"rope_parameters": MISTRAL_4},
+    ("mistral4", "groups"): {"rope_parameters": MISTRAL_4, "rope_interleave": True}, ("apertus", None): {},
+    ("apertus", "defaults"): {},
     ("jamba", "dense"): {"mamba_conv_bias": True}, ("qwen3_next", None): {"linear_value_head_dim": 16},
     ("qwen3_next", "one-key-head"): {"linear_value_head_dim": 40}, ("qwen3_5", None): {"linear_value_head_dim": 16},
     ("qwen3_5", "one-key-head"): {"linear_value_head_dim": 40},

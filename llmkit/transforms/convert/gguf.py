@@ -26,7 +26,7 @@ from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_forms import folded
 from llmkit.layouts.gguf_mixes import MIXES, Sizes, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
-from llmkit.layouts.gguf_weights import to_gguf
+from llmkit.layouts.gguf_weights import listed, to_gguf
 from llmkit.quantization.codecs.gguf import as_blocks, quantized
 from llmkit.quantization.matrix import is_dequantized
 from llmkit.tensors.constant import constant_of
@@ -102,9 +102,16 @@ def write(
         tensors[head] = normalized_rows(tensors[head])
         notes.append("the rows of the head are divided by their norms, as the original does at run time")
     factors = {n: constant_of(values, DType.F32, (len(values),)) for n, values in rope_factors(model).items()}
-    stored = {**to_gguf(tensors, model, family), **factors}
+    stored, lists = listed(to_gguf(tensors, model, family), family)
+    stored |= factors
     values, warnings = metadata_of(model, config, family)
-    metadata = {"general.architecture": family.arch, "general.type": "model", "general.name": ckpt.label, **values}
+    metadata = {
+        "general.architecture": family.arch,
+        "general.type": "model",
+        "general.name": ckpt.label,
+        **values,
+        **lists,
+    }
     metadata |= _noted(model, config, family, metadata, stored)
     sizes = sizes_of(model, family, has_statistics=statistics is not None)
     types, wanted = types_of(MIXES[kind], {name: lazy.shape for name, lazy in stored.items()}, sizes)
