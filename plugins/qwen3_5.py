@@ -86,15 +86,16 @@ TINY: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
-    "linear_value_head_dim": 12,
+    "linear_value_head_dim": 16,
     "linear_conv_kernel_dim": 4,
     "rms_norm_eps": 1e-6,
     "partial_rotary_factor": 0.25,
     "eos_token_id": 2,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "biases": {"attention_bias": True, "tie_word_embeddings": True},
+    "biases": {"attention_bias": True, "linear_value_head_dim": 12, "tie_word_embeddings": True},
     "one-key-head": {
+        "linear_value_head_dim": 40,
         "linear_key_head_dim": 40,
         "linear_num_key_heads": 1,
         "linear_conv_kernel_dim": 3,

@@ -95,9 +95,9 @@ REFUSED = {
     ("phi", "grouped"): "attention.qk_norm is LayerNorm, here None",
     ("mpt", "scaled"): "attention.scale is 0.5",
     ("qwen2", "window-above"): "sliding_window is 7, here None",
-    ("qwen3_5", "biases"): "attention.qkv_bias is True, here False",
-    ("qwen3_5_moe", "biases"): "attention.qkv_bias is True, here False",
-    ("qwen3_next", "biases"): "attention.qkv_bias is True, here False",
+    ("qwen3_5", "biases"): "heads of its Gated DeltaNets have keys and values of two widths",
+    ("qwen3_5_moe", "biases"): "heads of its Gated DeltaNets have keys and values of two widths",
+    ("qwen3_next", "biases"): "heads of its Gated DeltaNets have keys and values of two widths",
     ("qwen3_next", "dense-below"): "mlp is GatedMLP(act='silu', bias=False, multipliers=None), here Experts",
     ("qwen2_moe", "dense-above"): "mlp.router.is_normalized is True, here False",
     ("qwen2_moe", "no-bias"): "attention.qkv_bias is False, here True",
@@ -125,8 +125,6 @@ def tiny_config(name: str, variant: str | None = None) -> dict:
     config = FAMILIES[name].tiny_config(variant)
     if "query_pre_attn_scalar" in FAMILIES[name].tiny:  # llama.cpp always scales by the head's size
         config["query_pre_attn_scalar"] = config["head_dim"]
-    if "linear_key_head_dim" in config:  # llama.cpp has values as wide as keys
-        config["linear_value_head_dim"] = config["linear_key_head_dim"]
     if name == "mistral4":  # and one mscale
         config["rope_parameters"] = {**config["rope_parameters"], "mscale": 1.0, "mscale_all_dim": 1.0}
     if name == "exaone4":  # llama.cpp gives windows to the model of 64 layers
