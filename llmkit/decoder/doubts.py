@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmkit.architecture.registry import find
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
 from llmkit.tokenization.agreement import compare_vocabulary
 
@@ -12,10 +13,13 @@ def doubts_of(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
     """Tokens without rows, and keys of the config that nothing reads (transformers reads its own).
 
     Raises:
+        RequirementError: a quantization that is not read.
         SpecError: the config cannot be bound.
     """
     odd = compare_vocabulary(ckpt).warning
     doubts = [odd] if odd else []
-    ckpt = text_part(ckpt)
-    architecture = find(ckpt.config) if backend != "transformers" else None
-    return [*doubts, *architecture.bind(ckpt.config).unread.warnings] if architecture is not None else doubts
+    if backend == "transformers":
+        return doubts
+    config = dequantized(text_part(ckpt)).config  # without what says how the weights are stored
+    architecture = find(config)
+    return [*doubts, *architecture.bind(config).unread.warnings] if architecture is not None else doubts

@@ -259,6 +259,10 @@ class FolderCodec(FolderReader, Codec):
             hint="--format compressed-tensors",
         )
 
+    def as_described(self, entry: Mapping[str, Any]) -> FolderCodec:
+        """What writes a folder again whose config has `entry`: what it asks of the inputs of layers stays asked."""
+        return self
+
     def files(self, entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """JSON files besides config.json that loaders look for, by their names; `entry` is what `describe` gave."""
         return {}

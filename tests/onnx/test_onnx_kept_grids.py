@@ -28,6 +28,8 @@ from llmkit.transforms.quantize import quantize
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 from tiny_graphs import PLUGINS, exported_decoders
 
+from tests.published import write_published
+
 SHAPES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -128,6 +130,17 @@ def test_signed_int8(tmp_path):
     wanted = dequantized(packed, dtype=DType.F32).tensors
     for name, matrix in matrices_in(tmp_path / "out").items():
         assert np.array_equal(matrix, wanted[name].load().numpy()), name
+
+
+def test_zero_points_between_two_codes(tmp_path):
+    """HQQ's: they become offsets of the blocks."""
+    tiny(tmp_path)
+    ckpt = open_checkpoint(write_published(tmp_path / "float", tmp_path / "q", "hqq"))
+    plan = export(ckpt, dtype="float32")
+    assert plan.notes[0].startswith("14 matrices stay on the grid that they are stored on (int4 group 32 asymmetric)")
+    save(plan, tmp_path / "out")
+    differences = compare_decoders(*exported_decoders(tmp_path / "out", dequantized(ckpt, dtype=DType.F32)))
+    assert all(d.largest <= 1e-5 for d in differences), differences
 
 
 def test_columns_in_another_order_become_floats(tmp_path):

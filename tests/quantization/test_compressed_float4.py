@@ -7,12 +7,13 @@ import torch
 from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
 from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
 from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import llmkit
 from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.errors import RequirementError, SpecError
 from llmkit.tensors.spec import DType
+from llmkit.transforms import lora
 
 MODULE = "model.layers.0.mlp.up_proj"
 LIBRARY = {
@@ -79,3 +80,28 @@ def test_missing_and_misshapen_parts_are_named(tmp_path):
         dequantized(folder_of(tmp_path, tensors, scheme, form, group_size=32))
     with pytest.raises(RequirementError, match="with zero points is not read"):
         dequantized(folder_of(tmp_path, tensors, scheme, form, symmetric=False))
+
+
+@pytest.mark.parametrize("form", LIBRARY)
+def test_an_adapter_of_another_layer_leaves_every_byte(tmp_path, form):
+    """Another layer in floats; what is in float4 itself is refused with what to do."""
+    tensors, scheme = stored(form)
+    other = "model.layers.0.mlp.down_proj"
+    folder_of(tmp_path, tensors, scheme, form)
+    state = load_file(tmp_path / "model.safetensors") | {f"{other}.weight": torch.randn(96, 24).bfloat16()}
+    save_file(state, tmp_path / "model.safetensors")
+    ckpt = llmkit.open_checkpoint(tmp_path)
+    for module, shape in ((other, (96, 24)), (MODULE, (24, 96))):
+        key, path = f"base_model.model.{module}.", tmp_path / module
+        path.mkdir()
+        update = {f"{key}lora_A.weight": torch.randn(2, shape[1]), f"{key}lora_B.weight": torch.randn(shape[0], 2)}
+        save_file(update, path / "adapter_model.safetensors")
+        about = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [module.rpartition(".")[2]]}
+        (path / "adapter_config.json").write_text(json.dumps(about))
+    merged = lora.merge(ckpt, [lora.open_adapter(tmp_path / other)])
+    changed = {n for n, lazy in merged.tensors.items() if not torch.equal(lazy.load(), ckpt.tensors[n].load())}
+    assert (changed, merged.tensors.keys()) == ({f"{other}.weight"}, ckpt.tensors.keys())
+    assert merged.config == ckpt.config
+    with pytest.raises(RequirementError, match="cannot be written in compressed-tensors as stored") as caught:
+        lora.merge(ckpt, [lora.open_adapter(tmp_path / MODULE)], requantize=True)
+    assert "--to dense" in caught.value.hint

@@ -17,7 +17,7 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, RequirementError
 from llmkit.quantization.codecs.gguf import as_blocks
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, matrix_of
 from llmkit.quantization.points import MXFP4
@@ -25,6 +25,7 @@ from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.transforms import lora
 from llmkit.transforms.convert import convert
 
 STEM = "model.layers.0.mlp.experts.gate_up_proj"
@@ -122,6 +123,52 @@ def test_a_copy_keeps_every_byte(model, tmp_path):
     assert copy.tensors.keys() == ckpt.tensors.keys()
     assert all(torch.equal(copy.tensors[name].load(), lazy.load()) for name, lazy in ckpt.tensors.items())
     assert copy.config["quantization_config"] == ckpt.config["quantization_config"]
+
+
+def adapter_of(path, stem, *shape):
+    """A LoRA of rank 2 for one module of the shape [out, in]."""
+    path.mkdir()
+    key = f"base_model.model.{stem}."
+    parts = {f"{key}lora_A.weight": torch.randn(2, shape[1]), f"{key}lora_B.weight": torch.randn(shape[0], 2)}
+    save_file(parts, path / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [stem.rpartition(".")[2]]}
+    (path / "adapter_config.json").write_text(json.dumps(about))
+    return lora.open_adapter(path)
+
+
+@pytest.mark.parametrize("requantize", [False, True])
+def test_an_adapter_of_what_is_in_floats_leaves_the_experts_as_they_are(model, tmp_path, requantize):
+    """Most adapters of gpt-oss change the attention, which is in bfloat16."""
+    base = open_checkpoint(model)
+    stem = "model.layers.0.self_attn.o_proj"
+    adapter = adapter_of(tmp_path / "a", stem, *base.tensors[f"{stem}.weight"].shape)
+    save(lora.merge(base, [adapter], requantize=requantize), tmp_path / "out")
+    merged = open_checkpoint(tmp_path / "out")
+    assert list(merged.tensors) == list(base.tensors)
+    assert merged.config["quantization_config"] == base.config["quantization_config"]
+    changed = {n for n, lazy in merged.tensors.items() if not torch.equal(lazy.load(), base.tensors[n].load())}
+    assert changed == {f"{stem}.weight"}
+    dense = lora.merge(dequantized(base), [adapter]).tensors[f"{stem}.weight"].load()
+    assert torch.equal(merged.tensors[f"{stem}.weight"].load(), dense)
+    load_decoder(merged)(torch.arange(12).view(1, 12))
+
+
+def test_an_adapter_of_experts_in_float4_is_refused_with_what_to_do(model, tmp_path):
+    base = open_checkpoint(model)
+    floats = dequantized(base)
+    n, n_in, n_out = floats.tensors[STEM].shape
+    key = f"base_model.model.{STEM.rpartition('.')[0]}."
+    update = {f"{key}lora_A.weight": torch.randn(2 * n, n_in), f"{key}lora_B.weight": torch.randn(n_out, 2 * n)}
+    (tmp_path / "a").mkdir()
+    save_file(update, tmp_path / "a" / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [], "target_parameters": [STEM]}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(about))
+    adapter = lora.open_adapter(tmp_path / "a")
+    with pytest.raises(RequirementError, match=r"read and not written: .*gate_up_proj is changed") as caught:
+        lora.merge(base, [adapter], requantize=True)
+    assert "--to dense" in caught.value.hint
+    with pytest.raises(RequirementError, match="already quantized"):
+        lora.merge(base, [adapter])
 
 
 def test_gguf_keeps_every_code(model, tmp_path):

@@ -18,6 +18,7 @@ from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import pack
 from llmkit.quantization.signs import with_positive_scales
 from llmkit.tensors.spec import DType
+from llmkit.transforms import lora
 from llmkit.transforms.convert import convert
 from llmkit.transforms.quantize import quantize
 from tests.quantization.lazies import held
@@ -153,19 +154,36 @@ def test_floats_are_no_quantized_model(world):
         convert(llmkit.open_checkpoint(world / "m"), to="hf", requantize=True)
 
 
-@pytest.mark.parametrize("name", ["gptq", "awq", "compressed-tensors"])
-def test_an_adapter_changes_only_what_it_touches(world, tmp_path, name):
-    """The rest keeps its bytes; what is changed is the nearest points of its old grid to base plus update."""
-    from llmkit.transforms import lora
-
+def write_adapter(path):
+    """A LoRA of one layer of 64 x 64: the beginning of its names, and its tensors."""
     generator = torch.Generator().manual_seed(0)
     key = "base_model.model.model.layers.0.self_attn.q_proj."
     update = {f"{key}lora_A.weight": torch.rand(4, 64, generator=generator) - 0.5}
     update |= {f"{key}lora_B.weight": torch.rand(64, 4, generator=generator) - 0.5}
-    (tmp_path / "a").mkdir()
-    save_file(update, tmp_path / "a" / "adapter_model.safetensors")
+    path.mkdir()
+    save_file(update, path / "adapter_model.safetensors")
     about = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
-    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(about))
+    (path / "adapter_config.json").write_text(json.dumps(about))
+    return key, update
+
+
+def test_an_adapter_leaves_int8_inputs_int8(world, tmp_path):
+    made = quantize(llmkit.open_checkpoint(world / "m"), bits=8, activations="int8")
+    llmkit.save(made, tmp_path / "base")
+    write_adapter(tmp_path / "a")
+    base = llmkit.open_checkpoint(tmp_path / "base")
+    llmkit.save(lora.merge(base, [lora.open_adapter(tmp_path / "a")], requantize=True), tmp_path / "out")
+    merged = llmkit.open_checkpoint(tmp_path / "out")
+    assert merged.config["quantization_config"] == base.config["quantization_config"]
+    assert {n: lazy.spec for n, lazy in merged.tensors.items()} == {n: lazy.spec for n, lazy in base.tensors.items()}
+    changed = {n for n, lazy in merged.tensors.items() if not torch.equal(lazy.load(), base.tensors[n].load())}
+    assert {name.rpartition(".")[0] for name in changed} == {"model.layers.0.self_attn.q_proj"}
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "compressed-tensors"])
+def test_an_adapter_changes_only_what_it_touches(world, tmp_path, name):
+    """The rest keeps its bytes; what is changed is the nearest points of its old grid to base plus update."""
+    key, update = write_adapter(tmp_path / "a")
     base, adapter = llmkit.open_checkpoint(world / f"{name}-False"), lora.open_adapter(tmp_path / "a")
     with pytest.raises(RequirementError, match="already quantized"):
         lora.merge(base, [adapter])
@@ -185,6 +203,10 @@ def test_an_adapter_changes_only_what_it_touches(world, tmp_path, name):
     assert error.mean() < 0.3 * (wanted.amax() - wanted.amin()) / 15  # nearest points are a quarter of a step away
     with pytest.raises(RequirementError, match="has float weights: --requantize"):
         lora.merge(llmkit.open_checkpoint(world / "m"), [adapter], requantize=True)
+    llmkit.save(convert(llmkit.open_checkpoint(world / "m"), to="gguf", type="q8_0"), tmp_path / "g")
+    with pytest.raises(RequirementError, match="already quantized .*GGUF blocks") as caught:
+        lora.merge(llmkit.open_checkpoint(next((tmp_path / "g").glob("*.gguf"))), [adapter], requantize=True)
+    assert "--to dense" in caught.value.hint
 
 
 def test_layers_that_are_stored_transposed(tmp_path):

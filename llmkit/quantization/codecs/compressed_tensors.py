@@ -71,6 +71,11 @@ class CompressedTensors(FolderCodec):
             raise InputError(f"--activations {kind}: expected int8", hint="--activations int8")
         return _Int8Inputs()
 
+    def as_described(self, entry: Mapping[str, Any]) -> FolderCodec:
+        inputs = [group.get("input_activations") for group in groups_of(entry)]
+        are_int8 = all(isinstance(x, Mapping) and (x.get("type"), x.get("num_bits")) == ("int", 8) for x in inputs)
+        return _Int8Inputs() if inputs and are_int8 else self
+
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         n_out, bits = matrix.shape[0], matrix.bits
         if matrix.grid.points is FP8:

@@ -52,6 +52,8 @@ class NBits(Codec):
         plain = _of_integers(matrix) if matrix.grid.points is not None else matrix
         if plain is None:
             return None
+        if plain.zeros is not None and plain.zeros.dtype is not DType.U8:
+            plain = replace(plain, zeros=None, offsets=_offsets(plain.zeros, plain.scales))
         block = _block_of_row(group)
         n_blocks = -(-k // block)
         times = n_blocks if is_by_row else group // block
@@ -135,6 +137,15 @@ def _of_integers(matrix: QuantizedMatrix) -> QuantizedMatrix | None:
 
     codes = Apply("look up", [matrix.codes], TensorSpec(DType.U8, (n, k)), fn, {"values": list(values)}, scratch=2.0)
     return replace(matrix, grid=replace(matrix.grid, bits=8, points=None), codes=codes.output())
+
+
+def _offsets(zeros: Lazy, scales: Lazy) -> Lazy:
+    """What stands for zero points between two codes, float32 [out, groups]: exact where both are half-precision."""
+
+    def fn(zeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        return zeros.float().mul_(scales.float()).neg_()
+
+    return Apply("offset", [zeros, scales], TensorSpec(DType.F32, scales.shape), fn).output()
 
 
 def _block_of_row(columns: int) -> int:

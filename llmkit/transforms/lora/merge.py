@@ -8,16 +8,14 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
-from llmkit.checkpoint.quantized import dequantized, reader_of
+from llmkit.checkpoint.quantized import dequantized, is_quantized
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.adapter import Adapter
-from llmkit.quantization.codec import FolderCodec
-from llmkit.quantization.matrix import Grid, matrix_of
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import config_with_dtype
-from llmkit.transforms.convert.codes import reencoded
 from llmkit.transforms.lora.apply import Application
+from llmkit.transforms.lora.requantize import require_quantized, with_stored
 from llmkit.transforms.vocab.config_ids import with_vocab_size
 
 
@@ -45,18 +43,18 @@ def merge(
         meter: collects how large the change of every weight is, |W' - W| / |W| (Frobenius), while it is written; with
             several adapters the names begin with the adapter's.
         force: go on where the counts or the config of an adapter say that it does not belong to this base.
-        requantize: merge into a quantized base: weights that no adapter changes keep their codes, the others are
-            restored, changed and rounded to the grid that they were on.
+        requantize: weights of a quantized base that an adapter changes are restored, changed and rounded to the grid
+            that they were on; the others keep their codes in any case.
 
     Raises:
         SpecError: a module or shape that the base does not have.
-        RequirementError: a quantized base (without `requantize`), a vocabulary that does not fit, or a weight that has
-            no meaning.
+        RequirementError: quantized weights that an adapter changes (without `requantize`), a vocabulary that does not
+            fit, or a weight that has no meaning.
     """
-    if requantize:
-        codec, grids = _quantized(base)
-        options: dict[str, Any] = {"weights": weights, "dtype": dtype, "meter": meter, "force": force}
-        return reencoded(merge(dequantized(base), adapters, **options), codec, requantize=True, grids=grids)
+    if requantize or is_quantized(base):
+        reader, floats = require_quantized(base), dequantized(base)
+        merged = merge(floats, adapters, weights=weights, dtype=dtype, meter=meter, force=force)
+        return with_stored(base, floats, merged, reader, requantize=requantize)
     if not adapters:
         raise RequirementError("no adapter to merge", hint="llmkit lora merge BASE ADAPTER -o OUT")
     require_model(base, "lora merge", floats=True)
@@ -71,23 +69,6 @@ def merge(
         prefix = f"{adapter.label}: " if len(adapters) > 1 else ""
         merged = _merge_one(merged, adapter, factor, target if i == 0 else None, meter, prefix, force)
     return merged
-
-
-def _quantized(base: Checkpoint) -> tuple[FolderCodec, dict[str, Grid]]:
-    """What stores a quantized base, and the grids of its weights.
-
-    Raises:
-        RequirementError: floats, or a layout that is not written.
-    """
-    codec = reader_of(base)
-    if not isinstance(codec, FolderCodec):
-        what = "has float weights" if codec is None else f"is quantized ({codec.name}), which is read and not written"
-        raise RequirementError(
-            f"{base.label} {what}: --requantize has nothing to write",
-            hint="leave --requantize out" if codec is None else "llmkit convert BASE --to dense -o FLOATS, then merge",
-        )
-    matrices = {name: matrix_of(lazy) for name, lazy in dequantized(base).tensors.items()}
-    return codec, {name: matrix.grid for name, matrix in matrices.items() if matrix is not None}
 
 
 def _in_dtype(base: Checkpoint, dtype: DType) -> Checkpoint:
