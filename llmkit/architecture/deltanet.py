@@ -47,3 +47,28 @@ class GatedDeltaNet(Kind):
         slots["dt_bias"] = SlotShape(("delta_value_heads",), "parameter")
         slots["A_log"] = SlotShape(("delta_value_heads",), "parameter")
         return slots | under("out_norm", self.norm) | linear_slots("out", "hidden", values, False)
+
+
+@dataclass(frozen=True)
+class KimiDeltaAttention(GatedDeltaNet):
+    """The gated delta rule with a decay for each channel of a key (Kimi team 2025, arXiv:2510.26692, section 3).
+
+        S_t = diag(exp(g_t)) S_{t-1} + k_t (b_t (v_t - (diag(exp(g_t)) S_{t-1})^T k_t))^T
+
+    with g = -exp(A_log) softplus(decay_b(decay_a(x)) + dt_bias), A_log of each head, and b = sigmoid(rate(x)). With o_t
+    as above, the output of the layer is o(norm(o_t) sigmoid(gate_b(gate_a(x)))). There are as many heads of keys as of
+    values, and they are as wide.
+    """
+
+    def slots(self) -> dict[str, SlotShape]:
+        inner, width = "delta_key_heads*delta_key_dim", "delta_key_dim"
+        slots: dict[str, SlotShape] = {}
+        for name in "qkv":
+            slots |= linear_slots(name, inner, "hidden", False)
+            slots[f"conv_{name}.weight"] = SlotShape((inner, "1", "delta_kernel"), "parameter")
+        slots |= linear_slots("rate", "delta_key_heads", "hidden", False)
+        for name in ("decay", "gate"):
+            slots |= linear_slots(f"{name}_a", width, "hidden", False) | linear_slots(f"{name}_b", inner, width, False)
+        slots["dt_bias"] = SlotShape((inner,), "parameter")
+        slots["A_log"] = SlotShape(("1", "1", "delta_key_heads", "1"), "parameter")
+        return slots | under("out_norm", self.norm) | linear_slots("o", "hidden", inner, False)

@@ -23,7 +23,7 @@ def latent_sizes(
     nope: int = 128,
     rope: int = 64,
     kv_rank: int = 512,
-    q_rank: int = 1536,
+    q_rank: int | None = 1536,
     v: int = 128,
     v_width: Key | Computed | None = None,
 ) -> dict[str, Key | Computed]:

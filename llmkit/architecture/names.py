@@ -104,6 +104,7 @@ class Names:
         outer: the same for what lies outside the blocks besides embed, final_norm and head.
         ignored: patterns of buffers that old files store and nothing needs.
         in_memory: stems that transformers renames when it reads a file, to what: lists of modules may use either.
+        respelled: what a later version of transformers writes instead of a part of a name, and that part.
     """
 
     embed: str
@@ -114,6 +115,7 @@ class Names:
     outer: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     in_memory: Mapping[str, str] = field(default_factory=dict)
+    respelled: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmkit.architecture.names import NameTable
+from llmkit.architecture.names import Names, NameTable
 from llmkit.architecture.registry import find
 from llmkit.architecture.storage import single_experts
 from llmkit.errors import PluginError, listing
@@ -32,6 +32,8 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
         architecture = None
     if architecture is None:
         return dict(tensors), []
+    if architecture.names.respelled:
+        tensors = {_respelled(name, architecture.names): lazy for name, lazy in tensors.items()}
     tensors = single_experts(tensors, architecture.names)
     if not architecture.names.prefix:
         return dict(tensors), []
@@ -51,6 +53,11 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
     return renamed, [
         f"{len(changed)} names are read with {prefix!r} before them, as the family has it ({listing(changed, 1)})"
     ]
+
+
+def _respelled(name: str, names: Names) -> str:
+    other = next((other for other in names.respelled if other in name), None)
+    return name if other is None else name.replace(other, names.respelled[other])
 
 
 def spellings(module: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmkit.architecture.deltanet import GatedDeltaNet
+from llmkit.architecture.deltanet import GatedDeltaNet, KimiDeltaAttention
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
 from llmkit.architecture.indexer import IndexedAttention
 from llmkit.architecture.keys import as_bool
@@ -12,7 +12,7 @@ from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.mamba import BesideAttention, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.architecture.sizes import Sizes
-from llmkit.decoder.deltanet import gated_delta_net
+from llmkit.decoder.deltanet import gated_delta_net, kimi_delta_attention
 from llmkit.decoder.indexer import IndexedReader
 from llmkit.decoder.kv import Cache
 from llmkit.decoder.latent import LatentReader
@@ -94,6 +94,7 @@ _READERS: Hooks[Layer] = {
     GatedDeltaNet: gated_delta_net,
     GroupedQuery: _GroupedQuery,
     IndexedAttention: IndexedReader,
+    KimiDeltaAttention: kimi_delta_attention,
     LatentAttention: LatentReader,
     SelectiveScan: selective_scan_layer,
     ShortConvolution: short_convolution_layer,

@@ -244,8 +244,17 @@ def resolve_max_length(config: Mapping[str, Any], tokenizer: Any) -> int:
     """The longest input, by the `hf` backend's rule: the config, then the tokenizer, then 2,048."""
     inner = config.get("text_config")
     described = inner if isinstance(inner, Mapping) else config
+    spelled = _spellings(described.get("model_type"))
     for key in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if described.get(key) is not None:
-            return int(described[key])
+        value = described.get(key, described.get(spelled.get(key, key)))
+        if value is not None:
+            return int(value)
     length = getattr(tokenizer, "model_max_length", None)
     return int(length) if length is not None and length < _UNSET_LENGTH else DEFAULT_MAX_LENGTH
+
+
+def _spellings(model_type: Any) -> Mapping[str, str]:
+    """What transformers' config class of a type calls keys that other classes have (`model_max_length`)."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    return CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING_NAMES else {}

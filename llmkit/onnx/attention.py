@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.architecture.attention import ScoreRule
-from llmkit.architecture.deltanet import GatedDeltaNet
+from llmkit.architecture.deltanet import GatedDeltaNet, KimiDeltaAttention
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.indexer import IndexedAttention
 from llmkit.architecture.keys import as_bool
@@ -23,7 +23,7 @@ from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.mamba import BesideAttention, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import GraphContext
-from llmkit.onnx.deltanet import emit_gated_delta_net
+from llmkit.onnx.deltanet import emit_gated_delta_net, emit_kimi_delta_attention
 from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.latent import emit_latent
 from llmkit.onnx.mamba import emit_duality, emit_selective_scan, emit_short_convolution
@@ -264,6 +264,7 @@ _EMITTERS: Hooks[Value] = {
     GatedDeltaNet: emit_gated_delta_net,
     GroupedQuery: _grouped_query,
     IndexedAttention: emit_latent,
+    KimiDeltaAttention: emit_kimi_delta_attention,
     LatentAttention: emit_latent,
     SelectiveScan: emit_selective_scan,
     ShortConvolution: emit_short_convolution,

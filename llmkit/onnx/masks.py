@@ -95,5 +95,5 @@ def _places(context: GraphContext) -> tuple[Any, Any]:
         query = g.op("Slice", index, first, context.total())
         return g.op("Unsqueeze", index, g.ints(0)), g.op("Unsqueeze", query, g.ints(1))
 
-    places: tuple[Any, Any] = context.once("places", make)
+    places: tuple[Any, Any] = context.once("indices", make)
     return places

@@ -63,16 +63,22 @@ def last_tokens(context: GraphContext, whole: Value, n: int) -> Any:
     return context.graph.op("GatherND", whole, context.once(("last tokens", n), make), batch_dims=1)
 
 
-def short_convolution(context: GraphContext, weights: GraphWeights, layer: int, x: Value, name: str = "conv") -> Any:
+def short_convolution(
+    context: GraphContext, weights: GraphWeights, layer: int, x: Value, name: str = "conv", *others: str
+) -> Any:
     """The causal convolution of each channel of x [B, S, C] (padding last) over a token and the K - 1 before it.
 
-    The weight `NAME.weight` is [C, 1, K], the state [B, K - 1, C].
+    The weight `NAME.weight` is [C, 1, K], the state [B, K - 1, C]; weights of `others` stand below it, or in it.
     """
     g = context.graph
-    n_channels, _, width = weights.slot(f"{name}.weight").shape
-    shape = [width - 1, n_channels]
+    first = weights.slot(f"{name}.weight")
+    below = [f"{stem}.weight" for stem in others if weights.slot(f"{stem}.weight").name != first.name]
+    filters = [weights.value(leaf) for leaf in (f"{name}.weight", *below)]
+    width = first.shape[2]
+    shape = [width - 1, first.shape[0] + sum(weights.slot(leaf).shape[0] for leaf in below)]
     whole = g.op("Concat", past_state(context, layer, name, shape, weights.dtype), x, axis=1)
-    taps = g.op("Transpose", g.op("Squeeze", weights.value(f"{name}.weight"), g.ints(1)), perm=[1, 0])
+    filter_ = filters[0] if len(filters) == 1 else g.op("Concat", *filters, axis=0)
+    taps = g.op("Transpose", g.op("Squeeze", filter_, g.ints(1)), perm=[1, 0])
     y = weights.value(f"{name}.bias") if weights.has(f"{name}.bias") else None
     for k, tap in enumerate(g.op("Split", taps, g.ints(*[1] * width), n=width, axis=0)):
         end = g.op("Add", context.length(), g.ints(k))

@@ -32,7 +32,7 @@ def steady(name):
     has_rule = any(isinstance(getattr(b, "attention", None), GatedDeltaNet) for b in model.blocks)
     changes = {"rms_norm_eps": 1e-4} if has_rule else {}
     for router in routers(model):
-        keys = ("num_experts_per_tok", "moe_topk", "moe_k")
+        keys = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
         changes |= dict.fromkeys([k for k in keys if k in tiny] or keys[-1:], router.n_experts)
         changes |= {"topk_group": tiny["n_group"]} if "n_group" in tiny else {}
     return changes

@@ -177,7 +177,8 @@ _KNOBS: dict[str, Draw] = {
     "logits_scaling": _number(0.5, 16.0), "rotary_dim": _one_of(2, 4),
     "linear_num_key_heads": _one_of(1, 2), "linear_num_value_heads": _one_of(2, 4, 6),
     "linear_key_head_dim": _one_of(8, 16, 20), "linear_value_head_dim": _one_of(8, 12, 24),
-    "linear_conv_kernel_dim": _one_of(2, 3, 4, 5),
+    "linear_conv_kernel_dim": _one_of(2, 3, 4, 5), "linear_num_heads": _one_of(1, 2, 4),
+    "linear_head_dim": _one_of(8, 12, 20),
     "index_topk": _one_of(1, 3, 9, 23, 100), "attention_chunk_size": _one_of(1, 5, 11, 24, 100),
     "floor_scale": _one_of(1, 4, 30),
     "interleave_moe_layer_step": _one_of(1, 2), "attn_temperature_tuning": _FLAG, "attn_scale": _number(0.05, 1.0),
@@ -265,6 +266,7 @@ _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]
             [[draw.choice(["global", "local"])], 1] for _ in range(config["num_layers"])
         ],
     },
+    "kimi_linear": {"num_key_value_heads": lambda config, draw: config["num_attention_heads"]},
     "llama4": {
         "no_rope_layers": lambda config, draw: draw.choice(
             [None, [draw.choice([0, 1]) for _ in range(config["num_hidden_layers"])]]
