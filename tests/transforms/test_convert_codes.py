@@ -204,7 +204,7 @@ def test_an_adapter_changes_only_what_it_touches(world, tmp_path, name):
     with pytest.raises(RequirementError, match="has float weights: --requantize"):
         lora.merge(llmkit.open_checkpoint(world / "m"), [adapter], requantize=True)
     llmkit.save(convert(llmkit.open_checkpoint(world / "m"), to="gguf", type="q8_0"), tmp_path / "g")
-    with pytest.raises(RequirementError, match="already quantized .*GGUF blocks") as caught:
+    with pytest.raises(RequirementError, match=r"already quantized .*GGUF blocks") as caught:
         lora.merge(llmkit.open_checkpoint(next((tmp_path / "g").glob("*.gguf"))), [adapter], requantize=True)
     assert "--to dense" in caught.value.hint
 
