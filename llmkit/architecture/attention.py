@@ -95,6 +95,10 @@ class GroupedQuery(Kind):
         """The clip of a bound kind; None for none."""
         return as_optional(self.clip)
 
+    def words(self, dims: Sizes) -> str:
+        kv = f" (kv {dims.kv_heads})" if dims.kv_heads != dims.heads else ""
+        return f"heads {dims.heads} × {dims.head_dim}{kv}"
+
     def widths(self, dims: Sizes) -> tuple[int, int]:
         """Numbers of a token: of all its queries, and of what later tokens see of it."""
         return dims.heads * dims.head_dim, 2 * dims.kv_heads * dims.head_dim

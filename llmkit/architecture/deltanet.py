@@ -7,6 +7,7 @@ from typing import Any
 
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
 from llmkit.architecture.kinds import RMSNorm
+from llmkit.architecture.sizes import Sizes
 
 NORM_EPS = 1e-6
 """Added to the sum of squares of a head of queries or keys, in the original and in its kernels."""
@@ -34,6 +35,10 @@ class GatedDeltaNet(Kind):
 
     norm: RMSNorm
     act: str | Any = "silu"
+
+    def words(self, dims: Sizes) -> str:
+        keys, values = ([dims.extra[f"delta_{of}_{size}"] for size in ("heads", "dim")] for of in ("key", "value"))
+        return f"DeltaNet keys {keys[0]} × {keys[1]}, values {values[0]} × {values[1]}"
 
     def slots(self) -> dict[str, SlotShape]:
         keys, values = "delta_key_heads*delta_key_dim", "delta_value_heads*delta_value_dim"

@@ -60,4 +60,4 @@ def _is_same(a: Any, b: Any) -> bool:
 def _short(value: Any) -> str:
     if isinstance(value, Scaling):
         return repr(method_of(value))
-    return type(value).__name__ if dataclasses.is_dataclass(value) and len(repr(value)) > 60 else repr(value)
+    return type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)

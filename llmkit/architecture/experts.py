@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from llmkit.architecture.keys import Flag, Number, as_bool, as_float
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
 from llmkit.architecture.kinds import GatedMLP
+from llmkit.architecture.sizes import Sizes
 from llmkit.errors import SpecError
 
 _MOST_EXPERTS = 8192  # of a layer; sizes are believed before the tensors are looked at
@@ -148,6 +149,9 @@ class Experts(GatedMLP):
         if self.has_shared_gate:
             slots["shared_gate.weight"] = SlotShape(("1", "hidden"), "parameter")
         return slots
+
+    def words(self, dims: Sizes) -> str:
+        return f"experts {self.n_experts} × {dims.evaluate(self.width)} ({self.router.n_chosen} a token)"
 
     def usage(self, leaf: str) -> float:
         return self.router.n_chosen / self.n_experts if leaf.startswith("experts.") else 1.0

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from llmkit.architecture.keys import Flag, as_bool, bind_fields
+
+if TYPE_CHECKING:
+    from llmkit.architecture.sizes import Sizes
 
 SlotKind = Literal["embedding", "linear", "norm", "bias", "head", "parameter"]
 
@@ -40,6 +43,10 @@ class Kind:
     def slots(self) -> dict[str, SlotShape]:
         """The weights of a bound kind: leaf name -> shape."""
         return {}
+
+    def words(self, dims: Sizes) -> str:
+        """What `inspect` says of the sizes of a bound kind; empty for nothing."""
+        return ""
 
     def usage(self, leaf: str) -> float:
         """The part of all tokens that go through a weight of a bound kind."""

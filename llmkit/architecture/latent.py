@@ -111,6 +111,11 @@ class LatentAttention(Kind):
         """The norm of what is compressed to `width`."""
         return RMSNorm(eps=as_float(self.eps), width=width)
 
+    def words(self, dims: Sizes) -> str:
+        sizes = dims.extra
+        kept = f"values {sizes['v_width']}, latent {sizes['kv_rank']} + {dims.head_dim}"
+        return f"heads {dims.heads} × {sizes['qk_width']} ({dims.head_dim} rotated, {kept})"
+
     def widths(self, dims: Sizes) -> tuple[int, int]:
         """Numbers of a token: of all its queries, and of what later tokens see of it."""
         return dims.heads * dims.extra["cache_width"], dims.extra["cache_width"]

@@ -95,6 +95,9 @@ class SelectiveScan(_StateSpace):
         widths = {"dt_norm": "dt_rank", "b_norm": "state", "c_norm": "state"}
         return {} if self.norm is None else {name: replace(self.norm, width=width) for name, width in widths.items()}
 
+    def words(self, dims: Sizes) -> str:
+        return f"state space {dims.extra['inner']} × {dims.extra['state']}"
+
     def slots(self) -> dict[str, SlotShape]:
         slots = {
             **linear_slots("in", "2*inner", "hidden", self.in_bias),
@@ -139,6 +142,10 @@ class StateSpaceDuality(_StateSpace):
         """The norm of a bound kind."""
         return self.norm if isinstance(self.norm, RMSNorm) else None
 
+    def words(self, dims: Sizes) -> str:
+        inner, heads = dims.extra["inner"], dims.extra["ssm_heads"]
+        return f"state space heads {heads} × {inner // heads} × {dims.extra['state']}"
+
     def slots(self) -> dict[str, SlotShape]:
         slots = {
             **linear_slots("in", "in_width", "hidden", self.in_bias),
@@ -166,6 +173,9 @@ class BesideAttention(Kind):
     attention_out: Number = 1.0
     recurrence_in: Number = 1.0
     recurrence_out: Number = 1.0
+
+    def words(self, dims: Sizes) -> str:
+        return f"{self.attention.words(dims)}, {self.recurrence.words(dims)}"
 
     def widths(self, dims: Sizes) -> tuple[int, int]:
         """As of the attention."""

@@ -19,6 +19,7 @@ from llmkit.errors import InputError
 from llmkit.tensors.spec import format_bytes
 
 _MAX_VALUE = 60
+_BEFORE, _AFTER = ("hidden", "layers"), ("ffn", "vocab", "context")
 
 
 @command("llmkit inspect vicuna-7b", "llmkit inspect vicuna-7b --tensors --json", "llmkit inspect LLaMA/7B --identify")
@@ -75,7 +76,7 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
             "contents": d["contents"] if d["kind"] != "model" else None,
             "architecture": _architecture(d) if d["kind"] == "model" or d["claimed"] else None,
             "layout": d["layout"] if d["layout"] != "hf" else None,
-            "sizes": _sizes(d["dims"]),
+            "sizes": _sizes(d["dims"], d["mechanisms"]),
             "parameters": f"{_count(d['n_parameters'])}  ({d['n_parameters']:,})",
             "stored": f"{format_bytes(d['nbytes'])} in {n_files} file{'s' * (n_files != 1)}, "
             + (f"{d['n_tensors']} tensors, " if d["n_tensors"] else "")
@@ -202,14 +203,11 @@ def _architecture(d: Mapping[str, Any]) -> str:
     return f"{d['claimed']}, which no plugin describes" if d["claimed"] else "not stated (no config.json)"
 
 
-def _sizes(dims: Mapping[str, int]) -> str | None:
+def _sizes(dims: Mapping[str, int], mechanisms: Sequence[str]) -> str | None:
     if not dims:
         return None
-    heads = f"heads {dims['heads']} × {dims['head_dim']}"
-    if dims["kv_heads"] != dims["heads"]:
-        heads += f" (kv {dims['kv_heads']})"
-    rest = [f"{k} {dims[k]}" for k in ("ffn", "vocab", "context") if k in dims]
-    return ", ".join([f"hidden {dims['hidden']}", f"layers {dims['layers']}", heads, *rest])
+    before, after = ([f"{k} {dims[k]}" for k in names if k in dims] for names in (_BEFORE, _AFTER))
+    return ", ".join([*before, *mechanisms, *after])
 
 
 def _tokenizer(v: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.architecture.check import Report
+from llmkit.architecture.kind import Kind
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -45,6 +46,7 @@ class Summary:
         claimed: `architectures` or `model_type` of the config.
         architecture: the plugin that describes it, None when none does.
         dims: sizes by name, empty without an architecture.
+        mechanisms: the sizes of what its layers are made of, in words (`heads 32 × 128 (kv 8)`).
         n_parameters: elements of the float model, without buffers.
         dtypes: dtype -> bytes stored.
         files: weight file -> bytes.
@@ -76,6 +78,7 @@ class Summary:
     contents: str = "a model"
     layout: str = "hf"
     details: Mapping[str, Any] = field(default_factory=dict)
+    mechanisms: tuple[str, ...] = ()
 
 
 def summarize(ckpt: Checkpoint) -> Summary:
@@ -133,7 +136,13 @@ def summarize(ckpt: Checkpoint) -> Summary:
         contents=contents.words,
         layout=ckpt.layout,
         details=ckpt.details,
+        mechanisms=_mechanisms(model) if model else (),
     )
+
+
+def _mechanisms(model: Model) -> tuple[str, ...]:
+    kinds = [k for b in model.blocks for k in (b, getattr(b, "attention", None), getattr(b, "mlp", None))]
+    return tuple(dict.fromkeys(words for k in kinds if isinstance(k, Kind) and (words := k.words(model.dims))))
 
 
 def _grids(ckpt: Checkpoint) -> str | None:

@@ -52,6 +52,9 @@ class GeneralizedDelta(Kind):
     is_first: bool = False
     position: Kind = FirstValues()
 
+    def words(self, dims: Sizes) -> str:
+        return f"heads {dims.heads} × {dims.head_dim}"
+
     def slots(self) -> dict[str, SlotShape]:
         slots = under("attn_norm", self.norm) | under("mlp_norm", self.norm)
         slots |= {f"attn.mix_{name}": SlotShape(("1", "1", "hidden"), "parameter") for name in MIXED}

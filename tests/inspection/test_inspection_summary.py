@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.decoder.contract import random_checkpoint
 from llmkit.inspection.summary import summarize
 
 CONFIG = {
@@ -117,3 +119,18 @@ def test_malformed_tokenizer_is_a_problem(tmp_path):
     folder = model(tmp_path / "m", tensors(), n_tokens=None)
     (folder / "tokenizer.json").write_text("{")
     assert any("tokenizer.json is not valid JSON" in text for text in summarize(open_checkpoint(folder)).problems)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("llama", ("heads 4 × 8 (kv 2)",)),
+        ("deepseek3", ("heads 4 × 16 (4 rotated, values 8, latent 16 + 4)", "experts 8 × 16 (3 a token)")),
+        ("falcon_h1", ("heads 4 × 8 (kv 2), state space heads 6 × 8 × 8",)),
+        ("mamba", ("state space 64 × 8",)),
+        ("qwen3_5", ("DeltaNet keys 2 × 16, values 4 × 12", "heads 4 × 16 (kv 2)")),
+    ],
+)
+def test_sizes_are_those_of_what_a_layer_is_made_of(family, said):
+    architecture = default_registry().load(next(p for p in default_registry().plugins if p.name == family))
+    assert summarize(random_checkpoint(architecture, architecture.tiny_config())).mechanisms == said
