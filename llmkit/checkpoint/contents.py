@@ -7,7 +7,7 @@ alone. A command that wants something else says what it was given, and which com
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,9 @@ ADAPTER_NAME = "adapter_config.json"
 _OTHER_ADAPTERS = ("adapter_query", "adapter_wte", "adapter_scale", "gating_factor", ".lora_")
 _ASSUMED = {"transform": "assume.model"}  # a step of the recipe: the user says so
 _STATES = (".exp_avg", ".exp_avg_sq", ".momentum_buffer")
+_MEASURED = (".second_moments", ".cross_moments", ".squares", ".maxima", ".inputs")  # quantize observe
+_IMATRIX = (".in_sum2", ".counts")  # llama.cpp's
+_DISTRIBUTIONS = {"codes", "high", "step", "top", "nll"}  # perplexity --reference
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Contents:
         quantization: how its weights are quantized; None for floats.
     """
 
-    kind: Literal["model", "delta", "adapter", "optimizer", "several"]
+    kind: Literal["model", "delta", "adapter", "optimizer", "several", "measurements"]
     words: str
     hint: str
     quantization: Quantization | None = None
@@ -88,6 +91,8 @@ def _delta(ckpt: Checkpoint, where: str) -> Contents | None:
 def _weights(ckpt: Checkpoint, where: str) -> Contents:
     if any(name.endswith(_STATES) for name in ckpt.tensors):
         return Contents("optimizer", "the state of an optimizer, not weights", "give the model's own weight files")
+    if (measured := _measurements(ckpt.tensors, where)) is not None:
+        return measured
     quantization = quantization_of(ckpt)
     if quantization is None and _ASSUMED not in ckpt.history and looks_like_differences(ckpt):
         words = "a delta by its norms, whose weights are small and of both signs"
@@ -95,6 +100,17 @@ def _weights(ckpt: Checkpoint, where: str) -> Contents:
         return Contents("delta", words, f"{hint}with --force")
     words = f"a quantized model ({quantization})" if quantization else "a model"
     return Contents("model", words, "", quantization)
+
+
+def _measurements(names: Collection[str], where: str) -> Contents | None:
+    """What llmkit or llama.cpp measured of a model, by the names in the file; None for weights."""
+    if names and all(name.endswith((*_MEASURED, *_IMATRIX)) for name in names):
+        hint = f"llmkit quantize MODEL --statistics {where} --bits 4 -o OUT reads it"
+        return Contents("measurements", "statistics of the inputs of a model's layers, not weights", hint)
+    if set(names) >= _DISTRIBUTIONS:
+        hint = f"llmkit perplexity MODEL --text FILE --reference {where} compares a model with it"
+        return Contents("measurements", "a reference of llmkit perplexity, a model's distributions", hint)
+    return None
 
 
 def open_model(model: str | Path, *, force: bool) -> Checkpoint:

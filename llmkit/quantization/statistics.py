@@ -8,6 +8,8 @@ from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.finite import count_not_finite
 
+MEASURE = "measure them again: llmkit quantize observe MODEL -o FILE"
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
@@ -30,11 +32,15 @@ class Statistics:
     inputs: torch.Tensor | None = None
 
     def require_finite(self) -> None:
-        """Refuse sums of inputs that were no numbers.
+        """Refuse sums of inputs that were no numbers, and sums of squares that no inputs have.
 
         Raises:
-            InputError: some are NaN or infinite.
+            InputError: some are NaN or infinite, or below 0.
         """
+        squares = self.squares if self.second_moments is None else self.second_moments.diagonal()
+        for values in (squares, self.squares, self.maxima):
+            if values is not None and bool((values < 0).any()):
+                raise InputError("what was measured of its inputs holds squares or maxima below 0", hint=MEASURE)
         for values in (self.second_moments, self.cross_moments, self.squares, self.maxima, self.inputs):
             if values is not None and count_not_finite(values):
                 raise InputError(

@@ -91,6 +91,10 @@ def world(tmp_path_factory):
         folder(name, packed(state, parts))
     torch.save(packed(state, QUANTIZED["gptq"][0]), folder("gptq_for_llama") / "llama-4bit-32g.pt")
     torch.save({"state": {0: {"exp_avg": torch.rand(4, 4), "exp_avg_sq": torch.rand(4, 4)}}}, d / "optimizer.pt")
+    observed = {f"layers.0.attn.q.weight.{part}": torch.rand(64) for part in ("squares", "maxima")}
+    save_file(observed, d / "statistics.safetensors", {"llmkit.statistics": '{"tokens": 9}'})
+    distributions = {name: torch.rand(9) for name in ("codes", "high", "step", "top", "nll")}
+    save_file(distributions, d / "distributions.safetensors", {"format": "llmkit.reference/1"})
     save(convert(open_checkpoint(base), to="gguf", type="q8_0"), d / "gguf_q8_0")
     folder("tokenizer", files=[p for p in beside if p.name.startswith("tokenizer")])
     folder("empty", files=())
@@ -118,6 +122,8 @@ READ = ("gptq_for_llama", "gptq", "gptq8", "gptq_of_march_2023", "awq", "awq_gem
 READERS = ("generate", "perplexity", "export", "convert")
 WORDS = {name: said for name, (_, said) in QUANTIZED.items()} | NOT_OPENED | {
     "gptq_for_llama": "int4 group 32, gptq", "delta": "a delta", "published_delta": "a delta",
+    "statistics.safetensors": "statistics of the inputs",
+    "distributions.safetensors": "a reference of llmkit perplexity",
     "adapter": "a LoRA adapter of rank 4 for some-base", "several": "a model and an adapter at once",
 }  # fmt: skip
 

@@ -64,8 +64,9 @@ def test_inputs_of_zero_count_nothing_and_infinite_ones_are_refused():
     x = held(torch.randn(4, 256, generator=torch.Generator().manual_seed(0)))
     plain = quantized(x, "Q4_K", "w").load()
     assert torch.equal(quantized(x, "Q4_K", "w", held(torch.zeros(256))).load(), plain)
-    with pytest.raises(InputError, match="w: what was measured of its inputs holds NaN or infinities"):
-        quantized(x, "Q4_K", "w", held(torch.full((256,), torch.inf))).load()
+    for value, said in ((torch.inf, "NaN or infinities"), (-1.0, "squares below 0")):
+        with pytest.raises(InputError, match=f"w: what was measured of its inputs holds {said}"):
+            quantized(x, "Q4_K", "w", held(torch.full((256,), value))).load()
 
 
 @pytest.mark.parametrize("kind", [*OF_INTEGERS, "IQ4_NL"])

@@ -31,6 +31,12 @@ def quantized(task, weight, known):
         task.quantize(weight, known)
 
 
+@pytest.mark.parametrize("name", ["squares", "maxima"])
+def test_squares_and_maxima_below_zero_are_refused(name):
+    with pytest.raises(InputError, match="squares or maxima below 0"):
+        Statistics(40, **{name: torch.tensor([1.0, -1.0])}).require_finite()
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_and_inputs_that_are_no_numbers_stop_with_the_name(method, bad):

@@ -20,6 +20,7 @@ from llmkit.quantization.codecs.gguf_search import fitted
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, matrix_of
 from llmkit.quantization.packing import n_bytes, pack, unpack
 from llmkit.quantization.points import MXFP4, Points
+from llmkit.quantization.statistics import MEASURE
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.moving import Stack
@@ -243,11 +244,9 @@ def quantized(lazy: Lazy, kind_name: str, name: str, importance: Lazy | None = N
     def fn(x: torch.Tensor, squares: torch.Tensor | None = None) -> torch.Tensor:
         if not is_plain:  # there one NaN is one of a scale
             require_finite(x, x.sum(-1, dtype=torch.float32), name=name)
-        if squares is not None and not bool(torch.isfinite(squares.sum())):
-            raise InputError(
-                f"{name}: what was measured of its inputs holds NaN or infinities",
-                hint="measure them again: llmkit quantize observe MODEL -o FILE",
-            )
+        if squares is not None and not bool(torch.isfinite(squares.sum()) and squares.min() >= 0):
+            what = "squares below 0" if bool(torch.isfinite(squares.sum())) else "NaN or infinities"
+            raise InputError(f"{name}: what was measured of its inputs holds {what}", hint=MEASURE)
         made = []
         for blocks in rounded(x.float(), grid) if is_plain else fitted(x.float(), grid, squares):
             require_finite(x, *blocks.halves, name=name)
