@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import partial
@@ -127,6 +128,7 @@ def evaluate(
     shard, output = _part(out, scaling.shard, output)
     if output is not None:
         check_record_path(output)
+    _require_different({"--output": output, "--junit": gating.junit, "--submission": submission})
     baseline = read_record(compare) if compare is not None else None
     gates.check_early([name for name in bench.split(",") if name], baseline, compare)
     chosen = (model, bench, data, split, protocol, shots, limit, subjects, submission)
@@ -184,6 +186,14 @@ def evaluate(
     brief = [f"{name} {score:.4f}" for name, score in record.scores.items()] + [c.sentence for c in comparisons]
     out.answer(document, render, brief="\n".join(brief))
     gates.finish(out, [record], comparisons, checked)
+
+
+def _require_different(written: Mapping[str, Path | None]) -> None:
+    """Refuse two options that would write one file, before anything is scored."""
+    seen: dict[str, str] = {}
+    for option, path in written.items():
+        if path is not None and (other := seen.setdefault(os.path.realpath(path), option)) != option:
+            raise InputError(f"{other} and {option} name one file: {path}", hint=f"another file for {option}")
 
 
 def _part(out: Output, text: str | None, output: Path | None) -> tuple[Shard | None, Path | None]:

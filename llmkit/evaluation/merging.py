@@ -26,6 +26,7 @@ def merge_shards(records: Sequence[tuple[str, RunRecord]]) -> list[tuple[str, Ru
     Raises:
         InputError: shards are of different models, settings, data or software, one is there twice, or one is missing.
     """
+    whole = [name for name, record in records if not record.shard]
     runs: dict[str, list[tuple[str, RunRecord]]] = {}
     merged: list[tuple[str, list[tuple[str, RunRecord]]]] = []
     for name, record in records:
@@ -37,7 +38,7 @@ def merge_shards(records: Sequence[tuple[str, RunRecord]]) -> list[tuple[str, Ru
             merged.append((name, some))
         some.append((name, record))
     if any(not _is_whole(some) for some in runs.values()):
-        _refuse([(name, record) for name, record in records if record.shard])
+        _refuse([(name, record) for name, record in records if record.shard], whole)
     return [(name, _merged(some) if some[0][1].shard else some[0][1]) for name, some in merged]
 
 
@@ -55,7 +56,7 @@ def _is_whole(some: Sequence[tuple[str, RunRecord]]) -> bool:
     return sorted(r.shard["index"] for _, r in some) == list(range(1, some[0][1].shard["count"] + 1))
 
 
-def _refuse(shards: Sequence[tuple[str, RunRecord]]) -> None:
+def _refuse(shards: Sequence[tuple[str, RunRecord]], whole: Sequence[str]) -> None:
     first_name, first = shards[0]
     wanted = _identity(first)
     for name, record in shards[1:]:
@@ -72,12 +73,17 @@ def _refuse(shards: Sequence[tuple[str, RunRecord]]) -> None:
     for name, record in shards:
         index = record.shard["index"]
         if index in by_index:
-            raise InputError(f"{name} and {by_index[index]} are both shard {index} of {record.shard['count']}")
+            raise InputError(
+                f"{name} and {by_index[index]} are both shard {index} of {record.shard['count']}",
+                hint=f"leave {name} out",
+            )
         by_index[index] = name
     count = first.shard["count"]
     left = [i for i in range(1, count + 1) if i not in by_index]
+    others = f"; {listing(whole)} {'is of a whole run' if len(whole) == 1 else 'are of whole runs'}" if whole else ""
+    missing = f"{'is' if len(left) == 1 else 'are'} missing: {listing([str(i) for i in left])}"
     raise InputError(
-        f"{len(left)} of {count} shards {'is' if len(left) == 1 else 'are'} missing: {listing([str(i) for i in left])}",
+        f"{len(left)} of {count} shards {missing}{others}",
         hint=f"run it again alone: --shard {left[0]}/{count}",
     )
 

@@ -113,7 +113,10 @@ def checked_windows(n_tokens: int, context: int, stride: int) -> list[tuple[int,
         InputError: fewer than two tokens, or a stride that does not fit the context.
     """
     if context < 2 or not 1 <= stride <= context:
-        raise InputError(f"a context of {context} and a stride of {stride} do not make windows: 1 <= stride <= context")
+        raise InputError(
+            f"a context of {context} and a stride of {stride} do not make windows: 1 <= stride <= context",
+            hint=f"--stride {context}" if context >= 2 else "--context 2",
+        )
     if n_tokens < 2:
         raise InputError(f"the text has {n_tokens} tokens, too few to predict one", hint="give a longer text")
     return windows(n_tokens, context, stride)

@@ -58,6 +58,10 @@ class Selection:
             raise InputError("no benchmark named", hint=f"--bench {' or '.join(bench_names())}, or an lm-eval task")
         if self.limit is not None and not self.limit > 0:
             raise InputError(f"--limit {self.limit:g} leaves no question", hint="leave it out to score all of them")
+        if self.limit is not None and self.limit > 1 and not float(self.limit).is_integer():
+            raise InputError(
+                f"--limit {self.limit:g} is no number of questions", hint=f"--limit {int(min(self.limit, 1000))}"
+            )
         if self.subjects and (tasks or len(names) > 1):
             raise InputError(f"--subjects is about one benchmark, found {', '.join(names)}", hint=f"--bench {names[0]}")
         for option, value in (("--split", self.split), ("--protocol", self.protocol != DEFAULT)):

@@ -40,7 +40,7 @@ _RANGE = 64.0  # nats below the likeliest token; what is less likely counts for 
 _STEPS = 65535
 _HALF = 32768  # codes are stored as signed numbers
 _SMALL = {"high": DType.F32, "step": DType.F32, "top": DType.I32, "nll": DType.F64}
-_HINT = "name another file for --reference, or remove this one"
+_HINT = "name another file for --reference: where none is, this model's distributions are stored"
 
 
 @dataclass(frozen=True, slots=True)

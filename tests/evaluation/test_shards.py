@@ -137,6 +137,7 @@ def changed(record, **shard):
     [
         (lambda r: r[:2], "1 of 3 shards is missing: 3"),
         (lambda r: r[1:2], "2 of 3 shards are missing: 1, 3"),
+        (lambda r: [*r[:2], ("all.json", replace(r[2][1], shard={}))], "missing: 3; all.json is of a whole run"),
         (lambda r: [*r, ("again.json", r[1][1])], "again.json and 2.json are both shard 2 of 3"),
         (
             lambda r: [*r[:2], ("3.json", replace(r[2][1], model=r[2][1].model | {"content_digest": "beef"}))],
