@@ -128,7 +128,7 @@ def test_malformed_tokenizer_is_a_problem(tmp_path):
         ("deepseek3", ("heads 4 × 16 (4 rotated, values 8, latent 16 + 4)", "experts 8 × 16 (3 a token)")),
         ("falcon_h1", ("heads 4 × 8 (kv 2), state space heads 6 × 8 × 8",)),
         ("mamba", ("state space 64 × 8",)),
-        ("qwen3_5", ("DeltaNet keys 2 × 16, values 4 × 12", "heads 4 × 16 (kv 2)")),
+        ("qwen3_5", ("DeltaNet keys 2 × 16, values 4 × 16", "heads 4 × 16 (kv 2)")),
     ],
 )
 def test_sizes_are_those_of_what_a_layer_is_made_of(family, said):
