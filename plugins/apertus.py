@@ -103,7 +103,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         LLAMA_NAMES,
-        slots={k: v for k, v in LLAMA_NAMES.slots.items() if k != "mlp.gate"}
+        slots=LLAMA_NAMES.without("mlp.gate")
         | {
             "attn_norm": "attention_layernorm",
             "mlp_norm": "feedforward_layernorm",

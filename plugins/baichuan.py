@@ -55,7 +55,7 @@ _BLOCK = Block(
 )
 _SLOTS = {
     "attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")),
-    **{slot: name for slot, name in LLAMA_NAMES.slots.items() if slot not in ("attn.q", "attn.k", "attn.v")},
+    **LLAMA_NAMES.without("attn.q", "attn.k", "attn.v"),
 }
 _GGUF = GgufFamily("baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT})
 

@@ -7,7 +7,7 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm, Rope
 from llmkit.architecture.mamba import StateSpaceDuality, duality_sizes, step_limit
-from llmkit.architecture.names import Names
+from llmkit.architecture.names import Names, linears
 from llmkit.architecture.positions import THETA_KEYS
 
 from .hybrid_gguf import BAMBA
@@ -19,14 +19,9 @@ _ACT, _BIAS, _MIXER_BIAS = Key("hidden_act", "silu"), Key("attention_bias", Fals
 # The names of a layer, but for its mixer's.
 SLOTS = {
     "attn_norm": "input_layernorm",
-    "attn.q": "self_attn.q_proj",
-    "attn.k": "self_attn.k_proj",
-    "attn.v": "self_attn.v_proj",
-    "attn.o": "self_attn.o_proj",
+    **linears("attn", "self_attn", "qkvo"),
     "mlp_norm": "pre_ff_layernorm",
-    "mlp.gate": "feed_forward.gate_proj",
-    "mlp.up": "feed_forward.up_proj",
-    "mlp.down": "feed_forward.down_proj",
+    **linears("mlp", "feed_forward"),
 }
 
 

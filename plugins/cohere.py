@@ -126,8 +126,7 @@ COHERE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True), scale=_SCALE),
     names=replace(
         LLAMA_NAMES,
-        slots={k: v for k, v in LLAMA_NAMES.slots.items() if k != "mlp_norm"}
-        | {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"},
+        slots=LLAMA_NAMES.without("mlp_norm") | {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"},
     ),
     gguf=_GGUF,
     tiny=_TINY,
@@ -162,8 +161,6 @@ COHERE_2 = replace(
     ),
     tiny={
         **{k: v for k, v in _TINY.items() if k != "use_qk_norm"},
-        "architectures": ["Cohere2ForCausalLM"],
-        "model_type": "cohere2",
         "num_hidden_layers": 4,
         "sliding_window": 7,
     },

@@ -11,6 +11,7 @@ from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, Head, Kind, PerLayer, RMSNorm, Rope
 from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.names import linears
 
 from . import latent
 from .deepseek_gguf import GGUF
@@ -19,8 +20,8 @@ ACTIVATION = Key("hidden_act", "silu")
 _EXPERT_SLOTS = {
     "mlp.router": "mlp.gate",
     "mlp.router.correction": "mlp.gate.e_score_correction_bias",
-    **{f"mlp.experts.{{e}}.{part}": f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")},
-    **{f"mlp.shared.{part}": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
+    **linears("mlp.experts.{e}", "mlp.experts.{e}"),
+    **linears("mlp.shared", "mlp.shared_experts"),
 }
 NAMES = replace(latent.NAMES, slots={**latent.NAMES.slots, **_EXPERT_SLOTS})
 

@@ -38,7 +38,7 @@ ARCHITECTURE = replace(
     fixed={**latent.ONE_KEY_EACH, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
     tiny={
         **TINY, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
-        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
+
     },
     variants={
         "plain-queries": {"q_lora_rank": None, "attention_bias": True, "norm_topk_prob": False, "n_shared_experts": 1},

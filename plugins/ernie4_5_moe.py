@@ -10,6 +10,8 @@ from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.model import Model
+from llmkit.architecture.names import linears
+from llmkit.architecture.positions import THETA_KEYS
 
 from .llama import DIMS, NAMES, TINY
 
@@ -44,7 +46,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
         attention=GroupedQuery(),
         position=Rope(
-            theta=Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 500000.0),
+            theta=Key(THETA_KEYS, 500000.0),
             pairs="interleaved",
         ),
         mlp=_experts(config) if has_experts else GatedMLP(_ACTIVATION),
@@ -87,11 +89,8 @@ ARCHITECTURE = Architecture(
             **NAMES.slots,
             "mlp.router": "mlp.gate",
             "mlp.router.correction": "mlp.moe_statics.e_score_correction_bias",
-            **{
-                f"mlp.{where}.{part}": f"mlp.{stored}.{part}_proj"
-                for where, stored in (("experts.{e}", "experts.{e}"), ("shared", "shared_experts"))
-                for part in ("gate", "up", "down")
-            },
+            **linears("mlp.experts.{e}", "mlp.experts.{e}"),
+            **linears("mlp.shared", "mlp.shared_experts"),
         },
         ignored=(*NAMES.ignored, "model.mtp_*"),  # layers that predict further tokens: nothing reads them
     ),

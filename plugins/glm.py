@@ -18,9 +18,7 @@ from .llama import NAMES as LLAMA_NAMES
 
 DIMS = replace(LLAMA_DIMS, head_dim=Key("head_dim", 128))
 _FUSED = {"mlp.gate_up": Fused("mlp.gate_up_proj", ("gate", "up"))}
-NAMES = replace(
-    LLAMA_NAMES, slots={k: v for k, v in LLAMA_NAMES.slots.items() if k not in ("mlp.gate", "mlp.up")} | _FUSED
-)
+NAMES = replace(LLAMA_NAMES, slots=LLAMA_NAMES.without("mlp.gate", "mlp.up") | _FUSED)
 BLOCK = Block(
     norm=RMSNorm(eps=Key("rms_norm_eps", 1.5625e-07)),
     attention=GroupedQuery(qkv_bias=Key("attention_bias", True)),

@@ -10,6 +10,7 @@ from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts, rotary
 from llmkit.architecture.keys import Computed, Key, as_bool, as_float
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope, rotated_share
 from llmkit.architecture.model import Model
+from llmkit.architecture.names import linears
 
 from .llama import DIMS, NAMES, TINY
 
@@ -89,11 +90,8 @@ ARCHITECTURE = Architecture(
             "attn.k_norm": "self_attn.k_norm",
             "mlp.router": "mlp.gate",
             "mlp.router.correction": "mlp.gate.e_score_correction_bias",
-            **{
-                f"mlp.{where}.{part}": f"mlp.{stored}.{part}_proj"
-                for where, stored in (("experts.{e}", "experts.{e}"), ("shared", "shared_experts"))
-                for part in ("gate", "up", "down")
-            },
+            **linears("mlp.experts.{e}", "mlp.experts.{e}"),
+            **linears("mlp.shared", "mlp.shared_experts"),
         },
         ignored=(*NAMES.ignored, *(f"model.layers.{i}.*" for i in _FURTHER)),
     ),

@@ -47,7 +47,7 @@ ARCHITECTURE = replace(
     gguf=replace(GGUF_V3, noted=("architectures", "model_type")),  # llama.cpp has one name for both
     unused=(*NOT_COMPUTED, "partial_rotary_factor", "first_k_dense_replace"),
     tiny={
-        **TINY, "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1,
+        **TINY, "n_group": 1,
         "topk_group": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True, "first_k_dense_replace": None,
     },
     variants={

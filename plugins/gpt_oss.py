@@ -11,6 +11,7 @@ from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.names import Stacked
+from llmkit.architecture.positions import THETA_KEYS
 
 from .llama import DIMS, NAMES, TINY
 
@@ -36,7 +37,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
             sinks=True,
         ),
         position=Rope(
-            theta=Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 150000.0),
+            theta=Key(THETA_KEYS, 150000.0),
             scaling=Key(("rope_scaling", "rope_parameters"), _YARN),
         ),
         mlp=Experts(
@@ -78,7 +79,7 @@ ARCHITECTURE = Architecture(
     names=replace(
         NAMES,
         slots={
-            **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
+            **NAMES.without("mlp"),
             "attn.sinks": "self_attn.sinks",
             "mlp.router": "mlp.router",
             "mlp.experts.gate_up": Stacked(

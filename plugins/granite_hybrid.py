@@ -83,7 +83,7 @@ GRANITE_HYBRID = replace(
     names=replace(
         NAMES,
         slots={
-            **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
+            **NAMES.without("mlp"),
             **_SLOTS,
             "mlp.gate_up": Fused("shared_mlp.input_linear", ("gate", "up")),
             "mlp.down": "shared_mlp.output_linear",

@@ -23,7 +23,7 @@ EXPERTS = Experts(
     width="ffn",
 )
 _SLOTS = {
-    **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
+    **NAMES.without("mlp"),
     "mlp.router": "block_sparse_moe.router.layer",
     "mlp.experts.gate_up": Stacked("block_sparse_moe.input_linear", ("gate", "up"), weight=".weight"),
     "mlp.experts.down": Stacked("block_sparse_moe.output_linear", ("down",), weight=".weight"),

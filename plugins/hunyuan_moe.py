@@ -9,6 +9,7 @@ from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, Head, PerLayer
+from llmkit.architecture.names import linears
 from llmkit.errors import SpecError
 
 from .hunyuan import ARCHITECTURE as DENSE
@@ -46,13 +47,10 @@ ARCHITECTURE = Architecture(
     names=replace(
         NAMES,
         slots={
-            **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
+            **NAMES.without("mlp"),
             "mlp.router": "mlp.gate.wg",
-            **{
-                f"mlp.{where}.{part}": f"mlp.{stored}.{part}_proj"
-                for where, stored in (("experts.{e}", "experts.{e}"), ("shared", "shared_mlp"))
-                for part in ("gate", "up", "down")
-            },
+            **linears("mlp.experts.{e}", "mlp.experts.{e}"),
+            **linears("mlp.shared", "mlp.shared_mlp"),
         },
     ),
     gguf=GgufFamily(

@@ -72,8 +72,6 @@ INTERNLM = alike(
     block=replace(_BLOCK, position=Rope(theta=Key("rotary.base", 10000.0), scaling=Computed(_scaling))),
     tiny={
         **{k: v for k, v in TINY.items() if k != "rope_theta"},
-        "architectures": ["InternLMForCausalLM"],
-        "model_type": "internlm",
     },
     variants={"20b": {"bias": False, "rotary": {"base": 20000, "type": "dynamic"}, "max_position_embeddings": 24}},
 )
@@ -104,8 +102,6 @@ INTERNLM2 = alike(
     gguf=replace(GGUF, arch="internlm2", flags={}, config={**GGUF.config, "bias": False}),  # no biases there
     tiny={
         **TINY,
-        "architectures": ["InternLM2ForCausalLM"],
-        "model_type": "internlm2",
         "rms_norm_eps": 1e-5,
         "bias": False,
     },
@@ -127,8 +123,6 @@ INTERNLM3 = alike(
     ),
     tiny={
         **TINY,
-        "architectures": ["InternLM3ForCausalLM"],
-        "model_type": "internlm3",
         "rms_norm_eps": 1e-5,
         "head_dim": 16,
         "qkv_bias": False,

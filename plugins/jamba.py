@@ -11,7 +11,7 @@ from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm
 from llmkit.architecture.mamba import SelectiveScan
 from llmkit.architecture.model import Model
-from llmkit.architecture.names import Names
+from llmkit.architecture.names import Names, linears
 from llmkit.errors import InputError, listing
 
 from . import ssm_gguf
@@ -135,19 +135,16 @@ ARCHITECTURE = Architecture(
         block="model.layers.{i}.",
         slots={
             "attn_norm": "input_layernorm",
-            **{f"attn.{part}": f"self_attn.{part}_proj" for part in "qkvo"},
-            **{f"attn.{part}": f"mamba.{part}_proj" for part in ("in", "x", "dt", "out")},
+            **linears("attn", "self_attn", "qkvo"),
+            **linears("attn", "mamba", ("in", "x", "dt", "out")),
             **{f"attn.{part}_norm": f"mamba.{part}_layernorm" for part in ("dt", "b", "c")},
             "attn.conv": "mamba.conv1d",
             "attn.a_log": "mamba.A_log",
             "attn.d": "mamba.D",
             "mlp_norm": "pre_ff_layernorm",
-            **{f"mlp.{part}": f"feed_forward.{part}_proj" for part in ("gate", "up", "down")},
+            **linears("mlp", "feed_forward"),
             "mlp.router": "feed_forward.router",
-            **{
-                f"mlp.experts.{{e}}.{part}": f"feed_forward.experts.{{e}}.{part}_proj"
-                for part in ("gate", "up", "down")
-            },
+            **linears("mlp.experts.{e}", "feed_forward.experts.{e}"),
         },
     ),
     tiny=_TINY,

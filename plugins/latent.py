@@ -30,7 +30,7 @@ _SLOTS: dict[str, Entry] = {
 }
 NAMES = replace(
     LLAMA_NAMES,
-    slots={k: v for k, v in LLAMA_NAMES.slots.items() if k not in ("attn.k", "attn.v")} | _SLOTS,
+    slots=LLAMA_NAMES.without("attn.k", "attn.v") | _SLOTS,
 )
 TINY: dict[str, Any] = {
     "num_key_value_heads": 4,

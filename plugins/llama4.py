@@ -12,7 +12,7 @@ from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Key, Number, as_float, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, NoPositions, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import layer_type
-from llmkit.architecture.names import Stacked
+from llmkit.architecture.names import Stacked, linears
 from llmkit.architecture.positions import THETA_KEYS
 from llmkit.errors import SpecError
 from llmkit.lazy_imports import np, torch
@@ -107,10 +107,10 @@ ARCHITECTURE = Architecture(
     names=replace(
         NAMES,
         slots={
-            **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
-            **{f"mlp.{part}": f"feed_forward.{part}_proj" for part in ("gate", "up", "down")},
+            **NAMES.without("mlp"),
+            **linears("mlp", "feed_forward"),
             "mlp.router": "feed_forward.router",
-            **{f"mlp.shared.{part}": f"feed_forward.shared_expert.{part}_proj" for part in ("gate", "up", "down")},
+            **linears("mlp.shared", "feed_forward.shared_expert"),
             "mlp.experts.gate_up": Stacked("feed_forward.experts.gate_up_proj", ("gate", "up"), **_STACK),
             "mlp.experts.down": Stacked("feed_forward.experts.down_proj", ("down",), **_STACK),
         },

@@ -49,7 +49,7 @@ def alike(
             "reference_config": same,
             "gguf": None,
             "no_gguf": "llama.cpp knows it as Llama: convert it --as llama first",
-            "tiny": {**TINY, "architectures": [matches[0]], "model_type": model_type, "rms_norm_eps": 1e-5},
+            "tiny": {**TINY, "rms_norm_eps": 1e-5},
             "variants": {},
             **changes,
         },

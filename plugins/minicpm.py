@@ -91,8 +91,6 @@ ARCHITECTURE = alike(
     ),
     tiny={
         **TINY,
-        "architectures": ["MiniCPMForCausalLM"],
-        "model_type": "minicpm",
         "num_hidden_layers": 4,
         "rms_norm_eps": 1e-5,
         "scale_emb": 12,

@@ -9,12 +9,13 @@ from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily, needs_head
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, RMSNorm, Rope, rotated_share
+from llmkit.architecture.positions import THETA_KEYS
 
 from .llama import DIMS, TINY
 from .mixtral import ARCHITECTURE as MIXTRAL
 
 _EPS = Key("rms_norm_eps", 1e-6)
-_THETA = Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 5000000.0)
+_THETA = Key(THETA_KEYS, 5000000.0)
 _HEAD_DIM = Key("head_dim", 128)
 
 

@@ -160,8 +160,6 @@ MINISTRAL_3 = replace(
     gguf=GgufFamily("mistral3", pairs="interleaved", config={"hidden_act": "silu"}, read=_scaling, write=_metadata),
     tiny={
         **TINY,
-        "architectures": ["Ministral3ForCausalLM"],
-        "model_type": "ministral3",
         "head_dim": 16,
         "rms_norm_eps": 1e-5,
         "rope_theta": None,

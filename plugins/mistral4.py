@@ -30,7 +30,7 @@ _ROUTER: Router = replace(
     top_groups=Key("topk_group", 1),
     is_single=False,
 )
-_SLOTS = {slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.experts.")}
+_SLOTS = NAMES.without("mlp.experts")
 _STACKED = {
     "mlp.experts.gate_up": Stacked("mlp.experts.gate_up_proj", ("gate", "up")),
     "mlp.experts.down": Stacked("mlp.experts.down_proj", ("down",)),
@@ -87,7 +87,7 @@ ARCHITECTURE = replace(
     ),
     unused=(*NOT_COMPUTED, "rope_*.partial_rotary_factor", "rope_*.max_position_embeddings"),
     tiny={
-        **TINY, "architectures": ["Mistral4ForCausalLM"], "model_type": "mistral4", "n_group": 1, "topk_group": 1,
+        **TINY, "n_group": 1, "topk_group": 1,
         "norm_topk_prob": True, "rope_theta": None,
         "rope_parameters": {**YARN["rope_parameters"], "llama_4_scaling_beta": 0.1},
     },

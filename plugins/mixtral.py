@@ -35,7 +35,7 @@ ARCHITECTURE = Architecture(
     names=replace(
         NAMES,
         slots={
-            **{slot: name for slot, name in NAMES.slots.items() if not slot.startswith("mlp.")},
+            **NAMES.without("mlp"),
             "mlp.router": "block_sparse_moe.gate",
             "mlp.experts.{e}.gate": "block_sparse_moe.experts.{e}.w1",
             "mlp.experts.{e}.up": "block_sparse_moe.experts.{e}.w3",

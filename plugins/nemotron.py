@@ -24,7 +24,7 @@ ARCHITECTURE = Architecture(
         mlp=PlainMLP(Key("hidden_act", "relu2"), bias=Key("mlp_bias", False)),
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
-    names=replace(NAMES, slots={k: v for k, v in NAMES.slots.items() if k != "mlp.gate"}),
+    names=replace(NAMES, slots=NAMES.without("mlp.gate")),
     gguf=GgufFamily(
         "nemotron",
         norm_offset=1.0,

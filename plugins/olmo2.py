@@ -88,8 +88,6 @@ OLMO_3 = replace(
     gguf=replace(_GGUF, has_windows=True, claims=lambda metadata, _: "attention.sliding_window" in metadata),
     tiny={
         **_TINY,
-        "architectures": ["Olmo3ForCausalLM"],
-        "model_type": "olmo3",
         "num_hidden_layers": 4,
         "sliding_window": 7,
     },

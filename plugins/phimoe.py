@@ -13,6 +13,7 @@ from llmkit.architecture.keys import Computed, Key, Number, as_float
 from llmkit.architecture.kind import Kind, SlotShape
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, Rope
 from llmkit.architecture.layer_types import window_of
+from llmkit.architecture.positions import THETA_KEYS
 from llmkit.architecture.scaling import Scaling, scaling_of
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import torch
@@ -108,7 +109,7 @@ ARCHITECTURE = Architecture(
         norm=LayerNorm(eps=Key("rms_norm_eps", 1e-5)),
         attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS, window=Computed(lambda config: window_of(config, None))),
         position=Rope(
-            theta=Key(("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta"), 1000000.0),
+            theta=Key(THETA_KEYS, 1000000.0),
             scaling=Computed(_scaling),
         ),
         mlp=Experts(

@@ -10,6 +10,7 @@ from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
+from llmkit.architecture.names import linears
 from llmkit.errors import SpecError
 
 from .llama import DIMS, NAMES, TINY
@@ -17,12 +18,7 @@ from .qwen2 import WINDOW_KEYS
 
 ACT = Key("hidden_act", "silu")
 # One by one, as transformers writes them whatever its own modules look like.
-EXPERTS = {
-    "mlp.router": "mlp.gate",
-    "mlp.experts.{e}.gate": "mlp.experts.{e}.gate_proj",
-    "mlp.experts.{e}.up": "mlp.experts.{e}.up_proj",
-    "mlp.experts.{e}.down": "mlp.experts.{e}.down_proj",
-}
+EXPERTS = {"mlp.router": "mlp.gate", **linears("mlp.experts.{e}", "mlp.experts.{e}")}
 SPARSE_KEYS = ("decoder_sparse_step", "mlp_only_layers")
 
 
@@ -80,9 +76,7 @@ ARCHITECTURE = Architecture(
         slots={
             **NAMES.slots,
             **EXPERTS,
-            "mlp.shared.gate": "mlp.shared_expert.gate_proj",
-            "mlp.shared.up": "mlp.shared_expert.up_proj",
-            "mlp.shared.down": "mlp.shared_expert.down_proj",
+            **linears("mlp.shared", "mlp.shared_expert"),
             "mlp.shared_gate": "mlp.shared_expert_gate",
         },
     ),

@@ -60,7 +60,7 @@ def mixer(config: Mapping[str, Any], i: int, mlp: Kind) -> Block:
     )
 
 
-_SLOTS = {name: entry for name, entry in LLAMA_NAMES.slots.items() if name != "attn.q"}
+_SLOTS = LLAMA_NAMES.without("attn.q")
 # What the Gated DeltaNets of Qwen3-Next and Qwen3.5 have in common.
 NAMES = replace(
     LLAMA_NAMES,

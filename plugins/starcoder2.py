@@ -31,7 +31,7 @@ ARCHITECTURE = Architecture(
     ),
     unused=("norm_type", "mlp_type", "residual_dropout", "embedding_dropout"),
     head=Head(tied=Key("tie_word_embeddings", True)),
-    names=replace(NAMES, slots={k: v for k, v in NAMES.slots.items() if not k.startswith("mlp.")} | _MLP),
+    names=replace(NAMES, slots=NAMES.without("mlp") | _MLP),
     gguf=GgufFamily(
         "starcoder2",
         keys={"attention.layer_norm_epsilon": "norm_epsilon"},

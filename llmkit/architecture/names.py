@@ -117,6 +117,11 @@ class Names:
     in_memory: Mapping[str, str] = field(default_factory=dict)
     respelled: Mapping[str, str] = field(default_factory=dict)
 
+    def without(self, *stems: str) -> dict[str, Entry]:
+        """The slots but these and those below them (`mlp`, `attn.q`)."""
+        left_out = tuple(f"{stem}." for stem in stems)
+        return {slot: entry for slot, entry in self.slots.items() if not f"{slot}.".startswith(left_out)}
+
     @property
     def prefix(self) -> str:
         """What files of the model without its head leave out at the start of every name (`transformer.`), or ""."""
@@ -201,6 +206,11 @@ class NameTable:
             if back != slot:
                 faults.append(f"slot {slot!r} is named {name!r}, which reads back as {back!r}")
         return faults
+
+
+def linears(slot: str, stem: str, parts: Iterable[str] = ("gate", "up", "down")) -> dict[str, Entry]:
+    """Entries `SLOT.PART`: `STEM.PART_proj`, as most families call linear layers; by default those of a gated MLP."""
+    return {f"{slot}.{part}": f"{stem}.{part}_proj" for part in parts}
 
 
 def parts_of(slot: str, entry: Entry) -> list[str]:

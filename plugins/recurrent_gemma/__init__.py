@@ -18,7 +18,7 @@ from llmkit.architecture.kinds import (
     Rope,
     rotated_share,
 )
-from llmkit.architecture.names import Names
+from llmkit.architecture.names import Names, linears
 from llmkit.errors import SpecError
 
 from .kind import GatedRecurrence
@@ -92,14 +92,14 @@ ARCHITECTURE = Architecture(
         block="model.layers.{i}.",
         slots={
             "attn_norm": "temporal_pre_norm",
-            **{f"attn.{part}": f"{_MIXER}{part}_proj" for part in "qkvo"},
+            **linears("attn", "temporal_block", "qkvo"),
             **{f"attn.{part}": f"{_MIXER}linear_{part}" for part in ("x", "y", "out")},
             "attn.conv": f"{_MIXER}conv_1d",
             "attn.rate": f"{_LRU}recurrent_param",
             **{f"attn.{part}_gate": f"{_LRU}{part}_gate_weight" for part in ("input", "recurrent")},
             **{f"attn.{part}_gate_bias": f"{_LRU}{part}_gate_bias" for part in ("input", "recurrent")},
             "mlp_norm": "channel_pre_norm",
-            **{f"mlp.{part}": f"mlp_block.{part}_proj" for part in ("gate", "up", "down")},
+            **linears("mlp", "mlp_block"),
         },
     ),
     tiny={
