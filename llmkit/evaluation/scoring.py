@@ -7,7 +7,7 @@ float32 whatever the dtype of the weights, so that the scores are those of one f
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -21,17 +21,15 @@ from llmkit.evaluation.cost import Batch, Costs
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import Generator, Request
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
+from llmkit.evaluation.waiting import WAITING_ROWS, HeadRead, Waiting, in_pieces
 from llmkit.lazy_imports import torch
 from llmkit.onnx.session import OrtDecoder
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
-BATCH_TOKENS = 2048
-KEPT_TOKENS = 4 * BATCH_TOKENS
+BATCH_TOKENS = 1024  # linear layers are no slower than with 2,048 on a CPU, and the heap needs no new pages
+KEPT_TOKENS = 8 * BATCH_TOKENS
 _LEAST_TOKENS = 16
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
-
-HeadRead = tuple[int, int, int]
-"""(row, query, slot): target `slot` of query `query` is read from row `row`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +101,7 @@ class Scorer:
     def __post_init__(self) -> None:
         self._now = Batch(self.batch_tokens, self.kept_tokens, self.logits_nbytes)
         self._costs: Costs | None = None
+        self._waiting = Waiting()
         self._per_unit = 1
         if isinstance(self.decoder, Decoder):
             self._costs = Costs.of(self.decoder.model, self.decoder.dtype.itemsize)
@@ -137,14 +136,19 @@ class Scorer:
         self._fit(max((len(q.tokens) for q in queries), default=1))
         roots = share_prefixes(queries, self.forward_cost, self.decoder.exact_sharing_limit)
         self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
-        targets = _Targets(queries, self.answers.of_queries(queries))
+        targets, self._waiting = _Targets(queries, self.answers.of_queries(queries)), Waiting()
         self._per_unit = 1
         total = self._work(roots)
         self._per_unit, unit = (1, "tokens") if self._costs is None else _unit_of(total)
         self.progress.begin(self._work(roots), label, unit)
         try:
             with torch.inference_mode():
-                self._walk(roots, targets)
+                try:
+                    self._walk(roots, targets)
+                except KeyboardInterrupt:
+                    self._read_waiting(targets)
+                    raise
+                self._read_waiting(targets)
         finally:
             self.progress.end()
         return targets.scores()
@@ -275,18 +279,44 @@ class Scorer:
         self.usage.forwards += 1
         self.usage.tokens += len(tokens)
         if reads:
-            self._read(hidden, reads, targets)
+            self._await(hidden, reads, targets)
         self.progress.advance(left)
         return [packed.segment(i) for i in range(len(stretches))] if keep else []
 
-    def _read(self, hidden: torch.Tensor, reads: list[HeadRead], targets: _Targets) -> None:
-        """Read targets from hidden states [T, d]; the head sees each row once, some rows at a time."""
-        n_rows = _FIRST_ROWS if self._n_vocab is None else max(1, self._now.logits_nbytes // (4 * self._n_vocab))
-        for rows, some in _in_pieces(reads, n_rows):
-            logits = self.decoder.logits(hidden[torch.tensor(rows, device=hidden.device)]).float()
+    def _await(self, hidden: torch.Tensor, reads: list[HeadRead], targets: _Targets) -> None:
+        """Read targets from hidden states [T, d], or let their rows wait for those of other forwards, if few."""
+        n_rows, room = len({row for row, _, _ in reads}), min(WAITING_ROWS, self._head_rows)
+        if n_rows >= room:
+            self._read(hidden, reads, targets, self._head_rows)
+            return
+        if self._waiting.n_rows + n_rows > room or self._waiting.is_late:
+            self._read_waiting(targets)
+        self._waiting.add(hidden, reads)
+
+    def _read_waiting(self, targets: _Targets) -> None:
+        """Always as many rows at a time: what waited together depends on the clock, and a score must not."""
+        if self._waiting.reads:
+            hidden, n_rows = torch.cat(self._waiting.hidden), min(WAITING_ROWS, self._head_rows)
+            self._read(hidden, self._waiting.reads, targets, n_rows, is_padded=True)
+            self._waiting = Waiting()
+
+    def _read(
+        self, hidden: torch.Tensor, reads: Sequence[HeadRead], targets: _Targets, n_rows: int, is_padded: bool = False
+    ) -> None:
+        """The head sees each row once, `n_rows` at a time."""
+        for rows, some in in_pieces(reads, n_rows):
+            given = hidden[torch.tensor(rows, device=hidden.device)]
+            if is_padded:
+                given = torch.cat([given, given.new_zeros(n_rows - len(rows), *given.shape[1:])])
+            logits = self.decoder.logits(given)[: len(rows)].float()
             self._n_vocab = logits.shape[-1]
             self.usage.head_rows += len(rows)
             targets.fill(logits, rows, some)
+
+    @property
+    def _head_rows(self) -> int:
+        """How many rows the head is given at most."""
+        return _FIRST_ROWS if self._n_vocab is None else max(1, self._now.logits_nbytes // (4 * self._n_vocab))
 
 
 def _unit_of(n_flop: int) -> tuple[int, str]:
@@ -338,18 +368,3 @@ def _affordable(batch: list[Segment], n_tokens: int) -> list[Segment]:
     """The first segments of `batch`, at least one, whose caches together hold at most `n_tokens`."""
     held = list(accumulate(s.stop for s in batch))
     return batch[: max(1, bisect_right(held, n_tokens))]
-
-
-def _in_pieces(reads: list[HeadRead], n_rows: int) -> Iterator[tuple[list[int], list[HeadRead]]]:
-    """Reads in groups of at most `n_rows` distinct rows: (the rows, the reads)."""
-    rows: list[int] = []
-    some: list[HeadRead] = []
-    for read in sorted(reads):
-        if not rows or read[0] != rows[-1]:
-            if len(rows) == n_rows:
-                yield rows, some
-                rows, some = [], []
-            rows.append(read[0])
-        some.append(read)
-    if rows:
-        yield rows, some
