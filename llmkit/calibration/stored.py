@@ -66,11 +66,16 @@ class StoredQuantizer:
         """
         slot, method = self._slots[task.name], task.method
         known = self.statistics.known(slot)
-        if isinstance(method, (BlockMethod, ScalingMethod)):
-            raise RequirementError(
-                f"--method {method.name} changes the layers of a block together, for which no statistics suffice",
-                hint="give the text: --calibration FILE instead of --statistics",
-            )
+        reasons = {
+            BlockMethod: "learns from the outputs of whole blocks, which no statistics tell",
+            ScalingMethod: "takes scales off in the layers before, each chosen while its block reads the text",
+        }
+        for kind, reason in reasons.items():
+            if isinstance(method, kind):
+                raise RequirementError(
+                    f"--method {method.name} {reason}",
+                    hint="--calibration FILE instead of --statistics; or leave --method out, which uses them",
+                )
         missing = sorted(method.needs - set(known))
         if missing:
             words = " and ".join(name.replace("_", " ") for name in missing)

@@ -88,7 +88,7 @@ def open_statistics(path: Path, ckpt: Checkpoint) -> StoredStatistics:
     model = ckpt.require_model()
     if not path.is_file():
         hint = f"llmkit quantize observe {ckpt.origin or ckpt.label} -o FILE writes one"
-        raise InputError(f"{path} is no file of statistics", hint=hint)
+        raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}: no statistics", hint=hint)
     is_own = safetensors.looks_like(read_head(path))
     statistics = _own(path) if is_own else _from_imatrix(path, imatrix.read(path), ckpt, model)
     for slot in model.slots.values():

@@ -230,8 +230,8 @@ def method_named(name: str, *, is_calibrated: bool | None = False) -> Method:
         )
     if is_calibrated and not method.looks_at_inputs:
         raise InputError(
-            f"--method {name} does not look at the inputs of layers, which --calibration measures",
-            hint="leave --method out (gptq), or take --calibration none",
+            f"--method {name} does not look at the inputs of layers, which --calibration and --statistics tell",
+            hint="leave --method out; or take --calibration none, and no --statistics",
         )
     return method
 

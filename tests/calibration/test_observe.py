@@ -125,10 +125,9 @@ def test_what_a_file_does_not_tell_is_asked_for(tmp_path, model):
     assert quantizer.default_method == "mse"
     with pytest.raises(RequirementError, match=r"does not tell the second moments of .*, which --method gptq"):
         quantize(ckpt, bits=4, group_size="channel", method="gptq", quantizer=quantizer)
-    with pytest.raises(
-        RequirementError, match="changes the layers of a block together, for which no statistics suffice"
-    ):
-        quantize(ckpt, bits=4, group_size="channel", method="signround", quantizer=quantizer)
+    for method, reason in (("signround", "outputs of whole blocks"), ("awq", "each chosen while its block reads")):
+        with pytest.raises(RequirementError, match=f"--method {method} .*{reason}"):
+            quantize(ckpt, bits=4, group_size="channel", method=method, quantizer=quantizer)
     with pytest.raises(InputError, match="no place for second moments"):
         observe(ckpt, SAMPLES, "s.gguf", has_moments=True)
     with pytest.raises(InputError, match="no file of statistics"):

@@ -71,5 +71,5 @@ def test_a_file_without_statistics_is_refused(tmp_path):
     save_file({"a.squares": torch.ones(4)}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no statistics"):
         open_statistics(tmp_path / "a.safetensors", model())
-    with pytest.raises(LlmkitError, match="is no file of statistics"):
+    with pytest.raises(LlmkitError, match="none does not exist: no statistics"):
         open_statistics(tmp_path / "none", model())

@@ -76,7 +76,7 @@ def test_statistics_belong_to_gguf_and_are_kept_in_the_history(call, model, tmp_
     gone = call(
         "convert", model, "--to", "gguf", "--type", "q2_k", "--statistics", tmp_path / "no", "-o", tmp_path / "c"
     )
-    assert (gone.code, gone.err.splitlines()[0]) == (2, f"error: {tmp_path / 'no'} is no file of statistics")
+    assert (gone.code, gone.err.splitlines()[0]) == (2, f"error: {tmp_path / 'no'} does not exist: no statistics")
 
 
 def test_other_commands_take_a_gguf_file(call, model, tmp_path):
