@@ -15,6 +15,7 @@ from llmkit.formats.json_fields import Fields, is_count, is_number
 from llmkit.formats.json_text import as_object, read_json
 
 _FORMATS = ("llmkit.eval/1", FORMAT)
+_MAX_NBYTES = 1 << 30  # the samples of a long run have its prompts, far more than the files of a checkpoint
 _HINT = "give a file of llmkit eval -o, or the folder or results_*.json of lm_eval --output_path"
 
 
@@ -36,7 +37,7 @@ def read_record(path: str | Path) -> RunRecord:
 
 def _read(file: Path) -> RunRecord:
     try:
-        document = read_json(file)
+        document = read_json(file, max_nbytes=_MAX_NBYTES, what="a record")
     except InputError as error:
         raise InputError(error.message) from error
     body = Fields(as_object(document, str(file)), str(file))

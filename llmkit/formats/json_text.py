@@ -19,13 +19,18 @@ from llmkit.errors import InputError
 MAX_NBYTES = 100_000_000  # of one document; the largest published tokenizer.json has some 35 MB
 MAX_DEPTH = 64  # what reads a document may recurse over it, and so may what writes it again
 MAX_DIGITS = 300  # of a whole number, so that it has a float; a tokenizer's model_max_length may have 31
-_MAX_CONTAINERS = 5_000_000  # objects and arrays; each takes some 64 bytes more than its text
+_CONTAINER_NBYTES = 20  # of a document for each object and array that it may have; one takes some 64 more than its text
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _REMEDY = "copy the file from the model's source again"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, max_nbytes: int = MAX_NBYTES, what: str = "a JSON file of a checkpoint") -> Any:
     """The document in a file; `parse_json` says what is refused.
+
+    Args:
+        path: the file.
+        max_nbytes: the longest that is read.
+        what: such a file, for the error.
 
     Raises:
         InputError: it cannot be read, or is no JSON within the budget.
@@ -34,12 +39,12 @@ def read_json(path: Path) -> Any:
         if not path.is_file() and path.exists():
             raise InputError(f"{path} is no regular file; expected a JSON document")
         nbytes = path.stat().st_size
-        if nbytes > MAX_NBYTES:
-            raise InputError(f"{path} is {nbytes} bytes long; a JSON file of a checkpoint has at most {MAX_NBYTES}")
+        if nbytes > max_nbytes:
+            raise InputError(f"{path} is {nbytes} bytes long; {what} has at most {max_nbytes}")
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    return parse_json(data, str(path))
+    return parse_json(data, str(path), max_nbytes=max_nbytes)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -69,8 +74,9 @@ def parse_json(data: bytes | str, where: str, *, max_nbytes: int = MAX_NBYTES, i
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         n_containers = text.count("[") + text.count("{")
-        if n_containers > _MAX_CONTAINERS:
-            raise ValueError(f"{n_containers} objects and arrays, expected at most {_MAX_CONTAINERS}")
+        most = max_nbytes // _CONTAINER_NBYTES
+        if n_containers > most:
+            raise ValueError(f"{n_containers} objects and arrays, expected at most {most}")
         strict: dict[str, Any] = {}
         if is_strict:
             strict = {"parse_constant": _no_number, "parse_float": _finite, "object_pairs_hook": _unique}

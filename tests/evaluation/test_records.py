@@ -52,6 +52,19 @@ def test_the_first_form_is_read(tmp_path):
     assert (record.warnings, record.elapsed_s, record.model["label"]) == (("w",), 1.5, "m")
 
 
+def test_a_record_with_long_samples_is_read(tmp_path):
+    prompt = "x" * 101_000_000  # more than a file of a checkpoint may have
+    record = read_record(write(tmp_path / "run.json", body() | {"samples": {"mini_star_lore": [{"prompt": prompt}]}}))
+    assert record.samples["mini_star_lore"][0]["prompt"] == prompt
+
+
+def test_a_file_without_bounds_is_refused_unread(tmp_path):
+    with (tmp_path / "run.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match="a record has at most 1073741824"):
+        read_record(tmp_path / "run.json")
+
+
 def test_columns_of_the_second_form_are_read(tmp_path):
     columns = {"ids": ["q7", "q9"], "logprobs": [[-1.0, -2.0, -3.0, -4.0], None], "mass": [0.55, None]}
     columns |= {"prompts": ["00ff", ""], "choices": ["A", ""], "targets": ["A", "B"]}
