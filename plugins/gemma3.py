@@ -17,11 +17,11 @@ from .gemma import BIAS, DIMS, EMBEDDING, GGUF, NORM, TINY
 from .gemma2 import ACTIVATION, NAMES, SCALE, cap, from_gguf, has_window, to_gguf
 
 _NORMS = {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
-_LOCAL = Rope(
+LOCAL = Rope(
     theta=Key(("rope_parameters.sliding_attention.rope_theta", "rope_local_base_freq"), 10000.0),
     scaling=Key("rope_parameters.sliding_attention", None),
 )
-_GLOBAL = Rope(
+GLOBAL = Rope(
     theta=Key(("rope_scaling.rope_theta", "rope_parameters.full_attention.rope_theta", "rope_theta"), 1000000.0),
     scaling=Key(("rope_scaling", "rope_parameters.full_attention"), None),
 )
@@ -39,7 +39,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
             window=window_of(config, 4096) if is_local else None,
             qk_norm=replace(NORM, width="head_dim"),
         ),
-        position=_LOCAL if is_local else _GLOBAL,
+        position=LOCAL if is_local else GLOBAL,
         mlp=GatedMLP(ACTIVATION),
         residual=Sandwich(),
     )

@@ -46,6 +46,7 @@ class GroupedQuery(Kind):
         clip: values, queries and keys (once they are normed) are cut off at -clip and clip; None for none.
         gate: what is attended is multiplied by sigmoid(gate(x)) before the output matrix (Qiu et al. 2025,
             arXiv:2505.06708); its matrix has the shape and the bias of the queries'.
+        head_dim, kv_heads: formulas: the width of a head, and how many heads keys have, where layers differ.
     """
 
     string_keys = ("qkv_bias", "out_bias", "sinks", "gate")
@@ -63,16 +64,19 @@ class GroupedQuery(Kind):
     norms_rotated: bool = False
     clip: Number | None = None
     gate: Flag = False
+    head_dim: str = "head_dim"
+    kv_heads: str = "kv_heads"
 
     def slots(self) -> dict[str, SlotShape]:
+        queries, keys = f"heads*{self.head_dim}", f"{self.kv_heads}*{self.head_dim}"
         slots = {
-            **linear_slots("q", "heads*head_dim", "hidden", self.qkv_bias),
-            **linear_slots("k", "kv_heads*head_dim", "hidden", self.qkv_bias),
-            **linear_slots("v", "kv_heads*head_dim", "hidden", self.qkv_bias),
-            **linear_slots("o", "hidden", "heads*head_dim", self.out_bias),
+            **linear_slots("q", queries, "hidden", self.qkv_bias),
+            **linear_slots("k", keys, "hidden", self.qkv_bias),
+            **linear_slots("v", keys, "hidden", self.qkv_bias),
+            **linear_slots("o", "hidden", queries, self.out_bias),
         }
         if self.is_gated:
-            slots |= linear_slots("gate", "heads*head_dim", "hidden", self.qkv_bias)
+            slots |= linear_slots("gate", queries, "hidden", self.qkv_bias)
         if self.norms is not None:
             slots |= under("q_norm", self.norms[0]) | under("k_norm", self.norms[1])
         if as_bool(self.sinks):
@@ -101,7 +105,12 @@ class GroupedQuery(Kind):
 
     def widths(self, dims: Sizes) -> tuple[int, int]:
         """Numbers of a token: of all its queries, and of what later tokens see of it."""
-        return dims.heads * dims.head_dim, 2 * dims.kv_heads * dims.head_dim
+        size, kv_heads = self.head_sizes(dims)
+        return dims.heads * size, 2 * kv_heads * size
+
+    def head_sizes(self, dims: Sizes) -> tuple[int, int]:
+        """The width of a head, and the number of heads that keys have."""
+        return dims.evaluate(self.head_dim), dims.evaluate(self.kv_heads)
 
     @property
     def norms(self) -> tuple[Kind, Kind] | None:

@@ -105,8 +105,8 @@ def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
             if all(read[part] for part in parts):
                 yield Fold(stem + norm, tuple(name for part in parts for name in read[part]), block.norm)
     if type(block.attention) is GroupedQuery and block.attention.limit is None:
-        dims = model.dims
-        yield Fold(f"{stem}attn.v", (f"{stem}attn.o",), None, dims.head_dim, dims.heads // dims.kv_heads)
+        size, kv_heads = block.attention.head_sizes(model.dims)
+        yield Fold(f"{stem}attn.v", (f"{stem}attn.o",), None, size, model.dims.heads // kv_heads)
     if type(block.attention) is LatentAttention:
         yield from _of_latent(block.attention, model, f"{stem}attn.")
     if type(block.mlp) is GatedMLP or (type(block.mlp) is PlainMLP and block.mlp.act in _HOMOGENEOUS):

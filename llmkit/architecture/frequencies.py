@@ -12,7 +12,16 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmkit.architecture.scaling import DynamicNTK, LinearScaling, Llama3Scaling, LongRope, NoScaling, Scaling, Yarn
+from llmkit.architecture.scaling import (
+    DynamicNTK,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    NoScaling,
+    Proportional,
+    Scaling,
+    Yarn,
+)
 from llmkit.errors import RequirementError, SpecError
 from llmkit.lazy_imports import np
 
@@ -58,13 +67,16 @@ def frequencies(
             return one / power(grown, exponents), 1.0
         case Llama3Scaling():
             return llama3_scaled(one / power(theta, exponents), scaling), 1.0
+        case Proportional(share, factor):
+            turning = np.arange(dim // 2) < int(share * dim // 2)
+            return np.where(turning, one / power(theta, exponents), 0).astype(np.float32) / np.float32(factor), 1.0
         case LongRope():
             return _long(power(theta, exponents), scaling, length), scaling.attention_factor
         case Yarn():
             return _yarn(theta, dim, power(theta, exponents), scaling), _yarn_factor(scaling)
     raise RequirementError(
         f"no reader knows the RoPE scaling {scaling.name!r}",
-        hint="correct rope_scaling: known are linear, dynamic, llama3, longrope and yarn",
+        hint="correct rope_scaling: known are linear, dynamic, llama3, longrope, proportional and yarn",
     )
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "SinusoidalPositions",
     "SlotKind",
     "SlotShape",
+    "UnitRMS",
     "rotated_share",
 ]
 
@@ -85,6 +86,20 @@ class RMSNorm(_Norm):
 
 
 @dataclass(frozen=True)
+class UnitRMS(Kind):
+    """x / sqrt(mean(x^2) + eps), in float32: RMSNorm without a weight."""
+
+    string_keys = ("eps",)
+
+    eps: Number
+
+    @property
+    def epsilon(self) -> float:
+        """The eps of a bound kind."""
+        return as_float(self.eps)
+
+
+@dataclass(frozen=True)
 class LayerNorm(_Norm):
     """(x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016, arXiv:1607.06450)."""
 
@@ -123,16 +138,18 @@ class GatedMLP(_MLP):
     Attributes:
         bias: whether all three have biases.
         multipliers: of gate(x), and of what the MLP gives (Falcon-H1); None for 1.
+        width: a formula: of gate and up.
     """
 
     bias: Flag = False
     multipliers: Computed | tuple[float, float] | None = None
+    width: str = "ffn"
 
     def slots(self) -> dict[str, SlotShape]:
         return {
-            **linear_slots("gate", "ffn", "hidden", self.bias),
-            **linear_slots("up", "ffn", "hidden", self.bias),
-            **linear_slots("down", "hidden", "ffn", self.bias),
+            **linear_slots("gate", self.width, "hidden", self.bias),
+            **linear_slots("up", self.width, "hidden", self.bias),
+            **linear_slots("down", "hidden", self.width, self.bias),
         }
 
 
@@ -247,12 +264,14 @@ class Embedding(Kind):
         scale: multiplies the rows, rounded to the compute dtype first (as Gemma has it); None for 1.
         norm: applied to the rows.
         positions: `LearnedPositions` or `SinusoidalPositions`, added to them.
+        beside: what layers take besides hidden states (`LayerInputs`); `NoNorm` for nothing.
     """
 
     width: str | Any = "hidden"
     scale: Number | None = None
     norm: Kind | Any = field(default_factory=NoNorm)
     positions: Kind = field(default_factory=NoPositions)
+    beside: Kind | Any = field(default_factory=NoNorm)
 
     @property
     def multiplier(self) -> float | None:
@@ -263,7 +282,8 @@ class Embedding(Kind):
         slots = {"embed.weight": SlotShape(("vocab", self.width), "embedding")}
         if self.width != "hidden":
             slots["embed_proj.weight"] = SlotShape(("hidden", self.width), "linear")
-        return slots | under("positions", self.positions) | under("embed_norm", self.norm)
+        slots |= under("positions", self.positions) | under("embed_norm", self.norm)
+        return slots | under("beside", self.beside)
 
 
 @dataclass(frozen=True)

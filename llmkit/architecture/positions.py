@@ -39,6 +39,7 @@ class Rope(Kind):
         scaling: where the config keeps the scaling; bound, one of the types of `scaling.py`.
         share: the part of each head's dims that is rotated, the first int(head_dim * share); the rest passes through.
         pairs: `half` pairs dim j with j + R/2, `interleaved` dim 2j with 2j + 1 (R rotated dims).
+        size: a formula: the width of a head.
     """
 
     string_keys = ("theta",)
@@ -47,6 +48,7 @@ class Rope(Kind):
     scaling: Key | Computed | Scaling = _SCALING
     share: Number = 1.0
     pairs: Literal["half", "interleaved"] = "half"
+    size: str = dataclasses.field(default="head_dim", kw_only=True)
 
     def bind(self, config: Mapping[str, Any]) -> Self:
         bound = super().bind(config)

@@ -79,6 +79,14 @@ class LongRope:
 
 
 @dataclass(frozen=True, slots=True)
+class Proportional:
+    """The first `share` of the pairs turn, with the frequencies that they have in the whole head (Gemma 4)."""
+
+    share: float
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownScaling:
     """A method that no reader knows; it keeps its name so that a reader can refuse it."""
 
@@ -87,7 +95,7 @@ class UnknownScaling:
 
 _METHODS: dict[type, str] = {
     NoScaling: "none", LinearScaling: "linear", DynamicNTK: "dynamic", Llama3Scaling: "llama3", Yarn: "yarn",
-    LongRope: "longrope",
+    LongRope: "longrope", Proportional: "proportional",
 }  # fmt: skip
 
 
@@ -96,7 +104,7 @@ def method_of(scaling: Scaling) -> str:
     return scaling.name if isinstance(scaling, UnknownScaling) else _METHODS[type(scaling)]
 
 
-Scaling = NoScaling | LinearScaling | DynamicNTK | Llama3Scaling | LongRope | Yarn | UnknownScaling
+Scaling = NoScaling | LinearScaling | DynamicNTK | Llama3Scaling | LongRope | Proportional | Yarn | UnknownScaling
 
 
 def scaling_of(params: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Scaling:
@@ -131,6 +139,9 @@ def scaling_of(params: Mapping[str, Any] | None, config: Mapping[str, Any]) -> S
         return Llama3Scaling(get.number("factor"), low, high, _original_context(params, config, get))
     if name == "yarn":
         return _yarn(params, config, get)
+    if name == "proportional":
+        share = get.optional("partial_rotary_factor")
+        return Proportional(1.0 if share is None else share, get.optional("factor") or 1.0)
     if name in ("longrope", "su"):
         return _long_rope(params, config, get)
     return UnknownScaling(str(name))

@@ -155,7 +155,7 @@ def rotary_pairs(weights: Mapping[str, Lazy], model: Model, *, to: str) -> dict[
         position = getattr(block, "position", None)
         if not isinstance(position, Rope):
             continue
-        size = model.dims.head_dim
+        size = model.dims.evaluate(position.size)
         rotated = position.rotated(size)
         half = rotated // 2
         if to == "half":

@@ -124,11 +124,21 @@ class _Ranging(KVCache):
         self.ranges: Ranges = {}
         self._mixing, self._context = mixing, context or Context()
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scores: Scores,
+        *,
+        of: int | None = None,
+    ) -> torch.Tensor:
         self._context.raise_if_stopped()
-        squares = k.float().square() @ self._mixing[layer]
-        self.ranges[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
-        return super().attend(layer, q, k, v, scores)
+        if of is None:
+            squares = k.float().square() @ self._mixing[layer]
+            self.ranges[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
+        return super().attend(layer, q, k, v, scores, of=of)
 
 
 def _mixing(decoder: Any, suffix: tuple[int, ...]) -> dict[int, torch.Tensor]:

@@ -12,6 +12,7 @@ from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.mamba import BesideAttention, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.architecture.sizes import Sizes
+from llmkit.decoder.carried import ATTENTION
 from llmkit.decoder.deltanet import gated_delta_net, kimi_delta_attention
 from llmkit.decoder.indexer import IndexedReader
 from llmkit.decoder.kv import Cache
@@ -40,7 +41,8 @@ class _GroupedQuery:
         self._dims = dims
         self._layer = layer
         self._positions = positions
-        rule = kind.score_rule(dims.head_dim)
+        self._size, self._n_kv = kind.head_sizes(dims)
+        rule = kind.score_rule(self._size)
         sinks = weights("sinks") if as_bool(kind.sinks) else None
         self._scores = Scores(rule.scale, rule.softcap, rule.window, chunk=rule.chunk, sinks=sinks)
         self._kind = kind
@@ -51,8 +53,8 @@ class _GroupedQuery:
 
     def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         batch, length, _ = x.shape
-        n_q, n_kv = self._dims.heads, self._dims.kv_heads
-        heads = self._inputs(x).view(batch, length, -1, self._dims.head_dim)
+        n_q, n_kv = self._dims.heads, self._n_kv
+        heads = self._inputs(x).view(batch, length, -1, self._size)
         heads, gate = heads[:, :, : n_q + 2 * n_kv], heads[:, :, n_q + 2 * n_kv :]
         both, v = heads[:, :, : n_q + n_kv], heads[:, :, n_q + n_kv :].transpose(1, 2)
         both = both if self._kind.norms_rotated else self._normed(both)
@@ -66,13 +68,13 @@ class _GroupedQuery:
         attended = attended.transpose(1, 2)
         if self._kind.is_gated:
             attended = attended * gate.sigmoid()
-        return self._out(attended.reshape(batch, length, n_q * self._dims.head_dim))
+        return self._out(attended.reshape(batch, length, n_q * self._size))
 
     def _normed(self, both: torch.Tensor) -> torch.Tensor:
         """Heads of queries and keys [B, S, heads + kv_heads, head_dim] normed, if the kind has norms."""
         if self._norms is None:
             return both
-        parts = both.split([self._dims.heads, self._dims.kv_heads], 2)
+        parts = both.split([self._dims.heads, self._n_kv], 2)
         if self._kind.norms_all_heads:
             normed = [norm(part.flatten(2)).view_as(part) for norm, part in zip(self._norms, parts, strict=True)]
         else:
@@ -90,6 +92,7 @@ def _beside(kind: BesideAttention, weights: Weights, dims: Sizes, layer: int, po
 
 
 _READERS: Hooks[Layer] = {
+    **ATTENTION,
     BesideAttention: _beside,
     GatedDeltaNet: gated_delta_net,
     GroupedQuery: _GroupedQuery,

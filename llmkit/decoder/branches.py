@@ -98,10 +98,21 @@ class Branches:
         positions = (self._lengths + self._past)[:, None].to(input_ids.device)
         return Places(positions, positions + 1, tuple((row, 0, 1) for row in range(self.batch)))
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scores: Scores,
+        *,
+        of: int | None = None,
+    ) -> torch.Tensor:
+        layer = layer if of is None else of
         keys, values = self._tails[layer]
-        keys[:, :, self._length] = k[:, :, 0]
-        values[:, :, self._length] = v[:, :, 0]
+        if of is None:
+            keys[:, :, self._length] = k[:, :, 0]
+            values[:, :, self._length] = v[:, :, 0]
         stop = self._length + 1
         keys, values = keys[:, :, :stop], values[:, :, :stop]
         scores = scores.over(self._past + stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmkit.architecture.hooks import Weights
 from llmkit.architecture.kinds import Embedding, LearnedPositions, NoPositions, SinusoidalPositions
 from llmkit.architecture.positions import sinusoidal_frequencies
+from llmkit.decoder.carried import beside
 from llmkit.decoder.linear import linear
 from llmkit.decoder.norms import build_norm
 from llmkit.errors import InputError, RequirementError
@@ -28,6 +29,7 @@ class EmbeddingReader:
         self._scale = None if scale is None else float(scale)
         self._project = linear(weights, "embed_proj") if weights.has("embed_proj.weight") else None
         self._norm = build_norm(kind.norm, weights.under("embed_norm"))
+        self._beside = beside(kind.beside, weights.under("beside"))
         self._positions: torch.Tensor | None = None
         self._offset = 0
         self._waves = kind.positions if isinstance(kind.positions, SinusoidalPositions) else None
@@ -38,7 +40,7 @@ class EmbeddingReader:
             raise RequirementError(f"the torch decoder cannot add {type(kind.positions).__name__} to embeddings")
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Hidden states [B, S, hidden] of ids [B, S] at positions [B, S].
+        """Hidden states [B, S, hidden], and what goes beside them, of ids [B, S] at positions [B, S].
 
         Raises:
             InputError: a sequence is longer than the table of positions.
@@ -61,7 +63,7 @@ class EmbeddingReader:
             x = x + embedding(rows, self._positions)
         if self._waves is not None:
             x = x + _waves(self._waves, positions, x)
-        return self._norm(x)
+        return self._beside(ids, self._norm(x))
 
 
 def _waves(kind: SinusoidalPositions, positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from llmkit.architecture.beside_experts import BesideExperts, ScaledRouter
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.keys import as_bool, as_float
 from llmkit.architecture.kind import Kind
 from llmkit.decoder.gated import gated_mlp
 from llmkit.decoder.linear import Linear
+from llmkit.decoder.norms import build_norm
 from llmkit.lazy_imports import torch
 
 Routes: TypeAlias = "Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]"
@@ -32,14 +34,24 @@ def experts(kind: Experts, weights: Weights) -> TensorFunction:
     Raises:
         RequirementError: no torch reader for the router or the activation.
     """
+    mix = mixture(kind, weights)
+    return lambda x: mix(x, x)
+
+
+def mixture(kind: Experts, weights: Weights) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The function (what experts are given, what the router sees) -> [B, S, hidden], both of that shape.
+
+    Raises:
+        RequirementError: no torch reader for the router or the activation.
+    """
     route = build_router(kind.router, weights.under("router"))
     mlps = [gated_mlp(kind, weights.under(f"experts.{e}")) for e in range(kind.n_experts)]
     shared = None if kind.shared is None else gated_mlp(kind, weights.under("shared"))
     gate = Linear(weights("shared_gate.weight"), None) if kind.has_shared_gate else None
 
-    def mixture(x: torch.Tensor) -> torch.Tensor:
+    def mix(x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        chosen, shares = route(flat)
+        chosen, shares = route(seen.reshape(-1, x.shape[-1]))
         order = chosen.flatten().argsort(stable=True)
         tokens, sorted_shares = order // chosen.shape[1], shares.flatten()[order, None]
         counts = chosen.flatten().bincount(minlength=len(mlps)).tolist()
@@ -54,7 +66,7 @@ def experts(kind: Experts, weights: Weights) -> TensorFunction:
             out += common if gate is None else torch.sigmoid(gate(flat)) * common
         return out.view_as(x)
 
-    return mixture
+    return mix
 
 
 def _router(kind: Router, weights: Weights) -> Routes:
@@ -101,4 +113,26 @@ _FUNCTIONS: dict[str, tuple[TensorFunction, bool]] = {
     "sigmoid": (_sigmoid, False), "chosen_sigmoid": (_sigmoid, True),
 }  # fmt: skip
 """What makes scores of logits, and whether only those of the chosen."""
-_ROUTERS: Hooks[Routes] = {Router: _router}
+
+
+def _scaled_router(kind: ScaledRouter, weights: Weights) -> Routes:
+    product, norm = Linear(weights("weight"), None), build_norm(kind.norm, weights.under("norm"))
+    scale, expert_scale = weights("scale"), weights("expert_scale")
+
+    def route(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = product(norm(x) * scale * x.shape[-1] ** -0.5).float().softmax(-1)
+        shares, chosen = scores.topk(kind.n_chosen, dim=-1)
+        return chosen, (shares / shares.sum(-1, keepdim=True) * expert_scale[chosen]).to(x.dtype)
+
+    return route
+
+
+def beside_experts(kind: BesideExperts, weights: Weights) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A dense MLP of y = norm(x) and a mixture of experts of x, side by side: (y, x) -> [B, S, hidden]."""
+    dense, mix = gated_mlp(kind.dense, weights), mixture(kind.experts, weights)
+    names = ("dense_post_norm", "experts_norm", "experts_post_norm")
+    post, pre_experts, post_experts = (build_norm(kind.norm, weights.under(name)) for name in names)
+    return lambda y, x: post(dense(y)) + post_experts(mix(pre_experts(x), x))
+
+
+_ROUTERS: Hooks[Routes] = {Router: _router, ScaledRouter: _scaled_router}

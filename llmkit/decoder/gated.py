@@ -11,6 +11,7 @@ from llmkit.architecture.activations import (
     QUICK_GELU_SLOPE,
     known_activation,
 )
+from llmkit.architecture.altup import GaussianTopK
 from llmkit.architecture.experts import ClampedSwiGLU
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.keys import as_float
@@ -90,5 +91,15 @@ def _clamped(kind: ClampedSwiGLU) -> Product:
     return product
 
 
-_PRODUCTS: Hooks[Product] = {ClampedSwiGLU: _clamped}
+def _gaussian_top_k(kind: GaussianTopK) -> Product:
+    act, quantile = activation(str(kind.act)), kind.quantile
+
+    def product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        mean, std = gate.mean(-1, keepdim=True), gate.std(-1, keepdim=True, unbiased=False)
+        return act(torch.relu(gate - (mean + std * quantile))) * up
+
+    return product
+
+
+_PRODUCTS: Hooks[Product] = {ClampedSwiGLU: _clamped, GaussianTopK: _gaussian_top_k}
 """Activations that are kinds."""

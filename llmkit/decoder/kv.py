@@ -54,10 +54,20 @@ class Cache(Protocol):
     def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
         """Start a pass over `input_ids` [B, S]; `mask` [B, past + S] has 1 for real tokens."""
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scores: Scores,
+        *,
+        of: int | None = None,
+    ) -> torch.Tensor:
         """Attention of the new queries [B, heads, S, head_dim] over past and new keys [B, kv_heads, S, head_dim].
 
-        Where `v` is `k` itself, the values are the keys, and they are held once (latent attention).
+        Where `v` is `k` itself, the values are the keys, and they are held once (latent attention). `of` is the layer
+        that these keys and values are of, where that was another one: its past ones are seen, and nothing is kept.
         """
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
@@ -173,8 +183,19 @@ class KVCache:
         mask = mask.to(device=device, dtype=torch.int64)
         return mask if self.mask is not None or not bool(mask.all()) else None
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-        if self._keep:
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scores: Scores,
+        *,
+        of: int | None = None,
+    ) -> torch.Tensor:
+        if self._keep and of is not None:
+            k, v = (held[of][:, :, : self.length + self._new] for held in (self._keys, self._values))
+        elif self._keep:
             k, v = self._append(layer, k, v)
         scores = scores.over(k.shape[2])
         if not scores.is_plain and self._positions is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from llmkit.architecture.beside_experts import BesideExperts
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import GatedMLP, Kind, PlainMLP
 from llmkit.architecture.mamba import NoMLP
-from llmkit.decoder.experts import experts
+from llmkit.decoder.experts import beside_experts, experts
 from llmkit.decoder.gated import activation, gated_mlp
 from llmkit.decoder.linear import linear
 from llmkit.lazy_imports import torch
@@ -18,7 +21,8 @@ def build_mlp(kind: Kind, weights: Weights) -> TensorFunction:
     Raises:
         RequirementError: no torch reader for the kind or its activation.
     """
-    return reader_of(kind, _READERS)(weights)
+    function: TensorFunction = reader_of(kind, _READERS)(weights)
+    return function
 
 
 def _plain(kind: PlainMLP, weights: Weights) -> TensorFunction:
@@ -31,4 +35,10 @@ def _none(kind: NoMLP, weights: Weights) -> TensorFunction:
     return torch.zeros_like
 
 
-_READERS: Hooks[TensorFunction] = {Experts: experts, GatedMLP: gated_mlp, NoMLP: _none, PlainMLP: _plain}
+_READERS: Hooks[Any] = {
+    BesideExperts: beside_experts,
+    Experts: experts,
+    GatedMLP: gated_mlp,
+    NoMLP: _none,
+    PlainMLP: _plain,
+}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from llmkit.architecture.hooks import Hooks, Layer, Weights, reader_of
+from llmkit.architecture.altup import AltUpBlock
+from llmkit.architecture.carried import CarryingBlock
+from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import Block, Kind, NoPositions
 from llmkit.architecture.model import Model
+from llmkit.decoder.altup import build_altup
 from llmkit.decoder.attention import build_attention
+from llmkit.decoder.carried import carrying
 from llmkit.decoder.embedding import EmbeddingReader
 from llmkit.decoder.head import OutputHead
 from llmkit.decoder.kv import Cache, KVCache, Places
@@ -144,16 +148,30 @@ def _build_layer(block: Kind, model: Model, weights: Weights, index: int, positi
 
 
 def _attention_block(block: Block, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
+    return build_residual(block.residual, *_parts(block, model, weights, index, positions))
+
+
+def _parts(
+    block: Block, model: Model, weights: Weights, index: int, positions: Positions
+) -> tuple[Sequence[TensorFunction], Layer, TensorFunction]:
+    """Norms, attention and MLP of a layer."""
     attention = build_attention(block.attention, weights.under("attn"), model.dims, index, positions)
     mlp = build_mlp(block.mlp, weights.under("mlp"))
     if (scale := block.branch_scale) is not None:
         attention, mlp = _scaled(attention, scale), _scaled(mlp, scale)
-    norms = [build_norm(block.norm, weights.under(name)) for name in block.residual.norms]
-    return build_residual(block.residual, norms, attention, mlp)
+    return [build_norm(block.norm, weights.under(name)) for name in block.residual.norms], attention, mlp
 
 
 def _scaled(branch: Callable[..., torch.Tensor], scale: float) -> Callable[..., torch.Tensor]:
     return lambda *given: branch(*given) * scale
 
 
-_BLOCKS: Hooks[Layer] = {Block: _attention_block}
+def _carrying_block(block: CarryingBlock, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
+    return carrying(block, weights, _attention_block(block, model, weights, index, positions), model.dims.hidden)
+
+
+def _altup_block(block: AltUpBlock, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
+    return build_altup(block, weights, *_parts(block, model, weights, index, positions))
+
+
+_BLOCKS: Hooks[Layer] = {AltUpBlock: _altup_block, Block: _attention_block, CarryingBlock: _carrying_block}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from llmkit.architecture.altup import LEAST_SQUARE, AltUpNorm
+from llmkit.architecture.carried import HiddenNorm
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
-from llmkit.architecture.kinds import Kind, LayerNorm, NoNorm, RMSNorm
+from llmkit.architecture.kinds import Kind, LayerNorm, NoNorm, RMSNorm, UnitRMS
+from llmkit.decoder.linear import linear
 from llmkit.lazy_imports import torch
 
 
@@ -46,8 +49,44 @@ def _layer_norm(kind: LayerNorm, weights: Weights) -> TensorFunction:
     return lambda x: layer_norm(x, weight.shape, weight, bias, eps)
 
 
+def _hidden_norm(kind: HiddenNorm, weights: Weights) -> TensorFunction:
+    norm, width = _rms(kind, weights), len(weights("weight"))
+    return lambda x: norm(x[..., :width])
+
+
+def as_long(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """X [..., hidden] with the length of `first`."""
+    square = x.square().mean(-1, keepdim=True).clamp(min=LEAST_SQUARE)
+    return x * first.square().mean(-1, keepdim=True).sqrt() / square.sqrt()
+
+
+def _altup_norm(kind: AltUpNorm, weights: Weights) -> TensorFunction:
+    norm, n, width = _rms(kind, weights), kind.streams, len(weights("weight"))
+    others = [linear(weights, f"stream.{i}") for i in range(1, n)]
+
+    def merged(x: torch.Tensor) -> torch.Tensor:
+        first, *rest = x[..., : n * width].split(width, -1)
+        parts = [as_long(project(part), first) for project, part in zip(others, rest, strict=True)]
+        return norm(torch.stack([first, *parts]).mean(0))
+
+    return merged
+
+
+def _unit_rms(kind: UnitRMS, weights: Weights) -> TensorFunction:
+    from torch.nn.functional import rms_norm
+
+    return lambda x: rms_norm(x.float(), x.shape[-1:], None, kind.epsilon).to(x.dtype)
+
+
 def _none(kind: NoNorm, weights: Weights) -> TensorFunction:
     return lambda x: x
 
 
-_READERS: Hooks[TensorFunction] = {RMSNorm: _rms, LayerNorm: _layer_norm, NoNorm: _none}
+_READERS: Hooks[TensorFunction] = {
+    AltUpNorm: _altup_norm,
+    HiddenNorm: _hidden_norm,
+    LayerNorm: _layer_norm,
+    NoNorm: _none,
+    RMSNorm: _rms,
+    UnitRMS: _unit_rms,
+}

@@ -74,11 +74,20 @@ class Packed:
         spans = tuple((0, start, start + n) for start, n in zip(self.starts, self.lengths, strict=True))
         return Places(positions[None], totals, spans)
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scores: Scores,
+        *,
+        of: int | None = None,
+    ) -> torch.Tensor:
         self._reach(layer)
-        if self.keep:
+        if self.keep and of is None:
             self._pairs[layer] = k, v
-        past = self.prefix.layer(layer) if self.prefix is not None else None
+        past = self.prefix.layer(layer if of is None else of) if self.prefix is not None else None
         rules = [scores.over(self.past + n) for n in self.lengths]
         if all(rule.is_plain for rule in rules):
             return attend_causal(q, k, v, rules[0].scale, past, self.lengths)

@@ -93,7 +93,7 @@ class Rotary(Positions):
     def __init__(self, kind: Rope, dims: Sizes, dtype: torch.dtype, device: torch.device) -> None:
         self._theta = kind.base
         self._scaling = kind.bound_scaling
-        self._dim = kind.rotated(dims.head_dim)
+        self._dim = kind.rotated(dims.evaluate(kind.size))
         self._is_interleaved = kind.pairs == "interleaved"
         self._dtype = dtype
         inverse, self._factor = frequencies(self._theta, self._dim, self._scaling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llmkit.architecture.beside_experts import OpenSandwich
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, reader_of
 from llmkit.architecture.kinds import Kind, OutputNorm, Parallel, PostNorm, PreNorm, Sandwich, SharedParallel
 from llmkit.architecture.mamba import MixerOnly
@@ -88,7 +89,18 @@ def _sandwich(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp
     return layer
 
 
+def _open_sandwich(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: Any) -> Layer:
+    attn_norm, attn_post_norm, mlp_norm, mlp_post_norm = norms
+
+    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
+        x = x + attn_post_norm(attention(attn_norm(x), table, cache))
+        return x + mlp_post_norm(mlp(mlp_norm(x), x))
+
+    return layer
+
+
 _READERS: Hooks[Layer] = {
+    OpenSandwich: _open_sandwich,
     MixerOnly: _mixer_only,
     PreNorm: _pre_norm,
     PostNorm: _post_norm,

@@ -43,6 +43,8 @@ class GraphContext:
         state: what the runtime hands on from call to call: name of an input -> name of the output.
         initial: the number that such an input holds at first, where that is not zero.
         notes: what layers leave for those after them.
+        present: by layer, what the op for attention made of keys and values.
+        inputs: what a layer takes besides hidden states, [B, S, width], by its first column (`InputGate.at`).
     """
 
     graph: Graph
@@ -56,6 +58,8 @@ class GraphContext:
     state: dict[str, str] = field(default_factory=dict)
     initial: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    present: dict[int, tuple[Value, Value]] = field(default_factory=dict)
+    inputs: dict[int, Value] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.architecture.beside_experts import BesideExperts, ScaledRouter
 from llmkit.architecture.experts import ClampedSwiGLU, Experts, Router
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.keys import as_bool, as_float
@@ -26,6 +27,7 @@ from llmkit.onnx.gated import gated_mlp, gated_product
 from llmkit.onnx.graph import CONTRIB, Graph, Value
 from llmkit.onnx.integer_matrices import fits_experts
 from llmkit.onnx.masks import HIDDEN
+from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.weights import GraphWeights
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import viewed
@@ -34,8 +36,8 @@ _LAYERS = (("gate", "up"), ("down",))
 _SMALLEST = 1e-30  # of a weight whose logarithm is taken
 
 
-def emit_experts(kind: Experts, weights: GraphWeights, x: Value) -> Any:
-    """The mixture of experts of x [B, S, hidden]: [B, S, hidden].
+def emit_experts(kind: Experts, weights: GraphWeights, x: Value, seen: Value | None = None) -> Any:
+    """The mixture of experts of x [B, S, hidden]: [B, S, hidden]; the router sees another value, if one is given.
 
     Raises:
         RequirementError: no emitter for the router or the activation.
@@ -43,7 +45,8 @@ def emit_experts(kind: Experts, weights: GraphWeights, x: Value) -> Any:
     g = weights.graph
     flat = g.op("Reshape", x, g.ints(-1, weights.model.dims.hidden))
     mix = _looped if _why_no_op(kind) else _fused
-    y = g.op("Reshape", mix(kind, weights, flat), g.op("Shape", x))
+    routed = flat if seen is None else g.op("Reshape", seen, g.ints(-1, weights.model.dims.hidden))
+    y = g.op("Reshape", mix(kind, weights, flat, routed), g.op("Shape", x))
     if kind.shared is None:
         return y
     common = gated_mlp(kind, weights.under("shared"), x)
@@ -59,17 +62,17 @@ def _why_no_op(kind: Experts) -> str | None:
     return "weights of what several experts are given" if kind.weighs == "input" and kind.router.n_chosen > 1 else None
 
 
-def _fused(kind: Experts, weights: GraphWeights, x: Any) -> Any:
+def _fused(kind: Experts, weights: GraphWeights, x: Any, seen: Any) -> Any:
     """X [N, hidden] -> [N, hidden] by `MoE`."""
     g, router, factor = weights.graph, kind.router, None
     op, matrices, more = _matrices(kind, weights)
     is_plain = isinstance(router, Router) and kind.weighs == "output" and _is_top_of_softmax(router)
     is_normalized = not is_plain or op == "QMoE" or _is_divided(router)
     if is_plain and is_normalized == _is_divided(router):
-        scores = _logits(router, weights, x)
+        scores = _logits(router, weights, seen)
         factor = weights.number(as_float(router.scale)) if as_float(router.scale) != 1 else None
     else:
-        chosen, shares = emit_routes(kind, weights, x)
+        chosen, shares = emit_routes(kind, weights, seen)
         total = g.op("ReduceSum", shares, g.ints(-1), keepdims=1)
         logs = g.op("Log", g.op("Max", g.op("Div", shares, total), g.number(_SMALLEST)))
         shape = g.op("Concat", g.op("Shape", x, end=1), g.ints(kind.n_experts), axis=0)
@@ -178,13 +181,33 @@ def _limited(kind: Router, g: Graph, choice: Any) -> Any:
     return g.op("Reshape", g.op("Where", is_inside, grouped, g.number(float("-inf"))), g.ints(0, kind.n_experts))
 
 
-_ROUTERS: Hooks[Any] = {Router: _router}
+def _scaled_router(kind: ScaledRouter, weights: GraphWeights, x: Any) -> tuple[Any, Any]:
+    g, own = weights.graph, weights.under("router")
+    normed = g.op("Mul", emit_norm(kind.norm, own.under("norm"), x), own.value("scale"))
+    logits = weights.linear(g.op("Mul", normed, weights.number(weights.model.dims.hidden**-0.5)), "router")
+    shares, chosen = g.op("TopK", g.op("Softmax", weights.single(logits), axis=-1), g.ints(kind.n_chosen), n=2, axis=-1)
+    shares = g.op("Div", shares, g.op("ReduceSum", shares, g.ints(-1), keepdims=1))
+    return chosen, g.op("Mul", shares, g.op("Gather", weights.single(own.value("expert_scale")), chosen))
 
 
-def _looped(kind: Experts, weights: GraphWeights, x: Any) -> Any:
+def emit_beside_experts(kind: BesideExperts, weights: GraphWeights, y: Any, x: Any) -> Any:
+    """A dense MLP of y = norm(x) and a mixture of experts of x, side by side."""
+
+    def normed(name: str, value: Any) -> Any:
+        return emit_norm(kind.norm, weights.under(name), value)
+
+    dense = normed("dense_post_norm", gated_mlp(kind.dense, weights, y))
+    mixed = emit_experts(kind.experts, weights, normed("experts_norm", x), x)
+    return weights.graph.op("Add", dense, normed("experts_post_norm", mixed))
+
+
+_ROUTERS: Hooks[Any] = {Router: _router, ScaledRouter: _scaled_router}
+
+
+def _looped(kind: Experts, weights: GraphWeights, x: Any, seen: Any) -> Any:
     """X [N, hidden] -> [N, hidden]: each expert that is chosen takes its tokens, and adds to theirs."""
     g = weights.graph
-    chosen, shares = emit_routes(kind, weights, x)
+    chosen, shares = emit_routes(kind, weights, seen)
     shares = weights.computed(shares)
     used = g.op("Unique", chosen)
     zeros = g.op("Expand", g.number(0.0), g.op("Shape", x))  # float32: ScatterND adds no halves on a CPU

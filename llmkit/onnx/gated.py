@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmkit.architecture.activations import LAPLACE_DEVIATION, LAPLACE_MEAN, QUICK_GELU_SLOPE, known_activation
+from llmkit.architecture.altup import GaussianTopK
 from llmkit.architecture.experts import ClampedSwiGLU
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.keys import as_float
@@ -92,5 +93,12 @@ def _clamped(kind: ClampedSwiGLU, g: Graph, gate: Any, up: Any) -> Any:
     return g.op("Mul", g.op("Add", g.op("Clip", up, below, limit), _like(g, 1, gate)), swish)
 
 
-_PRODUCTS: Hooks[Value] = {ClampedSwiGLU: _clamped}
+def _gaussian_top_k(kind: GaussianTopK, g: Graph, gate: Any, up: Any) -> Any:
+    apart = g.op("Sub", gate, g.op("ReduceMean", gate, g.ints(-1), keepdims=1))
+    std = g.op("Sqrt", g.op("ReduceMean", g.op("Mul", apart, apart), g.ints(-1), keepdims=1))
+    kept = g.op("Relu", g.op("Sub", apart, g.op("Mul", std, _like(g, kind.quantile, gate))))
+    return g.op("Mul", activation(g, str(kind.act), kept), up)
+
+
+_PRODUCTS: Hooks[Value] = {ClampedSwiGLU: _clamped, GaussianTopK: _gaussian_top_k}
 """Activations that are kinds."""

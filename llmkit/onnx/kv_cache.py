@@ -169,9 +169,18 @@ class _RoundedCache(KVCache):
         super().__init__(capacity, keep=keep)
         self._scales = scales
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-        k, v = (_rounded(x, scale) for x, scale in zip((k, v), self._scales[layer], strict=True))
-        return super().attend(layer, q, k, v, scores)
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scores: Scores,
+        *,
+        of: int | None = None,
+    ) -> torch.Tensor:
+        k, v = (_rounded(x, scale) for x, scale in zip((k, v), self._scales[layer if of is None else of], strict=True))
+        return super().attend(layer, q, k, v, scores, of=of)
 
 
 def _rounded(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

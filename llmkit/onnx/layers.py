@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmkit.architecture.altup import AltUpBlock
+from llmkit.architecture.beside_experts import BesideExperts, OpenSandwich
+from llmkit.architecture.carried import CarryingBlock
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.hooks import GraphFunction, Hooks, emitter_of
 from llmkit.architecture.kind import Kind
@@ -19,9 +22,11 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.mamba import MixerOnly
+from llmkit.onnx.altup import emit_altup
 from llmkit.onnx.attention import emit_attention
+from llmkit.onnx.carried import emit_gate
 from llmkit.onnx.context import GraphContext
-from llmkit.onnx.experts import emit_experts
+from llmkit.onnx.experts import emit_beside_experts, emit_experts
 from llmkit.onnx.gated import activation, gated_mlp
 from llmkit.onnx.graph import Value
 from llmkit.onnx.norms import Stream, emit_norm
@@ -39,6 +44,15 @@ def emit_layer(
 def _attention_block(
     block: Block, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, stream: Stream
 ) -> None:
+    attention, mlp = _branches(block, context, weights, layer, positions)
+    emitter_of(block.residual, _RESIDUALS)(block.norm, weights, stream, attention, mlp)
+
+
+def _branches(
+    block: Block, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions
+) -> tuple[GraphFunction, Any]:
+    """The attention and the MLP of a layer."""
+
     def scaled(x: Any) -> Any:
         scale = block.branch_scale
         return x if scale is None else context.graph.op("Mul", x, weights.number(scale))
@@ -47,11 +61,41 @@ def _attention_block(
         with context.graph.scope("attn"):
             return scaled(emit_attention(block.attention, context, weights.under("attn"), layer, positions, x))
 
-    def mlp(x: Any) -> Any:
+    def mlp(*given: Any) -> Any:
         with context.graph.scope("mlp"):
-            return scaled(emitter_of(block.mlp, _MLPS)(weights.under("mlp"), x))
+            return scaled(emitter_of(block.mlp, _MLPS)(weights.under("mlp"), *given))
 
-    emitter_of(block.residual, _RESIDUALS)(block.norm, weights, stream, attention, mlp)
+    return attention, mlp
+
+
+def _altup_block(
+    block: AltUpBlock,
+    context: GraphContext,
+    weights: GraphWeights,
+    layer: int,
+    positions: GraphPositions,
+    stream: Stream,
+) -> None:
+    def gate(x: Any) -> Any:
+        return emit_gate(block.gate, context, weights.under("input"), x)
+
+    emit_altup(block, context, weights, stream, *_branches(block, context, weights, layer, positions), gate)
+
+
+def _carrying_block(
+    block: CarryingBlock,
+    context: GraphContext,
+    weights: GraphWeights,
+    layer: int,
+    positions: GraphPositions,
+    stream: Stream,
+) -> None:
+    _attention_block(block, context, weights, layer, positions, stream)
+    added = emit_gate(block.gate, context, weights.under("input"), stream.value())
+    if added is not None:
+        stream.add(added)
+    if block.scaled:
+        stream.replace(context.graph.op("Mul", stream.value(), weights.value("input.scalar")))
 
 
 def _plain(kind: PlainMLP, weights: GraphWeights, x: Any) -> Any:
@@ -113,8 +157,18 @@ def _sandwich(
     stream.add(emit_norm(norm, weights.under("mlp_post_norm"), out))
 
 
-_MLPS: Hooks[Value] = {Experts: emit_experts, GatedMLP: gated_mlp, PlainMLP: _plain}
+def _open_sandwich(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: Any
+) -> None:
+    out = attention(stream.normed(norm, weights.under("attn_norm")))
+    stream.add(emit_norm(norm, weights.under("attn_post_norm"), out))
+    y = stream.normed(norm, weights.under("mlp_norm"))
+    stream.add(emit_norm(norm, weights.under("mlp_post_norm"), mlp(y, stream.value())))
+
+
+_MLPS: Hooks[Value] = {BesideExperts: emit_beside_experts, Experts: emit_experts, GatedMLP: gated_mlp, PlainMLP: _plain}
 _RESIDUALS: Hooks[None] = {
+    OpenSandwich: _open_sandwich,
     MixerOnly: _mixer_only,
     PreNorm: _pre_norm,
     PostNorm: _post_norm,
@@ -123,4 +177,4 @@ _RESIDUALS: Hooks[None] = {
     SharedParallel: _shared_parallel,
     Sandwich: _sandwich,
 }
-_BLOCKS: Hooks[None] = {Block: _attention_block}
+_BLOCKS: Hooks[None] = {AltUpBlock: _altup_block, Block: _attention_block, CarryingBlock: _carrying_block}

@@ -16,6 +16,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import onnx
+from llmkit.onnx.carried import emit_inputs
 from llmkit.onnx.context import IN_PLACE, AttentionOp, GraphContext, Int8Cache
 from llmkit.onnx.graph import CONTRIB, Graph
 from llmkit.onnx.integer_matrices import IntegerMatrices
@@ -137,7 +138,8 @@ def _embedded(context: GraphContext, weights: GraphWeights) -> Any:
             x = g.op("Add", x, emit_waves(kind.positions, context))
         elif not isinstance(kind.positions, NoPositions):
             raise RequirementError(f"the ONNX export cannot add {type(kind.positions).__name__} to embeddings")
-        return emit_norm(kind.norm, weights.under("embed_norm"), x)
+        x = emit_norm(kind.norm, weights.under("embed_norm"), x)
+        return emit_inputs(kind.beside, context, weights.under("beside"), x)
 
 
 def _logits(context: GraphContext, weights: GraphWeights, x: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
+from llmkit.architecture.altup import LEAST_SQUARE, AltUpNorm
+from llmkit.architecture.carried import HiddenNorm
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
-from llmkit.architecture.kinds import LayerNorm, NoNorm, RMSNorm
+from llmkit.architecture.kinds import LayerNorm, NoNorm, RMSNorm, UnitRMS
 from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.weights import GraphWeights
 
@@ -42,7 +44,7 @@ class Stream:
 
     def normed(self, kind: Kind, weights: GraphWeights) -> Value:
         """The hidden states normed; they stay as they are."""
-        if self._branch is None or not isinstance(kind, RMSNorm | LayerNorm):
+        if self._branch is None or not isinstance(kind, RMSNorm | LayerNorm) or isinstance(kind, AltUpNorm):
             return emit_norm(kind, weights, self.value())
         branch, self._branch = self._branch, None
         if isinstance(kind, RMSNorm):
@@ -75,8 +77,38 @@ def _layer_norm(kind: LayerNorm, weights: GraphWeights, x: Value) -> Value:
     return normed
 
 
+def _unit_rms(kind: UnitRMS, weights: GraphWeights, x: Value) -> Value:
+    normed: Value = weights.graph.op("RMSNormalization", x, weights.number(1.0), axis=-1, epsilon=kind.epsilon)
+    return normed
+
+
 def _none(kind: NoNorm, weights: GraphWeights, x: Value) -> Value:
     return x
 
 
-_EMITTERS: Hooks[Value] = {RMSNorm: _rms, LayerNorm: _layer_norm, NoNorm: _none}
+def emit_as_long(weights: GraphWeights, x: Any, first: Any) -> Any:
+    """X [..., hidden] with the length of `first`."""
+    g = weights.graph
+
+    def square(x: Any) -> Any:
+        return g.op("ReduceMean", g.op("Mul", x, x), g.ints(-1), keepdims=1)
+
+    length = g.op("Sqrt", g.op("Max", square(x), weights.number(LEAST_SQUARE)))
+    return g.op("Div", g.op("Mul", x, g.op("Sqrt", square(first))), length)
+
+
+def _altup_norm(kind: AltUpNorm, weights: GraphWeights, x: Any) -> Value:
+    g, n, hidden = weights.graph, kind.streams, weights.model.dims.hidden
+    first, *rest = g.op("Split", x, g.ints(*[hidden] * n), n=n, axis=-1)
+    parts = [emit_as_long(weights, weights.linear(part, f"stream.{i + 1}"), first) for i, part in enumerate(rest)]
+    return _rms(kind, weights, g.op("Div", g.op("Sum", first, *parts), weights.number(float(n))))
+
+
+_EMITTERS: Hooks[Value] = {
+    AltUpNorm: _altup_norm,
+    HiddenNorm: _rms,
+    RMSNorm: _rms,
+    LayerNorm: _layer_norm,
+    NoNorm: _none,
+    UnitRMS: _unit_rms,
+}

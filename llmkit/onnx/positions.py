@@ -49,7 +49,7 @@ class Rotary(GraphPositions):
 
     def rotate(self, context: GraphContext, x: Value, n_heads: int) -> Value:
         cos, sin = context.once(("rope", self._kind), lambda: self._table(context))
-        size = context.model.dims.head_dim
+        size = context.model.dims.evaluate(self._kind.size)
         rotated = self._kind.rotated(size)
         rotated_heads: Value = context.graph.op(
             "RotaryEmbedding", x, cos, sin,
@@ -76,7 +76,7 @@ class Rotary(GraphPositions):
     def _frequencies(self, context: GraphContext) -> tuple[Any, float]:
         """The angular frequencies, [R / 2] or [B, 1, R / 2] where they follow the length, and the factor."""
         g, scaling = context.graph, self._kind.bound_scaling
-        dim, theta = self._kind.rotated(context.model.dims.head_dim), self._kind.base
+        dim, theta = self._kind.rotated(context.model.dims.evaluate(self._kind.size)), self._kind.base
         inverse, factor = frequencies(theta, dim, scaling)
         plain = g.constant(inverse)
         if not isinstance(scaling, DynamicNTK | LongRope):

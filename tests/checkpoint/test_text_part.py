@@ -23,13 +23,19 @@ IMAGES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "n
           "image_size": 28, "patch_size": 14}  # fmt: skip
 WHOLE = {
     "gemma3": ("Gemma3ForConditionalGeneration", "gemma3", {"mm_tokens_per_image": 4, "image_token_index": 90}),
+    "gemma4": (
+        "Gemma4ForConditionalGeneration",
+        "gemma4",
+        {"image_token_id": 90, "audio_token_id": 91, "video_token_id": 92, "audio_config": None},
+    ),
     "llama": ("LlavaForConditionalGeneration", "llava", {"image_token_index": 90}),
     "llama4": ("Llama4ForConditionalGeneration", "llama4", {"image_token_index": 90}),
     "ministral3": ("Mistral3ForConditionalGeneration", "mistral3", {"image_token_index": 90}),
     "mistral": ("Mistral3ForConditionalGeneration", "mistral3", {"image_token_index": 90}),
     "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", {"image_token_id": 90}),
 }
-KINDS_OF_IMAGES = {"llama4": "llama4_vision_model", "mistral3": "pixtral", "qwen3_5_moe": "qwen3_5_moe_vision"}
+KINDS_OF_IMAGES = {"gemma4": "gemma4_vision", "llama4": "llama4_vision_model", "mistral3": "pixtral",
+                   "qwen3_5_moe": "qwen3_5_moe_vision"}  # fmt: skip
 OLD = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
        "model.vision_tower.": "vision_tower.", "model.multi_modal_projector.": "multi_modal_projector."}  # fmt: skip
 
@@ -41,6 +47,8 @@ def written(folder, family):
     text = PLUGINS[family].tiny_config()
     text.pop("architectures")
     images = {"model_type": KINDS_OF_IMAGES.get(model_type, "siglip_vision_model"), **IMAGES}
+    if model_type == "gemma4":
+        images |= {"num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}
     if model_type == "qwen3_5_moe":
         images |= {"depth": 1, "num_heads": 2, "out_hidden_size": text["hidden_size"]}
     config = transformers.AutoConfig.for_model(model_type, text_config=text, vision_config=images, **more)

@@ -218,6 +218,16 @@ _MORE = {
 _WITH_TYPES = ("gemma2", "gemma3", "olmo3", "cohere2")
 
 
+def _shared_layers(config: Mapping[str, Any], draw: random.Random) -> int:
+    """How many of the last layers take keys of others: before them are layers of every sort that there is."""
+    types = config.get("layer_types")
+    if types is None:
+        return 0
+    types = [*types[:-1], "full_attention"] if config["model_type"] == "gemma4_text" else types
+    fitting = [n for n in range(len(types)) if set(types[: len(types) - n]) == set(types)]
+    return draw.choice(fitting)
+
+
 def _long_rope(config: Mapping[str, Any], draw: random.Random) -> Any:
     """Phi-3's class takes no other method than LongRoPE, with a factor for each pair that turns."""
     head_dim = config["hidden_size"] // config["num_attention_heads"]
@@ -277,6 +287,27 @@ _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]
         "rope_parameters": lambda config, draw: None,
         "rope_scaling": _long_rope,
         "original_max_position_embeddings": lambda config, draw: draw.choice([8, 16, 24]),
+    },
+    "gemma3n": {
+        "vocab_size_per_layer_input": lambda config, draw: config["vocab_size"] - draw.choice([0, 7]),
+        "hidden_size": lambda config, draw: config["num_attention_heads"] * draw.choice([8, 12, 20]),
+        "num_kv_shared_layers": lambda config, draw: _shared_layers(config, draw),
+        "intermediate_size": lambda config, draw: [draw.randint(5, 90) for _ in range(config["num_hidden_layers"])],
+        "activation_sparsity_pattern": lambda config, draw: [
+            draw.choice([0.0, 0.3, 0.95]) for _ in range(config["num_hidden_layers"])
+        ],
+        "altup_num_inputs": lambda config, draw: draw.choice([2, 3, 4]),
+        "altup_active_idx": lambda config, draw: draw.choice([0, 1]),
+        "altup_correct_scale": lambda config, draw: draw.random() < 0.5,
+        "laurel_rank": lambda config, draw: draw.randint(1, 9),
+    },
+    "gemma4": {
+        "vocab_size_per_layer_input": lambda config, draw: config["vocab_size"],
+        "global_head_dim": lambda config, draw: draw.choice([8, 16, 24]),
+        "num_global_key_value_heads": lambda config, draw: 1 if config.get("attention_k_eq_v") else None,
+        "num_kv_shared_layers": lambda config, draw: _shared_layers(config, draw),
+        "use_double_wide_mlp": lambda config, draw: draw.random() < 0.5,
+        "per_layer_config": lambda config, draw: None,
     },
     # transformers 5 gives a `rope_theta` of transformers 4 to some layers only, or to scaled ones only.
     "apertus": {"rope_theta": lambda config, draw: config.get("rope_scaling") and config.get("rope_theta")},

@@ -20,13 +20,14 @@ from llmkit.architecture.registry import default_registry, require
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.content import FileContent
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.transforms.vocab.config_ids import TABLE_KEY
 
 TOKENIZER = vocab_world.byte_level(vocab_world.ENGLISH, 300)
 VOCAB: dict[str, int] = json.loads(TOKENIZER)["model"]["vocab"]
 # Releases that store, tie or project otherwise than the tiny model of their family.
 RELEASES = {
     "bloom": ["untied"], "falcon": ["rw-1b", "11b"], "gpt2": ["cerebras"], "gpt_neox": ["redpajama", "tied"],
-    "llama": ["tied", "attention-bias"], "opt": ["350m", "no-final-norm"],
+    "gemma4": ["31b"], "llama": ["tied", "attention-bias"], "opt": ["350m", "no-final-norm"],
 }  # fmt: skip
 ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
 _WITHOUT_OUT = {"falcon_h1", "falcon_mamba", "mamba", "mamba2"}  # PEFT refuses adapters on their `out_proj`
@@ -37,7 +38,8 @@ IDS = [f"{name}-{variant}" if variant else name for name, variant in CASES]
 def config_of(architecture: Architecture, variant: str | None) -> dict[str, Any]:
     """The tiny config with a row for each token of `TOKENIZER`."""
     config = architecture.tiny_config(variant)
-    return config | {architecture.bind(config).dims.keys["vocab"]: len(VOCAB), "dtype": "float32"}
+    keys = [architecture.bind(config).dims.keys["vocab"], *(k for k in (TABLE_KEY,) if k in config)]
+    return config | dict.fromkeys(keys, len(VOCAB)) | {"dtype": "float32"}
 
 
 def written(folder: Path, name: str, variant: str | None) -> Path:
@@ -124,9 +126,9 @@ def peft_adapter(model: Any, folder: Path, layers: list[str], *, transposed: boo
     """An adapter on these layers, every matrix of it random, as PEFT saves it."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=sorted({m.rpartition(".")[2] for m in layers}), fan_in_fan_out=transposed
-    )
+    last = {m: m.rpartition(".")[2] for m in layers}
+    targets = sorted({m if last[m].isdigit() else last[m] for m in layers})
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, fan_in_fan_out=transposed)
     with quiet(), torch.no_grad():
         adapted = get_peft_model(copy.deepcopy(model), config)
         generator = torch.Generator().manual_seed(2)

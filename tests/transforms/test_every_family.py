@@ -25,6 +25,7 @@ from llmkit.transforms.quantize import quantize
 from llmkit.transforms.vocab.extend import extend
 from llmkit.transforms.vocab.trim import trim
 
+ROWS = ("embed.weight", "beside.table.weight")
 TRANSPOSED = {"gpt2"}
 APART = {"llama4"}  # experts in stacks, of which transformers makes linear layers where a model is quantized
 
@@ -189,7 +190,7 @@ def test_tokens_are_added(tmp_path, base, name, variant):
     architecture, n_old = world.ARCHITECTURES[name], len(VOCAB)
     model = architecture.bind(larger.config)
     assert model.dims.vocab == n_old + 3
-    with_rows = {s.name for i, s in model.slots.items() if i == "embed.weight" or i.startswith("head.")}
+    with_rows = {s.name for i, s in model.slots.items() if i in ROWS or i.startswith("head.")}
     for tensor, lazy in base.tensors.items():
         old, new = lazy.load(), larger.tensors[tensor].load()
         assert new.shape == ((n_old + 3, *old.shape[1:]) if tensor in with_rows else old.shape)

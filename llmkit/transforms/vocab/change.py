@@ -74,7 +74,11 @@ def resized(
     parts = [*change.parts, *[()] * (n_made - len(change.parts))]
     tensors = dict(ckpt.tensors)
     if n_made or old_of != list(range(vocabulary.n_rows)):
-        for name in vocabulary.names:
+        for name in vocabulary.tables:
+            held = tensors[name].spec.n_rows
+            as_long = [i if i < held else 0 for i in range(vocabulary.n_rows)]
+            tensors[name] = arranged(tensors[name], as_long, None) if held != vocabulary.n_rows else tensors[name]
+        for name in (*vocabulary.names, *vocabulary.tables):
             new_rows = make_rows(tensors[name], parts) if n_made else None
             tensors[name] = arranged(tensors[name], old_of, new_rows)
     new_of = change.new_of

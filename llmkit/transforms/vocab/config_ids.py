@@ -10,12 +10,15 @@ from llmkit.checkpoint.content import GENERATION_CONFIG, FileContent, read_gener
 from llmkit.errors import SpecError
 
 SIZE_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
+TABLE_KEY = "vocab_size_per_layer_input"
+"""Rows of a table beside the embedding, which has as many after a change."""
 _LISTS = ("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "bad_words_ids", "sequence_bias")
 
 
 def with_vocab_size(config: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
     """The config saying that the embedding has `n_rows` rows, under the keys it uses."""
     keys = [k for k in SIZE_KEYS if k in config] or list(SIZE_KEYS[:1])
+    keys += [TABLE_KEY] if config.get(TABLE_KEY) == config.get(keys[0]) is not None else []
     return {**config, **dict.fromkeys(keys, n_rows)}
 
 
@@ -64,7 +67,7 @@ def renumbered_generation(files: Mapping[str, FileContent], new_of: Mapping[int,
 def _mapped(config: Mapping[str, Any], new_of: Mapping[int, int], n_old: int, n_new: int) -> dict[str, Any]:
     mapped: dict[str, Any] = {}
     for key, value in config.items():
-        if key in SIZE_KEYS and value == n_old:
+        if (key in SIZE_KEYS and value == n_old) or (key == TABLE_KEY and n_new >= 0):
             mapped[key] = n_new
         elif _holds_ids(key):
             mapped[key] = _replaced(value, new_of)

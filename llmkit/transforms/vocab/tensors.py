@@ -8,6 +8,8 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.transforms.vocab.config_ids import SIZE_KEYS
 
+_TABLE = "beside.table.weight"
+
 
 @dataclass(frozen=True)
 class VocabularyTensors:
@@ -17,6 +19,7 @@ class VocabularyTensors:
         names: embedding, head and head bias, as far as they are stored.
         n_rows: their rows.
         is_tied: the head is the embedding, and no second matrix is stored.
+        tables: further embeddings of tokens, which may have more or fewer rows: an id without one has the first.
         note: how they were found, where no plugin says it.
     """
 
@@ -24,6 +27,7 @@ class VocabularyTensors:
     n_rows: int
     is_tied: bool
     note: str | None = None
+    tables: tuple[str, ...] = ()
 
 
 def vocabulary_tensors(ckpt: Checkpoint) -> VocabularyTensors:
@@ -33,12 +37,13 @@ def vocabulary_tensors(ckpt: Checkpoint) -> VocabularyTensors:
         RequirementError: they are quantized, or cannot be told.
         SpecError: they have different numbers of rows.
     """
-    note = None
+    note, tables = None, tuple[str, ...]()
     if ckpt.model is not None:
         slots = ckpt.model.slots
         wanted = [s.name for i, s in slots.items() if i == "embed.weight" or i.startswith("head.")]
         names = tuple(n for n in wanted if n in ckpt.tensors)
-        for name in wanted:
+        tables = tuple(s.name for i, s in slots.items() if i == _TABLE and s.name in ckpt.tensors)
+        for name in (*wanted, *(s.name for i, s in slots.items() if i == _TABLE)):
             stem = name.removesuffix(".weight")
             packed = [n for n in ckpt.tensors if n.startswith(stem + ".") and n not in wanted]
             if name not in ckpt.tensors and packed:
@@ -55,11 +60,11 @@ def vocabulary_tensors(ckpt: Checkpoint) -> VocabularyTensors:
     if len(rows) > 1:
         specs = ", ".join(f"{n} {ckpt.tensors[n].spec}" for n in names)
         raise SpecError(f"{ckpt.label}: embedding and head have different numbers of rows: {specs}")
-    bad = [n for n in names if not ckpt.tensors[n].dtype.is_float]
+    bad = [n for n in (*names, *tables) if not ckpt.tensors[n].dtype.is_float]
     if bad:
         raise RequirementError(f"{listing(bad)}: not a float tensor, rows cannot be made for it")
     is_tied = sum(len(ckpt.tensors[n].shape) == 2 for n in names) == 1
-    return VocabularyTensors(names, rows.pop(), is_tied, note)
+    return VocabularyTensors(names, rows.pop(), is_tied, note, tables)
 
 
 def _by_size(ckpt: Checkpoint) -> tuple[str, ...]:
