@@ -1,0 +1,100 @@
+"""llama.cpp cuts texts as the tokenizer that its vocabulary was made from: every named pre-tokenizer, SentencePiece.
+
+Needs a Python that has llama-cpp-python (it compiles for minutes): LLMKIT_LLAMA_CPP=/path/to/python pytest …
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from llmkit.checkpoint.content import FileContent
+from llmkit.tokenization.parity import TEXTS
+from llmkit.tokenization.pretokenizers import NAMES, pre_tokenizer_of
+from llmkit.tokenization.to_gguf import vocabulary_metadata
+
+PYTHON = os.environ.get("LLMKIT_LLAMA_CPP")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="set LLMKIT_LLAMA_CPP to a Python with llama_cpp"),
+]
+CUT = """
+import sys, json, pathlib, llama_cpp
+found = {}
+for path in json.loads(sys.argv[1]):
+    model = llama_cpp.Llama(path, vocab_only=True, verbose=False)
+    found[pathlib.Path(path).stem] = [
+        model.tokenize(text.encode(), add_bos=False, special=False) for text in json.loads(sys.argv[2])
+    ]
+print(json.dumps(found))
+"""
+READ = [text for text in TEXTS if text]
+# llama.cpp's patterns for these leave combining marks (\p{M}) out of words.
+MARKS = {"tekken": ["cafe\u0301 n\u0303 A\u030a", "नमस्ते दुनिया", "สวัสดีชาวโลก"]}
+MARKS["gpt-4o"] = MARKS["tekken"]
+PREFIXES = {"spm": True, "spm-without-prefix": False}
+
+
+def trained(name):
+    """A tokenizer.json of byte-level BPE, trained on the texts themselves so that words are whole tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    document = json.loads(Tokenizer(models.BPE()).to_str()) | {"pre_tokenizer": pre_tokenizer_of(name)}
+    tokenizer = Tokenizer.from_str(json.dumps(document))
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, show_progress=False, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(READ, trainer)
+    return tokenizer
+
+
+def vocabulary_file(path, metadata):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            kinds = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
+            kinds[type(value)](key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory, world):
+    """Name -> (ids by the tokenizers or the sentencepiece library, ids by llama.cpp), of each text."""
+    from sentencepiece import SentencePieceProcessor
+
+    folder, expected = tmp_path_factory.mktemp("vocabularies"), {}
+    for name in NAMES:
+        tokenizer = trained(name)
+        expected[name] = [tokenizer.encode(text).ids for text in READ]
+        files = {"tokenizer.json": FileContent(data=tokenizer.to_str().encode())}
+        metadata, warnings = vocabulary_metadata("m", files, {}, tokenizer.get_vocab_size(), pre=name)
+        assert (warnings, metadata["tokenizer.ggml.pre"]) == ([], name)
+        vocabulary_file(folder / f"{name}.gguf", metadata)
+    for name, prefix in PREFIXES.items():
+        data = world.sp_model([*world.ENGLISH, *world.CHINESE, *READ], 900, add_dummy_prefix=prefix)
+        exact = SentencePieceProcessor(model_proto=data)
+        expected[name] = [exact.encode(text) for text in READ]
+        metadata, warnings = vocabulary_metadata("m", {"tokenizer.model": FileContent(data=data)}, {}, len(exact))
+        assert warnings == []
+        vocabulary_file(folder / f"{name}.gguf", metadata)
+    paths = [str(folder / f"{name}.gguf") for name in expected]
+    done = subprocess.run(
+        [PYTHON, "-c", CUT, json.dumps(paths), json.dumps(READ)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    return {name: (expected[name], found[name]) for name in expected}
+
+
+@pytest.mark.parametrize("name", [*NAMES, *PREFIXES])
+def test_the_ids_are_the_same(cut, name):
+    expected, found = cut[name]
+    assert [text for text, a, b in zip(READ, expected, found, strict=True) if a != b] == MARKS.get(name, [])
