@@ -88,6 +88,7 @@ class GgufFamily:
         outer: the same for what lies outside the blocks.
         stacked: names of tensors of which files have one [n, …] for the original's n, `attn_q_norm.0` and so on.
         ignored: patterns of tensors that files may have and nothing needs.
+        repeats: tensors that files must have and nothing reads: name -> the tensor that is written there.
         norm_offset: what files add to the weight of every norm (Gemma's original stores weight - 1), but for those in
             `unshifted`, by their leaves (`attn.out_norm.weight`).
         forms: leaf of a weight (`attn.a_log`) -> how files have it, where that is not as it is.
@@ -118,6 +119,7 @@ class GgufFamily:
     outer: Mapping[str, str] = field(default_factory=dict)
     stacked: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    repeats: Mapping[str, str] = field(default_factory=dict)
     norm_offset: float = 0.0
     unshifted: tuple[str, ...] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)

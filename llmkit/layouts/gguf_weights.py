@@ -56,7 +56,8 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
         weights = rotary_pairs(weights, rotary, to=family.pairs)
     spelled = model.spelled(family.names)
     stored = tensors_of(_norms_shifted(weights, family.norm_offset, family), spelled)
-    return _stacked(_as_filed(stored, spelled, family), family)
+    filed = _stacked(_as_filed(stored, spelled, family), family)
+    return filed | {name: filed[of] for name, of in family.repeats.items() if of in filed}
 
 
 def listed(tensors: Mapping[str, Lazy], family: GgufFamily) -> tuple[dict[str, Lazy], dict[str, list[float]]]:
@@ -98,7 +99,7 @@ def _shapes(model: Model, family: GgufFamily) -> dict[str, tuple[tuple[int, ...]
             filed = tuple(n if size else rest for size, n in zip(form.shape, sizes, strict=True))
         elif len(shape) == 2 and slot.kind == "bias" and not slot.stack:
             filed = shape[1:]
-        elif len(shape) == 3 and shape[1] == 1 and not slot.stack:
+        elif len(shape) == 3 and shape[0] > 1 and shape[1] == 1 and not slot.stack:
             filed = (shape[0], shape[2])
         if filed != shape:
             shapes[slot.name] = (shape, filed)
@@ -159,7 +160,7 @@ def _unstacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Laz
     split: dict[str, Lazy] = {}
     for name, lazy in tensors.items():
         match = re.fullmatch(r"(blk\.\d+\.(\w+))\.weight", name)
-        if match is None or match[2] not in family.stacked or len(lazy.shape) != 2:
+        if match is None or match[2] not in family.stacked or len(lazy.shape) < 2:
             split[name] = lazy
             continue
         for j in range(lazy.shape[0]):

@@ -13,6 +13,7 @@ from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.tokenizers import TOKENIZERS
 
+from .v7_gguf import GGUF
 from .v7_kind import GeneralizedDelta
 from .v7_mix import MIXED
 
@@ -82,9 +83,10 @@ ARCHITECTURE = Architecture(
     ),
     prompt=FORMATS["rwkv-world"],
     tokenizer=TOKENIZERS["rwkv-world"],
-    no_gguf="its files are not read or written yet",
+    gguf=GGUF,
     tiny={
-        "head_dim": 8,
+        "hidden_size": 128,
+        "head_dim": 64,
         "intermediate_size": 128,
         "decay_low_rank_dim": 8,
         "a_low_rank_dim": 6,

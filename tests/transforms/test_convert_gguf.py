@@ -211,7 +211,10 @@ def test_there_and_back_from_shards_in_any_float(name, type_, shard, data):
             assert is_back(name, tensor, want.float(), found.float()), tensor
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if not n.startswith("baichuan")])  # its table lacks W_pack
+RENAMED = ("baichuan", "rwkv7")  # the table lacks W_pack, and has other names for what flash-linear-attention calls so
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if not n.startswith(RENAMED)])
 def test_names_are_those_of_the_librarys_table(tmp_path, name):
     """`gguf.TensorNameMap` knows by itself what each of transformers' names becomes."""
     ckpt = tiny(name)
@@ -539,3 +542,16 @@ def test_heads_of_qwen3_5_lie_in_turn_of_its_key_heads(tmp_path):
     assert torch.allclose(stored["blk.0.ssm_a"], -a_log.exp()[order], rtol=2**-22, atol=0)
     norms = "blk.0.ssm_norm.weight", "model.layers.0.linear_attn.norm.weight"
     assert torch.equal(stored[norms[0]], ckpt.tensors[norms[1]].load())  # this one is not shifted
+
+
+def test_what_a_token_is_mixed_by_is_one_tensor_of_rwkv_7(tmp_path):
+    ckpt = tiny("rwkv7")
+    stored = {t.name: t for t in written(ckpt, tmp_path / "out", "f16").tensors}
+    mixes = [ckpt.tensors[f"model.layers.1.attn.x_{name}"].load().flatten() for name in "rwkvag"]
+    fused = stored["blk.1.time_mix_lerp_fused.weight"]
+    assert fused.tensor_type is Q.F32
+    assert [int(n) for n in fused.shape] == [128, 1, 1, 6]
+    assert torch.equal(values(fused).view(6, 128), torch.stack(mixes))
+    first = [stored[f"blk.0.time_mix_{name}.weight"] for name in ("v1", "a1")]
+    assert torch.equal(*map(values, first))  # which llama.cpp wants and does not read
+    assert "model.layers.0.attn.v_lora.lora.0.weight" not in llmkit.open_checkpoint(tmp_path / "out").tensors

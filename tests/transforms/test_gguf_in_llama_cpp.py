@@ -93,6 +93,7 @@ CASES = {
     ("glm4_moe_lite", None): {}, ("mistral4", None): {"rope_parameters": MISTRAL_4},
     ("mistral4", "groups"): {"rope_parameters": MISTRAL_4, "rope_interleave": True}, ("apertus", None): {},
     ("apertus", "defaults"): {},
+    ("rwkv7", None): {},
     ("jamba", "dense"): {"mamba_conv_bias": True}, ("qwen3_next", None): {},
     ("qwen3_next", "one-key-head"): {}, ("qwen3_5", None): {},
     ("qwen3_5", "one-key-head"): {},
