@@ -14,7 +14,7 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.options import Folder
 from llmkit.cli.output import Output, duration
-from llmkit.cli.writing import described_step, interrupted_run, resumed_nbytes
+from llmkit.cli.writing import answer_plan, described_step, interrupted_run, resumed_nbytes
 from llmkit.errors import InputError, RequirementError, listing
 from llmkit.tensors.spec import format_bytes
 
@@ -103,14 +103,16 @@ def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None
 
     inputs = (*map(Path, decoding.inputs), *folder.inputs)
     target = Target(folder.output, folder.overwrite, folder.force, inputs)
-    if folder.dry_run or not os.path.lexists(partial_path(folder.output)):  # else what is left is looked at first
+    if folder.dry_run:
+        target.check_place()
+    elif not os.path.lexists(partial_path(folder.output)):  # else what is left is looked at first
         target.check(decoding.need_nbytes)
     stated = read_hash_list(hashes) if hashes is not None else {}
     expected = _expected(out, decoding, expect)
     if folder.dry_run:
         check_samples(decoding, out.progress())
         document = _plan_document(decoding, folder, hashes, expected)
-        out.answer(document, lambda: _render_plan(out, document), brief=str(folder.output))
+        answer_plan(out, document, lambda: _render_plan(out, document), target, decoding.need_nbytes)
         return
     for note in decoding.notes:
         out.note(note)

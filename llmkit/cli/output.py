@@ -56,6 +56,11 @@ class Output:
         """True when text is wanted."""
         return self.mode == Mode.HUMAN
 
+    @property
+    def is_json(self) -> bool:
+        """True when one document is wanted."""
+        return self.mode == Mode.JSON
+
     def answer(self, document: Mapping[str, Any], render: Callable[[], None], brief: str | None = None) -> None:
         """The answer of the command, once.
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import typer
+
 from llmkit.cli.command import Interrupted
 from llmkit.cli.options import Writing
 from llmkit.cli.output import Output, duration
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.pipeline.plan import Plan
     from llmkit.pipeline.runner import WriteObserver
+    from llmkit.pipeline.target import Target
 
 
 Addition: TypeAlias = tuple[dict[str, Any], Callable[[], None]]
@@ -59,12 +62,13 @@ def write(
         checkpoint, writing.output, max_shard_size=parse_bytes(writing.max_shard_size), force=writing.force
     )
     target = plan.target(overwrite=writing.overwrite, force=writing.force, inputs=writing.inputs)
-    if writing.dry_run or not os.path.lexists(partial_path(plan.out)):  # else what is left is looked at first
-        target.check(plan.need_nbytes)
     if writing.dry_run:
+        target.check_place()
         document = _plan_document(plan, writing, hash_links) | {"details": dict(details or {})}
-        out.answer(document, lambda: _render_plan(out, document), brief=str(plan.out))
+        answer_plan(out, document, lambda: _render_plan(out, document), target, plan.need_nbytes)
         return
+    if not os.path.lexists(partial_path(plan.out)):  # else what is left is looked at first
+        target.check(plan.need_nbytes)
     for note in plan.notes:
         out.note(note)
     for warning in plan.warnings:
@@ -123,6 +127,21 @@ def write(
         out.hint((hint or ("llmkit inspect {out}" if plan.is_file else "llmkit verify {out}")).format(out=plan.out))
 
     out.answer(document, render, brief=str(plan.out))
+
+
+def answer_plan(
+    out: Output, document: Mapping[str, Any], render: Callable[[], None], target: Target, need_nbytes: int
+) -> None:
+    """The answer of `--dry-run`. Where the disk is too small it is that and the error, in one document, exit code 2."""
+    shortage = target.shortage(need_nbytes)
+    if shortage is None:
+        out.answer(document, render, brief=str(target.out))
+        return
+    error = {"kind": shortage.kind, "message": shortage.message, "hint": shortage.hint}
+    out.answer({**document, "error": error}, render)
+    if not out.is_json:
+        out.error(**error)
+    raise typer.Exit(shortage.exit_code)
 
 
 def interrupted_run(out: Path, *, is_resumable: bool) -> Interrupted:

@@ -47,6 +47,16 @@ class Target:
         Raises:
             OutputError: the output exists, is an input, its parent is missing or the disk is too small.
         """
+        self.check_place()
+        if (shortage := self.shortage(need_nbytes)) is not None:
+            raise shortage
+
+    def check_place(self) -> None:
+        """Refuse a place where nothing may be written, whatever its size.
+
+        Raises:
+            OutputError: the output exists, is an input, or its parent is missing.
+        """
         out = self.out
         with disk_errors(out):
             if not out.parent.is_dir():
@@ -63,13 +73,19 @@ class Target:
                     f"{partial} is a link to elsewhere; it is where {out.name} is written before it is whole",
                     hint=f"remove the link: rm {shlex.quote(str(partial))}",
                 )
+
+    def shortage(self, need_nbytes: int) -> OutputError | None:
+        """The error of a disk that is too small; None where there is room, what an earlier run wrote included."""
+        partial = partial_path(self.out)
+        with disk_errors(self.out):
             have = sum(p.lstat().st_blocks * 512 for p in partial.iterdir() if p.is_file()) if partial.is_dir() else 0
-            free = shutil.disk_usage(out.parent).free
-        if need_nbytes > free + have:
-            raise OutputError(
-                f"{out}: needs {format_bytes(need_nbytes)}, the disk has {format_bytes(free + have)} free",
-                hint="free some space or choose another -o",
-            )
+            free = shutil.disk_usage(self.out.parent).free
+        if need_nbytes <= free + have:
+            return None
+        return OutputError(
+            f"{self.out}: needs {format_bytes(need_nbytes)}, the disk has {format_bytes(free + have)} free",
+            hint="free some space or choose another -o",
+        )
 
     def check_replaced(self) -> None:
         """Refuse to replace what is at OUT now; nothing may be there without `overwrite`.

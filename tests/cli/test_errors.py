@@ -222,6 +222,28 @@ def test_a_full_disk_is_refused_in_the_plan(call, tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_is_shown_although_the_disk_is_too_small(call, tiny, tmp_path, monkeypatch):
+    import shutil
+
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: real(p)._replace(free=1000))
+    args = ("quantize", tiny, "--bits", "8", "--method", "rtn", "--calibration", "none", "-o", tmp_path / "out")
+    done = call(*args, "--dry-run")
+    assert done.code == 2
+    assert "peak memory" in done.out
+    assert "needed, 1 kB free" in done.out
+    assert done.err.splitlines()[-2].startswith(f"error: {tmp_path / 'out'}: needs ")
+    assert done.err.endswith("the disk has 1 kB free\nhint: free some space or choose another -o\n")
+    shown = call(*args, "--dry-run", "--json")
+    document = json.loads(shown.out)
+    assert shown.code == 2
+    assert document["write_nbytes"] > 1000
+    assert document["error"]["message"].endswith("the disk has 1 kB free")
+    assert document["error"]["hint"] == "free some space or choose another -o"
+    assert call(*args, "--dry-run", "-q").out == ""
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("word", "known", "found"),
     [
