@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -180,7 +181,7 @@ class Architecture:
                 hint="config.json must be the one these weights were saved with",
             ) from error
         left = unread_keys(config, seen.read, fixed=self.fixed, unused=self.unused, family=self.name)
-        return replace(model, unread=left)
+        return _shared(replace(model, unread=left))
 
     def _bound(self, config: RecordedConfig) -> Model:
         dims = self.dims.bind(config)
@@ -218,3 +219,14 @@ class Architecture:
         """The config of the tiny model, or of one of its variants; a change to None takes a key away."""
         changes = self.variants[variant] if variant is not None else {}
         return {k: v for k, v in {**self.tiny, **changes}.items() if v is not None}
+
+
+_RECENT: deque[Model] = deque(maxlen=4)
+
+
+def _shared(model: Model) -> Model:
+    """An equal model that was bound before, with the slots it has made: a new dtype in a config changes none."""
+    known = next((recent for recent in _RECENT if recent == model), None)
+    if known is None:
+        _RECENT.append(model)
+    return known or model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -71,7 +71,7 @@ class Model:
             if layer is None:
                 layer = self._layer(i, block)
                 made.append((block, layer))
-            slots += layer if layer[0].layer == i else [self._moved(slot, i) for slot in layer]
+            slots += layer if layer[0].layer == i else self._moved(layer, i)
             if len(slots) > _MOST_SLOTS:
                 raise SpecError(f"config.json: more than {_MOST_SLOTS:,} tensors follow from it, in {i + 1} layers")
         outer = under("final_norm", self.final_norm) | self.head.slots()
@@ -99,23 +99,17 @@ class Model:
                 parts.sort(key=lambda part: ordered[part[0].split(".")[-2]])
         return [self._slot(f"layers.{i}.{slot}", parts, i, places[slot]) for slot, parts in gathered.items()]
 
-    def _moved(self, slot: Slot, i: int) -> Slot:
-        """The slot of a layer for layer `i`, which is alike."""
-        new, n = f"layers.{i}.", len(f"layers.{slot.layer}.")
-        prefix = self.names.block.format(i=slot.layer)
-        return Slot(
-            new + slot.id[n:],
-            self.names.block.format(i=i) + slot.name[len(prefix) :],
-            slot.shape,
-            slot.kind,
-            slot.is_optional,
-            i,
-            slot.formula,
-            tuple([Part(new + part.id[n:], part.shape, part.rows) for part in slot.parts]),
-            slot.groups,
-            slot.is_transposed,
-            slot.stack,
-        )
+    def _moved(self, layer: Sequence[Slot], i: int) -> list[Slot]:
+        """The slots of a layer for layer `i`, which is alike."""
+        old, new = layer[0].layer, f"layers.{i}."
+        n, block = len(f"layers.{old}."), self.names.block.format(i=i)
+        n_block = len(self.names.block.format(i=old))
+        moved = []
+        for slot in layer:
+            parts = tuple([Part(new + part.id[n:], part.shape, part.rows) for part in slot.parts])
+            name = block + slot.name[n_block:]
+            moved.append(slot._replace(id=new + slot.id[n:], name=name, layer=i, parts=parts))
+        return moved
 
     def _slot(self, slot: str, shapes: list[tuple[str, SlotShape]], layer: int | None, place: Place) -> Slot:
         first, entry = shapes[0][1], place.entry

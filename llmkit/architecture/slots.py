@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import prod
+from typing import NamedTuple
 
 from llmkit.architecture.kind import SlotKind
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A weight of a kind, and its place in the slot that stores it.
 
     Attributes:
@@ -23,8 +22,7 @@ class Part:
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """One tensor of a model.
 
     Attributes:
@@ -61,9 +59,9 @@ class Slot:
     @property
     def upright(self) -> Slot:
         """The same for a weight that is [out, in], however files store it."""
-        return replace(self, is_transposed=False)
+        return self._replace(is_transposed=False)
 
     def of_stack(self, index: int) -> Slot:
         """One of the stacked matrices."""
         n = len(self.parts) // self.stack
-        return replace(self, shape=self.shape[1:], parts=self.parts[index * n : (index + 1) * n], stack=0)
+        return self._replace(shape=self.shape[1:], parts=self.parts[index * n : (index + 1) * n], stack=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from llmkit.checkpoint.content import FileContent, read_generation_config
 from llmkit.checkpoint.embeddings import with_true_tying
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
+from llmkit.checkpoint.order import in_order, sort_tensors
 from llmkit.checkpoint.spelling import in_family_names
 from llmkit.errors import listing
 from llmkit.formats.container import Container, SafetensorsFiles
@@ -26,6 +26,7 @@ from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Opened
 from llmkit.layouts.opening import open_foreign
 from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import TensorSpec
 
 _COPIED_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
 _COPIED_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
@@ -47,6 +48,8 @@ class Checkpoint:
         container: how its tensors are laid out in files when it is written.
         layout: the file layout it was read from; `hf` when it was made from others.
         details: what else its files say of themselves (`llmkit.layouts.layout.Opened`).
+        float_specs: dtype and shape of what its tensors stand for, by name, where they were encoded just now; None
+            where they are what they are, or have to be looked at.
     """
 
     label: str
@@ -60,6 +63,7 @@ class Checkpoint:
     container: Container = field(default_factory=SafetensorsFiles)
     layout: str = "hf"
     details: Mapping[str, Any] = field(default_factory=dict)
+    float_specs: Mapping[str, TensorSpec] | None = None
 
     def __getitem__(self, name: str) -> Lazy:
         """The tensor of a name; KeyError where there is none."""
@@ -116,10 +120,15 @@ class Checkpoint:
         """The files that belong to the tokenizer."""
         return {k: v for k, v in self.files.items() if k in TOKENIZER_FILES}
 
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Dtype and shape of each tensor, by name."""
+        return {name: lazy.spec for name, lazy in self.tensors.items()}
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(t.spec.nbytes for t in self.tensors.values())
+        return sum(spec.nbytes for spec in self.specs.values())
 
     def derive(
         self,
@@ -135,7 +144,7 @@ class Checkpoint:
         """A new checkpoint made from this one by a transform; what is not given stays."""
         return replace(
             self,
-            tensors=sort_tensors(self.tensors if tensors is None else tensors),
+            tensors=dict(self.tensors) if tensors is None else in_order(tensors, self.tensors),
             config=dict(self.config if config is None else config),
             files=dict(self.files if files is None else files),
             origin=None,
@@ -145,24 +154,11 @@ class Checkpoint:
             container=self.container if container is None else container,
             layout="hf",
             details={},
+            float_specs=None,
         )
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.label!r}, {len(self.tensors)} tensors, {self.nbytes} bytes)"
-
-
-_DIGITS, _MOST_DIGITS = re.compile(r"(\d+)"), 300
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts `layers.2` before `layers.10`."""
-    parts = enumerate(_DIGITS.split(name))  # every other one is a number
-    return [(int(p), "") if i % 2 and len(p) <= _MOST_DIGITS else (-1, p) for i, p in parts]
-
-
-def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
-    """The same tensors in natural order of their names."""
-    return {name: tensors[name] for name in sorted(tensors, key=natural_key)}
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:

@@ -16,7 +16,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.differences import looks_like_differences
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError, RequirementError
-from llmkit.formats.adapter_names import is_adapter_part
+from llmkit.formats.adapter_names import adapter_parts
 from llmkit.formats.folder import left_unread
 from llmkit.formats.json_text import parse_object, read_object
 from llmkit.quantization.codec import folder_readers
@@ -58,7 +58,7 @@ def quantization_of(ckpt: Checkpoint) -> Quantization | None:
     if blocks:
         words = ", ".join(f"{name} × {n}" for name, n in blocks.items())
         return Quantization(BLOCKS, words, "the types in its header", n_weights=sum(blocks.values()))
-    specs = {name: lazy.spec for name, lazy in ckpt.tensors.items()}
+    specs = ckpt.specs
     if ckpt.layout == "onnx":  # its config may speak of how the source was quantized
         return find_quantization({name: spec for name, spec in specs.items() if name.endswith(".weight_codes")}, {})
     return find_quantization(specs, ckpt.config)
@@ -160,10 +160,12 @@ def _way_to_floats(ckpt: Checkpoint, scheme: Quantization) -> str:
 def _adapter(ckpt: Checkpoint, where: str) -> Contents | None:
     """An adapter, or a model with one beside it; None for neither."""
     config = _beside(ckpt, ADAPTER_NAME)
-    files = dict.fromkeys(read.source.path.name for lazy in ckpt.tensors.values() for read in lazy.reads())
-    parts = [n for n in ckpt.tensors if is_adapter_part(n) or any(w in n for w in _OTHER_ADAPTERS)]
+    parts = {*adapter_parts(ckpt.tensors), *(n for word in _OTHER_ADAPTERS for n in ckpt.tensors if word in n)}
     is_gguf = ckpt.details.get("metadata", {}).get("general.type") == "adapter"
-    is_saved = config is not None and any(file.startswith("adapter") for file in files)
+    files: dict[str, None] = {}
+    if config is not None:
+        files = dict.fromkeys(read.source.path.name for lazy in ckpt.tensors.values() for read in lazy.reads())
+    is_saved = any(file.startswith("adapter") for file in files)
     if not is_gguf and not is_saved and 2 * len(parts) < len(ckpt.tensors) + (config is not None):
         unread = left_unread(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else []
         if config is None or not any(name.startswith("adapter_model.") for name in unread):

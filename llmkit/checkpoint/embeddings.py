@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.architecture.keys import Key, as_bool, as_key, lookup, source_of
 from llmkit.architecture.names import NameTable
 from llmkit.checkpoint.class_embeddings import class_embeddings
+from llmkit.checkpoint.order import sort_tensors
 from llmkit.errors import InputError, PluginError, SpecError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.equality import are_equal
@@ -96,7 +97,7 @@ def with_true_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
     if embed is None and head is not None and ckpt.origin is not None and ckpt.origin.is_dir():
         tensors = {tying.embed if n == tying.head else n: t for n, t in ckpt.tensors.items()}
         note = f"{tying.embed} is not stored: the head {tying.head}, to which the config ties it, is taken for it"
-        return replace(ckpt, tensors=tensors, notes=(*ckpt.notes, note))
+        return replace(ckpt, tensors=sort_tensors(tensors), notes=(*ckpt.notes, note))
     if embed is None or (head is None and not is_packed):
         return ckpt
     is_equal = False if head is None else are_equal(embed, head, limit)

@@ -42,8 +42,8 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
     changed = []
     for name, lazy in tensors.items():
         full_name = prefix + name
-        is_meant = table.slot(name) is None and (table.slot(full_name) is not None or table.is_ignored(full_name))
-        if is_meant and not name.startswith(prefix) and full_name not in tensors:
+        is_meant = not name.startswith(prefix) and full_name not in tensors and table.slot(name) is None
+        if is_meant and (table.slot(full_name) is not None or table.is_ignored(full_name)):
             changed.append(name)
             renamed[full_name] = lazy
         else:

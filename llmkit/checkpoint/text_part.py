@@ -14,7 +14,8 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import NameTable
 from llmkit.architecture.registry import find, model_type_of
 from llmkit.architecture.storage import single_experts
-from llmkit.checkpoint.checkpoint import Checkpoint, sort_tensors
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.order import sort_tensors
 from llmkit.checkpoint.spelling import LANGUAGE_MODEL_PREFIXES
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS

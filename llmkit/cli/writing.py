@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -137,10 +138,10 @@ def answer_plan(
     if shortage is None:
         out.answer(document, render, brief=str(target.out))
         return
-    error = {"kind": shortage.kind, "message": shortage.message, "hint": shortage.hint}
-    out.answer({**document, "error": error}, render)
+    error = (shortage.kind, shortage.message, shortage.hint)
+    out.answer({**document, "error": dict(zip(("kind", "message", "hint"), error, strict=True))}, render)
     if not out.is_json:
-        out.error(**error)
+        out.error(*error)
     raise typer.Exit(shortage.exit_code)
 
 
@@ -197,16 +198,16 @@ def _plan_document(plan: Plan, writing: Writing, hash_links: bool) -> dict[str, 
 
     workers = writing.workers or default_workers()
     read_rate, write_rate = measured_rates([*plan.inputs, *plan.links.values()], plan.out.parent)
-    dtypes: dict[str, int] = {}
-    for lazy in plan.checkpoint.tensors.values():
-        dtypes[lazy.dtype.name] = dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
+    dtypes: Counter[DType] = Counter()
+    for spec in plan.checkpoint.specs.values():
+        dtypes[spec.dtype] += spec.nbytes
     read_nbytes = plan.read_nbytes + (plan.linked_nbytes if hash_links else plan.copied_nbytes)
     write_nbytes = plan.write_nbytes + plan.copied_nbytes
     return {
         "dry_run": True,
         **plan.summary(),
         "read_nbytes": read_nbytes,
-        "dtypes": dtypes,
+        "dtypes": {dtype.name: nbytes for dtype, nbytes in dtypes.items()},
         "workers": workers,
         "peak_nbytes": plan.peak_nbytes(workers),
         "disk_free_nbytes": shutil.disk_usage(plan.out.parent).free,

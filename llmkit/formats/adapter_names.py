@@ -10,6 +10,7 @@ Source: huggingface/peft, src/peft/utils/save_and_load.py and the tuners' layer.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llmkit.formats.wrappers import unwrapped
@@ -71,6 +72,13 @@ def is_adapter_part(name: str) -> bool:
     """Whether a tensor of this name is part of an adapter's update, rather than a whole parameter."""
     parsed = parse_name(name)
     return parsed is not None and not parsed.is_replacement
+
+
+def adapter_parts(names: Iterable[str]) -> list[str]:
+    """Those names for which `is_adapter_part` holds. Of a model with a hundred thousand, none is taken apart."""
+    names = list(names)
+    text = "\n".join(names)
+    return [name for name in names if is_adapter_part(name)] if any(part in text for part in _PARTS) else []
 
 
 def _adapter_part(module: str, part: str, rest: str | None) -> TensorName:

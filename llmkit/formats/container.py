@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from llmkit.errors import SpecError, listing
 from llmkit.formats import safetensors
@@ -104,8 +104,11 @@ def index_json(name: str, files: Iterable[OutputFile], specs: Mapping[str, Tenso
         return {}
     weight_map = {t: f.name for f in files for t in f.tensors}
     total = sum(s.nbytes for s in specs.values())
-    index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return {f"{name}.index.json": (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()}
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": {}}, indent=2)
+    # The text of `indent=2`, which for a hundred thousand names takes half a second in Python.
+    places = json.dumps(dict(sorted(weight_map.items())), separators=(",\n    ", ": "), ensure_ascii=False)
+    text = index.replace("{}", "{\n    " + places[1:-1] + "\n  }" if weight_map else "{}") + "\n"
+    return {f"{name}.index.json": text.encode()}
 
 
 @dataclass(frozen=True, slots=True)

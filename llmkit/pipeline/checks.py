@@ -22,10 +22,10 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
     if checkpoint.architecture is None:
         names = listing(registry.claims(checkpoint.config)) or "its architecture"
         return (f"no plugin describes {names}: names and shapes are not checked",), ()
-    floats = dequantized(checkpoint)
-    report = floats.require_model().check({k: t.spec for k, t in floats.tensors.items()})
+    specs = checkpoint.float_specs or dequantized(checkpoint).specs
+    report = checkpoint.require_model().check(specs)
     notes: tuple[str, ...] = (
-        f"{checkpoint.architecture.name} architecture: {len(floats.tensors)} tensors checked against the config",
+        f"{checkpoint.architecture.name} architecture: {len(specs)} tensors checked against the config",
     )
     if report.problems and not force:
         raise SpecError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.membership import decides_what_opens
@@ -16,7 +16,7 @@ from llmkit.errors import OutputError, SpecError
 from llmkit.formats.container import Chunks, OutputFile, OutputFiles
 from llmkit.pipeline.checks import check_structure
 from llmkit.pipeline.target import Target
-from llmkit.tensors.lazy import Node, Rows
+from llmkit.tensors.lazy import Node, Read, Rows, reads_below
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import TensorSpec
 from llmkit.version import __version__
@@ -38,8 +38,7 @@ class Placement:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One node with every output of it that is written, and the row slices it is computed in."""
 
     node: Node
@@ -99,16 +98,18 @@ class Plan:
         return self.write_nbytes + self.copied_nbytes + 2**20
 
     @cached_property
+    def _reads(self) -> list[Read]:
+        return reads_below(s.node for s in self.steps)
+
+    @cached_property
     def read_nbytes(self) -> int:
         """Bytes of the input tensors, each counted once."""
-        reads = {id(r): r for s in self.steps for r in s.node.output().reads()}
-        return sum(r.specs[0].nbytes for r in reads.values())
+        return sum(r.specs[0].nbytes for r in self._reads)
 
     @cached_property
     def sources(self) -> tuple[SourceFile, ...]:
         """The files that tensors are read from, as they were opened."""
-        sources = {id(r.source): r.source for s in self.steps for r in s.node.output().reads()}
-        return tuple(sources.values())
+        return tuple({id(r.source): r.source for r in self._reads}.values())
 
     @cached_property
     def inputs(self) -> Mapping[Path, int]:
@@ -137,7 +138,14 @@ class Plan:
     def digest(self) -> str:
         """Identifies the plan: expressions, input files' sizes and times, layout, slices, versions."""
         body: list[Any] = [__version__, [[f.name, f.nbytes, _hash_chunks(f.fixed)] for f in self.files]]
-        body += [[s.node.fingerprint(), [_place(p) for p in s.placements], s.slices] for s in self.steps]
+        slices: dict[int, str] = {}  # what steps of one form share is spelled once
+        for step in self.steps:
+            if id(step.slices) not in slices:
+                slices[id(step.slices)] = hashlib.sha256(repr(step.slices).encode()).hexdigest()
+        body += [
+            [s.node.fingerprint(), [[p.name, p.index, p.file, p.offset] for p in s.placements], slices[id(s.slices)]]
+            for s in self.steps
+        ]
         body += [[name, hashlib.sha256(data).hexdigest()] for name, data in self.small_files.items()]
         body += [[name, SourceFile(path).fingerprint()] for name, path in self.links.items()]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -181,7 +189,7 @@ def make_plan(
         SpecError: the tensors do not fit the config, there are none, or the container cannot hold them.
     """
     out = Path(out)
-    layout = checkpoint.container.lay_out({name: t.spec for name, t in checkpoint.tensors.items()}, max_shard_size)
+    layout = checkpoint.container.lay_out(checkpoint.specs, max_shard_size)
     is_file = _is_lone_file(checkpoint, layout, out)
     if not checkpoint.tensors and not layout.links:
         raise SpecError(f"{checkpoint.label}: nothing to write, it has no tensors")
@@ -243,10 +251,6 @@ def _hash_chunks(chunks: Chunks) -> str:
     return hasher.hexdigest()
 
 
-def _place(placement: Placement) -> list[Any]:
-    return [placement.name, placement.index, placement.file, placement.offset]
-
-
 def _steps(checkpoint: Checkpoint, files: Sequence[OutputFile], slice_nbytes: int) -> tuple[Step, ...]:
     grouped: dict[int, list[Placement]] = {}
     nodes: dict[int, Node] = {}
@@ -257,11 +261,14 @@ def _steps(checkpoint: Checkpoint, files: Sequence[OutputFile], slice_nbytes: in
             placement = Placement(name, lazy.spec, lazy.index, file.name, offset)
             grouped.setdefault(id(lazy.node), []).append(placement)
     steps = []
+    costs: dict[object, tuple[tuple[Rows, ...], int]] = {}  # of each form: experts are alike
     for key, placements in grouped.items():
         node = nodes[key]
-        slices = slice_rows(node, slice_nbytes)
-        longest = max((stop - start for start, stop in slices), default=0)
-        steps.append(Step(node, tuple(placements), slices, node.peak_nbytes(longest)))
+        if (form := node.form()) not in costs:
+            slices = slice_rows(node, slice_nbytes)
+            longest = max((stop - start for start, stop in slices), default=0)
+            costs[form] = slices, node.peak_nbytes(longest)
+        steps.append(Step(node, tuple(placements), *costs[form]))
     return tuple(steps)
 
 

@@ -87,6 +87,8 @@ def _alike(stated: str, stored: str) -> bool:
 
 
 def _stored(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
+    if all(spec.dtype.is_arithmetic for spec in specs.values()):  # whatever the layout, codes are integers or of 8 bits
+        return None
     for codec in folder_readers():
         recognised = codec.recognise(specs, config)
         if recognised is not None:

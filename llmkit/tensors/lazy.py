@@ -8,7 +8,6 @@ bits as the whole. Nothing here knows of models, file formats or transforms.
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,6 +114,14 @@ class Context:
         return memoryview(self._whole_bytes[id(node)][lazy.index])[rows[0] * size : rows[1] * size]
 
 
+_FORMS: dict[tuple[Any, ...], int] = {}
+
+
+def _form(key: tuple[Any, ...]) -> int:
+    """A number for each key, so that forms within forms are compared in no time."""
+    return _FORMS.setdefault(key, len(_FORMS))
+
+
 class Node(ABC):
     """One computation with one or several outputs.
 
@@ -171,6 +178,10 @@ class Node(ABC):
             total += (stop - start) * spec.row_nbytes
         return total
 
+    def form(self) -> object:
+        """Equal for nodes that are computed in the same slices and need the same memory, whatever their values."""
+        return self
+
     def fingerprint(self) -> str:
         """A digest of the expression (not of the data): op, parameters, specs and inputs."""
         if not hasattr(self, "_fingerprint"):
@@ -182,9 +193,9 @@ class Node(ABC):
         return self._digest([i.node.content_fingerprint(contents) for i in self.inputs], self._identity())
 
     def _digest(self, inputs: Sequence[str], identity: str) -> str:
-        body: list[Any] = [self.op, dict(self.attrs), [str(s) for s in self.specs], identity]
-        body += [[digest, i.index] for digest, i in zip(inputs, self.inputs, strict=True)]
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        operands = [(digest, i.index) for digest, i in zip(inputs, self.inputs, strict=True)]
+        body = (self.op, dict(self.attrs), [str(s) for s in self.specs], identity, operands)
+        return hashlib.sha256(repr(body).encode()).hexdigest()
 
     def _identity(self) -> str:
         return ""
@@ -242,17 +253,26 @@ class Lazy:
 
     def reads(self) -> list[Read]:
         """Every file read below this expression, in order, each once."""
-        reads: dict[int, Read] = {}
-        pending: list[Node] = [self.node]
-        while pending:
-            node = pending.pop()
-            if isinstance(node, Read):
-                reads.setdefault(id(node), node)
-            pending.extend(i.node for i in reversed(node.inputs))
-        return list(reads.values())
+        return reads_below([self.node])
 
     def __repr__(self) -> str:
         return f"Lazy({self.formula()}: {self.spec})"
+
+
+def reads_below(nodes: Iterable[Node]) -> list[Read]:
+    """Every file read below some nodes, in order, each once."""
+    reads: dict[Node, None] = {}
+    seen: set[Node] = set()
+    for root in nodes:
+        pending = [root]
+        while pending:
+            node = pending.pop()
+            if not node.inputs:
+                reads[node] = None
+            elif node not in seen:
+                seen.add(node)
+                pending.extend([i.node for i in reversed(node.inputs)])
+    return [node for node in reads if isinstance(node, Read)]
 
 
 class Read(Node):
@@ -308,6 +328,9 @@ class Read(Node):
 
     def peak_nbytes(self, n_rows: int) -> int:
         return self.slice_nbytes(n_rows) * (1 if self.strides is None else 2)
+
+    def form(self) -> object:
+        return _form((Read, self.specs, self.strides))
 
     def content_fingerprint(self, contents: Mapping[Node, str]) -> str:
         return f"{contents[self]}:{self.specs[0]}:{self.strides}"
@@ -388,6 +411,10 @@ class Apply(Node):
         if per == 0 or rows == (0, self.n_rows):
             return (0, self.specs[index].n_rows if rows[0] == 0 else 0)
         return (rows[0] // per, -(-rows[1] // per))
+
+    def form(self) -> object:
+        inputs = tuple([(i.node.form(), i.index) for i in self.inputs])
+        return _form((type(self), self.specs, inputs, self._in, self._out, self.row_step, self.scratch))
 
     def peak_nbytes(self, n_rows: int) -> int:
         held = peak = widest = 0

@@ -31,11 +31,14 @@ class SourceFile:
         self.mtime_ns = stat.st_mtime_ns
         self._inode = (stat.st_dev, stat.st_ino)
         self._fd: int | None = None
+        self._fingerprint: str | None = None
         self._lock = threading.Lock()
 
     def fingerprint(self) -> str:
         """Identifies the file without reading it: path, size and modification time."""
-        return f"{self.path.resolve()}:{self.nbytes}:{self.mtime_ns}"
+        if self._fingerprint is None:
+            self._fingerprint = f"{self.path.resolve()}:{self.nbytes}:{self.mtime_ns}"
+        return self._fingerprint
 
     def check_unchanged(self) -> None:
         """Compare the file with what it was when its header was read: size, modification time and inode.

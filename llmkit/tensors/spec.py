@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 
 class DType(Enum):
-    """An element type, named as safetensors names it. The value is (size in bits, torch's name)."""
+    """An element type, named as safetensors names it. The value is (size in bits, torch's name).
+
+    Attributes:
+        bits: size of one element in bits.
+        itemsize: the same in bytes.
+        torch_name: the attribute of the `torch` module.
+        is_float: a real floating-point type.
+        is_arithmetic: one that sums are computed in: all but those of 8 bits.
+    """
 
     F64 = (64, "float64")
     F32 = (32, "float32")
@@ -36,30 +44,14 @@ class DType(Enum):
     BOOL = (8, "bool")
     C64 = (64, "complex64")
 
-    @property
-    def bits(self) -> int:
-        """Size of one element in bits."""
-        return self.value[0]
+    __hash__ = object.__hash__
 
-    @property
-    def itemsize(self) -> int:
-        """Size of one element in bytes."""
-        return self.value[0] // 8
-
-    @property
-    def torch_name(self) -> str:
-        """The attribute of the `torch` module."""
-        return self.value[1]
-
-    @property
-    def is_float(self) -> bool:
-        """True for real floating-point types."""
-        return self.name.startswith(("F", "BF"))
-
-    @property
-    def is_arithmetic(self) -> bool:
-        """True for the floating-point types that sums are computed in: all but those of 8 bits."""
-        return self.is_float and self.bits > 8
+    def __init__(self, bits: int, torch_name: str) -> None:
+        # Plain attributes: plans ask for them a million times, and a property of an enumeration is slow.
+        self.bits, self.itemsize = bits, bits // 8
+        self.torch_name = torch_name
+        self.is_float = self.name.startswith(("F", "BF"))
+        self.is_arithmetic = self.is_float and bits > 8
 
     @property
     def torch(self) -> TorchDtype:

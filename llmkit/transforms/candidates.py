@@ -10,6 +10,7 @@ from llmkit.architecture.storage import parts_of
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.embeddings import find_embeddings
+from llmkit.checkpoint.quantized import model_dtype
 from llmkit.quantization.codec import folder_codec
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Task, method_named, quantized
@@ -86,7 +87,7 @@ def codec_candidates(
     is_symmetric = True if symmetric is None and not codec.mixes_zeros else symmetric
     candidates: dict[str, list[Candidate]] = defaultdict(list)
     weights: dict[str, Lazy] = {}
-    specs = {name: lazy.spec for name, lazy in ckpt.tensors.items()}
+    specs, wanted = dict(ckpt.specs), model_dtype(ckpt.config)
     for bits in sorted(set(_BITS) & set(codec.bits)):
         usual = Scheme(bits, group_size, is_symmetric)
         of_head = {head: usual} if head is not None else {}
@@ -94,7 +95,7 @@ def codec_candidates(
         for name, lazy in assigned.weights.items():
             if name in pinned and candidates[name]:
                 continue
-            grid, dtype = assigned.grids[name], scale_dtype_of(ckpt, name, codec)
+            grid, dtype = assigned.grids[name], scale_dtype_of(ckpt, name, codec, wanted)
             matrix = quantized(Task(lazy, method, grid, dtype, name))
             if codec.refuses(matrix) is not None:
                 continue

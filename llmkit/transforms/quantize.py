@@ -82,14 +82,17 @@ def quantize(
         codec = codec.with_activations(activations)
     recipe = recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
-    refused = {name: why for name, grid in chosen.grids.items() if (why := algorithm.refuses(grid)) is not None}
-    for name, why in refused.items():
+    for grid in dict.fromkeys(chosen.grids.values()):
+        if (why := algorithm.refuses(grid)) is None:
+            continue
+        name = next(name for name, its in chosen.grids.items() if its == grid)
         raise InputError(f"--method {algorithm.name} {why} ({name})", hint="--method mse takes every grid")
     matrices: dict[str, QuantizedMatrix] = {}
     make = quantizer or quantized
+    wanted = model_dtype(ckpt.config)
     for name, lazy in chosen.weights.items():
         observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
-        scale_dtype = scale_dtype_of(ckpt, name, codec)
+        scale_dtype = scale_dtype_of(ckpt, name, codec, wanted)
         matrices[name] = make(Task(lazy, algorithm, chosen.grids[name], scale_dtype, name, observe, device))
     tensors, notes = dict(ckpt.tensors), [f"{chosen.words}, {algorithm.words}"]
     if quantizer is not None:
@@ -107,8 +110,8 @@ def quantize(
     return encoded_checkpoint(ckpt.derive(tensors=tensors, step=step, notes=notes), codec, matrices, chosen.layers)
 
 
-def scale_dtype_of(ckpt: Checkpoint, name: str, codec: Codec) -> DType:
-    """The model's dtype, where the layout has scales in it.
+def scale_dtype_of(ckpt: Checkpoint, name: str, codec: Codec, wanted: DType | None) -> DType:
+    """The model's dtype `wanted`, or that of the weight, where the layout has scales in it.
 
     transformers casts scales to it: a grid of finer ones would not be the one that runs.
     """
@@ -118,5 +121,5 @@ def scale_dtype_of(ckpt: Checkpoint, name: str, codec: Codec) -> DType:
             f"{name} is {stored.name}; expected float32, float16 or bfloat16 weights",
             hint="llmkit convert MODEL --to hf --dtype bfloat16 -o OUT, then quantize that",
         )
-    dtype = model_dtype(ckpt.config) or stored
+    dtype = wanted or stored
     return dtype if dtype in codec.scale_dtypes else codec.scale_dtypes[0]

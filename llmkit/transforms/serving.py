@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from llmkit.architecture.model import Model
 from llmkit.errors import counted, listing
-from llmkit.quantization.matrix import QuantizedMatrix
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
 
 # The last part of a slot's id, and what names the layers that are one for the server.
 _FUSED = {"q": "q, k and v", "k": "q, k and v", "v": "q, k and v", "gate": "gate and up", "up": "gate and up"}
@@ -27,7 +27,7 @@ def serving_notes(model: Model, matrices: Mapping[str, QuantizedMatrix]) -> list
     Args:
         matrices: by the names of the weights; linear layers that are not there stay in floats.
     """
-    kinds: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    kinds: dict[tuple[str, str], dict[str, Grid | str]] = defaultdict(dict)
     cut: dict[str, int] = {}
     for slot in model.slots.values():
         place, _, part = slot.id.removesuffix(".weight").rpartition(".")
@@ -35,7 +35,7 @@ def serving_notes(model: Model, matrices: Mapping[str, QuantizedMatrix]) -> list
         if slot.kind != "linear":
             continue
         if part in _FUSED:
-            kinds[place, _FUSED[part]][slot.name] = str(matrix.grid) if matrix is not None else "floats"
+            kinds[place, _FUSED[part]][slot.name] = matrix.grid if matrix is not None else "floats"
         if part in _ROW_PARALLEL and matrix is not None and matrix.n_groups > 1 and matrix.n_groups % _USUAL_GPUS:
             cut[slot.name] = matrix.n_groups
     notes = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.content import FileContent
@@ -46,9 +47,10 @@ def encoded_checkpoint(
     entry = codec.describe(by_module, layers.ignored, are_all=layers.are_all)
     config = {key: value for key, value in ckpt.config.items() if key not in CONFIG_KEYS}
     files = {name: FileContent.of_json(value) for name, value in codec.files(entry).items()}
-    return ckpt.derive(
+    encoded = ckpt.derive(
         tensors=tensors,
         config={**config, CONFIG_KEYS[0]: entry},
         files={**ckpt.files, **files},
         notes=[*codec.notes(by_module), *(serving_notes(ckpt.model, matrices) if ckpt.model is not None else ())],
     )
+    return replace(encoded, float_specs=ckpt.specs)

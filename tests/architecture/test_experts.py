@@ -65,7 +65,7 @@ def test_stacks_are_what_published_models_have(rows, is_transposed):
 
 def test_biases_of_interleaved_stacks():
     slot = spelled(rows="interleaved")[2].slots["layers.0.mlp.experts.gate_up.weight"]
-    bias = replace(slot, shape=(E, 2 * F), parts=tuple(replace(p, shape=(F,)) for p in slot.parts))
+    bias = slot._replace(shape=(E, 2 * F), parts=tuple(p._replace(shape=(F,)) for p in slot.parts))
     data = torch.arange(E * 2 * F, dtype=torch.float32).view(E, 2 * F)
     parts = parts_of(constant(data), bias)
     assert torch.equal(parts["layers.0.mlp.experts.1.up.weight"].load(), data[1, 1::2])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import peft_world as world
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from llmkit.api import save
+from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import RequirementError, SpecError
+from llmkit.tensors.lazy import Apply
+from llmkit.tensors.source import SourceFile
 from llmkit.transforms.lora import combine, merge, open_adapter
 
 warnings.filterwarnings("ignore", module="peft")
@@ -89,3 +94,47 @@ def test_an_update_that_fits_no_parameter_is_refused(tmp_path):
         merge(other, [adapter])
     with pytest.raises(RequirementError, match="bare parameters"):
         combine([adapter])
+
+
+@pytest.mark.parametrize("storage", ["one by one", "stacked"])
+def test_experts_that_an_adapter_leaves_alone_are_copied(storage, tmp_path, monkeypatch):
+    """An adapter of one matrix of one expert: no other weight becomes a tensor on its way, also out of a stack."""
+    model = tiny("qwen3_moe")
+    base = world.save_base(model, tmp_path / "base", torch.bfloat16)
+    before = {name: lazy.load() for name, lazy in world.open_base(base).tensors.items()}
+    if storage == "stacked":
+        memory = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
+        assert memory["model.layers.0.mlp.experts.gate_up_proj"].dim() == 3
+        save_file(memory, base / "model.safetensors", {"format": "pt"})
+    touched = "model.layers.1.mlp.experts.2.up_proj"
+    a, b = torch.randn(4, 32), torch.randn(24, 4)
+    parts = {f"base_model.model.{touched}.lora_A.weight": a, f"base_model.model.{touched}.lora_B.weight": b}
+    (tmp_path / "a").mkdir()
+    save_file(parts, tmp_path / "a" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["up_proj"]}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
+
+    merged = merge(open_checkpoint(base), [open_adapter(tmp_path / "a")])
+    computed, n_read = [], [0]
+    evaluate, fill = Apply.evaluate, SourceFile.fill
+
+    def see_tensors(self, rows, context):
+        computed.append({read.source.path.parent.name for read in self.output().reads()})
+        return evaluate(self, rows, context)
+
+    def count(self, view, offset):
+        n_read[0] += len(view) if self.path.parent.name == "base" else 0
+        return fill(self, view, offset)
+
+    monkeypatch.setattr(Apply, "evaluate", see_tensors)
+    monkeypatch.setattr(SourceFile, "fill", count)
+    save(merged, tmp_path / "out")
+    assert computed  # the sum, and what is made of the adapter alone
+    assert all("a" in folders for folders in computed)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    weight = before[f"{touched}.weight"]
+    before[f"{touched}.weight"] = (weight.float() + (b @ a) * 2).to(torch.bfloat16)
+    assert set(found) == set(before)
+    assert [name for name, want in before.items() if not torch.equal(found[name], want)] == []
+    if storage == "stacked":
+        assert n_read[0] == sum(t.nbytes for t in before.values())  # each row once

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from llmkit.errors import InputError, RequirementError, SpecError
@@ -83,7 +84,7 @@ class CompressedTensors(FolderCodec):
         parts = {
             "weight_packed": words_of(matrix),
             "weight_scale": matrix.scales,
-            "weight_shape": constant_of(matrix.shape, DType.I64, (2,)),
+            "weight_shape": _shape(matrix.shape),
         }
         if matrix.zeros is not None:
             per = _rows_in_word(bits)
@@ -277,6 +278,11 @@ class _Int8Inputs(CompressedTensors):
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
         return ["transformers and llmkit restore the weights; inputs are rounded by engines with kernels for it (vLLM)"]
+
+
+@lru_cache  # there may be thousands of experts, all of one shape
+def _shape(shape: tuple[int, int]) -> Lazy:
+    return constant_of(shape, DType.I64, (2,))
 
 
 def _is_float8(group: Mapping[str, Any]) -> bool:
