@@ -22,6 +22,11 @@ _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?
 _CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _DIGITS_BY_3 = rf"{_ENGLISH}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 _DIGITS_BY_1 = rf"{_ENGLISH}|{_WORDS}|\p{{N}}|{_REST}"
+_WITH_MARKS = (
+    rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SEED = rf"{_ENGLISH}|{_WORDS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SENTENCES = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _DEEPSEEK = (
     r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
@@ -54,6 +59,7 @@ _STEPS: Mapping[str, Sequence[Step]] = {
     "chatglm-bpe": (_split(_DIGITS_BY_3), _bytes()), "glm4": (_split(_DIGITS_BY_3), _bytes()),
     "qwen2": (_split(_DIGITS_BY_1), _bytes()), "stablelm2": (_split(_DIGITS_BY_1), _bytes()),
     "deepseek-r1-qwen": (_split(_DIGITS_BY_1), _bytes()), "megrez": (_split(_DIGITS_BY_1), _bytes()),
+    "qwen35": (_split(_WITH_MARKS), _bytes()), "seed-coder": (_split(_SEED), _bytes()),
     "tekken": (_split("|".join((*_CASED, r"\p{N}", _CASED_REST))), _bytes()),
     "gpt-4o": (_split("|".join((*(f"{c}{_ENGLISH}?" for c in _CASED), r"\p{N}{1,3}", _CASED_REST))), _bytes()),
     "deepseek-v3": (*map(_split, _DEEPSEEK), _bytes()),
