@@ -15,7 +15,7 @@ from llmkit.errors import InputError
 from llmkit.quantization.codecs.gguf import CODEC, quantized
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.spec import DType
-from tests.golden.gguf.record import HERE, TYPES, WEIGHTS, importance, measured_error
+from tests.golden.gguf.record import HERE, TYPES, WEIGHTS, by_ggml, importance, measured_error
 
 RECORDED = json.loads((HERE / "errors.json").read_text())
 OF_INTEGERS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
@@ -34,6 +34,22 @@ def test_the_error_is_no_larger_than_that_of_ggml(of, kind, is_weighted):
     raw = quantized(held(torch.from_numpy(weights)), kind, "w", squares).load()
     recorded = RECORDED[of][kind]["weighted" if is_weighted else "plain"]
     assert measured_error(read(raw, kind), weights, is_weighted=is_weighted) <= recorded * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("scale", [1e-4, 3.0])
+def test_the_same_beside_the_library_itself(kind, scale):
+    """Other weights than the recorded ones, small and large, with columns that count little."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    rng = np.random.default_rng(5)
+    weights = (rng.standard_t(4, (32, 512)) * np.exp(0.5 * rng.standard_normal((1, 512))) * scale).astype(np.float32)
+    squares = importance(512)
+    for given in (None, squares):
+        lazy = None if given is None else held(torch.from_numpy(given))
+        own = read(quantized(held(torch.from_numpy(weights)), kind, "w", lazy).load(), kind)
+        errors = [measured_error(made, weights, is_weighted=given is not None)
+                  for made in (own, by_ggml(weights, kind, given))]  # fmt: skip
+        assert errors[0] <= errors[1] * (1 + 1e-5), (given is None, errors)
 
 
 @pytest.mark.parametrize("kind", [*OF_INTEGERS, "IQ4_NL"])

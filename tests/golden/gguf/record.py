@@ -86,25 +86,30 @@ def measured_error(values: np.ndarray, weights: np.ndarray, *, is_weighted: bool
     return float(np.sqrt((error * importance(weights.shape[1]) if is_weighted else error).mean()))
 
 
-def _errors() -> dict[str, dict[str, dict[str, float]]]:
+def by_ggml(x: np.ndarray, name: str, squares: np.ndarray | None) -> np.ndarray:
+    """Float32 [rows, in] as ggml restores it from its own blocks of a type, importance of columns or none."""
     import llama_cpp
 
     library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
     quantize = library.ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    kind = gguf.GGMLQuantizationType[name]
+    n_block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    out = np.zeros((len(x), x.shape[1] // n_block * nbytes), np.uint8)
+    quantize(int(kind), x.ctypes.data, out.ctypes.data, 0, *x.shape, None if squares is None else squares.ctypes.data)
+    return quants.dequantize(out, kind)
+
+
+def _errors() -> dict[str, dict[str, dict[str, float]]]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for of, made in WEIGHTS.items():
         x = made()
         squares, found[of] = importance(x.shape[1]), {}
         for name in TYPES:
-            kind = gguf.GGMLQuantizationType[name]
-            n_block, nbytes = gguf.GGML_QUANT_SIZES[kind]
             found[of][name] = {}
-            for key, pointer in (("plain", None), ("weighted", squares.ctypes.data)):
-                out = np.zeros((len(x), x.shape[1] // n_block * nbytes), np.uint8)
-                quantize(int(kind), x.ctypes.data, out.ctypes.data, 0, *x.shape, pointer)
-                error = measured_error(quants.dequantize(out, kind), x, is_weighted=pointer is not None)
+            for key, given in (("plain", None), ("weighted", squares)):
+                error = measured_error(by_ggml(x, name, given), x, is_weighted=given is not None)
                 found[of][name][key] = float(f"{error:.6g}")
     return found
 
