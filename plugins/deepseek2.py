@@ -17,13 +17,13 @@ from . import latent
 from .deepseek_gguf import GGUF
 
 ACTIVATION = Key("hidden_act", "silu")
-_EXPERT_SLOTS = {
+EXPERT_SLOTS = {
     "mlp.router": "mlp.gate",
     "mlp.router.correction": "mlp.gate.e_score_correction_bias",
     **linears("mlp.experts.{e}", "mlp.experts.{e}"),
     **linears("mlp.shared", "mlp.shared_experts"),
 }
-NAMES = replace(latent.NAMES, slots={**latent.NAMES.slots, **_EXPERT_SLOTS})
+NAMES = replace(latent.NAMES, slots={**latent.NAMES.slots, **EXPERT_SLOTS})
 
 
 def pairs(config: Mapping[str, Any]) -> Literal["half", "interleaved"]:

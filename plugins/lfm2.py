@@ -38,7 +38,8 @@ def _sort(config: Mapping[str, Any], i: int) -> str:
     return str(types[i])
 
 
-def _block(config: Mapping[str, Any], i: int) -> Block:
+def block(config: Mapping[str, Any], i: int) -> Block:
+    """Layer `i`."""
     is_attention = _sort(config, i) != "conv"
     return Block(
         norm=_NORM,
@@ -70,7 +71,7 @@ ARCHITECTURE = Architecture(
         vocab=Key("vocab_size", 65536),
         extra={"kernel": Key("conv_L_cache", 3)},
     ),
-    block=PerLayer(_block),
+    block=PerLayer(block),
     final_norm=_NORM,
     unused=("block_*", "conv_*", "full_attn_idxs", "intermediate_size", "num_heads", "use_pos_enc", "theta"),
     head=Head(tied=Key(("tie_embedding", "tie_word_embeddings"), True)),

@@ -33,6 +33,10 @@ DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16}
 REFUSED = {
     ("arcee", "biases"): "it reads no biases",
     ("bloom", "normed-residual"): "residual is NormedResidual, here PreNorm",
+    ("dots1", "groups"): "attention.qkv_bias is True, here False",
+    ("dots1", "window"): "it reads a key head for each query head",
+    ("lfm2_moe", "no-correction"): "attention.bias is True, here False",
+    ("lfm2_moe", "sizes"): "mlp.router.scale is 1.5, here 1.0",
     ("chatglm2", "linear biases"): "attention.out_bias is True, here False",
     ("cohere", "r-plus"): "it reads norms of heads of models from 64 layers on",
     ("cohere2", "transformers-5"): "attention.qkv_bias is True, here False",
@@ -244,6 +248,8 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
             expected |= {f"blk.{tensor.split('.')[2]}.ffn_{part}_{of}{halves[2]}" for part in ("gate", "up")}
             continue
         tensor = tensor.replace("e_score_correction_bias", "e_score_correction.bias")  # and calls these so
+        tensor = tensor.replace("feed_forward.expert_bias", "feed_forward.expert_bias.bias")
+        tensor = re.sub(r"feed_forward(\.experts\.w\d)", r"block_sparse_moe\1", tensor)
         tensor = tensor.replace(".dt_bias", ".dt_proj.bias")
         # llama.cpp's converter leaves this prefix out for two families.
         spelled = (tensor, tensor.removeprefix("transformer."))

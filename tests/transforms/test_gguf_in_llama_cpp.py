@@ -99,7 +99,7 @@ CASES = {
     ("qwen3_5", "one-key-head"): {},
     ("qwen3_next", "transformers-5"): {},
     ("qwen3_5_moe", None): {},
-    ("arcee", None): {}, ("arcee", "yarn"): {}, ("llama4", None): {},
+    ("dots1", None): {}, ("lfm2_moe", None): {}, ("arcee", None): {}, ("arcee", "yarn"): {}, ("llama4", None): {},
     ("exaone4", None): {"num_hidden_layers": 64, "layer_types": None, "sliding_window_pattern": 4},
 }  # fmt: skip
 
