@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
+from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.model import Model
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -54,9 +55,15 @@ class KeyValueScales(Node):
         self._ckpt, self._model, self._tokenized, self._text = ckpt, model, tokenized, text
         dims = model.dims
         self.inputs = tuple(ckpt.tensors[slot.name] for slot in model.slots.values() if slot.name in ckpt.tensors)
-        self.specs = (TensorSpec(DType.F32, (dims.kv_heads, 1, dims.head_dim)),) * (2 * dims.layers)
+        self._sizes = [_head_sizes(model, layer) for layer in range(dims.layers)]
+        self.specs = tuple(
+            TensorSpec(DType.F32, (kv_heads, 1, size)) for size, kv_heads in self._sizes for _ in ("keys", "values")
+        )
         self.attrs = {"text": text.label, "sha256": text.digest, "tokens": MOST_TOKENS}
-        self.n_rows, self.row_step = dims.kv_heads, None
+        self.n_rows, self.row_step = self.specs[0].n_rows, None
+
+    def output_rows(self, index: int, rows: Rows) -> Rows:
+        return (0, self.specs[index].n_rows)
 
     def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
         ids = token_ids(self._text, load_tokenizer(self._tokenized))[:MOST_TOKENS]
@@ -65,8 +72,9 @@ class KeyValueScales(Node):
             ranges = measure_ranges(
                 load_decoder(self._ckpt, streamed=True), ids, suffix=self._ckpt.prompt_suffix(), context=context
             )
-        nothing = torch.zeros(self._model.dims.kv_heads, self._model.dims.head_dim)  # of a layer without attention
-        pairs = [ranges.get(layer, (nothing, nothing)) for layer in range(self._model.dims.layers)]
+        pairs = [  # of a layer without keys of its own: nothing
+            ranges.get(layer, (torch.zeros(kv_heads, size),) * 2) for layer, (size, kv_heads) in enumerate(self._sizes)
+        ]
         return tuple(_scales(w) for keys, values in pairs for w in (keys, values * _VALUE_MARGIN))
 
     def peak_nbytes(self, n_rows: int) -> int:
@@ -84,6 +92,14 @@ class KeyValueScales(Node):
             largest = max(largest, lazy.node.peak_nbytes(lazy.node.n_rows))
         dims = self._model.dims
         return shared + 2 * one + largest + 4 * MOST_TOKENS * (8 * dims.hidden + 4 * max(dims.ffn, dims.hidden))
+
+
+def _head_sizes(model: Model, layer: int) -> tuple[int, int]:
+    """The width of a head and the number of heads of a layer's keys."""
+    attention = getattr(model.blocks[layer], "attention", None)
+    if isinstance(attention, GroupedQuery):
+        return attention.head_sizes(model.dims)
+    return model.dims.head_dim, model.dims.kv_heads
 
 
 def _scales(widest: torch.Tensor) -> torch.Tensor:
@@ -143,14 +159,14 @@ class _Ranging(KVCache):
 
 def _mixing(decoder: Any, suffix: tuple[int, ...]) -> dict[int, torch.Tensor]:
     """Which channels of a key its position mixes, by layer: by what the position readers make of unit vectors."""
-    model, size = decoder.model, decoder.model.dims.head_dim
-    kinds = [decoder.position_kind(i) for i in range(len(model.blocks))]
+    model = decoder.model
+    kinds = [(decoder.position_kind(i), _head_sizes(model, i)[0]) for i in range(len(model.blocks))]
     masks: dict[Any, torch.Tensor] = {}
-    for kind in dict.fromkeys(kinds):
+    for kind, size in dict.fromkeys(kinds):
         cache, positions = KVCache(keep=False), build_positions(kind, model.dims, torch.float32, decoder.device)
         ids = torch.tensor([[0] * 3 + list(suffix) + [0] * 12])
         table = positions.table(ids, cache.begin(ids, None), cache)
         units = torch.eye(size)[None, None].expand(1, ids.shape[1], size, size).contiguous()
         rotated = positions.rotate(units, table)[0]  # [S, channel of the unit vector, channel]
-        masks[kind] = (rotated.abs().amax(0) > 0).float()
+        masks[kind, size] = (rotated.abs().amax(0) > 0).float()
     return {layer: masks[kind] for layer, kind in enumerate(kinds)}

@@ -16,14 +16,18 @@ _CACHE = ("past_key_values.%d.key", "past_key_values.%d.value")
 
 
 def unfed_inputs(graph: onnx.ModelProto, model: Model) -> list[str]:
-    """Inputs that GenAI's decoders would leave empty, and those of its cache that the graph does not have.
+    """Inputs that GenAI's decoders would leave empty, those of its cache that the graph does not have, and those of
+    another shape than its config can state.
 
     A folder with any is not for GenAI: its config would let it load the graph, and fail at the first token.
     """
     names = [value.name for value in graph.graph.input]
     cache = [pattern % layer for layer in range(model.dims.layers) for pattern in _CACHE]
     fed = {*_FED, *cache}
-    return [name for name in names if name not in fed] or [name for name in cache if name not in names]
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.graph.input}
+    stated = [model.dims.kv_heads, model.dims.head_dim]
+    unlike = [name for name in cache if name in shapes and shapes[name][1::2] != stated]
+    return [name for name in names if name not in fed] or [n for n in cache if n not in names] or unlike
 
 
 def genai_config(

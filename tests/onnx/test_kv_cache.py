@@ -21,7 +21,8 @@ from llmkit.tensors.spec import DType, TensorSpec
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 # Grouped heads, caps and windows, ALiBi, an open prefix, norms of heads, learned and interleaved positions.
-FAMILIES = ("llama", "gemma2", "bloom", "chatglm", "qwen3", "gpt2", "gptj", "falcon", "lfm2", "falcon_h1")
+FAMILIES = ("llama", "gemma2", "bloom", "chatglm", "qwen3", "gpt2", "gptj", "falcon", "lfm2", "falcon_h1",
+            "gemma3n", "gemma4")  # fmt: skip
 MINI = Path(__file__).resolve().parents[2] / "evalsets" / "mini" / "base"
 
 
