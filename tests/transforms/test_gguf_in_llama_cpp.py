@@ -130,10 +130,13 @@ def test_logits(tmp_path, name, variant):
 _BLOCKS = [("llama", each) for each in ("q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs")]
 
 
-@pytest.mark.parametrize(("name", "type_"), [*_BLOCKS, ("qwen3_moe", "q4_k_m")])
+_MORE = ("qwen3_moe", "lfm2", "mamba", "jamba", "qwen3_5", "qwen3_next", "falcon_h1", "rwkv7", "apertus")
+
+
+@pytest.mark.parametrize(("name", "type_"), [*_BLOCKS, *((n, "q4_k_m") for n in _MORE)])
 def test_blocks(tmp_path, name, type_):
     """llama.cpp reads the weights that we read. It rounds activations to eight bits, which moves the logits: by 0.022
-    to 0.027 of their deviation, for all types alike."""
+    to 0.027 of their deviation, for all types alike; where a state or a choice carries that on, by up to 0.068."""
     architecture = next(a for p in default_registry().plugins if (a := default_registry().load(p)).name == name)
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
     if "num_experts" in architecture.tiny:  # all of them for each token: rounded activations may choose others
@@ -147,7 +150,7 @@ def test_blocks(tmp_path, name, type_):
     found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
     with torch.inference_mode():
         want = llmkit.load_decoder(llmkit.open_checkpoint(path), dtype="float32")(torch.tensor([IDS]))[0]
-    assert (found - want).std() < 0.05 * want.std()
+    assert (found - want).std() < (0.1 if name in _MORE else 0.05) * want.std()
 
 
 def test_experts_in_float4(tmp_path):
