@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.contents import contents_of, require_model
 from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, counted, listing
@@ -76,7 +76,8 @@ def evaluate(
         shard: only this part of the run; `merging.merge_shards` puts the records of all parts together.
         submission: a file for the answers, in the form that the benchmark's leaderboard takes; the split may be
             without the right ones then, and the record is without scores.
-        tell: called before anything is scored with each line that is worth an interruption: prompts that do not fit.
+        tell: called before anything is scored with each line that is worth an interruption: prompts that do not fit,
+            how a quantized model is computed.
         engine: what computes the model and how, see `EngineOptions`.
 
     Raises:
@@ -114,6 +115,8 @@ def evaluate(
     for line in long_prompts(prepared, lm):
         tell(line)
     lm = lm.with_engine(open_engine(ckpt, options))
+    if lm.scorer.backend == "llmkit" and (scheme := contents_of(ckpt).quantization) is not None:
+        tell(f"{ckpt.label} is quantized ({scheme}): computed with its weights dequantized to {options.dtype}, once")
     settings = {
         "bench": selection.names,
         "data": str(data) if data is not None else None,

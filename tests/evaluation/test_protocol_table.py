@@ -94,6 +94,10 @@ def test_a_protocol_in_a_chat_format(model, data, bench, protocol):
 def test_a_quantized_checkpoint(model, data, tmp_path):
     llmkit.save(quantize(llmkit.open_checkpoint(model), bits=8), tmp_path / "int8")
     for bench, protocol in (("mmlu", "original"), ("ceval", "official"), ("cmmlu", "official")):
-        options = {"data": data / bench, "protocol": protocol, "shots": 1}
+        told: list[str] = []
+        options = {"data": data / bench, "protocol": protocol, "shots": 1, "tell": told.append}
         floats, codes = (questions(evaluate(m, bench, **options), bench) for m in (model, tmp_path / "int8"))
+        assert [line.partition(": ")[2] for line in told if "is quantized" in line] == [
+            "computed with its weights dequantized to float32, once"
+        ]
         assert {k: p for k, (_, p) in floats.items()} == {k: p for k, (_, p) in codes.items()}
