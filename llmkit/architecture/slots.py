@@ -8,6 +8,11 @@ from typing import NamedTuple
 from llmkit.architecture.kind import SlotKind
 
 
+def is_of_expert(id: str) -> bool:
+    """Whether the weight of an id belongs to one of the experts that a router chooses from."""
+    return ".experts." in id
+
+
 class Part(NamedTuple):
     """A weight of a kind, and its place in the slot that stores it.
 
@@ -55,6 +60,11 @@ class Slot(NamedTuple):
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def is_of_expert(self) -> bool:
+        """Whether it belongs to one of the experts that a router chooses from, or to all of a layer."""
+        return is_of_expert(self.id)
 
     @property
     def upright(self) -> Slot:

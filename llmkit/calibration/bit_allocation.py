@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmkit.architecture.slots import is_of_expert
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.sensitivity import Trial, errors_of_weights, errors_on_text
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -132,7 +133,7 @@ def _units(candidates: Candidates) -> dict[str, list[str]]:
 def _product(weights: Mapping[str, Lazy]) -> str:
     """What tells the product that a matrix is a part of: `layers.3.attn.qkv`."""
     first = next(iter(weights))
-    if ".experts." in first:
+    if is_of_expert(first):
         return "experts"  # transformers and vLLM compute all experts from one scheme
     stem, _, leaf = first.removesuffix(".weight").rpartition(".")
     together = next((product for product in (("q", "k", "v"), ("gate", "up")) if leaf in product), (leaf,))

@@ -21,6 +21,7 @@ from itertools import cycle
 from typing import Protocol
 
 from llmkit.architecture.hooks import Layer, Weights
+from llmkit.architecture.slots import is_of_expert
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.language_model import require_in_vocabulary
 from llmkit.decoder.linear import Linear
@@ -195,7 +196,7 @@ class _Watch:
         """
         if weights not in self._settled:
             # Which tokens an expert gets is chosen anew in the quantized model: theirs cannot be told apart.
-            float_x = None if ".experts." in weights[0] else self.float_inputs.get(weights)
+            float_x = None if is_of_expert(weights[0]) else self.float_inputs.get(weights)
             self._hook.see(weights, x.flatten(0, -2), float_x)
             self._n_seen[weights] = self._n_seen.get(weights, 0) + 1
             if self._n_seen[weights] < self._n_chunks:

@@ -114,10 +114,6 @@ def _is_table(slot: Slot) -> bool:
     return slot.id == "embed.weight"
 
 
-def _is_expert(slot: Slot) -> bool:
-    return ".mlp.experts." in slot.id
-
-
 def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider: str) -> _WeightPlan:
     plan, slots = _WeightPlan(), model.tensors()
     for name, why in exclusion_reasons(ckpt, model, precision.keep, precision.only, has_tables=True).items():
@@ -128,9 +124,9 @@ def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider
             why = _why_no_table(model, lazy.shape[1])
         matrix = matrix_of(lazy) if why is None else None
         fitted = CODEC.fitted(matrix) if matrix is not None else None
-        if fitted is not None and _is_expert(slot) and not fits_experts(fitted):
+        if fitted is not None and slot.is_of_expert and not fits_experts(fitted):
             fitted = None
-        if why is None and _is_expert(slot) and bits == 8:
+        if why is None and slot.is_of_expert and bits == 8:
             why = "QMoE has no 8 bits with float activations on a CPU"
         if fitted is not None and _is_table(slot) and lazy.shape[1] % fitted.group:
             fitted = None  # GatherBlockQuantized has whole blocks only

@@ -8,7 +8,7 @@ them is recognised. A layout that is read and not written is a `FolderReader`. I
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -267,8 +267,13 @@ class FolderCodec(FolderReader, Codec):
         """JSON files besides config.json that loaders look for, by their names; `entry` is what `describe` gave."""
         return {}
 
-    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
-        """What the user of a folder with these matrices should know."""
+    def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
+        """What the user of a folder with these matrices should know.
+
+        Args:
+            matrices: by the names of the modules.
+            experts: which of the modules belong to an expert.
+        """
         return []
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from llmkit.architecture import registry
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Stacked
+from llmkit.architecture.slots import is_of_expert
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import InputError, RequirementError, SpecError, listing, suggestion
 from llmkit.quantization.codec import Codec, alternatives
@@ -33,12 +34,14 @@ class Layers:
         ignored: modules of the same kind that stay in floats, by all names that they have.
         are_all: `names` and `ignored` are all linear layers there are.
         transposed: which of them the float model stores as [in, out].
+        experts: which of them belong to an expert; told by name where no plugin describes the model.
     """
 
     names: Sequence[str]
     ignored: Sequence[str]
     are_all: bool
     transposed: frozenset[str] = frozenset()
+    experts: frozenset[str] = frozenset()
 
 
 def exclusion_reasons(
@@ -117,7 +120,7 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
     """
     model = ckpt.model
     if model is None:
-        return Layers(chosen, [], False)
+        return Layers(chosen, [], False, experts=frozenset(filter(is_of_expert, chosen)))
     _refuse_stacks(ckpt, model, codec)
     slots, quantized = model.tensors(), frozenset(chosen)  # there may be thousands of experts
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
@@ -125,7 +128,8 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
     ignored += [model.names.in_memory[module] for module in ignored if module in model.names.in_memory]
     transposed = [name for name in chosen if slots[name].is_transposed]
     _refuse_transposed(ckpt, transposed, codec)
-    return Layers(chosen, ignored, True, frozenset(transposed))
+    experts = frozenset(name for name in chosen if slots[name].is_of_expert)
+    return Layers(chosen, ignored, True, frozenset(transposed), experts)
 
 
 def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> None:
@@ -174,7 +178,7 @@ def _choose_without_plugin(ckpt: Checkpoint, keep: Sequence[str], only: Sequence
             f"{ckpt.label}: {listing(tables, 1)} are embeddings by their names, which are never quantized",
             hint=f"leave them out: --keep {' --keep '.join(globs_of(tables))}",
         )
-    return Layers(list(chosen), [], False, frozenset(transposed))
+    return Layers(list(chosen), [], False, frozenset(transposed), frozenset(filter(is_of_expert, chosen)))
 
 
 def _transposed(ckpt: Checkpoint, names: Iterable[str]) -> list[str]:

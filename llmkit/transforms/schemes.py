@@ -108,8 +108,7 @@ def assign_grids(
     if odd:
         layers = layers_of(ckpt, [name for name in layers.names if name not in odd], codec)
         weights = {name: lazy for name, lazy in weights.items() if name not in odd}
-    has_experts = any(".experts." in name for name in weights)
-    if not codec.mixes_zeros and (has_experts or len(set(schemes.values())) > 1):
+    if not codec.mixes_zeros and (layers.experts or len(set(schemes.values())) > 1):
         schemes = {name: replace(s, symmetric=s.symmetric is not False) for name, s in schemes.items()}
     grids: dict[str, Grid] = {}
     words: Counter[str] = Counter()

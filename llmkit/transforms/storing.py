@@ -44,6 +44,7 @@ def encoded_checkpoint(
         stem = name.removesuffix("weight")
         tensors |= siblings({stem + end: part for end, part in codec.write(made[name]).items()})
     by_module = {name.removesuffix(".weight"): matrix for name, matrix in matrices.items()}
+    experts = {name.removesuffix(".weight") for name in layers.experts}
     entry = codec.describe(by_module, layers.ignored, are_all=layers.are_all)
     config = {key: value for key, value in ckpt.config.items() if key not in CONFIG_KEYS}
     files = {name: FileContent.of_json(value) for name, value in codec.files(entry).items()}
@@ -51,6 +52,9 @@ def encoded_checkpoint(
         tensors=tensors,
         config={**config, CONFIG_KEYS[0]: entry},
         files={**ckpt.files, **files},
-        notes=[*codec.notes(by_module), *(serving_notes(ckpt.model, matrices) if ckpt.model is not None else ())],
+        notes=[
+            *codec.notes(by_module, experts),
+            *(serving_notes(ckpt.model, matrices) if ckpt.model is not None else ()),
+        ],
     )
     return replace(encoded, float_specs=ckpt.specs)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -138,7 +138,7 @@ class BitsAndBytes(FolderCodec):
             "llm_int8_has_fp16_weight": False,
         }
 
-    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+    def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
         if any(matrix.grid.points is None for matrix in matrices.values()):
             return ["bitsandbytes computes with inputs rounded to int8, too: expect slightly other scores there"]
         return []

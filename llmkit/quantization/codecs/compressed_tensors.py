@@ -21,7 +21,7 @@ Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -239,11 +239,11 @@ class CompressedTensors(FolderCodec):
             "are: expect slightly other scores"
         ]
 
-    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+    def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
         notes, grids = [], {matrix.grid for matrix in matrices.values()}
         if len(grids) > 1 and any(not grid.is_symmetric for grid in grids):
             notes.append("transformers 5 loads several grids without zero points only (--symmetric); llmkit loads both")
-        elif any(".experts." in name and not matrix.grid.is_symmetric for name, matrix in matrices.items()):
+        elif any(not matrices[name].grid.is_symmetric for name in experts if name in matrices):
             notes.append("transformers 5 loads experts without zero points only (--symmetric); llmkit loads both")
         elif any(not grid.is_symmetric for grid in grids):
             notes.append(
@@ -276,7 +276,7 @@ class _Int8Inputs(CompressedTensors):
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         return {"weight": signed(matrix.codes), "weight_scale": matrix.scales}
 
-    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+    def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
         return ["transformers and llmkit restore the weights; inputs are rounded by engines with kernels for it (vLLM)"]
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llmkit.errors import InputError, SpecError
@@ -151,7 +151,7 @@ class Gptq(QweightCodec):
     def files(self, entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return {self.config_file: entry}
 
-    def notes(self, matrices: Mapping[str, QuantizedMatrix]) -> list[str]:
+    def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
         if self.lowest_zero and any(matrix.zeros is not None for matrix in matrices.values()):
             return ["GPTQModel reads zero points of the first version in its own files only; those of gptq_v2 in all"]
         return []
