@@ -24,6 +24,9 @@ from llmkit.cli import completion
 from llmkit.cli.libraries import libraries
 from llmkit.cli.options import Common, Folder
 from llmkit.cli.output import AnswerLost, Mode, Output
+from llmkit.errors import InputError
+
+_TOO_LARGE = 2**63  # for integers of 64 bits, which seeds and sizes become
 
 
 class Interrupted(Exception):
@@ -105,6 +108,7 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         called = values.pop("called")
         stated = _given(called)
+        _require_numbers(called.command_path, stated, values)
         groups_by_name = {name: _take(group, values) for name, group in groups.items()}
         common = groups_by_name.pop("")
         for options in groups_by_name.values():
@@ -143,6 +147,18 @@ def _given(context: typer.Context) -> dict[str, str]:
         if source is not None and source.name == "COMMANDLINE" and parameter.name:
             stated[parameter.name] = max(parameter.opts, key=len)
     return stated
+
+
+def _require_numbers(command: str, stated: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    """Refuse numbers that are none, or larger than any that libraries take.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, option in stated.items():
+        value = values.get(name)
+        if isinstance(value, int | float) and not abs(value) < _TOO_LARGE:
+            raise InputError(f"{option} {value}: expected a number below 2^63", hint=f"{command} --help")
 
 
 def _inputs(parameters: Sequence[inspect.Parameter], values: Mapping[str, Any]) -> tuple[Path, ...]:

@@ -14,6 +14,7 @@ from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 
 _LEFT_SHARE = 0.75  # a batch is cut to its open rows when no more than this share is open: cutting copies them
+_ROOM = 4096  # new tokens that a cache has room for at once; beyond them it grows
 
 
 def generate(
@@ -168,7 +169,7 @@ def _steps(
     before: Sequence[list[int]],
 ) -> Iterator[list[int]]:
     """The next token of every row, step by step; `before` has the tokens of each row, and grows."""
-    room = ids.shape[1] + max_tokens
+    room = ids.shape[1] + min(max_tokens, _ROOM)
     cache, generator = decoder.new_cache(room), torch.Generator().manual_seed(sampling.seed)
     sequence = ids.to(decoder.device)
     real = torch.ones_like(sequence) if mask is None else mask

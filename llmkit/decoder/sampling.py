@@ -5,11 +5,14 @@ The filters are those of transformers, in its order: repetition penalty, tempera
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
+
+_LEAST_TEMPERATURE = 1e-6  # logits divided by less are no float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise InputError(f"temperature {self.temperature} is negative", hint="use 0 for the most likely token")
+        if self.temperature and not _LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise InputError(
+                f"temperature {self.temperature:g} is no number from {_LEAST_TEMPERATURE:g} on",
+                hint="use 0 for the most likely token",
+            )
         if self.top_k is not None and self.top_k < 0:
             raise InputError(f"top-k {self.top_k} leaves no token", hint="use 0 for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:

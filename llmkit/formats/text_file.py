@@ -6,6 +6,7 @@ import os
 import select
 import stat
 from pathlib import Path
+from typing import Any
 
 from llmkit.errors import InputError
 
@@ -55,13 +56,26 @@ def decoded(data: bytes, where: str, *, hint: str | None = _HINT) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python's text files do
 
 
-def read_yaml(path: Path) -> object:
+def read_yaml(path: Path, *, once: bool = False) -> object:
     """The document of a small YAML file.
+
+    Args:
+        once: refuse a key that stands twice in a mapping, of which YAML's readers take the last.
 
     Raises:
         InputError: too large, no YAML, nested too deep, or with more aliases than writers make.
     """
     import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value if once else ():
+                if str(key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise InputError(f"{path}, line {line}: {key.value!r:.80} stands there twice", hint="leave one out")
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
 
     text = read_text(path, max_nbytes=_YAML_NBYTES)
     try:
@@ -72,7 +86,7 @@ def read_yaml(path: Path) -> object:
             n_aliases += isinstance(event, yaml.events.AliasEvent)
             if depth > _YAML_DEPTH or n_aliases > _YAML_ALIASES:
                 raise InputError(f"{path}: YAML nested deeper than {_YAML_DEPTH}, or with over {_YAML_ALIASES} aliases")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} is not YAML: {first[:200]}") from error

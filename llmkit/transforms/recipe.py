@@ -73,7 +73,7 @@ def read_recipe(path: Path) -> dict[str, Scheme]:
     Raises:
         InputError: no such file, no YAML, or something else than globs and schemes.
     """
-    document = read_yaml(path)
+    document = read_yaml(path, once=True)
     if not isinstance(document, dict) or not document:
         raise InputError(f"{path} is no recipe: expected globs of modules, each with {_FORMS}", hint="'*.v_proj': 8")
     return {str(glob): _scheme(value, f"{path}: {glob}") for glob, value in document.items()}

@@ -160,6 +160,24 @@ def test_a_closed_pipe_is_quiet(tiny):
     assert err == b""
 
 
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["generate", "x", "y", "--temperature", "inf"], "--temperature inf"),
+        (["generate", "x", "y", "--seed", "9" * 20], "--seed 999"),
+        (["perplexity", "x", "--text", "y", "--context", "9" * 20], "--context 999"),
+        (["eval", "x", "--bench", "mini", "--limit", "1e400"], "--limit inf"),
+        (["quantize", "x", "--target-bits", "inf", "-o", "o"], "--target-bits inf"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_numbers_that_no_library_takes(call, args, option):
+    done = call(*args)
+    assert done.code == 2
+    assert option in done.err.splitlines()[0]
+    assert done.err.splitlines()[1:] == [f"hint: llmkit {args[0]} --help"]
+
+
 @pytest.mark.parametrize("as_json", [False, True], ids=["human", "json"])
 def test_ctrl_c_while_writing_says_how_to_resume(tiny, tmp_path, as_json):
     out = tmp_path / "out"

@@ -118,6 +118,18 @@ def test_a_repetition_penalty_is_transformers(pair):
     assert generate_from(ours, packed.segment(0), tails, **options) == alone
 
 
+def test_a_bound_that_no_text_reaches_takes_no_memory(pair):
+    ours, _ = pair
+    tokens = stream(ours, PROMPTS[0], Sampling(), max_tokens=10**18)
+    assert [next(tokens) for _ in range(4)] == list(stream(ours, PROMPTS[0], Sampling(), max_tokens=4))
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), 1e-320])
+def test_temperatures_that_leave_no_probabilities_are_refused(temperature):
+    with pytest.raises(InputError, match="temperature"):
+        Sampling(temperature)
+
+
 def test_refusals(pair):
     with pytest.raises(InputError, match="no tokens"):
         generate(pair[0], [[1], []], max_new_tokens=2)

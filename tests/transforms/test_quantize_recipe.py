@@ -101,7 +101,17 @@ def test_head_and_embedding_by_their_bits(tmp_path, model):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- a", '"*": true', '"*": {bits: x}', '"*": {bit: 4}', '"*": {bits: 4, group_size: 1.5}', "*.x: 4"]
+    "text",
+    [
+        "",
+        "- a",
+        '"*": true',
+        '"*": {bits: x}',
+        '"*": {bit: 4}',
+        '"*": {bits: 4, group_size: 1.5}',
+        "*.x: 4",
+        '"*.x": 4\n"*.x": 8',
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
