@@ -153,7 +153,7 @@ ARCHITECTURE = Architecture(
     block=PerLayer(_block),
     final_norm=HiddenNorm(eps=_EPS),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", None)),
-    no_gguf="per-layer embeddings and shared keys are not written yet",
+    no_gguf="not written yet: llama.cpp has it, with a width and a window for each layer",
     names=replace(
         NAMES,
         slots={

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.text_part import text_part
+from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.foreign import quiet_transformers
 from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
@@ -130,3 +131,22 @@ def test_a_text_part_that_no_plugin_describes_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RequirementError, match="LlavaForConditionalGeneration"):
         load_decoder(open_checkpoint(tmp_path))
+
+
+def test_published_files_have_keys_where_layers_take_those_of_others(tmp_path):
+    """Gemma 3n's, whose towers are timm's: the text part alone, named and nested as published."""
+    architecture = PLUGINS["gemma3n"]
+    plain = random_checkpoint(architecture, architecture.tiny_config())
+    tensors = {n.replace("model.", "model.language_model.", 1): t.load() for n, t in plain.tensors.items()}
+    for part in ("k_proj", "v_proj", "k_norm"):
+        name = "model.language_model.layers.{}.self_attn." + f"{part}.weight"
+        assert name.format(3) not in tensors
+        tensors[name.format(3)] = tensors[name.format(0)] + 1
+    tensors["model.vision_tower.x.weight"] = torch.ones(2, 2)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = {"architectures": ["Gemma3nForConditionalGeneration"], "model_type": "gemma3n"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "text_config": architecture.tiny_config()}))
+    ids = torch.arange(3, 27).view(2, 12)
+    whole = open_checkpoint(tmp_path)
+    torch.testing.assert_close(load_decoder(whole)(ids), load_decoder(plain)(ids), atol=0, rtol=0)
+    assert set(convert(whole, to="bin").tensors) == tensors.keys()
