@@ -15,8 +15,6 @@ from llmkit.onnx.states import (
     short_convolution,
 )
 
-from .kind import C
-
 if TYPE_CHECKING:
     from llmkit.onnx.context import GraphContext
     from llmkit.onnx.weights import GraphWeights
@@ -37,7 +35,7 @@ def emit_recurrence(kind: GatedRecurrence, context: GraphContext, weights: Graph
         y = g.op("Sigmoid", g.op("Add", y, g.op("Unsqueeze", weights.value(f"{name}_bias"), g.ints(1))))
         return g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, lru))
 
-    pace = g.op("Mul", g.op("Softplus", weights.single(weights.value("rate"))), g.number(-C))
+    pace = g.op("Mul", g.op("Softplus", weights.single(weights.value("rate"))), g.number(-kind.pace))
     decay = g.op("Mul", g.op("Mul", weights.single(gate("recurrent_gate")), pace), real)
     scale = g.op("Sqrt", g.op("Sub", g.number(1.0), g.op("Exp", g.op("Mul", decay, g.number(2.0)))))
     begun = past_state(context, layer, "begun", [1])

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from llmkit.onnx.positions import GraphPositions
     from llmkit.onnx.weights import GraphWeights
 
-C = 8.0
-
 
 @dataclass(frozen=True)
 class GatedRecurrence(Kind):
@@ -38,6 +36,7 @@ class GatedRecurrence(Kind):
     """
 
     string_keys: ClassVar[tuple[str, ...]] = ()
+    pace: ClassVar[float] = 8.0
 
     act: str | Any
 
@@ -64,7 +63,7 @@ class GatedRecurrence(Kind):
         x_of, y_of, out = (linear(weights, name) for name in ("x", "y", "out"))
         act, taps, bias = activation(str(self.act)), weights("conv.weight"), weights("conv.bias")
         gates = [(weights(name), weights(f"{name}_bias")) for name in ("input_gate", "recurrent_gate")]
-        pace = -C * torch.nn.functional.softplus(weights("rate"))
+        pace = -self.pace * torch.nn.functional.softplus(weights("rate"))
 
         def run(x: torch.Tensor, state: State | None, real: torch.Tensor | None) -> tuple[torch.Tensor, State]:
             if state is None:

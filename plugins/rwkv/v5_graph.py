@@ -8,7 +8,6 @@ from llmkit.onnx.gated import activation
 from llmkit.onnx.states import back_in_place, before_padding, past_state, present_state, real_tokens
 
 from .graph import head_normed, shifted
-from .v5_kind import Finch
 
 if TYPE_CHECKING:
     from llmkit.onnx.context import GraphContext
@@ -27,7 +26,7 @@ def emit_layer(kind: Eagle, context: GraphContext, weights: GraphWeights, layer:
         attn = weights.under("attn")
         y = before_padding(context, stream.normed(kind.norm, weights.under("attn_norm")))
         before, last_y = shifted(context, weights, y, last_y)
-        given, decay = (_by_token if isinstance(kind, Finch) else _fixed)(kind, attn, y, g.op("Sub", before, y))
+        given, decay = (_by_token if kind.is_by_token else _fixed)(kind, attn, y, g.op("Sub", before, y))
         r, k, v = (weights.single(attn.linear(given[name], name)) for name in ("r", "k", "v"))
         decay = g.op("Expand", decay, g.op("Shape", k))
         tokens = [g.op("Reshape", x, g.ints(0, 0, dims.heads, dims.head_dim)) for x in (r, k, v, decay)]
@@ -57,7 +56,7 @@ def _mixed(y: Any, change: Any, share: Any, g: Any) -> Any:
 
 def _share(kind: Eagle, weights: GraphWeights, name: str) -> Any:
     stored = weights.value(name)
-    return stored if isinstance(kind, Finch) else weights.graph.op("Sub", weights.number(1.0), stored)
+    return stored if kind.is_by_token else weights.graph.op("Sub", weights.number(1.0), stored)
 
 
 def _fixed(kind: Eagle, attn: GraphWeights, y: Any, change: Any) -> tuple[dict[str, Any], Any]:

@@ -33,6 +33,7 @@ class Eagle(Kind):
 
     mixed: ClassVar[tuple[str, ...]] = ("k", "v", "r", "g")
     decays: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
+    is_by_token: ClassVar[bool] = False
 
     def slots(self) -> dict[str, SlotShape]:
         slots = under("attn_norm", self.norm) | under("mlp_norm", self.norm) | under("attn.head_norm", self.head_norm)
@@ -67,6 +68,7 @@ class Finch(Eagle):
 
     mixed: ClassVar[tuple[str, ...]] = ("w", "k", "v", "r", "g")
     decays: ClassVar[tuple[str, ...]] = ("1", "1", "hidden")
+    is_by_token: ClassVar[bool] = True
 
     def slots(self) -> dict[str, SlotShape]:
         shapes = {"mix_x": ("1", "1", "hidden"), "mix_down": ("hidden", "5*mix_rank"),

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from llmkit.lazy_imports import torch
 
 from .mix import shifted
-from .v5_kind import Finch
 
 if TYPE_CHECKING:
     from llmkit.architecture.hooks import Layer, Weights
@@ -41,7 +40,7 @@ def build_layer(kind: Eagle, dims: Sizes, weights: Weights, index: int) -> Layer
     attn_norm, mlp_norm = (build_norm(kind.norm, weights.under(name)) for name in ("attn_norm", "mlp_norm"))
     product = {name: linear(attn, name) for name in ("r", "k", "v", "g", "o")}
     key, value, receptance = (linear(mlp, name) for name in ("key", "value", "receptance"))
-    mixes = _by_token(attn, kind) if isinstance(kind, Finch) else _fixed(attn, kind)
+    mixes = _by_token(attn, kind) if kind.is_by_token else _fixed(attn, kind)
     key_share, receptance_share = (_share(kind, mlp, name) for name in ("mix_k", "mix_r"))
     first = attn("first").float()[..., None]
     scale, bias = (attn(f"head_norm.{name}").float() for name in ("weight", "bias"))
@@ -72,7 +71,7 @@ def build_layer(kind: Eagle, dims: Sizes, weights: Weights, index: int) -> Layer
 def _share(kind: Eagle, weights: Weights, name: str) -> torch.Tensor:
     """The share of the token before [hidden]; RWKV-5 stores that of the token itself."""
     stored = weights(name).view(-1)
-    return stored if isinstance(kind, Finch) else 1 - stored
+    return stored if kind.is_by_token else 1 - stored
 
 
 def _fixed(attn: Weights, kind: Eagle) -> Mixes:
