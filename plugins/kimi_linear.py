@@ -111,6 +111,12 @@ ARCHITECTURE = Architecture(
             "mlp.experts.{e}.down": "block_sparse_moe.experts.{e}.w2",
             **{f"mlp.shared.{p}": f"block_sparse_moe.shared_experts.{p}_proj" for p in ("gate", "up", "down")},
         },
+        # As transformers 5 has them in memory.
+        in_memory={
+            **{f"self_attn.f_{part}_proj": f"self_attn.forget_gate.f_{part}_proj" for part in "ab"},
+            **{f"block_sparse_moe.{part}": f"mlp.{part}" for part in (
+                "gate", *(f"{shared}{p}_proj" for shared in ("", "shared_experts.") for p in ("gate", "up", "down")))},
+        },
         # Its files by transformers 5 have dense layers so, too.
         respelled={f".block_sparse_moe.{part}_proj.": f".mlp.{part}_proj." for part in ("gate", "up", "down")},
     ),

@@ -117,6 +117,13 @@ class Names:
     in_memory: Mapping[str, str] = field(default_factory=dict)
     respelled: Mapping[str, str] = field(default_factory=dict)
 
+    def loaded(self, module: str) -> str:
+        """What transformers calls a module of a file once it has read it."""
+        for stored, loaded in self.in_memory.items():
+            if f".{module}".endswith(f".{stored}"):
+                return module.removesuffix(stored) + loaded
+        return module
+
     def without(self, *stems: str) -> dict[str, Entry]:
         """The slots but these and those below them (`mlp`, `attn.q`)."""
         left_out = tuple(f"{stem}." for stem in stems)

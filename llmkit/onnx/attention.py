@@ -284,7 +284,7 @@ def _shared_keys(
     if context.attention == "flash":
         raise RequirementError(
             "flash attention has no form for layers that take the keys and values of another",
-            hint="export with --attention gqa",
+            hint="export with --attention attention",
         )
     g, scores, n_q = context.graph, _Scores.of(kind, context), context.model.dims.heads
     q = weights.linear(x, "q")

@@ -125,7 +125,7 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
     slots, quantized = model.tensors(), frozenset(chosen)  # there may be thousands of experts
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
     ignored = [name.removesuffix(".weight") for name in linear if name not in quantized]
-    ignored += [model.names.in_memory[module] for module in ignored if module in model.names.in_memory]
+    ignored += [loaded for module in ignored if (loaded := model.names.loaded(module)) != module]
     transposed = [name for name in chosen if slots[name].is_transposed]
     _refuse_transposed(ckpt, transposed, codec)
     experts = frozenset(name for name in chosen if slots[name].is_of_expert)

@@ -30,7 +30,8 @@ def error_of(architecture, index=1, seed="0 1"):
     blocks = Blocks(decoder, weights, ids)
     index = min(index, len(blocks) - 1)
     with torch.inference_mode():
-        hidden = torch.randn((*ids.shape, decoder.model.dims.hidden), generator=torch.Generator().manual_seed(0))
+        shape = blocks.embedded().shape  # as wide as what layers hand on, which may be more than hidden states
+        hidden = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         targets = blocks.outputs(index, hidden, weights, list(range(5)))
     slots = ckpt.require_model().tensors()
     names = [n for n, slot in slots.items() if slot.kind == "linear" and slot.layer == index and not slot.is_transposed]
@@ -57,8 +58,12 @@ def test_gradients_are_the_slopes_of_the_error(architecture):
     assert {n: tuple(g.shape) for n, g in gradients.items()} == {n: tuple(w.shape) for n, w in weights.items()}
     for name, gradient in gradients.items():
         norm = gradient.norm()
+        if name.split(".")[-3] == "indexer":  # it chooses tokens, of which there are too few for a choice
+            assert norm == 0
+            assert error.value({**moved, name: -moved[name]}, [0, 3]) == error.value(moved, [0, 3])
+            continue
         assert norm > 0, name
-        step = 0.001 * weights[name].norm() * gradient / norm
+        step = 0.0003 * weights[name].norm() * gradient / norm
         above, below = (sum(error.value(moved | {name: moved[name] + sign * step}, [0, 3])) / 2 for sign in (1, -1))
         assert (above - below) / 2 == pytest.approx(float((gradient * step).sum()), rel=0.05), name
 

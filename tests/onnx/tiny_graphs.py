@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmkit.architecture.carried import SharedKeys
 from llmkit.architecture.kinds import NoPositions, Rope
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.registry import default_registry
@@ -18,15 +19,19 @@ CASES = [(name, variant) for name, a in PLUGINS.items() for variant in (None, *a
 
 
 def is_refused(name, attention):
-    """Whether an op cannot compute a tiny model: head size, shared key heads, capped, biased or cut scores."""
+    """Whether an op cannot compute a tiny model: head size, shared keys, capped, biased or cut scores."""
     model = PLUGINS[name].bind(PLUGINS[name].tiny_config())
     kind = getattr(model.block, "attention", None)
-    if kind is None or attention == "attention":
+    if attention == "attention":
         return False
-    if isinstance(kind, LatentAttention):
-        return True
-    is_grouped = model.dims.heads != model.dims.kv_heads or getattr(kind, "softcap", None) is not None
     kinds = [getattr(block, "attention", None) for block in model.blocks]
+    if any(
+        isinstance(each, LatentAttention) or (attention == "flash" and isinstance(each, SharedKeys)) for each in kinds
+    ):
+        return True
+    if kind is None:
+        return False
+    is_grouped = model.dims.heads != model.dims.kv_heads or getattr(kind, "softcap", None) is not None
     is_cut = any(getattr(each, "chunk", None) is not None for each in kinds)
     is_biased = attention == "flash" and (is_cut or not isinstance(model.block.position, Rope | NoPositions))
     return bool(is_grouped if attention == "mha" else model.dims.head_dim % 8 or is_biased)

@@ -15,10 +15,11 @@ from llmkit.decoder.contract import TOLERANCE, check_architecture
 
 # transformers has none of these: recorded outputs of the originals in test_golden.py stand for it.
 IS_4 = transformers.__version__.startswith("4.")
-RECORDED = {"baichuan", "baichuan13b", "chatglm", "chatglm2", "internlm2", "moss", "qwen", "rwkv7", "yi"}
-# Configs whose padded batch is another model's in transformers' own class: it does not look at the mask, or (LFM2) lets
-# the bias of padding through.
-UNPADDED = {"llama4": 1, "rwkv": 3, "lfm2": 3 if IS_4 else 1, "lfm2_moe": 3 if IS_4 else 1}
+RECORDED = {"baichuan", "baichuan13b", "chatglm", "chatglm2", "internlm2", "moss", "qwen", "rwkv5", "rwkv6",
+            "rwkv7", "yi"}  # fmt: skip
+# Configs whose padded batch is another model's in transformers' own class: it does not look at the mask
+# (RecurrentGemma: in its convolution), or (LFM2) lets the bias of padding through.
+UNPADDED = {"llama4": 1, "recurrent_gemma": 3, "rwkv": 3, "lfm2": 3 if IS_4 else 1, "lfm2_moe": 3 if IS_4 else 1}
 # transformers 4 keeps the weights of its activation in bfloat16, whatever the model's dtype.
 INEXACT_IN_4 = {"apertus"}
 PLUGINS = [default_registry().load(p) for p in default_registry().plugins if p.is_builtin]

@@ -27,6 +27,9 @@ from llmkit.transforms.vocab.trim import trim
 
 ROWS = ("embed.weight", "beside.table.weight")
 TRANSPOSED = {"gpt2"}
+JOINED = {
+    "kimi_linear"
+}  # transformers joins convolutions when it reads files, and finds none where a model is quantized
 APART = {"llama4"}  # experts in stacks, of which transformers makes linear layers where a model is quantized
 
 every_family = pytest.mark.parametrize(("name", "variant"), CASES, ids=IDS)
@@ -171,7 +174,9 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
 )
 def test_transformers_computes_what_we_do_with_quantized_weights(tmp_path, base, name, variant, bits, symmetric):
     save(quantize(base, bits=bits, symmetric=symmetric, group_size="channel", method="rtn"), tmp_path / "q")
-    if not symmetric and not transformers.__version__.startswith("4.") and world.has_experts(base):
+    if not transformers.__version__.startswith("4.") and (
+        (not symmetric and world.has_experts(base)) or name in JOINED
+    ):
         # transformers 5 stacks experts, and does not collect their zero points for it.
         with pytest.raises(RuntimeError, match="conversion of the weights"):
             world.by_transformers(tmp_path / "q", world.ARCHITECTURES[name].reference_attention)

@@ -80,7 +80,7 @@ def test_stacked_experts_equal_peft(name, kind, tmp_path):
         assert set(found) == set(expected)
         changed = 0
         for tensor_name, want in expected.items():
-            # What BLAS gives for a few rows alone and among others differs by a unit in the last place on some processors.
+            # What BLAS gives for a few rows alone and among others differs in the last place on some processors.
             is_same = torch.allclose if len(want) < SIZES["num_attention_heads"] else torch.equal
             assert is_same(found[tensor_name], want), tensor_name
             changed += not torch.equal(want, ckpt.tensors[tensor_name].load())

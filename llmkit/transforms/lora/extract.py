@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from llmkit.architecture.names import Names
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.embeddings import find_embeddings
@@ -156,8 +157,9 @@ def extract(
     if saved:
         notes.append(f"changed, and stored whole: {listing(saved)}")
     step = {"transform": "lora.extract", "base": base.label, "tuned": tuned.label, "rank": rank, "energy": energy}
-    loaded = base.model.names.in_memory if base.model is not None else {}  # PEFT sees what transformers makes
-    modules = {loaded.get(m, m): parts for m, parts in modules.items()}
+    if base.model is not None:  # PEFT sees what transformers makes
+        modules = {base.model.names.loaded(m): parts for m, parts in modules.items()}
+        saved = {_loaded(name, base.model.names): t for name, t in saved.items()}
     return peft_checkpoint(
         f"{tuned.label}-lora",
         modules,
@@ -166,16 +168,16 @@ def extract(
             "base_model_name_or_path": base.config.get("_name_or_path") or base.label,
             "fan_in_fan_out": any(name in flipped for name in found.ranks),
         },
-        saved={_in_memory(name, loaded): t for name, t in saved.items()},
+        saved=saved,
         files=tuned.tokenizer_files if grown else {},
         step={k: v for k, v in step.items() if v is not None},
         notes=notes,
     )
 
 
-def _in_memory(name: str, loaded: Mapping[str, str]) -> str:
+def _loaded(name: str, names: Names) -> str:
     module, _, leaf = name.rpartition(".")
-    return f"{loaded[module]}.{leaf}" if module in loaded else name
+    return f"{names.loaded(module)}.{leaf}" if module else name
 
 
 def _with_heads(ckpt: Checkpoint) -> Checkpoint:
