@@ -51,7 +51,8 @@ class OutputError:
     def beside(self, weights: Mapping[str, torch.Tensor]) -> OutputError:
         """The same, where other weights are in place, too: by id, as the kinds speak of them."""
         error = copy(self)
-        error._beside = weights
+        with torch.inference_mode(False):  # tensors of inference mode cannot be saved for gradients of others
+            error._beside = {name: t.clone() if t.is_inference() else t for name, t in weights.items()}
         return error
 
     @property

@@ -16,7 +16,7 @@ from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.names import Fused, Names, Transposed, parts_of, stem_of
 from llmkit.architecture.registry import Plugin, default_registry
 from llmkit.drafting.keys import Config, fields_of
-from llmkit.drafting.names import Headers, names_like, read_headers
+from llmkit.drafting.names import Headers, KnownNames, names_like, read_headers
 from llmkit.errors import InputError, LlmkitError, PluginError, listing
 from llmkit.layouts.opening import layouts
 from llmkit.tensors.spec import TensorSpec
@@ -81,7 +81,9 @@ def draft_plugin(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], *, 
     }
     # Of equals the one that most others are equivalent to.
     order = sorted(loaded, key=lambda p: -sum(loaded[p].name in a.equivalents for a in loaded.values()))
-    tables = [*(loaded[p].names for p in order), *(s.names for layout in layouts() for s in layout.spellings)]
+    tables = KnownNames(
+        [*(loaded[p].names for p in order), *(s.names for layout in layouts() for s in layout.spellings)]
+    )
     known: dict[str, list[str]] = {}
     for path, _, key in (read for p in order for read in fields_of(loaded[p])):
         if isinstance(key, Key):
@@ -98,7 +100,7 @@ def draft_plugin(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], *, 
 
 
 def _after(
-    plugin: Plugin, like: Architecture, tables: list[Names], config: Config, headers: Headers,
+    plugin: Plugin, like: Architecture, tables: KnownNames, config: Config, headers: Headers,
     specs: Mapping[str, TensorSpec], name: str,
 ) -> Draft:  # fmt: skip
     """The draft with the computation of one plugin."""

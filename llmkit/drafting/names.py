@@ -74,21 +74,35 @@ def read_headers(specs: Mapping[str, TensorSpec], label: str) -> Headers:
     return Headers(f"{before}{{i}}.", n_layers, inner, outer, tuple(ignored))
 
 
-def names_like(headers: Headers, like: Architecture, tables: Sequence[Names]) -> Names:
-    """The name table of a checkpoint with the layers of a plugin; `tables` are all that are known."""
+class KnownNames:
+    """All name tables that are known, looked up by stems; each answer is kept."""
+
+    def __init__(self, tables: Sequence[Names]) -> None:
+        self.tables = tables
+        self._pairs = tuple(dict.fromkeys(pair for table in tables for pair in table.slots.items()))
+        self._answers: dict[tuple[str, bool], list[tuple[str, Entry]]] = {}
+
+    def slots_of(self, stem: str, exact: bool) -> list[tuple[str, Entry]]:
+        """Slots of this stem in some table; else those with the same last word, in a part of the layer that may be."""
+        if (stem, exact) not in self._answers:
+            self._answers[stem, exact] = list(_known_as(stem, self._pairs, exact))
+        return self._answers[stem, exact]
+
+
+def names_like(headers: Headers, like: Architecture, known: KnownNames) -> Names:
+    """The name table of a checkpoint with the layers of a plugin."""
     configs = [like.tiny_config(variant) for variant in (None, *like.variants)]
     needed = {leaf.rpartition(".")[0] for config in configs for leaf in like.bind(config).block.slots()}
     slots = {**like.names.slots}
-    pairs = tuple(dict.fromkeys(pair for table in tables for pair in table.slots.items()))
     for exact, stem in product((True, False), headers.inner):
-        for slot, entry in () if stem in map(stem_of, slots.values()) else _known_as(stem, pairs, exact):
+        for slot, entry in () if stem in map(stem_of, slots.values()) else known.slots_of(stem, exact):
             parts = set(parts_of(slot, entry) or [slot])
             rest = {s: e for s, e in slots.items() if not parts & set(parts_of(s, e) or [s])}
             if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
                 plain = _plain(entry)
                 slots = {**rest, slot: stem if isinstance(plain, str) else replace(plain, name=stem)}
                 break
-    outer = _outer_like(headers, like.names, tables)
+    outer = _outer_like(headers, like.names, known.tables)
     hidden, down = headers.shape(outer["embed"])[-1:], headers.shape(slots.get("mlp.down", ""))
     if len(set(down)) == 2:  # matrices are stored [in, out], or not, as this one is, which is not square
         is_transposed = down[1:] == hidden
@@ -106,7 +120,6 @@ def _plain(entry: Entry) -> str | Fused | Stacked:
 
 
 def _known_as(stem: str, pairs: Sequence[tuple[str, Entry]], exact: bool) -> Iterator[tuple[str, Entry]]:
-    """Slots of this stem in some table; else those with the same last word, in a part of the layer that may be."""
     around, _, word = stem.lower().rpartition(".")
     is_attention, is_mlp = "att" in around, any(w in around for w in ("mlp", "ff", "feed"))
     for slot, entry in pairs:

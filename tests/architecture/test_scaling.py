@@ -108,7 +108,7 @@ def test_frequencies_equal_transformers(name, params, theta, length):
 def test_what_the_reader_does_not_know_is_refused_by_name():
     with pytest.raises(RequirementError, match="RoPE scaling 'spiral'") as caught:
         frequencies(1e4, 32, UnknownScaling("spiral"))
-    assert "longrope and yarn" in caught.value.hint
+    assert "longrope, proportional and yarn" in caught.value.hint
     with pytest.raises(RequirementError, match="no activation is called 'gelu_nwe'") as caught:
         activation("gelu_nwe")
     assert caught.value.hint == "did you mean 'gelu_new'?"

@@ -127,12 +127,12 @@ def check_family(name: str, *, short: bool = False) -> Iterator[Flip]:
 
 
 def _few(flips: list[tuple[str, Any]], config: Mapping[str, Any], start: int) -> Iterator[tuple[str, Any]]:
-    """One value of each key, of keys that only other families have every eighth; other ones for each family."""
+    """One value of each key, of keys that only other families have every 24th; other ones for each family."""
     values: dict[str, list[Any]] = {}
     for path, value in flips:
         values.setdefault(path, []).append(value)
     for i, (path, own) in enumerate(values.items(), start):
-        if path in config or path not in FOREIGN or i % 8 == 0:
+        if path in config or path not in FOREIGN or i % 24 == 0:
             yield path, own[i % len(own)]
 
 

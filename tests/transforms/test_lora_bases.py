@@ -370,7 +370,7 @@ def test_a_quantized_base_is_refused(pair):
     quantized = base.derive(config={**base.config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     with pytest.raises(RequirementError, match=r"quantized \(int4, gptq\)") as caught:
         merge(quantized, [open_adapter(pair / "two")])
-    assert "float model" in caught.value.hint
+    assert "float checkpoint" in caught.value.hint
 
 
 def test_nan_in_an_adapter_stops_the_merge(pair, tmp_path):

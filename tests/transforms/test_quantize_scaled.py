@@ -112,7 +112,7 @@ def test_statistics_of_a_file_do_not_suffice(tmp_path, model):
     base = model()
     llmkit.save(observe(base, SAMPLES, "s.safetensors", has_moments=True), tmp_path / "s.safetensors")
     quantizer = StoredQuantizer(base, open_statistics(tmp_path / "s.safetensors", base))
-    with pytest.raises(RequirementError, match="--method awq changes the layers of a block together"):
+    with pytest.raises(RequirementError, match="--method awq takes scales off in the layers before"):
         quantize(base, bits=4, group_size=16, method="awq", quantizer=quantizer)
 
 
