@@ -29,7 +29,10 @@ def test_a_cell(family, name):
     if family not in FAMILIES:
         pytest.skip(f"this transformers has no {family}")
     cell = check(family, BY_NAME[name])
-    assert cell.verdict in ("bits", "refused" if BY_NAME[name].is_refused else "bits"), cell
+    right = {"refused"} if BY_NAME[name].is_refused else {"bits"}
+    if family == "mixtral":  # a router has few rows: what BLAS gives for them differs by what else it computes
+        right.add("near")
+    assert cell.verdict in right, cell
 
 
 @pytest.mark.slow
