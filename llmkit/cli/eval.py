@@ -117,6 +117,8 @@ def evaluate(
     from llmkit.pipeline.journal import is_journal
 
     wanted = [s.strip() for s in (subjects or "").split(",") if s.strip()]
+    if subjects is not None and not wanted:
+        raise InputError("--subjects names none", hint="leave --subjects out for all of them")
     if show is not None:
         out.refuse_options(
             {"output", "compare", "submission", *(f.name for f in fields(Gating))}, "--show, which scores nothing"

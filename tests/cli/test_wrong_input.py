@@ -69,6 +69,7 @@ UNKNOWN = [
     ("export M --kv-cache-dtype int3 -o OUT", "int3"),
     ("export M --via magic -o OUT", "--via"),
     ("eval M --bench mini --subjects nothing", "nothing"),
+    ("eval M --bench mini --subjects ,", "--subjects names none"),
     ("eval M --bench mini --chat-template nothing", "nothing"),
     ("perplexity M --text T --dtype int8", "int8"),
     ("perplexity M --text T --backend fast", "fast"),
