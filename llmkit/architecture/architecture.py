@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from llmkit.architecture.gguf import GgufFamily
@@ -214,6 +215,12 @@ class Architecture:
         """The prompt format of one config."""
         prompt: Prompt | None = self.prompt.of(config) if isinstance(self.prompt, Computed) else self.prompt
         return prompt
+
+    @cached_property
+    def stems_of_layers(self) -> frozenset[str]:
+        """Stems of the weights that a layer of a tiny model has (`attn.q`)."""
+        models = [self.bind(self.tiny_config(variant)) for variant in (None, *self.variants)]
+        return frozenset(leaf.rpartition(".")[0] for model in models for leaf in model.block.slots())
 
     def tiny_config(self, variant: str | None = None) -> dict[str, Any]:
         """The config of the tiny model, or of one of its variants; a change to None takes a key away."""

@@ -91,9 +91,7 @@ class KnownNames:
 
 def names_like(headers: Headers, like: Architecture, known: KnownNames) -> Names:
     """The name table of a checkpoint with the layers of a plugin."""
-    configs = [like.tiny_config(variant) for variant in (None, *like.variants)]
-    needed = {leaf.rpartition(".")[0] for config in configs for leaf in like.bind(config).block.slots()}
-    slots = {**like.names.slots}
+    needed, slots = like.stems_of_layers, {**like.names.slots}
     for exact, stem in product((True, False), headers.inner):
         for slot, entry in () if stem in map(stem_of, slots.values()) else known.slots_of(stem, exact):
             parts = set(parts_of(slot, entry) or [slot])

@@ -58,6 +58,8 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
     assert set(recorder.observers) <= weights_of_layers
     # There may be experts to which no token goes.
     assert all(is_of_expert(weight) for weight in weights_of_layers - set(recorder.observers))
+    if transformers.__version__.startswith("4.") and architecture.name in ("apertus", "gemma3n", "recurrent_gemma"):
+        pytest.skip(f"transformers {transformers.__version__} computes {architecture.name} otherwise: test_contract.py")
     try:
         reference = dict(architecture.reference_config(config)) if architecture.reference_config else dict(config)
         weights = {n: t.load() for n, t in ckpt.tensors.items()}
@@ -66,8 +68,6 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
         )
     except RequirementError:
         pytest.skip(f"transformers has no class for {architecture.name}")
-    if architecture.name == "apertus" and transformers.__version__.startswith("4."):
-        pytest.skip("transformers 4.57 computes its activation in bfloat16")
     seen = {}
 
     def hook(name):

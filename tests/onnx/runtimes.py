@@ -8,6 +8,7 @@ from pathlib import Path
 from rotation import EVERY_WAY
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.carried import SharedKeys
 from llmkit.architecture.hooks import FeedsGraph
 from llmkit.architecture.kinds import Block, GroupedQuery
 from llmkit.architecture.registry import default_registry
@@ -25,14 +26,19 @@ ARCHITECTURES = {p.name: default_registry().load(p) for p in default_registry().
 
 
 def _is_fed(architecture: Architecture) -> bool:
-    """Whether its graph needs nothing that only llmkit feeds: places in a prompt, states, compressed keys."""
-    blocks = architecture.bind(architecture.tiny_config()).blocks
-    return all(
+    """Whether its graph needs nothing that only llmkit feeds: places in a prompt, states, compressed keys.
+
+    Other programs believe the keys of all layers to have one size.
+    """
+    model = architecture.bind(architecture.tiny_config())
+    is_usual = all(
         isinstance(block, Block)
         and isinstance(block.attention, GroupedQuery)
+        and not isinstance(block.attention, SharedKeys)
         and not isinstance(block.position, FeedsGraph)
-        for block in blocks
+        for block in model.blocks
     )
+    return is_usual and len({block.attention.head_sizes(model.dims) for block in model.blocks}) == 1
 
 
 _FED = [name for name, architecture in ARCHITECTURES.items() if _is_fed(architecture)]

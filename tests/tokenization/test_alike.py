@@ -50,7 +50,10 @@ def made(splitter, *, bos=False, normalizer=None, eos=False):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    is_prefixed = getattr(splitter, "add_prefix_space", False)  # transformers 4 writes its own into the splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", add_prefix_space=is_prefixed
+    )
 
 
 def texts_that_begin_alike(seed):
