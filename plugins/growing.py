@@ -15,6 +15,28 @@ if TYPE_CHECKING:
     from llmkit.onnx.positions import GraphPositions
 
 
+def growth_at(positions: torch.Tensor, beta: float, length: float, first: int = 0) -> torch.Tensor:
+    """1 + beta ln(1 + floor((p + first) / length)) for each position p [B, S]: [B, S, 1, 1] float32."""
+    growth: torch.Tensor = 1 + beta * torch.log1p(torch.floor((positions + first) / length))
+    return growth[:, :, None, None]
+
+
+def grown(context: Any, queries: Any, kind: Any, beta: float, length: float, first: int = 0) -> Any:
+    """Queries of a graph times that; computed once for all layers of a `kind` of positions."""
+    from llmkit.onnx.positions import in_compute_dtype
+
+    def growth() -> Any:
+        g = context.graph
+        at = g.cast(context.positions, "FLOAT")
+        at = g.op("Add", at, g.number(float(first))) if first else at
+        steps = g.op("Floor", g.op("Div", at, g.number(length)))
+        logs = g.op("Log", g.op("Add", steps, g.number(1.0)))
+        value = g.op("Add", g.op("Mul", logs, g.number(beta)), g.number(1.0))
+        return in_compute_dtype(context, g.op("Unsqueeze", value, g.ints(2)))
+
+    return context.graph.op("Mul", queries, context.once(("growth", kind), growth))
+
+
 @dataclass(frozen=True)
 class GrowingQueries(NoPositions):
     """Queries times 1 + beta ln(1 + floor((p + first) / length)) at position p, and no positions else.
@@ -37,8 +59,7 @@ class GrowingQueries(NoPositions):
         class Growing(Positions):
             def table(self, input_ids: Any, places: Any, cache: Any) -> torch.Tensor:
                 """What queries are multiplied by, [B, S, 1, 1] float32."""
-                growth: torch.Tensor = 1 + beta * torch.log1p(torch.floor((places.positions + first) / length))
-                return growth[:, :, None, None]
+                return growth_at(places.positions, beta, length, first)
 
             def scaled(self, queries: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
                 return (queries * table).to(queries.dtype)
@@ -47,20 +68,12 @@ class GrowingQueries(NoPositions):
 
     def onnx_emitter(self) -> GraphPositions:
         """The positions of a graph."""
-        from llmkit.onnx.positions import GraphPositions, in_compute_dtype
+        from llmkit.onnx.positions import GraphPositions
 
         kind = self
 
         class Growing(GraphPositions):
             def scaled(self, context: Any, queries: Any) -> Any:
-                def growth() -> Any:
-                    g = context.graph
-                    at = g.op("Add", g.cast(context.positions, "FLOAT"), g.number(float(kind.first)))
-                    steps = g.op("Floor", g.op("Div", at, g.number(as_float(kind.length))))
-                    logs = g.op("Log", g.op("Add", steps, g.number(1.0)))
-                    value = g.op("Add", g.op("Mul", logs, g.number(as_float(kind.beta))), g.number(1.0))
-                    return in_compute_dtype(context, g.op("Unsqueeze", value, g.ints(2)))
-
-                return context.graph.op("Mul", queries, context.once(("growth", kind), growth))
+                return grown(context, queries, kind, as_float(kind.beta), as_float(kind.length), kind.first)
 
         return Growing()

@@ -16,6 +16,7 @@ from llmkit.architecture.scaling import Yarn, scaling_of
 from llmkit.architecture.sizes import Sizes
 from llmkit.lazy_imports import torch
 
+from .growing import grown, growth_at
 from .llama import DIMS, NAMES, TINY
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class GrowingRope(Rope):
 
         class Growing(Rotary):
             def table(self, input_ids: Any, places: Any, cache: Any) -> Any:
-                growth = 1 + beta * torch.log1p(torch.floor(places.positions / length))
-                return *super().table(input_ids, places, cache), growth[:, :, None, None].to(dtype)
+                growth = growth_at(places.positions, beta, length)
+                return *super().table(input_ids, places, cache), growth.to(dtype)
 
             def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
                 return super().rotate(heads, table[:2])
@@ -62,20 +63,13 @@ class GrowingRope(Rope):
 
     def onnx_emitter(self) -> GraphPositions:
         """The positions of a graph."""
-        from llmkit.onnx.positions import Rotary, in_compute_dtype
+        from llmkit.onnx.positions import Rotary
 
         kind = self
 
         class Growing(Rotary):
             def scaled(self, context: Any, queries: Any) -> Any:
-                def growth() -> Any:
-                    g = context.graph
-                    at = g.op("Div", g.cast(context.positions, "FLOAT"), g.number(as_float(kind.length)))
-                    logs = g.op("Log", g.op("Add", g.op("Floor", at), g.number(1.0)))
-                    value = g.op("Add", g.op("Mul", logs, g.number(as_float(kind.beta))), g.number(1.0))
-                    return in_compute_dtype(context, g.op("Unsqueeze", value, g.ints(2)))
-
-                return context.graph.op("Mul", queries, context.once(("growth", kind), growth))
+                return grown(context, queries, kind, as_float(kind.beta), as_float(kind.length))
 
         return Growing(self)
 

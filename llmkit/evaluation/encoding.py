@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.evaluation.prefix import common_length
-from llmkit.tokenization.alike import encode_alike
+from llmkit.tokenization.alike import common_length, encode_alike
 from llmkit.tokenization.chat import encode_marked, is_marked
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from llmkit.tokenization.alike import common_length
+
 Tokens = tuple[int, ...]
 
 FORWARD_COST = 48
@@ -132,18 +134,6 @@ def _close(node: _TreeNode, parent_depth: int, segment_of: dict[Tokens, Segment]
     for row in node.complete:
         segment_of[row] = segments[0]
     return segments
-
-
-def common_length(a: Tokens, b: Tokens) -> int:
-    """How many leading tokens two sequences share (bisected, so that the comparing is done by tuple slices)."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def pack(segments: Sequence[Segment], batch_tokens: int) -> Iterator[list[Segment]]:

@@ -11,11 +11,12 @@ import json
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 _LEAST_SHARED = 128  # characters: less is encoded again
 _LOOKAHEAD = 32  # characters before the first that differs, in which no cut is made
 _SPLITTERS = {"ByteLevel", "Digits", "Split"}
+Comparable = TypeVar("Comparable", str, tuple[int, ...])
 
 
 def encode_alike(tokenizer: Any, texts: Sequence[str], options: Mapping[str, Any]) -> list[list[int]]:
@@ -43,7 +44,7 @@ def _shared(tokenizer: Any, texts: list[str], options: dict[str, Any]) -> dict[s
         leader, *others = group
         cuts = _cuts(leader, encoding) if others else []
         for text in others:
-            at = bisect_right(cuts, (common_start(leader, text) - _LOOKAHEAD, len(leader)))
+            at = bisect_right(cuts, (common_length(leader, text) - _LOOKAHEAD, len(leader)))
             place, n_tokens = cuts[at - 1] if at else (0, 0)
             if place:
                 heads[text] = found[leader][:n_tokens], text[place:]
@@ -57,8 +58,8 @@ def _shared(tokenizer: Any, texts: list[str], options: dict[str, Any]) -> dict[s
     return found
 
 
-def common_start(a: str, b: str) -> int:
-    """How many leading characters two texts share."""
+def common_length(a: Comparable, b: Comparable) -> int:
+    """How many leading characters or tokens two sequences share (bisected: slices are compared, not each element)."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -73,7 +74,7 @@ def _groups(texts: Sequence[str]) -> list[list[str]]:
     """Sorted texts, together with the first before them that they share enough with."""
     groups: list[list[str]] = []
     for text in texts:
-        if groups and common_start(groups[-1][0], text) >= _LEAST_SHARED:
+        if groups and common_length(groups[-1][0], text) >= _LEAST_SHARED:
             groups[-1].append(text)
         else:
             groups.append([text])
