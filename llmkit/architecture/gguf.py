@@ -62,15 +62,20 @@ class Form:
 
     Attributes:
         shape: as formulas of dims, "" for what is left; () for the same, without an axis of 1 between two others.
+        is_transposed: the last two axes of it are swapped.
         value: `-exp` for minus the exponential of it.
         rows, columns: the number of groups, and of blocks in all: blocks that lie group by group in checkpoints are one
             of each group in turn in files.
+        halved_after: how many layers (a formula): values are halved once more in files after so many, as llama.cpp then
+            halves what goes through them; 0 for never.
     """
 
     shape: tuple[str, ...] = ()
+    is_transposed: bool = False
     value: Literal["", "-exp"] = ""
     rows: tuple[str, str] | None = None
     columns: tuple[str, str] | None = None
+    halved_after: str = ""
 
 
 DECAY = Form(value="-exp")

@@ -69,7 +69,7 @@ def _times(lazy: Lazy, factor: float) -> Lazy:
 def _formed(lazy: Lazy, model: Model, id: str, form: Form | None) -> Lazy:
     if form is None:
         return lazy
-    lazy = _ordered(lazy, model, form, inverse=False)
+    lazy = _halved(_ordered(lazy, model, form, inverse=False), model, id, form, inverse=False)
     return _decay(lazy, model.name_of(id)) if form.value == "-exp" else lazy
 
 
@@ -77,7 +77,7 @@ def _unformed(lazy: Lazy, stored: Model, id: str, form: Form | None) -> Lazy:
     if form is None:
         return lazy
     lazy = _log_decay(lazy, stored.name_of(id)) if form.value == "-exp" else lazy
-    return _ordered(lazy, stored, form, inverse=True)
+    return _halved(_ordered(lazy, stored, form, inverse=True), stored, id, form, inverse=True)
 
 
 def _ordered(lazy: Lazy, model: Model, form: Form, *, inverse: bool) -> Lazy:
@@ -89,6 +89,16 @@ def _ordered(lazy: Lazy, model: Model, form: Form, *, inverse: bool) -> Lazy:
         if order != sorted(order):
             lazy = join_columns([take_columns(lazy, j * size, (j + 1) * size) for j in order])
     return lazy
+
+
+def _halved(lazy: Lazy, model: Model, id: str, form: Form, *, inverse: bool) -> Lazy:
+    """Halved once for every so many layers before that of `id`: exact, but for numbers below the normal ones."""
+    every = model.dims.evaluate(form.halved_after) if form.halved_after else 0
+    halvings = int(id.split(".")[1]) // every if every else 0
+    if not halvings:
+        return lazy
+    factor = 2.0 ** (halvings if inverse else -halvings)
+    return Apply("multiply", [lazy], lazy.spec, lambda x: x * factor, {"by": factor}).output()
 
 
 def _order(model: Model, blocks: tuple[str, str], n: int, *, inverse: bool) -> tuple[list[int], int]:

@@ -149,8 +149,8 @@ _NO_FIT = "F16"
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _ALWAYS_F32 = (  # or the ends of names
     *("position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"),
-    *("ssm_conv1d.weight", "shortconv.conv.weight", "time_mix_lerp_fused.weight"),
-    *(f"time_mix_{name}{i}.weight" for name in "wavg" for i in (1, 2)),
+    *("ssm_conv1d.weight", "shortconv.conv.weight", "time_mix_lerp_fused.weight", "time_mix_first.weight"),
+    *(f"time_mix_{name}{i}.weight" for name in ("w", "a", "v", "g", "decay_w") for i in (1, 2)),
 )
 # llama.cpp knows its 70B model by this: matrices of values, an eighth of the others in size, are given more bits.
 _LAYERS_OF_70B = 80

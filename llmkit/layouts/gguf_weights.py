@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
 
 from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.kinds import Rope
@@ -13,6 +12,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import SpecError, listing
 from llmkit.layouts.gguf_forms import formed, leaf_of, unformed
+from llmkit.layouts.gguf_shapes import as_filed, as_kept
 from llmkit.layouts.layout import rotary_order
 from llmkit.lazy_imports import torch
 from llmkit.tensors.constant import constant_of
@@ -29,7 +29,7 @@ def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> 
         SpecError: they do not fit the model.
     """
     stored = model.spelled(family.names)
-    tensors = _as_kept(_unstacked(tensors, family), stored, family)
+    tensors = as_kept(_unstacked(tensors, family), stored, family)
     report = stored.check({name: lazy.spec for name, lazy in tensors.items()})
     if report.problems:
         raise SpecError(f"its tensors do not fit its metadata: {listing(report.problems, 3)}")
@@ -56,7 +56,7 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
         weights = rotary_pairs(weights, rotary, to=family.pairs)
     spelled = model.spelled(family.names)
     stored = tensors_of(_norms_shifted(weights, family.norm_offset, family), spelled)
-    filed = _stacked(_as_filed(stored, spelled, family), family)
+    filed = _stacked(as_filed(stored, spelled, family), family)
     return filed | {name: filed[of] for name, of in family.repeats.items() if of in filed}
 
 
@@ -82,41 +82,6 @@ def unlisted(metadata: Metadata, model: Model, family: GgufFamily) -> dict[str, 
         if isinstance(values, list) and slot.layer is not None and slot.layer < len(values):
             found[slot.name] = constant_of([float(values[slot.layer])], DType.F32, slot.shape)
     return found
-
-
-def _shapes(model: Model, family: GgufFamily) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The shapes that the family keeps and that files have, by name, where they differ.
-
-    Files have a bias that is kept as a matrix of one row as a vector, a depthwise convolution [n, 1, k] as a matrix.
-    """
-    shapes = {}
-    for slot in model.slots.values():
-        shape = filed = slot.shape
-        form = family.forms.get(leaf_of(slot.id))
-        if form is not None and form.shape:
-            sizes = [model.dims.evaluate(size) if size else 1 for size in form.shape]
-            rest = slot.numel // prod(sizes)
-            filed = tuple(n if size else rest for size, n in zip(form.shape, sizes, strict=True))
-        elif len(shape) == 2 and slot.kind == "bias" and not slot.stack:
-            filed = shape[1:]
-        elif len(shape) == 3 and shape[0] > 1 and shape[1] == 1 and not slot.stack:
-            filed = (shape[0], shape[2])
-        if filed != shape:
-            shapes[slot.name] = (shape, filed)
-    return shapes
-
-
-def _as_filed(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
-    shapes = _shapes(model, family)
-    return {n: reshaped(lazy, shapes[n][1]) if n in shapes else lazy for n, lazy in tensors.items()}
-
-
-def _as_kept(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
-    shapes = _shapes(model, family)
-    return {
-        n: reshaped(lazy, shapes[n][0]) if n in shapes and lazy.shape == shapes[n][1] else lazy
-        for n, lazy in tensors.items()
-    }
 
 
 def _rotary(model: Model, family: GgufFamily) -> Model:

@@ -15,6 +15,7 @@ from llmkit.architecture.prompts import FORMATS
 from . import ARCHITECTURE as RWKV_4
 from . import norm_of
 from .v5_kind import Eagle, Finch
+from .v6_gguf import GGUF
 
 _HEAD = Key("head_size", 64)
 
@@ -86,7 +87,12 @@ RWKV_6 = replace(
     matches=("Rwkv6ForCausalLM",),
     model_types=("rwkv6",),
     dims=replace(
-        RWKV_5.dims, extra={"mix_rank": _rank("time_mix_extra_dim", 32), "w_rank": _rank("time_decay_extra_dim", 64)}
+        RWKV_5.dims,
+        extra={
+            "mix_rank": _rank("time_mix_extra_dim", 32),
+            "w_rank": _rank("time_decay_extra_dim", 64),
+            "rescale_every": Computed(lambda config: config.get("rescale_every") or None),
+        },
     ),
     block=PerLayer(lambda config, i: Finch(norm_of(config, i), _head_norm(config))),
     fixed=RWKV_4.fixed,
@@ -103,6 +109,7 @@ RWKV_6 = replace(
             "attn.decay_up": "attention.time_decay_w2",
         },
     ),
-    no_gguf="its files are not read or written yet",
+    gguf=GGUF,
     tiny={**_TINY, "time_mix_extra_dim": 4, "time_decay_extra_dim": 6},
+    variants={**RWKV_5.variants, "rescaled": {"rescale_every": 1}},
 )

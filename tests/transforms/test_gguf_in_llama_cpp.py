@@ -93,7 +93,7 @@ CASES = {
     ("glm4_moe_lite", None): {}, ("mistral4", None): {"rope_parameters": MISTRAL_4},
     ("mistral4", "groups"): {"rope_parameters": MISTRAL_4, "rope_interleave": True}, ("apertus", None): {},
     ("apertus", "defaults"): {},
-    ("rwkv7", None): {},
+    ("rwkv7", None): {}, ("rwkv6", None): {}, ("rwkv6", "rescaled"): {}, ("rwkv6", "defaults"): {},
     ("jamba", "dense"): {"mamba_conv_bias": True}, ("qwen3_next", None): {},
     ("qwen3_next", "one-key-head"): {}, ("qwen3_5", None): {},
     ("qwen3_5", "one-key-head"): {},
@@ -130,7 +130,7 @@ def test_logits(tmp_path, name, variant):
 _BLOCKS = [("llama", each) for each in ("q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs")]
 
 
-_MORE = ("qwen3_moe", "lfm2", "mamba", "jamba", "qwen3_5", "qwen3_next", "falcon_h1", "rwkv7", "apertus")
+_MORE = ("qwen3_moe", "lfm2", "mamba", "jamba", "qwen3_5", "qwen3_next", "falcon_h1", "rwkv6", "rwkv7", "apertus")
 
 
 @pytest.mark.parametrize(("name", "type_"), [*_BLOCKS, *((n, "q4_k_m") for n in _MORE)])
@@ -141,6 +141,8 @@ def test_blocks(tmp_path, name, type_):
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
     if "num_experts" in architecture.tiny:  # all of them for each token: rounded activations may choose others
         sizes |= {"moe_intermediate_size": 256, "num_experts_per_tok": architecture.tiny["num_experts"]}
+    if "attention_hidden_size" in architecture.tiny:
+        sizes["attention_hidden_size"] = 256
     ckpt = random_checkpoint(architecture, {**architecture.tiny_config(), **sizes})
     after = convert(replace(ckpt, label="tiny"), to="gguf", type=type_)
     metadata = {**after.container.metadata, "tokenizer.ggml.model": "no_vocab"}

@@ -1,0 +1,95 @@
+"""The shapes in which GGUF files have a model's tensors, where checkpoints have them otherwise: both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from llmkit.architecture.gguf import GgufFamily
+from llmkit.architecture.model import Model
+from llmkit.architecture.slots import Slot
+from llmkit.layouts.gguf_forms import leaf_of
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.moving import Concat, Stack, TakeRows
+from llmkit.tensors.rearrange import gather_rows, reshaped, transpose, viewed
+
+Shape = tuple[int, ...]
+
+
+def as_filed(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
+    """Tensors as files have them, by their names there; `model` is spelled so."""
+    return _each(tensors, model, family, _filed)
+
+
+def as_kept(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
+    """The way back; what has another shape than it is written in is left to the check of shapes.
+
+    Axes of one element in front count as none: files drop them when they are quantized.
+    """
+    return _each(tensors, model, family, _kept)
+
+
+def _each(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily, turned: object) -> dict[str, Lazy]:
+    found = dict(tensors)
+    for slot in model.slots.values():
+        if slot.name in tensors:
+            form = family.forms.get(leaf_of(slot.id))
+            is_turned = form is not None and form.is_transposed
+            shape = _shape(slot, model, form.shape if form is not None else ())
+            if shape != slot.shape or is_turned:
+                found[slot.name] = turned(tensors[slot.name], slot.shape, shape, is_turned)  # type: ignore[operator]
+    return found
+
+
+def _shape(slot: Slot, model: Model, formulas: tuple[str, ...]) -> Shape:
+    """The shape in files, its last two axes not yet swapped.
+
+    A bias that is kept as a matrix of one row is a vector there, a depthwise convolution [n, 1, k] a matrix.
+    """
+    shape = slot.shape
+    if formulas:
+        sizes = [model.dims.evaluate(size) if size else 1 for size in formulas]
+        rest = slot.numel // prod(sizes)
+        return tuple(n if size else rest for size, n in zip(formulas, sizes, strict=True))
+    if len(shape) == 2 and slot.kind == "bias" and not slot.stack:
+        return shape[1:]
+    if len(shape) == 3 and shape[0] > 1 and shape[1] == 1 and not slot.stack:
+        return shape[0], shape[2]
+    return shape
+
+
+def _filed(lazy: Lazy, kept: Shape, shape: Shape, is_turned: bool) -> Lazy:
+    if len(shape) == 3 and (is_turned or shape[1] > 1):
+        return Stack([_turned(matrix, is_turned) for matrix in _matrices(lazy, shape)]).output()
+    return _turned(reshaped(lazy, shape), is_turned)
+
+
+def _kept(lazy: Lazy, kept: Shape, shape: Shape, is_turned: bool) -> Lazy:
+    filed = (*shape[:-2], shape[-1], shape[-2]) if is_turned else shape
+    if _bare(lazy.shape) != _bare(filed):
+        return lazy
+    if len(shape) == 3 and (is_turned or shape[1] > 1):
+        matrices = [_turned(matrix, is_turned) for matrix in _matrices(lazy, filed)]
+        return Stack(matrices).output() if len(kept) == 3 else Concat(matrices).output()
+    return _turned(reshaped(lazy, filed), is_turned) if is_turned else reshaped(lazy, kept)
+
+
+def _turned(lazy: Lazy, is_turned: bool) -> Lazy:
+    return transpose(lazy) if is_turned else lazy
+
+
+def _matrices(lazy: Lazy, shape: Shape) -> list[Lazy]:
+    """Of [n, rows, columns], or of its rows one below the other: each [rows, columns]."""
+    n, rows, _ = shape
+    if isinstance(lazy.node, Stack):
+        return list(lazy.node.inputs)
+    if len(lazy.shape) == 2:
+        return [gather_rows([lazy], [(0, i * rows, (i + 1) * rows)]) for i in range(n)]
+    return [viewed(TakeRows(lazy, i, i + 1).output(), lazy.dtype, shape[1:]) for i in range(n)]
+
+
+def _bare(shape: Shape) -> Shape:
+    """Without axes of one element in front."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
