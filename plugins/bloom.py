@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
-
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
-from llmkit.architecture.hooks import GraphFunction, Layer, TensorFunction
 from llmkit.architecture.keys import Computed, Key, lookup
-from llmkit.architecture.kinds import Alibi, Block, Embedding, GroupedQuery, Head, Kind, LayerNorm, PlainMLP, PreNorm
+from llmkit.architecture.kinds import (
+    Alibi,
+    Block,
+    Embedding,
+    GroupedQuery,
+    Head,
+    LayerNorm,
+    NormedResidual,
+    PlainMLP,
+    PreNorm,
+)
 from llmkit.architecture.names import Fused, Names
-from llmkit.lazy_imports import torch
-
-if TYPE_CHECKING:
-    from llmkit.decoder.kv import Cache
-    from llmkit.onnx.norms import Stream
-    from llmkit.onnx.weights import GraphWeights
 
 # Where a config has several names, transformers takes the first of these.
 _HIDDEN = Key(("n_embed", "hidden_size", "n_embd"))
 _NORM = LayerNorm(eps=Key("layer_norm_epsilon", 1e-5))
-
-
-@dataclass(frozen=True)
-class NormedResidual(Kind):
-    """y + attn(y) with y = norm(x), then y + mlp(y) with y = norm'(x): the sums start from the normed states."""
-
-    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
-
-    def torch_reader(self, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
-        attn_norm, mlp_norm = norms
-
-        def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-            x = attn_norm(x)
-            x = mlp_norm(x + attention(x, table, cache))
-            return x + mlp(x)
-
-        return layer
-
-    def onnx_emitter(
-        self, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
-    ) -> None:
-        for name, branch in (("attn_norm", attention), ("mlp_norm", mlp)):
-            y = stream.normed(norm, weights.under(name))
-            stream.replace(y)
-            stream.add(branch(y))
 
 
 ARCHITECTURE = Architecture(

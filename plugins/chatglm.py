@@ -7,14 +7,13 @@ the second half with the place in the answer. Source: modeling_chatglm.py of THU
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture, Dims
-from llmkit.architecture.hooks import GraphFunction, Layer, TensorFunction
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, Kind, LayerNorm, PlainMLP
+from llmkit.architecture.kinds import Block, GroupedQuery, Head, Kind, LayerNorm, NormedResidual, PlainMLP
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
@@ -29,9 +28,7 @@ if TYPE_CHECKING:
     from llmkit.decoder.scores import Scores
     from llmkit.onnx.context import GraphContext
     from llmkit.onnx.graph import Value
-    from llmkit.onnx.norms import Stream
     from llmkit.onnx.positions import GraphPositions
-    from llmkit.onnx.weights import GraphWeights
 
 # The original makes every layer with its default of 28 layers, whatever the config says.
 ALPHA = (2 * 28) ** 0.5
@@ -64,36 +61,6 @@ class TwoDimensionalRope(Kind):
     def onnx_emitter(self) -> GraphPositions:
         """The positions of a graph."""
         return _emitter()
-
-
-@dataclass(frozen=True)
-class ScaledNormed(Kind):
-    """y = norm(x); x = alpha y + attn(y); then the same with the MLP: the residual is the normalised tensor."""
-
-    alpha: float
-    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
-
-    def torch_reader(self, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
-        """The layer of the torch decoder."""
-        attn_norm, mlp_norm = norms
-
-        def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-            y = attn_norm(x)
-            x = self.alpha * y + attention(y, table, cache)
-            y = mlp_norm(x)
-            return self.alpha * y + mlp(y)
-
-        return layer
-
-    def onnx_emitter(
-        self, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
-    ) -> None:
-        """The layer of a graph."""
-        alpha = weights.number(self.alpha)
-        for name, branch in (("attn_norm", attention), ("mlp_norm", mlp)):
-            y = stream.normed(norm, weights.under(name))
-            stream.replace(weights.graph.op("Mul", y, alpha))
-            stream.add(branch(y))
 
 
 @dataclass(frozen=True)
@@ -223,7 +190,7 @@ CHATGLM = Architecture(
         attention=GroupedQuery(qkv_bias=True, out_bias=True),
         position=TwoDimensionalRope(Key("bos_token_id"), Key("gmask_token_id"), Key("mask_token_id")),
         mlp=PlainMLP("gelu_pytorch_tanh"),
-        residual=ScaledNormed(ALPHA),
+        residual=NormedResidual(ALPHA),
     ),
     unused=("prefix_projection", "pre_seq_len", "quantization_embeddings"),
     fixed={"position_encoding_2d": True, "quantization_bit": 0},

@@ -6,73 +6,38 @@ The second generation has a window on three layers of four, and positions on tho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, needs_tied_head
-from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
     Block,
     GatedMLP,
     GroupedQuery,
     Head,
-    Kind,
+    HeadNorm,
     LayerNorm,
     NoPositions,
     PerLayer,
     Rope,
     SharedParallel,
-    SlotShape,
 )
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import THETA_KEYS
-from llmkit.lazy_imports import np, torch
 
 from .llama import DIMS, TINY
 from .llama import NAMES as LLAMA_NAMES
-
-if TYPE_CHECKING:
-    from llmkit.onnx.graph import Value
-    from llmkit.onnx.weights import GraphWeights
 
 _EPS, _SCALE = Key("layer_norm_eps", 1e-5), Key("logit_scale", 0.0625)
 _BIAS = Key("attention_bias", False)
 _FROM = 64  # llama.cpp looks for norms of heads in models of this many layers, and in no others
 
 
-@dataclass(frozen=True)
-class NormOfHeads(Kind):
-    """LayerNorm over the dims of each head, without bias; a weight [heads, head_dim], a row for each head."""
-
-    eps: float
-    heads: str
-
-    def slots(self) -> dict[str, SlotShape]:
-        return {"weight": SlotShape((self.heads, "head_dim"), "norm")}
-
-    def torch_reader(self, weights: Weights) -> TensorFunction:
-        """The norm of the torch decoder, over [B, S, heads, head_dim]."""
-        scale = weights("weight").float()
-
-        def norm(x: torch.Tensor) -> torch.Tensor:
-            return (torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * scale).to(x.dtype)
-
-        return norm
-
-    def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
-        """The same in a graph."""
-        g = weights.graph
-        ones = weights.computed(g.constant(np.ones(weights.model.dims.head_dim, dtype=np.float32)))
-        unit = g.op("LayerNormalization", x, ones, axis=-1, epsilon=self.eps)
-        normed: Value = g.op("Mul", unit, weights.value("weight"))
-        return normed
-
-
 def _head_norm(heads: str) -> Computed:
-    return Computed(lambda config: NormOfHeads(lookup(_EPS, config), heads) if config.get("use_qk_norm") else None)
+    return Computed(lambda config: HeadNorm(_EPS, heads) if config.get("use_qk_norm") else None)
 
 
 _BLOCK = Block(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
@@ -23,16 +23,8 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.names import Fused, Names
-from llmkit.architecture.positions import alibi_slopes
+from llmkit.architecture.positions import CoarseAlibi
 from llmkit.architecture.scaling import Scaling, scaling_of
-from llmkit.lazy_imports import np, torch
-
-if TYPE_CHECKING:
-    from llmkit.architecture.sizes import Sizes
-    from llmkit.decoder.positions import Positions
-    from llmkit.decoder.scores import Scores
-    from llmkit.onnx.context import GraphContext
-    from llmkit.onnx.positions import GraphPositions
 
 _HIDDEN = Key(("hidden_size", "n_embed"))
 _LAYERS = Key(("num_hidden_layers", "n_layer"))
@@ -60,60 +52,6 @@ def _kv_heads(config: Mapping[str, Any]) -> Any:
     if _is_new(config):
         return lookup(_KV_HEADS, config)
     return 1 if lookup(Key("multi_query", True), config) else None
-
-
-def _coarse_alibi(dims: Sizes, device: torch.device) -> Positions:
-    from llmkit.decoder.positions import Positions
-
-    slopes = torch.tensor(alibi_slopes(dims.heads), device=device).bfloat16()
-
-    scale = float(dims.head_dim**-0.5)
-
-    def bias(positions: torch.Tensor) -> torch.Tensor:
-        return (slopes[:, None] * positions[:, None]).float() * scale
-
-    class Biased(Positions):
-        def score(self, scores: Scores, table: Any) -> Scores:
-            return replace(scores, key_bias=bias)
-
-    return Biased()
-
-
-def _emit_coarse_alibi() -> GraphPositions:
-    from llmkit.onnx.positions import GraphPositions
-
-    class Biased(GraphPositions):
-        def key_bias(self, context: GraphContext) -> Any:
-            return context.once("coarse alibi", lambda: self._made(context))
-
-        def _made(self, context: GraphContext) -> Any:
-            g, dims = context.graph, context.model.dims
-            slopes = _rounded(g, g.constant(np.array(alibi_slopes(dims.heads), dtype=np.float32)[:, None]))
-            at = g.op("Unsqueeze", _rounded(g, g.op("Cast", context.key_positions(), to=1)), g.ints(1))
-            bias = _rounded(g, g.op("Mul", at, slopes))
-            return g.op("Mul", bias, g.number(dims.head_dim**-0.5))
-
-    return Biased()
-
-
-def _rounded(g: Any, x: Any) -> Any:
-    """float32 rounded to bfloat16."""
-    return g.op("Cast", g.op("Cast", x, to=16), to=1)
-
-
-@dataclass(frozen=True)
-class CoarseAlibi(Kind):
-    """ALiBi added before the scores are scaled, slopes and products rounded to bfloat16 whatever the compute dtype.
-
-    So were the models trained. Rounded products grow in steps (of 8 from 1024 on): they are not those of a shifted
-    position, and the bias of a key depends on its absolute position.
-    """
-
-    def torch_reader(self, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
-        return _coarse_alibi(dims, device)
-
-    def onnx_emitter(self) -> GraphPositions:
-        return _emit_coarse_alibi()
 
 
 def _today(config: Mapping[str, Any]) -> dict[str, Any]:

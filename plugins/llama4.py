@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.hooks import TensorFunction, Weights
-from llmkit.architecture.keys import Key, Number, as_float, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, NoPositions, PerLayer, RMSNorm, Rope
+from llmkit.architecture.keys import Key, lookup
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm, Rope, UnitRMS
 from llmkit.architecture.layer_types import layer_type
 from llmkit.architecture.names import Stacked, linears
-from llmkit.architecture.positions import THETA_KEYS
+from llmkit.architecture.positions import THETA_KEYS, Growth
 from llmkit.errors import SpecError
-from llmkit.lazy_imports import np, torch
 
-from .growing import GrowingQueries
 from .llama import DIMS, NAMES, TINY
 from .llama4_gguf import GGUF
-
-if TYPE_CHECKING:
-    from llmkit.onnx.graph import Value
-    from llmkit.onnx.weights import GraphWeights
 
 _SORTS = ("chunked_attention", "full_attention")
 _EPS = Key("rms_norm_eps", 1e-5)
@@ -36,24 +29,6 @@ _EXPERTS = Experts(
     weighs="input",
 )
 _STACK: dict[str, Any] = {"is_transposed": True, "apart_in": ("compressed-tensors", "bitsandbytes")}
-
-
-@dataclass(frozen=True)
-class UnitNorm(Kind):
-    """x / sqrt(mean(x^2) + eps) in float32: RMSNorm with nothing learned."""
-
-    eps: Number = _EPS
-
-    def torch_reader(self, weights: Weights) -> TensorFunction:
-        """The norm of the torch decoder."""
-        return lambda x: torch.nn.functional.rms_norm(x.float(), x.shape[-1:], eps=as_float(self.eps)).to(x.dtype)
-
-    def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
-        """The same in a graph."""
-        g = weights.graph
-        ones = weights.computed(g.constant(np.ones(weights.model.dims.head_dim, dtype=np.float32)))
-        normed: Value = g.op("RMSNormalization", x, ones, axis=-1, epsilon=as_float(self.eps))
-        return normed
 
 
 def _has_rope(config: Mapping[str, Any], i: int) -> bool:
@@ -75,7 +50,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     sort = layer_type(config, i, _SORTS, lambda i: _SORTS[not has_rope or chunk is None])
     is_normed = has_rope and lookup(Key("use_qk_norm", True), config)
     is_tuned = not has_rope and lookup(Key("attn_temperature_tuning", True), config)
-    growing = GrowingQueries(beta=Key("attn_scale", 0.1), length=Key("floor_scale", 8192), first=1)
+    growth = Growth(Key("attn_scale", 0.1), Key("floor_scale", 8192), first=1)
     rope = Rope(theta=Key(THETA_KEYS, 500000.0), pairs="interleaved")
     return Block(
         norm=RMSNorm(eps=_EPS),
@@ -83,10 +58,10 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
             qkv_bias=_BIAS,
             out_bias=_BIAS,
             chunk=chunk if sort == _SORTS[0] else None,
-            qk_norm=UnitNorm() if is_normed else None,
+            qk_norm=UnitRMS(_EPS) if is_normed else None,
             norms_rotated=True,
         ),
-        position=rope if has_rope else growing if is_tuned else NoPositions(),
+        position=rope if has_rope else NoPositions(growth if is_tuned else None),
         mlp=_EXPERTS if _is_mixture(config, i) else GatedMLP(_ACT),
     )
 

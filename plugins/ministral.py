@@ -3,89 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
-from llmkit.architecture.keys import Computed, Key, Number, as_float
+from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
+from llmkit.architecture.positions import Growth
 from llmkit.architecture.scaling import Yarn, scaling_of
-from llmkit.architecture.sizes import Sizes
-from llmkit.lazy_imports import torch
 
-from .growing import grown, growth_at
 from .llama import DIMS, NAMES, TINY
 
-if TYPE_CHECKING:
-    from llmkit.decoder.positions import Positions
-    from llmkit.onnx.positions import GraphPositions
-
 _IN = ("rope_scaling", "rope_parameters")
-_BETA = Key(tuple(f"{name}.llama_4_scaling_beta" for name in _IN))
-_LENGTH = Key(tuple(f"{name}.original_max_position_embeddings" for name in _IN))
+GROWTH = Growth(
+    beta=Key(tuple(f"{name}.llama_4_scaling_beta" for name in _IN)),
+    length=Key(tuple(f"{name}.original_max_position_embeddings" for name in _IN)),
+)
 _DEFAULT = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0,
             "mscale_all_dim": 1.0}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class GrowingRope(Rope):
-    """Rotary positions; then queries times 1 + beta ln(1 + floor(p / length)) at position p (Llama 4's temperature).
-
-    Attributes:
-        length: the context that the model was trained for at first, in tokens.
-    """
-
-    beta: Number = _BETA
-    length: Number = _LENGTH
-
-    def torch_reader(self, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
-        """The positions of the torch decoder."""
-        from llmkit.decoder.positions import Rotary
-
-        beta, length = as_float(self.beta), as_float(self.length)
-
-        class Growing(Rotary):
-            def table(self, input_ids: Any, places: Any, cache: Any) -> Any:
-                growth = growth_at(places.positions, beta, length)
-                return *super().table(input_ids, places, cache), growth.to(dtype)
-
-            def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
-                return super().rotate(heads, table[:2])
-
-            def scaled(self, queries: torch.Tensor, table: Any) -> torch.Tensor:
-                scaled: torch.Tensor = queries * table[2]
-                return scaled
-
-        return Growing(self, dims, dtype, device)
-
-    def onnx_emitter(self) -> GraphPositions:
-        """The positions of a graph."""
-        from llmkit.onnx.positions import Rotary
-
-        kind = self
-
-        class Growing(Rotary):
-            def scaled(self, context: Any, queries: Any) -> Any:
-                return grown(context, queries, kind, as_float(kind.beta), as_float(kind.length))
-
-        return Growing(self)
-
-
 def _position(config: Mapping[str, Any]) -> Rope:
     if any(config.get(name) for name in _IN):
-        return GrowingRope()
-    return GrowingRope(theta=1000000.0, scaling=scaling_of(_DEFAULT, config), beta=0.1, length=16384)
+        return Rope(growth=GROWTH)
+    return Rope(1000000.0, scaling_of(_DEFAULT, config), growth=Growth(0.1, 16384))
 
 
 def _metadata(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     position = model.block.position if isinstance(model.block, Block) else None
-    if not isinstance(position, GrowingRope) or not isinstance(position.scaling, Yarn):
+    if not isinstance(position, Rope) or position.growth is None or not isinstance(position.scaling, Yarn):
         return {}
     return {
-        "attention.temperature_scale": position.beta,
+        "attention.temperature_scale": position.growth.beta,
         "rope.scaling.yarn_log_multiplier": position.scaling.mscale_all_dim,
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.experts import Router
 from llmkit.architecture.gguf import Metadata
 from llmkit.architecture.keys import Key, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, PerLayer
+from llmkit.architecture.kinds import Block, GatedMLP, PerLayer, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Stacked
 from llmkit.architecture.scaling import Yarn
@@ -17,7 +17,7 @@ from .deepseek2 import ACTIVATION, NAMES, NOT_COMPUTED, TINY, YARN, latent_block
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
 from .deepseek_gguf import GGUF
-from .ministral import GrowingRope
+from .ministral import GROWTH
 
 _ROUTER: Router = replace(
     ROUTER,
@@ -40,7 +40,7 @@ _STACKED = {
 def _block(config: Mapping[str, Any], i: int) -> Block:
     is_dense = i < lookup(Key("first_k_dense_replace", 0), config)
     block = latent_block(config, GatedMLP(ACTIVATION) if is_dense else mixture(config, _ROUTER, 1))
-    return replace(block, position=GrowingRope(pairs=pairs(config)))
+    return replace(block, position=Rope(pairs=pairs(config), growth=GROWTH))
 
 
 def _read(metadata: Metadata) -> dict[str, Any]:
@@ -52,15 +52,14 @@ def _read(metadata: Metadata) -> dict[str, Any]:
 
 def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     assert GGUF.write is not None and isinstance(model.block, Block)  # noqa: S101, PT018
-    position = model.block.position
-    assert isinstance(position, GrowingRope)  # noqa: S101
-    growth = {"attention.temperature_scale": position.beta, "attention.temperature_length": position.length}
+    rope: Any = model.block.position
+    growth = {"attention.temperature_scale": rope.growth.beta, "attention.temperature_length": rope.growth.length}
     return {**GGUF.write(model, config), **growth}
 
 
 def _refuses(model: Model) -> str | None:
     position = model.block.position if isinstance(model.block, Block) else None
-    if not isinstance(position, GrowingRope) or not isinstance(position.bound_scaling, Yarn):
+    if not isinstance(position, Rope) or not isinstance(position.bound_scaling, Yarn):
         return "its positions are not YaRN's"
     return GGUF.refuses(model) if GGUF.refuses is not None else None
 

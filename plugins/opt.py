@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
-from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
     Block,
@@ -24,44 +22,18 @@ from llmkit.architecture.kinds import (
     PreNorm,
 )
 from llmkit.architecture.names import Names
-from llmkit.lazy_imports import np
-
-if TYPE_CHECKING:
-    from llmkit.onnx.graph import Value
-    from llmkit.onnx.weights import GraphWeights
 
 _BIAS = Key("enable_bias", True)
 _IS_PRE = Key("do_layer_norm_before", True)
-_IS_AFFINE = Key("layer_norm_elementwise_affine", True)
 _HIDDEN = Key("hidden_size")
+_NORM = LayerNorm(eps=1e-5, affine=Key("layer_norm_elementwise_affine", True))
 _OFFSET = 2  # the rows before the first position stood for padding
-
-
-@dataclass(frozen=True)
-class Standardize(Kind):
-    """(x - mean) / sqrt(var + eps): a layer norm without weights."""
-
-    eps: float = 1e-5
-
-    def torch_reader(self, weights: Weights) -> TensorFunction:
-        from torch.nn.functional import layer_norm
-
-        return lambda x: layer_norm(x, x.shape[-1:], eps=self.eps)
-
-    def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
-        ones = weights.computed(weights.graph.constant(np.ones(weights.model.dims.hidden, dtype=np.float32)))
-        normed: Value = weights.graph.op("LayerNormalization", x, ones, axis=-1, epsilon=self.eps)
-        return normed
-
-
-def _norm(config: Mapping[str, Any]) -> Kind:
-    return LayerNorm(eps=1e-5) if lookup(_IS_AFFINE, config) else Standardize()
 
 
 def _final_norm(config: Mapping[str, Any]) -> Kind:
     """The 350M model has none, nor have tunings of before transformers 4.20.1."""
     has_one = lookup(_IS_PRE, config) and not lookup(Key("_remove_final_layer_norm", False), config)
-    return _norm(config) if has_one else NoNorm()
+    return _NORM if has_one else NoNorm()
 
 
 def _width(config: Mapping[str, Any]) -> str:
@@ -91,7 +63,7 @@ ARCHITECTURE = Architecture(
     ),
     embedding=Embedding(width=Computed(_width), positions=LearnedPositions(rows="position_rows", offset=_OFFSET)),
     block=Block(
-        norm=Computed(_norm),
+        norm=_NORM,
         attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS),
         position=NoPositions(),
         mlp=PlainMLP(Key("activation_function", "relu"), bias=_BIAS),

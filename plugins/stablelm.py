@@ -6,74 +6,37 @@ StableLM-2-12B has attention and MLP side by side, and norms of their own for al
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
-from llmkit.architecture.hooks import TensorFunction, Weights
-from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import (
     Block,
     GatedMLP,
     GroupedQuery,
     Head,
+    HeadNorm,
     Kind,
     LayerNorm,
     PreNorm,
     Rope,
     SharedParallel,
-    SlotShape,
     rotated_share,
 )
-from llmkit.lazy_imports import np, torch
 
 from .llama import DIMS, NAMES, TINY
-
-if TYPE_CHECKING:
-    from llmkit.onnx.graph import Value
-    from llmkit.onnx.weights import GraphWeights
 
 # The second spellings are those of the repositories' own code, before transformers had the class.
 _EPS = Key(("layer_norm_eps", "norm_eps"), 1e-5)
 _SHARE = rotated_share(0.25, "rope_pct")
 
 
-@dataclass(frozen=True)
-class NormOfEachHead(Kind):
-    """LayerNorm over the dims of a head, without bias; a weight [head_dim] for each of `heads`."""
-
-    eps: float
-    heads: int
-
-    def slots(self) -> dict[str, SlotShape]:
-        return {f"{j}.weight": SlotShape(("head_dim",), "norm") for j in range(self.heads)}
-
-    def torch_reader(self, weights: Weights) -> TensorFunction:
-        """The norm of the torch decoder, over [B, S, heads, head_dim]."""
-        from torch.nn.functional import layer_norm
-
-        scale = torch.stack([weights(f"{j}.weight") for j in range(self.heads)])
-
-        def norm(x: torch.Tensor) -> torch.Tensor:
-            return layer_norm(x, x.shape[-1:], eps=self.eps) * scale
-
-        return norm
-
-    def onnx_emitter(self, weights: GraphWeights, x: Value) -> Value:
-        """The same in a graph."""
-        g, size = weights.graph, weights.model.dims.head_dim
-        ones = weights.computed(g.constant(np.ones(size, dtype=np.float32)))
-        scale = g.op("Concat", *(weights.value(f"{j}.weight") for j in range(self.heads)), axis=0)
-        scale = g.op("Reshape", scale, g.ints(self.heads, size))
-        normed: Value = g.op("Mul", g.op("LayerNormalization", x, ones, axis=-1, epsilon=self.eps), scale)
-        return normed
-
-
 def _head_norm(heads: str) -> Computed:
     def norm(config: Mapping[str, Any]) -> Kind | None:
         n_heads = config.get(heads) or config["num_attention_heads"]
-        return NormOfEachHead(lookup(_EPS, config), n_heads) if config.get("qk_layernorm") else None
+        return HeadNorm(_EPS, str(n_heads), is_apart=True) if config.get("qk_layernorm") else None
 
     return Computed(norm)
 

@@ -100,7 +100,7 @@ def folds(model: Model, layer: int) -> list[Fold]:
 def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
     kinds = {"attn": block.attention, "mlp": block.mlp}
     read = {part: tuple(f"{stem}{part}.{name}" for name in _readers(kind)) for part, kind in kinds.items()}
-    if type(block.norm) in (RMSNorm, LayerNorm):
+    if type(block.norm) in (RMSNorm, LayerNorm) and block.norm.slots():
         for norm, parts in _READ_BY.get(type(block.residual), {}).items():
             if all(read[part] for part in parts):
                 yield Fold(stem + norm, tuple(name for part in parts for name in read[part]), block.norm)

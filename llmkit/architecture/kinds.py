@@ -26,11 +26,13 @@ __all__ = [
     "GatedMLP",
     "GroupedQuery",
     "Head",
+    "HeadNorm",
     "Kind",
     "LayerNorm",
     "LearnedPositions",
     "NoNorm",
     "NoPositions",
+    "NormedResidual",
     "OutputNorm",
     "Parallel",
     "PerLayer",
@@ -101,17 +103,52 @@ class UnitRMS(Kind):
 
 @dataclass(frozen=True)
 class LayerNorm(_Norm):
-    """(x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016, arXiv:1607.06450)."""
+    """(x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016, arXiv:1607.06450).
 
-    string_keys = ("eps", "bias")
+    Attributes:
+        bias: whether there is one.
+        affine: whether there are a weight and a bias at all.
+    """
+
+    string_keys = ("eps", "bias", "affine")
 
     bias: Flag = True
+    affine: Flag = True
 
     def slots(self) -> dict[str, SlotShape]:
         slots = {"weight": SlotShape((self.width,), "norm")}
         if as_bool(self.bias):
             slots["bias"] = SlotShape((self.width,), "bias")
-        return slots
+        return slots if as_bool(self.affine) else {}
+
+
+@dataclass(frozen=True)
+class HeadNorm(Kind):
+    """LayerNorm over the dims of each head, without bias, in float32; the heads have a weight [head_dim] each.
+
+    Attributes:
+        eps: added to the variance.
+        heads: a formula: their number.
+        is_apart: the weights are stored one by one (`heads` is a number then), else as [heads, head_dim].
+    """
+
+    eps: Number
+    heads: str
+    is_apart: bool = False
+
+    @property
+    def epsilon(self) -> float:
+        """The eps of a bound kind."""
+        return as_float(self.eps)
+
+    @property
+    def leaves(self) -> list[str]:
+        """The names of the weights."""
+        return [f"{j}.weight" for j in range(int(self.heads))] if self.is_apart else ["weight"]
+
+    def slots(self) -> dict[str, SlotShape]:
+        dims = ("head_dim",) if self.is_apart else (self.heads, "head_dim")
+        return {leaf: SlotShape(dims, "norm") for leaf in self.leaves}
 
 
 @dataclass(frozen=True)
@@ -182,6 +219,15 @@ class PostNorm(Kind):
     """norm(x + attn(x)), then norm(x + mlp(x)) (Vaswani et al. 2017)."""
 
     norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
+
+
+@dataclass(frozen=True)
+class NormedResidual(Kind):
+    """alpha y + attn(y) with y = norm(x), then the same with the MLP: the sums start from the normed states."""
+
+    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
+
+    alpha: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,32 @@ def rotated_share(default: float, *others: str) -> Key:
 
 
 @dataclass(frozen=True)
+class Growth(Kind):
+    """Queries times 1 + beta ln(1 + floor((p + first) / length)) at position p (Nakanishi 2025, arXiv:2501.19399).
+
+    Attributes:
+        beta: how much they grow (Llama 4's temperature).
+        length: the context that the model was trained for at first, in tokens.
+        first: what the first position counts.
+    """
+
+    string_keys = ("beta", "length")
+
+    beta: Number
+    length: Number
+    first: int = 0
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """Beta, length and first of a bound kind."""
+        return as_float(self.beta), as_float(self.length), float(self.first)
+
+
+@dataclass(frozen=True)
 class NoPositions(Kind):
-    """Attention does not see the order of tokens (the embedding may)."""
+    """Attention does not see the order of tokens (the embedding may), but for queries that grow."""
+
+    growth: Growth | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +64,7 @@ class Rope(Kind):
         share: the part of each head's dims that is rotated, the first int(head_dim * share); the rest passes through.
         pairs: `half` pairs dim j with j + R/2, `interleaved` dim 2j with 2j + 1 (R rotated dims).
         size: a formula: the width of a head.
+        growth: of queries, after they are rotated; None for none.
     """
 
     string_keys = ("theta",)
@@ -49,6 +74,7 @@ class Rope(Kind):
     share: Number = 1.0
     pairs: Literal["half", "interleaved"] = "half"
     size: str = dataclasses.field(default="head_dim", kw_only=True)
+    growth: Growth | None = dataclasses.field(default=None, kw_only=True)
 
     def bind(self, config: Mapping[str, Any]) -> Self:
         bound = super().bind(config)
@@ -96,6 +122,15 @@ class Alibi(Kind):
     def slopes(self, n_heads: int) -> list[float]:
         """The slopes of a bound kind, [n_heads]."""
         return alibi_slopes(n_heads, as_float(self.steepness))
+
+
+@dataclass(frozen=True)
+class CoarseAlibi(Kind):
+    """ALiBi added before the scores are scaled, slopes and products rounded to bfloat16 whatever the compute dtype.
+
+    Rounded products grow in steps (of 8 from 1024 on): they are not those of a shifted
+    position, and the bias of a key depends on its absolute position.
+    """
 
 
 def alibi_slopes(n_heads: int, steepness: float = 8.0) -> list[float]:

@@ -17,10 +17,9 @@ from llmkit.architecture.model import Model
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tokenizer import load_tokenizer
-from llmkit.decoder.kv import KVCache
+from llmkit.decoder.kv import KVCache, Pair
 from llmkit.decoder.load import load_decoder
 from llmkit.decoder.positions import build_positions
-from llmkit.decoder.scores import Scores
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
 from llmkit.tensors.finite import require_finite
@@ -140,21 +139,11 @@ class _Ranging(KVCache):
         self.ranges: Ranges = {}
         self._mixing, self._context = mixing, context or Context()
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scores: Scores,
-        *,
-        of: int | None = None,
-    ) -> torch.Tensor:
+    def taken(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
         self._context.raise_if_stopped()
-        if of is None:
-            squares = k.float().square() @ self._mixing[layer]
-            self.ranges[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
-        return super().attend(layer, q, k, v, scores, of=of)
+        squares = k.float().square() @ self._mixing[layer]
+        self.ranges[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
+        return k, v
 
 
 def _mixing(decoder: Any, suffix: tuple[int, ...]) -> dict[int, torch.Tensor]:

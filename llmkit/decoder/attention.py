@@ -15,7 +15,7 @@ from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.carried import ATTENTION
 from llmkit.decoder.deltanet import gated_delta_net, kimi_delta_attention
 from llmkit.decoder.indexer import IndexedReader
-from llmkit.decoder.kv import Cache
+from llmkit.decoder.kv import Cache, Heads
 from llmkit.decoder.latent import LatentReader
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.mamba import duality_layer, selective_scan_layer, short_convolution_layer
@@ -64,7 +64,7 @@ class _GroupedQuery:
         both = self._normed(both) if self._kind.norms_rotated else both
         q = self._positions.scaled(both[:, :, :n_q], table).transpose(1, 2)
         k = both[:, :, n_q:].transpose(1, 2)
-        attended = cache.attend(self._layer, q, k, v, self._positions.score(self._scores, table))
+        attended = cache.attend(self._layer, Heads(q, k, v), self._positions.score(self._scores, table))
         attended = attended.transpose(1, 2)
         if self._kind.is_gated:
             attended = attended * gate.sigmoid()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmkit.decoder.kv import Places, of_both
+from llmkit.decoder.kv import Heads, Places, of_both
 from llmkit.decoder.packed import Packed
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_scored
@@ -98,16 +98,8 @@ class Branches:
         positions = (self._lengths + self._past)[:, None].to(input_ids.device)
         return Places(positions, positions + 1, tuple((row, 0, 1) for row in range(self.batch)))
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scores: Scores,
-        *,
-        of: int | None = None,
-    ) -> torch.Tensor:
+    def attend(self, layer: int, heads: Heads, scores: Scores) -> torch.Tensor:
+        q, k, v, of = heads
         layer = layer if of is None else of
         keys, values = self._tails[layer]
         if of is None:

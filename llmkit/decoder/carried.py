@@ -12,7 +12,7 @@ from llmkit.architecture.hooks import Hooks, Layer, Weights, reader_of
 from llmkit.architecture.kinds import Kind, NoNorm
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.gated import activation
-from llmkit.decoder.kv import Cache
+from llmkit.decoder.kv import Cache, Heads
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.norms import as_long, build_norm
 from llmkit.decoder.positions import Positions
@@ -99,13 +99,13 @@ class _Attention:
         scores = self._positions.score(self._scores, table)
         if isinstance(self._kind, SharedKeys):
             k, v = given.lent(self._kind.at, self._n_kv, self._size)
-            attended = cache.attend(self._layer, q, k, v, scores, of=self._kind.source)
+            attended = cache.attend(self._layer, Heads(q, k, v, self._kind.source), scores)
         else:
             keys, values = heads[:, :, self._n_q :][:, :, : self._n_kv], heads[:, :, -self._n_kv :]
             k, v = self._rotated(self._k_norm(keys), table), self._v_norm(values).transpose(1, 2)
             if self._kind.lends_at is not None:
                 given.lend(self._kind.lends_at, k, v)
-            attended = cache.attend(self._layer, q, k, v, scores)
+            attended = cache.attend(self._layer, Heads(q, k, v), scores)
         return self._out(attended.transpose(1, 2).flatten(2))
 
     def _rotated(self, heads: torch.Tensor, table: Any) -> torch.Tensor:

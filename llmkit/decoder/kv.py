@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_masked, attend_plain, attend_scored
@@ -19,6 +19,22 @@ from llmkit.lazy_imports import torch
 
 Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 """Keys and values, [B, kv_heads, T, head_dim] each; one tensor where they are the same."""
+
+
+class Heads(NamedTuple):
+    """What attention is given of the new tokens.
+
+    Attributes:
+        q: [B, heads, S, head_dim] queries.
+        k, v: [B, kv_heads, S, head_dim] keys and values; one tensor (latent attention) is held once.
+        of: the layer that these keys and values are of, where that was another one: its past ones are seen, and nothing
+            is kept.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +70,8 @@ class Cache(Protocol):
     def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
         """Start a pass over `input_ids` [B, S]; `mask` [B, past + S] has 1 for real tokens."""
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scores: Scores,
-        *,
-        of: int | None = None,
-    ) -> torch.Tensor:
-        """Attention of the new queries [B, heads, S, head_dim] over past and new keys [B, kv_heads, S, head_dim].
-
-        Where `v` is `k` itself, the values are the keys, and they are held once (latent attention). `of` is the layer
-        that these keys and values are of, where that was another one: its past ones are seen, and nothing is kept.
-        """
+    def attend(self, layer: int, heads: Heads, scores: Scores) -> torch.Tensor:
+        """Attention of the new queries over past and new keys, [B, heads, S, head_dim]."""
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
         """A recurrence over the new tokens [B, S, width] of each sequence, from the state that its past left.
@@ -183,16 +186,9 @@ class KVCache:
         mask = mask.to(device=device, dtype=torch.int64)
         return mask if self.mask is not None or not bool(mask.all()) else None
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scores: Scores,
-        *,
-        of: int | None = None,
-    ) -> torch.Tensor:
+    def attend(self, layer: int, heads: Heads, scores: Scores) -> torch.Tensor:
+        q, k, v, of = heads
+        k, v = self.taken(layer if of is None else of, k, v)
         if self._keep and of is not None:
             k, v = (held[of][:, :, : self.length + self._new] for held in (self._keys, self._values))
         elif self._keep:
@@ -218,6 +214,10 @@ class KVCache:
             self.length += self._new
         else:
             self.mask = None
+
+    def taken(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
+        """New keys and values of a layer, as they are seen and kept."""
+        return k, v
 
     def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
         start, stop = self.length, self.length + k.shape[2]

@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.hooks import Weights
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.sizes import Sizes
-from llmkit.decoder.kv import Cache
+from llmkit.decoder.kv import Cache, Heads
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.norms import build_norm
 from llmkit.decoder.positions import Positions
@@ -49,7 +49,7 @@ class LatentReader:
         q = torch.cat([plain, turned[:, :heads]], -1)
         k = torch.cat([latent[:, None], turned[:, heads:]], -1)
         q, k, scores = self._scored(x, compressed, q, k, table)
-        attended = cache.attend(self._layer, q, k, k, self._positions.score(scores, table))[..., :rank]
+        attended = cache.attend(self._layer, Heads(q, k, k), self._positions.score(scores, table))[..., :rank]
         values = attended @ v_b.view(heads, value, rank).transpose(1, 2)
         return self._out(values.transpose(1, 2).reshape(batch, length, heads * value))
 

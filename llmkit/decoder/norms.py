@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmkit.architecture.altup import LEAST_SQUARE, AltUpNorm
 from llmkit.architecture.carried import HiddenNorm
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
-from llmkit.architecture.kinds import Kind, LayerNorm, NoNorm, RMSNorm, UnitRMS
+from llmkit.architecture.kinds import HeadNorm, Kind, LayerNorm, NoNorm, RMSNorm, UnitRMS
 from llmkit.decoder.linear import linear
 from llmkit.lazy_imports import torch
 
@@ -40,6 +40,8 @@ def _rms(kind: RMSNorm, weights: Weights) -> TensorFunction:
 def _layer_norm(kind: LayerNorm, weights: Weights) -> TensorFunction:
     from torch.nn.functional import layer_norm
 
+    if not kind.affine:
+        return lambda x: layer_norm(x.float(), x.shape[-1:], eps=kind.epsilon).to(x.dtype)
     weight = weights("weight")
     bias = weights("bias") if weights.has("bias") else None
     eps = kind.epsilon
@@ -47,6 +49,13 @@ def _layer_norm(kind: LayerNorm, weights: Weights) -> TensorFunction:
         scale, shift = weight.float() + kind.offset, None if bias is None else bias.float()
         return lambda x: layer_norm(x.float(), scale.shape, scale, shift, eps).to(x.dtype)
     return lambda x: layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def _head_norm(kind: HeadNorm, weights: Weights) -> TensorFunction:
+    from torch.nn.functional import layer_norm
+
+    scale = torch.stack([weights(leaf) for leaf in kind.leaves]).float()
+    return lambda x: (layer_norm(x.float(), x.shape[-1:], eps=kind.epsilon) * scale).to(x.dtype)
 
 
 def _hidden_norm(kind: HiddenNorm, weights: Weights) -> TensorFunction:
@@ -84,6 +93,7 @@ def _none(kind: NoNorm, weights: Weights) -> TensorFunction:
 
 _READERS: Hooks[TensorFunction] = {
     AltUpNorm: _altup_norm,
+    HeadNorm: _head_norm,
     HiddenNorm: _hidden_norm,
     LayerNorm: _layer_norm,
     NoNorm: _none,

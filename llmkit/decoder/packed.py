@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from llmkit.decoder.kv import KVCache, Places, of_both
+from llmkit.decoder.kv import Heads, KVCache, Places, of_both
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_causal, attend_scored
 from llmkit.decoder.states import Recurrence, Segments, State
@@ -74,16 +74,8 @@ class Packed:
         spans = tuple((0, start, start + n) for start, n in zip(self.starts, self.lengths, strict=True))
         return Places(positions[None], totals, spans)
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scores: Scores,
-        *,
-        of: int | None = None,
-    ) -> torch.Tensor:
+    def attend(self, layer: int, heads: Heads, scores: Scores) -> torch.Tensor:
+        q, k, v, of = heads
         self._reach(layer)
         if self.keep and of is None:
             self._pairs[layer] = k, v

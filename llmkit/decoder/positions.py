@@ -10,6 +10,7 @@ from llmkit.architecture.frequencies import frequencies as computed_frequencies
 from llmkit.architecture.hooks import Hooks, reader_of
 from llmkit.architecture.indexer import NotingRope
 from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
+from llmkit.architecture.positions import CoarseAlibi, Growth, alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.kv import Cache, Places
@@ -58,7 +59,9 @@ def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.d
     Raises:
         RequirementError: no torch reader for the kind or its scaling.
     """
-    return reader_of(kind, _READERS)(dims, dtype, device)
+    reader = reader_of(kind, _READERS)(dims, dtype, device)
+    growth = getattr(kind, "growth", None)
+    return reader if growth is None else _Growing(reader, growth)
 
 
 def limits(readers: Iterable[Positions]) -> tuple[int | None, int | None]:
@@ -81,6 +84,42 @@ class AlibiBias(Positions):
 
     def score(self, scores: Scores, table: Any) -> Scores:
         return replace(scores, key_bias=self.bias)
+
+
+class _CoarseAlibi(Positions):
+    def __init__(self, kind: CoarseAlibi, dims: Sizes, dtype: torch.dtype, device: torch.device) -> None:
+        self._slopes = torch.tensor(alibi_slopes(dims.heads), device=device).bfloat16()
+        self._scale = float(dims.head_dim**-0.5)
+
+    def score(self, scores: Scores, table: Any) -> Scores:
+        return replace(scores, key_bias=lambda at: (self._slopes[:, None] * at[:, None]).float() * self._scale)
+
+
+class _Growing(Positions):
+    """Those of another reader, and queries multiplied by what grows with them."""
+
+    def __init__(self, inner: Positions, growth: Growth) -> None:
+        self._inner, self._growth = inner, growth.numbers
+        self.exact_sharing_limit, self.rebuilt_past = inner.exact_sharing_limit, inner.rebuilt_past
+
+    def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
+        """The other's, and the factors [B, S, 1, 1] float32."""
+        beta, length, first = self._growth
+        factors = 1 + beta * torch.log1p(torch.floor((places.positions + first) / length))
+        return self._inner.table(input_ids, places, cache), factors[:, :, None, None]
+
+    def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
+        return self._inner.rotate(heads, table[0])
+
+    def scaled(self, queries: torch.Tensor, table: Any) -> torch.Tensor:
+        factors: torch.Tensor = table[1]
+        return (queries * factors).to(queries.dtype)
+
+    def score(self, scores: Scores, table: Any) -> Scores:
+        return self._inner.score(scores, table[0])
+
+    def notes(self, table: Any) -> dict[str, Any] | None:
+        return self._inner.notes(table[0])
 
 
 def _none(kind: NoPositions, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
@@ -168,4 +207,10 @@ def _power(base: float, exponents: Any) -> Any:
     return (base ** torch.from_numpy(exponents)).numpy()
 
 
-_READERS: Hooks[Positions] = {Rope: Rotary, NotingRope: _Noting, Alibi: AlibiBias, NoPositions: _none}
+_READERS: Hooks[Positions] = {
+    Alibi: AlibiBias,
+    CoarseAlibi: _CoarseAlibi,
+    NoPositions: _none,
+    NotingRope: _Noting,
+    Rope: Rotary,
+}

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmkit.architecture.beside_experts import OpenSandwich
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, reader_of
-from llmkit.architecture.kinds import Kind, OutputNorm, Parallel, PostNorm, PreNorm, Sandwich, SharedParallel
+from llmkit.architecture.kinds import (
+    Kind,
+    NormedResidual,
+    OutputNorm,
+    Parallel,
+    PostNorm,
+    PreNorm,
+    Sandwich,
+    SharedParallel,
+)
 from llmkit.architecture.mamba import MixerOnly
 from llmkit.decoder.kv import Cache
 from llmkit.lazy_imports import torch
@@ -25,12 +34,21 @@ def build_residual(kind: Kind, norms: Sequence[TensorFunction], attention: Layer
     return reader_of(kind, _READERS)(norms, attention, mlp)
 
 
-def _pre_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
-    attn_norm, mlp_norm = norms
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def _sequential(
+    kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: Callable[..., torch.Tensor]
+) -> Layer:
+    """Norms before attention and MLP, after them, or both; that of the open sandwich is given x besides."""
+    named = dict(zip(kind.norms, norms, strict=True))  # type: ignore[attr-defined]
+    attn_norm, attn_post_norm, mlp_norm, mlp_post_norm = (named.get(name, _same) for name in Sandwich.norms)
+    is_open = isinstance(kind, OpenSandwich)
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        x = x + attention(attn_norm(x), table, cache)
-        return x + mlp(mlp_norm(x))
+        x = x + attn_post_norm(attention(attn_norm(x), table, cache))
+        return x + mlp_post_norm(mlp(mlp_norm(x), x) if is_open else mlp(mlp_norm(x)))
 
     return layer
 
@@ -45,12 +63,13 @@ def _post_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, ml
     return layer
 
 
-def _output_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
+def _normed(kind: NormedResidual, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, mlp_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        x = x + attn_norm(attention(x, table, cache))
-        return x + mlp_norm(mlp(x))
+        y = attn_norm(x)
+        y = mlp_norm(torch.add(attention(y, table, cache), y, alpha=kind.alpha))
+        return torch.add(mlp(y), y, alpha=kind.alpha)
 
     return layer
 
@@ -79,33 +98,14 @@ def _shared_parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Lay
     return layer
 
 
-def _sandwich(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
-    attn_norm, attn_post_norm, mlp_norm, mlp_post_norm = norms
-
-    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        x = x + attn_post_norm(attention(attn_norm(x), table, cache))
-        return x + mlp_post_norm(mlp(mlp_norm(x)))
-
-    return layer
-
-
-def _open_sandwich(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: Any) -> Layer:
-    attn_norm, attn_post_norm, mlp_norm, mlp_post_norm = norms
-
-    def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        x = x + attn_post_norm(attention(attn_norm(x), table, cache))
-        return x + mlp_post_norm(mlp(mlp_norm(x), x))
-
-    return layer
-
-
 _READERS: Hooks[Layer] = {
-    OpenSandwich: _open_sandwich,
+    OpenSandwich: _sequential,
     MixerOnly: _mixer_only,
-    PreNorm: _pre_norm,
+    NormedResidual: _normed,
+    PreNorm: _sequential,
     PostNorm: _post_norm,
-    OutputNorm: _output_norm,
+    OutputNorm: _sequential,
     Parallel: _parallel,
     SharedParallel: _shared_parallel,
-    Sandwich: _sandwich,
+    Sandwich: _sequential,
 }

@@ -17,8 +17,7 @@ from llmkit.calibration.texts import CalibrationText, own_text, read_text
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.quantized import kv_cache_scheme
 from llmkit.checkpoint.tokenizer import has_tokenizer
-from llmkit.decoder.kv import KVCache
-from llmkit.decoder.scores import Scores
+from llmkit.decoder.kv import KVCache, Pair
 from llmkit.errors import InputError, RequirementError, SpecError, require_choice
 from llmkit.lazy_imports import torch
 from llmkit.tensors.finite import require_finite
@@ -169,18 +168,9 @@ class _RoundedCache(KVCache):
         super().__init__(capacity, keep=keep)
         self._scales = scales
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scores: Scores,
-        *,
-        of: int | None = None,
-    ) -> torch.Tensor:
-        k, v = (_rounded(x, scale) for x, scale in zip((k, v), self._scales[layer if of is None else of], strict=True))
-        return super().attend(layer, q, k, v, scores, of=of)
+    def taken(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
+        keys, values = self._scales[layer]
+        return _rounded(k, keys), _rounded(v, values)
 
 
 def _rounded(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import (
     Block,
     GatedMLP,
+    NormedResidual,
     OutputNorm,
     Parallel,
     PlainMLP,
@@ -102,11 +103,18 @@ def _plain(kind: PlainMLP, weights: GraphWeights, x: Any) -> Any:
     return weights.linear(activation(weights.graph, str(kind.act), weights.linear(x, "up")), "down")
 
 
-def _pre_norm(
-    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+def _sequential(
+    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: Any
 ) -> None:
-    stream.add(attention(stream.normed(norm, weights.under("attn_norm"))))
-    stream.add(mlp(stream.normed(norm, weights.under("mlp_norm"))))
+    """Norms before attention and MLP, after them, or both; that of the open sandwich is given x besides."""
+    norms = kind.norms  # type: ignore[attr-defined]
+
+    branches: dict[str, Any] = {"attn": attention, "mlp": mlp}
+    for part, branch in branches.items():
+        before, after = f"{part}_norm", f"{part}_post_norm"
+        y = stream.normed(norm, weights.under(before)) if before in norms else stream.value()
+        out = branch(y, stream.value()) if part == "mlp" and isinstance(kind, OpenSandwich) else branch(y)
+        stream.add(emit_norm(norm, weights.under(after), out) if after in norms else out)
 
 
 def _post_norm(
@@ -118,11 +126,13 @@ def _post_norm(
     stream.replace(stream.normed(norm, weights.under("mlp_norm")))
 
 
-def _output_norm(
-    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
+def _normed(
+    kind: NormedResidual, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: Any
 ) -> None:
-    stream.add(emit_norm(norm, weights.under("attn_post_norm"), attention(stream.value())))
-    stream.add(emit_norm(norm, weights.under("mlp_post_norm"), mlp(stream.value())))
+    for name, branch in (("attn_norm", attention), ("mlp_norm", mlp)):
+        y = stream.normed(norm, weights.under(name))
+        stream.replace(y if kind.alpha == 1 else weights.graph.op("Mul", y, weights.number(kind.alpha)))
+        stream.add(branch(y))
 
 
 def _mixer_only(
@@ -148,33 +158,16 @@ def _shared_parallel(
     stream.add(mlp(y))
 
 
-def _sandwich(
-    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: GraphFunction
-) -> None:
-    out = attention(stream.normed(norm, weights.under("attn_norm")))
-    stream.add(emit_norm(norm, weights.under("attn_post_norm"), out))
-    out = mlp(stream.normed(norm, weights.under("mlp_norm")))
-    stream.add(emit_norm(norm, weights.under("mlp_post_norm"), out))
-
-
-def _open_sandwich(
-    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: Any
-) -> None:
-    out = attention(stream.normed(norm, weights.under("attn_norm")))
-    stream.add(emit_norm(norm, weights.under("attn_post_norm"), out))
-    y = stream.normed(norm, weights.under("mlp_norm"))
-    stream.add(emit_norm(norm, weights.under("mlp_post_norm"), mlp(y, stream.value())))
-
-
 _MLPS: Hooks[Value] = {BesideExperts: emit_beside_experts, Experts: emit_experts, GatedMLP: gated_mlp, PlainMLP: _plain}
 _RESIDUALS: Hooks[None] = {
-    OpenSandwich: _open_sandwich,
+    OpenSandwich: _sequential,
     MixerOnly: _mixer_only,
-    PreNorm: _pre_norm,
+    NormedResidual: _normed,
+    PreNorm: _sequential,
     PostNorm: _post_norm,
-    OutputNorm: _output_norm,
+    OutputNorm: _sequential,
     Parallel: _parallel,
     SharedParallel: _shared_parallel,
-    Sandwich: _sandwich,
+    Sandwich: _sequential,
 }
 _BLOCKS: Hooks[None] = {AltUpBlock: _altup_block, Block: _attention_block, CarryingBlock: _carrying_block}

@@ -8,7 +8,8 @@ from llmkit.architecture.altup import LEAST_SQUARE, AltUpNorm
 from llmkit.architecture.carried import HiddenNorm
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
-from llmkit.architecture.kinds import LayerNorm, NoNorm, RMSNorm, UnitRMS
+from llmkit.architecture.kinds import HeadNorm, LayerNorm, NoNorm, RMSNorm, UnitRMS
+from llmkit.lazy_imports import np
 from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.weights import GraphWeights
 
@@ -60,8 +61,14 @@ class Stream:
 
 
 def _weight(kind: RMSNorm | LayerNorm, weights: GraphWeights) -> Value:
+    if not weights.has("weight"):
+        return _ones(weights, weights.model.dims.evaluate(kind.width))
     weight = weights.value("weight")
     return weights.graph.op("Add", weight, weights.number(kind.offset)) if kind.offset else weight
+
+
+def _ones(weights: GraphWeights, size: int) -> Value:
+    return weights.computed(weights.graph.constant(np.ones(size, dtype=np.float32)))
 
 
 def _rms(kind: RMSNorm, weights: GraphWeights, x: Value) -> Value:
@@ -74,6 +81,17 @@ def _layer_norm(kind: LayerNorm, weights: GraphWeights, x: Value) -> Value:
     normed: Value = weights.graph.op(
         "LayerNormalization", x, _weight(kind, weights), bias, axis=-1, epsilon=kind.epsilon
     )
+    return normed
+
+
+def _head_norm(kind: HeadNorm, weights: GraphWeights, x: Value) -> Value:
+    g, size = weights.graph, weights.model.dims.head_dim
+    scale = weights.value(kind.leaves[0])
+    if kind.is_apart:
+        scale = g.op("Concat", scale, *(weights.value(leaf) for leaf in kind.leaves[1:]), axis=0)
+        scale = g.op("Reshape", scale, g.ints(-1, size))
+    unit = g.op("LayerNormalization", x, _ones(weights, size), axis=-1, epsilon=kind.epsilon)
+    normed: Value = g.op("Mul", unit, scale)
     return normed
 
 
@@ -106,6 +124,7 @@ def _altup_norm(kind: AltUpNorm, weights: GraphWeights, x: Any) -> Value:
 
 _EMITTERS: Hooks[Value] = {
     AltUpNorm: _altup_norm,
+    HeadNorm: _head_norm,
     HiddenNorm: _rms,
     RMSNorm: _rms,
     LayerNorm: _layer_norm,

@@ -9,7 +9,7 @@ from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.indexer import NotingRope
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Alibi, NoPositions, Rope, SinusoidalPositions
-from llmkit.architecture.positions import sinusoidal_frequencies
+from llmkit.architecture.positions import CoarseAlibi, Growth, alibi_slopes, sinusoidal_frequencies
 from llmkit.architecture.scaling import DynamicNTK, LongRope
 from llmkit.lazy_imports import np
 from llmkit.onnx.context import GraphContext
@@ -38,7 +38,9 @@ class GraphPositions:
 
 def build_positions(kind: Kind) -> GraphPositions:
     """The reader of a position kind."""
-    return emitter_of(kind, _EMITTERS)()
+    reader = emitter_of(kind, _EMITTERS)()
+    growth = getattr(kind, "growth", None)
+    return reader if growth is None else _Growing(reader, growth)
 
 
 class Rotary(GraphPositions):
@@ -108,6 +110,49 @@ class _Alibi(GraphPositions):
         return context.once(("alibi", self._kind), make)
 
 
+class _CoarseAlibi(GraphPositions):
+    def key_bias(self, context: GraphContext) -> Any:
+        def make() -> Any:
+            g, dims = context.graph, context.model.dims
+
+            def rounded(x: Any) -> Any:
+                return g.cast(g.cast(x, "BFLOAT16"), "FLOAT")
+
+            slopes = rounded(g.constant(np.array(alibi_slopes(dims.heads), dtype=np.float32)[:, None]))
+            at = g.op("Unsqueeze", rounded(g.cast(context.key_positions(), "FLOAT")), g.ints(1))
+            return g.op("Mul", rounded(g.op("Mul", at, slopes)), g.number(dims.head_dim**-0.5))
+
+        return context.once("coarse alibi", make)
+
+
+class _Growing(GraphPositions):
+    """Those of another reader, and queries multiplied by what grows with them."""
+
+    def __init__(self, inner: GraphPositions, growth: Growth) -> None:
+        self._inner, self._growth = inner, growth
+
+    def rotate(self, context: GraphContext, x: Value, n_heads: int) -> Value:
+        return self._inner.rotate(context, x, n_heads)
+
+    def scaled(self, context: GraphContext, queries: Value) -> Any:
+        return context.graph.op("Mul", queries, context.once(self._growth, lambda: self._factors(context)))
+
+    def key_bias(self, context: GraphContext) -> Value | None:
+        return self._inner.key_bias(context)
+
+    def prefix(self, context: GraphContext) -> Value | None:
+        return self._inner.prefix(context)
+
+    def _factors(self, context: GraphContext) -> Any:
+        """[B, S, 1], once for all layers."""
+        g, (beta, length, first) = context.graph, self._growth.numbers
+        at = g.op("Add", g.cast(context.positions, "FLOAT"), g.number(first))
+        steps = g.op("Floor", g.op("Div", at, g.number(length)))
+        logs = g.op("Log", g.op("Add", steps, g.number(1.0)))
+        factors = g.op("Add", g.op("Mul", logs, g.number(beta)), g.number(1.0))
+        return in_compute_dtype(context, g.op("Unsqueeze", factors, g.ints(2)))
+
+
 def emit_waves(kind: SinusoidalPositions, context: GraphContext) -> Any:
     """What is added to the embeddings of the new tokens, [B, S, hidden]."""
     g, width = context.graph, context.model.dims.hidden
@@ -133,5 +178,6 @@ _EMITTERS: Hooks[GraphPositions] = {
     Rope: Rotary,
     NotingRope: Rotary,
     Alibi: _Alibi,
+    CoarseAlibi: lambda kind: _CoarseAlibi(),
     NoPositions: lambda kind: GraphPositions(),
 }

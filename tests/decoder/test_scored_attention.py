@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.decoder.kv import KVCache
+from llmkit.decoder.kv import Heads, KVCache
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.sdpa import attend_scored
 from llmkit.decoder.selection import Selection
@@ -99,7 +99,7 @@ def test_a_window_that_hides_nothing_is_none_and_one_that_hides_a_key_is_not():
     for n in (8, 9):
         cache = KVCache()
         cache.begin(torch.zeros(2, n, dtype=torch.int64), None)
-        found = cache.attend(0, q[:, :, :n], k[:, :, :n], v[:, :, :n], scores)
+        found = cache.attend(0, Heads(q[:, :, :n], k[:, :, :n], v[:, :, :n]), scores)
         wanted = formula(q[:, :, :n], k[:, :, :n], v[:, :, :n], positions[:, :n], window=8)
         assert (found - wanted).abs().max() < 2e-6
 

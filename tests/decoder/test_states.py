@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.decoder.kv import KVCache
+from llmkit.decoder.kv import Heads, KVCache
 from llmkit.decoder.packed import Packed
 from llmkit.decoder.scores import Scores
 from llmkit.decoder.states import Rows, Segments, short_convolution
@@ -85,7 +85,7 @@ def test_a_layer_may_keep_keys_and_a_state():
     cache.begin(torch.zeros(1, 4, dtype=torch.long), None)
     cache.recur(0, run, x)
     cache.recur(2, run, x)
-    cache.attend(2, keys, keys, keys, Scores(1.0))
+    cache.attend(2, Heads(keys, keys, keys), Scores(1.0))
     cache.end()
     layers = []
     packed = Packed(cache, [2, 3], keep=True, on_layer=lambda: layers.append(1))
@@ -93,7 +93,7 @@ def test_a_layer_may_keep_keys_and_a_state():
     more, new = torch.randn(1, 5, WIDTH), torch.randn(1, 2, 5, 8)
     packed.recur(0, run, more)
     packed.recur(2, run, more)
-    packed.attend(2, new, new, new, Scores(1.0))
+    packed.attend(2, Heads(new, new, new), Scores(1.0))
     assert len(layers) == 2
     other = packed.segment(1)
     assert other.layers == (2,)

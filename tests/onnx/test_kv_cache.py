@@ -301,6 +301,7 @@ def test_which_scales_of_a_checkpoint_are_taken(change, shape):
 def test_the_torch_cache_rounds_and_clips_as_the_kernel_does():
     """clip(round half to even(x / scale), -128, 127), as tests/onnx/test_int8_cache_kernel.py holds the kernel to."""
     from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.decoder.kv import Heads
     from llmkit.decoder.scores import Scores
     from llmkit.onnx.kv_cache import RoundedDecoder
 
@@ -308,7 +309,7 @@ def test_the_torch_cache_rounds_and_clips_as_the_kernel_does():
     cache = RoundedDecoder(load_decoder(open_checkpoint(MINI)), [(scale, 2 * scale)]).new_cache()
     cache.begin(torch.zeros(1, 4, dtype=torch.int64), None)
     x = torch.tensor([-100.0, 100.0, 0.75, -0.25])[None, None, :, None].expand(1, 2, 4, 32).contiguous()
-    cache.attend(0, torch.ones(1, 4, 4, 32), x, x, Scores(scale=1.0))
+    cache.attend(0, Heads(torch.ones(1, 4, 4, 32), x, x), Scores(scale=1.0))
     cache.end()
     keys, values = cache.layer(0)
     assert keys[0, 1, :, 5].tolist() == [-64.0, 63.5, 1.0, 0.0]
