@@ -11,6 +11,7 @@ from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, Head, Kind, PerLayer, RMSNorm, Rope
 from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.layer_types import is_dense
 from llmkit.architecture.names import linears
 
 from . import latent
@@ -47,12 +48,16 @@ def mixture(config: Mapping[str, Any], router: Router, n_shared: int) -> Experts
     return Experts(ACTIVATION, router=router, shared=f"{shared}*expert_ffn")
 
 
+def mlp_of(config: Mapping[str, Any], i: int, router: Router, *, n_dense: int, n_shared: int = 1) -> Kind:
+    """The MLP of layer `i`: dense layers first, then experts; with the defaults of the config's class."""
+    return GatedMLP(ACTIVATION) if is_dense(config, i, n_dense) else mixture(config, router, n_shared)
+
+
 def blocks(router: Router, *, n_dense: int, n_shared: int) -> PerLayer:
-    """Dense layers first, then experts; with the defaults of the config's class."""
+    """All layers of a model."""
 
     def block(config: Mapping[str, Any], i: int) -> Block:
-        is_dense = i < lookup(Key("first_k_dense_replace", n_dense), config)
-        return latent_block(config, GatedMLP(ACTIVATION) if is_dense else mixture(config, router, n_shared))
+        return latent_block(config, mlp_of(config, i, router, n_dense=n_dense, n_shared=n_shared))
 
     return PerLayer(block)
 

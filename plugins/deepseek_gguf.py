@@ -1,115 +1,105 @@
-"""DeepSeek-V2 and V3 in GGUF files whose kv_b is one tensor: llama.cpp runs those, as well as those that halve it."""
+"""DeepSeek-V2 and V3 in GGUF files: each head's half of kv_b for keys is transposed, and apart from that for values."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.experts import Experts
-from llmkit.architecture.gguf import GgufFamily, Metadata
-from llmkit.architecture.keys import as_bool, as_float
-from llmkit.architecture.kinds import Block, Rope
+from llmkit.architecture.gguf import Form, GgufFamily, Metadata, needs_experts
+from llmkit.architecture.gguf_experts import LED_KEYS, led_experts, needs_pairs_of_groups
+from llmkit.architecture.gguf_yarn import needs_yarn_to_stretch, yarn_config, yarn_metadata
 from llmkit.architecture.model import Model
-from llmkit.architecture.scaling import Yarn
 
 from . import latent
 
 _SOFTMAX, _SIGMOID = 1, 2
-_YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+_PLAIN_QUERIES = (26, 27)  # llama.cpp knows models whose queries are not compressed by their layers
 
 
-def _is_whole(metadata: Metadata, names: Collection[str], scores: int) -> bool:
-    return "blk.0.attn_kv_b.weight" in names and metadata.get("expert_gating_func", _SOFTMAX) == scores
+def is_whole(_: Metadata, names: Collection[str]) -> bool:
+    """Whether a file has kv_b as one tensor, as before llama.cpp cached what is compressed."""
+    return any(name.endswith(".attn_kv_b.weight") for name in names)
 
 
-def _read(metadata: Metadata) -> dict[str, Any]:
-    """What latent attention and experts add; YaRN's two mscales are one number there, a tenth of them."""
-    assert latent.GGUF.read is not None  # noqa: S101
-    config = dict(latent.GGUF.read(metadata))
-    has_groups = "expert_group_count" in metadata
-    config |= {"topk_method": "group_limited_greedy" if has_groups else "greedy"}
-    multiplier = metadata.get("rope.scaling.yarn_log_multiplier")
-    if multiplier is not None:
-        mscale = round(10 * multiplier, 6)
-        config["rope_scaling"] = {
-            "rope_type": "yarn",
-            "factor": round(metadata["rope.scaling.factor"], 6),
-            "original_max_position_embeddings": metadata["rope.scaling.original_context_length"],
-            **{key: metadata[f"rope.scaling.{name}"] for name, key in _YARN.items()},
-            "mscale": mscale,
-            "mscale_all_dim": mscale,
-        }
-    return config
-
-
-def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
-    assert latent.GGUF.write is not None  # noqa: S101
-    metadata = dict(latent.GGUF.write(model, config))
-    mlps = [block.mlp for block in model.blocks if isinstance(block, Block)]
-    experts = next(mlp for mlp in mlps if isinstance(mlp, Experts))
-    router, width = experts.router, model.dims.evaluate(experts.width)
-    groups, top_groups = router.choice_of_groups
-    metadata |= {
-        "leading_dense_block_count": sum(not isinstance(mlp, Experts) for mlp in mlps),
-        "expert_shared_count": model.dims.evaluate(experts.shared or "0") // width,
-        "expert_shared_feed_forward_length": None,
-        "expert_weights_scale": as_float(router.scale),
-        "expert_weights_norm": as_bool(router.is_normalized),
-        "expert_gating_func": _SIGMOID if router.scores == "sigmoid" else _SOFTMAX,
+def split(family: GgufFamily) -> GgufFamily:
+    """The family with two halves of kv_b; files that have it whole are read."""
+    halves = {"attn.k_b": "attn_k_b", "attn.v_b": "attn_v_b"}
+    slots = {slot: entry for slot, entry in family.slots.items() if slot != "attn.kv_b"}
+    forms = {
+        "attn.k_b.weight": Form(("heads", "nope", "kv_rank"), is_transposed=True),
+        "attn.v_b.weight": Form(("heads", "v_width", "kv_rank")),
     }
-    if groups > 1:
-        metadata |= {"expert_group_count": groups, "expert_group_used_count": top_groups}
-    scaling = _yarn(model)
-    if scaling is not None and scaling.mscale_all_dim:
-        metadata["rope.scaling.yarn_log_multiplier"] = 0.1 * scaling.mscale_all_dim
-    return metadata
+    keys = {"attention.head_count_kv": "", "attention.key_length": "", "attention.kv_lora_rank": "kv_lora_rank"}
+    return replace(
+        family,
+        slots={**slots, **halves},
+        forms={**family.forms, **forms},
+        keys={**family.keys, **keys},
+        older=replace(family, claims=is_whole, keys={**family.keys, **keys}),
+    )
 
 
-def _yarn(model: Model) -> Yarn | None:
-    position = model.block.position if isinstance(model.block, Block) else None
-    scaling = position.bound_scaling if isinstance(position, Rope) else None
-    return scaling if isinstance(scaling, Yarn) else None
+def compressed(model: Model) -> dict[str, Any]:
+    """What llama.cpp caches of a token: one key head of all that is compressed, and what a head makes of it."""
+    sizes = model.dims.extra
+    return {
+        "rope.dimension_count": model.dims.head_dim,
+        "attention.head_count_kv": 1,
+        "attention.q_lora_rank": sizes["q_rank"],
+        "attention.kv_lora_rank": sizes["kv_rank"],
+        "attention.key_length": sizes["cache_width"],
+        "attention.value_length": sizes["kv_rank"],
+        "attention.key_length_mla": sizes["qk_width"],
+        "attention.value_length_mla": sizes["v_width"],
+    }
 
 
-def _refuses(model: Model) -> str | None:
-    position = model.block.position if isinstance(model.block, Block) else None
-    if isinstance(position, Rope) and position.pairs != "interleaved":
-        return "its rotary pairs are the halves of a head, and files have them side by side"
-    scaling = _yarn(model)
-    if scaling is not None and scaling.mscale != scaling.mscale_all_dim:
-        return "it reads one mscale of YaRN, and this model has two"
-    experts = [b.mlp for b in model.blocks if isinstance(b, Block) and isinstance(b.mlp, Experts)]
-    if not experts:
-        return "all its layers are dense"
-    groups, top_groups = experts[0].router.choice_of_groups
-    if groups != top_groups and experts[0].router.group_score == "max":
-        return "it chooses groups by their two best experts, this model by the best"
-    return None
+def read(metadata: Metadata, *, takes_both: bool = True) -> dict[str, Any]:
+    """What latent attention adds, and YaRN."""
+    return {**latent.sizes_in_file(metadata), **yarn_config(metadata, takes_both=takes_both)}
 
 
-GGUF: GgufFamily = replace(
-    latent.GGUF,
-    keys={
-        **latent.GGUF.keys,
-        "leading_dense_block_count": "first_k_dense_replace",
-        "expert_count": "n_routed_experts",
-        "expert_shared_count": "n_shared_experts",
-        "expert_shared_feed_forward_length": "",
-        "expert_weights_scale": "routed_scaling_factor",
-        "expert_group_count": "n_group",
-        "expert_group_used_count": "topk_group",
-    },
-    pairs="interleaved",
-    read=_read,
-    write=_write,
-    refuses=_refuses,
-    claims=lambda metadata, names: _is_whole(metadata, names, _SOFTMAX),
+def write(model: Model, *, takes_both: bool = True) -> dict[str, Any]:
+    """The same as metadata, and those of experts."""
+    return {**compressed(model), **led_experts(model), **yarn_metadata(model, takes_both=takes_both)}
+
+
+def refuses(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model."""
+    if model.dims.layers in _PLAIN_QUERIES and model.dims.extra["q_rank"]:
+        return f"it takes queries of models of {model.dims.layers} layers for ones that are not compressed"
+    return needs_experts(model) or needs_pairs_of_groups(model) or needs_yarn_to_stretch(model)
+
+
+def _read_v2(metadata: Metadata) -> dict[str, Any]:
+    has_groups = "expert_group_count" in metadata
+    return {**read(metadata), "topk_method": "group_limited_greedy" if has_groups else "greedy"}
+
+
+def _is_of(metadata: Metadata, scores: int) -> bool:
+    return bool(metadata.get("expert_gating_func", _SOFTMAX) == scores)
+
+
+GGUF: GgufFamily = split(
+    replace(
+        latent.GGUF,
+        keys={**latent.GGUF.keys, **LED_KEYS},
+        pairs="interleaved",
+        read=_read_v2,
+        write=lambda model, _: write(model),
+        refuses=refuses,
+        claims=lambda metadata, _: _is_of(metadata, _SOFTMAX),
+    )
 )
-GGUF_V3 = replace(
-    GGUF,
-    keys={**GGUF.keys, "expert_weights_norm": "norm_topk_prob"},
-    config={**GGUF.config, "n_group": 1, "topk_group": 1},
-    read=lambda metadata: {**_read(metadata), "topk_method": "noaux_tc"},
-    claims=lambda metadata, names: _is_whole(metadata, names, _SIGMOID),
-)
+_V3 = {"config": {**GGUF.config, "n_group": 1, "topk_group": 1}, "noted": ("rope_interleave", "n_group", "topk_group")}
+
+
+def of_v3(family: GgufFamily, **changes: Any) -> GgufFamily:
+    """A family like V3 in its router, with these changes to both of its forms."""
+    both = {**_V3, "read": read, **changes}
+    assert family.older is not None  # noqa: S101
+    return replace(family, **both, older=replace(family.older, **{**both, "claims": is_whole}))
+
+
+GGUF_V3 = of_v3(GGUF, claims=lambda metadata, _: _is_of(metadata, _SIGMOID))

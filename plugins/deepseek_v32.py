@@ -4,36 +4,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.experts import Router
 from llmkit.architecture.indexer import IndexedAttention, index_sizes
-from llmkit.architecture.keys import Key, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, Kind, PerLayer, RMSNorm, Rope
-from llmkit.errors import SpecError
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Block, PerLayer, RMSNorm, Rope
 
 from . import latent
-from .deepseek2 import ACTIVATION, NAMES, NOT_COMPUTED, mixture
+from .deepseek2 import NAMES, NOT_COMPUTED, mlp_of
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
 
-_SORTS = ("dense", "sparse")
 INDEXER = {
     "attn.index_q": "self_attn.indexer.wq_b",
     "attn.index_k": "self_attn.indexer.wk",
     "attn.index_k_norm": "self_attn.indexer.k_norm",
     "attn.index_weights": "self_attn.indexer.weights_proj",
 }
-
-
-def mlp_of(config: Mapping[str, Any], i: int, router: Router) -> Kind:
-    """The MLP of layer `i`: dense ones first, or as `mlp_layer_types` says."""
-    types = config.get("mlp_layer_types")
-    if types is None:
-        is_dense = i < lookup(Key("first_k_dense_replace", 3), config)
-    elif isinstance(types, list) and len(types) > i and types[i] in _SORTS:
-        is_dense = types[i] == "dense"
-    else:
-        raise SpecError(f"config.json: mlp_layer_types must have one of {', '.join(_SORTS)} for layer {i}")
-    return GatedMLP(ACTIVATION) if is_dense else mixture(config, router, 1)
 
 
 def attention(**changes: Any) -> IndexedAttention:
@@ -46,7 +31,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
         attention=attention(has_halves=True),
         position=Rope(pairs="interleaved"),
-        mlp=mlp_of(config, i, ROUTER),
+        mlp=mlp_of(config, i, ROUTER, n_dense=3),
     )
 
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.experts import Router
 from llmkit.architecture.gguf import GgufFamily, needs_experts
-from llmkit.architecture.keys import Key, as_bool, as_float, lookup
+from llmkit.architecture.gguf_experts import LED_KEYS, led_experts
+from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
@@ -47,19 +48,6 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     )
 
 
-def _write(model: Model, _: Mapping[str, Any]) -> dict[str, Any]:
-    mlps = [block.mlp for block in model.blocks if isinstance(block, Block)]
-    experts = next(mlp for mlp in mlps if isinstance(mlp, Experts))
-    return {
-        "leading_dense_block_count": sum(not isinstance(mlp, Experts) for mlp in mlps),
-        "expert_shared_count": model.dims.evaluate(experts.shared or "0") // model.dims.extra["expert_ffn"],
-        "expert_shared_feed_forward_length": None,
-        "expert_weights_scale": as_float(experts.router.scale),
-        "expert_weights_norm": as_bool(experts.router.is_normalized),
-        "expert_gating_func": 2,  # sigmoid
-    }
-
-
 def _refuses(model: Model) -> str | None:
     if model.dims.heads != model.dims.kv_heads:
         return "it reads a key head for each query head"
@@ -82,16 +70,9 @@ ARCHITECTURE = Architecture(
     ),
     gguf=GgufFamily(
         "dots1",
-        keys={
-            "leading_dense_block_count": "first_k_dense_replace",
-            "expert_count": "n_routed_experts",
-            "expert_shared_count": "n_shared_experts",
-            "expert_shared_feed_forward_length": "",
-            "expert_weights_scale": "routed_scaling_factor",
-            "expert_weights_norm": "norm_topk_prob",
-        },
+        keys=LED_KEYS,
         config={"hidden_act": "silu", "sliding_window": None},
-        write=_write,
+        write=lambda model, _: led_experts(model),
         refuses=_refuses,
     ),
     tiny={

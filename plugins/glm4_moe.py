@@ -7,9 +7,9 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts, rotary_share
-from llmkit.architecture.keys import Computed, Key, as_bool, as_float
+from llmkit.architecture.gguf_experts import LED_KEYS, led_experts
+from llmkit.architecture.keys import Computed, Key, as_bool
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope, rotated_share
-from llmkit.architecture.model import Model
 from llmkit.architecture.names import linears
 
 from .llama import DIMS, NAMES, TINY
@@ -59,19 +59,6 @@ def _read(metadata: Metadata) -> dict[str, Any]:
     return {"num_hidden_layers": n_layers, "partial_rotary_factor": rotary_share(metadata)}
 
 
-def _write(model: Model, _: Mapping[str, Any]) -> dict[str, Any]:
-    mlps = [block.mlp for block in model.blocks if isinstance(block, Block)]
-    experts = next(mlp for mlp in mlps if isinstance(mlp, Experts))
-    return {
-        "leading_dense_block_count": sum(not isinstance(mlp, Experts) for mlp in mlps),
-        "expert_shared_count": model.dims.extra["shared_ffn"] // model.dims.extra["expert_ffn"],
-        "expert_shared_feed_forward_length": None,
-        "expert_weights_scale": as_float(experts.router.scale),
-        "expert_weights_norm": as_bool(experts.router.is_normalized),
-        "expert_gating_func": 2,  # sigmoid
-    }
-
-
 # The layer after the last predicts further tokens (46 of GLM-4.5-Air, 92 of the large ones): nothing reads it.
 _FURTHER = ("46", "92")
 ARCHITECTURE = Architecture(
@@ -99,18 +86,11 @@ ARCHITECTURE = Architecture(
         "glm4moe",
         slots={"mlp_norm": "post_attention_norm"},
         ignored=tuple(f"blk.{i}.*" for i in _FURTHER),
-        keys={
-            "leading_dense_block_count": "first_k_dense_replace",
-            "expert_count": "n_routed_experts",
-            "expert_shared_count": "n_shared_experts",
-            "expert_shared_feed_forward_length": "",
-            "expert_weights_scale": "routed_scaling_factor",
-            "expert_weights_norm": "norm_topk_prob",
-        },
+        keys=LED_KEYS,
         config={"hidden_act": "silu"},
         flags={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
         read=_read,
-        write=_write,
+        write=lambda model, _: led_experts(model),
         refuses=needs_experts,
         tokenizer_pre="glm4",
     ),

@@ -6,16 +6,14 @@ from typing import Any
 
 from llmkit.architecture.experts import Router
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GatedMLP, Kind, PerLayer
-from llmkit.errors import SpecError
+from llmkit.architecture.kinds import Block, PerLayer
 
 from . import latent
-from .deepseek2 import ACTIVATION, NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mixture
+from .deepseek2 import NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mlp_of
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
 from .deepseek_gguf import GGUF_V3
 
-_SORTS = ("dense", "sparse")
 _ROUTER: Router = replace(
     ROUTER,
     count=Key("n_routed_experts", 64),
@@ -27,12 +25,7 @@ _ROUTER: Router = replace(
 
 
 def _block(config: Mapping[str, Any], i: int) -> Block:
-    stated = config.get("mlp_layer_types")
-    types = stated or ["dense"] * config.get("first_k_dense_replace", 1) + ["sparse"] * config["num_hidden_layers"]
-    if not isinstance(types, list) or len(types) <= i or types[i] not in _SORTS:
-        raise SpecError(f"config.json: mlp_layer_types must have one of {', '.join(_SORTS)} for layer {i}")
-    mlp: Kind = GatedMLP(ACTIVATION) if types[i] == "dense" else mixture(config, _ROUTER, 1)
-    return latent_block(config, mlp, eps=1e-5)
+    return latent_block(config, mlp_of(config, i, _ROUTER, n_dense=1), eps=1e-5)
 
 
 ARCHITECTURE = replace(
@@ -44,7 +37,7 @@ ARCHITECTURE = replace(
     dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 1536)}, nope=192, q_rank=768, v=256),
     block=PerLayer(_block),
     names=replace(NAMES, ignored=(*NAMES.ignored, "model.layers.47.*")),
-    gguf=replace(GGUF_V3, noted=("architectures", "model_type")),  # llama.cpp has one name for both
+    gguf=replace(GGUF_V3, noted=(*GGUF_V3.noted, "architectures", "model_type")),  # llama.cpp has one name for both
     unused=(*NOT_COMPUTED, "partial_rotary_factor", "first_k_dense_replace"),
     tiny={
         **TINY, "n_group": 1,

@@ -10,9 +10,10 @@ from llmkit.architecture.kinds import Block, PerLayer, RMSNorm
 from llmkit.errors import SpecError
 
 from . import latent
+from .deepseek2 import mlp_of
 from .deepseek3 import ROUTER
 from .deepseek_v32 import ARCHITECTURE as V32
-from .deepseek_v32 import TINY, VARIANTS, attention, mlp_of
+from .deepseek_v32 import TINY, VARIANTS, attention
 
 _ROUTER = replace(ROUTER, groups=Key("n_group", 1), top_groups=Key("topk_group", 1))
 _SORTS = {"full": False, "shared": True, "F": False, "S": True}
@@ -34,7 +35,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
         attention=attention(shares=_shares(config, i)),
         position=NotingRope(pairs="interleaved"),
-        mlp=mlp_of(config, i, _ROUTER),
+        mlp=mlp_of(config, i, _ROUTER, n_dense=3),
     )
 
 

@@ -51,10 +51,12 @@ def dims(extra: Mapping[str, Key | Computed], rope: int = 64, **defaults: Any) -
     return replace(LLAMA_DIMS, kv_heads=DERIVED, head_dim=Key("qk_rope_head_dim", rope), extra={**latent, **extra})
 
 
-def _config(metadata: Metadata) -> dict[str, Any]:
-    width = metadata["attention.key_length"]
-    value = metadata.get("attention.value_length") or metadata["embedding_length"] // metadata["attention.head_count"]
-    rank = metadata.get("attention.q_lora_rank")
+def sizes_in_file(metadata: Metadata) -> dict[str, Any]:
+    """The sizes of config.json that follow from those of a head in a file."""
+    is_split = "attention.key_length_mla" in metadata
+    width, value = (metadata.get(f"attention.{of}_length" + "_mla" * is_split) for of in ("key", "value"))
+    value = value or metadata["embedding_length"] // metadata["attention.head_count"]
+    rank = metadata.get("attention.q_lora_rank") or None
     return {"q_lora_rank": rank, "qk_nope_head_dim": width - metadata["rope.dimension_count"], "v_head_dim": value}
 
 
@@ -85,6 +87,6 @@ GGUF = GgufFamily(
         "rope.dimension_count": "qk_rope_head_dim",
     },
     config={"hidden_act": "silu"},
-    read=_config,
+    read=sizes_in_file,
     write=_metadata,
 )

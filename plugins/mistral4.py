@@ -6,17 +6,17 @@ from typing import Any
 
 from llmkit.architecture.experts import Router
 from llmkit.architecture.gguf import Metadata
-from llmkit.architecture.keys import Key, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, PerLayer, Rope
+from llmkit.architecture.keys import Key
+from llmkit.architecture.kinds import Block, PerLayer, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Stacked
 from llmkit.architecture.scaling import Yarn
 
 from . import latent
-from .deepseek2 import ACTIVATION, NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mixture, pairs
+from .deepseek2 import NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mlp_of, pairs
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
-from .deepseek_gguf import GGUF
+from .deepseek_gguf import GGUF, of_v3, read, refuses, write
 from .ministral import GROWTH
 
 _ROUTER: Router = replace(
@@ -38,30 +38,28 @@ _STACKED = {
 
 
 def _block(config: Mapping[str, Any], i: int) -> Block:
-    is_dense = i < lookup(Key("first_k_dense_replace", 0), config)
-    block = latent_block(config, GatedMLP(ACTIVATION) if is_dense else mixture(config, _ROUTER, 1))
+    block = latent_block(config, mlp_of(config, i, _ROUTER, n_dense=0))
     return replace(block, position=Rope(pairs=pairs(config), growth=GROWTH))
 
 
 def _read(metadata: Metadata) -> dict[str, Any]:
-    assert GGUF.read is not None  # noqa: S101
-    config = {key: value for key, value in GGUF.read(metadata).items() if key != "topk_method"}
+    config = read(metadata, takes_both=False)
     beta = round(metadata.get("attention.temperature_scale", 0.0), 6)
     return config | {"rope_scaling": {**config.get("rope_scaling", {}), "llama_4_scaling_beta": beta}}
 
 
-def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
-    assert GGUF.write is not None and isinstance(model.block, Block)  # noqa: S101, PT018
+def _write(model: Model, _: Mapping[str, Any]) -> dict[str, Any]:
+    assert isinstance(model.block, Block)  # noqa: S101
     rope: Any = model.block.position
     growth = {"attention.temperature_scale": rope.growth.beta, "attention.temperature_length": rope.growth.length}
-    return {**GGUF.write(model, config), **growth}
+    return {**write(model, takes_both=False), **growth}
 
 
 def _refuses(model: Model) -> str | None:
     position = model.block.position if isinstance(model.block, Block) else None
     if not isinstance(position, Rope) or not isinstance(position.bound_scaling, Yarn):
         return "its positions are not YaRN's"
-    return GGUF.refuses(model) if GGUF.refuses is not None else None
+    return refuses(model)
 
 
 ARCHITECTURE = replace(
@@ -74,16 +72,7 @@ ARCHITECTURE = replace(
     block=PerLayer(_block),
     names=replace(NAMES, slots={**_SLOTS, **_STACKED}),
     fixed=latent.ONE_KEY_EACH,
-    gguf=replace(
-        GGUF,
-        arch="mistral4",
-        keys={**GGUF.keys, "expert_weights_norm": "norm_topk_prob"},
-        config={**GGUF.config, "n_group": 1, "topk_group": 1},
-        read=_read,
-        write=_write,
-        refuses=_refuses,
-        claims=lambda _, names: "blk.0.attn_kv_b.weight" in names,
-    ),
+    gguf=of_v3(GGUF, arch="mistral4", read=_read, write=_write, refuses=_refuses, claims=None),
     unused=(*NOT_COMPUTED, "rope_*.partial_rotary_factor", "rope_*.max_position_embeddings"),
     tiny={
         **TINY, "n_group": 1, "topk_group": 1,

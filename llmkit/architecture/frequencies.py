@@ -73,7 +73,7 @@ def frequencies(
         case LongRope():
             return _long(power(theta, exponents), scaling, length), scaling.attention_factor
         case Yarn():
-            return _yarn(theta, dim, power(theta, exponents), scaling), _yarn_factor(scaling)
+            return _yarn(theta, dim, power(theta, exponents), scaling), yarn_factor(scaling)
     raise RequirementError(
         f"no reader knows the RoPE scaling {scaling.name!r}",
         hint="correct rope_scaling: known are linear, dynamic, llama3, longrope, proportional and yarn",
@@ -118,7 +118,8 @@ def _yarn(theta: float, dim: int, powers: Floats, scaling: Yarn) -> Floats:
     return blended
 
 
-def _yarn_factor(scaling: Yarn) -> float:
+def yarn_factor(scaling: Yarn) -> float:
+    """What YaRN multiplies cos and sin by."""
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:

@@ -112,6 +112,7 @@ class GgufFamily:
         refuses: why llama.cpp cannot run a model of the family, of which metadata would say nothing; None if it can.
         claims: which files of this architecture are the family's, from their metadata and tensor names; None for all,
             where no other family claims them.
+        older: how earlier writers had it, in files that its `claims` takes; only read.
         has_pairs_without_rope: q and k are reordered like rotary rows though the model has no rotary positions.
         has_windows: llama.cpp applies `attention.sliding_window` to this architecture.
         is_robust: llama.cpp's presets give its layers fewer bits than those of other families, and its head more.
@@ -139,10 +140,16 @@ class GgufFamily:
     noted: tuple[str, ...] = ()
     refuses: Callable[[Model], str | None] | None = None
     claims: Callable[[Metadata, Collection[str]], bool] | None = None
+    older: GgufFamily | None = None
     has_windows: bool = False
     has_pairs_without_rope: bool = False
     is_robust: bool = False
     tokenizer_pre: str | None = None
+
+    def of_file(self, metadata: Metadata, names: Collection[str]) -> GgufFamily:
+        """The form that a file has, from its metadata and the names of its tensors."""
+        older = self.older
+        return older if older is not None and older.claims is not None and older.claims(metadata, names) else self
 
     @property
     def names(self) -> Names:

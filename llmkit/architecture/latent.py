@@ -107,6 +107,10 @@ class LatentAttention(Kind):
         """The linear layers of a bound kind that read x."""
         return ("q_a", "kv_a") if self.compresses_queries else ("q", "kv_a")
 
+    def rotary_widths(self, dims: Sizes) -> dict[str, int]:
+        """The linear layers whose rows turn, and how many rows are a block, of which the last `head_dim` do."""
+        return {"q_b" if self.compresses_queries else "q": dims.extra["qk_width"], "kv_a": dims.extra["cache_width"]}
+
     def norm(self, width: str) -> RMSNorm:
         """The norm of what is compressed to `width`."""
         return RMSNorm(eps=as_float(self.eps), width=width)

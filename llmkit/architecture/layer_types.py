@@ -7,7 +7,7 @@ from typing import Any
 
 from llmkit.errors import SpecError
 
-_SORTS = ("full_attention", "sliding_attention")
+_SORTS, _MLPS = ("full_attention", "sliding_attention"), ("dense", "sparse")
 
 
 def layer_type(config: Mapping[str, Any], i: int, sorts: Sequence[str], rule: Callable[[int], str]) -> str:
@@ -44,3 +44,21 @@ def window_of(config: Mapping[str, Any], default: int | None) -> int | None:
     if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
         raise SpecError(f"config.json: sliding_window is {width!r}, expected a positive whole number or null")
     return width
+
+
+def is_dense(config: Mapping[str, Any], i: int, n_dense: int) -> bool:
+    """Whether layer `i` has no experts: as `mlp_layer_types` says, or one of the first `first_k_dense_replace`.
+
+    Args:
+        n_dense: how many these are, where config.json does not say.
+
+    Raises:
+        SpecError: `mlp_layer_types` has too few entries, or one that is neither sort.
+    """
+    types = config.get("mlp_layer_types")
+    if types is None:
+        stated = config.get("first_k_dense_replace")
+        return i < (n_dense if stated is None else int(stated))
+    if not isinstance(types, list) or len(types) <= i or types[i] not in _MLPS:
+        raise SpecError(f"config.json: mlp_layer_types must have one of {', '.join(_MLPS)} for layer {i}")
+    return bool(types[i] == _MLPS[0])

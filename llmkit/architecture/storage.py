@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import EXPERT, Names
 from llmkit.architecture.positions import Rope
@@ -157,16 +158,22 @@ def rotary_pairs(weights: Mapping[str, Lazy], model: Model, *, to: str) -> dict[
             continue
         size = model.dims.evaluate(position.size)
         rotated = position.rotated(size)
+        attention = getattr(block, "attention", None)
+        widths = (
+            attention.rotary_widths(model.dims) if isinstance(attention, LatentAttention) else {"q": size, "k": size}
+        )
         half = rotated // 2
         if to == "half":
             order = [*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, size)]
         else:
             order = [j for pair in zip(range(half), range(half, rotated), strict=True) for j in pair]
             order += range(rotated, size)
-        for leaf in ("q.weight", "k.weight", "q.bias", "k.bias"):
-            name = f"layers.{i}.attn.{leaf}"
-            if name in changed:
-                changed[name] = permute_blocks(changed[name], order, op=f"rotary {to}")
+        for layer, width in widths.items():
+            before = width - size
+            rows = [*range(before), *(before + j for j in order)]
+            for name in (f"layers.{i}.attn.{layer}.weight", f"layers.{i}.attn.{layer}.bias"):
+                if name in changed:
+                    changed[name] = permute_blocks(changed[name], rows, op=f"rotary {to}")
     return changed
 
 

@@ -13,7 +13,7 @@ from llmkit.errors import InputError, SpecError
 from llmkit.formats.folder import is_weight_file
 from llmkit.formats.gguf_files import GgufModel, find_gguf, looks_like, read_model
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.gguf_values import architecture_of, config_of
+from llmkit.layouts.gguf_values import architecture_of, config_of, family_of
 from llmkit.layouts.gguf_weights import from_gguf, unlisted
 from llmkit.layouts.layout import Layout, Opened, plain_model
 from llmkit.quantization.codecs.gguf import stored_tensor
@@ -53,11 +53,12 @@ def read(path: Path) -> Opened:
     arch = model.metadata.get("general.architecture")
     n_experts = model.metadata.get(f"{arch}.expert_count", 0)
     architecture = architecture_of(model.metadata, tensors)
-    if architecture is None or architecture.gguf is None:
+    family = family_of(architecture, model.metadata, tensors) if architecture is not None else None
+    if architecture is None or family is None:
         what = f"{arch!r} with {n_experts} experts" if n_experts else repr(arch)
         warning = f"no plugin describes GGUF's {what}: names stay as in the file, only tensor-wise work is possible"
         return Opened(NAME, tensors, {}, warnings=(warning,), details=_details(model))
-    return _as_transformers(path, model, tensors, architecture, architecture.gguf)
+    return _as_transformers(path, model, tensors, architecture, family)
 
 
 def _as_transformers(

@@ -54,6 +54,12 @@ def architecture_of(metadata: Metadata, names: Collection[str]) -> Architecture 
     return next(iter([*claiming, *general]), None)
 
 
+def family_of(architecture: Architecture, metadata: Metadata, names: Collection[str]) -> GgufFamily | None:
+    """How a file of a family that has these metadata and tensors has them; None where the family has no files."""
+    family = architecture.gguf
+    return None if family is None else family.of_file(_stripped(metadata, family.arch), names)
+
+
 def _families() -> Iterator[Architecture]:
     for loaded in registry.default_registry().load_all().values():
         if isinstance(loaded, Architecture):

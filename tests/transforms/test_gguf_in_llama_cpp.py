@@ -53,9 +53,9 @@ for prompt in json.loads(sys.argv[2]):
     found.append([ids, new])
 print(json.dumps(found))
 """
-# One mscale: llama.cpp reads no two.
-MISTRAL_4 = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8,
-             "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+MISTRAL_4 = {**YARN, "original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0,
+             "llama_4_scaling_beta": 0.1}  # fmt: skip
 # llama.cpp knows sizes and positions of some families by the number of layers, and applies no window to some.
 CASES = {
     ("baichuan", None): {"num_hidden_layers": 32}, ("baichuan", "baichuan2-7b"): {"num_hidden_layers": 32},
@@ -75,12 +75,16 @@ CASES = {
     ("olmo3", "yarn"): {}, ("phi", "phi-2"): {}, ("seed_oss", None): {}, ("smollm3", None): {},
     ("starcoder2", None): {"sliding_window": 30}, ("cohere", "r-plus"): {"num_hidden_layers": 64},
     ("deepseek2", None): {}, ("deepseek2", "yarn"): {}, ("deepseek3", None): {},
-    ("deepseek3", "no-groups"): {}, ("minicpm3", None): {}, ("minicpm3", "longrope"): {},
+    ("deepseek3", "no-groups"): {}, ("deepseek3", "yarn"): {},
+    ("deepseek3", "plain-queries"): {"attention_bias": False},
+    ("glm4_moe_lite", "yarn"): {"rope_parameters": YARN}, ("glm4_moe_lite", "types"): {"mlp_layer_types": None},
+    ("dots1", "groups"): {"attention_bias": False, "tie_word_embeddings": False},
+    ("minicpm3", None): {}, ("minicpm3", "longrope"): {},
     ("gpt_bigcode", None): {}, ("internlm2", None): {}, ("minicpm", None): {},
     ("minicpm", "untied"): {}, ("mpt", None): {}, ("mpt", "clipped"): {}, ("qwen", None): {}, ("xverse", None): {},
     ("gpt_oss", None): {}, ("glm4_moe", None): {}, ("ernie4_5_moe", None): {}, ("hunyuan_moe", None): {},
     ("minimax_m2", None): {}, ("granitemoe", None): {}, ("granitemoe", "biases"): {}, ("granitemoeshared", None): {},
-    ("granitemoeshared", "unshared"): {}, ("glm4_moe", "groups"): {"n_group": 1, "topk_group": 1},
+    ("granitemoeshared", "unshared"): {}, ("glm4_moe", "groups"): {},
     ("glm4_moe", "defaults"): {}, ("gpt_oss", "transformers-5"): {"layer_types": None},
     ("ernie4_5_moe", "unshared"): {"moe_layer_end_index": -1},
     ("hunyuan_moe", "plain"): {"attention_bias": False, "moe_topk": 2},
@@ -90,8 +94,8 @@ CASES = {
     ("falcon_h1", "norm-after"): {"tie_word_embeddings": True, "mamba_conv_bias": True},
     ("bamba", None): {}, ("bamba", "tied"): {"mamba_conv_bias": True}, ("granitemoehybrid", None): {},
     ("granitemoehybrid", "rope"): {"mamba_conv_bias": True}, ("granitehybrid", None): {},
-    ("glm4_moe_lite", None): {}, ("mistral4", None): {"rope_parameters": MISTRAL_4},
-    ("mistral4", "groups"): {"rope_parameters": MISTRAL_4, "rope_interleave": True}, ("apertus", None): {},
+    ("glm4_moe_lite", None): {}, ("mistral4", None): {},
+    ("mistral4", "groups"): {"rope_parameters": MISTRAL_4}, ("apertus", None): {},
     ("apertus", "defaults"): {},
     ("rwkv7", None): {}, ("rwkv6", None): {}, ("rwkv6", "rescaled"): {}, ("rwkv6", "defaults"): {},
     ("jamba", "dense"): {"mamba_conv_bias": True}, ("qwen3_next", None): {},
@@ -130,7 +134,8 @@ def test_logits(tmp_path, name, variant):
 _BLOCKS = [("llama", each) for each in ("q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs")]
 
 
-_MORE = ("qwen3_moe", "lfm2", "mamba", "jamba", "qwen3_5", "qwen3_next", "falcon_h1", "rwkv6", "rwkv7", "apertus")
+_MORE = ("qwen3_moe", "lfm2", "mamba", "jamba", "qwen3_5", "qwen3_next", "falcon_h1", "rwkv6", "rwkv7", "apertus",
+         "deepseek3")  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "type_"), [*_BLOCKS, *((n, "q4_k_m") for n in _MORE)])
@@ -141,6 +146,10 @@ def test_blocks(tmp_path, name, type_):
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
     if "num_experts" in architecture.tiny:  # all of them for each token: rounded activations may choose others
         sizes |= {"moe_intermediate_size": 256, "num_experts_per_tok": architecture.tiny["num_experts"]}
+    if "n_routed_experts" in architecture.tiny:
+        sizes |= {"moe_intermediate_size": 256, "num_experts_per_tok": architecture.tiny["n_routed_experts"],
+                  "n_group": 1, "topk_group": 1, "num_key_value_heads": 8, "kv_lora_rank": 256, "q_lora_rank": 256,
+                  "qk_nope_head_dim": 32, "v_head_dim": 32}  # fmt: skip
     if "attention_hidden_size" in architecture.tiny:
         sizes["attention_hidden_size"] = 256
     ckpt = random_checkpoint(architecture, {**architecture.tiny_config(), **sizes})

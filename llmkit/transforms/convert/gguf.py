@@ -256,8 +256,10 @@ def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow, importance: Se
         return cast_vector(lazy, dtype)
     if dtype is not None:
         return cast({name: lazy}, dtype, overflow)[name]
-    if isinstance(lazy.node, Stack) and len(importance) > 1:
-        pairs = zip(lazy.node.inputs, importance, strict=True)
+    if isinstance(lazy.node, Stack):
+        matrices = lazy.node.inputs
+        each = importance if len(importance) == len(matrices) else [None] * len(matrices)  # stacked in files alone
+        pairs = zip(matrices, each, strict=True)
         return Stack([quantized(matrix, kind, name, squares) for matrix, squares in pairs]).output()
     return quantized(lazy, kind, name, importance[0])
 
