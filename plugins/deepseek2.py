@@ -44,7 +44,7 @@ def latent_block(config: Mapping[str, Any], mlp: Kind, eps: float = 1e-6) -> Blo
 
 def mixture(config: Mapping[str, Any], router: Router, n_shared: int) -> Experts:
     """Experts, and so many of them side by side that every token goes through."""
-    shared = lookup(Key("n_shared_experts", n_shared), config)
+    shared = lookup(Key(("n_shared_experts", "num_shared_experts"), n_shared), config)
     return Experts(ACTIVATION, router=router, shared=f"{shared}*expert_ffn")
 
 

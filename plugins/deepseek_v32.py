@@ -12,6 +12,7 @@ from . import latent
 from .deepseek2 import NAMES, NOT_COMPUTED, mlp_of
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
+from .indexer_gguf import GGUF
 
 INDEXER = {
     "attn.index_q": "self_attn.indexer.wq_b",
@@ -40,11 +41,11 @@ TINY: dict[str, Any] = {
     "kv_lora_rank": 12,
     "index_topk": 2048,
     "index_n_heads": 16,
-    "index_head_dim": 8,
+    "index_head_dim": 64,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "chosen": {"index_topk": 5, "attention_bias": True, "mlp_layer_types": ["sparse", "dense"]},
-    "yarn": {**V3.variants["yarn"], "index_topk": 7, "index_head_dim": 4},
+    "chosen": {"index_topk": 5, "index_head_dim": 4, "attention_bias": True, "mlp_layer_types": ["sparse", "dense"]},
+    "yarn": {**V3.variants["yarn"], "index_topk": 7},
 }
 
 ARCHITECTURE = replace(
@@ -56,8 +57,7 @@ ARCHITECTURE = replace(
     dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 2048), **index_sizes(heads=64)}),
     block=PerLayer(_block),
     names=replace(NAMES, slots={**NAMES.slots, **INDEXER}, ignored=(*NAMES.ignored, "model.layers.61.*")),
-    gguf=None,
-    no_gguf="its files keep the indexer, which is not read or written yet",
+    gguf=GGUF,
     unused=(*NOT_COMPUTED, "first_k_dense_replace", "layer_types"),
     tiny={**TINY, "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"},
     variants=VARIANTS,

@@ -14,6 +14,7 @@ from .deepseek2 import mlp_of
 from .deepseek3 import ROUTER
 from .deepseek_v32 import ARCHITECTURE as V32
 from .deepseek_v32 import TINY, VARIANTS, attention
+from .indexer_gguf import GGUF_GLM
 
 _ROUTER = replace(ROUTER, groups=Key("n_group", 1), top_groups=Key("topk_group", 1))
 _SORTS = {"full": False, "shared": True, "F": False, "S": True}
@@ -50,6 +51,7 @@ ARCHITECTURE = replace(
     ),
     block=PerLayer(_block),
     names=replace(V32.names, ignored=(*V32.names.ignored[:-1], "model.layers.78.*")),
+    gguf=GGUF_GLM,
     unused=(*V32.unused, "index_topk_freq", "index_skip_topk_offset", "index_topk_pattern"),
     tiny={
         **TINY, "architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa", "n_group": 1, "topk_group": 1,

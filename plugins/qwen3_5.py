@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.deltanet import GatedDeltaNet
+from llmkit.architecture.deltanet import GatedDeltaNet, delta_sizes
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import (
     Block,
@@ -37,11 +37,13 @@ DIMS = replace(
     kv_heads=Key("num_key_value_heads", 4),
     head_dim=Key("head_dim", 256),
     extra={
-        "delta_key_heads": Key("linear_num_key_heads", 16),
-        "delta_value_heads": Key("linear_num_value_heads", 32),
-        "delta_key_dim": Key("linear_key_head_dim", 128),
-        "delta_value_dim": Key("linear_value_head_dim", 128),
-        "delta_kernel": Key("linear_conv_kernel_dim", 4),
+        **delta_sizes(
+            heads=Key("linear_num_key_heads", 16),
+            width=Key("linear_key_head_dim", 128),
+            kernel=Key("linear_conv_kernel_dim", 4),
+            value_heads=Key("linear_num_value_heads", 32),
+            value_width=Key("linear_value_head_dim", 128),
+        ),
     },
 )
 

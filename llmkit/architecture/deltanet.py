@@ -5,12 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
 from llmkit.architecture.kinds import RMSNorm
 from llmkit.architecture.sizes import Sizes
 
 NORM_EPS = 1e-6
 """Added to the sum of squares of a head of queries or keys, in the original and in its kernels."""
+
+
+def delta_sizes(
+    *, heads: Key, width: Key, kernel: Key, value_heads: Key | None = None, value_width: Key | None = None
+) -> dict[str, Key | Computed]:
+    """`Dims.extra` of the delta rule; heads of values are as many and as wide as those of keys, or as said."""
+    return {
+        "delta_key_heads": heads,
+        "delta_value_heads": value_heads or heads,
+        "delta_key_dim": width,
+        "delta_value_dim": value_width or width,
+        "delta_kernel": kernel,
+    }
 
 
 @dataclass(frozen=True)

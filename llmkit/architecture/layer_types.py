@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llmkit.architecture.keys import Key, lookup
 from llmkit.errors import SpecError
 
 _SORTS, _MLPS = ("full_attention", "sliding_attention"), ("dense", "sparse")
@@ -23,6 +24,24 @@ def layer_type(config: Mapping[str, Any], i: int, sorts: Sequence[str], rule: Ca
         found = types[i] if isinstance(types, list) and len(types) > i else types
         raise SpecError(f"config.json: layer_types[{i}] must be one of {', '.join(sorts)}, found {found!r}")
     return str(types[i])
+
+
+def listed_type(config: Mapping[str, Any], i: int, lists: Mapping[str, str]) -> str | None:
+    """The sort of layer `i` by lists of layers, which count from 1; None where config.json lacks one of them.
+
+    Args:
+        lists: key of config.json (`linear_attn_config.kda_layers`) -> the sort of the layers in it.
+
+    Raises:
+        SpecError: none has it, or several do.
+    """
+    listed = {sort: lookup(Key(key, None), config) for key, sort in lists.items()}
+    if any(layers is None for layers in listed.values()):
+        return None
+    sorts = [sort for sort, layers in listed.items() if isinstance(layers, list) and i + 1 in layers]
+    if len(sorts) != 1:
+        raise SpecError(f"config.json: layer {i + 1} must be in one of {' and '.join(lists)}")
+    return sorts[0]
 
 
 def is_sliding(config: Mapping[str, Any], i: int, rule: Callable[[int], bool]) -> bool:

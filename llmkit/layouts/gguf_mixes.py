@@ -150,6 +150,8 @@ _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _ALWAYS_F32 = (  # or the ends of names
     *("position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"),
     *("ssm_conv1d.weight", "shortconv.conv.weight", "time_mix_lerp_fused.weight", "time_mix_first.weight"),
+    *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
+    "indexer.proj.weight",
     *(f"time_mix_{name}{i}.weight" for name in ("w", "a", "v", "g", "decay_w") for i in (1, 2)),
 )
 # llama.cpp knows its 70B model by this: matrices of values, an eighth of the others in size, are given more bits.

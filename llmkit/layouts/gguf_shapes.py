@@ -35,8 +35,9 @@ def _each(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily, turned:
         if slot.name in tensors:
             form = family.forms.get(leaf_of(slot.id))
             is_turned = form is not None and form.is_transposed
-            shape = _shape(slot, model, form.shape if form is not None else ())
-            if shape != slot.shape or is_turned:
+            formulas = form.shape if form is not None else ()
+            shape = _shape(slot, model, formulas)
+            if formulas or is_turned or shape != slot.shape:
                 found[slot.name] = turned(tensors[slot.name], slot.shape, shape, is_turned)  # type: ignore[operator]
     return found
 

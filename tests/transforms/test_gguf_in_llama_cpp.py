@@ -78,6 +78,10 @@ CASES = {
     ("deepseek3", "no-groups"): {}, ("deepseek3", "yarn"): {},
     ("deepseek3", "plain-queries"): {"attention_bias": False},
     ("glm4_moe_lite", "yarn"): {"rope_parameters": YARN}, ("glm4_moe_lite", "types"): {"mlp_layer_types": None},
+    ("kimi_linear", None): {}, ("kimi_linear", "published"): {},
+    ("deepseek_v32", None): {}, ("deepseek_v32", "yarn"): {},
+    ("deepseek_v32", "chosen"): {"index_head_dim": 64, "attention_bias": False, "mlp_layer_types": None},
+    ("glm5", None): {}, ("glm5", "shared"): {},
     ("dots1", "groups"): {"attention_bias": False, "tie_word_embeddings": False},
     ("minicpm3", None): {}, ("minicpm3", "longrope"): {},
     ("gpt_bigcode", None): {}, ("internlm2", None): {}, ("minicpm", None): {},
@@ -135,7 +139,7 @@ _BLOCKS = [("llama", each) for each in ("q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q
 
 
 _MORE = ("qwen3_moe", "lfm2", "mamba", "jamba", "qwen3_5", "qwen3_next", "falcon_h1", "rwkv6", "rwkv7", "apertus",
-         "deepseek3")  # fmt: skip
+         "deepseek3", "kimi_linear", "glm5")  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "type_"), [*_BLOCKS, *((n, "q4_k_m") for n in _MORE)])
@@ -148,8 +152,12 @@ def test_blocks(tmp_path, name, type_):
         sizes |= {"moe_intermediate_size": 256, "num_experts_per_tok": architecture.tiny["num_experts"]}
     if "n_routed_experts" in architecture.tiny:
         sizes |= {"moe_intermediate_size": 256, "num_experts_per_tok": architecture.tiny["n_routed_experts"],
-                  "n_group": 1, "topk_group": 1, "num_key_value_heads": 8, "kv_lora_rank": 256, "q_lora_rank": 256,
-                  "qk_nope_head_dim": 32, "v_head_dim": 32}  # fmt: skip
+                  "n_group": 1, "topk_group": 1}  # fmt: skip
+    if "kv_lora_rank" in architecture.tiny:
+        sizes |= {"num_key_value_heads": 8, "kv_lora_rank": 256, "qk_nope_head_dim": 32, "v_head_dim": 32}
+        sizes |= {"q_lora_rank": 256} if "q_lora_rank" in architecture.tiny else {}
+    if "linear_num_heads" in architecture.tiny:
+        sizes |= {"linear_num_heads": 8, "num_experts_per_token": architecture.tiny["num_experts"]}
     if "attention_hidden_size" in architecture.tiny:
         sizes["attention_hidden_size"] = 256
     ckpt = random_checkpoint(architecture, {**architecture.tiny_config(), **sizes})
