@@ -56,8 +56,13 @@ def compressed(model: Model) -> dict[str, Any]:
 
 
 def read(metadata: Metadata, *, takes_both: bool = True) -> dict[str, Any]:
-    """What latent attention adds, and YaRN."""
-    return {**latent.sizes_in_file(metadata), **yarn_config(metadata, takes_both=takes_both)}
+    """What latent attention adds, and YaRN; files by llama.cpp count the layers that predict further tokens."""
+    n_layers = metadata["block_count"] - metadata.get("nextn_predict_layers", 0)
+    return {
+        "num_hidden_layers": n_layers,
+        **latent.sizes_in_file(metadata),
+        **yarn_config(metadata, takes_both=takes_both),
+    }
 
 
 def write(model: Model, *, takes_both: bool = True) -> dict[str, Any]:
@@ -102,4 +107,5 @@ def of_v3(family: GgufFamily, **changes: Any) -> GgufFamily:
     return replace(family, **both, older=replace(family.older, **{**both, "claims": is_whole}))
 
 
-GGUF_V3 = of_v3(GGUF, claims=lambda metadata, _: _is_of(metadata, _SIGMOID))
+# The layer after the last (61 of V3, 47 of GLM-4.7-Flash) guesses further tokens: nothing reads it.
+GGUF_V3 = of_v3(GGUF, ignored=("blk.61.*", "blk.47.*"), claims=lambda metadata, _: _is_of(metadata, _SIGMOID))

@@ -12,7 +12,7 @@ from . import latent
 from .deepseek2 import NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mlp_of
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
-from .deepseek_gguf import GGUF_V3
+from .deepseek_gguf import GGUF_V3, of_v3
 
 _ROUTER: Router = replace(
     ROUTER,
@@ -37,7 +37,7 @@ ARCHITECTURE = replace(
     dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 1536)}, nope=192, q_rank=768, v=256),
     block=PerLayer(_block),
     names=replace(NAMES, ignored=(*NAMES.ignored, "model.layers.47.*")),
-    gguf=replace(GGUF_V3, noted=(*GGUF_V3.noted, "architectures", "model_type")),  # llama.cpp has one name for both
+    gguf=of_v3(GGUF_V3, noted=(*GGUF_V3.noted, "architectures", "model_type")),  # llama.cpp has one name for both
     unused=(*NOT_COMPUTED, "partial_rotary_factor", "first_k_dense_replace"),
     tiny={
         **TINY, "n_group": 1,

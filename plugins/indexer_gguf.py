@@ -18,8 +18,7 @@ _LONG, _OF_LONG = 2**20, {"index_topk_freq": 4, "index_skip_topk_offset": 3}  # 
 
 
 def _read(metadata: Metadata) -> dict[str, Any]:
-    n_layers = metadata["block_count"] - metadata.get("nextn_predict_layers", 0)
-    return {**read(metadata, takes_both=False), "num_hidden_layers": n_layers}
+    return read(metadata, takes_both=False)
 
 
 def _read_shared(metadata: Metadata) -> dict[str, Any]:

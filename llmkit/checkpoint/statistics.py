@@ -8,7 +8,7 @@ tokens that were seen, and which text. An importance matrix names tensors as GGU
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.json_text import parse_object
 from llmkit.formats.unreadable import read_head
+from llmkit.layouts.gguf_forms import leaf_of
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import TakeRows
@@ -128,12 +129,15 @@ def _own(path: Path) -> StoredStatistics:
 
 def _from_imatrix(path: Path, matrix: imatrix.Imatrix, ckpt: Checkpoint, model: Model) -> StoredStatistics:
     slots = {slot.name: slot for slot in gguf_spelling(ckpt, model).slots.values()}
+    apart = _stacked_in_files(ckpt, slots.values())
     parts: dict[str, Mapping[str, Lazy]] = {}
     n_tokens: dict[str, float] = {}
     for name, entry in matrix.entries.items():
         slot = slots.get(name)
         if slot is None:
             raise SpecError(f"{path} has importance of {name}, which {ckpt.label} does not have")
+        if slot.id in apart:
+            continue
         matrices = [slot.of_stack(e) for e in range(slot.stack)] if slot.stack else [slot]
         if len(entry.counts) != len(matrices):
             raise SpecError(f"{path}: {name} has {len(entry.counts)} counts, expected one for each of {len(matrices)}")
@@ -143,6 +147,13 @@ def _from_imatrix(path: Path, matrix: imatrix.Imatrix, ckpt: Checkpoint, model: 
                 parts |= {part.id: {"squares": squares} for part in each.parts}
                 n_tokens |= {part.id: count for part in each.parts}
     return StoredStatistics(path.name, parts, n_tokens, {"datasets": list(matrix.datasets)})
+
+
+def _stacked_in_files(ckpt: Checkpoint, slots: Iterable[Slot]) -> set[str]:
+    """The ids of matrices that files have head by head, which may see other inputs than the whole matrix."""
+    family = require(ckpt.config, ckpt.label).gguf
+    forms = family.forms if family is not None else {}
+    return {slot.id for slot in slots if (form := forms.get(leaf_of(slot.id))) is not None and len(form.shape) == 3}
 
 
 def gguf_spelling(ckpt: Checkpoint, model: Model) -> Model:

@@ -486,17 +486,19 @@ def test_betas_of_yarn_that_llama_cpp_does_not_read_are_said():
     assert "this model has 8 and 1" in said
 
 
-def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+@pytest.mark.parametrize(("name", "n"), [("glm4_moe", 46), ("glm4_moe_lite", 47)])
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path, name, n):
     """Files by llama.cpp count that layer of GLM-4.5-Air, the 47th, and have its tensors."""
-    ckpt = random_checkpoint(FAMILIES["glm4_moe"], {**tiny_config("glm4_moe"), "num_hidden_layers": 46})
+    ckpt = random_checkpoint(FAMILIES[name], {**tiny_config(name), "num_hidden_layers": n})
     after = convert(replace(ckpt, label="tiny"), to="gguf", type="f32")
-    more = {f"blk.46.{name}.weight": after.tensors["output_norm.weight"] for name in ("attn_norm", "nextn.enorm")}
-    metadata = {**after.container.metadata, "glm4moe.block_count": 47, "glm4moe.nextn_predict_layers": 1}
+    more = {f"blk.{n}.{each}.weight": after.tensors["output_norm.weight"] for each in ("attn_norm", "nextn.enorm")}
+    arch = FAMILIES[name].gguf.arch
+    metadata = {**after.container.metadata, f"{arch}.block_count": n + 1, f"{arch}.nextn_predict_layers": 1}
     types = {**after.container.types, **dict.fromkeys(more, "F32")}
     container = replace(after.container, metadata=metadata, types=types)
     llmkit.save(replace(after, tensors={**after.tensors, **more}, container=container), tmp_path / "out")
     back = llmkit.open_checkpoint(tmp_path / "out")
-    assert back.config["num_hidden_layers"] == 46
+    assert back.config["num_hidden_layers"] == n
     assert back.tensors.keys() == ckpt.tensors.keys()
 
 

@@ -67,3 +67,18 @@ def test_each_expert_has_its_own_inputs(tmp_path):
     kept = restored(llmkit.open_checkpoint(tmp_path / "plain"), tmp_path / "again", None)
     assert kept[name][1] == "IQ4_NL"
     assert np.array_equal(kept[name][0], plain[name][0])
+
+
+def test_what_files_have_head_by_head_is_rounded_without(tmp_path):
+    """llama-imatrix measures the halves of kv_b for each head, and that of the keys has other columns."""
+    family = ARCHITECTURES["deepseek3"]
+    ckpt = random_checkpoint(family, {**family.tiny_config(), "kv_lora_rank": 32, "qk_nope_head_dim": 32})
+    names = {"blk.1.attn_k_b.weight": 4, "blk.1.attn_v_b.weight": 4, "blk.1.attn_output.weight": 1}
+    squares = {name: np.random.default_rng(0).gamma(0.3, 1, (n, 32)).astype("<f4") for name, n in names.items()}
+    for name, n in names.items():
+        statistics = world.of_gguf(tmp_path / f"{n}.gguf", {name: squares[name]}, counts=np.full((n, 1), 9, "<f4"))
+        plain, found = (
+            restored(ckpt, tmp_path / f"{name}{given is None}", "iq4_nl", given) for given in (None, statistics)
+        )
+        assert np.array_equal(plain[name][0], found[name][0]) == (n == 4)
+        assert plain[name][1] == "IQ4_NL"
