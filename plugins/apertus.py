@@ -11,12 +11,12 @@ from llmkit.architecture.gguf import GgufFamily, Metadata, needs_head
 from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, PlainMLP, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GroupedQuery, PlainMLP, RMSNorm, Rope
 from llmkit.architecture.positions import THETA_KEYS
 from llmkit.architecture.scaling import Llama3Scaling
 from llmkit.lazy_imports import torch
 
-from .llama import DIMS, TINY
+from .llama import DIMS, LLAMA_3, TINY
 from .llama import NAMES as LLAMA_NAMES
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ ARCHITECTURE = Architecture(
         mlp=Computed(_mlp),
     ),
     unused=("post_norm", "qk_norm"),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         LLAMA_NAMES,
         slots=LLAMA_NAMES.without("mlp.gate")
@@ -126,13 +125,7 @@ ARCHITECTURE = Architecture(
         "hidden_act": "xielu",
         "rms_norm_eps": 1e-5,
         "rope_theta": 12000000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
+        "rope_scaling": LLAMA_3,
         "pad_token_id": 3,
     },
     variants={"defaults": {"rope_theta": None, "rope_scaling": None, "attention_bias": True}},

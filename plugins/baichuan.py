@@ -12,12 +12,13 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Alibi, Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.kinds import Alibi, Head, Rope
 from llmkit.architecture.names import Fused
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
 from llmkit.architecture.tokenizers import TOKENIZERS
 
+from .llama import BLOCK
 from .llama import NAMES as LLAMA_NAMES
 
 BAICHUAN_2_VOCAB = 125696
@@ -47,12 +48,7 @@ def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_BLOCK = Block(
-    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
-    attention=GroupedQuery(),
-    position=Rope(theta=10000.0, scaling=NoScaling()),
-    mlp=GatedMLP(Key("hidden_act", "silu")),
-)
+_BLOCK = replace(BLOCK, position=Rope(theta=10000.0, scaling=NoScaling()))
 _SLOTS = {
     "attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")),
     **LLAMA_NAMES.without("attn.q", "attn.k", "attn.v"),
@@ -66,11 +62,6 @@ BAICHUAN_7B = Architecture(
     model_types=("baichuan",),
     when=is_rotary,
     dims=Dims(
-        hidden="hidden_size",
-        layers="num_hidden_layers",
-        heads="num_attention_heads",
-        ffn="intermediate_size",
-        vocab="vocab_size",
         context=Key(("max_position_embeddings", "model_max_length"), None),
     ),
     equivalents={"llama": _as_llama},

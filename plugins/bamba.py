@@ -5,7 +5,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, PerLayer, RMSNorm, Rope
 from llmkit.architecture.mamba import StateSpaceDuality, duality_sizes, step_limit
 from llmkit.architecture.names import Names, linears
 from llmkit.architecture.positions import THETA_KEYS
@@ -76,7 +76,6 @@ ARCHITECTURE = Architecture(
         extra=sizes(Computed(lambda config: int(config.get("mamba_expand", 2) * config["hidden_size"]))),
     ),
     block=PerLayer(_block),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     unused=(
         *("mamba_*", "rope_*", "num_logits_to_keep", "time_step_*", "layer*_type*", "z_loss*", "attn_*"),
         "partial_rotary_factor",

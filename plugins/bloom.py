@@ -16,7 +16,9 @@ from llmkit.architecture.kinds import (
     PlainMLP,
     PreNorm,
 )
-from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.names import Names
+
+from .gpt_neox import megatron
 
 # Where a config has several names, transformers takes the first of these.
 _HIDDEN = Key(("n_embed", "hidden_size", "n_embd"))
@@ -35,7 +37,6 @@ ARCHITECTURE = Architecture(
         kv_heads=DERIVED,
         head_dim=DERIVED,
         ffn=Computed(lambda config: 4 * lookup(_HIDDEN, config)),
-        vocab="vocab_size",
         context=Key("seq_length", None),
     ),
     embedding=Embedding(norm=_NORM),
@@ -63,14 +64,7 @@ ARCHITECTURE = Architecture(
         final_norm="transformer.ln_f",
         head="lm_head",
         block="transformer.h.{i}.",
-        slots={
-            "attn_norm": "input_layernorm",
-            "attn.qkv": Fused("self_attention.query_key_value", ("q", "k", "v"), rows="per_group"),
-            "attn.o": "self_attention.dense",
-            "mlp_norm": "post_attention_layernorm",
-            "mlp.up": "mlp.dense_h_to_4h",
-            "mlp.down": "mlp.dense_4h_to_h",
-        },
+        slots=megatron("self_attention"),
         outer={"embed_norm": "transformer.word_embeddings_layernorm"},
         ignored=("*.scale_mask_softmax.causal_mask",),
     ),

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, Kind, LayerNorm, NormedResidual, PlainMLP
-from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.kinds import Block, GroupedQuery, Kind, LayerNorm, NormedResidual, PlainMLP
+from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
+
+from .gpt_neox import megatron
 
 if TYPE_CHECKING:
     from llmkit.architecture.sizes import Sizes
@@ -178,11 +180,8 @@ CHATGLM = Architecture(
     model_types=("chatglm",),
     when=_is_first,
     dims=Dims(
-        hidden="hidden_size",
         layers=Key(("num_layers", "num_hidden_layers")),
-        heads="num_attention_heads",
         ffn=Computed(_ffn),
-        vocab="vocab_size",
         context=Key("max_sequence_length", None),
     ),
     block=Block(
@@ -194,7 +193,6 @@ CHATGLM = Architecture(
     ),
     unused=("prefix_projection", "pre_seq_len", "quantization_embeddings"),
     fixed={"position_encoding_2d": True, "quantization_bit": 0},
-    head=Head(tied=Key("tie_word_embeddings", False)),
     prompt=FORMATS["chatglm"],
     tokenizer=TOKENIZERS["ice-text"],
     prompt_suffix=Computed(lambda config: [config["gmask_token_id"], config["bos_token_id"]]),
@@ -203,14 +201,7 @@ CHATGLM = Architecture(
         final_norm="transformer.final_layernorm",
         head="lm_head",
         block="transformer.layers.{i}.",
-        slots={
-            "attn_norm": "input_layernorm",
-            "attn.qkv": Fused("attention.query_key_value", ("q", "k", "v"), "per_group"),
-            "attn.o": "attention.dense",
-            "mlp_norm": "post_attention_layernorm",
-            "mlp.up": "mlp.dense_h_to_4h",
-            "mlp.down": "mlp.dense_4h_to_h",
-        },
+        slots=megatron("attention"),
         ignored=("*.rotary_emb.inv_freq",),
     ),
     tiny={

@@ -11,7 +11,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, LayerNorm, NoNorm, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Kind, LayerNorm, NoNorm, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.scaling import LinearScaling, NoScaling, Scaling
 from llmkit.architecture.tokenizers import TOKENIZERS
@@ -93,9 +93,7 @@ CHATGLM2 = Architecture(
     model_types=("chatglm",),
     when=lambda config: "padded_vocab_size" in config,
     dims=Dims(
-        hidden="hidden_size",
         layers="num_layers",
-        heads="num_attention_heads",
         kv_heads=Computed(_kv_heads),
         head_dim=Key("kv_channels", None),
         ffn="ffn_hidden_size",
@@ -126,7 +124,6 @@ CHATGLM2 = Architecture(
         "pre_seq_len",
     ),
     fixed={"quantization_bit": 0},
-    head=Head(tied=Key("tie_word_embeddings", False)),
     prompt=Computed(lambda c: release_prompt(c, c.get("padded_vocab_size"), c.get("seq_length"))),
     tokenizer=TOKENIZERS["glm-sentencepiece"],
     names=Names(

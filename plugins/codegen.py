@@ -12,8 +12,9 @@ from llmkit.architecture.architecture import NOT_IN_GGUF
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.names import Fused
 
+from .gpt2 import HIDDEN
 from .gptj import ARCHITECTURE as GPTJ
-from .gptj import BLOCK, HEAD_DIM, HIDDEN
+from .gptj import BLOCK, HEAD_DIM
 
 _SHARE = Computed(lambda config: lookup(Key("rotary_dim", 64), config) / lookup(HEAD_DIM, config))
 

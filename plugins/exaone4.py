@@ -14,7 +14,6 @@ from llmkit.architecture.kinds import (
     Block,
     GatedMLP,
     GroupedQuery,
-    Head,
     NoPositions,
     OutputNorm,
     PerLayer,
@@ -64,7 +63,6 @@ ARCHITECTURE = Architecture(
     dims=DIMS,
     block=PerLayer(_block),
     unused=("sliding_window_pattern", "layer_types"),  # where no layer has a window
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     gguf=GgufFamily(
         "exaone4",

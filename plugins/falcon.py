@@ -22,9 +22,11 @@ from llmkit.architecture.kinds import (
     Rope,
     SharedParallel,
 )
-from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.names import Names
 from llmkit.architecture.positions import CoarseAlibi
 from llmkit.architecture.scaling import Scaling, scaling_of
+
+from .gpt_neox import megatron
 
 _HIDDEN = Key(("hidden_size", "n_embed"))
 _LAYERS = Key(("num_hidden_layers", "n_layer"))
@@ -83,14 +85,7 @@ _NAMES = Names(
     final_norm="transformer.ln_f",
     head="lm_head",
     block="transformer.h.{i}.",
-    slots={
-        "attn_norm": "input_layernorm",
-        "attn.qkv": Fused("self_attention.query_key_value", ("q", "k", "v"), rows="per_group"),
-        "attn.o": "self_attention.dense",
-        "mlp_norm": "post_attention_layernorm",
-        "mlp.up": "mlp.dense_h_to_4h",
-        "mlp.down": "mlp.dense_4h_to_h",
-    },
+    slots=megatron("self_attention"),
     ignored=("*.rotary_emb.inv_freq", "*.rotary.inv_freq"),
 )
 _TINY = {
@@ -156,7 +151,6 @@ ARCHITECTURE = Architecture(
         heads=_HEADS,
         kv_heads=Computed(_kv_heads),
         ffn=Computed(lambda config: config.get("ffn_hidden_size") or 4 * lookup(_HIDDEN, config)),
-        vocab="vocab_size",
     ),
     block=Block(
         norm=LayerNorm(eps=Key("layer_norm_epsilon", 1e-5)),

@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope, rotated_share
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused
 from llmkit.architecture.prompts import FORMATS, Prompt
@@ -94,7 +94,6 @@ ARCHITECTURE = Architecture(
     model_types=("glm",),
     dims=DIMS,
     block=BLOCK,
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     gguf=replace(GGUF, claims=lambda _, names: "blk.0.attn_q.weight" in names),
     prompt=Computed(lambda c: release_prompt(c, c.get("vocab_size"), c.get("max_position_embeddings"))),

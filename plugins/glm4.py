@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Head, Sandwich
+from llmkit.architecture.kinds import Sandwich
 
 from .glm import BLOCK, DIMS, GGUF, NAMES, TINY, VARIANTS
 
@@ -22,7 +21,6 @@ ARCHITECTURE = Architecture(
     model_types=("glm4",),
     dims=DIMS,
     block=replace(BLOCK, residual=Sandwich()),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(NAMES, slots={**NAMES.slots, **_NORMS}),
     gguf=replace(GGUF, arch="glm4", refuses=None, tokenizer_pre="glm4"),
     tiny={**TINY, "rms_norm_eps": 1e-5},

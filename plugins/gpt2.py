@@ -22,9 +22,22 @@ from llmkit.architecture.kinds import (
 from llmkit.architecture.names import Fused, Names, Transposed
 
 # Where a config has both names, transformers takes the common one.
-_HIDDEN = Key(("hidden_size", "n_embd"))
-_HEADS = Key(("num_attention_heads", "n_head"))
+HIDDEN = Key(("hidden_size", "n_embd"))
+HEADS = Key(("num_attention_heads", "n_head"))
 
+DIMS = Dims(
+    hidden=HIDDEN,
+    layers=Key(("num_hidden_layers", "n_layer")),
+    heads=HEADS,
+    kv_heads=DERIVED,
+    head_dim=DERIVED,
+    ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(HIDDEN, config)),
+    context=Key(("max_position_embeddings", "n_positions", "n_ctx")),
+)
+TINY = {
+    "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": None, "layer_norm_epsilon": 1e-5,
+    "bos_token_id": 95, "eos_token_id": 95,
+}  # fmt: skip
 GGUF_KEYS = {
     "context_length": "n_positions",
     "embedding_length": "n_embd",
@@ -40,7 +53,7 @@ def _block(config: Mapping[str, Any], layer: int) -> Block:
     """Scores may be left unscaled, and divided by the number of the layer."""
     scale = 1.0
     if lookup(Key("scale_attn_weights", True), config):
-        scale = (lookup(_HIDDEN, config) // lookup(_HEADS, config)) ** -0.5
+        scale = (lookup(HIDDEN, config) // lookup(HEADS, config)) ** -0.5
     if lookup(Key("scale_attn_by_inverse_layer_idx", False), config):
         scale /= layer + 1
     return Block(
@@ -56,16 +69,7 @@ ARCHITECTURE = Architecture(
     releases=("GPT-2", "Cerebras-GPT"),
     matches=("GPT2LMHeadModel", "GPT2Model"),
     model_types=("gpt2",),
-    dims=Dims(
-        hidden=_HIDDEN,
-        layers=Key(("num_hidden_layers", "n_layer")),
-        heads=_HEADS,
-        kv_heads=DERIVED,
-        head_dim=DERIVED,
-        ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(_HIDDEN, config)),
-        vocab="vocab_size",
-        context=Key(("max_position_embeddings", "n_positions", "n_ctx")),
-    ),
+    dims=DIMS,
     embedding=Embedding(positions=LearnedPositions()),
     block=PerLayer(_block),
     unused=("reorder_and_upcast_attn",),
@@ -93,17 +97,7 @@ ARCHITECTURE = Architecture(
         config={"activation_function": "gelu_new"},
         noted=("activation_function",),
     ),
-    tiny={
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 64,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "bos_token_id": 95,
-        "eos_token_id": 95,
-    },
+    tiny={**TINY, "activation_function": "gelu_new"},
     variants={
         # Cerebras-GPT states no `architectures`; its activation is the exact one.
         "cerebras": {"architectures": None, "activation_function": "gelu", "n_inner": 128},

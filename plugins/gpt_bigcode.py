@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import (
@@ -19,13 +19,11 @@ from llmkit.architecture.kinds import (
     NoPositions,
     PlainMLP,
 )
-from llmkit.architecture.names import Fused
+from llmkit.architecture.names import Fused, stem_of
 
 from .gpt2 import ARCHITECTURE as GPT2
-from .gpt2 import GGUF_KEYS as GPT2_KEYS
+from .gpt2 import GGUF_KEYS, TINY
 
-# Where a config has both names, transformers takes the common one.
-_HIDDEN = Key(("hidden_size", "n_embd"))
 _MULTI_QUERY = Key("multi_query", True)
 
 
@@ -38,16 +36,7 @@ ARCHITECTURE = Architecture(
     releases=("SantaCoder", "StarCoder", "StarChat"),
     matches=("GPTBigCodeForCausalLM", "GPTBigCodeLMHeadModel", "GPTBigCodeModel"),
     model_types=("gpt_bigcode",),
-    dims=Dims(
-        hidden=_HIDDEN,
-        layers=Key(("num_hidden_layers", "n_layer")),
-        heads=Key(("num_attention_heads", "n_head")),
-        kv_heads=Computed(lambda config: 1 if lookup(_MULTI_QUERY, config) else None),
-        head_dim=DERIVED,
-        ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(_HIDDEN, config)),
-        vocab="vocab_size",
-        context=Key(("max_position_embeddings", "n_positions")),
-    ),
+    dims=replace(GPT2.dims, kv_heads=Computed(lambda config: 1 if lookup(_MULTI_QUERY, config) else None)),
     embedding=Embedding(positions=LearnedPositions()),
     block=Block(
         norm=LayerNorm(eps=Key("layer_norm_epsilon", 1e-5)),
@@ -73,35 +62,18 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=replace(
         GPT2.names,
-        slots={
-            "attn_norm": "ln_1",
-            "attn.qkv": Fused("attn.c_attn", ("q", "k", "v"), rows="per_group"),
-            "attn.o": "attn.c_proj",
-            "mlp_norm": "ln_2",
-            "mlp.up": "mlp.c_fc",
-            "mlp.down": "mlp.c_proj",
-        },
+        slots={slot: stem_of(entry) for slot, entry in GPT2.names.slots.items()}
+        | {"attn.qkv": Fused("attn.c_attn", ("q", "k", "v"), rows="per_group")},
     ),
     gguf=GgufFamily(
         "starcoder",
         slots={"attn.qkv": QKV},
-        keys=GPT2_KEYS,
+        keys=GGUF_KEYS,
         read=_from_gguf,
         config={"activation_function": "gelu_pytorch_tanh"},
         noted=("activation_function",),
     ),
-    tiny={
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 64,
-        "n_inner": None,
-        "activation_function": "gelu_pytorch_tanh",
-        "layer_norm_epsilon": 1e-5,
-        "multi_query": True,
-        "bos_token_id": 95,
-        "eos_token_id": 95,
-    },
+    tiny={**TINY, "activation_function": "gelu_pytorch_tanh", "multi_query": True},
     variants={
         "multi-head": {"multi_query": False, "n_inner": 48},
         "unscaled": {"scale_attn_weights": False, "tie_word_embeddings": False},

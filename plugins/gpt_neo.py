@@ -49,13 +49,11 @@ ARCHITECTURE = Architecture(
     matches=("GPTNeoForCausalLM", "GPTNeoModel"),
     model_types=("gpt_neo",),
     dims=Dims(
-        hidden="hidden_size",
         layers=_LAYERS,
         heads=Key(("num_attention_heads", "num_heads")),
         kv_heads=DERIVED,
         head_dim=DERIVED,
         ffn=Computed(lambda config: config.get("intermediate_size") or 4 * lookup(Key("hidden_size"), config)),
-        vocab="vocab_size",
         context="max_position_embeddings",
     ),
     embedding=Embedding(positions=LearnedPositions()),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key, lookup
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, Parallel, PlainMLP, PreNorm, Rope
-from llmkit.architecture.names import Fused, Names
+from llmkit.architecture.kinds import Block, GroupedQuery, LayerNorm, Parallel, PlainMLP, PreNorm, Rope
+from llmkit.architecture.names import Entry, Fused, Names
 
 _BIAS = Key("attention_bias", True)
 _IS_PARALLEL = Key("use_parallel_residual", True)
@@ -17,19 +17,27 @@ _SHARE = (
     "rotary_pct",
 )
 
+
+def megatron(attention: str) -> dict[str, Entry]:
+    """The names in a layer of Megatron-LM, which BLOOM, Falcon and ChatGLM have as well."""
+    return {
+        "attn_norm": "input_layernorm",
+        "attn.qkv": Fused(f"{attention}.query_key_value", ("q", "k", "v"), rows="per_group"),
+        "attn.o": f"{attention}.dense",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.up": "mlp.dense_h_to_4h",
+        "mlp.down": "mlp.dense_4h_to_h",
+    }
+
+
 ARCHITECTURE = Architecture(
     name="gpt_neox",
     releases=("Pythia", "RedPajama-INCITE", "StableLM-alpha", "GPT-NeoX-20B", "Dolly v2"),
     matches=("GPTNeoXForCausalLM",),
     model_types=("gpt_neox",),
     dims=Dims(
-        hidden="hidden_size",
-        layers="num_hidden_layers",
-        heads="num_attention_heads",
         kv_heads=DERIVED,
         head_dim=DERIVED,
-        ffn="intermediate_size",
-        vocab="vocab_size",
     ),
     block=Block(
         norm=LayerNorm(eps=Key("layer_norm_eps", 1e-5)),
@@ -40,20 +48,12 @@ ARCHITECTURE = Architecture(
     ),
     # Not read by the class, which has keys of its own; some releases of transformers write both.
     fixed={"rope_theta": Key(_THETA, 10000.0), "partial_rotary_factor": Key(_SHARE, 0.25)},
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=Names(
         embed="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",
         head="embed_out",
         block="gpt_neox.layers.{i}.",
-        slots={
-            "attn_norm": "input_layernorm",
-            "attn.qkv": Fused("attention.query_key_value", ("q", "k", "v"), rows="per_group"),
-            "attn.o": "attention.dense",
-            "mlp_norm": "post_attention_layernorm",
-            "mlp.up": "mlp.dense_h_to_4h",
-            "mlp.down": "mlp.dense_4h_to_h",
-        },
+        slots=megatron("attention"),
         ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
         in_memory={"embed_out": "lm_head"},  # since transformers 5
     ),

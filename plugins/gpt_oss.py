@@ -8,7 +8,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import ClampedSwiGLU, Experts, Router
 from llmkit.architecture.gguf import GgufFamily, Metadata, needs_head
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, PerLayer, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GroupedQuery, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.names import Stacked
 from llmkit.architecture.positions import THETA_KEYS
@@ -75,7 +75,6 @@ ARCHITECTURE = Architecture(
     model_types=("gpt_oss",),
     dims=replace(DIMS, head_dim=Key("head_dim", 64)),
     block=PerLayer(_block),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
         slots={

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from dataclasses import replace
+
+from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, PlainMLP, Rope, SharedParallel
 from llmkit.architecture.names import Names
 from llmkit.architecture.scaling import NoScaling
 
-# Where a config has both names, transformers takes the common one.
-HIDDEN = Key(("hidden_size", "n_embd"))
-_HEADS = Key(("num_attention_heads", "n_head"))
-HEAD_DIM = Computed(lambda config: lookup(HIDDEN, config) // lookup(_HEADS, config))
+from .gpt2 import DIMS, HEADS, HIDDEN, TINY
+
+HEAD_DIM = Computed(lambda config: lookup(HIDDEN, config) // lookup(HEADS, config))
 # A null `rotary_dim` rotates whole heads; one that is absent counts as 64, as in transformers.
 _SHARE = Computed(
     lambda config: (
@@ -32,16 +33,7 @@ ARCHITECTURE = Architecture(
     releases=("GPT-J-6B",),
     matches=("GPTJForCausalLM",),
     model_types=("gptj",),
-    dims=Dims(
-        hidden=HIDDEN,
-        layers=Key(("num_hidden_layers", "n_layer")),
-        heads=_HEADS,
-        kv_heads=DERIVED,
-        head_dim=DERIVED,
-        ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(HIDDEN, config)),
-        vocab="vocab_size",
-        context=Key(("max_position_embeddings", "n_positions", "n_ctx"), None),
-    ),
+    dims=replace(DIMS, context=Key(("max_position_embeddings", "n_positions", "n_ctx"), None)),
     block=BLOCK,
     unused=("rotary", "scale_attn_weights"),
     head=Head(tied=Key("tie_word_embeddings", False), bias=True),
@@ -62,19 +54,7 @@ ARCHITECTURE = Architecture(
         ignored=("*.attn.bias", "*.attn.masked_bias"),
     ),
     no_gguf="llama.cpp has a name for it and no graph",
-    tiny={
-        "n_embd": 64,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 64,
-        "rotary_dim": 4,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": False,
-        "bos_token_id": 95,
-        "eos_token_id": 95,
-    },
+    tiny={**TINY, "n_embd": 64, "rotary_dim": 4, "activation_function": "gelu_new", "tie_word_embeddings": False},
     variants={
         "whole-heads": {"rotary_dim": 16},
         "narrow-mlp": {"n_inner": 48},

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.positions import THETA_KEYS
 
 from .llama import DIMS, NAMES, TINY
@@ -21,7 +21,6 @@ ARCHITECTURE = Architecture(
         position=Rope(theta=Key(THETA_KEYS, 100000.0), pairs="interleaved"),
         mlp=GatedMLP(Key("hidden_act", "silu"), bias=Key("mlp_bias", False)),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     tiny={**TINY, "head_dim": 8, "rms_norm_eps": 1e-8, "rope_theta": 100000.0, "pad_token_id": 3},
     variants={"biases": {"attention_bias": True, "mlp_bias": True, "rope_theta": None, "tie_word_embeddings": True}},

@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.positions import THETA_KEYS
 from llmkit.architecture.scaling import NoScaling
 
@@ -67,7 +67,6 @@ ARCHITECTURE = Architecture(
         "rope_*.beta_*",
         "rope_*.mscale*",
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     gguf=GgufFamily("hunyuan-dense", config={"hidden_act": "silu"}),
     tiny={

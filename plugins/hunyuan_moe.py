@@ -8,7 +8,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key, lookup
-from llmkit.architecture.kinds import Block, Head, PerLayer
+from llmkit.architecture.kinds import Block, PerLayer
 from llmkit.architecture.names import linears
 from llmkit.errors import SpecError
 
@@ -43,7 +43,6 @@ ARCHITECTURE = Architecture(
     model_types=("hunyuan_v1_moe",),
     dims=DIMS,
     block=PerLayer(_block),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
         slots={

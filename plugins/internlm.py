@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.keys import Computed, Key, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
+from llmkit.architecture.kinds import GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.scaling import DynamicNTK, NoScaling, Scaling, UnknownScaling
 
 from .llama import ARCHITECTURE as LLAMA
-from .llama import GGUF, TINY
+from .llama import BLOCK, GGUF, TINY
 from .llama_alikes import alike, as_llama
 
 _BIAS = Key("bias", True)
@@ -56,12 +56,7 @@ def _of_3(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5} | llama
 
 
-_BLOCK = Block(
-    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
-    attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS),
-    position=Rope(),
-    mlp=GatedMLP(Key("hidden_act", "silu")),
-)
+_BLOCK = replace(BLOCK, attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS))
 
 INTERNLM = alike(
     "internlm",
@@ -70,9 +65,7 @@ INTERNLM = alike(
     "internlm",
     _of_1,
     block=replace(_BLOCK, position=Rope(theta=Key("rotary.base", 10000.0), scaling=Computed(_scaling))),
-    tiny={
-        **{k: v for k, v in TINY.items() if k != "rope_theta"},
-    },
+    tiny={k: v for k, v in TINY.items() if k != "rope_theta"},
     variants={"20b": {"bias": False, "rotary": {"base": 20000, "type": "dynamic"}, "max_position_embeddings": 24}},
 )
 INTERNLM2 = alike(

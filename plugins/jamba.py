@@ -8,7 +8,7 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, needs_experts
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, PerLayer, RMSNorm
 from llmkit.architecture.mamba import SelectiveScan
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Names, linears
@@ -107,7 +107,6 @@ ARCHITECTURE = Architecture(
         },
     ),
     block=PerLayer(_block),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     unused=(
         *("use_mamba*", "use_associative_scan", "num_logits_to_keep", "calc_logits_for_entire_prompt", "layer*_type*"),
         *("output_router_logits", "num_experts*", "mamba_*"),

@@ -65,7 +65,7 @@ ARCHITECTURE = Architecture(
     model_types=("kimi_linear",),
     dims=replace(latent.dims(_SIZES, q_rank=None), context=Key(("model_max_length", "max_position_embeddings"), 2**20)),
     block=PerLayer(_block),
-    head=Head(),  # the class ties nothing
+    head=Head(tied=False),  # the class ties nothing
     names=replace(
         latent.NAMES,
         slots={

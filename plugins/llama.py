@@ -1,22 +1,17 @@
 """LLaMA 1, 2 and 3, and everything stored in that layout (Alpaca, Vicuna, OpenLLaMA, TinyLlama, SmolLM2, …)."""
 
+from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.names import Names
 from llmkit.architecture.tokenizers import TOKENIZERS
 
 # Many families spell sizes and tensors as this one does.
-DIMS = Dims(
-    hidden="hidden_size",
-    layers="num_hidden_layers",
-    heads="num_attention_heads",
-    ffn="intermediate_size",
-    vocab="vocab_size",
-)
+DIMS = Dims()
 NAMES = Names(
     embed="model.embed_tokens",
     final_norm="model.norm",
@@ -36,6 +31,18 @@ NAMES = Names(
     ignored=("*.rotary_emb.inv_freq",),
 )
 
+BLOCK = Block(
+    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+    attention=GroupedQuery(),
+    position=Rope(),
+    mlp=GatedMLP(Key("hidden_act", "silu")),
+)
+# Llama 3.1's scaling, with the context of a tiny model.
+LLAMA_3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
 # llama.cpp takes rotary pairs as the original LLaMA has them: dim 2j with 2j + 1.
 GGUF = GgufFamily(
     "llama",
@@ -51,19 +58,19 @@ TINY: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
 ARCHITECTURE = Architecture(
     name="llama",
     releases=("LLaMA", "Llama 2", "Llama 3", "Alpaca", "Vicuna", "Koala", "OpenLLaMA", "TinyLlama", "SmolLM2"),
     matches=("LlamaForCausalLM",),
     model_types=("llama",),
     dims=DIMS,
-    block=Block(
-        norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
+    block=replace(
+        BLOCK,
         attention=GroupedQuery(qkv_bias=Key("attention_bias", False), out_bias=Key("attention_bias", False)),
-        position=Rope(),
         mlp=GatedMLP(Key("hidden_act", "silu"), bias=Key("mlp_bias", False)),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     tokenizer=TOKENIZERS["llama"],
     gguf=GGUF,
@@ -84,24 +91,11 @@ ARCHITECTURE = Architecture(
         "theta": {"rope_theta": 500000.0, "rms_norm_eps": 1e-6},
         "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
         "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 24},
-        "llama3": {
-            "rope_theta": 500000.0,
-            "rope_scaling": {
-                "rope_type": "llama3",
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            },
-        },
-        "yarn": {
-            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-        },
+        "llama3": {"rope_theta": 500000.0, "rope_scaling": LLAMA_3},
+        "yarn": {"rope_scaling": _YARN},
         "yarn-mscale": {
             "rope_scaling": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
+                **_YARN,
                 "beta_fast": 16.0,
                 "beta_slow": 2.0,
                 "mscale": 1.0,
@@ -109,13 +103,6 @@ ARCHITECTURE = Architecture(
                 "truncate": False,
             },
         },
-        "yarn-attention-factor": {
-            "rope_scaling": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-                "attention_factor": 1.25,
-            },
-        },
+        "yarn-attention-factor": {"rope_scaling": {**_YARN, "attention_factor": 1.25}},
     },
 )

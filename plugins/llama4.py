@@ -9,13 +9,13 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Key, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm, Rope, UnitRMS
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, PerLayer, RMSNorm, Rope, UnitRMS
 from llmkit.architecture.layer_types import layer_type
 from llmkit.architecture.names import Stacked, linears
 from llmkit.architecture.positions import THETA_KEYS, Growth
 from llmkit.errors import SpecError
 
-from .llama import DIMS, NAMES, TINY
+from .llama import DIMS, LLAMA_3, NAMES, TINY
 from .llama4_gguf import GGUF
 
 _SORTS = ("chunked_attention", "full_attention")
@@ -78,7 +78,6 @@ ARCHITECTURE = Architecture(
         extra={"expert_ffn": Key("intermediate_size", 8192)},
     ),
     block=PerLayer(_block),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
         slots={
@@ -122,10 +121,7 @@ ARCHITECTURE = Architecture(
             "floor_scale": 4,
             "attn_scale": 0.3,
             "num_experts_per_tok": 2,
-            "rope_scaling": {
-                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            },
+            "rope_scaling": LLAMA_3,
         },
         "maverick": {"use_qk_norm": False, "num_local_experts": 128},
         "types": {

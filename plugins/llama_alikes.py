@@ -12,11 +12,11 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed, Key, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
+from llmkit.architecture.kinds import RMSNorm, Rope
 from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
 
 from .llama import ARCHITECTURE as LLAMA
-from .llama import GGUF, NAMES, TINY
+from .llama import BLOCK, GGUF, NAMES, TINY
 
 _THETA = Key("rope_theta", 10000.0)
 
@@ -56,19 +56,12 @@ def alike(
     )
 
 
-_BLOCK = Block(
-    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
-    attention=GroupedQuery(),
-    position=Rope(),
-    mlp=GatedMLP(Key("hidden_act", "silu")),
-)
-
 XVERSE = alike(
     "xverse",
     ("XVERSE-7B", "XVERSE-13B", "XVERSE-65B"),
     ("XverseForCausalLM",),
     "xverse",
-    block=_BLOCK,
+    block=BLOCK,
     unused=("max_tokenizer_truncation",),
     gguf=replace(GGUF, arch="xverse", flags={}),
 )
@@ -77,7 +70,7 @@ AQUILA = alike(
     ("Aquila-7B", "Aquila2-7B", "Aquila2-34B"),
     ("AquilaForCausalLM", "AquilaModel"),
     "aquila",
-    block=_BLOCK,
+    block=BLOCK,
 )
 
 
@@ -93,7 +86,7 @@ YI = alike(
     _yi,
     dims=replace(LLAMA.dims, kv_heads=Key("num_key_value_heads", 4)),
     block=replace(
-        _BLOCK,
+        BLOCK,
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
         position=Rope(theta=Key("rope_theta", 5e6), scaling=NoScaling()),
     ),
@@ -125,6 +118,6 @@ SKYWORK = alike(
         as_llama(config)
         | {"rope_theta": _theta(config), "rope_scaling": None if _is_ntk(config) else config.get("rope_scaling")}
     ),
-    block=replace(_BLOCK, position=Rope(theta=Computed(_theta), scaling=Computed(_scaling))),
+    block=replace(BLOCK, position=Rope(theta=Computed(_theta), scaling=Computed(_scaling))),
     variants={"ntk": {"rope_scaling": {"type": "ntk", "factor": 8.0}}},
 )

@@ -6,7 +6,7 @@ from typing import Any
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, Head, NoPositions, RMSNorm
+from llmkit.architecture.kinds import Block, NoPositions, RMSNorm
 from llmkit.architecture.mamba import MixerOnly, NoMLP, StateSpaceDuality, duality_sizes, step_limit
 from llmkit.architecture.names import Names
 from llmkit.errors import SpecError
@@ -69,7 +69,6 @@ ARCHITECTURE = Architecture(
         mlp=NoMLP(),
         residual=MixerOnly(),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     unused=(*TRAINING, "chunk_size", "norm_before_gate"),
     gguf=GgufFamily(
         "mamba2",

@@ -8,7 +8,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily, needs_head
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, RMSNorm, Rope, rotated_share
+from llmkit.architecture.kinds import Block, GroupedQuery, RMSNorm, Rope, rotated_share
 from llmkit.architecture.positions import THETA_KEYS
 
 from .llama import DIMS, TINY
@@ -52,7 +52,6 @@ ARCHITECTURE = Architecture(
             width="ffn",
         ),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         MIXTRAL.names,
         slots={

@@ -9,13 +9,13 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GroupedQuery, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import Growth
 from llmkit.architecture.scaling import Yarn, scaling_of
 
-from .llama import DIMS, NAMES, TINY
+from .llama import BLOCK, DIMS, NAMES, TINY
 
 _IN = ("rope_scaling", "rope_parameters")
 GROWTH = Growth(
@@ -60,15 +60,8 @@ def _scaling(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _block(config: Mapping[str, Any], i: int) -> Block:
     width = window_of(config, 4096)
     is_local = width is not None and is_sliding(config, i, lambda i: True)
-    return replace(_BLOCK, attention=GroupedQuery(window=width if is_local else None))
+    return replace(BLOCK, attention=GroupedQuery(window=width if is_local else None))
 
-
-_BLOCK = Block(
-    norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
-    attention=GroupedQuery(),
-    position=Rope(),
-    mlp=GatedMLP(Key("hidden_act", "silu")),
-)
 
 MINISTRAL = Architecture(
     name="ministral",
@@ -78,7 +71,6 @@ MINISTRAL = Architecture(
     dims=DIMS,
     block=PerLayer(_block),
     unused=("layer_types",),  # where no layer has a window
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     tiny={
         **TINY,
@@ -97,7 +89,7 @@ MINISTRAL_3 = replace(
     model_types=("ministral3",),
     dims=replace(DIMS, head_dim=Key("head_dim", 128)),
     block=replace(
-        _BLOCK,
+        BLOCK,
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
         attention=GroupedQuery(window=Computed(lambda config: window_of(config, None))),
         position=Computed(_position),

@@ -3,7 +3,7 @@
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
 
 from .llama import DIMS, NAMES, TINY
@@ -21,7 +21,6 @@ ARCHITECTURE = Architecture(
         position=Rope(),
         mlp=GatedMLP(Key("hidden_act", "silu")),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     # Written as llama's; only a window tells such a file from one.
     gguf=GgufFamily("llama", pairs="interleaved", claims=lambda metadata, _: "attention.sliding_window" in metadata),

@@ -6,7 +6,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
 
 from .llama import DIMS, NAMES, TINY
@@ -31,7 +31,6 @@ ARCHITECTURE = Architecture(
             width="ffn",
         ),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
         slots={

@@ -57,7 +57,6 @@ ARCHITECTURE = Architecture(
         kv_heads=DERIVED,
         head_dim=DERIVED,
         ffn=Computed(_ffn),
-        vocab="vocab_size",
         context=Key("max_seq_len", 2048),
     ),
     embedding=Embedding(),

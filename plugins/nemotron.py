@@ -5,7 +5,7 @@ from dataclasses import replace
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, PlainMLP, Rope, rotated_share
+from llmkit.architecture.kinds import Block, GroupedQuery, LayerNorm, PlainMLP, Rope, rotated_share
 
 from .llama import DIMS, GGUF, NAMES, TINY
 
@@ -23,7 +23,6 @@ ARCHITECTURE = Architecture(
         position=Rope(share=rotated_share(0.5)),
         mlp=PlainMLP(Key("hidden_act", "relu2"), bias=Key("mlp_bias", False)),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(NAMES, slots=NAMES.without("mlp.gate")),
     gguf=GgufFamily(
         "nemotron",

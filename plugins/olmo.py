@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, LayerNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, LayerNorm, Rope
 
 from .llama import DIMS, GGUF, NAMES, TINY
 
@@ -23,7 +23,6 @@ ARCHITECTURE = Architecture(
         position=Rope(),
         mlp=GatedMLP(Key("hidden_act", "silu")),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     gguf=GgufFamily(
         "olmo",

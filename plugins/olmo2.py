@@ -10,7 +10,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, needs_head
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, OutputNorm, PerLayer, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, OutputNorm, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 
 from .llama import DIMS, TINY
@@ -70,7 +70,6 @@ OLMO_2 = Architecture(
     model_types=("olmo2",),
     dims=DIMS,
     block=_BLOCK,
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     gguf=_GGUF,
     tiny=_TINY,

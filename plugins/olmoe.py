@@ -6,7 +6,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GroupedQuery, RMSNorm, Rope
 
 from .llama import DIMS, TINY
 from .qwen2_moe import EXPERTS
@@ -42,7 +42,6 @@ ARCHITECTURE = Architecture(
             width="ffn",
         ),
     ),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(QWEN3.names, slots={**QWEN3.names.slots, **EXPERTS}),
     gguf=GgufFamily("olmoe", config={"norm_topk_prob": False, "hidden_act": "silu"}),
     unused=("output_router_logits",),

@@ -49,12 +49,9 @@ ARCHITECTURE = Architecture(
     model_types=("opt",),
     dims=Dims(
         hidden=_HIDDEN,
-        layers="num_hidden_layers",
-        heads="num_attention_heads",
         kv_heads=DERIVED,
         head_dim=DERIVED,
         ffn="ffn_dim",
-        vocab="vocab_size",
         context="max_position_embeddings",
         extra={
             "embed_width": Computed(lambda config: config.get("word_embed_proj_dim") or lookup(_HIDDEN, config)),

@@ -8,7 +8,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import QKV, GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, RMSNorm, Rope, rotated_share
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope, rotated_share
 from llmkit.architecture.layer_types import window_of
 from llmkit.architecture.names import Fused, Transposed
 from llmkit.architecture.scaling import Scaling, scaling_of
@@ -48,7 +48,6 @@ ARCHITECTURE = Architecture(
         mlp=GatedMLP(Key("hidden_act", "silu")),
     ),
     unused=("full_attn_mod", "interpolate_factor", "lm_head_bias"),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(LLAMA_NAMES, slots=_SLOTS),
     gguf=GgufFamily(
         "phi3",

@@ -6,7 +6,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 
 from .llama import DIMS, NAMES, TINY
@@ -39,7 +39,6 @@ ARCHITECTURE = Architecture(
     dims=DIMS,
     block=PerLayer(_block),
     unused=WINDOW_KEYS,
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
     gguf=GgufFamily("qwen2", config={"use_sliding_window": False}),
     tiny={

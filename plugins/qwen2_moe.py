@@ -8,7 +8,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, PerLayer, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Kind, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.names import linears
 from llmkit.errors import SpecError
@@ -70,7 +70,6 @@ ARCHITECTURE = Architecture(
         },
     ),
     block=PerLayer(_block),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
         slots={

@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, PerLayer, RMSNorm, Rope
 
 from .llama import DIMS, NAMES, TINY
 from .qwen2 import WINDOW_KEYS, window
@@ -38,7 +38,6 @@ ARCHITECTURE = Architecture(
     dims=replace(DIMS, head_dim=Key("head_dim", 128)),
     block=PerLayer(_block),
     unused=WINDOW_KEYS,
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(NAMES, slots={**NAMES.slots, "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}),
     gguf=GgufFamily("qwen3", config={"use_sliding_window": False}),
     tiny={

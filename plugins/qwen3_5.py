@@ -11,7 +11,6 @@ from llmkit.architecture.kinds import (
     Block,
     GatedMLP,
     GroupedQuery,
-    Head,
     Kind,
     NoPositions,
     PerLayer,
@@ -112,7 +111,6 @@ ARCHITECTURE = Architecture(
     model_types=("qwen3_5_text",),
     dims=DIMS,
     block=PerLayer(lambda config, i: mixer(config, i, GatedMLP(_ACT))),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
         slots={

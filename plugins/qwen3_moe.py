@@ -8,7 +8,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, GroupedQuery, Head, PerLayer, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GroupedQuery, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
 
 from .llama import DIMS, TINY
@@ -46,7 +46,6 @@ ARCHITECTURE = Architecture(
     model_types=("qwen3_moe",),
     dims=replace(DIMS, extra={"expert_ffn": Key("moe_intermediate_size", 768)}),
     block=PerLayer(_block),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(QWEN3.names, slots={**QWEN3.names.slots, **EXPERTS}),
     # llama.cpp divides the weights by their sum, as all published models want it.
     gguf=GgufFamily("qwen3moe", config={"use_sliding_window": False, "norm_topk_prob": True}),

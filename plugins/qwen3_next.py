@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Flag, Key
-from llmkit.architecture.kinds import Block, Head, PerLayer
+from llmkit.architecture.kinds import Block, PerLayer
 from llmkit.architecture.names import Fused
 
 from .delta_gguf import GGUF_NEXT
@@ -54,7 +54,6 @@ ARCHITECTURE = Architecture(
     model_types=("qwen3_next",),
     dims=MOE_DIMS,
     block=PerLayer(_block),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
         slots={

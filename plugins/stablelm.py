@@ -16,7 +16,6 @@ from llmkit.architecture.kinds import (
     Block,
     GatedMLP,
     GroupedQuery,
-    Head,
     HeadNorm,
     Kind,
     LayerNorm,
@@ -70,7 +69,6 @@ ARCHITECTURE = Architecture(
         residual=Computed(_residual),
     ),
     fixed={"rotary_scaling_factor": 1.0},
-    head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
         slots={

@@ -16,6 +16,8 @@ from llmkit.architecture.kinds import (
 )
 from llmkit.architecture.names import Names
 
+from .opt import ARCHITECTURE as OPT
+
 # Where a config has both names, transformers takes the common one.
 _HIDDEN = Key(("hidden_size", "d_model"))
 _OFFSET = 2  # the rows before the first position stood for padding
@@ -35,7 +37,6 @@ ARCHITECTURE = Architecture(
         kv_heads=DERIVED,
         head_dim=DERIVED,
         ffn="ffn_dim",
-        vocab="vocab_size",
     ),
     embedding=Embedding(scale=_SCALE, positions=SinusoidalPositions(offset=_OFFSET, empty=Key("pad_token_id", 1))),
     block=Block(
@@ -50,16 +51,7 @@ ARCHITECTURE = Architecture(
         final_norm="model.layer_norm",
         head="lm_head",
         block="model.layers.{i}.",
-        slots={
-            "attn_norm": "self_attn_layer_norm",
-            "attn.q": "self_attn.q_proj",
-            "attn.k": "self_attn.k_proj",
-            "attn.v": "self_attn.v_proj",
-            "attn.o": "self_attn.out_proj",
-            "mlp_norm": "final_layer_norm",
-            "mlp.up": "fc1",
-            "mlp.down": "fc2",
-        },
+        slots=OPT.names.slots,
         ignored=("model.embed_positions.weights",),
     ),
     tiny={

@@ -44,11 +44,11 @@ class Dims:
         extra: sizes of the family's own, which shape formulas may name.
     """
 
-    hidden: Size
-    layers: Size
-    heads: Size
-    ffn: Size
-    vocab: Size
+    hidden: Size = "hidden_size"
+    layers: Size = "num_hidden_layers"
+    heads: Size = "num_attention_heads"
+    ffn: Size = "intermediate_size"
+    vocab: Size = "vocab_size"
     kv_heads: Size = _KV_HEADS
     head_dim: Size = _HEAD_DIM
     context: Size = _CONTEXT
@@ -135,13 +135,13 @@ class Architecture:
     matches: tuple[str, ...]
     dims: Dims
     block: Kind | PerLayer
-    head: Head
     names: Names
     tiny: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
     embedding: Embedding = field(default_factory=Embedding)
+    head: Head = field(default_factory=Head)
     final_norm: Kind | Computed | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None
     prompt: Prompt | Computed | None = None

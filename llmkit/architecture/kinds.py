@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from llmkit.architecture.activations import same_activation
 from llmkit.architecture.attention import GroupedQuery
-from llmkit.architecture.keys import Computed, Flag, Number, as_bool, as_float, as_optional
+from llmkit.architecture.keys import Computed, Flag, Key, Number, as_bool, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotKind, SlotShape, linear_slots, under
 from llmkit.architecture.positions import (
     Alibi,
@@ -49,6 +49,9 @@ __all__ = [
     "UnitRMS",
     "rotated_share",
 ]
+
+
+_TIED = Key("tie_word_embeddings", False)
 
 
 @dataclass(frozen=True)
@@ -346,7 +349,7 @@ class Head(Kind):
 
     string_keys = ("tied", "bias", "normalized")
 
-    tied: Flag = False
+    tied: Flag = _TIED
     bias: Flag = False
     scale: Number | None = None
     softcap: Number | None = None

@@ -13,7 +13,7 @@ from typing import Any
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, RMSNorm, Rope
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Kind, RMSNorm, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.prompts import FORMATS
@@ -58,13 +58,9 @@ ARCHITECTURE = Architecture(
     matches=("QWenLMHeadModel",),
     model_types=("qwen",),
     dims=Dims(
-        hidden="hidden_size",
-        layers="num_hidden_layers",
-        heads="num_attention_heads",
         kv_heads=DERIVED,
         head_dim=Key("kv_channels", 128),
         ffn=Computed(lambda config: config["intermediate_size"] // 2),
-        vocab="vocab_size",
         context="seq_length",
     ),
     equivalents={"qwen2": _as_qwen2},
@@ -76,7 +72,6 @@ ARCHITECTURE = Architecture(
     ),
     fixed={"scale_attn_weights": True},
     unused=("bf16", "fp16", "fp32", "onnx_safe", "softmax_in_fp32", "use_cache_*", "params_dtype", "*_prob"),
-    head=Head(tied=Key("tie_word_embeddings", False)),
     prompt=FORMATS["qwen-chat"],
     tokenizer=TOKENIZERS["qwen-tiktoken"],
     names=Names(
