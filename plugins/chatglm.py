@@ -7,13 +7,12 @@ the second half with the place in the answer. Source: modeling_chatglm.py of THU
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.kinds import Block, GroupedQuery, Kind, LayerNorm, NormedResidual, PlainMLP
+from llmkit.architecture.kinds import Block, GroupedQuery, Kind, LayerNorm, NormedResidual, PlainMLP, Rope
 from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
@@ -53,7 +52,7 @@ class TwoDimensionalRope(Kind):
 
     def torch_reader(self, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
         """The positions of the torch decoder."""
-        return _reader(self, dims.head_dim, dtype, device)
+        return _reader(self, dims, dtype, device)
 
     def onnx_feeds(self, ids: list[int]) -> dict[str, int]:
         """The inputs of a graph that depend on a prompt."""
@@ -65,49 +64,35 @@ class TwoDimensionalRope(Kind):
         return _emitter()
 
 
-@dataclass(frozen=True)
-class _Table:
-    cos: torch.Tensor
-    sin: torch.Tensor
-    prefix: torch.Tensor
+def _reader(kind: TwoDimensionalRope, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
+    from llmkit.decoder.positions import Rotary
 
-
-def _reader(kind: TwoDimensionalRope, head_dim: int, dtype: torch.dtype, device: torch.device) -> Positions:
-    from llmkit.decoder.positions import Positions, frequencies
-
-    quarter = head_dim // 4
-    inverse = frequencies(10000.0, head_dim // 2, NoScaling())[0].half().to(device)
-    # In float16 the original forms the angles in float16 too.
-    inverse = inverse if dtype is torch.float16 else inverse.float()
-
-    class Reader(Positions):
+    class Reader(Rotary):
         exact_sharing_limit = 0  # what stands before <sop> is not the same for a longer prompt
 
-        def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> _Table:
+        def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
+            """Cos and sin, [B, S, 1, 2, H / 4], and the places of <sop>, [B]."""
             memory = cache.memory
             if "prefix" not in memory:
                 places_of = [_places(kind, tokens) for tokens in places.tokens(input_ids)]
                 memory["prefix"], memory["mask"] = torch.tensor(places_of, device=device).T
-            both = torch.zeros(2, *input_ids.shape, dtype=torch.int64, device=device)
+            both = torch.zeros(*input_ids.shape, 2, dtype=torch.int64, device=device)
             for prefix, mask, (row, start, stop) in zip(memory["prefix"], memory["mask"], places.spans, strict=True):
                 at = places.positions[row, start:stop]
-                both[0, row, start:stop] = torch.where(at < prefix, at, mask)
-                both[1, row, start:stop] = (at - prefix + 1).clamp_min(0)
-            angles = both[..., None].to(inverse.dtype) * inverse
-            # [2, B, S, H/4] -> [B, S, 1, 2, H/4]
-            angles = angles.permute(1, 2, 0, 3)[:, :, None]
-            return _Table(angles.cos().to(dtype), angles.sin().to(dtype), memory["prefix"])
+                both[row, start:stop, 0] = torch.where(at < prefix, at, mask)
+                both[row, start:stop, 1] = (at - prefix + 1).clamp_min(0)
+            # In float16 the original forms the angles in float16 too.
+            inverse = self._inverse.half().to(torch.float16 if dtype is torch.float16 else torch.float32)
+            angles = both[:, :, None, :, None].to(inverse.dtype) * inverse
+            return angles.cos().to(dtype), angles.sin().to(dtype), memory["prefix"]
 
-        def rotate(self, heads: torch.Tensor, table: _Table) -> torch.Tensor:
-            parts = heads.unflatten(-1, (2, 2 * quarter))
-            x1, x2 = parts[..., :quarter], parts[..., quarter:]
-            rotated = torch.cat([x1 * table.cos - x2 * table.sin, x2 * table.cos + x1 * table.sin], -1)
-            return rotated.flatten(-2)
+        def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
+            return super().rotate(heads.unflatten(-1, (2, -1)), table[:2]).flatten(-2)
 
-        def score(self, scores: Scores, table: _Table) -> Scores:
-            return replace(scores, prefix=table.prefix)
+        def score(self, scores: Scores, table: Any) -> Scores:
+            return replace(scores, prefix=table[2])
 
-    return Reader()
+    return Reader(Rope(10000.0, NoScaling(), share=0.5), dims, dtype, device)
 
 
 def _emitter() -> GraphPositions:
@@ -151,26 +136,16 @@ def _emitter() -> GraphPositions:
 
 def _places(kind: TwoDimensionalRope, ids: list[int]) -> tuple[int, int]:
     """The places of <sop> and of the mask in a prompt."""
-    if kind.start not in ids:
-        raise InputError(
-            f"the prompt of {len(ids)} tokens has no <sop> (id {kind.start}), where this model starts to answer",
-            hint="end it with [gMASK] <sop>, as the checkpoint's tokenizer and `--chat` do",
-        )
+    lack = None
     masks = [ids.index(mask) for mask in (kind.gmask, kind.mask) if mask in ids]
-    if not masks:
-        raise InputError(
-            f"the prompt has neither [gMASK] (id {kind.gmask}) nor [MASK] (id {kind.mask})",
-            hint="end it with [gMASK] <sop>, as the checkpoint's tokenizer and `--chat` do",
-        )
+    if kind.start not in ids:
+        lack = f"of {len(ids)} tokens has no <sop> (id {kind.start}), where this model starts to answer"
+    elif not masks:
+        lack = f"has neither [gMASK] (id {kind.gmask}) nor [MASK] (id {kind.mask})"
+    if lack:
+        hint = "end it with [gMASK] <sop>, as the checkpoint's tokenizer and `--chat` do"
+        raise InputError(f"the prompt {lack}", hint=hint)
     return ids.index(kind.start), masks[0]
-
-
-def _ffn(config: Mapping[str, Any]) -> Any:
-    return config.get("inner_hidden_size") or 4 * int(config["hidden_size"])
-
-
-def _is_first(config: Mapping[str, Any]) -> bool:
-    return "padded_vocab_size" not in config
 
 
 CHATGLM = Architecture(
@@ -178,10 +153,10 @@ CHATGLM = Architecture(
     releases=("ChatGLM-6B",),
     matches=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
     model_types=("chatglm",),
-    when=_is_first,
+    when=lambda config: "padded_vocab_size" not in config,
     dims=Dims(
         layers=Key(("num_layers", "num_hidden_layers")),
-        ffn=Computed(_ffn),
+        ffn=Computed(lambda config: config.get("inner_hidden_size") or 4 * int(config["hidden_size"])),
         context=Key("max_sequence_length", None),
     ),
     block=Block(

@@ -1,7 +1,6 @@
 """Jamba: Mamba in most layers, attention without positions in a few, experts in every other (arXiv:2403.19887)."""
 
 from collections.abc import Collection, Mapping, Sequence
-from math import ceil
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
@@ -9,7 +8,7 @@ from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, needs_experts
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, PerLayer, RMSNorm
-from llmkit.architecture.mamba import SelectiveScan
+from llmkit.architecture.mamba import SelectiveScan, scan_sizes
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Names, linears
 from llmkit.errors import InputError, listing
@@ -22,11 +21,6 @@ _ACT, _BIAS = Key("hidden_act", "silu"), Key("mamba_proj_bias", False)
 
 def _inner(config: Mapping[str, Any]) -> int:
     return int(config.get("mamba_expand", 2) * config["hidden_size"])
-
-
-def _rank(config: Mapping[str, Any]) -> Any:
-    rank = config.get("mamba_dt_rank", "auto")
-    return ceil(config["hidden_size"] / 16) if rank == "auto" else rank
 
 
 def _is_at(config: Mapping[str, Any], i: int, of: str, period: int, offset: int) -> bool:
@@ -98,13 +92,9 @@ ARCHITECTURE = Architecture(
         kv_heads=Computed(lambda config: config.get("num_key_value_heads", 8)),
         ffn=Key("intermediate_size", 14336),
         vocab=Key("vocab_size", 65536),
-        extra={
-            "inner": Computed(_inner),
-            "state": Key("mamba_d_state", 16),
-            "kernel": Key("mamba_d_conv", 4),
-            "dt_rank": Computed(_rank),
-            "scan_width": Computed(lambda config: _rank(config) + 2 * config.get("mamba_d_state", 16)),
-        },
+        extra=scan_sizes(
+            Computed(_inner), rank="mamba_dt_rank", state=Key("mamba_d_state", 16), kernel=Key("mamba_d_conv", 4)
+        ),
     ),
     block=PerLayer(_block),
     unused=(

@@ -7,10 +7,10 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm, Rope
+from llmkit.architecture.layer_types import layer_type
 from llmkit.architecture.mamba import ShortConvolution
-from llmkit.architecture.names import Names
+from llmkit.architecture.names import Names, linears
 from llmkit.architecture.positions import THETA_KEYS
-from llmkit.errors import SpecError
 
 _NORM = RMSNorm(eps=Key("norm_eps", 1e-5))
 _SORTS = ("conv", "full_attention")
@@ -28,19 +28,10 @@ def _ffn(config: Mapping[str, Any]) -> int:
     return int(multiple * ((int(factor * width) + multiple - 1) // multiple))
 
 
-def _sort(config: Mapping[str, Any], i: int) -> str:
-    types = config.get("layer_types")
-    if types is None:
-        places = config.get("full_attn_idxs")
-        return _SORTS[places is None or i in places]
-    if not isinstance(types, list) or len(types) <= i or types[i] not in _SORTS:
-        raise SpecError(f"config.json: layer_types has no entry of {', '.join(_SORTS)} for layer {i}")
-    return str(types[i])
-
-
 def block(config: Mapping[str, Any], i: int) -> Block:
     """Layer `i`."""
-    is_attention = _sort(config, i) != "conv"
+    places = config.get("full_attn_idxs")
+    is_attention = layer_type(config, i, _SORTS, lambda i: _SORTS[places is None or i in places]) != "conv"
     return Block(
         norm=_NORM,
         attention=GroupedQuery(qk_norm=RMSNorm(eps=Key("norm_eps", 1e-5), width="head_dim"))
@@ -98,9 +89,7 @@ ARCHITECTURE = Architecture(
         block="model.layers.{i}.",
         slots={
             "attn_norm": "operator_norm",
-            "attn.q": "self_attn.q_proj",
-            "attn.k": "self_attn.k_proj",
-            "attn.v": "self_attn.v_proj",
+            **linears("attn", "self_attn", "qkv"),
             "attn.o": "self_attn.out_proj",
             "attn.q_norm": "self_attn.q_layernorm",
             "attn.k_norm": "self_attn.k_layernorm",

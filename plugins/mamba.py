@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Head, NoPositions, RMSNorm
-from llmkit.architecture.mamba import MixerOnly, NoMLP, SelectiveScan
+from llmkit.architecture.mamba import MixerOnly, NoMLP, SelectiveScan, scan_sizes
 from llmkit.architecture.names import Names
 
 from . import ssm_gguf
@@ -19,11 +18,6 @@ def inner_width(config: Mapping[str, Any]) -> int:
     """As the config class has it: `intermediate_size` where a file states it, else from `expand`."""
     stated = config.get("intermediate_size")
     return int(config.get("expand", 2) * config["hidden_size"] if stated is None else stated)
-
-
-def _rank(config: Mapping[str, Any]) -> Any:
-    rank = config.get("time_step_rank", "auto")
-    return ceil(config["hidden_size"] / 16) if rank == "auto" else rank
 
 
 # How weights begin and which kernels compute them. `residual_in_fp32` keeps the stream wider than the rest.
@@ -76,13 +70,9 @@ MAMBA = Architecture(
         head_dim=DERIVED,
         ffn=Computed(inner_width),
         vocab=Key("vocab_size", 50280),
-        extra={
-            "inner": Computed(inner_width),
-            "state": Key("state_size", 16),
-            "kernel": Key("conv_kernel", 4),
-            "dt_rank": Computed(_rank),
-            "scan_width": Computed(lambda config: _rank(config) + 2 * config.get("state_size", 16)),
-        },
+        extra=scan_sizes(
+            Computed(inner_width), rank="time_step_rank", state=Key("state_size", 16), kernel=Key("conv_kernel", 4)
+        ),
     ),
     block=_BLOCK,
     head=Head(tied=Key("tie_word_embeddings", True)),

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.experts import Experts
+from llmkit.architecture.experts import Choice, Experts
 from llmkit.architecture.keys import Computed, Key, Number, as_float
-from llmkit.architecture.kind import Kind, SlotShape
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, Rope
 from llmkit.architecture.layer_types import window_of
 from llmkit.architecture.positions import THETA_KEYS
@@ -29,29 +28,17 @@ _BIAS = Key("attention_bias", False)
 
 
 @dataclass(frozen=True)
-class SparseMixer(Kind):
+class SparseMixer(Choice):
     """The best expert, weighed by a softmax over those near it; then the same among the others (arXiv:2409.12136).
 
     Near is an expert whose logit lies within 2 * jitter of the best one's, relative to the larger of that and its own
     absolute value.
 
     Attributes:
-        count: number of experts.
         jitter: half that distance.
     """
 
-    count: Number
     jitter: Number
-
-    n_chosen = 2
-
-    @property
-    def n_experts(self) -> int:
-        """The number of experts of a bound kind."""
-        return int(as_float(self.count))
-
-    def slots(self) -> dict[str, SlotShape]:
-        return {"weight": SlotShape((str(self.n_experts), "hidden"), "parameter")}
 
     def torch_reader(self, weights: Weights) -> Any:
         """As of `RouterHooks`."""
@@ -108,14 +95,11 @@ ARCHITECTURE = Architecture(
     block=Block(
         norm=LayerNorm(eps=Key("rms_norm_eps", 1e-5)),
         attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS, window=Computed(lambda config: window_of(config, None))),
-        position=Rope(
-            theta=Key(THETA_KEYS, 1000000.0),
-            scaling=Computed(_scaling),
-        ),
+        position=Rope(theta=Key(THETA_KEYS, 1000000.0), scaling=Computed(_scaling)),
         mlp=Experts(
             Key("hidden_act", "silu"),
             router=SparseMixer(
-                count=Key(("num_local_experts", "num_experts"), 16), jitter=Key("router_jitter_noise", 0.01)
+                Key(("num_local_experts", "num_experts"), 16), top_k=2, jitter=Key("router_jitter_noise", 0.01)
             ),
             width="ffn",
         ),

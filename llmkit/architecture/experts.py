@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from llmkit.architecture.keys import Flag, Number, as_bool, as_float
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
@@ -31,14 +31,45 @@ class ClampedSwiGLU(Kind):
 
 
 @dataclass(frozen=True)
-class Router(Kind):
-    """Which experts a token goes to, and with which weights.
-
-    logits = x @ weight^T; the `top_k` experts with the highest scores are chosen, and their scores are the weights.
+class Choice(Kind):
+    """What routers have in common: logits = x @ weight^T, of which some experts are chosen.
 
     Attributes:
         count: number of experts.
         top_k: how many of them each token goes to.
+    """
+
+    string_keys: ClassVar[tuple[str, ...]] = ("count", "top_k")
+
+    count: Number
+    top_k: Number
+
+    def bind(self, config: Mapping[str, Any]) -> Self:
+        bound = super().bind(config)
+        count, top_k = as_float(bound.count, "count"), as_float(bound.top_k, "top_k")
+        if not 1 <= top_k <= count <= _MOST_EXPERTS or count != int(count) or top_k != int(top_k):
+            raise SpecError(f"config.json: {top_k:g} experts for each token cannot be chosen of {count:g}")
+        return bound
+
+    @property
+    def n_experts(self) -> int:
+        """The number of experts of a bound kind."""
+        return int(as_float(self.count))
+
+    @property
+    def n_chosen(self) -> int:
+        """How many experts a token goes to, of a bound kind."""
+        return int(as_float(self.top_k))
+
+    def slots(self) -> dict[str, SlotShape]:
+        return {"weight": SlotShape((str(self.n_experts), "hidden"), "parameter")}
+
+
+@dataclass(frozen=True)
+class Router(Choice):
+    """Which experts a token goes to, and with which weights: those with the highest scores, which are the weights.
+
+    Attributes:
         scores: `softmax` over all logits, `chosen_softmax` over those of the chosen, `sigmoid` of each, or
             `chosen_sigmoid`, where the logits themselves choose.
         is_normalized: the weights are divided by their sum.
@@ -53,10 +84,8 @@ class Router(Kind):
         is_single: logits are computed in float32 whatever the compute dtype.
     """
 
-    string_keys = ("count", "top_k", "is_normalized", "scale", "bias", "correction", "groups", "top_groups")
+    string_keys = (*Choice.string_keys, "is_normalized", "scale", "bias", "correction", "groups", "top_groups")
 
-    count: Number
-    top_k: Number
     scores: Literal["softmax", "chosen_softmax", "sigmoid", "chosen_sigmoid"] = "softmax"
     is_normalized: Flag = False
     epsilon: float = 0.0
@@ -71,25 +100,13 @@ class Router(Kind):
 
     def bind(self, config: Mapping[str, Any]) -> Self:
         bound = super().bind(config)
-        sizes = {name: as_float(getattr(bound, name), name) for name in ("count", "top_k", "groups", "top_groups")}
-        count, top_k, groups, top_groups = sizes.values()
-        is_whole = all(size == int(size) and size >= 1 for size in sizes.values())
-        if not is_whole or count > _MOST_EXPERTS or count % groups or top_groups > groups:
-            shown = ", ".join(f"{name} {size:g}" for name, size in sizes.items())
-            raise SpecError(f"config.json: no router of experts has {shown}: positive, and groups divide the experts")
-        if top_k > top_groups * count / groups:
-            raise SpecError(f"config.json: {top_k:g} experts for each token cannot be chosen of {count:g}")
+        groups, top_groups = as_float(bound.groups, "groups"), as_float(bound.top_groups, "top_groups")
+        is_whole = all(size == int(size) and size >= 1 for size in (groups, top_groups))
+        count, top_k = bound.n_experts, bound.n_chosen
+        if not is_whole or count % groups or top_groups > groups or top_k > top_groups * count / groups:
+            shown = f"{groups:g} groups, of which {top_groups:g} are chosen"
+            raise SpecError(f"config.json: {top_k} of {count} experts cannot be chosen with {shown}")
         return bound
-
-    @property
-    def n_experts(self) -> int:
-        """The number of experts of a bound kind."""
-        return int(as_float(self.count))
-
-    @property
-    def n_chosen(self) -> int:
-        """How many experts a token goes to, of a bound kind."""
-        return int(as_float(self.top_k))
 
     @property
     def choice_of_groups(self) -> tuple[int, int]:
@@ -97,8 +114,7 @@ class Router(Kind):
         return int(as_float(self.groups)), int(as_float(self.top_groups))
 
     def slots(self) -> dict[str, SlotShape]:
-        count = str(self.n_experts)
-        slots = {"weight": SlotShape((count, "hidden"), "parameter")}
+        slots, count = super().slots(), str(self.n_experts)
         if as_bool(self.bias):
             slots["bias"] = SlotShape((count,), "bias")
         if as_bool(self.correction):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, ClassVar, Self
 
 from llmkit.architecture.activations import same_activation
@@ -43,6 +44,9 @@ class ShortConvolution(Kind):
     string_keys = ("bias",)
 
     bias: Flag = False
+
+    def words(self, dims: Sizes) -> str:
+        return f"short convolution {dims.hidden} × {dims.extra['kernel']}"
 
     def slots(self) -> dict[str, SlotShape]:
         return {
@@ -193,6 +197,17 @@ class BesideAttention(Kind):
 
     def slots(self) -> dict[str, SlotShape]:
         return self.attention.slots() | under("ssm", self.recurrence)
+
+
+def scan_sizes(inner: Computed, *, rank: str, state: Key, kernel: Key) -> dict[str, Key | Computed]:
+    """`Dims.extra` of a model with `SelectiveScan`; the key `rank` has the rank of steps, or `auto` for hidden / 16."""
+
+    def dt_rank(config: Mapping[str, Any]) -> Any:
+        stated = config.get(rank, "auto")
+        return ceil(config["hidden_size"] / 16) if stated == "auto" else stated
+
+    width = Computed(lambda config: dt_rank(config) + 2 * lookup(state, config))
+    return {"inner": inner, "state": state, "kernel": kernel, "dt_rank": Computed(dt_rank), "scan_width": width}
 
 
 def duality_sizes(inner: Computed, *, heads: Key, groups: Key, state: Key, kernel: Key) -> dict[str, Key | Computed]:

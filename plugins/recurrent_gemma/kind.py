@@ -44,6 +44,9 @@ class GatedRecurrence(Kind):
         bound = super().bind(config)
         return replace(bound, act=same_activation(as_text(bound.act)))
 
+    def words(self, dims: Sizes) -> str:
+        return f"gated recurrence {dims.extra['lru']}"
+
     def slots(self) -> dict[str, SlotShape]:
         slots = {**linear_slots("x", "lru", "hidden", True), **linear_slots("y", "lru", "hidden", True)}
         slots["conv.weight"] = SlotShape(("lru", "1", "kernel"), "parameter")

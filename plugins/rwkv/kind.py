@@ -11,6 +11,7 @@ from llmkit.architecture.kinds import Kind, NoPositions, SlotShape
 if TYPE_CHECKING:
     from llmkit.architecture.hooks import Layer, Weights
     from llmkit.architecture.model import Model
+    from llmkit.architecture.sizes import Sizes
     from llmkit.decoder.positions import Positions
     from llmkit.onnx.context import GraphContext
     from llmkit.onnx.norms import Stream
@@ -24,6 +25,9 @@ class TimeAndChannelMix(Kind):
 
     norm: Kind
     position: Kind = field(default_factory=NoPositions)
+
+    def words(self, dims: Sizes) -> str:
+        return f"time mix {dims.hidden}"
 
     def slots(self) -> dict[str, SlotShape]:
         slots = under("attn_norm", self.norm) | under("mlp_norm", self.norm)

@@ -11,6 +11,7 @@ from llmkit.architecture.kinds import Kind, LayerNorm, NoPositions, SlotShape
 if TYPE_CHECKING:
     from llmkit.architecture.hooks import Layer, Weights
     from llmkit.architecture.model import Model
+    from llmkit.architecture.sizes import Sizes
     from llmkit.decoder.positions import Positions
     from llmkit.onnx.context import GraphContext
     from llmkit.onnx.norms import Stream
@@ -34,6 +35,9 @@ class Eagle(Kind):
     mixed: ClassVar[tuple[str, ...]] = ("k", "v", "r", "g")
     decays: ClassVar[tuple[str, ...]] = ("heads", "head_dim")
     is_by_token: ClassVar[bool] = False
+
+    def words(self, dims: Sizes) -> str:
+        return f"heads {dims.heads} × {dims.head_dim}"
 
     def slots(self) -> dict[str, SlotShape]:
         slots = under("attn_norm", self.norm) | under("mlp_norm", self.norm) | under("attn.head_norm", self.head_norm)

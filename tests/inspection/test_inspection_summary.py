@@ -127,7 +127,11 @@ def test_malformed_tokenizer_is_a_problem(tmp_path):
         ("llama", ("heads 4 × 8 (kv 2)",)),
         ("deepseek3", ("heads 4 × 16 (4 rotated, values 8, latent 16 + 4)", "experts 8 × 16 (3 a token)")),
         ("falcon_h1", ("heads 4 × 8 (kv 2), state space heads 6 × 8 × 8",)),
+        ("lfm2", ("short convolution 32 × 3", "heads 4 × 8 (kv 2)")),
         ("mamba", ("state space 64 × 8",)),
+        ("rwkv", ("time mix 32",)),
+        ("rwkv5", ("heads 4 × 8",)),
+        ("recurrent_gemma", ("gated recurrence 32", "heads 4 × 8 (kv 1)")),
         ("qwen3_5", ("DeltaNet keys 2 × 16, values 4 × 16", "heads 4 × 16 (kv 2)")),
     ],
 )
