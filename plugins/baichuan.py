@@ -20,6 +20,7 @@ from llmkit.architecture.tokenizers import TOKENIZERS
 
 from .llama import BLOCK
 from .llama import NAMES as LLAMA_NAMES
+from .llama_alikes import as_llama
 
 BAICHUAN_2_VOCAB = 125696
 _CONTEXT_13B = 4096  # of both releases, whose configs may leave it to the tokenizer's
@@ -37,22 +38,13 @@ def is_rotary(config: Mapping[str, Any]) -> bool:
 
 
 def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
-    gone = ("auto_map", "z_loss_weight", "_from_model_config", "tokenizer_class")
-    return {k: v for k, v in config.items() if k not in gone} | {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_key_value_heads": config["num_attention_heads"],
-        "rope_theta": 10000.0,
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
+    fixed = {"rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False}
+    heads = {"num_key_value_heads": config["num_attention_heads"]}
+    return as_llama(config, "z_loss_weight", "_from_model_config", **heads, **fixed)
 
 
 _BLOCK = replace(BLOCK, position=Rope(theta=10000.0, scaling=NoScaling()))
-_SLOTS = {
-    "attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")),
-    **LLAMA_NAMES.without("attn.q", "attn.k", "attn.v"),
-}
+_SLOTS = {"attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")), **LLAMA_NAMES.without("attn.q", "attn.k", "attn.v")}
 _GGUF = GgufFamily("baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT})
 
 BAICHUAN_7B = Architecture(
@@ -61,9 +53,7 @@ BAICHUAN_7B = Architecture(
     matches=("BaichuanForCausalLM",),  # upper and lower case do not matter: BaiChuanForCausalLM is the 7B model's
     model_types=("baichuan",),
     when=is_rotary,
-    dims=Dims(
-        context=Key(("max_position_embeddings", "model_max_length"), None),
-    ),
+    dims=Dims(context=Key(("max_position_embeddings", "model_max_length"), None)),
     equivalents={"llama": _as_llama},
     block=_BLOCK,
     head=Head(tied=Key("tie_word_embeddings", False), normalized=Computed(has_norm_head)),

@@ -89,7 +89,5 @@ ARCHITECTURE = Architecture(
         slots={**SLOTS, **{f"attn.{slot}": f"mamba.{name}" for slot, name in MIXER.items()}},
     ),
     tiny=_TINY,
-    variants={
-        "tied": {"attn_layer_indices": [0], "mamba_conv_bias": False, "tie_word_embeddings": True},
-    },
+    variants={"tied": {"attn_layer_indices": [0], "mamba_conv_bias": False, "tie_word_embeddings": True}},
 )

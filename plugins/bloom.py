@@ -25,6 +25,11 @@ _HIDDEN = Key(("n_embed", "hidden_size", "n_embd"))
 _NORM = LayerNorm(eps=Key("layer_norm_epsilon", 1e-5))
 
 
+_TINY = {
+    "hidden_size": 32, "n_layer": 2, "n_head": 4, "seq_length": 64, "layer_norm_epsilon": 1e-5, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 3,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="bloom",
     releases=("BLOOM", "BLOOMZ", "BELLE-7B", "Phoenix", "XuanYuan"),
@@ -82,16 +87,7 @@ ARCHITECTURE = Architecture(
         # transformers' class has no such key, llama.cpp needs one; the models were trained with 2048 tokens.
         write=lambda model, _: {"context_length": model.dims.context or 2048},
     ),
-    tiny={
-        "hidden_size": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "seq_length": 64,
-        "layer_norm_epsilon": 1e-5,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 3,
-    },
+    tiny=_TINY,
     variants={
         "2022-keys": {
             "hidden_size": None,

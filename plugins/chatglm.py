@@ -148,6 +148,12 @@ def _places(kind: TwoDimensionalRope, ids: list[int]) -> tuple[int, int]:
     return ids.index(kind.start), masks[0]
 
 
+_TINY = {
+    "num_layers": 2, "inner_hidden_size": 64, "layernorm_epsilon": 1e-5, "max_sequence_length": 64,
+    "position_encoding_2d": True, "bos_token_id": 92, "eos_token_id": 93, "pad_token_id": 3, "mask_token_id": 90,
+    "gmask_token_id": 91,
+}  # fmt: skip
+
 CHATGLM = Architecture(
     name="chatglm",
     releases=("ChatGLM-6B",),
@@ -179,16 +185,5 @@ CHATGLM = Architecture(
         slots=megatron("attention"),
         ignored=("*.rotary_emb.inv_freq",),
     ),
-    tiny={
-        "num_layers": 2,
-        "inner_hidden_size": 64,
-        "layernorm_epsilon": 1e-5,
-        "max_sequence_length": 64,
-        "position_encoding_2d": True,
-        "bos_token_id": 92,
-        "eos_token_id": 93,
-        "pad_token_id": 3,
-        "mask_token_id": 90,
-        "gmask_token_id": 91,
-    },
+    tiny=_TINY,
 )

@@ -86,6 +86,25 @@ def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return config | {"rope_ratio": int(ratio) if ratio == int(ratio) else ratio}
 
 
+_TINY = {
+    "num_layers": 2, "padded_vocab_size": 96, "hidden_size": 64, "ffn_hidden_size": 48, "kv_channels": 16,
+    "multi_query_attention": True, "multi_query_group_num": 2, "seq_length": 64, "layernorm_epsilon": 1e-5,
+    "rmsnorm": True, "post_layer_norm": True, "add_bias_linear": False, "add_qkv_bias": True,
+    "apply_residual_connection_post_layernorm": False, "original_rope": True, "tie_word_embeddings": False,
+    "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+_UNUSED = (
+    "original_rope", "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion",
+    "fp32_residual_connection", "interleaved_qkv", "hidden_act", "prefix_projection", "pre_seq_len",
+)  # fmt: skip
+
+_KEYS = {
+    "context_length": "seq_length", "block_count": "num_layers", "feed_forward_length": "ffn_hidden_size",
+    "attention.head_count_kv": "multi_query_group_num", "attention.layer_norm_rms_epsilon": "layernorm_epsilon",
+    "attention.key_length": "kv_channels", "rope.freq_base": "",
+}  # fmt: skip
+
 CHATGLM2 = Architecture(
     name="chatglm2",
     releases=("ChatGLM2-6B", "ChatGLM3-6B", "CodeGeeX2", "GLM-4-9B"),
@@ -112,17 +131,7 @@ CHATGLM2 = Architecture(
     final_norm=Computed(_final_norm),
     equivalents={"glm": _as_glm},
     # Switches of the code it was trained with, which give the same, or which its code never asks for.
-    unused=(
-        "original_rope",
-        "apply_query_key_layer_scaling",
-        "attention_softmax_in_fp32",
-        "bias_dropout_fusion",
-        "fp32_residual_connection",
-        "interleaved_qkv",
-        "hidden_act",
-        "prefix_projection",
-        "pre_seq_len",
-    ),
+    unused=_UNUSED,
     fixed={"quantization_bit": 0},
     prompt=Computed(lambda c: release_prompt(c, c.get("padded_vocab_size"), c.get("seq_length"))),
     tokenizer=TOKENIZERS["glm-sentencepiece"],
@@ -146,15 +155,7 @@ CHATGLM2 = Architecture(
         tokenizer_pre="chatglm-spm",
         pairs="interleaved",
         slots={"attn.qkv": QKV, "mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
-        keys={
-            "context_length": "seq_length",
-            "block_count": "num_layers",
-            "feed_forward_length": "ffn_hidden_size",
-            "attention.head_count_kv": "multi_query_group_num",
-            "attention.layer_norm_rms_epsilon": "layernorm_epsilon",
-            "attention.key_length": "kv_channels",
-            "rope.freq_base": "",
-        },
+        keys=_KEYS,
         config={
             "multi_query_attention": True,
             "rmsnorm": True,
@@ -168,26 +169,7 @@ CHATGLM2 = Architecture(
         refuses=has_odd_heads,
         claims=lambda _, names: "blk.0.attn_qkv.weight" in names,
     ),
-    tiny={
-        "num_layers": 2,
-        "padded_vocab_size": 96,
-        "hidden_size": 64,
-        "ffn_hidden_size": 48,
-        "kv_channels": 16,
-        "multi_query_attention": True,
-        "multi_query_group_num": 2,
-        "seq_length": 64,
-        "layernorm_epsilon": 1e-5,
-        "rmsnorm": True,
-        "post_layer_norm": True,
-        "add_bias_linear": False,
-        "add_qkv_bias": True,
-        "apply_residual_connection_post_layernorm": False,
-        "original_rope": True,
-        "tie_word_embeddings": False,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    },
+    tiny=_TINY,
     variants={
         "chatglm2-6b-32k": {"_name_or_path": "THUDM/chatglm2-6b-32k", "rope_ratio": 4},
         "chatglm3-6b-32k": {"_name_or_path": "THUDM/chatglm3-6b-32k", "rope_ratio": 50},

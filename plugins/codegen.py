@@ -25,8 +25,7 @@ ARCHITECTURE = replace(
     matches=("CodeGenForCausalLM", "CodeGenModel"),
     model_types=("codegen",),
     dims=replace(
-        GPTJ.dims,
-        extra={"shards": Computed(lambda config: lookup(HIDDEN, config) // (lookup(HIDDEN, config) // 4))},
+        GPTJ.dims, extra={"shards": Computed(lambda config: lookup(HIDDEN, config) // (lookup(HIDDEN, config) // 4))}
     ),
     block=replace(BLOCK, position=replace(BLOCK.position, share=_SHARE)),
     unused=("gradient_checkpointing", "scale_attn_weights"),

@@ -117,18 +117,8 @@ COHERE_2 = replace(
         "use_parallel_*",
         "use_embedding_sharing",
     ),
-    gguf=replace(
-        _GGUF,
-        arch="cohere2",
-        has_windows=True,
-        flags={},
-        refuses=needs_tied_head,
-    ),
-    tiny={
-        **{k: v for k, v in _TINY.items() if k != "use_qk_norm"},
-        "num_hidden_layers": 4,
-        "sliding_window": 7,
-    },
+    gguf=replace(_GGUF, arch="cohere2", has_windows=True, flags={}, refuses=needs_tied_head),
+    tiny={**{k: v for k, v in _TINY.items() if k != "use_qk_norm"}, "num_hidden_layers": 4, "sliding_window": 7},
     variants={
         "transformers-5": {
             "num_hidden_layers": 2,
@@ -136,6 +126,6 @@ COHERE_2 = replace(
             "rope_theta": None,
             "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
             "attention_bias": True,
-        },
+        }
     },
 )

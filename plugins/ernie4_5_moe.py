@@ -71,6 +71,12 @@ def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_TINY = {
+    **TINY, "moe_intermediate_size": 24, "moe_num_experts": 5, "moe_k": 2, "moe_num_shared_experts": 2,
+    "moe_layer_start_index": 1, "moe_layer_interval": 1, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+    "tie_word_embeddings": True, "eos_token_id": 2,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="ernie4_5_moe",
     releases=("ERNIE-4.5-21B-A3B", "ERNIE-4.5-300B-A47B"),
@@ -111,19 +117,7 @@ ARCHITECTURE = Architecture(
     ),
     unused=("router_aux_loss_coef", "output_router_logits", "moe_capacity", "moe_gate", "moe_use_aux_free"),
     fixed={"use_bias": False, "moe_norm_min": 1e-12},
-    tiny={
-        **TINY,
-        "moe_intermediate_size": 24,
-        "moe_num_experts": 5,
-        "moe_k": 2,
-        "moe_num_shared_experts": 2,
-        "moe_layer_start_index": 1,
-        "moe_layer_interval": 1,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": True,
-        "eos_token_id": 2,
-    },
+    tiny=_TINY,
     variants={
         "unshared": {"moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_end_index": 0},
         "defaults": {"rope_theta": None, "rms_norm_eps": None, "moe_layer_end_index": -1, "tie_word_embeddings": False},

@@ -10,16 +10,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import (
-    Block,
-    GatedMLP,
-    GroupedQuery,
-    NoPositions,
-    OutputNorm,
-    PerLayer,
-    RMSNorm,
-    Rope,
-)
+from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, OutputNorm, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
 

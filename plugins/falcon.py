@@ -9,7 +9,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
-from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.keys import Computed, Key, lookup, respelled
 from llmkit.architecture.kinds import (
     Block,
     GroupedQuery,
@@ -59,11 +59,7 @@ def _kv_heads(config: Mapping[str, Any]) -> Any:
 def _today(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config of 2023 in the keys of today's class."""
     names = {key.spellings[1]: key.spellings[0] for key in (_HIDDEN, _LAYERS, _HEADS, _KV_HEADS)}
-    return {names.get(k, k): v for k, v in config.items()} | {
-        "architectures": ["FalconForCausalLM"],
-        "model_type": "falcon",
-        "new_decoder_architecture": _is_new(config),
-    }
+    return respelled(config, "FalconForCausalLM", "falcon", names, new_decoder_architecture=_is_new(config))
 
 
 def _scaling(config: Mapping[str, Any]) -> Scaling:
@@ -89,25 +85,13 @@ _NAMES = Names(
     ignored=("*.rotary_emb.inv_freq", "*.rotary.inv_freq"),
 )
 _TINY = {
-    "num_kv_heads": 4,
-    "layer_norm_epsilon": 1e-5,
-    "bias": False,
-    "multi_query": True,
-    "parallel_attn": True,
-    "new_decoder_architecture": False,
-    "alibi": False,
-    "bos_token_id": 11,
-    "eos_token_id": 11,
-}
+    "num_kv_heads": 4, "layer_norm_epsilon": 1e-5, "bias": False, "multi_query": True, "parallel_attn": True,
+    "new_decoder_architecture": False, "alibi": False, "bos_token_id": 11, "eos_token_id": 11,
+}  # fmt: skip
 _OF_2023 = {
-    "architectures": ["RWForCausalLM"],
-    "num_hidden_layers": None,
-    "num_attention_heads": None,
-    "num_kv_heads": None,
-    "new_decoder_architecture": None,
-    "n_layer": 2,
-    "n_head": 4,
-}
+    "architectures": ["RWForCausalLM"], "num_hidden_layers": None, "num_attention_heads": None, "num_kv_heads": None,
+    "new_decoder_architecture": None, "n_layer": 2, "n_head": 4,
+}  # fmt: skip
 # Sixteen heads: the slopes of four are powers of two, which rounding leaves as they are.
 _RW = {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False} | {
     "hidden_size": 64,

@@ -84,6 +84,12 @@ def to_gguf(model: Model, pattern: int) -> dict[str, Any]:
     return {} if is_usual else {"attention.sliding_window_pattern": windows}
 
 
+_TINY = {
+    **TINY, "num_hidden_layers": 3, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 20.0,
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 24,
+    "rope_theta": 10000.0, "sliding_window": 7,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="gemma2",
     releases=("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B"),
@@ -96,18 +102,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", 30.0)),
     names=NAMES,
     gguf=replace(GGUF, arch="gemma2", has_windows=True, read=from_gguf(46), write=lambda model, _: to_gguf(model, 2)),
-    tiny={
-        **TINY,
-        "num_hidden_layers": 3,
-        # Smaller than released, so that they matter to the scores and logits of a tiny model.
-        "attn_logit_softcapping": 5.0,
-        "final_logit_softcapping": 20.0,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": 24,
-        "rope_theta": 10000.0,
-        "sliding_window": 7,
-    },
+    tiny=_TINY,
     variants={
         "defaults": {
             "attn_logit_softcapping": None,

@@ -11,11 +11,7 @@ from llmkit.architecture.names import Entry, Fused, Names
 _BIAS = Key("attention_bias", True)
 _IS_PARALLEL = Key("use_parallel_residual", True)
 _THETA = ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rotary_emb_base")
-_SHARE = (
-    "rope_scaling.partial_rotary_factor",
-    "rope_parameters.partial_rotary_factor",
-    "rotary_pct",
-)
+_SHARE = ("rope_scaling.partial_rotary_factor", "rope_parameters.partial_rotary_factor", "rotary_pct")
 
 
 def megatron(attention: str) -> dict[str, Entry]:
@@ -30,15 +26,18 @@ def megatron(attention: str) -> dict[str, Entry]:
     }
 
 
+_TINY = {
+    "intermediate_size": 128, "max_position_embeddings": 64, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
+    "rotary_pct": 0.25, "rotary_emb_base": 10000, "use_parallel_residual": True, "tie_word_embeddings": False,
+    "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="gpt_neox",
     releases=("Pythia", "RedPajama-INCITE", "StableLM-alpha", "GPT-NeoX-20B", "Dolly v2"),
     matches=("GPTNeoXForCausalLM",),
     model_types=("gpt_neox",),
-    dims=Dims(
-        kv_heads=DERIVED,
-        head_dim=DERIVED,
-    ),
+    dims=Dims(kv_heads=DERIVED, head_dim=DERIVED),
     block=Block(
         norm=LayerNorm(eps=Key("layer_norm_eps", 1e-5)),
         attention=GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS),
@@ -66,18 +65,7 @@ ARCHITECTURE = Architecture(
         config={"hidden_act": "gelu"},
         noted=("hidden_act",),
     ),
-    tiny={
-        "intermediate_size": 128,
-        "max_position_embeddings": 64,
-        "layer_norm_eps": 1e-5,
-        "hidden_act": "gelu",
-        "rotary_pct": 0.25,
-        "rotary_emb_base": 10000,
-        "use_parallel_residual": True,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    },
+    tiny=_TINY,
     variants={
         "redpajama": {"use_parallel_residual": False, "rotary_pct": 1.0},
         "20b": {"hidden_act": "gelu_fast", "rotary_emb_base": 20000},

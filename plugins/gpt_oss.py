@@ -36,10 +36,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
             window=window_of(config, 128) if is_sliding(config, i, lambda i: i % 2 == 0) else None,
             sinks=True,
         ),
-        position=Rope(
-            theta=Key(THETA_KEYS, 150000.0),
-            scaling=Key(("rope_scaling", "rope_parameters"), _YARN),
-        ),
+        position=Rope(theta=Key(THETA_KEYS, 150000.0), scaling=Key(("rope_scaling", "rope_parameters"), _YARN)),
         mlp=Experts(
             ClampedSwiGLU(alpha=Key("swiglu_alpha", 1.702), limit=Key("swiglu_limit", 7.0)),
             bias=True,

@@ -55,8 +55,5 @@ ARCHITECTURE = Architecture(
     ),
     no_gguf="llama.cpp has a name for it and no graph",
     tiny={**TINY, "n_embd": 64, "rotary_dim": 4, "activation_function": "gelu_new", "tie_word_embeddings": False},
-    variants={
-        "whole-heads": {"rotary_dim": 16},
-        "narrow-mlp": {"n_inner": 48},
-    },
+    variants={"whole-heads": {"rotary_dim": 16}, "narrow-mlp": {"n_inner": 48}},
 )

@@ -18,11 +18,7 @@ NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-5))
 _BIAS = Key("attention_bias", False)
 NAMES = replace(
     LLAMA_NAMES,
-    slots={
-        **LLAMA_NAMES.slots,
-        "attn.q_norm": "self_attn.query_layernorm",
-        "attn.k_norm": "self_attn.key_layernorm",
-    },
+    slots={**LLAMA_NAMES.slots, "attn.q_norm": "self_attn.query_layernorm", "attn.k_norm": "self_attn.key_layernorm"},
 )
 
 

@@ -23,7 +23,7 @@ _BIAS = Key("bias", True)
 
 
 def _with_biases(config: Mapping[str, Any]) -> dict[str, Any]:
-    return as_llama({k: v for k, v in config.items() if k != "bias"}) | {"attention_bias": config.get("bias", True)}
+    return as_llama(config, "bias", attention_bias=config.get("bias", True))
 
 
 def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,10 +40,10 @@ def _scaling(config: Mapping[str, Any]) -> Scaling:
 
 def _of_1(config: Mapping[str, Any]) -> dict[str, Any]:
     rotary = _rotary(config)
-    llama = {k: v for k, v in _with_biases(config).items() if k != "rotary"} | {"rope_theta": float(rotary["base"])}
-    if rotary["type"] == "dynamic":
-        llama["rope_scaling"] = {"type": "dynamic", "factor": float(rotary["scaling_factor"])}
-    return llama
+    bias, base = config.get("bias", True), float(rotary["base"])
+    llama = as_llama(config, "bias", "rotary", attention_bias=bias, rope_theta=base)
+    scaling = {"type": "dynamic", "factor": float(rotary["scaling_factor"])}
+    return llama | ({"rope_scaling": scaling} if rotary["type"] == "dynamic" else {})
 
 
 _QKV_BIAS = Key(("qkv_bias", "attention_bias"), False)
@@ -51,8 +51,8 @@ _OUT_BIAS = Key(("bias", "mlp_bias"), False)
 
 
 def _of_3(config: Mapping[str, Any]) -> dict[str, Any]:
-    llama = as_llama({k: v for k, v in config.items() if k not in ("bias", "qkv_bias")})
-    llama |= {"attention_bias": lookup(_QKV_BIAS, config), "mlp_bias": lookup(_OUT_BIAS, config)}
+    biases = {"attention_bias": lookup(_QKV_BIAS, config), "mlp_bias": lookup(_OUT_BIAS, config)}
+    llama = as_llama(config, "bias", "qkv_bias", **biases)
     return {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5} | llama
 
 
@@ -93,11 +93,7 @@ INTERNLM2 = alike(
     ),
     reference_config=None,
     gguf=replace(GGUF, arch="internlm2", flags={}, config={**GGUF.config, "bias": False}),  # no biases there
-    tiny={
-        **TINY,
-        "rms_norm_eps": 1e-5,
-        "bias": False,
-    },
+    tiny={**TINY, "rms_norm_eps": 1e-5, "bias": False},
     variants={"biases": {"bias": True}, "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
 )
 # transformers takes one key for the biases of attention, the original code the other for its output.
@@ -114,12 +110,6 @@ INTERNLM3 = alike(
         attention=GroupedQuery(qkv_bias=_QKV_BIAS, out_bias=_OUT_BIAS),
         mlp=GatedMLP(Key("hidden_act", "silu"), bias=_OUT_BIAS),
     ),
-    tiny={
-        **TINY,
-        "rms_norm_eps": 1e-5,
-        "head_dim": 16,
-        "qkv_bias": False,
-        "bias": False,
-    },
+    tiny={**TINY, "rms_norm_eps": 1e-5, "head_dim": 16, "qkv_bias": False, "bias": False},
     variants={"biases": {"qkv_bias": True, "bias": True}},
 )

@@ -138,6 +138,6 @@ ARCHITECTURE = Architecture(
     ),
     tiny=_TINY,
     variants={
-        "dense": {"num_experts": 1, "mamba_dt_rank": None, "mamba_conv_bias": False, "tie_word_embeddings": True},
+        "dense": {"num_experts": 1, "mamba_dt_rank": None, "mamba_conv_bias": False, "tie_word_embeddings": True}
     },
 )

@@ -48,6 +48,12 @@ def _read(metadata: Metadata) -> dict[str, Any]:
     return {"layer_types": [_SORTS[n > 0] for n in heads], "num_key_value_heads": max(heads)}
 
 
+_TINY = {
+    "num_key_value_heads": 2, "intermediate_size": 48, "block_auto_adjust_ff_dim": False, "conv_L_cache": 3,
+    "conv_bias": False, "norm_eps": 1e-5, "layer_types": ["conv", "full_attention"], "rope_theta": 1000000.0,
+    "max_position_embeddings": 64, "tie_word_embeddings": True,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="lfm2",
     releases=("LFM2-350M, 700M, 1.2B, 2.6B",),
@@ -102,18 +108,7 @@ ARCHITECTURE = Architecture(
             "mlp.down": "feed_forward.w2",
         },
     ),
-    tiny={
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "block_auto_adjust_ff_dim": False,
-        "conv_L_cache": 3,
-        "conv_bias": False,
-        "norm_eps": 1e-5,
-        "layer_types": ["conv", "full_attention"],
-        "rope_theta": 1000000.0,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": True,
-    },
+    tiny=_TINY,
     variants={
         "adjusted": {
             "layer_types": None,

@@ -74,13 +74,7 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     tokenizer=TOKENIZERS["llama"],
     gguf=GGUF,
-    tiny={
-        **TINY,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
+    tiny={**TINY, "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2},
     variants={
         "multi-head": {"num_key_value_heads": 4},
         "multi-query": {"num_key_value_heads": 1},
@@ -101,7 +95,7 @@ ARCHITECTURE = Architecture(
                 "mscale": 1.0,
                 "mscale_all_dim": 0.8,
                 "truncate": False,
-            },
+            }
         },
         "yarn-attention-factor": {"rope_scaling": {**_YARN, "attention_factor": 1.25}},
     },

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.keys import Computed, Key, lookup
+from llmkit.architecture.keys import Computed, Key, lookup, respelled
 from llmkit.architecture.kinds import RMSNorm, Rope
 from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
 
@@ -21,12 +21,10 @@ from .llama import BLOCK, GGUF, NAMES, TINY
 _THETA = Key("rope_theta", 10000.0)
 
 
-def as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the same model as transformers' Llama."""
-    return {k: v for k, v in config.items() if k not in ("auto_map", "tokenizer_class")} | {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-    }
+def as_llama(config: Mapping[str, Any], *left_out: str, **values: Any) -> dict[str, Any]:
+    """The config of the same model as transformers' Llama, without keys of its own and with others."""
+    gone = dict.fromkeys(("auto_map", "tokenizer_class", *left_out), "")
+    return respelled(config, "LlamaForCausalLM", "llama", gone, **values)
 
 
 def alike(
@@ -66,11 +64,7 @@ XVERSE = alike(
     gguf=replace(GGUF, arch="xverse", flags={}),
 )
 AQUILA = alike(
-    "aquila",
-    ("Aquila-7B", "Aquila2-7B", "Aquila2-34B"),
-    ("AquilaForCausalLM", "AquilaModel"),
-    "aquila",
-    block=BLOCK,
+    "aquila", ("Aquila-7B", "Aquila2-7B", "Aquila2-34B"), ("AquilaForCausalLM", "AquilaModel"), "aquila", block=BLOCK
 )
 
 
@@ -114,9 +108,8 @@ SKYWORK = alike(
     ("Skywork-13B",),
     ("SkyworkForCausalLM",),
     "skywork",
-    lambda config: (
-        as_llama(config)
-        | {"rope_theta": _theta(config), "rope_scaling": None if _is_ntk(config) else config.get("rope_scaling")}
+    lambda config: as_llama(
+        config, rope_theta=_theta(config), rope_scaling=None if _is_ntk(config) else config.get("rope_scaling")
     ),
     block=replace(BLOCK, position=Rope(theta=Computed(_theta), scaling=Computed(_scaling))),
     variants={"ntk": {"rope_scaling": {"type": "ntk", "factor": 8.0}}},

@@ -91,10 +91,7 @@ ARCHITECTURE = Architecture(
         final_norm="backbone.norm_f",
         head="lm_head",
         block="backbone.layers.{i}.",
-        slots={
-            "attn_norm": "norm",
-            **{f"attn.{slot}": f"mixer.{name}" for slot, name in MIXER.items()},
-        },
+        slots={"attn_norm": "norm", **{f"attn.{slot}": f"mixer.{name}" for slot, name in MIXER.items()}},
     ),
     # One group: transformers 4.57 norms all of them together, where the original norms each.
     tiny={
@@ -110,6 +107,6 @@ ARCHITECTURE = Architecture(
         "tie_word_embeddings": False,
     },
     variants={
-        "tied": {"num_heads": 2, "expand": 1, "use_conv_bias": False, "conv_kernel": 2, "tie_word_embeddings": True},
+        "tied": {"num_heads": 2, "expand": 1, "use_conv_bias": False, "conv_kernel": 2, "tie_word_embeddings": True}
     },
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.keys import Computed, Key, as_float, lookup
+from llmkit.architecture.keys import Computed, Key, as_float, lookup, respelled
 from llmkit.architecture.kinds import Block, Embedding, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
 from llmkit.architecture.model import Model
 
@@ -39,16 +39,17 @@ def _score_scale(config: Mapping[str, Any]) -> float:
 
 
 def _as_granite(config: Mapping[str, Any]) -> dict[str, Any]:
-    own = ("scale_emb", "scale_depth", "dim_model_base")
-    return {k: v for k, v in as_llama(config).items() if k not in own} | {
-        "architectures": ["GraniteForCausalLM"],
-        "model_type": "granite",
-        "tie_word_embeddings": config.get("tie_word_embeddings", True),
-        "attention_multiplier": _score_scale(config),
-        "embedding_multiplier": _number("scale_emb", config),
-        "residual_multiplier": _branches(config),
-        "logits_scaling": _width(config),
-    }
+    return respelled(
+        as_llama(config),
+        "GraniteForCausalLM",
+        "granite",
+        dict.fromkeys(("scale_emb", "scale_depth", "dim_model_base"), ""),
+        tie_word_embeddings=config.get("tie_word_embeddings", True),
+        attention_multiplier=_score_scale(config),
+        embedding_multiplier=_number("scale_emb", config),
+        residual_multiplier=_branches(config),
+        logits_scaling=_width(config),
+    )
 
 
 def _metadata(model: Model, config: Mapping[str, Any]) -> dict[str, float]:
@@ -82,13 +83,7 @@ ARCHITECTURE = alike(
         multiplier=Computed(_branches),
     ),
     head=Head(tied=Key("tie_word_embeddings", True), scale=Computed(lambda config: 1 / _width(config))),
-    gguf=replace(
-        GGUF,
-        arch="minicpm",
-        flags={"attention_bias": "blk.0.attn_q.bias"},
-        read=_from_gguf,
-        write=_metadata,
-    ),
+    gguf=replace(GGUF, arch="minicpm", flags={"attention_bias": "blk.0.attn_q.bias"}, read=_from_gguf, write=_metadata),
     tiny={
         **TINY,
         "num_hidden_layers": 4,

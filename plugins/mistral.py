@@ -24,22 +24,13 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     # Written as llama's; only a window tells such a file from one.
     gguf=GgufFamily("llama", pairs="interleaved", claims=lambda metadata, _: "attention.sliding_window" in metadata),
-    tiny={
-        **TINY,
-        "rms_norm_eps": 1e-5,
-        "sliding_window": 7,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
+    tiny={**TINY, "rms_norm_eps": 1e-5, "sliding_window": 7, "bos_token_id": 1, "eos_token_id": 2},
     variants={
         "window-of-one": {"sliding_window": 1},
         "window-beyond": {"sliding_window": 4096, "rope_theta": 1000000.0},
         "window-default": {"sliding_window": None},
         "nemo": {"head_dim": 16, "sliding_window": 9},
         "tied": {"tie_word_embeddings": True},
-        "transformers-5": {
-            "rope_theta": None,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-        },
+        "transformers-5": {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
     },
 )

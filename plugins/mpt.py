@@ -45,6 +45,23 @@ def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {"attn_config": attention, "expansion_ratio": int(ratio) if ratio == int(ratio) else ratio}
 
 
+_UNUSED = (
+    "learned_pos_emb", "embedding_fraction", "init_config", "init_device", "verbose", "attn_config.attn_impl",
+    "attn_config.attn_uses_sequence_id", "attn_config.model_type",
+)  # fmt: skip
+
+_TINY = {
+    "d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 4, "max_seq_len": 128,
+    "attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": None, "softmax_scale": None}, "no_bias": True,
+    "norm_type": "low_precision_layernorm",
+}  # fmt: skip
+
+_KEYS = {
+    "context_length": "max_seq_len", "embedding_length": "d_model", "block_count": "n_layers",
+    "attention.head_count": "n_heads", "attention.head_count_kv": "", "feed_forward_length": "",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="mpt",
     releases=("MPT-7B", "MPT-30B", "MPT-7B-StoryWriter"),
@@ -75,16 +92,7 @@ ARCHITECTURE = Architecture(
         "norm_type": Computed(_norm_type),
     },
     # ALiBi makes the first needless; the others say how the original is trained and run.
-    unused=(
-        "learned_pos_emb",
-        "embedding_fraction",
-        "init_config",
-        "init_device",
-        "verbose",
-        "attn_config.attn_impl",
-        "attn_config.attn_uses_sequence_id",
-        "attn_config.model_type",
-    ),
+    unused=_UNUSED,
     head=Head(tied=Key("tie_word_embeddings", True), scale=Computed(_logit_scale)),
     names=Names(
         embed="transformer.wte",
@@ -103,27 +111,10 @@ ARCHITECTURE = Architecture(
     gguf=GgufFamily(
         "mpt",
         slots={"attn.qkv": QKV},
-        keys={
-            "context_length": "max_seq_len",
-            "embedding_length": "d_model",
-            "block_count": "n_layers",
-            "attention.head_count": "n_heads",
-            "attention.head_count_kv": "",
-            "feed_forward_length": "",
-            "attention.layer_norm_epsilon": "layer_norm_epsilon",
-        },
+        keys=_KEYS,
         read=_from_gguf,
     ),
-    tiny={
-        "d_model": 32,
-        "n_layers": 2,
-        "n_heads": 4,
-        "expansion_ratio": 4,
-        "max_seq_len": 128,
-        "attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": None, "softmax_scale": None},
-        "no_bias": True,
-        "norm_type": "low_precision_layernorm",
-    },
+    tiny=_TINY,
     variants={
         "clipped": {"n_heads": 6, "d_model": 48, "attn_config": {"alibi": True, "clip_qkv": 1.0}},
         "scaled": {"attn_config": {"alibi": True, "softmax_scale": 0.5}, "tie_word_embeddings": False},

@@ -85,11 +85,7 @@ OLMO_3 = replace(
     block=PerLayer(_block),
     unused=("sliding_window",),  # where no layer has one
     gguf=replace(_GGUF, has_windows=True, claims=lambda metadata, _: "attention.sliding_window" in metadata),
-    tiny={
-        **_TINY,
-        "num_hidden_layers": 4,
-        "sliding_window": 7,
-    },
+    tiny={**_TINY, "num_hidden_layers": 4, "sliding_window": 7},
     variants={
         "yarn": {
             "rope_scaling": {
@@ -98,7 +94,7 @@ OLMO_3 = replace(
                 "original_max_position_embeddings": 16,
                 "beta_fast": 32.0,
                 "beta_slow": 1.0,
-            },
+            }
         },
         "transformers-5": {
             "num_hidden_layers": 2,

@@ -55,7 +55,7 @@ ARCHITECTURE = Architecture(
         keys={"rope.scaling.original_context_length": "original_max_position_embeddings"},
         read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
         write=lambda _, config: {
-            "rope.scaling.original_context_length": config.get("original_max_position_embeddings"),
+            "rope.scaling.original_context_length": config.get("original_max_position_embeddings")
         },
     ),
     tiny={

@@ -44,9 +44,7 @@ def _window(config: Mapping[str, Any], i: int) -> int | None:
 
 def _block(config: Mapping[str, Any], i: int) -> Block:
     router = Router(
-        count=Key("num_experts", 60),
-        top_k=Key("num_experts_per_tok", 4),
-        is_normalized=Key("norm_topk_prob", False),
+        count=Key("num_experts", 60), top_k=Key("num_experts_per_tok", 4), is_normalized=Key("norm_topk_prob", False)
     )
     experts = Experts(ACT, router=router, shared="shared_ffn", shared_gate=True)
     return Block(

@@ -20,10 +20,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     return Block(
         norm=RMSNorm(eps=_EPS),
         attention=GroupedQuery(
-            qkv_bias=_BIAS,
-            out_bias=_BIAS,
-            window=window(config, i),
-            qk_norm=RMSNorm(eps=_EPS, width="head_dim"),
+            qkv_bias=_BIAS, out_bias=_BIAS, window=window(config, i), qk_norm=RMSNorm(eps=_EPS, width="head_dim")
         ),
         position=Rope(),
         mlp=GatedMLP(Key("hidden_act", "silu")),

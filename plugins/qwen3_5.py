@@ -81,18 +81,10 @@ NAMES = replace(
 # Text has one position in all three grids.
 UNUSED = ("mtp_*", "mamba_ssm_dtype", "full_attention_interval", "rope_*.mrope_*")
 TINY: dict[str, Any] = {
-    **LLAMA_TINY,
-    "head_dim": 16,
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "linear_conv_kernel_dim": 4,
-    "rms_norm_eps": 1e-6,
-    "partial_rotary_factor": 0.25,
-    "eos_token_id": 2,
-}
+    **LLAMA_TINY, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+    "rms_norm_eps": 1e-6, "partial_rotary_factor": 0.25, "eos_token_id": 2,
+}  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "linear_value_head_dim": 12, "tie_word_embeddings": True},
     "one-key-head": {

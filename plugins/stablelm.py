@@ -11,13 +11,12 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
-from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.keys import Computed, Key, respelled
 from llmkit.architecture.kinds import (
     Block,
     GatedMLP,
     GroupedQuery,
     HeadNorm,
-    Kind,
     LayerNorm,
     PreNorm,
     Rope,
@@ -29,25 +28,16 @@ from .llama import DIMS, NAMES, TINY
 
 # The second spellings are those of the repositories' own code, before transformers had the class.
 _EPS = Key(("layer_norm_eps", "norm_eps"), 1e-5)
+_TODAY = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}
 _SHARE = rotated_share(0.25, "rope_pct")
 
 
 def _head_norm(heads: str) -> Computed:
-    def norm(config: Mapping[str, Any]) -> Kind | None:
+    def norm(config: Mapping[str, Any]) -> HeadNorm | None:
         n_heads = config.get(heads) or config["num_attention_heads"]
         return HeadNorm(_EPS, str(n_heads), is_apart=True) if config.get("qk_layernorm") else None
 
     return Computed(norm)
-
-
-def _today(config: Mapping[str, Any]) -> dict[str, Any]:
-    renamed = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}
-    changed = {renamed.get(k, k): v for k, v in config.items()}
-    return changed | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm"}
-
-
-def _residual(config: Mapping[str, Any]) -> Kind:
-    return SharedParallel() if config.get("use_parallel_residual") else PreNorm()
 
 
 ARCHITECTURE = Architecture(
@@ -55,7 +45,7 @@ ARCHITECTURE = Architecture(
     releases=("StableLM-3B-4E1T", "StableLM-Zephyr-3B", "StableLM-2-1.6B", "StableLM-2-12B"),
     matches=("StableLmForCausalLM", "StableLMEpochForCausalLM"),
     model_types=("stablelm", "stablelm_epoch"),
-    reference_config=_today,
+    reference_config=lambda config: respelled(config, "StableLmForCausalLM", "stablelm", _TODAY),
     dims=DIMS,
     block=Block(
         norm=LayerNorm(eps=_EPS),
@@ -66,7 +56,7 @@ ARCHITECTURE = Architecture(
         ),
         position=Rope(share=_SHARE),
         mlp=GatedMLP(Key("hidden_act", "silu")),
-        residual=Computed(_residual),
+        residual=Computed(lambda config: SharedParallel() if config.get("use_parallel_residual") else PreNorm()),
     ),
     fixed={"rotary_scaling_factor": 1.0},
     names=replace(

@@ -97,6 +97,21 @@ def lookup(key: Key | Computed, config: Mapping[str, Any]) -> Any:
     return key.default
 
 
+def respelled(
+    config: Mapping[str, Any], of: str, model_type: str, names: Mapping[str, str] | None = None, **values: Any
+) -> dict[str, Any]:
+    """A config in the words of another class.
+
+    Args:
+        of: that class, as in `architectures`.
+        names: keys that it calls otherwise, or "" for those that it has not.
+        values: what it states besides.
+    """
+    names = names or {}
+    renamed = {name: value for key, value in config.items() if (name := names.get(key, key))}
+    return renamed | {"architectures": [of], "model_type": model_type} | values
+
+
 def bind_fields(kind: T, config: Mapping[str, Any], string_keys: tuple[str, ...] = ()) -> T:
     """The same dataclass with every `Key` (and every string in the fields `string_keys`) replaced by its value.
 

@@ -52,6 +52,12 @@ def _metadata(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
 
 _HAS_BIASES = Computed(lambda config: not lookup(Key("no_bias", True), config))
 
+_TINY = {
+    "kv_channels": 8, "intermediate_size": 96, "seq_length": 64, "max_position_embeddings": 64,
+    "layer_norm_epsilon": 1e-6, "rotary_emb_base": 10000, "rotary_pct": 1.0, "no_bias": True, "use_dynamic_ntk": True,
+    "use_logn_attn": True, "tie_word_embeddings": False,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="qwen",
     releases=("Qwen-1.8B", "Qwen-7B", "Qwen-14B", "Qwen-72B"),
@@ -106,18 +112,6 @@ ARCHITECTURE = Architecture(
         config={"no_bias": True, "use_dynamic_ntk": False, "use_logn_attn": False},
         noted=("use_dynamic_ntk", "use_logn_attn"),
     ),
-    tiny={
-        "kv_channels": 8,
-        "intermediate_size": 96,
-        "seq_length": 64,
-        "max_position_embeddings": 64,
-        "layer_norm_epsilon": 1e-6,
-        "rotary_emb_base": 10000,
-        "rotary_pct": 1.0,
-        "no_bias": True,
-        "use_dynamic_ntk": True,
-        "use_logn_attn": True,
-        "tie_word_embeddings": False,
-    },
+    tiny=_TINY,
     variants={"short": {"seq_length": 10}, "plain": {"use_dynamic_ntk": False, "use_logn_attn": False}},
 )
