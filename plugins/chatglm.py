@@ -136,15 +136,13 @@ def _emitter() -> GraphPositions:
 
 def _places(kind: TwoDimensionalRope, ids: list[int]) -> tuple[int, int]:
     """The places of <sop> and of the mask in a prompt."""
-    lack = None
-    masks = [ids.index(mask) for mask in (kind.gmask, kind.mask) if mask in ids]
+    hint = "end it with [gMASK] <sop>, as the checkpoint's tokenizer and `--chat` do"
     if kind.start not in ids:
-        lack = f"of {len(ids)} tokens has no <sop> (id {kind.start}), where this model starts to answer"
-    elif not masks:
-        lack = f"has neither [gMASK] (id {kind.gmask}) nor [MASK] (id {kind.mask})"
-    if lack:
-        hint = "end it with [gMASK] <sop>, as the checkpoint's tokenizer and `--chat` do"
-        raise InputError(f"the prompt {lack}", hint=hint)
+        lack = f"no <sop> (id {kind.start}), where this model starts to answer"
+        raise InputError(f"the prompt of {len(ids)} tokens has {lack}", hint=hint)
+    masks = [ids.index(mask) for mask in (kind.gmask, kind.mask) if mask in ids]
+    if not masks:
+        raise InputError(f"the prompt has neither [gMASK] (id {kind.gmask}) nor [MASK] (id {kind.mask})", hint=hint)
     return ids.index(kind.start), masks[0]
 
 
