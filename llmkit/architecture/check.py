@@ -54,10 +54,8 @@ def compare(
     expected: Mapping[str, Slot], specs: Mapping[str, TensorSpec], table: NameTable, *, is_tied: bool
 ) -> Report:
     """Compare specs with the expected slots (both by tensor name)."""
+    missing, extra, misshapen = mismatches(expected, specs, table)
     ignored = tuple(name for name in specs if name not in expected and table.is_ignored(name))
-    extra = tuple(name for name in specs if name not in expected and not table.is_ignored(name))
-    missing = tuple(name for name, slot in expected.items() if name not in specs and not slot.is_optional)
-    misshapen = tuple(name for name, slot in expected.items() if name in specs and specs[name].shape != slot.shape)
     problems = _missing(missing, extra, expected)
     if extra:
         problems.append(f"{counted(len(extra), 'tensor')} that the model does not have: {listing(extra)}")
@@ -69,6 +67,17 @@ def compare(
     if ignored:
         notes.append(f"{len(ignored)} buffers that nothing needs are ignored ({listing(ignored, 1)})")
     return Report(tuple(problems), tuple(notes), missing, extra, misshapen, ignored)
+
+
+def mismatches(
+    expected: Mapping[str, Slot], specs: Mapping[str, TensorSpec], table: NameTable
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Names of tensors that are missing, extra, and misshapen (see `Report`)."""
+    return (
+        tuple(name for name, slot in expected.items() if name not in specs and not slot.is_optional),
+        tuple(name for name in specs if name not in expected and not table.is_ignored(name)),
+        tuple(name for name, slot in expected.items() if name in specs and specs[name].shape != slot.shape),
+    )
 
 
 def _missing(missing: Sequence[str], extra: Sequence[str], expected: Mapping[str, Slot]) -> list[str]:

@@ -11,9 +11,11 @@ left may change what the family's class computes. It is one of four:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cache
 from typing import Any
 
 from llmkit.architecture.keys import Computed, Key, lookup
@@ -140,8 +142,9 @@ def unread_keys(
         family: for messages.
     """
     refused, unknown = [], []
+    is_harmless = _any_of((*unused, *_HARMLESS)).match
     for path, value in _left(config, read, ""):
-        if any(fnmatchcase(path, pattern) for pattern in (*unused, *_HARMLESS)):
+        if is_harmless(path):
             continue
         wanted = {**_FIXED, **fixed}.get(path, _ANYTHING)
         wanted = lookup(wanted, config) if isinstance(wanted, Key | Computed) else wanted
@@ -151,6 +154,12 @@ def unread_keys(
         elif value != wanted:
             refused.append(f"{path} is {value!r:.60}, and {family} models are computed with {wanted!r}")
     return Unread(tuple(refused), tuple(unknown))
+
+
+@cache
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """What a text that one of the patterns matches is matched by."""
+    return re.compile("|".join(map(translate, patterns)))
 
 
 def _left(config: Mapping[str, Any], read: Mapping[str, Any], stem: str) -> Iterator[tuple[str, Any]]:

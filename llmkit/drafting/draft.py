@@ -5,23 +5,28 @@ Names and shapes come from the headers. What is computed with them is what that 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pprint import pformat
 from textwrap import fill, indent, wrap
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.check import mismatches
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.names import Fused, Names, Transposed, parts_of, stem_of
 from llmkit.architecture.registry import Plugin, default_registry
 from llmkit.drafting.keys import Config, fields_of
-from llmkit.drafting.names import Headers, KnownNames, names_like, read_headers
+from llmkit.drafting.names import Headers, KnownNames, n_unnamed, names_like, read_headers
 from llmkit.errors import InputError, LlmkitError, PluginError, listing
 from llmkit.layouts.opening import layouts
 from llmkit.tensors.spec import TensorSpec
 
 _NOT_SHOWN = "as {} computes: headers do not show positions, the order of rotary pairs, scales, caps or windows"
+# What a plugin's functions of the config raise, given one of another family.
+_OF_ANOTHER_FAMILY = (LlmkitError, ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _KINDS = (Key, Fused, Transposed)  # what is written as a whole
 _TEMPLATE = '''"""{about}"""
 
@@ -88,23 +93,29 @@ def draft_plugin(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], *, 
     for path, _, key in (read for p in order for read in fields_of(loaded[p])):
         if isinstance(key, Key):
             known.setdefault(path.rpartition(".")[2], []).extend(key.spellings)
-    drafts = []
-    for plugin in order:
-        try:
-            drafts.append(_after(plugin, loaded[plugin], tables, Config(config, known), headers, specs, name))
-        except (LlmkitError, ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError):
-            continue  # the plugin's functions of the config, given one of another family
-    if not drafts:
+    named = []
+    for rank, plugin in enumerate(order):
+        with suppress(*_OF_ANOTHER_FAMILY):
+            names = names_like(headers, loaded[plugin], tables)
+            named.append((n_unnamed(headers, names), rank, plugin, names))
+    best, most = None, (sys.maxsize, 0)  # tensors that do not fit the best, and its rank
+    for n_least, rank, plugin, names in sorted(named, key=lambda of: of[:2]):
+        if n_least > most[0]:
+            break
+        with suppress(*_OF_ANOTHER_FAMILY):
+            draft = _after(plugin, loaded[plugin], names, Config(config, known), headers, specs, name, most[0])
+            if draft and (best is None or (*draft.misfits, rank) < (*best.misfits, most[1])):
+                best, most = draft, (draft.misfits[0], rank)
+    if best is None:
         raise InputError(f"{label}: no plugin has layers that are like its own", hint="llmkit plugins list shows them")
-    return min(drafts, key=lambda draft: draft.misfits)
+    return best
 
 
 def _after(
-    plugin: Plugin, like: Architecture, tables: KnownNames, config: Config, headers: Headers,
-    specs: Mapping[str, TensorSpec], name: str,
-) -> Draft:  # fmt: skip
-    """The draft with the computation of one plugin."""
-    names = names_like(headers, like, tables)
+    plugin: Plugin, like: Architecture, names: Names, config: Config, headers: Headers,
+    specs: Mapping[str, TensorSpec], name: str, most: int,
+) -> Draft | None:  # fmt: skip
+    """The draft with the computation of one plugin; None where more than `most` tensors do not fit it."""
     parts = config.adapted(like, _sizes(headers, names, config.heads(like.dims)))
     stated = config.values.get("model_type")
     classes, types = tuple(map(str, config.values.get("architectures") or ())), tuple(filter(None, [stated]))
@@ -114,9 +125,11 @@ def _after(
     if names.head not in headers.outer and not model.is_tied:
         architecture = replace(architecture, head=replace(architecture.head, tied=True))
         model = architecture.bind(config.values)
+    n_wrong = sum(map(len, mismatches(model.tensors(), specs, model.table)))
+    if n_wrong > most:
+        return None
     report = model.check(specs)
     unknown = [f"tensors that no name table knows: {listing(report.extra, 4)}"] if report.extra else []
-    n_wrong = len(report.missing) + len(report.extra) + len(report.misshapen)
     n_own = len(headers.inner.keys() & set(map(stem_of, like.names.slots.values())))
     n_unread = len(replace(architecture, fixed=like.fixed, unused=like.unused).bind(config.values).unread.unknown)
     in_its_words = {**config.values, **{known: config.values.get(key) for known, key in config.renamed.items()}}

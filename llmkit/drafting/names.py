@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.names import Entry, Fused, Names, Stacked, Transposed, parts_of, stem_of
+from llmkit.architecture.names import Entry, Fused, Names, NameTable, Stacked, Transposed, parts_of, stem_of
 from llmkit.errors import InputError, listing
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -78,15 +78,21 @@ class KnownNames:
     """All name tables that are known, looked up by stems; each answer is kept."""
 
     def __init__(self, tables: Sequence[Names]) -> None:
-        self.tables = tables
         self._pairs = tuple(dict.fromkeys(pair for table in tables for pair in table.slots.items()))
         self._answers: dict[tuple[str, bool], list[tuple[str, Entry]]] = {}
+        self._outer: dict[str, list[str]] = {}
+        for slot, stem in (pair for table in tables for pair in _outer_names(table).items()):
+            self._outer.setdefault(slot, []).append(stem)
 
     def slots_of(self, stem: str, exact: bool) -> list[tuple[str, Entry]]:
         """Slots of this stem in some table; else those with the same last word, in a part of the layer that may be."""
         if (stem, exact) not in self._answers:
             self._answers[stem, exact] = list(_known_as(stem, self._pairs, exact))
         return self._answers[stem, exact]
+
+    def outer_of(self, slot: str) -> list[str]:
+        """The names of a slot outside the layers."""
+        return self._outer.get(slot, [])
 
 
 def names_like(headers: Headers, like: Architecture, known: KnownNames) -> Names:
@@ -95,12 +101,14 @@ def names_like(headers: Headers, like: Architecture, known: KnownNames) -> Names
     for exact, stem in product((True, False), headers.inner):
         for slot, entry in () if stem in map(stem_of, slots.values()) else known.slots_of(stem, exact):
             parts = set(parts_of(slot, entry) or [slot])
+            if not parts <= needed:
+                continue
             rest = {s: e for s, e in slots.items() if not parts & set(parts_of(s, e) or [s])}
-            if parts <= needed and not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
+            if not any(stem_of(slots[s]) in headers.inner for s in slots.keys() - rest.keys()):
                 plain = _plain(entry)
                 slots = {**rest, slot: stem if isinstance(plain, str) else replace(plain, name=stem)}
                 break
-    outer = _outer_like(headers, like.names, known.tables)
+    outer = _outer_like(headers, like.names, known)
     hidden, down = headers.shape(outer["embed"])[-1:], headers.shape(slots.get("mlp.down", ""))
     if len(set(down)) == 2:  # matrices are stored [in, out], or not, as this one is, which is not square
         is_transposed = down[1:] == hidden
@@ -111,6 +119,15 @@ def names_like(headers: Headers, like: Architecture, known: KnownNames) -> Names
     ignored = like.names.ignored if headers.block == like.names.block else headers.ignored
     outer_names: dict[str, Any] = {slot: outer.pop(slot) for slot in _OUTER}
     return replace(like.names, **outer_names, outer=outer, block=headers.block, slots=slots, ignored=ignored)
+
+
+def n_unnamed(headers: Headers, names: Names) -> int:
+    """How many stems of the layers a table has no slot for: at least as many tensors do not fit it."""
+    table = NameTable(names)
+    tensors = [
+        [f"{headers.block.format(i=0)}{stem}{end}" for end in (".weight", ".bias", "")] for stem in headers.inner
+    ]
+    return sum(not any(table.slot(name) or table.is_ignored(name) for name in of_stem) for of_stem in tensors)
 
 
 def _plain(entry: Entry) -> str | Fused | Stacked:
@@ -127,11 +144,11 @@ def _known_as(stem: str, pairs: Sequence[tuple[str, Entry]], exact: bool) -> Ite
             yield slot, entry
 
 
-def _outer_like(headers: Headers, names: Names, tables: Sequence[Names]) -> dict[str, str]:
+def _outer_like(headers: Headers, names: Names, tables: KnownNames) -> dict[str, str]:
     """What lies outside the layers; told by shapes where no table knows its name."""
     stems = _outer_names(names)
     for slot in [slot for slot, stem in stems.items() if stem not in headers.outer]:
-        known = [_outer_names(table)[slot] for table in tables if slot in _outer_names(table)]
+        known = tables.outer_of(slot)
         words = {stem.rpartition(".")[2] for stem in known}
         rank = 1 if slot.endswith("norm") else 2
         free = [s for s in headers.outer if s not in stems.values() and len(headers.shape(s)) == rank]

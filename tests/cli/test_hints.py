@@ -39,8 +39,9 @@ def texts(tree: ast.AST) -> Iterator[str]:
 def named() -> list[tuple[str, str]]:
     """Each command that a string begins with or quotes, with the file."""
     found = {}
-    for path in sorted(FOLDER.rglob("*.py")):
-        for text in texts(ast.parse(path.read_text())):
+    sources = {path: path.read_text() for path in sorted(FOLDER.rglob("*.py"))}
+    for path, source in sources.items():
+        for text in texts(ast.parse(source)) if re.search("llmkit [a-z]", source) else ():
             quoted = re.findall(r"`(llmkit [^`]*)`", text)
             for line in quoted or ([text.partition(";")[0]] if re.match(r"llmkit [a-z]", text) else []):
                 found[line] = str(path.relative_to(FOLDER))
