@@ -86,8 +86,8 @@ class IndexedAttention(LatentAttention):
         if not self.has_halves:
             return None
         half = dims.head_dim // 2
-        turned = [j for pair in zip(range(half), range(half, 2 * half), strict=True) for j in pair]
-        return [*turned, *range(2 * half, dims.extra["index_dim"])]
+        rotated = [j for pair in zip(range(half), range(half, 2 * half), strict=True) for j in pair]
+        return [*rotated, *range(2 * half, dims.extra["index_dim"])]
 
     def widths(self, dims: Sizes) -> tuple[int, int]:
         return dims.heads * self.cached(dims), self.cached(dims)
@@ -99,10 +99,10 @@ def index_sizes(*, heads: int, dim: int = 128) -> dict[str, Key | Computed]:
     Raises:
         SpecError: when bound, if its heads are narrower than what is rotated.
     """
-    turned = Key("qk_rope_head_dim", 64)
+    rotated = Key("qk_rope_head_dim", 64)
 
     def width(config: Mapping[str, Any]) -> Any:
-        wide, narrow = lookup(Key("index_head_dim", dim), config), lookup(turned, config)
+        wide, narrow = lookup(Key("index_head_dim", dim), config), lookup(rotated, config)
         if as_float(wide, "index_head_dim") < as_float(narrow, "qk_rope_head_dim"):
             raise SpecError(f"config.json: index_head_dim {wide} is less than the {narrow} dims that are rotated")
         return wide

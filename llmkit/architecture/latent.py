@@ -33,15 +33,15 @@ def latent_sizes(
         nope, rope, kv_rank, q_rank, v: the defaults of the family's config class.
         v_width: of the value of a head, where the class computes it otherwise.
     """
-    plain, turned = Key("qk_nope_head_dim", nope), Key("qk_rope_head_dim", rope)
+    plain, rotated = Key("qk_nope_head_dim", nope), Key("qk_rope_head_dim", rope)
     latent = Key("kv_lora_rank", kv_rank)
     return {
         "q_rank": Computed(lambda config: config.get(_RANK_OF_QUERIES, q_rank)),
         "kv_rank": latent,
         "nope": plain,
         "v_width": v_width or Key("v_head_dim", v),
-        "qk_width": _sum(plain, turned),
-        "cache_width": _sum(latent, turned),
+        "qk_width": _sum(plain, rotated),
+        "cache_width": _sum(latent, rotated),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 
 from llmkit.architecture.gguf import GgufFamily
@@ -29,16 +29,18 @@ def as_kept(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
     return _each(tensors, model, family, _kept)
 
 
-def _each(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily, turned: object) -> dict[str, Lazy]:
+def _each(
+    tensors: Mapping[str, Lazy], model: Model, family: GgufFamily, read: Callable[[Lazy, Shape, Shape, bool], Lazy]
+) -> dict[str, Lazy]:
     found = dict(tensors)
     for slot in model.slots.values():
         if slot.name in tensors:
             form = family.forms.get(leaf_of(slot.id))
-            is_turned = form is not None and form.is_transposed
+            is_transposed = form is not None and form.is_transposed
             formulas = form.shape if form is not None else ()
             shape = _shape(slot, model, formulas)
-            if formulas or is_turned or shape != slot.shape:
-                found[slot.name] = turned(tensors[slot.name], slot.shape, shape, is_turned)  # type: ignore[operator]
+            if formulas or is_transposed or shape != slot.shape:
+                found[slot.name] = read(tensors[slot.name], slot.shape, shape, is_transposed)
     return found
 
 
@@ -59,24 +61,24 @@ def _shape(slot: Slot, model: Model, formulas: tuple[str, ...]) -> Shape:
     return shape
 
 
-def _filed(lazy: Lazy, kept: Shape, shape: Shape, is_turned: bool) -> Lazy:
-    if len(shape) == 3 and (is_turned or shape[1] > 1):
-        return Stack([_turned(matrix, is_turned) for matrix in _matrices(lazy, shape)]).output()
-    return _turned(reshaped(lazy, shape), is_turned)
+def _filed(lazy: Lazy, kept: Shape, shape: Shape, is_transposed: bool) -> Lazy:
+    if len(shape) == 3 and (is_transposed or shape[1] > 1):
+        return Stack([_swapped(matrix, is_transposed) for matrix in _matrices(lazy, shape)]).output()
+    return _swapped(reshaped(lazy, shape), is_transposed)
 
 
-def _kept(lazy: Lazy, kept: Shape, shape: Shape, is_turned: bool) -> Lazy:
-    filed = (*shape[:-2], shape[-1], shape[-2]) if is_turned else shape
+def _kept(lazy: Lazy, kept: Shape, shape: Shape, is_transposed: bool) -> Lazy:
+    filed = (*shape[:-2], shape[-1], shape[-2]) if is_transposed else shape
     if _bare(lazy.shape) != _bare(filed):
         return lazy
-    if len(shape) == 3 and (is_turned or shape[1] > 1):
-        matrices = [_turned(matrix, is_turned) for matrix in _matrices(lazy, filed)]
+    if len(shape) == 3 and (is_transposed or shape[1] > 1):
+        matrices = [_swapped(matrix, is_transposed) for matrix in _matrices(lazy, filed)]
         return Stack(matrices).output() if len(kept) == 3 else Concat(matrices).output()
-    return _turned(reshaped(lazy, filed), is_turned) if is_turned else reshaped(lazy, kept)
+    return _swapped(reshaped(lazy, filed), is_transposed) if is_transposed else reshaped(lazy, kept)
 
 
-def _turned(lazy: Lazy, is_turned: bool) -> Lazy:
-    return transpose(lazy) if is_turned else lazy
+def _swapped(lazy: Lazy, is_transposed: bool) -> Lazy:
+    return transpose(lazy) if is_transposed else lazy
 
 
 def _matrices(lazy: Lazy, shape: Shape) -> list[Lazy]:

@@ -70,12 +70,14 @@ def chosen(
 def _rotated(kind: IndexedAttention, context: GraphContext, positions: GraphPositions, x: Any, heads: int) -> Any:
     """Index heads [B, S, heads * index_dim] with their positions; pairs lie as those of the attention."""
     g, dims = context.graph, context.model.dims
-    turned, width = dims.head_dim, dims.extra["index_dim"]
+    n_rotated, width = dims.head_dim, dims.extra["index_dim"]
     x = g.op("Reshape", x, g.ints(0, 0, heads, width))
     if (order := kind.order(dims)) is not None:
         x = g.op("Gather", x, g.ints(*order), axis=3)
-    first, rest = (x, None) if turned == width else g.op("Split", x, g.ints(turned, width - turned), n=2, axis=-1)
-    first = positions.rotate(context, g.op("Reshape", first, g.ints(0, 0, heads * turned)), heads)
-    first = g.op("Reshape", first, g.ints(0, 0, heads, turned))
+    first, rest = (
+        (x, None) if n_rotated == width else g.op("Split", x, g.ints(n_rotated, width - n_rotated), n=2, axis=-1)
+    )
+    first = positions.rotate(context, g.op("Reshape", first, g.ints(0, 0, heads * n_rotated)), heads)
+    first = g.op("Reshape", first, g.ints(0, 0, heads, n_rotated))
     whole = first if rest is None else g.op("Concat", first, rest, axis=-1)
     return g.op("Reshape", whole, g.ints(0, 0, heads * width))

@@ -45,7 +45,7 @@ def emit_latent(
             hint="export with --attention attention",
         )
     g, dims = context.graph, context.model.dims
-    heads, rotated = dims.heads, dims.head_dim
+    heads, n_rotated = dims.heads, dims.head_dim
     rank, nope, width, value = (dims.extra[name] for name in ("kv_rank", "nope", "cache_width", "v_width"))
     indexer = kind if isinstance(kind, IndexedAttention) else None
     compressed = x
@@ -55,11 +55,11 @@ def emit_latent(
     else:
         queries = weights.linear(x, "q")
     queries = positions.scaled(context, queries)
-    queries = g.op("Reshape", queries, g.ints(0, 0, heads, nope + rotated))
-    plain, turned = g.op("Split", queries, g.ints(nope, rotated), n=2, axis=-1)
-    turned = positions.rotate(context, g.op("Reshape", turned, g.ints(0, 0, heads * rotated)), heads)
-    turned = g.op("Transpose", g.op("Reshape", turned, g.ints(0, 0, heads, rotated)), perm=[0, 2, 1, 3])
-    latent, key = g.op("Split", weights.linear(x, "kv_a"), g.ints(rank, rotated), n=2, axis=-1)
+    queries = g.op("Reshape", queries, g.ints(0, 0, heads, nope + n_rotated))
+    plain, rotated = g.op("Split", queries, g.ints(nope, n_rotated), n=2, axis=-1)
+    rotated = positions.rotate(context, g.op("Reshape", rotated, g.ints(0, 0, heads * n_rotated)), heads)
+    rotated = g.op("Transpose", g.op("Reshape", rotated, g.ints(0, 0, heads, n_rotated)), perm=[0, 2, 1, 3])
+    latent, key = g.op("Split", weights.linear(x, "kv_a"), g.ints(rank, n_rotated), n=2, axis=-1)
     latent = emit_norm(kind.norm("kv_rank"), weights.under("kv_a_norm"), latent)
     parts = [latent, positions.rotate(context, key, 1)]
     if indexer is not None and not indexer.shares:
@@ -74,7 +74,7 @@ def emit_latent(
     context.state[past_name] = present_name
 
     plain = g.op("MatMul", g.op("Transpose", plain, perm=[0, 2, 1, 3]), _by_head(weights, "k_b", nope))
-    q, bias = g.op("Concat", plain, turned, axis=-1), score_bias(context, positions, None, causal=True)
+    q, bias = g.op("Concat", plain, rotated, axis=-1), score_bias(context, positions, None, causal=True)
     seen = cache
     if indexer is not None:
         seen, bias = chosen(indexer, context, weights, positions, (x, compressed, cache), bias)

@@ -19,7 +19,7 @@ _LAYERS: Mapping[str, Entry] = {
     "mix_x": "lerp_x.weight", "mix_down": "w1.weight", "mix_up": "w2.weight", "first": "first.weight",
     "decay": "decay.weight", "decay_down": "decay_w1.weight", "decay_up": "decay_w2.weight",
 }  # fmt: skip
-_VECTOR, _TURNED, _HALVED = Form(("hidden",)), Form(is_transposed=True), Form(halved_after="rescale_every")
+_VECTOR, _TRANSPOSED, _HALVED = Form(("hidden",)), Form(is_transposed=True), Form(halved_after="rescale_every")
 
 
 def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ GGUF = GgufFamily(
     stacked=("time_mix_lerp_fused",),
     forms={
         **dict.fromkeys(("attn.mix_x", "attn.decay", "mlp.mix_k", "mlp.mix_r"), _VECTOR),
-        **dict.fromkeys(("attn.mix_down", "attn.decay_down", "attn.decay_up"), _TURNED),
+        **dict.fromkeys(("attn.mix_down", "attn.decay_down", "attn.decay_up"), _TRANSPOSED),
         "attn.mix_up": Form(("5", "mix_rank", "hidden"), is_transposed=True),
         **dict.fromkeys(("attn.o.weight", "mlp.value.weight"), _HALVED),
     },
