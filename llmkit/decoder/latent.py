@@ -35,12 +35,12 @@ class LatentReader:
 
     def __call__(self, x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         batch, length, _ = x.shape
-        heads, rotated = self._dims.heads, self._dims.head_dim
+        heads, n_rotated = self._dims.heads, self._dims.head_dim
         rank, nope, value = (self._dims.extra[name] for name in ("kv_rank", "nope", "v_width"))
         compressed = self._compress_queries(x)
-        queries = self._queries(compressed).view(batch, length, heads, nope + rotated)
+        queries = self._queries(compressed).view(batch, length, heads, nope + n_rotated)
         queries = self._positions.scaled(queries, table)
-        latent, key = self._compress(x).split([rank, rotated], -1)
+        latent, key = self._compress(x).split([rank, n_rotated], -1)
         latent = self._norm(latent)
         rotated = torch.cat([queries[..., nope:], key[:, :, None]], 2)
         rotated = self._positions.rotate(rotated, table).transpose(1, 2)
