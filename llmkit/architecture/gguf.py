@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llmkit.architecture.attention import GroupedQuery
+from llmkit.architecture.beside_experts import BesideExperts
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.model import Model
@@ -68,6 +69,7 @@ class Form:
             of each group in turn in files.
         halved_after: how many layers (a formula): values are halved once more in files after so many, as llama.cpp then
             halves what goes through them; 0 for never.
+        rows_in_all: a formula: how many rows files have; those that checkpoints lack are copies of the first.
     """
 
     shape: tuple[str, ...] = ()
@@ -76,6 +78,7 @@ class Form:
     rows: tuple[str, str] | None = None
     columns: tuple[str, str] | None = None
     halved_after: str = ""
+    rows_in_all: str = ""
 
 
 DECAY = Form(value="-exp")
@@ -93,7 +96,8 @@ class GgufFamily:
         outer: the same for what lies outside the blocks.
         stacked: names of tensors of which files have one [n, …] for the original's n, `attn_q_norm.0` and so on.
         ignored: patterns of tensors that files may have and nothing needs.
-        repeats: tensors that files must have and nothing reads: name -> the tensor that is written there.
+        repeats: tensors that files must have and nothing reads: name -> the tensor that is written there; or what gives
+            them for a model.
         norm_offset: what files add to the weight of every norm (Gemma's original stores weight - 1), but for those in
             `unshifted`, by their leaves (`attn.out_norm.weight`).
         forms: leaf of a weight (`attn.a_log`) -> how files have it, where that is not as it is.
@@ -101,7 +105,9 @@ class GgufFamily:
             each stretch of its rows (a formula of their number, "" for what is left).
         in_metadata: tensors of one value, of which metadata have a list with an entry for each layer: name after
             `blk.N.` -> metadata key, without a prefix.
-        keys: metadata key -> key of config.json, where it is not the usual one; "" for a key that config.json lacks.
+        keys: metadata key -> key of config.json, where it is not the usual one: dots go into objects, "" is for a key
+            that config.json lacks.
+        scaling: the object of config.json that has the scaling of rotary positions.
         config: values of config.json that no metadata say.
         flags: keys of config.json that are true where a tensor is there: key -> its name in files.
         read: more values of config.json, from all metadata.
@@ -125,13 +131,14 @@ class GgufFamily:
     outer: Mapping[str, str] = field(default_factory=dict)
     stacked: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    repeats: Mapping[str, str] = field(default_factory=dict)
+    repeats: Mapping[str, str] | Callable[[Model], Mapping[str, str]] = field(default_factory=dict)
     norm_offset: float = 0.0
     unshifted: tuple[str, ...] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)
     fold: Callable[[Model], tuple[Model, Mapping[str, Sequence[tuple[str, float]]]]] | None = None
     in_metadata: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
+    scaling: str = "rope_scaling"
     config: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[Metadata], Mapping[str, Any]] | None = None
@@ -157,7 +164,7 @@ class GgufFamily:
         fused = {
             f"{slot.rpartition('.')[0]}.{part}"
             for slot, entry in self.slots.items()
-            if isinstance(entry, Fused)
+            if isinstance(entry, Fused | Stacked)
             for part in entry.parts
         }
         taken = {stem_of(entry) for entry in self.slots.values()}
@@ -191,6 +198,13 @@ def main_block(model: Model) -> Kind:
     return min(model.blocks, key=lacks)
 
 
+def mixture_of(block: Kind) -> Experts | None:
+    """The experts of a layer, which may stand beside a dense MLP; None for a layer without."""
+    mlp = getattr(block, "mlp", None)
+    mlp = mlp.experts if isinstance(mlp, BesideExperts) else mlp
+    return mlp if isinstance(mlp, Experts) else None
+
+
 def heads_of_layers(model: Model) -> list[int]:
     """The number of key heads of each layer, 0 for one without attention."""
     has_attention = [isinstance(getattr(block, "attention", None), GroupedQuery) for block in model.blocks]
@@ -204,8 +218,7 @@ def needs_head(model: Model) -> str | None:
 
 def needs_experts(model: Model) -> str | None:
     """Why llama.cpp cannot run a model of a family whose files always have experts."""
-    has_experts = any(isinstance(getattr(block, "mlp", None), Experts) for block in model.blocks)
-    return None if has_experts else "all its layers are dense"
+    return None if any(map(mixture_of, model.blocks)) else "all its layers are dense"
 
 
 def needs_tied_head(model: Model) -> str | None:

@@ -77,6 +77,7 @@ def _both(one: Condition, other: Condition) -> Condition:
 # Kinds of matrices with rules, by the ends of their names; one fused matrix counts as the values in it.
 _KINDS = {"v": re.compile(r"attn_(v|qkv)\.weight"), "down": re.compile(r"ffn_down(_exps|_shexp)?\.weight"),
           "o": re.compile(r"attn_output\.weight")}  # fmt: skip
+_VALUES = re.compile(r"blk\.(\d+)\.attn_(v|qkv|kv_b)\.weight")  # what llama.cpp counts as layers of attention
 Rule = tuple[str, str, Condition]
 
 
@@ -88,7 +89,7 @@ class Mix:
         type: of most matrices.
         file_type: `general.file_type` of such files.
         rules: kind of matrices, type, and of which layers.
-        head: type of the output matrix, which may be the embedding's.
+        head: type of the output matrix, which may be the embedding's, and then of the inputs of layers, too.
     """
 
     type: str
@@ -146,14 +147,16 @@ MIXES: Mapping[str, Mix] = {
 # What takes the place of a type whose blocks do not divide a row; where that does not fit either, F16.
 _SMALLER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 _NO_FIT = "F16"
-_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
+_HEAD, _EMBEDDING, _INPUTS = "output.weight", "token_embd.weight", "per_layer_token_embd.weight"
 _ALWAYS_F32 = (  # or the ends of names
     *("position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"),
     *("ssm_conv1d.weight", "shortconv.conv.weight", "time_mix_lerp_fused.weight", "time_mix_first.weight"),
     *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
     "indexer.proj.weight",
     *(f"time_mix_{name}{i}.weight" for name in ("w", "a", "v", "g", "decay_w") for i in (1, 2)),
+    *("altup_correct_coef.weight", "altup_predict_coef.weight"),
 )
+_NO_BLOCKS = re.compile(r"altup|laurel|per_layer_model_proj")  # small: they stay floats
 # llama.cpp knows its 70B model by this: matrices of values, an eighth of the others in size, are given more bits.
 _LAYERS_OF_70B = 80
 
@@ -169,12 +172,14 @@ def types_of(mix: Mix, shapes: Mapping[str, Sequence[int]], sizes: Sizes) -> tup
     """
     types: dict[str, str] = {}
     wanted: dict[str, str] = {}
-    head = _HEAD if _HEAD in shapes else _EMBEDDING
+    heads = [_HEAD] if _HEAD in shapes else [_EMBEDDING, _INPUTS]
+    values = sorted((int(m[1]), name) for name in shapes if (m := _VALUES.fullmatch(name)))
+    places = {name: (i, len(values)) for i, (_, name) in enumerate(values)}
     for name, shape in shapes.items():
         if not is_matrix(name, shape):
             types[name] = "F32"
             continue
-        kind = _head_type(mix, shape[-1], sizes) if name == head else _type(mix, name, sizes)
+        kind = _head_type(mix, shape[-1], sizes) if name in heads else _type(mix, name, sizes, places.get(name))
         types[name] = fitting_type(kind, shape[-1])
         if types[name] != kind:
             wanted[name] = kind
@@ -191,13 +196,17 @@ def _head_type(mix: Mix, n: int, sizes: Sizes) -> str:
     return "Q8_0" if TYPE_BY_NAME[mix.type].dtype is None and (sizes.is_robust or not is_even) else mix.head
 
 
-def _type(mix: Mix, name: str, sizes: Sizes) -> str:
+def _type(mix: Mix, name: str, sizes: Sizes, place: tuple[int, int] | None) -> str:
+    """Of a matrix, by its layer; of one of values, by its `place` among these and their number."""
+    if _NO_BLOCKS.search(name) and TYPE_BY_NAME[mix.type].dtype is None:
+        return _NO_FIT
     layer = re.match(r"blk\.(\d+)\.(.+)", name)
     if layer is None:
         return mix.type
     i, stem = int(layer[1]), layer[2]
     kinds = {kind for kind, pattern in _KINDS.items() if pattern.fullmatch(stem)}
-    rules = (type_ for kind, type_, holds in mix.rules if kind in kinds and holds(i, sizes))
+    i, of = (i, sizes) if place is None else (place[0], sizes._replace(n_layers=place[1]))
+    rules = (type_ for kind, type_, holds in mix.rules if kind in kinds and holds(i, of))
     chosen = next(rules, mix.type)
     if "v" in kinds and sizes.n_layers == _LAYERS_OF_70B and sizes.n_shared > 1 and chosen in ("Q3_K", "Q4_K"):
         return "Q5_K"

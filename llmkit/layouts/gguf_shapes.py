@@ -36,6 +36,10 @@ def _each(
     for slot in model.slots.values():
         if slot.name in tensors:
             form = family.forms.get(leaf_of(slot.id))
+            if form is not None and form.rows_in_all:
+                rows = slot.shape[0], model.dims.evaluate(form.rows_in_all)
+                found[slot.name] = _with_rows(tensors[slot.name], *(rows if read is _filed else rows[::-1]))
+                continue
             is_transposed = form is not None and form.is_transposed
             formulas = form.shape if form is not None else ()
             shape = _shape(slot, model, formulas)
@@ -59,6 +63,13 @@ def _shape(slot: Slot, model: Model, formulas: tuple[str, ...]) -> Shape:
     if len(shape) == 3 and shape[0] > 1 and shape[1] == 1 and not slot.stack:
         return shape[0], shape[2]
     return shape
+
+
+def _with_rows(lazy: Lazy, rows: int, wanted: int) -> Lazy:
+    """A matrix of `rows` rows with more, which are copies of the first, or fewer."""
+    if lazy.shape[0] != rows or rows == wanted:
+        return lazy
+    return gather_rows([lazy], [(0, 0, min(rows, wanted)), *[(0, 0, 1)] * (wanted - rows)])
 
 
 def _filed(lazy: Lazy, kept: Shape, shape: Shape, is_transposed: bool) -> Lazy:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.attention import GroupedQuery
-from llmkit.architecture.experts import Experts
 from llmkit.architecture.frequencies import llama3_scaled
-from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata, main_block
+from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata, main_block, mixture_of
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Alibi, Block, LayerNorm, RMSNorm, Rope
 from llmkit.architecture.model import Model
@@ -21,6 +21,7 @@ from llmkit.architecture.scaling import (
     Llama3Scaling,
     LongRope,
     NoScaling,
+    Proportional,
     Scaling,
     Yarn,
     method_of,
@@ -39,6 +40,7 @@ _YARN = {
 }
 _CONTEXT = 2048  # where nothing states it
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0
+_STILL = 1e30  # what a frequency is divided by for a pair that does not turn
 # factor, low_freq_factor, high_freq_factor, original context of the published models with frequencies of Llama 3.1.
 _LLAMA3 = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192), (4.0, 1.0, 4.0, 8192))
 
@@ -48,7 +50,9 @@ def architecture_of(metadata: Metadata, names: Collection[str]) -> Architecture 
     arch = metadata.get("general.architecture")
     stripped = _stripped(metadata, str(arch))
     has_experts = bool(stripped.get("expert_count"))
-    same = [a for a in _families() if a.gguf is not None and a.gguf.arch == arch and _has_experts(a) == has_experts]
+    of_arch = [a for a in _families() if a.gguf is not None and a.gguf.arch == arch]
+    same = [a for a in of_arch if _has_experts(a) == has_experts]
+    same = same or [a for a in of_arch if any(_has_experts(a, variant) == has_experts for variant in a.variants)]
     claiming = [a for a in same if a.gguf is not None and a.gguf.claims is not None and a.gguf.claims(stripped, names)]
     general = [a for a in same if a.gguf is not None and a.gguf.claims is None]
     return next(iter([*claiming, *general]), None)
@@ -66,9 +70,8 @@ def _families() -> Iterator[Architecture]:
             yield loaded
 
 
-def _has_experts(architecture: Architecture) -> bool:
-    blocks = architecture.bind(architecture.tiny_config()).blocks
-    return any(isinstance(getattr(block, "mlp", None), Experts) for block in blocks)
+def _has_experts(architecture: Architecture, variant: str | None = None) -> bool:
+    return any(map(mixture_of, architecture.bind(architecture.tiny_config(variant)).blocks))
 
 
 def _stripped(metadata: Metadata, arch: str) -> dict[str, Any]:
@@ -90,21 +93,21 @@ def config_of(
         vocab: rows of the embedding.
         load: the values of a constant tensor by name, None where there is none.
     """
-    values = _stripped(metadata, family.arch)
+    values = _stripped(metadata, family.arch) | {"vocab_size": vocab}
     config: dict[str, Any] = {k: architecture.tiny[k] for k in ("architectures", "model_type")}
-    config |= family.config
+    config |= deepcopy(dict(family.config))
     config |= {key: name in names for key, name in family.flags.items()}
     for key, name in {**CONFIG_KEYS, **family.keys}.items():
         value = values.get(key)
         if name and isinstance(value, list):
             raise InputError(f"{family.arch}.{key} differs from layer to layer, which no plugin describes")
         if name and value is not None:
-            config[name] = shortest(value) if isinstance(value, float) else value
+            _put(config, name, shortest(value) if isinstance(value, float) else value)
     vocab_key = architecture.dims.vocab
     config[vocab_key if isinstance(vocab_key, str) else "vocab_size"] = vocab
     scaling = _scaling_config(values, load)
-    if scaling:
-        config["rope_scaling"] = scaling
+    for key, value in (scaling or {}).items():
+        _put(config, f"{family.scaling}.{key}", value)
     if isinstance(architecture.head.tied, Key):
         config[architecture.head.tied.spellings[0]] = "output.weight" not in names
     for key, name in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
@@ -116,6 +119,13 @@ def config_of(
     if family.read_names is not None:
         config |= family.read_names(values, names)
     return config | _noted(values)
+
+
+def _put(config: dict[str, Any], path: str, value: Any) -> None:
+    *objects, key = path.split(".")
+    for name in objects:
+        config = config.setdefault(name, {})
+    config[key] = value
 
 
 def _noted(metadata: Metadata) -> dict[str, Any]:
@@ -163,6 +173,10 @@ def _scaling_config(metadata: Metadata, load: Load) -> dict[str, Any] | None:
     if kind in ("linear", None) and factor and factor != 1.0:
         return {"rope_type": "linear", "factor": shortest(factor)}
     factors = load("rope_freqs.weight")
+    if factors and all(factor == 1.0 or factor >= _STILL for factor in factors):
+        turning, n = factors.count(1.0), len(factors)
+        share = turning / n if int(turning / n * n) == turning else (turning + 0.5) / n
+        return {"rope_type": "proportional", "partial_rotary_factor": share}
     return _llama3_config(metadata, factors) if factors is not None else None
 
 
@@ -247,8 +261,7 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
 
 
 def _of_experts(model: Model) -> dict[str, Any]:
-    kinds = [getattr(block, "mlp", None) for block in model.blocks]
-    experts = next((kind for kind in kinds if isinstance(kind, Experts)), None)
+    experts = next(filter(None, map(mixture_of, model.blocks)), None)
     if experts is None:
         return {}
     shared = experts.shared and model.dims.evaluate(experts.shared)
@@ -303,6 +316,8 @@ def _scaling_metadata(scaling: Scaling, own: Metadata, warnings: list[str]) -> d
             else scaling.attention_factor / (1 + 0.1 * math.log(scaling.factor)),
             "rope.scaling.yarn_beta_fast": scaling.beta_fast, "rope.scaling.yarn_beta_slow": scaling.beta_slow,
         }  # fmt: skip
+    if isinstance(scaling, Proportional) and scaling.factor == 1.0:
+        return {}
     warnings.append(f"GGUF has no place for the RoPE scaling {method_of(scaling)!r}: llama.cpp will run without it")
     return {}
 
@@ -316,6 +331,9 @@ def rope_factors(model: Model) -> dict[str, list[float]]:
     if isinstance(scaling, Llama3Scaling):
         n = position.rotated(model.dims.head_dim)
         return {"rope_freqs.weight": llama3_factors(scaling, float(position.theta), n)}  # type: ignore[arg-type]
+    if isinstance(scaling, Proportional):
+        pairs = model.dims.evaluate(position.size) // 2
+        return {"rope_freqs.weight": [1.0 if j < int(scaling.share * pairs) else _STILL for j in range(pairs)]}
     if isinstance(scaling, LongRope):
         return {
             "rope_factors_long.weight": list(scaling.long_factor),

@@ -57,7 +57,8 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
     spelled = model.spelled(family.names)
     stored = tensors_of(_norms_shifted(weights, family.norm_offset, family), spelled)
     filed = _stacked(as_filed(stored, spelled, family), family)
-    return filed | {name: filed[of] for name, of in family.repeats.items() if of in filed}
+    repeats = family.repeats(model) if callable(family.repeats) else family.repeats
+    return filed | {name: filed[of] for name, of in repeats.items() if of in filed}
 
 
 def listed(tensors: Mapping[str, Lazy], family: GgufFamily) -> tuple[dict[str, Lazy], dict[str, list[float]]]:
@@ -107,11 +108,11 @@ def _norms_shifted(weights: Mapping[str, Lazy], offset: float, family: GgufFamil
 
 
 def _stacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]:
-    """Vectors `blk.0.attn_q_norm.3.weight` as rows of `blk.0.attn_q_norm.weight`, where files have them so."""
+    """`blk.0.attn_q_norm.3.weight` and so on stacked as `blk.0.attn_q_norm.weight`, where files have them so."""
     joined: dict[str, Lazy] = {}
     rows: dict[str, list[Lazy]] = {}
     for name, lazy in tensors.items():
-        match = re.fullmatch(r"(blk\.\d+\.(\w+))\.\d+\.weight", name)
+        match = re.fullmatch(r"((?:blk\.\d+\.)?(\w+))\.\d+\.weight", name)
         if match is not None and match[2] in family.stacked:
             rows.setdefault(f"{match[1]}.weight", []).append(lazy)
         else:
@@ -124,7 +125,7 @@ def _stacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]
 def _unstacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]:
     split: dict[str, Lazy] = {}
     for name, lazy in tensors.items():
-        match = re.fullmatch(r"(blk\.\d+\.(\w+))\.weight", name)
+        match = re.fullmatch(r"((?:blk\.\d+\.)?(\w+))\.weight", name)
         if match is None or match[2] not in family.stacked or len(lazy.shape) < 2:
             split[name] = lazy
             continue

@@ -56,6 +56,9 @@ REFUSED = {
     ("gemma", "attention-bias"): "attention.qkv_bias is True",
     ("gemma2", "untied"): "its head is not tied to the embedding",
     ("gemma2", "exact-gelu"): "mlp.act is 'gelu', here 'gelu_pytorch_tanh'",
+    ("gemma3n", "scaled"): "it scales the rotary positions of layers with a window, too",
+    ("gemma3n", "streams"): "it knows 4 streams",
+    ("gemma4", "per-layer"): "it takes keys of the last two layers that have some",
     ("glm", "defaults"): "its heads are 512 wide together, not 32",
     ("glm", "wide-heads"): "its heads are 64 wide together, not 32",
     ("gpt_oss", "no-biases"): "its head is tied to the embedding",
@@ -115,6 +118,11 @@ REFUSED = {
     ("starcoder2", "no-bias"): "its layers have no biases",
     ("stablelm", "tied"): "its head is tied to the embedding",
 }
+# Keys in the first 20 layers, zeros in the first 10; what is 256 wide in llama.cpp, and 64.
+LIKE_GEMMA_3N = {
+    "num_hidden_layers": 22, "num_kv_shared_layers": 2, "layer_types": None, "intermediate_size": 48,
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12, "hidden_size_per_layer_input": 256, "laurel_rank": 64,
+}  # fmt: skip
 CASES = [
     pytest.param(name, variant, marks=[] if variant is None or (name, variant) in REFUSED else pytest.mark.slow)
     for name, a in FAMILIES.items()
@@ -128,6 +136,8 @@ def tiny_config(name: str, variant: str | None = None) -> dict:
     config = FAMILIES[name].tiny_config(variant)
     if "query_pre_attn_scalar" in FAMILIES[name].tiny:  # llama.cpp always scales by the head's size
         config["query_pre_attn_scalar"] = config["head_dim"]
+    if name == "gemma3n":  # llama.cpp knows these by heart
+        config |= LIKE_GEMMA_3N
     if name == "exaone4":  # llama.cpp gives windows to the model of 64 layers
         config |= {"sliding_window": None, "layer_types": ["full_attention"] * config["num_hidden_layers"]}
     return config
@@ -227,6 +237,8 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
     table = gguf.get_tensor_name_map(kind, ckpt.config.get("num_hidden_layers", 4))
     stored = {t.name for t in file.tensors}
     expected = set()
+    if name == "gemma3n":  # layers that take keys of others have some in published files, and must have them in these
+        expected |= {f"blk.{i}.attn_{part}.weight" for i in (20, 21) for part in ("k", "k_norm", "v")}
     for tensor in ckpt.tensors:
         if tensor.endswith("attention.wqkv.weight"):  # its converter takes them apart first
             expected |= {f"blk.{tensor.split('.')[2]}.attn_{part}.weight" for part in "qkv"}
@@ -249,6 +261,8 @@ def test_names_are_those_of_the_librarys_table(tmp_path, name):
             of = "shexp" if "shared" in tensor else "exps"
             expected |= {f"blk.{tensor.split('.')[2]}.ffn_{part}_{of}{halves[2]}" for part in ("gate", "up")}
             continue
+        tensor = re.sub(r"(altup\w+projections)\.\d", r"\1", tensor)
+        tensor = re.sub(r"((layer_scalar|correct_output_scale))$", r"\1.weight", tensor)
         tensor = tensor.replace("e_score_correction_bias", "e_score_correction.bias")  # and calls these so
         tensor = tensor.replace("feed_forward.expert_bias", "feed_forward.expert_bias.bias")
         tensor = re.sub(r"feed_forward(\.experts\.w\d)", r"block_sparse_moe\1", tensor)
@@ -599,3 +613,23 @@ def test_files_that_have_kv_b_whole_are_read(tmp_path, name):
     assert difference(*(FAMILIES[name].bind(dict(each.config)) for each in (ckpt, back))) is None
     for tensor, lazy in ckpt.tensors.items():
         assert torch.equal(back.tensors[tensor].load(), lazy.load()), tensor
+
+
+def test_gemma_3n_as_llama_cpps_converter_writes_it(tmp_path):
+    """Widths in a list, no base of positions with a window, and inputs for all ids: who lacks a row has the first."""
+    ckpt = tiny("gemma3n")
+    after = convert(ckpt, to="gguf", type="f32")
+    metadata = {**after.container.metadata, "gemma3n.feed_forward_length": [48] * 22}
+    for key in ("llmkit.config", "gemma3n.rope.freq_base_swa", "gemma3n.vocab_size"):
+        del metadata[key]
+    llmkit.save(replace(after, container=replace(after.container, metadata=metadata)), tmp_path / "out")
+    back = llmkit.open_checkpoint(tmp_path / "out")
+    assert (back.config["intermediate_size"], back.config["vocab_size_per_layer_input"]) == ([48] * 22, 96)
+    name = "model.embed_tokens_per_layer.weight"
+    want = ckpt.tensors[name].load()
+    assert torch.equal(back.tensors[name].load(), torch.cat([want, want[:1].expand(6, -1)]))
+    ids = torch.tensor([[5, 95, 90, 89, 0, 7, 8, 9, 10, 11]])
+    plain = replace(ckpt, config={**ckpt.config, "rope_local_base_freq": None})
+    with torch.inference_mode():
+        same, found = (llmkit.load_decoder(each, dtype="float32")(ids) for each in (plain, back))
+    assert torch.equal(same, found)

@@ -34,6 +34,14 @@ PRESETS = (
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 # Family and config; the sizes that presets look at: layers, heads, rows that 256 divides or not, a tied head.
 _LLAMA = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "vocab_size": 64}
+_CARRIED = {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "vocab_size_per_layer_input": 64,
+}
 MODELS = {
     "grouped": ("llama", _LLAMA | {"num_hidden_layers": 17, "num_key_value_heads": 2}),
     "plain, tied": ("llama", _LLAMA | {"num_hidden_layers": 16, "num_key_value_heads": 8, "tie_word_embeddings": True}),
@@ -42,10 +50,18 @@ MODELS = {
     "rows that nothing divides": ("llama", _LLAMA | {"num_hidden_layers": 1, "num_key_value_heads": 2,
                                                      "hidden_size": 72, "num_attention_heads": 4}),
     "fused": ("falcon", {"hidden_size": 256, "num_hidden_layers": 18, "num_attention_heads": 4, "vocab_size": 64}),
+    "streams": ("gemma3n", _CARRIED | {"laurel_rank": 64, "hidden_size_per_layer_input": 256,
+                                       "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.95] * 4}),
+    "inputs": ("gemma4", _CARRIED | {"hidden_size_per_layer_input": 256}),
+    "experts beside": ("gemma4", _CARRIED | {
+        "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "attention_k_eq_v": True, "enable_moe_block": True,
+        "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 256,
+    }),
     "80 layers": ("llama", _LLAMA | {"num_hidden_layers": 80, "num_key_value_heads": 4, "intermediate_size": 32}),
 }  # fmt: skip
 # Models of which a few presets tell enough.
-_FEW = {"80 layers": ("Q3_K_M", "Q4_K_M", "Q5_K_S"), "rows that nothing divides": ("Q4_K_M", "IQ4_XS")}
+_FEW = {"80 layers": ("Q3_K_M", "Q4_K_M", "Q5_K_S"), "rows that nothing divides": ("Q4_K_M", "IQ4_XS"),
+        **dict.fromkeys(("streams", "inputs", "experts beside"), ("Q2_K", "Q4_K_M", "IQ4_XS"))}  # fmt: skip
 
 
 def model(name: str):
@@ -130,7 +146,7 @@ def _types(path: Path, preset: str, imatrix: dict[str, np.ndarray]) -> dict[str,
         params.imatrix = ctypes.cast(entries, ctypes.POINTER(entry))
     out = path.with_name(f"{preset}.gguf")
     assert llama_cpp.llama_model_quantize(str(path).encode(), str(out).encode(), ctypes.byref(params)) == 0
-    found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out).tensors}
+    found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out).tensors if len(t.shape) > 1}
     out.unlink()
     return found
 
@@ -158,10 +174,11 @@ def main() -> None:
     for name in MODELS:
         presets[name] = {}
         with tempfile.TemporaryDirectory() as scratch:
-            llmkit.save(convert(model(name), to="gguf", type="f32"), Path(scratch) / "f32")
-            path = Path(scratch) / "f32" / "m-F32.gguf"
-            shapes = {t.name: int(t.shape[0]) for t in gguf.GGUFReader(path).tensors if len(t.shape) > 1}
-            imatrix = {n: np.ones(size, np.float32) for n, size in shapes.items() if n.startswith("blk.")}
+            llmkit.save(convert(model(name), to="gguf", type="f16"), Path(scratch) / "f16")
+            path = Path(scratch) / "f16" / "m-F16.gguf"
+            shapes = {t.name: t.shape for t in gguf.GGUFReader(path).tensors if len(t.shape) > 1}
+            sizes = {n: int(shape[0] * np.prod(shape[2:])) for n, shape in shapes.items() if n.startswith("blk.")}
+            imatrix = {n: np.ones(size, np.float32) for n, size in sizes.items()}
             for preset in _FEW.get(name, PRESETS):
                 for end, given in ((" imatrix", imatrix), ("", {})):
                     if preset == "Q2_K_S" and not given:
