@@ -169,10 +169,15 @@ def _mean(body: Fields, results: Fields, task: str, metric: str, n_samples: int)
 
 def _metrics(results: Fields, body: Fields, name: str) -> dict[str, Any]:
     kept = {k: v for k, v in results.body.items() if k not in _NOT_METRICS and isinstance(v, int | float)}
-    return kept | {
-        "version": str(body.object("versions").body.get(name)),
-        "shots": body.object("n-shot").body.get(name),
-    }
+    n = body.object("n-samples", {}).object(name, {}).count("effective", 0)
+    return (
+        ({"sample_len": n} if n else {})
+        | kept
+        | {
+            "version": str(body.object("versions").body.get(name)),
+            "shots": body.object("n-shot").body.get(name),
+        }
+    )
 
 
 def _samples_path(results: Path, task: str) -> Path:

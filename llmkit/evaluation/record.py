@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -245,13 +246,8 @@ class RunRecord:
     def scores(self) -> dict[str, float]:
         """The one figure of each benchmark or task that `--fail-under` looks at: the average its authors report."""
         by_bench = {name: result.reported.value for name, result in self.benches.items()}
-        for name, metrics in self.tasks.items():
-            values = {k.split(",")[0]: v for k, v in metrics.items() if isinstance(v, float)}
-            for key in ("acc", "exact_match", "acc_norm"):
-                if key in values:
-                    by_bench[name] = values[key]
-                    break
-        return by_bench
+        by_task = {name: _first_share(metrics) for name, metrics in self.tasks.items()}
+        return by_bench | {name: value for name, value in by_task.items() if value is not None}
 
     @property
     def letter_warnings(self) -> list[str]:
@@ -294,6 +290,34 @@ class RunRecord:
         """As the text of a file."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
         return text.encode("utf-8", "backslashreplace")
+
+
+def _first_share(metrics: Mapping[str, Any]) -> float | None:
+    """Of a task's metrics the accuracy, the exact match, or another share of right answers; its first filter's."""
+    values: dict[str, float] = {}
+    for (name, _), share in shares_of(metrics).items():
+        values.setdefault(name, share.value)
+    return next((values[name] for name in ("acc", "exact_match", "acc_norm", *values) if name in values), None)
+
+
+def shares_of(metrics: Mapping[str, Any]) -> dict[tuple[str, str], Mean]:
+    """Those of an lm-eval task's metrics that are shares of right answers, by (metric, filter).
+
+    `n` is 0 where it is not known: of groups, and where lm-eval gives no standard error (IFEval's instructions are more
+    than its questions).
+    """
+    shares = {}
+    for key, value in metrics.items():
+        name, _, rest = key.partition(",")
+        is_share = name in ("acc", "exact_match") or name.startswith("acc_") or name.endswith("_acc")
+        if not is_share or "_stderr" in name or not isinstance(value, float) or not 0 <= value <= 1:
+            continue
+        stderr, n = metrics.get(f"{name}_stderr,{rest}"), metrics.get("sample_len")
+        if not isinstance(stderr, float) or not isfinite(stderr):
+            shares[name, rest] = Mean(value, None, 0)
+        else:
+            shares[name, rest] = Mean(value, stderr, n if isinstance(n, int) and n > 0 else 0)
+    return shares
 
 
 def check_record_path(path: Path) -> None:

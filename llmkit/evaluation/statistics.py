@@ -40,7 +40,7 @@ class Mean:
     Attributes:
         value: the mean, a share between 0 and 1 for accuracies.
         stderr: its standard error; None where it is undefined (a part with a single question).
-        n: questions behind it.
+        n: questions behind it; 0 where that is not known.
         stderr_clustered: its standard error clustered by subject; None for the mean of one subject.
         n_clusters: subjects behind it.
     """
@@ -53,8 +53,8 @@ class Mean:
 
     @property
     def interval(self) -> Interval | None:
-        """The 95 % interval of a share; None where the values are no shares, or one has no standard error."""
-        if not 0 <= self.value <= 1:
+        """The 95 % interval of a share; None where the values are no shares, or one has no standard error or number."""
+        if not 0 <= self.value <= 1 or not self.n:
             return None
         spread = self.value * (1 - self.value)
         stderr = self.stderr if self.n_clusters < MIN_CLUSTERS else self.stderr_clustered

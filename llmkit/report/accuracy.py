@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from llmkit.evaluation.record import BenchResult
+from llmkit.errors import counted
+from llmkit.evaluation.record import BenchResult, shares_of
 from llmkit.evaluation.statistics import Mean
 from llmkit.report.runs import RunView
 from llmkit.report.setting import interval_words, percent
@@ -40,10 +42,38 @@ def accuracies(results: Sequence[Mapping[str, BenchResult]], views: Sequence[Run
     return [_accuracy({i: b[name] for i, b in enumerate(results) if name in b}, views) for name in names]
 
 
-def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> Accuracy:
-    first = next(iter(results.values()))
-    chance = first.letters.chance if first.letters is not None else None
-    lines = list(_lines(results))
+def task_accuracies(tasks: Sequence[Mapping[str, Any]], views: Sequence[RunView]) -> Accuracy | None:
+    """A table of the accuracies of lm-eval's other tasks; None where there are none.
+
+    Args:
+        tasks: of each record, metrics by task; in the order of `views`.
+    """
+    found: dict[tuple[str, str, str], dict[int, Mean]] = {}
+    for i, by_name in enumerate(tasks):
+        for task, metrics in by_name.items():
+            for (metric, rest), mean in shares_of(metrics).items():
+                found.setdefault((task, metric, rest), {})[i] = _of_sample(mean)
+    if not found:
+        return None
+    lines = [
+        _Line(task, metric if rest in ("", "none") else f"{metric}, {rest}", False, means)
+        for (task, metric, rest), means in found.items()
+    ]
+    runs = sorted({i for means in found.values() for i in means})
+    words = "A dot is the share of right answers, the bar its 95 % interval, where lm-eval gives a standard error."
+    return _drawn("Tasks of lm-eval", words, "task", lines, [views[i] for i in runs], None)
+
+
+def _of_sample(mean: Mean) -> Mean:
+    """With the questions that its standard error tells of, where their number is not known (a group's)."""
+    if mean.n or not mean.stderr:
+        return mean
+    return replace(mean, n=max(round(mean.value * (1 - mean.value) / mean.stderr**2), 1))
+
+
+def _drawn(
+    title: str, words: str, what: str, lines: Sequence[_Line], runs: Sequence[RunView], chance: float | None
+) -> Accuracy:
     scale = _scale(lines, chance)
     rows = [
         PlotRow.drawn(
@@ -52,15 +82,21 @@ def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> A
         )
         for line in lines
     ]  # fmt: skip
+    return Accuracy(title, runs, PlotTable(words, what, "accuracy, %", percent_axis(scale), rows, len(runs) > 1))
+
+
+def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> Accuracy:
+    first = next(iter(results.values()))
+    chance = first.letters.chance if first.letters is not None else None
+    lines = list(_lines(results))
     words = "A dot is the share of right answers, the bar its 95 % interval"
     words += f", the dashed line chance ({percent(chance)} %)." if chance is not None else "."
     words += " Beside each name stand its questions; in the row of a category all of them count the same."
     what = "subject" if any(not line.is_group for line in lines) else "average"
-    table = PlotTable(words, what, "accuracy, %", percent_axis(scale), rows, len(results) > 1)
     shots = sorted({r.shots for r in results.values()})
     titles = " and ".join(dict.fromkeys(r.title for r in results.values()))
     title = f"{titles}, {' and '.join(map(str, shots))} {'shot' if shots == [1] else 'shots'}"
-    return Accuracy(title, [views[i] for i in results], table)
+    return _drawn(title, words, what, lines, [views[i] for i in results], chance)
 
 
 def _scale(lines: Sequence[_Line], chance: float | None) -> Scale:
@@ -95,5 +131,5 @@ def _lines(results: Mapping[int, BenchResult]) -> Iterator[_Line]:
 def _figures(series: int, mean: Mean) -> Figures:
     low, high = mean.interval or (None, None)
     ends = "" if low is None else f" [{percent(low, 0)}, {percent(high, 0)}]"
-    words = f"{percent(mean.value)} % {interval_words(mean)}, {mean.n} {'question' if mean.n == 1 else 'questions'}"
+    words = f"{percent(mean.value)} % {interval_words(mean)}" + (f", {counted(mean.n, 'question')}" if mean.n else "")
     return Figures(series, mean.value, low, high, f"{percent(mean.value)}{ends}", words)

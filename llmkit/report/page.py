@@ -11,7 +11,7 @@ from markupsafe import Markup
 from llmkit.errors import listing
 from llmkit.evaluation.formats.format import ReportFormat
 from llmkit.evaluation.report_inputs import ReportInputs
-from llmkit.report.accuracy import Accuracy, accuracies
+from llmkit.report.accuracy import Accuracy, accuracies, task_accuracies
 from llmkit.report.comparison import ComparisonView, comparisons
 from llmkit.report.flips import Flips, flips
 from llmkit.report.layer_errors import ErrorMap, error_map
@@ -63,12 +63,17 @@ def make_page(inputs: ReportInputs) -> Page:
         subtitle=_subtitle(inputs),
         runs=views,
         warnings=[*_warnings(views), *((reason, "") for reason in reasons)],
-        accuracies=accuracies([r.benches for r in inputs.records], views),
+        accuracies=_accuracies(inputs, views),
         comparisons=compared,
         steps=step_table(found) if len(found) > 1 or inputs.checkpoints else None,
         errors=[m for m in maps if m is not None],
         flips=_flips(inputs, names),
     )
+
+
+def _accuracies(inputs: ReportInputs, views: Sequence[RunView]) -> list[Accuracy]:
+    of_tasks = task_accuracies([r.tasks for r in inputs.records], views)
+    return accuracies([r.benches for r in inputs.records], views) + ([of_tasks] if of_tasks is not None else [])
 
 
 def _subtitle(inputs: ReportInputs) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import browser as chromium
@@ -36,6 +37,7 @@ def inputs() -> dict[str, ReportInputs]:
         "one question": ReportInputs((world.run("vicuna-7b", world.mmlu(seed=1, n=1, only=1)),)),
         "perplexity": ReportInputs((), (text,)),
         "checkpoint": ReportInputs((), (), (quantized(),)),
+        "tasks": ReportInputs(tuple(replace(world.run(n), tasks=world.tasks(s)) for n, s in (("a", 0.0), ("b", 0.02)))),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from math import log
+from math import log, sqrt
 
 from llmkit.evaluation.benches import Bench, Subject, load_bench
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
@@ -93,6 +93,26 @@ def documents(result: SubjectResult) -> list[dict]:
         }
         for q, text in ((q, HOSTILE[i % len(HOSTILE)]) for i, q in enumerate(result.questions))
     ]  # fmt: skip
+
+
+def tasks(shift: float = 0.0) -> dict[str, dict]:
+    """Metrics of lm-eval's tasks as its results have them: shares with and without an error, others, and a group."""
+
+    def share(value: float, n: int, name: str) -> dict:
+        metric, _, rest = name.partition(",")
+        error = sqrt(value * (1 - value) / (n - 1))
+        return {"sample_len": n, name: value, f"{metric}_stderr,{rest}": error}
+
+    strict = share(0.05 + shift, 200, "exact_match,strict-match")
+    loose = share(0.15, 200, "exact_match,flexible-extract")
+    return {
+        "arc_challenge": share(0.31 + shift, 1172, "acc,none") | share(0.35 + shift, 1172, "acc_norm,none"),
+        "hellaswag": share(0.42, 900, "acc,none") | {"version": "1.0", "shots": 0},
+        "gsm8k": strict | loose,
+        "ifeval": {"inst_level_strict_acc,none": 0.27, **share(0.16 - shift, 541, "prompt_level_strict_acc,none")},
+        "wikitext": {"sample_len": 62, "word_perplexity,none": 24.5},
+        "a_group": {"acc,none": 0.38, "acc_stderr,none": 0.011},
+    }
 
 
 def mmlu(**options) -> BenchResult:

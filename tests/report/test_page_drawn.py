@@ -11,7 +11,7 @@ import report_world as world
 
 PHONE, DESK = (360, 800), (1280, 900)
 PAPER = 688  # pixels between the margins of A4
-PAGES = ["mmlu", "ceval", "three", "one question", "perplexity", "checkpoint"]
+PAGES = ["mmlu", "ceval", "three", "one question", "perplexity", "checkpoint", "tasks"]
 COLOURS = {
     "light": [(5, 80, 174), (179, 66, 11), (26, 127, 55)],
     "dark": [(88, 166, 255), (240, 136, 62), (63, 185, 80)],
@@ -111,6 +111,46 @@ def test_marks_stand_where_the_figures_say(browser, pages, size, scheme, scripts
     assert n_seen >= 9
     for row in rows.values():  # name and figures do not overlap
         assert row["th"][1] <= row["value"][0] + 0.5 or row["th"][3] <= row["value"][2] + 0.5
+
+
+def test_accuracies_of_tasks_are_drawn_with_the_intervals_of_their_errors(browser, pages):
+    for size in (PHONE, DESK):
+        browser.open(pages["tasks"], *size)
+        rows = browser.evaluate(ROWS)
+        assert [r["label"] for r in rows] == [
+            "arc_challenge", "arc_challenge", "hellaswag", "gsm8k", "gsm8k", "ifeval", "ifeval", "a_group",
+        ]  # fmt: skip
+        values = [(0.31, 1172), (0.35, 1172), (0.42, 900), (0.05, 200), (0.15, 200), (0.27, 0), (0.16, 541)]
+        axis = browser.evaluate(
+            """[...document.querySelectorAll('#accuracy thead .strip text')].map(t => {
+            const b = t.getBoundingClientRect(); return [parseFloat(t.textContent), b.left, b.right] })"""
+        )
+        top = max(value for value, *_ in axis) / 100
+        for row, (value, n) in zip(rows, values, strict=False):
+            left, right = row["plot"][:2]
+            x = left + (right - left) * value / top
+            assert (row["marks"][0][0] + row["marks"][0][1]) / 2 == pytest.approx(x, abs=0.6)
+            if not n:
+                assert len(row["intervals"]) == 0  # more instructions than questions: lm-eval gives no error
+                continue
+            # Wilson's interval, from its definition: the shares at 1.96 of their own standard errors
+            low, high = ((x - left) / (right - left) * top for x in row["intervals"][0][:2])
+            for end in (low, high):
+                assert abs(end - value) / (end * (1 - end) / n) ** 0.5 == pytest.approx(1.96, rel=0.15)
+
+
+@pytest.mark.parametrize("width", [PHONE[0], 500, PAPER, 703, DESK[0]])
+def test_labels_of_an_axis_stand_over_its_lines(browser, pages, width):
+    browser.open(pages["tasks"], width, 900)
+    labels, lines = browser.evaluate(
+        """[[...document.querySelectorAll('#accuracy thead .strip text')], [...document.querySelector(
+        '#accuracy tbody .strip').querySelectorAll('.grid')]].map(some => some.map(e => {
+        const b = e.getBoundingClientRect(); return (b.left + b.right) / 2 }))"""
+    )
+    assert len(labels) == len(lines) == 4
+    assert labels[1:-1] == pytest.approx(lines[1:-1], abs=1.0)  # the outermost labels stand within the strip
+    assert labels[0] == pytest.approx(lines[0], abs=16)
+    assert labels[-1] == pytest.approx(lines[-1], abs=16)
 
 
 def test_without_scripts_it_is_the_same_picture(browser, pages):
