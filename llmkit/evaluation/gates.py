@@ -64,7 +64,8 @@ def parse_thresholds(text: str, option: str) -> list[Threshold]:
         if not 0 <= value <= 1:
             raise InputError(f"{option} {part}: expected a share from 0 to 1", hint=example)
         if average and average not in AVERAGES:
-            hint = suggestion(average, AVERAGES, f"known are {', '.join(AVERAGES)}")
+            before = f"{option} {name.partition(':')[0].strip()}:"
+            hint = suggestion(average, AVERAGES, f"{before}micro={number}", before)
             raise InputError(f"{option} {part}: no average {average!r}; expected {', '.join(AVERAGES)}", hint=hint)
         thresholds.append(Threshold(bench, average, value))
     if not thresholds:
@@ -142,5 +143,8 @@ def check_drops(
 
 def _average(averages: Mapping[str, _T], bench: str, average: str, option: str) -> _T:
     if average not in averages:
-        raise InputError(f"{option}: {bench} has no average {average!r}; it has {', '.join(averages)}")
+        raise InputError(
+            f"{option}: {bench} has no average {average!r}; it has {', '.join(averages)}",
+            hint=f"{option} {bench}:{next(iter(averages))}=…",
+        )
     return averages[average]

@@ -12,7 +12,7 @@ from llmkit.evaluation.benches import Bench, Subject, bench_names, load_bench
 from llmkit.evaluation.record import COLUMNS, FORMAT, BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.statistics import Mean
 from llmkit.formats.json_fields import Fields, is_count, is_number
-from llmkit.formats.json_text import as_object, read_json
+from llmkit.formats.json_text import REMEDY, as_object, read_json
 
 _FORMATS = ("llmkit.eval/1", FORMAT)
 _MAX_NBYTES = 1 << 30  # the samples of a long run have its prompts, far more than the files of a checkpoint
@@ -37,9 +37,9 @@ def read_record(path: str | Path) -> RunRecord:
 
 def _read(file: Path) -> RunRecord:
     try:
-        document = read_json(file, max_nbytes=_MAX_NBYTES, what="a record")
+        document = read_json(file, max_nbytes=_MAX_NBYTES, what="a record", takes_mark=True)
     except InputError as error:
-        raise InputError(error.message) from error
+        raise InputError(error.message, hint=error.hint if error.hint != REMEDY else None) from error
     body = Fields(as_object(document, str(file)), str(file))
     stated = body.body.get("format")
     if stated in _FORMATS:

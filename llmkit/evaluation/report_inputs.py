@@ -14,7 +14,7 @@ from llmkit.evaluation.merging import merge_shards
 from llmkit.evaluation.record import RunRecord
 from llmkit.evaluation.records import read_record
 from llmkit.formats.json_fields import Fields
-from llmkit.formats.json_text import as_object, read_json
+from llmkit.formats.json_text import REMEDY, as_object, read_json
 from llmkit.tensors.spec import DType, TensorSpec
 
 
@@ -148,9 +148,10 @@ def read_inputs(paths: Sequence[str | Path]) -> ReportInputs:
 
 def _document(path: Path) -> Fields:
     try:
-        return Fields(as_object(read_json(path), str(path)), str(path))
+        return Fields(as_object(read_json(path, takes_mark=True), str(path)), str(path))
     except InputError as error:
-        raise InputError(error.message, hint="make the file again, or copy it again") from error
+        hint = "make the file again, or copy it again" if error.hint in (None, REMEDY) else error.hint
+        raise InputError(error.message, hint=hint) from error
 
 
 def _text_score(body: Fields) -> TextScore:

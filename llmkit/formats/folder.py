@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmkit.errors import InputError, listing
-from llmkit.formats import safetensors, torch_pickle
+from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.json_text import read_object
 from llmkit.formats.unreadable import no_weight_file, no_weights, read_head, refuse_pointer
 from llmkit.tensors.lazy import Lazy
@@ -43,6 +43,11 @@ def read_file(path: Path) -> dict[str, Lazy]:
             if long is not None:
                 raise InputError(f"{path}: a tensor's name has {len(long)} characters, expected at most {_MAX_NAME}")
             return tensors
+    if imatrix.looks_binary(head):
+        raise InputError(
+            f"{path} is an importance matrix of llama.cpp: sums of a model's inputs, not weights",
+            hint=f"llmkit quantize MODEL --statistics {shlex.quote(str(path))}",
+        )
     raise no_weight_file(path, head)
 
 

@@ -7,9 +7,11 @@ What a parsed document may cost follows from its size: some thirty times its byt
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,20 @@ MAX_DEPTH = 64  # what reads a document may recurse over it, and so may what wri
 MAX_DIGITS = 300  # of a whole number, so that it has a float; a tokenizer's model_max_length may have 31
 _CONTAINER_NBYTES = 20  # of a document for each object and array that it may have; one takes some 64 more than its text
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_REMEDY = "copy the file from the model's source again"
+REMEDY = "copy the file from the model's source again"
+"""What is hinted at where no other remedy is known."""
 
 
-def read_json(path: Path, *, max_nbytes: int = MAX_NBYTES, what: str = "a JSON file of a checkpoint") -> Any:
+def read_json(
+    path: Path, *, max_nbytes: int = MAX_NBYTES, what: str = "a JSON file of a checkpoint", takes_mark: bool = False
+) -> Any:
     """The document in a file; `parse_json` says what is refused.
 
     Args:
         path: the file.
         max_nbytes: the longest that is read.
         what: such a file, for the error.
+        takes_mark: a byte order mark before it is read over, as RFC 8259 allows: editors and shells put one.
 
     Raises:
         InputError: it cannot be read, or is no JSON within the budget.
@@ -44,7 +50,12 @@ def read_json(path: Path, *, max_nbytes: int = MAX_NBYTES, what: str = "a JSON f
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    return parse_json(data, str(path), max_nbytes=max_nbytes)
+    if takes_mark and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(
+            f"{path} is in UTF-16, expected UTF-8",
+            hint=f"iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))} > utf8.json, and give that",
+        )
+    return parse_json(data.removeprefix(codecs.BOM_UTF8) if takes_mark else data, str(path), max_nbytes=max_nbytes)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -86,11 +97,11 @@ def parse_json(data: bytes | str, where: str, *, max_nbytes: int = MAX_NBYTES, i
         if _SURROGATE.search(text):
             json.dumps(document, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise InputError(f"{where} is not valid JSON: nested deeper than {MAX_DEPTH}", hint=_REMEDY) from None
+        raise InputError(f"{where} is not valid JSON: nested deeper than {MAX_DEPTH}", hint=REMEDY) from None
     except UnicodeEncodeError:
-        raise InputError(f"{where} is not valid JSON: it holds half of a surrogate pair", hint=_REMEDY) from None
+        raise InputError(f"{where} is not valid JSON: it holds half of a surrogate pair", hint=REMEDY) from None
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are of its kind
-        raise InputError(f"{where} is not valid JSON: {error}", hint=_REMEDY) from error
+        raise InputError(f"{where} is not valid JSON: {error}", hint=REMEDY) from error
     return document
 
 

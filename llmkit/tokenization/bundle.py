@@ -12,7 +12,9 @@ from typing import Any
 from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.content import FileContent
-from llmkit.errors import RequirementError
+from llmkit.checkpoint.contents import contents_of
+from llmkit.errors import InputError, RequirementError
+from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.folder import is_weight_file
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.added_tokens import added_tokens
@@ -24,6 +26,7 @@ from llmkit.tokenization.tiktoken_ranks import looks_like_ranks, parse_ranks, se
 
 _SENTENCEPIECE = names_of(FileKind.SENTENCEPIECE_OR_RANKS, FileKind.SENTENCEPIECE)
 _GGUF = b"GGUF"
+_WEIGHTS = (safetensors.looks_like, torch_pickle.looks_like, imatrix.looks_binary)
 _TIKTOKEN = names_of(FileKind.SENTENCEPIECE_OR_RANKS, FileKind.RANKS)
 
 
@@ -216,8 +219,11 @@ def tokenizer_contents(path: Path) -> dict[str, FileContent]:
     content = FileContent(path=path)
     with path.open("rb") as file:
         head = file.read(4096)
-    if head.startswith(_GGUF) or is_weight_file(path.name):
-        return dict(open_checkpoint(path).files)
+    if head.startswith(_GGUF) or is_weight_file(path.name) or any(looks(head) for looks in _WEIGHTS):
+        ckpt = open_checkpoint(path)
+        if (contents := contents_of(ckpt)).kind == "measurements":
+            raise InputError(f"{path} is {contents.words}; expected a tokenizer", hint=contents.hint)
+        return dict(ckpt.files)
     is_json, is_ranks = head.lstrip()[:1] == b"{", looks_like_ranks(head)
     return {"tokenizer.json" if is_json else "vocab.tiktoken" if is_ranks else "tokenizer.model": content}
 

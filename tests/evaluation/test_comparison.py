@@ -213,6 +213,19 @@ def test_thresholds_that_are_none_are_refused(text, message):
         parse_thresholds(text, "--fail-under")
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("mmlu:marco=0.4", "did you mean --fail-under mmlu:macro?"),
+        ("mmlu:nosuch=0.4", "--fail-under mmlu:micro=0.4"),
+    ],
+)
+def test_the_hint_for_an_unknown_average_is_one_that_is_taken(text, hint):
+    with pytest.raises(InputError) as caught:
+        parse_thresholds(text, "--fail-under")
+    assert caught.value.hint == hint
+
+
 def test_thresholds_bound_scores_and_their_averages():
     def failed(text):
         return [

@@ -12,6 +12,7 @@ from llmkit.errors import InputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.record import Question
 from llmkit.evaluation.records import read_record
+from llmkit.evaluation.report_inputs import read_inputs
 
 MINI = load_bench("mini").own_data / "base"
 SUBJECTS = ("star_lore", "vale_geography")
@@ -50,6 +51,18 @@ def test_the_first_form_is_read(tmp_path):
     assert record.scores == {"mini": 0.5}
     assert record.benches["mini"].bench.task_name("star_lore") == "mini_star_lore"
     assert (record.warnings, record.elapsed_s, record.model["label"]) == (("w",), 1.5, "m")
+
+
+def test_marks_that_editors_and_shells_put_before_a_record(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(body()), encoding="utf-8-sig")
+    assert read_record(path).scores == {"mini": 0.5}
+    assert read_inputs([path]).records[0].scores == {"mini": 0.5}
+    path.write_text(json.dumps(body()), encoding="utf-16")
+    for read in (read_record, lambda path: read_inputs([path])):
+        with pytest.raises(InputError, match=r"run.json is in UTF-16, expected UTF-8") as caught:
+            read(path)
+        assert caught.value.hint.startswith("iconv -f UTF-16 -t UTF-8 ")
 
 
 def test_a_record_with_long_samples_is_read(tmp_path):

@@ -16,6 +16,7 @@ from llmkit.evaluation.divergence import Computed, measure_divergence
 from llmkit.evaluation.perplexity import measure_perplexity
 from llmkit.evaluation.reference import ReferenceWriter, read_reference, subject_of
 from llmkit.tensors.constant import constant
+from llmkit.transforms.vocab import open_tokenizer
 
 TEXT = "a text"
 IDS = torch.randint(0, 380, (227,), generator=torch.Generator().manual_seed(4)).tolist()
@@ -33,6 +34,12 @@ def pair(tiny_llama):
 def store(path, model, context=64, stride=64, ids=IDS):
     with ReferenceWriter(path, "first", subject_of(TEXT, ids, context, stride)) as writer:
         return measure_perplexity(model, ids, context=context, stride=stride, keep=writer.add)
+
+
+def test_a_reference_is_named_where_a_tokenizer_is_wanted(pair, tmp_path):
+    store(tmp_path / "ref", pair[0])
+    with pytest.raises(InputError, match=r"ref is a reference of llmkit perplexity, .*; expected a tokenizer"):
+        open_tokenizer(tmp_path / "ref")
 
 
 @pytest.mark.parametrize(("context", "stride"), [(64, 64), (64, 40), (226, 226)])

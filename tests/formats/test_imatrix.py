@@ -6,8 +6,10 @@ import pytest
 import torch
 from imatrix_world import SUMS, TOKENS, of_binary, of_gguf
 
+from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import InputError
 from llmkit.formats import imatrix
+from llmkit.transforms.vocab import open_tokenizer
 
 
 @pytest.mark.parametrize("made", [of_gguf, of_binary, lambda path: of_binary(path, has_dataset=False)])
@@ -19,6 +21,14 @@ def test_means_are_those_that_were_stored(tmp_path, made):
         entry = found.entries[name]
         mean = entry.sums.load() / torch.tensor(entry.counts)[:, None]
         torch.testing.assert_close(mean, torch.from_numpy(sums / TOKENS)[None])
+
+
+def test_the_older_form_is_named_where_a_model_or_a_tokenizer_is_wanted(tmp_path):
+    path = of_binary(tmp_path / "imatrix.dat")
+    for read in (open_checkpoint, open_tokenizer):
+        with pytest.raises(InputError, match=r"is an importance matrix of llama.cpp: .* not weights") as caught:
+            read(path)
+        assert caught.value.hint == f"llmkit quantize MODEL --statistics {path}"
 
 
 @pytest.mark.parametrize("made", [of_gguf, of_binary])
