@@ -174,6 +174,23 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     return with_true_tying(_opened(resolve_path(model)))
 
 
+def open_tokenizer_folder(model: str | Path) -> Checkpoint | None:
+    """The tokenizer and config of a folder without weight files, as a checkpoint without tensors; None for others.
+
+    Raises:
+        InputError: nothing there, or a config that is no JSON.
+    """
+    path = resolve_path(model)
+    if not path.is_dir() or any(p.suffix != ".json" and is_weight_file(p.name) for p in path.iterdir()):
+        return None
+    config = read_object(path / "config.json") if (path / "config.json").is_file() else {}
+    return Checkpoint(path.name or path.resolve().name, {}, config, _small_files(path), origin=path)
+
+
+def _small_files(path: Path) -> dict[str, FileContent]:
+    return {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _is_copied(p.name)}
+
+
 def _opened(path: Path) -> Checkpoint:
     candidate = Candidate(path)
     opened = open_foreign(candidate)
@@ -194,13 +211,12 @@ def _opened(path: Path) -> Checkpoint:
             f"{path} holds more weights than one set: {chosen.name} is read, as transformers does, and "
             f"{listing(unread)} {'are' if len(unread) > 1 else 'is'} not"
         )
-    files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _is_copied(p.name)}
     tensors, notes = in_family_names(candidate.tensors, config)
     return Checkpoint(
         label=path.name or path.resolve().name,
         tensors=sort_tensors(tensors),
         config=config,
-        files=files,
+        files=_small_files(path),
         origin=path,
         history=recipe_of(path),
         notes=(*candidate.wrapper_notes, *notes),

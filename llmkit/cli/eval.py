@@ -54,7 +54,10 @@ def evaluate(
     scaling: Scaling,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The benchmark's CSV files, as published (default: from the hub)."),
+        typer.Option(metavar="DIR", help="The published CSV files, or a task's data set (default: from the hub)."),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Task definitions of your own, in lm-eval's YAML.")
     ] = None,
     split: Annotated[
         str | None,
@@ -123,7 +126,8 @@ def evaluate(
         out.refuse_options(
             {"output", "compare", "submission", *(f.name for f in fields(Gating))}, "--show, which scores nothing"
         )
-        selection = Selection(bench, data, split, protocol, shots, show, wanted, bool(templates.name or templates.chat))
+        chat = bool(templates.name or templates.chat)
+        selection = Selection(bench, data, split, protocol, shots, show, wanted, chat, include=include_path)
         show_prompts(out, model, selection, max_length=max_length, chat_template=templates.name or templates.chat)
         return
     gates = gates_of(out, gating, has_baseline=compare is not None, how="--compare BASELINE.json")
@@ -133,7 +137,7 @@ def evaluate(
     _require_different({"--output": output, "--junit": gating.junit, "--submission": submission})
     baseline = read_record(compare) if compare is not None else None
     gates.check_early([name for name in bench.split(",") if name], baseline, compare)
-    chosen = (model, bench, data, split, protocol, shots, limit, subjects, submission)
+    chosen = (model, bench, data, include_path, split, protocol, shots, limit, subjects, submission)
     settings = [*chosen, max_length, templates, computing, scaling]
     keep = _answers_path(output, repr(settings))
     score = partial(
@@ -151,6 +155,7 @@ def evaluate(
         url=scaling.url,
         shard=shard,
         submission=submission,
+        include=include_path,
         tell=out.warning,
         **asdict(computing),
         max_length=max_length,

@@ -101,15 +101,28 @@ class EngineKind:
     Attributes:
         open: makes it for a checkpoint.
         takes: those of dtype, device, provider, url and memory that it honours; others are refused.
+        needs_weights: whether it reads the checkpoint's tensors; else its tokenizer is enough, and it is opened before
+            anything is read.
     """
 
     open: Callable[[Checkpoint, EngineOptions], Engine]
     takes: frozenset[str] = frozenset()
+    needs_weights: bool = True
 
 
 def engine_names() -> list[str]:
     """What `--backend` takes here."""
     return [*BACKENDS, *sorted(e.name for e in entries(_GROUP))]
+
+
+def needs_weights(options: EngineOptions) -> bool:
+    """Whether the engine reads the checkpoint's tensors; options that it does not have are refused.
+
+    Raises:
+        InputError: no such backend, or options that it does not have.
+    """
+    kind = _kind(options)
+    return kind is None or kind.needs_weights
 
 
 def open_engine(ckpt: Checkpoint, options: EngineOptions) -> Engine:
@@ -119,17 +132,23 @@ def open_engine(ckpt: Checkpoint, options: EngineOptions) -> Engine:
         InputError: no such backend, or options that it does not have.
         RequirementError: it does not know the architecture, or is not installed.
     """
+    kind = _kind(options)
+    if kind is not None:
+        return kind.open(ckpt, options)
+    decoder = load_backend(
+        ckpt, backend=options.backend, dtype=options.dtype, device=options.device, provider=options.provider
+    )
+    return Scorer(decoder, options.batch_tokens, progress=options.progress, memory=options.memory)
+
+
+def _kind(options: EngineOptions) -> EngineKind | None:
+    """The registered engine; None for a backend that computes the model here."""
     if options.backend not in engine_names():
         raise InputError(f"unknown backend {options.backend!r}", hint=f"--backend {', '.join(engine_names())}")
-    if options.backend in BACKENDS:
-        _refuse(options, frozenset({"dtype", "device", "provider", "memory"}))
-        decoder = load_backend(
-            ckpt, backend=options.backend, dtype=options.dtype, device=options.device, provider=options.provider
-        )
-        return Scorer(decoder, options.batch_tokens, progress=options.progress, memory=options.memory)
-    kind = by_name(_GROUP, options.backend, "--backend", EngineKind)
-    _refuse(options, kind.takes)
-    return kind.open(ckpt, options)
+    is_own = options.backend in BACKENDS
+    kind = None if is_own else by_name(_GROUP, options.backend, "--backend", EngineKind)
+    _refuse(options, kind.takes if kind is not None else frozenset({"dtype", "device", "provider", "memory"}))
+    return kind
 
 
 def _refuse(options: EngineOptions, takes: frozenset[str]) -> None:

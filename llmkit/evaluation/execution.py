@@ -25,7 +25,7 @@ from llmkit.evaluation.prompting import probability_mass
 from llmkit.evaluation.protocol import Protocol, Samples, Workload
 from llmkit.evaluation.record import BenchResult, Question, SubjectResult
 from llmkit.evaluation.statistics import mean
-from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, set_shots
+from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, require_shots, set_shots
 
 Values = dict[str, dict[str, list[Any]]]
 BOOTSTRAP_ITERS = (
@@ -86,6 +86,7 @@ def run_tasks(
     """
     for task in leaf_tasks(loaded):
         set_shots(task, shots)
+        require_shots(task)
     output = _evaluate(
         lm,
         loaded,

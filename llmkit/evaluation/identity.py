@@ -37,7 +37,7 @@ def describe_model(ckpt: Checkpoint, progress: Progress = NO_PROGRESS) -> dict[s
         "path": str(ckpt.origin.resolve()) if ckpt.origin is not None else None,
         "architectures": stated if isinstance(stated, list) else [],
         "quantization": (config_entry(ckpt.config) or {}).get("quant_method"),
-        "nbytes": ckpt.nbytes,
+        "nbytes": ckpt.nbytes if ckpt.tensors else None,
         "header_digest": digest_of([headers, dict(ckpt.config)]),
         "source_digest": digest_of(ckpt.fingerprints()),
         "content_digest": _content_digest(ckpt, progress),
@@ -72,7 +72,7 @@ def answers_key(model: Mapping[str, Any], settings: Mapping[str, Any], computed:
         computed: dtype, device and backend, and what the engine says of itself.
     """
     contents = {k: model[k] for k in ("content_digest", "header_digest", "tokenizer_digest")}
-    shaping = {k: v for k, v in settings.items() if k != "data"}
+    shaping = {k: v for k, v in settings.items() if k not in ("data", "include_path")}
     return digest_of([contents, shaping, dict(computed), versions(*PACKAGES), kernel_of(str(computed["device"]))])
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.record import BenchResult, RunRecord
 
-_MODEL = ("content_digest", "header_digest", "tokenizer_digest", "dtype", "backend")
-_PLACES = {"data", "shard"}  # settings that differ from machine to machine
+_MODEL = ("content_digest", "header_digest", "tokenizer_digest", "dtype", "backend", "served_model")
+_PLACES = {"data", "include_path", "shard"}  # settings that differ from machine to machine
 
 
 def merge_shards(records: Sequence[tuple[str, RunRecord]]) -> list[tuple[str, RunRecord]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
@@ -36,6 +37,7 @@ class Selection:
     subjects: Sequence[str] = ()
     chat: bool = False
     needs_answers: bool = True
+    include: Path | None = None
 
     @cached_property
     def names(self) -> list[str]:
@@ -46,6 +48,18 @@ class Selection:
     def tasks(self) -> list[str]:
         """Names that are none of the benchmarks: lm-eval's."""
         return [n for n in self.names if n not in bench_names()]
+
+    def load_tasks(self) -> Any:
+        """lm-eval's tasks, in the form that its `evaluate` takes; None where none is wanted.
+
+        Raises:
+            LlmkitError: see `tasks.load_lm_eval_tasks`.
+        """
+        if not self.tasks:
+            return None
+        from llmkit.evaluation.tasks import load_lm_eval_tasks
+
+        return load_lm_eval_tasks(self.tasks, Path(self.data) if self.data is not None else None, self.include)
 
     def prepare(self) -> list[Prepared]:
         """The benchmarks, their local files read.
@@ -69,7 +83,9 @@ class Selection:
                 raise InputError(
                     f"{option} is for {listing(bench_names())}; {tasks[0]} is a task of lm-eval with its own"
                 )
-        check_task_names(tasks)
+        if self.include is not None and not self.include.is_dir():
+            raise InputError(f"--include-path {self.include}: there is no such folder", hint="a folder of YAML files")
+        check_task_names(tasks, self.include)
         benches = [load_bench(n) for n in names if n in bench_names()]
         benches = [b if self.split is None else b.of_split(self.split) for b in benches]
         protocols = [protocol_named(b, self.protocol) for b in benches]

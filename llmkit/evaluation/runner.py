@@ -13,14 +13,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
-from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint, open_tokenizer_folder
 from llmkit.checkpoint.contents import contents_of, require_model
 from llmkit.checkpoint.manifest import versions
 from llmkit.decoder.doubts import doubts_of
 from llmkit.errors import InputError, counted, listing
 from llmkit.evaluation.answers import SUFFIX, Answers
 from llmkit.evaluation.context import long_prompts
-from llmkit.evaluation.engine import Engine, EngineArguments, EngineOptions, open_engine
+from llmkit.evaluation.engine import Engine, EngineArguments, EngineOptions, needs_weights, open_engine
 from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
 from llmkit.evaluation.planning import Prepared, Selection
 from llmkit.evaluation.preview import PreviewEngine, SentPrompt
@@ -51,6 +51,7 @@ def evaluate(
     keep: Path | None = None,
     shard: Shard | None = None,
     submission: Path | None = None,
+    include: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
     **engine: Unpack[EngineArguments],
 ) -> RunRecord:
@@ -60,7 +61,8 @@ def evaluate(
         model: a checkpoint, or what `open_checkpoint` takes.
         bench: names (or one string with commas): mmlu, mmlu_pro, ceval, cmmlu, mini, or any of lm-eval's tasks and
             groups.
-        data: a folder with the benchmarks' published CSV files; None takes the hub's (mini has its own).
+        data: a folder with the benchmarks' published CSV files, and with the data sets of lm-eval's tasks as the hub
+            has them; None takes the hub's (mini has its own).
         split: the split to score (val, test, dev); None takes the one each benchmark is usually scored on.
         protocol: how questions are put and answers read: lm-eval, or another that the benchmarks have
             (`protocol.protocol_names`).
@@ -76,6 +78,7 @@ def evaluate(
         shard: only this part of the run; `merging.merge_shards` puts the records of all parts together.
         submission: a file for the answers, in the form that the benchmark's leaderboard takes; the split may be
             without the right ones then, and the record is without scores.
+        include: a folder with definitions of tasks besides lm-eval's own.
         tell: called before anything is scored with each line that is worth an interruption: prompts that do not fit,
             how a quantized model is computed.
         engine: what computes the model and how, see `EngineOptions`.
@@ -90,36 +93,40 @@ def evaluate(
         require_free(keep, str(keep).removesuffix(SUFFIX))
     chat_template = False if chat_template == "raw" else chat_template
     selection = Selection(
-        bench, data, split, protocol, shots, limit, subjects, bool(chat_template), needs_answers=submission is None
+        bench, data, split, protocol, shots, limit, subjects, bool(chat_template), submission is None, include
     )
-    prepared = selection.prepare()
+    options = EngineOptions(**engine)
+    if needs_weights(options):
+        served, prepared = None, selection.prepare()
+        ckpt = _opened(model)
+    else:  # a wrong address is found before all files are read
+        ckpt = _opened(model, weights=False)
+        served, prepared = open_engine(ckpt, options), selection.prepare()
     submitted = plan_submission(selection, prepared, submission) if submission is not None else None
     if submitted is not None and shard is not None:
         raise InputError("--submission has the answers of the whole run, not of a part", hint="leave --shard out")
-    ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
 
     from llmkit.evaluation.execution import run_tasks
-    from llmkit.evaluation.tasks import load_lm_eval_tasks
 
     plans = {p.work.bench.name: p.protocol.plan(p.work) for p in prepared}
-    loaded = load_lm_eval_tasks(selection.tasks) if selection.tasks else None
+    loaded = selection.load_tasks()
     part = None
     if shard is not None:
         from llmkit.evaluation.sharding import cut_run
 
         part = cut_run(shard, {name: plan.documents for name, plan in plans.items()}, loaded, limit)
-    options = EngineOptions(**engine)
     lm = make_lm(
         ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, scorer=PreviewEngine()
     )
     for line in long_prompts(prepared, lm):
         tell(line)
-    lm = lm.with_engine(open_engine(ckpt, options))
+    lm = lm.with_engine(served or open_engine(ckpt, options))
     if lm.scorer.backend == "llmkit" and (scheme := contents_of(ckpt).quantization) is not None:
         tell(f"{ckpt.label} is quantized ({scheme}): computed with its weights dequantized to {options.dtype}, once")
     settings = {
         "bench": selection.names,
         "data": str(data) if data is not None else None,
+        "include_path": str(include) if include is not None else None,
         "split": split,
         "protocol": protocol,
         "shots": shots,
@@ -199,7 +206,7 @@ def preview(
         InputError: as `evaluate`.
     """
     prepared = selection.prepare()
-    ckpt = require_model(model if isinstance(model, Checkpoint) else open_checkpoint(model), "eval")
+    ckpt = _opened(model, weights=False)
     plans = [item.protocol.plan(item.work) for item in prepared]
     engine = PreviewEngine()
     lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, scorer=engine)
@@ -210,13 +217,22 @@ def preview(
             sent += [engine.sent(lm, result.bench.name, subject.name, q.id, q.prompt) for q in subject.questions]
     if selection.tasks:
         from llmkit.evaluation.execution import run_tasks
-        from llmkit.evaluation.tasks import load_lm_eval_tasks
 
         engine.asked.clear()
-        loaded, names = load_lm_eval_tasks(selection.tasks), ",".join(selection.tasks)
-        run_tasks(lm, loaded, shots=selection.shots, limit=selection.limit, chat_template=selection.chat)
+        names = ",".join(selection.tasks)
+        run_tasks(
+            lm, selection.load_tasks(), shots=selection.shots, limit=selection.limit, chat_template=selection.chat
+        )
         sent += [engine.sent(lm, names, "", str(i), prompt) for i, prompt in enumerate(engine.asked)]
     return sent
+
+
+def _opened(model: Checkpoint | str | Path, *, weights: bool = True) -> Checkpoint:
+    """The checkpoint that is scored; where no weights are needed also a folder with the tokenizer alone."""
+    if isinstance(model, Checkpoint):
+        return require_model(model, "eval")
+    tokenizer = None if weights else open_tokenizer_folder(model)
+    return tokenizer or require_model(open_checkpoint(model), "eval")
 
 
 def make_lm(

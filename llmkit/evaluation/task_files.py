@@ -14,8 +14,11 @@ from llmkit.evaluation.benches import bench_names
 _NAMED = re.compile(rb"^(?:task|group|tag): *[\"']?([\w.-]+)", re.MULTILINE)
 
 
-def check_task_names(names: Collection[str]) -> None:
+def check_task_names(names: Collection[str], include: Path | None = None) -> None:
     """Find out in a fraction of a second that a name is no task: it stands in none of lm-eval's files.
+
+    Args:
+        include: a folder with definitions besides lm-eval's own.
 
     Raises:
         InputError: there is such a name.
@@ -24,7 +27,8 @@ def check_task_names(names: Collection[str]) -> None:
     if spec is None or not spec.submodule_search_locations:
         return
     left, present = {name.encode() for name in names}, set()
-    for data in _files(Path(spec.submodule_search_locations[0]) / "tasks"):
+    folders = [Path(spec.submodule_search_locations[0]) / "tasks", *([include] if include is not None else [])]
+    for data in (data for folder in folders for data in _files(folder)):
         present.update(_NAMED.findall(data))
         left = {name for name in left if name not in data}
         if not left:

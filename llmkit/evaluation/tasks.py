@@ -19,7 +19,7 @@ import lm_eval.utils
 import yaml
 from lm_eval.api.task import ConfigurableTask
 
-from llmkit.errors import InputError, RequirementError, listing
+from llmkit.errors import InputError, LlmkitError, RequirementError, counted, listing
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.csv_forms import has_answers
 from llmkit.evaluation.protocol import Documents
@@ -98,24 +98,47 @@ def _loader(path: Path) -> type[yaml.SafeLoader]:
     return Loader
 
 
-def load_lm_eval_tasks(names: Sequence[str]) -> Any:
+@lru_cache(maxsize=1)
+def _manager() -> Any:
+    """lm-eval's index of its own tasks, which takes ten seconds to make."""
+    return lm_eval.tasks.TaskManager()
+
+
+def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: Path | None = None) -> Any:
     """Any of lm-eval's tasks, groups or tags by name, in the form that its `evaluate` takes.
 
+    Args:
+        data: a folder with the data sets (`local_datasets`); None takes the hub's.
+        include: a folder with definitions besides lm-eval's own, which win.
+
     Raises:
-        InputError: an unknown name, or data that the hub did not give.
+        InputError: an unknown name, a definition that cannot be read, or data that are not there.
+        RequirementError: a task needs a package that is not installed.
     """
-    manager = lm_eval.tasks.TaskManager()
+    from llmkit.evaluation.local_datasets import datasets_in
+
+    manager = _manager() if include is None else lm_eval.tasks.TaskManager(include_path=str(include))
     for name in names:
         if name not in manager.all_tasks:
             raise unknown_task(name, manager.all_tasks)
     try:
-        if hasattr(manager, "load"):
-            return manager.load(list(names))
-        return lm_eval.tasks.get_task_dict(list(names), manager)  # lm-eval before 0.4.10
+        with datasets_in(data):
+            if hasattr(manager, "load"):
+                return manager.load(list(names))
+            return lm_eval.tasks.get_task_dict(list(names), manager)  # lm-eval before 0.4.10
+    except LlmkitError:
+        raise
+    except ImportError as error:
+        missing = str(error.name or "").partition(".")[0]
+        raise RequirementError(
+            f"lm-eval's {listing(names)} needs a package that is not installed: {missing or error}",
+            hint=f"pip install {missing}" if missing else "pip install 'lm-eval[TASK]', as its README says",
+        ) from error
     except Exception as error:  # see bench_task
+        where = "the hub: check the network, or give the data set: --data FOLDER"
         raise InputError(
-            f"lm-eval could not load {listing(names)} ({type(error).__name__}: {error})",
-            hint="its data comes from the hub: check the network",
+            f"lm-eval could not load {listing(names)} ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
+            hint=f"its data comes from {where if data is None else data}",
         ) from error
 
 
@@ -140,6 +163,21 @@ def set_shots(task: Any, shots: int | None) -> None:
     elif fixed is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=_SHOTS_SEED)
+
+
+def require_shots(task: Any) -> None:
+    """Refuse a task that has fewer examples than shots.
+
+    Raises:
+        InputError: see above.
+    """
+    n = int(task.config.num_fewshot or 0)
+    found = task.fewshot_docs() if n else None
+    if found is not None and hasattr(found, "__len__") and len(found) < n:
+        raise InputError(
+            f"{task.config.task}: {counted(n, 'shot')}, but its data have {counted(len(found), 'example')} for them",
+            hint=f"--shots {len(found)}",
+        )
 
 
 def documents_of(task: Any) -> Documents:

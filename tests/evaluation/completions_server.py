@@ -54,7 +54,10 @@ def serving(completions):
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send(200, {"data": [{"id": completions.name}]})
+            if self.path != "/v1/models":
+                self.send(404, {"error": {"message": "no such page"}})
+            else:
+                self.send(200, {"data": [{"id": completions.name}]})
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -150,6 +150,28 @@ def test_a_run_by_a_server_leaves_the_record_of_any_run_and_no_key(tiny_llama, s
     assert record.model["url"] == server
 
 
+def test_a_server_needs_the_tokenizer_here_and_no_weights(tiny_llama, server, tmp_path):
+    options = {"shots": 1, "limit": 2, "subjects": ["star_lore"], "max_length": 90}
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_llama / name).read_bytes())
+    (tmp_path / "model.safetensors.index.json").write_text("{}")  # what `hf download --include '*.json'` leaves
+    record = evaluate(tmp_path, "mini", backend="openai", url=f"{server}#{tiny_llama.name}", **options)
+    assert record.scores == evaluate(tiny_llama, "mini", **options).scores
+    assert record.model["nbytes"] is None
+    with pytest.raises(InputError, match="no usable weight_map"):
+        evaluate(tmp_path, "mini", **options)
+
+
+def test_a_wrong_address_is_found_before_the_data_are_read(tiny_llama, server, tmp_path):
+    with pytest.raises(InputError, match="is no address"):
+        evaluate(tiny_llama, "mmlu", data=tmp_path / "none", backend="openai", url="localhost:8000")
+    with pytest.raises(InputError, match="refused: 404"):
+        evaluate(tiny_llama, "mmlu", data=tmp_path / "none", backend="openai", url=f"{server}/elsewhere")
+    with pytest.raises(InputError, match="has no model 'tiny-lama'; it serves tiny-llama") as caught:
+        evaluate(tiny_llama, "mmlu", data=tmp_path / "none", backend="openai", url=f"{server}#tiny-lama")
+    assert caught.value.hint.startswith(f"did you mean --url {server}#tiny-llama")
+
+
 def test_what_was_scored_before_the_server_died_is_not_asked_again(tiny_llama, served, server, tmp_path, monkeypatch):
     monkeypatch.setattr(OpenAIEngine, "batch", 4)
     options = {"shots": 0, "limit": 3, "subjects": ["star_lore"], "backend": "openai", "url": server}

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import InputError, listing
+from llmkit.errors import InputError, listing, suggestion
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.engine import EngineKind, EngineOptions
 from llmkit.evaluation.engines.served import Scored, ServedEngine, ServedScore
@@ -35,6 +35,10 @@ _TRIES = 5
 _FIRST_WAIT_S = 0.5  # doubled with each try
 _TIMEOUT_S = 600.0
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+
+
+class _Refused(InputError):
+    """A server that is there, and does not answer this."""
 
 
 class OpenAIEngine(ServedEngine):
@@ -63,7 +67,7 @@ class OpenAIEngine(ServedEngine):
             raise InputError("--url holds a name or a password", hint="give the key in OPENAI_API_KEY")
         path = parts.path.rstrip("/").removesuffix("/completions") or "/v1"
         self._base = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
-        self._model = parts.fragment or self._served(label)
+        self._model = self._served(label, parts.fragment)
 
     @property
     def runtime(self) -> Mapping[str, Any]:
@@ -132,9 +136,22 @@ class OpenAIEngine(ServedEngine):
             scores.append((float(value), float(value) >= max(map(float, top.values()))))
         return scores
 
-    def _served(self, label: str) -> str:
-        listed = self._call("models", None).get("data")
-        names = [str(m.get("id")) for m in listed] if isinstance(listed, list) else []
+    def _served(self, label: str, wanted: str) -> str:
+        """The model that is asked: the one `wanted`, else the one called `label`, else the only one."""
+        try:
+            listed = self._call("models", None).get("data")
+        except _Refused:
+            if wanted:  # a server without a list of models
+                return wanted
+            raise
+        names = [str(m.get("id")) for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+        if wanted and (wanted in names or not names):
+            return wanted
+        if wanted:
+            raise InputError(
+                f"{self._base} has no model {wanted!r}; it serves {listing(names)}",
+                hint=suggestion(wanted, names, f"--url {self._base}#{names[0]}", f"--url {self._base}#"),
+            )
         chosen = [name for name in names if name == label] or names
         if len(chosen) != 1:
             raise InputError(
@@ -167,7 +184,7 @@ class OpenAIEngine(ServedEngine):
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {_message(error)}".strip()
                 if error.code not in _PASSING:
-                    raise InputError(f"{self._base}/{name} refused: {problem}", hint=_hint(error.code)) from error
+                    raise _Refused(f"{self._base}/{name} refused: {problem}", hint=_hint(error.code)) from error
             except (OSError, HTTPException, ValueError) as error:
                 problem = str(getattr(error, "reason", "") or error or type(error).__name__)
             if left:
@@ -202,4 +219,4 @@ def _open(ckpt: Checkpoint, options: EngineOptions) -> OpenAIEngine:
     return OpenAIEngine(options.url, ckpt.label, options.progress)
 
 
-ENGINE = EngineKind(_open, takes=frozenset({"url"}))
+ENGINE = EngineKind(_open, takes=frozenset({"url"}), needs_weights=False)
