@@ -136,7 +136,7 @@ def evaluate(
         check_record_path(output)
     _require_different({"--output": output, "--junit": gating.junit, "--submission": submission})
     baseline = read_record(compare) if compare is not None else None
-    gates.check_early([name for name in bench.split(",") if name], baseline, compare)
+    gates.check_early(Selection(bench, protocol=protocol).names, baseline, compare)
     chosen = (model, bench, data, include_path, split, protocol, shots, limit, subjects, submission)
     settings = [*chosen, max_length, templates, computing, scaling]
     keep = _answers_path(output, repr(settings))

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from string import punctuation
 from typing import Any
 
 from lm_eval.evaluator import evaluate as lm_evaluate
@@ -18,6 +17,7 @@ from llmkit.architecture.prompts import ChatTemplate, Turns
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import Subject
 from llmkit.evaluation.documents import LETTERS
+from llmkit.evaluation.extraction import matched_letter
 from llmkit.evaluation.identity import digest_of
 from llmkit.evaluation.lm import Sent, SharedPrefixLM
 from llmkit.evaluation.meter import Meter
@@ -158,7 +158,9 @@ def _question(sample: Mapping[str, Any], lm: SharedPrefixLM) -> Question:
     sent = _sent(lm, sample)
     row = str(sample["doc_id"])
     if "acc" not in sample["metrics"]:
-        return Question(row, _generated_letter(sample), str(sample["target"]), prompt=sent[0].prompt)
+        right, text = str(sample["target"]), str(sample["filtered_resps"][0])
+        choice = matched_letter(text, right, is_match=bool(sample["exact_match"]))
+        return Question(row, choice, right, prompt=sent[0].prompt)
     logprobs = tuple(float(x[0]) for x in sample["filtered_resps"])
     is_letters = len({s.prompt for s in sent}) == 1
     return Question(
@@ -169,14 +171,6 @@ def _question(sample: Mapping[str, Any], lm: SharedPrefixLM) -> Question:
         mass=probability_mass([[s.targets] for s in sent], logprobs) if is_letters else None,
         prompt=sent[0].prompt,
     )
-
-
-def _generated_letter(sample: Mapping[str, Any]) -> str:
-    """What lm-eval's exact match takes the text for: it looks at neither case nor punctuation."""
-    if sample["exact_match"]:
-        return str(sample["target"])
-    text = str(sample["filtered_resps"][0]).strip(punctuation).strip().upper()
-    return text if text in set(LETTERS) - {str(sample["target"])} else ""
 
 
 def _sent(lm: SharedPrefixLM, sample: Mapping[str, Any]) -> list[Sent]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from string import punctuation
+
+from llmkit.evaluation.documents import LETTERS as ALL_LETTERS
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -156,3 +159,17 @@ def of_cmmlu_reasoning(text: str) -> str:
             return letter
     match = _CMMLU_WEAK.search(text) or _CMMLU_ONLY.match(text)
     return match[1] if match else ""
+
+
+def matched_letter(text: str, right: str, *, is_match: bool) -> str:
+    """The letter that lm-eval's exact match takes an answer for: it looks at neither case nor punctuation.
+
+    Args:
+        text: the answer as the task's filters leave it.
+        right: the right letter.
+        is_match: what exact match says; the answer counts as the right letter then, whatever it looks like.
+    """
+    if is_match:
+        return right
+    letter = text.strip(punctuation).strip().upper()
+    return letter if letter in set(ALL_LETTERS) - {right} else ""

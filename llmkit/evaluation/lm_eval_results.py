@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError, listing
-from llmkit.evaluation.benches import Bench, Subject, bench_names, load_bench
+from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.documents import LETTERS
-from llmkit.evaluation.protocol import protocol_named, protocol_names
-from llmkit.evaluation.protocols.lm_eval import LmEval
+from llmkit.evaluation.extraction import matched_letter
+from llmkit.evaluation.protocols.lm_eval import families
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.statistics import Mean
 from llmkit.formats.json_fields import Fields, is_number
@@ -59,8 +59,8 @@ def record_of(body: Fields, file: Path) -> RunRecord:
               for name, fields in body.objects("results") if name in body.object("configs").body}  # fmt: skip
     samples = {name: list(_samples(path)) for name in leaves if (path := _samples_path(file, name)).is_file()}
     benches = {}
-    scored = [name for name, fields in leaves.items() if "acc,none" in fields.body]
-    for bench, protocol in _families():
+    scored = [name for name, fields in leaves.items() if _score_key(fields)]
+    for bench, protocol in families():
         present = _subjects(bench, scored)
         if present and bench.name not in benches:
             result = _bench_result(body, bench, present, leaves, samples)
@@ -96,13 +96,10 @@ def record_of(body: Fields, file: Path) -> RunRecord:
     )
 
 
-def _families() -> Iterator[tuple[Bench, LmEval]]:
-    """The families of lm-eval's tasks that are a benchmark's subjects, the usual one of each benchmark first."""
-    for bench in map(load_bench, bench_names()):
-        for name in protocol_names(bench.name):
-            protocol = protocol_named(bench, name)
-            if isinstance(protocol, LmEval):
-                yield replace(bench, task=protocol.task or bench.task), protocol
+def _score_key(results: Fields) -> str:
+    """The metric and filter that are a question's score: accuracy, or the one exact match; empty without one."""
+    matches = [key for key in results.body if key.startswith("exact_match,")]
+    return "acc,none" if "acc,none" in results.body else matches[0] if len(matches) == 1 else ""
 
 
 def _subjects(bench: Bench, tasks: Iterable[str]) -> dict[str, str]:
@@ -132,10 +129,10 @@ def _bench_result(
         subjects=tuple(
             SubjectResult(
                 subject=bench.by_name.get(subject, Subject(subject)),
-                acc=_mean(body, leaves[task], task, "acc", len(samples.get(task, ()))),
+                acc=_mean(body, leaves[task], task, _score_key(leaves[task]), len(samples.get(task, ()))),
                 questions=tuple(_question(s) for s in samples.get(task, ())),
                 metrics={
-                    metric: _mean(body, leaves[task], task, metric, len(samples.get(task, ())))
+                    metric: _mean(body, leaves[task], task, f"{metric},none", len(samples.get(task, ())))
                     for metric in ("acc_norm",)
                     if f"{metric},none" in leaves[task].body
                 },
@@ -152,16 +149,16 @@ def _bench_result(
     )
 
 
-def _mean(body: Fields, results: Fields, task: str, metric: str, n_samples: int) -> Mean:
+def _mean(body: Fields, results: Fields, task: str, key: str, n_samples: int) -> Mean:
     counts = body.object("n-samples", {}).object(task, {})
     n = counts.count("effective", n_samples)
     if not n:
         raise InputError(f"{body.where}: n-samples: {task} is missing, and no samples_{task}_*.jsonl lies beside it")
     if n_samples and n_samples != n:
         raise InputError(f"{body.where}: {task} has {n} questions, but {n_samples} samples lie beside it")
-    stderr = f"{metric}_stderr,none"  # "N/A" where there is none
+    stderr = key.replace(",", "_stderr,")  # "N/A" where there is none
     return Mean(
-        results.number(f"{metric},none"),
+        results.number(key),
         results.error_of_mean(stderr) if is_number(results.body.get(stderr)) else None,
         n,
     )
@@ -212,8 +209,13 @@ def _sample(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _question(sample: Fields) -> Question:
-    """A sample of a multiple-choice task: a continuation with its log-probability for each choice."""
-    logprobs = tuple(_logprob(x, sample) for x in sample.array("filtered_resps"))
+    """A sample of a multiple-choice task: a continuation with its log-probability for each choice, or a text."""
+    answers = sample.array("filtered_resps")
+    if "exact_match" in sample.body and answers and isinstance(answers[0], str):
+        right = sample.text("target")
+        choice = matched_letter(answers[0], right, is_match=bool(sample.number("exact_match")))
+        return Question(str(sample.count("doc_id")), choice, right)
+    logprobs = tuple(_logprob(x, sample) for x in answers)
     if not logprobs:
         raise InputError(f"{sample.where}: filtered_resps is empty, expected one answer a choice")
     target = sample.body.get("target")

@@ -12,6 +12,7 @@ from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, bench_names, load_bench
 from llmkit.evaluation.csv_data import LocalData, find_data
 from llmkit.evaluation.protocol import DEFAULT, Protocol, Workload, protocol_named
+from llmkit.evaluation.protocols.lm_eval import family_of
 from llmkit.evaluation.task_files import check_task_names
 
 
@@ -42,7 +43,27 @@ class Selection:
     @cached_property
     def names(self) -> list[str]:
         """Of benchmarks and tasks."""
-        return [n for n in (self.bench.split(",") if isinstance(self.bench, str) else self.bench) if n]
+        return list(self._protocols)
+
+    @cached_property
+    def _protocols(self) -> dict[str, str]:
+        """Benchmark or task -> protocol; lm-eval's groups of a benchmark's subjects are that benchmark."""
+        found: dict[str, str] = {}
+        for given in [n for n in (self.bench.split(",") if isinstance(self.bench, str) else self.bench) if n]:
+            name, protocol = given, self.protocol
+            if given not in bench_names() and (family := family_of(given)) is not None:
+                name, protocol = family
+                if self.protocol not in (DEFAULT, protocol):
+                    raise InputError(
+                        f"--bench {given} is --bench {name} --protocol {protocol}, found --protocol {self.protocol}",
+                        hint=f"--bench {name} --protocol {self.protocol}",
+                    )
+            if found.setdefault(name, protocol) != protocol:
+                raise InputError(
+                    f"--bench {self.bench} names {name} twice, with the protocols {found[name]} and {protocol}",
+                    hint="score them in two runs; llmkit report takes both records",
+                )
+        return found
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -88,7 +109,7 @@ class Selection:
         check_task_names(tasks, self.include)
         benches = [load_bench(n) for n in names if n in bench_names()]
         benches = [b if self.split is None else b.of_split(self.split) for b in benches]
-        protocols = [protocol_named(b, self.protocol) for b in benches]
+        protocols = [protocol_named(b, self._protocols[b.name]) for b in benches]
         return [self._prepare(bench, protocol) for bench, protocol in zip(benches, protocols, strict=True)]
 
     def _prepare(self, bench: Bench, protocol: Protocol) -> Prepared:

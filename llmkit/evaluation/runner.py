@@ -128,7 +128,7 @@ def evaluate(
         "data": str(data) if data is not None else None,
         "include_path": str(include) if include is not None else None,
         "split": split,
-        "protocol": protocol,
+        "protocol": ",".join(dict.fromkeys(p.protocol.name for p in prepared)) or protocol,
         "shots": shots,
         "limit": limit,
         "subjects": list(subjects),

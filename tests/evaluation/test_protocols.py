@@ -174,10 +174,10 @@ def test_lm_evals_variants_of_mmlu_are_scored_as_with_its_hf_backend(space_model
 
 
 def test_generated_letters_are_read_as_exact_match_does():
-    from llmkit.evaluation.execution import _generated_letter
+    from llmkit.evaluation.extraction import matched_letter
 
     def letter(text, target, match):
-        return _generated_letter({"filtered_resps": [text], "target": target, "exact_match": match})
+        return matched_letter(text, target, is_match=bool(match))
 
     assert letter("b.", "B", 1.0) == "B"
     assert letter("c", "B", 0.0) == "C"

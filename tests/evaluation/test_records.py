@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_benchmarks import write_benchmarks
 
 from llmkit.cli.app import main
 from llmkit.errors import InputError
@@ -109,9 +111,8 @@ def test_what_is_written_is_read(mini_run):
     assert json.loads(json.dumps(read_record(mini_run).to_json())) == json.loads(mini_run.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def lm_eval_run(tmp_path_factory) -> Path:
-    """The folder that lm-eval's own loggers leave, of the same questions."""
+def by_lm_eval(folder: Path, bench, data: Path, subjects, shots: int) -> Path:
+    """The folder that lm-eval's own loggers leave of a run of its `hf` backend over subjects of a benchmark."""
     from lm_eval.evaluator import evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
@@ -119,12 +120,10 @@ def lm_eval_run(tmp_path_factory) -> Path:
     from llmkit.evaluation.csv_data import find_data
     from llmkit.evaluation.tasks import bench_task, quiet_lm_eval, set_shots
 
-    bench = load_bench("mini")
-    found = find_data(bench, bench.own_data)
-    tasks = {bench.task_name(s): bench_task(bench, s, found.read(s, shots=2)) for s in SUBJECTS}
+    found = find_data(bench, data)
+    tasks = {bench.task_name(s): bench_task(bench, s, found.read(s, shots=shots)) for s in subjects}
     for task in tasks.values():
-        set_shots(task, 2)
-    folder = tmp_path_factory.mktemp("theirs")
+        set_shots(task, shots)
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.log_experiment_args(
         model_source="hf", model_args="pretrained=x/tiny", system_instruction=None, chat_template=None,
@@ -137,6 +136,13 @@ def lm_eval_run(tmp_path_factory) -> Path:
     for name, some in samples.items():
         tracker.save_results_samples(task_name=name, samples=some)
     return folder
+
+
+@pytest.fixture(scope="module")
+def lm_eval_run(tmp_path_factory) -> Path:
+    """lm-eval's files of the questions of `mini_run`."""
+    bench = load_bench("mini")
+    return by_lm_eval(tmp_path_factory.mktemp("theirs"), bench, bench.own_data, SUBJECTS, shots=2)
 
 
 def test_lm_evals_files_are_read_as_our_own(lm_eval_run, mini_run):
@@ -188,6 +194,51 @@ def test_lm_evals_families_of_a_benchmark_are_protocols_of_it(tmp_path):
     both = read_record(write(tmp_path / "results_1.json", results(*other, "mmlu_anatomy")))
     assert (both.benches["mmlu"].protocol, len(both.benches["mmlu"].subjects)) == ("lm-eval", 1)
     assert sorted(both.tasks) == sorted(other)
+
+
+def test_lm_evals_group_of_generated_letters_is_the_benchmark_with_its_averages(tmp_path):
+    """Scored under lm-eval's name of the group, and by lm-eval itself: the same questions, subjects and averages."""
+    data, path = write_benchmarks(tmp_path / "data", lambda bench: ("dev", "test")), tmp_path / "run.json"
+    options = ["--data", str(data / "mmlu"), "--shots", "1", "-q", "-o", str(path)]
+    assert main(["eval", str(MINI), "--bench", "mmlu_generative", *options]) == 0
+    bench = replace(
+        load_bench("mmlu"), task="mmlu_{subject}_generative", definition="mmlu/generative/mmlu_{subject}.yaml"
+    )
+    theirs = read_record(by_lm_eval(tmp_path / "theirs", bench, data / "mmlu", ("virology", "anatomy"), shots=1))
+    ours = read_record(path)
+    assert ours.settings["bench"] == ["mmlu"]
+    a, b = (record.benches["mmlu"] for record in (theirs, ours))
+    assert a.protocol == b.protocol == ours.settings["protocol"] == "generative"
+    assert not theirs.tasks
+    assert (a.micro.value, a.macro.value, a.macro_categories.value) == pytest.approx(
+        (b.micro.value, b.macro.value, b.macro_categories.value)
+    )
+    assert sorted(a.categories) == sorted(b.categories) == ["other"]
+    by_name = {s.name: s for s in b.subjects}
+    for subject_ in a.subjects:
+        mine = by_name[subject_.name]
+        assert [(q.id, q.choice, q.target) for q in subject_.questions] == [
+            (q.id, q.choice, q.target) for q in mine.questions
+        ]
+        assert len(mine.questions) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        (["--protocol", "original"], "is --bench mmlu --protocol generative", "--bench mmlu --protocol original"),
+        (
+            ["--fail-under", "mmlu_generative=0.3"],
+            "mmlu_generative is not scored; scored are mmlu",
+            "leave mmlu_generative out of --fail-under",
+        ),
+    ],
+)
+def test_a_group_and_what_contradicts_it(options, message, hint, capsys):
+    assert main(["eval", str(MINI), "--bench", "mmlu_generative", *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert hint in said
 
 
 def test_a_truncated_sample_file_is_refused_by_its_line(lm_eval_run, tmp_path):

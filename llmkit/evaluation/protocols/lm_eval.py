@@ -6,9 +6,19 @@ MMLU also in its two variants: `continuation` scores the choices' texts, which t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmkit.evaluation.protocol import DEFAULT, Average, Plan, Protocol, Workload
+from llmkit.evaluation.benches import Bench, bench_names, load_bench
+from llmkit.evaluation.protocol import (
+    DEFAULT,
+    Average,
+    Plan,
+    Protocol,
+    Workload,
+    protocol_named,
+    protocol_names,
+)
 
 
 @dataclass(frozen=True)
@@ -43,3 +53,20 @@ class LmEval(Protocol):
 PROTOCOL = LmEval(DEFAULT)
 MMLU_CONTINUATION = LmEval("continuation", "mmlu/continuation/mmlu_{subject}.yaml", "mmlu_{subject}_continuation")
 MMLU_GENERATIVE = LmEval("generative", "mmlu/generative/mmlu_{subject}.yaml", "mmlu_{subject}_generative")
+
+
+def families() -> Iterator[tuple[Bench, LmEval]]:
+    """The families of lm-eval's tasks that are a benchmark's subjects, the usual one of each benchmark first."""
+    for bench in map(load_bench, bench_names()):
+        for name in protocol_names(bench.name):
+            protocol = protocol_named(bench, name)
+            if isinstance(protocol, LmEval):
+                yield replace(bench, task=protocol.task or bench.task), protocol
+
+
+def family_of(group: str) -> tuple[str, str] | None:
+    """The benchmark and the protocol that lm-eval's group of all subjects is (`mmlu_generative`); None for others."""
+    for bench, protocol in families():
+        if bench.dataset and bench.task.replace("_{subject}", "") == group:
+            return bench.name, protocol.name
+    return None
