@@ -15,6 +15,7 @@ from llmkit.errors import InputError
 from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.tasks import leaf_tasks, load_lm_eval_tasks, quiet_lm_eval
 
+pytestmark = pytest.mark.slow  # lm-eval's index of its tasks takes ten seconds
 LIMIT = 3
 N = 6  # documents of each split: GSM8K takes five examples
 # task -> where its data set lies in the folder, in one of the forms that are read
