@@ -35,8 +35,8 @@ class Batch:
 
     Attributes:
         tokens: of one forward.
-        kept_tokens: of the caches that one forward leaves behind.
-        logits_nbytes: of float32 logits.
+        kept_tokens: of the caches that forwards beside each other leave behind.
+        logits_nbytes: of their float32 logits.
     """
 
     tokens: int
@@ -91,20 +91,25 @@ class Costs:
         n = stop - start
         return n * self.token_flop + self.pair_flop * (n * (start + stop + 1) // 2)
 
-    def peak_nbytes(self, batch: Batch, longest: int) -> int:
-        """What a process takes at most that scores sequences of up to `longest` tokens with such batches."""
-        kept = max(batch.kept_tokens, longest)
-        held = batch.tokens * (self.work_nbytes + 2 * self.cache_nbytes) + (_PATH + 1) * kept * self.cache_nbytes
+    def peak_nbytes(self, batch: Batch, longest: int, streams: int = 1) -> int:
+        """What a process takes at most that scores sequences of up to `longest` tokens with such batches.
+
+        Args:
+            streams: forwards beside each other.
+        """
+        kept = max(batch.kept_tokens, streams * longest)
+        computed = streams * batch.tokens * (self.work_nbytes + 2 * self.cache_nbytes)
+        held = computed + (_PATH + 1) * kept * self.cache_nbytes
         return _PROCESS_NBYTES + self.weights_nbytes + held + _LOGITS_COPIES * batch.logits_nbytes
 
-    def fit(self, nbytes: int, longest: int, most: Batch) -> Batch:
+    def fit(self, nbytes: int, longest: int, most: Batch, streams: int = 1) -> Batch:
         """The largest batch, `most` at most, with which a process stays below `nbytes`.
 
         Raises:
             InputError: the smallest does not.
         """
         batch = most
-        while (peak := self.peak_nbytes(batch, longest)) > nbytes:
+        while (peak := self.peak_nbytes(batch, longest, streams)) > nbytes:
             if batch.tokens <= _LEAST_TOKENS:
                 raise InputError(
                     f"--memory {format_bytes(nbytes)} is too little: the weights take "

@@ -6,10 +6,9 @@ float32 whatever the dtype of the weights, so that the scores are those of one f
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
-from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 from llmkit.decoder.language_model import LanguageModel
@@ -19,11 +18,13 @@ from llmkit.errors import InputError, RequirementError, is_memory_error
 from llmkit.evaluation.answers import Answers, KeptAnswers, TokenScore
 from llmkit.evaluation.cost import Batch, Costs
 from llmkit.evaluation.encoding import Encoder
+from llmkit.evaluation.forwards import Forwards, n_streams
 from llmkit.evaluation.generation import Generator, Request
-from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, pack, share_prefixes
+from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, share_prefixes
 from llmkit.evaluation.waiting import WAITING_ROWS, HeadRead, Waiting, in_pieces
 from llmkit.lazy_imports import torch
 from llmkit.onnx.session import OrtDecoder
+from llmkit.pipeline.pool import torch_threads
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 BATCH_TOKENS = 1024  # linear layers are no slower than with 2,048 on a CPU, and the heap needs no new pages
@@ -102,19 +103,22 @@ class Scorer:
         self._now = Batch(self.batch_tokens, self.kept_tokens, self.logits_nbytes)
         self._costs: Costs | None = None
         self._waiting = Waiting()
+        self._lock = Lock()  # around what several streams write
         self._per_unit = 1
         if isinstance(self.decoder, Decoder):
             self._costs = Costs.of(self.decoder.model, self.decoder.dtype.itemsize)
-        if self.memory is not None:
-            self._fit(1)
+            self._n_vocab = self.decoder.model.dims.vocab
+        self._fit(1)
 
     def _fit(self, longest: int) -> None:
-        """Batches for sequences of up to so many tokens."""
+        """Batches for sequences of up to so many tokens, in streams for the threads that there are."""
+        self._streams = n_streams(self.decoder.device) if isinstance(self.decoder, Decoder) else 1
+        self._threads = torch.get_num_threads() // self._streams
         self._now = Batch(self.batch_tokens, self.kept_tokens, self.logits_nbytes)
         if self.memory is not None:
             if self._costs is None:
                 raise InputError(f"--memory is not for --backend {self.backend}", hint="give --batch-tokens")
-            self._now = self._costs.fit(self.memory, longest, self._now)
+            self._now = self._costs.fit(self.memory, longest, self._now, self._streams)
 
     @property
     def backend(self) -> str:
@@ -146,9 +150,9 @@ class Scorer:
                 try:
                     self._walk(roots, targets)
                 except KeyboardInterrupt:
-                    self._read_waiting(targets)
+                    self._read_waiting(self._waiting, targets)
                     raise
-                self._read_waiting(targets)
+                self._read_waiting(self._waiting, targets)
         finally:
             self.progress.end()
         return targets.scores()
@@ -171,23 +175,13 @@ class Scorer:
         return texts
 
     def _walk(self, roots: list[Segment], targets: _Targets) -> None:
-        """Depth first, so that the caches alive at a time are those of one path and its siblings in one batch."""
-        pending: list[tuple[list[Segment], Any]] = [(roots, None)]
-        while pending:
-            segments, cache = pending.pop()
-            for batch in pack([s for s in segments if not s.children], self._now.tokens):
-                if not self._is_answered(batch, targets):
-                    self._compute(batch, cache, targets, keep=False)
-            inner = [s for s in segments if s.children]
-            if inner:
-                # one batch of inner segments now; the others wait until everything below these is done
-                batch = _affordable(next(pack(inner, self._now.tokens)), self._now.kept_tokens)
-                if rest := inner[len(batch) :]:
-                    pending.append((rest, cache))
-                if self._is_answered(batch, targets):
-                    continue
-                kept = self._compute(batch, cache, targets, keep=True)
-                pending += [(s.children, c) for s, c in zip(batch, kept, strict=True)]
+        def compute(batch: list[Segment], cache: Any, keep: bool) -> list[Any]:
+            if self._is_answered(batch, targets):
+                return []
+            return self._compute(batch, cache, targets, keep=keep)
+
+        self._forwards = Forwards(roots, compute, lambda: self._now, self._streams)
+        self._forwards.run()
 
     def _is_answered(self, batch: list[Segment], targets: _Targets) -> bool:
         """Whether an interrupted run has answered all that these segments and those below them are for."""
@@ -272,12 +266,15 @@ class Scorer:
             if left > share:
                 left -= share
                 self.progress.advance(share)
+            if self._forwards.stop.is_set():
+                raise _StoppedError
 
         packed = Packed(cache, [stop - start for _, start, stop in stretches], keep=keep, on_layer=on_layer)
         ids = torch.tensor([tokens], dtype=torch.long, device=self.decoder.device)
         hidden = self.decoder.hidden(ids, cache=packed)[0]
-        self.usage.forwards += 1
-        self.usage.tokens += len(tokens)
+        with self._lock:
+            self.usage.forwards += 1
+            self.usage.tokens += len(tokens)
         if reads:
             self._await(hidden, reads, targets)
         self.progress.advance(left)
@@ -289,16 +286,19 @@ class Scorer:
         if n_rows >= room:
             self._read(hidden, reads, targets, self._head_rows)
             return
-        if self._waiting.n_rows + n_rows > room or self._waiting.is_late:
-            self._read_waiting(targets)
-        self._waiting.add(hidden, reads)
+        with self._lock:
+            full = Waiting()
+            if self._waiting.n_rows + n_rows > room or self._waiting.is_late:
+                full, self._waiting = self._waiting, full
+            self._waiting.add(hidden, reads)
+        self._read_waiting(full, targets)
 
-    def _read_waiting(self, targets: _Targets) -> None:
-        """Always as many rows at a time: what waited together depends on the clock, and a score must not."""
-        if self._waiting.reads:
-            hidden, n_rows = torch.cat(self._waiting.hidden), min(WAITING_ROWS, self._head_rows)
-            self._read(hidden, self._waiting.reads, targets, n_rows, is_padded=True)
-            self._waiting = Waiting()
+    def _read_waiting(self, waiting: Waiting, targets: _Targets) -> None:
+        """Always as many rows at a time, on as many threads: both depend on the clock here, and a score must not."""
+        if waiting.reads:
+            hidden, n_rows = torch.cat(waiting.hidden), min(WAITING_ROWS, self._head_rows)
+            with torch_threads(self._threads):
+                self._read(hidden, waiting.reads, targets, n_rows, is_padded=True)
 
     def _read(
         self, hidden: torch.Tensor, reads: Sequence[HeadRead], targets: _Targets, n_rows: int, is_padded: bool = False
@@ -309,14 +309,21 @@ class Scorer:
             if is_padded:
                 given = torch.cat([given, given.new_zeros(n_rows - len(rows), *given.shape[1:])])
             logits = self.decoder.logits(given)[: len(rows)].float()
-            self._n_vocab = logits.shape[-1]
-            self.usage.head_rows += len(rows)
-            targets.fill(logits, rows, some)
+            with self._lock:
+                self._n_vocab = logits.shape[-1]
+                self.usage.head_rows += len(rows)
+                targets.fill(logits, rows, some)
 
     @property
     def _head_rows(self) -> int:
         """How many rows the head is given at most."""
-        return _FIRST_ROWS if self._n_vocab is None else max(1, self._now.logits_nbytes // (4 * self._n_vocab))
+        if self._n_vocab is None:
+            return _FIRST_ROWS
+        return max(1, self._now.logits_nbytes // (4 * self._n_vocab * self._streams))
+
+
+class _StoppedError(Exception):
+    """Another stream has failed, or the user has interrupted."""
 
 
 def _unit_of(n_flop: int) -> tuple[int, str]:
@@ -362,9 +369,3 @@ class _Targets:
     def scores(self) -> list[Score]:
         """One score a query: its targets' log-probabilities added up."""
         return [Score(sum(x for x, _, _ in s), all(same for _, same, _ in s), s[0][2]) for s in self._found]
-
-
-def _affordable(batch: list[Segment], n_tokens: int) -> list[Segment]:
-    """The first segments of `batch`, at least one, whose caches together hold at most `n_tokens`."""
-    held = list(accumulate(s.stop for s in batch))
-    return batch[: max(1, bisect_right(held, n_tokens))]

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from llmkit.lazy_imports import torch
@@ -24,25 +24,35 @@ def n_cores() -> int:
 
 
 @contextmanager
-def all_cores() -> Iterator[None]:
-    """Torch uses every core: the runner computes with one thread a step, and this one is nearly all there is to do."""
+def torch_threads(n: int) -> Iterator[None]:
+    """Torch computes with `n` threads in this one."""
     before = torch.get_num_threads()
-    torch.set_num_threads(n_cores())
+    torch.set_num_threads(n)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
+def all_cores() -> AbstractContextManager[None]:
+    """Torch uses every core: the runner computes with one thread a step, and this one is nearly all there is to do."""
+    return torch_threads(n_cores())
+
+
 @contextmanager
-def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool in whose threads torch computes with one thread each."""
+def threads_each(workers: int, n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool in whose threads torch computes with `n_threads` each."""
     before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(n_threads,)) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread_each(workers: int) -> AbstractContextManager[ThreadPoolExecutor]:
+    """A pool in whose threads torch computes with one thread each."""
+    return threads_each(workers, 1)
 
 
 def mapped_on_cores(function: Callable[[T], R], over: Iterable[T]) -> list[R]:

@@ -11,6 +11,7 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import Scorer
+from llmkit.pipeline.pool import torch_threads
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,13 @@ def query_sets(draw):
     ]
 
 
-@given(query_sets(), st.integers(1, 64), st.integers(0, 40))
-@settings(max_examples=25, deadline=None)
-def test_shared_equals_plain_for_any_tree_and_any_batch(reference, decoder, queries, batch_tokens, cost):
-    scorer = Scorer(decoder, batch_tokens, cost)
-    for query, score in zip(queries, scorer.score(queries), strict=True):
+@given(query_sets(), st.integers(1, 64), st.integers(0, 40), st.integers(1, 2))
+@settings(max_examples=40, deadline=None)
+def test_shared_equals_plain_for_any_tree_and_any_batch(reference, decoder, queries, batch_tokens, cost, threads):
+    with torch_threads(threads):
+        scorer = Scorer(decoder, batch_tokens, cost)
+        scores = scorer.score(queries)
+    for query, score in zip(queries, scores, strict=True):
         logprob, is_greedy = plain(reference, query)
         assert score.logprob == pytest.approx(logprob, abs=1e-4)
         assert score.is_greedy == is_greedy
@@ -132,3 +135,43 @@ def test_a_score_has_the_logit_of_its_first_token(reference, decoder):
         logits = reference(torch.tensor([[5, 6, 7]])).logits[0, -1]
     scores = Scorer(decoder).score([Query((5, 6, 7), (8,)), Query((5, 6, 7, 9), (9, 4))])
     assert [s.logit for s in scores] == pytest.approx([float(logits[8]), float(logits[9])], abs=1e-4)
+
+
+@pytest.fixture
+def many():
+    """Questions below passages below a stem, enough for forwards beside each other."""
+    generator = torch.Generator().manual_seed(5)
+
+    def ids(n):
+        return tuple(torch.randint(0, 380, (n,), generator=generator).tolist())
+
+    stem, passages = ids(20), [ids(15) for _ in range(6)]
+    return [Query((*stem, *passages[i % 6], *ids(4 + i % 5)), (i % 380,)) for i in range(60)]
+
+
+def test_streams_beside_each_other_score_as_one_does_and_always_the_same(decoder, many):
+    found = []
+    for threads in (1, 2, 2, 2):
+        with torch_threads(threads):
+            scorer = Scorer(decoder, 30, 4)
+            found.append([s.logprob for s in scorer.score(many)])
+            assert scorer.usage.tokens == 20 + 6 * 15 + sum(4 + i % 5 for i in range(60))
+            assert torch.get_num_threads() == threads
+    assert found[1] == found[2] == found[3]
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_one_stream_throws_ends_the_other(decoder, many, monkeypatch, error):
+    hidden, calls = type(decoder).hidden, []
+
+    def failing(self, ids, cache=None, mask=None):
+        calls.append(len(calls))
+        if len(calls) == 6:
+            raise error("enough")
+        return hidden(self, ids, cache, mask)
+
+    monkeypatch.setattr(type(decoder), "hidden", failing)
+    with torch_threads(2), pytest.raises(error, match="enough"):
+        Scorer(decoder, 30, 4).score(many)
+    assert len(calls) < 10
