@@ -16,7 +16,7 @@ from llmkit.architecture.positions import THETA_KEYS
 from llmkit.architecture.scaling import Llama3Scaling
 from llmkit.lazy_imports import torch
 
-from .llama import DIMS, LLAMA_3, TINY
+from .llama import DIMS, LLAMA_3, QK_NORMS, TINY
 from .llama import NAMES as LLAMA_NAMES
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ def _read(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
     return {} if is_scaled else {"rope_scaling": {"rope_type": "default"}}
 
 
+_TINY = {
+    **TINY, "hidden_act": "xielu", "rms_norm_eps": 1e-5, "rope_theta": 12000000.0, "rope_scaling": LLAMA_3,
+    "pad_token_id": 3,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="apertus",
     releases=("Apertus-8B", "Apertus-70B"),
@@ -106,8 +111,7 @@ ARCHITECTURE = Architecture(
         | {
             "attn_norm": "attention_layernorm",
             "mlp_norm": "feedforward_layernorm",
-            "attn.q_norm": "self_attn.q_norm",
-            "attn.k_norm": "self_attn.k_norm",
+            **QK_NORMS,
             "mlp.act": "mlp.act_fn",
         },
     ),
@@ -120,13 +124,6 @@ ARCHITECTURE = Architecture(
         read_names=_read,
         refuses=needs_head,
     ),
-    tiny={
-        **TINY,
-        "hidden_act": "xielu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 12000000.0,
-        "rope_scaling": LLAMA_3,
-        "pad_token_id": 3,
-    },
+    tiny=_TINY,
     variants={"defaults": {"rope_theta": None, "rope_scaling": None, "attention_bias": True}},
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily
-from llmkit.architecture.keys import Computed, Key
+from llmkit.architecture.keys import Computed, Key, respelled
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Kind, LayerNorm, NoNorm, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.scaling import LinearScaling, NoScaling, Scaling
@@ -50,30 +50,29 @@ def _kv_heads(config: Mapping[str, Any]) -> Any:
     return config.get("multi_query_group_num") if config.get("multi_query_attention") else None
 
 
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "use_cache", "transformers_version",
+         "_name_or_path", "hidden_size", "num_attention_heads")  # fmt: skip
+_IN_GLM = {"kv_channels": "head_dim", "ffn_hidden_size": "intermediate_size", "seq_length": "max_position_embeddings",
+           "num_layers": "num_hidden_layers", "padded_vocab_size": "vocab_size"}  # fmt: skip
+
+
 def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of transformers' own class."""
-    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "use_cache", "transformers_version",
-            "_name_or_path")  # fmt: skip
     scaling = _scaling(config)
-    return {k: config[k] for k in kept if k in config} | {
-        "architectures": ["GlmForCausalLM"],
-        "model_type": "glm",
-        "attention_bias": bool(config.get("add_qkv_bias", False)),
-        "head_dim": config.get("kv_channels"),
-        "hidden_act": "silu",
-        "hidden_size": config["hidden_size"],
-        "intermediate_size": config["ffn_hidden_size"],
-        "max_position_embeddings": config.get("seq_length"),
-        "num_attention_heads": config["num_attention_heads"],
-        "num_hidden_layers": config["num_layers"],
-        "num_key_value_heads": _kv_heads(config) or config["num_attention_heads"],
-        "partial_rotary_factor": 0.5,
-        "rms_norm_eps": config.get("layernorm_epsilon", 1e-5),
-        "rope_theta": theta(config),
-        "rope_scaling": {"type": "linear", "factor": scaling.factor} if isinstance(scaling, LinearScaling) else None,
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
-        "vocab_size": config["padded_vocab_size"],
-    }
+    return respelled(
+        {key: config[key] for key in (*_KEPT, *_IN_GLM) if key in config},
+        "GlmForCausalLM",
+        "glm",
+        _IN_GLM,
+        attention_bias=bool(config.get("add_qkv_bias", False)),
+        hidden_act="silu",
+        num_key_value_heads=_kv_heads(config) or config["num_attention_heads"],
+        partial_rotary_factor=0.5,
+        rms_norm_eps=config.get("layernorm_epsilon", 1e-5),
+        rope_theta=theta(config),
+        rope_scaling={"type": "linear", "factor": scaling.factor} if isinstance(scaling, LinearScaling) else None,
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
 
 
 def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,19 +85,19 @@ def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return config | {"rope_ratio": int(ratio) if ratio == int(ratio) else ratio}
 
 
-_TINY = {
-    "num_layers": 2, "padded_vocab_size": 96, "hidden_size": 64, "ffn_hidden_size": 48, "kv_channels": 16,
-    "multi_query_attention": True, "multi_query_group_num": 2, "seq_length": 64, "layernorm_epsilon": 1e-5,
-    "rmsnorm": True, "post_layer_norm": True, "add_bias_linear": False, "add_qkv_bias": True,
-    "apply_residual_connection_post_layernorm": False, "original_rope": True, "tie_word_embeddings": False,
-    "eos_token_id": 2, "pad_token_id": 0,
+_USUAL = {
+    "multi_query_attention": True, "rmsnorm": True, "post_layer_norm": True, "add_bias_linear": False,
+    "original_rope": True, "apply_residual_connection_post_layernorm": False,
 }  # fmt: skip
-
+_TINY = {
+    **_USUAL, "num_layers": 2, "padded_vocab_size": 96, "hidden_size": 64, "ffn_hidden_size": 48, "kv_channels": 16,
+    "multi_query_group_num": 2, "seq_length": 64, "layernorm_epsilon": 1e-5, "add_qkv_bias": True,
+    "tie_word_embeddings": False, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
 _UNUSED = (
     "original_rope", "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion",
     "fp32_residual_connection", "interleaved_qkv", "hidden_act", "prefix_projection", "pre_seq_len",
 )  # fmt: skip
-
 _KEYS = {
     "context_length": "seq_length", "block_count": "num_layers", "feed_forward_length": "ffn_hidden_size",
     "attention.head_count_kv": "multi_query_group_num", "attention.layer_norm_rms_epsilon": "layernorm_epsilon",
@@ -156,14 +155,7 @@ CHATGLM2 = Architecture(
         pairs="interleaved",
         slots={"attn.qkv": QKV, "mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
         keys=_KEYS,
-        config={
-            "multi_query_attention": True,
-            "rmsnorm": True,
-            "post_layer_norm": True,
-            "add_bias_linear": False,
-            "original_rope": True,
-            "apply_residual_connection_post_layernorm": False,
-        },
+        config=_USUAL,
         flags={"add_qkv_bias": "blk.0.attn_qkv.bias"},
         read=_from_gguf,
         refuses=has_odd_heads,

@@ -73,13 +73,9 @@ _GGUF = GgufFamily(
     refuses=_refused,
 )
 _TINY = {
-    **TINY,
-    "layer_norm_eps": 1e-5,
-    "logit_scale": 0.25,
-    "use_qk_norm": False,
-    "tie_word_embeddings": True,
+    **TINY, "layer_norm_eps": 1e-5, "logit_scale": 0.25, "use_qk_norm": False, "tie_word_embeddings": True,
     "pad_token_id": 0,
-}
+}  # fmt: skip
 
 COHERE = Architecture(
     name="cohere",
@@ -109,13 +105,8 @@ COHERE_2 = replace(
     model_types=("cohere2",),
     block=PerLayer(_block),
     unused=(
-        "sliding_window",  # where no layer has one
-        "order_of_interleaved_layers",
-        "rotary_pct",
-        "position_embedding_type",
-        "use_gated_activation",
-        "use_parallel_*",
-        "use_embedding_sharing",
+        *("sliding_window", "order_of_interleaved_layers"),  # the first where no layer has one
+        *("rotary_pct", "position_embedding_type", "use_gated_activation", "use_parallel_*", "use_embedding_sharing"),
     ),
     gguf=replace(_GGUF, arch="cohere2", has_windows=True, flags={}, refuses=needs_tied_head),
     tiny={**{k: v for k, v in _TINY.items() if k != "use_qk_norm"}, "num_hidden_layers": 4, "sliding_window": 7},
@@ -123,9 +114,9 @@ COHERE_2 = replace(
         "transformers-5": {
             "num_hidden_layers": 2,
             "layer_types": ["full_attention", "sliding_attention"],
+            "attention_bias": True,
             "rope_theta": None,
             "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
-            "attention_bias": True,
         }
     },
 )

@@ -76,6 +76,10 @@ _TINY = {
     "moe_layer_start_index": 1, "moe_layer_interval": 1, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
     "tie_word_embeddings": True, "eos_token_id": 2,
 }  # fmt: skip
+_KEYS = {
+    "leading_dense_block_count": "moe_layer_start_index", "interleave_moe_layer_step": "moe_layer_interval",
+    "expert_count": "moe_num_experts", "expert_used_count": "moe_k", "expert_shared_feed_forward_length": "",
+}  # fmt: skip
 
 ARCHITECTURE = Architecture(
     name="ernie4_5_moe",
@@ -103,13 +107,7 @@ ARCHITECTURE = Architecture(
     gguf=GgufFamily(
         "ernie4_5-moe",
         pairs="interleaved",
-        keys={
-            "leading_dense_block_count": "moe_layer_start_index",
-            "interleave_moe_layer_step": "moe_layer_interval",
-            "expert_count": "moe_num_experts",
-            "expert_used_count": "moe_k",
-            "expert_shared_feed_forward_length": "",
-        },
+        keys=_KEYS,
         config={"hidden_act": "silu"},
         read=_read,
         write=_write,

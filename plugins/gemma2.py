@@ -84,6 +84,8 @@ def to_gguf(model: Model, pattern: int) -> dict[str, Any]:
     return {} if is_usual else {"attention.sliding_window_pattern": windows}
 
 
+_OWN = ("attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "query_pre_attn_scalar",
+        "sliding_window")  # fmt: skip
 _TINY = {
     **TINY, "num_hidden_layers": 3, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 20.0,
     "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 24,
@@ -104,13 +106,7 @@ ARCHITECTURE = Architecture(
     gguf=replace(GGUF, arch="gemma2", has_windows=True, read=from_gguf(46), write=lambda model, _: to_gguf(model, 2)),
     tiny=_TINY,
     variants={
-        "defaults": {
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-            "hidden_activation": None,
-            "query_pre_attn_scalar": None,
-            "sliding_window": None,
-        },
+        "defaults": dict.fromkeys(_OWN),
         "exact-gelu": {"hidden_activation": "gelu"},
         "untied": {"tie_word_embeddings": False},
         "transformers-5": {

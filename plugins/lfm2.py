@@ -111,11 +111,11 @@ ARCHITECTURE = Architecture(
     tiny=_TINY,
     variants={
         "adjusted": {
-            "layer_types": None,
-            "full_attn_idxs": [0],
             "block_auto_adjust_ff_dim": True,
             "block_multiple_of": 8,
             "block_ffn_dim_multiplier": 1.5,
+            "layer_types": None,
+            "full_attn_idxs": [0],
             "rope_theta": None,
         },
         "biases": {"conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False},

@@ -31,6 +31,7 @@ NAMES = Names(
     ignored=("*.rotary_emb.inv_freq",),
 )
 
+QK_NORMS = {f"attn.{part}_norm": f"self_attn.{part}_norm" for part in "qk"}
 BLOCK = Block(
     norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
     attention=GroupedQuery(),

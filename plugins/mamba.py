@@ -9,7 +9,7 @@ from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Head, NoPositions, RMSNorm
 from llmkit.architecture.mamba import MixerOnly, NoMLP, SelectiveScan, scan_sizes
-from llmkit.architecture.names import Names
+from llmkit.architecture.names import Names, linears
 
 from . import ssm_gguf
 
@@ -25,6 +25,11 @@ TRAINING = (
     *("time_step_*", "re*_residual", "residual_in_fp32", "use_*mambapy", "use_associative_scan", "intermediate_size"),
     *("d_model", "d_inner", "n_layer", "ssm_cfg", "rms_norm", "fused_add_norm", "pad_vocab_size_multiple"),
 )
+# Of GGUF files.
+KEYS = {
+    "attention.layer_norm_rms_epsilon": "layer_norm_epsilon", "ssm.conv_kernel": "conv_kernel",
+    "ssm.state_size": "state_size", **dict.fromkeys(ssm_gguf.WITHOUT_ATTENTION, ""),
+}  # fmt: skip
 _BIAS = Key("use_bias", False)
 _SCAN = SelectiveScan(Key("hidden_act", "silu"), conv_bias=Key("use_conv_bias", True), in_bias=_BIAS, out_bias=_BIAS)
 _BLOCK = Block(
@@ -44,18 +49,17 @@ _GGUF = GgufFamily(
     "mamba",
     slots=ssm_gguf.under("attn", ssm_gguf.SCAN),
     forms=ssm_gguf.SCAN_FORMS,
-    keys={
-        "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
-        "ssm.conv_kernel": "conv_kernel",
-        "ssm.state_size": "state_size",
-        "ssm.time_step_rank": "time_step_rank",
-        **dict.fromkeys(ssm_gguf.WITHOUT_ATTENTION, ""),
-    },
+    keys={**KEYS, "ssm.time_step_rank": "time_step_rank"},
     config={"hidden_act": "silu"},
     read=_read,
     write=lambda model, _: {**ssm_gguf.WITHOUT_ATTENTION, **ssm_gguf.sizes(model)},
     refuses=ssm_gguf.needs_twice,
 )
+
+_TINY = {
+    "state_size": 8, "conv_kernel": 4, "expand": 2, "time_step_rank": 3, "use_bias": False, "use_conv_bias": True,
+    "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+}  # fmt: skip
 
 MAMBA = Architecture(
     name="mamba",
@@ -85,25 +89,13 @@ MAMBA = Architecture(
         block="backbone.layers.{i}.",
         slots={
             "attn_norm": "norm",
-            "attn.in": "mixer.in_proj",
+            **linears("attn", "mixer", ("in", "x", "dt", "out")),
             "attn.conv": "mixer.conv1d",
-            "attn.x": "mixer.x_proj",
-            "attn.dt": "mixer.dt_proj",
             "attn.a_log": "mixer.A_log",
             "attn.d": "mixer.D",
-            "attn.out": "mixer.out_proj",
         },
     ),
-    tiny={
-        "state_size": 8,
-        "conv_kernel": 4,
-        "expand": 2,
-        "time_step_rank": 3,
-        "use_bias": False,
-        "use_conv_bias": True,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    tiny=_TINY,
     variants={
         "defaults": {"state_size": None, "time_step_rank": None, "expand": 1, "tie_word_embeddings": None},
         "untied": {"conv_kernel": 2, "use_conv_bias": False, "tie_word_embeddings": False},

@@ -12,7 +12,7 @@ from llmkit.architecture.names import Names
 from llmkit.errors import SpecError
 
 from . import ssm_gguf
-from .mamba import TRAINING
+from .mamba import KEYS, TRAINING
 
 MIXER = {
     "in": "in_proj", "conv": "conv1d", "dt_bias": "dt_bias", "a_log": "A_log", "d": "D", "norm": "norm",
@@ -74,14 +74,7 @@ ARCHITECTURE = Architecture(
         "mamba2",
         slots=ssm_gguf.under("attn", ssm_gguf.DUALITY),
         forms=ssm_gguf.duality_forms("attn"),
-        keys={
-            "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
-            "ssm.conv_kernel": "conv_kernel",
-            "ssm.state_size": "state_size",
-            "ssm.time_step_rank": "num_heads",
-            "ssm.group_count": "n_groups",
-            **dict.fromkeys(ssm_gguf.WITHOUT_ATTENTION, ""),
-        },
+        keys={**KEYS, "ssm.time_step_rank": "num_heads", "ssm.group_count": "n_groups"},
         config={"hidden_act": "silu"},
         read=_read,
         write=lambda model, _: {**ssm_gguf.WITHOUT_ATTENTION, **ssm_gguf.sizes(model)},

@@ -11,7 +11,7 @@ from llmkit.architecture.keys import Computed, Key, as_float, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, RMSNorm, Rope, rotated_share
 from llmkit.architecture.positions import THETA_KEYS
 
-from .llama import DIMS, TINY
+from .llama import DIMS, QK_NORMS, TINY
 from .mixtral import ARCHITECTURE as MIXTRAL
 
 _EPS = Key("rms_norm_eps", 1e-6)
@@ -56,8 +56,7 @@ ARCHITECTURE = Architecture(
         MIXTRAL.names,
         slots={
             **MIXTRAL.names.slots,
-            "attn.q_norm": "self_attn.q_norm",
-            "attn.k_norm": "self_attn.k_norm",
+            **QK_NORMS,
             "mlp.router.correction": "block_sparse_moe.e_score_correction_bias",
         },
     ),

@@ -49,13 +49,11 @@ _UNUSED = (
     "learned_pos_emb", "embedding_fraction", "init_config", "init_device", "verbose", "attn_config.attn_impl",
     "attn_config.attn_uses_sequence_id", "attn_config.model_type",
 )  # fmt: skip
-
 _TINY = {
     "d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 4, "max_seq_len": 128,
     "attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": None, "softmax_scale": None}, "no_bias": True,
     "norm_type": "low_precision_layernorm",
 }  # fmt: skip
-
 _KEYS = {
     "context_length": "max_seq_len", "embedding_length": "d_model", "block_count": "n_layers",
     "attention.head_count": "n_heads", "attention.head_count_kv": "", "feed_forward_length": "",

@@ -13,7 +13,7 @@ from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, OutputNorm, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 
-from .llama import DIMS, TINY
+from .llama import DIMS, QK_NORMS, TINY
 from .llama import NAMES as LLAMA_NAMES
 
 _EPS = Key("rms_norm_eps", 1e-5)
@@ -22,8 +22,7 @@ NAMES = replace(
     LLAMA_NAMES,
     slots={k: v for k, v in LLAMA_NAMES.slots.items() if "norm" not in k}
     | {
-        "attn.q_norm": "self_attn.q_norm",
-        "attn.k_norm": "self_attn.k_norm",
+        **QK_NORMS,
         "attn_post_norm": "post_attention_layernorm",
         "mlp_post_norm": "post_feedforward_layernorm",
     },

@@ -35,6 +35,12 @@ def _scaling(config: Mapping[str, Any]) -> Scaling:
     return scaling_of(params, ChainMap({"original_max_position_embeddings": original}, config))  # type: ignore[arg-type]
 
 
+_LONG = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0],
+}
+
 ARCHITECTURE = Architecture(
     name="phi3",
     releases=("Phi-3", "Phi-3.5-mini", "Phi-4", "Phi-4-mini"),
@@ -74,21 +80,13 @@ ARCHITECTURE = Architecture(
         "medium": {"num_key_value_heads": 2, "sliding_window": None},
         "128k-short": {
             "original_max_position_embeddings": 32,
-            "rope_scaling": {
-                "type": "longrope",
-                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
-                "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0],
-            },
+            "rope_scaling": _LONG,
         },
         # The contract's 24 tokens are beyond the original context here: the long factors.
         "128k-long": {
             "original_max_position_embeddings": 16,
             "sliding_window": 256,
-            "rope_scaling": {
-                "type": "longrope",
-                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
-                "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0],
-            },
+            "rope_scaling": _LONG,
         },
         "phi-4-mini": {
             "num_key_value_heads": 2,

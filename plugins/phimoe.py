@@ -86,6 +86,11 @@ def _scaling(config: Mapping[str, Any]) -> Scaling:
     return scaling_of(params, config)
 
 
+_TINY = {
+    **TINY, "num_local_experts": 5, "router_jitter_noise": 0.3, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "attention_bias": True, "lm_head_bias": True, "eos_token_id": 2,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="phimoe",
     releases=("Phi-3.5-MoE",),
@@ -109,16 +114,7 @@ ARCHITECTURE = Architecture(
     no_gguf="llama.cpp weighs its experts by a plain softmax, and has RMSNorm where it has LayerNorm",
     unused=("router_aux_loss_coef", "output_router_logits", "input_jitter_noise", "rope_*.*_mscale"),
     fixed={"num_experts_per_tok": 2},
-    tiny={
-        **TINY,
-        "num_local_experts": 5,
-        "router_jitter_noise": 0.3,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "attention_bias": True,
-        "lm_head_bias": True,
-        "eos_token_id": 2,
-    },
+    tiny=_TINY,
     variants={
         "long": {
             "rope_scaling": {

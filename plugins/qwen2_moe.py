@@ -19,7 +19,6 @@ from .qwen2 import WINDOW_KEYS
 ACT = Key("hidden_act", "silu")
 # One by one, as transformers writes them whatever its own modules look like.
 EXPERTS = {"mlp.router": "mlp.gate", **linears("mlp.experts.{e}", "mlp.experts.{e}")}
-SPARSE_KEYS = ("decoder_sparse_step", "mlp_only_layers")
 
 
 def mlp_of(config: Mapping[str, Any], i: int, experts: Experts) -> Kind:

@@ -24,6 +24,7 @@ from llmkit.architecture.names import Fused
 from .delta_gguf import GGUF
 from .llama import DIMS as LLAMA_DIMS
 from .llama import NAMES as LLAMA_NAMES
+from .llama import QK_NORMS
 from .llama import TINY as LLAMA_TINY
 
 _SORTS = ("linear_attention", "full_attention")
@@ -61,15 +62,13 @@ def mixer(config: Mapping[str, Any], i: int, mlp: Kind) -> Block:
     )
 
 
-_SLOTS = LLAMA_NAMES.without("attn.q")
 # What the Gated DeltaNets of Qwen3-Next and Qwen3.5 have in common.
 NAMES = replace(
     LLAMA_NAMES,
     slots={
-        **_SLOTS,
+        **LLAMA_NAMES.without("attn.q"),
         "attn.q_gate": Fused("self_attn.q_proj", ("q", "gate"), rows="per_group", groups="heads"),
-        "attn.q_norm": "self_attn.q_norm",
-        "attn.k_norm": "self_attn.k_norm",
+        **QK_NORMS,
         "attn.conv": Fused("linear_attn.conv1d", ("conv_q", "conv_k", "conv_v")),
         "attn.dt_bias": "linear_attn.dt_bias",
         "attn.A_log": "linear_attn.A_log",

@@ -32,6 +32,12 @@ def streams_of(value: Any) -> int:
     return value
 
 
+def _stream_slots(streams: int) -> dict[str, SlotShape]:
+    """The projections of the streams after the first."""
+    projections = (linear_slots(f"stream.{i}", "hidden", "hidden", False) for i in range(1, streams))
+    return {leaf: shape for slots in projections for leaf, shape in slots.items()}
+
+
 @dataclass(frozen=True)
 class AltUpInputs(LayerInputs):
     """Stream 0 is the embedding x; stream i is x P_i^T, as long as x. Inputs of layers beside them.
@@ -48,10 +54,7 @@ class AltUpInputs(LayerInputs):
         return bound
 
     def slots(self) -> dict[str, SlotShape]:
-        slots = super().slots()
-        for i in range(1, self.streams):
-            slots |= linear_slots(f"stream.{i}", "hidden", "hidden", False)
-        return slots
+        return super().slots() | _stream_slots(self.streams)
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,7 @@ class AltUpNorm(RMSNorm):
     streams: Any = 4
 
     def slots(self) -> dict[str, SlotShape]:
-        slots = super().slots()
-        for i in range(1, self.streams):
-            slots |= linear_slots(f"stream.{i}", "hidden", "hidden", False)
-        return slots
+        return super().slots() | _stream_slots(self.streams)
 
 
 @dataclass(frozen=True)
