@@ -10,14 +10,7 @@ from llmkit.architecture.activations import same_activation
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.keys import Computed, Flag, Key, Number, as_bool, as_float, as_optional
 from llmkit.architecture.kind import Kind, SlotKind, SlotShape, linear_slots, under
-from llmkit.architecture.positions import (
-    Alibi,
-    LearnedPositions,
-    NoPositions,
-    Rope,
-    SinusoidalPositions,
-    rotated_share,
-)
+from llmkit.architecture.positions import Alibi, LearnedPositions, NoPositions, Rope, SinusoidalPositions, rotated_share
 
 __all__ = [
     "Alibi",
@@ -204,10 +197,7 @@ class PlainMLP(_MLP):
     bias: Flag = True
 
     def slots(self) -> dict[str, SlotShape]:
-        return {
-            **linear_slots("up", "ffn", "hidden", self.bias),
-            **linear_slots("down", "hidden", "ffn", self.bias),
-        }
+        return {**linear_slots("up", "ffn", "hidden", self.bias), **linear_slots("down", "hidden", "ffn", self.bias)}
 
 
 @dataclass(frozen=True)

@@ -172,9 +172,7 @@ FORMATS: dict[str, Prompt] = {
     ),
     # Baichuan-13B, modeling_baichuan.py: _build_chat_input
     "baichuan-chat": Turns(
-        user=(_BAICHUAN[""][0], "{question}", _BAICHUAN[""][1]),
-        assistant=("{answer}", _END),
-        stops=_BAICHUAN[""],
+        user=(_BAICHUAN[""][0], "{question}", _BAICHUAN[""][1]), assistant=("{answer}", _END), stops=_BAICHUAN[""]
     ),
     # Baichuan2, generation_utils.py: build_chat_input
     "baichuan2-chat": Turns(
@@ -184,17 +182,9 @@ FORMATS: dict[str, Prompt] = {
         stops=_BAICHUAN["2"],
     ),
     # BELLE, train and inference scripts
-    "belle": Turns(
-        user="Human: \n{question}\n\nAssistant: \n",
-        assistant="{answer}\n\n",
-        stops=("\n\nHuman:",),
-    ),
+    "belle": Turns(user="Human: \n{question}\n\nAssistant: \n", assistant="{answer}\n\n", stops=("\n\nHuman:",)),
     # BELLE-7B-2M, model card and GPTQ script
-    "belle-2m": Turns(
-        user="Human: {question}\n\nAssistant:",
-        assistant="{answer}\n\n",
-        stops=("\n\nHuman:",),
-    ),
+    "belle-2m": Turns(user="Human: {question}\n\nAssistant:", assistant="{answer}\n\n", stops=("\n\nHuman:",)),
     # OpenBuddy before 21.1, README: prompt format
     "openbuddy": Turns(
         system="{system}\n\n",
@@ -226,20 +216,12 @@ FORMATS: dict[str, Prompt] = {
         assistant=("{answer}", _END),
     ),
     # RedPajama-INCITE-Chat, model card
-    "redpajama-chat": Turns(
-        user="<human>: {question}\n<bot>:",
-        assistant=" {answer}\n",
-        stops=("<human>",),
-    ),
+    "redpajama-chat": Turns(user="<human>: {question}\n<bot>:", assistant=" {answer}\n", stops=("<human>",)),
     # Open-Assistant, model cards of the Pythia and the LLaMA models
     "oasst": Turns(
-        user=(Token("<|prompter|>"), "{question}", _END_OF_TEXT, _ASSISTANT),
-        assistant=("{answer}", _END_OF_TEXT),
+        user=(Token("<|prompter|>"), "{question}", _END_OF_TEXT, _ASSISTANT), assistant=("{answer}", _END_OF_TEXT)
     ),
-    "oasst-llama": Turns(
-        user=(Token("<|prompter|>"), "{question}", _END, _ASSISTANT),
-        assistant=("{answer}", _END),
-    ),
+    "oasst-llama": Turns(user=(Token("<|prompter|>"), "{question}", _END, _ASSISTANT), assistant=("{answer}", _END)),
     # StableLM-Tuned-Alpha, model card; its stop ids are those of the roles and of the two tokens after them
     "stablelm-tuned": Turns(
         system=(Token("<|SYSTEM|>"), "{system}"),
@@ -250,29 +232,17 @@ FORMATS: dict[str, Prompt] = {
     ),
     # Falcon-7B-Instruct and 40B-Instruct, model cards; Falcon-180B-chat, its demo
     "falcon-instruct": Turns(
-        system="{system}\n",
-        user="User: {question}\nAssistant:",
-        assistant=" {answer}\n",
-        stops=("\nUser",),
+        system="{system}\n", user="User: {question}\nAssistant:", assistant=" {answer}\n", stops=("\nUser",)
     ),
     "falcon-180b-chat": Turns(
-        system="System: {system}\n",
-        user="User: {question}\nFalcon:",
-        assistant=" {answer}\n",
-        stops=("\nUser:",),
+        system="System: {system}\n", user="User: {question}\nFalcon:", assistant=" {answer}\n", stops=("\nUser:",)
     ),
     # ChatRWKV, model cards of Raven and World
     "rwkv-raven": Turns(
-        user="Bob: {question}\n\nAlice:",
-        assistant=" {answer}\n\n",
-        joins_paragraphs=True,
-        stops=("\n\n",),
+        user="Bob: {question}\n\nAlice:", assistant=" {answer}\n\n", joins_paragraphs=True, stops=("\n\n",)
     ),
     "rwkv-world": Turns(
-        user="User: {question}\n\nAssistant:",
-        assistant=" {answer}\n\n",
-        joins_paragraphs=True,
-        stops=("\n\n",),
+        user="User: {question}\n\nAssistant:", assistant=" {answer}\n\n", joins_paragraphs=True, stops=("\n\n",)
     ),
 }
 
@@ -292,8 +262,7 @@ def choose_prompt(name: str | None, *, has_chat_template: bool, family: Prompt |
         return ChatTemplate() if has_chat_template else (family or Raw())
     if name not in FORMATS:
         raise InputError(
-            f"unknown prompt format {name!r}",
-            hint=suggestion(name, FORMATS, f"one of {', '.join(FORMATS)}"),
+            f"unknown prompt format {name!r}", hint=suggestion(name, FORMATS, f"one of {', '.join(FORMATS)}")
         )
     if isinstance(FORMATS[name], ChatTemplate) and not has_chat_template:
         raise InputError(

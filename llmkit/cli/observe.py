@@ -24,8 +24,7 @@ def observe(
     writing: Writing,
     calibrating: Calibrating,
     moments: Annotated[
-        bool,
-        typer.Option("--moments", help="Keep second moments, too, which gptq needs: [in, in] for each weight."),
+        bool, typer.Option("--moments", help="Keep second moments, too, which gptq needs: [in, in] for each weight.")
     ] = False,
 ) -> None:
     """Keep statistics of the inputs of all layers in a file, for quantize --statistics.

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from llmkit.architecture.activations import (
-    LAPLACE_DEVIATION,
-    LAPLACE_MEAN,
-    QUICK_GELU_SLOPE,
-    known_activation,
-)
+from llmkit.architecture.activations import LAPLACE_DEVIATION, LAPLACE_MEAN, QUICK_GELU_SLOPE, known_activation
 from llmkit.architecture.altup import GaussianTopK
 from llmkit.architecture.experts import ClampedSwiGLU
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of

@@ -47,12 +47,7 @@ class Form:
 
 def _mmlu(cells: Mapping[str, str], subject: str) -> Doc:
     answer = LETTERS.index(cells["answer"]) if cells["answer"] else -1
-    return {
-        "question": cells["question"],
-        "subject": subject,
-        "choices": [cells[x] for x in LETTERS],
-        "answer": answer,
-    }
+    return {"question": cells["question"], "subject": subject, "choices": [cells[x] for x in LETTERS], "answer": answer}
 
 
 def _ceval(cells: Mapping[str, str], subject: str) -> Doc:
@@ -174,9 +169,7 @@ class _Reading:
             self.empty.append(row.place)
         answer = unicodedata.normalize("NFKC", cells.get("answer", "")).strip().upper()
         if answer and answer not in LETTERS:
-            raise InputError(
-                f"{self.place(row, 'answer')}: the answer is {cells['answer']!r}, expected A, B, C or D",
-            )
+            raise InputError(f"{self.place(row, 'answer')}: the answer is {cells['answer']!r}, expected A, B, C or D")
         self._check_id(row, cells.get("id", "").strip())
         key = tuple(cells[part] for part in _PARTS)
         if key in self._seen:

@@ -31,8 +31,7 @@ class Encoder:
         bos = tokenizer.bos_token_id
         if eos is None and bos is None:
             raise InputError(
-                "the tokenizer has neither an end nor a beginning token",
-                hint="name eos_token in tokenizer_config.json",
+                "the tokenizer has neither an end nor a beginning token", hint="name eos_token in tokenizer_config.json"
             )
         self.eos_id: int = eos if eos is not None else bos
         self.prefix_id: int = bos if bos is not None else eos

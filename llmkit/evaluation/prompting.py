@@ -183,11 +183,7 @@ class Session:
         return self.lm.scorer.generate(requests, self.lm.encoder, self.lm.eos_ids)
 
     def choose(
-        self,
-        cases: Sequence[Case],
-        prompts: Sequence[Prompt],
-        options: Sequence[Options],
-        value: Value | None = None,
+        self, cases: Sequence[Case], prompts: Sequence[Prompt], options: Sequence[Options], value: Value | None = None
     ) -> list[Question]:
         """The most probable choice of each; the first of equals, as numpy's argmax has it.
 

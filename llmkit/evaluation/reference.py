@@ -145,7 +145,7 @@ class ReferenceWriter:
             if nbytes > free:
                 raise OutputError(
                     f"{self._path} needs {format_bytes(nbytes)} ({self._n} tokens of a vocabulary of {n_vocab}), the "
-                    f"disk has {format_bytes(free)} free",
+                    f"disk has {format_bytes(free)} free"
                 )
             self._fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
             _write_at(self._fd, header, 0)

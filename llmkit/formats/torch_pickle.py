@@ -242,8 +242,7 @@ def _lazy(path: Path, source: SourceFile, name: str, ref: TensorRef, spans: Mapp
     declared = storage.numel * stored_itemsize
     if declared > nbytes:
         raise InputError(
-            f"{path}: tensor {name!r}: storage {storage.key} should hold {declared} bytes, found {nbytes}",
-            hint=_AGAIN,
+            f"{path}: tensor {name!r}: storage {storage.key} should hold {declared} bytes, found {nbytes}", hint=_AGAIN
         )
     first = storage.start * stored_itemsize + ref.offset * ref.dtype.itemsize
     reach = 1 + sum((n - 1) * s for n, s in zip(ref.shape, ref.strides, strict=True)) if spec.numel else 0

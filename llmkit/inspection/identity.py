@@ -67,11 +67,7 @@ class Identity:
 
 
 def identify_model(
-    ckpt: Checkpoint,
-    *,
-    workers: int | None = None,
-    progress: Progress = NO_PROGRESS,
-    table: Sequence[Known] = KNOWN,
+    ckpt: Checkpoint, *, workers: int | None = None, progress: Progress = NO_PROGRESS, table: Sequence[Known] = KNOWN
 ) -> Identity:
     """Hash every file and every tensor of a checkpoint. Reads all of it, twice; the second time from the page cache.
 

@@ -181,11 +181,7 @@ def _settings(model: Model) -> tuple[dict[str, Any], dict[str, Any] | None]:
             "high_freq_factor": rope.high_freq_factor,
         }
         settings["rope_adjustments"] = {**factors, "original_max_seq_len": rope.original_max_position}
-        scaling = {
-            "rope_type": "llama3",
-            **factors,
-            "original_max_position_embeddings": rope.original_max_position,
-        }
+        scaling = {"rope_type": "llama3", **factors, "original_max_position_embeddings": rope.original_max_position}
     elif isinstance(rope, LinearScaling) and rope.factor == int(rope.factor):
         settings["rope_condense_ratio"] = int(rope.factor)
         scaling = {"rope_type": "linear", "factor": rope.factor}

@@ -13,12 +13,7 @@ BACKENDS = (*decoders.BACKENDS, NAME)
 
 
 def load_backend(
-    ckpt: Checkpoint,
-    *,
-    backend: str = "auto",
-    dtype: str = "float32",
-    device: str = "cpu",
-    provider: str | None = None,
+    ckpt: Checkpoint, *, backend: str = "auto", dtype: str = "float32", device: str = "cpu", provider: str | None = None
 ) -> LanguageModel:
     """A model to score and generate with.
 

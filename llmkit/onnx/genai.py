@@ -53,10 +53,7 @@ def genai_config(
             "context_length": context,
             "vocab_size": dims.vocab,
             "decoder": {
-                "session_options": {
-                    "log_id": "onnxruntime-genai",
-                    "provider_options": providers,
-                },
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": providers},
                 "filename": MODEL,
                 "head_size": dims.head_dim,
                 "hidden_size": dims.hidden,

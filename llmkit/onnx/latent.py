@@ -21,12 +21,7 @@ from llmkit.onnx.weights import GraphWeights
 
 
 def emit_latent(
-    kind: LatentAttention,
-    context: GraphContext,
-    weights: GraphWeights,
-    layer: int,
-    positions: GraphPositions,
-    x: Any,
+    kind: LatentAttention, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: Any
 ) -> Any:
     """The attention of one layer: x [B, S, hidden] -> [B, S, hidden].
 

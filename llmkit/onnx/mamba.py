@@ -16,14 +16,7 @@ from llmkit.onnx.gated import activation
 from llmkit.onnx.graph import CONTRIB, Graph, Value
 from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.positions import GraphPositions
-from llmkit.onnx.states import (
-    back_in_place,
-    before_padding,
-    past_state,
-    present_state,
-    real_tokens,
-    short_convolution,
-)
+from llmkit.onnx.states import back_in_place, before_padding, past_state, present_state, real_tokens, short_convolution
 from llmkit.onnx.weights import GraphWeights
 
 

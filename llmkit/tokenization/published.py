@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.architecture.tokenizers import (
-    TOKENIZERS,
-    SentencePieceFile,
-    TiktokenFile,
-    TokenizerKind,
-)
+from llmkit.architecture.tokenizers import TOKENIZERS, SentencePieceFile, TiktokenFile, TokenizerKind
 from llmkit.errors import InputError
 from llmkit.tokenization.added_tokens import added_tokens, special_texts
 from llmkit.tokenization.byte_trie import ByteTrie

@@ -86,10 +86,7 @@ def fast_files(
         document["post_processor"] = template_processing(names[:n], names[n:]) or document.get("post_processor")
         return json.dumps(document, ensure_ascii=False).encode()
 
-    return {
-        "tokenizer.json": FileContent(make=make, check=check),
-        "tokenizer_config.json": FileContent.of_json(kept),
-    }
+    return {"tokenizer.json": FileContent(make=make, check=check), "tokenizer_config.json": FileContent.of_json(kept)}
 
 
 def _sentencepiece(model: SentencePieceModel) -> dict[str, Any]:

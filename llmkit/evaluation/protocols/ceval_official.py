@@ -14,14 +14,7 @@ from collections.abc import Sequence
 
 from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.extraction import of_ceval_chat
-from llmkit.evaluation.prompting import (
-    Case,
-    Item,
-    Prompting,
-    Session,
-    drop_last_shots,
-    single_tokens,
-)
+from llmkit.evaluation.prompting import Case, Item, Prompting, Session, drop_last_shots, single_tokens
 from llmkit.evaluation.protocol import Average
 from llmkit.evaluation.record import Question
 

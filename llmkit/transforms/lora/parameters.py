@@ -161,10 +161,7 @@ def _fits(place: _Place, parts: Mapping[str, Lazy]) -> bool:
 
 
 def _is_swapped(
-    adapter: Adapter,
-    tensors: Mapping[str, Lazy],
-    module: str,
-    chosen: Sequence[tuple[_Place, Mapping[str, Lazy]]],
+    adapter: Adapter, tensors: Mapping[str, Lazy], module: str, chosen: Sequence[tuple[_Place, Mapping[str, Lazy]]]
 ) -> bool:
     """Whether stacks are stored [E, in, out], decided by any parameter of the module that is not square.
 

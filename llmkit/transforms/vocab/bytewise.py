@@ -48,7 +48,7 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
     notes = [
         f"{len(new)} new tokens at ids {first} to {first + len(new) - 1} ({n_present} of {len(wanted)} were there "
         f"already), and {len(ranks) - len(fast.merges)} merges after the {len(fast.merges)} old ones: "
-        "text is cut as before, then new merges join pieces",
+        "text is cut as before, then new merges join pieces"
     ]
     if n_between:
         notes.append(f"{n_between} of them are pieces between, without which the others could not be merged")

@@ -10,14 +10,7 @@ from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Context, Lazy, Rows
 from llmkit.tensors.rearrange import zeros
 from llmkit.tensors.spec import DType, TensorSpec
-from llmkit.transforms.vocab.rows import (
-    BLOCK_ROWS,
-    MakeRows,
-    column_mean,
-    digest_of,
-    gather,
-    row_slices,
-)
+from llmkit.transforms.vocab.rows import BLOCK_ROWS, MakeRows, column_mean, digest_of, gather, row_slices
 
 # Old ids and their weights.
 Mixture = tuple[tuple[int, ...], tuple[float, ...]]

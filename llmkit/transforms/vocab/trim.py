@@ -78,7 +78,7 @@ def trim(
         f"{len(old_of)} of {tokenizer.n_tokens} tokens are kept: {len(used)} of the corpus"
         + (f" (at least {min_count} times)" if min_count > 1 else "")
         + f", {len(kept - used - between)} more that are special, bytes or ASCII, "
-        f"{len(between)} that merges pass through",
+        f"{len(between)} that merges pass through"
     ]
     warnings = []
     n_checked, n_other = _checked(tokenizer, read_tokenizer(ckpt.label, files), new_of, lines)
