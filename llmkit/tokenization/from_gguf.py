@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkit.checkpoint.content import FileContent
 from llmkit.errors import InputError
-from llmkit.tokenization.bpe import implied_merges
+from llmkit.tokenization.bpe import implied_merges, scores_of_merges
 from llmkit.tokenization.documents import bpe_model, document, sentencepiece_steps, template_processing
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.parity import compare, tied_texts
@@ -22,7 +22,7 @@ from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, bpe
 
 _WHOLE = (PieceKind.CONTROL, PieceKind.USER_DEFINED)
 # tokenizer.ggml.model -> what it is; named by GGUF after the first model of each kind.
-_KINDS = {"llama": "sentencepiece", "gpt2": "byte_level"}
+_KINDS = {"llama": "sentencepiece", "gemma4": "sentencepiece", "gpt2": "byte_level"}
 # Of `tokenizer.ggml.pre`: a word that is a token is taken whole; a text begins with bos unless the file says otherwise;
 # text is normalised.
 _IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4")
@@ -76,8 +76,13 @@ class _Vocabulary:
         self.is_sentencepiece = _KINDS[self._get("model")] == "sentencepiece"
         self.types: Sequence[int] = self._get("token_type") or [PieceKind.NORMAL] * len(self.tokens)
         self.scores: Sequence[float] = self._get("scores") or [0.0] * len(self.tokens)
-        if not all(" " in m for m in self._get("merges", [])):
+        if not all(" " in m for m in self._get("merges") or []):
             raise InputError("tokenizer.ggml.merges is no list of pairs, with a space between the two")
+        model, merges = self._get("model"), [m.partition(" ") for m in self._get("merges") or []]
+        self.merges = [] if model == "llama" else [(left, right) for left, _, right in merges]
+        if model == "gemma4":  # whose scores say nothing
+            order, last = scores_of_merges(self.merges), -float(len(self.merges))
+            self.scores = [order.get(text, last) for text in self.tokens]
         for name, values in {"token_type": self.types, "scores": self.scores}.items():
             if len(values) != len(self.tokens):
                 raise InputError(f"tokenizer.ggml.{name} has {len(values)} values for {len(self.tokens)} tokens")
@@ -121,9 +126,8 @@ class _Vocabulary:
         pre = str(self._get("pre", "gpt-2"))
         pre_tokenizer = pre_tokenizer_of(pre) or pre_tokenizer_of("gpt-2")
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-        merges = [m.split(" ", 1) for m in self._get("merges", [])]
         return self._json(
-            bpe_model(self._vocab(), merges, ignores_merges=pre in _IGNORES_MERGES),
+            bpe_model(self._vocab(), self.merges, ignores_merges=pre in _IGNORES_MERGES),
             normalizer={"type": "NFC"} if pre in _IS_NORMALIZED else None,
             pre_tokenizer=pre_tokenizer,
             post_processor=byte_level,
@@ -131,7 +135,7 @@ class _Vocabulary:
         )
 
     def sentencepiece_json(self) -> bytes:
-        """tokenizer.json of SentencePiece's BPE: merges in the order of the scores."""
+        """tokenizer.json of SentencePiece's BPE: its merges, or those that follow from the scores, in their order."""
         scores = {
             text: score
             for text, score, kind in zip(self.tokens, self.scores, self.types, strict=True)
@@ -140,7 +144,7 @@ class _Vocabulary:
         }
         characters = {c for text in scores for c in text}
         vocab = self._vocab()
-        merges = implied_merges(scores, {*scores, *characters & vocab.keys()})
+        merges = self.merges or implied_merges(scores, {*scores, *characters & vocab.keys()})
         unknown = self.token("unknown") or "<unk>"
         normalizer, decoder = sentencepiece_steps(adds_space=self.adds_space)
         return self._json(

@@ -109,6 +109,23 @@ def test_sentencepiece_from_tokenizer_json_alone(world):
         assert rebuilt(text) == reference.encode(text, add_special_tokens=False).ids, text
 
 
+def test_pieces_with_merges(world):
+    """As llama.cpp's converter has Gemma 4's: the merges of tokenizer.json, and no scores that say anything."""
+    from tokenizers import Tokenizer
+
+    fast = world.fast_of(world.sp_model(world.ENGLISH, 400, add_dummy_prefix=False))
+    metadata, _ = metadata_of({"tokenizer.json": fast}, 400)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in json.loads(fast)["model"]["merges"]]
+    metadata |= {f"{KEY}model": "gemma4", f"{KEY}merges": merges, f"{KEY}scores": [-1000.0] * 400}
+    files = tokenizer_files(metadata | {f"{KEY}unknown_token_id": 0, f"{KEY}add_bos_token": False}, {})
+    made, reference = fast_tokenizer(files), Tokenizer.from_str(fast)
+    pieces = SentencePieceModel.parse(files["tokenizer.model"].read(), "test").encoder()
+    for text in TEXTS:
+        want = reference.encode(text, add_special_tokens=False).ids
+        assert made.encode(text).ids == pieces(text) == want, text
+        assert made.decode(want) == reference.decode(want)
+
+
 def test_byte_level_there_and_back(world):
     from tokenizers import Tokenizer
 

@@ -35,6 +35,10 @@ READ = [text for text in TEXTS if text]
 # llama.cpp's patterns for these leave combining marks (\p{M}) out of words.
 MARKS = {"tekken": ["cafe\u0301 n\u0303 A\u030a", "नमस्ते दुनिया", "สวัสดีชาวโลก"]}
 MARKS["gpt-4o"] = MARKS["tekken"]
+MERGES = "gemma4"  # pieces of SentencePiece, and the merges of tokenizer.json instead of scores
+# llama.cpp cuts them at the ends of lines, and here finds no special tokens in text.
+MARKS[MERGES] = ["\ta\n\tb\n", "<s>", "</s>", "<unk>"]
+MARKS_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}  # and puts none before a text
 PREFIXES = {"spm": True, "spm-without-prefix": False}
 
 
@@ -69,6 +73,7 @@ def vocabulary_file(path, metadata):
 def cut(tmp_path_factory, world):
     """Name -> (ids by the tokenizers or the sentencepiece library, ids by llama.cpp), of each text."""
     from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer
 
     folder, expected = tmp_path_factory.mktemp("vocabularies"), {}
     for name in NAMES:
@@ -85,6 +90,13 @@ def cut(tmp_path_factory, world):
         metadata, warnings = vocabulary_metadata("m", {"tokenizer.model": FileContent(data=data)}, {}, len(exact))
         assert warnings == []
         vocabulary_file(folder / f"{name}.gguf", metadata)
+    fast = world.fast_of(world.sp_model([*world.ENGLISH, *world.CHINESE, *READ], 900, add_dummy_prefix=False))
+    fast = json.dumps(json.loads(fast) | {"normalizer": MARKS_SPACES})
+    expected[MERGES] = [Tokenizer.from_str(fast).encode(text, add_special_tokens=False).ids for text in READ]
+    metadata, _ = vocabulary_metadata("m", {"tokenizer.json": FileContent(data=fast.encode())}, {}, 900)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in json.loads(fast)["model"]["merges"]]
+    metadata |= {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": merges}
+    vocabulary_file(folder / f"{MERGES}.gguf", metadata)
     paths = [str(folder / f"{name}.gguf") for name in expected]
     done = subprocess.run(
         [PYTHON, "-c", CUT, json.dumps(paths), json.dumps(READ)], capture_output=True, text=True, check=False
@@ -94,7 +106,7 @@ def cut(tmp_path_factory, world):
     return {name: (expected[name], found[name]) for name in expected}
 
 
-@pytest.mark.parametrize("name", [*NAMES, *PREFIXES])
+@pytest.mark.parametrize("name", [*NAMES, *PREFIXES, MERGES])
 def test_the_ids_are_the_same(cut, name):
     expected, found = cut[name]
     assert [text for text, a, b in zip(READ, expected, found, strict=True) if a != b] == MARKS.get(name, [])
