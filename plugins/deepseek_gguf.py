@@ -82,8 +82,10 @@ def _read_v2(metadata: Metadata) -> dict[str, Any]:
     return {**read(metadata), "topk_method": "group_limited_greedy" if has_groups else "greedy"}
 
 
-def _is_of(metadata: Metadata, scores: int) -> bool:
-    return bool(metadata.get("expert_gating_func", _SOFTMAX) == scores)
+def _scores(metadata: Metadata, names: Collection[str]) -> int:
+    """How experts are scored; files of GLM-4.7-Flash may only have the correction that goes with sigmoids."""
+    is_corrected = any(name.endswith(".exp_probs_b.bias") for name in names)
+    return int(metadata.get("expert_gating_func", _SIGMOID if is_corrected else _SOFTMAX))
 
 
 GGUF: GgufFamily = split(
@@ -94,7 +96,7 @@ GGUF: GgufFamily = split(
         read=_read_v2,
         write=lambda model, _: write(model),
         refuses=refuses,
-        claims=lambda metadata, _: _is_of(metadata, _SOFTMAX),
+        claims=lambda metadata, names: _scores(metadata, names) == _SOFTMAX,
     )
 )
 _V3 = {"config": {**GGUF.config, "n_group": 1, "topk_group": 1}, "noted": ("rope_interleave", "n_group", "topk_group")}
@@ -108,4 +110,6 @@ def of_v3(family: GgufFamily, **changes: Any) -> GgufFamily:
 
 
 # The layer after the last (61 of V3, 47 of GLM-4.7-Flash) guesses further tokens: nothing reads it.
-GGUF_V3 = of_v3(GGUF, ignored=("blk.61.*", "blk.47.*"), claims=lambda metadata, _: _is_of(metadata, _SIGMOID))
+GGUF_V3 = of_v3(
+    GGUF, ignored=("blk.61.*", "blk.47.*"), claims=lambda metadata, names: _scores(metadata, names) == _SIGMOID
+)

@@ -633,3 +633,13 @@ def test_gemma_3n_as_llama_cpps_converter_writes_it(tmp_path):
     with torch.inference_mode():
         same, found = (llmkit.load_decoder(each, dtype="float32")(ids) for each in (plain, back))
     assert torch.equal(same, found)
+
+
+def test_scores_that_a_file_does_not_state_follow_from_its_correction(tmp_path):
+    """As in files of GLM-4.7-Flash, whose config.json has no scoring_func for the converter."""
+    ckpt = tiny("glm4_moe_lite")
+    after = convert(ckpt, to="gguf", type="f32")
+    metadata = {k: v for k, v in after.container.metadata.items() if "gating_func" not in k and k != "llmkit.config"}
+    llmkit.save(replace(after, container=replace(after.container, metadata=metadata)), tmp_path / "out")
+    back = llmkit.open_checkpoint(tmp_path / "out")
+    assert difference(ckpt.require_model(), back.require_model()) is None
