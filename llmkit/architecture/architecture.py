@@ -35,7 +35,7 @@ _TINY_SIZES = {"hidden": 32, "layers": 2, "heads": 4, "ffn": 48, "vocab": 96}
 
 @dataclass(frozen=True)
 class Dims:
-    """Which config keys hold the sizes. A string is a required key, a `Key` has spellings and a default.
+    """Which config keys hold the sizes; by default the usual ones. A string is a required key, a `Key` may be absent.
 
     Attributes:
         kv_heads: absent in a config means as many as heads.

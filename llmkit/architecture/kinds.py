@@ -327,9 +327,10 @@ class Embedding(Kind):
 
 @dataclass(frozen=True)
 class Head(Kind):
-    """The output matrix: logits = hidden @ weight^T; `tied` shares the embedding's weight.
+    """The output matrix: logits = hidden @ weight^T.
 
     Attributes:
+        tied: whether it is the embedding's; by default as `tie_word_embeddings` says, and not where that is absent.
         bias: added to the logits.
         scale: multiplies the logits, after the bias; None for 1.
         softcap: logits become c * tanh(logit / c), after the scale; None for none.
