@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from llmkit.architecture.experts import Choice, Experts
 from llmkit.architecture.kind import Kind, SlotShape, under
-from llmkit.architecture.kinds import GatedMLP
+from llmkit.architecture.kinds import GatedMLP, Sandwich
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,5 @@ class BesideExperts(Kind):
 
 
 @dataclass(frozen=True)
-class OpenSandwich(Kind):
+class OpenSandwich(Sandwich):
     """x + post(attn(pre(x))), then x + post(mlp(pre(x), x)): the MLP is given both."""
-
-    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm")

@@ -33,6 +33,7 @@ __all__ = [
     "PostNorm",
     "PreNorm",
     "RMSNorm",
+    "Residual",
     "Rope",
     "Sandwich",
     "SharedParallel",
@@ -201,51 +202,54 @@ class PlainMLP(_MLP):
 
 
 @dataclass(frozen=True)
-class PreNorm(Kind):
+class Residual(Kind):
+    """How norms, attention and MLP of a layer are wired.
+
+    Attributes:
+        norms: the names of the norms that there are.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
+
+
+@dataclass(frozen=True)
+class PreNorm(Residual):
     """x + attn(norm(x)), then x + mlp(norm(x))."""
 
-    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
-
 
 @dataclass(frozen=True)
-class PostNorm(Kind):
+class PostNorm(Residual):
     """norm(x + attn(x)), then norm(x + mlp(x)) (Vaswani et al. 2017)."""
 
-    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
-
 
 @dataclass(frozen=True)
-class NormedResidual(Kind):
+class NormedResidual(Residual):
     """alpha y + attn(y) with y = norm(x), then the same with the MLP: the sums start from the normed states."""
-
-    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
 
     alpha: float = 1.0
 
 
 @dataclass(frozen=True)
-class Parallel(Kind):
+class Parallel(Residual):
     """x + attn(norm(x)) + mlp(norm'(x)), each with a norm of its own."""
-
-    norms: ClassVar[tuple[str, ...]] = ("attn_norm", "mlp_norm")
 
 
 @dataclass(frozen=True)
-class SharedParallel(Kind):
+class SharedParallel(Residual):
     """x + attn(y) + mlp(y) with y = norm(x)."""
 
     norms: ClassVar[tuple[str, ...]] = ("attn_norm",)
 
 
 @dataclass(frozen=True)
-class Sandwich(Kind):
+class Sandwich(Residual):
     """x + post(attn(pre(x))), then x + post(mlp(pre(x)))."""
 
     norms: ClassVar[tuple[str, ...]] = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm")
 
 
 @dataclass(frozen=True)
-class OutputNorm(Kind):
+class OutputNorm(Residual):
     """x + post(attn(x)), then x + post(mlp(x)) (OLMo team 2024, arXiv:2501.00656)."""
 
     norms: ClassVar[tuple[str, ...]] = ("attn_post_norm", "mlp_post_norm")

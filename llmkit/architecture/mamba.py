@@ -16,7 +16,7 @@ from llmkit.architecture.activations import same_activation
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.keys import Computed, Flag, Key, Number, as_bool, as_float, as_text, lookup
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots, under
-from llmkit.architecture.kinds import RMSNorm
+from llmkit.architecture.kinds import Residual, RMSNorm
 from llmkit.architecture.sizes import Sizes
 from llmkit.errors import SpecError
 
@@ -27,7 +27,7 @@ class NoMLP(Kind):
 
 
 @dataclass(frozen=True)
-class MixerOnly(Kind):
+class MixerOnly(Residual):
     """x + mixer(norm(x)), and no MLP."""
 
     norms: ClassVar[tuple[str, ...]] = ("attn_norm",)

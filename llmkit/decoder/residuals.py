@@ -14,6 +14,7 @@ from llmkit.architecture.kinds import (
     Parallel,
     PostNorm,
     PreNorm,
+    Residual,
     Sandwich,
     SharedParallel,
 )
@@ -39,10 +40,10 @@ def _same(x: torch.Tensor) -> torch.Tensor:
 
 
 def _sequential(
-    kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: Callable[..., torch.Tensor]
+    kind: Residual, norms: Sequence[TensorFunction], attention: Layer, mlp: Callable[..., torch.Tensor]
 ) -> Layer:
     """Norms before attention and MLP, after them, or both; that of the open sandwich is given x besides."""
-    named = dict(zip(kind.norms, norms, strict=True))  # type: ignore[attr-defined]
+    named = dict(zip(kind.norms, norms, strict=True))
     attn_norm, attn_post_norm, mlp_norm, mlp_post_norm = (named.get(name, _same) for name in Sandwich.norms)
     is_open = isinstance(kind, OpenSandwich)
 

@@ -19,6 +19,7 @@ from llmkit.architecture.kinds import (
     PlainMLP,
     PostNorm,
     PreNorm,
+    Residual,
     Sandwich,
     SharedParallel,
 )
@@ -104,17 +105,16 @@ def _plain(kind: PlainMLP, weights: GraphWeights, x: Any) -> Any:
 
 
 def _sequential(
-    kind: Kind, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: Any
+    kind: Residual, norm: Kind, weights: GraphWeights, stream: Stream, attention: GraphFunction, mlp: Any
 ) -> None:
     """Norms before attention and MLP, after them, or both; that of the open sandwich is given x besides."""
-    norms = kind.norms  # type: ignore[attr-defined]
 
     branches: dict[str, Any] = {"attn": attention, "mlp": mlp}
     for part, branch in branches.items():
         before, after = f"{part}_norm", f"{part}_post_norm"
-        y = stream.normed(norm, weights.under(before)) if before in norms else stream.value()
+        y = stream.normed(norm, weights.under(before)) if before in kind.norms else stream.value()
         out = branch(y, stream.value()) if part == "mlp" and isinstance(kind, OpenSandwich) else branch(y)
-        stream.add(emit_norm(norm, weights.under(after), out) if after in norms else out)
+        stream.add(emit_norm(norm, weights.under(after), out) if after in kind.norms else out)
 
 
 def _post_norm(
