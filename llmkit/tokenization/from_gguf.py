@@ -22,7 +22,7 @@ from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, bpe
 
 _WHOLE = (PieceKind.CONTROL, PieceKind.USER_DEFINED)
 # tokenizer.ggml.model -> what it is; named by GGUF after the first model of each kind.
-_KINDS = {"llama": "sentencepiece", "gemma4": "sentencepiece", "gpt2": "byte_level"}
+_KINDS = {"llama": "sentencepiece", "gemma4": "merged_pieces", "gpt2": "byte_level"}
 # Of `tokenizer.ggml.pre`: a word that is a token is taken whole; a text begins with bos unless the file says otherwise;
 # text is normalised.
 _IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4")
@@ -73,14 +73,15 @@ class _Vocabulary:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self.tokens: Sequence[str] = self._get("tokens", [])
-        self.is_sentencepiece = _KINDS[self._get("model")] == "sentencepiece"
+        kind = _KINDS[self._get("model")]
+        self.is_sentencepiece = kind != "byte_level"
         self.types: Sequence[int] = self._get("token_type") or [PieceKind.NORMAL] * len(self.tokens)
         self.scores: Sequence[float] = self._get("scores") or [0.0] * len(self.tokens)
         if not all(" " in m for m in self._get("merges") or []):
             raise InputError("tokenizer.ggml.merges is no list of pairs, with a space between the two")
-        model, merges = self._get("model"), [m.partition(" ") for m in self._get("merges") or []]
-        self.merges = [] if model == "llama" else [(left, right) for left, _, right in merges]
-        if model == "gemma4":  # whose scores say nothing
+        merges = [m.partition(" ") for m in self._get("merges") or []]
+        self.merges = [] if kind == "sentencepiece" else [(left, right) for left, _, right in merges]
+        if kind == "merged_pieces":  # whose scores say nothing
             order, last = scores_of_merges(self.merges), -float(len(self.merges))
             self.scores = [order.get(text, last) for text in self.tokens]
         for name, values in {"token_type": self.types, "scores": self.scores}.items():
