@@ -111,13 +111,13 @@ class Blocks:
 
         Both hidden states are [B, S, hidden] in the compute dtype.
         """
-        record, after = _Record(), torch.empty_like(hidden)
+        record, after = _Record(len(hidden)), torch.empty_like(hidden)
         with torch.inference_mode():
             layer = self._decoder.layer(_Watched(self.weights, record), index)
             for start in range(0, len(hidden), self._n_rows_of_piece):
-                rows = slice(start, start + self._n_rows_of_piece)
-                after[rows] = self._through(layer, index, hidden, rows)
-            return after, {weights: torch.cat(pieces) for weights, pieces in record.inputs.items()}
+                record.rows = slice(start, min(start + self._n_rows_of_piece, len(hidden)))
+                after[record.rows] = self._through(layer, index, hidden, record.rows)
+            return after, record.inputs
 
     def run(
         self, index: int, hidden: torch.Tensor, hook: BlockHook, float_inputs: Inputs | None = None
@@ -206,13 +206,25 @@ class _Watch:
 
 
 class _Record:
-    """What the linear layers of a block got, some sequences after the others."""
+    """What the linear layers of a block got; those of experts, whose tokens are not the same, are not kept.
 
-    def __init__(self) -> None:
-        self.inputs: dict[tuple[str, ...], list[torch.Tensor]] = {}
+    Args:
+        n: sequences.
+
+    Attributes:
+        rows: those that pass.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n, self.rows = n, slice(0, n)
+        self.inputs: dict[tuple[str, ...], torch.Tensor] = {}
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        self.inputs.setdefault(weights, []).append(x.bfloat16().to(CPU))
+        if not is_of_expert(weights[0]):
+            by_sequence = x.reshape(self.rows.stop - self.rows.start, -1, x.shape[-1])  # some get tokens, [B S, in]
+            if weights not in self.inputs:
+                self.inputs[weights] = torch.empty((self._n, *by_sequence.shape[1:]), dtype=torch.bfloat16, device=CPU)
+            self.inputs[weights][self.rows].copy_(by_sequence)
         return values
 
 

@@ -7,8 +7,10 @@ from collections.abc import Collection
 from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
+from llmkit.tensors.device import CPU
 
 _N_TOKENS = 1024  # at a time: products of many more are slower
+_N_COLUMNS = 192  # of second moments at a time: what lies below the diagonal is not computed
 MEASURED = ("second_moments", "cross_moments", "squares", "maxima", "inputs")
 
 
@@ -47,7 +49,7 @@ class Observer:
 
     def _see(self, x: torch.Tensor, difference: torch.Tensor | None) -> None:
         if "second_moments" in self._measured:
-            self._add_product("second_moments", x, x)
+            self._add_square(x)
         if "cross_moments" in self._measured and difference is not None:
             self._add_product("cross_moments", difference, x)
         if "squares" in self._measured:
@@ -58,6 +60,13 @@ class Observer:
             self._sums["maxima"] = largest if known is None else largest.maximum(known)
         if "inputs" in self._measured:
             self._inputs.append(x.clone())
+
+    def _add_square(self, x: torch.Tensor) -> None:
+        """The sum of x x^T over tokens: on the CPU what lies on and above the diagonal, at two thirds of the cost."""
+        n_in = x.shape[1]
+        sums = self._sums.setdefault("second_moments", x.new_zeros((n_in, n_in)))
+        for some in _panels(sums):
+            sums[some, some.start :].addmm_(x[:, some].T, x[:, some.start :])
 
     def _add_product(self, name: str, a: torch.Tensor, b: torch.Tensor) -> None:
         """The sum of a b^T over tokens."""
@@ -72,5 +81,15 @@ class Observer:
 
     def statistics(self) -> Statistics:
         """What was seen so far."""
+        if (sums := self._sums.get("second_moments")) is not None:
+            with torch.inference_mode():  # in which they were made
+                for some in _panels(sums):
+                    sums[some.stop :, some] = sums[some, some.stop :].T
         inputs = torch.cat(self._inputs) if self._inputs else None
         return Statistics(self._n_tokens, inputs=inputs, **self._sums)
+
+
+def _panels(sums: torch.Tensor) -> list[slice]:
+    """The rows of a symmetric matrix that are computed at a time; another device than the CPU takes all at once."""
+    n, step = len(sums), _N_COLUMNS if sums.device.type == CPU else len(sums)
+    return [slice(start, min(start + step, n)) for start in range(0, n, max(step, 1))]

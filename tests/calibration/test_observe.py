@@ -134,3 +134,13 @@ def test_what_a_file_does_not_tell_is_asked_for(tmp_path, model):
         observe(ckpt, SAMPLES, "folder")
     assert quantizer.read_of(TEXT) == SAMPLES
     assert quantizer.read_of(CalibrationText("other", "text")) is None
+
+
+def test_second_moments_of_many_columns_are_whole_and_more_may_follow():
+    x = torch.randn(1500, 400, generator=torch.Generator().manual_seed(0))
+    observer = Observer({"second_moments"})
+    for part in (x[:1100], x[1100:]):
+        observer.see(part)
+        found = observer.statistics().second_moments.clone()
+    torch.testing.assert_close(found, x.T @ x, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found[192:, :192], found[:192, 192:].T)
