@@ -17,12 +17,15 @@ TABLES = {
     "beside.project": "per_layer_model_proj",
     "beside.norm": "per_layer_proj_norm",
 }
-CARRIED = {
+KEYS = {
     "feed_forward_length": "",
     "embedding_length_per_layer_input": "hidden_size_per_layer_input",
     "attention.shared_kv_layers": "num_kv_shared_layers",
     "vocab_size": "vocab_size_per_layer_input",
 }
+OWN = tuple(f"attn_{part}.weight" for part in ("k", "v", "k_norm"))
+"""What a layer has that takes no keys of another; files may have it in the others, too."""
+IN_ANY = tuple(f"blk.*.{leaf}" for leaf in OWN)
 SORTS = ("full_attention", "sliding_attention")
 
 
@@ -46,7 +49,7 @@ def types_of(metadata: Metadata, period: int | None = None) -> list[str]:
     return [SORTS[bool(window)] for window in windows]
 
 
-def of_carried(model: Model) -> dict[str, Any]:
+def metadata(model: Model) -> dict[str, Any]:
     """Metadata of the inputs, the layers that share, the windows, and the base of rotary positions where one is."""
     windows = [has_window(block) for block in model.blocks]
     local = [block.position for block in model.blocks if isinstance(block, Block) and has_window(block)]

@@ -12,17 +12,7 @@ from llmkit.architecture.kinds import GatedMLP
 from llmkit.architecture.model import Model
 from llmkit.architecture.scaling import NoScaling
 
-from .carried_gguf import (
-    CARRIED,
-    INPUT_SLOTS,
-    TABLES,
-    inputs_of,
-    needs_rows,
-    needs_sources,
-    of_carried,
-    shared,
-    types_of,
-)
+from . import carried_gguf as carried
 
 _STREAMS, _RANK, _WIDTH = 4, 64, 256
 _WITH_KEYS, _SPARSE, _SPARSITY = 20, 10, 0.95
@@ -44,18 +34,16 @@ def _read(metadata: Metadata) -> dict[str, Any]:
     scales = metadata.get("activation_sparsity_scale")
     usual = [_SPARSITY] * min(_SPARSE, n_layers) + [0.0] * (n_layers - _SPARSE)
     return {
-        "layer_types": types_of(metadata, 5),
+        "layer_types": carried.types_of(metadata, 5),
         "intermediate_size": metadata["feed_forward_length"],
-        "activation_sparsity_pattern": usual
-        if scales is None
-        else [round(NormalDist().cdf(scale), 6) for scale in scales],
+        "activation_sparsity_pattern": [round(NormalDist().cdf(scale), 6) for scale in scales] if scales else usual,
     }
 
 
 def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     acts = [NormalDist().inv_cdf(s) if (s := _sparsity(block)) else float("-inf") for block in _blocks(model)]
     return {
-        **of_carried(model),
+        **carried.metadata(model),
         "attention.key_length": model.dims.head_dim,
         "attention.value_length": model.dims.head_dim,
         "altup.num_inputs": _STREAMS,
@@ -66,11 +54,11 @@ def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuses(model: Model) -> str | None:
     blocks = _blocks(model)
-    first, n_layers, n_shared = blocks[0], len(blocks), len(shared(model))
+    first, n_layers, n_shared = blocks[0], len(blocks), len(carried.shared(model))
     sparse = [_sparsity(block) for block in blocks]
     if (first.streams, first.index, first.scales_output) != (_STREAMS, 0, True):
         return f"it knows {_STREAMS} streams, of which it computes the first and scales what the gate sees"
-    if (first.rank, inputs_of(model).width) != (_RANK, _WIDTH):
+    if (first.rank, carried.inputs_of(model).width) != (_RANK, _WIDTH):
         return f"it knows a LAuReL branch of rank {_RANK} and inputs of {_WIDTH} numbers for each layer"
     if n_layers - n_shared != min(n_layers, _WITH_KEYS):
         return f"it gives keys to the first {_WITH_KEYS} layers"
@@ -82,23 +70,20 @@ def _refuses(model: Model) -> str | None:
         return f"it caps logits at {_CAP:g}"
     if any(not isinstance(block.position.bound_scaling, NoScaling) for block in blocks):  # type: ignore[union-attr]
         return "it scales the rotary positions of layers with a window, too"
-    return needs_sources(model) or needs_rows(model)
+    return carried.needs_sources(model) or carried.needs_rows(model)
 
 
 def _repeats(model: Model) -> dict[str, str]:
     """Layers that take keys of others must have some of their own all the same."""
-    leaves = ("attn_k", "attn_v", "attn_k_norm")
     return {
-        f"blk.{i}.{leaf}.weight": f"blk.{source}.{leaf}.weight"
-        for i, source in shared(model).items()
-        for leaf in leaves
+        f"blk.{i}.{leaf}": f"blk.{source}.{leaf}" for i, source in carried.shared(model).items() for leaf in carried.OWN
     }
 
 
 GGUF = GgufFamily(
     "gemma3n",
     slots={
-        **INPUT_SLOTS,
+        **carried.INPUT_SLOTS,
         "altup.router": "altup_router",
         "altup.router_norm": "altup_router_norm",
         "altup.predict": "altup_predict_coef",
@@ -109,20 +94,20 @@ GGUF = GgufFamily(
         "laurel.norm": "laurel_post_norm",
     },
     outer={
-        **TABLES,
+        **carried.TABLES,
         **{f"{part}.stream.{i}": f"{name}.{i - 1}" for part, name in _MATRICES.items() for i in range(1, _STREAMS)},
     },
     stacked=tuple(_MATRICES.values()),
     repeats=_repeats,
     forms={"beside.table.weight": Form(rows_in_all="vocab")},
     keys={
-        **CARRIED,
+        **carried.KEYS,
         "rope.freq_base_swa": "rope_local_base_freq",
         "altup.num_inputs": "altup_num_inputs",
         "altup.active_idx": "altup_active_idx",
     },
     config={"hidden_activation": "gelu_pytorch_tanh", "laurel_rank": _RANK, "final_logit_softcapping": _CAP},
-    ignored=tuple(f"blk.*.{leaf}.weight" for leaf in ("attn_k", "attn_v", "attn_k_norm")),
+    ignored=carried.IN_ANY,
     read=_read,
     write=_write,
     noted=("vocab_size_per_layer_input",),
