@@ -148,7 +148,7 @@ def evaluate(
         split=split,
         protocol=protocol,
         shots=shots,
-        limit=limit if limit is None or limit < 1 else int(limit),
+        limit=int(limit) if limit is not None and limit.is_integer() else limit,
         subjects=wanted,
         batch_tokens=scaling.batch_tokens or BATCH_TOKENS,
         memory=parse_bytes(scaling.memory) if scaling.memory is not None else None,

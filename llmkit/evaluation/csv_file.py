@@ -14,8 +14,8 @@ from pathlib import Path
 from shlex import quote
 
 from llmkit.errors import InputError
+from llmkit.formats.text_file import is_gb18030, utf16_of
 
-_GB_LETTERS = re.compile(rb"[\xa1-\xfe]{2}")
 _HTML = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _MAGIC = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"PAR1": "a Parquet file"}
 
@@ -73,14 +73,14 @@ def refuse_other_kinds(path: Path, data: bytes, but: bytes = b"") -> None:
 
 
 def _decode(path: Path, data: bytes) -> str:
-    if encoding := _utf16(data):
+    if encoding := utf16_of(data):
         raise InputError(f"{path}: the file is in {encoding}, expected UTF-8", hint=_conversion(path, encoding))
     if (nul := data.find(0)) >= 0:
         raise InputError(f"{path}, {_place(data, nul)}: a NUL byte", hint="the file is damaged: download it again")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if _is_gb18030(data):
+        if is_gb18030(data):
             raise InputError(
                 f"{path}: the file is in GB18030 (or GBK, a part of it), expected UTF-8",
                 hint=_conversion(path, "GB18030"),
@@ -88,26 +88,6 @@ def _decode(path: Path, data: bytes) -> str:
         raise InputError(
             f"{path}, {_place(data, error.start)}: not UTF-8 (0x{data[error.start]:02x})", hint="save the file as UTF-8"
         ) from error
-
-
-def _utf16(data: bytes) -> str | None:
-    """UTF-16 by its mark, or by the NUL bytes that ASCII has in it."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16"
-    even, odd = data[:4096:2].count(0), data[1:4096:2].count(0)
-    if max(even, odd) < max(4, 8 * min(even, odd), len(data[:4096]) // 40):
-        return None
-    return "UTF-16LE" if odd > even else "UTF-16BE"
-
-
-def _is_gb18030(data: bytes) -> bool:
-    """Whether it decodes, and its bytes beyond ASCII are pairs, as Chinese letters are and accents are not."""
-    try:
-        data.decode("gb18030")
-    except UnicodeDecodeError:
-        return False
-    beyond = sum(byte >= 0x80 for byte in data)
-    return 2 * len(_GB_LETTERS.findall(data)) > 0.7 * beyond
 
 
 def _conversion(path: Path, encoding: str) -> str:

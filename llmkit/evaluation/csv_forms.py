@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import InputError, listing
+from llmkit.errors import InputError, counted, listing
 from llmkit.evaluation import csv_file, mmlu_pro_file, parquet_file
 from llmkit.evaluation.csv_file import Row
 
@@ -81,6 +81,13 @@ class Split:
     is_labelled: bool = True
     repeated: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+
+
+def _other_separator(cells: Sequence[str], n: int) -> str | None:
+    """What to do about a row that has its cells, between other marks than commas."""
+    text = ",".join(cells)
+    found = next((name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if text.count(mark) == n - 1), None)
+    return f"its cells stand between {found}: save it with commas" if found else None
 
 
 def has_answers(docs: Sequence[Mapping[str, Any]]) -> bool:
@@ -158,9 +165,10 @@ class _Reading:
         """Part -> cell of a row; the answer as A to D, or empty where there is none."""
         if len(row.cells) != len(self._parts):
             raise InputError(
-                f"{self._path}, {row.place}: {len(row.cells)} cells, expected {len(self._parts)} "
+                f"{self._path}, {row.place}: {counted(len(row.cells), 'cell')}, expected {len(self._parts)} "
                 f"({', '.join(self._parts)})",
-                hint="a question has four choices, and a cell that holds a comma, a quote or a line break is quoted",
+                hint=_other_separator(row.cells, len(self._parts))
+                or "a question has four choices, and a cell that holds a comma, a quote or a line break is quoted",
             )
         cells = dict(zip(self._parts, row.cells, strict=True))
         if not cells["question"].strip():

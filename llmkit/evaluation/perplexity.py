@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkit.decoder.language_model import LanguageModel
-from llmkit.errors import InputError
+from llmkit.errors import InputError, counted
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
@@ -118,7 +118,9 @@ def checked_windows(n_tokens: int, context: int, stride: int) -> list[tuple[int,
             hint=f"--stride {context}" if context >= 2 else "--context 2",
         )
     if n_tokens < 2:
-        raise InputError(f"the text has {n_tokens} tokens, too few to predict one", hint="give a longer text")
+        raise InputError(
+            f"the text has {counted(n_tokens, 'token')}, too few to predict one", hint="give a longer text"
+        )
     return windows(n_tokens, context, stride)
 
 

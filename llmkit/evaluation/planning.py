@@ -49,7 +49,8 @@ class Selection:
     def _protocols(self) -> dict[str, str]:
         """Benchmark or task -> protocol; lm-eval's groups of a benchmark's subjects are that benchmark."""
         found: dict[str, str] = {}
-        for given in [n for n in (self.bench.split(",") if isinstance(self.bench, str) else self.bench) if n]:
+        listed = self.bench.split(",") if isinstance(self.bench, str) else self.bench
+        for given in filter(None, (name.strip() for name in listed)):
             name, protocol = given, self.protocol
             if given not in bench_names() and (family := family_of(given)) is not None:
                 name, protocol = family
@@ -97,15 +98,18 @@ class Selection:
             raise InputError(
                 f"--limit {self.limit:g} is no number of questions", hint=f"--limit {int(min(self.limit, 1000))}"
             )
-        if self.subjects and (tasks or len(names) > 1):
+        if self.subjects and len(names) > 1:
             raise InputError(f"--subjects is about one benchmark, found {', '.join(names)}", hint=f"--bench {names[0]}")
-        for option, value in (("--split", self.split), ("--protocol", self.protocol != DEFAULT)):
+        of_benches = {"--split": self.split, "--protocol": self.protocol != DEFAULT, "--subjects": self.subjects}
+        for option, value in of_benches.items():
             if value and tasks:
                 raise InputError(
-                    f"{option} is for {listing(bench_names())}; {tasks[0]} is a task of lm-eval with its own"
+                    f"{option} is for {listing(bench_names())}; {tasks[0]} is a task of lm-eval with its own",
+                    hint=f"leave {option} out, or score {tasks[0]} in a run of its own",
                 )
-        if self.include is not None and not self.include.is_dir():
-            raise InputError(f"--include-path {self.include}: there is no such folder", hint="a folder of YAML files")
+        for option, folder in (("--include-path", self.include), ("--data", self.data if tasks else None)):
+            if folder is not None and not Path(folder).is_dir():
+                raise InputError(f"{option} {folder}: no such folder", hint=f"{option} FOLDER, or leave it out")
         check_task_names(tasks, self.include)
         benches = [load_bench(n) for n in names if n in bench_names()]
         benches = [b if self.split is None else b.of_split(self.split) for b in benches]

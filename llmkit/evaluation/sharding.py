@@ -77,6 +77,12 @@ def cut_run(shard: Shard, benches: Mapping[str, Mapping[str, Documents]], loaded
         what = "subjects stay whole" if benches else "questions"
         n = len(units) if benches else min(len(costs["", name]) for name in tasks)
         raise InputError(f"--shard {shard}: {n} {what}", hint=f"at most {n} shards: --shard 1/{n} to {n}/{n}")
+    for name, metrics in about["aggregations"].items():
+        if own := [metric for metric, function in metrics.items() if function is None]:
+            raise InputError(
+                f"--shard {shard}: {name} is not cut by questions: it puts {own[0]} together by a function of its own",
+                hint=f"at most {len(units)} shards" if len(units) > 1 else "leave --shard out",
+            )
     questions = {name: list(cut_questions(costs["", name], shard)) for name in tasks}
     return Part({}, {n: t for n, t in tasks.items() if questions[n]}, {n: q for n, q in questions.items() if q}, about)
 

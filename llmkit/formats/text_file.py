@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import select
+import shlex
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from llmkit.errors import InputError
 
 _PIPE_NBYTES = 1 << 30  # of what comes from a pipe, whose length is unknown
 _HINT = "give a text file in UTF-8"
+_GB_LETTERS = re.compile(rb"[\xa1-\xfe]{2}")
 _YAML_NBYTES = 1_000_000  # a description of sizes; the parser is slow, and recurses
 _YAML_DEPTH = 32
 _YAML_ALIASES = 16  # each pair may double what a reader sees
@@ -52,8 +55,34 @@ def decoded(data: bytes, where: str, *, hint: str | None = _HINT) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        encoding = utf16_of(data) or ("GB18030" if is_gb18030(data) else None)
+        if encoding is not None:
+            raise InputError(
+                f"{where} is in {encoding}, expected UTF-8",
+                hint=f"iconv -f {encoding} -t UTF-8 {shlex.quote(where)} > utf8.txt, and give that",
+            ) from error
         raise InputError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}", hint=hint) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python's text files do
+
+
+def utf16_of(data: bytes) -> str | None:
+    """UTF-16 by its mark, or by the NUL bytes that ASCII has in it."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    even, odd = data[:4096:2].count(0), data[1:4096:2].count(0)
+    if max(even, odd) < max(4, 8 * min(even, odd), len(data[:4096]) // 40):
+        return None
+    return "UTF-16LE" if odd > even else "UTF-16BE"
+
+
+def is_gb18030(data: bytes) -> bool:
+    """Whether it decodes, and its bytes beyond ASCII are pairs, as Chinese letters are and accents are not."""
+    try:
+        data.decode("gb18030")
+    except UnicodeDecodeError:
+        return False
+    beyond = sum(byte >= 0x80 for byte in data)
+    return 2 * len(_GB_LETTERS.findall(data)) > 0.7 * beyond
 
 
 def read_yaml(path: Path, *, once: bool = False) -> object:

@@ -63,6 +63,7 @@ REFUSED = {
         "line 2: 5 cells, expected 6 (question, A, B, C, D, answer)",
         "quoted",
     ),
+    "semicolons": ("mmlu", "q;1;2;3;4;A\n", "line 1: 1 cell, expected 6", "its cells stand between semicolons"),
     "five choices": ("mmlu", "q,1,2,3,4,5,A\n", "line 1: 7 cells, expected 6", "four choices"),
     "five choices under a header": (
         "ceval",

@@ -130,6 +130,8 @@ def test_a_chat_template_wraps_prompts_and_shots(tiny_llama, data, tmp_path):
         ({"bench": ""}, "no benchmark named"),
         ({"bench": "mmlu", "limit": 0}, "--limit 0 leaves no question"),
         ({"bench": "mmlu", "limit": 1.5}, "--limit 1.5 is no number of questions"),
+        ({"bench": "piqa", "subjects": ["law"]}, "--subjects is for ceval, .*; piqa is a task of lm-eval"),
+        ({"bench": " piqa", "data": "nosuch"}, "--data nosuch: no such folder"),
         ({"bench": "mmlu", "limit": float("inf")}, "--limit inf is no number of questions"),
         ({"bench": "mini,hellaswag", "subjects": ["x"]}, "about one benchmark"),
         ({"bench": "mmlu", "subjects": ["vriology"]}, "no subject or category 'vriology'"),

@@ -226,6 +226,8 @@ def test_lm_evals_group_of_generated_letters_is_the_benchmark_with_its_averages(
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
+        (["--limit", "1.5"], "--limit 1.5 is no number of questions", "--limit 1"),
+        (["--backend", "onnxruntime", "--limit", "1"], "unknown backend 'onnxruntime'", "did you mean --backend onnx?"),
         (["--protocol", "original"], "is --bench mmlu --protocol generative", "--bench mmlu --protocol original"),
         (
             ["--fail-under", "mmlu_generative=0.3"],

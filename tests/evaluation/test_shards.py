@@ -205,7 +205,7 @@ def tasks_at_hand(monkeypatch):
 
     from llmkit.evaluation import planning, tasks
 
-    def load(names):
+    def load(names, data, include):
         made = {
             n: tasks.LocalTask(
                 {"task": n, "test_split": "test", **TASKS[n]}, {"test": DOCS[: 7 if n == "chosen" else 11]}
@@ -219,7 +219,7 @@ def tasks_at_hand(monkeypatch):
             group.add(task)
         return {"tasks": made, "groups": {"all": group}, "group_map": {"all": list(made)}}
 
-    monkeypatch.setattr(planning, "check_task_names", lambda names: None)
+    monkeypatch.setattr(planning, "check_task_names", lambda names, include: None)
     monkeypatch.setattr(tasks, "load_lm_eval_tasks", load)
 
 
@@ -241,6 +241,17 @@ def test_lm_evals_tasks_are_cut_by_task_or_by_question(tiny_llama, tasks_at_hand
         assert {k: v for k, v in found.items() if k not in numbers} == {
             k: wanted[k] for k in wanted.keys() - {*numbers}
         }
+
+
+def test_a_task_with_a_function_of_its_own_is_not_cut_by_questions(tiny_llama, tasks_at_hand, monkeypatch):
+    metric = {"metric": "exact_match", "aggregation": lambda items: sum(items), "higher_is_better": True}
+    monkeypatch.setitem(TASKS, "spoken", TASKS["spoken"] | {"metric_list": [metric]})
+    with pytest.raises(InputError, match="spoken is not cut by questions: it puts exact_match together by a") as caught:
+        evaluate(tiny_llama, "spoken", shard=Shard(1, 2))
+    assert caught.value.hint == "leave --shard out"
+    with pytest.raises(InputError, match="is not cut by questions") as caught:
+        evaluate(tiny_llama, "chosen,spoken", shard=Shard(1, 3))
+    assert caught.value.hint == "at most 2 shards"
 
 
 def places(body, *path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -58,3 +59,14 @@ def test_yaml(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError):
             read_yaml(path)
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16", "GB18030"])
+def test_texts_in_other_encodings_are_named_with_the_command_that_converts(tmp_path, encoding):
+    path = tmp_path / "a text.txt"
+    path.write_text("从前有一座山，山里有一座庙。 ABC " * 9, encoding=encoding)
+    with pytest.raises(InputError, match=f"a text.txt is in {encoding}, expected UTF-8") as caught:
+        read_text(path)
+    command = caught.value.hint.removesuffix(", and give that").replace("utf8.txt", f"{tmp_path}/utf8.txt")
+    subprocess.run(command, shell=True, check=True)
+    assert read_text(tmp_path / "utf8.txt").startswith("从前有一座山")
