@@ -144,9 +144,13 @@ class Model:
             stack=stack,
         )
 
-    def tensors(self) -> dict[str, Slot]:
+    def tensors(self) -> Mapping[str, Slot]:
         """Tensor name -> slot: every tensor that a checkpoint of this model has, or (optional ones) may have."""
-        return {slot.name: slot for slot in self.slots.values()}
+        return self._by_name
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Slot]:
+        return MappingProxyType({slot.name: slot for slot in self.slots.values()})
 
     def name_of(self, slot: str) -> str:
         """The tensor name of a slot id; of a weight inside a slot, the name of the tensor that holds it."""

@@ -93,7 +93,7 @@ def single_experts(tensors: Mapping[str, Lazy], names: Names) -> dict[str, Lazy]
     """
     entries = {part: names.slots.get(f"mlp.experts.{EXPERT}.{part}") for part in ("gate", "up", "down")}
     single = {part: entry.split(f".{EXPERT}.") for part, entry in entries.items() if isinstance(entry, str)}
-    if len(single) < len(entries):
+    if len(single) < len(entries) or all(len(lazy.spec.shape) < 3 for lazy in tensors.values()):
         return dict(tensors)
     found: dict[str, Lazy] = {}
     for name, lazy in tensors.items():

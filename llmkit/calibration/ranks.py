@@ -12,14 +12,16 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmkit.calibration.blocks import BlockHook, Blocks
 from llmkit.calibration.products import narrow_products
 from llmkit.errors import InputError, LlmkitError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.device import CPU
+
+if TYPE_CHECKING:
+    from llmkit.calibration.blocks import BlockHook, Blocks
 
 T = TypeVar("T")
 

@@ -108,7 +108,7 @@ class Checkpoint:
 
     def fingerprints(self) -> list[list[str | int]]:
         """Name, digest of the expression and index of each tensor: identifies a checkpoint, but not by its content."""
-        return [[name, lazy.node.fingerprint(), lazy.index] for name, lazy in self.tensors.items()]
+        return [[name, lazy.origin.fingerprint(), lazy.index] for name, lazy in self.tensors.items()]
 
     @cached_property
     def generation_config(self) -> Mapping[str, Any]:

@@ -21,7 +21,18 @@ def natural_key(name: str) -> list[Any]:
 
 def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """The same tensors in natural order of their names."""
-    return {name: tensors[name] for name in sorted(tensors, key=natural_key)}
+    stems: dict[str, list[Any]] = {}  # keys of what several names begin with
+
+    def key(name: str) -> list[Any]:
+        stem, _, last = name.rpartition(".")
+        if not stem or _DIGITS.search(last):
+            return natural_key(name)
+        known = stems.get(stem)
+        if known is None:
+            known = stems[stem] = natural_key(f"{stem}.")
+        return [*known[:-1], f"{known[-1]}{last}"]
+
+    return {name: tensors[name] for name in sorted(tensors, key=key)}
 
 
 def in_order(tensors: Mapping[str, Lazy], known: Mapping[str, Lazy]) -> dict[str, Lazy]:

@@ -215,14 +215,14 @@ class Calibrating:
         Args:
             known: as of `known`.
         """
+        if known is None:
+            return None
         from llmkit.calibration.quantizer import CalibratedQuantizer
         from llmkit.calibration.ranks import joined
         from llmkit.calibration.samples import Samples
         from llmkit.calibration.stored import StoredQuantizer
         from llmkit.quantization.method import method_named
 
-        if known is None:
-            return None
         if not isinstance(known, Samples):
             return StoredQuantizer(ckpt, known)
         outside = method_named("mse") if method is None else None

@@ -7,7 +7,6 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from llmkit.errors import RequirementError
 
@@ -55,6 +54,8 @@ def installed_version(name: str) -> str | None:
 
 def source() -> str:
     """What pip installs llmkit from in another environment: the folder that it came from, or its name in an index."""
+    from urllib.request import url2pathname  # with it come sockets and TLS
+
     with suppress(PackageNotFoundError, ValueError):
         url = json.loads(distribution("llmkit").read_text("direct_url.json") or "{}").get("url")
         if isinstance(url, str):

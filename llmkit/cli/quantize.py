@@ -116,7 +116,6 @@ def quantize(
     transformers and vLLM load unchanged. Fewer than 8 bits are chosen for the inputs that layers have while the model
     reads a text (--calibration). Prints the sizes, bits per weight and the layers with the largest error.
     """
-    from llmkit.calibration.quantizer import CalibratedQuantizer
     from llmkit.calibration.ranks import rank
     from llmkit.checkpoint.contents import open_model
     from llmkit.quantization.quality import Meter
@@ -155,7 +154,11 @@ def quantize(
         **grids.arguments,
     )
     rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
-    shared = quantizer if isinstance(quantizer, CalibratedQuantizer) and not writing.dry_run else None
+    shared = None
+    if quantizer is not None and not writing.dry_run:
+        from llmkit.calibration.quantizer import CalibratedQuantizer
+
+        shared = quantizer if isinstance(quantizer, CalibratedQuantizer) else None
     if rank():
         if shared is not None:
             shared.serve()

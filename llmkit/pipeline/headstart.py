@@ -36,7 +36,8 @@ class Stretch:
 
 def copied_tensor(step: Step) -> Read | None:
     """The stored tensor whose bytes are all that the step writes."""
-    return step.node if isinstance(step.node, Read) and step.node.is_moved else None
+    origin = step.origin
+    return origin if isinstance(origin, Read) and origin.is_moved else None
 
 
 def find_stretches(steps: Iterable[Step], max_gap: int = MAX_GAP) -> list[Stretch]:

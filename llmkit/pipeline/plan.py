@@ -16,7 +16,7 @@ from llmkit.errors import OutputError, SpecError
 from llmkit.formats.container import Chunks, OutputFile, OutputFiles
 from llmkit.pipeline.checks import check_structure
 from llmkit.pipeline.target import Target
-from llmkit.tensors.lazy import Node, Read, Rows, reads_below
+from llmkit.tensors.lazy import Node, Origin, Read, Rows, reads_below
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import TensorSpec
 from llmkit.version import __version__
@@ -27,13 +27,12 @@ DEFAULT_MAX_SHARD_NBYTES = 5_000_000_000
 SLICE_NBYTES = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where one output tensor goes."""
 
     name: str
     spec: TensorSpec
-    index: int
+    index: int  # type: ignore[assignment]  # of the output, and no method here
     file: str
     offset: int
 
@@ -41,10 +40,15 @@ class Placement:
 class Step(NamedTuple):
     """One node with every output of it that is written, and the row slices it is computed in."""
 
-    node: Node
+    origin: Origin
     placements: tuple[Placement, ...]
     slices: tuple[Rows, ...]
     peak_nbytes: int
+
+    @property
+    def node(self) -> Node:
+        """The node, made where it is not yet."""
+        return self.origin.node
 
     @property
     def name(self) -> str:
@@ -99,7 +103,7 @@ class Plan:
 
     @cached_property
     def _reads(self) -> list[Read]:
-        return reads_below(s.node for s in self.steps)
+        return reads_below(s.origin for s in self.steps)
 
     @cached_property
     def read_nbytes(self) -> int:
@@ -139,13 +143,15 @@ class Plan:
         """Identifies the plan: expressions, input files' sizes and times, layout, slices, versions."""
         body: list[Any] = [__version__, [[f.name, f.nbytes, _hash_chunks(f.fixed)] for f in self.files]]
         slices: dict[int, str] = {}  # what steps of one form share is spelled once
+        steps = hashlib.sha256()
         for step in self.steps:
             if id(step.slices) not in slices:
                 slices[id(step.slices)] = hashlib.sha256(repr(step.slices).encode()).hexdigest()
-        body += [
-            [s.node.fingerprint(), [[p.name, p.index, p.file, p.offset] for p in s.placements], slices[id(s.slices)]]
-            for s in self.steps
-        ]
+            places = [(p.name, p.index) for p in step.placements]
+            steps.update(f"{step.origin.fingerprint()}{places}{slices[id(step.slices)]}".encode())
+        for file in self.files:
+            steps.update(repr([*file.offsets.items()]).encode())
+        body.append(steps.hexdigest())
         body += [[name, hashlib.sha256(data).hexdigest()] for name, data in self.small_files.items()]
         body += [[name, SourceFile(path).fingerprint()] for name, path in self.links.items()]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -252,23 +258,19 @@ def _hash_chunks(chunks: Chunks) -> str:
 
 
 def _steps(checkpoint: Checkpoint, files: Sequence[OutputFile], slice_nbytes: int) -> tuple[Step, ...]:
-    grouped: dict[int, list[Placement]] = {}
-    nodes: dict[int, Node] = {}
+    grouped: dict[Origin, list[Placement]] = {}
     for file in files:
         for name, offset in file.offsets.items():
             lazy = checkpoint.tensors[name]
-            nodes[id(lazy.node)] = lazy.node
-            placement = Placement(name, lazy.spec, lazy.index, file.name, offset)
-            grouped.setdefault(id(lazy.node), []).append(placement)
+            grouped.setdefault(lazy.origin, []).append(Placement(name, lazy.spec, lazy.index, file.name, offset))
     steps = []
     costs: dict[object, tuple[tuple[Rows, ...], int]] = {}  # of each form: experts are alike
-    for key, placements in grouped.items():
-        node = nodes[key]
-        if (form := node.form()) not in costs:
-            slices = slice_rows(node, slice_nbytes)
+    for origin, placements in grouped.items():
+        if (form := origin.form()) not in costs:
+            slices = slice_rows(origin.sample, slice_nbytes)
             longest = max((stop - start for start, stop in slices), default=0)
-            costs[form] = slices, node.peak_nbytes(longest)
-        steps.append(Step(node, tuple(placements), *costs[form]))
+            costs[form] = slices, origin.sample.peak_nbytes(longest)
+        steps.append(Step(origin, tuple(placements), *costs[form]))
     return tuple(steps)
 
 

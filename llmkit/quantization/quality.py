@@ -32,15 +32,18 @@ class Meter:
         self._n_rows: dict[str, int] = {}
         self._seen: dict[str, list[tuple[float, float, int]]] = {}
 
-    def observer(self, name: str, n_rows: int) -> Observe:
-        """What the quantizer of weight `name`, with `n_rows` rows, reports to."""
+    def expect(self, name: str, n_rows: int) -> None:
+        """Weight `name`, with `n_rows` rows, will be quantized."""
         with self._guard:
             self._n_rows[name] = n_rows
-            self._seen[name] = []
+
+    def observer(self, name: str, n_rows: int) -> Observe:
+        """What the quantizer of weight `name`, with `n_rows` rows, reports to."""
+        self.expect(name, n_rows)
 
         def observe(squared_error: float, squared_norm: float, n: int) -> None:
             with self._guard:
-                self._seen[name].append((squared_error, squared_norm, n))
+                self._seen.setdefault(name, []).append((squared_error, squared_norm, n))
 
         return observe
 
@@ -58,7 +61,7 @@ class Meter:
     def unmeasured(self) -> list[str]:
         """Weights whose error is not known: a resumed run found them written already."""
         with self._guard:
-            return sorted(name for name in self._seen if not self._is_whole(name))
+            return sorted(name for name in self._n_rows if not self._is_whole(name))
 
     def overall(self) -> float:
         """The relative error of all measured weights together."""
@@ -66,7 +69,7 @@ class Meter:
             return _root_ratio([s for name, seen in self._seen.items() if self._is_whole(name) for s in seen])
 
     def _is_whole(self, name: str) -> bool:
-        n = sum(s[2] for s in self._seen[name])
+        n = sum(s[2] for s in self._seen.get(name, ()))
         # A weight computed twice counts twice in both sums, which leaves their ratio as it is.
         return n > 0 and n % self._n_rows[name] == 0
 
@@ -102,10 +105,10 @@ class Sizes:
 
 def sizes(before: Mapping[str, Lazy], after: Mapping[str, Lazy]) -> Sizes:
     """What quantization saved, from the specs of the tensors alone."""
-    n_parameters = sum(t.spec.numel for t in before.values())
-    n_quantized = sum(t.spec.numel for name, t in before.items() if name not in after)
-    added_nbytes = sum(t.spec.nbytes for name, t in after.items() if name not in before)
-    after_nbytes = sum(t.spec.nbytes for t in after.values())
+    n_parameters = sum([t.spec.numel for t in before.values()])
+    n_quantized = sum([t.spec.numel for name, t in before.items() if name not in after])
+    added_nbytes = sum([t.spec.nbytes for name, t in after.items() if name not in before])
+    after_nbytes = sum([t.spec.nbytes for t in after.values()])
     return Sizes(
         before_nbytes=sum(t.spec.nbytes for t in before.values()),
         after_nbytes=after_nbytes,

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import lcm
-from typing import Any
+from typing import Any, Protocol
 
 from llmkit.lazy_imports import torch
 from llmkit.tensors.context import Bytes, Context, ReadObserver, Rows
@@ -51,6 +50,16 @@ class Node(ABC):
     @abstractmethod
     def evaluate(self, rows: Rows, context: Context) -> tuple[torch.Tensor, ...]:
         """All outputs for rows `rows` of the row space."""
+
+    @property
+    def node(self) -> Node:
+        """Itself."""
+        return self
+
+    @property
+    def sample(self) -> Node:
+        """Itself, too: it is made."""
+        return self
 
     @property
     def is_moved(self) -> bool:
@@ -92,7 +101,7 @@ class Node(ABC):
     def fingerprint(self) -> str:
         """A digest of the expression (not of the data): op, parameters, specs and inputs."""
         if not hasattr(self, "_fingerprint"):
-            self._fingerprint = self._digest([i.node.fingerprint() for i in self.inputs], self._identity())
+            self._fingerprint = self._digest([i.origin.fingerprint() for i in self.inputs], self._identity())
         return self._fingerprint
 
     def content_fingerprint(self, contents: Mapping[Node, str]) -> str:
@@ -116,17 +125,52 @@ class Node(ABC):
         return tuple(Lazy(self, i) for i in range(len(self.specs)))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Lazy:
-    """A tensor that is known by its spec and computed by `load`."""
-
-    node: Node
-    index: int = 0
+class Origin(Protocol):
+    """What tensors are outputs of: a node, or one that is made when it is asked for (`llmkit.tensors.alike`)."""
 
     @property
-    def spec(self) -> TensorSpec:
-        """Dtype and shape."""
-        return self.node.specs[self.index]
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """Dtype and shape of each output."""
+
+    @property
+    def inputs(self) -> tuple[Lazy, ...]:
+        """What it is computed from."""
+
+    @property
+    def node(self) -> Node:
+        """The node."""
+
+    @property
+    def sample(self) -> Node:
+        """A node of the same form, at hand."""
+
+    def form(self) -> object:
+        """As of the node."""
+
+    def fingerprint(self) -> str:
+        """Identifies the expression."""
+
+
+class Lazy:
+    """A tensor that is known by its spec and computed by `load`.
+
+    Attributes:
+        spec: dtype and shape.
+        index: which output of its node it is.
+        origin: what its siblings have, too, and no other tensor; by it they are told without making the node.
+    """
+
+    __slots__ = ("index", "origin", "spec")
+
+    def __init__(self, origin: Origin, index: int = 0) -> None:
+        self.origin = origin
+        self.index = index
+        self.spec = origin.specs[index]
+
+    @property
+    def node(self) -> Node:
+        """The computation that it is an output of."""
+        return self.origin.node
 
     @property
     def dtype(self) -> DType:
@@ -160,26 +204,26 @@ class Lazy:
 
     def reads(self) -> list[Read]:
         """Every file read below this expression, in order, each once."""
-        return reads_below([self.node])
+        return reads_below([self.origin])
 
     def __repr__(self) -> str:
         return f"Lazy({self.formula()}: {self.spec})"
 
 
-def reads_below(nodes: Iterable[Node]) -> list[Read]:
+def reads_below(origins: Iterable[Origin]) -> list[Read]:
     """Every file read below some nodes, in order, each once."""
-    reads: dict[Node, None] = {}
-    seen: set[Node] = set()
-    for root in nodes:
+    reads: dict[Origin, None] = {}
+    seen: set[Origin] = set()
+    for root in origins:
         pending = [root]
         while pending:
-            node = pending.pop()
-            if not node.inputs:
-                reads[node] = None
-            elif node not in seen:
-                seen.add(node)
-                pending.extend([i.node for i in reversed(node.inputs)])
-    return [node for node in reads if isinstance(node, Read)]
+            origin = pending.pop()
+            if not origin.inputs:
+                reads[origin] = None
+            elif origin not in seen:
+                seen.add(origin)
+                pending.extend([i.origin for i in reversed(origin.inputs)])
+    return [origin for origin in reads if isinstance(origin, Read)]
 
 
 class Read(Node):
@@ -239,11 +283,16 @@ class Read(Node):
     def form(self) -> object:
         return _form((Read, self.specs, self.strides))
 
+    @property
+    def place(self) -> str:
+        """Where it lies."""
+        return f"{self.source.fingerprint()}@{self.offset}"
+
+    def fingerprint(self) -> str:
+        return f"{self.place}:{self.strides}:{self.specs[0]}"
+
     def content_fingerprint(self, contents: Mapping[Node, str]) -> str:
         return f"{contents[self]}:{self.specs[0]}:{self.strides}"
-
-    def _identity(self) -> str:
-        return f"{self.source.fingerprint()}@{self.offset}:{self.strides}"
 
 
 class Apply(Node):
@@ -320,7 +369,7 @@ class Apply(Node):
         return (rows[0] // per, -(-rows[1] // per))
 
     def form(self) -> object:
-        inputs = tuple([(i.node.form(), i.index) for i in self.inputs])
+        inputs = tuple([(i.origin.form(), i.index) for i in self.inputs])
         return _form((type(self), self.specs, inputs, self._in, self._out, self.row_step, self.scratch))
 
     def peak_nbytes(self, n_rows: int) -> int:

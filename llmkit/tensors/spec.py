@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import prod
 from typing import TYPE_CHECKING
@@ -89,20 +89,21 @@ _ALIASES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """The dtype and shape of a tensor."""
+    """The dtype and shape of a tensor.
+
+    Attributes:
+        numel: number of elements (1 for a scalar).
+        nbytes: size of the data in bytes.
+    """
 
     dtype: DType
     shape: tuple[int, ...]
+    numel: int = field(init=False, compare=False, repr=False)
+    nbytes: int = field(init=False, compare=False, repr=False)
 
-    @property
-    def numel(self) -> int:
-        """Number of elements (1 for a scalar)."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the data in bytes."""
-        return self.numel * self.dtype.itemsize
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numel", prod(self.shape))
+        object.__setattr__(self, "nbytes", self.numel * self.dtype.itemsize)
 
     @property
     def n_rows(self) -> int:

@@ -64,13 +64,14 @@ def exclusion_reasons(
         is_tied_head = slot.kind == "head" and model.is_tied
         if slot.name not in ckpt.tensors or len(slot.shape) != 2 or slot.kind == "bias" or is_tied_head:
             continue
-        reasons = {
-            "--keep": matches(slot.name, keep),
-            "--only": bool(only) and not matches(slot.name, only),
-            "looked up, a router of experts, or multiplied element by element": slot.kind not in ("linear", "head")
-            and not (has_tables and slot.id == "embed.weight"),
-        }
-        reason_of[slot.name] = next((reason for reason, holds in reasons.items() if holds), None)
+        reason = None
+        if keep and matches(slot.name, keep):
+            reason = "--keep"
+        elif only and not matches(slot.name, only):
+            reason = "--only"
+        elif slot.kind not in ("linear", "head") and not (has_tables and slot.id == "embed.weight"):
+            reason = "looked up, a router of experts, or multiplied element by element"
+        reason_of[slot.name] = reason
     return reason_of
 
 

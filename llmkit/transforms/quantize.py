@@ -9,11 +9,12 @@ from llmkit.checkpoint.contents import require_model
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import InputError, SpecError, listing
 from llmkit.quantization.codec import Codec, folder_codec
-from llmkit.quantization.matrix import QuantizedMatrix
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.method import Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.device import CPU, device_named
-from llmkit.tensors.spec import DType
+from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.layers import GroupSize
 from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
 from llmkit.transforms.schemes import assign_grids
@@ -88,12 +89,23 @@ def quantize(
         name = next(name for name, its in chosen.grids.items() if its == grid)
         raise InputError(f"--method {algorithm.name} {why} ({name})", hint="--method mse takes every grid")
     matrices: dict[str, QuantizedMatrix] = {}
-    make = quantizer or quantized
     wanted = model_dtype(ckpt.config)
-    for name, lazy in chosen.weights.items():
-        observe = meter.observer(name, lazy.shape[0]) if meter is not None else None
+
+    def made(weight: Lazy, name: str) -> QuantizedMatrix:
+        observe = meter.observer(name, weight.shape[0]) if meter is not None else None
         scale_dtype = scale_dtype_of(ckpt, name, codec, wanted)
-        matrices[name] = make(Task(lazy, algorithm, chosen.grids[name], scale_dtype, name, observe, device))
+        task = Task(weight, algorithm, chosen.grids[name], scale_dtype, name, observe, device)
+        return quantizer(task) if quantizer is not None else quantized(task)
+
+    kinds: dict[tuple[Grid, TensorSpec, TensorSpec], QuantizedMatrix] = {}
+    for name, lazy in chosen.weights.items():
+        if quantizer is not None:  # which knows the inputs of each
+            matrices[name] = made(lazy, name)
+            continue
+        if meter is not None:
+            meter.expect(name, lazy.shape[0])
+        kind = chosen.grids[name], ckpt.tensors[name].spec, lazy.spec
+        matrices[name] = kinds.get(kind) or kinds.setdefault(kind, made(lazy, name))
     tensors, notes = dict(ckpt.tensors), [f"{chosen.words}, {algorithm.words}"]
     if quantizer is not None:
         notes.append(quantizer.words())
@@ -107,7 +119,13 @@ def quantize(
         **({"recipe": recipe_attrs(recipe)} if recipe else {}), "keep": list(keep), "only": list(only),
         **(quantizer.attrs() if quantizer is not None else {}), **({"device": device} if device != CPU else {}),
     }  # fmt: skip
-    return encoded_checkpoint(ckpt.derive(tensors=tensors, step=step, notes=notes), codec, matrices, chosen.layers)
+    return encoded_checkpoint(
+        ckpt.derive(tensors=tensors, step=step, notes=notes),
+        codec,
+        matrices,
+        chosen.layers,
+        (chosen.weights, made) if quantizer is None else None,
+    )
 
 
 def scale_dtype_of(ckpt: Checkpoint, name: str, codec: Codec, wanted: DType | None) -> DType:

@@ -62,6 +62,8 @@ def recipe_attrs(recipe: Recipe) -> dict[str, Any]:
 
 def first_matches(names: Iterable[str], recipe: Recipe) -> dict[str, str]:
     """The glob that counts for each tensor that one matches."""
+    if not recipe:
+        return {}
     first_match = matcher(tuple(recipe))
     pairs = ((name, first_match(name)) for name in names)
     return {name: glob for name, glob in pairs if glob is not None}

@@ -53,6 +53,8 @@ def head_and_embedding_recipe(
     Raises:
         SpecError: the head is the embedding, or it cannot be told which tensors they are.
     """
+    if head_bits is None and embedding_bits is None:
+        return {}
     embeddings, recipe = find_embeddings(ckpt), {}
     for option, bits, name in (("head", head_bits, embeddings.head), ("embedding", embedding_bits, embeddings.embed)):
         if bits is None:

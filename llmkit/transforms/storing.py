@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -10,6 +10,7 @@ from llmkit.checkpoint.content import FileContent
 from llmkit.errors import SpecError, listing
 from llmkit.quantization.codec import CONFIG_KEYS, FolderCodec
 from llmkit.quantization.matrix import QuantizedMatrix
+from llmkit.tensors.alike import Alike
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.siblings import siblings
 from llmkit.transforms.layers import Layers, globs_of
@@ -17,32 +18,45 @@ from llmkit.transforms.serving import serving_notes
 
 
 def encoded_checkpoint(
-    ckpt: Checkpoint, codec: FolderCodec, matrices: Mapping[str, QuantizedMatrix], layers: Layers
+    ckpt: Checkpoint,
+    codec: FolderCodec,
+    matrices: Mapping[str, QuantizedMatrix],
+    layers: Layers,
+    made_of: tuple[Mapping[str, Lazy], Callable[[Lazy, str], QuantizedMatrix]] | None = None,
 ) -> Checkpoint:
     """A float checkpoint with some of its weights in a codec's tensors.
 
     Args:
         matrices: by the names of the weights, which end in `.weight`.
         layers: the same weights, and the linear modules that stay in floats.
+        made_of: the weights, and what makes a matrix of one and its name: `matrices` then holds one for all that are
+            made alike.
 
     Raises:
         SpecError: a matrix that the layout cannot hold.
     """
-    made = {name: codec.prepared(matrix) for name, matrix in matrices.items()}
-    refused = {name: why for name, matrix in made.items() if (why := codec.refuses(matrix)) is not None}
+    prepared = {id(matrix): codec.prepared(matrix) for matrix in {id(m): m for m in matrices.values()}.values()}
+    reasons = {key: why for key, matrix in prepared.items() if (why := codec.refuses(matrix)) is not None}
+    refused = {name: reasons[id(matrix)] for name, matrix in matrices.items() if id(matrix) in reasons}
     if refused:
         raise SpecError(
             f"{listing(list(refused), 2)} {'does' if len(refused) == 1 else 'do'} not fit in --format {codec.name}: "
             + listing(list(dict.fromkeys(refused.values())), 2),
             hint=f"leave them in floats (quantize --keep {' --keep '.join(globs_of(refused))}), or take another format",
         )
+    if made_of is not None:
+        weights, make = made_of
+        alike = Alike(lambda weight, name: siblings(codec.write(codec.prepared(make(weight, name)))))
     tensors: dict[str, Lazy] = {}
     for name, lazy in ckpt.tensors.items():
         if name not in matrices:
             tensors[name] = lazy
             continue
-        stem = name.removesuffix("weight")
-        tensors |= siblings({stem + end: part for end, part in codec.write(made[name]).items()})
+        stem, key = name.removesuffix("weight"), id(matrices[name])
+        is_like = made_of is not None
+        parts = alike(key, (weights[name],), name) if is_like else siblings(codec.write(prepared[key]))
+        for end, part in parts.items():
+            tensors[stem + end] = part
     by_module = {name.removesuffix(".weight"): matrix for name, matrix in matrices.items()}
     experts = {name.removesuffix(".weight") for name in layers.experts}
     entry = codec.describe(by_module, layers.ignored, are_all=layers.are_all)

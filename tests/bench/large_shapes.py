@@ -3,7 +3,7 @@
 Norms are ones, all other weights zeros.
 
     python tests/bench/large_shapes.py FOLDER [MODEL …]      # makes FOLDER/MODEL
-    /usr/bin/time -v llmkit convert FOLDER/qwen3-235b-a22b --to hf --dtype float16 --dry-run -o OUT
+    python tests/bench/large_runs.py FOLDER plans MODEL …    # plans every verb
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from llmkit.architecture.registry import require
+from llmkit.formats.container import shard_names
 
 _SHARD_NBYTES = 5_000_000_000
+_SHARDED = "model.safetensors"
 _ONE = bytes([0x80, 0x3F])  # bfloat16
 _QWEN3 = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False,
@@ -47,40 +50,51 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of the model with that config."""
+    return {slot.name: slot.shape for slot in require(config, "the model").bind(config).slots.values()}
+
+
 def write(folder: Path, config: dict[str, Any]) -> None:
     """A folder of the model with that config: true headers, and files without data."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
+    write_files(folder, shapes_of(config))
+
+
+def write_files(
+    folder: Path, tensors: dict[str, tuple[int, ...]], *, norms: bytes = _ONE, name: str = _SHARDED
+) -> None:
+    """Files of bfloat16 tensors, called as `name` is; norms are `norms`, all else is holes."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
-    for slot in require(config, str(folder)).bind(config).slots.values():
-        if size > _SHARD_NBYTES:
+    for tensor, shape in tensors.items():
+        if size > _SHARD_NBYTES and name == _SHARDED:
             shards.append({})
             size = 0
-        shards[-1][slot.name] = slot.shape
-        size += 2 * slot.numel
+        shards[-1][tensor] = shape
+        size += 2 * prod(shape)
     files: dict[str, str] = {}
     for i, shard in enumerate(shards):
-        name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        file = shard_names(name, len(shards))[i]
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at = 0
         for tensor, shape in shard.items():
-            n = 2
-            for length in shape:
-                n *= length
+            n = 2 * prod(shape)
             entries[tensor] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + n]}
             at += n
-            files[tensor] = name
+            files[tensor] = file
         header = json.dumps(entries).encode()
         header += b" " * (-len(header) % 8)
-        with (folder / name).open("wb") as out:
+        with (folder / file).open("wb") as out:
             out.write(struct.pack("<Q", len(header)) + header)
             out.truncate(8 + len(header) + at)
             for tensor, shape in shard.items():
                 if "norm" in tensor:
                     out.seek(8 + len(header) + entries[tensor]["data_offsets"][0])
-                    out.write(_ONE * shape[0])
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+                    out.write(norms * shape[0])
+    if len(shards) > 1:
+        (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
 if __name__ == "__main__":

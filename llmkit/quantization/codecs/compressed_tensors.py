@@ -20,7 +20,6 @@ Source: compressed_tensors/compressors/pack_quantized of vllm-project/compressed
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -204,9 +203,10 @@ class CompressedTensors(FolderCodec):
         self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
     ) -> dict[str, Any]:
         # The most frequent kind has the class where it can, the others the names of their modules, which go first.
-        kinds = {module: (matrix.grid, matrix.order is not None) for module, matrix in matrices.items()}
-        ranked = [kind for kind, _ in Counter(kinds.values()).most_common()]
-        named = {kind: [module for module, own in kinds.items() if own == kind] for kind in ranked}
+        named: dict[tuple[Grid, bool], list[str]] = {}
+        for module, matrix in matrices.items():
+            named.setdefault((matrix.grid, matrix.order is not None), []).append(module)
+        ranked = sorted(named, key=lambda kind: -len(named[kind]))
         targets = [["Linear"] if are_all and i == 0 else named[kind] for i, kind in enumerate(ranked)]
         # transformers 5 decompresses while it loads. Left packed, modules have no `weight`, which the classes of some
         # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.lazy_imports import torch
+from llmkit.tensors.alike import Alike
 from llmkit.tensors.finite import count_not_finite
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType
@@ -61,15 +62,18 @@ class Overflow:
 
 def cast(tensors: Mapping[str, Lazy], dtype: DType, overflow: Overflow) -> dict[str, Lazy]:
     """Every float tensor in `dtype`; integers, booleans and 8-bit floats stay as they are."""
+    alike = Alike(lambda lazy, name: {"cast": _cast(name, lazy, dtype, overflow)})
+    for name, lazy in tensors.items():
+        if lazy.dtype.is_arithmetic and _LARGEST[dtype] < _LARGEST[lazy.dtype]:
+            overflow.expect(name, lazy.spec.n_rows)
     return {
-        name: _cast(name, lazy, dtype, overflow) if lazy.dtype.is_arithmetic else lazy for name, lazy in tensors.items()
+        name: alike(None, (lazy,), name)["cast"] if lazy.dtype.is_arithmetic else lazy for name, lazy in tensors.items()
     }
 
 
 def _cast(name: str, lazy: Lazy, dtype: DType, overflow: Overflow) -> Lazy:
     if _LARGEST[dtype] >= _LARGEST[lazy.dtype]:
         return lazy.cast(dtype)
-    overflow.expect(name, lazy.spec.n_rows)
 
     def fn(x: torch.Tensor) -> torch.Tensor:
         y = x.to(dtype.torch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import SpecError, listing
+from llmkit.tensors.alike import Alike
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.arithmetic import combined, extended, overlapped, ulp_added, ulp_dtype, ulp_subtracted
@@ -28,6 +29,7 @@ class Merge:
         self.force = force
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self._combined = Alike(lambda left, right, how: {"sum": combined(how[0], left, right, *how[1:])})
 
     def floats(self, profile: Profile) -> dict[str, Lazy]:
         """Base + delta by the profile's rules."""
@@ -87,7 +89,7 @@ class Merge:
                 raise self._misfit(name, profile, base, other)
             return overlapped(sign, base, other, arithmetic, output)
         pair = (base, other) if sign > 0 else (other, base)
-        return combined(sign, *pair, arithmetic, output)
+        return self._combined((sign, arithmetic, output), pair, (sign, arithmetic, output))["sum"]
 
     def _misfit(self, name: str, profile: Profile, base: Lazy, other: Lazy) -> SpecError:
         return SpecError(

@@ -13,6 +13,7 @@ from llmkit.formats.adapter_config import divisor_of, rounds_update, saved_modul
 from llmkit.formats.adapter_other import FOLDED
 from llmkit.quantization.method import Observe
 from llmkit.quantization.quality import Meter
+from llmkit.tensors.alike import Alike
 from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
@@ -51,6 +52,7 @@ class Application:
         adapter = in_base_names(adapter, ckpt)
         self.factor = factor
         self.meter = meter
+        self._alike = Alike(self._made)
         self.prefix = prefix
         self.notes: list[str] = []
         self.config_changes: dict[str, Any] = {}
@@ -175,9 +177,20 @@ class Application:
             raise self._paths.missing(self.adapter.label, module, listing(parts, 3))
         if not weight.dtype.is_arithmetic:
             raise RequirementError(f"{name} is {weight.dtype.name}: adapters are merged into float weights")
-        observe = self.meter.observer(self.prefix + name, weight.node.n_rows) if self.meter is not None else None
-        self.tensors[name] = self._updated(module, name, weight, parts, observe)
+        if self.meter is not None:
+            self.meter.expect(self.prefix + name, weight.spec.n_rows)
+        slot = self._slots.get(name)
+        how = slot.is_transposed if slot is not None else name  # which other weights tell, without a plugin
+        kind = (tuple(parts), self.adapter.scaling.get(module, 1.0), self._stored_dtype(name, weight), how)
+        updated = self._alike(kind, (weight, *parts.values()), module, name, tuple(parts))
+        self.tensors[name] = updated["weight"]
         self._update_bias(module, name.removesuffix("weight") + "bias", parts)
+
+    def _made(self, weight: Lazy, *given: Any) -> dict[str, Lazy]:
+        """A weight with the update of its module, for `Alike`: `given` are the parts, the names and those of parts."""
+        *lazies, module, name, keys = given
+        observe = self.meter.observer(self.prefix + name, weight.node.n_rows) if self.meter is not None else None
+        return {"weight": self._updated(module, name, weight, dict(zip(keys, lazies, strict=True)), observe)}
 
     def _update_parameter(self, update: Update) -> None:
         name, weight = update.name, self.tensors[update.name]

@@ -50,7 +50,7 @@ def in_base_names(adapter: Adapter, ckpt: Checkpoint) -> Adapter:
     return adapter
 
 
-def _slots(model: Model, spelling: Spelling) -> dict[str, Slot]:
+def _slots(model: Model, spelling: Spelling) -> Mapping[str, Slot]:
     try:
         return model.spelled(spelling.names).tensors()
     except PluginError:  # a model of kinds that the layout has no names for
