@@ -50,7 +50,6 @@ def apply(
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.contents import open_model
-    from llmkit.tensors.loading import import_torch
     from llmkit.transforms import delta as deltas
     from llmkit.transforms.delta.base_check import check_base
     from llmkit.transforms.delta.base_structure import raise_refusals
@@ -60,7 +59,6 @@ def apply(
     refuse_coded(base, ", not a base model: the base comes first", delta, base)
     first, second = open_model(base, force=writing.force), open_checkpoint(delta)
     result = deltas.apply(first, second, profile=profile, dtype=dtype, expected_sum=expected_sum, force=writing.force)
-    import_torch()
     findings = check_base(first, second, profile=profile)
     raise_refusals(findings, force=writing.force)
     result = result.derive(

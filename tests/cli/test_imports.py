@@ -60,6 +60,17 @@ def test_dry_runs_load_nothing_heavy(tiny, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_published_delta_is_planned_without_torch(tiny, model, tmp_path):
+    """Its base is checked by some values, which numpy computes with."""
+    import llmkit
+    from llmkit.transforms import delta
+
+    pair = [llmkit.open_checkpoint(folder) for folder in (tiny, model)]
+    llmkit.save(delta.make(*pair, profile="plain"), tmp_path / "delta")
+    plan = ["delta", "apply", tiny, tmp_path / "delta", "-o", tmp_path / "out", "--dry-run"]
+    assert loaded(plan) == [[0], ["numpy"]]
+
+
 def test_conversions_load_nothing_heavy(tiny, tmp_path):
     """The plan never; the run neither, where bytes only move (which it would not where the plan had left something)."""
     for layout in ("meta", "litgpt", "llama2c"):

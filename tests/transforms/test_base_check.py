@@ -12,9 +12,10 @@ from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import RequirementError
 from llmkit.tensors.lazy import Context
+from llmkit.tensors.spec import DType
 from llmkit.transforms import delta as delta_transform
 from llmkit.transforms.convert import convert
-from llmkit.transforms.delta.base_check import check_base, measure, sampled_rows
+from llmkit.transforms.delta.base_check import check_base, measure, rounded, sampled_rows
 from llmkit.transforms.delta.base_structure import raise_refusals
 from llmkit.transforms.delta.profiles import find_profile
 
@@ -161,13 +162,27 @@ def test_norms_that_flip_and_a_far_result_are_reported_with_figures(tmp_path: Pa
     assert "correlation 0.9" in by_code["far"].message
 
 
+@pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
+def test_values_are_rounded_as_torch_rounds_them(dtype):
+    """All numbers of 16 bits of both kinds, what lies between them and a little beside the middle, and what is none."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    halves = torch.cat([every.view(F16).float(), every.view(BF16).float()])
+    bits = halves.view(torch.int32)
+    near = [(bits + n).view(F32) for n in (-1, 0, 1, 2**11, 2**12, 2**12 + 1, 2**15 - 1, 2**15, 2**15 + 1)]
+    x = torch.cat([halves, *near])
+    expected = x.to(dtype).double()
+    found = torch.from_numpy(rounded(x.double().numpy(), DType.of(dtype)))
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
 def test_only_a_few_megabytes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmkit.tensors.source import SourceFile
 
     n_bytes = []
-    original = SourceFile.read_tensor
+    original = SourceFile.fill
     monkeypatch.setattr(
-        SourceFile, "read_tensor", lambda self, o, n, d: (n_bytes.append(n * d.itemsize), original(self, o, n, d))[1]
+        SourceFile, "fill", lambda self, view, offset: (n_bytes.append(len(view)), original(self, view, offset))[1]
     )
     base = weights(4096, hidden=1024, layers=1, ffn=256)
     states = {"right": base, "delta": {k: torch.full_like(v, 2**-12) for k, v in base.items()}}

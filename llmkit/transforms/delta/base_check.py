@@ -14,16 +14,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm
+from typing import TYPE_CHECKING, Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.contents import MARKER_NAME
-from llmkit.lazy_imports import np, torch
+from llmkit.lazy_imports import np
 from llmkit.tensors.lazy import Context, Lazy, Read
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.base_identity import identity_findings
 from llmkit.transforms.delta.base_structure import Finding
 from llmkit.transforms.delta.detect import detect
 from llmkit.transforms.delta.profiles import Profile, Rule, find_profile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Values = NDArray[Any]
 
 # Sampling: matrices spread over the model, a few blocks of rows of each, and every norm weight.
 MATRICES, BLOCKS, BLOCK_NUMEL, VECTORS = 16, 4, 2**15, 512
@@ -33,6 +39,7 @@ ANOTHER_BASE = 0.15
 MIN_SAMPLES = 1000
 # Share of a float16 model's weights that bfloat16 holds too: 0.126 of genuine ones, 0.999 of rounded ones.
 BF16_ROUNDED = 0.9
+_NUMPY = {DType.F64: "<f8", DType.F32: "<f4", DType.F16: "<f2"}
 
 
 @dataclass
@@ -64,15 +71,36 @@ def check_base(base: Checkpoint, delta: Checkpoint, *, profile: str | None = Non
 def measure(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Measurement:
     """Sample the tensors that the profile adds, and compute the figures."""
     measurement = Measurement(_Sums(), _Sums())
-    with torch.inference_mode():
-        for name, of_base, of_delta in _pairs(base, delta, profile):
-            arithmetic = profile.arithmetic_of(of_delta.dtype, of_base.dtype)
-            is_matrix = len(of_delta.shape) > 1
-            into = measurement.matrices if is_matrix else measurement.norms
-            for rows in sampled_rows(of_base, name, of_delta) if is_matrix else [(0, of_delta.spec.n_rows)]:
-                b, d = Context().rows(of_base, rows), Context().rows(of_delta, rows)
-                into.add(b, d, arithmetic)
+    for name, of_base, of_delta in _pairs(base, delta, profile):
+        arithmetic = profile.arithmetic_of(of_delta.dtype, of_base.dtype)
+        is_matrix = len(of_delta.shape) > 1
+        into = measurement.matrices if is_matrix else measurement.norms
+        for rows in sampled_rows(of_base, name, of_delta) if is_matrix else [(0, of_delta.spec.n_rows)]:
+            b, d = (rounded(_values(lazy, rows), arithmetic) for lazy in (of_base, of_delta))
+            into.add(b, d, of_base.dtype, arithmetic)
     return measurement
+
+
+def _values(lazy: Lazy, rows: tuple[int, int]) -> Values:
+    """Rows of a tensor, exactly; without torch where they lie in a file."""
+    if lazy.dtype is DType.BF16:
+        bits = np.frombuffer(Context().row_bytes(lazy, rows), "<u2").astype("<u4") << 16
+        return bits.view("<f4").astype("<f8")
+    if lazy.dtype in _NUMPY:
+        return np.frombuffer(Context().row_bytes(lazy, rows), _NUMPY[lazy.dtype]).astype("<f8")
+    values: Values = Context().rows(lazy, rows).double().numpy().reshape(-1)
+    return values
+
+
+def rounded(x: Values, dtype: DType) -> Values:
+    """The nearest number of a type to each; the even one where two are as near."""
+    with np.errstate(all="ignore"):
+        if dtype is not DType.BF16:
+            return x.astype(_NUMPY[dtype]).astype("<f8")
+        narrow = x.astype("<f4")
+        bits = narrow.view("<u4")
+        upper = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view("<f4")
+        return np.where(np.isnan(narrow), narrow, upper).astype("<f8")
 
 
 def bf16_share(ckpt: Checkpoint) -> float | None:
@@ -189,47 +217,46 @@ class _Sums:
         n = max(self.n_wide, 1)
         return self.n_wide >= MIN_SAMPLES and self.n_wide_off / n > 0.5 and self.n_back_off / n < INEXACT
 
-    def add(self, base: torch.Tensor, delta: torch.Tensor, arithmetic: DType) -> None:
-        """Take in one block of both."""
-        stored = DType.of(base.dtype)
-        dtype = arithmetic.torch
-        b, d = base.to(dtype).double(), delta.to(dtype).double()
-        self.n += b.numel()
+    def add(self, b: Values, d: Values, stored: DType, arithmetic: DType) -> None:
+        """Take in one block of base and delta, both rounded to `arithmetic`; the base is `stored` in another type."""
+        self.n += len(b)
         for key, value in (("bb", b * b), ("dd", d * d), ("bd", b * d), ("b", b), ("d", d)):
             setattr(self, key, getattr(self, key) + float(value.sum()))
         self.positive_b += int((b > 0).sum())
         self.positive_d += int((d > 0).sum())
-        self.flipped += int(((b > 0) != (b + d > 0)).logical_and(b != 0).sum())
-        exact = (d != 0) & (d.abs() <= 0.49 * b.abs())
+        self.flipped += int((((b > 0) != (b + d > 0)) & (b != 0)).sum())
+        exact = (d != 0) & (abs(d) <= 0.49 * abs(b))
         self.n_grid += int(exact.sum())
-        grid = self._grid(b, d, exact, dtype)
+        grid = self._grid(b, d, exact, arithmetic)
         self.n_inexact += int((_is_off(b, d, grid) & exact).sum())
         self.n_inexact_back += int((_is_off(b, -d, grid) & exact).sum())
         if stored is DType.F16:
             self.n_half += int((b != 0).sum())
-            self.n_on_bf16 += int(((b.bfloat16().double() == b) & (b != 0)).sum())
+            self.n_on_bf16 += int(((rounded(b, DType.BF16) == b) & (b != 0)).sum())
         if stored is DType.F32:
             self.n_wide += int(exact.sum())
-            self.n_wide_off += int(((b.half().double() != b) & exact).sum())
+            self.n_wide_off += int(((rounded(b, DType.F16) != b) & exact).sum())
             back = b - d
-            self.n_back_off += int(((back.half().double() != back) & (back.bfloat16().double() != back) & exact).sum())
+            are_off = [rounded(back, narrow) != back for narrow in (DType.F16, DType.BF16)]
+            self.n_back_off += int((are_off[0] & are_off[1] & exact).sum())
 
     @staticmethod
-    def _grid(b: torch.Tensor, d: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    def _grid(b: Values, d: Values, exact: Values, dtype: DType) -> DType:
         """The narrowest type that most sums are in: a float32 delta may be one of half-precision weights."""
         n = int(exact.sum())
-        if dtype != torch.float32 or not n:
+        if dtype is not DType.F32 or not n:
             return dtype
-        for narrow in (torch.float16, torch.bfloat16):
+        for narrow in (DType.F16, DType.BF16):
             if int((_is_off(b, d, narrow) & exact).sum()) < 0.5 * n:
                 return narrow
         return dtype
 
 
-def _is_off(b: torch.Tensor, d: torch.Tensor, grid: torch.dtype) -> torch.Tensor:
+def _is_off(b: Values, d: Values, grid: DType) -> Values:
     """Where b + d is no number of the type `grid` (float64 holds the sum, or shows that it does not)."""
     total = b + d
-    return (total.to(grid).double() != total) | (total - b != d)
+    is_off: Values = (rounded(total, grid) != total) | (total - b != d)
+    return is_off
 
 
 def _correlation(n: int, sx: float, sy: float, sxx: float, syy: float, sxy: float) -> float:
