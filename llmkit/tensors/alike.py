@@ -18,7 +18,7 @@ Make = Callable[..., Mapping[str, Lazy]]
 
 
 class Alike:
-    """Makes tensors of stored ones; those of one pattern after the first are made when their node is asked for.
+    """Makes tensors of stored ones; those of one pattern after the first two are made when their node is asked for.
 
     Args:
         make: gets the inputs, and what else it is called with; gives tensors by name. What it makes depends on the
@@ -28,19 +28,24 @@ class Alike:
 
     def __init__(self, make: Make) -> None:
         self._make = make
-        self._patterns: dict[Hashable, _Pattern] = {}
+        self._first: dict[Hashable, tuple[dict[str, Lazy], tuple[Lazy, ...]]] = {}
+        self._patterns: dict[Hashable, _Pattern | None] = {}  # None: two of the kind have not the same form
 
     def __call__(self, kind: Hashable, inputs: tuple[Lazy, ...], *others: Any) -> dict[str, Lazy]:
         """The tensors made of `inputs` in the way that `kind` tells."""
         if not all(isinstance(lazy.origin, Read) for lazy in inputs):
             return dict(self._make(*inputs, *others))
         key = (kind, *[lazy.origin.form() for lazy in inputs])
-        pattern = self._patterns.get(key)
-        if pattern is None:
-            made = dict(self._make(*inputs, *others))
-            self._patterns[key] = _Pattern(self._make, made, inputs)
-            return made
-        return pattern.like(inputs, others)
+        if (pattern := self._patterns.get(key)) is not None:
+            return pattern.like(inputs, others)
+        made = dict(self._make(*inputs, *others))
+        if key not in self._first:
+            self._first[key] = made, inputs
+        elif key not in self._patterns:
+            first, its = self._first[key]
+            are_alike = all(lazy.origin.form() == made[name].origin.form() for name, lazy in first.items())
+            self._patterns[key] = _Pattern(self._make, first, its) if are_alike else None
+        return made
 
 
 class _Pattern:

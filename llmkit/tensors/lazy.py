@@ -23,8 +23,8 @@ __all__ = ["Apply", "Bytes", "Context", "Lazy", "Node", "Read", "ReadObserver", 
 _FORMS: dict[tuple[Any, ...], int] = {}
 
 
-def _form(key: tuple[Any, ...]) -> int:
-    """A number for each key, so that forms within forms are compared in no time."""
+def form_of(key: tuple[Any, ...]) -> int:
+    """A number for each form of nodes, so that forms within forms are compared in no time."""
     return _FORMS.setdefault(key, len(_FORMS))
 
 
@@ -281,7 +281,7 @@ class Read(Node):
         return self.slice_nbytes(n_rows) * (1 if self.strides is None else 2)
 
     def form(self) -> object:
-        return _form((Read, self.specs, self.strides))
+        return form_of((Read, self.specs, self.strides))
 
     @property
     def place(self) -> str:
@@ -370,7 +370,7 @@ class Apply(Node):
 
     def form(self) -> object:
         inputs = tuple([(i.origin.form(), i.index) for i in self.inputs])
-        return _form((type(self), self.specs, inputs, self._in, self._out, self.row_step, self.scratch))
+        return form_of((type(self), self.specs, inputs, self._in, self._out, self.row_step, self.scratch))
 
     def peak_nbytes(self, n_rows: int) -> int:
         held = peak = widest = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
-from llmkit.tensors.lazy import Apply, Bytes, Context, Lazy, Node, Rows
+from llmkit.tensors.lazy import Apply, Bytes, Context, Lazy, Node, Rows, form_of
 from llmkit.tensors.source import bytes_of, tensor_of
 from llmkit.tensors.spec import TensorSpec
 
@@ -95,6 +95,9 @@ class Gather(Node):
     def peak_nbytes(self, n_rows: int) -> int:
         computed = [i.node for i in self.inputs if i.node.row_step != 1 or len(i.node.specs) > 1]
         return sum(node.peak_nbytes(node.n_rows) for node in computed) + 2 * self.slice_nbytes(n_rows)
+
+    def form(self) -> object:
+        return form_of((type(self), self.runs, *[(i.origin.form(), i.index) for i in self.inputs]))
 
     def _identity(self) -> str:
         return hashlib.sha256(repr(self.runs).encode()).hexdigest()

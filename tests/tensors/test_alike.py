@@ -10,6 +10,7 @@ from llmkit.errors import SpecError
 from llmkit.formats.safetensors import read
 from llmkit.tensors.alike import Alike
 from llmkit.tensors.lazy import Apply, Lazy, reads_below
+from llmkit.tensors.moving import TakeRows
 from llmkit.tensors.nodes import NodeTable
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -35,22 +36,22 @@ class Making:
         return {"doubled": doubled, "sums": sums, "same": lazy}
 
 
-def test_only_the_first_of_a_kind_is_made_until_another_is_asked_for(stored):
+def test_only_the_first_of_a_kind_are_made_until_another_is_asked_for(stored):
     making = Making()
     alike = Alike(making)
     made = {name: alike("double", (lazy,), name) for name, lazy in stored.items()}
-    assert making.names == ["other", "w0"]  # one a shape
+    assert making.names == ["other", "w0", "w1"]  # two of a shape
     for name, tensors in made.items():
         assert tensors["doubled"].spec == stored[name].spec
         assert tensors["sums"].shape == stored[name].shape[:1]
         assert tensors["same"] is stored[name]
         assert tensors["doubled"].origin is tensors["sums"].origin
         assert [read.name for read in reads_below([tensors["sums"].origin])] == [name]
-    assert making.names == ["other", "w0"]
+    assert making.names == ["other", "w0", "w1"]
     assert made["w3"]["sums"].load().tolist() == stored["w3"].load().sum(1).tolist()
-    assert making.names == ["other", "w0", "w3"]
+    assert making.names == ["other", "w0", "w1", "w3"]
     assert made["w3"]["doubled"].node is made["w3"]["sums"].node
-    assert making.names == ["other", "w0", "w3"]
+    assert making.names == ["other", "w0", "w1", "w3"]
 
 
 def test_what_is_awaited_has_the_values_forms_and_words_of_what_is_made_at_once(stored):
@@ -94,7 +95,21 @@ def test_one_that_is_not_made_as_the_first_is_an_error(stored):
         return {"y": lazy.cast(dtype)}
 
     alike = Alike(odd)
-    alike("cast", (stored["w0"],), DType.F16)
-    second = alike("cast", (stored["w1"],), DType.F64)["y"]
+    for name in ("w0", "w1"):
+        alike("cast", (stored[name],), DType.F16)
+    third = alike("cast", (stored["w2"],), DType.F64)["y"]
     with pytest.raises(SpecError, match="is not made as the first of its pattern"):
-        second.load()
+        third.load()
+
+
+def test_what_has_no_form_in_common_is_made_at_once(stored):
+    names = []
+
+    def taken(lazy: Lazy, name: str) -> dict[str, Lazy]:
+        names.append(name)
+        return {"y": TakeRows(lazy, 1, 3).output()}
+
+    alike = Alike(taken)
+    for i in range(4):
+        assert torch.equal(alike("rows", (stored[f"w{i}"],), f"w{i}")["y"].load(), stored[f"w{i}"].load()[1:3])
+    assert names == ["w0", "w1", "w2", "w3"]
