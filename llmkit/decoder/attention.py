@@ -15,7 +15,7 @@ from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.carried import ATTENTION
 from llmkit.decoder.deltanet import gated_delta_net, kimi_delta_attention
 from llmkit.decoder.indexer import IndexedReader
-from llmkit.decoder.kv import Cache, Heads
+from llmkit.decoder.kv import Cache, Heads, wanted
 from llmkit.decoder.latent import LatentReader
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.mamba import duality_layer, selective_scan_layer, short_convolution_layer
@@ -32,6 +32,11 @@ def build_attention(kind: Kind, weights: Weights, dims: Sizes, layer: int, posit
         RequirementError: no torch reader for the kind.
     """
     return reader_of(kind, _READERS)(weights, dims, layer, positions)
+
+
+def gives_rows(kind: Kind) -> bool:
+    """Whether an attention kind gives outputs of the rows that are `wanted` only."""
+    return type(kind) is GroupedQuery
 
 
 class _GroupedQuery:
@@ -67,8 +72,8 @@ class _GroupedQuery:
         attended = cache.attend(self._layer, Heads(q, k, v), self._positions.score(self._scores, table))
         attended = attended.transpose(1, 2)
         if self._kind.is_gated:
-            attended = attended * gate.sigmoid()
-        return self._out(attended.reshape(batch, length, n_q * self._size))
+            attended = attended * wanted(gate, cache).sigmoid()
+        return self._out(attended.flatten(2))
 
     def _normed(self, both: torch.Tensor) -> torch.Tensor:
         """Heads of queries and keys [B, S, heads + kv_heads, head_dim] normed, if the kind has norms."""

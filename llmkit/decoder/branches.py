@@ -31,6 +31,7 @@ class Branches:
 
     def __init__(self, passes: Sequence[Packed], capacity: int) -> None:
         first = passes[0]
+        self.rows: list[int] | None = None
         prefix, lengths = first.prefix, [n for packed in passes for n in packed.lengths]
         self._past = first.past
         self._lengths = torch.tensor(lengths)  # real tokens of each tail

@@ -215,11 +215,16 @@ def _packed(case: _Case) -> float | None:
     prefix = KVCache()
     decoder.hidden(ids[:1, :6], prefix)
     rest = ids[:1, 6:]
-    packed = Packed(prefix, [rest.shape[1], 3], keep=True)
-    logits = decoder(torch.cat([rest, rest[:, :3]], 1), packed)
+    lengths, tokens = [rest.shape[1], 3], torch.cat([rest, rest[:, :3]], 1)
+    logits = decoder(tokens, Packed(prefix, lengths))
+    rows = [1, lengths[0] - 1, lengths[0] + 2]
+    some = decoder.logits(decoder.hidden(tokens, Packed(prefix, lengths), rows=rows))
+    packed = Packed(prefix, lengths, keep=True)
+    decoder.hidden(tokens, packed, rows=[])
     after = decoder(rest[:, 3:], packed.segment(1))
-    wanted = expected[:1, 6:]
-    return _difference(torch.cat([logits, after], 1), torch.cat([wanted, wanted[:, :3], wanted[:, 3:]], 1))
+    wanted = torch.cat([expected[:1, 6:], expected[:1, 6:9]], 1)
+    whole = torch.cat([wanted, wanted[:, rows], expected[:1, 9:]], 1)
+    return _difference(torch.cat([logits, some, after], 1), whole)
 
 
 def _branches(case: _Case) -> float | None:

@@ -66,6 +66,12 @@ class Cache(Protocol):
 
     memory: dict[str, torch.Tensor]
     """What kinds remember of past tokens besides keys and values: name -> [B, ...], a row for each sequence."""
+    rows: list[int] | None
+    """New tokens whose outputs are wanted of the layer that is computed; None for all.
+
+    Set in the last layer, where attention is of a kind that gives what `attend` gave it for its queries; the residual
+    kinds go on with these rows (`wanted`).
+    """
 
     def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
         """Start a pass over `input_ids` [B, S]; `mask` [B, past + S] has 1 for real tokens."""
@@ -95,6 +101,7 @@ class KVCache:
 
     def __init__(self, capacity: int = 0, *, keep: bool = True) -> None:
         self.length = 0
+        self.rows: list[int] | None = None
         self.mask: torch.Tensor | None = None
         self._capacity = capacity
         self._keep = keep
@@ -231,6 +238,11 @@ class KVCache:
                 held[layer] = _grown(held[layer], start, max(stop, 2 * held[layer].shape[2], self._capacity))
             held[layer][:, :, start:stop] = new
         return self._keys[layer][:, :, :stop], self._values[layer][:, :, :stop]
+
+
+def wanted(x: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """What is wanted of x [B, S, ...]."""
+    return x if cache.rows is None else x[:, cache.rows]
 
 
 def of_both(pair: Pair, function: Callable[[torch.Tensor], torch.Tensor]) -> Pair:

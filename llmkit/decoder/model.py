@@ -10,6 +10,8 @@ from llmkit.architecture.carried import CarryingBlock
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import Block, Kind, NoPositions
 from llmkit.architecture.model import Model
+from llmkit.decoder import attention as attentions
+from llmkit.decoder import residuals
 from llmkit.decoder.altup import build_altup
 from llmkit.decoder.attention import build_attention
 from llmkit.decoder.carried import carrying
@@ -20,6 +22,7 @@ from llmkit.decoder.language_model import Predictor, token_ids
 from llmkit.decoder.linear import linear
 from llmkit.decoder.mlp import build_mlp
 from llmkit.decoder.norms import build_norm
+from llmkit.decoder.packed import Packed
 from llmkit.decoder.positions import Positions, build_positions, limits
 from llmkit.decoder.residuals import build_residual
 from llmkit.lazy_imports import torch
@@ -86,14 +89,20 @@ class Decoder(Predictor):
         return KVCache(capacity)
 
     def hidden(
-        self, input_ids: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        cache: Cache | None = None,
+        mask: torch.Tensor | None = None,
+        rows: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """The final-normed hidden states [B, S, hidden].
+        """The final-normed hidden states [B, S, hidden], or [B, len(rows), hidden].
 
         Args:
             input_ids: [B, S] token ids.
             cache: past tokens, which these continue; it takes these in.
             mask: [B, past + S], 1 for real tokens and 0 for padding on the left.
+            rows: the tokens that are wanted, ascending; None for all. In a `Packed` pass on a CPU the last layer takes
+                keys and values of all tokens, and nothing else of those that are not wanted.
 
         Raises:
             InputError: ids outside the vocabulary, or shapes that do not fit the cache.
@@ -104,11 +113,23 @@ class Decoder(Predictor):
             places = used.begin(ids, mask)
             tables = self.tables(ids, places, used)
             x = self.embed(ids, places)
-            for kind, layer in self._layers:
+            last = len(self._kinds) - 1
+            for i, (kind, layer) in enumerate(self._layers):
+                if i == last and rows is not None and self._gives_rows(used):
+                    used.rows = list(rows) or [0]  # what takes no rows is not for every kind
                 x = layer(x, tables[kind], used)
                 del layer  # a streamed one makes room for the next
             used.end()
+            if rows is not None:
+                x = x[:, : len(rows)] if used.rows is not None else x[:, list(rows)]
             return self.final_norm(x)
+
+    def _gives_rows(self, cache: Cache) -> bool:
+        block = self.model.blocks[-1]
+        is_known = (
+            type(block) is Block and residuals.gives_rows(block.residual) and attentions.gives_rows(block.attention)
+        )
+        return is_known and isinstance(cache, Packed) and self.device.type == "cpu"
 
     def embed(self, ids: torch.Tensor, places: Places) -> torch.Tensor:
         """What the first layer takes, [B, S, hidden], of ids [B, S]."""

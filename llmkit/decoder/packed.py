@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from llmkit.decoder.kv import Heads, KVCache, Places, of_both
+from llmkit.decoder.kv import Heads, KVCache, Pair, Places, of_both
 from llmkit.decoder.scores import Scores
-from llmkit.decoder.sdpa import attend_causal, attend_scored
+from llmkit.decoder.sdpa import attend_causal, attend_rows, attend_scored
 from llmkit.decoder.states import Recurrence, Segments, State
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
@@ -27,6 +28,7 @@ class Packed:
         on_layer: called when a layer begins.
 
     Attributes:
+        rows: tokens whose outputs the layers give from now on, ascending; None for all (`Cache`).
         states: what the recurrence of each layer left, a row for each segment (`keep=True`).
     """
 
@@ -47,7 +49,8 @@ class Packed:
         self.starts = (0, *accumulate(lengths))[:-1]
         self.keep = keep
         self._on_layer, self._layer = on_layer, -1
-        self._pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.rows: list[int] | None = None
+        self._pairs: dict[int, Pair] = {}
         self._segments = Segments(self.lengths)
         self.states: dict[int, State] = {}
         past = prefix.memory if self.prefix is not None and prefix is not None else {}
@@ -80,6 +83,14 @@ class Packed:
         if self.keep and of is None:
             self._pairs[layer] = k, v
         past = self.prefix.layer(layer if of is None else of) if self.prefix is not None else None
+        if self.rows is not None and scores.prefix is None:
+            return self._of_rows(q, k, v, scores, past, self.rows)
+        out = self._of_all(q, k, v, scores, past)
+        return out if self.rows is None else out[:, :, self.rows]
+
+    def _of_all(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, past: Pair | None
+    ) -> torch.Tensor:
         rules = [scores.over(self.past + n) for n in self.lengths]
         if all(rule.is_plain for rule in rules):
             return attend_causal(q, k, v, rules[0].scale, past, self.lengths)
@@ -93,13 +104,27 @@ class Packed:
                 out[:, :, cut] = self._scored(*own, rules[i].of(cut), past, i)
         return out
 
+    def _of_rows(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, past: Pair | None, rows: list[int]
+    ) -> torch.Tensor:
+        """Attention of some of the queries."""
+        q = q[:, :, rows]
+        segments = [bisect_right(self.starts, row) - 1 for row in rows]
+        spans = [slice(self.starts[i], row + 1) for i, row in zip(segments, rows, strict=True)]
+        rule = scores.over(self.past + max(span.stop - span.start for span in spans))
+        if rule.is_plain:
+            return attend_rows(q, k, v, rule.scale, past, spans)
+        each = zip(range(len(rows)), spans, segments, strict=True)
+        parts = [self._scored(q[:, :, i : i + 1], k[:, :, own], v[:, :, own], rule, past, s) for i, own, s in each]
+        return torch.cat(parts, 2)
+
     def _scored(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
         scores: Scores,
-        past: tuple[torch.Tensor, torch.Tensor] | None,
+        past: Pair | None,
         segment: int,
     ) -> torch.Tensor:
         if past is not None:
@@ -129,7 +154,7 @@ class Packed:
         """The layers whose keys are kept."""
         return tuple(self._pairs)
 
-    def kept(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def kept(self, layer: int) -> Pair:
         """Keys and values of the whole row, [1, kv_heads, sum(lengths), head_dim] each (`keep=True`)."""
         return self._pairs[layer]
 

@@ -19,7 +19,7 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.mamba import MixerOnly
-from llmkit.decoder.kv import Cache
+from llmkit.decoder.kv import Cache, wanted
 from llmkit.lazy_imports import torch
 
 
@@ -48,7 +48,7 @@ def _sequential(
     is_open = isinstance(kind, OpenSandwich)
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        x = x + attn_post_norm(attention(attn_norm(x), table, cache))
+        x = wanted(x, cache) + attn_post_norm(attention(attn_norm(x), table, cache))
         return x + mlp_post_norm(mlp(mlp_norm(x), x) if is_open else mlp(mlp_norm(x)))
 
     return layer
@@ -58,7 +58,7 @@ def _post_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, ml
     attn_norm, mlp_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        x = attn_norm(x + attention(x, table, cache))
+        x = attn_norm(wanted(x, cache) + attention(x, table, cache))
         return mlp_norm(x + mlp(x))
 
     return layer
@@ -69,7 +69,7 @@ def _normed(kind: NormedResidual, norms: Sequence[TensorFunction], attention: La
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         y = attn_norm(x)
-        y = mlp_norm(torch.add(attention(y, table, cache), y, alpha=kind.alpha))
+        y = mlp_norm(torch.add(attention(y, table, cache), wanted(y, cache), alpha=kind.alpha))
         return torch.add(mlp(y), y, alpha=kind.alpha)
 
     return layer
@@ -77,14 +77,15 @@ def _normed(kind: NormedResidual, norms: Sequence[TensorFunction], attention: La
 
 def _mixer_only(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     (norm,) = norms
-    return lambda x, table, cache: x + attention(norm(x), table, cache)
+    return lambda x, table, cache: wanted(x, cache) + attention(norm(x), table, cache)
 
 
 def _parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, mlp_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        return x + attention(attn_norm(x), table, cache) + mlp(mlp_norm(x))
+        attended, x = attention(attn_norm(x), table, cache), wanted(x, cache)
+        return x + attended + mlp(mlp_norm(x))
 
     return layer
 
@@ -94,9 +95,14 @@ def _shared_parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Lay
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         y = norm(x)
-        return x + attention(y, table, cache) + mlp(y)
+        return wanted(x, cache) + attention(y, table, cache) + mlp(wanted(y, cache))
 
     return layer
+
+
+def gives_rows(kind: Kind) -> bool:
+    """Whether a residual kind goes on with the rows that are `wanted`."""
+    return type(kind) in _READERS
 
 
 _READERS: Hooks[Layer] = {

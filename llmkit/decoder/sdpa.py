@@ -59,14 +59,33 @@ def attend_causal(
     wide = _repeated(k, v, q.shape[1])
     pieces = [t.split(list(lengths or [q.shape[2]]), 2) for t in (q, *wide)]
     own = [_flash(*piece, scale=scale, is_causal=True) for piece in zip(*pieces, strict=True)]
+    return _beside_past(q, own, scale, past).to(dtype)
+
+
+def attend_rows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, past: Pair | None, spans: Sequence[slice]
+) -> torch.Tensor:
+    """A few queries on a CPU; each sees all of `past` and the keys of its own span. q [B, N, len(spans), H]."""
+    dtype, computed = q.dtype, _compute_dtype(q.dtype)
+    q, k, v = q.to(computed), k.to(computed), v.to(computed)
+    own = []
+    for i, span in enumerate(spans):
+        folded = q[:, :, i].reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        out, sums = _flash(folded, k[:, :, span], v[:, :, span], scale=scale)
+        own.append((out.reshape(q[:, :, :1].shape), sums.reshape(*q.shape[:2], 1)))
+    return _beside_past(q, own, scale, past).to(dtype)
+
+
+def _beside_past(q: torch.Tensor, own: Sequence[Pair], scale: float, past: Pair | None) -> torch.Tensor:
+    """What queries [B, N, S, H] get of their own keys, outputs and logarithms of sums, and of `past`, seen by all."""
     out, sums = (torch.cat(parts, 2) if len(parts) > 1 else parts[0] for parts in zip(*own, strict=True))
-    if past is not None:
-        # Without a mask the queries of one group are just more queries of its key/value head: no key is repeated.
-        folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
-        seen, seen_sums = _flash(folded, past[0].to(computed), past[1].to(computed), scale=scale)
-        share = torch.sigmoid(seen_sums.reshape(sums.shape) - sums).unsqueeze(-1)
-        out = out.float().lerp_(seen.reshape(out.shape).float(), share)
-    return out.to(dtype)
+    if past is None:
+        return out
+    # Without a mask the queries of one group are just more queries of its key/value head: no key is repeated.
+    folded = q.reshape(q.shape[0], past[0].shape[1], -1, q.shape[3])
+    seen, seen_sums = _flash(folded, past[0].to(q.dtype), past[1].to(q.dtype), scale=scale)
+    share = torch.sigmoid(seen_sums.reshape(sums.shape) - sums).unsqueeze(-1)
+    return out.float().lerp_(seen.reshape(out.shape).float(), share)
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

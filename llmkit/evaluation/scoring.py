@@ -30,6 +30,7 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 BATCH_TOKENS = 1024  # linear layers are no slower than with 2,048 on a CPU, and the heap needs no new pages
 KEPT_TOKENS = 8 * BATCH_TOKENS
 _LEAST_TOKENS = 16
+_FEW_ROWS = 8  # the last layer is computed for rows that are read alone where they are one in so many, at most
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
 
 
@@ -271,7 +272,13 @@ class Scorer:
 
         packed = Packed(cache, [stop - start for _, start, stop in stretches], keep=keep, on_layer=on_layer)
         ids = torch.tensor([tokens], dtype=torch.long, device=self.decoder.device)
-        hidden = self.decoder.hidden(ids, cache=packed)[0]
+        rows = sorted({row for row, _, _ in reads})
+        if isinstance(self.decoder, Decoder) and len(rows) * _FEW_ROWS <= len(tokens):
+            hidden = self.decoder.hidden(ids, packed, rows=rows)[0]
+            at = {row: i for i, row in enumerate(rows)}
+            reads = [(at[row], query, slot) for row, query, slot in reads]
+        else:
+            hidden = self.decoder.hidden(ids, cache=packed)[0]
         with self._lock:
             self.usage.forwards += 1
             self.usage.tokens += len(tokens)

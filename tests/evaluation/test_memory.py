@@ -117,11 +117,11 @@ class Full(Decoder):
     most = 40
     n_refused = 0
 
-    def hidden(self, input_ids, cache=None, mask=None):
+    def hidden(self, input_ids, *given, **named):
         if input_ids.numel() > self.most:
             Full.n_refused += 1
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
-        return super().hidden(input_ids, cache, mask)
+        return super().hidden(input_ids, *given, **named)
 
 
 QUERIES = [Query((*range(3, 60), 100 + i, *range(200, 200 + 11 * (i % 3))), (7, 8)) for i in range(9)]
