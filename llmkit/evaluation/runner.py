@@ -96,15 +96,16 @@ def evaluate(
         bench, data, split, protocol, shots, limit, subjects, bool(chat_template), submission is None, include
     )
     options = EngineOptions(**engine)
-    if needs_weights(options):
-        served, prepared = None, selection.prepare()
-        ckpt = _opened(model)
-    else:  # a wrong address is found before all files are read
+    served = None
+    if not needs_weights(options):  # a wrong address is found before all files are read
         ckpt = _opened(model, weights=False)
-        served, prepared = open_engine(ckpt, options), selection.prepare()
+        served = open_engine(ckpt, options)
+    prepared = selection.prepare()
     submitted = plan_submission(selection, prepared, submission) if submission is not None else None
     if submitted is not None and shard is not None:
         raise InputError("--submission has the answers of the whole run, not of a part", hint="leave --shard out")
+    if served is None:
+        ckpt = _opened(model)
 
     from llmkit.evaluation.execution import run_tasks
 

@@ -56,7 +56,7 @@ def cut_run(shard: Shard, benches: Mapping[str, Mapping[str, Documents]], loaded
     units = {(bench, name): docs for bench, some in benches.items() for name, docs in some.items()}
     units |= {("", name): documents_of(task) for name, task in tasks.items()}
     costs = {unit: list(_costs(docs.scored, limit)) for unit, docs in units.items()}
-    about = {
+    about: dict[str, Any] = {
         "index": shard.index,
         "count": shard.count,
         "benches": {bench: {name: len(costs[bench, name]) for name in some} for bench, some in benches.items()},
