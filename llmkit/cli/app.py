@@ -16,6 +16,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -121,6 +122,12 @@ def _assemble() -> None:
 _assemble()
 
 
+@cache
+def _commands() -> Any:
+    """The tree of commands, which Typer makes of all signatures: once in a process that calls `main` often."""
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -140,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(args: Sequence[str], out: Output) -> int:
     try:
         check_arguments(args)
-        code = app(args=args, prog_name="llmkit", standalone_mode=False)
+        code = _commands().main(args=args, prog_name="llmkit", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except LlmkitError as error:

@@ -142,16 +142,13 @@ def check(
         chosen = registry.load_all()
     else:
         chosen = plugins_in(Path(name)) if name.endswith(".py") or "/" in name else dict([_find(name)])
-    results = {
-        p.name: [Check("loads", None, architecture.message)]
-        if isinstance(architecture, PluginError)
-        else [*check_architecture(architecture), *check_graphs(architecture)]
-        for p, architecture in chosen.items()
-    }
-    if model:
-        for plugin, architecture in chosen.items():
-            if not isinstance(architecture, PluginError):
-                results[plugin.name].append(draft.compare(architecture, model))
+    results: dict[str, list[Check]] = {}
+    for plugin, architecture in chosen.items():
+        if isinstance(architecture, PluginError):
+            results[plugin.name] = [Check("loads", None, architecture.message)]
+            continue
+        compared = [draft.compare(architecture, model)] if model else []  # first: a model that is none is told at once
+        results[plugin.name] = [*check_architecture(architecture), *check_graphs(architecture), *compared]
     clashes = registry.clashes()
     is_ok = not clashes and all(c.is_ok for checks in results.values() for c in checks)
     document = {
