@@ -10,6 +10,7 @@ compressed-tensors), or, of hqq, the floats that the integers stand for, as it r
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ def load(model: str) -> Any:
 
 
 def gptqmodel(model: str, out: str, ids: list[list[int]], bits: int, group: int, symmetric: bool) -> None:
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with the one that it takes on two cores it does not start
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
     config = QuantizeConfig(bits=bits, group_size=group, sym=symmetric)
-    quantized = GPTQModel.load(model, config, device="cpu", backend=BACKEND.TORCH)
+    # As the others: its own choice on a CPU is bfloat16, which is slow where the CPU has no products of it.
+    quantized = GPTQModel.load(model, config, device="cpu", backend=BACKEND.TORCH, dtype=torch.float32)
     quantized.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids], batch_size=4)
     quantized.save(out)
 

@@ -10,6 +10,9 @@ Python of an environment that has them. All of them are then measured by one pro
 the numbers that the integers stand for, on the first windows of the held-out text: perplexity, mean KL divergence of
 the next-token distribution from MODEL's, and the share of tokens where another one is the most probable.
 Folders that exist in SCRATCH are measured, not made again.
+
+Which is faster is told by the processor time (CPU) with `taskset -c 0 env OMP_NUM_THREADS=1`, from a second run on: the
+first compiles GPTQModel's extension.
 """
 
 from __future__ import annotations
@@ -33,15 +36,15 @@ if TYPE_CHECKING:
 PEERS = Path(__file__).with_name("quantize_peers.py")
 
 
-def run(command: list[str], log: Path) -> tuple[float, float]:
-    """Seconds of wall time and peak MiB of a command; its output goes to `log`."""
+def run(command: list[str], log: Path) -> tuple[float, float, float]:
+    """Seconds of wall time, of processor time, and peak MiB of a command; its output goes to `log`."""
     started = time.monotonic()
     with log.open("w") as out:
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise RuntimeError(f"{' '.join(command[:6])} … failed:\n{log.read_text()[-800:]}")
-    return time.monotonic() - started, usage.ru_maxrss / 1024
+    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def decoder(model: Path) -> LanguageModel:
@@ -96,10 +99,10 @@ def main() -> None:
     print(f"{args.model.name}, group {args.group}, {args.samples} x {args.length} tokens of {args.calibration.name}; "
           f"{len(ids) // args.context} windows of {args.context} of {args.held.name}; torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads", flush=True)  # fmt: skip
-    row = "{:10} {:22} {:>8} {:>8} {:>7} {:>9} {:>9} {:>8}"
-    print(row.format("grid", "method", "perplex.", "KL", "flips", "time", "peak", "size"), flush=True)
+    row = "{:10} {:22} {:>8} {:>8} {:>7} {:>9} {:>9} {:>9} {:>8}"
+    print(row.format("grid", "method", "perplex.", "KL", "flips", "time", "CPU", "peak", "size"), flush=True)
     floats = measure_perplexity(reference, ids, context=args.context)
-    print(row.format("float", "", f"{floats.perplexity:.3f}", "0", "0", "", "",
+    print(row.format("float", "", f"{floats.perplexity:.3f}", "0", "0", "", "", "",
                      f"{nbytes(args.model) / 2**20:.0f} MiB"), flush=True)  # fmt: skip
     for case in args.case:
         bits, symmetry = case.split(":")
@@ -122,15 +125,17 @@ def main() -> None:
             try:
                 if not note.exists():
                     shutil.rmtree(folder, ignore_errors=True)
-                    seconds, peak = run([*command, str(folder)], folder.with_suffix(".log"))
+                    seconds, processor, peak = run([*command, str(folder)], folder.with_suffix(".log"))
                     found = measure_divergence(Computed(reference), decoder(folder), ids, context=args.context)
-                    note.write_text(json.dumps({**found.as_dict(), "seconds": seconds, "peak": peak}))
+                    cost = {"seconds": seconds, "processor": processor, "peak": peak}
+                    note.write_text(json.dumps({**found.as_dict(), **cost}))
             except (RuntimeError, LlmkitError) as error:
-                print(row.format(case, name, "failed", "", "", "", "", ""), str(error).splitlines()[-1], flush=True)
+                print(row.format(case, name, "failed", "", "", "", "", "", ""), str(error).splitlines()[-1], flush=True)
                 continue
             f = json.loads(note.read_text())
             print(row.format(case, name, f"{f['perplexity_after']:.3f}", f"{f['kl_divergence']:.4f}",
-                             f"{f['flipped']:.2%}", f"{f['seconds']:.0f} s", f"{f['peak']:.0f} MiB",
+                             f"{f['flipped']:.2%}", f"{f['seconds']:.0f} s",
+                             f"{f.get('processor', float('nan')):.1f} s", f"{f['peak']:.0f} MiB",
                              f"{nbytes(folder) / 2**20:.0f} MiB"), flush=True)  # fmt: skip
     print(f"peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
