@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rotation import rotated
+from rotation import EVERY_WAY, rotated
 from tiny_graphs import CASES, PLUGINS, is_refused, made
 
 from llmkit.decoder.kv import KVCache
@@ -68,7 +68,12 @@ def check(name, variant=None, attention="attention", calls=CALLS):
         assert max(differences) <= TOLERANCE, (what, differences)
 
 
-@pytest.mark.parametrize(("name", "variant"), CASES, ids=lambda x: str(x).replace(" ", "-"))
+# Of the other variants, test_onnx_contract.py has a batch padded on the left.
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [(name, variant) for name, variant in CASES if variant is None or name in EVERY_WAY],
+    ids=lambda x: str(x).replace(" ", "-"),
+)
 def test_rows_of_a_padded_batch(name, variant):
     check(name, variant)
 
