@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.tensors.lazy import Lazy
 
 _DIGITS, _MOST_DIGITS = re.compile(r"(\d+)"), 300
+_LAST_NUMBER = re.compile(rf"(.*\D|)(\d{{1,{_MOST_DIGITS}}})(\D*)")
 
 
 def natural_key(name: str) -> list[Any]:
@@ -21,16 +22,16 @@ def natural_key(name: str) -> list[Any]:
 
 def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """The same tensors in natural order of their names."""
-    stems: dict[str, list[Any]] = {}  # keys of what several names begin with
+    heads: dict[str, list[Any]] = {}  # keys of what many names begin with, up to their last number
 
     def key(name: str) -> list[Any]:
-        stem, _, last = name.rpartition(".")
-        if not stem or _DIGITS.search(last):
+        match = _LAST_NUMBER.fullmatch(name)
+        if match is None:
             return natural_key(name)
-        known = stems.get(stem)
-        if known is None:
-            known = stems[stem] = natural_key(f"{stem}.")
-        return [*known[:-1], f"{known[-1]}{last}"]
+        head, number, rest = match.groups()
+        if head not in heads:
+            heads[head] = natural_key(head)
+        return [*heads[head], int(number), rest]
 
     return {name: tensors[name] for name in sorted(tensors, key=key)}
 

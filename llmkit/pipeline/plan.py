@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xxhash import xxh3_128
+
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.membership import decides_what_opens
 from llmkit.errors import OutputError, SpecError
@@ -143,12 +145,12 @@ class Plan:
         """Identifies the plan: expressions, input files' sizes and times, layout, slices, versions."""
         body: list[Any] = [__version__, [[f.name, f.nbytes, _hash_chunks(f.fixed)] for f in self.files]]
         slices: dict[int, str] = {}  # what steps of one form share is spelled once
-        steps = hashlib.sha256()
+        steps = xxh3_128()
         for step in self.steps:
             if id(step.slices) not in slices:
                 slices[id(step.slices)] = hashlib.sha256(repr(step.slices).encode()).hexdigest()
-            places = [(p.name, p.index) for p in step.placements]
-            steps.update(f"{step.origin.fingerprint()}{places}{slices[id(step.slices)]}".encode())
+            names, places = "\n".join([p.name for p in step.placements]), [p.index for p in step.placements]
+            steps.update(f"{step.origin.fingerprint()}\n{names}\n{places}{slices[id(step.slices)]}".encode())
         for file in self.files:
             steps.update(repr([*file.offsets.items()]).encode())
         body.append(steps.hexdigest())
