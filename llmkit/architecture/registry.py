@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,7 @@ def _is_named(architecture: Architecture, config: Mapping[str, Any]) -> bool:
 _HEADED = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 
+@lru_cache(4096)
 def _folded(text: str) -> str:
     """Lower case without punctuation: 2023 files write `LLaMAForCausalLM`."""
     return re.sub(r"[^a-z0-9]", "", text.lower())

@@ -142,9 +142,9 @@ def unread_keys(
         family: for messages.
     """
     refused, unknown = [], []
-    is_harmless = _any_of((*unused, *_HARMLESS)).match
+    harmless = [_any_of(patterns) for patterns in (unused, _HARMLESS) if patterns]
     for path, value in _left(config, read, ""):
-        if is_harmless(path):
+        if any(pattern.match(path) for pattern in harmless):
             continue
         wanted = {**_FIXED, **fixed}.get(path, _ANYTHING)
         wanted = lookup(wanted, config) if isinstance(wanted, Key | Computed) else wanted
