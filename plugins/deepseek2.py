@@ -42,22 +42,25 @@ def latent_block(config: Mapping[str, Any], mlp: Kind, eps: float = 1e-6) -> Blo
     )
 
 
-def mixture(config: Mapping[str, Any], router: Router, n_shared: int) -> Experts:
+_SHARED = Key(("n_shared_experts", "num_shared_experts"), 1)
+
+
+def mixture(config: Mapping[str, Any], router: Router, shared_key: Key = _SHARED) -> Experts:
     """Experts, and so many of them side by side that every token goes through."""
-    shared = lookup(Key(("n_shared_experts", "num_shared_experts"), n_shared), config)
+    shared = lookup(shared_key, config)
     return Experts(ACTIVATION, router=router, shared=f"{shared}*expert_ffn")
 
 
-def mlp_of(config: Mapping[str, Any], i: int, router: Router, *, n_dense: int, n_shared: int = 1) -> Kind:
+def mlp_of(config: Mapping[str, Any], i: int, router: Router, *, n_dense: int, shared_key: Key = _SHARED) -> Kind:
     """The MLP of layer `i`: dense layers first, then experts; with the defaults of the config's class."""
-    return GatedMLP(ACTIVATION) if is_dense(config, i, n_dense) else mixture(config, router, n_shared)
+    return GatedMLP(ACTIVATION) if is_dense(config, i, n_dense) else mixture(config, router, shared_key)
 
 
-def blocks(router: Router, *, n_dense: int, n_shared: int) -> PerLayer:
+def blocks(router: Router, *, n_dense: int, shared_key: Key = _SHARED) -> PerLayer:
     """All layers of a model."""
 
     def block(config: Mapping[str, Any], i: int) -> Block:
-        return latent_block(config, mlp_of(config, i, router, n_dense=n_dense, n_shared=n_shared))
+        return latent_block(config, mlp_of(config, i, router, n_dense=n_dense, shared_key=shared_key))
 
     return PerLayer(block)
 
@@ -109,7 +112,7 @@ ARCHITECTURE = Architecture(
             is_single=True,
         ),
         n_dense=0,
-        n_shared=2,
+        shared_key=Key(_SHARED.names, 2),
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,

@@ -31,7 +31,7 @@ ARCHITECTURE = replace(
     matches=("DeepseekV3ForCausalLM",),
     model_types=("deepseek_v3", "kimi_k2"),
     dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 2048)}),
-    block=blocks(ROUTER, n_dense=3, n_shared=1),
+    block=blocks(ROUTER, n_dense=3),
     # The layers after the last, which guess further tokens.
     names=replace(NAMES, ignored=(*NAMES.ignored, "model.layers.61.*")),
     gguf=GGUF_V3,

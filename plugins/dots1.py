@@ -34,7 +34,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     first = lookup(Key("max_window_layers", 62), config)
     window = window_of(config, 4096)
     is_dense = i < lookup(Key("first_k_dense_replace", 0), config)
-    mlp: Kind = GatedMLP(ACTIVATION) if is_dense else mixture(config, _ROUTER, 1)
+    mlp: Kind = GatedMLP(ACTIVATION) if is_dense else mixture(config, _ROUTER)
     return Block(
         norm=RMSNorm(eps=_EPS),
         attention=GroupedQuery(

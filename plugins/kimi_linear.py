@@ -31,6 +31,7 @@ _ROUTER = replace(
     groups=Key(("num_expert_group", "n_group"), 1),
     top_groups=Key("topk_group", 1),
 )
+_SHARED = Key(("num_shared_experts", "n_shared_experts"), 1)
 _SIZES = {
     "expert_ffn": Key("moe_intermediate_size", 1024),
     **delta_sizes(
@@ -54,7 +55,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
         norm=RMSNorm(eps=_EPS),
         attention=full if sort == _SORTS[1] else delta,
         position=NoPositions(),
-        mlp=mlp_of(config, i, _ROUTER, n_dense=1),
+        mlp=mlp_of(config, i, _ROUTER, n_dense=1, shared_key=_SHARED),
     )
 
 

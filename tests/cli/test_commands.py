@@ -239,6 +239,8 @@ def test_perplexity_is_that_of_the_transformers_docs(call, tiny, tmp_path, conte
 
 def test_perplexity_refuses_what_is_no_text(call, tiny, tmp_path):
     (tmp_path / "a").write_bytes(b"\xff\xfe\x00")
+    assert "is in UTF-16, expected UTF-8" in call("perplexity", tiny, "--text", tmp_path / "a").err
+    (tmp_path / "a").write_bytes(b"\xfe\x80")
     assert "is not UTF-8 text" in call("perplexity", tiny, "--text", tmp_path / "a").err
     (tmp_path / "b").write_text("w1")
     assert "too few to predict one" in call("perplexity", tiny, "--text", tmp_path / "b").err

@@ -209,6 +209,8 @@ def _compared(
     expected: dict[str, torch.Tensor] = {}
     for file in sorted((folder / "merged").glob("*.safetensors")):
         expected |= load_file(file)
+    for theirs, ours in made.architecture.names.respelled.items():
+        expected = {name.replace(theirs, ours): tensor for name, tensor in expected.items()}
     if set(found) == set(expected):
         differing = [n for n in expected if not torch.equal(found[n], expected[n])]
         if not differing:
