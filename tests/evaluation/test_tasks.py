@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import lm_eval.tasks
