@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import datasets
+import lm_eval.tasks
 import pytest
 from small_tasks import KINDS, NAMES, THINGS
 from tiny_model import save_tiny_llama
@@ -15,7 +17,7 @@ from llmkit.errors import InputError
 from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.tasks import leaf_tasks, load_lm_eval_tasks, quiet_lm_eval
 
-pytestmark = pytest.mark.slow  # lm-eval's index of its tasks takes ten seconds
+pytestmark = pytest.mark.slow
 LIMIT = 3
 N = 6  # documents of each split: GSM8K takes five examples
 # task -> where its data set lies in the folder, in one of the forms that are read
@@ -76,6 +78,19 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def few_definitions(monkeypatch):
+    """Of lm-eval's definitions those that are asked for here: an index of all 14,000 files takes ten seconds."""
+    made, folder = lm_eval.tasks.TaskManager, Path(lm_eval.tasks.__file__).parent
+    own = [str(folder / n) for n in ("arc", "gsm8k", "hellaswag", "ifeval", "piqa", "wikitext", "winogrande")]
+
+    def few(include_path=None):
+        return made(include_path=own + ([include_path] if include_path else []), include_defaults=False)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", few)
+    monkeypatch.setattr("llmkit.evaluation.tasks._manager", few)
+
+
 def both(model, data, names, include=None):
     """Our record, and what lm-eval's `hf` backend says of the same tasks."""
     from lm_eval.evaluator import evaluate as lm_evaluate
@@ -116,8 +131,6 @@ def test_ifeval_by_its_own_definition_follows_the_instructions_that_lm_eval_coun
     definition = (
         "include: {}\ntask: ifeval_short\ngeneration_kwargs: {{until: [], do_sample: false, max_gen_toks: 24}}\n"
     )
-    import lm_eval.tasks
-
     path = lm_eval.tasks.__path__[0] + "/ifeval/ifeval.yaml"
     (tmp_path / "short.yaml").write_text(definition.format(path), encoding="utf-8")
     record, theirs = both(model, data, ["ifeval_short"], tmp_path)
