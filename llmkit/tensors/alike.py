@@ -71,8 +71,8 @@ class _Pattern:
 
     def like(self, inputs: tuple[Lazy, ...], others: tuple[Any, ...]) -> dict[str, Lazy]:
         """The same of other inputs."""
-        awaited = [Awaited(sample, inputs, others) for sample in self._samples]
-        tensors = {name: Lazy(awaited[number], index) for name, (number, index) in self._outputs.items()}
+        deferred = [Deferred(sample, inputs, others) for sample in self._samples]
+        tensors = {name: Lazy(deferred[number], index) for name, (number, index) in self._outputs.items()}
         return tensors | {name: inputs[place] for name, place in self._passed.items()}
 
     def digest(self, node: Node) -> str:
@@ -97,7 +97,7 @@ class _Sample:
         return self.pattern.digest(self.node)
 
 
-class Awaited:
+class Deferred:
     """A node that is made when it is asked for."""
 
     __slots__ = ("_node", "_others", "_sample", "inputs")

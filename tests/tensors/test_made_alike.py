@@ -54,16 +54,16 @@ def test_only_the_first_of_a_kind_are_made_until_another_is_asked_for(stored):
     assert making.names == ["other", "w0", "w1", "w3"]
 
 
-def test_what_is_awaited_has_the_values_forms_and_words_of_what_is_made_at_once(stored):
+def test_what_is_deferred_has_the_values_forms_and_words_of_what_is_made_at_once(stored):
     alike = Alike(Making())
     table, expected = NodeTable(), NodeTable()
     for name, lazy in stored.items():
-        awaited, made = alike("double", (lazy,), name), Making()(lazy, name)
+        deferred, made = alike("double", (lazy,), name), Making()(lazy, name)
         for part in made:
-            assert awaited[part].origin.form() == made[part].node.form()
-            assert awaited[part].formula() == made[part].formula()
-            assert torch.equal(awaited[part].load(), made[part].load())
-            assert table.add(awaited[part]) == expected.add(made[part])
+            assert deferred[part].origin.form() == made[part].node.form()
+            assert deferred[part].formula() == made[part].formula()
+            assert torch.equal(deferred[part].load(), made[part].load())
+            assert table.add(deferred[part]) == expected.add(made[part])
     assert table.nodes == expected.nodes
 
 
