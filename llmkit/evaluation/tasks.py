@@ -99,7 +99,7 @@ def _loader(path: Path) -> type[yaml.SafeLoader]:
 
 
 @lru_cache(maxsize=1)
-def _manager() -> Any:
+def task_manager() -> Any:
     """lm-eval's index of its own tasks, which takes ten seconds to make."""
     return lm_eval.tasks.TaskManager()
 
@@ -117,7 +117,7 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
     """
     from llmkit.evaluation.local_datasets import datasets_in
 
-    manager = _manager() if include is None else lm_eval.tasks.TaskManager(include_path=str(include))
+    manager = task_manager() if include is None else lm_eval.tasks.TaskManager(include_path=str(include))
     for name in names:
         if name not in manager.all_tasks:
             raise unknown_task(name, manager.all_tasks)

@@ -88,7 +88,7 @@ def few_definitions(monkeypatch):
         return made(include_path=own + ([include_path] if include_path else []), include_defaults=False)
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", few)
-    monkeypatch.setattr("llmkit.evaluation.tasks._manager", few)
+    monkeypatch.setattr("llmkit.evaluation.tasks.task_manager", few)
 
 
 def both(model, data, names, include=None):
