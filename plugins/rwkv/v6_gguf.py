@@ -12,6 +12,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry
 
 from .v5_kind import Finch
+from .v7_gguf import sizes_of_heads
 
 _EPS, _HEAD_EPS = 1e-5, 64e-5  # of the last norm in transformers, and of the norm of each head in llama.cpp
 _LAYERS: Mapping[str, Entry] = {
@@ -25,12 +26,9 @@ _VECTOR, _TRANSPOSED, _HALVED = Form(("hidden",)), Form(is_transposed=True), For
 def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     sizes = model.dims.extra
     return {
-        "context_length": 2**20,
-        "attention.head_count": 0,
-        **dict.fromkeys(("attention.head_count_kv", "attention.key_length", "attention.value_length")),
+        **sizes_of_heads(model),
         "attention.layer_norm_epsilon": float(config.get("layer_norm_epsilon", _EPS)),
         "rescale_every_n_layers": sizes["rescale_every"],
-        "wkv.head_size": model.dims.head_dim,
         "time_mix_extra_dim": sizes["mix_rank"],
         "time_decay_extra_dim": sizes["w_rank"],
     }

@@ -23,14 +23,19 @@ _RANKS = {
 }
 
 
-def _write(model: Model, _: object) -> dict[str, int | None]:
+def sizes_of_heads(model: Model) -> dict[str, int | None]:
+    """What files of RWKV say of heads: their width, no keys of attention, and a context without an end."""
     return {
         "context_length": 2**20,
         "attention.head_count": 0,
-        "attention.head_count_kv": None,
-        "attention.key_length": None,
-        "attention.value_length": None,
+        **dict.fromkeys(("attention.head_count_kv", "attention.key_length", "attention.value_length")),
         "wkv.head_size": model.dims.head_dim,
+    }
+
+
+def _write(model: Model, _: object) -> dict[str, int | None]:
+    return {
+        **sizes_of_heads(model),
         **{key: model.dims.extra[f"{name}_rank"] for key, name in zip(_RANKS, "wavg", strict=True)},
     }
 
