@@ -22,7 +22,8 @@ def inner_width(config: Mapping[str, Any]) -> int:
 
 # How weights begin and which kernels compute them. `residual_in_fp32` keeps the stream wider than the rest.
 TRAINING = (
-    *("time_step_*", "re*_residual", "residual_in_fp32", "use_*mambapy", "use_associative_scan", "intermediate_size"),
+    *("time_step_*", "re*_residual", "residual_in_fp32", "use_*mambapy", "use_associative_scan"),
+    *("expand", "intermediate_size"),  # releases state both, and the second counts
     *("d_model", "d_inner", "n_layer", "ssm_cfg", "rms_norm", "fused_add_norm", "pad_vocab_size_multiple"),
 )
 # Of GGUF files.
