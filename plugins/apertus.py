@@ -92,6 +92,7 @@ _TINY = {
     "pad_token_id": 3,
 }  # fmt: skip
 
+_SLOTS = {"attn_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm", "mlp.act": "mlp.act_fn"}
 ARCHITECTURE = Architecture(
     name="apertus",
     releases=("Apertus-8B", "Apertus-70B"),
@@ -107,13 +108,7 @@ ARCHITECTURE = Architecture(
     unused=("post_norm", "qk_norm"),
     names=replace(
         LLAMA_NAMES,
-        slots=LLAMA_NAMES.without("mlp.gate")
-        | {
-            "attn_norm": "attention_layernorm",
-            "mlp_norm": "feedforward_layernorm",
-            **QK_NORMS,
-            "mlp.act": "mlp.act_fn",
-        },
+        slots=LLAMA_NAMES.without("mlp.gate") | QK_NORMS | _SLOTS,
     ),
     gguf=GgufFamily(
         "apertus",

@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
-from llmkit.architecture.gguf import QKV, GgufFamily
-from llmkit.architecture.keys import Computed, Key, respelled
+from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Kind, LayerNorm, NoNorm, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
-from llmkit.architecture.scaling import LinearScaling, NoScaling, Scaling
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import SpecError
 
-from .glm import has_odd_heads, release_prompt
+from .chatglm2_spellings import GGUF, USUAL, as_glm, kv_heads, scaling, theta
+from .glm import release_prompt
 
 
 def _norm(config: Mapping[str, Any]) -> Kind:
@@ -31,66 +30,8 @@ def _final_norm(config: Mapping[str, Any]) -> Kind:
     return _norm(config) if config.get("post_layer_norm", True) else NoNorm()
 
 
-def interpolates(config: Mapping[str, Any]) -> bool:
-    """True where `rope_ratio` divides positions (ChatGLM2-6B-32K)."""
-    return "chatglm2" in str(config.get("_name_or_path", "")).lower()
-
-
-def theta(config: Mapping[str, Any]) -> float:
-    """The base of the rotary frequencies."""
-    return 10000.0 * (1.0 if interpolates(config) else float(config.get("rope_ratio") or 1))
-
-
-def _scaling(config: Mapping[str, Any]) -> Scaling:
-    ratio = float(config.get("rope_ratio") or 1)
-    return LinearScaling(ratio) if interpolates(config) and ratio != 1 else NoScaling()
-
-
-def _kv_heads(config: Mapping[str, Any]) -> Any:
-    return config.get("multi_query_group_num") if config.get("multi_query_attention") else None
-
-
-_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "use_cache", "transformers_version",
-         "_name_or_path", "hidden_size", "num_attention_heads")  # fmt: skip
-_IN_GLM = {"kv_channels": "head_dim", "ffn_hidden_size": "intermediate_size", "seq_length": "max_position_embeddings",
-           "num_layers": "num_hidden_layers", "padded_vocab_size": "vocab_size"}  # fmt: skip
-
-
-def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of transformers' own class."""
-    scaling = _scaling(config)
-    return respelled(
-        {key: config[key] for key in (*_KEPT, *_IN_GLM) if key in config},
-        "GlmForCausalLM",
-        "glm",
-        _IN_GLM,
-        attention_bias=bool(config.get("add_qkv_bias", False)),
-        hidden_act="silu",
-        num_key_value_heads=_kv_heads(config) or config["num_attention_heads"],
-        partial_rotary_factor=0.5,
-        rms_norm_eps=config.get("layernorm_epsilon", 1e-5),
-        rope_theta=theta(config),
-        rope_scaling={"type": "linear", "factor": scaling.factor} if isinstance(scaling, LinearScaling) else None,
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-    )
-
-
-def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_ratio`; and the repository's name where it divides positions, which only that name says."""
-    head_dim = metadata["embedding_length"] // metadata["attention.head_count"]
-    config: dict[str, Any] = {"kv_channels": metadata.get("attention.key_length", head_dim)}
-    if metadata.get("rope.scaling.type") == "linear":
-        return config | {"rope_ratio": metadata["rope.scaling.factor"], "_name_or_path": "THUDM/chatglm2-6b-32k"}
-    ratio = metadata.get("rope.freq_base", 10000.0) / 10000.0
-    return config | {"rope_ratio": int(ratio) if ratio == int(ratio) else ratio}
-
-
-_USUAL = {
-    "multi_query_attention": True, "rmsnorm": True, "post_layer_norm": True, "add_bias_linear": False,
-    "original_rope": True, "apply_residual_connection_post_layernorm": False,
-}  # fmt: skip
 _TINY = {
-    **_USUAL, "num_layers": 2, "padded_vocab_size": 96, "hidden_size": 64, "ffn_hidden_size": 48, "kv_channels": 16,
+    **USUAL, "num_layers": 2, "padded_vocab_size": 96, "hidden_size": 64, "ffn_hidden_size": 48, "kv_channels": 16,
     "multi_query_group_num": 2, "seq_length": 64, "layernorm_epsilon": 1e-5, "add_qkv_bias": True,
     "tie_word_embeddings": False, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
@@ -98,11 +39,6 @@ _UNUSED = (
     "original_rope", "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion",
     "fp32_residual_connection", "interleaved_qkv", "hidden_act", "prefix_projection", "pre_seq_len",
 )  # fmt: skip
-_KEYS = {
-    "context_length": "seq_length", "block_count": "num_layers", "feed_forward_length": "ffn_hidden_size",
-    "attention.head_count_kv": "multi_query_group_num", "attention.layer_norm_rms_epsilon": "layernorm_epsilon",
-    "attention.key_length": "kv_channels", "rope.freq_base": "",
-}  # fmt: skip
 
 CHATGLM2 = Architecture(
     name="chatglm2",
@@ -112,7 +48,7 @@ CHATGLM2 = Architecture(
     when=lambda config: "padded_vocab_size" in config,
     dims=Dims(
         layers="num_layers",
-        kv_heads=Computed(_kv_heads),
+        kv_heads=Computed(kv_heads),
         head_dim=Key("kv_channels", None),
         ffn="ffn_hidden_size",
         vocab="padded_vocab_size",
@@ -124,11 +60,11 @@ CHATGLM2 = Architecture(
             qkv_bias=Computed(lambda c: c.get("add_qkv_bias", False) or c.get("add_bias_linear", False)),
             out_bias=Key("add_bias_linear", False),
         ),
-        position=Rope(theta=Computed(theta), scaling=Computed(_scaling), share=0.5, pairs="interleaved"),
+        position=Rope(theta=Computed(theta), scaling=Computed(scaling), share=0.5, pairs="interleaved"),
         mlp=GatedMLP("silu", bias=Key("add_bias_linear", False)),
     ),
     final_norm=Computed(_final_norm),
-    equivalents={"glm": _as_glm},
+    equivalents={"glm": as_glm},
     # Switches of the code it was trained with, which give the same, or which its code never asks for.
     unused=_UNUSED,
     fixed={"quantization_bit": 0},
@@ -149,18 +85,7 @@ CHATGLM2 = Architecture(
         },
         ignored=("transformer.rotary_pos_emb.inv_freq",),
     ),
-    gguf=GgufFamily(
-        "chatglm",
-        tokenizer_pre="chatglm-spm",
-        pairs="interleaved",
-        slots={"attn.qkv": QKV, "mlp.gate_up": Fused("ffn_up", ("gate", "up"))},
-        keys=_KEYS,
-        config=_USUAL,
-        flags={"add_qkv_bias": "blk.0.attn_qkv.bias"},
-        read=_from_gguf,
-        refuses=has_odd_heads,
-        claims=lambda _, names: "blk.0.attn_qkv.weight" in names,
-    ),
+    gguf=GGUF,
     tiny=_TINY,
     variants={
         "chatglm2-6b-32k": {"_name_or_path": "THUDM/chatglm2-6b-32k", "rope_ratio": 4},

@@ -28,7 +28,7 @@ from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
 from llmkit.architecture.positions import THETA_KEYS
 
-from .llama import DIMS, TINY
+from .llama import DIMS, QK_NORMS, TINY
 from .llama import NAMES as LLAMA_NAMES
 
 _EPS, _SCALE = Key("layer_norm_eps", 1e-5), Key("logit_scale", 0.0625)
@@ -87,7 +87,7 @@ COHERE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True), scale=_SCALE),
     names=replace(
         LLAMA_NAMES,
-        slots=LLAMA_NAMES.without("mlp_norm") | {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"},
+        slots=LLAMA_NAMES.without("mlp_norm") | QK_NORMS,
     ),
     gguf=_GGUF,
     tiny=_TINY,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Computed, Key, lookup
-from llmkit.architecture.kinds import Block, GatedMLP, Head, Kind, PerLayer, RMSNorm, Rope
-from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.kinds import Block, GatedMLP, Head, Kind, PerLayer
 from llmkit.architecture.layer_types import is_dense
 from llmkit.architecture.names import linears
 
@@ -25,21 +24,6 @@ EXPERT_SLOTS = {
     **linears("mlp.shared", "mlp.shared_experts"),
 }
 NAMES = replace(latent.NAMES, slots={**latent.NAMES.slots, **EXPERT_SLOTS})
-
-
-def pairs(config: Mapping[str, Any]) -> Literal["half", "interleaved"]:
-    """Which rotated dims turn together; V2 knows one order only."""
-    return "interleaved" if config.get("rope_interleave", True) else "half"
-
-
-def latent_block(config: Mapping[str, Any], mlp: Kind, eps: float = 1e-6) -> Block:
-    """A layer with latent attention."""
-    return Block(
-        norm=RMSNorm(eps=Key("rms_norm_eps", eps)),
-        attention=LatentAttention(bias=Key("attention_bias", False)),
-        position=Rope(pairs=pairs(config)),
-        mlp=mlp,
-    )
 
 
 _SHARED = Key(("n_shared_experts", "num_shared_experts"), 1)
@@ -60,7 +44,7 @@ def blocks(router: Router, *, n_dense: int, shared_key: Key = _SHARED) -> PerLay
     """All layers of a model."""
 
     def block(config: Mapping[str, Any], i: int) -> Block:
-        return latent_block(config, mlp_of(config, i, router, n_dense=n_dense, shared_key=shared_key))
+        return latent.block(config, mlp_of(config, i, router, n_dense=n_dense, shared_key=shared_key))
 
     return PerLayer(block)
 

@@ -10,9 +10,9 @@ from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope
 from llmkit.architecture.model import Model
-from llmkit.architecture.names import linears
 from llmkit.architecture.positions import THETA_KEYS
 
+from .deepseek2 import EXPERT_SLOTS
 from .llama import DIMS, NAMES, TINY
 
 _ACTIVATION = Key("hidden_act", "silu")
@@ -45,10 +45,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     return Block(
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
         attention=GroupedQuery(),
-        position=Rope(
-            theta=Key(THETA_KEYS, 500000.0),
-            pairs="interleaved",
-        ),
+        position=Rope(theta=Key(THETA_KEYS, 500000.0), pairs="interleaved"),
         mlp=_experts(config) if has_experts else GatedMLP(_ACTIVATION),
     )
 
@@ -97,10 +94,8 @@ ARCHITECTURE = Architecture(
         NAMES,
         slots={
             **NAMES.slots,
-            "mlp.router": "mlp.gate",
+            **EXPERT_SLOTS,
             "mlp.router.correction": "mlp.moe_statics.e_score_correction_bias",
-            **linears("mlp.experts.{e}", "mlp.experts.{e}"),
-            **linears("mlp.shared", "mlp.shared_experts"),
         },
         ignored=(*NAMES.ignored, "model.mtp_*"),  # layers that predict further tokens: nothing reads them
     ),

@@ -5,43 +5,29 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.experts import Experts, Router
+from llmkit.architecture.experts import Router
 from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts, rotary_share
 from llmkit.architecture.gguf_experts import LED_KEYS, led_experts
-from llmkit.architecture.keys import Computed, Key, as_bool
+from llmkit.architecture.keys import Key, as_bool, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope, rotated_share
-from llmkit.architecture.names import linears
 
-from .llama import DIMS, NAMES, TINY
+from .deepseek2 import ACTIVATION, EXPERT_SLOTS, mixture
+from .deepseek3 import ROUTER
+from .llama import DIMS, NAMES, QK_NORMS, TINY
 
 _EPS = Key("rms_norm_eps", 1e-5)
-_ACTIVATION = Key("hidden_act", "silu")
-_EXPERTS = Experts(
-    _ACTIVATION,
-    router=Router(
-        count=Key(("n_routed_experts", "num_local_experts"), 128),
-        top_k=Key("num_experts_per_tok", 8),
-        scores="sigmoid",
-        is_normalized=Key("norm_topk_prob", True),
-        epsilon=1e-20,
-        scale=Key("routed_scaling_factor", 1.0),
-        correction=True,
-        groups=Key("n_group", 1),
-        top_groups=Key("topk_group", 1),
-        group_score="top2",
-        is_single=True,
-    ),
-    shared="shared_ffn",
+_ROUTER: Router = replace(
+    ROUTER,
+    count=Key(("n_routed_experts", "num_local_experts"), 128),
+    scale=Key("routed_scaling_factor", 1.0),
+    groups=Key("n_group", 1),
+    top_groups=Key("topk_group", 1),
 )
 
 
-def _shared_width(config: Mapping[str, Any]) -> int:
-    return int(config.get("moe_intermediate_size") or 1408) * int(config.get("n_shared_experts") or 1)
-
-
 def _block(config: Mapping[str, Any], i: int) -> Block:
+    is_dense = i < lookup(Key("first_k_dense_replace", 1), config)
     has_norms = as_bool(config.get("use_qk_norm") or False, "use_qk_norm")
-    n_dense = config.get("first_k_dense_replace")
     return Block(
         norm=RMSNorm(eps=_EPS),
         attention=GroupedQuery(
@@ -49,7 +35,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
             qk_norm=RMSNorm(eps=_EPS, width="head_dim") if has_norms else None,
         ),
         position=Rope(share=rotated_share(0.5)),
-        mlp=GatedMLP(_ACTIVATION) if i < (1 if n_dense is None else n_dense) else _EXPERTS,
+        mlp=GatedMLP(ACTIVATION) if is_dense else mixture(config, _ROUTER),
     )
 
 
@@ -66,20 +52,12 @@ ARCHITECTURE = Architecture(
     releases=("GLM-4.5", "GLM-4.5-Air", "GLM-4.6", "GLM-4.7"),
     matches=("Glm4MoeForCausalLM",),
     model_types=("glm4_moe",),
-    dims=replace(DIMS, extra={"expert_ffn": Key("moe_intermediate_size", 1408), "shared_ffn": Computed(_shared_width)}),
+    dims=replace(DIMS, extra={"expert_ffn": Key("moe_intermediate_size", 1408)}),
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=replace(
         NAMES,
-        slots={
-            **NAMES.slots,
-            "attn.q_norm": "self_attn.q_norm",
-            "attn.k_norm": "self_attn.k_norm",
-            "mlp.router": "mlp.gate",
-            "mlp.router.correction": "mlp.gate.e_score_correction_bias",
-            **linears("mlp.experts.{e}", "mlp.experts.{e}"),
-            **linears("mlp.shared", "mlp.shared_experts"),
-        },
+        slots={**NAMES.slots, **QK_NORMS, **EXPERT_SLOTS},
         ignored=(*NAMES.ignored, *(f"model.layers.{i}.*" for i in _FURTHER)),
     ),
     gguf=GgufFamily(

@@ -9,7 +9,7 @@ from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, PerLayer
 
 from . import latent
-from .deepseek2 import NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mlp_of
+from .deepseek2 import NAMES, NOT_COMPUTED, TINY, YARN, mlp_of
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
 from .deepseek_gguf import GGUF_V3, of_v3
@@ -25,7 +25,7 @@ _ROUTER: Router = replace(
 
 
 def _block(config: Mapping[str, Any], i: int) -> Block:
-    return latent_block(config, mlp_of(config, i, _ROUTER, n_dense=1), eps=1e-5)
+    return latent.block(config, mlp_of(config, i, _ROUTER, n_dense=1), eps=1e-5)
 
 
 ARCHITECTURE = replace(

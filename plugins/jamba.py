@@ -1,19 +1,16 @@
 """Jamba: Mamba in most layers, attention without positions in a few, experts in every other (arXiv:2403.19887)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, needs_experts
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, PerLayer, RMSNorm
 from llmkit.architecture.mamba import SelectiveScan, scan_sizes
-from llmkit.architecture.model import Model
 from llmkit.architecture.names import Names, linears
-from llmkit.errors import InputError, listing
 
-from . import ssm_gguf
+from .jamba_gguf import GGUF
 
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-6))
 _ACT, _BIAS = Key("hidden_act", "silu"), Key("mamba_proj_bias", False)
@@ -39,37 +36,6 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
         position=NoPositions(),
         mlp=experts if has_experts else GatedMLP(_ACT),
     )
-
-
-def _rhythm(of: str, has: Sequence[bool]) -> dict[str, int]:
-    """Period and offset of the layers that are of a sort.
-
-    Raises:
-        InputError: they do not come round regularly.
-    """
-    n = len(has)
-    for period in range(1, n + 2):
-        for offset in range(period):
-            if [i % period == offset for i in range(n)] == list(has):
-                return {f"{of}_layer_period": period, f"{of}_layer_offset": offset}
-    raise InputError(f"the layers with {of} do not come round regularly, as Jamba's do: {listing(map(str, has), 8)}")
-
-
-def _read(metadata: Metadata, names: Collection[str]) -> dict[str, Any]:
-    heads = metadata["attention.head_count_kv"]
-    has_experts = [f"blk.{i}.ffn_gate_inp.weight" in names for i in range(len(heads))]
-    return {
-        "num_key_value_heads": max(heads),
-        "mamba_expand": ssm_gguf.expansion(metadata),
-        **_rhythm("attn", [n > 0 for n in heads]),
-        **_rhythm("expert", has_experts),
-    }
-
-
-def _write(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = {"attention.head_count_kv": heads_of_layers(model), "expert_feed_forward_length": None}
-    is_dense = needs_experts(model) is not None
-    return metadata | ssm_gguf.sizes(model) | ({"expert_count": 1, "expert_used_count": 1} if is_dense else {})
 
 
 _TINY = {
@@ -101,22 +67,7 @@ ARCHITECTURE = Architecture(
         *("use_mamba*", "use_associative_scan", "num_logits_to_keep", "calc_logits_for_entire_prompt", "layer*_type*"),
         *("output_router_logits", "num_experts*", "mamba_*"),
     ),
-    gguf=GgufFamily(
-        "jamba",
-        slots=ssm_gguf.under("attn", ssm_gguf.SCAN),
-        forms=ssm_gguf.SCAN_FORMS,
-        keys={
-            "attention.head_count_kv": "",
-            "expert_feed_forward_length": "",
-            "ssm.conv_kernel": "mamba_d_conv",
-            "ssm.state_size": "mamba_d_state",
-            "ssm.time_step_rank": "mamba_dt_rank",
-        },
-        config={"hidden_act": "silu"},
-        read_names=_read,
-        write=_write,
-        refuses=ssm_gguf.needs_twice,
-    ),
+    gguf=GGUF,
     names=Names(
         embed="model.embed_tokens",
         final_norm="model.final_layernorm",

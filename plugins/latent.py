@@ -1,15 +1,16 @@
-"""What families with latent attention share: sizes, names of tensors and metadata of GGUF files."""
+"""What families with latent attention share: sizes, layers, names of tensors and metadata of GGUF files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from llmkit.architecture.architecture import DERIVED, Dims
 from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key
-from llmkit.architecture.latent import latent_sizes
+from llmkit.architecture.kinds import Block, Kind, RMSNorm, Rope
+from llmkit.architecture.latent import LatentAttention, latent_sizes
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry, Fused
 
@@ -28,10 +29,7 @@ _SLOTS: dict[str, Entry] = {
     "attn.kv_a_norm": "self_attn.kv_a_layernorm",
     "attn.kv_b": Fused("self_attn.kv_b_proj", ("k_b", "v_b"), rows="per_group"),
 }
-NAMES = replace(
-    LLAMA_NAMES,
-    slots=LLAMA_NAMES.without("attn.k", "attn.v") | _SLOTS,
-)
+NAMES = replace(LLAMA_NAMES, slots=LLAMA_NAMES.without("attn.k", "attn.v") | _SLOTS)
 TINY: dict[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 32,
@@ -49,6 +47,21 @@ def dims(extra: Mapping[str, Key | Computed], rope: int = 64, **defaults: Any) -
     """The sizes, with the defaults of the config's class."""
     latent = latent_sizes(rope=rope, **defaults)
     return replace(LLAMA_DIMS, kv_heads=DERIVED, head_dim=Key("qk_rope_head_dim", rope), extra={**latent, **extra})
+
+
+def pairs(config: Mapping[str, Any]) -> Literal["half", "interleaved"]:
+    """Which rotated dims turn together; DeepSeek-V2's class knows one order only."""
+    return "interleaved" if config.get("rope_interleave", True) else "half"
+
+
+def block(config: Mapping[str, Any], mlp: Kind, eps: float = 1e-6) -> Block:
+    """A layer with latent attention."""
+    return Block(
+        norm=RMSNorm(eps=Key("rms_norm_eps", eps)),
+        attention=LatentAttention(bias=Key("attention_bias", False)),
+        position=Rope(pairs=pairs(config)),
+        mlp=mlp,
+    )
 
 
 def sizes_in_file(metadata: Metadata) -> dict[str, Any]:

@@ -54,6 +54,11 @@ _TINY = {
     "max_position_embeddings": 64, "tie_word_embeddings": True,
 }  # fmt: skip
 
+_ADJUSTED = {
+    "block_auto_adjust_ff_dim": True, "block_multiple_of": 8, "block_ffn_dim_multiplier": 1.5, "layer_types": None,
+    "full_attn_idxs": [0], "rope_theta": None,
+}  # fmt: skip
+
 ARCHITECTURE = Architecture(
     name="lfm2",
     releases=("LFM2-350M, 700M, 1.2B, 2.6B",),
@@ -110,14 +115,7 @@ ARCHITECTURE = Architecture(
     ),
     tiny=_TINY,
     variants={
-        "adjusted": {
-            "block_auto_adjust_ff_dim": True,
-            "block_multiple_of": 8,
-            "block_ffn_dim_multiplier": 1.5,
-            "layer_types": None,
-            "full_attn_idxs": [0],
-            "rope_theta": None,
-        },
+        "adjusted": _ADJUSTED,
         "biases": {"conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False},
     },
 )

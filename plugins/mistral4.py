@@ -13,7 +13,7 @@ from llmkit.architecture.names import Stacked
 from llmkit.architecture.scaling import Yarn
 
 from . import latent
-from .deepseek2 import NAMES, NOT_COMPUTED, TINY, YARN, latent_block, mlp_of, pairs
+from .deepseek2 import NAMES, NOT_COMPUTED, TINY, YARN, mlp_of
 from .deepseek3 import ARCHITECTURE as V3
 from .deepseek3 import ROUTER
 from .deepseek_gguf import GGUF, of_v3, read, refuses, write
@@ -38,8 +38,8 @@ _STACKED = {
 
 
 def _block(config: Mapping[str, Any], i: int) -> Block:
-    block = latent_block(config, mlp_of(config, i, _ROUTER, n_dense=0))
-    return replace(block, position=Rope(pairs=pairs(config), growth=GROWTH))
+    block = latent.block(config, mlp_of(config, i, _ROUTER, n_dense=0))
+    return replace(block, position=Rope(pairs=latent.pairs(config), growth=GROWTH))
 
 
 def _read(metadata: Metadata) -> dict[str, Any]:

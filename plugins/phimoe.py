@@ -82,8 +82,7 @@ def _scaling(config: Mapping[str, Any]) -> Scaling:
         return scaling_of(params, config)
     if short != long:
         raise RequirementError(f"rotary positions with short_mscale {short} and long_mscale {long}: expected the same")
-    params = ChainMap({"attention_factor": short}, params)
-    return scaling_of(params, config)
+    return scaling_of(ChainMap({"attention_factor": short}, params), config)
 
 
 _TINY = {
@@ -118,16 +117,10 @@ ARCHITECTURE = Architecture(
     variants={
         "long": {
             "rope_scaling": {
-                "rope_type": "longrope",
-                "short_factor": [1.0, 1.1, 1.2, 1.3],
-                "long_factor": [1.0, 2.0, 3.0, 4.0],
-                "short_mscale": 1.25,
-                "long_mscale": 1.25,
-                "original_max_position_embeddings": 32,
+                "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0],
+                "short_mscale": 1.25, "long_mscale": 1.25, "original_max_position_embeddings": 32,
             },
-            "original_max_position_embeddings": 32,
-            "sliding_window": 7,
-            "router_jitter_noise": None,
+            "original_max_position_embeddings": 32, "sliding_window": 7, "router_jitter_noise": None,
         }
     },
-)
+)  # fmt: skip

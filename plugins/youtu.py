@@ -5,7 +5,7 @@ from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import GatedMLP, Head, PerLayer
 
 from . import latent
-from .deepseek2 import ACTIVATION, latent_block
+from .deepseek2 import ACTIVATION
 
 ARCHITECTURE = Architecture(
     name="youtu",
@@ -13,7 +13,7 @@ ARCHITECTURE = Architecture(
     matches=("YoutuForCausalLM",),
     model_types=("youtu",),
     dims=latent.dims({}),
-    block=PerLayer(lambda config, i: latent_block(config, GatedMLP(ACTIVATION))),
+    block=PerLayer(lambda config, i: latent.block(config, GatedMLP(ACTIVATION))),
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=latent.NAMES,
     fixed={**latent.ONE_KEY_EACH, "mlp_bias": False},

@@ -65,13 +65,15 @@ def shifted(y: torch.Tensor, last: torch.Tensor, real: torch.Tensor | None) -> t
     return whole[:, :-1], last_tokens(whole, 1, real)[:, 0].float()
 
 
+def empty_state(x: torch.Tensor, n_heads: int, width: int) -> State:
+    """What later versions hold before the first token of x [B, S, hidden]: two tokens, and a matrix for each head."""
+    n, _, hidden = x.shape
+    token = x.new_zeros(n, hidden, dtype=torch.float32)
+    return token, token, x.new_zeros(n, n_heads, width, width, dtype=torch.float32)
+
+
 def _weighted_mean(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    decay: torch.Tensor,
-    first: torch.Tensor,
-    state: State,
-    real: torch.Tensor | None,
+    k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, first: torch.Tensor, state: State, real: torch.Tensor | None
 ) -> tuple[torch.Tensor, State]:
     """The mean of values weighted by exp(key), decaying with distance; token by token, exponents kept below zero."""
     above, below, largest = state

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.lazy_imports import torch
 
-from .mix import shifted
+from .mix import empty_state, shifted
 
 if TYPE_CHECKING:
     from llmkit.architecture.hooks import Layer, Weights
@@ -44,12 +44,10 @@ def build_layer(kind: Eagle, dims: Sizes, weights: Weights, index: int) -> Layer
     key_share, receptance_share = (_share(kind, mlp, name) for name in ("mix_k", "mix_r"))
     first = attn("first").float()[..., None]
     scale, bias = (attn(f"head_norm.{name}").float() for name in ("weight", "bias"))
-    n_heads, width, hidden = dims.heads, dims.head_dim, dims.hidden
+    n_heads, width = dims.heads, dims.head_dim
 
     def run(x: torch.Tensor, state: State | None, real: torch.Tensor | None) -> tuple[torch.Tensor, State]:
-        if state is None:
-            empty = x.new_zeros(x.shape[0], hidden, dtype=torch.float32)
-            state = empty, empty, x.new_zeros(x.shape[0], n_heads, width, width, dtype=torch.float32)
+        state = state or empty_state(x, n_heads, width)
         y = attn_norm(x)
         before, last_y = shifted(y, state[0], real)
         given, decay = mixes(y, before - y)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.architecture.kind import linear_slots, under
 from llmkit.architecture.kinds import Kind, LayerNorm, SlotShape
 
-from .v7_mix import MIXED, build_layer, first_values
+from .v7_mix import MIXED, build_layer
 
 if TYPE_CHECKING:
     from llmkit.architecture.hooks import Layer, Weights
@@ -27,8 +27,14 @@ class FirstValues(Kind):
     """The values of the first layer, which all layers see; the order of tokens is the recurrence's."""
 
     def torch_reader(self, dims: Sizes, dtype: torch.dtype, device: torch.device) -> Positions:
-        """Holds them for one pass."""
-        return first_values()
+        """Its table is a place for those of one pass."""
+        from llmkit.decoder.positions import Positions
+
+        class Held(Positions):
+            def table(self, input_ids: torch.Tensor, places: Any, cache: Any) -> dict[str, torch.Tensor]:
+                return {}
+
+        return Held()
 
     def onnx_emitter(self) -> GraphPositions:
         """A graph has them as a value."""

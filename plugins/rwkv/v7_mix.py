@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import torch
 
-from .mix import shifted
+from .mix import empty_state, shifted
 
 if TYPE_CHECKING:
     from llmkit.architecture.hooks import Layer, Weights
     from llmkit.architecture.sizes import Sizes
     from llmkit.decoder.kv import Cache
-    from llmkit.decoder.positions import Positions
     from llmkit.decoder.states import State
 
     from .v7_kind import GeneralizedDelta
@@ -34,19 +33,8 @@ MIXED = ("r", "w", "k", "v", "a", "g")
 SLOWEST = math.exp(-0.5)  # decays are above exp(-exp(-0.5))
 
 
-def first_values() -> Positions:
-    """A reader of positions whose table is a place for one pass' values of the first layer."""
-    from llmkit.decoder.positions import Positions
-
-    class Held(Positions):
-        def table(self, input_ids: torch.Tensor, places: Any, cache: Any) -> dict[str, torch.Tensor]:
-            return {}
-
-    return Held()
-
-
 def build_layer(kind: GeneralizedDelta, dims: Sizes, weights: Weights, index: int) -> Layer:
-    """The layer of the torch decoder: (x [B, S, hidden], the table of `first_values`, cache) -> x."""
+    """The layer of the torch decoder: (x [B, S, hidden], a table for the first layer's values, cache) -> x."""
     from torch.nn.functional import group_norm, normalize
 
     from llmkit.decoder.linear import linear
@@ -64,9 +52,7 @@ def build_layer(kind: GeneralizedDelta, dims: Sizes, weights: Weights, index: in
 
     def run(both: torch.Tensor, state: State | None, real: torch.Tensor | None) -> tuple[torch.Tensor, State]:
         x, first = both[..., :hidden], both[..., hidden:]
-        if state is None:
-            empty = x.new_zeros(x.shape[0], hidden, dtype=torch.float32)
-            state = empty, empty, x.new_zeros(x.shape[0], n_heads, width, width, dtype=torch.float32)
+        state = state or empty_state(x, n_heads, width)
         y = attn_norm(x)
         before, last_y = shifted(y, state[0], real)
         mixed = {name: y + (before - y) * mix for name, mix in mixes.items()}
