@@ -230,6 +230,12 @@ def test_readme_is_short_and_its_links_lead_somewhere():
             assert (page.parent / target).exists(), (name_of(page), target)
 
 
+def test_readme_counts_the_families_of_the_table():
+    table = (ROOT / "docs/reference/families.md").read_text(encoding="utf-8")
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert f"**{len(rows) - 2} families**" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_site_builds(tmp_path):
     """Every page is in the navigation, and every link leads to a page or a heading."""
     from mkdocs.commands.build import build
