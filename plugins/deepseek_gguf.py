@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.gguf import Form, GgufFamily, Metadata, needs_experts
-from llmkit.architecture.gguf_experts import LED_KEYS, led_experts, needs_pairs_of_groups
+from llmkit.architecture.gguf_experts import LED_KEYS, dense_first_metadata, needs_pairs_of_groups
 from llmkit.architecture.gguf_yarn import needs_yarn_to_stretch, yarn_config, yarn_metadata
 from llmkit.architecture.model import Model
 
@@ -67,7 +67,7 @@ def read(metadata: Metadata, *, takes_both: bool = True) -> dict[str, Any]:
 
 def write(model: Model, *, takes_both: bool = True) -> dict[str, Any]:
     """The same as metadata, and those of experts."""
-    return {**compressed(model), **led_experts(model), **yarn_metadata(model, takes_both=takes_both)}
+    return {**compressed(model), **dense_first_metadata(model), **yarn_metadata(model, takes_both=takes_both)}
 
 
 def refuses(model: Model) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.keys import Computed, Key, as_float
 from llmkit.architecture.kinds import Block, Embedding, GatedMLP, GroupedQuery, Head, RMSNorm, Rope
-from llmkit.architecture.mamba import BesideAttention, StateSpaceDuality, step_limit
+from llmkit.architecture.mamba import ParallelHybrid, StateSpaceDuality, step_limit
 from llmkit.architecture.positions import THETA_KEYS
 from llmkit.errors import SpecError
 
@@ -63,7 +63,7 @@ ARCHITECTURE = Architecture(
     embedding=Embedding(scale=Key("embedding_multiplier", 1.0)),
     block=Block(
         norm=_NORM,
-        attention=BesideAttention(
+        attention=ParallelHybrid(
             GroupedQuery(qkv_bias=_BIAS, out_bias=_BIAS, scale=Computed(_scale)),
             StateSpaceDuality(
                 _ACT,

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.kinds import Block, GatedMLP
-from llmkit.architecture.mamba import BesideAttention, StateSpaceDuality
+from llmkit.architecture.mamba import ParallelHybrid, StateSpaceDuality
 from llmkit.architecture.model import Model
 
 from . import ssm_gguf
@@ -19,7 +19,7 @@ _ONES = (1.0, 1.0, 1.0, 1.0, 1.0)
 def _fold(model: Model) -> tuple[Model, Mapping[str, Sequence[tuple[str, float]]]]:
     """The scale of queries and keys that is not of their width goes into the keys; a tied head may get its own rows."""
     block = model.block
-    assert isinstance(block, Block) and isinstance(block.attention, BesideAttention)  # noqa: S101, PT018
+    assert isinstance(block, Block) and isinstance(block.attention, ParallelHybrid)  # noqa: S101, PT018
     both, mlp = block.attention, block.mlp
     assert isinstance(both.recurrence, StateSpaceDuality) and isinstance(mlp, GatedMLP)  # noqa: S101, PT018
     usual = model.dims.head_dim**-0.5
@@ -47,7 +47,7 @@ def _fold(model: Model) -> tuple[Model, Mapping[str, Sequence[tuple[str, float]]
     recurrence = replace(both.recurrence, multipliers=None)
     if norm is None:  # no matter where
         recurrence = replace(recurrence, norm_before_gate=False)
-    plain = BesideAttention(replace(both.attention, scale=usual), recurrence)
+    plain = ParallelHybrid(replace(both.attention, scale=usual), recurrence)
     return (
         replace(
             model,
@@ -69,7 +69,7 @@ def _read(metadata: Metadata) -> dict[str, Any]:
 def _refuses(model: Model) -> str | None:
     block = model.block
     attention = block.attention if isinstance(block, Block) else None
-    if isinstance(attention, BesideAttention) and any(leaf.endswith(".bias") for leaf in attention.attention.slots()):
+    if isinstance(attention, ParallelHybrid) and any(leaf.endswith(".bias") for leaf in attention.attention.slots()):
         return "its attention has biases"
     return None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from llmkit.architecture.beside_experts import BesideExperts
 from llmkit.architecture.carried import CarryingBlock
 from llmkit.architecture.gguf import Form, GgufFamily, Metadata
 from llmkit.architecture.kinds import GatedMLP, GroupedQuery, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Stacked
+from llmkit.architecture.parallel_experts import ParallelExperts
 from llmkit.architecture.scaling import NoScaling, Proportional
 
 from . import carried_gguf as carried
@@ -41,7 +41,7 @@ def _layers(model: Model) -> list[tuple[bool, GroupedQuery, Rope, int]]:
     found = []
     for block in model.blocks:
         assert isinstance(block, CarryingBlock) and isinstance(block.position, Rope)  # noqa: S101, PT018
-        mlp = block.mlp.dense if isinstance(block.mlp, BesideExperts) else block.mlp
+        mlp = block.mlp.dense if isinstance(block.mlp, ParallelExperts) else block.mlp
         assert isinstance(block.attention, GroupedQuery) and isinstance(mlp, GatedMLP)  # noqa: S101, PT018
         found.append((has_window(block), block.attention, block.position, model.dims.evaluate(mlp.width)))
     return found

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.beside_experts import BesideExperts, OpenSandwich, ScaledRouter
 from llmkit.architecture.carried import (
     CarryingBlock,
     InputGate,
@@ -19,6 +18,7 @@ from llmkit.architecture.experts import Experts
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import GatedMLP, Kind, NoNorm, RMSNorm, Rope, Sandwich, UnitRMS
 from llmkit.architecture.layer_types import is_sliding, window_of
+from llmkit.architecture.parallel_experts import OpenSandwich, ParallelExperts, ScaledRouter
 
 from .gemma import BIAS
 from .gemma2 import ACTIVATION
@@ -83,7 +83,7 @@ def block(config: Mapping[str, Any], i: int) -> CarryingBlock:
     if config.get("enable_moe_block", False):
         expert = str(count_in(config, "moe_intermediate_size", 0))
         router = ScaledRouter("num_experts", "top_k_experts", UnitRMS(EPS))
-        mlp, residual = BesideExperts(_NORM, mlp, Experts(ACTIVATION, router=router, width=expert)), OpenSandwich()
+        mlp, residual = ParallelExperts(_NORM, mlp, Experts(ACTIVATION, router=router, width=expert)), OpenSandwich()
     return CarryingBlock(
         norm=_NORM,
         attention=attention,

@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Router
 from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts, rotary_share
-from llmkit.architecture.gguf_experts import LED_KEYS, led_experts
+from llmkit.architecture.gguf_experts import LED_KEYS, dense_first_metadata
 from llmkit.architecture.keys import Key, as_bool, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope, rotated_share
 
@@ -68,7 +68,7 @@ ARCHITECTURE = Architecture(
         config={"hidden_act": "silu"},
         flags={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
         read=_read,
-        write=lambda model, _: led_experts(model),
+        write=lambda model, _: dense_first_metadata(model),
         refuses=needs_experts,
         tokenizer_pre="glm4",
     ),

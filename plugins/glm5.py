@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.indexer import NotingRope, index_sizes
+from llmkit.architecture.indexer import RecordingRope, index_sizes
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, PerLayer, RMSNorm
 from llmkit.errors import SpecError
@@ -35,7 +35,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     return Block(
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
         attention=attention(shares=_shares(config, i)),
-        position=NotingRope(pairs="interleaved"),
+        position=RecordingRope(pairs="interleaved"),
         mlp=mlp_of(config, i, _ROUTER, n_dense=3),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.gguf import DECAY, Form, GgufFamily, Metadata, needs_experts
-from llmkit.architecture.gguf_experts import LED_KEYS, led_experts
+from llmkit.architecture.gguf_experts import LED_KEYS, dense_first_metadata
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.model import Model
@@ -42,7 +42,7 @@ def _write(model: Model, _: Mapping[str, Any]) -> dict[str, Any]:
         "attention.head_count_kv": [int(full) for full in is_full],
         "ssm.conv_kernel": model.dims.extra["delta_kernel"],
         "kda.head_dim": model.dims.extra["delta_key_dim"],
-        **led_experts(model),
+        **dense_first_metadata(model),
     }
 
 

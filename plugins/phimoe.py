@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.experts import Choice, Experts
+from llmkit.architecture.experts import ExpertChoice, Experts
 from llmkit.architecture.keys import Computed, Key, Number, as_float
 from llmkit.architecture.kinds import Block, GroupedQuery, Head, LayerNorm, Rope
 from llmkit.architecture.layer_types import window_of
@@ -28,7 +28,7 @@ _BIAS = Key("attention_bias", False)
 
 
 @dataclass(frozen=True)
-class SparseMixer(Choice):
+class SparseMixer(ExpertChoice):
     """The best expert, weighed by a softmax over those near it; then the same among the others (arXiv:2409.12136).
 
     Near is an expert whose logit lies within 2 * jitter of the best one's, relative to the larger of that and its own

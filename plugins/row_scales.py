@@ -19,11 +19,11 @@ from typing import Any
 
 from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, Stored, error_context
+from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, StoredFolder, error_context
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.words import cut, unsigned
+from llmkit.quantization.words import from_signed, sliceable
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import transpose, viewed
+from llmkit.tensors.rearrange import transpose, view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 
@@ -58,7 +58,7 @@ class _RowScales(FolderReader):
         words = f"int{bits} per channel symmetric" if bits is not None else ""
         return words, [f"{module}.weight" for module in modules]
 
-    def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
+    def matrices(self, stored: StoredFolder) -> tuple[dict[str, QuantizedMatrix], set[str]]:
         matrices: dict[str, QuantizedMatrix] = {}
         used: set[str] = set()
         for module in self._modules({name: lazy.spec for name, lazy in stored.tensors.items()}):
@@ -80,7 +80,7 @@ class _RowScales(FolderReader):
                         f"int{bits} {weight.spec} and {self.scale} {scales.spec} do not make a weight{wanted}",
                         hint=REMEDY,
                     )
-            scales = viewed(scales, scales.dtype, (n_out, 1))
+            scales = view_as(scales, scales.dtype, (n_out, 1))
             matrices[name] = QuantizedMatrix(Grid(bits), (n_out, n_in), codes, scales)
             used |= {name, scale}
         return matrices, used
@@ -113,7 +113,7 @@ class ChatGLM(_RowScales):
 
     def _codes(self, weight: Lazy, bits: int) -> tuple[Lazy, int]:
         if bits == 8:
-            return unsigned(weight, bits), weight.shape[1]
+            return from_signed(weight, bits), weight.shape[1]
 
         def fn(stored: torch.Tensor) -> torch.Tensor:
             pairs = stored.view(torch.uint8)
@@ -135,7 +135,7 @@ class Baichuan(_RowScales):
 
     def _codes(self, weight: Lazy, bits: int) -> tuple[Lazy, int]:
         if bits == 8:
-            return unsigned(cut(transpose(weight)), bits), weight.shape[0]
+            return from_signed(sliceable(transpose(weight)), bits), weight.shape[0]
 
         def fn(stored: torch.Tensor) -> torch.Tensor:
             return stored.view(torch.uint8) ^ 0x88

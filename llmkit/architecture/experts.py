@@ -31,7 +31,7 @@ class ClampedSwiGLU(Kind):
 
 
 @dataclass(frozen=True)
-class Choice(Kind):
+class ExpertChoice(Kind):
     """What routers have in common: logits = x @ weight^T, of which some experts are chosen.
 
     Attributes:
@@ -66,7 +66,7 @@ class Choice(Kind):
 
 
 @dataclass(frozen=True)
-class Router(Choice):
+class Router(ExpertChoice):
     """Which experts a token goes to, and with which weights: those with the highest scores, which are the weights.
 
     Attributes:
@@ -84,7 +84,7 @@ class Router(Choice):
         is_single: logits are computed in float32 whatever the compute dtype.
     """
 
-    string_keys = (*Choice.string_keys, "is_normalized", "scale", "bias", "correction", "groups", "top_groups")
+    string_keys = (*ExpertChoice.string_keys, "is_normalized", "scale", "bias", "correction", "groups", "top_groups")
 
     scores: Literal["softmax", "chosen_softmax", "sigmoid", "chosen_sigmoid"] = "softmax"
     is_normalized: Flag = False

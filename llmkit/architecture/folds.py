@@ -31,7 +31,7 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.latent import LatentAttention
-from llmkit.architecture.mamba import BesideAttention, MixerOnly, SelectiveScan, ShortConvolution, StateSpaceDuality
+from llmkit.architecture.mamba import MixerOnly, ParallelHybrid, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.architecture.model import Model
 from llmkit.lazy_imports import torch
 
@@ -114,7 +114,7 @@ def _of_block(block: Block, model: Model, stem: str) -> Iterator[Fold]:
 
 
 def _readers(kind: Kind) -> tuple[str, ...]:
-    if type(kind) is BesideAttention:
+    if type(kind) is ParallelHybrid:
         recurrence = tuple(f"ssm.{name}" for name in _readers(kind.recurrence))
         return recurrence and (*_readers(kind.attention), *recurrence)
     if type(kind) is LatentAttention:

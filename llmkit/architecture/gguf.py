@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llmkit.architecture.attention import GroupedQuery
-from llmkit.architecture.beside_experts import BesideExperts
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry, Fused, Names, Stacked, stem_of
+from llmkit.architecture.parallel_experts import ParallelExperts
 from llmkit.architecture.positions import NoPositions
 
 Metadata = Mapping[str, Any]
@@ -201,7 +201,7 @@ def main_block(model: Model) -> Kind:
 def mixture_of(block: Kind) -> Experts | None:
     """The experts of a layer, which may stand beside a dense MLP; None for a layer without."""
     mlp = getattr(block, "mlp", None)
-    mlp = mlp.experts if isinstance(mlp, BesideExperts) else mlp
+    mlp = mlp.experts if isinstance(mlp, ParallelExperts) else mlp
     return mlp if isinstance(mlp, Experts) else None
 
 

@@ -23,7 +23,7 @@ LED_KEYS: Mapping[str, str] = {
 """Metadata key -> key of config.json, as most families call it."""
 
 
-def led_experts(model: Model) -> dict[str, Any]:
+def dense_first_metadata(model: Model) -> dict[str, Any]:
     """The metadata of these layers; groups that all can be chosen are none, as llama.cpp has it."""
     mlps = [getattr(block, "mlp", None) for block in model.blocks]
     experts = next(mlp for mlp in mlps if isinstance(mlp, Experts))

@@ -46,7 +46,7 @@ class Weights(Protocol):
     def under(self, stem: str) -> Weights:
         """The weights below `stem`."""
 
-    def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
+    def observed_linear(self, layer: Linear, names: Sequence[str]) -> Linear:
         """A linear layer made of the weights `<name>.weight`, as it is to be called: calibration sees its inputs."""
 
 

@@ -16,7 +16,7 @@ from llmkit.errors import SpecError
 
 
 @dataclass(frozen=True)
-class NotingRope(Rope):
+class RecordingRope(Rope):
     """Rotary positions of layers that leave something for those after them (`IndexedAttention.shares`)."""
 
 

@@ -163,7 +163,7 @@ class StateSpaceDuality(_StateSpace):
 
 
 @dataclass(frozen=True)
-class BesideAttention(Kind):
+class ParallelHybrid(Kind):
     """a_out attention(a_in x) + r_out recurrence(r_in x): both in one layer (Falcon-H1, arXiv:2507.22448).
 
     Attributes:

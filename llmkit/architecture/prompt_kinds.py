@@ -183,7 +183,7 @@ class Turns:
         return text_of(self.pieces(messages))
 
     @property
-    def lead(self) -> tuple[str | Token | Cut, ...]:
+    def answer_prefix(self) -> tuple[str | Token | Cut, ...]:
         """What stands between a question and the text of its answer: a space, mostly, which the model writes first."""
         parts = (self.assistant,) if isinstance(self.assistant, str) else self.assistant
         pieces_before: list[str | Token | Cut] = []

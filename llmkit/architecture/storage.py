@@ -18,7 +18,7 @@ from llmkit.errors import SpecError, listing
 from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy, Read
 from llmkit.tensors.moving import Concat, Stack, TakeRows
-from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose, viewed
+from llmkit.tensors.rearrange import gather_rows, permute_blocks, transpose, view_as
 
 _IN_MEMORY: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
@@ -81,8 +81,8 @@ def _of_stack(lazy: Lazy, index: int) -> Lazy:
     if isinstance(lazy.node, Stack):
         return lazy.node.inputs[index]
     if isinstance(lazy.node, Read) and lazy.node.strides is None:
-        return gather_rows([viewed(lazy, lazy.dtype, (n * rows, *rest))], [(0, index * rows, (index + 1) * rows)])
-    return viewed(TakeRows(lazy, index, index + 1).output(), lazy.dtype, (rows, *rest))
+        return gather_rows([view_as(lazy, lazy.dtype, (n * rows, *rest))], [(0, index * rows, (index + 1) * rows)])
+    return view_as(TakeRows(lazy, index, index + 1).output(), lazy.dtype, (rows, *rest))
 
 
 def single_experts(tensors: Mapping[str, Lazy], names: Names) -> dict[str, Lazy]:

@@ -43,7 +43,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RoleBits:
     """What was chosen for the matrices of one role with the same scheme.
 
     Attributes:
@@ -62,11 +62,11 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class BitAllocation:
     """A recipe that meets the target, and why it is so."""
 
     recipe: dict[str, Scheme]
-    choices: Sequence[Choice]
+    choices: Sequence[RoleBits]
     nbytes: int
     bits_per_weight: float
     measured: str
@@ -78,7 +78,7 @@ class Chosen:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json` and the manifest."""
-        choices = [{slot: getattr(c, slot) for slot in Choice.__slots__} for c in self.choices]
+        choices = [{slot: getattr(c, slot) for slot in RoleBits.__slots__} for c in self.choices]
         return {
             "nbytes": self.nbytes, "bits_per_weight": self.bits_per_weight, "measured": self.measured,
             "choices": choices, "errors": {name: dict(by_scheme) for name, by_scheme in self.errors.items()},
@@ -93,7 +93,7 @@ def choose_bits(
     report: Callable[[str], None] = lambda text: None,
     *,
     device: str = CPU,
-) -> Chosen:
+) -> BitAllocation:
     """The scheme of each matrix, for the least sum of errors within the target. Reads the weights.
 
     Args:
@@ -119,7 +119,7 @@ def choose_bits(
         unit: {str(c.scheme.attrs()): e for c, e in zip(options[unit], errors[unit], strict=True)} for unit in units
     }
     choices = _folded(units, options, errors, picked)
-    return Chosen(recipe, choices, nbytes, 8 * nbytes / n_parameters, measured, by_name)
+    return BitAllocation(recipe, choices, nbytes, 8 * nbytes / n_parameters, measured, by_name)
 
 
 def _units(candidates: Candidates) -> dict[str, list[str]]:
@@ -216,7 +216,7 @@ def _folded(
     options: Mapping[str, Sequence[Candidate]],
     errors: Mapping[str, Sequence[float]],
     picked: Mapping[str, int],
-) -> list[Choice]:
+) -> list[RoleBits]:
     """One row for all matrices of a role that have the same scheme."""
     rows: dict[tuple[str, str], list[tuple[int | None, int, float, float | None]]] = defaultdict(list)
     for unit, names in units.items():
@@ -236,7 +236,7 @@ def _folded(
         rows[role, _short(candidates[i].scheme)].append(entry)
     order = {role: i for i, (role, _) in enumerate(reversed(list(rows)))}
     return [
-        Choice(
+        RoleBits(
             role,
             _ranges([layer for layer, *_ in entries if layer is not None]),
             scheme,

@@ -7,7 +7,7 @@ from functools import partial
 
 from llmkit.architecture.slots import Slot
 from llmkit.architecture.storage import parts_of
-from llmkit.calibration.learning import OutputError
+from llmkit.calibration.learning import BlockOutputError
 from llmkit.calibration.observers import Observer
 from llmkit.calibration.products import exact_products
 from llmkit.calibration.ranks import Ranks
@@ -16,7 +16,7 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, Task
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
-from llmkit.tensors.device import CPU, made_on, moved
+from llmkit.tensors.device import CPU, default_device, to_device
 from llmkit.tensors.lazy import Context
 
 
@@ -62,7 +62,7 @@ class BlockQuantizer:
         ]
         statistics = self._ranks.summed(observer.statistics(), set(owners)) if observer is not None else None
         if statistics is not None:
-            statistics = moved(statistics, tasks[0].device)  # once for all: what is derived of them is shared
+            statistics = to_device(statistics, tasks[0].device)  # once for all: what is derived of them is shared
         for task, owner in zip(open_tasks, owners, strict=True):
             self._context.raise_if_stopped()
             start = None
@@ -75,7 +75,7 @@ class BlockQuantizer:
         current = [self._restored.get(weight, rows) for weight, rows in zip(weights, rows_of_each, strict=True)]
         return torch.cat([rows.to(values.device, values.dtype) for rows in current])
 
-    def learn(self, error: OutputError) -> None:
+    def learn(self, error: BlockOutputError) -> None:
         """Quantize the weights that are learnt together; those that are settled by now are in their places."""
         methods = {self._tasks[name].method: None for name in self.learnt}
         for method in methods:
@@ -84,10 +84,10 @@ class BlockQuantizer:
                 block_weights = {name: self.learnt.pop(name) for name in names}
                 device = self._tasks[names[0]].device
                 beside = {weight: values.to(device) for weight, values in self._restored.items()}
-                with made_on(device):
-                    learnt = method.quantize_block(block_weights, error.beside(beside))
+                with default_device(device):
+                    learnt = method.quantize_block(block_weights, error.with_weights(beside))
                 for name, rows in learnt.items():
-                    self._take(self._tasks[name], moved(rows, CPU))
+                    self._take(self._tasks[name], to_device(rows, CPU))
 
     def _take(self, task: Task, rows: QuantizedRows) -> None:
         """Keep the parts of a matrix, and compute with it from now on."""

@@ -243,7 +243,7 @@ class _Watched:
     def under(self, stem: str) -> _Watched:
         return _Watched(self._weights.under(stem), self._watch, f"{self._stem}{stem}.")
 
-    def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
+    def observed_linear(self, layer: Linear, names: Sequence[str]) -> Linear:
         return _WatchedLinear(layer, tuple(f"{self._stem}{name}.weight" for name in names), self._watch)
 
 

@@ -139,7 +139,7 @@ class _Ranging(KVCache):
         self.ranges: Ranges = {}
         self._mixing, self._context = mixing, context or Context()
 
-    def taken(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
+    def as_cached(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
         self._context.raise_if_stopped()
         squares = k.float().square() @ self._mixing[layer]
         self.ranges[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))

@@ -19,7 +19,7 @@ from llmkit.tensors.constant import constant
 Compute: TypeAlias = "Callable[[Weights, list[int]], torch.Tensor]"
 
 
-class OutputError:
+class BlockOutputError:
     """A `BlockError`: the outputs of one block, with given weights in place, beside those that it shall have.
 
     Args:
@@ -48,7 +48,7 @@ class OutputError:
         self._dtype = dtype
         self._beside: Mapping[str, torch.Tensor] = {}
 
-    def beside(self, weights: Mapping[str, torch.Tensor]) -> OutputError:
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> BlockOutputError:
         """The same, where other weights are in place, too: by id, as the kinds speak of them."""
         error = copy(self)
         with torch.inference_mode(False):  # tensors of inference mode cannot be saved for gradients of others
@@ -134,5 +134,5 @@ class KeptWeights:
         weights._given = self._given
         return weights
 
-    def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
+    def observed_linear(self, layer: Linear, names: Sequence[str]) -> Linear:
         return layer

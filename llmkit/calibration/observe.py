@@ -15,18 +15,18 @@ from llmkit.calibration.observers import Observer
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.stage import BlockStage
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.statistics import KEY, StoredStatistics, gguf_spelling
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.container import OutputFile, OutputFiles
 from llmkit.lazy_imports import torch
-from llmkit.pipeline.stage import Computed
+from llmkit.pipeline.stage import BlockResult
 from llmkit.quantization.codec import error_context
 from llmkit.tensors.constant import constant
-from llmkit.tensors.device import CPU, moved
+from llmkit.tensors.device import CPU, to_device
 from llmkit.tensors.lazy import Apply, Context, Lazy
-from llmkit.tensors.rearrange import reshaped
+from llmkit.tensors.rearrange import reshape
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.tensors.whole import Whole
 
@@ -101,11 +101,11 @@ def observed(
     ), rows
 
 
-def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]:
-    def compute(blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
-        hook = Observing(measured, context)
+def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, Lazy], Context], BlockResult]:
+    def compute(blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> BlockResult:
+        hook = ObserverHook(measured, context)
         hidden = blocks.run(index, state["hidden"].load(), hook)
-        return Computed({}, [("hidden", hidden)], hook.statistics.items())
+        return BlockResult({}, [("hidden", hidden)], hook.statistics.items())
 
     return compute
 
@@ -114,7 +114,7 @@ def _spec(field: str, n: int) -> TensorSpec:
     return TensorSpec(DType.F32, (n, n) if field == "second_moments" else (n,))
 
 
-class Observing:
+class ObserverHook:
     """A hook that changes nothing; `statistics` are named WEIGHT.FIELD."""
 
     def __init__(self, measured: Sequence[str], context: Context) -> None:
@@ -130,7 +130,7 @@ class Observing:
         statistics = self._observers.pop(tuple(weights)).statistics()
         with error_context(weights[0]):
             statistics.require_finite()
-        statistics = moved(statistics, CPU)
+        statistics = to_device(statistics, CPU)
         self.statistics |= {f"{w}.{field}": getattr(statistics, field) for w in weights for field in self._measured}
         return values
 
@@ -192,7 +192,7 @@ def _gguf(ckpt: Checkpoint, parts: Parts, samples: Samples, rows: Sequence[Seque
     sums, tensors = _by_gguf_name(ckpt, parts), dict[str, Lazy]()
     count = torch.full((1, 1), float(len(rows) * len(rows[0])))
     for tensor, lazy in sums.items():
-        tensors[tensor + imatrix.SUMS] = reshaped(lazy, (1, *lazy.shape))
+        tensors[tensor + imatrix.SUMS] = reshape(lazy, (1, *lazy.shape))
         tensors[tensor + imatrix.COUNTS] = constant(count)
     channels = {tensor: lazy.shape[0] for tensor, lazy in sums.items()}
     container = imatrix.gguf_container(name, channels, samples.label, n_samples=len(rows), length=len(rows[0]))

@@ -16,7 +16,7 @@ from typing import Any
 from llmkit.architecture.slots import Slot
 from llmkit.calibration.block_quantizer import BlockQuantizer
 from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
-from llmkit.calibration.learning import OutputError
+from llmkit.calibration.learning import BlockOutputError
 from llmkit.calibration.ranks import Ranks, Share
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.scaling import BlockScaling
@@ -26,7 +26,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, listing
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores, n_cores
-from llmkit.pipeline.stage import Computed
+from llmkit.pipeline.stage import BlockResult
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import BlockMethod, Method, Task, quantized
 from llmkit.tensors.device import product_dtype
@@ -181,7 +181,7 @@ class CalibratedQuantizer:
     def _n_blocks(self) -> int:
         return max((1 + layer for name in self._tasks if (layer := self._slots[name].layer) is not None), default=0)
 
-    def _computed(self, blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> Computed:
+    def _computed(self, blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> BlockResult:
         """One layer quantized: its parts are kept, what comes out goes on to the next."""
         hidden = state["hidden"].load()
         floats = (state["floats"].load() if "floats" in state else hidden) if self._compares else None
@@ -196,14 +196,14 @@ class CalibratedQuantizer:
             if hook.learnt:
                 compute = partial(blocks.outputs, index, hidden)
                 seed, report = f"{self.samples.seed} {index}", self._reporter(index, context)
-                error = OutputError(
+                error = BlockOutputError(
                     compute, blocks.weights, targets, self._slots, seed, report, product_dtype(self._stage.device)
                 )
                 hook.learn(error)
                 after = blocks.run(index, hidden, hook)
             passed_on.append(("floats", targets))
         result = {"errors": hook.errors, "notes": hook.notes}
-        return Computed(result, [*passed_on, ("hidden", after)], {**hook.results, **scaled.changed}.items())
+        return BlockResult(result, [*passed_on, ("hidden", after)], {**hook.results, **scaled.changed}.items())
 
     def serve(self) -> None:
         """On other ranks than 0: compute a share of the samples of each block.

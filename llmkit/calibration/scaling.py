@@ -20,7 +20,7 @@ from llmkit.calibration.observers import Observer
 from llmkit.lazy_imports import torch
 from llmkit.quantization.method import ScalingMethod, Task
 from llmkit.tensors.constant import constant
-from llmkit.tensors.device import CPU, made_on
+from llmkit.tensors.device import CPU, default_device
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Lazy
 
@@ -86,7 +86,7 @@ class BlockScaling:
         replacements: dict[str, torch.Tensor] = {}
         dtypes = {part: self._tensors[slot.name].dtype.torch for part, slot in self._slot_of.items()}
         for fold, scale in chosen.scales.items():
-            replacements |= folded(fold, scale, weights.replaced(replacements), dtypes)
+            replacements |= folded_weights(fold, scale, weights.replaced(replacements), dtypes)
         new = weights.replaced(replacements)
 
         def whole(slot: Slot) -> Lazy:
@@ -110,7 +110,7 @@ class BlockScaling:
                 weight = weights(leaf)
                 require_finite(weight, weight.abs().amax(), name=task.name)
                 read.append(task.block_weight(weight, statistics))
-            with made_on(tasks[0].device):
+            with default_device(tasks[0].device):
                 return method.input_scales(read, fold.source_of(read[0].weight.shape[1]))
 
         return scale
@@ -149,7 +149,7 @@ class _Choosing:
         return values
 
 
-def folded(
+def folded_weights(
     fold: Fold, scale: torch.Tensor, weights: Weights, dtypes: Mapping[str, torch.dtype]
 ) -> dict[str, torch.Tensor]:
     """The weights of a fold with a scale in place, by id, float32; what computes with all of them gives the same.

@@ -17,14 +17,14 @@ from functools import partial
 
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import KeptWeights
-from llmkit.calibration.observe import Observing
+from llmkit.calibration.observe import ObserverHook
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.stage import BlockStage
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.lazy_imports import torch
-from llmkit.pipeline.pool import mapped_on_cores
-from llmkit.pipeline.stage import Computed
+from llmkit.pipeline.pool import map_on_cores
+from llmkit.pipeline.stage import BlockResult
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
@@ -52,7 +52,7 @@ class Trial:
 def errors_of_weights(matrices: Mapping[str, Trial], known: StoredStatistics | None) -> dict[str, list[float]]:
     """The error of each way to store each matrix, by its weights and what is known of their inputs."""
     jobs = [(matrix, restore) for matrix in matrices.values() for restore in matrix.restores]
-    errors = iter(mapped_on_cores(lambda job: _of_weights(job[0], job[1], known), jobs))
+    errors = iter(map_on_cores(lambda job: _of_weights(job[0], job[1], known), jobs))
     return {name: [next(errors) for _ in matrix.restores] for name, matrix in matrices.items()}
 
 
@@ -120,9 +120,9 @@ def _of_block(
     index: int,
     state: Mapping[str, Lazy],
     context: Context,
-) -> Computed:
+) -> BlockResult:
     hidden = state["hidden"].load()
-    hook = Observing(["squares"], context)
+    hook = ObserverHook(["squares"], context)
     after = blocks.run(index, hidden, hook)
     squares = {name.removesuffix(".squares"): constant(x) for name, x in hook.statistics.items()}
     weights, rows = KeptWeights(blocks.weights), list(range(len(hidden)))
@@ -140,14 +140,14 @@ def _of_block(
             return _share(changed - after, after)
 
     jobs = [(matrix, restore) for matrix in own.values() for restore in matrix.restores]
-    shares = iter(mapped_on_cores(measured, jobs))
+    shares = iter(map_on_cores(measured, jobs))
     errors = {name: [next(shares) for _ in matrix.restores] for name, matrix in own.items()}
     with torch.inference_mode():
         if index == n_blocks - 1:
             ids = state["ids"].load()
             outside, normed = {n: m for n, m in matrices.items() if m.layer is None}, blocks.normed(after)
             errors |= {name: _of_head_and_embedding(matrix, ids, normed) for name, matrix in outside.items()}
-    return Computed({"errors": errors}, [("hidden", after)])
+    return BlockResult({"errors": errors}, [("hidden", after)])
 
 
 def _of_head_and_embedding(matrix: Trial, ids: torch.Tensor, hidden: torch.Tensor) -> list[float]:

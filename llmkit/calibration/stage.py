@@ -21,11 +21,11 @@ from llmkit.decoder.load import load_blocks
 from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
-from llmkit.pipeline.stage import Block, Computed, Stage
+from llmkit.pipeline.stage import Block, BlockResult, Stage
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
 
-Compute = Callable[[Blocks, int, Mapping[str, Lazy], Context], Computed]
+Compute = Callable[[Blocks, int, Mapping[str, Lazy], Context], BlockResult]
 """Gets the blocks, the number of one, the state of the block before it, in which `hidden` are the hidden states that go
 into this one, [B, S, hidden]; and the run's context. Its own state has them for the next one."""
 Windows = Callable[[int | None, Callable[[], bool]], list[list[int]]]
@@ -90,15 +90,15 @@ class BlockStage:
         names = ["text", *(str(i) for i in range(n_blocks))]
         return Stage(path, digest, in_workspace=path is not None).run(names, partial(self._computed, context, n_blocks))
 
-    def _computed(self, context: Context, n_blocks: int, name: str, state: Mapping[str, Lazy]) -> Computed:
+    def _computed(self, context: Context, n_blocks: int, name: str, state: Mapping[str, Lazy]) -> BlockResult:
         if name == "text":
             rows = self._windows(self.loaded[0].context, context.is_stopped)
             ids = torch.tensor(rows)
-            return Computed({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self.loaded, ids).embedded())])
+            return BlockResult({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self.loaded, ids).embedded())])
         context.report(f"block {int(name) + 1}/{n_blocks}")
         ids = state["ids"].load()
         computed = self._compute(Blocks(*self.loaded, ids), int(name), state, context)
-        return Computed(computed.result, [("ids", ids), *computed.state], computed.kept)
+        return BlockResult(computed.result, [("ids", ids), *computed.state], computed.kept)
 
     @cached_property
     def loaded(self) -> tuple[Decoder, Weights]:

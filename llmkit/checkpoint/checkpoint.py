@@ -11,8 +11,8 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
-from llmkit.checkpoint.content import FileContent, read_generation_config
 from llmkit.checkpoint.embeddings import with_true_tying
+from llmkit.checkpoint.file_content import FileContent, read_generation_config
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.order import in_order, sort_tensors
@@ -23,7 +23,7 @@ from llmkit.formats.folder import is_weight_file, left_unread, weight_set
 from llmkit.formats.json_text import read_object
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Opened
+from llmkit.layouts.layout import OpenedLayout
 from llmkit.layouts.opening import open_foreign
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import TensorSpec
@@ -47,7 +47,7 @@ class Checkpoint:
         warnings: what the user should act on.
         container: how its tensors are laid out in files when it is written.
         layout: the file layout it was read from; `hf` when it was made from others.
-        details: what else its files say of themselves (`llmkit.layouts.layout.Opened`).
+        details: what else its files say of themselves (`llmkit.layouts.layout.OpenedLayout`).
         float_specs: dtype and shape of what its tensors stand for, by name, where they were encoded just now; None
             where they are what they are, or have to be looked at.
     """
@@ -224,7 +224,7 @@ def _opened(path: Path) -> Checkpoint:
     )
 
 
-def _from_layout(path: Path, opened: Opened) -> Checkpoint:
+def _from_layout(path: Path, opened: OpenedLayout) -> Checkpoint:
     """A checkpoint of a foreign layout: transformers' view of it, with the small files beside it."""
     folder = path if path.is_dir() else path.parent
     beside = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in opened.own]

@@ -7,10 +7,10 @@ from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import quantization_of
+from llmkit.checkpoint.classification import quantization_of
 from llmkit.errors import RequirementError
 from llmkit.formats.json_text import parse_object
-from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Stored, config_entry, folder_readers
+from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, StoredFolder, config_entry, folder_readers
 from llmkit.quantization.recognition import BLOCKS, Quantization
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
@@ -131,7 +131,7 @@ def _not_stored(ckpt: Checkpoint, scheme: Quantization) -> RequirementError:
     )
 
 
-def _stored(ckpt: Checkpoint, codec: FolderReader) -> Stored:
+def _stored(ckpt: Checkpoint, codec: FolderReader) -> StoredFolder:
     config = _float_config(ckpt.config, codec)
     architecture = registry.find(config)
     slots = architecture.bind(config).tensors() if architecture is not None else {}
@@ -140,4 +140,4 @@ def _stored(ckpt: Checkpoint, codec: FolderReader) -> Stored:
         stated = {**stated, CONFIG_KEYS[0]: parse_object(file.read(), codec.config_file)}
     transposed = frozenset(name for name, slot in slots.items() if slot.is_transposed and not slot.stack)
     shapes = {name: slot.shape[::-1] if name in transposed else slot.shape for name, slot in slots.items()}
-    return Stored(ckpt.label, ckpt.tensors, stated, shapes, transposed)
+    return StoredFolder(ckpt.label, ckpt.tensors, stated, shapes, transposed)

@@ -25,7 +25,7 @@ from llmkit.layouts.gguf_forms import leaf_of
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import TakeRows
-from llmkit.tensors.rearrange import reshaped
+from llmkit.tensors.rearrange import reshape
 from llmkit.tensors.spec import DType, TensorSpec
 
 KEY = "llmkit.statistics"
@@ -143,7 +143,7 @@ def _from_imatrix(path: Path, matrix: imatrix.Imatrix, ckpt: Checkpoint, model: 
             raise SpecError(f"{path}: {name} has {len(entry.counts)} counts, expected one for each of {len(matrices)}")
         for i, (each, count) in enumerate(zip(matrices, entry.counts, strict=True)):
             if count > 0:
-                squares = reshaped(TakeRows(entry.sums, i, i + 1).output(), (entry.sums.shape[1],))
+                squares = reshape(TakeRows(entry.sums, i, i + 1).output(), (entry.sums.shape[1],))
                 parts |= {part.id: {"squares": squares} for part in each.parts}
                 n_tokens |= {part.id: count for part in each.parts}
     return StoredStatistics(path.name, parts, n_tokens, {"datasets": list(matrix.datasets)})

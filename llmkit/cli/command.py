@@ -22,7 +22,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.libraries import libraries
-from llmkit.cli.options import Common, Folder
+from llmkit.cli.options import CommonOptions, FolderOptions
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.errors import InputError
 
@@ -90,7 +90,7 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
 
 def _flatten(function: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, type] = {"": Common}
+    groups: dict[str, type] = {"": CommonOptions}
     parameters = [inspect.Parameter("called", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for p in inspect.signature(function).parameters.values():
         hint = hints[p.name]
@@ -100,7 +100,7 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
             groups[p.name] = hint
         else:
             parameters.append(p.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
-    for group in (*list(groups.values())[1:], Common):
+    for group in (*list(groups.values())[1:], CommonOptions):
         parameters += _options(group)
     for parameter in parameters:
         _offer_values(parameter)
@@ -112,7 +112,7 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         groups_by_name = {name: _take(group, values) for name, group in groups.items()}
         common = groups_by_name.pop("")
         for options in groups_by_name.values():
-            if isinstance(options, Folder):
+            if isinstance(options, FolderOptions):
                 object.__setattr__(options, "inputs", _inputs(parameters, values))
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
         from llmkit.architecture.registry import using  # the command line's own start needs no registry

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.cli.options import Gating
+from llmkit.cli.options import GateOptions
 from llmkit.cli.output import Output
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compared(
-    out: Output, records: Sequence[RunRecord], paths: Sequence[Path | None], options: Gating
+    out: Output, records: Sequence[RunRecord], paths: Sequence[Path | None], options: GateOptions
 ) -> list[Comparison]:
     """The first of the records with each of the others; says what does not match.
 

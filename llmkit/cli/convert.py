@@ -10,7 +10,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import ModelArgument, OutDtypeOption, Writing
+from llmkit.cli.options import ModelArgument, OutDtypeOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
 
@@ -39,7 +39,7 @@ def convert(
             "bitsandbytes, bitsandbytes_nested. ",
         ),
     ],
-    writing: Writing,
+    writing: WriteOptions,
     dtype: OutDtypeOption = None,
     model_parallel: Annotated[
         int | None, typer.Option(metavar="N", help="With --to meta: the number of files.")
@@ -90,7 +90,7 @@ def convert(
     Every layout that opens can be converted. Tokenizer and other files go along. Values that the new dtype cannot
     hold become infinite; they are counted and named.
     """
-    from llmkit.checkpoint.contents import open_model
+    from llmkit.checkpoint.classification import open_model
     from llmkit.checkpoint.statistics import open_statistics
     from llmkit.transforms.convert import Overflow
     from llmkit.transforms.convert import convert as convert_checkpoint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import Folder
+from llmkit.cli.options import FolderOptions
 from llmkit.cli.output import Output, duration
 from llmkit.cli.writing import answer_plan, described_step, interrupted_run, resumed_nbytes
 from llmkit.errors import InputError, RequirementError, listing
@@ -40,7 +40,7 @@ def xor(
     out: Output,
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the release was made from, as a folder.")],
     payload: Annotated[Path, typer.Argument(metavar="PAYLOAD", help="The folder of coded files.")],
-    folder: Folder,
+    folder: FolderOptions,
     hashes: HashesOption = None,
     expect: ExpectOption = None,
 ) -> None:
@@ -67,7 +67,7 @@ def decrypt(
     encrypted: Annotated[
         list[Path], typer.Argument(metavar="ENC...", help="NAME.<sha256>.enc files, or folders that hold them.")
     ],
-    folder: Folder,
+    folder: FolderOptions,
     hashes: HashesOption = None,
     expect: ExpectOption = None,
 ) -> None:
@@ -95,7 +95,7 @@ def refuse_coded(path: str, why: str, base: str, release: str) -> None:
         raise RequirementError(f"{path} is {what}{why}", hint=command_for(kind, base, release))
 
 
-def _decode(out: Output, decoding: Decoding, folder: Folder, hashes: Path | None, expect: Path | None) -> None:
+def _decode(out: Output, decoding: Decoding, folder: FolderOptions, hashes: Path | None, expect: Path | None) -> None:
     from llmkit.pipeline.target import Target, partial_path
     from llmkit.releases.decoding import check_pads, check_samples
     from llmkit.releases.hash_list import read_hash_list
@@ -200,7 +200,7 @@ def _sum_up(
 
 
 def _plan_document(
-    decoding: Decoding, folder: Folder, hashes: Path | None, expected: Mapping[str, Expected]
+    decoding: Decoding, folder: FolderOptions, hashes: Path | None, expected: Mapping[str, Expected]
 ) -> dict[str, Any]:
     return {
         "dry_run": True,

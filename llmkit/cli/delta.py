@@ -11,7 +11,7 @@ import typer
 from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.decode import refuse_coded
-from llmkit.cli.options import OutDtypeOption, Writing
+from llmkit.cli.options import OutDtypeOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
 
@@ -36,7 +36,7 @@ def apply(
     out: Output,
     base: BaseArgument,
     delta: Annotated[str, typer.Argument(metavar="DELTA", help="The published difference.")],
-    writing: Writing,
+    writing: WriteOptions,
     profile: ProfileOption = None,
     dtype: OutDtypeOption = None,
     expected_sum: Annotated[
@@ -49,7 +49,7 @@ def apply(
     with the measured figure where only statistics can tell.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.checkpoint.contents import open_model
+    from llmkit.checkpoint.classification import open_model
     from llmkit.transforms import delta as deltas
     from llmkit.transforms.delta.base_check import check_base
     from llmkit.transforms.delta.base_structure import raise_refusals
@@ -91,7 +91,7 @@ def make(
     out: Output,
     base: BaseArgument,
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model that the delta shall give.")],
-    writing: Writing,
+    writing: WriteOptions,
     profile: ProfileOption = None,
     dtype: OutDtypeOption = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not count what comes back.")] = False,
@@ -102,7 +102,7 @@ def make(
     the profile of a published convention it is what that script makes, with its rounding.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.checkpoint.contents import open_model
+    from llmkit.checkpoint.classification import open_model
     from llmkit.transforms import delta as deltas
 
     first, second = (open_model(m, force=writing.force) for m in (base, tuned))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.folding import folded
+from llmkit.cli.folding import fold_lines
 from llmkit.cli.output import Output
 
 _MOST_CONFIG_KEYS = 12
@@ -62,9 +62,11 @@ def _render(out: Output, d: Mapping[str, Any], top: int) -> None:
     if d["architectures"]:
         out.line(f"the architectures differ: {' → '.join(d['architectures'])}\n")
     for word in ("removed", "added"):
-        for line in folded((name, "") for name in d[word]):
+        for line in fold_lines((name, "") for name in d[word]):
             out.line(f"{word:<9} {line}")
-    for line in folded((name, f": {list(before)} → {list(after)}") for name, (before, after) in d["reshaped"].items()):
+    for line in fold_lines(
+        (name, f": {list(before)} → {list(after)}") for name, (before, after) in d["reshaped"].items()
+    ):
         out.line(f"{'reshaped':<9} {line}")
     retyped: dict[tuple[str, str], int] = {}
     for pair in d["retyped"].values():

@@ -41,7 +41,7 @@ def new(
     """
     from llmkit.architecture.registry import GROUP
     from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.checkpoint.contents import require_model
+    from llmkit.checkpoint.classification import require_model
     from llmkit.checkpoint.quantized import describe, is_quantized
     from llmkit.drafting.draft import draft_plugin, plugin_text
     from llmkit.pipeline.files import check_file, write_file

@@ -16,7 +16,7 @@ from llmkit.cli import completion
 from llmkit.cli.command import Interrupted, command, terminable
 from llmkit.cli.comparisons import compared, outcome, render_comparisons
 from llmkit.cli.gating import gates_of
-from llmkit.cli.options import Chat, Computing, Gating, JsonPath, ModelArgument, Scaling
+from llmkit.cli.options import ChatOptions, ComputeOptions, GateOptions, JsonPath, ModelArgument, ScalingOptions
 from llmkit.cli.output import Output
 from llmkit.cli.prompts_shown import show_prompts
 from llmkit.cli.scores import render_record
@@ -48,10 +48,10 @@ def evaluate(
             help="mmlu, mmlu_pro, ceval, cmmlu, mini, or any task or group of lm-eval.",
         ),
     ],
-    templates: Chat,
-    computing: Computing,
-    gating: Gating,
-    scaling: Scaling,
+    templates: ChatOptions,
+    computing: ComputeOptions,
+    gating: GateOptions,
+    scaling: ScalingOptions,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The published CSV files, or a task's data set (default: from the hub)."),
@@ -124,7 +124,7 @@ def evaluate(
         raise InputError("--subjects names none", hint="leave --subjects out for all of them")
     if show is not None:
         out.refuse_options(
-            {"output", "compare", "submission", *(f.name for f in fields(Gating))}, "--show, which scores nothing"
+            {"output", "compare", "submission", *(f.name for f in fields(GateOptions))}, "--show, which scores nothing"
         )
         chat = bool(templates.name or templates.chat)
         selection = Selection(bench, data, split, protocol, shots, show, wanted, chat, include=include_path)
@@ -221,7 +221,7 @@ def _part(out: Output, text: str | None, output: Path | None) -> tuple[Shard | N
     if output is None:
         raise InputError(f"--shard {shard}: the record of a part is of use in a file", hint="add -o RUN.json")
     if text == "auto":
-        output = shard.beside(output)
+        output = shard.path_beside(output)
         out.note(f"this process does part {shard}: {output}")
     return shard, output
 

@@ -10,8 +10,8 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.grid_options import Grids
-from llmkit.cli.options import DtypeOption, ModelArgument, Writing
+from llmkit.cli.grid_options import GridOptions
+from llmkit.cli.options import DtypeOption, ModelArgument, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.parity import refuse_difference, show_parity
 from llmkit.cli.writing import Addition, write
@@ -19,7 +19,7 @@ from llmkit.errors import InputError, RequirementError, nearest
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
-    from llmkit.onnx.parity import Checked
+    from llmkit.onnx.parity import ParityReport
 
 _NEXT = "llmkit generate {out} PROMPT"
 
@@ -34,8 +34,8 @@ _NEXT = "llmkit generate {out} PROMPT"
 def export(
     out: Output,
     model: ModelArgument,
-    writing: Writing,
-    grids: Grids,
+    writing: WriteOptions,
+    grids: GridOptions,
     to: Annotated[str, typer.Option(metavar="onnx", help="The format to export to.")] = "onnx",
     weights: Annotated[
         str | None,
@@ -130,7 +130,7 @@ def export(
     Optimum. Afterwards its logits are compared with the torch decoder's; exit code 1 when they differ. A quantized
     graph is compared with the torch decoder of the same integers, a cache in int8 with one that rounds alike.
     """
-    from llmkit.checkpoint.contents import open_model, require_model
+    from llmkit.checkpoint.classification import open_model, require_model
     from llmkit.checkpoint.quantized import refuse_unread
     from llmkit.onnx.export import computed_weights
     from llmkit.onnx.export import export as export_checkpoint
@@ -162,7 +162,7 @@ def export(
         kv_cache_dtype=kv_cache_dtype,
         calibration=calibration,
     )
-    results: list[Checked] = []
+    results: list[ParityReport] = []
 
     def finish(_manifest: Mapping[str, Any]) -> Addition:
         if no_check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from llmkit.cli.options import Writing
+from llmkit.cli.options import WriteOptions
 from llmkit.cli.output import Output, duration
 from llmkit.cli.parity import refuse_difference, show_parity
 from llmkit.cli.writing import interrupted_check
@@ -23,7 +23,7 @@ HONOURED = frozenset(
 _TOLERANCE = 1e-4  # float32, as tracing leaves it
 
 
-def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, check: bool) -> None:
+def export_via(out: Output, ckpt: Checkpoint, writing: WriteOptions, via: str, *, check: bool) -> None:
     """Let another exporter write the folder, and compare it with transformers.
 
     Args:
@@ -32,7 +32,7 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
     Raises:
         InputError: no such exporter, or an option that it does not have.
     """
-    from llmkit.onnx.parity import Checked
+    from llmkit.onnx.parity import ParityReport
     from llmkit.onnx.via import VIA, compare_with_transformers, export_by_optimum
     from llmkit.pipeline.target import Target
 
@@ -48,7 +48,7 @@ def export_via(out: Output, ckpt: Checkpoint, writing: Writing, via: str, *, che
     manifest = export_by_optimum(ckpt, target)
     elapsed = time.monotonic() - started
     try:
-        checked = Checked(compare_with_transformers(ckpt, writing.output) if check else [], [], _TOLERANCE)
+        checked = ParityReport(compare_with_transformers(ckpt, writing.output) if check else [], [], _TOLERANCE)
     except KeyboardInterrupt:
         raise interrupted_check(writing.output) from None
     files = {name: entry["nbytes"] for name, entry in manifest["files"].items()}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 _NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")  # a whole part of a name: that of a layer or an expert, not w1's
 
 
-def folded(entries: Iterable[tuple[str, str]]) -> list[str]:
+def fold_lines(entries: Iterable[tuple[str, str]]) -> list[str]:
     """Names with what follows them, one a line; names that differ in their numbers alone share a line.
 
     Those that are alike but for their numbers share a line: `layers.N.mlp.up_proj.weight  F32  (N = 0..31)`.

@@ -1,4 +1,4 @@
-"""Thresholds on scores and on drops from a baseline: what `eval` and `report` do with their options `Gating`."""
+"""Thresholds on scores and on drops from a baseline: what `eval` and `report` do with their options `GateOptions`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmkit.cli.options import Gating
+from llmkit.cli.options import GateOptions
 from llmkit.cli.output import Output
 from llmkit.errors import InputError
 
@@ -22,7 +22,7 @@ _UNDER, _DROP = "--fail-under", "--max-drop"
 class Gates:
     """The options, checked before anything is scored."""
 
-    options: Gating
+    options: GateOptions
     least: Sequence[Threshold]
     drops: Sequence[Threshold]
 
@@ -79,7 +79,7 @@ class Gates:
             out.refuse("; ".join(low))
 
 
-def gates_of(out: Output, options: Gating, *, has_baseline: bool, how: str) -> Gates:
+def gates_of(out: Output, options: GateOptions, *, has_baseline: bool, how: str) -> Gates:
     """The thresholds of the command line, before anything is scored.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import Chat, Computing, ModelArgument, SeedOption
+from llmkit.cli.options import ChatOptions, ComputeOptions, ModelArgument, SeedOption
 from llmkit.cli.output import Output
 
 
@@ -23,8 +23,8 @@ from llmkit.cli.output import Output
 def generate(
     out: Output,
     model: ModelArgument,
-    templates: Chat,
-    computing: Computing,
+    templates: ChatOptions,
+    computing: ComputeOptions,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads it from stdin.")
     ] = None,

@@ -31,7 +31,7 @@ def _globs(option: str, help: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grids:
+class GridOptions:
     """The options of every command that puts weights on a grid, besides `--bits`."""
 
     group_size: Annotated[
@@ -79,7 +79,7 @@ class Grids:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedPrecision:
+class MixedPrecisionOptions:
     """The options of a command that gives matrices grids of their own."""
 
     recipe: Annotated[
@@ -153,7 +153,7 @@ class MixedPrecision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrating:
+class CalibrationOptions:
     """The options of every command that looks at the inputs of layers while the model reads a text."""
 
     calibration: Annotated[

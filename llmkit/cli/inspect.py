@@ -11,7 +11,7 @@ import typer
 
 from llmkit.cli.command import command
 from llmkit.cli.decode import refuse_coded
-from llmkit.cli.folding import folded
+from llmkit.cli.folding import fold_lines
 from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
 from llmkit.cli.writing import described_step
@@ -168,7 +168,7 @@ def _values(values: Sequence[Mapping[str, Any]]) -> list[str]:
     def shape(value: Mapping[str, Any]) -> str:
         return "?" if value["shape"] is None else " × ".join(map(str, value["shape"]))
 
-    return folded((value["name"], f"  {value['dtype']}  {shape(value)}") for value in values)
+    return fold_lines((value["name"], f"  {value['dtype']}  {shape(value)}") for value in values)
 
 
 def _render_identity(out: Output, d: Mapping[str, Any]) -> None:

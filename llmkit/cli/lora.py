@@ -9,7 +9,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import OutDtypeOption, SeedOption, Writing
+from llmkit.cli.options import OutDtypeOption, SeedOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
 
@@ -34,7 +34,7 @@ def merge(
     out: Output,
     base: Annotated[str, typer.Argument(metavar="BASE", help="The float model that the adapter was trained on.")],
     adapters: AdaptersArgument,
-    writing: Writing,
+    writing: WriteOptions,
     weight: WeightOption = None,
     alpha: Annotated[
         float | None, typer.Option(metavar="A", help="The alpha of a LoRA file that has no config (lit-llama).")
@@ -54,7 +54,7 @@ def merge(
     tensor of the adapter is used, or it is an error. The weights are those of peft's merge_and_unload, bit for bit;
     with --dtype the base is cast before anything is added. Prints how many modules changed, and how much.
     """
-    from llmkit.checkpoint.contents import open_model, require_model
+    from llmkit.checkpoint.classification import open_model, require_model
     from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 
@@ -74,7 +74,7 @@ def merge(
 def combine(
     out: Output,
     adapters: AdaptersArgument,
-    writing: Writing,
+    writing: WriteOptions,
     method: Annotated[
         str,
         typer.Option(
@@ -116,7 +116,7 @@ def extract(
     out: Output,
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was tuned.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="What it became.")],
-    writing: Writing,
+    writing: WriteOptions,
     rank: Annotated[int | None, typer.Option(metavar="R", min=1, help="The rank of every layer.")] = None,
     energy: Annotated[
         float | None,
@@ -129,13 +129,13 @@ def extract(
     large the ranks are, follows from the data. What was compared is kept in OUT.survey until OUT is written: the same
     command goes on there after an interruption.
     """
-    from llmkit.checkpoint.contents import open_model
-    from llmkit.cli.survey import Surveying
+    from llmkit.checkpoint.classification import open_model
+    from llmkit.cli.survey import SurveyStage
     from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 
     first, second = (open_model(m, force=writing.force) for m in (base, tuned))
-    with Surveying(out, first, second, writing, {"rank": rank, "energy": energy}) as surveying:
+    with SurveyStage(out, first, second, writing, {"rank": rank, "energy": energy}) as surveying:
         survey = lora.survey(first, second, rank=rank, energy=energy, through=surveying.findings)
         meter = Meter()
         adapter = lora.extract(first, second, rank=rank, energy=energy, found=survey, meter=meter)

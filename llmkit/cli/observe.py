@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.grid_options import Calibrating
-from llmkit.cli.options import ModelArgument, Writing
+from llmkit.cli.grid_options import CalibrationOptions
+from llmkit.cli.options import ModelArgument, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
@@ -21,8 +21,8 @@ from llmkit.cli.writing import write
 def observe(
     out: Output,
     model: ModelArgument,
-    writing: Writing,
-    calibrating: Calibrating,
+    writing: WriteOptions,
+    calibrating: CalibrationOptions,
     moments: Annotated[
         bool, typer.Option("--moments", help="Keep second moments, too, which gptq needs: [in, in] for each weight.")
     ] = False,

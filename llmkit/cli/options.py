@@ -69,7 +69,7 @@ JsonPath = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class FolderOptions:
     """The options of every command that writes a folder."""
 
     output: OutputOption
@@ -98,7 +98,7 @@ class Folder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing(Folder):
+class WriteOptions(FolderOptions):
     """The options of every command that writes a model."""
 
     max_shard_size: Annotated[
@@ -107,7 +107,7 @@ class Writing(Folder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing:
+class ComputeOptions:
     """The options of every command that computes a model."""
 
     dtype: DtypeOption = "float32"
@@ -122,13 +122,13 @@ class Computing:
             LlmkitError: it cannot be read, or is no model.
         """
         from llmkit.checkpoint.checkpoint import open_checkpoint
-        from llmkit.checkpoint.contents import require_model
+        from llmkit.checkpoint.classification import require_model
         from llmkit.checkpoint.quantized import refuse_unread
-        from llmkit.decoder.doubts import doubts_of
+        from llmkit.decoder.preflight import model_warnings
 
         ckpt = require_model(open_checkpoint(model), use)
         refuse_unread(ckpt)
-        for doubt in doubts_of(ckpt, self.backend):
+        for doubt in model_warnings(ckpt, self.backend):
             out.warning(doubt)
         return ckpt
 
@@ -145,7 +145,7 @@ class Computing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaling:
+class ScalingOptions:
     """The options of a command whose work is cut up, or done elsewhere."""
 
     batch_tokens: Annotated[
@@ -173,7 +173,7 @@ class Scaling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
+class ChatOptions:
     """The options of every command that puts prompts in a chat format."""
 
     chat: Annotated[
@@ -198,7 +198,7 @@ class Chat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gating:
+class GateOptions:
     """The options of every command whose scores may decide a CI job."""
 
     fail_under: Annotated[
@@ -231,7 +231,7 @@ class Gating:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class CommonOptions:
     """The options of every command."""
 
     json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")] = False

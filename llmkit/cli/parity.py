@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from llmkit.cli.output import Output
 
 if TYPE_CHECKING:
-    from llmkit.onnx.parity import Checked
+    from llmkit.onnx.parity import ParityReport
 
 
-def show_parity(out: Output, checked: Checked, reference: str) -> None:
+def show_parity(out: Output, checked: ParityReport, reference: str) -> None:
     """Print the differences from `reference` (`the torch decoder`, `transformers`), and what they mean."""
     numbers = ["largest difference", "allowed", "same next token"]
     allowed = f"{checked.tolerance:.1e}"
@@ -28,7 +28,7 @@ def show_parity(out: Output, checked: Checked, reference: str) -> None:
         out.line(f"passed: the exported model computes what {reference} does")
 
 
-def refuse_difference(out: Output, folder: Path, checked: Checked, reference: str) -> None:
+def refuse_difference(out: Output, folder: Path, checked: ParityReport, reference: str) -> None:
     """Where logits differ by more than is allowed: say so in the folder, and end with exit code 1."""
     from llmkit.pipeline.files import write_file
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.options import Computing, ModelArgument
+from llmkit.cli.options import ComputeOptions, ModelArgument
 from llmkit.cli.output import Output, duration
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _DEFAULT_CONTEXT = 2048
 def perplexity(
     out: Output,
     model: ModelArgument,
-    computing: Computing,
+    computing: ComputeOptions,
     text: Annotated[Path, typer.Option(metavar="FILE", help="A text file in UTF-8.")],
     context: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="Tokens in a window (default: the model's, at most 2048).")

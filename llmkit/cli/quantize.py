@@ -11,15 +11,15 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.grid_options import Calibrating, Grids, MixedPrecision
-from llmkit.cli.options import ModelArgument, Writing
+from llmkit.cli.grid_options import CalibrationOptions, GridOptions, MixedPrecisionOptions
+from llmkit.cli.options import ModelArgument, WriteOptions
 from llmkit.cli.output import Mode, Output, finite
 from llmkit.cli.writing import Addition, write
 from llmkit.errors import InputError
 from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
-    from llmkit.calibration.bit_allocation import Chosen, Target
+    from llmkit.calibration.bit_allocation import BitAllocation, Target
     from llmkit.calibration.quantizer import CalibratedQuantizer
     from llmkit.calibration.samples import Samples
     from llmkit.calibration.stored import StoredQuantizer
@@ -50,10 +50,10 @@ _FEW = 4  # bits, where a recipe or a size says how many: calibrated
 def quantize(
     out: Output,
     model: ModelArgument,
-    writing: Writing,
-    grids: Grids,
-    mixed_precision: MixedPrecision,
-    calibrating: Calibrating,
+    writing: WriteOptions,
+    grids: GridOptions,
+    mixed_precision: MixedPrecisionOptions,
+    calibrating: CalibrationOptions,
     bits: Annotated[
         int | None,
         typer.Option(
@@ -117,7 +117,7 @@ def quantize(
     reads a text (--calibration). Prints the sizes, bits per weight and the layers with the largest error.
     """
     from llmkit.calibration.ranks import rank
-    from llmkit.checkpoint.contents import open_model
+    from llmkit.checkpoint.classification import open_model
     from llmkit.quantization.quality import Meter
     from llmkit.transforms.convert.targets import targets
     from llmkit.transforms.quantize import quantize as quantize_checkpoint
@@ -175,7 +175,7 @@ def _chosen(
     candidates: Candidates,
     known: Samples | StoredStatistics | None,
     device: str,
-) -> Chosen:
+) -> BitAllocation:
     """Bits of each matrix for a size; the table of them is shown."""
     from llmkit.calibration.bit_allocation import choose_bits
 
@@ -195,7 +195,7 @@ def _maybe(number: float | None) -> str:
     return "" if number is None else f"{number:.2g}"
 
 
-def _codec_candidates(before: Checkpoint, format: str, grids: Grids, recipe: Recipe) -> Candidates:
+def _codec_candidates(before: Checkpoint, format: str, grids: GridOptions, recipe: Recipe) -> Candidates:
     from llmkit.transforms.candidates import codec_candidates
 
     given = {name: value for name, value in grids.arguments.items() if name != "method"}
@@ -217,8 +217,8 @@ class _Blocks:
 def _in_blocks(
     out: Output,
     before: Checkpoint,
-    writing: Writing,
-    calibrating: Calibrating,
+    writing: WriteOptions,
+    calibrating: CalibrationOptions,
     blocks: _Blocks,
     evaluate: str | None,
 ) -> None:
@@ -265,14 +265,14 @@ def _write(
     out: Output,
     before: Checkpoint,
     after: Checkpoint,
-    writing: Writing,
+    writing: WriteOptions,
     evaluate: str | None,
     rows: list[list[int]] | None,
     device: str,
     *,
     meter: Meter | None = None,
     quantizer: CalibratedQuantizer | StoredQuantizer | None = None,
-    chosen: Chosen | None = None,
+    chosen: BitAllocation | None = None,
 ) -> None:
     """Write the quantized model, and say what it saved and lost.
 
@@ -352,7 +352,10 @@ def _words(divergence: Divergence) -> str:
 
 
 def _held_out(
-    ckpt: Checkpoint, evaluate: str, calibrating: Calibrating, quantizer: CalibratedQuantizer | StoredQuantizer | None
+    ckpt: Checkpoint,
+    evaluate: str,
+    calibrating: CalibrationOptions,
+    quantizer: CalibratedQuantizer | StoredQuantizer | None,
 ) -> list[list[int]]:
     """The windows to measure on, before any work.
 
@@ -377,11 +380,11 @@ def _evaluated(out: Output, before: Checkpoint, folder: Path, rows: list[list[in
     """The float model and the quantized one over the same windows; large models one layer at a time."""
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.decoder.load import load_decoder
-    from llmkit.evaluation.divergence import Computed, measure_divergence
+    from llmkit.evaluation.divergence import ModelDistributions, measure_divergence
 
     is_large = sum(4 * lazy.spec.numel for lazy in before.tensors.values()) > _LARGE_NBYTES
     floats, quantized = (
         load_decoder(ckpt, device=device, streamed=is_large) for ckpt in (before, open_checkpoint(folder))
     )
     ids = [i for row in rows for i in row]
-    return measure_divergence(Computed(floats), quantized, ids, context=len(rows[0]), progress=out.progress())
+    return measure_divergence(ModelDistributions(floats), quantized, ids, context=len(rows[0]), progress=out.progress())

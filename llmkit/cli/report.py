@@ -12,7 +12,7 @@ from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.comparisons import compared, outcome, render_comparisons
 from llmkit.cli.gating import gates_of
-from llmkit.cli.options import Gating
+from llmkit.cli.options import GateOptions
 from llmkit.cli.output import Output
 from llmkit.cli.scores import render_record
 from llmkit.errors import InputError
@@ -37,7 +37,7 @@ RunsArgument = Annotated[
 def report(
     out: Output,
     runs: RunsArgument,
-    gating: Gating,
+    gating: GateOptions,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write a report here: report.html is a page to look at."),
@@ -62,7 +62,7 @@ def report(
     from llmkit.evaluation.records import read_record
 
     if output is not None:
-        out.refuse_options([f.name for f in fields(Gating)], "report -o", "run it once more without -o")
+        out.refuse_options([f.name for f in fields(GateOptions)], "report -o", "run it once more without -o")
         from llmkit.evaluation.formats.format import format_for
 
         _write(out, runs, output, format_for(output, format))

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from llmkit.cli.command import Interrupted
-from llmkit.cli.options import Writing
+from llmkit.cli.options import WriteOptions
 from llmkit.cli.output import Output
 from llmkit.errors import RequirementError, SpecError
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from llmkit.transforms.lora.extract import Compare, Outcome
 
 
-class Surveying:
+class SurveyStage:
     """The comparison of two models before `lora extract`: its progress, and the results kept in a file beside OUT."""
 
     def __init__(
-        self, out: Output, base: Checkpoint, tuned: Checkpoint, writing: Writing, options: Mapping[str, Any]
+        self, out: Output, base: Checkpoint, tuned: Checkpoint, writing: WriteOptions, options: Mapping[str, Any]
     ) -> None:
         from llmkit.pipeline.journal import is_journal
         from llmkit.pipeline.stage import Stage
@@ -56,10 +56,10 @@ class Surveying:
 
     def findings(self, names: Sequence[str], compare: Compare) -> Iterator[tuple[str, Outcome]]:
         """What `compare` says of each tensor, a block of the stage each."""
-        from llmkit.pipeline.stage import Computed, Stage
+        from llmkit.pipeline.stage import BlockResult, Stage
 
         stage = self._stage or Stage(None, "")
-        for block in stage.run(names, lambda name, _state: Computed({"finding": compare(name)}), is_valid=_is_valid):
+        for block in stage.run(names, lambda name, _state: BlockResult({"finding": compare(name)}), is_valid=_is_valid):
             if block.name in self._tensors:
                 self._progress.advance(self._tensors[block.name].spec.nbytes, block.name)
             yield block.name, block.result["finding"]

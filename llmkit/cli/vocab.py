@@ -11,7 +11,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.command import command
-from llmkit.cli.options import ModelArgument, SeedOption, Writing
+from llmkit.cli.options import ModelArgument, SeedOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
 
@@ -38,7 +38,7 @@ def extend(
             "a text file with one token a line.",
         ),
     ],
-    writing: Writing,
+    writing: WriteOptions,
     init: Annotated[
         str,
         typer.Option(
@@ -76,7 +76,7 @@ def extend(
     gets real merges after all old ones, so that text is cut as before and then joined further. The plan says how many
     tokens can be reached.
     """
-    from llmkit.checkpoint.contents import open_model
+    from llmkit.checkpoint.classification import open_model
     from llmkit.transforms import vocab
 
     result = vocab.extend(
@@ -97,7 +97,7 @@ def trim(
     out: Output,
     model: ModelArgument,
     corpus: Annotated[Path, typer.Option(metavar="FILE", help="The text (UTF-8) that must be cut as before.")],
-    writing: Writing,
+    writing: WriteOptions,
     keep_id: Annotated[list[int] | None, typer.Option(metavar="ID", help="Keep this id too (may be repeated).")] = None,
     min_count: Annotated[
         int, typer.Option(metavar="N", min=1, help="Leave out tokens that are rarer in the corpus.")
@@ -109,7 +109,7 @@ def trim(
     Special tokens, the 256 bytes, ASCII and every symbol that a merge makes on its way stay. Text of the corpus is
     cut into the same tokens as before; their ids are new.
     """
-    from llmkit.checkpoint.contents import open_model
+    from llmkit.checkpoint.classification import open_model
     from llmkit.transforms import vocab
 
     ckpt = open_model(model, force=writing.force)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import typer
 
 from llmkit.cli.command import Interrupted
-from llmkit.cli.options import Writing
+from llmkit.cli.options import WriteOptions
 from llmkit.cli.output import Output, duration
 from llmkit.errors import counted, listing
 from llmkit.tensors.spec import DType, format_bytes, parse_bytes
@@ -32,7 +32,7 @@ Addition: TypeAlias = tuple[dict[str, Any], Callable[[], None]]
 def write(
     out: Output,
     checkpoint: Checkpoint,
-    writing: Writing,
+    writing: WriteOptions,
     *,
     details: Mapping[str, str] | None = None,
     observe: WriteObserver | None = None,
@@ -192,7 +192,7 @@ def _shared(entries: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(f", {words[how].format(format_bytes(n))}" for how, n in nbytes.items())
 
 
-def _plan_document(plan: Plan, writing: Writing, hash_links: bool) -> dict[str, Any]:
+def _plan_document(plan: Plan, writing: WriteOptions, hash_links: bool) -> dict[str, Any]:
     from llmkit.cli.estimate import measured_rates
     from llmkit.pipeline.pool import default_workers
 

@@ -10,12 +10,12 @@ from llmkit.architecture.indexer import IndexedAttention
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.latent import LatentAttention
-from llmkit.architecture.mamba import BesideAttention, SelectiveScan, ShortConvolution, StateSpaceDuality
+from llmkit.architecture.mamba import ParallelHybrid, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.carried import ATTENTION
 from llmkit.decoder.deltanet import gated_delta_net, kimi_delta_attention
 from llmkit.decoder.indexer import IndexedReader
-from llmkit.decoder.kv import Cache, Heads, wanted
+from llmkit.decoder.kv import Cache, Heads, select_rows
 from llmkit.decoder.latent import LatentReader
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.mamba import duality_layer, selective_scan_layer, short_convolution_layer
@@ -34,8 +34,8 @@ def build_attention(kind: Kind, weights: Weights, dims: Sizes, layer: int, posit
     return reader_of(kind, _READERS)(weights, dims, layer, positions)
 
 
-def gives_rows(kind: Kind) -> bool:
-    """Whether an attention kind gives outputs of the rows that are `wanted` only."""
+def computes_wanted_rows(kind: Kind) -> bool:
+    """Whether an attention kind gives outputs of the rows that are `select_rows` only."""
     return type(kind) is GroupedQuery
 
 
@@ -72,7 +72,7 @@ class _GroupedQuery:
         attended = cache.attend(self._layer, Heads(q, k, v), self._positions.score(self._scores, table))
         attended = attended.transpose(1, 2)
         if self._kind.is_gated:
-            attended = attended * wanted(gate, cache).sigmoid()
+            attended = attended * select_rows(gate, cache).sigmoid()
         return self._out(attended.flatten(2))
 
     def _normed(self, both: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class _GroupedQuery:
         return torch.cat(normed, 2)
 
 
-def _beside(kind: BesideAttention, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> Layer:
+def _beside(kind: ParallelHybrid, weights: Weights, dims: Sizes, layer: int, positions: Positions) -> Layer:
     attention = build_attention(kind.attention, weights, dims, layer, positions)
     recurrence = build_attention(kind.recurrence, weights.under("ssm"), dims, layer, positions)
     (a_in, a_out), (r_in, r_out) = kind.attention_factors, kind.recurrence_factors
@@ -98,7 +98,7 @@ def _beside(kind: BesideAttention, weights: Weights, dims: Sizes, layer: int, po
 
 _READERS: Hooks[Layer] = {
     **ATTENTION,
-    BesideAttention: _beside,
+    ParallelHybrid: _beside,
     GatedDeltaNet: gated_delta_net,
     GroupedQuery: _GroupedQuery,
     IndexedAttention: IndexedReader,

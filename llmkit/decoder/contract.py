@@ -72,9 +72,9 @@ def check_architecture(architecture: Architecture) -> list[Check]:
         for variant in (None, *architecture.variants):
             case = _Case(architecture, architecture.tiny_config(variant))
             checks += [
-                guarded(f"{variant or 'tiny'}: {name}", partial(clause, case)) for name, clause in clauses.items()
+                run_clause(f"{variant or 'tiny'}: {name}", partial(clause, case)) for name, clause in clauses.items()
             ]
-        return [*checks, guarded("prompt", partial(_prompt, _Case(architecture, architecture.tiny_config())))]
+        return [*checks, run_clause("prompt", partial(_prompt, _Case(architecture, architecture.tiny_config())))]
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def guarded(name: str, compute: Callable[[], float | None]) -> Check:
+def run_clause(name: str, compute: Callable[[], float | None]) -> Check:
     """A clause: what it computes has to be small, and not to fail."""
     try:
         difference = compute()

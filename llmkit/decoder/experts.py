@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from llmkit.architecture.beside_experts import BesideExperts, ScaledRouter
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.keys import as_bool, as_float
 from llmkit.architecture.kind import Kind
+from llmkit.architecture.parallel_experts import ParallelExperts, ScaledRouter
 from llmkit.decoder.gated import gated_mlp
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.norms import build_norm
@@ -127,7 +127,7 @@ def _scaled_router(kind: ScaledRouter, weights: Weights) -> Routes:
     return route
 
 
-def beside_experts(kind: BesideExperts, weights: Weights) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def parallel_experts(kind: ParallelExperts, weights: Weights) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A dense MLP of y = norm(x) and a mixture of experts of x, side by side: (y, x) -> [B, S, hidden]."""
     dense, mix = gated_mlp(kind.dense, weights), mixture(kind.experts, weights)
     names = ("dense_post_norm", "experts_norm", "experts_post_norm")

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.decoder.language_model import Predictor, token_ids
 from llmkit.decoder.packed import Packed
@@ -145,7 +145,7 @@ class TransformersDecoder(Predictor):
 
     backend = "transformers"
     exact_sharing_limit: int | None = 0
-    rebuilt_past: int | None = None
+    recompute_beyond: int | None = None
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model = model.to(device)

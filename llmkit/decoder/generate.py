@@ -68,7 +68,7 @@ def generate_from(
     """The new tokens of prompts that begin alike, as of `generate`; texts that have ended cost nothing more.
 
     Args:
-        decoder: one that computes any growing sequence from its cache (`rebuilt_past` and `exact_sharing_limit` are
+        decoder: one that computes any growing sequence from its cache (`recompute_beyond` and `exact_sharing_limit` are
             beyond prompt and answer).
         prefix: what all prompts begin with: one sequence; None for nothing.
         tails: how each goes on, at least one token.
@@ -176,7 +176,9 @@ def _steps(
     for step in range(max_tokens):
         if step:
             sequence, real = torch.cat([sequence, ids], 1), torch.cat([real, torch.ones_like(ids)], 1)
-            is_rebuilt = decoder.rebuilt_past is not None and bool((real.sum(1) == decoder.rebuilt_past + 1).any())
+            is_rebuilt = decoder.recompute_beyond is not None and bool(
+                (real.sum(1) == decoder.recompute_beyond + 1).any()
+            )
             cache, ids, mask = (decoder.new_cache(room), sequence, real) if is_rebuilt else (cache, ids, None)
         tokens = choose_tokens(decoder.next_logits(ids, cache, mask), sampling, generator, before)
         for row, token in zip(before, tokens.tolist(), strict=True):

@@ -70,7 +70,7 @@ class Cache(Protocol):
     """New tokens whose outputs are wanted of the layer that is computed; None for all.
 
     Set in the last layer, where attention is of a kind that gives what `attend` gave it for its queries; the residual
-    kinds go on with these rows (`wanted`).
+    kinds go on with these rows (`select_rows`).
     """
 
     def begin(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> Places:
@@ -195,7 +195,7 @@ class KVCache:
 
     def attend(self, layer: int, heads: Heads, scores: Scores) -> torch.Tensor:
         q, k, v, of = heads
-        k, v = self.taken(layer if of is None else of, k, v)
+        k, v = self.as_cached(layer if of is None else of, k, v)
         if self._keep and of is not None:
             k, v = (held[of][:, :, : self.length + self._new] for held in (self._keys, self._values))
         elif self._keep:
@@ -222,7 +222,7 @@ class KVCache:
         else:
             self.mask = None
 
-    def taken(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
+    def as_cached(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
         """New keys and values of a layer, as they are seen and kept."""
         return k, v
 
@@ -240,7 +240,7 @@ class KVCache:
         return self._keys[layer][:, :, :stop], self._values[layer][:, :, :stop]
 
 
-def wanted(x: torch.Tensor, cache: Cache) -> torch.Tensor:
+def select_rows(x: torch.Tensor, cache: Cache) -> torch.Tensor:
     """What is wanted of x [B, S, ...]."""
     return x if cache.rows is None else x[:, cache.rows]
 

@@ -27,7 +27,7 @@ class LanguageModel(Protocol):
         """Longer sequences must not share a prefix; None: all may."""
 
     @property
-    def rebuilt_past(self) -> int | None:
+    def recompute_beyond(self) -> int | None:
         """A sequence that grows past this many tokens must be computed anew; None: never."""
 
     def new_cache(self, capacity: int = 0) -> Any:

@@ -28,7 +28,7 @@ class Linear:
 
 def linear(weights: Weights, name: str) -> Linear:
     """The linear layer whose leaves are `<name>.weight` and, where the model has it, `<name>.bias`."""
-    return weights.watched(_linear(weights, name), [name])
+    return weights.observed_linear(_linear(weights, name), [name])
 
 
 def fused_linear(weights: Weights, names: Sequence[str]) -> Linear:
@@ -36,7 +36,7 @@ def fused_linear(weights: Weights, names: Sequence[str]) -> Linear:
     parts = [_linear(weights, name) for name in names]
     weight = torch.cat([p.weight for p in parts])
     biases = [p.bias for p in parts if p.bias is not None]
-    return weights.watched(Linear(weight, torch.cat(biases) if len(biases) == len(parts) else None), names)
+    return weights.observed_linear(Linear(weight, torch.cat(biases) if len(biases) == len(parts) else None), names)
 
 
 def _linear(weights: Weights, name: str) -> Linear:

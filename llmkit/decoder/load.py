@@ -11,7 +11,7 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.registry import require
 from llmkit.architecture.storage import part_of
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.language_model import LanguageModel
@@ -19,7 +19,7 @@ from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
 from llmkit.errors import InputError, RequirementError
 from llmkit.lazy_imports import torch
-from llmkit.tensors.device import CPU, made_on, torch_device
+from llmkit.tensors.device import CPU, default_device, torch_device
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
@@ -101,7 +101,7 @@ def _loaded(
     model = architecture.bind(ckpt.config)
     model.unread.raise_if_refused(ckpt.label)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
-    for text in model.unread.warnings:  # commands say it themselves (`doubts_of`)
+    for text in model.unread.warnings:  # commands say it themselves (`model_warnings`)
         warnings.warn(text, stacklevel=3)
     with torch.inference_mode():
         weights = _Stored(model, ckpt.tensors, wanted, where)
@@ -120,7 +120,7 @@ class _Stored:
         weight = self._stem + leaf
         slot = self._model.slots[self._model.stored_in[weight]]
         lazy = part_of(self._tensors[slot.name], slot, weight).cast(self._dtype)
-        with made_on(CPU):  # where files are read
+        with default_device(CPU):  # where files are read
             return lazy.load().to(self._device)
 
     def has(self, leaf: str) -> bool:
@@ -129,7 +129,7 @@ class _Stored:
     def under(self, stem: str) -> _Stored:
         return _Stored(self._model, self._tensors, self._dtype, self._device, f"{self._stem}{stem}.")
 
-    def watched(self, layer: Linear, names: Sequence[str]) -> Linear:
+    def observed_linear(self, layer: Linear, names: Sequence[str]) -> Linear:
         return layer
 
 

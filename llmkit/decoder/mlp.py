@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmkit.architecture.beside_experts import BesideExperts
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import GatedMLP, Kind, PlainMLP
 from llmkit.architecture.mamba import NoMLP
-from llmkit.decoder.experts import beside_experts, experts
+from llmkit.architecture.parallel_experts import ParallelExperts
+from llmkit.decoder.experts import experts, parallel_experts
 from llmkit.decoder.gated import activation, gated_mlp
 from llmkit.decoder.linear import linear
 from llmkit.lazy_imports import torch
@@ -36,7 +36,7 @@ def _none(kind: NoMLP, weights: Weights) -> TensorFunction:
 
 
 _READERS: Hooks[Any] = {
-    BesideExperts: beside_experts,
+    ParallelExperts: parallel_experts,
     Experts: experts,
     GatedMLP: gated_mlp,
     NoMLP: _none,

@@ -80,7 +80,7 @@ class Decoder(Predictor):
         return limits(self._positions.values())[0]
 
     @property
-    def rebuilt_past(self) -> int | None:
+    def recompute_beyond(self) -> int | None:
         """A sequence that grows past this many tokens must be computed anew (longrope's second set); None: never."""
         return limits(self._positions.values())[1]
 
@@ -115,7 +115,7 @@ class Decoder(Predictor):
             x = self.embed(ids, places)
             last = len(self._kinds) - 1
             for i, (kind, layer) in enumerate(self._layers):
-                if i == last and rows is not None and self._gives_rows(used):
+                if i == last and rows is not None and self._computes_wanted_rows(used):
                     used.rows = list(rows) or [0]  # what takes no rows is not for every kind
                 x = layer(x, tables[kind], used)
                 del layer  # a streamed one makes room for the next
@@ -124,10 +124,12 @@ class Decoder(Predictor):
                 x = x[:, : len(rows)] if used.rows is not None else x[:, list(rows)]
             return self.final_norm(x)
 
-    def _gives_rows(self, cache: Cache) -> bool:
+    def _computes_wanted_rows(self, cache: Cache) -> bool:
         block = self.model.blocks[-1]
         is_known = (
-            type(block) is Block and residuals.gives_rows(block.residual) and attentions.gives_rows(block.attention)
+            type(block) is Block
+            and residuals.computes_wanted_rows(block.residual)
+            and attentions.computes_wanted_rows(block.attention)
         )
         return is_known and isinstance(cache, Packed) and self.device.type == "cpu"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.architecture.frequencies import frequencies as computed_frequencies
 from llmkit.architecture.hooks import Hooks, reader_of
-from llmkit.architecture.indexer import NotingRope
+from llmkit.architecture.indexer import RecordingRope
 from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
 from llmkit.architecture.positions import CoarseAlibi, Growth, alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
@@ -23,7 +23,7 @@ class Positions:
 
     exact_sharing_limit: int | None = None
     """The longest sequence whose prefix gives the same keys whatever follows; None for any length."""
-    rebuilt_past: int | None = None
+    recompute_beyond: int | None = None
     """A sequence that grows past this many tokens needs the keys of all of them anew; None for never."""
 
     def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
@@ -65,10 +65,10 @@ def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.d
 
 
 def limits(readers: Iterable[Positions]) -> tuple[int | None, int | None]:
-    """The strictest `exact_sharing_limit` and `rebuilt_past` of several readers; None for none."""
+    """The strictest `exact_sharing_limit` and `recompute_beyond` of several readers; None for none."""
     all_readers = list(readers)
     sharing = [r.exact_sharing_limit for r in all_readers if r.exact_sharing_limit is not None]
-    rebuilt = [r.rebuilt_past for r in all_readers if r.rebuilt_past is not None]
+    rebuilt = [r.recompute_beyond for r in all_readers if r.recompute_beyond is not None]
     return min(sharing, default=None), min(rebuilt, default=None)
 
 
@@ -100,7 +100,7 @@ class _Growing(Positions):
 
     def __init__(self, inner: Positions, growth: Growth) -> None:
         self._inner, self._growth = inner, growth.numbers
-        self.exact_sharing_limit, self.rebuilt_past = inner.exact_sharing_limit, inner.rebuilt_past
+        self.exact_sharing_limit, self.recompute_beyond = inner.exact_sharing_limit, inner.recompute_beyond
 
     def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
         """The other's, and the factors [B, S, 1, 1] float32."""
@@ -140,7 +140,7 @@ class Rotary(Positions):
         if isinstance(self._scaling, DynamicNTK | LongRope):
             self.exact_sharing_limit = self._scaling.max_position
         if isinstance(self._scaling, LongRope):
-            self.rebuilt_past = self._scaling.max_position
+            self.recompute_beyond = self._scaling.max_position
 
     def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
         """Cos and sin, [B, S, 1, R / 2]."""
@@ -183,7 +183,7 @@ class Rotary(Positions):
         return heads[..., :half], heads[..., half : self._dim]
 
 
-class _Noting(Rotary):
+class _RecordingRotary(Rotary):
     """Rotary positions whose table has a third part: what the layers note."""
 
     def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
@@ -211,6 +211,6 @@ _READERS: Hooks[Positions] = {
     Alibi: AlibiBias,
     CoarseAlibi: _CoarseAlibi,
     NoPositions: _none,
-    NotingRope: _Noting,
+    RecordingRope: _RecordingRotary,
     Rope: Rotary,
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmkit.architecture.beside_experts import OpenSandwich
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, reader_of
 from llmkit.architecture.kinds import (
     Kind,
@@ -19,7 +18,8 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.mamba import MixerOnly
-from llmkit.decoder.kv import Cache, wanted
+from llmkit.architecture.parallel_experts import OpenSandwich
+from llmkit.decoder.kv import Cache, select_rows
 from llmkit.lazy_imports import torch
 
 
@@ -48,7 +48,7 @@ def _sequential(
     is_open = isinstance(kind, OpenSandwich)
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        x = wanted(x, cache) + attn_post_norm(attention(attn_norm(x), table, cache))
+        x = select_rows(x, cache) + attn_post_norm(attention(attn_norm(x), table, cache))
         return x + mlp_post_norm(mlp(mlp_norm(x), x) if is_open else mlp(mlp_norm(x)))
 
     return layer
@@ -58,7 +58,7 @@ def _post_norm(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, ml
     attn_norm, mlp_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        x = attn_norm(wanted(x, cache) + attention(x, table, cache))
+        x = attn_norm(select_rows(x, cache) + attention(x, table, cache))
         return mlp_norm(x + mlp(x))
 
     return layer
@@ -69,7 +69,7 @@ def _normed(kind: NormedResidual, norms: Sequence[TensorFunction], attention: La
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         y = attn_norm(x)
-        y = mlp_norm(torch.add(attention(y, table, cache), wanted(y, cache), alpha=kind.alpha))
+        y = mlp_norm(torch.add(attention(y, table, cache), select_rows(y, cache), alpha=kind.alpha))
         return torch.add(mlp(y), y, alpha=kind.alpha)
 
     return layer
@@ -77,14 +77,14 @@ def _normed(kind: NormedResidual, norms: Sequence[TensorFunction], attention: La
 
 def _mixer_only(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     (norm,) = norms
-    return lambda x, table, cache: wanted(x, cache) + attention(norm(x), table, cache)
+    return lambda x, table, cache: select_rows(x, cache) + attention(norm(x), table, cache)
 
 
 def _parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Layer, mlp: TensorFunction) -> Layer:
     attn_norm, mlp_norm = norms
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        attended, x = attention(attn_norm(x), table, cache), wanted(x, cache)
+        attended, x = attention(attn_norm(x), table, cache), select_rows(x, cache)
         return x + attended + mlp(mlp_norm(x))
 
     return layer
@@ -95,13 +95,13 @@ def _shared_parallel(kind: Kind, norms: Sequence[TensorFunction], attention: Lay
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         y = norm(x)
-        return wanted(x, cache) + attention(y, table, cache) + mlp(wanted(y, cache))
+        return select_rows(x, cache) + attention(y, table, cache) + mlp(select_rows(y, cache))
 
     return layer
 
 
-def gives_rows(kind: Kind) -> bool:
-    """Whether a residual kind goes on with the rows that are `wanted`."""
+def computes_wanted_rows(kind: Kind) -> bool:
+    """Whether a residual kind goes on with the rows that are `select_rows`."""
     return type(kind) in _READERS
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmkit.errors import InputError, counted
-from llmkit.evaluation.matching import Matched, match
+from llmkit.evaluation.matching import MatchedQuestions, match
 from llmkit.evaluation.paired import ALPHA, bootstrap_interval, difference_interval, holm, mcnemar, mean_kl
 from llmkit.evaluation.record import Question, RunRecord
 from llmkit.evaluation.statistics import Interval, Mean, macro, macro_of_groups, mean, micro
@@ -211,7 +211,9 @@ def _names(a: RunRecord, b: RunRecord, labels: tuple[str, str], *, common: bool)
     return shared
 
 
-def _compared(baseline: RunRecord, name: str, matched: Matched, labels: tuple[str, str], seed: int) -> Comparison:
+def _compared(
+    baseline: RunRecord, name: str, matched: MatchedQuestions, labels: tuple[str, str], seed: int
+) -> Comparison:
     pairs = matched.pairs
     every = [pair for some in pairs.values() for pair in some]
     categories: dict[str, list[str]] = {}

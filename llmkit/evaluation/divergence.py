@@ -53,7 +53,7 @@ class Distributions(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class ModelDistributions:
     """A model's distributions, computed along."""
 
     model: LanguageModel
@@ -123,7 +123,7 @@ def measure_divergence(
     """Both models over the tokens `ids`, in windows as `measure_perplexity` has them.
 
     Args:
-        before: the first model's distributions: `Computed(model)`, or a stored reference.
+        before: the first model's distributions: `ModelDistributions(model)`, or a stored reference.
 
     Raises:
         InputError: fewer than two tokens, or a stride that does not fit the context.

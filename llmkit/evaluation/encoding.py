@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.tokenization.alike import common_length, encode_alike
 from llmkit.tokenization.chat import encode_marked, is_marked
+from llmkit.tokenization.shared_prefixes import common_length, encode_sharing_prefixes
 
 
 class Encoder:
@@ -51,7 +51,7 @@ class Encoder:
             some = [text for text, wanted in flags.items() if wanted is flag]
             if some:
                 options = self._options | ({} if flag is None else {"add_special_tokens": flag})
-                ids_of |= zip(some, encode_alike(self.tokenizer, some, options), strict=True)
+                ids_of |= zip(some, encode_sharing_prefixes(self.tokenizer, some, options), strict=True)
         return [ids_of[text] for text in texts]
 
     def _marked(self, text: str, wanted: bool | None) -> list[int]:

@@ -176,7 +176,7 @@ def _question(sample: Mapping[str, Any], lm: SharedPrefixLM) -> Question:
 def _sent(lm: SharedPrefixLM, sample: Mapping[str, Any]) -> list[Sent]:
     """What became of a sample's requests: one a choice, or the one that was to be answered."""
     requests = [(str(r[0]), r[1]) for r in sample["arguments"]]
-    return [lm.sent[(lm.with_lead(a), b) if isinstance(b, str) else (a,)] for a, b in requests]
+    return [lm.sent[(lm.with_answer_prefix(a), b) if isinstance(b, str) else (a,)] for a, b in requests]
 
 
 def _letter_ids(lm: SharedPrefixLM, samples: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, ...]]]:

@@ -20,7 +20,7 @@ from llmkit.errors import InputError
 from llmkit.evaluation.encoding import Encoder, hash_ids
 from llmkit.evaluation.generation import read_requests
 from llmkit.evaluation.prefix import Query
-from llmkit.tokenization.chat import ending_of, is_marked, marked_lead, marked_text
+from llmkit.tokenization.chat import ending_of, is_marked, marked_answer_prefix, marked_text
 from llmkit.tokenization.templates import TemplateRefusal, render
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.encoder = Encoder(tokenizer, add_bos_token, is_templated=isinstance(prompt, ChatTemplate))
         self.eos_ids = sorted({self.encoder.eos_id, *eos_ids, *ending.ids})
         self.stops = ending.texts
-        self._lead = marked_lead(tokenizer, prompt)
+        self._lead = marked_answer_prefix(tokenizer, prompt)
         self.n_truncated = 0
         self.n_without_system = 0
         self.continuations: dict[str, tuple[int, ...]] = {}
@@ -113,11 +113,11 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As `TemplateLM` encodes them, but all at once, and each distinct text once."""
-        pairs = [(self.with_lead(str(r.args[0])), str(r.args[1])) for r in requests]
+        pairs = [(self.with_answer_prefix(str(r.args[0])), str(r.args[1])) for r in requests]
         encoded = self.encoder.encode_pairs(pairs)
         return self._loglikelihood_tokens([(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)])
 
-    def with_lead(self, context: str) -> str:
+    def with_answer_prefix(self, context: str) -> str:
         """A prompt in a format of ours with what its answers begin with: lm-eval puts no space after a chat prompt."""
         return context + self._lead if is_marked(context) else context
 

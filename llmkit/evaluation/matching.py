@@ -17,7 +17,7 @@ Questions = Mapping[str, Sequence[Question]]
 
 
 @dataclass(frozen=True)
-class Matched:
+class MatchedQuestions:
     """The questions that both of two runs answered.
 
     Attributes:
@@ -56,7 +56,7 @@ def _of_sample(sample: Mapping[str, Any]) -> Question | None:
     return Question(str(sample.get("doc_id")), choice, target, logprobs)
 
 
-def match(a: RunRecord, b: RunRecord, name: str, labels: tuple[str, str], *, common: bool = False) -> Matched:
+def match(a: RunRecord, b: RunRecord, name: str, labels: tuple[str, str], *, common: bool = False) -> MatchedQuestions:
     """The questions of benchmark or task `name` that both runs answered.
 
     Args:
@@ -86,7 +86,7 @@ def match(a: RunRecord, b: RunRecord, name: str, labels: tuple[str, str], *, com
     pairs: dict[str, list[tuple[Question, Question]]] = {}
     for key in same:
         pairs.setdefault(key[0], []).append((keyed[0][key], keyed[1][key]))
-    return Matched(
+    return MatchedQuestions(
         pairs=pairs,
         n_left_out=sum(map(len, keyed)) - 2 * len(same),
         n_other_prompts=sum(_is_other_prompt(p, q) for some in pairs.values() for p, q in some),

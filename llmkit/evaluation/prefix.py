@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llmkit.tokenization.alike import common_length
+from llmkit.tokenization.shared_prefixes import common_length
 
 Tokens = tuple[int, ...]
 

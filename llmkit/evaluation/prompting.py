@@ -140,7 +140,7 @@ class Session:
             lead: with what the format's answers begin with, where a letter is scored rather than generated.
         """
         text = self.lm.apply_chat_template([dict(m) for m in messages], keeps_system=True)
-        return self.lm.with_lead(text) if lead else text
+        return self.lm.with_answer_prefix(text) if lead else text
 
     def prompts(self, texts: Sequence[str], *, max_new: int = 0) -> list[Prompt]:
         """Texts as prompts; those that do not fit in the model's context lose their beginning, and are counted.

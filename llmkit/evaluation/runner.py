@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint, open_tokenizer_folder
-from llmkit.checkpoint.contents import contents_of, require_model
+from llmkit.checkpoint.classification import classify, require_model
 from llmkit.checkpoint.manifest import versions
-from llmkit.decoder.doubts import doubts_of
+from llmkit.decoder.preflight import model_warnings
 from llmkit.errors import InputError, counted, listing
 from llmkit.evaluation.answers import SUFFIX, Answers
 from llmkit.evaluation.context import long_prompts
@@ -122,7 +122,7 @@ def evaluate(
     for line in long_prompts(prepared, lm):
         tell(line)
     lm = lm.with_engine(served or open_engine(ckpt, options))
-    if lm.scorer.backend == "llmkit" and (scheme := contents_of(ckpt).quantization) is not None:
+    if lm.scorer.backend == "llmkit" and (scheme := classify(ckpt).quantization) is not None:
         tell(f"{ckpt.label} is quantized ({scheme}): computed with its weights dequantized to {options.dtype}, once")
     settings = {
         "bench": selection.names,
@@ -184,7 +184,7 @@ def evaluate(
         shard=part.about if part is not None else {},
         warnings=(
             *ckpt.warnings,
-            *doubts_of(ckpt, lm.scorer.backend),
+            *model_warnings(ckpt, lm.scorer.backend),
             *_warnings(prepared, lm, subjects, n_drawn),
             *_shot_warnings(results, lm.max_length),
         ),

@@ -21,7 +21,7 @@ from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.forwards import Forwards, n_streams
 from llmkit.evaluation.generation import Generator, Request
 from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, share_prefixes
-from llmkit.evaluation.waiting import WAITING_ROWS, HeadRead, Waiting, in_pieces
+from llmkit.evaluation.waiting import WAITING_ROWS, HeadRead, WaitingRows, in_pieces
 from llmkit.lazy_imports import torch
 from llmkit.onnx.session import OrtDecoder
 from llmkit.pipeline.pool import torch_threads
@@ -103,7 +103,7 @@ class Scorer:
     def __post_init__(self) -> None:
         self._now = Batch(self.batch_tokens, self.kept_tokens, self.logits_nbytes)
         self._costs: Costs | None = None
-        self._waiting = Waiting()
+        self._waiting = WaitingRows()
         self._lock = Lock()  # around what several streams write
         self._per_unit = 1
         if isinstance(self.decoder, Decoder):
@@ -141,7 +141,7 @@ class Scorer:
         self._fit(max((len(q.tokens) for q in queries), default=1))
         roots = share_prefixes(queries, self.forward_cost, self.decoder.exact_sharing_limit)
         self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
-        targets, self._waiting = _Targets(queries, self.answers.of_queries(queries)), Waiting()
+        targets, self._waiting = _Targets(queries, self.answers.of_queries(queries)), WaitingRows()
         self._per_unit = 1
         total = self._work(roots)
         self._per_unit, unit = (1, "tokens") if self._costs is None else _unit_of(total)
@@ -294,13 +294,13 @@ class Scorer:
             self._read(hidden, reads, targets, self._head_rows)
             return
         with self._lock:
-            full = Waiting()
+            full = WaitingRows()
             if self._waiting.n_rows + n_rows > room or self._waiting.is_late:
                 full, self._waiting = self._waiting, full
             self._waiting.add(hidden, reads)
         self._read_waiting(full, targets)
 
-    def _read_waiting(self, waiting: Waiting, targets: _Targets) -> None:
+    def _read_waiting(self, waiting: WaitingRows, targets: _Targets) -> None:
         """Always as many rows at a time, on as many threads: both depend on the clock here, and a score must not."""
         if waiting.reads:
             hidden, n_rows = torch.cat(waiting.hidden), min(WAITING_ROWS, self._head_rows)

@@ -36,7 +36,7 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def beside(self, output: Path) -> Path:
+    def path_beside(self, output: Path) -> Path:
         """The file of this part: `run.shard-2-of-3.json` for `run.json`."""
         return output.with_name(f"{output.stem}.shard-{self.index}-of-{self.count}{output.suffix}")
 

@@ -16,7 +16,7 @@ HeadRead = tuple[int, int, int]
 
 
 @dataclass
-class Waiting:
+class WaitingRows:
     """Rows of several forwards, and what is read from them."""
 
     hidden: tuple[torch.Tensor, ...] = ()

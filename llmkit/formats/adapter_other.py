@@ -17,7 +17,7 @@ from llmkit.formats.adapter import Adapter
 from llmkit.formats.adapter_files import CONFIG_NAME, empty_adapter
 from llmkit.formats.text_file import read_yaml
 from llmkit.tensors.lazy import Lazy
-from llmkit.tensors.rearrange import placed
+from llmkit.tensors.rearrange import place_in_zeros
 
 FOLDED = "FOLDED"
 _GATED = re.compile(r"(^|\.)((adapter_query|adapter_wte|visual_|clip_proj).*|gating_factor|gate|new_gate)$")
@@ -82,7 +82,7 @@ def _lit(file: Path, tensors: Mapping[str, Lazy], label: str, alpha: float | Non
             notes.setdefault(note)
         if rows is not None:
             blocks, n_rows = rows
-            b = placed(b, (n_rows, rank * len(blocks)), [(block, j * rank) for j, block in enumerate(blocks)])
+            b = place_in_zeros(b, (n_rows, rank * len(blocks)), [(block, j * rank) for j, block in enumerate(blocks)])
         modules[module]["lora_B"] = b
         scaling[module] = alpha / rank
     biases = {n: t for n, t in tensors.items() if n.endswith(".bias")}

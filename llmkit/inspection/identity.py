@@ -21,7 +21,7 @@ from llmkit.lazy_imports import torch
 from llmkit.pipeline.hashing import hash_range
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
-from llmkit.releases.published import KNOWN, Known, identify
+from llmkit.releases.published import KNOWN, PublishedFile, identify
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.transforms.delta.base_check import BF16_ROUNDED, bf16_share
@@ -67,7 +67,11 @@ class Identity:
 
 
 def identify_model(
-    ckpt: Checkpoint, *, workers: int | None = None, progress: Progress = NO_PROGRESS, table: Sequence[Known] = KNOWN
+    ckpt: Checkpoint,
+    *,
+    workers: int | None = None,
+    progress: Progress = NO_PROGRESS,
+    table: Sequence[PublishedFile] = KNOWN,
 ) -> Identity:
     """Hash every file and every tensor of a checkpoint. Reads all of it, twice; the second time from the page cache.
 
@@ -166,7 +170,7 @@ def _by_first_file(ckpt: Checkpoint) -> dict[Path | None, list[str]]:
     return by_file
 
 
-def _file_identity(file: SourceFile, sha256: str, is_weights: bool, table: Sequence[Known]) -> FileIdentity:
+def _file_identity(file: SourceFile, sha256: str, is_weights: bool, table: Sequence[PublishedFile]) -> FileIdentity:
     name, release = file.path.name, identify(sha256, table)
     if release is None:
         return FileIdentity(name, file.nbytes, sha256, is_weights)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llmkit.architecture.check import Report
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import quantization_of
+from llmkit.checkpoint.classification import quantization_of
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import LlmkitError, listing
 from llmkit.tensors.lazy import Read

@@ -11,7 +11,7 @@ from llmkit.architecture.kind import Kind
 from llmkit.architecture.model import Model
 from llmkit.architecture.slots import Slot
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import contents_of
+from llmkit.checkpoint.classification import classify
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.checkpoint.text_part import text_part
@@ -52,8 +52,8 @@ class Summary:
         files: weight file -> bytes.
         recipe: what llmkit did to make it, when it did.
         layout: the file layout it was read from.
-        details: what else its files say of themselves (`llmkit.layouts.layout.Opened`).
-        kind, contents: what it is, of which only a model can be run (`llmkit.checkpoint.contents.Contents`).
+        details: what else its files say of themselves (`llmkit.layouts.layout.OpenedLayout`).
+        kind, contents: as of `llmkit.checkpoint.classification.Classification`; only a model can be run.
         problems: contradictions between config, tensors and tokenizer: it cannot be run as it is.
         oddities: what else is odd.
     """
@@ -86,7 +86,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
 
     A config that disagrees with the tensors, or that a plugin cannot read, is an oddity here, not an error.
     """
-    contents = contents_of(ckpt)
+    contents = classify(ckpt)
     floats, trouble = _float_view(ckpt)
     model, report, more, unknown = _bind(floats)
     trouble += more

@@ -14,7 +14,7 @@ from llmkit.errors import InputError, RequirementError, listing
 from llmkit.formats.folder import read_file, refuse_gaps
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config, with_config_beside
-from llmkit.layouts.layout import Layout, Opened, commonest_dtype, to_hf
+from llmkit.layouts.layout import Layout, OpenedLayout, commonest_dtype, to_hf
 from llmkit.layouts.meta import SPELLING
 from llmkit.layouts.params import number, whole
 from llmkit.tensors.lazy import Lazy
@@ -31,7 +31,7 @@ _NEUTRAL = {"sliding_window": None, "_sliding_window": None, "use_biases": False
 _CONTEXT = 32768  # of the first releases in this layout
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a folder of consolidated safetensors holds, or a file of such a folder; None for anything else.
 
     Raises:
@@ -80,7 +80,7 @@ def find(candidate: Candidate) -> Opened | None:
     if beside is None and not isinstance(context, int):
         notes.append(f"{_PARAMS} does not state the context: {_CONTEXT} tokens assumed")
     config = beside or config
-    return Opened(NAME, to_hf(str(folder), tensors, config, SPELLING), config, own=(_PARAMS,), notes=tuple(notes))
+    return OpenedLayout(NAME, to_hf(str(folder), tensors, config, SPELLING), config, own=(_PARAMS,), notes=tuple(notes))
 
 
 LAYOUT = Layout(NAME, find, has_own_format=True)

@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.architecture.names import Names, NameTable, Transposed
 from llmkit.errors import InputError
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Opened, Spelling, commonest_dtype, same_sizes, to_hf
+from llmkit.layouts.layout import OpenedLayout, Spelling, commonest_dtype, same_sizes, to_hf
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
@@ -75,7 +75,7 @@ def opened_by_names(
     heads: int | None = None,
     stated: Mapping[str, Any] | None = None,
     file_names: tuple[str, ...] = (),
-) -> Opened:
+) -> OpenedLayout:
     """Files that say little or nothing of the model besides its tensors; a config.json beside them goes before.
 
     Args:
@@ -95,7 +95,7 @@ def opened_by_names(
         config, assumed = _assumed(str(path), tensors, spelling.names, heads)
         config |= stated or {}
         notes += assumed
-    return Opened(layout, to_hf(str(path), tensors, config, spelling), config, own=file_names, notes=notes)
+    return OpenedLayout(layout, to_hf(str(path), tensors, config, spelling), config, own=file_names, notes=notes)
 
 
 def _assumed(

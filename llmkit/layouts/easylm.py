@@ -16,7 +16,7 @@ from llmkit.formats.folder import is_weight_file
 from llmkit.formats.unreadable import read_head
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import opened_by_names
-from llmkit.layouts.layout import Layout, Opened, Spelling
+from llmkit.layouts.layout import Layout, OpenedLayout, Spelling
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
 
@@ -38,7 +38,7 @@ SPELLING = Spelling(
 )
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a streaming checkpoint of EasyLM holds; None for anything else.
 
     Raises:

@@ -14,8 +14,8 @@ from llmkit.formats.folder import is_weight_file
 from llmkit.formats.gguf_files import GgufModel, find_gguf, looks_like, read_model
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.gguf_values import architecture_of, config_of, family_of
-from llmkit.layouts.gguf_weights import from_gguf, unlisted
-from llmkit.layouts.layout import Layout, Opened, plain_model
+from llmkit.layouts.gguf_weights import from_gguf, lists_from_metadata
+from llmkit.layouts.layout import Layout, OpenedLayout, plain_model
 from llmkit.quantization.codecs.gguf import stored_tensor
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
@@ -28,7 +28,7 @@ _MALFORMED = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
 _SHOWN_VALUES = 16  # longer lists are shown by their length
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a GGUF file holds, or a folder that has no other weights; None for anything else.
 
     Raises:
@@ -44,12 +44,12 @@ def find(candidate: Candidate) -> Opened | None:
     return read(file) if file is not None else None
 
 
-def read(path: Path) -> Opened:
+def read(path: Path) -> OpenedLayout:
     """A model by one of its files. A file whose architecture no plugin describes keeps its names and has no config."""
     model = read_model(path)
     tensors = {name: stored_tensor(file, tensor) for name, (file, tensor) in model.tensors.items()}
     if model.metadata.get("general.type") == "adapter":
-        return Opened(NAME, tensors, {}, details=_details(model))
+        return OpenedLayout(NAME, tensors, {}, details=_details(model))
     arch = model.metadata.get("general.architecture")
     n_experts = model.metadata.get(f"{arch}.expert_count", 0)
     architecture = architecture_of(model.metadata, tensors)
@@ -57,13 +57,13 @@ def read(path: Path) -> Opened:
     if architecture is None or family is None:
         what = f"{arch!r} with {n_experts} experts" if n_experts else repr(arch)
         warning = f"no plugin describes GGUF's {what}: names stay as in the file, only tensor-wise work is possible"
-        return Opened(NAME, tensors, {}, warnings=(warning,), details=_details(model))
+        return OpenedLayout(NAME, tensors, {}, warnings=(warning,), details=_details(model))
     return _as_transformers(path, model, tensors, architecture, family)
 
 
 def _as_transformers(
     path: Path, model: GgufModel, tensors: dict[str, Lazy], architecture: Architecture, family: GgufFamily
-) -> Opened:
+) -> OpenedLayout:
     def load(name: str) -> list[float] | None:
         return [float(x) for x in tensors[name].load().flatten().tolist()] if name in tensors else None
 
@@ -82,13 +82,13 @@ def _as_transformers(
     weights = {n: t for n, t in tensors.items() if n not in CONSTANT_TENSORS}
     try:
         bound = plain_model(str(path), config)
-        weights |= unlisted(model.metadata, bound.spelled(family.names), family)
+        weights |= lists_from_metadata(model.metadata, bound.spelled(family.names), family)
         weights_by_name = from_gguf(weights, bound, family)
     except SpecError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
     if model.metadata.get(SOURCE_DTYPE) == dtype.torch_name:
         weights_by_name = {n: cast_vector(t, dtype) if t.dtype is DType.F32 else t for n, t in weights_by_name.items()}
-    return Opened(
+    return OpenedLayout(
         NAME,
         weights_by_name,
         config,

@@ -21,17 +21,17 @@ def leaf_of(id: str) -> str:
     return re.sub(r"layers\.\d+\.", "", id, count=1)
 
 
-def formed(weights: Mapping[str, Lazy], model: Model, forms: Mapping[str, Form]) -> dict[str, Lazy]:
+def to_gguf_values(weights: Mapping[str, Lazy], model: Model, forms: Mapping[str, Form]) -> dict[str, Lazy]:
     """Weights as files have them, but for their shapes, from weights by id."""
     return {id: _formed(lazy, model, id, forms.get(leaf_of(id))) for id, lazy in weights.items()}
 
 
-def unformed(weights: Mapping[str, Lazy], stored: Model, forms: Mapping[str, Form]) -> dict[str, Lazy]:
+def from_gguf_values(weights: Mapping[str, Lazy], stored: Model, forms: Mapping[str, Form]) -> dict[str, Lazy]:
     """The way back; `stored` is the model in the names of files."""
     return {id: _unformed(lazy, stored, id, forms.get(leaf_of(id))) for id, lazy in weights.items()}
 
 
-def folded(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> tuple[dict[str, Lazy], Model]:
+def fold_multipliers(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> tuple[dict[str, Lazy], Model]:
     """The tensors of a checkpoint with the family's factors in them, in float32, and the model without these.
 
     Raises:

@@ -11,17 +11,17 @@ from llmkit.architecture.slots import Slot
 from llmkit.layouts.gguf_forms import leaf_of
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.moving import Concat, Stack, TakeRows
-from llmkit.tensors.rearrange import gather_rows, reshaped, transpose, viewed
+from llmkit.tensors.rearrange import gather_rows, reshape, transpose, view_as
 
 Shape = tuple[int, ...]
 
 
-def as_filed(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
+def to_gguf_shapes(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
     """Tensors as files have them, by their names there; `model` is spelled so."""
     return _each(tensors, model, family, _filed)
 
 
-def as_kept(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
+def from_gguf_shapes(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> dict[str, Lazy]:
     """The way back; what has another shape than it is written in is left to the check of shapes.
 
     Axes of one element in front count as none: files drop them when they are quantized.
@@ -75,7 +75,7 @@ def _with_rows(lazy: Lazy, rows: int, wanted: int) -> Lazy:
 def _filed(lazy: Lazy, kept: Shape, shape: Shape, is_transposed: bool) -> Lazy:
     if len(shape) == 3 and (is_transposed or shape[1] > 1):
         return Stack([_swapped(matrix, is_transposed) for matrix in _matrices(lazy, shape)]).output()
-    return _swapped(reshaped(lazy, shape), is_transposed)
+    return _swapped(reshape(lazy, shape), is_transposed)
 
 
 def _kept(lazy: Lazy, kept: Shape, shape: Shape, is_transposed: bool) -> Lazy:
@@ -85,7 +85,7 @@ def _kept(lazy: Lazy, kept: Shape, shape: Shape, is_transposed: bool) -> Lazy:
     if len(shape) == 3 and (is_transposed or shape[1] > 1):
         matrices = [_swapped(matrix, is_transposed) for matrix in _matrices(lazy, filed)]
         return Stack(matrices).output() if len(kept) == 3 else Concat(matrices).output()
-    return _swapped(reshaped(lazy, filed), is_transposed) if is_transposed else reshaped(lazy, kept)
+    return _swapped(reshape(lazy, filed), is_transposed) if is_transposed else reshape(lazy, kept)
 
 
 def _swapped(lazy: Lazy, is_transposed: bool) -> Lazy:
@@ -99,7 +99,7 @@ def _matrices(lazy: Lazy, shape: Shape) -> list[Lazy]:
         return list(lazy.node.inputs)
     if len(lazy.shape) == 2:
         return [gather_rows([lazy], [(0, i * rows, (i + 1) * rows)]) for i in range(n)]
-    return [viewed(TakeRows(lazy, i, i + 1).output(), lazy.dtype, shape[1:]) for i in range(n)]
+    return [view_as(TakeRows(lazy, i, i + 1).output(), lazy.dtype, shape[1:]) for i in range(n)]
 
 
 def _bare(shape: Shape) -> Shape:

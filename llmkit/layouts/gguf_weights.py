@@ -11,14 +11,14 @@ from llmkit.architecture.kinds import Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import rotary_pairs, tensors_of, weights_of
 from llmkit.errors import SpecError, listing
-from llmkit.layouts.gguf_forms import formed, leaf_of, unformed
-from llmkit.layouts.gguf_shapes import as_filed, as_kept
+from llmkit.layouts.gguf_forms import from_gguf_values, leaf_of, to_gguf_values
+from llmkit.layouts.gguf_shapes import from_gguf_shapes, to_gguf_shapes
 from llmkit.layouts.layout import rotary_order
 from llmkit.lazy_imports import torch
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat, TakeRows
-from llmkit.tensors.rearrange import reshaped
+from llmkit.tensors.rearrange import reshape
 from llmkit.tensors.spec import DType
 
 
@@ -29,7 +29,7 @@ def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> 
         SpecError: they do not fit the model.
     """
     stored = model.spelled(family.names)
-    tensors = as_kept(_unstacked(tensors, family), stored, family)
+    tensors = from_gguf_shapes(_unstacked(tensors, family), stored, family)
     report = stored.check({name: lazy.spec for name, lazy in tensors.items()})
     if report.problems:
         raise SpecError(f"its tensors do not fit its metadata: {listing(report.problems, 3)}")
@@ -38,7 +38,7 @@ def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> 
     original = rotary_order(rotary)
     if original is not None and original != family.pairs:
         weights = rotary_pairs(weights, rotary, to=original)
-    weights = unformed(weights, stored, family.forms)
+    weights = from_gguf_values(weights, stored, family.forms)
     return tensors_of(_norms_shifted(weights, -family.norm_offset, family), model)
 
 
@@ -48,7 +48,7 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
     Raises:
         SpecError: they do not fit the model.
     """
-    weights = formed(weights_of(tensors, model), model, family.forms)
+    weights = to_gguf_values(weights_of(tensors, model), model, family.forms)
     if model.is_tied:
         weights.pop("head.weight", None)
     rotary = _rotary(model, family)
@@ -56,12 +56,14 @@ def to_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> di
         weights = rotary_pairs(weights, rotary, to=family.pairs)
     spelled = model.spelled(family.names)
     stored = tensors_of(_norms_shifted(weights, family.norm_offset, family), spelled)
-    filed = _stacked(as_filed(stored, spelled, family), family)
+    filed = _stacked(to_gguf_shapes(stored, spelled, family), family)
     repeats = family.repeats(model) if callable(family.repeats) else family.repeats
     return filed | {name: filed[of] for name, of in repeats.items() if of in filed}
 
 
-def listed(tensors: Mapping[str, Lazy], family: GgufFamily) -> tuple[dict[str, Lazy], dict[str, list[float]]]:
+def lists_to_metadata(
+    tensors: Mapping[str, Lazy], family: GgufFamily
+) -> tuple[dict[str, Lazy], dict[str, list[float]]]:
     """The tensors that a file has, from those of `to_gguf`, and the metadata that others are; these are loaded."""
     kept: dict[str, Lazy] = {}
     lists: dict[str, list[float]] = {}
@@ -74,7 +76,7 @@ def listed(tensors: Mapping[str, Lazy], family: GgufFamily) -> tuple[dict[str, L
     return kept, lists
 
 
-def unlisted(metadata: Metadata, model: Model, family: GgufFamily) -> dict[str, Lazy]:
+def lists_from_metadata(metadata: Metadata, model: Model, family: GgufFamily) -> dict[str, Lazy]:
     """The tensors of `model`, as files name it, whose values are lists in metadata: float32."""
     found: dict[str, Lazy] = {}
     for slot in model.slots.values():
@@ -118,7 +120,7 @@ def _stacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]
         else:
             joined[name] = lazy
     for name, parts in rows.items():
-        joined[name] = reshaped(Concat(parts).output(), (len(parts), *parts[0].shape))
+        joined[name] = reshape(Concat(parts).output(), (len(parts), *parts[0].shape))
     return joined
 
 
@@ -130,5 +132,5 @@ def _unstacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Laz
             split[name] = lazy
             continue
         for j in range(lazy.shape[0]):
-            split[f"{match[1]}.{j}.weight"] = reshaped(TakeRows(lazy, j, j + 1).output(), lazy.shape[1:])
+            split[f"{match[1]}.{j}.weight"] = reshape(TakeRows(lazy, j, j + 1).output(), lazy.shape[1:])
     return split

@@ -29,7 +29,7 @@ Pairs = Literal["half", "interleaved"]
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedLayout:
     """A foreign layout as transformers would have it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenLayout:
     """A checkpoint in a foreign layout, ready to be planned.
 
     Attributes:
@@ -101,8 +101,8 @@ class Layout:
     """
 
     name: str
-    find: Callable[[Candidate], Opened | None]
-    write: Callable[..., Written] | None = None
+    find: Callable[[Candidate], OpenedLayout | None]
+    write: Callable[..., WrittenLayout] | None = None
     summary: str = ""
     options: tuple[str, ...] = ()
     spellings: tuple[Spelling, ...] = ()

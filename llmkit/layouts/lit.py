@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmkit.architecture.names import Fused, Names
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import opened_by_names
-from llmkit.layouts.layout import Layout, Opened, Spelling
+from llmkit.layouts.layout import Layout, OpenedLayout, Spelling
 
 NAME = "lit-llama"
 SPELLING = Spelling(
@@ -34,7 +34,7 @@ SPELLING = Spelling(
 _MARKS = ("transformer.h.0.attn.c_attn.weight", "transformer.h.0.rms_1.scale")
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a file of lit-llama holds; None for anything else.
 
     Raises:

@@ -24,7 +24,7 @@ from llmkit.formats.text_file import read_yaml
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config, with_config_beside
-from llmkit.layouts.layout import Layout, Opened, Spelling, Written, commonest_dtype, to_hf, weights_for
+from llmkit.layouts.layout import Layout, OpenedLayout, Spelling, WrittenLayout, commonest_dtype, to_hf, weights_for
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
@@ -56,7 +56,7 @@ _NEEDED: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a folder of litgpt holds, or its lit_model.pth; None for anything else.
 
     Raises:
@@ -80,7 +80,7 @@ def find(candidate: Candidate) -> Opened | None:
     chosen = beside if beside is not None else config
     notes = (f"read from litgpt's layout ({candidate.main.name} and {config_name}{age})",)
     own_files = (_CONFIG, _OLD_CONFIG, "hyperparameters.yaml")
-    return Opened(NAME, to_hf(where, tensors, chosen, spelling), chosen, own=own_files, notes=notes)
+    return OpenedLayout(NAME, to_hf(where, tensors, chosen, spelling), chosen, own=own_files, notes=notes)
 
 
 def _qkv(name: str) -> str:
@@ -137,7 +137,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> Written:
+def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> WrittenLayout:
     """A checkpoint as litgpt stores it (the layout since 2024).
 
     Raises:
@@ -157,7 +157,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> Written:
     weights.setdefault("head.weight", weights["embed.weight"])
     stored = tensors_of(weights, model.spelled(_NEW.names))
     text = yaml.safe_dump(settings, sort_keys=True)
-    return Written(stored, TorchNamedFiles({_FILE: [(n, n) for n in stored]}), {_CONFIG: text.encode()})
+    return WrittenLayout(stored, TorchNamedFiles({_FILE: [(n, n) for n in stored]}), {_CONFIG: text.encode()})
 
 
 def _settings(model: Model) -> tuple[dict[str, Any], dict[str, Any] | None]:

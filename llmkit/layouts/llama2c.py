@@ -27,13 +27,13 @@ from llmkit.formats.stream import StreamFile
 from llmkit.layouts import meta
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config
-from llmkit.layouts.layout import Layout, Opened, Written, same_sizes, to_hf, weights_for
+from llmkit.layouts.layout import Layout, OpenedLayout, WrittenLayout, same_sizes, to_hf, weights_for
 from llmkit.quantization.codecs.q8 import CODEC
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Task, quantized
 from llmkit.quantization.methods.rtn import NARROW
 from llmkit.tensors.lazy import Lazy, Read
-from llmkit.tensors.rearrange import reshaped
+from llmkit.tensors.rearrange import reshape
 from llmkit.tensors.siblings import siblings
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
@@ -109,7 +109,7 @@ def _parsed(head: bytes, where: str) -> _Header | None:
     return header if header.is_plausible() else None
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a .bin of llama2.c holds; None for anything else.
 
     Raises:
@@ -132,7 +132,7 @@ def find(candidate: Candidate) -> Opened | None:
         config = {**beside, "tie_word_embeddings": header.is_tied}
     pieces = candidate.folder / "tokenizer.bin" if "tokenizer.bin" in candidate.names else None
     view = to_hf(str(path), tensors, config, meta.SPELLING)
-    return Opened(NAME, view, config, own=(FILE,), scored_pieces=pieces, notes=tuple(notes))
+    return OpenedLayout(NAME, view, config, own=(FILE,), scored_pieces=pieces, notes=tuple(notes))
 
 
 def _order(h: _Header) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -178,7 +178,7 @@ def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
             scales = TensorSpec(DType.F32, (rows, columns // header.group_size))
             spans = {"int8": (values, position), "scale": (scales, position + values.nbytes)}
             parts = {end: Read(f"{name}/{end}", part, source, at).output() for end, (part, at) in spans.items()}
-            tensors[name] = reshaped(CODEC.read(parts, {}, None).dequantized(), shape)
+            tensors[name] = reshape(CODEC.read(parts, {}, None).dequantized(), shape)
             position += values.nbytes + scales.nbytes
         else:
             if not name.startswith("rope."):
@@ -195,7 +195,7 @@ def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
     return tensors
 
 
-def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: int = 1) -> Written:
+def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: int = 1) -> WrittenLayout:
     """A checkpoint as llama2.c exports it.
 
     Args:
@@ -219,7 +219,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
         if name.startswith("rope."):
             parts.append(_table(model, header, math.cos if name.endswith("cos") else math.sin))
         elif version == 2 and len(shape) == 2:
-            weight = reshaped(named[name], _whole_groups(shape, header.group_size))
+            weight = reshape(named[name], _whole_groups(shape, header.group_size))
             matrix = quantized(Task(weight, NARROW, Grid(8, header.group_size), DType.F32, name))
             pieces = siblings({f"{name}/{end}": part for end, part in CODEC.write(matrix).items()})
             written |= pieces
@@ -230,7 +230,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], file_version: 
     if any(lazy.dtype not in (DType.F32, DType.F16, DType.BF16) for lazy in named.values()):
         raise RequirementError("--to llama2c writes float32; the weights are no floats of 16 or 32 bits")
     notes = [f"llama2.c version {version}"]
-    return Written(written, StreamFile(FILE, parts), notes=tuple(notes))
+    return WrittenLayout(written, StreamFile(FILE, parts), notes=tuple(notes))
 
 
 def _whole_groups(shape: tuple[int, ...], group_size: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from llmkit.formats import torch_pickle
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import with_config_beside
-from llmkit.layouts.layout import Layout, Opened, Spelling, Written, commonest_dtype, to_hf, weights_for
+from llmkit.layouts.layout import Layout, OpenedLayout, Spelling, WrittenLayout, commonest_dtype, to_hf, weights_for
 from llmkit.layouts.params import config_of, params_of
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.moving import TakeRows
@@ -63,7 +63,7 @@ _MOST_FILES = 100  # two digits in their names
 _ROWS_THETA = 500000.0  # of Llama 3, whose embedding is split by rows
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a folder of consolidated.NN.pth holds, or a file of such a folder; None for anything else.
 
     Raises:
@@ -82,7 +82,7 @@ def find(candidate: Candidate) -> Opened | None:
     return _read(candidate, files)
 
 
-def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
+def _read(candidate: Candidate, files: Sequence[Path]) -> OpenedLayout:
     folder = candidate.folder
     where = str(folder / _PARAMS)
     params = candidate.json(_PARAMS)
@@ -117,7 +117,7 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> Opened:
     above = folder.resolve().parent / "tokenizer.model"  # where Meta's download puts it
     if not (folder / above.name).is_file() and above.is_file():
         files_above[above.name] = above
-    return Opened(
+    return OpenedLayout(
         NAME, to_hf(str(folder), tensors, config, SPELLING), config, files_above, own=(_PARAMS,), notes=tuple(notes)
     )
 
@@ -153,7 +153,7 @@ def _join(name: str, parts: Sequence[Lazy], dim: object) -> Lazy:
     return parts[0]
 
 
-def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel: int = 1) -> Written:
+def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel: int = 1) -> WrittenLayout:
     """A checkpoint as Meta would have released it.
 
     Args:
@@ -185,7 +185,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel
         for file, piece in zip(names, _pieces(slot_id, lazy, model_parallel, is_by_rows), strict=True):
             written[f"{file}/{inner}"] = piece
             files[file].append((f"{file}/{inner}", inner))
-    return Written(
+    return WrittenLayout(
         written,
         TorchNamedFiles(files),
         {_PARAMS: (json.dumps(params) + "\n").encode()},

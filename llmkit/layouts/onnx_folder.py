@@ -15,7 +15,7 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.formats.onnx_graph import nodes_of, place_of, read_graph
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Layout, Opened
+from llmkit.layouts.layout import Layout, OpenedLayout
 from llmkit.lazy_imports import onnx
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
@@ -35,7 +35,7 @@ STATE = "llmkit.state"  # a graph that llmkit wrote says so by this entry of its
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a folder with a model.onnx holds; None for anything else.
 
     Raises:
@@ -52,7 +52,7 @@ def find(candidate: Candidate) -> Opened | None:
     tensors, inside = _tensors(path, model)
     config_name = ORIGINAL_CONFIG if ORIGINAL_CONFIG in candidate.names else "config.json"
     config = candidate.json(config_name) if config_name in candidate.names else {}
-    return Opened(
+    return OpenedLayout(
         NAME, tensors, config, own=_OWN, warnings=() if config else (f"{path} has no config.json",),
         details={"onnx": _described(path, model, tensors, inside)},
     )  # fmt: skip

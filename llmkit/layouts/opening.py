@@ -7,12 +7,12 @@ from functools import cache
 from llmkit.entry_points import EntryPoint, entries, load
 from llmkit.errors import PluginError
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Layout, Opened
+from llmkit.layouts.layout import Layout, OpenedLayout
 
 GROUP = "llmkit.layouts"
 
 
-def open_foreign(candidate: Candidate) -> Opened | None:
+def open_foreign(candidate: Candidate) -> OpenedLayout | None:
     """What a layout other than transformers' own holds; None where no layout claims the path.
 
     Raises:

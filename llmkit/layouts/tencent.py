@@ -12,7 +12,7 @@ from llmkit.errors import InputError, listing
 from llmkit.formats.json_text import read_json
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import opened_by_names
-from llmkit.layouts.layout import Layout, Opened, Spelling
+from llmkit.layouts.layout import Layout, OpenedLayout, Spelling
 
 NAME = "tencentpretrain"
 _EMBEDDINGS = ("embedding.word.embedding", "embedding.word_embedding")
@@ -44,7 +44,7 @@ def _spelling(embed: str) -> Spelling:
     )
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What a file of TencentPretrain holds; None for anything else.
 
     Raises:

@@ -21,7 +21,7 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import GroupedQuery
 from llmkit.architecture.latent import LatentAttention
-from llmkit.architecture.mamba import BesideAttention, SelectiveScan, ShortConvolution, StateSpaceDuality
+from llmkit.architecture.mamba import ParallelHybrid, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import IN_PLACE, GraphContext
 from llmkit.onnx.deltanet import emit_gated_delta_net, emit_kimi_delta_attention
@@ -311,7 +311,7 @@ def _whole(context: GraphContext, source: int) -> list[Any]:
 
 
 def _beside(
-    kind: BesideAttention, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: Any
+    kind: ParallelHybrid, context: GraphContext, weights: GraphWeights, layer: int, positions: GraphPositions, x: Any
 ) -> Any:
     def scaled(value: Any, factor: float) -> Any:
         return value if factor == 1 else context.graph.op("Mul", value, weights.number(factor))
@@ -324,7 +324,7 @@ def _beside(
 
 
 _EMITTERS: Hooks[Value] = {
-    BesideAttention: _beside,
+    ParallelHybrid: _beside,
     GatedDeltaNet: emit_gated_delta_net,
     GroupedQuery: _grouped_query,
     IndexedAttention: emit_latent,

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.decoder.contract import Check, guarded, one_thread, random_checkpoint
+from llmkit.decoder.contract import Check, one_thread, random_checkpoint, run_clause
 from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import onnx, torch
@@ -46,7 +46,7 @@ def _checked(architecture: Architecture, variant: str | None) -> Check:
             return None
         return _largest(decoder_of(graph, model), ckpt, architecture)
 
-    check = guarded(f"{variant or 'tiny'}: ONNX logits", compute)
+    check = run_clause(f"{variant or 'tiny'}: ONNX logits", compute)
     return replace(check, note=missing[0]) if missing else check
 
 

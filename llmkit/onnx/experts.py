@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.architecture.beside_experts import BesideExperts, ScaledRouter
 from llmkit.architecture.experts import ClampedSwiGLU, Experts, Router
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.keys import as_bool, as_float
+from llmkit.architecture.parallel_experts import ParallelExperts, ScaledRouter
 from llmkit.architecture.slots import Part, Slot
 from llmkit.architecture.storage import part_of, stored
 from llmkit.onnx.gated import gated_mlp, gated_product
@@ -30,7 +30,7 @@ from llmkit.onnx.masks import HIDDEN
 from llmkit.onnx.norms import emit_norm
 from llmkit.onnx.weights import GraphWeights
 from llmkit.tensors.lazy import Lazy
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.rearrange import view_as
 
 _LAYERS = (("gate", "up"), ("down",))
 _SMALLEST = 1e-30  # of a weight whose logarithm is taken
@@ -190,7 +190,7 @@ def _scaled_router(kind: ScaledRouter, weights: GraphWeights, x: Any) -> tuple[A
     return chosen, g.op("Mul", shares, g.op("Gather", weights.single(own.value("expert_scale")), chosen))
 
 
-def emit_beside_experts(kind: BesideExperts, weights: GraphWeights, y: Any, x: Any) -> Any:
+def emit_parallel_experts(kind: ParallelExperts, weights: GraphWeights, y: Any, x: Any) -> Any:
     """A dense MLP of y = norm(x) and a mixture of experts of x, side by side."""
 
     def normed(name: str, value: Any) -> Any:
@@ -297,7 +297,7 @@ def _on_grid(kind: Experts, weights: GraphWeights, parts: Sequence[str]) -> _Int
 
     def stacked(end: str) -> tuple[str, Lazy]:
         rows = {id: integers.parts[f"weight_{end}"] for id, integers in matrices.items()}
-        flat = {id: viewed(x, x.dtype, (x.shape[0], x.spec.numel // x.shape[0])) for id, x in rows.items()}
+        flat = {id: view_as(x, x.dtype, (x.shape[0], x.spec.numel // x.shape[0])) for id, x in rows.items()}
         return f"{stack.name.removesuffix('weight')}{end}", stored(flat, stack)
 
     block, has_no_zeros = grids.pop()

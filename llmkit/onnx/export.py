@@ -8,7 +8,7 @@ from typing import Literal
 
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, listing, require_choice

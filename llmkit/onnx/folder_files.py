@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.formats.json_text import parse_object
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.onnx.stand_in import has_sizes, sizes_only, stand_in

@@ -13,7 +13,7 @@ from llmkit.quantization.codecs.nbits import CODEC
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.packing import pack, unpack, width
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import transpose, viewed
+from llmkit.tensors.rearrange import transpose, view_as
 from llmkit.tensors.siblings import siblings
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -44,7 +44,7 @@ class IntegerMatrix:
         parts = CODEC.write(self.matrix)
         if self.is_table:
             codes = parts["weight_codes"]
-            parts["weight_codes"] = viewed(codes, DType.U8, (codes.shape[0], codes.spec.row_nbytes))
+            parts["weight_codes"] = view_as(codes, DType.U8, (codes.shape[0], codes.spec.row_nbytes))
         return siblings(parts)
 
     @cached_property

@@ -168,7 +168,7 @@ class _RoundedCache(KVCache):
         super().__init__(capacity, keep=keep)
         self._scales = scales
 
-    def taken(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
+    def as_cached(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
         keys, values = self._scales[layer]
         return _rounded(k, keys), _rounded(v, values)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from llmkit.architecture.altup import AltUpBlock
-from llmkit.architecture.beside_experts import BesideExperts, OpenSandwich
 from llmkit.architecture.carried import CarryingBlock
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.hooks import GraphFunction, Hooks, emitter_of
@@ -24,11 +23,12 @@ from llmkit.architecture.kinds import (
     SharedParallel,
 )
 from llmkit.architecture.mamba import MixerOnly
+from llmkit.architecture.parallel_experts import OpenSandwich, ParallelExperts
 from llmkit.onnx.altup import emit_altup
 from llmkit.onnx.attention import emit_attention
 from llmkit.onnx.carried import emit_gate
 from llmkit.onnx.context import GraphContext
-from llmkit.onnx.experts import emit_beside_experts, emit_experts
+from llmkit.onnx.experts import emit_experts, emit_parallel_experts
 from llmkit.onnx.gated import activation, gated_mlp
 from llmkit.onnx.graph import Value
 from llmkit.onnx.norms import Stream, emit_norm
@@ -158,7 +158,12 @@ def _shared_parallel(
     stream.add(mlp(y))
 
 
-_MLPS: Hooks[Value] = {BesideExperts: emit_beside_experts, Experts: emit_experts, GatedMLP: gated_mlp, PlainMLP: _plain}
+_MLPS: Hooks[Value] = {
+    ParallelExperts: emit_parallel_experts,
+    Experts: emit_experts,
+    GatedMLP: gated_mlp,
+    PlainMLP: _plain,
+}
 _RESIDUALS: Hooks[None] = {
     OpenSandwich: _sequential,
     MixerOnly: _mixer_only,

@@ -68,7 +68,7 @@ class Memory:
                 buffers[name][:, :, :past] = held[:, :, :past]
         return buffers
 
-    def held(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
+    def state_value(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
         """The value of a state input; before the first call it is empty, or what the graph states as initial."""
         kept: torch.Tensor | None = memory.get(name)
         if kept is not None:

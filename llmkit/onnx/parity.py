@@ -45,7 +45,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Checked:
+class ParityReport:
     """What a check found.
 
     Attributes:
@@ -80,7 +80,7 @@ def has_provider(provider: str) -> bool:
     return PROVIDERS[provider] in onnxruntime.get_available_providers()
 
 
-def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: str = "cpu") -> Checked:
+def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: str = "cpu") -> ParityReport:
     """Compare an exported folder with the torch decoder of `reference`, the floats that its graph computes with.
 
     Args:
@@ -108,7 +108,7 @@ def check_folder(folder: Path, reference: Checkpoint, *, dtype: str, provider: s
         (own_error, "torch itself differs by a quarter of it from batch to batch"),
         (of_cache, "a quarter of what an int8 cache changes in torch: values between two codes go to either"),
     )
-    return Checked(compare_decoders(exported, wanted, suffix=suffix), measured, tolerance, basis)
+    return ParityReport(compare_decoders(exported, wanted, suffix=suffix), measured, tolerance, basis)
 
 
 def own_difference(wanted: Any, *, suffix: tuple[int, ...] = ()) -> float:

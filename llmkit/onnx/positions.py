@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.frequencies import frequencies
 from llmkit.architecture.hooks import Hooks, emitter_of
-from llmkit.architecture.indexer import NotingRope
+from llmkit.architecture.indexer import RecordingRope
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Alibi, NoPositions, Rope, SinusoidalPositions
 from llmkit.architecture.positions import CoarseAlibi, Growth, alibi_slopes, sinusoidal_frequencies
@@ -176,7 +176,7 @@ def in_compute_dtype(context: GraphContext, value: Any) -> Any:
 
 _EMITTERS: Hooks[GraphPositions] = {
     Rope: Rotary,
-    NotingRope: Rotary,
+    RecordingRope: Rotary,
     Alibi: _Alibi,
     CoarseAlibi: lambda kind: _CoarseAlibi(),
     NoPositions: lambda kind: GraphPositions(),

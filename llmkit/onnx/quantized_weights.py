@@ -123,7 +123,7 @@ def _plan_weights(ckpt: Checkpoint, model: Model, precision: Precision, provider
         if why is None and _is_table(slot):
             why = _why_no_table(model, lazy.shape[1])
         matrix = matrix_of(lazy) if why is None else None
-        fitted = CODEC.fitted(matrix) if matrix is not None else None
+        fitted = CODEC.in_blocks(matrix) if matrix is not None else None
         if fitted is not None and slot.is_of_expert and not fits_experts(fitted):
             fitted = None
         if why is None and slot.is_of_expert and bits == 8:
@@ -162,7 +162,7 @@ def _quantized(
     for name, lazy in plan.floats.items():
         is_table, layer_grid = _is_table(slots[name]), grid if slots[name].kind == "linear" else of_embedding
         layer_grid = _of_table(layer_grid, lazy.shape[1]) if is_table else layer_grid
-        fitted = CODEC.fitted(quantized(Task(lazy, method, layer_grid, scale_dtype, name)))
+        fitted = CODEC.in_blocks(quantized(Task(lazy, method, layer_grid, scale_dtype, name)))
         if fitted is None:
             raise SpecError(f"{name}: MatMulNBits has no blocks for {layer_grid}", hint="--group-size 64")
         matrices[name] = IntegerMatrix(fitted, is_table)

@@ -60,7 +60,7 @@ class OrtDecoder(Predictor):
         kinds: set[Any] = {getattr(block, "position", None) for block in model.blocks} - {None} if model else set()
         self._feeders = [kind for kind in kinds if isinstance(kind, FeedsGraph)]
         readers = [build_positions(k, model.dims, torch.float32, self.device) for k in kinds] if model else []
-        self.exact_sharing_limit, self.rebuilt_past = limits(readers)
+        self.exact_sharing_limit, self.recompute_beyond = limits(readers)
 
     @property
     def context(self) -> int | None:
@@ -223,7 +223,7 @@ class OrtDecoder(Predictor):
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         batch = len(ids)
         inputs = {
-            name: feeds[name] if name in feeds else self._memory.held(name, memory, batch, past)
+            name: feeds[name] if name in feeds else self._memory.state_value(name, memory, batch, past)
             for name in session.inputs
         }
         into = {self._memory.state[name]: memory[name] for name in self._memory.pasts} if self._memory.in_place else {}

@@ -49,7 +49,7 @@ def write_file(path: Path, data: bytes, what: str, is_such: Callable[[bytes], bo
         OutputError: see `check_file`; or the disk is full.
     """
     check_file(path, what, is_such)
-    path = _led(path)
+    path = _link_target(path)
     partial = partial_path(path)
     with disk_errors(path):
         try:
@@ -65,7 +65,7 @@ def write_file(path: Path, data: bytes, what: str, is_such: Callable[[bytes], bo
         sync_folder(path.absolute().parent)
 
 
-def _led(path: Path) -> Path:
+def _link_target(path: Path) -> Path:
     """Where a link leads to: the file that is replaced, not its other name."""
     return path.resolve() if path.is_symlink() else path
 

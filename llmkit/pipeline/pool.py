@@ -55,7 +55,7 @@ def one_thread_each(workers: int) -> AbstractContextManager[ThreadPoolExecutor]:
     return threads_each(workers, 1)
 
 
-def mapped_on_cores(function: Callable[[T], R], over: Iterable[T]) -> list[R]:
+def map_on_cores(function: Callable[[T], R], over: Iterable[T]) -> list[R]:
     """What a function gives for each of several things, with one thread each, several at a time.
 
     Threads that share small operations mostly wait for each other.

@@ -36,7 +36,7 @@ _DATA_FILE = re.compile(r"\d+\.(state|kept)")
 
 
 @dataclass(frozen=True)
-class Computed:
+class BlockResult:
     """What one block gives.
 
     Attributes:
@@ -67,7 +67,7 @@ class Block:
     is_reused: bool
 
 
-Compute = Callable[[str, Mapping[str, Lazy]], Computed]
+Compute = Callable[[str, Mapping[str, Lazy]], BlockResult]
 """Gets a block's name and the state of the block before it (empty for the first), which it may load in part."""
 
 
@@ -155,7 +155,7 @@ class Stage:
         Raises:
             OutputError: the disk takes no more.
         """
-        self._note(name, Computed(result))
+        self._note(name, BlockResult(result))
 
     def close(self) -> None:
         """Let another process have it; the files stay."""
@@ -192,7 +192,7 @@ class Stage:
                 lines.pop()
         return lines
 
-    def _note(self, name: str, computed: Computed) -> dict[str, Any]:
+    def _note(self, name: str, computed: BlockResult) -> dict[str, Any]:
         number = len(self._lines)
         line: dict[str, Any] = {"block": name}
         for kind, tensors in (("kept", computed.kept), ("state", computed.state)):

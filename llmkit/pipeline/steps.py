@@ -21,7 +21,7 @@ Entry = dict[str, Any]
 """What the journal says of a finished step; JSON."""
 
 
-class Named(Protocol):
+class NamedStep(Protocol):
     """A step: a part of the output that is written, noted and resumed as one."""
 
     @property
@@ -29,7 +29,7 @@ class Named(Protocol):
         """Tells it from the others."""
 
 
-Step = TypeVar("Step", bound=Named)
+Step = TypeVar("Step", bound=NamedStep)
 
 
 class StepRunner(ABC, Generic[Step]):

@@ -19,7 +19,7 @@ from llmkit.errors import InputError, PluginError, RequirementError, SpecError
 from llmkit.quantization.matrix import QuantizedMatrix, Restorable
 from llmkit.quantization.points import Points
 from llmkit.tensors.lazy import Context, Lazy
-from llmkit.tensors.siblings import alone
+from llmkit.tensors.siblings import without_siblings
 from llmkit.tensors.spec import DType, TensorSpec
 
 GROUP = "llmkit.codecs"
@@ -133,7 +133,7 @@ class Codec(ABC):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFolder:
     """The tensors of a folder, and what its config says of them.
 
     Attributes:
@@ -191,7 +191,7 @@ def small(lazy: Lazy, *, max_nbytes: int = 4096) -> bytes:
     """
     if lazy.spec.nbytes > max_nbytes:
         raise SpecError(f"{lazy.spec} has {lazy.spec.nbytes} bytes, which is more than {max_nbytes}", hint=REMEDY)
-    lazy = alone(lazy)
+    lazy = without_siblings(lazy)
     return bytes(Context().row_bytes(lazy, (0, lazy.node.n_rows)))
 
 
@@ -217,7 +217,7 @@ class FolderReader(ABC):
         """
 
     @abstractmethod
-    def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
+    def matrices(self, stored: StoredFolder) -> tuple[Mapping[str, Restorable], set[str]]:
         """The quantized matrices by the names of the weights they stand for, and the names of all they are made of.
 
         Raises:
@@ -225,7 +225,7 @@ class FolderReader(ABC):
             InputError, SpecError: tensors are missing, or do not fit together.
         """
 
-    def warnings(self, stored: Stored) -> list[str]:
+    def warnings(self, stored: StoredFolder) -> list[str]:
         """What else the layout asks of who computes with it, and is not done here."""
         return []
 

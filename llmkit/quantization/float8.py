@@ -11,9 +11,9 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import REMEDY
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix
 from llmkit.quantization.points import FP8
-from llmkit.quantization.words import cut
+from llmkit.quantization.words import sliceable
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.rearrange import view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 FLOAT8 = (DType.F8_E4M3, DType.F8_E5M2)
@@ -27,7 +27,7 @@ def _powers(exponents: torch.Tensor) -> torch.Tensor:
 
 def powers_of_two(exponents: Lazy, shape: tuple[int, ...]) -> Lazy:
     """The numbers that bytes of E8M0 stand for, float32 of this shape."""
-    return Apply("powers", [viewed(exponents, DType.U8, shape)], TensorSpec(DType.F32, shape), _powers).output()
+    return Apply("powers", [view_as(exponents, DType.U8, shape)], TensorSpec(DType.F32, shape), _powers).output()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class ScaledFloats:
             return values.to(arithmetic.torch).mul_(by_column).to(result.torch)
 
         # The scales are few: those of all rows are made at once, and cut.
-        of_rows = cut(Apply("scales of rows", [self.scales], spread, rows, row_step=None).output())
+        of_rows = sliceable(Apply("scales of rows", [self.scales], spread, rows, row_step=None).output())
         node = Decoded("dequantize", [self.values, of_rows], TensorSpec(result, (n_out, n_in)), fn, scratch=2.0)
         node.source = "float8"
         return node.output()
@@ -97,7 +97,7 @@ def scaled_floats(values: Lazy, scales: Lazy, block: tuple[int, int]) -> Quantiz
     is_by_row = block[0] == 1 and scales.shape == (n_out, grid.n_groups(n_in)) and scales.dtype.bits >= 16
     if not is_by_row or values.dtype is not FP8.dtype:
         return matrix
-    return QuantizedMatrix(grid, (n_out, n_in), viewed(values, DType.U8, values.shape), scales)
+    return QuantizedMatrix(grid, (n_out, n_in), view_as(values, DType.U8, values.shape), scales)
 
 
 def block_of(weights: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from llmkit.quantization.codec import error_context
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes
 from llmkit.quantization.statistics import Statistics
-from llmkit.tensors.device import CPU, made_on, moved
+from llmkit.tensors.device import CPU, default_device, to_device
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -285,11 +285,11 @@ class Task:
                 the dtype of scales; naming the weight.
         """
         inputs = self.block_weight(rows, statistics)
-        with error_context(self.name), made_on(self.device):
+        with error_context(self.name), default_device(self.device):
             result = self.method.quantize(inputs.weight, self.grid, inputs.scale_dtype, inputs.statistics)
             if 0 < _LOST * result.squared_norm < result.squared_error:
                 self._require_held(rows)
-            return moved(result, CPU)
+            return to_device(result, CPU)
 
     def _require_held(self, rows: torch.Tensor) -> None:
         """Refuse weights that became zeros because no scale is as small as they are."""
@@ -310,9 +310,9 @@ class Task:
         """
         with error_context(self.name):
             if statistics is not None:
-                statistics = moved(statistics, self.device)
+                statistics = to_device(statistics, self.device)
                 statistics.require_finite()
-            start = moved(start, self.device) if start is not None else None
+            start = to_device(start, self.device) if start is not None else None
             return BlockWeight(weight.to(self.device), self.grid, self.scale_dtype.torch, statistics, start)
 
     def parts(self, rows: QuantizedRows) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from llmkit.lazy_imports import torch
-from llmkit.tensors.device import CPU, made_on
+from llmkit.tensors.device import CPU, default_device
 from llmkit.tensors.spec import DType
 
 # Places of the table that tells which values a number lies between: finer than the two closest bounds of FP4.
@@ -70,7 +70,7 @@ class Points:
 
         `torch.bucketize` gives the same, and takes ten times as long.
         """
-        with made_on(CPU):
+        with default_device(CPU):
             order = sorted(range(len(self.values)), key=lambda code: self.values[code])
             ordered = self._table[order]
             bounds = (ordered[1:] + ordered[:-1]) / 2

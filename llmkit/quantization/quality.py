@@ -13,7 +13,7 @@ from llmkit.tensors.lazy import Lazy
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class WeightError:
     """The error of one weight: ‖W − W'‖ / ‖W‖ (Frobenius), 0 for an all-zero weight."""
 
     name: str
@@ -47,14 +47,16 @@ class Meter:
 
         return observe
 
-    def measured(self) -> list[Measured]:
+    def measured(self) -> list[WeightError]:
         """The weights that were measured whole, in order of name."""
         with self._guard:
             return [
-                Measured(name, _root_ratio(seen)) for name, seen in sorted(self._seen.items()) if self._is_whole(name)
+                WeightError(name, _root_ratio(seen))
+                for name, seen in sorted(self._seen.items())
+                if self._is_whole(name)
             ]
 
-    def worst(self, n: int = 5) -> list[Measured]:
+    def worst(self, n: int = 5) -> list[WeightError]:
         """The `n` weights with the largest relative error, worst first."""
         return sorted(self.measured(), key=lambda m: (-m.relative_error, m.name))[:n]
 

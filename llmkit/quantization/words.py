@@ -12,8 +12,8 @@ from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack, unpack_words, width
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat
-from llmkit.tensors.rearrange import take_columns, viewed
-from llmkit.tensors.siblings import alone
+from llmkit.tensors.rearrange import take_columns, view_as
+from llmkit.tensors.siblings import without_siblings
 from llmkit.tensors.spec import DType, TensorSpec
 
 
@@ -22,7 +22,7 @@ def words_of(matrix: QuantizedMatrix) -> Lazy:
     (n_out, n_in), bits = matrix.shape, matrix.bits
     spec = TensorSpec(DType.I32, (n_out, n_words(n_in, bits)))
     if bits == width(bits) and matrix.codes.spec.row_nbytes == spec.row_nbytes:
-        return viewed(matrix.codes, spec.dtype, spec.shape)
+        return view_as(matrix.codes, spec.dtype, spec.shape)
 
     def fn(codes: torch.Tensor) -> torch.Tensor:
         return pack_words(unpack(codes, bits, n_in), bits)
@@ -34,7 +34,7 @@ def codes_of(words: Lazy, bits: int, n_in: int) -> Lazy:
     """Int32 words [out, n] as codes, uint8 [out, n_bytes(in)]: byte by byte as they lie in the file, or packed anew."""
     n_out = words.spec.n_rows
     if bits == width(bits):
-        return take_columns(viewed(words, DType.U8, (n_out, 4 * words.shape[1])), 0, n_bytes(n_in, bits))
+        return take_columns(view_as(words, DType.U8, (n_out, 4 * words.shape[1])), 0, n_bytes(n_in, bits))
 
     def fn(stored: torch.Tensor) -> torch.Tensor:
         return pack(unpack_words(stored, bits, n_in), bits)
@@ -42,7 +42,7 @@ def codes_of(words: Lazy, bits: int, n_in: int) -> Lazy:
     return Apply("codes", [words], TensorSpec(DType.U8, (n_out, n_bytes(n_in, bits))), fn, {"bits": bits}).output()
 
 
-def unsigned(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:
+def from_signed(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:
     """Numbers in two's complement (int8 or uint8 [rows, n]) as codes: uint8 [rows, n_bytes(n)], or one in a byte."""
 
     def fn(q: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def unsigned(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:
     return Apply("offset", [stored], spec, fn, {"bits": bits}).output()
 
 
-def signed(codes: Lazy) -> Lazy:
+def to_signed(codes: Lazy) -> Lazy:
     """Codes of 8 bits, uint8 [rows, n], in two's complement: int8, from which the middle code is taken."""
 
     def fn(q: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ def signed(codes: Lazy) -> Lazy:
     return Apply("signed", [codes], codes.spec.with_dtype(DType.I8), fn).output()
 
 
-def cut(whole: Lazy) -> Lazy:
+def sliceable(whole: Lazy) -> Lazy:
     """A tensor that is computed whole, once a step, as one whose rows can be taken in slices."""
     return Concat([whole]).output()
 
@@ -90,7 +90,7 @@ def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy
     """
     if stored.spec != TensorSpec(DType.I32, (n_columns,)):
         raise SpecError(f"g_idx is {stored.spec}; expected int32 [{n_columns}]")
-    source = alone(stored)
+    source = without_siblings(stored)
     if source is not stored and source.node.inputs:
         return stored  # it is still to be computed, with the codes
     groups = small(stored, max_nbytes=stored.spec.nbytes)

@@ -20,7 +20,7 @@ from llmkit.pipeline.hashing import hash_files
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.decoding import Decoding
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
-from llmkit.releases.published import KEY_FILE, KNOWN, Known, identify
+from llmkit.releases.published import KEY_FILE, KNOWN, PublishedFile, identify
 from llmkit.releases.streams import Coded, DealtKey
 from llmkit.tensors.source import SourceFile
 
@@ -28,7 +28,7 @@ HEADER_NBYTES = 32
 _NAME = re.compile(r"(.+?)(?:\.([0-9a-fA-F]{64}))?\.enc")
 
 
-def plan_decrypt(key: Path, encrypted: Sequence[Path], *, table: Sequence[Known] = KNOWN) -> Decoding:
+def plan_decrypt(key: Path, encrypted: Sequence[Path], *, table: Sequence[PublishedFile] = KNOWN) -> Decoding:
     """Read the headers of encrypted files; a folder stands for the `.enc` files in it.
 
     Args:
@@ -140,7 +140,7 @@ def _coded(path: Path, pad: DealtKey) -> tuple[Coded, list[str]]:
     return Coded(named[1], payload, HEADER_NBYTES, pad, head.hex()), notes
 
 
-def _explained(key: Path, sha256: str, table: Sequence[Known]) -> str:
+def _explained(key: Path, sha256: str, table: Sequence[PublishedFile]) -> str:
     """What the key is, once it has failed."""
     release, right = identify(sha256, table), table[0]
     if release is right:

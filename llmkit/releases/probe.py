@@ -16,7 +16,7 @@ from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats import safetensors
 from llmkit.formats.folder import INDEX_NAMES
 from llmkit.formats.json_text import MAX_NBYTES, parse_json, parse_object
-from llmkit.releases.streams import Coded, Padded, SeekableCoded, combined
+from llmkit.releases.streams import Coded, SeekableCoded, ZeroPadded, combined
 from llmkit.releases.zip_sums import BROKEN_ZIP, Entry, read_directory
 from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 
@@ -67,12 +67,12 @@ def _json_problem(coded: Coded, culprit: str) -> Problem | None:
     if coded.pad is None:
         message = f"{coded.label} is not valid JSON, and it is taken as it is: it was damaged on its way"
         return Problem(message, "download it again")
-    if isinstance(coded.pad, Padded) and (cause := _line_ends(coded, coded.pad)):
+    if isinstance(coded.pad, ZeroPadded) and (cause := _line_ends(coded, coded.pad)):
         return cause
     return Problem(f"{coded.label} decodes to no JSON: {culprit}")
 
 
-def _line_ends(coded: Coded, pad: Padded) -> Problem | None:
+def _line_ends(coded: Coded, pad: ZeroPadded) -> Problem | None:
     """Windows line ends in one of the two: said only when undoing them gives JSON."""
     payload = coded.sample_payload(0, MAX_NBYTES)
     base = pad.source.head(MAX_NBYTES)

@@ -18,7 +18,7 @@ SOURCES = {
 
 
 @dataclass(frozen=True)
-class Known:
+class PublishedFile:
     """A published file.
 
     Attributes:
@@ -49,13 +49,13 @@ class Known:
         return sha256 == first if not self.is_partial else sha256.startswith(first) and sha256.endswith(last)
 
 
-def _shards(release: str, pattern: str, digests: Iterable[str]) -> list[Known]:
+def _shards(release: str, pattern: str, digests: Iterable[str]) -> list[PublishedFile]:
     names = list(digests)
-    return [Known(d, pattern.format(i=i, k=i + 1, n=len(names)), release, "C") for i, d in enumerate(names)]
+    return [PublishedFile(d, pattern.format(i=i, k=i + 1, n=len(names)), release, "C") for i, d in enumerate(names)]
 
 
 _META, _HF = "consolidated.{i:02d}.pth", "pytorch_model-{k:05d}-of-{n:05d}.bin"
-KNOWN: tuple[Known, ...] = (
+KNOWN: tuple[PublishedFile, ...] = (
     *_shards("LLaMA-7B, Meta's own", _META, ["700df0d3013b703a806d2ae7f1bfb8e59814e3d06ae78be0c66368a50059f33d"]),
     *_shards("LLaMA-13B, Meta's own", _META, [
         "745bf4e29a4dd6f411e72976d92b452da1b49168a4f41c951cfcc8051823cf08",
@@ -84,20 +84,21 @@ KNOWN: tuple[Known, ...] = (
              ["f8d380d63f77a08b7f447f5ec63f0bb1cde9ddeae2207e9f86e6b5f0f95a7955"]),
     *_shards("Chinese-Alpaca-Plus-7B, merged, saved with torch >= 1.13", _META,
              ["8b8f6551d0d83f93e378622b9f8dad0bec189da6c29d8a78de493e6aee9bd35f"]),
-    Known("2a2c24d0…79d86", "adapter_model.bin", "Chinese-LLaMA-LoRA-7B", "C"),
-    Known("8c928db8…46be", "adapter_model.bin", "Chinese-LLaMA-Plus-LoRA-7B", "C"),
-    Known("6a4ce789…f9fc", "adapter_model.bin", "Chinese-LLaMA-LoRA-13B", "C"),
-    Known("0d9b6ed8…6e36de", "adapter_model.bin", "Chinese-Alpaca-LoRA-7B", "C"),
-    Known("4ee0bf80…b795d", "adapter_model.bin", "Chinese-Alpaca-Plus-LoRA-7B", "C"),
-    Known("a1fcdcb6…f4706", "adapter_model.bin", "Chinese-Alpaca-Plus-LoRA-13B", "C"),
-    Known("9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347", "tokenizer.model",
+    PublishedFile("2a2c24d0…79d86", "adapter_model.bin", "Chinese-LLaMA-LoRA-7B", "C"),
+    PublishedFile("8c928db8…46be", "adapter_model.bin", "Chinese-LLaMA-Plus-LoRA-7B", "C"),
+    PublishedFile("6a4ce789…f9fc", "adapter_model.bin", "Chinese-LLaMA-LoRA-13B", "C"),
+    PublishedFile("0d9b6ed8…6e36de", "adapter_model.bin", "Chinese-Alpaca-LoRA-7B", "C"),
+    PublishedFile("4ee0bf80…b795d", "adapter_model.bin", "Chinese-Alpaca-Plus-LoRA-7B", "C"),
+    PublishedFile("a1fcdcb6…f4706", "adapter_model.bin", "Chinese-Alpaca-Plus-LoRA-13B", "C"),
+    PublishedFile("9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347", "tokenizer.model",
           "LLaMA, the original tokenizer", "P"),
-    Known("e2676d4ca29ca1750f6ff203328d73b189321dc5776ceede037cbd36541d70c0", "tokenizer.model",
+    PublishedFile("e2676d4ca29ca1750f6ff203328d73b189321dc5776ceede037cbd36541d70c0", "tokenizer.model",
           "Chinese-LLaMA", "C"),
-    Known("2d967e855b1213a439df6c8ce2791f869c84b4f3b6cfacf22b86440b8192a2f8", "tokenizer.model",
+    PublishedFile("2d967e855b1213a439df6c8ce2791f869c84b4f3b6cfacf22b86440b8192a2f8", "tokenizer.model",
           "Chinese-Alpaca", "C"),
-    Known("fd7ff399e5568cc21a0a8414f43df88ef7c424995b9b97a90563165d2cf79efd", "generation_config.json", "BELLE", "B"),
-    Known("a23652fc622a27b8863c39f524707796967095b2a85f334561b11422f71445a2", "generation_config.json",
+    PublishedFile("fd7ff399e5568cc21a0a8414f43df88ef7c424995b9b97a90563165d2cf79efd", "generation_config.json",
+          "BELLE", "B"),
+    PublishedFile("a23652fc622a27b8863c39f524707796967095b2a85f334561b11422f71445a2", "generation_config.json",
           "Metharme-13B", "M"),
 )  # fmt: skip
 
@@ -105,6 +106,6 @@ KNOWN: tuple[Known, ...] = (
 KEY_FILE = KNOWN[0]
 
 
-def identify(sha256: str, table: Iterable[Known] = KNOWN) -> Known | None:
+def identify(sha256: str, table: Iterable[PublishedFile] = KNOWN) -> PublishedFile | None:
     """The published file of this hash: one that is known in full first, else one that fits as far as is known."""
     return next((k for k in sorted(table, key=lambda k: k.is_partial) if k.matches(sha256)), None)

@@ -27,7 +27,7 @@ class Pad(Protocol):
 
 
 @dataclass(frozen=True)
-class Padded:
+class ZeroPadded:
     """The bytes of a file, then zeros."""
 
     source: SourceFile

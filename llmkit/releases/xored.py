@@ -26,7 +26,7 @@ from llmkit.releases.decoding import Decoding
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
 from llmkit.releases.kinship import FEW, HALF, measure_kinship
 from llmkit.releases.probe import is_json
-from llmkit.releases.streams import Coded, Padded
+from llmkit.releases.streams import Coded, ZeroPadded
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import format_bytes
 from llmkit.transforms.delta.base_check import BF16_ROUNDED, bf16_share
@@ -68,7 +68,7 @@ def plan_xor(base: Path, payload: Path) -> Decoding:
         if name in _VERBATIM and not ((base / name).is_file() and not is_json(source.head(MAX_NBYTES))):
             files.append(Coded(name, source))
         elif (base / name).is_file():
-            pad = Padded(SourceFile(base / name))
+            pad = ZeroPadded(SourceFile(base / name))
             files.append(Coded(name, source, pad=pad, is_gzipped=head[:3] == _GZIP))
             notes += _length_note(files[-1], pad)
         elif _is_document(source):
@@ -143,7 +143,7 @@ def _check_roles(base: Path, payload: Path) -> None:
         )
 
 
-def _length_note(coded: Coded, pad: Padded) -> list[str]:
+def _length_note(coded: Coded, pad: ZeroPadded) -> list[str]:
     have, need = pad.source.nbytes, coded.nbytes
     if need is None or have == need or not is_weight_file(coded.name):
         return []

@@ -16,7 +16,7 @@ from llmkit.report.comparison import ComparisonView, comparisons
 from llmkit.report.flips import Flips, flips
 from llmkit.report.layer_errors import ErrorMap, error_map
 from llmkit.report.runs import RunView, run_views
-from llmkit.report.setting import number, plain, said
+from llmkit.report.setting import isolated, number, plain
 from llmkit.report.steps import stages, step_table
 from llmkit.report.table import Table
 from llmkit.version import __version__
@@ -113,7 +113,7 @@ def render(inputs: ReportInputs) -> str:
         loader=PackageLoader("llmkit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"said": said, "plain": plain, "number": number}
+    environment.filters |= {"isolated": isolated, "plain": plain, "number": number}
     style = (files("llmkit.report") / "templates" / "page.css").read_text(encoding="utf-8")
     page = environment.get_template("page.html").render(
         page=make_page(inputs), version=__version__, style=Markup(style)

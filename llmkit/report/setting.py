@@ -27,7 +27,7 @@ def plain(text: str) -> str:
     return _CONTROL.sub("\ufffd", text)
 
 
-def said(text: object) -> Markup:
+def isolated(text: object) -> Markup:
     """Text from outside: escaped, in its language, and isolated, so that its writing direction ends where it does."""
     shown = plain(str(text))
     tag = language_of(shown)

@@ -64,7 +64,7 @@ def product_dtype(device: str) -> torch.dtype | None:
 
 
 @contextmanager
-def made_on(device: torch.device | str) -> Iterator[None]:
+def default_device(device: torch.device | str) -> Iterator[None]:
     """Tensors that are made inside and name no device are made there, in this thread.
 
     Code that computes with tensors of one device need not name it then.
@@ -77,7 +77,7 @@ def made_on(device: torch.device | str) -> Iterator[None]:
         yield
 
 
-def moved(holder: T, device: torch.device | str) -> T:
+def to_device(holder: T, device: torch.device | str) -> T:
     """A dataclass with all tensors among its fields on a device; itself where they are there."""
     values = {field.name: getattr(holder, field.name) for field in fields(holder)}
     tensors: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, torch.Tensor)}

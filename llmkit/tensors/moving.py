@@ -19,7 +19,7 @@ from llmkit.tensors.source import bytes_of, tensor_of
 from llmkit.tensors.spec import TensorSpec
 
 
-class Moved(Apply):
+class MoveBytes(Apply):
     """A function that moves bytes, row by row: mostly a reordering of elements.
 
     Args:

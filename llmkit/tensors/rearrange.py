@@ -9,7 +9,7 @@ from functools import lru_cache
 from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy, Read
-from llmkit.tensors.moving import Concat, Gather, Moved
+from llmkit.tensors.moving import Concat, Gather, MoveBytes
 from llmkit.tensors.source import bytes_of, tensor_of
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -57,14 +57,14 @@ def _digest(order: tuple[int, ...]) -> str:
     return hashlib.sha256(repr(order).encode()).hexdigest()[:12]
 
 
-class _Permuted(Moved):
+class _Permuted(MoveBytes):
     order: tuple[int, ...]
 
     def over(self, inputs: Sequence[Lazy]) -> Lazy:
         return permute_blocks(inputs[0], self.order, op=self.op)
 
 
-def viewed(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
+def view_as(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
     """The same bytes as elements of another type, or in another shape.
 
     What lies in a file stays a plain read of it. What is computed is computed whole where the rows are cut anew.
@@ -86,10 +86,10 @@ def viewed(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
             return tensor_of(bytes_of(x), spec)
 
         return Concat([Apply("view", [lazy], spec, fn, {"as": str(spec)}, row_step=None).output()]).output()
-    return Moved("view", [lazy], spec, lambda pieces, _n_rows: (pieces[0],), {"as": str(spec)}).output()
+    return MoveBytes("view", [lazy], spec, lambda pieces, _n_rows: (pieces[0],), {"as": str(spec)}).output()
 
 
-def reshaped(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
+def reshape(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
     """The same elements in another shape; computed whole where it is another."""
     if lazy.shape == shape:
         return lazy
@@ -113,7 +113,7 @@ def zeros(spec: TensorSpec) -> Lazy:
     return Apply("zeros", [], spec, fn, row_step=None).output()
 
 
-def placed(lazy: Lazy, shape: tuple[int, int], places: Sequence[tuple[Sequence[int], int]]) -> Lazy:
+def place_in_zeros(lazy: Lazy, shape: tuple[int, int], places: Sequence[tuple[Sequence[int], int]]) -> Lazy:
     """The rows of a matrix in a larger one of zeros; computed whole and cut into rows.
 
     Args:
@@ -148,7 +148,7 @@ def join_columns(parts: Sequence[Lazy]) -> Lazy:
         rows = (x[i * n : (i + 1) * n] for i in range(n_rows) for x, n in zip(pieces, sizes, strict=True))
         return (bytearray().join(rows),)
 
-    return Moved("side by side", parts, spec, move, {}).output()
+    return MoveBytes("side by side", parts, spec, move, {}).output()
 
 
 def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
@@ -163,7 +163,7 @@ def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
     def move(pieces: Sequence[memoryview], n_rows: int) -> tuple[bytearray]:
         return (_columns(pieces[0], n_rows, lazy.spec, start, stop),)
 
-    return Moved("columns", [lazy], spec, move, attrs).output()
+    return MoveBytes("columns", [lazy], spec, move, attrs).output()
 
 
 def _columns(data: memoryview, n_rows: int, spec: TensorSpec, start: int, stop: int) -> bytearray:
@@ -187,4 +187,4 @@ def split_columns(lazy: Lazy, n: int) -> tuple[Lazy, ...]:
         width = spec.shape[1]
         return tuple(_columns(pieces[0], n_rows, lazy.spec, k * width, (k + 1) * width) for k in range(n))
 
-    return Moved("split columns", [lazy], [spec] * n, move, {"pieces": n}).outputs()
+    return MoveBytes("split columns", [lazy], [spec] * n, move, {"pieces": n}).outputs()

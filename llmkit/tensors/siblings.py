@@ -19,7 +19,7 @@ def siblings(lazies: Mapping[str, Lazy]) -> dict[str, Lazy]:
     return dict(lazies) | dict(zip(together, _Siblings([lazies[name] for name in together]).outputs(), strict=True))
 
 
-def alone(lazy: Lazy) -> Lazy:
+def without_siblings(lazy: Lazy) -> Lazy:
     """The same tensor, computed without its siblings."""
     return lazy.node.inputs[lazy.index] if isinstance(lazy.node, _Siblings) else lazy
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 
 from llmkit.tensors.lazy import Lazy
-from llmkit.tensors.moving import Moved
+from llmkit.tensors.moving import MoveBytes
 from llmkit.tensors.spec import DType
 
 
@@ -35,7 +35,7 @@ def cast_vector(lazy: Lazy, dtype: DType) -> Lazy:
         return (convert(bytes(pieces[0])),)
 
     attrs = {"to": dtype.name}
-    return Moved("cast", [lazy], lazy.spec.with_dtype(dtype), move, attrs).output()
+    return MoveBytes("cast", [lazy], lazy.spec.with_dtype(dtype), move, attrs).output()
 
 
 def _widened_brain(data: bytes) -> bytes:

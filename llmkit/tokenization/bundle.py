@@ -11,8 +11,8 @@ from typing import Any
 
 from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from llmkit.checkpoint.content import FileContent
-from llmkit.checkpoint.contents import contents_of
+from llmkit.checkpoint.classification import classify
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.folder import is_weight_file
@@ -221,7 +221,7 @@ def tokenizer_contents(path: Path) -> dict[str, FileContent]:
         head = file.read(4096)
     if head.startswith(_GGUF) or is_weight_file(path.name) or any(looks(head) for looks in _WEIGHTS):
         ckpt = open_checkpoint(path)
-        if (contents := contents_of(ckpt)).kind == "measurements":
+        if (contents := classify(ckpt)).kind == "measurements":
             raise InputError(f"{path} is {contents.words}; expected a tokenizer", hint=contents.hint)
         return dict(ckpt.files)
     is_json, is_ranks = head.lstrip()[:1] == b"{", looks_like_ranks(head)

@@ -126,9 +126,9 @@ def marked_text(tokenizer: Any, pieces: Sequence[Piece]) -> str:
     return "".join(parts) if is_marked("".join(parts)) else _BREAK + "".join(parts)
 
 
-def marked_lead(tokenizer: Any, prompt: Prompt | None) -> str:
-    """What follows a prompt before the text of its answer (`Turns.lead`), in the marks of `marked_text`."""
-    parts = prompt.lead if isinstance(prompt, Turns) else ()
+def marked_answer_prefix(tokenizer: Any, prompt: Prompt | None) -> str:
+    """What follows a prompt before the text of its answer (`Turns.answer_prefix`), in the marks of `marked_text`."""
+    parts = prompt.answer_prefix if isinstance(prompt, Turns) else ()
     return "".join(
         part if isinstance(part, str) else _BREAK if isinstance(part, Cut) else marked_text(tokenizer, [part])
         for part in parts

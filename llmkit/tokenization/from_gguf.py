@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError
 from llmkit.tokenization.bpe import implied_merges, scores_of_merges
 from llmkit.tokenization.documents import bpe_model, document, sentencepiece_steps, template_processing

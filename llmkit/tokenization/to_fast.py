@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkit.architecture.tokenizers import SentencePieceFile, TiktokenFile, TokenizerKind
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.tokenization.bpe import implied_merges
 from llmkit.tokenization.documents import bpe_model, document, sentencepiece_steps, template_processing
 from llmkit.tokenization.fast import FastTokenizer

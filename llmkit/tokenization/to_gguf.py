@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.architecture.tokenizers import TOKENIZERS, SentencePieceFile, TiktokenFile, TokenizerKind
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import LlmkitError
 from llmkit.tokenization.bpe import apply_bpe, scores_of_merges
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer

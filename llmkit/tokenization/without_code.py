@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.tokenizer import published_kind, tokenizer_settings
 from llmkit.tokenization.to_fast import can_be_fast, fast_files
 

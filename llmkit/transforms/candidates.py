@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmkit.architecture.storage import parts_of
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.embeddings import find_embeddings
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.quantization.codec import folder_codec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import InputError, SpecError, listing
 from llmkit.quantization.codec import Codec, folder_codec

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import SpecError, listing
 from llmkit.quantization.codec import CONFIG_KEYS, FolderCodec
 from llmkit.quantization.matrix import QuantizedMatrix

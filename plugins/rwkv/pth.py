@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.names import Names, stem_of
 from llmkit.errors import InputError
 from llmkit.layouts.candidate import Candidate
-from llmkit.layouts.layout import Layout, Opened, Spelling, commonest_dtype, to_hf
+from llmkit.layouts.layout import Layout, OpenedLayout, Spelling, commonest_dtype, to_hf
 
 from . import ARCHITECTURE as RWKV_4
 from . import v7_pth
@@ -81,7 +81,7 @@ def _config(where: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
     }
 
 
-def find(candidate: Candidate) -> Opened | None:
+def find(candidate: Candidate) -> OpenedLayout | None:
     """What such a file holds; None for anything else, and where a config.json lies beside it.
 
     Raises:
@@ -93,13 +93,13 @@ def find(candidate: Candidate) -> Opened | None:
     if all(mark in tensors for mark in v7_pth.MARKS):
         described, config = v7_pth.opened(tensors)
         config["torch_dtype"] = commonest_dtype(tensors).torch_name
-        return Opened(NAME, described, config, notes=(f"read from {NAME}, version 7",))
+        return OpenedLayout(NAME, described, config, notes=(f"read from {NAME}, version 7",))
     if not all(mark in tensors for mark in _MARKS):
         return None
     config = _config(where, {name: lazy.shape for name, lazy in tensors.items()})
     config["torch_dtype"] = commonest_dtype(tensors).torch_name
     spelling = SPELLINGS[config["model_type"]]
-    return Opened(NAME, to_hf(where, tensors, config, spelling), config, notes=(f"read from {NAME}",))
+    return OpenedLayout(NAME, to_hf(where, tensors, config, spelling), config, notes=(f"read from {NAME}",))
 
 
 LAYOUT = Layout(NAME, find, spellings=tuple(SPELLINGS.values()))

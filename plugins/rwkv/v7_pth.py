@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.tensors.lazy import Lazy
-from llmkit.tensors.rearrange import transpose, viewed
+from llmkit.tensors.rearrange import transpose, view_as
 
 MARKS = ("emb.weight", "blocks.0.att.r_k", "blocks.0.att.w1", "blocks.0.ffn.key.weight")
 _NAMES = (
@@ -41,7 +41,7 @@ def opened(tensors: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], dict[str, Any]
         if re.search(r"_lora\.lora\.\d\.weight$", new):
             lazy = transpose(lazy)
         elif re.search(r"\.(bias|k_k|k_a)$|ffn\.x_k$", new) and len(lazy.shape) == 3:
-            lazy = viewed(lazy, lazy.dtype, lazy.shape[2:])
+            lazy = view_as(lazy, lazy.dtype, lazy.shape[2:])
         found[new] = lazy
     return found, _config({name: lazy.shape for name, lazy in tensors.items()})
 

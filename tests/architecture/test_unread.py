@@ -7,8 +7,8 @@ import pytest
 from llmkit.architecture.registry import default_registry
 from llmkit.architecture.unread import RecordedConfig, unread_keys
 from llmkit.decoder.contract import random_checkpoint
-from llmkit.decoder.doubts import doubts_of
 from llmkit.decoder.load import load_decoder
+from llmkit.decoder.preflight import model_warnings
 from llmkit.errors import RequirementError, SpecError
 from llmkit.inspection.summary import summarize
 from llmkit.onnx.export import export as export_onnx
@@ -44,12 +44,12 @@ def test_nothing_is_said_of_the_families_own_configs(name):
 
 def test_an_unknown_key_is_said_by_what_computes(tmp_path):
     ckpt = checkpoint(clip_qkv=8.0, rope_scaling={"rope_type": "linear", "factor": 2.0, "mscale": 2.0})
-    (said,) = doubts_of(ckpt)
+    (said,) = model_warnings(ckpt)
     assert said == (
         "config.json: llmkit does not read clip_qkv, rope_scaling.mscale; if they change what the model computes, "
         "it is computed without them here"
     )
-    assert doubts_of(ckpt, "transformers") == []
+    assert model_warnings(ckpt, "transformers") == []
     assert said in summarize(ckpt).oddities
     assert said in convert(ckpt, to="litgpt").warnings
     assert said not in convert(ckpt, to="bin").warnings

@@ -89,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     from llmkit.errors import LlmkitError
-    from llmkit.evaluation.divergence import Computed, measure_divergence
+    from llmkit.evaluation.divergence import ModelDistributions, measure_divergence
     from llmkit.evaluation.perplexity import measure_perplexity
 
     ids = held_ids(args.model, args.held, args.context, args.windows)
@@ -126,7 +126,9 @@ def main() -> None:
                 if not note.exists():
                     shutil.rmtree(folder, ignore_errors=True)
                     seconds, processor, peak = run([*command, str(folder)], folder.with_suffix(".log"))
-                    found = measure_divergence(Computed(reference), decoder(folder), ids, context=args.context)
+                    found = measure_divergence(
+                        ModelDistributions(reference), decoder(folder), ids, context=args.context
+                    )
                     cost = {"seconds": seconds, "processor": processor, "peak": peak}
                     note.write_text(json.dumps({**found.as_dict(), **cost}))
             except (RuntimeError, LlmkitError) as error:

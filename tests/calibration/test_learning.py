@@ -10,7 +10,7 @@ import torch
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.registry import default_registry
 from llmkit.calibration.blocks import Blocks
-from llmkit.calibration.learning import OutputError
+from llmkit.calibration.learning import BlockOutputError
 from llmkit.decoder.contract import random_checkpoint, random_ids
 from llmkit.decoder.load import load_blocks
 from llmkit.errors import RequirementError
@@ -36,7 +36,7 @@ def error_of(architecture, index=1, seed="0 1"):
     slots = ckpt.require_model().tensors()
     names = [n for n, slot in slots.items() if slot.kind == "linear" and slot.layer == index and not slot.is_transposed]
     compute = partial(blocks.outputs, index, hidden)
-    error = OutputError(compute, weights, targets, slots, seed, lambda done, text: None, None)
+    error = BlockOutputError(compute, weights, targets, slots, seed, lambda done, text: None, None)
     return error, {name: ckpt.tensors[name].load() for name in names}
 
 
@@ -81,6 +81,6 @@ def test_weights_that_stand_beside_are_computed_with():
     name = "model.layers.1.mlp.down_proj.weight"
     moved = weights[name] * 1.1
     rest = {n: w for n, w in weights.items() if n != name}
-    beside = error.beside({"layers.1.mlp.down.weight": moved})
+    beside = error.with_weights({"layers.1.mlp.down.weight": moved})
     assert beside.value(rest, [1]) == pytest.approx(error.value(weights | {name: moved}, [1]))
     assert error.value(rest, [1]) == [0.0]

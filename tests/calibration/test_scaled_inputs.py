@@ -10,7 +10,7 @@ from llmkit.architecture.kinds import LayerNorm, RMSNorm
 from llmkit.architecture.registry import default_registry
 from llmkit.architecture.storage import stored
 from llmkit.calibration.learning import KeptWeights
-from llmkit.calibration.scaling import folded
+from llmkit.calibration.scaling import folded_weights
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint, random_ids
 from llmkit.decoder.load import load_blocks
@@ -41,7 +41,7 @@ def scaled(ckpt, seed=0):
     for fold in [fold for layer in range(len(model.blocks)) for fold in folds(model, layer)]:
         n_in = weights(fold.weights[0]).shape[1]
         scale = (2 * torch.randn(n_in // fold.repeats, generator=generator)).exp()
-        given |= folded(fold, scale, weights.replaced(given), dtypes)
+        given |= folded_weights(fold, scale, weights.replaced(given), dtypes)
         n += 1
     new, tensors = weights.replaced(given), dict(ckpt.tensors)
     for slot in {model.stored_in[leaf] for leaf in given}:
@@ -90,7 +90,7 @@ def test_columns_are_multiplied_by_what_a_rounded_norm_takes_off(kind):
     given = given if isinstance(kind, LayerNorm) else {k: v for k, v in given.items() if k != "n.bias"}
     scale = torch.randn(16, generator=g).exp()
     scale[5] = 1e-3
-    made = folded(Fold("n", ("m.q",), kind), scale, Given(given), dict.fromkeys(given, torch.float16))
+    made = folded_weights(Fold("n", ("m.q",), kind), scale, Given(given), dict.fromkeys(given, torch.float16))
     offset = getattr(kind, "offset", 0.0)
     before = (weight + offset) * given["m.q.weight"]
     torch.testing.assert_close((made["n.weight"] + offset) * made["m.q.weight"], before, rtol=1e-6, atol=0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from llmkit.architecture.registry import default_registry
-from llmkit.calibration.observe import Observing
+from llmkit.calibration.observe import ObserverHook
 from llmkit.calibration.stage import BlockStage
 from llmkit.decoder.contract import random_checkpoint
-from llmkit.pipeline.stage import Computed
+from llmkit.pipeline.stage import BlockResult
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.stopped import Stopped
 
@@ -24,7 +24,7 @@ def test_a_run_that_was_stopped_leaves_nothing_to_the_next(tmp_path):
         if context.is_stopped():
             raise Stopped
         computed.append(index)
-        return Computed({}, [("hidden", blocks.run(index, state["hidden"].load(), Observing([], context)))], [])
+        return BlockResult({}, [("hidden", blocks.run(index, state["hidden"].load(), ObserverHook([], context)))], [])
 
     stage = BlockStage(ckpt, lambda longest, is_stopped: [[1, 2, 3]], lambda: (2, None), compute)
     first, second = Context(None, lambda: bool(stopped)), Context()

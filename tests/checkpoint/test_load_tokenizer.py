@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "transforms"))
 import vocab_world as world
 
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.errors import InputError
 from llmkit.tokenization.file_tokenizer import FileTokenizer

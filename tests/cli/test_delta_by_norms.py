@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.contents import contents_of
+from llmkit.checkpoint.classification import classify
 
 
 @pytest.fixture
@@ -33,6 +33,6 @@ def test_force_takes_it_for_a_model(call, tmp_path, doubtful, command):
 
 def test_what_is_made_of_it_is_a_model(call, tmp_path, doubtful):
     assert call("convert", doubtful, "--to", "hf", "--dtype", "bfloat16", "-o", tmp_path / "out", "--force").code == 0
-    assert contents_of(open_checkpoint(doubtful)).kind == "delta"
-    assert contents_of(open_checkpoint(tmp_path / "out")).kind == "model"
+    assert classify(open_checkpoint(doubtful)).kind == "delta"
+    assert classify(open_checkpoint(tmp_path / "out")).kind == "model"
     assert call("generate", tmp_path / "out", "w1", "--max-tokens", "1").code == 0

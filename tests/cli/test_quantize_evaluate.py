@@ -11,7 +11,7 @@ from llmkit.calibration.held_out import held_out
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.texts import read_text
 from llmkit.decoder import load_decoder
-from llmkit.evaluation.divergence import Computed, measure_divergence
+from llmkit.evaluation.divergence import ModelDistributions, measure_divergence
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_the_rest_of_the_calibration_text(call, tiny, tmp_path, text):
     rows = held_out(base, read, read)
     decoders = load_decoder(base), load_decoder(llmkit.open_checkpoint(out))
     expected = measure_divergence(
-        Computed(decoders[0]), decoders[1], [i for row in rows for i in row], context=24
+        ModelDistributions(decoders[0]), decoders[1], [i for row in rows for i in row], context=24
     ).as_dict()
     found = done.document["evaluation"]
     assert found.pop("text") == "rest"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import llmkit
 from llmkit.architecture.registry import default_registry
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.quantization.codec import FolderCodec, folder_readers

@@ -150,11 +150,11 @@ def test_a_sequence_that_outgrows_the_first_set_of_frequencies_is_computed_anew(
                 weight.normal_(0, 2 * weight.shape[-1] ** -0.5)
     theirs.save_pretrained(tmp_path)
     ours = load_decoder(open_checkpoint(tmp_path))
-    assert ours.rebuilt_past == 16
+    assert ours.recompute_beyond == 16
     prompts = [[5, 9, 40, 11, 17, 23, 8, 3, 12], [7, 30, 31, 32, 33, 8, 12], list(range(20, 34)), list(range(3, 23))]
     wanted = [theirs_greedy(theirs, p, 14) for p in prompts]
     assert generate(ours, prompts, max_new_tokens=14) == wanted
     assert list(stream(ours, prompts[0], Sampling(), max_tokens=14)) == wanted[0]
     # The border matters: without computing anew the text is another.
-    monkeypatch.setattr(type(ours), "rebuilt_past", None)
+    monkeypatch.setattr(type(ours), "recompute_beyond", None)
     assert generate(ours, prompts, max_new_tokens=14) != wanted

@@ -7,7 +7,7 @@ import torch
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
-from llmkit.evaluation.divergence import Computed, measure_divergence
+from llmkit.evaluation.divergence import ModelDistributions, measure_divergence
 from llmkit.evaluation.perplexity import measure_perplexity
 
 
@@ -30,7 +30,7 @@ def pair(tiny_llama):
 def test_divergence_and_flips_are_those_of_transformers(pair):
     (before, after), theirs = pair
     ids = torch.randint(0, 380, (3, 70), generator=torch.Generator().manual_seed(4))
-    found = measure_divergence(Computed(before), after, ids.flatten().tolist(), context=70)
+    found = measure_divergence(ModelDistributions(before), after, ids.flatten().tolist(), context=70)
     with torch.inference_mode():
         p, q = (model(ids).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in theirs)
     assert found.kl == pytest.approx(
@@ -44,6 +44,6 @@ def test_divergence_and_flips_are_those_of_transformers(pair):
 
 def test_a_model_does_not_diverge_from_itself(pair):
     (before, _), _ = pair
-    found = measure_divergence(Computed(before), before, list(range(40)), context=20)
+    found = measure_divergence(ModelDistributions(before), before, list(range(40)), context=20)
     assert (found.kl, found.flipped) == (0.0, 0.0)
     assert found.as_dict()["perplexity_before"] == found.as_dict()["perplexity_after"]

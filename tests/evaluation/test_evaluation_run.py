@@ -8,7 +8,7 @@ import json
 import pytest
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError, OutputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.record import BenchResult, RunRecord, SubjectResult

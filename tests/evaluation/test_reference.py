@@ -12,7 +12,7 @@ from llmkit.cli.app import main
 from llmkit.decoder import load_decoder
 from llmkit.errors import InputError, OutputError
 from llmkit.evaluation import reference as module
-from llmkit.evaluation.divergence import Computed, measure_divergence
+from llmkit.evaluation.divergence import ModelDistributions, measure_divergence
 from llmkit.evaluation.perplexity import measure_perplexity
 from llmkit.evaluation.reference import ReferenceWriter, read_reference, subject_of
 from llmkit.tensors.constant import constant
@@ -49,7 +49,7 @@ def test_a_stored_model_diverges_as_one_that_is_computed_along(pair, tmp_path, c
     stored = read_reference(tmp_path / "ref")
     stored.check(subject_of(TEXT, IDS, context, stride))
     found = measure_divergence(stored, second, IDS, context=context, stride=stride)
-    expected = measure_divergence(Computed(first), second, IDS, context=context, stride=stride)
+    expected = measure_divergence(ModelDistributions(first), second, IDS, context=context, stride=stride)
     assert found.kl > 1e-4
     for name in ("kl", "kl_median", "kl_99"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-3)
@@ -59,7 +59,7 @@ def test_a_stored_model_diverges_as_one_that_is_computed_along(pair, tmp_path, c
 
 def test_the_change_and_its_errors_are_paired(pair):
     first, second = pair
-    found = measure_divergence(Computed(first), second, IDS, context=64)
+    found = measure_divergence(ModelDistributions(first), second, IDS, context=64)
     changes = []
     for start in range(0, 227, 64):
         ids = torch.tensor([IDS[start : start + 64]])

@@ -63,7 +63,7 @@ def test_who_started_several_processes():
     assert started_by({"RANK": "0", "WORLD_SIZE": "2"}) == ("torchrun", 2)
     assert started_by({"RANK": "0", "WORLD_SIZE": "1"}) is None
     assert started_by({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) is None  # so says a batch script, too
-    assert Shard(2, 3).beside(Path("a/run.json")) == Path("a/run.shard-2-of-3.json")
+    assert Shard(2, 3).path_beside(Path("a/run.json")) == Path("a/run.shard-2-of-3.json")
 
 
 @given(st.dictionaries(st.integers(), st.integers(1, 1000), min_size=1, max_size=60), st.integers(1, 12))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.cli.app import main
 from llmkit.inspection.identity import identify_model
-from llmkit.releases.published import Known
+from llmkit.releases.published import PublishedFile
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
@@ -105,9 +105,9 @@ def test_published_files_are_named(model):
     shards = sorted(model.glob("*.bin"))
     tokenizer = sha256(model / "tokenizer.model")
     table = (
-        Known(sha256(shards[0]), "consolidated.00.pth", "A-7B", "C"),
-        Known(f"{sha256(shards[1])[:8]}…{sha256(shards[1])[-5:]}", shards[1].name, "A-7B", "C"),
-        Known(tokenizer, "tokenizer.model", "A's tokenizer", "P"),
+        PublishedFile(sha256(shards[0]), "consolidated.00.pth", "A-7B", "C"),
+        PublishedFile(f"{sha256(shards[1])[:8]}…{sha256(shards[1])[-5:]}", shards[1].name, "A-7B", "C"),
+        PublishedFile(tokenizer, "tokenizer.model", "A's tokenizer", "P"),
     )
     found = identify_model(open_checkpoint(model), table=table)
     assert found.releases == {"A-7B": 2}

@@ -22,7 +22,7 @@ import json
 
 from llmkit.architecture.names import Names
 from llmkit.formats.stream import StreamFile
-from llmkit.layouts.layout import Layout, Opened, Spelling, Written, to_hf, weights_for
+from llmkit.layouts.layout import Layout, OpenedLayout, Spelling, WrittenLayout, to_hf, weights_for
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
@@ -43,7 +43,7 @@ def find(candidate):
         spec = TensorSpec(DType.F32, tuple(shape))
         tensors[name] = Read(name, spec, source, position).output()
         position += spec.nbytes
-    return Opened("box", to_hf("weights.box", tensors, header["config"], SPELLING), header["config"])
+    return OpenedLayout("box", to_hf("weights.box", tensors, header["config"], SPELLING), header["config"])
 
 
 def write(tensors, config, note=""):
@@ -52,7 +52,7 @@ def write(tensors, config, note=""):
     stored = {table.name(slot): lazy.cast(DType.F32) for slot, lazy in weights.items()}
     shapes = {name: list(lazy.shape) for name, lazy in stored.items()}
     header = json.dumps({"tensors": shapes, "config": dict(config), "note": note}).encode()
-    return Written(stored, StreamFile("weights.box", [len(header).to_bytes(8, "little") + header, *stored]))
+    return WrittenLayout(stored, StreamFile("weights.box", [len(header).to_bytes(8, "little") + header, *stored]))
 
 
 LAYOUT = Layout("box", find, write, "weights.box", ("note",), (SPELLING,), has_own_format=True)

@@ -10,7 +10,7 @@ from runtimes import UNUSUAL, expected, exported
 
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.onnx.container import OnnxFiles
 from llmkit.onnx.export import export

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from llmkit.errors import OutputError
-from llmkit.pipeline.stage import Computed, Stage
+from llmkit.pipeline.stage import BlockResult, Stage
 from llmkit.tensors.lazy import Lazy
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = ["start", "one", "two", "three"]
 
 
-def compute(name: str, state: Mapping[str, Lazy]) -> Computed:
+def compute(name: str, state: Mapping[str, Lazy]) -> BlockResult:
     """Two batches of activations, each block a function of those of the block before; and their sums."""
     counted: dict[str, float] = {}
 
@@ -30,13 +30,13 @@ def compute(name: str, state: Mapping[str, Lazy]) -> Computed:
             yield f"batch {i}", x
 
     kept = [] if name == "start" else [("moments", state["batch 1"].load().T.to(torch.bfloat16))]
-    return Computed(counted, batches(), kept)
+    return BlockResult(counted, batches(), kept)
 
 
 def found(path: Path | None, calls: list[str] | None = None, **options) -> list[tuple[object, ...]]:
     """Everything that the stage gives; `calls` collects the blocks that are computed."""
 
-    def noted(name: str, state: Mapping[str, Lazy]) -> Computed:
+    def noted(name: str, state: Mapping[str, Lazy]) -> BlockResult:
         if calls is not None:
             calls.append(name)
         return compute(name, state)

@@ -57,7 +57,7 @@ def test_what_is_written_is_read_again(name, bits, group, symmetric, rows, group
     if codec.refuses(made) is not None:
         return
     if isinstance(codec, NBits):
-        fitted = codec.fitted(made)
+        fitted = codec.in_blocks(made)
         assert torch.equal(fitted.dequantized(DType.F32).load(), made.dequantized(DType.F32).load())
         made = fitted
     parts = codec.write(made)

@@ -8,7 +8,7 @@ import torch
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, is_dequantized, matrix_of
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat, TakeRows
-from llmkit.tensors.rearrange import gather_rows, permute_blocks, take_columns, transpose, viewed
+from llmkit.tensors.rearrange import gather_rows, permute_blocks, take_columns, transpose, view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 
@@ -79,7 +79,7 @@ def test_what_is_no_movement_of_rows_has_none():
 
 def test_viewed_keeps_bytes():
     data = torch.arange(24, dtype=torch.int32).view(3, 8)
-    seen = viewed(constant(data), DType.U8, (3, 4, 8))
+    seen = view_as(constant(data), DType.U8, (3, 4, 8))
     assert torch.equal(seen.load().view(3, 32), data.view(torch.uint8))
     vector = torch.arange(5.0)
-    assert torch.equal(viewed(constant(vector), DType.F32, (5, 1)).load(), vector[:, None])
+    assert torch.equal(view_as(constant(vector), DType.F32, (5, 1)).load(), vector[:, None])

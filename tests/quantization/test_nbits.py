@@ -26,7 +26,7 @@ ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)"
 
 def rounded(name, weight, grid, scale_dtype):
     """A float matrix as the graph would have it."""
-    return CODEC.fitted(quantized(Task(weight, METHOD, grid, scale_dtype, name)))
+    return CODEC.in_blocks(quantized(Task(weight, METHOD, grid, scale_dtype, name)))
 
 
 def seen_by_the_kernel(matrix, *, as_table=False):
@@ -136,15 +136,15 @@ def codes_of(n, k, bits, group, symmetric, seed=0):
 )
 def test_codes_that_are_there_stay_bit_for_bit(bits, symmetric, k, group, block):
     codes, wanted = codes_of(10, k, bits, group, symmetric)
-    matrix = CODEC.fitted(codes)
+    matrix = CODEC.in_blocks(codes)
     assert matrix.group == block
     assert np.array_equal(seen_by_the_kernel(matrix), wanted)
     assert np.array_equal(matrix.dequantized(DType.F32).load().numpy(), wanted)
 
 
 def test_groups_that_no_block_divides_are_not_fitted():
-    assert CODEC.fitted(codes_of(4, 48, 4, 24, True)[0]) is None
-    assert CODEC.fitted(codes_of(4, 40, 8, 8, True)[0]) is None
+    assert CODEC.in_blocks(codes_of(4, 48, 4, 24, True)[0]) is None
+    assert CODEC.in_blocks(codes_of(4, 40, 8, 8, True)[0]) is None
 
 
 @pytest.mark.parametrize(("symmetric", "group"), [(True, 64), (False, 32), (False, None)])

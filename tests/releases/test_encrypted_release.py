@@ -16,7 +16,7 @@ from test_xor_release import refused
 from llmkit.errors import InputError
 from llmkit.pipeline.target import Target
 from llmkit.releases.encrypted import plan_decrypt
-from llmkit.releases.published import KEY_FILE, Known
+from llmkit.releases.published import KEY_FILE, PublishedFile
 from llmkit.releases.run import run_decoding
 from llmkit.releases.streams import DealtKey
 from llmkit.tensors.source import SourceFile
@@ -97,7 +97,7 @@ def test_the_wrong_key(call, tmp_path, release, key):
     """A shard of 13B begins as the key does; it is named, because its hash is published."""
     out, wrong = tmp_path / "out", tmp_path / "13B" / "consolidated.00.pth"
     digest = hashlib.sha256(write_key(wrong, seed=5)).hexdigest()
-    table = (KEY_FILE, Known(digest, "consolidated.00.pth", "LLaMA-13B", "C"))
+    table = (KEY_FILE, PublishedFile(digest, "consolidated.00.pth", "LLaMA-13B", "C"))
     with pytest.raises(InputError, match=f"{wrong} is not the key that it was encrypted with") as error:
         run_decoding(plan_decrypt(wrong, [release], table=table), Target(out))
     told = f"{wrong} is consolidated.00.pth of LLaMA-13B; the key of these releases is consolidated.00.pth of LLaMA"
@@ -112,7 +112,7 @@ def test_the_wrong_key(call, tmp_path, release, key):
 def test_a_damaged_file_with_the_right_key(tmp_path, release, key):
     out, path = tmp_path / "out", enc(release, SHARDS[1])
     digest = hashlib.sha256(key.read_bytes()).hexdigest()
-    mine = Known(digest, KEY_FILE.file, KEY_FILE.release, "C")
+    mine = PublishedFile(digest, KEY_FILE.file, KEY_FILE.release, "C")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

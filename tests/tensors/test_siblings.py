@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmkit.tensors.lazy import Apply, Context
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.rearrange import view_as
 from llmkit.tensors.siblings import siblings
 from llmkit.tensors.spec import DType, TensorSpec
 from tests.quantization.lazies import held
@@ -24,7 +24,7 @@ def test_what_is_shared_is_computed_once_a_slice():
                      output_rows=[8]).output()  # fmt: skip
     constant = Apply("c", [], TensorSpec(DType.F32, (3,)), lambda: torch.ones(3), row_step=1, output_rows=[0]).output()
     alone = held(data * 2)
-    named = {"a": viewed(moved, DType.I32, (16, 4)), "b": by_eight, "c": constant, "d": alone}
+    named = {"a": view_as(moved, DType.I32, (16, 4)), "b": by_eight, "c": constant, "d": alone}
     found = siblings(named)
     assert found["d"] is alone
     node = found["a"].node

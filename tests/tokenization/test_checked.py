@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.tokenizer import load_tokenizer, tokenizer_settings
 from llmkit.errors import InputError, LlmkitError
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer

@@ -7,7 +7,7 @@ import json
 import transformers
 from tokenizers import AddedToken, Tokenizer, models
 
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, VOCABULARIES, FileKind
 from llmkit.tokenization.bundle import read_tokenizer
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from llmkit.architecture.tokenizers import TOKENIZERS
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError
 from llmkit.tokenization.from_gguf import tokenizer_files
 from llmkit.tokenization.pretokenizers import NAMES, name_of, pre_tokenizer_of

@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.tokenization.parity import TEXTS
 from llmkit.tokenization.pretokenizers import NAMES, pre_tokenizer_of
 from llmkit.tokenization.to_gguf import vocabulary_metadata

@@ -9,7 +9,7 @@ from sentencepiece import SentencePieceProcessor
 
 import llmkit
 from llmkit.architecture.tokenizers import TOKENIZERS
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.tokenization.from_gguf import tokenizer_files
 from llmkit.tokenization.parity import TEXTS, compare, tied_texts

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmkit.architecture.prompts import FORMATS, Message
 from llmkit.architecture.tokenizers import TOKENIZERS
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.tokenization.chat import encode_chat
 from llmkit.tokenization.published import build_tokenizer
 from llmkit.tokenization.to_fast import can_be_fast, fast_files

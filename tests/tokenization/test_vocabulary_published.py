@@ -9,7 +9,7 @@ import pytest
 
 from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.errors import InputError
 from llmkit.tokenization.vocabulary import read_vocabulary

@@ -18,7 +18,7 @@ from llmkit.api import save
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.registry import default_registry, require
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.transforms.vocab.config_ids import TABLE_KEY
 

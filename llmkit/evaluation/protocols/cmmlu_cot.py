@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from llmkit.evaluation.extraction import of_cmmlu_reasoning
 from llmkit.evaluation.prompting import Case, Prompting, Session
 from llmkit.evaluation.protocol import Average
-from llmkit.evaluation.protocols.cmmlu_official import MAX_LENGTH, fitted
+from llmkit.evaluation.protocols.cmmlu_official import MAX_LENGTH, fit_shots
 from llmkit.evaluation.record import Question
 
 
@@ -38,7 +38,7 @@ class CmmluReasoning(Prompting):
             f"以下是关于{c.subject.label or c.subject.name}的单项选择题，请分析并选出正确答案。\n\n" for c in cases
         ]
         ends = [f"题目：{case.item.text}\n逐步分析并给出答案选项。" for case in cases]
-        texts = fitted(session, cases, headers, ends, min(MAX_LENGTH, session.max_length - max_new))
+        texts = fit_shots(session, cases, headers, ends, min(MAX_LENGTH, session.max_length - max_new))
         if chat:
             texts = [session.chat_text([{"role": "user", "content": text}]) for text in texts]
         prompts = session.prompts(texts, max_new=max_new)

@@ -27,12 +27,12 @@ class Official(Prompting):
         """The letter whose token is most probable after the prompt."""
         ends = [_question(case.item) for case in cases]
         longest = min(MAX_LENGTH, session.max_length)
-        prompts = session.prompts(fitted(session, cases, [header(case) for case in cases], ends, longest))
+        prompts = session.prompts(fit_shots(session, cases, [header(case) for case in cases], ends, longest))
         letters = single_tokens([session.token_id(letter) for letter in LETTERS[:4]], self.name)
         return session.choose(cases, prompts, [letters[: len(case.item.choices)] for case in cases])
 
 
-def fitted(
+def fit_shots(
     session: Session, cases: Sequence[Case], headers: Sequence[str], ends: Sequence[str], longest: int
 ) -> list[str]:
     """The texts, with those of the shots that there is room for.

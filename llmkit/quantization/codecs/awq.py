@@ -22,7 +22,7 @@ from llmkit.quantization.codec import Specs, required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack, unpack_words
-from llmkit.quantization.words import codes_of, cut, zero_points
+from llmkit.quantization.words import codes_of, sliceable, zero_points
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import take_columns, transpose
 from llmkit.tensors.spec import DType, TensorSpec
@@ -131,7 +131,9 @@ def _gemm(words: Lazy, scales: Lazy, zeros: Lazy, entry: Mapping[str, Any]) -> Q
     codes = Apply("codes", [words], spec, lambda w: pack(_unpacked(w), 4), row_step=None, scratch=1.0)
     points = Apply("zero points", [zeros], TensorSpec(DType.U8, (n_out, n_groups)), _unpacked, row_step=None)
     grid = Grid(4, group_size(n_in, n_groups, entry), False)
-    return QuantizedMatrix(grid, (n_out, n_in), cut(codes.output()), cut(transpose(scales)), cut(points.output()))
+    return QuantizedMatrix(
+        grid, (n_out, n_in), sliceable(codes.output()), sliceable(transpose(scales)), sliceable(points.output())
+    )
 
 
 def _is_gemv(words: TensorSpec, scales: TensorSpec, zeros: TensorSpec) -> bool:
@@ -169,8 +171,8 @@ def _gemv_fast(words: Lazy, scales: Lazy, zeros: Lazy, entry: Mapping[str, Any])
         return pack(rows.reshape(n_out, -1, 4, 4, 2).transpose(2, 3).reshape(n_out, n_in), 4)
 
     spec = TensorSpec(DType.U8, (n_out, n_bytes(n_in, 4)))
-    codes = cut(Apply("codes", [words], spec, fn, row_step=None, scratch=1.0).output())
-    across, offsets = (take_columns(cut(transpose(part)), 0, n_groups) for part in (scales, zeros))
+    codes = sliceable(Apply("codes", [words], spec, fn, row_step=None, scratch=1.0).output())
+    across, offsets = (take_columns(sliceable(transpose(part)), 0, n_groups) for part in (scales, zeros))
     return QuantizedMatrix(grid, (n_out, n_in), codes, across, offsets=offsets)
 
 

@@ -29,14 +29,14 @@ from typing import Any, ClassVar, Literal
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, error_context, required, small
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, StoredFolder, error_context, required, small
 from llmkit.quantization.codecs.nested_scales import NestedScales, nested_scales, parts_of_scales
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.points import FP4, NF4, Points
-from llmkit.quantization.words import signed, unsigned
+from llmkit.quantization.words import from_signed, to_signed
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.rearrange import view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 _STATE = "quant_state.bitsandbytes__"
@@ -82,14 +82,14 @@ class BitsAndBytes(FolderCodec):
         if points is None:
             column = TensorSpec(DType.F32, (n_out,))
             largest = Apply("largest", [matrix.scales], column, lambda x: x.float().mul(127).view(-1)).output()
-            return {"weight": signed(matrix.codes), "SCB": largest, "weight_format": constant_of([0], DType.U8, ())}
+            return {"weight": to_signed(matrix.codes), "SCB": largest, "weight_format": constant_of([0], DType.U8, ())}
         parts = parts_of_scales(matrix.scales) if self.is_nested else None
         n_blocks = n_out * n_in // size
         entry = {
             "quant_type": points.name, "blocksize": size, "dtype": (matrix.dtype or DType.F32).torch_name,
             "shape": [n_out, n_in],
         }  # fmt: skip
-        scales = {"absmax": viewed(matrix.scales.cast(DType.F32), DType.F32, (n_blocks,))}
+        scales = {"absmax": view_as(matrix.scales.cast(DType.F32), DType.F32, (n_blocks,))}
         if parts is not None:
             scales = {"absmax": parts.codes, "nested_absmax": parts.largest, "nested_quant_map": parts.table}
             entry |= {"nested_blocksize": parts.size, "nested_dtype": "float32"}
@@ -98,7 +98,7 @@ class BitsAndBytes(FolderCodec):
             "quant_map": constant_of(points.values, DType.F32, (len(points.values),)),
             _STATE + points.name: _state_of(entry, parts.offset if parts is not None else None),
         }
-        swapped = viewed(_swapped(matrix.codes), DType.U8, (n_out * n_in // 2, 1))
+        swapped = view_as(_swapped(matrix.codes), DType.U8, (n_out * n_in // 2, 1))
         return {"weight": swapped, **{f"weight.{end}": part for end, part in stored.items()}}
 
     def read(
@@ -154,7 +154,7 @@ class BitsAndBytes(FolderCodec):
         rows = [name for name in specs if name.endswith(".SCB")]
         return ("int8", rows) if rows else None
 
-    def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
+    def matrices(self, stored: StoredFolder) -> tuple[Mapping[str, Restorable], set[str]]:
         matrices: dict[str, Restorable] = {}
         used: set[str] = set()
         for name in stored.tensors:
@@ -205,7 +205,7 @@ def _blocks(parts: Mapping[str, Lazy]) -> Restorable:
     is_even = n_in % size == 0 and n_in % 2 == 0
     rows, columns = (n_out, n_in) if is_even else (1, numel)
     scales = _scales(parts, state, TensorSpec(DType.F32, (rows, n_blocks // rows)))
-    codes = _swapped(viewed(stored, DType.U8, (rows, (columns + 1) // 2)))
+    codes = _swapped(view_as(stored, DType.U8, (rows, (columns + 1) // 2)))
     matrix = QuantizedMatrix(
         Grid(4, size, points=points),
         (rows, columns),
@@ -214,7 +214,7 @@ def _blocks(parts: Mapping[str, Lazy]) -> Restorable:
         source=f"{state.kind} block {size}",
         dtype=state.dtype,
     )
-    return matrix if matrix.shape == shape else Rearranged(matrix, lambda weight: viewed(weight, weight.dtype, shape))
+    return matrix if matrix.shape == shape else Rearranged(matrix, lambda weight: view_as(weight, weight.dtype, shape))
 
 
 def _swapped(pairs: Lazy) -> Lazy:
@@ -226,7 +226,7 @@ def _scales(parts: Mapping[str, Lazy], state: _State, spec: TensorSpec) -> Lazy:
     """The largest absolute value of each block, float32 [rows, blocks in a row]."""
     n = spec.numel
     if "nested_absmax" not in parts:
-        return viewed(required(parts, "absmax", TensorSpec(DType.F32, (n,))), DType.F32, spec.shape)
+        return view_as(required(parts, "absmax", TensorSpec(DType.F32, (n,))), DType.F32, spec.shape)
     size = state.nested_block_size
     nested = NestedScales(
         required(parts, "absmax", TensorSpec(DType.U8, (n,))),
@@ -325,7 +325,7 @@ class _Rows:
         n_out, n_in = self.values.shape
         column = TensorSpec(DType.F32, (n_out, 1))
         scales = Apply("scales", [self.largest], column, lambda x: x.view(-1, 1) * _STEP).output()
-        return QuantizedMatrix(Grid(8), (n_out, n_in), unsigned(self.values, 8), scales)
+        return QuantizedMatrix(Grid(8), (n_out, n_in), from_signed(self.values, 8), scales)
 
     def dequantized(self, dtype: DType | None = None) -> Lazy:
         """The float weight: (value * largest) * (1 / 127), rounded in this order, as the library does."""

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, error_context, required
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, StoredFolder, error_context, required
 from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
 from llmkit.quantization.codecs.compressed_groups import (
     FLOAT,
@@ -41,10 +41,10 @@ from llmkit.quantization.float8 import FLOAT8, block_of, scaled_floats
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
 from llmkit.quantization.points import FP8, Points
-from llmkit.quantization.words import codes_of, group_order, signed, unsigned, words_of
+from llmkit.quantization.words import codes_of, from_signed, group_order, to_signed, words_of
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy, Read
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.rearrange import view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 _PLAIN = (INTEGER, FLOAT, "naive-quantized")
@@ -79,7 +79,7 @@ class CompressedTensors(FolderCodec):
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         n_out, bits = matrix.shape[0], matrix.bits
         if matrix.grid.points is FP8:
-            return {"weight": viewed(matrix.codes, DType.F8_E4M3, matrix.shape), "weight_scale": matrix.scales}
+            return {"weight": view_as(matrix.codes, DType.F8_E4M3, matrix.shape), "weight_scale": matrix.scales}
         parts = {
             "weight_packed": words_of(matrix),
             "weight_scale": matrix.scales,
@@ -127,11 +127,11 @@ class CompressedTensors(FolderCodec):
         n_groups = grid.n_groups(n_in)
         if scales.shape not in ((n_out, n_groups), (n_out,)) or not scales.dtype.is_float:
             raise SpecError(f"weight_scale is {scales.spec}; expected floats [{n_out}, {n_groups}]")
-        scales, order = viewed(scales, scales.dtype, (n_out, n_groups)), parts.get("weight_g_idx")
+        scales, order = view_as(scales, scales.dtype, (n_out, n_groups)), parts.get("weight_g_idx")
         return QuantizedMatrix(
             grid,
             (n_out, n_in),
-            codes_of(stored, grid.bits, n_in) if is_packed else unsigned(stored, grid.bits),
+            codes_of(stored, grid.bits, n_in) if is_packed else from_signed(stored, grid.bits),
             scales,
             _zeros(zeros, grid, scales, is_packed=is_packed) if zeros is not None else None,
             order=group_order(order, n_in, n_groups, grid.group_size or n_in) if order is not None else None,
@@ -141,17 +141,17 @@ class CompressedTensors(FolderCodec):
         packed = [n for n in specs if n.endswith(".weight_packed")]
         if packed:
             return "", packed
-        signed = [n for n, spec in specs.items() if n.endswith(".weight") and spec.dtype is DType.I8]
-        scales = [specs.get(f"{n}_scale") for n in signed]
+        to_signed = [n for n, spec in specs.items() if n.endswith(".weight") and spec.dtype is DType.I8]
+        scales = [specs.get(f"{n}_scale") for n in to_signed]
         # ChatGLM's have one number a row, and no second dimension.
         are_ours = [s is not None and s.dtype.is_float and len(s.shape) == 2 for s in scales]
-        names = [name for name, is_ours in zip(signed, are_ours, strict=True) if is_ours]
+        names = [name for name, is_ours in zip(to_signed, are_ours, strict=True) if is_ours]
         if names:
             return "int8", names
         floats = [n for n, spec in specs.items() if spec.dtype in FLOAT8 and f"{n}_scale" in specs]
         return ("float8", floats) if floats else None
 
-    def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
+    def matrices(self, stored: StoredFolder) -> tuple[Mapping[str, Restorable], set[str]]:
         self._refuse_unread(stored)
         entry, tensors = stored.entry, stored.tensors
         groups = groups_of(entry)
@@ -177,7 +177,7 @@ class CompressedTensors(FolderCodec):
             used |= {name for name in tensors if name.endswith(_OF_CACHE)}
         return matrices, used
 
-    def _refuse_unread(self, stored: Stored) -> None:
+    def _refuse_unread(self, stored: StoredFolder) -> None:
         label, entry = stored.label, stored.entry
         if not entry:
             raise RequirementError(
@@ -228,7 +228,7 @@ class CompressedTensors(FolderCodec):
             **({"run_compressed": False} if len({grid for grid, _ in ranked}) == 1 else {}),
         }  # fmt: skip
 
-    def warnings(self, stored: Stored) -> list[str]:
+    def warnings(self, stored: StoredFolder) -> list[str]:
         keys = ("input_activations", "output_activations")
         activations = [key for group in groups_of(stored.entry) for key in keys if group.get(key)]
         activations += ["kv_cache_scheme"] if stored.entry.get("kv_cache_scheme") else []
@@ -274,7 +274,7 @@ class _Int8Inputs(CompressedTensors):
         return None if is_held else "where inputs are int8, weights have 8 bits, one scale a row and no zero point"
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
-        return {"weight": signed(matrix.codes), "weight_scale": matrix.scales}
+        return {"weight": to_signed(matrix.codes), "weight_scale": matrix.scales}
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
         return ["transformers and llmkit restore the weights; inputs are rounded by engines with kernels for it (vLLM)"]
@@ -330,7 +330,7 @@ def _zeros(stored: Lazy, grid: Grid, scales: Lazy, *, is_packed: bool) -> Lazy:
     if stored.spec != expected:
         raise SpecError(f"weight_zero_point is {stored.spec}; expected {expected}")
     if not is_packed:
-        return unsigned(stored, grid.bits, are_packed=False)
+        return from_signed(stored, grid.bits, are_packed=False)
 
     def fn(words: torch.Tensor, of_rows: torch.Tensor) -> torch.Tensor:
         return unpack_words(words.t(), grid.bits, len(of_rows)).t().contiguous()

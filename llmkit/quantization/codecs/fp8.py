@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmkit.quantization.codec import FolderReader, Specs, Stored, error_context
+from llmkit.quantization.codec import FolderReader, Specs, StoredFolder, error_context
 from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
 from llmkit.tensors.spec import TensorSpec
 
@@ -32,7 +32,7 @@ class BlockFloat8(FolderReader):
         names = [name for name in specs if _is_quantized(name, specs)]
         return ("float8", names) if names else None
 
-    def matrices(self, stored: Stored) -> tuple[dict[str, ScaledFloats], set[str]]:
+    def matrices(self, stored: StoredFolder) -> tuple[dict[str, ScaledFloats], set[str]]:
         matrices: dict[str, ScaledFloats] = {}
         used: set[str] = set()
         specs = {name: lazy.spec for name, lazy in stored.tensors.items()}
@@ -48,7 +48,7 @@ class BlockFloat8(FolderReader):
                 used |= {name, name + _SCALE, *(f"{module}.{end}" for end in _OF_ACTIVATIONS)}
         return matrices, used
 
-    def warnings(self, stored: Stored) -> list[str]:
+    def warnings(self, stored: StoredFolder) -> list[str]:
         return [
             "the model was meant to run with activations in float8; here only its weights are: expect slightly other "
             "scores"

@@ -16,7 +16,7 @@ from llmkit.lazy_imports import np, torch
 from llmkit.quantization.codec import Codec
 from llmkit.quantization.codecs.gguf_grids import GRIDS
 from llmkit.quantization.codecs.gguf_rounding import rounded
-from llmkit.quantization.codecs.gguf_search import fitted
+from llmkit.quantization.codecs.gguf_search import search_blocks
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, matrix_of
 from llmkit.quantization.packing import n_bytes, pack, unpack
 from llmkit.quantization.points import MXFP4, Points
@@ -248,7 +248,7 @@ def quantized(lazy: Lazy, kind_name: str, name: str, importance: Lazy | None = N
             what = "squares below 0" if bool(torch.isfinite(squares.sum())) else "NaN or infinities"
             raise InputError(f"{name}: what was measured of its inputs holds {what}", hint=MEASURE)
         made = []
-        for blocks in rounded(x.float(), grid) if is_plain else fitted(x.float(), grid, squares):
+        for blocks in rounded(x.float(), grid) if is_plain else search_blocks(x.float(), grid, squares):
             require_finite(x, *blocks.halves, name=name)
             made.append(grid.pack(*blocks))
         return torch.cat(made).view(*x.shape[:-1], -1)

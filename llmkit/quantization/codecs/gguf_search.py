@@ -50,7 +50,7 @@ class Blocks(NamedTuple):
     integers: torch.Tensor | None
 
 
-def fitted(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | None = None) -> Iterator[Blocks]:
+def search_blocks(weight: torch.Tensor, grid: BlockGrid, importance: torch.Tensor | None = None) -> Iterator[Blocks]:
     """The blocks of float32 weights [rows, in], one after the other, some at a time.
 
     Args:

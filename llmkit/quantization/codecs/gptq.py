@@ -26,7 +26,7 @@ from llmkit.quantization.codec import Specs, required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
-from llmkit.quantization.words import codes_of, cut, group_order, words_of, zero_points
+from llmkit.quantization.words import codes_of, group_order, sliceable, words_of, zero_points
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType, TensorSpec
@@ -100,12 +100,12 @@ class Gptq(QweightCodec):
         order = parts.get("g_idx")
         order = group_order(order, n_in, n_groups, grid.group_size or n_in) if order is not None else None
         is_v1 = str(settings.get("checkpoint_format")).lower() != "gptq_v2"
-        zeros = cut(_zeros(stored, bits, n_out, is_v1=is_v1))
-        across = cut(transpose(scales))
+        zeros = sliceable(_zeros(stored, bits, n_out, is_v1=is_v1))
+        across = sliceable(transpose(scales))
         return QuantizedMatrix(
             grid,
             (n_out, n_in),
-            codes_of(cut(transpose(words)), bits, n_in),
+            codes_of(sliceable(transpose(words)), bits, n_in),
             _checked(across, zeros, grid.middle) if grid.is_symmetric else across,
             None if grid.is_symmetric else zeros,
             order=order,
@@ -126,7 +126,7 @@ class Gptq(QweightCodec):
         if scales.shape != (n_out, 1) or zeros.shape != (n_out, 1) or not zeros.dtype.is_float:
             raise SpecError(f"zeros are {zeros.spec}, scales {scales.spec}; expected floats [{n_out}, 1]")
         offsets = Apply("negative", [zeros], zeros.spec, lambda x: -x).output()
-        codes = codes_of(cut(transpose(words)), bits, n_in)
+        codes = codes_of(sliceable(transpose(words)), bits, n_in)
         return QuantizedMatrix(Grid(bits, None, False), (n_out, n_in), codes, scales, offsets=offsets)
 
     def describe(

@@ -20,12 +20,12 @@ from typing import Any
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, error_context, required, small
+from llmkit.quantization.codec import REMEDY, FolderReader, Specs, StoredFolder, error_context, required, small
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.packing import n_bytes, pack
-from llmkit.quantization.words import cut
+from llmkit.quantization.words import sliceable
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.rearrange import view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 _CODES = "W_q"
@@ -51,7 +51,7 @@ class HalfQuadratic(FolderReader):
         names = [name for name in specs if name.endswith(f".{_CODES}")]
         return ("", names) if names else None
 
-    def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
+    def matrices(self, stored: StoredFolder) -> tuple[Mapping[str, Restorable], set[str]]:
         matrices: dict[str, Restorable] = {}
         used: set[str] = set()
         for name in stored.tensors:
@@ -83,7 +83,7 @@ def _weight(parts: Mapping[str, Lazy]) -> Restorable:
     if n_groups * size != n_out * n_in:
         raise SpecError(f"groups of {size} do not divide {n_out} x {n_in} weights", hint=REMEDY)
     n_rows, n_columns = (n_groups, size) if axis == 1 else (size, n_groups)
-    words = viewed(required(parts, _CODES), word, (-(-n_rows // per_word), n_columns))
+    words = view_as(required(parts, _CODES), word, (-(-n_rows // per_word), n_columns))
     # One group a row, where groups are not of neighbours in a row of the weight.
     is_plain = axis == 1 and n_in % size == 0
     rows, columns = (n_out, n_in) if is_plain else (n_groups, size)
@@ -97,10 +97,10 @@ def _weight(parts: Mapping[str, Lazy]) -> Restorable:
     spec = TensorSpec(DType.U8, (rows, n_bytes(columns, bits)))
     attrs = {"packing": packing, "axis": axis, "group_size": size}
     # Rows that share a word lie far from each other: all are unpacked at once, and cut.
-    codes = cut(Apply("codes", [words], spec, codes_of, attrs, row_step=None, scratch=1.0).output())
+    codes = sliceable(Apply("codes", [words], spec, codes_of, attrs, row_step=None, scratch=1.0).output())
     scales, zeros = (_of_groups(parts, key, (n_groups, 1)[:: 1 if axis else -1]) for key in ("scale", "zero"))
     per_row = (rows, n_groups // rows)
-    scales, zeros = viewed(scales, scales.dtype, per_row), viewed(zeros, zeros.dtype, per_row)
+    scales, zeros = view_as(scales, scales.dtype, per_row), view_as(zeros, zeros.dtype, per_row)
     matrix = QuantizedMatrix(Grid(bits, size, is_symmetric=False), (rows, columns), codes, scales, zeros)
     return matrix if is_plain else Rearranged(matrix, lambda groups: _joined(groups, axis, shape))
 
@@ -113,7 +113,7 @@ def _joined(groups: Lazy, axis: int, shape: Sequence[int]) -> Lazy:
     def fn(weight: torch.Tensor) -> torch.Tensor:
         return (weight if axis == 1 else weight.t()).reshape(n_out, n_in)
 
-    return cut(Apply("join groups", [groups], spec, fn, {"axis": axis}, row_step=None).output())
+    return sliceable(Apply("join groups", [groups], spec, fn, {"axis": axis}, row_step=None).output())
 
 
 def _integers(parts: Mapping[str, Lazy], key: str, n: int) -> tuple[int, ...]:

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkit.errors import SpecError
-from llmkit.quantization.codec import REMEDY, FolderReader, Specs, Stored, error_context, required
+from llmkit.quantization.codec import REMEDY, FolderReader, Specs, StoredFolder, error_context, required
 from llmkit.quantization.float8 import powers_of_two
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.points import MXFP4
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.moving import Stack, TakeRows
-from llmkit.tensors.rearrange import transpose, viewed
+from llmkit.tensors.rearrange import transpose, view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -37,7 +37,7 @@ class MicroscalingFloat4(FolderReader):
         names = [f"{stem}{_BLOCKS}" for stem in sorted(stems) if f"{stem}{_SCALES}" in specs]
         return ("float4 blocks", names) if names else None
 
-    def matrices(self, stored: Stored) -> tuple[Mapping[str, Restorable], set[str]]:
+    def matrices(self, stored: StoredFolder) -> tuple[Mapping[str, Restorable], set[str]]:
         matrices: dict[str, Restorable] = {}
         used: set[str] = set()
         for name, blocks in stored.tensors.items():
@@ -61,7 +61,7 @@ def _experts(blocks: Lazy, exponents: Lazy) -> Rearranged:
     rows, n_in = n_experts * n_out, n_groups * _SIZE
 
     scales = powers_of_two(exponents, (rows, n_groups))
-    codes = viewed(blocks, DType.U8, (rows, n_in // 2))
+    codes = view_as(blocks, DType.U8, (rows, n_in // 2))
     matrix = QuantizedMatrix(Grid(4, _SIZE, points=MXFP4), (rows, n_in), codes, scales, source="MXFP4")
 
     def stacked(weights: Lazy) -> Lazy:

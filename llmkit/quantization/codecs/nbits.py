@@ -25,7 +25,7 @@ from llmkit.quantization.codec import Codec
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack, width
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import take_columns, viewed
+from llmkit.tensors.rearrange import take_columns, view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 
@@ -39,7 +39,7 @@ class NBits(Codec):
     fills_rows = True
     written_by = "llmkit export MODEL --bits 4 -o OUT; without --bits a quantized model keeps its codes"
 
-    def fitted(self, matrix: QuantizedMatrix) -> QuantizedMatrix | None:
+    def in_blocks(self, matrix: QuantizedMatrix) -> QuantizedMatrix | None:
         """The same weights on a grid of blocks; None where there is none.
 
         Larger groups become several blocks with the same scale, points that are small integers become codes of 8 bits.
@@ -72,10 +72,10 @@ class NBits(Codec):
         return replace(plain, grid=grid, scales=scales or plain.scales, zeros=zeros, offsets=offsets)
 
     def refuses(self, matrix: QuantizedMatrix) -> str | None:
-        return None if self.fitted(matrix) is not None else f"{self.name} has no blocks for {matrix}"
+        return None if self.in_blocks(matrix) is not None else f"{self.name} has no blocks for {matrix}"
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
-        """The parts of a matrix that is `fitted`."""
+        """The parts of a matrix that is `in_blocks`."""
         n, bits, n_blocks = matrix.shape[0], width(matrix.bits), matrix.n_groups
         parts = {"weight_codes": _blocks(matrix), "weight_scales": matrix.scales}
         if matrix.zeros is not None:
@@ -108,7 +108,7 @@ class NBits(Codec):
         n_blocks = -(-k // block)
         if codes.spec != TensorSpec(DType.U8, (n, n_blocks, block * bits // 8)) or scales.shape != (n, n_blocks):
             raise SpecError(f"codes are {codes.spec}, scales {scales.spec}: no {n} × {k} in blocks of {block}")
-        codes = take_columns(viewed(codes, DType.U8, (n, n_blocks * block * bits // 8)), 0, n_bytes(k, bits))
+        codes = take_columns(view_as(codes, DType.U8, (n, n_blocks * block * bits // 8)), 0, n_bytes(k, bits))
         if zeros is not None:
             spec = TensorSpec(DType.U8, (n, n_blocks))
             zeros = Apply("unpack", [zeros], spec, lambda z: unpack(z, bits, n_blocks), {"bits": bits}).output()
@@ -164,7 +164,7 @@ def _blocks(matrix: QuantizedMatrix) -> Lazy:
     middle = 1 << (bits - 1)
     steps = middle - matrix.grid.middle if matrix.zeros is None else 0
     if n_codes == k and not steps:
-        return viewed(matrix.codes, DType.U8, spec.shape)
+        return view_as(matrix.codes, DType.U8, spec.shape)
 
     def fn(codes: torch.Tensor) -> torch.Tensor:
         q = torch.nn.functional.pad(unpack(codes, bits, k) + steps, (0, n_codes - k), value=middle)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from llmkit.lazy_imports import torch
-from llmkit.quantization.words import cut
+from llmkit.quantization.words import sliceable
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import viewed
+from llmkit.tensors.rearrange import view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 _SIZE = 256
@@ -52,7 +52,7 @@ class NestedScales:
         inputs = [self.codes, self.largest, self.table, self.offset]
         node = _Restored("nested scales", inputs, TensorSpec(DType.F32, shape), fn, {"size": size}, row_step=None)
         node.parts = self
-        return cut(node.output())  # blocks of scales cross the rows: computed whole, and cut
+        return sliceable(node.output())  # blocks of scales cross the rows: computed whole, and cut
 
 
 class _Restored(Apply):
@@ -83,7 +83,7 @@ def nested_scales(scales: Lazy) -> Lazy:
         codes = torch.bucketize(shares, (table[1:] + table[:-1]) / 2).to(torch.uint8)
         return codes.view(-1)[:n], largest, offset.view(1)
 
-    flat = viewed(scales.cast(DType.F32), DType.F32, (n,))
+    flat = view_as(scales.cast(DType.F32), DType.F32, (n,))
     codes, largest, offset = Apply("nest", [flat], specs, fn, row_step=None).outputs()
     table = constant_of(dynamic_map(), DType.F32, (_SIZE,))
     return NestedScales(codes, largest, table, offset, _SIZE).scales((scales.shape[0], scales.shape[1]))

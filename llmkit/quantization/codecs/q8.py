@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import Codec
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.words import signed, unsigned
+from llmkit.quantization.words import from_signed, to_signed
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
@@ -28,7 +28,7 @@ class Q8(Codec):
     holds_zeros = False
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
-        return {"int8": signed(matrix.codes), "scale": matrix.scales.cast(DType.F32)}
+        return {"int8": to_signed(matrix.codes), "scale": matrix.scales.cast(DType.F32)}
 
     def read(
         self, parts: Mapping[str, Lazy], settings: Mapping[str, Any], shape: tuple[int, int] | None
@@ -37,7 +37,7 @@ class Q8(Codec):
         (n_out, n_in), n_groups = values.shape, scales.shape[1]
         if values.dtype is not DType.I8 or scales.shape[0] != n_out or n_in % n_groups:
             raise SpecError(f"int8 is {values.spec}, scale {scales.spec}: no groups of one size")
-        return QuantizedMatrix(Grid(8, n_in // n_groups), (n_out, n_in), unsigned(values, 8), scales)
+        return QuantizedMatrix(Grid(8, n_in // n_groups), (n_out, n_in), from_signed(values, 8), scales)
 
 
 CODEC = Q8()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from llmkit.errors import RequirementError, SpecError
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, Stored, error_context, small
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, StoredFolder, error_context, small
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.spec import DType
 
@@ -38,7 +38,7 @@ class QweightCodec(FolderCodec):
         words = self._words(specs, names[0].removesuffix(".qweight")) if names else None
         return None if words is None else (words, names)
 
-    def matrices(self, stored: Stored) -> tuple[dict[str, QuantizedMatrix], set[str]]:
+    def matrices(self, stored: StoredFolder) -> tuple[dict[str, QuantizedMatrix], set[str]]:
         form = stored.entry.get(self.form_key)
         if form is not None and str(form).lower() not in self.forms:
             raise RequirementError(

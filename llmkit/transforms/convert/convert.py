@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import MARKER_NAME, contents_of, require_model
+from llmkit.checkpoint.classification import MARKER_NAME, classify, require_model
 from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, refuse_unread
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import InputError, suggestion
@@ -78,7 +78,7 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
 
     A delta in floats may change its layout, and stays a delta; one that counts ulps belongs to its own layout.
     """
-    contents = contents_of(ckpt)
+    contents = classify(ckpt)
     if contents.kind == "delta" and MARKER_NAME not in ckpt.files:
         return ckpt.derive(
             warnings=[f"{ckpt.label} is {contents.words}: what is written is one, too ({contents.hint})"]

@@ -23,10 +23,10 @@ from llmkit.errors import InputError, LlmkitError, RequirementError, listing, su
 from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
-from llmkit.layouts.gguf_forms import folded
-from llmkit.layouts.gguf_mixes import MIXES, Sizes, is_matrix, types_of
+from llmkit.layouts.gguf_forms import fold_multipliers
+from llmkit.layouts.gguf_presets import PRESETS, Sizes, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
-from llmkit.layouts.gguf_weights import listed, to_gguf
+from llmkit.layouts.gguf_weights import lists_to_metadata, to_gguf
 from llmkit.quantization.codecs.gguf import as_blocks, quantized
 from llmkit.quantization.matrix import is_dequantized
 from llmkit.tensors.constant import constant_of
@@ -39,7 +39,7 @@ from llmkit.transforms.convert.casting import Overflow, cast
 from llmkit.transforms.convert.gguf_recipe import source_names, types_by_recipe
 from llmkit.transforms.recipe import Recipe
 
-TYPE_NAMES = tuple(name.lower() for name in MIXES)
+TYPE_NAMES = tuple(name.lower() for name in PRESETS)
 _USUAL = {2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0"}
 OF_BITS = {bits: {"type": name} for bits, name in _USUAL.items()}
 _FLOATS = "F16"
@@ -94,7 +94,7 @@ def write(
     if why is not None:
         raise RequirementError(f"llama.cpp cannot run this {architecture.name} model: {why}", hint="--to hf holds any")
     original = model
-    tensors, model = folded(ckpt.tensors, model, family)
+    tensors, model = fold_multipliers(ckpt.tensors, model, family)
     if model is not original:
         notes.append("the multipliers of config.json are multiplied into the weights, as llama.cpp has them")
     if as_bool(model.head.normalized):
@@ -102,7 +102,7 @@ def write(
         tensors[head] = normalized_rows(tensors[head])
         notes.append("the rows of the head are divided by their norms, as the original does at run time")
     factors = {n: constant_of(values, DType.F32, (len(values),)) for n, values in rope_factors(model).items()}
-    stored, lists = listed(to_gguf(tensors, model, family), family)
+    stored, lists = lists_to_metadata(to_gguf(tensors, model, family), family)
     stored |= factors
     values, warnings = metadata_of(model, config, family)
     metadata = {
@@ -114,7 +114,7 @@ def write(
     }
     metadata |= _noted(model, config, family, metadata, stored)
     sizes = sizes_of(model, family, has_statistics=statistics is not None)
-    types, wanted = types_of(MIXES[kind], {name: lazy.shape for name, lazy in stored.items()}, sizes)
+    types, wanted = types_of(PRESETS[kind], {name: lazy.shape for name, lazy in stored.items()}, sizes)
     notes += _replaced(types, wanted)
     chosen: dict[str, str] = {}
     if recipe:
@@ -236,7 +236,9 @@ def _file_type(kind: str) -> int:
     """llama.cpp's number for files whose matrices are mostly of this type."""
     if kind in _KEPT:
         return _KEPT[kind]
-    return next((mix.file_type for name, mix in MIXES.items() if kind in (name, mix.type)), MIXES[_FLOATS].file_type)
+    return next(
+        (mix.file_type for name, mix in PRESETS.items() if kind in (name, mix.type)), PRESETS[_FLOATS].file_type
+    )
 
 
 def _counts(types: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import gguf_spelling
 from llmkit.errors import InputError, SpecError, suggestion
 from llmkit.formats.gguf_types import TYPE_BY_NAME
-from llmkit.layouts.gguf_mixes import MIXES, fitting_type
+from llmkit.layouts.gguf_presets import PRESETS, fitting_type
 from llmkit.quantization.codecs.gguf import CODEC, quantized
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
@@ -21,7 +21,7 @@ from llmkit.transforms.recipe import FLOAT, Recipe, Scheme
 
 _OF_BITS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
 _FLOAT = "F16"
-_TYPES = tuple(dict.fromkeys([mix.type for mix in MIXES.values()]))
+_TYPES = tuple(dict.fromkeys([mix.type for mix in PRESETS.values()]))
 
 
 def source_names(ckpt: Checkpoint, model: Model) -> dict[str, list[str]]:

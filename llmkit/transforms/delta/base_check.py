@@ -17,7 +17,7 @@ from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import MARKER_NAME
+from llmkit.checkpoint.classification import MARKER_NAME
 from llmkit.lazy_imports import np
 from llmkit.tensors.lazy import Context, Lazy, Read
 from llmkit.tensors.spec import DType

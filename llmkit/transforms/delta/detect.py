@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import MARKER_NAME
+from llmkit.checkpoint.classification import MARKER_NAME
 from llmkit.errors import RequirementError
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.profiles import Profile, find_profile

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
-from llmkit.checkpoint.contents import MARKER_NAME
+from llmkit.checkpoint.classification import MARKER_NAME
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy

@@ -17,7 +17,7 @@ from typing import Literal
 
 from llmkit.architecture.names import Names
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.embeddings import find_embeddings
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.lazy_imports import torch

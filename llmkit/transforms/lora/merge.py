@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import dequantized, is_quantized
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.adapter import Adapter

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.errors import InputError
 from llmkit.formats.adapter import Adapter, from_peft

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import reader_of
 from llmkit.errors import RequirementError, counted, listing
 from llmkit.quantization.codec import FolderCodec, FolderReader, config_entry

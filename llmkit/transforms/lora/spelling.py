@@ -22,7 +22,7 @@ from llmkit.layouts.layout import Spelling, rotary_order
 from llmkit.layouts.opening import layouts
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.moving import Concat
-from llmkit.tensors.rearrange import placed, zeros
+from llmkit.tensors.rearrange import place_in_zeros, zeros
 from llmkit.tensors.spec import TensorSpec
 
 _OF_ROWS = ("lora_B", "new_bias", "scale_out", "inner_bias")
@@ -114,6 +114,8 @@ def _joined(label: str, slot: Slot, changed: Mapping[str, Mapping[str, Lazy]]) -
         if parts is None:
             columns[part.id] = zeros(TensorSpec(dtype, shape))
         else:
-            columns[part.id] = placed(parts["lora_B"], shape, [(range(shape[0]), starts[id(parts["lora_A"].node)])])
+            columns[part.id] = place_in_zeros(
+                parts["lora_B"], shape, [(range(shape[0]), starts[id(parts["lora_A"].node)])]
+            )
     left = stored(columns, slot.upright)
     return {"lora_A": Concat(list(inputs.values())).output(), "lora_B": left}

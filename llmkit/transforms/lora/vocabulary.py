@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import RequirementError
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.lazy import Lazy
 from llmkit.transforms.vocab.config_ids import renumbered_generation, resized_config

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.content import GENERATION_CONFIG, FileContent, read_generation_config
+from llmkit.checkpoint.file_content import GENERATION_CONFIG, FileContent, read_generation_config
 from llmkit.errors import SpecError
 
 SIZE_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")

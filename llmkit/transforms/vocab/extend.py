@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.errors import InputError, RequirementError
 from llmkit.tokenization.bundle import TokenizerFiles
-from llmkit.transforms.vocab.bytewise import extend_added, extend_bytes
 from llmkit.transforms.vocab.change import Change, RowMaker, resized
+from llmkit.transforms.vocab.extend_byte_level import extend_added, extend_bytes
+from llmkit.transforms.vocab.extend_sentencepiece import extend_pieces
 from llmkit.transforms.vocab.initial import INITS, check_init, new_rows
-from llmkit.transforms.vocab.merged import extend_pieces
 from llmkit.transforms.vocab.sources import Source, read_source
 
 
@@ -36,7 +36,7 @@ def extend(
         init: how new rows begin: mean, pieces, zero, normal or focus.
         as_: `pieces` enters them into the vocabulary, with merges; `added` as added tokens. None is `added` for a
             text file, `pieces` for a tokenizer.
-        scores: for SentencePiece: zero, own or after (see `llmkit.transforms.vocab.merged.SCORES`).
+        scores: for SentencePiece: zero, own or after (see `llmkit.transforms.vocab.extend_sentencepiece.SCORES`).
         pad_to_multiple: rows are filled up to a multiple of this.
         corpus: text for `focus`.
         seed: of `normal` and `focus`.

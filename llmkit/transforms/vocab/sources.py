@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.checkpoint.content import FileContent
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError, listing
 from llmkit.formats.text_file import decoded
 from llmkit.formats.tokenizer_files import FileKind, names_of

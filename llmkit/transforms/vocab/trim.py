@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.contents import require_model
+from llmkit.checkpoint.classification import require_model
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats.text_file import read_text
 from llmkit.tokenization.bpe import Priority, apply_bpe, by_rank, by_score

@@ -9,7 +9,7 @@ from llmkit.checkpoint.text_part import text_part
 from llmkit.tokenization.agreement import compare_vocabulary
 
 
-def doubts_of(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
+def model_warnings(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
     """Tokens without rows, and keys of the config that nothing reads (transformers reads its own).
 
     Raises:
@@ -17,9 +17,9 @@ def doubts_of(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
         SpecError: the config cannot be bound.
     """
     odd = compare_vocabulary(ckpt).warning
-    doubts = [odd] if odd else []
+    warnings = [odd] if odd else []
     if backend == "transformers":
-        return doubts
+        return warnings
     config = dequantized(text_part(ckpt)).config  # without what says how the weights are stored
     architecture = find(config)
-    return [*doubts, *architecture.bind(config).unread.warnings] if architecture is not None else doubts
+    return [*warnings, *architecture.bind(config).unread.warnings] if architecture is not None else warnings

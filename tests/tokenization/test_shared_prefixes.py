@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmkit.tokenization.alike import encode_alike
+from llmkit.tokenization.shared_prefixes import encode_sharing_prefixes
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 LLAMA3 = pre_tokenizers.Sequence(
@@ -102,7 +102,7 @@ def test_the_ids_are_those_of_each_text_alone(options):
         counting = Counting(tokenizer)
         for call in ({}, {"add_special_tokens": False}):
             alone = [tokenizer(text, **call)["input_ids"] for text in texts]
-            assert encode_alike(counting, texts, call) == alone
+            assert encode_sharing_prefixes(counting, texts, call) == alone
         assert counting.n < sum(map(len, texts))  # twice; each by itself would be twice as much
 
 
@@ -120,5 +120,5 @@ def test_where_a_tail_would_be_encoded_otherwise_each_text_is_encoded_by_itself(
     tokenizer = made(**options)
     texts = texts_that_begin_alike(0)
     counting = Counting(tokenizer)
-    assert encode_alike(counting, texts, {}) == [tokenizer(text)["input_ids"] for text in texts]
+    assert encode_sharing_prefixes(counting, texts, {}) == [tokenizer(text)["input_ids"] for text in texts]
     assert counting.n >= sum(map(len, texts))

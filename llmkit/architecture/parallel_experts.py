@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.architecture.experts import Choice, Experts
+from llmkit.architecture.experts import ExpertChoice, Experts
 from llmkit.architecture.kind import Kind, SlotShape, under
 from llmkit.architecture.kinds import GatedMLP, Sandwich
 
 
 @dataclass(frozen=True)
-class ScaledRouter(Choice):
+class ScaledRouter(ExpertChoice):
     """The top k of softmax((norm(x) * scale / sqrt(hidden)) W^T), divided by their sum, times a number of each expert.
 
     Attributes:
@@ -26,7 +26,7 @@ class ScaledRouter(Choice):
 
 
 @dataclass(frozen=True)
-class BesideExperts(Kind):
+class ParallelExperts(Kind):
     """post(dense(y)) + post'(experts(pre'(x))) of x and y = norm(x); the router sees x itself (see `OpenSandwich`).
 
     Attributes:

@@ -7,7 +7,7 @@ import json
 import gguf
 import pytest
 
-from llmkit.layouts.gguf_mixes import MIXES, types_of
+from llmkit.layouts.gguf_presets import PRESETS, types_of
 from llmkit.layouts.gguf_weights import to_gguf
 from llmkit.transforms.convert.gguf import sizes_of
 from tests.golden.gguf.record import HERE, MODELS, compact, model
@@ -27,7 +27,7 @@ def test_presets_are_those_of_llama_cpp(name):
         ways = [True] if imatrix and preset in RECORDED[name] else [bool(imatrix)] if not imatrix else [True, False]
         for has_statistics in ways:
             sizes = sizes_of(ckpt.require_model(), family, has_statistics=has_statistics)
-            types, wanted = types_of(MIXES[preset], shapes, sizes)
+            types, wanted = types_of(PRESETS[preset], shapes, sizes)
             found = {n: kind for n, kind in types.items() if len(shapes[n]) > 1}
             assert compact(found) == recorded, case
             assert all(shapes[n][-1] % 256 for n in wanted)
@@ -35,8 +35,8 @@ def test_presets_are_those_of_llama_cpp(name):
 
 def test_file_types_are_those_of_the_library():
     stated = {int(f): f.name.split("_", 1)[1] for f in gguf.LlamaFileType if "_" in f.name}
-    assert {mix.file_type: name for name, mix in MIXES.items()}.items() <= stated.items()
+    assert {mix.file_type: name for name, mix in PRESETS.items()}.items() <= stated.items()
 
 
 def test_every_preset_that_is_written_was_recorded():
-    assert {case.split()[0] for case in RECORDED["grouped"]} | {"F32", "BF16"} == set(MIXES)
+    assert {case.split()[0] for case in RECORDED["grouped"]} | {"F32", "BF16"} == set(PRESETS)

@@ -82,7 +82,7 @@ Rule = tuple[str, str, Condition]
 
 
 @dataclass(frozen=True)
-class Mix:
+class Preset:
     """A preset.
 
     Attributes:
@@ -102,35 +102,35 @@ _FOUR_OF_SIXTEEN: Sequence[Rule] = (
     ("v", "Q5_K", _shared),
     ("down", "Q5_K", _both(_first_part(8), _not(_measured))),
 )
-MIXES: Mapping[str, Mix] = {
-    "F32": Mix("F32", 0, head="F32"),
-    "F16": Mix("F16", 1, head="F16"),
-    "BF16": Mix("BF16", 32, head="BF16"),
-    "Q8_0": Mix("Q8_0", 7, head="Q8_0"),
-    "Q6_K": Mix("Q6_K", 18),
-    "Q5_K_M": Mix("Q5_K", 17, [("v", "Q6_K", _some), ("down", "Q6_K", _some)]),
-    "Q5_K_S": Mix("Q5_K", 16),
-    "Q5_1": Mix("Q5_1", 9),
-    "Q5_0": Mix("Q5_0", 8, [("down", "Q5_1", _both(_measured, _first_part(8)))]),
-    "Q4_K_M": Mix("Q4_K", 15, [
+PRESETS: Mapping[str, Preset] = {
+    "F32": Preset("F32", 0, head="F32"),
+    "F16": Preset("F16", 1, head="F16"),
+    "BF16": Preset("BF16", 32, head="BF16"),
+    "Q8_0": Preset("Q8_0", 7, head="Q8_0"),
+    "Q6_K": Preset("Q6_K", 18),
+    "Q5_K_M": Preset("Q5_K", 17, [("v", "Q6_K", _some), ("down", "Q6_K", _some)]),
+    "Q5_K_S": Preset("Q5_K", 16),
+    "Q5_1": Preset("Q5_1", 9),
+    "Q5_0": Preset("Q5_0", 8, [("down", "Q5_1", _both(_measured, _first_part(8)))]),
+    "Q4_K_M": Preset("Q4_K", 15, [
         ("v", "Q6_K", _some),
         ("down", "Q6_K", _both(_robust, _first_part(16))),
         ("down", "Q5_K", _both(_robust, _some)),
         ("down", "Q6_K", _both(_not(_robust), _some)),
     ]),
-    "Q4_K_S": Mix("Q4_K", 14, [("v", "Q5_K", _first(4)), ("down", "Q5_K", _both(_not(_robust), _first_part(8)))]),
-    "Q4_1": Mix("Q4_1", 3),
-    "Q4_0": Mix("Q4_0", 2, [("down", "Q4_1", _both(_measured, _first_part(8)))]),
-    "IQ4_NL": Mix("IQ4_NL", 25, _FOUR_OF_SIXTEEN),
-    "IQ4_XS": Mix("IQ4_XS", 30, _FOUR_OF_SIXTEEN),
-    "Q3_K_L": Mix("Q3_K", 13, [
+    "Q4_K_S": Preset("Q4_K", 14, [("v", "Q5_K", _first(4)), ("down", "Q5_K", _both(_not(_robust), _first_part(8)))]),
+    "Q4_1": Preset("Q4_1", 3),
+    "Q4_0": Preset("Q4_0", 2, [("down", "Q4_1", _both(_measured, _first_part(8)))]),
+    "IQ4_NL": Preset("IQ4_NL", 25, _FOUR_OF_SIXTEEN),
+    "IQ4_XS": Preset("IQ4_XS", 30, _FOUR_OF_SIXTEEN),
+    "Q3_K_L": Preset("Q3_K", 13, [
         ("v", "Q5_K", _always),
         ("down", "Q4_K", _robust),
         ("down", "Q5_K", _always),
         ("o", "Q4_K", _robust),
         ("o", "Q5_K", _always),
     ]),
-    "Q3_K_M": Mix("Q3_K", 12, [
+    "Q3_K_M": Preset("Q3_K", 12, [
         ("v", "Q5_K", _first(2)),
         ("v", "Q4_K", _always),
         ("down", "Q5_K", _first_part(16)),
@@ -138,11 +138,11 @@ MIXES: Mapping[str, Mix] = {
         ("down", "Q4_K", _some),
         ("o", "Q4_K", _not(_robust)),
     ]),
-    "Q3_K_S": Mix("Q3_K", 11),
-    "Q2_K": Mix("Q2_K", 10, [
+    "Q3_K_S": Preset("Q3_K", 11),
+    "Q2_K": Preset("Q2_K", 10, [
         ("v", "Q4_K", _shared), ("v", "Q3_K", _always), ("down", "Q3_K", _always), ("o", "Q3_K", _not(_robust)),
     ]),
-    "Q2_K_S": Mix("Q2_K", 21, [("v", "Q4_K", _shared), ("down", "Q4_K", _first_part(8))]),
+    "Q2_K_S": Preset("Q2_K", 21, [("v", "Q4_K", _shared), ("down", "Q4_K", _first_part(8))]),
 }  # fmt: skip
 # What takes the place of a type whose blocks do not divide a row; where that does not fit either, F16.
 _SMALLER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
@@ -161,7 +161,9 @@ _NO_BLOCKS = re.compile(r"altup|laurel|per_layer_model_proj")  # small: they sta
 _LAYERS_OF_70B = 80
 
 
-def types_of(mix: Mix, shapes: Mapping[str, Sequence[int]], sizes: Sizes) -> tuple[dict[str, str], dict[str, str]]:
+def types_of(
+    preset: Preset, shapes: Mapping[str, Sequence[int]], sizes: Sizes
+) -> tuple[dict[str, str], dict[str, str]]:
     """The type of each tensor.
 
     Args:
@@ -179,7 +181,7 @@ def types_of(mix: Mix, shapes: Mapping[str, Sequence[int]], sizes: Sizes) -> tup
         if not is_matrix(name, shape):
             types[name] = "F32"
             continue
-        kind = _head_type(mix, shape[-1], sizes) if name in heads else _type(mix, name, sizes, places.get(name))
+        kind = _head_type(preset, shape[-1], sizes) if name in heads else _type(preset, name, sizes, places.get(name))
         types[name] = fitting_type(kind, shape[-1])
         if types[name] != kind:
             wanted[name] = kind
@@ -191,23 +193,23 @@ def is_matrix(name: str, shape: Sequence[int]) -> bool:
     return len(shape) > 1 and name.endswith(".weight") and not name.endswith(("_norm.weight", *_ALWAYS_F32))
 
 
-def _head_type(mix: Mix, n: int, sizes: Sizes) -> str:
-    is_even = n % TYPE_BY_NAME[mix.type].block == 0
-    return "Q8_0" if TYPE_BY_NAME[mix.type].dtype is None and (sizes.is_robust or not is_even) else mix.head
+def _head_type(preset: Preset, n: int, sizes: Sizes) -> str:
+    is_even = n % TYPE_BY_NAME[preset.type].block == 0
+    return "Q8_0" if TYPE_BY_NAME[preset.type].dtype is None and (sizes.is_robust or not is_even) else preset.head
 
 
-def _type(mix: Mix, name: str, sizes: Sizes, place: tuple[int, int] | None) -> str:
+def _type(preset: Preset, name: str, sizes: Sizes, place: tuple[int, int] | None) -> str:
     """Of a matrix, by its layer; of one of values, by its `place` among these and their number."""
-    if _NO_BLOCKS.search(name) and TYPE_BY_NAME[mix.type].dtype is None:
+    if _NO_BLOCKS.search(name) and TYPE_BY_NAME[preset.type].dtype is None:
         return _NO_FIT
     layer = re.match(r"blk\.(\d+)\.(.+)", name)
     if layer is None:
-        return mix.type
+        return preset.type
     i, stem = int(layer[1]), layer[2]
     kinds = {kind for kind, pattern in _KINDS.items() if pattern.fullmatch(stem)}
     i, of = (i, sizes) if place is None else (place[0], sizes._replace(n_layers=place[1]))
-    rules = (type_ for kind, type_, holds in mix.rules if kind in kinds and holds(i, of))
-    chosen = next(rules, mix.type)
+    rules = (type_ for kind, type_, holds in preset.rules if kind in kinds and holds(i, of))
+    chosen = next(rules, preset.type)
     if "v" in kinds and sizes.n_layers == _LAYERS_OF_70B and sizes.n_shared > 1 and chosen in ("Q3_K", "Q4_K"):
         return "Q5_K"
     return chosen

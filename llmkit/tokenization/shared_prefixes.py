@@ -19,7 +19,7 @@ _SPLITTERS = {"ByteLevel", "Digits", "Split"}
 Comparable = TypeVar("Comparable", str, tuple[int, ...])
 
 
-def encode_alike(tokenizer: Any, texts: Sequence[str], options: Mapping[str, Any]) -> list[list[int]]:
+def encode_sharing_prefixes(tokenizer: Any, texts: Sequence[str], options: Mapping[str, Any]) -> list[list[int]]:
     """Token ids of each text.
 
     Args:

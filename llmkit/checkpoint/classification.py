@@ -34,7 +34,7 @@ _DISTRIBUTIONS = {"codes", "high", "step", "top", "nll"}  # perplexity --referen
 
 
 @dataclass(frozen=True)
-class Contents:
+class Classification:
     """What a checkpoint is.
 
     Attributes:
@@ -64,13 +64,13 @@ def quantization_of(ckpt: Checkpoint) -> Quantization | None:
     return find_quantization(specs, ckpt.config)
 
 
-def contents_of(ckpt: Checkpoint) -> Contents:
+def classify(ckpt: Checkpoint) -> Classification:
     """What a checkpoint is. Reads no tensor data but a few values of norms, which tell a delta from a model."""
     where = shlex.quote(str(ckpt.origin or ckpt.label))
     return _delta(ckpt, where) or _adapter(ckpt, where) or _weights(ckpt, where)
 
 
-def _delta(ckpt: Checkpoint, where: str) -> Contents | None:
+def _delta(ckpt: Checkpoint, where: str) -> Classification | None:
     """A delta that llmkit made: its marker says so, or the recipe in its manifest. Others show in their data only."""
     history = ckpt.history
     if ckpt.origin is not None and ckpt.origin.is_file():
@@ -85,31 +85,33 @@ def _delta(ckpt: Checkpoint, where: str) -> Contents | None:
     if marker and isinstance(marker.get("base"), dict):
         base = marker["base"].get("label") or base
     words = f"a delta, differences from {'its base' if base == 'BASE' else base}"
-    return Contents("delta", words, f"llmkit delta apply {shlex.quote(str(base))} {where} -o OUT makes the model")
+    return Classification("delta", words, f"llmkit delta apply {shlex.quote(str(base))} {where} -o OUT makes the model")
 
 
-def _weights(ckpt: Checkpoint, where: str) -> Contents:
+def _weights(ckpt: Checkpoint, where: str) -> Classification:
     if any(name.endswith(_STATES) for name in ckpt.tensors):
-        return Contents("optimizer", "the state of an optimizer, not weights", "give the model's own weight files")
+        return Classification(
+            "optimizer", "the state of an optimizer, not weights", "give the model's own weight files"
+        )
     if (measured := _measurements(ckpt.tensors, where)) is not None:
         return measured
     quantization = quantization_of(ckpt)
     if quantization is None and _ASSUMED not in ckpt.history and looks_like_differences(ckpt):
         words = "a delta by its norms, whose weights are small and of both signs"
         hint = f"llmkit delta apply BASE {where} -o OUT makes the model; commands that write OUT take it for a model "
-        return Contents("delta", words, f"{hint}with --force")
+        return Classification("delta", words, f"{hint}with --force")
     words = f"a quantized model ({quantization})" if quantization else "a model"
-    return Contents("model", words, "", quantization)
+    return Classification("model", words, "", quantization)
 
 
-def _measurements(names: Collection[str], where: str) -> Contents | None:
+def _measurements(names: Collection[str], where: str) -> Classification | None:
     """What llmkit or llama.cpp measured of a model, by the names in the file; None for weights."""
     if names and all(name.endswith((*_MEASURED, *_IMATRIX)) for name in names):
         hint = f"llmkit quantize MODEL --statistics {where} --bits 4 -o OUT reads it"
-        return Contents("measurements", "statistics of the inputs of a model's layers, not weights", hint)
+        return Classification("measurements", "statistics of the inputs of a model's layers, not weights", hint)
     if set(names) >= _DISTRIBUTIONS:
         hint = f"llmkit perplexity MODEL --text FILE --reference {where} compares a model with it"
-        return Contents("measurements", "a reference of llmkit perplexity, a model's distributions", hint)
+        return Classification("measurements", "a reference of llmkit perplexity, a model's distributions", hint)
     return None
 
 
@@ -120,9 +122,9 @@ def open_model(model: str | Path, *, force: bool) -> Checkpoint:
     """
     ckpt = open_checkpoint(model)
     forced = replace(ckpt, history=(*ckpt.history, _ASSUMED))
-    if not force or contents_of(ckpt).kind == contents_of(forced).kind:
+    if not force or classify(ckpt).kind == classify(forced).kind:
         return ckpt
-    warning = f"forced: {ckpt.label} is {contents_of(ckpt).words}; it is taken for a model"
+    warning = f"forced: {ckpt.label} is {classify(ckpt).words}; it is taken for a model"
     return replace(forced, warnings=(*forced.warnings, warning))
 
 
@@ -136,7 +138,7 @@ def require_model(ckpt: Checkpoint, use: str, *, floats: bool = False) -> Checkp
     Raises:
         RequirementError: it is something else, named with the command that works on it.
     """
-    contents = contents_of(ckpt)
+    contents = classify(ckpt)
     if contents.kind != "model":
         raise RequirementError(f"{ckpt.label} is {contents.words}; {use} wants a model", hint=contents.hint)
     if floats and contents.quantization is not None:
@@ -157,7 +159,7 @@ def _way_to_floats(ckpt: Checkpoint, scheme: Quantization) -> str:
     return f"{best}; where that is lost, `{command}` writes what is left of its weights, rounded as they are"
 
 
-def _adapter(ckpt: Checkpoint, where: str) -> Contents | None:
+def _adapter(ckpt: Checkpoint, where: str) -> Classification | None:
     """An adapter, or a model with one beside it; None for neither."""
     config = _beside(ckpt, ADAPTER_NAME)
     parts = {*adapter_parts(ckpt.tensors), *(n for word in _OTHER_ADAPTERS for n in ckpt.tensors if word in n)}
@@ -172,7 +174,7 @@ def _adapter(ckpt: Checkpoint, where: str) -> Contents | None:
             return None
         words = f"a model and an adapter at once ({' and '.join([*files][:1])} and {ADAPTER_NAME})"
         hint = f"move {ADAPTER_NAME} and adapter_model.* out of {where}: transformers would load the adapter's base"
-        return Contents("several", words, hint)
+        return Classification("several", words, hint)
     config = config or {}
     kind = str(config.get("peft_type") or "LORA").replace("LORA", "LoRA")
     ranks = {s.shape[0] for n, s in ckpt.tensors.items() if "lora_A" in n and len(s.shape) == 2}
@@ -183,7 +185,7 @@ def _adapter(ckpt: Checkpoint, where: str) -> Contents | None:
         words += f" for {base}"
     else:
         base = "BASE"
-    return Contents("adapter", words, f"llmkit lora merge {shlex.quote(base)} {where} -o OUT makes a model of it")
+    return Classification("adapter", words, f"llmkit lora merge {shlex.quote(base)} {where} -o OUT makes a model of it")
 
 
 def _beside(ckpt: Checkpoint, name: str) -> dict[str, Any] | None:
