@@ -68,7 +68,7 @@ def export(
     bits: Annotated[
         int | None,
         typer.Option(
-            metavar="8|4",
+            metavar="4|8",
             help="Put the linear layers on a grid of so many bits. A quantized model keeps its grids without it, and "
             "with it those of no more bits.",
         ),

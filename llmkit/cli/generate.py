@@ -38,11 +38,15 @@ def generate(
     ] = False,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Stop after N tokens.")] = 128,
     temperature: Annotated[
-        float, typer.Option(metavar="T", help="0 takes the most likely token; 1 samples as trained.")
+        float,
+        typer.Option(
+            metavar="T", help="0: the most likely token. Above: sample; 1 leaves the probabilities as they are."
+        ),
     ] = 0.0,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Of the K most likely tokens only.")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Sample from the K most likely tokens only.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Of the most likely tokens that make up P only.")
+        float | None,
+        typer.Option(metavar="P", help="Sample from the most likely tokens whose probabilities add up to P."),
     ] = None,
     seed: SeedOption = 0,
 ) -> None:

@@ -153,16 +153,16 @@ class MixedPrecisionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """The options of every command that looks at the inputs of layers while the model reads a text."""
+class TextOptions:
+    """The options of every command that measures the inputs of layers while the model reads a text."""
 
     calibration: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|DIR|built-in|self|none",
             help="What the model reads, to weigh errors by the inputs of its layers: a text, JSON lines (also chats), "
-            "a folder of them, the text that llmkit brings, or what the model writes itself (default: built-in, for "
-            "fewer than 8 bits).",
+            "a folder of them, the text that llmkit brings, or what the model writes itself (default: built-in; none "
+            "with 8 bits).",
         ),
     ] = None
     samples: Annotated[int, typer.Option(metavar="N", min=1, help="Windows of the calibration text.")] = 128
@@ -170,12 +170,6 @@ class CalibrationOptions:
         512
     )
     seed: SeedOption = 0
-    statistics: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Instead of a text: what quantize observe kept, or an importance matrix of llama.cpp."
-        ),
-    ] = None
     device: DeviceOption = CPU
 
     @property
@@ -186,6 +180,32 @@ class CalibrationOptions:
             LlmkitError: there is none of that name.
         """
         return device_named(self.device)
+
+    def windows(self, source: str = "built-in") -> Samples:
+        """Those of the text that `--calibration` names, or `source` where it names none.
+
+        Raises:
+            InputError: no such text, or one too short.
+        """
+        from llmkit.calibration.samples import Samples
+        from llmkit.calibration.texts import own_text, read_text
+
+        source = self.calibration or source
+        named = {"self": lambda: None, "built-in": own_text}
+        text = named[source]() if source in named else read_text(Path(source))
+        return Samples(text, self.samples, self.length, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(TextOptions):
+    """The options of every command that calibrates: on a text, or on statistics in a file."""
+
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Instead of a text: what quantize observe kept, or an importance matrix of llama.cpp."
+        ),
+    ] = None
 
     def known(self, out: Output, ckpt: Checkpoint, method: str | None, bits: int) -> Samples | StoredStatistics | None:
         """What tells of the inputs of layers; None for nothing. Says why where nobody asked for that.
@@ -227,20 +247,6 @@ class CalibrationOptions:
             return StoredQuantizer(ckpt, known)
         outside = method_named("mse") if method is None else None
         return CalibratedQuantizer(ckpt, known, outside=outside, ranks=joined())
-
-    def windows(self, source: str = "built-in") -> Samples:
-        """Those of the text that `--calibration` names, or `source` where it names none.
-
-        Raises:
-            InputError: no such text, or one too short.
-        """
-        from llmkit.calibration.samples import Samples
-        from llmkit.calibration.texts import own_text, read_text
-
-        source = self.calibration or source
-        named = {"self": lambda: None, "built-in": own_text}
-        text = named[source]() if source in named else read_text(Path(source))
-        return Samples(text, self.samples, self.length, self.seed)
 
 
 def _default_calibration(out: Output, ckpt: Checkpoint, method: str | None, bits: int) -> str:

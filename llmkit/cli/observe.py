@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.command import command
-from llmkit.cli.grid_options import CalibrationOptions
+from llmkit.cli.grid_options import TextOptions
 from llmkit.cli.options import ModelArgument, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import write
@@ -22,22 +22,20 @@ def observe(
     out: Output,
     model: ModelArgument,
     writing: WriteOptions,
-    calibrating: CalibrationOptions,
+    calibrating: TextOptions,
     moments: Annotated[
         bool, typer.Option("--moments", help="Keep second moments, too, which gptq needs: [in, in] for each weight.")
     ] = False,
 ) -> None:
     """Keep statistics of the inputs of all layers in a file, for quantize --statistics.
 
-    They are of what the model reads: --calibration, or the text that llmkit brings. OUT is one file: .safetensors, or
-    an importance matrix of llama.cpp: .gguf, or .dat for the generation before 2025. Schemes are then
-    tried without another pass over the text; the statistics are those of the float model.
+    The model reads --calibration, or the text that llmkit brings. OUT is one file: .safetensors, or an importance
+    matrix of llama.cpp (.gguf, or .dat for its form before 2025). Quantization can then be tried with other settings
+    without another pass over the text; the statistics are those of the float model.
     """
     from llmkit.calibration.observe import observe as observed
     from llmkit.checkpoint.checkpoint import open_checkpoint
 
     ckpt = open_checkpoint(model)
-    if calibrating.statistics is not None:
-        out.refuse_options({"statistics"}, "observe, which measures them")
     made = observed(ckpt, calibrating.windows(), writing.output.name, has_moments=moments, device=calibrating.where)
     write(out, made, writing, hint=f"llmkit quantize {model} --bits 4 --statistics {{out}} -o OUT")

@@ -59,9 +59,12 @@ ProviderOption = Annotated[
         help="For an exported folder: ONNX Runtime's cpu (default) or cuda.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all random choices.")]
 OutputOption = Annotated[
-    Path, typer.Option("-o", "--output", metavar="OUT", help="The folder to write. It appears only when it is whole.")
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="OUT", help="What to write: a folder, or one file. It appears only when it is whole."
+    ),
 ]
 JsonPath = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="RUN.json", help="Write the whole record to this file.")
