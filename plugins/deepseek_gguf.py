@@ -70,11 +70,17 @@ def write(model: Model, *, takes_both: bool = True) -> dict[str, Any]:
     return {**compressed(model), **dense_first_metadata(model), **yarn_metadata(model, takes_both=takes_both)}
 
 
-def refuses(model: Model) -> str | None:
-    """Why llama.cpp cannot run a model."""
+def needs_known_queries(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model with compressed queries of so many layers."""
     if model.dims.layers in _PLAIN_QUERIES and model.dims.extra["q_rank"]:
         return f"it takes queries of models of {model.dims.layers} layers for ones that are not compressed"
-    return needs_experts(model) or needs_pairs_of_groups(model) or needs_yarn_to_stretch(model)
+    return None
+
+
+def refuses(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model."""
+    needs = (needs_known_queries, needs_experts, needs_pairs_of_groups, needs_yarn_to_stretch)
+    return next((reason for need in needs if (reason := need(model))), None)
 
 
 def _read_v2(metadata: Metadata) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.architecture import NULL, Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, OutputNorm, PerLayer, RMSNorm, Rope
@@ -71,4 +71,5 @@ ARCHITECTURE = Architecture(
         "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
         "pad_token_id": 0,
     },
+    variants={"1.2b": {"sliding_window": NULL, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 4}},
 )

@@ -88,7 +88,7 @@ _OWN = ("attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"
         "sliding_window")  # fmt: skip
 _TINY = {
     **TINY, "num_hidden_layers": 3, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 20.0,
-    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 24,
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16,
     "rope_theta": 10000.0, "sliding_window": 7,
 }  # fmt: skip
 
@@ -106,6 +106,7 @@ ARCHITECTURE = Architecture(
     gguf=replace(GGUF, arch="gemma2", has_windows=True, read=from_gguf(46), write=lambda model, _: to_gguf(model, 2)),
     tiny=_TINY,
     variants={
+        "other-scale": {"query_pre_attn_scalar": 24},
         "defaults": dict.fromkeys(_OWN),
         "exact-gelu": {"hidden_activation": "gelu"},
         "untied": {"tie_word_embeddings": False},

@@ -74,13 +74,14 @@ ARCHITECTURE = Architecture(
         **TINY,
         "num_hidden_layers": 3,
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": 24,
+        "query_pre_attn_scalar": 16,
         "rope_theta": 1000000.0,
         "rope_local_base_freq": 10000.0,
         "sliding_window": 7,
         "sliding_window_pattern": 3,
     },
     variants={
+        "other-scale": {"query_pre_attn_scalar": 24},
         "scaled": {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
         "local-theta": {"rope_local_base_freq": 500.0, "rope_theta": 2000.0},
         "defaults": {

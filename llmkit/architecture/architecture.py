@@ -23,6 +23,8 @@ from llmkit.errors import PluginError, SpecError
 Size = str | Key | Computed
 DERIVED = Key((), None)
 """For `kv_heads` and `head_dim` of a family whose configs state neither: heads, and hidden / heads."""
+NULL: Any = object()
+"""In a variant of a tiny model: null in its config.json."""
 NOT_IN_GGUF = "llama.cpp does not know it"
 _KV_HEADS = Key("num_key_value_heads", None)
 _HEAD_DIM = Key("head_dim", None)
@@ -223,9 +225,9 @@ class Architecture:
         return frozenset(leaf.rpartition(".")[0] for model in models for leaf in model.block.slots())
 
     def tiny_config(self, variant: str | None = None) -> dict[str, Any]:
-        """The config of the tiny model, or of one of its variants; a change to None takes a key away."""
+        """The config of the tiny model, or of one of its variants; None takes a key away, NULL states null."""
         changes = self.variants[variant] if variant is not None else {}
-        return {k: v for k, v in {**self.tiny, **changes}.items() if v is not None}
+        return {k: None if v is NULL else v for k, v in {**self.tiny, **changes}.items() if v is not None}
 
 
 _RECENT: deque[Model] = deque(maxlen=4)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, RequirementError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -30,7 +30,7 @@ def families() -> str:
         if not plugin.is_builtin:
             continue
         architecture = registry.load(plugin)
-        can = abilities(architecture) | {"GGUF": gguf(architecture)}
+        can = abilities(architecture)
         for verb, ability in can.items():
             for reason in ability.reasons:
                 reasons.setdefault(f"{verb}: {reason}", []).append(f"`{plugin.name}`")
@@ -68,19 +68,12 @@ def abilities(architecture: Architecture) -> dict[str, Ability]:
             try:
                 probe(architecture, base, tuned)
             except LlmkitError as error:
-                missing_by_probe[name][variant or "tiny"] = error.message
-    return {name: _ability(missing, len(variants)) for name, missing in missing_by_probe.items()}
-
-
-def gguf(architecture: Architecture) -> Ability:
-    """The name that llama.cpp has for the family, and which variants it cannot run."""
-    family = architecture.gguf
-    if family is None:
-        return Ability(_NO, (architecture.no_gguf,))
-    models = {v: architecture.bind(architecture.tiny_config(v)) for v in (None, *architecture.variants)}
-    refuses = family.refuses or (lambda model: None)
-    refused = {v or "tiny": reason for v, model in models.items() if (reason := refuses(model))}
-    return _ability(refused, len(models), yes=f"`{family.arch}`")
+                missing_by_probe[name][variant or "tiny"] = _without_subject(error.message, architecture)
+    name_there = f"`{architecture.gguf.arch}`" if architecture.gguf is not None else _NO
+    return {
+        name: _ability(missing, len(variants), yes=name_there if name == "GGUF" else "yes")
+        for name, missing in missing_by_probe.items()
+    }
 
 
 def prompts(architecture: Architecture) -> str:
@@ -98,6 +91,12 @@ def _ability(missing: Mapping[str, str], n_all: int, yes: str = "yes") -> Abilit
     if len(missing) == n_all:
         return Ability(_NO, reasons)
     return Ability(f"{yes}, not {', '.join(missing)}" if missing else yes, reasons)
+
+
+def _without_subject(message: str, architecture: Architecture) -> str:
+    """A reason that may stand for several families."""
+    subject, _, reason = message.partition(f" {architecture.name} model: ")
+    return reason or subject
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -146,10 +145,19 @@ def _onnx(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> No
     export(base, weights="copy")
 
 
+def _gguf(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> None:
+    from llmkit.transforms.convert.convert import convert
+
+    if architecture.gguf is None:
+        raise RequirementError(architecture.no_gguf)
+    convert(base, to="gguf", type="f32")
+
+
 def _unread() -> torch.Tensor:
     raise NotImplementedError  # pragma: no cover - plans read nothing
 
 
 _PROBES: dict[str, Callable[[Architecture, Checkpoint, Checkpoint], None]] = {
     "decoder": _decoder, "delta": _delta, "LoRA": _lora, "quantize": _quantize, "ONNX": _onnx,
+    "GGUF": _gguf,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from llmkit.architecture.architecture import NOT_IN_GGUF
 from llmkit.architecture.kinds import Kind, RMSNorm, SlotShape
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.registry import default_registry
-from llmkit.cli.families import Ability, abilities, gguf, prompts
+from llmkit.cli.families import Ability, abilities, prompts
 from llmkit.cli.reference import FAMILIES
 
 PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
@@ -61,7 +61,7 @@ def test_no_family_that_llama_cpp_knows_is_passed_over_in_silence(name):
 
 def test_what_no_reader_knows_is_not_claimed(monkeypatch):
     llama = replace(PLUGINS["llama"], variants={})
-    assert {ability.cell for ability in abilities(llama).values()} == {"yes"}
+    assert {ability.cell for ability in abilities(llama).values()} == {"yes", "`llama`"}
     block = replace(llama.block, norm=Unread())
     strange = replace(llama, block=block, final_norm=RMSNorm(eps=1e-5))
     assert abilities(strange)["decoder"] == Ability("-", ("the torch decoder has no reader for the kind Unread",))
@@ -78,9 +78,12 @@ def test_transposed_layers_are_not_quantized():
 
 def test_gguf_and_prompts_come_from_the_architecture():
     llama = PLUGINS["llama"]
-    assert gguf(replace(llama, gguf=None, no_gguf="not written")) == Ability("-", ("not written",))
-    family = replace(llama.gguf, refuses=lambda model: "tied" if model.is_tied else None)
-    partly = gguf(replace(llama, gguf=family, variants={"tied": llama.variants["tied"]}))
-    assert partly == Ability(f"`{family.arch}`, not tied", ("tied",))
+    none = replace(llama, gguf=None, no_gguf="not written", variants={})
+    assert abilities(none)["GGUF"] == Ability("-", ("not written",))
+    some = replace(llama, variants={name: llama.variants[name] for name in ("tied", "dynamic")})
+    reason = "rope_scaling is 'dynamic', here 'none'"  # what a file would be read back as
+    assert abilities(some)["GGUF"] == Ability("`llama`, not dynamic", (reason,))
+    nemotron = replace(PLUGINS["nemotron"], variants={"tied": PLUGINS["nemotron"].variants["tied"]})
+    assert abilities(nemotron)["GGUF"] == Ability("`nemotron`, not tied", ("its head is tied to the embedding",))
     assert prompts(llama) == "template"
     assert prompts(replace(llama, prompt=FORMATS["vicuna"])) == "vicuna"

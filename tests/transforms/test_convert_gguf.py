@@ -46,6 +46,7 @@ REFUSED = {
     ("deepseek3", "plain-queries"): "attention.bias is True, here False",
     ("deepseek_v32", "chosen"): "heads of its indexer are 4 wide, no multiple of 64",
     ("glm5", "chosen"): "heads of its indexer are 4 wide, no multiple of 64",
+    ("youtu", "biases"): "attention.bias is True, here False",
     ("kimi_linear", "compressed-queries"): "it reads queries that are not compressed",
     ("ernie4_5_moe", "unshared"): "mlp is GatedMLP, here Experts",
     ("falcon", "rw-1b"): "attention.qkv_bias is True",
