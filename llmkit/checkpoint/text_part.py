@@ -15,6 +15,7 @@ from llmkit.architecture.names import NameTable
 from llmkit.architecture.registry import find, model_type_of
 from llmkit.architecture.storage import single_experts
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.embeddings import with_true_tying
 from llmkit.checkpoint.order import sort_tensors
 from llmkit.checkpoint.spelling import LANGUAGE_MODEL_PREFIXES
 from llmkit.errors import SpecError
@@ -40,11 +41,8 @@ def text_part(ckpt: Checkpoint) -> Checkpoint:
     whole = single_experts(ckpt.tensors, architecture.names)
     tensors = _decoder_tensors(architecture, whole)
     left = len(whole) - len(tensors)
-    return ckpt.derive(
-        tensors=sort_tensors(tensors),
-        config=config,
-        notes=[f"the text part of {ckpt.label} ({architecture.name}); {left} tensors of other parts are left out"],
-    )
+    note = f"the text part of {ckpt.label} ({architecture.name}); {left} tensors of other parts are left out"
+    return with_true_tying(ckpt.derive(tensors=sort_tensors(tensors), config=config, notes=[note]))
 
 
 def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:

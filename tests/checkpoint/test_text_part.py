@@ -124,6 +124,21 @@ def test_what_the_text_config_leaves_to_its_class_is_read_from_transformers(tmp_
     torch.testing.assert_close(load_decoder(open_checkpoint(tmp_path))(ids), wanted, atol=2e-5, rtol=2e-5)
 
 
+def test_a_head_that_only_the_text_config_ties_is_the_one_that_is_stored(tmp_path):
+    model = written(tmp_path, "gemma3")
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("tie_word_embeddings")
+    config["text_config"]["tie_word_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ids = torch.arange(3, 19)[None]
+    decoder = load_decoder(open_checkpoint(tmp_path), dtype="float32")
+    assert (decoder(ids) - model(input_ids=ids).logits).abs().max() < 1e-4
+
+
 def test_a_text_part_that_no_plugin_describes_is_refused(tmp_path):
     written(tmp_path, "llama")
     config = json.loads((tmp_path / "config.json").read_text())

@@ -8,6 +8,7 @@ import shutil
 import peft_world as world
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel
 
 import llmkit
@@ -214,6 +215,31 @@ def test_what_is_stored_whole_loads_in_peft(tmp_path, part):
     llmkit.save(again, tmp_path / "again")
     assert (world.live_logits(base, tmp_path / "again", ids) - expected).abs().max() < 1e-4
     llmkit.save(merge(world.open_base(base), [open_adapter(tmp_path / "again")]), tmp_path / "out")
+    assert (world.folder_logits(tmp_path / "out", ids) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 1)])
+def test_a_module_whose_own_parameter_changed_is_stored_with_all_that_is_in_it(tmp_path, layers):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
+    base = world.save_base(model, tmp_path / "base")
+    changed = ("in_proj.weight", "conv1d.weight", *(f"layers.{i}.mixer.A_log" for i in layers))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(changed):
+                p.add_(0.1 * torch.randn_like(p))
+    tuned = world.save_base(model, tmp_path / "tuned")
+    opened = world.open_base(base), world.open_base(tuned)
+    if len(layers) == 2:
+        with pytest.raises(RequirementError, match="mixer.A_log changed, and PEFT saves a module whole"):
+            extract(*opened, rank=16)
+        return
+    llmkit.save(extract(*opened, rank=16), tmp_path / "adapter")
+    ids = torch.arange(12).view(2, 6)
+    expected = world.folder_logits(tuned, ids)
+    assert (world.live_logits(base, tmp_path / "adapter", ids) - expected).abs().max() < 1e-4
+    llmkit.save(merge(opened[0], [open_adapter(tmp_path / "adapter")]), tmp_path / "out")
     assert (world.folder_logits(tmp_path / "out", ids) - expected).abs().max() < 1e-4
 
 

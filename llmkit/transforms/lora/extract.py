@@ -140,7 +140,7 @@ def extract(
         modules[module] = {"lora_A": low, "lora_B": high}
     saved = {name: tuned.tensors[name] for name in found.saved}
     if not modules:  # PEFT makes no adapter that adapts no layer
-        name = _linear_names(base, tuned)[0]
+        name = _left_to_adapt(base, tuned, found.saved)
         n_out, n_in = base.tensors[name].shape[:: -1 if name in flipped else 1]
         modules[name.removesuffix(".weight")] = {
             "lora_A": zeros(TensorSpec(DType.F32, (1, n_in))),
@@ -196,6 +196,21 @@ def _with_heads(ckpt: Checkpoint) -> Checkpoint:
     return replace(ckpt, tensors={**ckpt.tensors, embeddings.head: ckpt.tensors[embeddings.embed]})
 
 
+def _left_to_adapt(base: Checkpoint, tuned: Checkpoint, saved: Sequence[str]) -> str:
+    """A linear weight that lies in no module that PEFT saves whole."""
+    modules = {n.rpartition(".")[0]: n for n in reversed(saved) if not n.endswith(".bias")}
+    linear = _linear_names(base, tuned)
+    for name in linear:
+        if not any(name.startswith(f"{module}.") for module in modules):
+            return name
+    around = next((n for m, n in modules.items() if linear[0].startswith(f"{m}.") and n != linear[0]), linear[0])
+    raise RequirementError(
+        f"{tuned.label}: {around} changed, and PEFT saves a module whole, with all linear layers in it: none is left "
+        "to adapt",
+        hint=f"llmkit delta make {base.label} {tuned.label} -o DELTA keeps every difference",
+    )
+
+
 def _transposed_names(ckpt: Checkpoint) -> frozenset[str]:
     """Weights that are stored [in, out]."""
     slots = ckpt.model.tensors() if ckpt.model is not None else {}
@@ -226,12 +241,12 @@ def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
 
 
 def _with_siblings(tuned: Checkpoint, ranks: dict[str, int], saved: list[str]) -> list[str]:
-    """PEFT saves modules whole: all tensors of one go together, but for biases, which may be saved alone."""
+    """PEFT saves modules whole: all tensors in one go together, but for biases, which may be saved alone."""
     full = dict.fromkeys(saved)
     for name in saved:
         module, _, leaf = name.rpartition(".")
-        for other in tuned.tensors if leaf != "bias" else ():
-            if other.rpartition(".")[0] == module:
+        for other in tuned.tensors if module and leaf != "bias" else ():
+            if other.startswith(f"{module}."):
                 full.setdefault(other)
                 ranks.pop(other, None)
     return list(full)

@@ -77,7 +77,7 @@ def peft_checkpoint(
         "lora_alpha": _plain(alpha),
         "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {m: _plain(a) for m, a in alphas.items() if a != alpha},
-        "modules_to_save": list(dict.fromkeys(replaced)) or None,
+        "modules_to_save": _outermost(replaced) or None,
     }
     document.setdefault("target_modules", list(modules))
     small = dict(files or {})
@@ -85,6 +85,12 @@ def peft_checkpoint(
     return Checkpoint(
         label, {}, {}, small, warnings=tuple(warnings), notes=tuple(notes), container=SafetensorsFiles(WEIGHTS_NAME)
     ).derive(tensors=tensors, step=step)  # fmt: skip
+
+
+def _outermost(modules: Sequence[str]) -> list[str]:
+    """Modules that lie in no other of them: PEFT saves one with all that is in it."""
+    found = dict.fromkeys(modules)
+    return [m for m in found if not any(m.startswith(f"{other}.") for other in found if other)]
 
 
 def _plain(alpha: float) -> float | int:
