@@ -260,14 +260,17 @@ class Scorer:
             reads += [(p + shift, query, slot) for p, query, slot in segment.reads if start <= p < stop]
             tokens += segment.row[start:stop]
         left = sum(self._flop(start, stop) for _, start, stop in stretches)
-        share = left // (len(self.decoder.model.blocks) + 1) if isinstance(self.decoder, Decoder) else 0
+        n_layers = len(self.decoder.model.blocks) if isinstance(self.decoder, Decoder) else 0
+        share, n_begun = left // (n_layers + 1), 0
 
         def on_layer() -> None:  # so that something moves within a forward that takes minutes
-            nonlocal left
+            nonlocal left, n_begun
+            n_begun += 1
             if left > share:
                 left -= share
                 self.progress.advance(share)
-            if self._forwards.stop.is_set():
+            # Two streams that are stopped lose one forward's work at most: what is more than half done is finished.
+            if self._forwards.stop.is_set() and 2 * (n_begun - 1) <= n_layers:
                 raise _StoppedError
 
         packed = Packed(cache, [stop - start for _, start, stop in stretches], keep=keep, on_layer=on_layer)

@@ -24,6 +24,7 @@ from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.csv_forms import has_answers
 from llmkit.evaluation.protocol import Documents
 from llmkit.evaluation.task_files import unknown_task
+from llmkit.evaluation.task_index import replaced, task_manager
 
 Docs = Mapping[str, Sequence[Mapping[str, Any]]]
 _SHOTS_SEED = 1234  # lm-eval's own
@@ -98,12 +99,6 @@ def _loader(path: Path) -> type[yaml.SafeLoader]:
     return Loader
 
 
-@lru_cache(maxsize=1)
-def task_manager() -> Any:
-    """lm-eval's index of its own tasks, which takes ten seconds to make."""
-    return lm_eval.tasks.TaskManager()
-
-
 def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: Path | None = None) -> Any:
     """Any of lm-eval's tasks, groups or tags by name, in the form that its `evaluate` takes.
 
@@ -117,10 +112,10 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
     """
     from llmkit.evaluation.local_datasets import datasets_in
 
-    manager = task_manager() if include is None else lm_eval.tasks.TaskManager(include_path=str(include))
+    manager = task_manager(names, include)
     for name in names:
         if name not in manager.all_tasks:
-            raise unknown_task(name, manager.all_tasks)
+            raise unknown_task(name, task_manager(None, include).all_tasks)
     try:
         with datasets_in(data):
             if hasattr(manager, "load"):
@@ -199,24 +194,11 @@ def quiet_lm_eval() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with ExitStack() as stack:
-            stack.enter_context(_replaced(lm_eval.api.task, "tqdm", lambda items, *args, **kwargs: items))
+            stack.enter_context(replaced(lm_eval.api.task, "tqdm", lambda items, *args, **kwargs: items))
             if hasattr(lm_eval.utils, "env"):
                 compiled = lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
                 render = lambda template, doc: compiled(template).render(**doc)  # noqa: E731
-                stack.enter_context(_replaced(lm_eval.utils, "apply_template", render))
+                stack.enter_context(replaced(lm_eval.utils, "apply_template", render))
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    if not hasattr(module, name):
-        yield
-        return
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)

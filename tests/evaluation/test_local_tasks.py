@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 
 import datasets
 import lm_eval.tasks
@@ -76,19 +75,6 @@ def model(tmp_path_factory):
     save_tiny_llama(folder, max_length=1500)
     train_tokenizer(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def few_definitions(monkeypatch):
-    """Of lm-eval's definitions those that are asked for here: an index of all 14,000 files takes ten seconds."""
-    made, folder = lm_eval.tasks.TaskManager, Path(lm_eval.tasks.__file__).parent
-    own = [str(folder / n) for n in ("arc", "gsm8k", "hellaswag", "ifeval", "piqa", "wikitext", "winogrande")]
-
-    def few(include_path=None):
-        return made(include_path=own + ([include_path] if include_path else []), include_defaults=False)
-
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", few)
-    monkeypatch.setattr("llmkit.evaluation.tasks.task_manager", few)
 
 
 def both(model, data, names, include=None):

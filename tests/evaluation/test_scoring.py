@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
+from threading import local
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +12,11 @@ from hypothesis import strategies as st
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
+from llmkit.decoder.packed import Packed
+from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.prefix import Query
 from llmkit.evaluation.scoring import Scorer
+from llmkit.pipeline.journal import read_journal
 from llmkit.pipeline.pool import torch_threads
 
 
@@ -175,3 +181,35 @@ def test_what_one_stream_throws_ends_the_other(decoder, many, monkeypatch, error
     with torch_threads(2), pytest.raises(error, match="enough"):
         Scorer(decoder, 30, 4).score(many)
     assert len(calls) < 10
+
+
+@pytest.mark.parametrize("layer", [2, 3])
+def test_an_interruption_finishes_the_forwards_that_are_more_than_half_done(
+    tiny_llama, many, monkeypatch, tmp_path, layer
+):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    four = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_llama, num_hidden_layers=4))
+    four.save_pretrained(tmp_path / "four")
+    scorer = Scorer(load_decoder(open_checkpoint(tmp_path / "four")), 30, 4, answers=Answers(tmp_path / "kept"))
+    forward, attend, read, asked = Scorer._forward_in_memory, Packed.attend, local(), []
+
+    def noting(self, stretches, *given, **named):
+        read.queries = {query for segment, _, _ in stretches for _, query, _ in segment.reads}
+        return forward(self, stretches, *given, **named)
+
+    def interrupting(self, at, *given):
+        if at == layer and read.queries and not asked:
+            asked.extend(read.queries)
+            _thread.interrupt_main()
+            assert scorer._forwards.stop.wait(30)
+        return attend(self, at, *given)
+
+    monkeypatch.setattr(Scorer, "_forward_in_memory", noting)
+    monkeypatch.setattr(Packed, "attend", interrupting)
+    with torch_threads(2), pytest.raises(KeyboardInterrupt):
+        scorer.score(many)
+    scorer.answers.close()
+    kept = {query for line in read_journal(tmp_path / "kept") for query, *_ in line.get("result", {}).get("reads", [])}
+    assert asked
+    assert kept & set(asked) == (set(asked) if layer == 3 else set())

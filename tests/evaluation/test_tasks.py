@@ -244,7 +244,7 @@ def test_without_data_and_network_the_hint_is_data(monkeypatch):
 def test_an_unknown_task_has_a_nearest_name(monkeypatch):
     folder = Path(lm_eval.tasks.__file__).parent / "hellaswag"  # of its 14,000 files a few
     few = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
-    monkeypatch.setattr("llmkit.evaluation.tasks.task_manager", lambda: few)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda include_path: few)
     with pytest.raises(InputError) as caught:
         load_lm_eval_tasks(["hellaswagg"])
     assert caught.value.hint == "did you mean --bench hellaswag?"
