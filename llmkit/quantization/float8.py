@@ -11,9 +11,8 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import REMEDY
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix
 from llmkit.quantization.points import FP8
-from llmkit.quantization.words import sliceable
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import view_as
+from llmkit.tensors.rearrange import sliceable, view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 FLOAT8 = (DType.F8_E4M3, DType.F8_E5M2)

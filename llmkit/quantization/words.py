@@ -1,4 +1,4 @@
-"""Codes of matrices as others store them, lazily: int32 words, of rows or (GPTQ, AWQ) transposed, and signed bytes."""
+"""Codes of quantized matrices in the forms that layouts store: int32 words, or signed bytes; all lazy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from llmkit.quantization.codec import small
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, n_words, pack, pack_words, unpack, unpack_words, width
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.moving import Concat
 from llmkit.tensors.rearrange import take_columns, view_as
 from llmkit.tensors.siblings import without_siblings
 from llmkit.tensors.spec import DType, TensorSpec
 
 
 def words_of(matrix: QuantizedMatrix) -> Lazy:
-    """Codes as int32 words [out, n_words(in)]: the bytes as they are where a code takes whole bytes, or half of one."""
+    """Codes [out, in] as int32 words [out, n_words(in)]; the same bytes where `packing` has codes of as many bits."""
     (n_out, n_in), bits = matrix.shape, matrix.bits
     spec = TensorSpec(DType.I32, (n_out, n_words(n_in, bits)))
     if bits == width(bits) and matrix.codes.spec.row_nbytes == spec.row_nbytes:
@@ -31,7 +30,7 @@ def words_of(matrix: QuantizedMatrix) -> Lazy:
 
 
 def codes_of(words: Lazy, bits: int, n_in: int) -> Lazy:
-    """Int32 words [out, n] as codes, uint8 [out, n_bytes(in)]: byte by byte as they lie in the file, or packed anew."""
+    """Int32 words [out, n] as codes, uint8 [out, n_bytes(in)]; the inverse of `words_of`."""
     n_out = words.spec.n_rows
     if bits == width(bits):
         return take_columns(view_as(words, DType.U8, (n_out, 4 * words.shape[1])), 0, n_bytes(n_in, bits))
@@ -43,7 +42,7 @@ def codes_of(words: Lazy, bits: int, n_in: int) -> Lazy:
 
 
 def from_signed(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:
-    """Numbers in two's complement (int8 or uint8 [rows, n]) as codes: uint8 [rows, n_bytes(n)], or one in a byte."""
+    """Numbers in two's complement, 8-bit [rows, n], as codes, uint8 [rows, n_bytes(n)] (unpacked: [rows, n])."""
 
     def fn(q: torch.Tensor) -> torch.Tensor:
         codes = (q.view(torch.uint8) + (1 << (bits - 1))) & ((1 << bits) - 1)
@@ -55,7 +54,7 @@ def from_signed(stored: Lazy, bits: int, *, are_packed: bool = True) -> Lazy:
 
 
 def to_signed(codes: Lazy) -> Lazy:
-    """Codes of 8 bits, uint8 [rows, n], in two's complement: int8, from which the middle code is taken."""
+    """Codes of 8 bits, uint8 [rows, n], less the middle code 128: int8 [rows, n]."""
 
     def fn(q: torch.Tensor) -> torch.Tensor:
         return (q ^ 0x80).view(torch.int8)
@@ -63,13 +62,8 @@ def to_signed(codes: Lazy) -> Lazy:
     return Apply("signed", [codes], codes.spec.with_dtype(DType.I8), fn).output()
 
 
-def sliceable(whole: Lazy) -> Lazy:
-    """A tensor that is computed whole, once a step, as one whose rows can be taken in slices."""
-    return Concat([whole]).output()
-
-
 def zero_points(matrix: QuantizedMatrix) -> Lazy:
-    """Zero points of all groups, uint8 [out, groups]: those that it has, or the middle of its symmetric grid."""
+    """Zero points of all groups, uint8 [out, groups]; those of a symmetric grid are its middle code."""
     if matrix.zeros is not None:
         return matrix.zeros
     spec, middle = TensorSpec(DType.U8, (matrix.shape[0], matrix.n_groups)), matrix.grid.middle
@@ -81,12 +75,12 @@ def zero_points(matrix: QuantizedMatrix) -> Lazy:
 
 
 def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy | None:
-    """The group of each column, int32 [in]; None where groups are of neighbouring columns.
+    """The group of each input column (`g_idx`), int32 [in]; None if groups are runs of neighbouring columns.
 
-    It is read, 4 bytes a column, where it is stored.
+    A stored one is read now: 4 bytes a column.
 
     Raises:
-        SpecError: it has not one number for each column, or a group that is not there.
+        SpecError: another dtype or length, or a number that is no group.
     """
     if stored.spec != TensorSpec(DType.I32, (n_columns,)):
         raise SpecError(f"g_idx is {stored.spec}; expected int32 [{n_columns}]")

@@ -1,4 +1,4 @@
-"""What a step remembers while it runs, and what is told of what it reads."""
+"""The state of one step while it runs: inputs that were computed, and the observer of what is read from files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ class ReadObserver(Protocol):
 
 
 class Context:
-    """What one step remembers while it runs: whole inputs of sliced steps, and siblings within one slice.
+    """The state of one step: inputs that are computed whole are cached for the step, siblings for one slice.
 
-    Inputs are had as tensors (`rows`, `cut`, `whole`) or as their bytes (`row_bytes`, `cut_bytes`): those of moved
-    nodes need no torch.
+    Inputs come as tensors (`rows`, `cut`, `whole`) or as their bytes (`row_bytes`, `cut_bytes`); the bytes of a node
+    that `is_moved` need no torch.
 
-    `is_stopped`: the run was; `report` is told what it is at, in words; `workspace`: a folder
-    for what it keeps (None: in memory).
+    Attributes:
+        observe: sees what is read from files.
+        is_stopped: whether the run was stopped.
+        report: is told in words what the step is doing.
+        workspace: a folder for intermediate results; None keeps them in memory.
     """
 
     workspace: Path | None = None
@@ -46,7 +49,7 @@ class Context:
         self._slice_bytes: dict[tuple[int, Rows], tuple[Bytes, ...]] = {}
 
     def raise_if_stopped(self) -> None:
-        """For a step that takes long.
+        """Called now and then by a step that takes long.
 
         Raises:
             Stopped: the run was stopped.

@@ -1,4 +1,4 @@
-"""Where torch computes: what `--device` names, whether it is there, and where tensors are made meanwhile."""
+"""Torch devices: what `--device` names, whether torch has it, and the default device of new tensors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _TYPES = (CPU, "cuda", "mps", "xpu")
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of a name: `cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where there is it.
+    """The device of a name: `cpu`, `cuda`, `cuda:1`, or `auto` (CUDA if torch sees a device, else the CPU).
 
-    `cuda` is the first one, and for a process of torchrun the one of its local rank.
+    `cuda` without a number is the first device, or under torchrun that of the local rank.
 
     Raises:
         InputError: no name of a device.
-        RequirementError: torch does not see it.
+        RequirementError: torch does not see this device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else CPU
@@ -51,12 +51,12 @@ def torch_device(name: str) -> torch.device:
 
 
 def device_named(name: str) -> str:
-    """The full name of a device (`cuda:0`), as of `torch_device`; the CPU needs no torch to be there."""
+    """The full name of a device (`cuda:0`), checked by `torch_device`; `cpu` is returned without importing torch."""
     return name if name == CPU else str(torch_device(name))
 
 
 def product_dtype(device: str) -> torch.dtype | None:
-    """bfloat16 where the device has products of it, else None. Not measured: an interrupted run goes on as it began."""
+    """bfloat16 where the device multiplies it natively, else None; not timed, so that resumed runs agree."""
     if device != CPU:
         return torch.bfloat16
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -65,10 +65,7 @@ def product_dtype(device: str) -> torch.dtype | None:
 
 @contextmanager
 def default_device(device: torch.device | str) -> Iterator[None]:
-    """Tensors that are made inside and name no device are made there, in this thread.
-
-    Code that computes with tensors of one device need not name it then.
-    """
+    """Inside, this thread makes tensors on `device` where the call names none."""
     wanted = torch.device(device)
     if torch.get_default_device() == wanted:  # a mode costs a little at every call
         yield
@@ -78,7 +75,7 @@ def default_device(device: torch.device | str) -> Iterator[None]:
 
 
 def to_device(holder: T, device: torch.device | str) -> T:
-    """A dataclass with all tensors among its fields on a device; itself where they are there."""
+    """The dataclass with all its tensor fields on `device`; `holder` itself if they are there already."""
     values = {field.name: getattr(holder, field.name) for field in fields(holder)}
     tensors: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, torch.Tensor)}
     is_there = all(tensor is values[name] for name, tensor in tensors.items())

@@ -10,16 +10,15 @@ _SLICE_NBYTES = 2**22
 
 
 def are_equal(a: Lazy, b: Lazy, limit: int | None = None) -> bool | None:
-    """Whether two tensors have one shape and one value at each place; dtypes may differ.
+    """Whether two tensors, of any shape and dtype, have equal shapes and elements; dtypes may differ.
 
-    Two reads of one place in a file are equal unread. The last and the first rows are compared first: trained tokens
-    are there.
+    Two reads of the same place in a file are equal without reading. The last slice, of added tokens, comes first.
 
     Args:
-        limit: at most this many bytes are read of each, spread over the whole.
+        limit: read at most this many bytes of each tensor, spread over its rows.
 
     Returns:
-        None where all that was read is equal and the limit left some rows unread.
+        None if everything read is equal, and the limit left rows unread.
     """
     if a.shape != b.shape:
         return False

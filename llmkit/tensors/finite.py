@@ -1,7 +1,6 @@
-"""Weights that share a scale: one NaN or infinity among them, or a scale beyond its dtype, would lose them all.
+"""Weights that share a scale: one NaN or infinity among them, or a scale beyond its dtype, would destroy the group.
 
-Whoever puts weights on a grid asks here, and refuses them with the same words. (A cast loses single values only: those
-are counted and named instead.)
+Every quantizer refuses such weights here, with the same message. (A cast loses single values only, which are counted.)
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from llmkit.lazy_imports import torch
 
 
 def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = "", what: str = "weights") -> None:
-    """Refuse weights that no scale holds.
+    """Refuse weights that have no finite scale.
 
     Args:
-        weights: what is put on a grid; looked at only to tell the cause.
-        numbers: what was computed of them and must be finite: scales, minima, extremes.
-        name: the tensor's, where it is known.
-        what: they are.
+        weights: to be quantized, a float tensor of any shape; read only to name the cause.
+        numbers: computed from them, and must be finite: scales, minima, extremes; of any shape.
+        name: the tensor's name, for the message.
+        what: the noun for the message.
 
     Raises:
         InputError: one of `numbers` is NaN or infinite.
@@ -38,9 +37,9 @@ def require_finite(weights: torch.Tensor, *numbers: torch.Tensor, name: str = ""
 
 
 def count_not_finite(values: torch.Tensor) -> int:
-    """How many elements of a float tensor [...] are NaN or infinite; 0 for integers.
+    """How many elements of a float tensor of any shape are NaN or infinite; 0 for integers.
 
-    The sum tells in one pass, many times as fast as a look at each element: it is finite only where all of them are.
+    The sum is finite only if all elements are, and takes a fraction of the time of a test of each element.
     """
     if not values.is_floating_point() or values.element_size() < 2 or bool(values.sum().isfinite()):
         return 0

@@ -24,7 +24,7 @@ _FORMS: dict[tuple[Any, ...], int] = {}
 
 
 def form_of(key: tuple[Any, ...]) -> int:
-    """A number for each form of nodes, so that forms within forms are compared in no time."""
+    """Intern a form: equal keys give one integer, so that nested forms compare in constant time."""
     return _FORMS.setdefault(key, len(_FORMS))
 
 
@@ -32,7 +32,7 @@ class Node(ABC):
     """One computation with one or several outputs.
 
     Attributes:
-        op: what it does, in one word.
+        op: what it computes, in one word.
         specs: dtype and shape of each output.
         inputs: the lazies it reads.
         attrs: JSON-able parameters, shown by `explain` and part of the digest.
@@ -58,16 +58,16 @@ class Node(ABC):
 
     @property
     def sample(self) -> Node:
-        """Itself, too: it is made."""
+        """Itself (see `Origin.sample`)."""
         return self
 
     @property
     def is_moved(self) -> bool:
-        """Whether the outputs are bytes of files in another order, row by row: `move` gives them without torch."""
+        """Whether the outputs are bytes of files, reordered within row slices: then `move` gives them without torch."""
         return False
 
     def move(self, rows: Rows, context: Context) -> tuple[Bytes, ...]:
-        """The bytes of all outputs for rows `rows` of a node that moves."""
+        """The bytes of all outputs for rows `rows`, if the node `is_moved`."""
         raise TypeError(f"{self.op} is no movement of bytes")
 
     @abstractmethod
@@ -79,11 +79,11 @@ class Node(ABC):
         return rows
 
     def over(self, inputs: Sequence[Lazy]) -> Lazy | None:
-        """Other inputs with their rows moved in the same way; None for a node that does more than move rows."""
+        """The same reordering of rows applied to other inputs; None for a node that does more than reorder rows."""
         return None
 
     def widest_inputs(self) -> Iterable[Lazy]:
-        """What slices are measured by, besides the outputs."""
+        """The inputs that count, besides the outputs, for the size of a slice."""
         return self.inputs
 
     def slice_nbytes(self, n_rows: int) -> int:
@@ -126,7 +126,7 @@ class Node(ABC):
 
 
 class Origin(Protocol):
-    """What tensors are outputs of: a node, or one that is made when it is asked for (`llmkit.tensors.alike`)."""
+    """What a tensor is an output of: a node, or a deferred one, built on first use (`llmkit.tensors.alike`)."""
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -134,21 +134,21 @@ class Origin(Protocol):
 
     @property
     def inputs(self) -> tuple[Lazy, ...]:
-        """What it is computed from."""
+        """The tensors it is computed from."""
 
     @property
     def node(self) -> Node:
-        """The node."""
+        """The node; a deferred one is built now."""
 
     @property
     def sample(self) -> Node:
-        """A node of the same form, at hand."""
+        """A node of the same form that is built already."""
 
     def form(self) -> object:
-        """As of the node."""
+        """As `Node.form`."""
 
     def fingerprint(self) -> str:
-        """Identifies the expression."""
+        """As `Node.fingerprint`."""
 
 
 class Lazy:
@@ -157,7 +157,7 @@ class Lazy:
     Attributes:
         spec: dtype and shape.
         index: which output of its node it is.
-        origin: what its siblings have, too, and no other tensor; by it they are told without making the node.
+        origin: the node, or what builds it; siblings share it, which tells them without building the node.
     """
 
     __slots__ = ("index", "origin", "spec")
@@ -169,7 +169,7 @@ class Lazy:
 
     @property
     def node(self) -> Node:
-        """The computation that it is an output of."""
+        """The node it is an output of."""
         return self.origin.node
 
     @property
@@ -285,7 +285,7 @@ class Read(Node):
 
     @property
     def place(self) -> str:
-        """Where it lies."""
+        """File and offset, as text."""
         return f"{self.source.fingerprint()}@{self.offset}"
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""The import of torch, which takes a second and swallows a Ctrl-C that comes in the middle of it."""
+"""The import of torch, which takes a second and loses a Ctrl-C that comes during it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 def import_torch() -> None:
-    """Import torch; an interrupt in the meantime is raised when it is done.
+    """Import torch; an interrupt that came meanwhile is raised afterwards.
 
     Raises:
         KeyboardInterrupt: Ctrl-C came while torch was imported.

@@ -1,8 +1,8 @@
-"""Rows and bytes that only move: nodes whose outputs are parts of their inputs in another order.
+"""Nodes that compute nothing: their outputs are the bytes of their inputs in another order.
 
-Importing torch takes longer than converting a model of two gigabytes. Each movement is therefore written once, for
-bytes (`move`). Where all below it moves, too, nothing needs torch; else the bytes are those of what torch computed,
-and what was moved is a tensor again.
+Importing torch takes longer than converting a model of two gigabytes. Each reordering is therefore written once, for
+bytes (`move`). If every node below reorders bytes, too, none needs torch; otherwise `move` works on the bytes of what
+torch computed, and its result becomes a tensor again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from llmkit.tensors.spec import TensorSpec
 
 
 class MoveBytes(Apply):
-    """A function that moves bytes, row by row: mostly a reordering of elements.
+    """A reordering of bytes within slices of rows.
 
     Args:
-        move: gets the bytes of each input's rows and the number of rows; gives the bytes of each output.
+        move: (bytes of the same rows of each input, number of rows) -> bytes of each output.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MoveBytes(Apply):
 
 
 class Gather(Node):
-    """Rows of the inputs, one run of them below the other: `runs` are (index of the input, first row, end)."""
+    """Runs of rows [n, …] of several inputs, concatenated; a run is (index of the input, first row, stop)."""
 
     op = "gather"
     # An input that is no plain row-by-row expression is computed whole, once a step, and cut.
@@ -104,7 +104,7 @@ class Gather(Node):
 
 
 class Concat(Gather):
-    """Tensors one below the other (along the first dimension)."""
+    """Tensors [n_i, …] of one dtype, concatenated along the first dimension."""
 
     op = "concat"
 
@@ -117,7 +117,7 @@ class Concat(Gather):
 
 
 class TakeRows(Node):
-    """Rows `start:stop` of a tensor."""
+    """Rows `start:stop` of a tensor [n, …]."""
 
     op = "rows"
 
@@ -155,7 +155,7 @@ class TakeRows(Node):
 
 
 class Stack(Node):
-    """Tensors of one shape as one with a further dimension in front; a row of it is one of them, whole."""
+    """Tensors of one shape and dtype, stacked along a new first dimension: each is a row."""
 
     op = "stack"
     row_step = 1

@@ -1,4 +1,4 @@
-"""Lazy tensors with the rows or columns of others in another order: nothing is computed, bits only move."""
+"""Lazy reshapes, transposes, permutations and joins: elements change places, no arithmetic. Dtypes stay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Run = tuple[int, int, int]
 
 
 def gather_rows(inputs: Sequence[Lazy], runs: Sequence[Run]) -> Lazy:
-    """Rows of the inputs in the order of `runs` (index of the input, first row, row after the last)."""
+    """Rows of the inputs [n_i, …] in the order of `runs`, each (index of the input, first row, stop)."""
     merged: list[Run] = []
     for run in runs:
         if run[1] == run[2]:
@@ -31,8 +31,13 @@ def gather_rows(inputs: Sequence[Lazy], runs: Sequence[Run]) -> Lazy:
     return Gather(inputs, merged).output()
 
 
+def sliceable(whole: Lazy) -> Lazy:
+    """The same tensor [n, …], whose rows can be taken in slices although it is computed whole, once a step."""
+    return Concat([whole]).output()
+
+
 def permute_blocks(lazy: Lazy, order: Sequence[int], *, op: str = "permute") -> Lazy:
-    """Every block of len(order) rows in the same new order: row j of a block is row order[j] of the old one.
+    """[n, …] -> [n, …]: in every block of len(order) rows, row j is row order[j] of the input's block.
 
     Raises:
         SpecError: the number of rows is not a multiple of the block.
@@ -65,12 +70,12 @@ class _Permuted(MoveBytes):
 
 
 def view_as(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
-    """The same bytes as elements of another type, or in another shape.
+    """The same bytes, in row-major order, as elements of another dtype or shape (as `torch.Tensor.view`).
 
-    What lies in a file stays a plain read of it. What is computed is computed whole where the rows are cut anew.
+    A read of a file stays one. A computed tensor is computed whole if the number of rows changes.
 
     Raises:
-        SpecError: it would have another number of bytes.
+        SpecError: the number of bytes would change.
     """
     spec = TensorSpec(dtype, shape)
     if spec == lazy.spec:
@@ -85,12 +90,12 @@ def view_as(lazy: Lazy, dtype: DType, shape: tuple[int, ...]) -> Lazy:
         def fn(x: torch.Tensor) -> torch.Tensor:
             return tensor_of(bytes_of(x), spec)
 
-        return Concat([Apply("view", [lazy], spec, fn, {"as": str(spec)}, row_step=None).output()]).output()
+        return sliceable(Apply("view", [lazy], spec, fn, {"as": str(spec)}, row_step=None).output())
     return MoveBytes("view", [lazy], spec, lambda pieces, _n_rows: (pieces[0],), {"as": str(spec)}).output()
 
 
 def reshape(lazy: Lazy, shape: tuple[int, ...]) -> Lazy:
-    """The same elements in another shape; computed whole where it is another."""
+    """The same elements in row-major order in another shape; computed whole unless the shape is the same."""
     if lazy.shape == shape:
         return lazy
     return Apply("reshape", [lazy], TensorSpec(lazy.dtype, shape), lambda x: x.reshape(shape), row_step=None).output()
@@ -114,11 +119,11 @@ def zeros(spec: TensorSpec) -> Lazy:
 
 
 def place_in_zeros(lazy: Lazy, shape: tuple[int, int], places: Sequence[tuple[Sequence[int], int]]) -> Lazy:
-    """The rows of a matrix in a larger one of zeros; computed whole and cut into rows.
+    """A matrix of zeros of `shape`, into which the rows of a smaller one are scattered; computed whole.
 
     Args:
         lazy: [sum of the numbers of rows in `places`, width].
-        places: for the next rows of `lazy`, the rows [n] of the result and the first of the `width` columns.
+        places: for each run of rows of `lazy`, their row numbers in the result and their first column there.
     """
     spec = TensorSpec(lazy.dtype, shape)
 
@@ -131,11 +136,15 @@ def place_in_zeros(lazy: Lazy, shape: tuple[int, int], places: Sequence[tuple[Se
         return out
 
     attrs = {"places": [[rows[0], rows[-1], len(rows), column] for rows, column in places]}
-    return Concat([Apply("place", [lazy], spec, fn, attrs, row_step=None).output()]).output()
+    return sliceable(Apply("place", [lazy], spec, fn, attrs, row_step=None).output())
 
 
 def join_columns(parts: Sequence[Lazy]) -> Lazy:
-    """Matrices of the same rows side by side."""
+    """Matrices [n, columns_i] of one dtype side by side: [n, sum of columns_i].
+
+    Raises:
+        SpecError: numbers of rows or dtypes differ.
+    """
     if len(parts) == 1:
         return parts[0]
     first = parts[0].spec
@@ -152,7 +161,11 @@ def join_columns(parts: Sequence[Lazy]) -> Lazy:
 
 
 def take_columns(lazy: Lazy, start: int, stop: int) -> Lazy:
-    """Columns `start:stop` of a matrix."""
+    """Columns `start:stop` of a matrix [n, columns].
+
+    Raises:
+        SpecError: they are outside the matrix.
+    """
     if (start, stop) == (0, lazy.shape[1]):
         return lazy
     if not 0 <= start < stop <= lazy.shape[1]:
@@ -172,10 +185,10 @@ def _columns(data: memoryview, n_rows: int, spec: TensorSpec, start: int, stop: 
 
 
 def split_columns(lazy: Lazy, n: int) -> tuple[Lazy, ...]:
-    """A matrix in `n` equal pieces side by side, which are computed and written together: it is read once.
+    """[rows, columns] -> `n` matrices [rows, columns / n], outputs of one node: the input is read once.
 
     Raises:
-        SpecError: the columns do not divide.
+        SpecError: `n` does not divide the columns.
     """
     if n == 1:
         return (lazy,)

@@ -22,9 +22,9 @@ from llmkit.quantization.codec import Specs, required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack, unpack_words
-from llmkit.quantization.words import codes_of, sliceable, zero_points
+from llmkit.quantization.words import codes_of, zero_points
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import take_columns, transpose
+from llmkit.tensors.rearrange import sliceable, take_columns, transpose
 from llmkit.tensors.spec import DType, TensorSpec
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

@@ -26,9 +26,9 @@ from llmkit.quantization.codec import Specs, required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
-from llmkit.quantization.words import codes_of, group_order, sliceable, words_of, zero_points
+from llmkit.quantization.words import codes_of, group_order, words_of, zero_points
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import transpose
+from llmkit.tensors.rearrange import sliceable, transpose
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.version import __version__
 

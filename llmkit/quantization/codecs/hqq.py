@@ -23,9 +23,8 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import REMEDY, FolderReader, Specs, StoredFolder, error_context, required, small
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.packing import n_bytes, pack
-from llmkit.quantization.words import sliceable
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import view_as
+from llmkit.tensors.rearrange import sliceable, view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 _CODES = "W_q"

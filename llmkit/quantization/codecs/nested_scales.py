@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from llmkit.lazy_imports import torch
-from llmkit.quantization.words import sliceable
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import view_as
+from llmkit.tensors.rearrange import sliceable, view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 _SIZE = 256

@@ -20,7 +20,7 @@ _MEAN_COLUMNS = 512
 
 
 def combined(sign: int, left: Lazy, right: Lazy, arithmetic: DType, output: DType) -> Lazy:
-    """`left + right` (`left - right` for sign -1) of one shape, each cast to `arithmetic` first, as `output`."""
+    """`left + sign * right` of one shape [n, …], each cast to `arithmetic` first, the sum cast to `output`."""
 
     def compute(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         a, b = x.to(arithmetic.torch), y.to(arithmetic.torch)
@@ -35,9 +35,9 @@ def combined(sign: int, left: Lazy, right: Lazy, arithmetic: DType, output: DTyp
 
 
 def overlapped(sign: int, base: Lazy, delta: Lazy, arithmetic: DType, output: DType) -> Lazy:
-    """`delta + base` (or `delta - base`) in the top-left block that both have, `delta` as it is elsewhere.
+    """[n, …] of the delta's shape: `delta + sign * base` in the leading block of the base's shape, else `delta`.
 
-    Needs `base.shape <= delta.shape` in every dimension.
+    `base.shape <= delta.shape` in every dimension; dtypes as in `combined`.
     """
     if base.shape == delta.shape:
         return combined(sign, delta, base, arithmetic, output)
@@ -63,7 +63,7 @@ def overlapped(sign: int, base: Lazy, delta: Lazy, arithmetic: DType, output: DT
 
 
 def extended(base: Lazy, n_rows: int, new_rows: NewRows, dtype: DType) -> Lazy:
-    """`base` in `dtype` with rows added below until it has `n_rows`: zeros, or the mean of its own rows."""
+    """[n, …] -> [n_rows, …] in `dtype`: rows appended, zeros or the mean of the rows of `base`, or cut off."""
     n_new = n_rows - base.spec.n_rows
     if n_new <= 0:
         return base if n_new == 0 else TakeRows(base, 0, n_rows).output()
@@ -108,7 +108,7 @@ def _ordinals(data: torch.Tensor, dtype: DType) -> torch.Tensor:
 
 
 def ulp_subtracted(tuned: Lazy, base: Lazy) -> Lazy:
-    """How many representable values lie from `base` (cast to tuned's dtype) to `tuned`: integers of its width."""
+    """`tuned - base` in ulps, both of one shape, `base` cast to the dtype of `tuned`: integers of that width."""
     dtype = tuned.dtype
 
     def compute(b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ def ulp_subtracted(tuned: Lazy, base: Lazy) -> Lazy:
 
 
 def ulp_added(base: Lazy, delta: Lazy, dtype: DType) -> Lazy:
-    """The value of `dtype` that lies `delta` representable values above `base`: the exact inverse of the difference."""
+    """`base` (cast to the float `dtype`) plus `delta` ulps, of one shape: the exact inverse of `ulp_subtracted`."""
 
     def compute(b: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         return ordinal(_ordinals(b, dtype).add_(d)).view(dtype.torch)

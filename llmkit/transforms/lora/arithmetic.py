@@ -23,7 +23,7 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.method import Observe
 from llmkit.tensors.lazy import Apply, Context, Lazy, Node, Rows
 from llmkit.tensors.moving import Concat, TakeRows
-from llmkit.tensors.rearrange import transpose
+from llmkit.tensors.rearrange import sliceable, transpose
 from llmkit.tensors.spec import DType, TensorSpec
 
 BLOCK_ROWS = 64
@@ -31,15 +31,14 @@ _F32 = DType.F32
 
 
 def transposed(lazy: Lazy) -> Lazy:
-    """[a, b] -> [b, a] of a small matrix, in its own dtype; computed whole once a step and cut into rows."""
-    return Concat([transpose(lazy)]).output()
+    """[a, b] -> [b, a] of a small matrix, in its own dtype; computed whole, sliceable by rows."""
+    return sliceable(transpose(lazy))
 
 
 def product(left: Lazy, right: Lazy) -> Lazy:
     """[a, r] and [r, b] -> their product [a, b] in float32; computed whole."""
     spec = TensorSpec(_F32, (left.shape[0], right.shape[1]))
-    matrix = Apply("matmul", [left, right], spec, lambda a, b: a.float() @ b.float(), row_step=None).output()
-    return Concat([matrix]).output()
+    return sliceable(Apply("matmul", [left, right], spec, lambda a, b: a.float() @ b.float(), row_step=None).output())
 
 
 def add_low_rank(
@@ -163,7 +162,13 @@ def add_hadamard(
 def add_kronecker(
     weight: Lazy, first: Lazy, second: Lazy, scale: float, dtype: DType, *, name: str, observe: Observe | None = None
 ) -> Lazy:
-    """W + scale * kron(first, second) (LoKr); row i comes from row i // len(second) of the first factor."""
+    """W + scale * kron(first, second) (LoKr), as `dtype`; row i comes from row i // c of the first factor.
+
+    Args:
+        weight: [a * c, b * d], a float type.
+        first: [a, b].
+        second: [c, d].
+    """
     height = second.shape[0]
 
     def add(block: torch.Tensor, rows: slice, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -175,7 +180,7 @@ def add_kronecker(
 
 
 def scale_rows(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observe: Observe | None = None) -> Lazy:
-    """Row i of a matrix or element i of a vector times factor[i]; `factor` is [rows] or [rows, 1]."""
+    """Row i of a float matrix, or element i of a vector, times factor[i], as `dtype`; factor [rows] or [rows, 1]."""
 
     def scaled(block: torch.Tensor, rows: slice, f: torch.Tensor) -> torch.Tensor:
         return block * f.reshape(-1, *[1] * (block.dim() - 1))[rows]
@@ -184,7 +189,7 @@ def scale_rows(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observe: 
 
 
 def scale_columns(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observe: Observe | None = None) -> Lazy:
-    """Column j times factor[j]; `factor` is [columns] or [1, columns]."""
+    """Column j of a float matrix [rows, columns] times factor[j], as `dtype`; factor [columns] or [1, columns]."""
 
     def scaled(block: torch.Tensor, rows: slice, f: torch.Tensor) -> torch.Tensor:
         return block * f.reshape(-1)
@@ -193,7 +198,7 @@ def scale_columns(weight: Lazy, factor: Lazy, dtype: DType, *, name: str, observ
 
 
 def add_vector(vector: Lazy, addend: Lazy, scale: float, dtype: DType, *, name: str) -> Lazy:
-    """[n] plus scale times another [n], summed in float32 and stored as `dtype`."""
+    """`vector` [n] + scale * `addend` [n], summed in float32, as `dtype`."""
 
     def add(block: torch.Tensor, rows: slice, x: torch.Tensor) -> torch.Tensor:
         return block + x[rows] * scale

@@ -1,4 +1,4 @@
-"""Nodes that make rows: computed from the old matrix slice by slice, the same bits whatever the slices."""
+"""Nodes that make rows of an embedding from the old one, in slices, with the same bits whatever the slices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MakeRows(Node):
     """Rows made by a function of the row numbers and of lazies that it reads itself.
 
     Args:
-        fn: gets the rows wanted and the step's context, returns them.
+        fn: (rows, context of the step) -> those rows, of the dtype and width of the spec.
         held: bytes that stay in memory beside the rows themselves.
         row_step: 1, or None when only the whole can be computed (it is then computed once a step).
     """
@@ -67,7 +67,7 @@ def row_slices(n_rows: int) -> list[Rows]:
 
 
 def arranged(matrix: Lazy, old_of: Sequence[int | None], new_rows: Lazy | None) -> Lazy:
-    """A matrix whose row i is row `old_of[i]` of `matrix`, or the next row of `new_rows` where that is None."""
+    """A matrix [len(old_of), …] whose row i is row old_of[i] of `matrix`; for None the next row of `new_rows`."""
     runs: list[tuple[Lazy, int, int]] = []
     n_made = 0
     for old in old_of:
@@ -90,7 +90,7 @@ _MAX_RUNS = 16
 
 
 def _picked(matrix: Lazy, old_of: Sequence[int | None], new_rows: Lazy | None) -> Lazy:
-    """The same, gathered block by block: rows that lie near each other are read together."""
+    """As `arranged`, in blocks: rows that are near each other in the file are read together."""
     order = [0]
     for old in old_of:
         order.append(order[-1] + (old is None))
@@ -110,7 +110,7 @@ def _picked(matrix: Lazy, old_of: Sequence[int | None], new_rows: Lazy | None) -
 
 
 def gather(context: Context, matrix: Lazy, wanted: Sequence[tuple[int, int]], out: torch.Tensor) -> None:
-    """Fill `out[i]` with row `old` of `matrix` for each (i, old); gaps of a few rows are read and dropped."""
+    """Fill out[i] with row `old` of `matrix`, cast to its dtype, for each (i, old); small gaps are read as well."""
     pending = sorted(wanted, key=lambda item: item[1])
     first = 0
     while first < len(pending):
@@ -132,7 +132,7 @@ _GAP = 4
 
 
 def column_mean(matrix: Lazy) -> Lazy:
-    """The mean over the rows, [1, …] in float32, summed in float64."""
+    """[n, …] -> the mean over the rows, [1, …] in float32, summed in float64."""
 
     def compute(_: Rows, context: Context) -> torch.Tensor:
         total = torch.zeros((1, *matrix.shape[1:]), dtype=torch.float64)
