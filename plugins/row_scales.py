@@ -21,9 +21,9 @@ from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, StoredFolder, error_context
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.words import from_signed, sliceable
+from llmkit.quantization.words import from_signed
 from llmkit.tensors.lazy import Apply, Lazy
-from llmkit.tensors.rearrange import transpose, view_as
+from llmkit.tensors.rearrange import sliceable, transpose, view_as
 from llmkit.tensors.spec import DType, TensorSpec
 
 

@@ -131,7 +131,7 @@ def _units(candidates: Candidates) -> dict[str, list[str]]:
 
 
 def _product(weights: Mapping[str, Lazy]) -> str:
-    """What tells the product that a matrix is a part of: `layers.3.attn.qkv`."""
+    """The fused product that a matrix is part of: `layers.3.attn.qkv`."""
     first = next(iter(weights))
     if is_of_expert(first):
         return "experts"  # transformers and vLLM compute all experts from one scheme

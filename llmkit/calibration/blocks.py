@@ -167,7 +167,7 @@ class Blocks:
 
 
 class _NotComplete(Exception):
-    """Other chunks have to reach this linear layer, too."""
+    """Raised at a linear layer that has not seen all chunks yet."""
 
 
 class _Watching(Protocol):

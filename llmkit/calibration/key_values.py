@@ -128,7 +128,7 @@ def measure_ranges(
 
 
 class _Ranging(KVCache):
-    """Attention as always; remembers the largest keys and values.
+    """A cache that records the largest keys and values by channel.
 
     Args:
         mixing: by layer, [head_dim, head_dim]: 1 for channels of keys that positions mix.

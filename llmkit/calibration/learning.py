@@ -49,7 +49,7 @@ class BlockOutputError:
         self._beside: Mapping[str, torch.Tensor] = {}
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> BlockOutputError:
-        """The same, where other weights are in place, too: by id, as the kinds speak of them."""
+        """The same error with further weights replaced, by canonical id."""
         error = copy(self)
         with torch.inference_mode(False):  # tensors of inference mode cannot be saved for gradients of others
             error._beside = {name: t.clone() if t.is_inference() else t for name, t in weights.items()}
@@ -61,7 +61,7 @@ class BlockOutputError:
         return len(self._targets)
 
     def draw(self, n: int) -> list[int]:
-        """So many samples in an order that is shuffled anew when all were drawn."""
+        """`n` sample indices from a permutation, which is drawn anew once it is used up."""
         while len(self._drawn) < n:
             self._drawn += self._random.sample(range(self.n_samples), self.n_samples)
         samples, self._drawn = self._drawn[:n], self._drawn[n:]
@@ -89,7 +89,7 @@ class BlockOutputError:
         return error.item(), {name: stored(by_id, self._slots[name].upright).load() for name in weights}
 
     def _by_id(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What is stored, as the weights that the kinds speak of."""
+        """Stored tensors as weights by canonical id."""
         return {
             part: lazy.load()
             for name, weight in weights.items()
@@ -106,14 +106,14 @@ class BlockOutputError:
 
 
 class KeptWeights:
-    """Weights that are read once, some of them in the place of those that are stored."""
+    """Weights that are cached once read, some of them replaced."""
 
     def __init__(self, weights: Weights, held: dict[str, torch.Tensor] | None = None, stem: str = "") -> None:
         self._weights, self._held, self._stem = weights, {} if held is None else held, stem
         self._given: Mapping[str, torch.Tensor] = {}
 
     def replaced(self, replacements: Mapping[str, torch.Tensor]) -> KeptWeights:
-        """The same, with these in place."""
+        """The same weights with these replaced."""
         weights = KeptWeights(self._weights, self._held, self._stem)
         weights._given = replacements
         return weights

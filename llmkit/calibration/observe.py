@@ -115,7 +115,7 @@ def _spec(field: str, n: int) -> TensorSpec:
 
 
 class ObserverHook:
-    """A hook that changes nothing; `statistics` are named WEIGHT.FIELD."""
+    """A block hook that only collects statistics, named WEIGHT.FIELD."""
 
     def __init__(self, measured: Sequence[str], context: Context) -> None:
         self._measured, self._context = measured, context

@@ -1,4 +1,4 @@
-"""In which precision the products of a calibration are computed."""
+"""The precision of matrix products in a calibration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def narrow_products() -> Iterator[None]:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Products of float32 numbers are those of float32 numbers."""
+    """Inside, float32 products have float32 factors."""
     with _precision("highest"):
         yield
 

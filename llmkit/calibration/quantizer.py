@@ -79,7 +79,7 @@ class CalibratedQuantizer:
         return f"{text}; learning takes about {took} on {n_cores()} cores with bfloat16 products, else three times that"
 
     def _words_of_first_rank(self) -> str:
-        """What other processes have no part in."""
+        """Words for the plan about work of the first process alone."""
         parts = {
             "blocks with scaled inputs": any(self._scaling(i).folds for i in range(self._n_blocks)),
             "what is learnt": self._learns,
@@ -96,12 +96,12 @@ class CalibratedQuantizer:
         )
 
     def findings(self) -> dict[str, Any]:
-        """What was counted in the run, for the manifest; nothing before the text was read."""
+        """Counts of the run, for the manifest; empty before the text was read."""
         n = self._stage.n_windows
         return {} if n is None else {"calibration": {"windows": n, "notes": self.notes()}}
 
     def notes(self) -> list[str]:
-        """What the user should know of the run that is done."""
+        """Notes for the user after the run."""
         notes, said = self.samples.shortfall(self._stage.n_windows), dict[str, list[str]]()
         for block in self._stage.done:
             for name, note in block.result["notes"].items():
@@ -226,7 +226,7 @@ class CalibratedQuantizer:
         return BlockScaling(self._ckpt.require_model(), layer, self._ckpt.tensors, tasks)
 
     def changed(self) -> dict[str, Lazy]:
-        """Norms and biases that take off the scales of the inputs of weights."""
+        """Norms and biases with the inverse input scales folded in, by name."""
 
         def divided(layer: int, name: str) -> Lazy:
             def compute(context: Context) -> list[torch.Tensor]:
@@ -250,7 +250,7 @@ class CalibratedQuantizer:
 
     @property
     def _compares(self) -> bool:
-        """Whether the hidden states of the float model have to be known."""
+        """Whether the hidden states of the float model are needed."""
         return self._learns or any("cross_moments" in task.method.uses for task in self._tasks.values())
 
     def _reporter(self, index: int, context: Context) -> Callable[[float, str], None]:

@@ -94,7 +94,7 @@ class Ranks:
             raise LlmkitError(f"rank {self.index}: the other processes have ended ({str(error)[:80]})") from error
 
     def end(self) -> None:
-        """On rank 0: nothing more is wanted."""
+        """On rank 0: let the other ranks return from `serve`."""
         if self.n > 1:
             self._dealt([None] * self.n)
 
@@ -113,7 +113,7 @@ class Ranks:
         return every or []
 
     def summed(self, statistics: Statistics, owners: Collection[int]) -> Statistics:
-        """Of all ranks together; only the owners may look at it."""
+        """The statistics summed over all ranks; defined on the owners only."""
         from torch import distributed
 
         if self.n == 1:
@@ -138,7 +138,7 @@ class Ranks:
         return Statistics(**sums)
 
     def by(self, owner: int, compute: Callable[[], T]) -> T:
-        """What one rank computes, on every rank.
+        """Broadcast what `compute` returns on rank `owner`.
 
         Raises:
             LlmkitError: what it raises.
@@ -162,7 +162,7 @@ class Ranks:
 
 
 def rank() -> int:
-    """Of this process among those that torchrun started; 0 for one alone."""
+    """The rank of this process under torchrun; 0 without it."""
     return int(os.environ["RANK"]) if _n_ranks() > 1 else 0
 
 
@@ -173,7 +173,7 @@ def _n_ranks() -> int:
 
 @cache
 def joined() -> Ranks:
-    """The ranks of this run. Each gets its share of the cores."""
+    """The processes of this run; the cores are divided among them."""
     if _n_ranks() == 1:
         return Ranks()
     from torch import distributed

@@ -45,7 +45,7 @@ class Samples:
         return f"calibrated on {self.label}: {self.n} windows of {self.length} tokens"
 
     def shortfall(self, n: int | None) -> list[str]:
-        """That there were `n` windows only; nothing where there were enough, or nobody knows yet."""
+        """A note that there were only `n` windows; empty if there were enough, or it is not known yet."""
         return [f"{self.label} gave {n} windows, {self.n} were asked for"] if n is not None and n < self.n else []
 
     def rows(

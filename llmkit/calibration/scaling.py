@@ -72,7 +72,7 @@ class BlockScaling:
 
     @property
     def unscaled(self) -> list[str]:
-        """Names of the weights for a scaling method whose inputs nothing takes a scale of."""
+        """Names of the weights whose inputs have no fold, and so no scale."""
         scaled = {self._slot_of[weight].name for fold in self.folds for weight in fold.weights}
         return [name for name, t in self._tasks.items() if isinstance(t.method, ScalingMethod) and name not in scaled]
 
@@ -117,7 +117,7 @@ class BlockScaling:
 
 
 class _Choosing:
-    """Sees the inputs of a block's layers, and changes nothing.
+    """A block hook that chooses the input scales of each fold.
 
     Attributes:
         scales: of the outputs of each fold's source, in the order in which they are computed.

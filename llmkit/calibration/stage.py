@@ -1,4 +1,4 @@
-"""The blocks of a decoder while it reads a text: each computed once, in order, and kept for who asks later.
+"""The blocks of a decoder while it reads a text: computed once, in order, and kept for later requests.
 
 What is kept lies in the workspace of the run that asks first (`llmkit.pipeline.stage`); an interrupted run goes on
 behind the last whole block.

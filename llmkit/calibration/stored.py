@@ -51,11 +51,11 @@ class StoredQuantizer:
         return {}
 
     def findings(self) -> dict[str, Any]:
-        """What was counted in the run, for the manifest: nothing."""
+        """Counts of the run, for the manifest: none."""
         return {}
 
     def notes(self) -> list[str]:
-        """What the user should know of the run that is done: nothing."""
+        """Notes for the user after the run: none."""
         return []
 
     def __call__(self, task: Task) -> QuantizedMatrix:

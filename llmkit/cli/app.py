@@ -246,5 +246,5 @@ def _show_stack_if_debugging() -> None:
 
 
 def _drop_stdout() -> None:
-    """The reader is gone; what is still buffered must not raise again when the interpreter exits."""
+    """Replace stdout, whose reader has gone, so that flushing it at exit raises nothing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -219,4 +219,4 @@ class Lines:
         return f"{self._label}: {share} ({amount}, {minutes}:{seconds:02d} left)"
 
     def end(self) -> None:
-        """Nothing more is said."""
+        """No further lines."""

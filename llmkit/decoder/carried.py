@@ -39,7 +39,7 @@ class Carried:
         self.columns = torch.cat([self.columns[..., :at], lent, rest], -1)
 
     def lent(self, at: int, n_heads: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inverse of `lend`."""
+        """Keys and values [B, n_heads, S, size] from the columns from `at` on."""
         lent = self.columns[..., at : at + 2 * n_heads * size]
         k, v = (x.unflatten(-1, (n_heads, size)).transpose(1, 2) for x in lent.chunk(2, -1))
         return k, v
@@ -74,7 +74,7 @@ def _inputs(kind: LayerInputs, weights: Weights) -> Any:
 
 
 class _Attention:
-    """Both kinds of attention; queries are made alike."""
+    """Attention with its own keys and values, or with those of an earlier layer."""
 
     def __init__(
         self, kind: NormedValues | SharedKeys, weights: Weights, dims: Sizes, layer: int, positions: Positions

@@ -79,7 +79,7 @@ def check_architecture(architecture: Architecture) -> list[Check]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Threads cost more than they give on models this small."""
+    """Inside, torch uses one thread: tiny models are faster so."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -103,7 +103,7 @@ def run_clause(name: str, compute: Callable[[], float | None]) -> Check:
 
 @dataclass(frozen=True)
 class _Case:
-    """One tiny model, and what several clauses need of it, made when first asked for."""
+    """One tiny model, with what several clauses share, computed on first use."""
 
     architecture: Architecture
     config: Mapping[str, Any]
@@ -249,7 +249,7 @@ def _branches(case: _Case) -> float | None:
 
 
 def _difference(actual: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The largest difference, relative to the largest logit where that is above one."""
+    """The largest absolute difference, divided by the largest logit if that exceeds 1."""
     return float((actual - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
 
 

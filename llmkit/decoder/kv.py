@@ -223,7 +223,7 @@ class KVCache:
             self.mask = None
 
     def as_cached(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
-        """New keys and values of a layer, as they are seen and kept."""
+        """New keys and values of a layer in the precision of the cache."""
         return k, v
 
     def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
@@ -246,7 +246,7 @@ def select_rows(x: torch.Tensor, cache: Cache) -> torch.Tensor:
 
 
 def of_both(pair: Pair, function: Callable[[torch.Tensor], torch.Tensor]) -> Pair:
-    """A function of keys and of values; once where they are one tensor."""
+    """Apply a function to keys and values; once if they are the same tensor."""
     keys = function(pair[0])
     return keys, keys if pair[1] is pair[0] else function(pair[1])
 

@@ -157,7 +157,7 @@ class Decoder(Predictor):
 
 
 class _Streamed:
-    """Layers that are made when they are reached, and forgotten after it."""
+    """Layers that are built when they are reached and freed afterwards."""
 
     def __init__(self, make: Callable[[int], tuple[Kind, Layer]], n: int) -> None:
         self._make, self._n = make, n

@@ -64,7 +64,7 @@ def _hidden_norm(kind: HiddenNorm, weights: Weights) -> TensorFunction:
 
 
 def as_long(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """X [..., hidden] with the length of `first`."""
+    """X [..., hidden] rescaled to the L2 norm of `first`, row by row."""
     square = x.square().mean(-1, keepdim=True).clamp(min=LEAST_SQUARE)
     return x * first.square().mean(-1, keepdim=True).sqrt() / square.sqrt()
 

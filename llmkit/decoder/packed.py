@@ -147,7 +147,7 @@ class Packed:
             self._on_layer()
 
     def end(self) -> None:
-        """Nothing moves: a packed pass is not continued, its segments are."""
+        """Nothing to do: a packed pass is never continued, only its segments."""
 
     @property
     def layers(self) -> tuple[int, ...]:

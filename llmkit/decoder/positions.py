@@ -96,14 +96,14 @@ class _CoarseAlibi(Positions):
 
 
 class _Growing(Positions):
-    """Those of another reader, and queries multiplied by what grows with them."""
+    """Another reader's positions, with queries scaled by a function of their position."""
 
     def __init__(self, inner: Positions, growth: Growth) -> None:
         self._inner, self._growth = inner, growth.numbers
         self.exact_sharing_limit, self.recompute_beyond = inner.exact_sharing_limit, inner.recompute_beyond
 
     def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
-        """The other's, and the factors [B, S, 1, 1] float32."""
+        """The other reader's table, and the factors of queries [B, S, 1, 1] float32."""
         beta, length, first = self._growth
         factors = 1 + beta * torch.log1p(torch.floor((places.positions + first) / length))
         return self._inner.table(input_ids, places, cache), factors[:, :, None, None]

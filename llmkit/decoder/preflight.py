@@ -1,4 +1,4 @@
-"""Warnings that a model may not compute what its authors meant, given before its text or its scores."""
+"""Warnings, before generation or scoring, that a model may not compute what its authors meant."""
 
 from __future__ import annotations
 

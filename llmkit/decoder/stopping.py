@@ -51,7 +51,7 @@ class TextStream:
         return self._give(self._finish.apply(settled))
 
     def rest(self) -> str:
-        """What was held back, once no more tokens come."""
+        """The remaining text, once there are no more tokens."""
         return self._give(self.text)
 
     def _give(self, text: str) -> str:
@@ -60,7 +60,7 @@ class TextStream:
         return new
 
     def _pending(self, text: str) -> int:
-        """How many characters at the end may be the beginning of a stop text."""
+        """How many trailing characters may begin a stop text."""
         longest = max((len(s) - 1 for s in self._stops), default=0)
         return next(
             (n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self._stops)), 0

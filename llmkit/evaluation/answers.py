@@ -95,7 +95,7 @@ class Answers:
         return self._next(xxh3_128(repr(list(requests)).encode("utf-8", "surrogatepass")).hexdigest())
 
     def close(self) -> None:
-        """Let go of the journal; it stays."""
+        """Close the journal; the file stays."""
         if self._stage is not None:
             self._stage.close()
         self._stage = None

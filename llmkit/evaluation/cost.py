@@ -31,7 +31,7 @@ class _SeesAll(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """How much is computed and held at a time.
+    """Limits of one forward and of the caches.
 
     Attributes:
         tokens: of one forward.

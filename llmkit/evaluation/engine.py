@@ -59,7 +59,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What is said of how a model is computed.
+    """The options of what computes a model.
 
     Attributes:
         backend: llmkit, transformers, onnx, auto, or a registered engine.

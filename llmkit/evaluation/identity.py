@@ -1,4 +1,4 @@
-"""Which model and which software a run record speaks of."""
+"""The model and the software of a run record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the letters of answers tell beside the accuracy: chance, the commonest letter, the probability of all."""
+"""Baselines and checks beside the accuracy: chance, the commonest letter, the probability of all letters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Letters:
     n_unread: int
 
     def warnings(self, title: str) -> list[str]:
-        """What they say against quoting the accuracy of the benchmark `title`."""
+        """Reasons not to quote the accuracy of the benchmark `title`."""
         if self.mass is None or self.mass >= LOW_MASS:
             return []
         return [

@@ -1,4 +1,4 @@
-"""What one part of a run computed, and how long it took."""
+"""Counts and time of one part of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """What a model side computes from now on.
+    """Counts what a model computes from now on.
 
     Args:
         lm: the model side.

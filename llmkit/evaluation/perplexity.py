@@ -138,13 +138,13 @@ class Tally:
         self._n = 0
 
     def add(self, values: torch.Tensor) -> None:
-        """Take in those of some tokens, float64 [tokens]."""
+        """Add values, float64 [tokens]."""
         self._total += float(values.sum())
         self._squares += float((values * values).sum())
         self._n += values.numel()
 
     def perplexity(self, n_tokens: int, context: int, stride: int) -> Perplexity:
-        """What they amount to, for a text of so many tokens in such windows."""
+        """The perplexity of a text of `n_tokens` tokens in these windows."""
         nll = self._total / self._n
         variance = max(self._squares / self._n - nll * nll, 0.0)
         return Perplexity(nll, math.sqrt(variance / self._n), self._n, n_tokens, context, stride)

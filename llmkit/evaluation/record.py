@@ -251,7 +251,7 @@ class RunRecord:
 
     @property
     def letter_warnings(self) -> list[str]:
-        """What the answers say against quoting the figures."""
+        """Reasons not to quote the figures."""
         benches = self.benches.values()
         return [warning for b in benches if b.letters is not None for warning in b.letters.warnings(b.bench.title)]
 

@@ -87,7 +87,7 @@ class ReportInputs:
 
 
 def checkpoint_key(model: Mapping[str, Any]) -> str:
-    """Equal for two accounts of one checkpoint: its folder, or what else is known of it."""
+    """A key that is equal for records of one checkpoint: its folder, else its digests."""
     return str(model.get("path") or model.get("source_digest") or model.get("label"))
 
 

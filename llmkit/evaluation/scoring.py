@@ -337,7 +337,7 @@ class _StoppedError(Exception):
 
 
 def _unit_of(n_flop: int) -> tuple[int, str]:
-    """In what so much arithmetic is counted."""
+    """The unit in which this many operations are shown."""
     return (10**9, "GFLOP") if n_flop >= 10**11 else (10**6, "MFLOP") if n_flop >= 10**9 else (1, "FLOP")
 
 

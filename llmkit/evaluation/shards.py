@@ -105,7 +105,7 @@ def cut_units(costs: Mapping[K, int], count: int) -> list[list[K]]:
 
 
 def cut_questions(costs: Sequence[int], part: Shard) -> range:
-    """The questions of one part, in a row: neighbours share more than strangers."""
+    """The questions of one part, consecutive ones, which share the longest prefixes."""
     total, before, held = sum(costs) or 1, 0, []
     for i, cost in enumerate(costs):  # to the part in which its middle lies
         if int((before + cost / 2) * part.count / total) == part.index - 1:

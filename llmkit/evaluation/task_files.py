@@ -15,7 +15,7 @@ _NAMED = re.compile(rb"^(?:task|group|tag): *[\"']?([\w.-]+)", re.MULTILINE)
 
 
 def check_task_names(names: Collection[str], include: Path | None = None) -> None:
-    """Find out in a fraction of a second that a name is no task: it stands in none of lm-eval's files.
+    """Refuse, in a fraction of a second, a task name that is in none of lm-eval's files.
 
     Args:
         include: a folder with definitions besides lm-eval's own.

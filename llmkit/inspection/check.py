@@ -108,7 +108,7 @@ def _has_size(folder: Path, name: str, entry: Mapping[str, Any], problems: list[
 def _check_linked(
     folder: Path, entries: Mapping[str, Mapping[str, Any]], problems: list[str], notes: list[str], progress: Progress
 ) -> int:
-    """Files that are shared with the source: whoever writes to a hard link's other name changes them. Bytes hashed."""
+    """Check files shared with the source, which change when a hard link is written to. Returns the bytes hashed."""
     sources = {name: SourceFile(folder / name) for name, entry in entries.items() if "xxh3" in entry}
     ranges = {name: _Stored(source, 0, source.nbytes) for name, source in sources.items()}
     total = sum(stored.nbytes for stored in ranges.values())

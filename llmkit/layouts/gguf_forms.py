@@ -92,7 +92,7 @@ def _ordered(lazy: Lazy, model: Model, form: Form, *, inverse: bool) -> Lazy:
 
 
 def _halved(lazy: Lazy, model: Model, id: str, form: Form, *, inverse: bool) -> Lazy:
-    """Halved once for every so many layers before that of `id`: exact, but for numbers below the normal ones."""
+    """Divided by 2 once for every `n` layers before that of `id`; exact except for subnormal numbers."""
     every = model.dims.evaluate(form.halved_after) if form.halved_after else 0
     halvings = int(id.split(".")[1]) // every if every else 0
     if not halvings:

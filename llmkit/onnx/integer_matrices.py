@@ -135,7 +135,7 @@ class IntegerMatrices:
 
 
 def fits_experts(matrix: QuantizedMatrix) -> bool:
-    """Whether QMoE can have a matrix that is `fitted`: 4 bits, whole blocks, no offsets."""
+    """Whether QMoE takes a matrix from `in_blocks`: 4 bits, whole blocks, no offsets."""
     return width(matrix.bits) == 4 and matrix.offsets is None and matrix.shape[1] % matrix.group == 0
 
 

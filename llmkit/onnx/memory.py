@@ -69,7 +69,7 @@ class Memory:
         return buffers
 
     def state_value(self, name: str, memory: Mapping[str, Any], batch: int, past: int) -> torch.Tensor:
-        """The value of a state input; before the first call it is empty, or what the graph states as initial."""
+        """The value of a state input; before the first call empty, or the initial state in the graph's metadata."""
         kept: torch.Tensor | None = memory.get(name)
         if kept is not None:
             return kept if self.in_place or name not in self.pasts else kept[:, :, :past]

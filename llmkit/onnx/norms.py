@@ -105,7 +105,7 @@ def _none(kind: NoNorm, weights: GraphWeights, x: Value) -> Value:
 
 
 def emit_as_long(weights: GraphWeights, x: Any, first: Any) -> Any:
-    """X [..., hidden] with the length of `first`."""
+    """X [..., hidden] rescaled to the L2 norm of `first`, row by row."""
     g = weights.graph
 
     def square(x: Any) -> Any:

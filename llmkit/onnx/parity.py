@@ -161,7 +161,7 @@ def _prompts(wanted: Any, suffix: tuple[int, ...], n_vocab: int | None = None) -
 
 
 def difference_of(case: str, actual: torch.Tensor, wanted: torch.Tensor) -> Difference:
-    """How far logits [..., vocab] are from others."""
+    """The difference of logits [..., vocab] from the expected ones."""
     scale = max(1.0, float(wanted.abs().max()))
     chosen = wanted.gather(-1, actual.argmax(-1, keepdim=True)).squeeze(-1)
     same = float((wanted.amax(-1) - chosen <= _TIE * scale).float().mean())

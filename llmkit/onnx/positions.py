@@ -126,7 +126,7 @@ class _CoarseAlibi(GraphPositions):
 
 
 class _Growing(GraphPositions):
-    """Those of another reader, and queries multiplied by what grows with them."""
+    """Another reader's positions, with queries scaled by a function of their position."""
 
     def __init__(self, inner: GraphPositions, growth: Growth) -> None:
         self._inner, self._growth = inner, growth

@@ -185,7 +185,7 @@ def _of_table(grid: Grid, columns: int) -> Grid:
 
 
 def _notes(plan: _WeightPlan, scale_dtype: DType) -> list[str]:
-    """What is said of matrices that were quantized before."""
+    """Notes about matrices that the checkpoint has quantized already."""
     notes, kept = [], [integers.matrix for integers in plan.kept.values()]
     if kept:
         kinds = listing(dict.fromkeys(map(str, kept)))

@@ -106,7 +106,7 @@ class Partial:
             write_synced(self.path / name, data)
 
     def link(self, name: str, source: Path) -> Sharing:
-        """Give `source` another name in the folder, sharing its bytes where the disk can."""
+        """Link `source` into the folder (reflink, hard link or copy)."""
         path = self.path / name
         with disk_errors(path):
             path.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ class Partial:
         self.commit()
 
     def commit(self) -> None:
-        """Make it final: sync the folder, rename."""
+        """Make the output final: fsync the folder, rename it."""
         with disk_errors(self.out):
             sync_folder(self.path)
             if self.target.is_file:
@@ -153,7 +153,7 @@ class Partial:
             ) from error
 
     def _commit_file(self) -> None:
-        """One file takes the place of another in one step, or the place that nothing has."""
+        """Rename a single file, over an older one or to a free name."""
         written = self.path / self.out.name
         if os.path.lexists(self.out) and self.target.overwrite:
             self.target.check_replaced()
@@ -164,7 +164,7 @@ class Partial:
         self.path.rmdir()
 
     def _commit_over(self) -> None:
-        """Take the place of what is at OUT, which is removed then; the journal goes along until that is done."""
+        """Replace the folder at OUT; the old one is removed afterwards, and the journal stays until then."""
         self.target.check_replaced()
         old = self.path
         self._journal.append({"replaced": old.name})
@@ -192,7 +192,7 @@ class Partial:
             self.discard()
 
     def discard(self) -> None:
-        """Remove what was written: it could never be resumed."""
+        """Remove what was written, which cannot be resumed."""
         if not (self.out / JOURNAL).exists():  # what is at OUT.partial after an exchange is no longer ours to judge
             shutil.rmtree(self.path, ignore_errors=True)
         self.close()
@@ -203,7 +203,7 @@ class Partial:
 
 
 def finish_earlier(target: Target, digest: str) -> Mapping[str, Any] | None:
-    """Do what a killed run left undone at its end; its manifest where that was the writing of this very plan.
+    """Finish the commit of a killed run; returns its manifest if it was a run of this plan.
 
     Raises:
         OutputError: that run is still at it.
@@ -232,12 +232,12 @@ def finish_earlier(target: Target, digest: str) -> Mapping[str, Any] | None:
 
 
 def _replaced(folder: Path) -> list[str]:
-    """Names, noted in the journal of a folder, of what it took the place of."""
+    """Names of the files that the folder replaced, from its journal."""
     return [str(e["replaced"]) for e in read_journal(folder / JOURNAL) if "replaced" in e]
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file anew, and wait until the disk has it."""
+    """Write a file and fsync it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
     try:
         view = memoryview(data)
@@ -252,7 +252,7 @@ sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the disk has the names in a folder."""
+    """Fsync a folder."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -66,7 +66,7 @@ def write_file(path: Path, data: bytes, what: str, is_such: Callable[[bytes], bo
 
 
 def _link_target(path: Path) -> Path:
-    """Where a link leads to: the file that is replaced, not its other name."""
+    """The target of a link: that file is replaced, not the link."""
     return path.resolve() if path.is_symlink() else path
 
 

@@ -24,7 +24,7 @@ class Hash(Protocol):
     """What hashlib's and xxhash's hashers have in common."""
 
     def update(self, data: Bytes, /) -> None:
-        """More bytes."""
+        """Add bytes."""
 
     def hexdigest(self) -> str:
         """The hash of all bytes so far."""
@@ -38,7 +38,7 @@ class Hasher:
         self.crc: int | None = 0 if with_crc else None
 
     def update(self, data: Bytes, /) -> None:
-        """More bytes."""
+        """Add bytes."""
         self._xxh3.update(data)
         if self.crc is not None:
             self.crc = zlib.crc32(data, self.crc)

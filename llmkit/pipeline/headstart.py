@@ -1,4 +1,4 @@
-"""A head start: while torch is imported, tensors that are only copied go to the output inside the kernel.
+"""A head start: while torch is imported, tensors that are only copied are written by the kernel.
 
 Importing torch keeps one core busy for a second or more and holds the interpreter's lock most of that time, so that no
 other thread can run Python. A system call can: `copy_file_range` moves whole stretches of an input file, one call

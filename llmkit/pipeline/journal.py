@@ -98,20 +98,20 @@ class Journal:
                 line = line[os.write(self._fd, line) :]
 
     def close(self) -> None:
-        """Let another process have it; the file stays."""
+        """Release the lock; the file stays."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with suppress(OSError):  # a network's disk may say only now that it is full: lines lost are done again
                 os.close(fd)
 
     def remove(self) -> None:
-        """Remove the file: the work is done."""
+        """Release the lock and remove the file: the work is done."""
         self.path.unlink(missing_ok=True)
         self.close()
 
 
 def is_journal(path: Path) -> bool:
-    """Whether there is a journal, or the beginning of one: what a run leaves that was killed at its first line."""
+    """Whether the file is a journal, or the first part of one (of a run that was killed at its first line)."""
     try:
         if path.is_symlink() or not path.is_file():
             return False
@@ -122,7 +122,7 @@ def is_journal(path: Path) -> bool:
 
 
 def require_free(path: Path, subject: str) -> None:
-    """Find out, before work begins, that another process has the journal open.
+    """Check, before work begins, that no other process has the journal open.
 
     Raises:
         HeldElsewhere: it has.
@@ -147,7 +147,7 @@ def _starts(data: bytes) -> bool:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The sound lines of a journal, the first included; none where there is no such file, or it is none."""
+    """The intact lines of a journal, header included; empty if the file is missing or is no journal."""
     try:
         if path.is_symlink() or not path.is_file():
             return []

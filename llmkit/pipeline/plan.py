@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def copied_nbytes(self) -> int:
-        """Those of them that lie on another disk, where sharing is copying."""
+        """Bytes of linked files on another disk, which are copied."""
         disk = self.out.parent.stat().st_dev if self.out.parent.is_dir() else None
         return sum(stat.st_size for stat in (p.stat() for p in self.links.values()) if stat.st_dev != disk)
 
@@ -129,7 +129,7 @@ class Plan:
         return Target(self.out, overwrite, force, tuple(dict.fromkeys(used)), self.is_file)
 
     def check_output(self, *, overwrite: bool, force: bool = False, inputs: Iterable[Path] = ()) -> None:
-        """Refuse before any work what could not be committed after it.
+        """Refuse, before any work, an output that could not be committed.
 
         Raises:
             OutputError: the output exists, holds what it is made from, its parent is missing or the disk is too small.

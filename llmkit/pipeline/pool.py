@@ -25,7 +25,7 @@ def n_cores() -> int:
 
 @contextmanager
 def torch_threads(n: int) -> Iterator[None]:
-    """Torch computes with `n` threads in this one."""
+    """Inside, torch computes with `n` threads in this thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -35,7 +35,7 @@ def torch_threads(n: int) -> Iterator[None]:
 
 
 def all_cores() -> AbstractContextManager[None]:
-    """Torch uses every core: the runner computes with one thread a step, and this one is nearly all there is to do."""
+    """Inside, torch uses every core: for a step that dominates the run (the runner gives each step one thread)."""
     return torch_threads(n_cores())
 
 
@@ -56,9 +56,9 @@ def one_thread_each(workers: int) -> AbstractContextManager[ThreadPoolExecutor]:
 
 
 def map_on_cores(function: Callable[[T], R], over: Iterable[T]) -> list[R]:
-    """What a function gives for each of several things, with one thread each, several at a time.
+    """`function` of each of `over`, in parallel, one torch thread each.
 
-    Threads that share small operations mostly wait for each other.
+    Small operations gain nothing from several threads.
     """
     with one_thread_each(min(n_cores(), _N_AT_A_TIME)) as pool:
         return list(pool.map(function, over))

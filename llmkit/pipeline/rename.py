@@ -19,7 +19,7 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EP
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Rename a file or a folder to a name that nothing has.
+    """Rename a file or folder; the new name must be free.
 
     Raises:
         FileExistsError: something has it, a dangling link included; it stays as it is.
@@ -43,7 +43,7 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two names change places in one step; False where the system cannot, and nothing was done.
+    """Exchange two names atomically; False, with nothing done, if the system cannot.
 
     Raises:
         OSError: the disk refuses.

@@ -158,14 +158,14 @@ class Stage:
         self._note(name, BlockResult(result))
 
     def close(self) -> None:
-        """Let another process have it; the files stay."""
+        """Release the lock; the files stay."""
         if self._journal is not None:
             self._journal.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
     def remove(self) -> None:
-        """Remove the files: what was computed is of no more use."""
+        """Release the lock and remove the files."""
         self._remove_data()
         if self._journal is not None:
             self._journal.remove()
@@ -177,7 +177,7 @@ class Stage:
         self.close()
 
     def _reusable(self, blocks: Sequence[str], is_valid: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
-        """The lines of the first blocks, as far as all that is needed of them is whole on the disk."""
+        """The journal's lines of the leading blocks whose files are complete on disk."""
         latest: list[dict[str, Any]] = []
         for line in self._lines:  # a block that was computed again takes the place of all that followed from the first
             at = next((i for i, entry in enumerate(latest) if entry["block"] == line["block"]), len(latest))
@@ -211,7 +211,7 @@ class Stage:
         return line
 
     def _write(self, name: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any] | None:
-        """Write tensors behind one another; where they lie, and the hash of the file. None where there are none."""
+        """Write tensors into one file; gives their offsets and the file's hash, or None for no tensors."""
         places: dict[str, list[Any]] = {}
         hasher, offset, fd = Hasher(), 0, -1
         path = None
@@ -241,7 +241,7 @@ class Stage:
         return {"file": name, "nbytes": offset, "xxh3": hasher.hexdigest(), "tensors": places}
 
     def _is_whole(self, file: Mapping[str, Any] | None) -> bool:
-        """Whether a noted file is there with the bytes that were written."""
+        """Whether a file of the journal exists with the bytes that were written."""
         if file is None:
             return True
         try:
@@ -251,7 +251,7 @@ class Stage:
             return False
 
     def _opened(self, file: Mapping[str, Any] | None) -> dict[str, Lazy]:
-        """The tensors of a noted file, to be loaded from it."""
+        """Lazy tensors of a file of the journal."""
         if file is None:
             return {}
         source = SourceFile(self._data_path(file["file"]))
@@ -269,7 +269,7 @@ class Stage:
         return self._folder / name
 
     def _remove_data(self, keep: Iterable[str] = ()) -> None:
-        """Remove the files of blocks but for `keep`, and the folder when it is empty; nothing that others put there."""
+        """Remove the files of all blocks but `keep`, then the folder if it is empty; foreign files stay."""
         folder, kept = self._folder, set(keep)
         if folder is None or folder.is_symlink() or not folder.is_dir():
             return

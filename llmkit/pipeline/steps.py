@@ -26,7 +26,7 @@ class NamedStep(Protocol):
 
     @property
     def name(self) -> str:
-        """Tells it from the others."""
+        """Unique among the steps."""
 
 
 Step = TypeVar("Step", bound=NamedStep)

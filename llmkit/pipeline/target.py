@@ -1,4 +1,4 @@
-"""What may be written where: nothing is replaced or deleted that the user did not give up."""
+"""Where an output may be written: nothing is replaced or deleted without the user's consent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _JOURNAL_PREFIX = ".journal"
 
 @dataclass(frozen=True)
 class Target:
-    """Where an output goes, and what may give way to it.
+    """Where an output goes, and what it may replace.
 
     Attributes:
         out: the folder, or the file, that is to be.
@@ -42,7 +42,7 @@ class Target:
     is_file: bool = False
 
     def check(self, need_nbytes: int) -> None:
-        """Refuse before any work what could not be committed after it.
+        """Refuse, before any work, an output that could not be committed.
 
         Raises:
             OutputError: the output exists, is an input, its parent is missing or the disk is too small.
@@ -119,7 +119,7 @@ class Target:
             )
 
     def _check_file(self) -> None:
-        """A file gives way to one of its own kind."""
+        """A file may replace one of its own kind only."""
         with self.out.open("rb") as file:
             head = file.read(_HEAD_NBYTES)
         is_its_kind = _KINDS.get(self.out.suffix.lower(), lambda head: False)(head)
@@ -155,7 +155,7 @@ def partial_path(out: Path) -> Path:
 
 
 def replaced_path(out: Path) -> Path:
-    """Where an old output is for a moment, where two names cannot be exchanged."""
+    """Where the old output is kept during the commit, if the system cannot exchange two names."""
     return _beside(out, ".replaced")
 
 
@@ -179,7 +179,7 @@ def foreign_names(folder: Path) -> list[str]:
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """Where an input lies: its name, what it leads to, and what links inside it lead to."""
+    """All paths of an input: its name, its target, and the targets of links inside it."""
     yield _resolved(path.parent) / path.name  # a link in a hub's cache lies elsewhere than what it leads to
     yield _resolved(path)
     if path.is_dir():
@@ -208,7 +208,7 @@ def _links(folder: Path) -> Iterable[Path]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk says while writing into an error that says what to do."""
+    """Turn OS errors while writing into an `OutputError` with a hint."""
     try:
         yield
     except OSError as error:

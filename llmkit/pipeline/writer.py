@@ -61,7 +61,7 @@ class Writer:
             self.descriptors[name], self._locks[name] = fd, threading.Lock()
 
     def write(self, name: str, view: memoryview, offset: int) -> None:
-        """Write bytes at an offset. One at a time writes to a file: the kernel locks it anyway, and spins for it."""
+        """Write bytes at an offset; one thread a file at a time, as the kernel would spin on its lock."""
         with self._locks[name], disk_errors(self._partial.path / name):
             fd = self.descriptors[name]
             while len(view):
@@ -69,17 +69,17 @@ class Writer:
                 view, offset = view[n:], offset + n
 
     def source(self, name: str) -> SourceFile:
-        """The file, to be read."""
+        """The unfinished file, for reading."""
         return SourceFile(self._partial.path / name)
 
     def finish(self, name: str) -> None:
-        """Wait until the disk has a file, and close it."""
+        """Fsync a file and close it."""
         with disk_errors(self._partial.path / name):
             os.fsync(self.descriptors[name])
         self._close(name)
 
     def _close(self, name: str) -> None:
-        """Close a file. A network's disk may say only now that it is full."""
+        """Close a file. A network file system may report only now that it is full."""
         with self._guard:
             fd = self.descriptors.pop(name)
         with disk_errors(self._partial.path / name):

@@ -22,7 +22,7 @@ class Size:
 
 
 def least_nbytes(sizes: Sequence[Sequence[Size]]) -> int:
-    """The smallest budget that there is a choice for."""
+    """The sum of the smallest sizes."""
     return sum(min(size.nbytes for size in options) for options in sizes)
 
 
@@ -60,7 +60,7 @@ def allocate(sizes: Sequence[Sequence[Size]], budget: int) -> list[int]:
 
 
 def _slope(small: Size, large: Size) -> float:
-    """How much less error each further byte leaves."""
+    """The error saved per byte."""
     return (small.error - large.error) / (large.nbytes - small.nbytes)
 
 

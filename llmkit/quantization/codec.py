@@ -162,7 +162,7 @@ class StoredFolder:
 
 @contextmanager
 def error_context(module: str) -> Iterator[None]:
-    """Refusals inside name the module, or the weight; those of one without a name stay as they are."""
+    """Errors raised inside are prefixed with the module's or weight's name, if there is one."""
     try:
         yield
     except (InputError, RequirementError, SpecError) as error:
@@ -170,7 +170,7 @@ def error_context(module: str) -> Iterator[None]:
 
 
 def required(parts: Mapping[str, Lazy], name: str, *expected: TensorSpec) -> Lazy:
-    """A part that a matrix cannot do without.
+    """A required part of a matrix.
 
     Raises:
         SpecError: it is missing, or has none of the specs that are expected.
@@ -226,7 +226,7 @@ class FolderReader(ABC):
         """
 
     def warnings(self, stored: StoredFolder) -> list[str]:
-        """What else the layout asks of who computes with it, and is not done here."""
+        """Requirements of the layout that llmkit's own computation does not meet."""
         return []
 
 
@@ -260,7 +260,7 @@ class FolderCodec(FolderReader, Codec):
         )
 
     def as_described(self, entry: Mapping[str, Any]) -> FolderCodec:
-        """What writes a folder again whose config has `entry`: what it asks of the inputs of layers stays asked."""
+        """The codec that writes a folder with the config `entry` again, quantized activations included."""
         return self
 
     def files(self, entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

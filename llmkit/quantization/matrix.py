@@ -59,7 +59,7 @@ class Grid:
 
     @property
     def half_range(self) -> float:
-        """What the largest size of a group's weights is put on, without a zero point: so many steps, or a value."""
+        """What the largest weight of a group is scaled to, without a zero point: steps, or a value of the points."""
         return self.points.largest if self.points is not None else self.middle - 0.5
 
     def n_groups(self, n_columns: int) -> int:
@@ -268,7 +268,7 @@ def matrix_of(lazy: Lazy) -> QuantizedMatrix | None:
 
 
 def _kind(m: QuantizedMatrix) -> tuple[Any, ...]:
-    """What has to agree for rows of two matrices to be rows of one."""
+    """Equal for two matrices whose rows can be rows of one."""
     dtypes = [part.dtype if part is not None else None for part in (m.scales, m.zeros, m.offsets)]
     return m.grid, m.shape[1], *dtypes, id(m.order) if m.order is not None else None
 

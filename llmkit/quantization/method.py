@@ -79,11 +79,11 @@ class Method(ABC):
 
     @property
     def looks_at_inputs(self) -> bool:
-        """Whether it has a use for what calibration measures."""
+        """Whether it uses statistics of the inputs."""
         return bool(self.needs | self.uses)
 
     def refuses(self, grid: Grid) -> str | None:
-        """Why it cannot put weights on a grid; None where it can."""
+        """Why it cannot quantize to a grid; None if it can."""
         if grid.points is not None and not self.takes_points:
             return f"rounds to integers, and codes of {grid.points.name} are none"
         if self.needs_zeros and grid.is_symmetric:
@@ -103,7 +103,7 @@ class Method(ABC):
         """
 
     def configured(self, *, iterations: int | None = None, act_order: bool | None = None) -> Self:
-        """The method with other settings; None for what is usual.
+        """The method with other settings; None keeps the default.
 
         Args:
             iterations: of one that learns.
@@ -339,13 +339,13 @@ class Quantizer(Protocol):
         """As of `quantized`."""
 
     def attrs(self) -> Mapping[str, Any]:
-        """What it knows the inputs from, as plain data for the history."""
+        """The source of the statistics, as plain data for the history."""
 
     def words(self) -> str:
         """The same for the plan (`calibrated on my.txt`)."""
 
     def changed(self) -> Mapping[str, Lazy]:
-        """Other tensors of the model that change with the matrices it has made, by name."""
+        """Other tensors that change together with the matrices, by name."""
 
 
 def quantized(task: Task, measured: Mapping[str, Lazy] | None = None, n_tokens: float = 0) -> QuantizedMatrix:

@@ -1,4 +1,4 @@
-"""How far the quantized weights are from the float ones, and what they weigh."""
+"""Errors of quantized weights, and their sizes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Meter:
             self._n_rows[name] = n_rows
 
     def observer(self, name: str, n_rows: int) -> Observe:
-        """What the quantizer of weight `name`, with `n_rows` rows, reports to."""
+        """The observer that the quantizer of weight `name`, with `n_rows` rows, calls."""
         self.expect(name, n_rows)
 
         def observe(squared_error: float, squared_norm: float, n: int) -> None:
@@ -61,7 +61,7 @@ class Meter:
         return sorted(self.measured(), key=lambda m: (-m.relative_error, m.name))[:n]
 
     def unmeasured(self) -> list[str]:
-        """Weights whose error is not known: a resumed run found them written already."""
+        """Weights without a measured error: an earlier run wrote them."""
         with self._guard:
             return sorted(name for name in self._n_rows if not self._is_whole(name))
 
@@ -106,7 +106,7 @@ class Sizes:
 
 
 def sizes(before: Mapping[str, Lazy], after: Mapping[str, Lazy]) -> Sizes:
-    """What quantization saved, from the specs of the tensors alone."""
+    """Sizes before and after quantization, from specs alone."""
     n_parameters = sum([t.spec.numel for t in before.values()])
     n_quantized = sum([t.spec.numel for name, t in before.items() if name not in after])
     added_nbytes = sum([t.spec.nbytes for name, t in after.items() if name not in before])

@@ -1,4 +1,4 @@
-"""Are the weights of a checkpoint quantized, and by which format? Told by names, dtypes and shapes of its tensors.
+"""Whether the weights of a checkpoint are quantized, and how, from names, dtypes and shapes of its tensors.
 
 What config.json says of a quantization only adds to that: releases of 2023 say nothing there, or under other keys.
 This is the one place that answers. Codecs recognise what they read; the tables here name what none reads.
@@ -82,7 +82,7 @@ def _bnb_bits(entry: Mapping[str, Any]) -> int | None:
 
 
 def _alike(stated: str, stored: str) -> bool:
-    """Whether what config.json says may be what is stored; other methods store as one of these does."""
+    """Whether the method of config.json may be stored in the layout that was found."""
     return stated == stored or not {stated, stored} <= _LAYOUTS
 
 

@@ -1,4 +1,4 @@
-"""What was measured of the inputs of one linear layer, for methods that look at more than its weight."""
+"""Statistics of the inputs of one linear layer, for methods that use more than its weight."""
 
 from __future__ import annotations
 

@@ -28,14 +28,14 @@ _SMALL_NBYTES = 2**20
 
 @dataclass(frozen=True)
 class Problem:
-    """What speaks against a file; `hint` where it is known what to do."""
+    """Evidence that a file was decoded wrongly; `hint` says what to do, if that is known."""
 
     message: str
     hint: str | None = None
 
 
 def probe(coded: Coded, *, culprit: str) -> tuple[Problem | None, list[Entry]]:
-    """What speaks against a file (None when nothing does), and the entries of a torch file.
+    """Evidence that a file was decoded wrongly (None without any), and the entries of a torch file.
 
     Args:
         culprit: what is wrong when a file decodes to noise: `the base is not …`.

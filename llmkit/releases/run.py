@@ -229,7 +229,7 @@ class _Reader:
         return done
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._gzip is not None:
             self._gzip.close()
         self._coded.payload.close()

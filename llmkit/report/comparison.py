@@ -21,7 +21,7 @@ _MINUS = re.compile(r"(?<= )-(?=\d)")
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What is said of one run beside the first."""
+    """One run compared with the first."""
 
     sentence: str
     facts: Pairs

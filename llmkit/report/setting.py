@@ -28,7 +28,7 @@ def plain(text: str) -> str:
 
 
 def isolated(text: object) -> Markup:
-    """Text from outside: escaped, in its language, and isolated, so that its writing direction ends where it does."""
+    """Text from outside as HTML: escaped, marked with its language, its writing direction isolated (`<bdi>`)."""
     shown = plain(str(text))
     tag = language_of(shown)
     language = Markup(' lang="{}"').format(tag) if tag else ""

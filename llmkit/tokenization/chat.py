@@ -52,7 +52,7 @@ def prompt_of(ckpt: Checkpoint, tokenizer: Any, name: str | None = None) -> Prom
 
 
 def token_id(tokenizer: Any, token: Token) -> int | None:
-    """The id of a special token, or None when the tokenizer has it not."""
+    """The id of a special token; None if the tokenizer does not have it."""
     if token.id is not None:
         return token.id if token.id < len(tokenizer) else None
     i = tokenizer.convert_tokens_to_ids(token.text)

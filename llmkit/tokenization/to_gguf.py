@@ -113,7 +113,7 @@ def vocabulary_metadata(
 
 
 def _differences(tokenizer: TokenizerFiles, metadata: Mapping[str, Any]) -> list[str]:
-    """What an engine cuts otherwise by the vocabulary than the tokenizer that it was made from."""
+    """Texts that llama.cpp's reading of the vocabulary tokenizes differently from the source tokenizer."""
     scores = tokenizer.sp.scores if tokenizer.sp is not None else {}
     try:
         # a SentencePiece model does not know its special tokens in text

@@ -95,7 +95,7 @@ def file_part(name: object) -> str:
 
 
 def json_line(document: Mapping[str, Any]) -> str:
-    """A JSON object on one line that every reader takes: lone surrogates, which UTF-8 has not, become U+FFFD."""
+    """A JSON object on one line; lone surrogates, which UTF-8 cannot encode, become U+FFFD."""
     text = json.dumps(document, ensure_ascii=False)
     return _SURROGATE.sub("\ufffd", text) + "\n"
 

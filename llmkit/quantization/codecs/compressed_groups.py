@@ -1,4 +1,4 @@
-"""The config groups of compressed-tensors: which modules have which weights, and what is said of their inputs."""
+"""The config groups of compressed-tensors: the grids of the weights of modules, and of their inputs."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _DELTA_WORD = re.compile(r"(^|[-_./ ])(w?diff|delta)s?($|[-_./ 0-9v])", re.IGNOR
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that speaks against a base.
+    """Evidence against a base.
 
     Attributes:
         level: `refuse` (certain), `warn` (statistics, or a name), `note`.
