@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -41,6 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector need not go through it again and again."""
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def one_thread_in_torch() -> Iterator[None]:
+    """Threads cost more than they gain on tiny models."""
+    from llmkit.decoder.contract import one_thread
+
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

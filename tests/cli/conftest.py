@@ -42,6 +42,14 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return run
 
 
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A file of words that the tokenizer of `write_model` has."""
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{i % 97}" for i in range(1500)))
+    return path
+
+
 def write_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     """A random llama-layout model of 130 tokens with a word-level tokenizer, written by safetensors and tokenizers."""
     import torch

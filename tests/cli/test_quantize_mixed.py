@@ -11,13 +11,6 @@ from safetensors.torch import load_file
 from llmkit.checkpoint.checkpoint import open_checkpoint
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(f"w{i % 97}" for i in range(1500)))
-    return path
-
-
 def nbytes_of(path):
     return sum(lazy.spec.nbytes for lazy in open_checkpoint(path).tensors.values())
 

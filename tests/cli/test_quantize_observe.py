@@ -5,13 +5,6 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(f"w{i % 97}" for i in range(1500)))
-    return path
-
-
 @pytest.mark.parametrize("name", ["s.safetensors", "imatrix.gguf", "imatrix.dat"])
 def test_observed_once_and_quantized_by_it(call, tiny, tmp_path, text, name):
     file, out = tmp_path / name, tmp_path / "q"

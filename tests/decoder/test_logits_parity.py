@@ -13,6 +13,8 @@ from llmkit.decoder.kv import KVCache
 from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
+
 LLAMA = next(default_registry().load(p) for p in default_registry().plugins if p.name == "llama")
 VARIANTS = ["tiny", *LLAMA.variants]
 TOLERANCE = 1e-5
@@ -38,15 +40,6 @@ def their_model(config, folder):
                 weight.copy_(torch.randn_like(weight) * (1.5 * weight.shape[-1] ** -0.5))
     theirs.save_pretrained(folder)
     return theirs
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads cost more than they give on models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

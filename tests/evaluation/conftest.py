@@ -25,3 +25,12 @@ def tiny_llama_bos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_llama(folder)
     train_tokenizer(folder, bos=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a context of 1,500 tokens, for prompts of several shots."""
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_llama(folder, max_length=1500)
+    train_tokenizer(folder)
+    return folder

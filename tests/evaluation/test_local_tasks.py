@@ -9,8 +9,6 @@ import datasets
 import lm_eval.tasks
 import pytest
 from small_tasks import KINDS, NAMES, THINGS
-from tiny_model import save_tiny_llama
-from tiny_tokenizer import train_tokenizer
 
 from llmkit.errors import InputError
 from llmkit.evaluation.runner import evaluate
@@ -67,14 +65,6 @@ def data(tmp_path_factory):
     (root / "openai/gsm8k/README.md").write_text(card, encoding="utf-8")
     _write(root / "google/IFEval", _ifeval, ("train",))
     return root
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_tiny_llama(folder, max_length=1500)
-    train_tokenizer(folder)
-    return folder
 
 
 def both(model, data, names, include=None):

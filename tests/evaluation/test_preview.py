@@ -20,29 +20,17 @@ def data(tmp_path_factory):
     return write_benchmarks(tmp_path_factory.mktemp("data"), lambda bench: ("dev", "test", "val"))
 
 
-@pytest.fixture(scope="module")
-def long_llama(tmp_path_factory):
-    """A tiny model with room for long answers."""
-    from tiny_model import save_tiny_llama
-    from tiny_tokenizer import train_tokenizer
-
-    folder = tmp_path_factory.mktemp("long-llama")
-    save_tiny_llama(folder, max_length=1500)
-    train_tokenizer(folder)
-    return folder
-
-
 def refuse(*args):
     raise AssertionError("the model was opened to be computed")
 
 
 @pytest.mark.parametrize(("bench", "protocol"), [(b, p) for b in SUBJECTS for p in protocol_names(b)])
-def test_what_is_shown_is_what_is_sent(long_llama, data, monkeypatch, bench, protocol):
+def test_what_is_shown_is_what_is_sent(model, data, monkeypatch, bench, protocol):
     shots = protocol_named(load_bench(bench), protocol).shots
     shots = 1 if shots is None else shots
     with monkeypatch.context() as patch:
         patch.setattr("llmkit.evaluation.runner.open_engine", refuse)
-        shown = preview(long_llama, Selection(bench, data / bench, protocol=protocol, shots=shots, limit=2))
+        shown = preview(model, Selection(bench, data / bench, protocol=protocol, shots=shots, limit=2))
     sent = set()
     score, generate = Scorer.score, Scorer.generate
 
@@ -57,7 +45,7 @@ def test_what_is_shown_is_what_is_sent(long_llama, data, monkeypatch, bench, pro
 
     monkeypatch.setattr(Scorer, "score", scored)
     monkeypatch.setattr(Scorer, "generate", generated)
-    record = evaluate(long_llama, bench, data=data / bench, protocol=protocol, shots=shots, limit=2)
+    record = evaluate(model, bench, data=data / bench, protocol=protocol, shots=shots, limit=2)
     questions = [(s.name, q) for s in record.benches[bench].subjects for q in s.questions]
     assert [(p.subject, p.id, p.prompt) for p in shown] == [(s, q.id, q.prompt) for s, q in questions]
     assert len(shown) == 4
@@ -66,10 +54,10 @@ def test_what_is_shown_is_what_is_sent(long_llama, data, monkeypatch, bench, pro
         assert f"{prompt.subject} " in prompt.text
 
 
-def test_the_command(long_llama, data, capsys):
+def test_the_command(model, data, capsys):
     from llmkit.cli.app import main
 
-    line = ["eval", str(long_llama), "--bench", "cmmlu", "--data", str(data), "--subjects", "logical", "--show", "1"]
+    line = ["eval", str(model), "--bench", "cmmlu", "--data", str(data), "--subjects", "logical", "--show", "1"]
     assert main([*line, "--shots", "1", "--json"]) == 0
     (prompt,) = json.loads(capsys.readouterr().out)["prompts"]
     assert (prompt["bench"], prompt["subject"], prompt["id"]) == ("cmmlu", "logical", "0")
@@ -84,6 +72,6 @@ def test_the_command(long_llama, data, capsys):
     assert "--output is not for --show" in capsys.readouterr().err
 
 
-def test_what_cannot_be_scored_cannot_be_shown(long_llama, data):
+def test_what_cannot_be_scored_cannot_be_shown(model, data):
     with pytest.raises(InputError, match="no subject or category 'logicall'"):
-        preview(long_llama, Selection("cmmlu", data / "cmmlu", subjects=["logicall"]))
+        preview(model, Selection("cmmlu", data / "cmmlu", subjects=["logicall"]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 from small_benchmarks import SUBJECTS, write_benchmarks
-from tiny_model import save_tiny_llama
-from tiny_tokenizer import train_tokenizer
 
 import llmkit
 from llmkit.errors import InputError
@@ -23,14 +21,6 @@ TABLE = [(bench, protocol) for bench in SUBJECTS for protocol in protocol_names(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_benchmarks(tmp_path_factory.mktemp("data"), lambda bench: ("dev", SCORED[bench]))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_tiny_llama(folder, max_length=1500)
-    train_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

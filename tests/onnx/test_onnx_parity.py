@@ -19,15 +19,9 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 from rotation import EVERY_WAY, rotated
 from tiny_graphs import CASES, PLUGINS, is_refused, made
 
+pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
+
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # Every variant is in test_onnx_contract.py (with GQA) and in test_onnx_padding.py (with Attention).

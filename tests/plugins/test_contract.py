@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 import transformers
 
 from llmkit.architecture.kinds import GatedMLP, Head
 from llmkit.architecture.prompts import Instruction
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder.contract import TOLERANCE, check_architecture
+
+pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
 
 # transformers has none of these: recorded outputs of the originals in test_golden.py stand for it.
 IS_4 = transformers.__version__.startswith("4.")
@@ -28,14 +29,6 @@ OTHER_IN_4 = {
     "recurrent_gemma": "has no window within a prompt",
 }
 PLUGINS = [default_registry().load(p) for p in default_registry().plugins if p.is_builtin]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_no_two_plugins_clash():

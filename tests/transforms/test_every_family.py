@@ -25,6 +25,8 @@ from llmkit.transforms.quantize import quantize
 from llmkit.transforms.vocab.extend import extend
 from llmkit.transforms.vocab.trim import trim
 
+pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
+
 ROWS = ("embed.weight", "beside.table.weight")
 TRANSPOSED = {"gpt2"}
 # transformers joins convolutions when it reads files, and drops them beside packed integers.
@@ -41,14 +43,6 @@ def one_way(way, *others):
     """What is made of names and shapes alike for all families: of most, one of the ways."""
     cases = [case for case, chosen in rotated(CASES, sorted({way, *others})) if chosen == way]
     return pytest.mark.parametrize(("name", "variant"), cases, ids=lambda value: value or "tiny")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
