@@ -237,10 +237,15 @@ class Application:
         else:
             raise SpecError(f"{self.adapter.label}: {module} holds only {listing(parts)}: no update is made of that")
         self._fit(module, name, weight, (left.shape[0], right.shape[1]))
+        is_embedding = "lora_embedding_A" in parts
+        if (lengths := parts.get("lora_magnitude_vector")) is not None:
+            by_column = is_transposed or is_embedding
+            return arithmetic.add_dora(
+                weight, left, right, lengths, scale, dtype, by_column=by_column, name=name, observe=observe
+            )
         return arithmetic.add_low_rank(
             weight, left, right, scale, dtype, name=name, observe=observe,
-            magnitude=parts.get("lora_magnitude_vector"), by_column=is_transposed or "lora_embedding_A" in parts,
-            rounds_update="lora_embedding_A" in parts or rounds_update(self.adapter.config),
+            rounds_update=is_embedding or rounds_update(self.adapter.config),
             divisor=divisor_of(self.adapter.config, self.adapter.kind, right.shape[0]),
         )  # fmt: skip
 

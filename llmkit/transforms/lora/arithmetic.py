@@ -49,66 +49,78 @@ def add_low_rank(
     dtype: DType,
     *,
     name: str,
-    magnitude: Lazy | None = None,
-    by_column: bool = False,
     rounds_update: bool = False,
     divisor: float = 1.0,
     observe: Observe | None = None,
 ) -> Lazy:
-    """W + scale * left @ right, or with a magnitude m (DoRA) that matrix with its rows or columns rescaled to length m.
+    """W + scale / divisor * left @ right (LoRA), as `dtype`.
 
     Args:
-        weight: [rows, columns].
+        weight: [rows, columns], a float type.
         left: [rows, r].
         right: [r, columns].
         name: of the weight, for messages.
-        magnitude: DoRA's m, one for each row, or with `by_column` for each column.
-        rounds_update: the update is cast to the dtype of the weight before it is added (not with a magnitude).
-        divisor: by which the update is divided after it was scaled (not with a magnitude).
+        rounds_update: the update is cast to `dtype` before it is added.
         observe: is told the squared Frobenius norms of the change and of W.
     """
     left, right = left.cast(_F32), right.cast(_F32)
-    attrs: dict[str, object] = {"scale": scale}
-    if divisor != 1.0:
-        attrs["divisor"] = divisor
-    if magnitude is None:
-        gram_spec = TensorSpec(_F32, (right.shape[0], right.shape[0]))
-        gram = Apply("gram", [right], gram_spec, lambda r: r @ r.T, row_step=None).output()
+    attrs = {"scale": scale} if divisor == 1.0 else {"scale": scale, "divisor": divisor}
+    gram_spec = TensorSpec(_F32, (right.shape[0], right.shape[0]))
+    gram = Apply("gram", [right], gram_spec, lambda r: r @ r.T, row_step=None).output()
 
-        def add(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = torch.empty(w.shape, dtype=dtype.torch)
-            # |left @ right|^2 = tr(left' left right right'): known without a pass over the weight.
-            change = (scale / divisor) ** 2 * float(((a.T @ a).double() * g.double()).sum())
-            _check_finite(name, change)
-            norm = 0.0
-            # Blocks of warm memory for all: fresh pages for each cost more than the arithmetic.
-            work, warm = torch.empty((BLOCK_ROWS, w.shape[1])), torch.empty((BLOCK_ROWS, w.shape[1]))
-            for start in range(0, w.shape[0], BLOCK_ROWS):
-                rows = slice(start, start + BLOCK_ROWS)
-                block = torch.mm(_filled(a[rows]), b, out=work)[: w.shape[0] - start]
-                if scale != 1.0:
-                    block.mul_(scale)
-                if divisor != 1.0:
-                    block.div_(divisor)
-                if rounds_update and dtype is not _F32:
-                    block = block.to(dtype.torch).float()
-                before = warm[: w.shape[0] - start].copy_(w[rows])
-                if observe is not None:
-                    norm += float(torch.dot(before.view(-1), before.view(-1)))
-                out[rows] = block.add_(before)
+    def add(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.empty(w.shape, dtype=dtype.torch)
+        # |left @ right|^2 = tr(left' left right right'): known without a pass over the weight.
+        change = (scale / divisor) ** 2 * float(((a.T @ a).double() * g.double()).sum())
+        _check_finite(name, change)
+        norm = 0.0
+        # Blocks of warm memory for all: fresh pages for each cost more than the arithmetic.
+        work, warm = torch.empty((BLOCK_ROWS, w.shape[1])), torch.empty((BLOCK_ROWS, w.shape[1]))
+        for start in range(0, w.shape[0], BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            block = torch.mm(_filled(a[rows]), b, out=work)[: w.shape[0] - start]
+            if scale != 1.0:
+                block.mul_(scale)
+            if divisor != 1.0:
+                block.div_(divisor)
+            if rounds_update and dtype is not _F32:
+                block = block.to(dtype.torch).float()
+            before = warm[: w.shape[0] - start].copy_(w[rows])
             if observe is not None:
-                observe(change, norm, w.shape[0])
-            return out
+                norm += float(torch.dot(before.view(-1), before.view(-1)))
+            out[rows] = block.add_(before)
+        if observe is not None:
+            observe(change, norm, w.shape[0])
+        return out
 
-        spec, operands = weight.spec.with_dtype(dtype), [weight, left, right, gram]
-        return Apply(
-            "lora", operands, spec, add, attrs, row_step=BLOCK_ROWS, input_rows=[1, 1, 0, 0], scratch=2.0
-        ).output()
+    spec, operands = weight.spec.with_dtype(dtype), [weight, left, right, gram]
+    return Apply("lora", operands, spec, add, attrs, row_step=BLOCK_ROWS, input_rows=[1, 1, 0, 0], scratch=2.0).output()
+
+
+def add_dora(
+    weight: Lazy,
+    left: Lazy,
+    right: Lazy,
+    magnitude: Lazy,
+    scale: float,
+    dtype: DType,
+    *,
+    name: str,
+    by_column: bool,
+    observe: Observe | None = None,
+) -> Lazy:
+    """W + scale * left @ right with its rows (`by_column`: columns) rescaled to the lengths `magnitude`, as `dtype`.
+
+    Args:
+        weight: [rows, columns], a float type.
+        left: [rows, r].
+        right: [r, columns].
+        magnitude: [rows], or [columns].
+    """
+    operands, per = [left, right, magnitude], [1, 0, 1]
     if by_column:
-        norms = ColumnNorms(weight, left, right, scale).output()
-        operands, per = [left, right, magnitude.cast(_F32), norms], [1, 0, 0, 0]
-    else:
-        operands, per = [left, right, magnitude.cast(_F32)], [1, 0, 1]
+        norms = ColumnNorms(weight, left.cast(_F32), right.cast(_F32), scale).output()
+        operands, per = [*operands, norms], [1, 0, 0, 0]
 
     def rescale(
         block: torch.Tensor, rows: slice, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor, *norms: torch.Tensor
@@ -119,7 +131,7 @@ def add_low_rank(
         factor: torch.Tensor = (m[rows] / torch.linalg.vector_norm(moved, dim=1))[:, None]
         return moved * factor
 
-    attrs["by_column"] = by_column
+    attrs: dict[str, object] = {"scale": scale, "by_column": by_column}
     return _by_blocks("dora", weight, operands, per, rescale, dtype, attrs, name=name, observe=observe)
 
 
