@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from llmkit.architecture.tokenizers import TOKENIZERS, ByteTrieFile
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError
 from llmkit.tokenization.bpe import implied_merges, scores_of_merges
+from llmkit.tokenization.byte_strings import trie_of, unescaped, vocabulary_file
+from llmkit.tokenization.byte_trie import ByteTrie
 from llmkit.tokenization.documents import bpe_model, document, sentencepiece_steps, template_processing
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.parity import compare, tied_texts
@@ -22,7 +25,7 @@ from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, bpe
 
 _WHOLE = (PieceKind.CONTROL, PieceKind.USER_DEFINED)
 # tokenizer.ggml.model -> what it is; named by GGUF after the first model of each kind.
-_KINDS = {"llama": "sentencepiece", "gemma4": "merged_pieces", "gpt2": "byte_level"}
+_KINDS = {"llama": "sentencepiece", "gemma4": "merged_pieces", "gpt2": "byte_level", "rwkv": "byte_strings"}
 # Of `tokenizer.ggml.pre`: a word that is a token is taken whole; a text begins with bos unless the file says otherwise;
 # text is normalised.
 _IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4")
@@ -39,6 +42,14 @@ def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> d
     if metadata.get("tokenizer.ggml.model") not in _KINDS or not metadata.get("tokenizer.ggml.tokens"):
         return {}
     vocabulary = _Vocabulary(metadata)
+    if vocabulary.is_bytes:
+        kind = next(kind for kind in TOKENIZERS.values() if isinstance(kind, ByteTrieFile))
+        added = {str(token.pop("id")): token for token in vocabulary.added()}
+        settings = {**vocabulary.config(config), "tokenizer_class": kind.classes[0], "added_tokens_decoder": added}
+        return {
+            kind.file: FileContent(make=lambda: vocabulary_file(vocabulary.trie().tokens)),
+            "tokenizer_config.json": FileContent(data=_json(settings)),
+        }
     make = vocabulary.sentencepiece_json if vocabulary.is_sentencepiece else vocabulary.byte_level_json
     settings = vocabulary.config(config)
     check = vocabulary.difference if vocabulary.is_sentencepiece else None
@@ -61,6 +72,8 @@ def reader_of(metadata: Mapping[str, Any], *, with_special: bool = True) -> Call
     vocabulary = _Vocabulary(metadata)
     if vocabulary.is_sentencepiece:
         return vocabulary.exact(with_special=with_special)
+    if vocabulary.is_bytes:
+        return vocabulary.trie().encode
     fast = FastTokenizer.parse(vocabulary.byte_level_json(), "the GGUF vocabulary")
     return FastTokenizer({**fast.data, "normalizer": None}).encoder()  # llama.cpp normalizes no text
 
@@ -74,7 +87,8 @@ class _Vocabulary:
         self._metadata = metadata
         self.tokens: Sequence[str] = self._get("tokens", [])
         kind = _KINDS[self._get("model")]
-        self.is_sentencepiece = kind != "byte_level"
+        self.is_sentencepiece = kind in ("sentencepiece", "merged_pieces")
+        self.is_bytes = kind == "byte_strings"
         self.types: Sequence[int] = self._get("token_type") or [PieceKind.NORMAL] * len(self.tokens)
         self.scores: Sequence[float] = self._get("scores") or [0.0] * len(self.tokens)
         if not all(" " in m for m in self._get("merges") or []):
@@ -98,7 +112,10 @@ class _Vocabulary:
     def token(self, kind: str) -> str | None:
         """The text of a special token (`bos`, `eos`, …)."""
         i = self._get(f"{kind}_token_id")
-        return self.tokens[i] if isinstance(i, int) and 0 <= i < len(self.tokens) else None
+        return self._text(i) if isinstance(i, int) and 0 <= i < len(self.tokens) else None
+
+    def _text(self, i: int) -> str:
+        return unescaped(self.tokens[i]).decode("utf-8", "replace") if self.is_bytes else self.tokens[i]
 
     def adds(self, kind: str) -> bool:
         """Whether bos or eos is put around a text."""
@@ -121,6 +138,10 @@ class _Vocabulary:
         if isinstance(template, str):
             settings["chat_template"] = template
         return settings
+
+    def trie(self) -> ByteTrie:
+        """Byte strings, matched greedily."""
+        return trie_of(self.tokens, self.types)
 
     def byte_level_json(self) -> bytes:
         """tokenizer.json of byte-level BPE."""
@@ -180,8 +201,9 @@ class _Vocabulary:
                 vocab.setdefault(text, i)
         return vocab
 
-    def _added(self) -> list[dict[str, Any]]:
-        added = {i: text for i, text in enumerate(self.tokens) if self.types[i] in _WHOLE}
+    def added(self) -> list[dict[str, Any]]:
+        """The tokens that are matched whole, as tokenizer.json lists them."""
+        added = {i: self._text(i) for i, kind in enumerate(self.types) if kind in _WHOLE}
         if self.is_sentencepiece and (unknown := self._get("unknown_token_id")) is not None and self.token("unknown"):
             added[unknown] = self.tokens[unknown]
         flags = {"single_word": False, "lstrip": False, "rstrip": False}
@@ -205,7 +227,7 @@ class _Vocabulary:
         template = template_processing(bos, eos)
         if template is not None and post_processor is not None:
             post_processor = {"type": "Sequence", "processors": [post_processor, template]}
-        return _json(document(model, added=self._added(), post_processor=post_processor or template, **steps))
+        return _json(document(model, added=self.added(), post_processor=post_processor or template, **steps))
 
     def sentencepiece_model(self) -> bytes:
         """tokenizer.model: a ModelProto of these pieces, of type BPE."""

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkit.architecture.tokenizers import TOKENIZERS, SentencePieceFile, TiktokenFile, TokenizerKind
+from llmkit.architecture.tokenizers import TOKENIZERS, ByteTrieFile, SentencePieceFile, TiktokenFile, TokenizerKind
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import LlmkitError
 from llmkit.tokenization.bpe import apply_bpe, scores_of_merges
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
 from llmkit.tokenization.byte_level import from_bytes
+from llmkit.tokenization.byte_strings import escaped
+from llmkit.tokenization.byte_trie import ByteTrie
 from llmkit.tokenization.checked import template_text
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.from_gguf import reader_of
@@ -90,6 +92,9 @@ def vocabulary_metadata(
         metadata, entries, warnings = _byte_level(tokenizer, tokenizer.fast, n_rows, pre)
     elif tokenizer.fast is None and tokenizer.ranks is not None and isinstance(kind, TiktokenFile):
         metadata, entries, warnings = _ranks(tokenizer, tokenizer.ranks, n_rows, kind)
+    elif tokenizer.fast is None and isinstance(kind, ByteTrieFile):
+        trie = ByteTrie.parse(published[kind.file], f"{label}: {kind.file}")
+        metadata, entries, warnings = _byte_strings(tokenizer, trie, n_rows, kind)
     else:
         what = (
             f"a tokenizer ({tokenizer.kind}) that GGUF has no place for"
@@ -101,13 +106,14 @@ def vocabulary_metadata(
         warnings.append(f"{entries.n_beyond} tokens have no row in the embedding and are left out of the vocabulary")
     merges = metadata.pop("merges", None)
     metadata |= {"tokens": entries.tokens}
-    metadata |= {"scores": entries.scores} if merges is None else {}
+    is_bytes = isinstance(kind, ByteTrieFile)
+    metadata |= {"scores": entries.scores} if merges is None and not is_bytes else {}
     metadata |= {"token_type": entries.types}
     metadata |= {"merges": merges} if merges is not None else {}
     metadata |= _special_ids(tokenizer, config, n_rows, entries, kind)
     metadata |= _added_at_ends(tokenizer, kind, merges is not None)
     result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
-    if not warnings and tokenizer.ranks is None:
+    if not warnings and tokenizer.ranks is None and not is_bytes:
         warnings += _differences(tokenizer, result)
     return result | _templates(tokenizer), warnings
 
@@ -210,6 +216,18 @@ def _ranks(tokenizer: TokenizerFiles, ranks: Mapping[bytes, int], n_rows: int, k
     name = name_of_pattern(kind.pattern)
     warnings = [] if name is not None else [_NO_NAME]
     return {"model": "gpt2", "pre": name or "default", "merges": merges}, entries, warnings
+
+
+def _byte_strings(tokenizer: TokenizerFiles, trie: ByteTrie, n_rows: int, kind: ByteTrieFile) -> _Made:
+    """Byte strings; a blank line ends what a chat model says, as llama.cpp has it for them."""
+    entries = _Entries(n_rows)
+    for i, data in trie.tokens.items():
+        entries.put(i, escaped(data), 0.0, PieceKind.NORMAL)
+    for i, text in {0: kind.end, **{i: str(t.get("content")) for i, t in tokenizer.added.items()}}.items():
+        if i not in trie.tokens:
+            entries.put(i, escaped(text.encode()), 0.0, PieceKind.CONTROL)
+    blank_line = trie.find("\n\n")
+    return {"model": "rwkv", **({} if blank_line is None else {"eot_token_id": blank_line})}, entries, []
 
 
 def _put_added(entries: _Entries, i: int, token: Mapping[str, Any]) -> None:

@@ -81,9 +81,9 @@ def baichuan(folder, world):
     return [195, *sp.encode(QUESTION), 196]
 
 
-def rwkv(folder, world):
+def rwkv(folder, world, probe=None):
     lines = "".join(f"{i + 1} {bytes([i])!r} 1\n" for i in range(256)) + "257 'User: ' 6\n258 '\\n\\nAssistant:' 12\n"
-    probe = {"architectures": ["RwkvForCausalLM"], "model_type": "rwkv"}
+    probe = probe or {"architectures": ["RwkvForCausalLM"], "model_type": "rwkv"}
     write(folder, probe, {"vocab_size": 65536}, {"rwkv_vocab_v20230424.txt": lines.encode()})
     return [257, *(b + 1 for b in QUESTION.encode()), 258]
 
@@ -106,6 +106,17 @@ def test_chat_in_the_familys_own_format(call, world, tmp_path, make):
     for token in done["tokens"]:  # greedy, each step computed anew
         assert int(load_decoder(open_checkpoint(folder))(torch.tensor([ids]))[0, -1].argmax()) == token
         ids.append(token)
+
+
+def test_byte_strings_in_gguf(call, world, tmp_path):
+    """The file alone puts a question as the folder does, and answers it so."""
+    folder, file = tmp_path / "model", tmp_path / "model.gguf"
+    expected = rwkv(folder, world, {"architectures": ["RWKV7ForCausalLM"], "model_type": "rwkv7"})
+    assert call("convert", folder, "--to", "gguf", "--type", "f32", "-o", file).code == 0
+    for option in (["--show-prompt"], ["--max-tokens", "4"]):
+        one, other = (call("generate", model, QUESTION, "--chat", "--json", *option) for model in (folder, file))
+        assert one.document["tokens"] == other.document["tokens"]
+        assert option != ["--show-prompt"] or one.document["tokens"] == expected
 
 
 def test_a_tokenizer_of_another_release_is_named(call, world, tmp_path):

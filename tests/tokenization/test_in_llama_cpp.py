@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
 
 from llmkit.checkpoint.file_content import FileContent
+from llmkit.tokenization.byte_strings import vocabulary_file
+from llmkit.tokenization.byte_trie import ByteTrie
+from llmkit.tokenization.from_gguf import reader_of
 from llmkit.tokenization.parity import TEXTS
 from llmkit.tokenization.pretokenizers import NAMES, pre_tokenizer_of
 from llmkit.tokenization.to_gguf import vocabulary_metadata
@@ -39,6 +43,7 @@ MERGES = "gemma4"  # pieces of SentencePiece, and the merges of tokenizer.json i
 # llama.cpp cuts them at the ends of lines, and here finds no special tokens in text.
 MARKS[MERGES] = ["\ta\n\tb\n", "<s>", "</s>", "<unk>"]
 MARKS_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}  # and puts none before a text
+BYTES = "byte-strings"  # all bytes, and words of the texts with the space before them
 PREFIXES = {"spm": True, "spm-without-prefix": False}
 
 
@@ -55,7 +60,7 @@ def trained(name):
     return tokenizer
 
 
-def vocabulary_file(path, metadata):
+def gguf_file(path, metadata):
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in metadata.items():
@@ -82,21 +87,29 @@ def cut(tmp_path_factory, world):
         files = {"tokenizer.json": FileContent(data=tokenizer.to_str().encode())}
         metadata, warnings = vocabulary_metadata("m", files, {}, tokenizer.get_vocab_size(), pre=name)
         assert (warnings, metadata["tokenizer.ggml.pre"]) == ([], name)
-        vocabulary_file(folder / f"{name}.gguf", metadata)
+        gguf_file(folder / f"{name}.gguf", metadata)
     for name, prefix in PREFIXES.items():
         data = world.sp_model([*world.ENGLISH, *world.CHINESE, *READ], 900, add_dummy_prefix=prefix)
         exact = SentencePieceProcessor(model_proto=data)
         expected[name] = [exact.encode(text) for text in READ]
         metadata, warnings = vocabulary_metadata("m", {"tokenizer.model": FileContent(data=data)}, {}, len(exact))
         assert warnings == []
-        vocabulary_file(folder / f"{name}.gguf", metadata)
+        gguf_file(folder / f"{name}.gguf", metadata)
     fast = world.fast_of(world.sp_model([*world.ENGLISH, *world.CHINESE, *READ], 900, add_dummy_prefix=False))
     fast = json.dumps(json.loads(fast) | {"normalizer": MARKS_SPACES})
     expected[MERGES] = [Tokenizer.from_str(fast).encode(text, add_special_tokens=False).ids for text in READ]
     metadata, _ = vocabulary_metadata("m", {"tokenizer.json": FileContent(data=fast.encode())}, {}, 900)
     merges = [m if isinstance(m, str) else " ".join(m) for m in json.loads(fast)["model"]["merges"]]
     metadata |= {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": merges}
-    vocabulary_file(folder / f"{MERGES}.gguf", metadata)
+    gguf_file(folder / f"{MERGES}.gguf", metadata)
+    words = sorted({word for text in READ for word in re.findall(r" ?\S+|\s+", text) if len(word.encode()) > 1})
+    trie = ByteTrie(dict(enumerate([*(bytes([b]) for b in range(256)), *(word.encode() for word in words)], 1)))
+    expected[BYTES] = [trie.encode(text) for text in READ]
+    files = {"rwkv_vocab_v20230424.txt": FileContent(data=vocabulary_file(trie.tokens))}
+    metadata, warnings = vocabulary_metadata("m", files, {}, trie.n_tokens + 5)
+    assert warnings == []
+    assert [reader_of(metadata)(text) for text in READ] == expected[BYTES]
+    gguf_file(folder / f"{BYTES}.gguf", metadata)
     paths = [str(folder / f"{name}.gguf") for name in expected]
     done = subprocess.run(
         [PYTHON, "-c", CUT, json.dumps(paths), json.dumps(READ)], capture_output=True, text=True, check=False
@@ -106,7 +119,7 @@ def cut(tmp_path_factory, world):
     return {name: (expected[name], found[name]) for name in expected}
 
 
-@pytest.mark.parametrize("name", [*NAMES, *PREFIXES, MERGES])
+@pytest.mark.parametrize("name", [*NAMES, *PREFIXES, MERGES, BYTES])
 def test_the_ids_are_the_same(cut, name):
     expected, found = cut[name]
     assert [text for text, a, b in zip(READ, expected, found, strict=True) if a != b] == MARKS.get(name, [])
