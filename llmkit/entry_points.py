@@ -50,7 +50,7 @@ def _entries(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     builtin = _of_checkout(group)
     result = []
     owners: dict[int, tuple[str, str]] = {}  # a distribution reads its metadata anew for each question
-    for entry in importlib.metadata.entry_points(group=group):
+    for entry in _installed(path).get(group, ()):
         dist = entry.dist
         if id(dist) not in owners:
             owners[id(dist)] = (dist.name, dist.version) if dist is not None else ("unknown", "")
@@ -59,6 +59,13 @@ def _entries(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
             result.append(EntryPoint(entry.name, entry.value, f"{owner} {version}".strip(), owner == "llmkit"))
     result.sort(key=lambda e: (e.origin, e.name))
     return tuple({(e.name, e.target, e.origin): e for e in [*builtin, *result]}.values())
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """Of all groups at once: for one of them the files of every distribution are read as well."""
+    found: Any = importlib.metadata.entry_points()  # whose class Python 3.12 has changed
+    return {group: list(found.select(group=group)) for group in found.groups if group.startswith("llmkit.")}
 
 
 def load(entry: EntryPoint) -> Any:
@@ -106,17 +113,20 @@ def by_name(group: str, name: str, what: str, kind: type[T]) -> T:
     return loaded
 
 
-@cache
 def _of_checkout(group: str) -> list[EntryPoint]:
     """The built-in entries of the checkout this module lies in; none when it is installed."""
+    listed = _groups_of_checkout().get(group, {})
+    return [EntryPoint(name, target, str(_HOME), True) for name, target in sorted(listed.items())]
+
+
+@cache
+def _groups_of_checkout() -> dict[str, dict[str, str]]:
     project = _HOME / "pyproject.toml"
     if not project.is_file() or not (_HOME / "plugins" / "__init__.py").is_file():
-        return []
+        return {}
     table = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
-    if table.get("name") != "llmkit":
-        return []
-    listed = table.get("entry-points", {}).get(group, {})
-    return [EntryPoint(name, target, str(_HOME), True) for name, target in sorted(listed.items())]
+    groups: dict[str, dict[str, str]] = table.get("entry-points", {}) if table.get("name") == "llmkit" else {}
+    return groups
 
 
 def _make_importable(package: str) -> None:
