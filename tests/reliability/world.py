@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -76,6 +78,7 @@ class World:
         key = release_world.write_key(self.inputs / "7B/consolidated.00.pth")
         release_world.write_encrypted(self.inputs / "enc", hf_tuned, key)
         self.reset()
+        self._prepare()
         self.must(Command(self._words("delta make @base @tuned --no-check"), str(self.inputs / "delta")))
         self.must(Command(self._words("convert @tuned --to hf --dtype bfloat16"), str(self.inputs / "old")))
         old_gguf = str(self.inputs / "old.gguf")
@@ -89,7 +92,7 @@ class World:
             "vocab extend @base --with @words.txt", "vocab trim @base --corpus @corpus.txt",
             "convert @base --to hf --dtype bfloat16", "convert @base --to bin", "convert @base --to meta",
             "convert @base --to litgpt", "convert @base --to llama2c", "convert @base --to gguf --type q8_0",
-            "quantize @base --bits 4 --group-size 32",
+            "quantize @base --bits 4 --group-size 32 --samples 4 --length 16",
             "quantize @base --bits 4 --group-size 32 --calibration @corpus.txt --samples 4 --length 16",
             "export @base --to onnx --no-check",
             "convert @base --to hf --max-shard-size 40KB",
@@ -114,6 +117,16 @@ class World:
             old = self.inputs / ("old.gguf" if command.out.endswith(".gguf") else "old")
             place = self.trial / command.out
             shutil.copytree(old, place) if old.is_dir() else shutil.copy(old, place)
+
+    def _prepare(self) -> None:
+        """Run a command in this process, so that its forks have what is made once a process: commands, plugins."""
+        from llmkit.cli.app import main
+
+        command = Command(self._words("convert @base --to hf"), str(self.folder / "prepared"))
+        assert main(command.line(overwrite=False)) == 0
+        assert threading.active_count() == 1, "a fork beside threads may hang"
+        gc.collect()
+        gc.freeze()  # memory that is not looked at is not copied either
 
     def must(self, command: Command) -> None:
         """Make an input."""
