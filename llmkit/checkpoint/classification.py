@@ -39,13 +39,13 @@ class Classification:
 
     Attributes:
         kind: `model` is whatever has the tensors of one; `several` is a model and an adapter, of which transformers
-            loads another than the folder's weights.
+            loads another than the folder's weights; `addition` is heads or layers that work beside a model alone.
         words: what to call it in a message (`a LoRA adapter of rank 8 for llama-7b`).
         hint: a command, or an action, that works on it.
         quantization: how its weights are quantized; None for floats.
     """
 
-    kind: Literal["model", "delta", "adapter", "optimizer", "several", "measurements"]
+    kind: Literal["model", "delta", "adapter", "addition", "optimizer", "several", "measurements"]
     words: str
     hint: str
     quantization: Quantization | None = None
@@ -95,6 +95,8 @@ def _weights(ckpt: Checkpoint, where: str) -> Classification:
         )
     if (measured := _measurements(ckpt.tensors, where)) is not None:
         return measured
+    if (addition := _addition(ckpt.config)) is not None:
+        return addition
     quantization = quantization_of(ckpt)
     if quantization is None and _ASSUMED not in ckpt.history and looks_like_differences(ckpt):
         words = "a delta by its norms, whose weights are small and of both signs"
@@ -102,6 +104,15 @@ def _weights(ckpt: Checkpoint, where: str) -> Classification:
         return Classification("delta", words, f"{hint}with --force")
     words = f"a quantized model ({quantization})" if quantization else "a model"
     return Classification("model", words, "", quantization)
+
+
+def _addition(config: Mapping[str, Any]) -> Classification | None:
+    """Heads or layers beside a model, as speculative decoding has them: their config names a base, no architecture."""
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base or any(config.get(key) for key in ("architectures", "model_type")):
+        return None
+    words = f"an addition to {base} (such as heads that draft tokens), no model: its config names no architecture"
+    return Classification("addition", words, f"give the model itself: {shlex.quote(base)}")
 
 
 def _measurements(names: Collection[str], where: str) -> Classification | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import typer
+from safetensors.torch import save_file
 
 from llmkit.cli.app import app
 
@@ -161,3 +163,18 @@ def test_every_command_with_an_input_is_tried():
     tried = {path for path in commands for line in INPUTS if line.startswith(" ".join(path) + " ")}
     free = {("demo",), ("doctor",), ("plugins", "list"), ("plugins", "show")}
     assert set(commands) - free <= tried
+
+
+@pytest.mark.parametrize(
+    "line", ["convert {} --to hf -o OUT", "quantize {} --bits 8 --only *.weight -o OUT", "delta make M {} -o OUT"]
+)
+def test_heads_that_draft_tokens_are_no_model(call, words, tmp_path, line):
+    save_file({"0.0.linear.weight": torch.ones(8, 8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"base_model_name_or_path": "vicuna-7b", "medusa_num_heads": 1}')
+    assert "is an addition to vicuna-7b" in _refused(call, words(line, tmp_path), tmp_path)
+
+
+def test_a_delta_of_two_models_that_share_no_tensor(call, words, tmp_path):
+    save_file({"other.weight": torch.ones(8, 8)}, tmp_path / "model.safetensors")
+    told = _refused(call, words("delta make M {} -o OUT", tmp_path / "model.safetensors"), tmp_path)
+    assert "has no tensor of tiny: it holds other.weight" in told

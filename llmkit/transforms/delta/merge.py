@@ -138,7 +138,11 @@ class Merge:
                     self.notes.append(f"{head} of the base is left out: {checkpoint.label} ties it to the embedding")
 
     def ulp_differences(self) -> tuple[dict[str, Lazy], Marker]:
-        """Tuned - base in ulps, and the marker that says how to read it."""
+        """Tuned - base in ulps, and the marker that says how to read it.
+
+        Raises:
+            SpecError: the two have no tensor in common.
+        """
         tensors: dict[str, Lazy] = {}
         copied: list[str] = []
         main = main_dtype(self.other) or DType.F32
@@ -156,6 +160,12 @@ class Merge:
             tensors[name] = ulp_subtracted(other, resized)
             if other.dtype is not main:
                 dtypes[name] = other.dtype
+        if not any(name in self.base.tensors for name in tensors):
+            raise SpecError(
+                f"{self.other.label} has no tensor of {self.base.label}: it holds {listing(copied)}; "
+                f"expected tensors such as {listing(dropped)}",
+                hint="give the model that was tuned from the base, in the same layout",
+            )
         self._note_odd(copied, dropped)
         origin = self.base
         marker = Marker(main, origin.label, specs_digest(origin.tensors), len(origin.tensors), dtypes, tuple(copied))
