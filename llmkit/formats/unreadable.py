@@ -12,11 +12,19 @@ _HEADS = (
     (b"PK\x03\x04", "a zip archive, and none of torch's"), (b"\x1f\x8b", "gzipped"), (b"\x89HDF", "an HDF5 file"),
     (b"\x93NUMPY", "a NumPy array"), (b"7z\xbc\xaf", "a 7z archive"), (b"\xfd7zXZ", "an xz archive"),
     (b"ggml", "GGML of before GGUF"), (b"ggjt", "GGML of before GGUF"), (b"tjgg", "GGML of before GGUF"),
-    (b"lmgg", "GGML of before GGUF"),
+    (b"lmgg", "GGML of before GGUF"), (b"fmgg", "GGML of before GGUF"),
+    (b"algg", "an adapter of llama.cpp from before GGUF"),
 )  # fmt: skip
 _OTHER_WEIGHTS = (".msgpack", ".h5", ".npz", ".ckpt.index", ".distcp", ".ot", ".mlmodel", ".tflite", ".onnx")
 _ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".xz")
 _MARKS = ("config.json", "adapter_config.json", "params.json", "model.safetensors", "pytorch_model.bin")
+# What the ranks of a distributed training leave: a file in the folder or under it, whose it is, how weights come of it.
+_RANKS = (
+    ("*mp_rank_*_states.pt", "DeepSpeed", "python zero_to_fp32.py FOLDER OUT, the script beside it, writes weights"),
+    ("model_optim_rng.pt", "Megatron", "convert it with the tools of the program that trained it"),
+    ("*.distcp", "torch's distributed checkpoints (FSDP)",
+     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt joins them"),
+)  # fmt: skip
 _STATE = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args", "trainer_state")
 
 
@@ -66,8 +74,12 @@ def no_weights(folder: Path) -> InputError:
     message = f"{folder} holds no weights: found no model.safetensors, pytorch_model.bin or index of shards"
     hint = "give the folder that holds config.json and the weight files"
     others = [n for n in names if n.endswith(_OTHER_WEIGHTS)]
+    ranks = next(((w, h) for glob, w, h in _RANKS for at in ("", "*/", "*/*/") if any(folder.glob(at + glob))), None)
     if not names:
         message = f"{folder} holds no weights: it is empty"
+    elif ranks is not None:
+        message = f"{folder} holds no weights in one piece: it is a training run's state by ranks, of {ranks[0]}"
+        hint = ranks[1].replace("FOLDER", shlex.quote(str(folder)))
     elif "model_index.json" in names:
         message += "; it is a pipeline of diffusers, whose models lie in folders of their own"
     elif others:

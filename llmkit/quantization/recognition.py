@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.quantization.codec import Specs, config_entry, folder_readers
-from llmkit.tensors.spec import DType
 
 BLOCKS = "GGUF blocks"
-_BYTES = (DType.I8, DType.U8)
 _LAYOUTS = {"gptq", "awq", "bitsandbytes", "compressed-tensors", "hqq"}
 
 
@@ -118,18 +116,29 @@ _BY_LEAF: Mapping[str, tuple[str, str]] = {
     ".codebooks": ("aqlm", ""),
     ".q_weight": ("exl2", ""),
     ".trellis": ("exl3", ""),
+    ".centroids.weight": ("vptq", ""),
+    ".dense_weights": ("spqr", ""),
+    ".workspace": ("marlin", "int4"),
     ".weight_codes": ("an ONNX graph's integers", ""),
 }  # fmt: skip
 
 
 def _by_bytes(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
-    """A `weight` of float8, or of bytes."""
+    """A `weight` of float8, or of integers."""
     matrices = [(n, s) for n, s in specs.items() if n.endswith(".weight") and len(s.shape) == 2]
     small = [(n, s) for n, s in matrices if s.dtype.name.startswith("F8")]
     if small:
         seen = f"{small[0][0]} is {small[0][1].dtype.name}"
         return Quantization("float8 without scales", "", seen, n_weights=len(small))
-    whole = [(n, s) for n, s in matrices if s.dtype in _BYTES]
+    whole = [(n, s) for n, s in matrices if not s.dtype.is_float]
     if whole and 2 * len(whole) >= len(matrices):
-        return Quantization("an unknown method", "", f"{whole[0][0]} is {whole[0][1].dtype.name}", n_weights=len(whole))
+        seen = f"{whole[0][0]} is {whole[0][1].dtype.name}"
+        stem, stated = whole[0][0].removesuffix("weight"), config.get("quantization")
+        if not {f"{stem}scales", f"{stem}biases"} <= specs.keys():
+            return Quantization("an unknown method", "", seen, n_weights=len(whole))
+        bits, size = (
+            (stated.get(key) for key in ("bits", "group_size")) if isinstance(stated, Mapping) else (None, None)
+        )
+        words = f"int{bits} group {size}" if isinstance(bits, int) and isinstance(size, int) else ""
+        return Quantization("mlx", words, seen, n_weights=len(whole))
     return None

@@ -11,7 +11,8 @@ def added_tokens(
 ) -> dict[int, dict[str, Any]]:
     """Id -> description (`content`, and `special`, `lstrip`, … where stated), special tokens of the model included.
 
-    Where files disagree of an id, the later argument has it, as transformers reads them.
+    As transformers reads them: where files disagree of the text of an id, the later argument has it; where of how a
+    text is matched, the earlier.
 
     Args:
         listed: added_tokens.json.
@@ -22,8 +23,26 @@ def added_tokens(
     decoder = (settings or {}).get("added_tokens_decoder")
     tokens |= {int(i): dict(token) for i, token in decoder.items()} if isinstance(decoder, dict) else {}
     for token in (document or {}).get("added_tokens") or ():
-        tokens[token["id"]] = {key: value for key, value in token.items() if key != "id"}
+        stated = tokens.get(token["id"], {})
+        found = {key: value for key, value in token.items() if key != "id"}
+        tokens[token["id"]] = found | (stated if stated.get("content") == token["content"] else {})
     return dict(sorted(tokens.items()))
+
+
+def named_specials(settings: Mapping[str, Any], mapped: Mapping[str, Any] | None) -> list[str]:
+    """The texts of all special tokens that are named, with or without an id, as transformers reads them.
+
+    Args:
+        settings: tokenizer_config.json.
+        mapped: special_tokens_map.json, which counts where the former has no `added_tokens_decoder`.
+    """
+    stated = {**settings, **({} if "added_tokens_decoder" in settings else mapped or {})}
+    found: list[Any] = [value for key, value in stated.items() if key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = stated.get(key)
+        found += more.values() if isinstance(more, dict) else more if isinstance(more, list) else ()
+    texts = (token.get("content") if isinstance(token, dict) else token for token in found)
+    return list(dict.fromkeys(text for text in texts if isinstance(text, str)))
 
 
 def special_texts(settings: Mapping[str, Any]) -> set[str]:

@@ -115,6 +115,15 @@ class FastTokenizer:
             data["padding"] = {**padding, "pad_id": new_of[padding["pad_id"]]}
         return FastTokenizer(data)
 
+    @property
+    def adds_space(self) -> bool:
+        """Whether it puts a space before a text."""
+        text = json.dumps([self.data.get("normalizer"), self.data.get("pre_tokenizer")])
+        if '"Metaspace"' in text and '"prepend_scheme"' in text:
+            return '"Prepend"' in text or '"prepend_scheme": "never"' not in text
+        is_spaced = '"add_prefix_space": true' in text or ('"Metaspace"' in text and "add_prefix_space" not in text)
+        return '"Prepend"' in text or is_spaced
+
     def encoder(self) -> Callable[[str], list[int]]:
         """The tokenizers library's own encoder of this file: text -> ids, without bos and eos."""
         tokenizer = self.tokenizer()

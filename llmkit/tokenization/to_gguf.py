@@ -14,7 +14,9 @@ from typing import Any
 
 from llmkit.architecture.tokenizers import TOKENIZERS, ByteTrieFile, SentencePieceFile, TiktokenFile, TokenizerKind
 from llmkit.checkpoint.file_content import FileContent
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, listing
+from llmkit.formats.json_text import parse_object
+from llmkit.tokenization.added_tokens import named_specials
 from llmkit.tokenization.bpe import apply_bpe, scores_of_merges
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
 from llmkit.tokenization.byte_level import from_bytes
@@ -31,6 +33,7 @@ from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePi
 
 _PAD_SCORE = -10000.0
 _NO_NAME = "llama.cpp has no name for how the tokenizer cuts text into words: with its default some ids will differ"
+_MATCHED = ("lstrip", "rstrip", "single_word")
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
 # Name in tokenizer_config.json and config.json -> in GGUF.
@@ -111,11 +114,12 @@ def vocabulary_metadata(
     metadata |= {"token_type": entries.types}
     metadata |= {"merges": merges} if merges is not None else {}
     metadata |= _special_ids(tokenizer, config, n_rows, entries, kind)
-    metadata |= _added_at_ends(tokenizer, kind, merges is not None)
+    at_ends, told = _added_at_ends(tokenizer, kind, merges is not None)
+    metadata |= at_ends
     result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
     if not warnings and tokenizer.ranks is None and not is_bytes:
         warnings += _differences(tokenizer, result)
-    return result | _templates(tokenizer), warnings
+    return result | _templates(tokenizer), [*warnings, *told, *_untold(tokenizer)]
 
 
 def _differences(tokenizer: TokenizerFiles, metadata: Mapping[str, Any]) -> list[str]:
@@ -173,13 +177,7 @@ def _sentencepiece_json(tokenizer: TokenizerFiles, fast: FastTokenizer, n_rows: 
     for i, token in tokenizer.added.items():
         if fast.vocab.get(str(token.get("content"))) != i or token.get("content") != unknown:
             _put_added(entries, i, token)
-    return {"model": "llama", "pre": "default", "add_space_prefix": _prepends(fast.data)}, entries, []
-
-
-def _prepends(data: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json puts a space before the text."""
-    text = json.dumps([data.get("normalizer"), data.get("pre_tokenizer")])
-    return '"Prepend"' in text or ('"Metaspace"' in text and '"prepend_scheme": "never"' not in text)
+    return {"model": "llama", "pre": "default", "add_space_prefix": fast.adds_space}, entries, []
 
 
 def _byte_level(tokenizer: TokenizerFiles, fast: FastTokenizer, n_rows: int, pre: str | None) -> _Made:
@@ -262,35 +260,73 @@ def _special_ids(
     return ids | {f"{key}_token_id": i for key, i in zip(("eot", "eom"), others, strict=False)}
 
 
-def _added_at_ends(tokenizer: TokenizerFiles, kind: TokenizerKind | None, is_byte_level: bool) -> dict[str, bool]:
-    """Whether bos and eos are put around a text: as tokenizer_config.json says, else as the post-processor does."""
-    stated = tokenizer.config or {}
-    around: dict[str, bool] = {}
+def _untold(tokenizer: TokenizerFiles) -> list[str]:
+    """How added tokens are matched, for which GGUF has no place."""
+    warnings = []
+    greedy = [str(t["content"]) for t in tokenizer.added.values() if any(t.get(flag) for flag in _MATCHED)]
+    if greedy:
+        warnings.append(
+            f"GGUF cannot say that {listing(greedy, 3)} take the spaces beside them, or stand for whole words alone "
+            f"({', '.join(_MATCHED)}): text with them is cut otherwise"
+        )
+    prefixed = (tokenizer.config or {}).get("add_prefix_space")
+    if prefixed is True and tokenizer.fast is not None and not tokenizer.fast.adds_space:
+        warnings.append(
+            "tokenizer_config.json has add_prefix_space true, which tokenizer.json has not: some classes of "
+            "transformers put a space before a text, llama.cpp none"
+        )
+    mapped = tokenizer.files.get("special_tokens_map.json")
+    named = named_specials(
+        tokenizer.config or {}, None if mapped is None else parse_object(mapped.read(), "special_tokens_map.json")
+    )
+    new = [text for text in named if text not in tokenizer.known]
+    if new and (tokenizer.sp is not None or tokenizer.fast is not None):
+        warnings.append(
+            f"the files name special tokens without an id, {listing(new, 3)}: transformers gives them the next ids, "
+            "the GGUF file has none of them"
+        )
+    return warnings
+
+
+def _added_at_ends(
+    tokenizer: TokenizerFiles, kind: TokenizerKind | None, is_byte_level: bool
+) -> tuple[dict[str, bool], list[str]]:
+    """Whether bos and eos are put around a text, and warnings.
+
+    As the post-processor of tokenizer.json does, by which transformers goes; else as tokenizer_config.json says.
+    """
+    stated, around, warnings = tokenizer.config or {}, dict[str, bool](), list[str]()
+    template = None if tokenizer.fast is None else _template(tokenizer.fast.data)
     for name, place in (("bos", 0), ("eos", -1)):
-        if isinstance(stated.get(f"add_{name}_token"), bool):
-            around[f"add_{name}_token"] = stated[f"add_{name}_token"]
-        elif tokenizer.fast is not None:
-            template = _template(tokenizer.fast.data)
-            if template is not None and len(template) > 1:
-                around[f"add_{name}_token"] = "SpecialToken" in template[place]
-            elif is_byte_level and name == "bos":
-                around["add_bos_token"] = False
-        elif name == "bos" and isinstance(kind, SentencePieceFile) and not kind.adds_bos:
-            around["add_bos_token"] = False
-    return around
+        key, is_done = f"add_{name}_token", template is not None and "SpecialToken" in template[place]
+        if template is not None and len(template) > 1:
+            around[key] = is_done
+        elif isinstance(stated.get(key), bool):
+            around[key] = stated[key]
+        elif name == "bos" and (
+            is_byte_level if tokenizer.fast is not None else isinstance(kind, SentencePieceFile) and not kind.adds_bos
+        ):
+            around[key] = False
+        if tokenizer.fast is not None and isinstance(stated.get(key), bool) and stated[key] != is_done:
+            warnings.append(
+                f"tokenizer_config.json has {key} {json.dumps(stated[key])}, and tokenizer.json puts "
+                f"{name if is_done else f'no {name}'} around a text: transformers goes by the latter, the GGUF file "
+                f"says {json.dumps(around[key])}"
+            )
+    return around, warnings
 
 
 def _template(data: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
     processor = data.get("post_processor") or {}
     for one in processor.get("processors", [processor]):
         if one.get("type") == "TemplateProcessing":
-            return list(one.get("single") or [])
+            return list(one.get("single") or []) or None
     return None
 
 
 def _templates(tokenizer: TokenizerFiles) -> dict[str, Any]:
     template = (tokenizer.config or {}).get("chat_template")
-    if "chat_template.jinja" in tokenizer.files and template is None:
+    if "chat_template.jinja" in tokenizer.files:  # which transformers takes before the other
         template = template_text(tokenizer.files["chat_template.jinja"].read(), "chat_template.jinja")
     if isinstance(template, list):
         named = {str(t.get("name")): str(t.get("template")) for t in template if isinstance(t, dict)}

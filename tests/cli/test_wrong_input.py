@@ -178,3 +178,35 @@ def test_a_delta_of_two_models_that_share_no_tensor(call, words, tmp_path):
     save_file({"other.weight": torch.ones(8, 8)}, tmp_path / "model.safetensors")
     told = _refused(call, words("delta make M {} -o OUT", tmp_path / "model.safetensors"), tmp_path)
     assert "has no tensor of tiny: it holds other.weight" in told
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ({"weight": torch.zeros(8, 2, dtype=torch.int32).view(torch.uint32), "scales": None, "biases": None},
+         "is already quantized (int4 group 64, mlx)"),
+        ({"B": torch.zeros(1, 8, dtype=torch.int32), "s": None, "workspace": torch.zeros(8, dtype=torch.int32)},
+         "is already quantized (int4, marlin)"),
+        ({"weight": torch.zeros(8, 8, dtype=torch.int16)}, "is already quantized (an unknown method)"),
+    ],
+)  # fmt: skip
+def test_layouts_of_quantized_weights_that_no_codec_reads(call, words, tmp_path, names, told):
+    ones = torch.ones(8, 1).half()
+    tensors = {f"layers.0.q_proj.{n}": ones.clone() if t is None else t for n, t in names.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "some", "quantization": {"group_size": 64, "bits": 4}}')
+    assert told in _refused(call, words("delta make M {} -o OUT", tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("global_step3/mp_rank_00_model_states.pt", "of DeepSpeed"),
+        ("iter_0000010/mp_rank_00/model_optim_rng.pt", "of Megatron"),
+        ("pytorch_model_fsdp_0/__0_0.distcp", "(FSDP)"),
+    ],
+)
+def test_the_state_of_a_distributed_training(call, words, tmp_path, file, told):
+    (tmp_path / "run" / file).parent.mkdir(parents=True)
+    (tmp_path / "run" / file).write_bytes(b"x")
+    assert told in _refused(call, words("convert {} --to hf -o OUT", tmp_path / "run"), tmp_path)

@@ -270,3 +270,43 @@ def test_a_template_file_that_is_no_text_is_refused(world):
     fast = world.fast_of(world.sp_model(world.ENGLISH, 400))
     with pytest.raises(InputError, match=r"chat_template\.jinja is not UTF-8"):
         vocabulary_metadata("tiny", content({"tokenizer.json": fast}) | BAD_TEMPLATE, {}, 400)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"added_tokens_decoder": {"0": {"content": "<a>", "lstrip": True}}},
+            "GGUF cannot say that <a> take the spaces",
+        ),
+        ({"additional_special_tokens": ["<new>"]}, "name special tokens without an id, <new>"),
+        ({"extra_special_tokens": {"image": "<new>"}}, "name special tokens without an id, <new>"),
+        ({"pad_token": {"__type": "AddedToken", "content": "<new>"}}, "name special tokens without an id, <new>"),
+        ({"add_bos_token": True}, "has add_bos_token true, and tokenizer.json puts no bos around a text"),
+        ({"add_prefix_space": True}, "has add_prefix_space true, which tokenizer.json has not"),
+    ],
+)
+def test_settings_by_which_transformers_cuts_otherwise_are_told(world, tmp_path, config, told):
+    import transformers
+
+    document = json.loads(world.byte_level(world.ENGLISH, 400, ["<a>"]))
+    document["pre_tokenizer"] = pre_tokenizer_of("gpt-2")
+    stated = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<a>", "eos_token": "<a>", "unk_token": "<a>"}
+    files = {"tokenizer.json": json.dumps(document), "tokenizer_config.json": json.dumps(stated | config)}
+    metadata, warnings = metadata_of(files, 410)
+    assert len(warnings) == 1
+    assert told in warnings[0]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    exact = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    found = fast_tokenizer(tokenizer_files(metadata, {}))
+    texts = ("the", "the <a> fox", "a <new> b")
+    assert any(exact(text).input_ids != found.encode(text).ids for text in texts)
+
+
+def test_a_template_in_a_file_of_its_own_comes_first(world):
+    files = {
+        "tokenizer.json": world.byte_level(world.ENGLISH, 400),
+        "tokenizer_config.json": '{"chat_template": "old"}', "chat_template.jinja": "new",
+    }  # fmt: skip
+    assert metadata_of(files, 400)[0]["tokenizer.chat_template"] == "new"
