@@ -179,7 +179,7 @@ def _adapter(ckpt: Checkpoint, where: str) -> Classification | None:
     if config is not None:
         files = dict.fromkeys(read.source.path.name for lazy in ckpt.tensors.values() for read in lazy.reads())
     is_saved = any(file.startswith("adapter") for file in files)
-    if not is_gguf and not is_saved and 2 * len(parts) < len(ckpt.tensors) + (config is not None):
+    if not is_gguf and not is_saved and 2 * len(parts) < max(1, len(ckpt.tensors) + (config is not None)):
         unread = left_unread(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else []
         if config is None or not any(name.startswith("adapter_model.") for name in unread):
             return None

@@ -19,7 +19,7 @@ from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.formats.json_text import read_object
-from llmkit.tensors.spec import DType
+from llmkit.tensors.spec import MAX_DIMS, DType
 from llmkit.version import __version__
 
 MANIFEST_NAME = "llmkit.json"
@@ -63,6 +63,18 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is not one.
     """
+    manifest, damage = examine_manifest(folder)
+    if damage is not None:
+        raise InputError(damage, hint="it was damaged: make the folder again")
+    return manifest
+
+
+def examine_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The manifest of a folder, and what is wrong with its form; nothing may be read of it then.
+
+    Raises:
+        InputError: there is none, or it is of another format.
+    """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise InputError(
@@ -72,13 +84,11 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = read_object(path)
     except InputError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        return {}, f"{path} cannot be read: {error}"
     if manifest.get("format") not in _READ_FORMATS:
         raise InputError(f"{path}: not a manifest of format {' or '.join(map(str, _READ_FORMATS))}")
     odd = next(_oddities(manifest), None)
-    if odd is not None:
-        raise InputError(f"{path} is no manifest of llmkit's: {odd}", hint="it was damaged: make the folder again")
-    return manifest
+    return manifest, None if odd is None else f"{path} is no manifest of llmkit's: {odd}"
 
 
 def _oddities(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -171,7 +181,7 @@ def _texts(value: Any) -> bool:
 
 
 def _shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 16 and all(map(_count, value))
+    return isinstance(value, list) and len(value) <= MAX_DIMS and all(map(_count, value))
 
 
 _Check = Callable[[Any], bool]

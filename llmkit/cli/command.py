@@ -26,6 +26,7 @@ from llmkit.cli.options import CommonOptions, FolderOptions
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.errors import InputError
 
+_FILES = re.compile(r"\b(FILE|DIR)\b")
 _TOO_LARGE = 2**63  # for integers of 64 bits, which seeds and sizes become
 
 
@@ -41,21 +42,29 @@ class Interrupted(Exception):
     def __init__(self, *, is_resumable: bool, message: str = "", hint: str | None = None) -> None:
         super().__init__()
         self.is_resumable = is_resumable
-        self.message = message or "interrupted; nothing is kept: the same command starts anew"
+        nothing = "interrupted" if is_resumable else "interrupted; nothing is kept: the same command starts anew"
+        self.message = message or nothing
         self.hint = hint
 
 
+_ENDS = tuple(s for s in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s is not None)
+
+
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM, as batch systems send it before they kill, is taken as Ctrl-C: what is done is kept, and said."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as batch systems send it before they kill, and SIGHUP of a lost terminal are taken as Ctrl-C.
+
+    What is done is kept, and said. What is ignored (nohup) stays so.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.getsignal(s) for s in _ENDS if is_main and signal.getsignal(s) is signal.SIG_DFL}
+    for ending in before:
+        signal.signal(ending, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
 
 
 class PipeClosed(Exception):
@@ -109,17 +118,20 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         called = values.pop("called")
         stated = _given(called)
         _require_numbers(called.command_path, stated, values)
+        from llmkit.architecture.plugin_file import given_files
+
+        inputs = (*_inputs(parameters, values), *given_files())
         groups_by_name = {name: _take(group, values) for name, group in groups.items()}
         common = groups_by_name.pop("")
         for options in groups_by_name.values():
             if isinstance(options, FolderOptions):
-                object.__setattr__(options, "inputs", _inputs(parameters, values))
+                object.__setattr__(options, "inputs", inputs)
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
         from llmkit.architecture.registry import using  # the command line's own start needs no registry
 
         try:
             out = Output(mode, common.verbose, stated).at_work(called.command_path)
-            with out.status_line, libraries(common.verbose), using(common.plugin or ()):
+            with _terminable(), out.status_line, libraries(common.verbose), using(common.plugin or ()):
                 function(out, **values, **groups_by_name)
             try:
                 sys.stdout.flush()
@@ -162,12 +174,12 @@ def _require_numbers(command: str, stated: Mapping[str, str], values: Mapping[st
 
 
 def _inputs(parameters: Sequence[inspect.Parameter], values: Mapping[str, Any]) -> tuple[Path, ...]:
-    """What there is in the file system of what arguments and options that take a path name."""
+    """What there is in the file system of what arguments, and options that take files or folders to read, name."""
     paths: list[Path] = []
     for parameter in parameters:
         value = values.get(parameter.name)
-        kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
-        is_path = "Path" in str(kind) or any(type(a).__name__ == "ArgumentInfo" for a in about)
+        kinds = get_args(parameter.annotation)[1:]
+        is_path = any(type(a).__name__ == "ArgumentInfo" or _FILES.search(a.metavar or "") for a in kinds)
         for each in value if isinstance(value, list) else [value]:
             if is_path and isinstance(each, str | Path):
                 with suppress(OSError, ValueError):  # a hub id, or a text that can be no path

@@ -135,7 +135,7 @@ def _decode(out: Output, decoding: Decoding, folder: FolderOptions, hashes: Path
             progress=out.progress(),
         )
     except KeyboardInterrupt:
-        raise interrupted_run(folder.output, is_resumable=not folder.no_resume) from None
+        raise interrupted_run(partial_path(folder.output), is_resumable=not folder.no_resume) from None
     resumed_nbytes(out, manifest)
     for warning in manifest["warnings"]:
         warnings.append(warning)

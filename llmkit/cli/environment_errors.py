@@ -1,4 +1,4 @@
-"""Errors of the environment, which are no bugs wherever they come from: memory, disk, arguments, missing packages.
+"""Errors of the environment, which are no bugs wherever they come from: memory, disk, arguments, packages, panics.
 
 Readers and writers name what they can; these are what is left: any call may meet a full memory, a name that is too
 long for the file system, a folder without permission.
@@ -48,6 +48,11 @@ def as_refusal(error: BaseException) -> LlmkitError | None:
             return RequirementError(
                 f"too little memory: {first[0][:300] if first else 'an allocation failed'}",
                 hint="raise the limit (ulimit -v, the container's), close other programs, or use fewer --workers",
+            )
+        if type(cause).__name__ == "PanicException":  # of Rust, in which tokenizers are; others read no files here
+            return InputError(
+                f"the tokenizers library stops at the model's tokenizer files: {cause}",
+                hint="copy tokenizer.json from its source again; a step of it is wrong, or a pattern asks too much",
             )
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error)

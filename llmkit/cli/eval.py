@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli import completion
-from llmkit.cli.command import Interrupted, command, terminable
+from llmkit.cli.command import Interrupted, command
 from llmkit.cli.comparisons import compared, outcome, render_comparisons
 from llmkit.cli.gating import gates_of
 from llmkit.cli.options import ChatOptions, ComputeOptions, GateOptions, JsonPath, ModelArgument, ScalingOptions
@@ -165,8 +165,7 @@ def evaluate(
         keep=keep,
     )
     try:
-        with terminable():
-            record = score()
+        record = score()
     except KeyboardInterrupt:
         raise _interrupted(keep) from None
     if record.n_reused:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from llmkit.cli.command import Interrupted
 from llmkit.cli.options import WriteOptions
 from llmkit.cli.output import Output
+from llmkit.cli.writing import interrupted_run
 from llmkit.errors import RequirementError, SpecError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class SurveyStage:
         self._is_over = False
         self._stage: Stage | None = None
         place = Path(writing.output)
-        path = partial_path(place).with_suffix(".survey")
+        self._path = path = partial_path(place).with_suffix(".survey")
+        self._is_resumable = not writing.no_resume
         if not os.path.lexists(partial_path(place)):
             if os.path.lexists(place) and is_journal(path) and not (writing.dry_run or writing.overwrite):
                 path.unlink()  # the run that it belongs to was finished, and stopped before it could forget it
@@ -83,7 +85,9 @@ class SurveyStage:
         elif self._stage is not None:
             self._stage.close()
         if isinstance(error, KeyboardInterrupt) and not self._is_over:
-            raise Interrupted(is_resumable=self._stage is not None) from None
+            if self._stage is None:
+                raise Interrupted(is_resumable=False) from None
+            raise interrupted_run(self._path, is_resumable=self._is_resumable) from None
 
 
 def _is_valid(result: Mapping[str, Any]) -> bool:

@@ -91,7 +91,7 @@ def write(
             hash_links=hash_links,
         )
     except KeyboardInterrupt:
-        raise interrupted_run(plan.out, is_resumable=not writing.no_resume) from None
+        raise interrupted_run(partial_path(plan.out), is_resumable=not writing.no_resume) from None
     elapsed = time.monotonic() - started
     resumed = resumed_nbytes(out, manifest)
     not_finite = manifest["run"].get("not_finite", {})
@@ -145,11 +145,9 @@ def answer_plan(
     raise typer.Exit(shortage.exit_code)
 
 
-def interrupted_run(out: Path, *, is_resumable: bool) -> Interrupted:
-    """Ctrl-C while the output is written: what is kept."""
-    from llmkit.pipeline.target import partial_path
-
-    message = f"interrupted; {partial_path(out)} keeps what is done"
+def interrupted_run(kept: Path, *, is_resumable: bool) -> Interrupted:
+    """Ctrl-C while the output is made: where what is done is kept."""
+    message = f"interrupted; {kept} keeps what is done"
     hint = "without --no-resume the same command goes on where it stopped; with it, it starts anew"
     return Interrupted(is_resumable=is_resumable, message=message, hint=hint)
 

@@ -18,7 +18,7 @@ from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.tensors.source import SourceFile
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.spec import MAX_DIMS, DType, TensorSpec
 
 MAX_HEADER_NBYTES = 100_000_000
 _PLAIN = (",", ":")
@@ -93,6 +93,8 @@ def _entry(path: Path, name: str, entry: Any, specs: dict[_Key, TensorSpec]) -> 
         raise InputError(f"{path}: tensor {name!r}: dtype {entry['dtype']!r} is not supported")
     if not is_sound:
         raise InputError(f"{path}: tensor {name!r}: shape and offsets must be non-negative integers, begin <= end")
+    if len(shape) > MAX_DIMS:
+        raise InputError(f"{path}: tensor {name!r} has {len(shape)} dimensions, expected at most {MAX_DIMS}")
     spec = specs.get((dtype, shape)) or specs.setdefault((dtype, shape), TensorSpec(dtype, shape))
     if end - begin != spec.nbytes:
         raise InputError(

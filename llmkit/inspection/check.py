@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.manifest import MANIFEST_NAME, frame_hash, is_sealed, load_manifest
+from llmkit.checkpoint.manifest import MANIFEST_NAME, examine_manifest, frame_hash, is_sealed
 from llmkit.checkpoint.membership import decides_what_opens
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats import safetensors
@@ -53,7 +53,9 @@ def check_output(folder: Path, *, workers: int | None = None, progress: Progress
     Raises:
         InputError: it has no manifest.
     """
-    manifest = load_manifest(folder)
+    manifest, damage = examine_manifest(folder)
+    if damage is not None:
+        return Verdict((damage,), (), 0, 0, 0)
     problems: list[str] = []
     notes: list[str] = []
     is_whole = is_sealed(manifest)

@@ -130,10 +130,11 @@ class Target:
             )
 
     def _check_inputs(self) -> None:
-        place = _resolved(self.out)
+        place, itself = _resolved(self.out), _identity(self.out)
         for path in self.inputs:
             for reached in _places(path):
-                if place == reached or place in reached.parents:
+                above = (reached, *reached.parents)
+                if place in above or (self.out.is_dir() and itself in map(_identity, above)):
                     raise OutputError(
                         f"{self.out} holds an input ({path}), which would be deleted",
                         hint="write to another folder: -o OUT",
@@ -185,6 +186,15 @@ def _places(path: Path) -> Iterator[Path]:
     if path.is_dir():
         for link in _links(path):
             yield _resolved(link)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a file system knows a folder by, which has another path where it is mounted once more."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _resolved(path: Path) -> Path:

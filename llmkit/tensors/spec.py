@@ -87,6 +87,10 @@ _ALIASES = {
 }  # fmt: skip
 
 
+MAX_DIMS = 64
+"""Dimensions of a tensor: as many as numpy and torch compute with."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """The dtype and shape of a tensor.

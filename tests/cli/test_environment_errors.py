@@ -99,3 +99,14 @@ def test_streams_that_are_closed_or_full(tmp_path: Path) -> None:
         made = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
         assert made.returncode == code, (line, made)
         assert "Traceback" not in made.stdout + made.stderr
+
+
+def test_a_panic_of_tokenizers_is_an_error_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({"a": 0}, "a"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$b"), "isolated")
+    (tmp_path / "a.txt").write_text("a" * 60)
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert main(["vocab", "info", str(tmp_path / "tokenizer.json"), "--text", str(tmp_path / "a.txt")]) == 2
+    assert "the tokenizers library stops at the model's tokenizer files: " in capsys.readouterr().err

@@ -143,7 +143,10 @@ def test_an_interrupted_extraction_keeps_what_it_compared(world, capsys, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "append", stopped)
         assert main(args) == 130
-    assert "it goes on where it stopped: llmkit lora extract" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{world / 'out.survey'} keeps what is done" in said
+    assert "it goes on where it stopped: llmkit lora extract" in said
+    assert "nothing is kept" not in said
     assert (world / "out.survey").is_file()
     assert main(args) == 0
     assert "7 of 21 tensors were compared by the interrupted run" in capsys.readouterr().err

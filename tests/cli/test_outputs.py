@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,6 +26,18 @@ def test_any_path_that_a_command_names_is_an_input(call, tiny, tmp_path, monkeyp
     assert done.code == 2
     assert "out holds an input (out/words.txt)" in done.err
     assert Path("out/words.txt").exists()
+    # options that commands share, too
+    plugin = "from llmkit_plugins.llama import ARCHITECTURE\n"
+    for name, text, line in (
+        ("r.yaml", '"*": 8\n', "quantize {} --calibration none --recipe out/r.yaml"),
+        ("words.txt", "w1 w2 w3\n" * 99, "quantize {} --bits 4 --group-size 16 --calibration out/words.txt"),
+        ("words.txt", "w1 w2 w3\n" * 99, "quantize {} --bits 8 --method rtn --evaluate out/words.txt"),
+        ("p.py", plugin, "convert {} --to hf --plugin out/p.py"),
+    ):
+        Path("out", name).write_text(text)
+        done = call(*line.format(mini).split(), "-o", "out", "--overwrite", "--force")
+        assert f"out holds an input (out/{name})" in done.err, line
+        assert Path("out", name).read_text() == text
     # a value of an option that names no path is none, though a folder is called so
     Path("float16").mkdir()
     assert call("convert", tiny, "--to", "hf", "--dtype", "float16", "-o", "float16", "--overwrite").code == 0
@@ -111,13 +126,16 @@ def test_ctrl_c_while_scoring_says_what_is_kept(call, tiny, tmp_path, monkeypatc
     assert not out.exists()
 
 
-def test_what_an_interrupted_run_had_written_is_said(call, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_an_interrupted_run_had_written_is_said(call, tiny, tmp_path, monkeypatch, number):
     from llmkit.pipeline.commit import Partial
 
     original, out = Partial.finish, tmp_path / "out"
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # a shell in the background ignores some
 
     def stop(self, *args):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(10)  # until it comes
 
     monkeypatch.setattr(Partial, "finish", stop)
     assert call("convert", tiny, "--to", "hf", "--dtype", "bfloat16", "-o", out).code == 130

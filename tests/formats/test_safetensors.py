@@ -186,3 +186,11 @@ def test_sizes_that_are_none():
         DType.parse("floot16")
     assert DType.parse("torch.bfloat16") is DType.BF16
     assert DType.parse("half") is DType.F16
+
+
+def test_a_tensor_of_very_many_dimensions_is_refused(tmp_path):
+    header = {"w": entry(0, 4, [1] * 300_000)}
+    with pytest.raises(InputError, match="'w' has 300000 dimensions, expected at most 64"):
+        safetensors.read(file_of(tmp_path / "x.safetensors", header, b"0000"))
+    file_of(tmp_path / "model.safetensors", {"w": entry(0, 4, [1] * 64)}, b"0000")
+    assert read_folder(tmp_path)

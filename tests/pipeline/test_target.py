@@ -156,11 +156,16 @@ def test_what_was_put_into_an_output_of_llmkits_is_not_deleted(source, tmp_path)
     assert (out / "notes.md").read_text() == "mine"
 
 
-def test_inputs_of_any_kind_are_never_replaced(source, tmp_path):
+def test_inputs_of_any_kind_are_never_replaced(source, tmp_path, monkeypatch):
     plan = llmkit.plan(llmkit.open_checkpoint(source).derive(), tmp_path / "out")
     save(source, tmp_path / "out")
     (tmp_path / "words").mkdir()
     (tmp_path / "words/corpus.txt").symlink_to(tmp_path / "out/llmkit.json")
+    monkeypatch.setattr(  # a file system without cases, or one that is mounted twice
+        "llmkit.pipeline.target._identity", lambda p: str(p).lower() if p.exists() or p == tmp_path / "OUT" else None
+    )
+    with pytest.raises(OutputError, match="holds an input"):
+        run_plan(plan, overwrite=True, force=True, inputs=[tmp_path / "OUT/llmkit.json"])
     for used in (tmp_path / "out", tmp_path / "out/llmkit.json", tmp_path / "words", tmp_path / "words/corpus.txt"):
         with pytest.raises(OutputError, match="holds an input"):
             run_plan(plan, overwrite=True, force=True, inputs=[used])
