@@ -130,11 +130,11 @@ class Target:
             )
 
     def _check_inputs(self) -> None:
-        place, itself = _resolved(self.out), _identity(self.out)
+        place, itself = _resolved(self.out), identity_of(self.out)
         for path in self.inputs:
             for reached in _places(path):
                 above = (reached, *reached.parents)
-                if place in above or (self.out.is_dir() and itself in map(_identity, above)):
+                if place in above or (self.out.is_dir() and itself in map(identity_of, above)):
                     raise OutputError(
                         f"{self.out} holds an input ({path}), which would be deleted",
                         hint="write to another folder: -o OUT",
@@ -188,7 +188,7 @@ def _places(path: Path) -> Iterator[Path]:
             yield _resolved(link)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity_of(path: Path) -> tuple[int, int] | None:
     """What a file system knows a folder by, which has another path where it is mounted once more."""
     try:
         status = path.stat()

@@ -162,7 +162,7 @@ def test_inputs_of_any_kind_are_never_replaced(source, tmp_path, monkeypatch):
     (tmp_path / "words").mkdir()
     (tmp_path / "words/corpus.txt").symlink_to(tmp_path / "out/llmkit.json")
     monkeypatch.setattr(  # a file system without cases, or one that is mounted twice
-        "llmkit.pipeline.target._identity", lambda p: str(p).lower() if p.exists() or p == tmp_path / "OUT" else None
+        "llmkit.pipeline.target.identity_of", lambda p: str(p).lower() if p.exists() or p == tmp_path / "OUT" else None
     )
     with pytest.raises(OutputError, match="holds an input"):
         run_plan(plan, overwrite=True, force=True, inputs=[tmp_path / "OUT/llmkit.json"])
