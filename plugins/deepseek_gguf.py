@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.gguf import Form, GgufFamily, Metadata, needs_experts
-from llmkit.architecture.gguf_experts import LED_KEYS, dense_first_metadata, needs_pairs_of_groups
+from llmkit.architecture.gguf_experts import DENSE_FIRST_KEYS, dense_first_metadata, needs_pairs_of_groups
 from llmkit.architecture.gguf_yarn import needs_yarn_to_stretch, yarn_config, yarn_metadata
 from llmkit.architecture.model import Model
 
@@ -97,7 +97,7 @@ def _scores(metadata: Metadata, names: Collection[str]) -> int:
 GGUF: GgufFamily = split(
     replace(
         latent.GGUF,
-        keys={**latent.GGUF.keys, **LED_KEYS},
+        keys={**latent.GGUF.keys, **DENSE_FIRST_KEYS},
         pairs="interleaved",
         read=_read_v2,
         write=lambda model, _: write(model),

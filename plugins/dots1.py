@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Router
 from llmkit.architecture.gguf import GgufFamily, needs_experts
-from llmkit.architecture.gguf_experts import LED_KEYS, dense_first_metadata
+from llmkit.architecture.gguf_experts import DENSE_FIRST_KEYS, dense_first_metadata
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -70,7 +70,7 @@ ARCHITECTURE = Architecture(
     ),
     gguf=GgufFamily(
         "dots1",
-        keys=LED_KEYS,
+        keys=DENSE_FIRST_KEYS,
         config={"hidden_act": "silu", "sliding_window": None},
         write=lambda model, _: dense_first_metadata(model),
         refuses=_refuses,

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.altup import AltUpBlock, AltUpInputs, GaussianTopK
-from llmkit.architecture.carried import InputGate, Lending, NormedValues, SharedKeys, count_in, lending
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import GatedMLP, Kind, RMSNorm, Sandwich, UnitRMS
+from llmkit.architecture.layer_inputs import InputGate, KVSharing, NormedValues, SharedKeys, count_in, kv_sharing
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.errors import SpecError
 
@@ -35,17 +35,18 @@ def _is_local(config: Mapping[str, Any], i: int) -> bool:
     return is_sliding(config, i, lambda i: bool((i + 1) % 5))
 
 
-def _lending(config: Mapping[str, Any]) -> Lending:
+def _sharing(config: Mapping[str, Any]) -> KVSharing:
     layers = range(config["num_hidden_layers"])
     width = 2 * count_in(config, "num_key_value_heads", 2) * count_in(config, "head_dim", 256)
     at = len(layers) * count_in(config, "hidden_size_per_layer_input", 256)
     n_shared = count_in(config, "num_kv_shared_layers", 15)
-    return lending([_is_local(config, i) for i in layers], n_shared, at, [width] * len(layers))
+    return kv_sharing([_is_local(config, i) for i in layers], n_shared, at, [width] * len(layers))
 
 
 def block(config: Mapping[str, Any], i: int) -> AltUpBlock:
     """Layer `i`."""
-    is_local, lent, width = _is_local(config, i), _lending(config), count_in(config, "hidden_size_per_layer_input", 256)
+    is_local, sharing = _is_local(config, i), _sharing(config)
+    width = count_in(config, "hidden_size_per_layer_input", 256)
     common: dict[str, Any] = {
         "qkv_bias": BIAS,
         "out_bias": BIAS,
@@ -53,9 +54,9 @@ def block(config: Mapping[str, Any], i: int) -> AltUpBlock:
         "window": window_of(config, 512) if is_local else None,
         "qk_norm": replace(_NORM, width="head_dim"),
     }
-    attention: Kind = NormedValues(**common, v_norm=UnitRMS(EPS), lends_at=lent.columns.get(i))
-    if i in lent.sources:
-        attention = SharedKeys(**common, source=lent.sources[i], at=lent.columns[lent.sources[i]])
+    attention: Kind = NormedValues(**common, v_norm=UnitRMS(EPS), shared_kv_at=sharing.columns.get(i))
+    if i in sharing.sources:
+        attention = SharedKeys(**common, source=sharing.sources[i], at=sharing.columns[sharing.sources[i]])
     sparsity = of_layer(config, "activation_sparsity_pattern", i, 0.95 if i < 10 < config["num_hidden_layers"] else 0.0)
     return AltUpBlock(
         norm=_NORM,
@@ -79,6 +80,6 @@ INPUTS = AltUpInputs(
     layers=Key("num_hidden_layers"),
     width=Key("hidden_size_per_layer_input", 256),
     norm=Computed(lambda config: RMSNorm(EPS, width=str(count_in(config, "hidden_size_per_layer_input", 256)))),
-    room=Computed(lambda config: _lending(config).room),
+    room=Computed(lambda config: _sharing(config).room),
     streams=STREAMS,
 )

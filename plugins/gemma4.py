@@ -6,9 +6,9 @@ The last layers of the small ones take keys and values of the last layer of thei
 from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.carried import HiddenNorm
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Embedding, Head, PerLayer
+from llmkit.architecture.layer_inputs import HiddenNorm
 from llmkit.architecture.names import Stacked
 
 from .gemma import DIMS as GEMMA_DIMS

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.carried import (
-    CarryingBlock,
-    InputGate,
-    LayerInputs,
-    Lending,
-    NormedValues,
-    SharedKeys,
-    count_in,
-    lending,
-)
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import GatedMLP, Kind, NoNorm, RMSNorm, Rope, Sandwich, UnitRMS
+from llmkit.architecture.layer_inputs import (
+    InputGate,
+    KVSharing,
+    LayerInputBlock,
+    LayerInputs,
+    NormedValues,
+    SharedKeys,
+    count_in,
+    kv_sharing,
+)
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.parallel_experts import OpenSandwich, ParallelExperts, ScaledRouter
 
@@ -44,16 +44,16 @@ def _head_sizes(config: Mapping[str, Any], i: int) -> tuple[int, int]:
     return count_in(config, "global_head_dim", 512), kv_heads
 
 
-def _lending(config: Mapping[str, Any]) -> Lending:
+def _sharing(config: Mapping[str, Any]) -> KVSharing:
     layers = range(config["num_hidden_layers"])
     widths = [2 * size * kv_heads for size, kv_heads in (_head_sizes(config, i) for i in layers)]
     at = len(layers) * count_in(config, "hidden_size_per_layer_input", 256)
-    return lending([_is_local(config, i) for i in layers], count_in(config, "num_kv_shared_layers", 0), at, widths)
+    return kv_sharing([_is_local(config, i) for i in layers], count_in(config, "num_kv_shared_layers", 0), at, widths)
 
 
-def block(config: Mapping[str, Any], i: int) -> CarryingBlock:
+def block(config: Mapping[str, Any], i: int) -> LayerInputBlock:
     """Layer `i`."""
-    is_local, lent = _is_local(config, i), _lending(config)
+    is_local, sharing = _is_local(config, i), _sharing(config)
     size, kv_heads = map(str, _head_sizes(config, i))
     common: dict[str, Any] = {
         "qkv_bias": BIAS,
@@ -65,9 +65,11 @@ def block(config: Mapping[str, Any], i: int) -> CarryingBlock:
         "kv_heads": kv_heads,
     }
     from_keys = bool(config.get("attention_k_eq_v", False)) and not is_local
-    attention: Kind = NormedValues(**common, v_norm=UnitRMS(EPS), from_keys=from_keys, lends_at=lent.columns.get(i))
-    if is_shared := i in lent.sources:
-        attention = SharedKeys(**common, source=lent.sources[i], at=lent.columns[lent.sources[i]])
+    attention: Kind = NormedValues(
+        **common, v_norm=UnitRMS(EPS), from_keys=from_keys, shared_kv_at=sharing.columns.get(i)
+    )
+    if is_shared := i in sharing.sources:
+        attention = SharedKeys(**common, source=sharing.sources[i], at=sharing.columns[sharing.sources[i]])
     sort = "sliding_attention" if is_local else "full_attention"
     usual = {"rope_type": "default"} if is_local else {"rope_type": "proportional", "partial_rotary_factor": 0.25}
     rope = Rope(
@@ -84,7 +86,7 @@ def block(config: Mapping[str, Any], i: int) -> CarryingBlock:
         expert = str(count_in(config, "moe_intermediate_size", 0))
         router = ScaledRouter("num_experts", "top_k_experts", UnitRMS(EPS))
         mlp, residual = ParallelExperts(_NORM, mlp, Experts(ACTIVATION, router=router, width=expert)), OpenSandwich()
-    return CarryingBlock(
+    return LayerInputBlock(
         norm=_NORM,
         attention=attention,
         position=rope,
@@ -100,5 +102,5 @@ INPUTS = LayerInputs(
     layers=Key("num_hidden_layers"),
     width=Key("hidden_size_per_layer_input", 256),
     norm=Computed(lambda config: RMSNorm(EPS, width=str(count_in(config, "hidden_size_per_layer_input", 256)))),
-    room=Computed(lambda config: _lending(config).room),
+    room=Computed(lambda config: _sharing(config).room),
 )

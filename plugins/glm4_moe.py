@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Router
 from llmkit.architecture.gguf import GgufFamily, Metadata, needs_experts, rotary_share
-from llmkit.architecture.gguf_experts import LED_KEYS, dense_first_metadata
+from llmkit.architecture.gguf_experts import DENSE_FIRST_KEYS, dense_first_metadata
 from llmkit.architecture.keys import Key, as_bool, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, PerLayer, RMSNorm, Rope, rotated_share
 
@@ -64,7 +64,7 @@ ARCHITECTURE = Architecture(
         "glm4moe",
         slots={"mlp_norm": "post_attention_norm"},
         ignored=tuple(f"blk.{i}.*" for i in _FURTHER),
-        keys=LED_KEYS,
+        keys=DENSE_FIRST_KEYS,
         config={"hidden_act": "silu"},
         flags={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
         read=_read,

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.gguf import DECAY, Form, GgufFamily, Metadata, needs_experts
-from llmkit.architecture.gguf_experts import LED_KEYS, dense_first_metadata
+from llmkit.architecture.gguf_experts import DENSE_FIRST_KEYS, dense_first_metadata
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.model import Model
@@ -68,7 +68,7 @@ _WHOLE = replace(
     },
     keys={
         **latent.GGUF.keys,
-        **LED_KEYS,
+        **DENSE_FIRST_KEYS,
         "context_length": "model_max_length",
         "expert_count": "num_experts",
         "expert_used_count": "num_experts_per_token",

@@ -12,7 +12,7 @@ from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, PerLayer, RMSNorm, Rope, UnitRMS
 from llmkit.architecture.layer_types import layer_type
 from llmkit.architecture.names import Stacked, linears
-from llmkit.architecture.positions import THETA_KEYS, Growth
+from llmkit.architecture.positions import THETA_KEYS, QueryGrowth
 from llmkit.errors import SpecError
 
 from .llama import DIMS, LLAMA_3, NAMES, TINY
@@ -50,7 +50,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
     sort = layer_type(config, i, _SORTS, lambda i: _SORTS[not has_rope or chunk is None])
     is_normed = has_rope and lookup(Key("use_qk_norm", True), config)
     is_tuned = not has_rope and lookup(Key("attn_temperature_tuning", True), config)
-    growth = Growth(Key("attn_scale", 0.1), Key("floor_scale", 8192), first=1)
+    growth = QueryGrowth(Key("attn_scale", 0.1), Key("floor_scale", 8192), first=1)
     rope = Rope(theta=Key(THETA_KEYS, 500000.0), pairs="interleaved")
     return Block(
         norm=RMSNorm(eps=_EPS),

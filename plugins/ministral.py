@@ -12,13 +12,13 @@ from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GroupedQuery, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
 from llmkit.architecture.model import Model
-from llmkit.architecture.positions import Growth
+from llmkit.architecture.positions import QueryGrowth
 from llmkit.architecture.scaling import Yarn, scaling_of
 
 from .llama import BLOCK, DIMS, NAMES, TINY
 
 _IN = ("rope_scaling", "rope_parameters")
-GROWTH = Growth(
+GROWTH = QueryGrowth(
     beta=Key(tuple(f"{name}.llama_4_scaling_beta" for name in _IN)),
     length=Key(tuple(f"{name}.original_max_position_embeddings" for name in _IN)),
 )
@@ -29,7 +29,7 @@ _DEFAULT = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddin
 def _position(config: Mapping[str, Any]) -> Rope:
     if any(config.get(name) for name in _IN):
         return Rope(growth=GROWTH)
-    return Rope(1000000.0, scaling_of(_DEFAULT, config), growth=Growth(0.1, 16384))
+    return Rope(1000000.0, scaling_of(_DEFAULT, config), growth=QueryGrowth(0.1, 16384))
 
 
 def _metadata(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:

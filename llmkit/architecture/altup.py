@@ -1,7 +1,7 @@
 """Alternating updates: several streams of hidden states, of which a layer computes one and corrects all (Gemma 3n).
 
-Baykal et al. 2023, arXiv:2301.13310. What goes from layer to layer is [stream 0 | stream 1 | … | inputs | lent keys] as
-of `carried.py`.
+Baykal et al. 2023, arXiv:2301.13310. Layers pass on [stream 0 | stream 1 | … | inputs | shared keys] (see
+`layer_inputs.py`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from llmkit.architecture.carried import CarryingBlock, LayerInputs
 from llmkit.architecture.keys import Flag, Number, as_bool, as_float
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots
 from llmkit.architecture.kinds import RMSNorm
+from llmkit.architecture.layer_inputs import LayerInputBlock, LayerInputs
 from llmkit.errors import SpecError
 
 _MOST_STREAMS = 64  # sizes are believed before the tensors are looked at
@@ -58,7 +58,7 @@ class AltUpInputs(LayerInputs):
 
 
 @dataclass(frozen=True)
-class AltUpBlock(CarryingBlock):
+class AltUpBlock(LayerInputBlock):
     """h' = h + R h with R = predict(m(h_a)), a layer on stream a, then h'_i + (1 + correct(m(y))_i) (y - h'_a).
 
     m(x) = tanh(router(norm(x) / hidden)). The layer has a low-rank branch beside attention (LAuReL, Menghani et al.

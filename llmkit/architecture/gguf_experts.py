@@ -10,7 +10,7 @@ from llmkit.architecture.keys import as_bool, as_float
 from llmkit.architecture.model import Model
 
 _GATING = {"softmax": 1, "sigmoid": 2}
-LED_KEYS: Mapping[str, str] = {
+DENSE_FIRST_KEYS: Mapping[str, str] = {
     "leading_dense_block_count": "first_k_dense_replace",
     "expert_count": "n_routed_experts",
     "expert_shared_count": "n_shared_experts",

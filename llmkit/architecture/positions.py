@@ -26,11 +26,11 @@ def rotated_share(default: float, *others: str) -> Key:
 
 
 @dataclass(frozen=True)
-class Growth(Kind):
+class QueryGrowth(Kind):
     """Queries times 1 + beta ln(1 + floor((p + first) / length)) at position p (Nakanishi 2025, arXiv:2501.19399).
 
     Attributes:
-        beta: how much they grow (Llama 4's temperature).
+        beta: the slope (Llama 4's `attn_scale`).
         length: the context that the model was trained for at first, in tokens.
         first: what the first position counts.
     """
@@ -51,7 +51,7 @@ class Growth(Kind):
 class NoPositions(Kind):
     """Attention does not see the order of tokens (the embedding may), but for queries that grow."""
 
-    growth: Growth | None = None
+    growth: QueryGrowth | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Rope(Kind):
     share: Number = 1.0
     pairs: Literal["half", "interleaved"] = "half"
     size: str = dataclasses.field(default="head_dim", kw_only=True)
-    growth: Growth | None = dataclasses.field(default=None, kw_only=True)
+    growth: QueryGrowth | None = dataclasses.field(default=None, kw_only=True)
 
     def bind(self, config: Mapping[str, Any]) -> Self:
         bound = super().bind(config)

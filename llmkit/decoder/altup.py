@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.architecture.altup import AltUpBlock
-from llmkit.architecture.carried import InputGate
 from llmkit.architecture.hooks import Layer, TensorFunction, Weights
-from llmkit.decoder.carried import Carried, input_gate
+from llmkit.architecture.layer_inputs import InputGate
 from llmkit.decoder.kv import Cache
+from llmkit.decoder.layer_inputs import SideColumns, input_gate
 from llmkit.decoder.linear import Linear, linear
 from llmkit.decoder.norms import build_norm
 from llmkit.errors import RequirementError
@@ -40,17 +40,17 @@ def build_altup(
 
     def layer(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         hidden = len(scale)
-        carried = Carried(table, x[..., n * hidden :])
+        side = SideColumns(table, x[..., n * hidden :])
         h = x[..., : n * hidden].unflatten(-1, (n, hidden))
         h = h + predict(modalities(h[..., active, :])).unflatten(-1, (n, n)) @ h
         one = h[..., active, :]
         z = attn_norm(one)
-        attended = one + attn_post_norm(attention(z, carried, cache))
+        attended = one + attn_post_norm(attention(z, side, cache))
         y = (attended + z + laurel_norm(right(left(z)))) * 2.0**-0.5
         y = y + mlp_post_norm(mlp(mlp_norm(y)))
         h = h + (1 + correct(modalities(y)))[..., None] * (y - one)[..., None, :]
         seen = h[..., active, :] * scale if block.scales_output else h[..., active, :]
-        added = gate(seen, carried.columns)[..., None, :]
-        return torch.cat([h[..., 0, :], (h[..., 1:, :] + added).flatten(-2), carried.columns], -1)
+        added = gate(seen, side.columns)[..., None, :]
+        return torch.cat([h[..., 0, :], (h[..., 1:, :] + added).flatten(-2), side.columns], -1)
 
     return layer

@@ -12,11 +12,11 @@ from llmkit.architecture.kinds import GroupedQuery, Kind
 from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.mamba import ParallelHybrid, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.architecture.sizes import Sizes
-from llmkit.decoder.carried import ATTENTION
 from llmkit.decoder.deltanet import gated_delta_net, kimi_delta_attention
 from llmkit.decoder.indexer import IndexedReader
 from llmkit.decoder.kv import Cache, Heads, select_rows
 from llmkit.decoder.latent import LatentReader
+from llmkit.decoder.layer_inputs import ATTENTION
 from llmkit.decoder.linear import fused_linear, linear
 from llmkit.decoder.mamba import duality_layer, selective_scan_layer, short_convolution_layer
 from llmkit.decoder.norms import build_norm

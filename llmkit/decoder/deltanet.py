@@ -32,8 +32,8 @@ def gated_delta_net(kind: GatedDeltaNet, weights: Weights, dims: Sizes, layer: i
 
     def attention(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         projected = inputs(x)
-        mixed, gate = projected[..., :-width], projected[..., -width:]
-        y = norm(cache.recur(layer, run, mixed).unflatten(-1, (-1, value_dim)))
+        qkv, gate = projected[..., :-width], projected[..., -width:]
+        y = norm(cache.recur(layer, run, qkv).unflatten(-1, (-1, value_dim)))
         return out((y.flatten(2) * silu(gate.float())).to(x.dtype))
 
     return attention
@@ -51,8 +51,8 @@ def kimi_delta_attention(
 
     def attention(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
         projected = inputs(x)
-        mixed, down, gated = projected.split([projected.shape[-1] - 2 * width, width, width], -1)
-        y = norm(cache.recur(layer, run, torch.cat([mixed, decay(down)], -1)).unflatten(-1, (-1, width)))
+        qkv, down, gated = projected.split([projected.shape[-1] - 2 * width, width, width], -1)
+        y = norm(cache.recur(layer, run, torch.cat([qkv, decay(down)], -1)).unflatten(-1, (-1, width)))
         return out((y.flatten(2) * gate(gated).float().sigmoid()).to(x.dtype))
 
     return attention
@@ -85,9 +85,9 @@ def _recurrence(kind: GatedDeltaNet, weights: Weights, dims: Sizes) -> Recurrenc
             matrix = x.new_zeros(x.shape[0], n_values, key_dim, value_dim, dtype=torch.float32)
         else:
             window, matrix = state
-        mixed, b, a = x.split([sum(widths), n_values, shift.shape[0]], -1)
-        mixed, window = short_convolution(mixed, filters, None, window, real)
-        q, k, v = act(mixed).split(widths, -1)
+        qkv, b, a = x.split([sum(widths), n_values, shift.shape[0]], -1)
+        qkv, window = short_convolution(qkv, filters, None, window, real)
+        q, k, v = act(qkv).split(widths, -1)
         rate, decay = b.sigmoid().float(), slope * softplus(a.float() + shift)
         if real is not None:
             rate, decay = rate * real[..., None], decay * real[..., None]

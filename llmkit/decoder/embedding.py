@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmkit.architecture.hooks import Weights
 from llmkit.architecture.kinds import Embedding, LearnedPositions, NoPositions, SinusoidalPositions
 from llmkit.architecture.positions import sinusoidal_frequencies
-from llmkit.decoder.carried import beside
+from llmkit.decoder.layer_inputs import input_columns
 from llmkit.decoder.linear import linear
 from llmkit.decoder.norms import build_norm
 from llmkit.errors import InputError, RequirementError
@@ -29,7 +29,7 @@ class EmbeddingReader:
         self._scale = None if scale is None else float(scale)
         self._project = linear(weights, "embed_proj") if weights.has("embed_proj.weight") else None
         self._norm = build_norm(kind.norm, weights.under("embed_norm"))
-        self._beside = beside(kind.beside, weights.under("beside"))
+        self._beside = input_columns(kind.beside, weights.under("beside"))
         self._positions: torch.Tensor | None = None
         self._offset = 0
         self._waves = kind.positions if isinstance(kind.positions, SinusoidalPositions) else None

@@ -79,12 +79,12 @@ def generate_from(
     chosen, generator = sampling or Sampling(), torch.Generator().manual_seed((sampling or Sampling()).seed)
     texts = _Texts(len(tails), eos, on_token)
     passes: list[Packed] = []
-    ends = []
+    last_states = []
     for some in _side_by_side(tails, batch_tokens):
         passes.append(Packed(prefix, [len(tail) for tail in some], keep=True))
         ids = torch.tensor([[token for tail in some for token in tail]])
-        ends.append(decoder.hidden(ids, cache=passes[-1])[0, list(passes[-1].ends)])
-    logits = decoder.logits(torch.cat(ends))
+        last_states.append(decoder.hidden(ids, cache=passes[-1])[0, list(passes[-1].ends)])
+    logits = decoder.logits(torch.cat(last_states))
     cache: Branches | None = None
     rows = list(range(len(tails)))  # the texts in the batch
     for step in range(max_new_tokens):

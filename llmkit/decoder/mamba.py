@@ -74,9 +74,9 @@ def duality_layer(kind: StateSpaceDuality, weights: Weights, dims: Sizes, layer:
     finish = _gated_norm(kind, weights, groups)
 
     def run(all_: torch.Tensor, state: State | None, real: torch.Tensor | None) -> tuple[torch.Tensor, State]:
-        gate, mixed, step = all_.split([inner, inner + 2 * keys, heads], -1)
-        mixed, window = convolved(mixed, state[0] if state is not None else None, real)
-        u, b, c = act(mixed).float().split([inner, keys, keys], -1)
+        gate, ubc, step = all_.split([inner, inner + 2 * keys, heads], -1)
+        ubc, window = convolved(ubc, state[0] if state is not None else None, real)
+        u, b, c = act(ubc).float().split([inner, keys, keys], -1)
         shape = u.shape[:2]
         step = _of_tokens(torch.nn.functional.softplus(step.float() + bias).clamp(*limit), real)
         u = u.view(*shape, heads, -1)

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from llmkit.architecture.altup import AltUpBlock
-from llmkit.architecture.carried import CarryingBlock
 from llmkit.architecture.hooks import Hooks, Layer, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import Block, Kind, NoPositions
+from llmkit.architecture.layer_inputs import LayerInputBlock
 from llmkit.architecture.model import Model
 from llmkit.decoder import attention as attentions
 from llmkit.decoder import residuals
 from llmkit.decoder.altup import build_altup
 from llmkit.decoder.attention import build_attention
-from llmkit.decoder.carried import carrying
 from llmkit.decoder.embedding import EmbeddingReader
 from llmkit.decoder.head import OutputHead
 from llmkit.decoder.kv import Cache, KVCache, Places
 from llmkit.decoder.language_model import Predictor, token_ids
+from llmkit.decoder.layer_inputs import with_layer_inputs
 from llmkit.decoder.linear import linear
 from llmkit.decoder.mlp import build_mlp
 from llmkit.decoder.norms import build_norm
@@ -189,12 +189,16 @@ def _scaled(branch: Callable[..., torch.Tensor], scale: float) -> Callable[..., 
     return lambda *given: branch(*given) * scale
 
 
-def _carrying_block(block: CarryingBlock, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
-    return carrying(block, weights, _attention_block(block, model, weights, index, positions), model.dims.hidden)
+def _layer_input_block(
+    block: LayerInputBlock, model: Model, weights: Weights, index: int, positions: Positions
+) -> Layer:
+    return with_layer_inputs(
+        block, weights, _attention_block(block, model, weights, index, positions), model.dims.hidden
+    )
 
 
 def _altup_block(block: AltUpBlock, model: Model, weights: Weights, index: int, positions: Positions) -> Layer:
     return build_altup(block, weights, *_parts(block, model, weights, index, positions))
 
 
-_BLOCKS: Hooks[Layer] = {AltUpBlock: _altup_block, Block: _attention_block, CarryingBlock: _carrying_block}
+_BLOCKS: Hooks[Layer] = {AltUpBlock: _altup_block, Block: _attention_block, LayerInputBlock: _layer_input_block}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llmkit.architecture.altup import LEAST_SQUARE, AltUpNorm
-from llmkit.architecture.carried import HiddenNorm
 from llmkit.architecture.hooks import Hooks, TensorFunction, Weights, reader_of
 from llmkit.architecture.kinds import HeadNorm, Kind, LayerNorm, NoNorm, RMSNorm, UnitRMS
+from llmkit.architecture.layer_inputs import HiddenNorm
 from llmkit.decoder.linear import linear
 from llmkit.lazy_imports import torch
 

@@ -10,7 +10,7 @@ from llmkit.architecture.frequencies import frequencies as computed_frequencies
 from llmkit.architecture.hooks import Hooks, reader_of
 from llmkit.architecture.indexer import RecordingRope
 from llmkit.architecture.kinds import Alibi, Kind, NoPositions, Rope
-from llmkit.architecture.positions import CoarseAlibi, Growth, alibi_slopes
+from llmkit.architecture.positions import CoarseAlibi, QueryGrowth, alibi_slopes
 from llmkit.architecture.scaling import DynamicNTK, LongRope, Scaling
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.kv import Cache, Places
@@ -61,7 +61,7 @@ def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.d
     """
     reader = reader_of(kind, _READERS)(dims, dtype, device)
     growth = getattr(kind, "growth", None)
-    return reader if growth is None else _Growing(reader, growth)
+    return reader if growth is None else _ScaledQueries(reader, growth)
 
 
 def limits(readers: Iterable[Positions]) -> tuple[int | None, int | None]:
@@ -95,10 +95,10 @@ class _CoarseAlibi(Positions):
         return replace(scores, key_bias=lambda at: (self._slopes[:, None] * at[:, None]).float() * self._scale)
 
 
-class _Growing(Positions):
+class _ScaledQueries(Positions):
     """Another reader's positions, with queries scaled by a function of their position."""
 
-    def __init__(self, inner: Positions, growth: Growth) -> None:
+    def __init__(self, inner: Positions, growth: QueryGrowth) -> None:
         self._inner, self._growth = inner, growth.numbers
         self.exact_sharing_limit, self.recompute_beyond = inner.exact_sharing_limit, inner.recompute_beyond
 

@@ -137,9 +137,9 @@ def of_alpaca(text: str, choices: Sequence[str]) -> str:
 
 
 def _stated(text: str) -> str:
-    ends = re.findall(r"所以答案是(.+?)。", text)
-    if ends and ends[-1] in LETTERS:
-        return str(ends[-1])
+    answers = re.findall(r"所以答案是(.+?)。", text)
+    if answers and answers[-1] in LETTERS:
+        return str(answers[-1])
     return next((match[1] for match in (pattern.search(text) for pattern in _STATED) if match), "")
 
 

@@ -208,11 +208,11 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         try:
             text = render(self.tokenizer, chat_history, **options)
         except TemplateRefusal:
-            spoken = [message for message in chat_history if message["role"] != "system"]
+            turns = [message for message in chat_history if message["role"] != "system"]
             if keeps_system:
-                spoken = [{"role": m.role, "content": m.content} for m in _with_system(chat_history)]
-            text = render(self.tokenizer, spoken, **options)
-            self.n_without_system += len(spoken) < len(chat_history) and not keeps_system
+                turns = [{"role": m.role, "content": m.content} for m in _with_system(chat_history)]
+            text = render(self.tokenizer, turns, **options)
+            self.n_without_system += len(turns) < len(chat_history) and not keeps_system
         if chat_history[-1]["content"].strip() not in text:
             raise InputError(
                 f"the chat template leaves the question out: it writes {text[:60]!r}",

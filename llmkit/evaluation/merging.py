@@ -195,11 +195,11 @@ def _of_questions(
             if double:
                 raise InputError(f"{name}: {file} scores question {double[0]}, which another shard scores as well")
             held |= dict(pairs)
-    asked = {i for held in values.values() for i in held}
-    if left := sorted(set(range(n)) - asked):
+    scored = {i for by_question in values.values() for i in by_question}
+    if left := sorted(set(range(n)) - scored):
         raise InputError(f"{name}: {len(left)} of {n} questions are in no shard: {listing([str(i) for i in left])}")
     first = parts[0][1].tasks[name]
-    if not asked:
+    if not scored:
         raise InputError(f"{name}: its shards hold no values of its questions")
     columns = {metric: [held[i] for i in sorted(held)] for metric, held in values.items()}
     return {**first, "sample_len": n, **task_metrics(name, columns, aggregations)}

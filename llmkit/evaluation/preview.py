@@ -30,7 +30,7 @@ class PreviewEngine:
         needs: hash -> how many tokens the model has to take for it.
     """
 
-    asked: dict[str, tuple[Ids, list[Ids]]] = field(default_factory=dict)
+    prompts: dict[str, tuple[Ids, list[Ids]]] = field(default_factory=dict)
     needs: dict[str, int] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
     usage: Usage = field(default_factory=Usage)
@@ -44,7 +44,7 @@ class PreviewEngine:
         for query in queries:
             ids = query.tokens[: query.first + 1]
             name = hash_ids(ids)
-            self.asked.setdefault(name, (ids, []))[1].append(query.targets)
+            self.prompts.setdefault(name, (ids, []))[1].append(query.targets)
             self.needs[name] = max(self.needs.get(name, 0), len(query.tokens))
         return [Score(0.0, False, 0.0)] * len(queries)
 
@@ -52,13 +52,13 @@ class PreviewEngine:
         """Empty texts."""
         for request in requests:
             name = hash_ids(request.tokens)
-            self.asked.setdefault(name, (request.tokens, []))
+            self.prompts.setdefault(name, (request.tokens, []))
             self.needs[name] = len(request.tokens) + request.max_new
         return [""] * len(requests)
 
     def sent(self, lm: SharedPrefixLM, bench: str, subject: str, name: str, prompt: str) -> SentPrompt:
         """The prompt with a hash."""
-        ids, choices = self.asked[prompt]
+        ids, choices = self.prompts[prompt]
         text = lm.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return SentPrompt(bench, subject, name, prompt, ids, str(text), tuple(dict.fromkeys(choices)))
 

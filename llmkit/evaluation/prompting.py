@@ -178,8 +178,8 @@ class Session:
         self, prompts: Sequence[Prompt], *, max_new: int, stops: Sequence[str] = (), sampling: Sampling = GREEDY
     ) -> list[str]:
         """What the model goes on with, up to a stop string, an end token or `max_new` tokens."""
-        ends = (*stops, *self.lm.stops, self.lm.encoder.eos_text)
-        requests = [Request(i, p.ids, ends, max_new, sampling) for i, p in enumerate(prompts)]
+        all_stops = (*stops, *self.lm.stops, self.lm.encoder.eos_text)
+        requests = [Request(i, p.ids, all_stops, max_new, sampling) for i, p in enumerate(prompts)]
         return self.lm.scorer.generate(requests, self.lm.encoder, self.lm.eos_ids)
 
     def choose(

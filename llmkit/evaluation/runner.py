@@ -219,12 +219,12 @@ def preview(
     if selection.tasks:
         from llmkit.evaluation.execution import run_tasks
 
-        engine.asked.clear()
+        engine.prompts.clear()
         names = ",".join(selection.tasks)
         run_tasks(
             lm, selection.load_tasks(), shots=selection.shots, limit=selection.limit, chat_template=selection.chat
         )
-        sent += [engine.sent(lm, names, "", str(i), prompt) for i, prompt in enumerate(engine.asked)]
+        sent += [engine.sent(lm, names, "", str(i), prompt) for i, prompt in enumerate(engine.prompts)]
     return sent
 
 

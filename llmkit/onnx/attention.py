@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.architecture.attention import ScoreRule
-from llmkit.architecture.carried import NormedValues, SharedKeys
 from llmkit.architecture.deltanet import GatedDeltaNet, KimiDeltaAttention
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.indexer import IndexedAttention
@@ -21,6 +20,7 @@ from llmkit.architecture.keys import as_bool
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import GroupedQuery
 from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.layer_inputs import NormedValues, SharedKeys
 from llmkit.architecture.mamba import ParallelHybrid, SelectiveScan, ShortConvolution, StateSpaceDuality
 from llmkit.errors import RequirementError
 from llmkit.onnx.context import IN_PLACE, GraphContext

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from llmkit.architecture.altup import AltUpBlock
-from llmkit.architecture.carried import CarryingBlock
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.hooks import GraphFunction, Hooks, emitter_of
 from llmkit.architecture.kind import Kind
@@ -22,15 +21,16 @@ from llmkit.architecture.kinds import (
     Sandwich,
     SharedParallel,
 )
+from llmkit.architecture.layer_inputs import LayerInputBlock
 from llmkit.architecture.mamba import MixerOnly
 from llmkit.architecture.parallel_experts import OpenSandwich, ParallelExperts
 from llmkit.onnx.altup import emit_altup
 from llmkit.onnx.attention import emit_attention
-from llmkit.onnx.carried import emit_gate
 from llmkit.onnx.context import GraphContext
 from llmkit.onnx.experts import emit_experts, emit_parallel_experts
 from llmkit.onnx.gated import activation, gated_mlp
 from llmkit.onnx.graph import Value
+from llmkit.onnx.layer_inputs import emit_gate
 from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import GraphPositions
 from llmkit.onnx.weights import GraphWeights
@@ -84,8 +84,8 @@ def _altup_block(
     emit_altup(block, context, weights, stream, *_branches(block, context, weights, layer, positions), gate)
 
 
-def _carrying_block(
-    block: CarryingBlock,
+def _layer_input_block(
+    block: LayerInputBlock,
     context: GraphContext,
     weights: GraphWeights,
     layer: int,
@@ -175,4 +175,4 @@ _RESIDUALS: Hooks[None] = {
     SharedParallel: _shared_parallel,
     Sandwich: _sequential,
 }
-_BLOCKS: Hooks[None] = {AltUpBlock: _altup_block, Block: _attention_block, CarryingBlock: _carrying_block}
+_BLOCKS: Hooks[None] = {AltUpBlock: _altup_block, Block: _attention_block, LayerInputBlock: _layer_input_block}

@@ -92,10 +92,10 @@ def emit_duality(
         part if factor == 1 else g.op("Mul", part, weights.number(factor))
         for part, factor in zip(parts, factors, strict=True)
     ]
-    mixed = activation(
+    ubc = activation(
         g, str(kind.act), short_convolution(context, weights, layer, g.op("Concat", *scaled[1:4], axis=-1))
     )
-    u, b, c = g.op("Split", weights.single(mixed), g.ints(inner, keys, keys), n=3, axis=-1)
+    u, b, c = g.op("Split", weights.single(ubc), g.ints(inner, keys, keys), n=3, axis=-1)
     step = g.op("Softplus", g.op("Add", weights.single(scaled[4]), weights.single(weights.value("dt_bias"))))
     if isinstance(kind.limit, tuple):
         step = g.op("Clip", step, g.number(kind.limit[0]), g.number(kind.limit[1]))

@@ -16,11 +16,11 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import onnx
-from llmkit.onnx.carried import emit_inputs
 from llmkit.onnx.context import IN_PLACE, AttentionOp, GraphContext, Int8Cache
 from llmkit.onnx.graph import CONTRIB, Graph
 from llmkit.onnx.integer_matrices import IntegerMatrices
 from llmkit.onnx.kv_cache import CacheScales
+from llmkit.onnx.layer_inputs import emit_inputs
 from llmkit.onnx.layers import emit_layer
 from llmkit.onnx.norms import Stream, emit_norm
 from llmkit.onnx.positions import build_positions, emit_waves

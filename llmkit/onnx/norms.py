@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 from llmkit.architecture.altup import LEAST_SQUARE, AltUpNorm
-from llmkit.architecture.carried import HiddenNorm
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import HeadNorm, LayerNorm, NoNorm, RMSNorm, UnitRMS
+from llmkit.architecture.layer_inputs import HiddenNorm
 from llmkit.lazy_imports import np
 from llmkit.onnx.graph import CONTRIB, Value
 from llmkit.onnx.weights import GraphWeights

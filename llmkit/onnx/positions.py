@@ -9,7 +9,7 @@ from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.indexer import RecordingRope
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Alibi, NoPositions, Rope, SinusoidalPositions
-from llmkit.architecture.positions import CoarseAlibi, Growth, alibi_slopes, sinusoidal_frequencies
+from llmkit.architecture.positions import CoarseAlibi, QueryGrowth, alibi_slopes, sinusoidal_frequencies
 from llmkit.architecture.scaling import DynamicNTK, LongRope
 from llmkit.lazy_imports import np
 from llmkit.onnx.context import GraphContext
@@ -40,7 +40,7 @@ def build_positions(kind: Kind) -> GraphPositions:
     """The reader of a position kind."""
     reader = emitter_of(kind, _EMITTERS)()
     growth = getattr(kind, "growth", None)
-    return reader if growth is None else _Growing(reader, growth)
+    return reader if growth is None else _ScaledQueries(reader, growth)
 
 
 class Rotary(GraphPositions):
@@ -125,10 +125,10 @@ class _CoarseAlibi(GraphPositions):
         return context.once("coarse alibi", make)
 
 
-class _Growing(GraphPositions):
+class _ScaledQueries(GraphPositions):
     """Another reader's positions, with queries scaled by a function of their position."""
 
-    def __init__(self, inner: GraphPositions, growth: Growth) -> None:
+    def __init__(self, inner: GraphPositions, growth: QueryGrowth) -> None:
         self._inner, self._growth = inner, growth
 
     def rotate(self, context: GraphContext, x: Value, n_heads: int) -> Value:

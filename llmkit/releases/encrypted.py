@@ -1,7 +1,7 @@
 """Encrypted releases (BELLE, point-alpaca, TechGPT, lawyer-llama): `NAME.<sha256>.enc`, keyed with a file of LLaMA-7B.
 
 An encrypted file is the SHA-256 of the plain one (32 bytes, also in its name) and then the data, combined with the
-key as `llmkit.releases.streams.DealtKey` says.
+key as `llmkit.releases.streams.BlockwiseKey` says.
 
 Source: LianjiaTech/BELLE models/decrypt.py and pointnetwork/point-alpaca encrypt.py, in our own words.
 """
@@ -21,7 +21,7 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.releases.decoding import Decoding
 from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
 from llmkit.releases.published import KEY_FILE, KNOWN, PublishedFile, identify
-from llmkit.releases.streams import Coded, DealtKey
+from llmkit.releases.streams import BlockwiseKey, Coded
 from llmkit.tensors.source import SourceFile
 
 HEADER_NBYTES = 32
@@ -42,7 +42,7 @@ def plan_decrypt(key: Path, encrypted: Sequence[Path], *, table: Sequence[Publis
     source = _key(key, paths)
     files: dict[str, Coded] = {}
     for path in paths:
-        coded, more = _coded(path, DealtKey(source))
+        coded, more = _coded(path, BlockwiseKey(source))
         if coded.name in files:
             raise InputError(f"{files[coded.name].label} and {path} are both {coded.name}: leave one out")
         files[coded.name] = coded
@@ -119,7 +119,7 @@ def _key(key: Path, encrypted: Sequence[Path]) -> SourceFile:
     return source
 
 
-def _coded(path: Path, pad: DealtKey) -> tuple[Coded, list[str]]:
+def _coded(path: Path, pad: BlockwiseKey) -> tuple[Coded, list[str]]:
     named = _NAME.fullmatch(path.name)
     if named is None or named[1] in (".", "..", MANIFEST_NAME):
         raise InputError(f"{path}: its name is not of the form NAME.<sha256>.enc")

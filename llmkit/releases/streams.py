@@ -41,7 +41,7 @@ class ZeroPadded:
 
 
 @dataclass(frozen=True)
-class DealtKey:
+class BlockwiseKey:
     """A key file in blocks of 10 MiB: block i of the data has block i of the key, from the first again after the last.
 
     The last block of the key is shorter, and is repeated inside its own block of data. This is not the key repeated as

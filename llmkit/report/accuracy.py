@@ -101,8 +101,8 @@ def _accuracy(results: Mapping[int, BenchResult], views: Sequence[RunView]) -> A
 
 def _scale(lines: Sequence[_Line], chance: float | None) -> Scale:
     means = [m for line in lines for m in line.means.values()]
-    ends = [end for m in means for end in (m.value, *(m.interval or ()))]
-    return scale_of([*ends, chance], low=0.0, high=1.0)
+    bounds = [end for m in means for end in (m.value, *(m.interval or ()))]
+    return scale_of([*bounds, chance], low=0.0, high=1.0)
 
 
 def _lines(results: Mapping[int, BenchResult]) -> Iterator[_Line]:
@@ -130,6 +130,6 @@ def _lines(results: Mapping[int, BenchResult]) -> Iterator[_Line]:
 
 def _figures(series: int, mean: Mean) -> Figures:
     low, high = mean.interval or (None, None)
-    ends = "" if low is None else f" [{percent(low, 0)}, {percent(high, 0)}]"
+    bounds = "" if low is None else f" [{percent(low, 0)}, {percent(high, 0)}]"
     words = f"{percent(mean.value)} % {interval_words(mean)}" + (f", {counted(mean.n, 'question')}" if mean.n else "")
-    return Figures(series, mean.value, low, high, f"{percent(mean.value)}{ends}", words)
+    return Figures(series, mean.value, low, high, f"{percent(mean.value)}{bounds}", words)

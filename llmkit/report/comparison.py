@@ -61,8 +61,8 @@ def _view(by_run: dict[int, Comparison], views: Sequence[RunView], baseline: Run
     bench = baseline.benches.get(first.bench)
     categories = {s.name: s.subject.category for s in bench.subjects} if bench is not None else {}
     lines = list(_lines(by_run, categories))
-    ends = [end for _, _, parts in lines for d, _ in parts.values() for end in (d.change.value, *d.interval)]
-    scale = scale_of([*ends, 0.0], low=-1.0, high=1.0)
+    bounds = [end for _, _, parts in lines for d, _ in parts.values() for end in (d.change.value, *d.interval)]
+    scale = scale_of([*bounds, 0.0], low=-1.0, high=1.0)
     rows = [
         PlotRow.drawn(scale, label, [_figures(i, *p) for i, p in parts.items()], is_group=is_group, reference=0.0)
         for label, is_group, parts in lines

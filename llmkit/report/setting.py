@@ -63,11 +63,11 @@ def number(value: Any, digits: int = 3) -> str:
 
 def interval_words(mean: Mean) -> str:
     """`(95 % interval 41.2 to 45.0)`."""
-    ends = mean.interval
-    return f"(95 % interval {percent(ends[0])} to {percent(ends[1])})" if ends else "(no interval)"
+    bounds = mean.interval
+    return f"(95 % interval {percent(bounds[0])} to {percent(bounds[1])})" if bounds else "(no interval)"
 
 
 def with_interval(mean: Mean) -> str:
     """`43.1 % [41.2, 45.0]`."""
-    ends = mean.interval
-    return f"{percent(mean.value)} %" + (f" [{percent(ends[0])}, {percent(ends[1])}]" if ends else "")
+    bounds = mean.interval
+    return f"{percent(mean.value)} %" + (f" [{percent(bounds[0])}, {percent(bounds[1])}]" if bounds else "")

@@ -8,9 +8,9 @@ from pathlib import Path
 from rotation import EVERY_WAY
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.carried import SharedKeys
 from llmkit.architecture.hooks import FeedsGraph
 from llmkit.architecture.kinds import Block, GroupedQuery
+from llmkit.architecture.layer_inputs import SharedKeys
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder

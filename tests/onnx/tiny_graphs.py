@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llmkit.architecture.carried import SharedKeys
 from llmkit.architecture.kinds import NoPositions, Rope
 from llmkit.architecture.latent import LatentAttention
+from llmkit.architecture.layer_inputs import SharedKeys
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint

@@ -18,7 +18,7 @@ from llmkit.pipeline.target import Target
 from llmkit.releases.encrypted import plan_decrypt
 from llmkit.releases.published import KEY_FILE, PublishedFile
 from llmkit.releases.run import run_decoding
-from llmkit.releases.streams import DealtKey
+from llmkit.releases.streams import BlockwiseKey
 from llmkit.tensors.source import SourceFile
 
 
@@ -89,7 +89,7 @@ def test_the_key_at_any_place(tmp_path_factory, n_key, position, n, block):
     data = bytes(position + n)
     expected = encrypt(data, key, block)[32:][position:]
     found = bytearray(n)
-    DealtKey(SourceFile(path), block).fill(memoryview(found), position)
+    BlockwiseKey(SourceFile(path), block).fill(memoryview(found), position)
     assert bytes(found) == expected
 
 

@@ -112,8 +112,8 @@ class VllmEngine(ServedEngine):
             for r in requests
         ]
         outputs = self._run([r.tokens for r in requests], params)
-        ends = frozenset(eos_ids)
-        return [encoder.decode([t for t in o.outputs[0].token_ids if t not in ends]) for o in outputs]
+        eos = frozenset(eos_ids)
+        return [encoder.decode([t for t in o.outputs[0].token_ids if t not in eos]) for o in outputs]
 
     def _run(self, prompts: Sequence[Tokens], params: list[Any]) -> list[Any]:
         if not prompts:

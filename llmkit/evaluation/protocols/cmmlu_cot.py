@@ -37,8 +37,8 @@ class CmmluReasoning(Prompting):
         headers = [
             f"以下是关于{c.subject.label or c.subject.name}的单项选择题，请分析并选出正确答案。\n\n" for c in cases
         ]
-        ends = [f"题目：{case.item.text}\n逐步分析并给出答案选项。" for case in cases]
-        texts = fit_shots(session, cases, headers, ends, min(MAX_LENGTH, session.max_length - max_new))
+        questions = [f"题目：{case.item.text}\n逐步分析并给出答案选项。" for case in cases]
+        texts = fit_shots(session, cases, headers, questions, min(MAX_LENGTH, session.max_length - max_new))
         if chat:
             texts = [session.chat_text([{"role": "user", "content": text}]) for text in texts]
         prompts = session.prompts(texts, max_new=max_new)

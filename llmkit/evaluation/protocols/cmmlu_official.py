@@ -25,26 +25,26 @@ class Official(Prompting):
 
     def answer(self, session: Session, cases: Sequence[Case], *, chat: bool) -> list[Question]:
         """The letter whose token is most probable after the prompt."""
-        ends = [_question(case.item) for case in cases]
+        questions = [_question(case.item) for case in cases]
         longest = min(MAX_LENGTH, session.max_length)
-        prompts = session.prompts(fit_shots(session, cases, [header(case) for case in cases], ends, longest))
+        prompts = session.prompts(fit_shots(session, cases, [header(case) for case in cases], questions, longest))
         letters = single_tokens([session.token_id(letter) for letter in LETTERS[:4]], self.name)
         return session.choose(cases, prompts, [letters[: len(case.item.choices)] for case in cases])
 
 
 def fit_shots(
-    session: Session, cases: Sequence[Case], headers: Sequence[str], ends: Sequence[str], longest: int
+    session: Session, cases: Sequence[Case], headers: Sequence[str], questions: Sequence[str], longest: int
 ) -> list[str]:
     """The texts, with those of the shots that there is room for.
 
     Args:
-        headers, ends: what the text of each case begins and ends with.
+        headers, questions: what the text of each case begins and ends with.
         longest: a text in tokens.
     """
-    pieces = [*ends, *set(headers), *{_shot(shot) for case in cases for shot in case.shots}]
+    pieces = [*questions, *set(headers), *{_shot(shot) for case in cases for shot in case.shots}]
     ids: dict[str, Ids] = dict(zip(pieces, session.encode(pieces), strict=True))
     texts = []
-    for case, head, end in zip(cases, headers, ends, strict=True):
+    for case, head, end in zip(cases, headers, questions, strict=True):
         room = longest - len(ids[head]) - len(ids[end])
         if room < 0:
             texts.append(end)

@@ -54,8 +54,8 @@ def plan_embeddings(
     if embed is None:
         raise SpecError(f"{ckpt.label}: its embedding {embeddings.embed} is missing")
     at_embed, at_head = _path_to(embeddings.embed, adapter, paths), _path_to(embeddings.head, adapter, paths)
-    brought = _rows_brought(adapter, at_embed, at_head, embed.shape[0])
-    vocabulary = plan_vocabulary(ckpt, adapter, embed.shape[0], brought, force=force)
+    n_after = _rows_brought(adapter, at_embed, at_head, embed.shape[0])
+    vocabulary = plan_vocabulary(ckpt, adapter, embed.shape[0], n_after, force=force)
     plan = EmbeddingPlan(**vars(vocabulary), adapter=adapter, tensors=dict(ckpt.tensors))
     if embeddings.is_tied and (at_embed is not None or at_head is not None):
         _plan_tied(plan, ckpt, embeddings, at_embed or _module(embeddings.embed), at_head)

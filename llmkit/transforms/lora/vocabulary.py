@@ -37,13 +37,13 @@ class VocabularyChange:
 
 
 def plan_vocabulary(
-    ckpt: Checkpoint, adapter: Adapter, n_rows: int, brought: int | None, *, force: bool
+    ckpt: Checkpoint, adapter: Adapter, n_rows: int, n_after: int | None, *, force: bool
 ) -> VocabularyChange:
     """Decide what to do with the vocabulary.
 
     Args:
         n_rows: rows of the embedding now.
-        brought: rows of the embedding that the adapter brings; None when it brings none.
+        n_after: rows of the embedding that the adapter brings; None when it brings none.
 
     Raises:
         RequirementError: the counts show that adapter, tokenizer and model do not belong together.
@@ -52,55 +52,55 @@ def plan_vocabulary(
     n_own = _count(adapter.label, tokenizer_files)
     n_base = _count(ckpt.label, ckpt.tokenizer_files)
     change = VocabularyChange(None, ckpt.files)
-    problem = None if brought is None else _problem(ckpt, adapter, n_rows, brought, n_own, n_base)
+    problem = None if n_after is None else _problem(ckpt, adapter, n_rows, n_after, n_own, n_base)
     if problem is not None:
         message, hint = problem
         if not force:
             raise RequirementError(message, hint=hint)
         change.warnings.append(f"forced: {message}")
-    if brought is None:
+    if n_after is None:
         _without_rows(ckpt, adapter, change, n_rows, n_own, n_base, tokenizer_files)
         return change
-    if brought != n_rows:
-        change.n_rows = brought
-        change.notes.append(f"{adapter.label} brings its vocabulary: {n_rows} to {brought} rows")
-        if n_own is not None and n_own < brought:
-            change.notes.append(f"{brought - n_own} rows are padding: its tokenizer has {n_own} tokens")
-        if brought < n_rows and problem is None:
-            change.notes.append(f"the {n_rows - brought} rows left out were padding: the tokenizer had {n_base} tokens")
-    if tokenizer_files and (brought != n_rows or n_base is None or (n_own or 0) > n_base):
+    if n_after != n_rows:
+        change.n_rows = n_after
+        change.notes.append(f"{adapter.label} brings its vocabulary: {n_rows} to {n_after} rows")
+        if n_own is not None and n_own < n_after:
+            change.notes.append(f"{n_after - n_own} rows are padding: its tokenizer has {n_own} tokens")
+        if n_after < n_rows and problem is None:
+            change.notes.append(f"the {n_rows - n_after} rows left out were padding: the tokenizer had {n_base} tokens")
+    if tokenizer_files and (n_after != n_rows or n_base is None or (n_own or 0) > n_base):
         _adopt(ckpt, adapter, change, tokenizer_files)
     return change
 
 
 def _problem(
-    ckpt: Checkpoint, adapter: Adapter, n_rows: int, brought: int, n_own: int | None, n_base: int | None
+    ckpt: Checkpoint, adapter: Adapter, n_rows: int, n_after: int, n_own: int | None, n_base: int | None
 ) -> tuple[str, str] | None:
     """Why the counts do not fit, and what to do."""
-    if n_own is not None and n_own != brought and not _is_padded(brought, n_own, n_rows):
-        more = brought - n_own
+    if n_own is not None and n_own != n_after and not _is_padded(n_after, n_own, n_rows):
+        more = n_after - n_own
         if more > 0:
             return (
-                f"{adapter.label}: its embedding has {brought} rows, the tokenizer beside it {n_own} tokens: the "
+                f"{adapter.label}: its embedding has {n_after} rows, the tokenizer beside it {n_own} tokens: the "
                 f"{more} more row{'s are' if more > 1 else ' is'} padding to a multiple that is not a usual one "
                 f"({_MULTIPLES[0]} to {_MULTIPLES[-1]}), or the two belong to two different releases",
                 "put the tokenizer that was published with this adapter beside it; --force takes the rows as padding",
             )
         return (
-            f"{adapter.label}: its embedding has {brought} rows, the tokenizer beside it {n_own} tokens: they belong "
+            f"{adapter.label}: its embedding has {n_after} rows, the tokenizer beside it {n_own} tokens: they belong "
             "to two different releases",
             "put the tokenizer that was published with this adapter beside it",
         )
-    if brought < n_rows and (n_base is None or n_base > brought):
+    if n_after < n_rows and (n_base is None or n_base > n_after):
         has = f"{n_rows} rows" + (f" and a tokenizer of {n_base} tokens" if n_base is not None else "")
         return (
-            f"{adapter.label} is for a vocabulary of {brought} rows; {ckpt.label} has {has} by now: it would lose "
+            f"{adapter.label} is for a vocabulary of {n_after} rows; {ckpt.label} has {has} by now: it would lose "
             "tokens",
             "merge adapters in the order of their vocabularies, the smallest first, beginning with the original base",
         )
-    if brought > n_rows and n_own is None:
+    if n_after > n_rows and n_own is None:
         return (
-            f"{adapter.label} brings {brought} rows, the model has {n_rows}, and there is no tokenizer beside the "
+            f"{adapter.label} brings {n_after} rows, the model has {n_rows}, and there is no tokenizer beside the "
             "adapter: the result would have tokens that nothing writes",
             "put the tokenizer that was published with this adapter into its folder",
         )

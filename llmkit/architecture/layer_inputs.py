@@ -1,8 +1,8 @@
-"""Layers that take more than hidden states of what came before them: inputs of their own, another layer's keys.
+"""Per-layer embeddings, and keys and values that later layers share (Gemma 3n and 4).
 
-What goes from layer to layer is [hidden | inputs of all layers | keys and values that are lent]: the embedding makes
-the inputs and leaves room (`LayerInputs`), layers find their columns by number, and the final norm takes the hidden
-states alone (`HiddenNorm`). Columns below count from the end of the hidden states.
+Layers pass on [hidden | inputs of all layers | shared keys and values]: the embedding makes the inputs and appends
+zeros for the rest (`LayerInputs`), each layer has fixed columns, and the final norm takes the hidden states alone
+(`HiddenNorm`). Column numbers count from the end of the hidden states.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LayerInputs(Kind):
         layers: how many.
         width: of one layer's input; 0 for no inputs.
         norm: of the projections, of that width.
-        room: columns for what layers lend.
+        room: columns for shared keys and values.
     """
 
     rows: Any
@@ -86,12 +86,12 @@ class NormedValues(GroupedQuery):
     Attributes:
         v_norm: of each head of values.
         from_keys: values are the projected keys, before these are normed: there is no matrix of values.
-        lends_at: the first of the columns that get keys and values for later layers; None for a layer that lends none.
+        shared_kv_at: the first column for keys and values that later layers use; None for a layer that shares none.
     """
 
     v_norm: Kind | Any = field(default_factory=NoNorm)
     from_keys: Flag = False
-    lends_at: int | None = None
+    shared_kv_at: int | None = None
 
     @property
     def has_own_values(self) -> bool:
@@ -105,7 +105,7 @@ class NormedValues(GroupedQuery):
 
 @dataclass(frozen=True)
 class SharedKeys(GroupedQuery):
-    """Queries over the keys and values of an earlier layer (Sun et al. 2024, arXiv:2405.05254).
+    """Attention to the keys and values of an earlier layer (Sun et al. 2024, arXiv:2405.05254).
 
     Attributes:
         source: the layer.
@@ -124,12 +124,12 @@ class SharedKeys(GroupedQuery):
 
 
 @dataclass(frozen=True)
-class CarryingBlock(Block):
-    """A block that hands on what is carried, with an input gate after it, and a number that multiplies all at last.
+class LayerInputBlock(Block):
+    """A block that passes the columns beside the hidden states on, then adds an input gate and multiplies by a scalar.
 
     Attributes:
         gate: an `InputGate`, whose output is added; `NoNorm` for none.
-        scaled: whether there is the number.
+        scaled: whether there is a scalar.
     """
 
     gate: Kind | Any = field(default_factory=NoNorm)
@@ -142,20 +142,20 @@ class CarryingBlock(Block):
 
 @dataclass(frozen=True)
 class HiddenNorm(RMSNorm):
-    """RMSNorm of the hidden states, which takes off what is carried beside them."""
+    """RMSNorm of the hidden states, without the columns beside them."""
 
 
 _VALUES = ("v.weight", "v.bias")
 
 
 @dataclass(frozen=True)
-class Lending:
-    """Which layers lend keys and values.
+class KVSharing:
+    """Which layers use the keys and values of which.
 
     Attributes:
-        sources: a layer that takes -> the one that it takes from.
-        columns: a layer that lends -> its first column.
-        room: of all.
+        sources: layer without its own keys and values -> the layer whose it uses.
+        columns: layer that shares its own -> their first column.
+        room: columns of all of them.
     """
 
     sources: Mapping[int, int]
@@ -163,13 +163,13 @@ class Lending:
     room: int
 
 
-def lending(sorts: Sequence[Hashable], n_shared: int, at: int, widths: Sequence[int]) -> Lending:
-    """The last `n_shared` layers take from the last layer of their sort before them.
+def kv_sharing(sorts: Sequence[Hashable], n_shared: int, at: int, widths: Sequence[int]) -> KVSharing:
+    """The last `n_shared` layers each use the keys and values of the last earlier layer of their type.
 
     Args:
-        sorts: of all layers.
-        at: the first column that is free.
-        widths: by layer, numbers of a token's keys and values.
+        sorts: the type of each layer.
+        at: the first free column.
+        widths: of each layer, the numbers in a token's keys and values.
 
     Raises:
         SpecError: there is no such layer.
@@ -182,7 +182,7 @@ def lending(sorts: Sequence[Hashable], n_shared: int, at: int, widths: Sequence[
         sources[i] = source
         if source not in columns:
             columns[source], end = end, end + widths[source]
-    return Lending(sources, columns, end - at)
+    return KVSharing(sources, columns, end - at)
 
 
 def count_in(config: Mapping[str, Any], key: str, default: int) -> int:

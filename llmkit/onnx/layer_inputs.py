@@ -1,14 +1,14 @@
-"""The graph reader of what layers take besides hidden states: `llmkit/architecture/carried.py`."""
+"""The graph reader of per-layer embeddings: `llmkit/architecture/layer_inputs.py`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llmkit.architecture.altup import AltUpInputs
-from llmkit.architecture.carried import InputGate, LayerInputs
 from llmkit.architecture.hooks import Hooks, emitter_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import NoNorm
+from llmkit.architecture.layer_inputs import InputGate, LayerInputs
 from llmkit.onnx.context import GraphContext
 from llmkit.onnx.gated import activation
 from llmkit.onnx.norms import emit_as_long, emit_norm

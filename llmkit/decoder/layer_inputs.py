@@ -1,4 +1,4 @@
-"""The torch readers of layers that take more than hidden states: `llmkit/architecture/carried.py` has the columns."""
+"""The torch readers of per-layer embeddings and shared keys: `llmkit/architecture/layer_inputs.py` has the columns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.architecture.altup import AltUpInputs
-from llmkit.architecture.carried import CarryingBlock, InputGate, LayerInputs, NormedValues, SharedKeys
 from llmkit.architecture.hooks import Hooks, Layer, Weights, reader_of
 from llmkit.architecture.kinds import Kind, NoNorm
+from llmkit.architecture.layer_inputs import InputGate, LayerInputBlock, LayerInputs, NormedValues, SharedKeys
 from llmkit.architecture.sizes import Sizes
 from llmkit.decoder.gated import activation
 from llmkit.decoder.kv import Cache, Heads
@@ -21,32 +21,32 @@ from llmkit.lazy_imports import torch
 
 
 @dataclass(slots=True)
-class Carried:
-    """What an attention layer inside a `CarryingBlock` gets as its table.
+class SideColumns:
+    """The position table of an attention layer inside a `LayerInputBlock`, with the columns beside the hidden states.
 
     Attributes:
         table: of the positions.
-        columns: [B, S, …], what goes beside the hidden states; replaced where keys and values are lent.
+        columns: [B, S, …], replaced when a layer writes its keys and values.
     """
 
     table: Any
     columns: torch.Tensor
 
-    def lend(self, at: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Keys and values [B, kv_heads, S, head_dim] into the columns from `at` on."""
-        lent = torch.cat([x.transpose(1, 2).flatten(2) for x in (k, v)], -1)
-        rest = self.columns[..., at + lent.shape[-1] :]
-        self.columns = torch.cat([self.columns[..., :at], lent, rest], -1)
+    def write_kv(self, at: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Write keys and values [B, kv_heads, S, head_dim] into the columns from `at` on."""
+        shared = torch.cat([x.transpose(1, 2).flatten(2) for x in (k, v)], -1)
+        rest = self.columns[..., at + shared.shape[-1] :]
+        self.columns = torch.cat([self.columns[..., :at], shared, rest], -1)
 
-    def lent(self, at: int, n_heads: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [B, n_heads, S, size] from the columns from `at` on."""
-        lent = self.columns[..., at : at + 2 * n_heads * size]
-        k, v = (x.unflatten(-1, (n_heads, size)).transpose(1, 2) for x in lent.chunk(2, -1))
+    def read_kv(self, at: int, n_heads: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read keys and values [B, n_heads, S, size] from the columns from `at` on."""
+        shared = self.columns[..., at : at + 2 * n_heads * size]
+        k, v = (x.unflatten(-1, (n_heads, size)).transpose(1, 2) for x in shared.chunk(2, -1))
         return k, v
 
 
-def beside(kind: Kind, weights: Weights) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The function (ids [B, S], x [B, S, hidden]) -> x with what goes beside it.
+def input_columns(kind: Kind, weights: Weights) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The function (ids [B, S], x [B, S, hidden]) -> x with the columns beside it, [B, S, hidden + …].
 
     Raises:
         RequirementError: no torch reader for the kind.
@@ -65,12 +65,12 @@ def _inputs(kind: LayerInputs, weights: Weights) -> Any:
     # Rounded to the compute dtype first, as that of the embedding.
     scale = float(torch.tensor(kind.width**0.5, dtype=table.dtype))
 
-    def carrying(ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def with_layer_inputs(ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         rows = embedding(ids.where(ids < kind.rows, 0), table) * scale
         projected = norm((project(x) * x.shape[-1] ** -0.5).unflatten(-1, shape)).flatten(-2)
         return pad(torch.cat([x, (projected + rows) * 2.0**-0.5], -1), (0, kind.room))
 
-    return carrying
+    return with_layer_inputs
 
 
 class _Attention:
@@ -93,18 +93,18 @@ class _Attention:
             self._v_norm = build_norm(kind.v_norm, weights.under("v_norm"))
 
     def __call__(self, x: torch.Tensor, given: Any, cache: Cache) -> torch.Tensor:
-        table = given.table if isinstance(given, Carried) else given
+        table = given.table if isinstance(given, SideColumns) else given
         heads = self._inputs(x).unflatten(-1, (-1, self._size))
         q = self._rotated(self._q_norm(heads[:, :, : self._n_q]), table)
         scores = self._positions.score(self._scores, table)
         if isinstance(self._kind, SharedKeys):
-            k, v = given.lent(self._kind.at, self._n_kv, self._size)
+            k, v = given.read_kv(self._kind.at, self._n_kv, self._size)
             attended = cache.attend(self._layer, Heads(q, k, v, self._kind.source), scores)
         else:
             keys, values = heads[:, :, self._n_q :][:, :, : self._n_kv], heads[:, :, -self._n_kv :]
             k, v = self._rotated(self._k_norm(keys), table), self._v_norm(values).transpose(1, 2)
-            if self._kind.lends_at is not None:
-                given.lend(self._kind.lends_at, k, v)
+            if self._kind.shared_kv_at is not None:
+                given.write_kv(self._kind.shared_kv_at, k, v)
             attended = cache.attend(self._layer, Heads(q, k, v), scores)
         return self._out(attended.transpose(1, 2).flatten(2))
 
@@ -113,18 +113,18 @@ class _Attention:
         return self._positions.rotate(heads, table).transpose(1, 2)
 
 
-def carrying(block: CarryingBlock, weights: Weights, layer: Layer, hidden: int) -> Layer:
-    """A layer on what is carried, made of one on hidden states."""
+def with_layer_inputs(block: LayerInputBlock, weights: Weights, layer: Layer, hidden: int) -> Layer:
+    """A layer on hidden states and the columns beside them, made of one on hidden states."""
     gate = reader_of(block.gate, _GATES)(weights.under("input"))
     scalar = weights("input.scalar") if block.scaled else None
 
     def carried_on(x: torch.Tensor, table: Any, cache: Cache) -> torch.Tensor:
-        carried = Carried(table, x[..., hidden:])
-        x = layer(x[..., :hidden], carried, cache)
+        side = SideColumns(table, x[..., hidden:])
+        x = layer(x[..., :hidden], side, cache)
         if gate is not None:
-            x = x + gate(x, carried.columns)
+            x = x + gate(x, side.columns)
         x = x if scalar is None else x * scalar
-        return torch.cat([x, carried.columns], -1) if carried.columns.shape[-1] else x
+        return torch.cat([x, side.columns], -1) if side.columns.shape[-1] else x
 
     return carried_on
 
@@ -141,11 +141,11 @@ def _streams(kind: AltUpInputs, weights: Weights) -> Any:
     inputs = _inputs(kind, weights)
     others = [linear(weights, f"stream.{i}") for i in range(1, kind.streams)]
 
-    def carrying(ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def with_layer_inputs(ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         whole = inputs(ids, x)
         return torch.cat([x, *(as_long(project(x), x) for project in others), whole[..., x.shape[-1] :]], -1)
 
-    return carrying
+    return with_layer_inputs
 
 
 _BESIDE: Hooks[Any] = {AltUpInputs: _streams, LayerInputs: _inputs, NoNorm: lambda kind, weights: lambda ids, x: x}

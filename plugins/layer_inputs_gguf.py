@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmkit.architecture.carried import LayerInputs, SharedKeys
 from llmkit.architecture.gguf import Metadata
 from llmkit.architecture.kinds import Block, Rope
+from llmkit.architecture.layer_inputs import LayerInputs, SharedKeys
 from llmkit.architecture.model import Model
 
 from .gemma2 import has_window, usual_windows
