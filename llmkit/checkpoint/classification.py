@@ -95,7 +95,7 @@ def _weights(ckpt: Checkpoint, where: str) -> Classification:
         )
     if (measured := _measurements(ckpt.tensors, where)) is not None:
         return measured
-    if (addition := _addition(ckpt.config)) is not None:
+    if (addition := _addition(ckpt)) is not None:
         return addition
     quantization = quantization_of(ckpt)
     if quantization is None and _ASSUMED not in ckpt.history and looks_like_differences(ckpt):
@@ -106,8 +106,12 @@ def _weights(ckpt: Checkpoint, where: str) -> Classification:
     return Classification("model", words, "", quantization)
 
 
-def _addition(config: Mapping[str, Any]) -> Classification | None:
-    """Heads or layers beside a model, as speculative decoding has them: their config names a base, no architecture."""
+def _addition(ckpt: Checkpoint) -> Classification | None:
+    """What works beside a model only: a GGUF that says so, or heads whose config names a base and no architecture."""
+    config, kind = ckpt.config, ckpt.details.get("metadata", {}).get("general.type")
+    if isinstance(kind, str) and kind != "model":  # mmproj: the encoder of images or sounds
+        words = f"a GGUF file of type {kind}, which belongs to a model and is none"
+        return Classification("addition", words, "give the file of the model itself")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base or any(config.get(key) for key in ("architectures", "model_type")):
         return None

@@ -21,6 +21,7 @@ from llmkit.architecture.scaling import Llama3Scaling
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.formats.gguf_header import encode_header, read_header
 from llmkit.layouts.gguf_values import llama3_factors, shortest
+from llmkit.transforms.convert import convert
 
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "▁a", "ab", "▁ab"]
 
@@ -214,6 +215,20 @@ def test_an_architecture_without_a_plugin_keeps_its_names(tmp_path, arch, expert
     assert ckpt.warnings == (
         f"no plugin describes GGUF's {what}: names stay as in the file, only tensor-wise work is possible",
     )
+    with pytest.raises(RequirementError, match="no plugin describes the architecture of this GGUF file"):
+        convert(ckpt, to="hf")
+
+
+def test_the_encoder_of_images_is_no_model(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "mmproj.gguf", "clip")
+    writer.add_type("mmproj")
+    writer.add_tensor("mm.0.weight", np.ones((2, 4), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(RequirementError, match="mmproj is a GGUF file of type mmproj, which belongs to a model"):
+        convert(llmkit.open_checkpoint(tmp_path / "mmproj.gguf"), to="hf")
 
 
 def test_metadata_that_do_not_fit_the_tensors_are_refused(tmp_path):

@@ -9,7 +9,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import MARKER_NAME, classify, require_model
 from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, refuse_unread
 from llmkit.checkpoint.statistics import StoredStatistics
-from llmkit.errors import InputError, suggestion
+from llmkit.errors import InputError, RequirementError, suggestion
 from llmkit.quantization.codec import command_for, config_entry
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import CAST_DTYPES, Overflow, cast, config_with_dtype
@@ -82,6 +82,12 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
     if contents.kind == "delta" and MARKER_NAME not in ckpt.files:
         return ckpt.derive(
             warnings=[f"{ckpt.label} is {contents.words}: what is written is one, too ({contents.hint})"]
+        )
+    if ckpt.layout == "gguf" and not ckpt.config and contents.kind == "model":
+        raise RequirementError(
+            f"{ckpt.label}: no plugin describes the architecture of this GGUF file, so its tensors have no names in "
+            "another layout, and no config can be made",
+            hint="take the model in the layout that it was published in; `llmkit inspect` shows what is in the file",
         )
     require_model(ckpt, "convert", floats=ckpt.layout == "onnx")  # the integers of a graph belong to it alone
     if contents.quantization is not None:
