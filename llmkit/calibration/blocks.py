@@ -107,22 +107,22 @@ class Blocks:
             return self._decoder.final_norm(hidden.to(self.device)).to(CPU)
 
     def recorded(self, index: int, hidden: torch.Tensor) -> tuple[torch.Tensor, Inputs]:
-        """The hidden states after a block, from those before it, and the inputs of its linear layers.
+        """The hidden states after a block, in the place of those before it, and the inputs of its linear layers.
 
-        Both hidden states are [B, S, hidden] in the compute dtype.
+        Hidden states are [B, S, hidden] in the compute dtype.
         """
-        record, after = _Record(len(hidden)), torch.empty_like(hidden)
+        record = _Record(len(hidden))
         with torch.inference_mode():
             layer = self._decoder.layer(_Watched(self.weights, record), index)
             for start in range(0, len(hidden), self._n_rows_of_piece):
                 record.rows = slice(start, min(start + self._n_rows_of_piece, len(hidden)))
-                after[record.rows] = self._through(layer, index, hidden, record.rows)
-            return after, record.inputs
+                hidden[record.rows] = self._through(layer, index, hidden, record.rows)
+            return hidden, record.inputs
 
     def run(
         self, index: int, hidden: torch.Tensor, hook: BlockHook, float_inputs: Inputs | None = None
     ) -> torch.Tensor:
-        """The hidden states after a block, from those before it; both [B, S, hidden] in the compute dtype.
+        """The hidden states after a block, in the place of those before it, [B, S, hidden] in the compute dtype.
 
         Args:
             float_inputs: what `recorded` gave of the hidden states in the float model: the hook sees them, too.
@@ -139,13 +139,15 @@ class Blocks:
 
             for cut in cycle(cuts):
                 try:
-                    last, out = cut, passed(cut).to(CPU)
+                    last, out = cut, passed(cut)
                 except _NotComplete:
                     continue
                 break
-            if len(cuts) == 1:
-                return out
-            return torch.cat([out if cut is last else passed(cut).to(CPU) for cut in cuts])
+            hidden[last] = out
+            for cut in cuts:
+                if cut is not last:
+                    hidden[cut] = passed(cut)
+            return hidden
 
     def outputs(self, index: int, hidden: torch.Tensor, weights: Weights, samples: list[int]) -> torch.Tensor:
         """What a block made of other weights gives for some sequences, [samples, S, hidden], on its device.

@@ -157,9 +157,10 @@ class CalibratedQuantizer:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
 
         In float32 a block and its widest matrix five times over (the weight, its moments, their factors), and the
-        hidden states of all samples before and after it. Where it is compared with the float model, a block, the hidden
-        states and, in bfloat16, the inputs of layers of that, too; where it is learnt, for each weight what it is
-        restored to, its gradient, what is learnt and the best of it.
+        hidden states of all samples. Where it is compared with the float model, a block, the hidden states and, in
+        bfloat16, the inputs of layers of that, too; where it is learnt, the hidden states before it, and for each
+        weight what it is restored to, its gradient, what is learnt and the best of it. Where its inputs are scaled,
+        another block and hidden states.
         """
         if task is not next(iter(self._tasks.values())):
             return 0
@@ -167,7 +168,7 @@ class CalibratedQuantizer:
         block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self.samples.n * self.samples.length * dims.hidden
-        n_copies, n_states = (7, 4) if self._learns else (3, 4) if self._changes or self._compares else (1, 2)
+        n_copies, n_states = (7, 3) if self._learns else (3, 2) if self._changes or self._compares else (1, 1)
         widening = dims.ffn // dims.hidden
         inputs = 2 * hidden * (3 + widening) if self._compares else 0
         activations = min(CHUNK_NBYTES, 4 * hidden * (5 + 3 * widening))
@@ -184,7 +185,7 @@ class CalibratedQuantizer:
     def _computed(self, blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> BlockResult:
         """One layer quantized: its parts are kept, what comes out goes on to the next."""
         hidden = state["hidden"].load()
-        floats = (state["floats"].load() if "floats" in state else hidden) if self._compares else None
+        floats = state.get("floats", state["hidden"]).load() if self._compares else None
         scaled = self._scaling(index).applied(blocks, hidden, context)
         # Other ranks know nothing of scales.
         ranks = self.ranks if scaled.blocks is blocks else Ranks()
@@ -194,13 +195,14 @@ class CalibratedQuantizer:
         passed_on = []
         if targets is not None:
             if hook.learnt:
-                compute = partial(blocks.outputs, index, hidden)
+                before = state["hidden"].load()
+                compute = partial(blocks.outputs, index, before)
                 seed, report = f"{self.samples.seed} {index}", self._reporter(index, context)
                 error = BlockOutputError(
                     compute, blocks.weights, targets, self._slots, seed, report, product_dtype(self._stage.device)
                 )
                 hook.learn(error)
-                after = blocks.run(index, hidden, hook)
+                after = blocks.run(index, before, hook)
             passed_on.append(("floats", targets))
         result = {"errors": hook.errors, "notes": hook.notes}
         return BlockResult(result, [*passed_on, ("hidden", after)], {**hook.results, **scaled.changed}.items())

@@ -81,7 +81,7 @@ class BlockScaling:
         if not self.folds:
             return ScaledBlock(blocks, self._tasks, {})
         chosen = _Choosing(self.folds, self._choice(blocks.weights), context)
-        blocks.run(self._layer, hidden, chosen)
+        blocks.run(self._layer, hidden.clone(), chosen)
         weights = KeptWeights(blocks.weights, {})
         replacements: dict[str, torch.Tensor] = {}
         dtypes = {part: self._tensors[slot.name].dtype.torch for part, slot in self._slot_of.items()}

@@ -123,7 +123,7 @@ def _of_block(
 ) -> BlockResult:
     hidden = state["hidden"].load()
     hook = ObserverHook(["squares"], context)
-    after = blocks.run(index, hidden, hook)
+    after = blocks.run(index, hidden.clone(), hook)
     squares = {name.removesuffix(".squares"): constant(x) for name, x in hook.statistics.items()}
     weights, rows = KeptWeights(blocks.weights), list(range(len(hidden)))
     own = {name: matrix for name, matrix in matrices.items() if matrix.layer == index}

@@ -128,6 +128,20 @@ def test_chunks_give_what_the_whole_gives(name, factor):
         torch.testing.assert_close(mine.second_moments, theirs.second_moments, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("chunk_nbytes", [1, 2**31])
+def test_hidden_states_after_a_block_take_the_memory_of_those_before_it(chunk_nbytes):
+    architecture = ARCHITECTURES["llama"]
+    config = architecture.tiny_config()
+    ids = random_ids(architecture, config).repeat(3, 1)
+    blocks = Blocks(*load_blocks(random_checkpoint(architecture, config)), ids, chunk_nbytes)
+    hidden, floats = blocks.embedded(), blocks.embedded()
+    places = hidden.data_ptr(), floats.data_ptr()
+    after, (recorded, inputs) = blocks.run(0, hidden, Recorder()), blocks.recorded(0, floats)
+    assert (after.data_ptr(), recorded.data_ptr()) == places
+    torch.testing.assert_close(after, recorded, rtol=1e-5, atol=1e-5)
+    assert all(len(x) == len(ids) for x in inputs.values())
+
+
 def test_weights_that_stay_give_the_hidden_states_of_the_decoder():
     architecture = ARCHITECTURES["llama"]
     config = architecture.tiny_config()
