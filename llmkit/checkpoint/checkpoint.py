@@ -258,7 +258,7 @@ def _from_layout(path: Path, opened: OpenedLayout) -> Checkpoint:
 
 
 def _belongs(path: Path, name: str) -> bool:
-    """Beside a single file only the tokenizer surely belongs to it."""
+    """Whether a file belongs to the checkpoint; beside a single weight file only tokenizer files do."""
     return path.is_dir() or name in TOKENIZER_FILES
 
 

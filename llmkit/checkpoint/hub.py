@@ -1,4 +1,4 @@
-"""From what a user wrote to a folder on disk: a path, or a hub id."""
+"""Resolves what a user wrote, a path or a hub id, to a folder on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files belong to a model, by name: those that readers look for, and those that only accompany it."""
+"""The files of a model, by name: those that readers look for, and those that accompany it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CUSTOM_CODE = re.compile(r"(modeling|configuration|tokenization|quantization|pr
 
 
 def decides_what_opens(name: str) -> bool:
-    """Whether a folder may open as another model, or with another tokenizer or prompt, because of a file of this name.
+    """Whether a file of this name may change which model, tokenizer or prompt a folder opens with.
 
     Told from what readers look for (weights, their indexes, configs, tokenizers, templates, adapters, graphs, code):
     theirs and those of transformers, peft and ONNX Runtime, which have no closed lists.

@@ -1,4 +1,4 @@
-"""Quantized checkpoints as float ones: lazy, sliceable by rows, with the names and the config of the float model."""
+"""Quantized checkpoints viewed as float ones: lazy, sliceable by rows, with the float model's names and config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_dtype(config: Mapping[str, Any]) -> DType | None:
 
 
 def is_quantized(ckpt: Checkpoint) -> bool:
-    """Whether the tensors are not the weights but what quantization made of them, by whatever method."""
+    """Whether the tensors are quantized weights, by whatever method."""
     return _folder_quantization(ckpt) is not None
 
 
@@ -50,7 +50,7 @@ def kv_cache_scheme(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def refuse_unread(ckpt: Checkpoint) -> None:
-    """Refuse a quantization that `dequantized` does not read; nothing for a float checkpoint.
+    """Refuse a quantization that `dequantized` does not read; a float checkpoint passes.
 
     Raises:
         RequirementError, SpecError: as of `dequantized`.

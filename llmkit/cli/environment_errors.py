@@ -39,7 +39,7 @@ def check_arguments(args: Sequence[str]) -> None:
 
 
 def as_refusal(error: BaseException) -> LlmkitError | None:
-    """What to say of an error that no code of llmkit is to blame for; None for a bug."""
+    """The `LlmkitError` for an error of the environment; None for a bug."""
     for cause in _chain(error):
         if isinstance(cause, LlmkitError):
             continue

@@ -1,4 +1,4 @@
-"""The options of commands that quantize: grids, grids of single matrices, and what tells of the inputs of layers."""
+"""The options of commands that quantize: grids, grids of single matrices, and calibration."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class MixedPrecisionOptions:
     ] = None
 
     def rules(self, ckpt: Checkpoint) -> dict[str, Scheme]:
-        """What the options say of single matrices, as one recipe.
+        """The options for single matrices as one recipe.
 
         Raises:
             InputError: the file is no recipe.
@@ -208,7 +208,7 @@ class CalibrationOptions(TextOptions):
     ] = None
 
     def known(self, out: Output, ckpt: Checkpoint, method: str | None, bits: int) -> Samples | StoredStatistics | None:
-        """What tells of the inputs of layers; None for nothing. Says why where nobody asked for that.
+        """The text or the statistics to calibrate on; None for neither, with a note if that is not the user's choice.
 
         Args:
             method: as `--method` names it.

@@ -20,7 +20,7 @@ _VERBOSITY = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "D
 
 @contextmanager
 def libraries(verbosity: int) -> Iterator[None]:
-    """Keep what libraries say off the terminal; with `-v` show llmkit's log, with `-vv` all of it.
+    """Hide the output of libraries; with `-v` show llmkit's log, with `-vv` all logs.
 
     Args:
         verbosity: the number of `-v`.

@@ -149,7 +149,7 @@ class Output:
             raise InputError(f"{listing(ignored)} {verb} not for {path}", hint=hint or f"leave {ignored[0]} out")
 
     def refuse(self, message: str, hint: str | None = None) -> NoReturn:
-        """It ran, and the answer is no: say so beside the answer that was given, and leave with exit code 1.
+        """Print that the answer is no, beside the answer itself, and exit with code 1.
 
         An answer is no error, and is not called one.
         """

@@ -1,4 +1,4 @@
-"""Which packages llmkit needs, which of them are extras, and what to say when one is missing."""
+"""The packages that llmkit needs, those of its extras, and the error for a missing one."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def show_parity(out: Output, checked: ParityReport, reference: str) -> None:
 
 
 def refuse_difference(out: Output, folder: Path, checked: ParityReport, reference: str) -> None:
-    """Where logits differ by more than is allowed: say so in the folder, and end with exit code 1."""
+    """If logits differ by more than the tolerance, note it in the folder and exit with code 1."""
     from llmkit.pipeline.files import write_file
 
     if not checked.failed:

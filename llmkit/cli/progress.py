@@ -190,7 +190,7 @@ class Lines:
             self._started = self._last = None
 
     def advance(self, n: int, note: str = "") -> None:
-        """Count `n` units; perhaps say so."""
+        """Count `n` units, and print a line if one is due."""
         with self._guard:
             self._done += n
             self._note = "" if n else note  # of a step that takes long

@@ -274,7 +274,7 @@ def _write(
     quantizer: CalibratedQuantizer | StoredQuantizer | None = None,
     chosen: BitAllocation | None = None,
 ) -> None:
-    """Write the quantized model, and say what it saved and lost.
+    """Write the quantized model, and print sizes and errors.
 
     Args:
         rows: windows to measure on afterwards; None for no evaluation.

@@ -75,7 +75,7 @@ def replaced(page: str, text: str, name: str = "reference") -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    """Write both, or with `--check` say whether they are fresh."""
+    """Write both, or with `--check` report whether they are up to date."""
     from llmkit.cli.families import families
 
     stale = []

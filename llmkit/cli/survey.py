@@ -57,7 +57,7 @@ class SurveyStage:
         return self
 
     def findings(self, names: Sequence[str], compare: Compare) -> Iterator[tuple[str, Outcome]]:
-        """What `compare` says of each tensor, a block of the stage each."""
+        """The result of `compare` for each tensor, each a block of the stage."""
         from llmkit.pipeline.stage import BlockResult, Stage
 
         stage = self._stage or Stage(None, "")
@@ -67,12 +67,12 @@ class SurveyStage:
             yield block.name, block.result["finding"]
 
     def end(self) -> None:
-        """All tensors are compared."""
+        """End the progress: all tensors are compared."""
         self._is_over = True
         self._progress.end()
 
     def forget(self) -> None:
-        """The output is written, and what was found is of no more use."""
+        """Remove the survey once the output is written."""
         if self._stage is not None:
             self._stage.remove()
 

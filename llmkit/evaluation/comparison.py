@@ -119,7 +119,7 @@ class Comparison:
 
     @property
     def is_tied(self) -> bool:
-        """Whether neither the interval nor the test of significance tells the runs apart."""
+        """Whether the runs differ neither by the interval nor by the test of significance."""
         return not self.reported.is_clear and not self.is_significant()
 
     @property

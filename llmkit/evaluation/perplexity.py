@@ -44,7 +44,7 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the mean; infinite beyond the range of a float (`bits_per_token` still tells)."""
+        """The exponential of the mean; infinite beyond the range of a float (see `bits_per_token`)."""
         try:
             return math.exp(self.nll)
         except OverflowError:

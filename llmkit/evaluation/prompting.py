@@ -34,7 +34,7 @@ GREEDY = Sampling(temperature=0.0)
 
 Ids = tuple[int, ...]
 Options = Sequence[Sequence[Ids]]
-"""How each choice can be said: for each, the token sequences that count as it, of which the probabilities are added."""
+"""The token sequences that count as each choice; their probabilities are added."""
 
 
 @dataclass(frozen=True, slots=True)

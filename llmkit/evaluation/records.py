@@ -75,7 +75,7 @@ def own_record(body: Fields) -> RunRecord:
 
 
 def _shard(fields: Fields) -> dict[str, Any]:
-    """What a shard says of the whole run; empty for a whole one."""
+    """The description of the whole run in a shard's record; empty for a whole run."""
     if not fields.body:
         return {}
     index, count = fields.count("index"), fields.count("count")

@@ -1,4 +1,4 @@
-"""What a report is made of: files and folders that runs left, told apart by what they hold."""
+"""The inputs of a report: files and folders that runs wrote, recognised by their contents."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class CheckpointFacts:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All that a report tells of, in the order given."""
+    """All inputs of a report, in the order given."""
 
     records: tuple[RunRecord, ...] = ()
     texts: tuple[TextScore, ...] = ()

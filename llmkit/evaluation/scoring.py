@@ -133,7 +133,7 @@ class Scorer:
 
     @property
     def runtime(self) -> dict[str, Any]:
-        """What the record says of the decoder's library, beyond the versions."""
+        """Entries of the record about the decoder's library, beyond the versions."""
         return self.decoder.runtime if isinstance(self.decoder, OrtDecoder) else {}
 
     def score(self, queries: Sequence[Query], label: str = "scoring") -> list[Score]:
@@ -233,7 +233,7 @@ class Scorer:
         """One forward over stretches (segment, start, stop), without padding; None, and smaller batches from now on,
         where memory was short."""
         try:
-            return self._forward_in_memory(stretches, cache, targets, keep=keep)
+            return self.forward_in_memory(stretches, cache, targets, keep=keep)
         except Exception as error:
             if not is_memory_error(error):
                 raise
@@ -250,9 +250,10 @@ class Scorer:
         self.warnings[:] = [text]
         return None
 
-    def _forward_in_memory(
+    def forward_in_memory(
         self, stretches: list[tuple[Segment, int, int]], cache: Any, targets: _Targets, *, keep: bool
     ) -> list[Any]:
+        """One forward over stretches (segment, start, stop), without padding; an error where memory is short."""
         tokens: list[int] = []
         reads: list[HeadRead] = []
         for segment, start, stop in stretches:

@@ -1,4 +1,4 @@
-"""The tasks and subjects of one shard of a run, and what its record says of the whole.
+"""The tasks and subjects of one shard of a run, and the description of the whole run in its record.
 
 Imported only when something is evaluated.
 """

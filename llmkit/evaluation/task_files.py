@@ -38,7 +38,7 @@ def check_task_names(names: Collection[str], include: Path | None = None) -> Non
 
 
 def unknown_task(name: str, names: Collection[str]) -> InputError:
-    """What to say of a name that is none of lm-eval's `names` tasks."""
+    """The error for a name that is none of lm-eval's tasks `names`."""
     return InputError(
         f"no benchmark or lm-eval task {name!r} (benchmarks: {', '.join(bench_names())}; lm-eval tasks: {len(names)})",
         hint=suggestion(name, [*bench_names(), *names], "lm_eval ls tasks prints lm-eval's own", "--bench "),

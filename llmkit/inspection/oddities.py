@@ -1,4 +1,4 @@
-"""What is odd about a checkpoint, as far as headers, config and tokenizer files tell."""
+"""Anomalies of a checkpoint that headers, config and tokenizer files show."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def find_problems(
 def find_oddities(
     ckpt: Checkpoint, report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None
 ) -> list[str]:
-    """What a careful reader would remark on besides the problems, most serious first; arguments as there."""
+    """Anomalies besides the problems, most serious first; arguments as in `find_problems`."""
     oddities = [*ckpt.warnings, *ckpt.notes]
     oddities += _special_ids(ckpt, n_rows)
     oddities += _tokenizer(ckpt, vocabulary, n_rows)

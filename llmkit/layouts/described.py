@@ -76,7 +76,7 @@ def opened_by_names(
     stated: Mapping[str, Any] | None = None,
     file_names: tuple[str, ...] = (),
 ) -> OpenedLayout:
-    """Files that say little or nothing of the model besides its tensors; a config.json beside them goes before.
+    """A layout whose files describe the model by little but its tensors; a config.json beside them takes precedence.
 
     Args:
         layout: its name.

@@ -216,7 +216,7 @@ def llama3_factors(scaling: Llama3Scaling, theta: float, n: int) -> list[float]:
 
 
 def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> tuple[dict[str, Any], list[str]]:
-    """The metadata of a model, with the prefix of its architecture; and warnings of what they cannot say."""
+    """The metadata of a model, with the prefix of its architecture, and warnings about what they cannot express."""
     dims = model.dims
     warnings: list[str] = []
     metadata: dict[str, Any] = {

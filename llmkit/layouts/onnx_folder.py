@@ -91,7 +91,7 @@ def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], Cou
 def _described(
     folder: Path, model: onnx.ModelProto, tensors: Mapping[str, Lazy], inside: Mapping[str, int]
 ) -> dict[str, Any]:
-    """What `inspect` says of the graph."""
+    """The description of the graph for `inspect`."""
     graph = model.graph
     nodes = [*nodes_of(graph.node)]
     for function in model.functions:

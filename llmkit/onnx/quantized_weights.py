@@ -153,7 +153,7 @@ def _why_no_table(model: Model, columns: int) -> str | None:
 def _quantized(
     plan: _WeightPlan, slots: Mapping[str, Slot], precision: Precision, provider: str, scale_dtype: DType
 ) -> tuple[dict[str, IntegerMatrix], list[str]]:
-    """Quantize what is to be quantized, and say so."""
+    """Quantize the planned matrices, with a note."""
     bits, method = precision.bits or 0, method_named(precision.method or "mse")
     rows = {name: lazy.shape[1] for name, lazy in plan.floats.items() if not _is_table(slots[name])}
     grid, reason = choose_grid(CODEC, bits, precision.group_size, precision.symmetric, rows)

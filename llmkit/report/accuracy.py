@@ -65,7 +65,7 @@ def task_accuracies(tasks: Sequence[Mapping[str, Any]], views: Sequence[RunView]
 
 
 def _of_sample(mean: Mean) -> Mean:
-    """With the questions that its standard error tells of, where their number is not known (a group's)."""
+    """The mean with the number of questions derived from its standard error, if that number is unknown (a group's)."""
     if mean.n or not mean.stderr:
         return mean
     return replace(mean, n=max(round(mean.value * (1 - mean.value) / mean.stderr**2), 1))

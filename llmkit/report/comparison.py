@@ -1,4 +1,4 @@
-"""Runs compared with the first one: the plain sentence, what the tests say, and differences with intervals."""
+"""Runs compared with the first one: a sentence, tests of significance, and differences with intervals."""
 
 from __future__ import annotations
 

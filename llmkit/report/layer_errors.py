@@ -28,7 +28,7 @@ class ErrorMap:
 
 
 def error_map(title: str, errors: Mapping[str, float]) -> ErrorMap | None:
-    """The errors of weights by name; None where no name tells its layer.
+    """The errors of weights by name; None if no name has a layer number.
 
     The experts of a layer share a cell, which shows their mean.
     """

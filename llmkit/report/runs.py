@@ -1,4 +1,4 @@
-"""What the page says of each run: its figure, how it was measured, what to know before quoting it."""
+"""The page's section on each run: its figures, how they were measured, warnings."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A value, its interval, and what the table says of them.
+    """A value, its interval, and their texts in the table.
 
     Attributes:
         series: which run it is of.

@@ -137,7 +137,7 @@ def _without_groups(weights: Mapping[str, Lazy], schemes: Mapping[str, Scheme]) 
 
 
 def _completed(scheme: Scheme, usual: Scheme) -> Scheme:
-    """The scheme, with what it does not say as it is for the others."""
+    """The scheme with its missing settings filled in from the usual grid."""
     size = usual.group_size if scheme.group_size is None else scheme.group_size
     return replace(scheme, group_size=size, symmetric=usual.symmetric if scheme.symmetric is None else scheme.symmetric)
 

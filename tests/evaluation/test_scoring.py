@@ -192,7 +192,7 @@ def test_an_interruption_finishes_the_forwards_that_are_more_than_half_done(
     four = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_llama, num_hidden_layers=4))
     four.save_pretrained(tmp_path / "four")
     scorer = Scorer(load_decoder(open_checkpoint(tmp_path / "four")), 30, 4, answers=Answers(tmp_path / "kept"))
-    forward, attend, read, asked = Scorer._forward_in_memory, Packed.attend, local(), []
+    forward, attend, read, asked = Scorer.forward_in_memory, Packed.attend, local(), []
 
     def noting(self, stretches, *given, **named):
         read.queries = {query for segment, _, _ in stretches for _, query, _ in segment.reads}
@@ -205,7 +205,7 @@ def test_an_interruption_finishes_the_forwards_that_are_more_than_half_done(
             assert scorer._forwards.stop.wait(30)
         return attend(self, at, *given)
 
-    monkeypatch.setattr(Scorer, "_forward_in_memory", noting)
+    monkeypatch.setattr(Scorer, "forward_in_memory", noting)
     monkeypatch.setattr(Packed, "attend", interrupting)
     with torch_threads(2), pytest.raises(KeyboardInterrupt):
         scorer.score(many)

@@ -164,7 +164,7 @@ def _type(text: str) -> str:
 def _noted(
     model: Model, config: Mapping[str, Any], family: GgufFamily, metadata: Mapping[str, Any], stored: Mapping[str, Lazy]
 ) -> dict[str, str]:
-    """Keys of config.json that the metadata cannot say and a reader needs to find the same model; mostly none.
+    """Keys of config.json that the metadata cannot express and readers need for the same model; mostly none.
 
     Raises:
         RequirementError: the metadata cannot say what the model is; the first difference is named.

@@ -44,7 +44,7 @@ _NUMPY = {DType.F64: "<f8", DType.F32: "<f4", DType.F16: "<f2"}
 
 @dataclass
 class Measurement:
-    """What the samples of the matrices and of the norm weights say.
+    """Figures from the samples of the matrices and of the norm weights.
 
     Attributes:
         matrices: sums over the sampled blocks of matrices.

@@ -1,4 +1,4 @@
-"""Which published convention a delta follows, inferred from names, shapes, dtypes and small files: no data is read."""
+"""Detection of a delta's published convention from names, shapes, dtypes and small files; no data is read."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _detection(name: str, reason: str, *alternatives: str) -> Detection:
 
 
 def embedding_rows(checkpoint: Checkpoint) -> int | None:
-    """Rows of the input embedding, or of what the config calls the vocabulary; None when neither can be told."""
+    """Rows of the input embedding, else `vocab_size` of the config; None if both are unknown."""
     for glob in _EMBEDDING_GLOBS:
         for name, lazy in checkpoint.tensors.items():
             if fnmatchcase(name, glob) and len(lazy.shape) == 2:

@@ -1,4 +1,4 @@
-"""How exactly base + delta gives the tuned model back, counted in ulps of the type that is stored."""
+"""How exactly base + delta restores the tuned model, in ulps of the stored type."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RoundTrip:
 
     @property
     def is_within_one_ulp(self) -> bool:
-        """Whether all of it comes back within one ulp."""
+        """Whether every weight is restored within one ulp."""
         return self.n_beyond == 0 and not self.missing
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""A change of vocabulary, as the tokenizer files say it, and the same change made to tensors and config."""
+"""A change of vocabulary in the tokenizer files, and the same change of tensors and config."""
 
 from __future__ import annotations
 

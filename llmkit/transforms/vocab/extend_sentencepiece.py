@@ -134,7 +134,7 @@ def _fast(tokenizer: TokenizerFiles, pieces: Sequence[Piece], table: dict[str, f
 def _agreement(
     sp: SentencePieceModel | None, name: str | None, fast: FastTokenizer, pieces: Sequence[Piece]
 ) -> list[str]:
-    """What tokenizer.json cannot say of tokenizer.model, measured on strings of new pieces."""
+    """Differences between tokenizer.json and tokenizer.model, measured on strings of new pieces."""
     if sp is None:
         return []
     n_tied = tied_pairs(fast.merges, sp.scores)
