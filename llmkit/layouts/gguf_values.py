@@ -13,7 +13,7 @@ from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.frequencies import llama3_scaled
 from llmkit.architecture.gguf import CONFIG_KEYS, GgufFamily, Metadata, main_block, mixture_of
-from llmkit.architecture.keys import Key
+from llmkit.architecture.keys import Key, as_float
 from llmkit.architecture.kinds import Alibi, Block, LayerNorm, RMSNorm, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.scaling import (
@@ -229,18 +229,18 @@ def metadata_of(model: Model, config: Mapping[str, Any], family: GgufFamily) -> 
     own = family.write(model, config) if family.write is not None else {}
     norm = model.final_norm
     if isinstance(norm, RMSNorm):
-        metadata["attention.layer_norm_rms_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
+        metadata["attention.layer_norm_rms_epsilon"] = norm.epsilon
     elif isinstance(norm, LayerNorm):
-        metadata["attention.layer_norm_epsilon"] = float(norm.eps)  # type: ignore[arg-type]
+        metadata["attention.layer_norm_epsilon"] = norm.epsilon
     main = main_block(model)
     if isinstance(main, Block):
         if isinstance(main.position, Rope):
             rope = main.position
             metadata["rope.dimension_count"] = rope.rotated(dims.head_dim)
-            metadata["rope.freq_base"] = float(rope.theta)  # type: ignore[arg-type]
+            metadata["rope.freq_base"] = rope.base
             metadata |= _scaling_metadata(rope.bound_scaling, own, warnings)
         elif isinstance(main.position, Alibi):
-            metadata["attention.max_alibi_bias"] = float(main.position.steepness)  # type: ignore[arg-type]
+            metadata["attention.max_alibi_bias"] = as_float(main.position.steepness)
         attention = main.attention
         if isinstance(attention, GroupedQuery):
             metadata["attn_logit_softcapping"] = attention.softcap
@@ -330,7 +330,7 @@ def rope_factors(model: Model) -> dict[str, list[float]]:
     scaling = position.bound_scaling
     if isinstance(scaling, Llama3Scaling):
         n = position.rotated(model.dims.head_dim)
-        return {"rope_freqs.weight": llama3_factors(scaling, float(position.theta), n)}  # type: ignore[arg-type]
+        return {"rope_freqs.weight": llama3_factors(scaling, position.base, n)}
     if isinstance(scaling, Proportional):
         pairs = model.dims.evaluate(position.size) // 2
         return {"rope_freqs.weight": [1.0 if j < int(scaling.share * pairs) else _STILL for j in range(pairs)]}
