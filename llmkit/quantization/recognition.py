@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.quantization.codec import Specs, config_entry, folder_readers
+from llmkit.tensors.spec import DType
 
 BLOCKS = "GGUF blocks"
+_BYTES = (DType.I8, DType.U8)
 _LAYOUTS = {"gptq", "awq", "bitsandbytes", "compressed-tensors", "hqq"}
 
 
@@ -124,21 +126,22 @@ _BY_LEAF: Mapping[str, tuple[str, str]] = {
 
 
 def _by_bytes(specs: Specs, config: Mapping[str, Any]) -> Quantization | None:
-    """A `weight` of float8, or of integers."""
+    """A `weight` of float8, of bytes, or of MLX's words."""
     matrices = [(n, s) for n, s in specs.items() if n.endswith(".weight") and len(s.shape) == 2]
     small = [(n, s) for n, s in matrices if s.dtype.name.startswith("F8")]
     if small:
         seen = f"{small[0][0]} is {small[0][1].dtype.name}"
         return Quantization("float8 without scales", "", seen, n_weights=len(small))
-    whole = [(n, s) for n, s in matrices if not s.dtype.is_float]
+    whole = [(n, s) for n, s in matrices if s.dtype in _BYTES]
     if whole and 2 * len(whole) >= len(matrices):
-        seen = f"{whole[0][0]} is {whole[0][1].dtype.name}"
-        stem, stated = whole[0][0].removesuffix("weight"), config.get("quantization")
-        if not {f"{stem}scales", f"{stem}biases"} <= specs.keys():
-            return Quantization("an unknown method", "", seen, n_weights=len(whole))
+        return Quantization("an unknown method", "", f"{whole[0][0]} is {whole[0][1].dtype.name}", n_weights=len(whole))
+    words = [(n, s) for n, s in matrices if s.dtype is DType.U32]  # signed ones are what a delta of llmkit's counts
+    stems = [n.removesuffix("weight") for n, _ in words]
+    if words and all({f"{stem}scales", f"{stem}biases"} <= specs.keys() for stem in stems):
+        stated = config.get("quantization")
         bits, size = (
             (stated.get(key) for key in ("bits", "group_size")) if isinstance(stated, Mapping) else (None, None)
         )
-        words = f"int{bits} group {size}" if isinstance(bits, int) and isinstance(size, int) else ""
-        return Quantization("mlx", words, seen, n_weights=len(whole))
+        told = f"int{bits} group {size}" if isinstance(bits, int) and isinstance(size, int) else ""
+        return Quantization("mlx", told, f"{words[0][0]} is U32", n_weights=len(words))
     return None
