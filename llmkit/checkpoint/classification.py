@@ -25,7 +25,9 @@ from llmkit.tensors.spec import DType
 
 MARKER_NAME = "llmkit_delta.json"
 ADAPTER_NAME = "adapter_config.json"
-_OTHER_ADAPTERS = ("adapter_query", "adapter_wte", "adapter_scale", "gating_factor", ".lora_")
+_OTHER_ADAPTERS = (
+    "adapter_query", "adapter_wte", "adapter_scale", "gating_factor", ".lora_", "_lora.down.", "_lora.up."
+)  # fmt: skip
 _ASSUMED = {"transform": "assume.model"}  # a step of the recipe: the user says so
 _STATES = (".exp_avg", ".exp_avg_sq", ".momentum_buffer")
 _MEASURED = (".second_moments", ".cross_moments", ".squares", ".maxima", ".inputs")  # quantize observe

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 import typer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from llmkit.cli.app import app
 
@@ -187,7 +188,7 @@ def test_a_delta_of_two_models_that_share_no_tensor(call, words, tmp_path):
          "is already quantized (int4 group 64, mlx)"),
         ({"B": torch.zeros(1, 8, dtype=torch.int32), "s": None, "workspace": torch.zeros(8, dtype=torch.int32)},
          "is already quantized (int4, marlin)"),
-        ({"weight": torch.zeros(8, 8, dtype=torch.int16)}, "is already quantized (an unknown method)"),
+        ({"weight": torch.zeros(8, 8, dtype=torch.int8)}, "is already quantized (an unknown method)"),
     ],
 )  # fmt: skip
 def test_layouts_of_quantized_weights_that_no_codec_reads(call, words, tmp_path, names, told):
@@ -210,3 +211,15 @@ def test_the_state_of_a_distributed_training(call, words, tmp_path, file, told):
     (tmp_path / "run" / file).parent.mkdir(parents=True)
     (tmp_path / "run" / file).write_bytes(b"x")
     assert told in _refused(call, words("convert {} --to hf -o OUT", tmp_path / "run"), tmp_path)
+
+
+def test_a_model_in_the_place_of_an_adapter(call, words, tiny, tmp_path):
+    assert f"{tiny.name} is a model, not an adapter" in _refused(call, words("lora merge M M -o OUT"), tmp_path)
+
+
+def test_a_delta_in_the_place_of_an_adapter(call, words, tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "tuned")
+    weights = load_file(tmp_path / "tuned" / "model.safetensors")
+    save_file({n: t * 1.01 for n, t in weights.items()}, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    assert call("delta", "make", tiny, tmp_path / "tuned", "-o", tmp_path / "delta").code == 0
+    assert "delta is a delta" in _refused(call, words("lora merge M {} -o OUT", tmp_path / "delta"), tmp_path)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmkit.checkpoint.classification import Classification, classify
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.hub import resolve_path
-from llmkit.errors import InputError
+from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.formats.adapter import Adapter, from_peft
 from llmkit.formats.adapter_files import CONFIG_NAME, WEIGHTS_NAME
 from llmkit.formats.adapter_opening import read_adapter
@@ -98,8 +100,32 @@ def _plain(alpha: float) -> float | int:
 
 
 def open_adapter(adapter: str | Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
-    """Open an adapter: a folder, a file, or a hub id. Arguments and errors are those of `read_adapter`."""
-    return read_adapter(resolve_path(adapter), alpha=alpha, force=force)
+    """Open an adapter: a folder, a file, or a hub id. Arguments and errors are those of `read_adapter`.
+
+    Raises:
+        RequirementError: a delta, a model or something else that is none.
+    """
+    path = resolve_path(adapter)
+    try:
+        return read_adapter(path, alpha=alpha, force=force)
+    except InputError as error:
+        contents = _other_contents(path)
+        if contents is None:
+            raise
+        made = f"llmkit lora extract BASE {shlex.quote(str(path))} --rank 16 -o ADAPTER makes one of it"
+        hint = contents.hint or made
+        raise RequirementError(f"{path.name} is {contents.words}, not an adapter", hint=hint) from error
+
+
+def _other_contents(path: Path) -> Classification | None:
+    """What a path that is no adapter is; None where that is not known either."""
+    try:
+        ckpt = open_checkpoint(path)
+        contents = classify(ckpt)
+        is_model = contents.kind == "model" and ckpt.model is not None
+    except LlmkitError:
+        return None
+    return contents if is_model or contents.kind not in ("model", "adapter") else None
 
 
 def adapter_of(ckpt: Checkpoint) -> Adapter:
