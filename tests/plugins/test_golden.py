@@ -6,13 +6,10 @@ import json
 
 import pytest
 import torch
-from goldens import CASES, GOLDEN, error, golden, stepwise
+from goldens import CASES, GOLDEN, RecordedLogits, golden
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
-from llmkit.decoder.packed import Packed
-
-TOLERANCE = 2e-5
 
 
 @pytest.fixture(params=CASES)
@@ -24,33 +21,8 @@ def case(request):
     return decoder, ids, logits
 
 
-def test_prefill(case):
-    decoder, ids, logits = case
-    assert error(decoder(ids), logits) <= TOLERANCE
-
-
-def test_step_by_step(case):
-    decoder, ids, logits = case
-    assert error(stepwise(decoder, ids), logits) <= TOLERANCE
-
-
-def test_left_padded_in_a_batch(case):
-    decoder, ids, logits = case
-    n_pad = 3
-    longer = torch.cat([ids.flip(-1)[:, :0], torch.zeros(1, n_pad, dtype=ids.dtype), ids], 1)
-    other = torch.cat([ids[:, :n_pad], ids], 1)
-    mask = torch.ones(2, longer.shape[1], dtype=torch.int64)
-    mask[0, :n_pad] = 0
-    found = decoder(torch.cat([longer, other]), mask=mask)
-    assert error(found[:1, n_pad:], logits) <= TOLERANCE
-
-
-def test_beside_others_without_padding(case):
-    decoder, ids, logits = case
-    n = ids.shape[1]
-    row = torch.cat([ids[:, :8], ids, ids[:, : n - 1]], 1)
-    found = decoder(row, Packed(None, [8, n, n - 1]))
-    assert error(found[:, 8 : 8 + n], logits) <= TOLERANCE
+class TestDecoder(RecordedLogits):
+    """The torch decoder."""
 
 
 def test_a_prompt_without_its_end_is_refused():

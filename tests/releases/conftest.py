@@ -1,32 +1,11 @@
-"""The program called as a user calls it, and a base with its tuned model."""
+"""A base with its tuned model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from release_world import write_hf
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    from llmkit.cli.app import main
-
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*args: object) -> Result:
-        capsys.readouterr()
-        code = main([str(a) for a in args])
-        return Result(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
