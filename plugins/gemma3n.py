@@ -11,8 +11,9 @@ from .gemma import DIMS as GEMMA_DIMS
 from .gemma import EMBEDDING, TINY
 from .gemma2 import NAMES, cap
 from .gemma3n_gguf import GGUF
-from .gemma3n_layers import EPS, INPUTS, STREAMS, block, of_layer
+from .gemma3n_layers import INPUTS, STREAMS, block, of_layer
 from .gemma4 import IN_SHARED_LAYERS, OUTER, SLOTS
+from .gemma4_layers import EPS
 
 _STREAM_NAMES = {
     f"{part}.stream.{i}": f"model.{name}.{i - 1}"

@@ -14,8 +14,8 @@ from llmkit.errors import SpecError
 from .gemma import BIAS
 from .gemma2 import ACTIVATION
 from .gemma3 import GLOBAL, LOCAL
+from .gemma4_layers import EPS, SIZES_OF_INPUTS
 
-EPS = Key("rms_norm_eps", 1e-6)
 STREAMS = Key("altup_num_inputs", 4)
 _NORM = RMSNorm(eps=EPS)
 
@@ -75,11 +75,4 @@ def block(config: Mapping[str, Any], i: int) -> AltUpBlock:
     )
 
 
-INPUTS = AltUpInputs(
-    rows=Key("vocab_size_per_layer_input", 262144),
-    layers=Key("num_hidden_layers"),
-    width=Key("hidden_size_per_layer_input", 256),
-    norm=Computed(lambda config: RMSNorm(EPS, width=str(count_in(config, "hidden_size_per_layer_input", 256)))),
-    room=Computed(lambda config: _sharing(config).room),
-    streams=STREAMS,
-)
+INPUTS = AltUpInputs(**SIZES_OF_INPUTS, room=Computed(lambda config: _sharing(config).room), streams=STREAMS)

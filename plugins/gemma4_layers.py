@@ -97,10 +97,10 @@ def block(config: Mapping[str, Any], i: int) -> LayerInputBlock:
     )
 
 
-INPUTS = LayerInputs(
-    rows=Key("vocab_size_per_layer_input", 262144),
-    layers=Key("num_hidden_layers"),
-    width=Key("hidden_size_per_layer_input", 256),
-    norm=Computed(lambda config: RMSNorm(EPS, width=str(count_in(config, "hidden_size_per_layer_input", 256)))),
-    room=Computed(lambda config: _sharing(config).room),
-)
+SIZES_OF_INPUTS: Mapping[str, Any] = {
+    "rows": Key("vocab_size_per_layer_input", 262144),
+    "layers": Key("num_hidden_layers"),
+    "width": Key("hidden_size_per_layer_input", 256),
+    "norm": Computed(lambda config: RMSNorm(EPS, width=str(count_in(config, "hidden_size_per_layer_input", 256)))),
+}
+INPUTS = LayerInputs(**SIZES_OF_INPUTS, room=Computed(lambda config: _sharing(config).room))

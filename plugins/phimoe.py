@@ -78,11 +78,9 @@ class SparseMixer(ExpertChoice):
 def _scaling(config: Mapping[str, Any]) -> Scaling:
     params = config.get("rope_scaling") or config.get("rope_parameters") or {}
     short, long = params.get("short_mscale"), params.get("long_mscale")
-    if short is None and long is None:
-        return scaling_of(params, config)
     if short != long:
         raise RequirementError(f"rotary positions with short_mscale {short} and long_mscale {long}: expected the same")
-    return scaling_of(ChainMap({"attention_factor": short}, params), config)
+    return scaling_of(params if short is None else ChainMap({"attention_factor": short}, params), config)
 
 
 _TINY = {
