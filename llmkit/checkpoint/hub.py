@@ -19,6 +19,8 @@ def resolve_path(model: str | Path) -> Path:
     Raises:
         InputError: no such path, and no such model on the hub (or no network).
     """
+    if model == "":
+        raise InputError("the name of a model is empty", hint="give a folder, a file or a hub id; is a variable unset?")
     path = Path(model).expanduser()
     if path.is_file() or path.is_dir():
         return path

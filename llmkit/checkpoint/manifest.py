@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import InputError
+from llmkit.errors import InputError, nearest
 from llmkit.formats.json_text import read_object
 from llmkit.tensors.spec import MAX_DIMS, DType
 from llmkit.version import __version__
@@ -76,6 +76,15 @@ def examine_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:
         InputError: there is none, or it is of another format.
     """
     path = folder / MANIFEST_NAME
+    if not folder.exists():
+        here = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        guess = nearest(folder.name, here)
+        hint = f"did you mean {folder.parent / guess}?" if guess else "give a folder that llmkit wrote"
+        raise InputError(f"{folder}: no such folder", hint=hint)
+    if not folder.is_dir():
+        inspect = f"llmkit inspect {folder} checks what a file of weights says of itself"
+        hint = f"give the folder: {folder.parent}" if (folder.parent / MANIFEST_NAME).is_file() else inspect
+        raise InputError(f"{folder} is no folder, and {MANIFEST_NAME} lies in one", hint=hint)
     if not path.is_file():
         raise InputError(
             f"{folder} has no {MANIFEST_NAME}: it was not written by llmkit",

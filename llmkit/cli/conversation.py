@@ -14,6 +14,7 @@ from llmkit.formats.json_text import parse_json
 if TYPE_CHECKING:
     from llmkit.architecture.prompts import Message
 
+_FORM = 'a message is {"role": "user", "content": "…"}; a file has a list of them, or one on each line'
 _ROLES = ("system", "user", "assistant")
 
 
@@ -63,7 +64,7 @@ def _read(file: Path) -> list[Message]:
             shown = json.dumps(entry, ensure_ascii=False)[:60]
             raise InputError(
                 f"{file}, message {i}: expected a role ({', '.join(_ROLES)}) and a content of text, found {shown}",
-                hint='a message is {"role": "user", "content": "…"}',
+                hint=_FORM,
             )
         messages.append(Message(str(role), content))
     return messages
@@ -81,13 +82,16 @@ def _entries(file: Path, text: str) -> list[Any]:
     if not isinstance(data, list):
         raise InputError(
             f"{file}: expected a list of messages, found {type(data).__name__}",
-            hint='a message is {"role": "user", "content": "…"}',
+            hint=_FORM,
         )
     return data
 
 
 def _line(file: Path, number: int, line: str) -> Any:
-    return parse_json(line, f"{file}, line {number}")
+    try:
+        return parse_json(line, f"{file}, line {number}")
+    except InputError as error:
+        raise InputError(error.message, hint=_FORM) from error
 
 
 def show_prompt(out: Output, tokenizer: Any, ids: list[int]) -> None:

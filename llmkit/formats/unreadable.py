@@ -86,7 +86,7 @@ def no_weights(folder: Path) -> InputError:
         message += f"; {others[0]} is of a format that is not read"
         hint = "save the model with transformers as safetensors: model.save_pretrained"
     elif inner:
-        message += f"; models may lie in its folders, such as {folder.name}/{inner[-1].name}"
+        message += f"; models may lie in its folders, such as {inner[-1]}"
         hint = f"give {shlex.quote(str(inner[-1]))}"
     elif any(n.endswith(_ARCHIVES) for n in names):
         hint = "unpack the archive in it"

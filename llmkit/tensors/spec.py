@@ -148,7 +148,10 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
     if match is None:
         raise InputError(f"size {text!r} is not a number of bytes", hint="write it as 5GB, 700MiB or 1000000")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
+    nbytes = int(float(match[1]) * _UNITS[match[2] or ""])
+    if nbytes < 1:
+        raise InputError(f"size {text!r} holds nothing", hint="write it as 5GB, 700MiB or 1000000")
+    return nbytes
 
 
 def format_bytes(nbytes: float) -> str:

@@ -276,3 +276,24 @@ def test_another_number_is_no_slip(word, known, found):
     from llmkit.errors import nearest
 
     assert nearest(word, known) == found
+
+
+def test_what_is_not_there_is_named_as_that(call, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("convert", tiny, "--to", "hf", "-o", "out").code == 0
+    for args, message, hint in (
+        (["verify", "ouut"], "ouut: no such folder", "did you mean out?"),
+        (["explain", "out/config.json", "x"], "out/config.json is no folder, and llmkit.json", "give the folder: out"),
+        (["verify", tiny / "config.json"], "config.json is no folder", "llmkit inspect"),
+        (["inspect", ""], "the name of a model is empty", "is a variable unset?"),
+        (["inspect", "."], "such as out", "give out"),
+        (["convert", tiny, "--to", "hf", "--max-shard-size", "0", "-o", "x"], "size '0' holds nothing", "5GB"),
+    ):
+        done = call(*args)
+        assert done.code == 2
+        assert message in done.err
+        assert hint in done.err
+    Path("talk.json").write_text("hello")
+    done = call("generate", tiny, "--messages", "talk.json")
+    assert "talk.json, line 1 is not valid JSON" in done.err
+    assert 'a message is {"role"' in done.err

@@ -94,7 +94,7 @@ _OF_THE_OUTPUT = ("return_dict", "problem_type")  # another form of it, and a he
 _TOGETHER = (
     "output_hidden_states", "output_attentions", "output_router_logits", "chunk_size_feed_forward", "use_cache",
     "initializer_range", "bos_token_id", "eos_token_id", "attention_dropout", "resid_pdrop", "embd_pdrop",
-    "router_aux_loss_coef", "pretraining_tp",
+    "router_aux_loss_coef", "pretraining_tp", "is_encoder_decoder", "max_position_embeddings", "pad_token_id",
 )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def _checked(name: str, config: dict[str, Any], flips: list[tuple[str, Any]], *,
         outcome = try_ours(base, config, Path(folder) / "base")
         yield Flip("", None, False, outcome)
         flips = [flip for flip in flips if flip[0] not in _OF_THE_OUTPUT]
-        together = {path: value for path, value in flips if path in _TOGETHER}
+        together = {p: value for p, value in flips if p in _TOGETHER and (p != "pad_token_id" or type(value) is int)}
         if short and _is_unseen(name, config | together, base, Path(folder) / "together"):
             flips = [flip for flip in flips if flip[0] not in together]
         for i, (path, value) in enumerate(flips):
